@@ -1,0 +1,241 @@
+"""What the network is made of, as data: encoder sizes, input sizes, depth of adaptation, presets.
+
+An `Architecture` says everything that fixes the shapes of the network and of whatever is stored of it. It
+is written into a head's file, so that a head loads alone.
+"""
+
+from typing import Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dsu.errors import UsageError, validation_reasons
+
+__all__ = [
+    "DINOS",
+    "HIERAS",
+    "PRESETS",
+    "Ablation",
+    "Architecture",
+    "DinoSpec",
+    "HieraSpec",
+    "build_architecture",
+]
+
+LEVELS: Final = (1, 2, 3, 4)
+"""Hiera's levels S1..S4, one a Hiera stage."""
+
+Ablation = Literal["none", "A", "B", "C"]
+"""Table VII and VIII of the paper: A without DINOv2, B four DINOv2 blocks into four levels, C the last into four."""
+
+
+class HieraSpec(BaseModel):
+    """Settings of SAM 2's Hiera trunk (arXiv 2306.00989, 2408.00714), under sam2's own names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "custom"
+    embed_dim: int
+    num_heads: int
+    stages: tuple[int, int, int, int]
+    global_att_blocks: tuple[int, ...]
+    window_pos_embed_bkg_spatial_size: tuple[int, int] = (7, 7)
+    window_spec: tuple[int, int, int, int] = (8, 4, 16, 8)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks over the four Hiera stages."""
+        return sum(self.stages)
+
+    @property
+    def stage_starts(self) -> tuple[int, ...]:
+        """Index of the first block of each Hiera stage; level k is what block `stage_starts[k]` reads."""
+        return tuple(sum(self.stages[:stage]) for stage in range(4))
+
+    def level_dim(self, level: int) -> int:
+        """Channels of level S`level`: doubled from each Hiera stage to the next."""
+        return int(self.embed_dim * 2 ** (level - 1))
+
+    def stage_of(self, block: int) -> int:
+        """The Hiera stage, 1..4, whose output grid the tokens entering `block` lie on.
+
+        The first block of a stage reads the stage before: it pools.
+        """
+        return max(1, sum(start < block for start in self.stage_starts))
+
+    def input_dim(self, block: int) -> int:
+        """Channels of the tokens that enter `block`."""
+        return self.level_dim(self.stage_of(block))
+
+
+class DinoSpec(BaseModel):
+    """Settings of a DINOv2 vision transformer (arXiv 2304.07193)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "custom"
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int = 14
+    layer_scale: float = 1e-5
+    """Initial value of the layer scales; only the randomly initialised toy keeps it."""
+
+
+class Architecture(BaseModel):
+    """Both encoders, their input sizes in pixels, and what trains inside Hiera."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = "custom"
+    hiera: HieraSpec
+    dino: DinoSpec
+    hiera_size: int = Field(default=352, ge=128)
+    dino_size: int = Field(default=518, ge=14)
+    adapt_last: int = Field(ge=0)
+    """How many of Hiera's blocks, counted from the end, carry an adapter."""
+    ablation: Ablation = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Architecture":
+        if self.hiera_size % 32:
+            raise ValueError(
+                f"Hiera's input size must be a multiple of 32, not {self.hiera_size}: try "
+                f"{round(self.hiera_size / 32) * 32}"
+            )
+        if self.dino_size % self.dino.patch_size:
+            raise ValueError(
+                f"DINOv2's input size must be a multiple of {self.dino.patch_size}, not {self.dino_size}: try "
+                f"{round(self.dino_size / self.dino.patch_size) * self.dino.patch_size}"
+            )
+        if self.adapt_last > self.hiera.depth:
+            raise ValueError(
+                f"adapters in the last {self.adapt_last} blocks were asked for, but this Hiera has "
+                f"{self.hiera.depth} blocks"
+            )
+        return self
+
+    @property
+    def first_adapted(self) -> int:
+        """Index of the first Hiera block with an adapter; everything before it is frozen (depth: none)."""
+        return self.hiera.depth - self.adapt_last
+
+    @property
+    def dino_grid(self) -> int:
+        """Side of DINOv2's patch grid."""
+        return self.dino_size // self.dino.patch_size
+
+    def level_grid(self, level: int) -> int:
+        """Side of level S`level`: an eighth, ... of the input; S1 has stride 4."""
+        return int(self.hiera_size // 4 // 2 ** (level - 1))
+
+    @property
+    def injections(self) -> dict[int, str]:
+        """Which stored DINOv2 map is fused into which of Hiera's levels (paper, Fig. 3 and Section IV.E).
+
+        `V` is the last block's map on S4's grid; `V6`, ... are the map of the block of that number (counted
+        from 1) on DINOv2's own grid, which the ablations resize to each level.
+        """
+        depth = self.dino.depth
+        if self.ablation == "A":
+            return {}
+        if self.ablation == "B":
+            return {level: f"V{max(1, depth * level // 4)}" for level in LEVELS}
+        if self.ablation == "C":
+            return dict.fromkeys(LEVELS, f"V{depth}")
+        return {4: "V"}
+
+
+HIERAS: Final[dict[str, HieraSpec]] = {
+    spec.name: spec
+    for spec in (
+        HieraSpec(name="large", embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_att_blocks=(23, 33, 43)),
+        HieraSpec(
+            name="base_plus",
+            embed_dim=112,
+            num_heads=2,
+            stages=(2, 3, 16, 3),
+            global_att_blocks=(12, 16, 20),
+            window_pos_embed_bkg_spatial_size=(14, 14),
+            window_spec=(8, 4, 14, 7),
+        ),
+        HieraSpec(
+            name="small",
+            embed_dim=96,
+            num_heads=1,
+            stages=(1, 2, 11, 2),
+            global_att_blocks=(7, 10, 13),
+            window_spec=(8, 4, 14, 7),
+        ),
+        HieraSpec(
+            name="tiny",
+            embed_dim=96,
+            num_heads=1,
+            stages=(1, 2, 7, 2),
+            global_att_blocks=(5, 7, 9),
+            window_spec=(8, 4, 14, 7),
+        ),
+        HieraSpec(name="toy", embed_dim=16, num_heads=1, stages=(1, 2, 3, 1), global_att_blocks=(4,)),
+    )
+}
+"""SAM 2.1's four trunks and a toy; `large` takes no window sizes of its own from sam2's defaults."""
+
+DINOS: Final[dict[str, DinoSpec]] = {
+    spec.name: spec
+    for spec in (
+        DinoSpec(name="vitl14", embed_dim=1024, depth=24, num_heads=16),
+        DinoSpec(name="vitb14", embed_dim=768, depth=12, num_heads=12),
+        DinoSpec(name="vits14", embed_dim=384, depth=12, num_heads=6),
+        DinoSpec(name="toy", embed_dim=48, depth=4, num_heads=3, layer_scale=1.0),
+    )
+}
+"""DINOv2's published sizes (without registers, as the paper uses them) and a toy."""
+
+PRESETS: Final[dict[str, tuple[str, str, int, int]]] = {
+    "large": ("large", "vitl14", 352, 518),
+    "base": ("base_plus", "vitb14", 352, 518),
+    "small": ("small", "vits14", 352, 518),
+    "tiny": ("tiny", "vits14", 352, 518),
+    "toy": ("toy", "toy", 192, 266),
+}
+"""Hiera, DINOv2, and their input sizes in pixels; `large` is the paper's."""
+
+
+def build_architecture(
+    preset: str = "large",
+    *,
+    hiera: str | None = None,
+    dino: str | None = None,
+    hiera_size: int | None = None,
+    dino_size: int | None = None,
+    adapt_last: int | None = None,
+    ablation: Ablation = "none",
+) -> Architecture:
+    """A preset with some of its parts exchanged.
+
+    Raises `UsageError` for an unknown name, an impossible size or more adapters than blocks.
+    """
+    defaults = _known("preset", preset, PRESETS)
+    hiera_spec = _known("Hiera", hiera or defaults[0], HIERAS)
+    dino_spec = _known("DINOv2", dino or defaults[1], DINOS)
+    exchanged = any(value is not None for value in (hiera, dino, hiera_size, dino_size))
+    try:
+        return Architecture(
+            preset="custom" if exchanged else preset,
+            hiera=hiera_spec,
+            dino=dino_spec,
+            hiera_size=defaults[2] if hiera_size is None else hiera_size,
+            dino_size=defaults[3] if dino_size is None else dino_size,
+            adapt_last=hiera_spec.depth if adapt_last is None else adapt_last,
+            ablation=ablation,
+        )
+    except ValidationError as error:
+        raise UsageError(f"This network cannot be built: {validation_reasons(error)}.") from error
+
+
+T = TypeVar("T")
+
+
+def _known(kind: str, name: str, among: dict[str, T]) -> T:
+    if name not in among:
+        raise UsageError(f"There is no {kind} called {name!r}: choose one of {', '.join(among)}.")
+    return among[name]

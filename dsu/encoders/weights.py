@@ -1,0 +1,196 @@
+"""Where the encoders' weights come from, and which weights they are.
+
+Official files only: SAM 2.1's checkpoints as Meta publishes them, DINOv2 as timm or Meta publish it. They are
+looked for at a path given by option or environment variable and then on the Hugging Face hub, in its ordinary
+cache. Nothing pickled is ever run.
+"""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dsu.architecture import Architecture
+from dsu.encoders.dino import build_dino
+from dsu.encoders.hiera import build_hiera
+from dsu.errors import DsuError, UsageError
+
+if TYPE_CHECKING:
+    from sam2.modeling.backbones.hieradet import Hiera
+    from timm.models.vision_transformer import VisionTransformer
+
+__all__ = ["EncoderWeights", "load_dino", "load_hiera", "read_checkpoint", "weights_digest"]
+
+_M = TypeVar("_M", bound=nn.Module)
+
+_SAM_PREFIX = "image_encoder.trunk."
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One published file: its hub repository, its name there, and how a user gives it by path."""
+
+    repository: str
+    filename: str
+    variable: str
+    option: str
+
+
+_HIERA_SOURCES: Final = {
+    name: _Source(
+        f"facebook/sam2.1-hiera-{hub}",
+        f"sam2.1_hiera_{hub.replace('-', '_')}.pt",
+        "DSU_HIERA",
+        "--hiera-weights",
+    )
+    for name, hub in {"large": "large", "base_plus": "base-plus", "small": "small", "tiny": "tiny"}.items()
+}
+_DINO_SOURCES: Final = {
+    name: _Source(f"timm/vit_{size}_patch14_dinov2.lvd142m", "model.safetensors", "DSU_DINO", "--dino-weights")
+    for name, size in {"vitl14": "large", "vitb14": "base", "vits14": "small"}.items()
+}
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """Where a run takes its encoders' weights from.
+
+    Attributes:
+        hiera, dino: a checkpoint's path, or None for the environment variables DSU_HIERA and DSU_DINO and then
+            the Hugging Face hub.
+        random: fixed random weights in place of pretrained ones (the toy preset always has them): for tests,
+            benchmarks and demonstrations of speed, never for results.
+    """
+
+    hiera: Path | None = None
+    dino: Path | None = None
+    random: bool = False
+
+
+def load_hiera(architecture: Architecture, weights: EncoderWeights) -> tuple["Hiera", str]:
+    """The frozen trunk and its weights' digest.
+
+    Raises `DsuError` where the weights can't be found, read, or do not fit.
+    """
+    spec = architecture.hiera
+    if weights.random or spec.name == "toy":
+        return _random(lambda: build_hiera(spec), seed=1)
+    path = _find(_HIERA_SOURCES.get(spec.name), weights.hiera, f"SAM 2.1's Hiera ({spec.name})", "--hiera-weights")
+    state = read_checkpoint(path)
+    trunk_state = {key.removeprefix(_SAM_PREFIX): value for key, value in state.items() if key.startswith(_SAM_PREFIX)}
+    trunk = build_hiera(spec)
+    _load(trunk, trunk_state or state, path, f"SAM 2.1 checkpoint of Hiera {spec.name}")
+    return trunk, weights_digest(trunk)
+
+
+def load_dino(architecture: Architecture, weights: EncoderWeights) -> tuple["VisionTransformer", str]:
+    """The frozen transformer, its position table resampled timm's way to the input size, and its digest.
+
+    Raises `DsuError` where the weights can't be found, read, or do not fit.
+    """
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    spec, size = architecture.dino, architecture.dino_size
+    if weights.random or spec.name == "toy":
+        return _random(lambda: build_dino(spec, size), seed=2)
+    path = _find(_DINO_SOURCES.get(spec.name), weights.dino, f"DINOv2 ({spec.name})", "--dino-weights")
+    state = read_checkpoint(path)
+    encoder = build_dino(spec, size)
+    what = f"DINOv2 checkpoint of {spec.name}"
+    try:
+        converted = checkpoint_filter_fn(state, encoder)
+    except Exception as error:  # timm reads keys and shapes of whatever it is given
+        raise DsuError(_misfit(path, what, str(error))) from error
+    _load(encoder, {key: value for key, value in converted.items() if key != "mask_token"}, path, what)
+    return encoder, weights_digest(encoder)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over names, types, shapes and values: the same for the same weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.pt`, `.pth` or `.safetensors` file, without running any code that it may contain.
+
+    Raises `DsuError` for anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except FileNotFoundError as error:
+        raise DsuError(f"There is no checkpoint at {path}: check the path.") from error
+    except pickle.UnpicklingError as error:
+        raise DsuError(
+            f"{path} holds more than weights, and code out of a checkpoint is never run: give a file of tensors "
+            f"alone (.safetensors, or a state dict saved by torch)."
+        ) from error
+    except Exception as error:  # torch and safetensors raise whatever their parsers meet
+        raise DsuError(f"{path} can't be read as a checkpoint ({_first_line(error)}): fetch it again.") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DsuError(f"{path} is no state dict of tensors: give the checkpoint as it is published.")
+    return dict(state)
+
+
+def _find(source: _Source | None, given: Path | None, what: str, option: str) -> Path:
+    """A local path: the given one, the environment's, or the hub's cache (downloading into it if it may)."""
+    if source is None:
+        raise UsageError(f"{what} is of no official size, so its weights must be given by {option} FILE.")
+    named = given or (Path(os.environ[source.variable]) if os.environ.get(source.variable) else None)
+    if named is not None:
+        if not named.is_file():
+            raise DsuError(f"The weights of {what} are not at {named}: check {option} or {source.variable}.")
+        return named
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source.repository, source.filename))
+    except Exception as error:  # network, authorisation, a missing cache: one way out for all of them
+        raise DsuError(
+            f"The weights of {what} are not in the Hugging Face cache and can't be fetched "
+            f"({type(error).__name__}): get {source.filename} from huggingface.co/{source.repository} and give its "
+            f"path by {source.option} FILE or the environment variable {source.variable}."
+        ) from error
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> None:
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise DsuError(_misfit(path, what, str(error))) from error
+
+
+def _misfit(path: Path, what: str, reason: str) -> str:
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    detail = next((line for line in lines[1:]), lines[0] if lines else "unknown keys")
+    return f"{path} is no {what} ({detail[:200].rstrip('.')}): give the published file of that size."
+
+
+def _random(build: Callable[[], _M], seed: int) -> tuple[_M, str]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build()
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():  # sam2 leaves its position tables at zero
+                nn.init.trunc_normal_(parameter, std=0.02)
+    return module, weights_digest(module)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160] or type(error).__name__

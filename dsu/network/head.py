@@ -1,0 +1,81 @@
+"""The head: everything that trains. Adapters, modulation and fusion of DINOv2, and the decoder."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dsu.architecture import LEVELS, Architecture
+from dsu.network.adapter import Adapter
+from dsu.network.content_guided import ContentGuidedFusion
+from dsu.network.modulation import ChannelModulation, resize_map
+from dsu.network.receptive_field import WIDTH, ReceptiveFieldBlock
+from dsu.network.spatial_fusion import SpatialFeatureFusion
+
+__all__ = ["Head"]
+
+SIDE_SCALES = (16, 8, 4)
+"""Upsampling of the side outputs, deepest first: they lie on the grids of S3, S2 and S1."""
+
+
+class Head(nn.Module):
+    """All trainable parts of DSU-Net (7.226 M parameters in the paper's setting).
+
+    Adapters are called by the network from inside Hiera; `forward` is everything after the encoders.
+
+    Args:
+        architecture: fixes every width, which blocks carry adapters and which levels DINOv2 is fused into.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        hiera = architecture.hiera
+        self.injections = architecture.injections
+        self.adapters = nn.ModuleDict(
+            {str(block): Adapter(hiera.input_dim(block)) for block in range(architecture.first_adapted, hiera.depth)}
+        )
+        self.modulations = nn.ModuleDict(
+            {
+                str(level): ChannelModulation(architecture.dino.embed_dim, hiera.level_dim(level))
+                for level in self.injections
+            }
+        )
+        self.fusions = nn.ModuleDict(
+            {str(level): ContentGuidedFusion(hiera.level_dim(level)) for level in self.injections}
+        )
+        self.receptive_fields = nn.ModuleList(ReceptiveFieldBlock(hiera.level_dim(level)) for level in LEVELS)
+        self.decoders = nn.ModuleList(SpatialFeatureFusion() for _ in SIDE_SCALES)
+        self.sides = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1) for _ in SIDE_SCALES)
+
+    def forward(self, levels: Mapping[int, Tensor], dino_maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """Logits (B, 1, S, S) at the input's size, deepest first; the last one is the prediction.
+
+        `levels` maps 1..4 to (B, C, H, W); `dino_maps` holds the maps that `injections` names.
+        """
+        features = self.features(levels, dino_maps)
+        return [
+            functional.interpolate(side(features[f"D{index}"]), scale_factor=scale, mode="bilinear")
+            for index, (side, scale) in enumerate(zip(self.sides, SIDE_SCALES, strict=True), start=1)
+        ]
+
+    def features(self, levels: Mapping[int, Tensor], dino_maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every intermediate map by the paper's names: `modulated` and `fused` (of the deepest level that
+        DINOv2 is fused into), R1..R4 after the receptive-field blocks, D1..D3 after the decoders, deepest
+        first; where DINOv2 is fused into several levels, also `modulated1`, ... and `fused1`, ...
+        """
+        found: dict[str, Tensor] = {}
+        reduced = []
+        for level, field in zip(LEVELS, self.receptive_fields, strict=True):
+            x = levels[level]
+            if level in self.injections:
+                modulated = self.modulations[str(level)](resize_map(dino_maps[self.injections[level]], x.shape[-1]))
+                x = self.fusions[str(level)](x, modulated)
+                suffix = str(level) if len(self.injections) > 1 else ""
+                found |= {f"modulated{suffix}": modulated, f"fused{suffix}": x}
+            reduced.append(field(x))
+            found[f"R{level}"] = reduced[-1]
+        deep = reduced[3]
+        for index, (decoder, big) in enumerate(zip(self.decoders, reduced[2::-1], strict=True), start=1):
+            deep = decoder(deep, big)
+            found[f"D{index}"] = deep
+        return found

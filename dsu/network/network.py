@@ -1,0 +1,192 @@
+"""The whole network, one forward pass split in one place.
+
+`network(images)` is `suffix(prefix(images))` by construction. Stage two gives the suffix what the store holds
+or what the prefix computes now; nothing downstream can know which, because the prefix ends in `settle`: the
+tensors it returns are, bit for bit and byte for byte, what the store keeps.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dsu.architecture import LEVELS, Architecture
+from dsu.encoders.dino import dino_maps
+from dsu.encoders.hiera import embed_pixels
+from dsu.network.head import Head
+from dsu.network.modulation import resize_map
+from dsu.network.resume import ResumePoint, earliest
+
+if TYPE_CHECKING:
+    from sam2.modeling.backbones.hieradet import Hiera
+    from timm.models.vision_transformer import VisionTransformer
+
+__all__ = ["DSUNet", "normalize_pixels", "settle"]
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalize_pixels(pixels: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32 with ImageNet's mean and deviation."""
+    x = pixels.permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor(MEAN, device=x.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=x.device).view(3, 1, 1)
+    return (x - mean) / std
+
+
+def settle(tokens: Tensor, stored: torch.dtype | None) -> Tensor:
+    """(B, H, W, C) as a store keeps it: contiguous and rounded to `stored` (None: as computed)."""
+    return tokens.to(stored or tokens.dtype).contiguous()
+
+
+class DSUNet(nn.Module):
+    """DSU-Net: DINOv2's last feature guides SAM 2's Hiera through small adapters, fusion and a U-shaped decoder.
+
+    Either encoder may be absent: what a run resumes from decides what it needs (all of DINOv2 is in the stored
+    maps; with S4 stored and no adapters, so is all of Hiera).
+
+    Args:
+        architecture: every size.
+        hiera: the frozen trunk, or None.
+        dino: the frozen transformer, or None.
+        stored: the type to which everything that crosses the split is rounded; None leaves it as computed.
+
+    Example:
+        >>> network = DSUNet(architecture, hiera, dino).eval()
+        >>> deepest, middle, finest = network(pixels, dino_pixels)   # logits (B, 1, S, S)
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        hiera: "Hiera | None",
+        dino: "VisionTransformer | None",
+        stored: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.stored = stored
+        self.hiera = hiera
+        self.dino = dino
+        self.head = Head(architecture)
+
+    def train(self, mode: bool = True) -> "DSUNet":
+        """Switch the head; the encoders always stay in evaluation mode."""
+        super().train(False)
+        self.training = mode
+        self.head.train(mode)
+        return self
+
+    def forward(self, pixels: Tensor, dino_pixels: Tensor | None) -> list[Tensor]:
+        """Three logit maps (B, 1, S, S), deepest first, from normalised pixels at both input sizes."""
+        point = earliest(self.architecture)
+        return self.suffix(self.prefix(pixels, dino_pixels, point), point)
+
+    @torch.no_grad()
+    def prefix(self, pixels: Tensor, dino_pixels: Tensor | None, point: ResumePoint) -> dict[str, Tensor]:
+        """What is frozen, up to `point`.
+
+        Args:
+            pixels: (B, 3, S, S) normalised, at Hiera's input size.
+            dino_pixels: (B, 3, S', S') normalised, at DINOv2's; may be None where no map is read.
+            point: where to stop.
+
+        Returns:
+            `point.reads`, each (B, H, W, C) settled, except `pixels`, which stay (B, 3, S, S).
+        """
+        found = self._frozen_tokens(pixels, point) | self._frozen_maps(dino_pixels, point, grid=pixels.shape[-1] // 32)
+        return {name: tensor if name == "pixels" else settle(tensor, self.stored) for name, tensor in found.items()}
+
+    def suffix(self, points: Mapping[str, Tensor], point: ResumePoint) -> list[Tensor]:
+        """The rest: frozen blocks up to the first adapter without gradient, adapted blocks, and the head."""
+        levels, maps = self._encode(points, point)
+        outputs: list[Tensor] = self.head(levels, maps)
+        return outputs
+
+    def features(self, pixels: Tensor, dino_pixels: Tensor | None) -> dict[str, Tensor]:
+        """Every feature by the paper's names: S1..S4, V (DINOv2's whole grid), modulated, fused, R1..R4, D1..D3.
+
+        All (B, C, H, W). Takes what `forward` takes.
+        """
+        point = earliest(self.architecture)
+        levels, maps = self._encode(self.prefix(pixels, dino_pixels, point), point)
+        found = {f"S{level}": levels[level] for level in LEVELS}
+        if self.dino is not None and dino_pixels is not None:
+            last = self.architecture.dino.depth
+            found["V"] = dino_maps(self.dino, dino_pixels, [last])[last]
+        return found | self.head.features(levels, maps)
+
+    def _frozen_tokens(self, pixels: Tensor, point: ResumePoint) -> dict[str, Tensor]:
+        """Hiera's tensors among `point.reads`, none of which any adapter touches."""
+        if point.tokens == "pixels":
+            return {"pixels": pixels}
+        hiera = self._hiera()
+        tokens = embed_pixels(hiera, pixels)
+        found = {}
+        for index, block in enumerate(hiera.blocks[: point.block]):
+            tokens = block(tokens)
+            if index in hiera.stage_ends:
+                found[f"S{hiera.stage_ends.index(index) + 1}"] = tokens
+        return {**found, point.tokens: tokens}
+
+    def _frozen_maps(self, dino_pixels: Tensor | None, point: ResumePoint, grid: int) -> dict[str, Tensor]:
+        """DINOv2's maps among `point.reads`, channels last; V on S4's `grid`, whose side is in positions."""
+        if not point.maps:
+            return {}
+        if self.dino is None or dino_pixels is None:
+            raise RuntimeError("this network was built without DINOv2 and its maps were not given")
+        blocks = {name: int(name[1:] or self.architecture.dino.depth) for name in point.maps}
+        maps = dino_maps(self.dino, dino_pixels, blocks.values())
+        found = {name: maps[block] for name, block in blocks.items()}
+        if "V" in found:
+            found["V"] = resize_map(found["V"], grid)
+        return {name: x.permute(0, 2, 3, 1) for name, x in found.items()}
+
+    def _encode(self, points: Mapping[str, Tensor], point: ResumePoint) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
+        """All four levels and the maps, (B, C, H, W) in the types that they have live."""
+        live = {name: self._live(name, tensor) for name, tensor in points.items()}
+        levels = {int(name[1]): live[name] for name in point.levels}
+        if point.block < self.architecture.hiera.depth:
+            self._run_blocks(live[point.tokens], point, levels)
+        return (
+            {level: x.permute(0, 3, 1, 2) for level, x in levels.items()},
+            {name: live[name].permute(0, 3, 1, 2) for name in point.maps},
+        )
+
+    def _run_blocks(self, tokens: Tensor, point: ResumePoint, levels: dict[int, Tensor]) -> None:
+        """Run Hiera from `point.block` on and add the levels it ends."""
+        hiera, first_adapted = self._hiera(), self.architecture.first_adapted
+        if point.tokens == "pixels":
+            tokens = embed_pixels(hiera, tokens)
+        for index in range(point.block, len(hiera.blocks)):
+            with _frozen(index < first_adapted):
+                if index >= first_adapted:
+                    tokens = self.head.adapters[str(index)](tokens)
+                tokens = hiera.blocks[index](tokens)
+            if index in hiera.stage_ends:
+                levels[hiera.stage_ends.index(index) + 1] = tokens
+
+    def _live(self, name: str, tensor: Tensor) -> Tensor:
+        """The type that a point has where it is computed: Hiera's residual stream turns from the parameters'
+        type to autocast's at the end of stage 1, where the shortcut passes through a linear layer."""
+        parameter = next(self.head.parameters())
+        kind = parameter.device.type
+        late = name[0] in "SB" and self._stage(name) > 1
+        if late and torch.is_autocast_enabled(kind):
+            return tensor.to(torch.get_autocast_dtype(kind))
+        return tensor.to(parameter.dtype)
+
+    def _stage(self, name: str) -> int:
+        return int(name[1]) if name[0] == "S" else self.architecture.hiera.stage_of(int(name[1:]))
+
+    def _hiera(self) -> "Hiera":
+        if self.hiera is None:
+            raise RuntimeError("this network was built without Hiera, but blocks of it have to run")
+        return self.hiera
+
+
+def _frozen(condition: bool) -> AbstractContextManager[object]:
+    return torch.no_grad() if condition else nullcontext()

@@ -1,0 +1,53 @@
+"""Spatial feature fusion, a step of the decoder: a deep, small map guides a large one (paper, "Decoder")."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dsu.network.receptive_field import WIDTH
+
+__all__ = ["SpatialFeatureFusion"]
+
+INNER = 32
+
+
+def _conv_norm_relu(dim_in: int, dim_out: int, kernel: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(dim_in, dim_out, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(dim_out),
+        nn.ReLU(),
+    )
+
+
+class SpatialFeatureFusion(nn.Module):
+    """One-head attention over the large map's positions, with both maps asking and the large map answering.
+
+    At 88x88 the attention matrix has 60 million entries an image: it is never materialised, the attention is
+    torch's fused one, in training as in inference.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = _conv_norm_relu(WIDTH, WIDTH)
+        self.big = _conv_norm_relu(WIDTH, WIDTH)
+        self.query = nn.Sequential(_conv_norm_relu(WIDTH, INNER), _conv_norm_relu(INNER, INNER))
+        self.key = nn.Sequential(_conv_norm_relu(WIDTH, INNER), _conv_norm_relu(INNER, INNER))
+        self.value = _conv_norm_relu(WIDTH, INNER)
+        self.attended = _conv_norm_relu(INNER, WIDTH)
+        self.join = _conv_norm_relu(2 * WIDTH, WIDTH, kernel=3)
+
+    def forward(self, small: Tensor, big: Tensor) -> Tensor:
+        """(B, 64, h, w) and (B, 64, H, W) to (B, 64, H, W)."""
+        small = functional.interpolate(small, size=big.shape[-2:], mode="bilinear", align_corners=False)
+        asking = self.small(small) + self.big(big)
+        mixed = functional.scaled_dot_product_attention(
+            _as_sequence(self.query(asking)), _as_sequence(self.key(asking)), _as_sequence(self.value(big))
+        )
+        mixed = mixed.squeeze(1).transpose(1, 2).reshape(len(big), INNER, *big.shape[-2:])  # (B, 32, H, W)
+        joined: Tensor = self.join(torch.cat([self.attended(mixed), big], dim=1))
+        return joined
+
+
+def _as_sequence(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, H W, C), contiguous: otherwise torch falls back to the materialised attention."""
+    return x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
