@@ -1,0 +1,179 @@
+"""One array of a store as Zarr v3 keeps it: one chunk a sample and view, `rows_per_shard` of them in a file."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from dsu_cache.commits import Commit, ShardId, read_commit, read_commits, remove_commit, write_commit
+from dsu_cache.fingerprints import Fingerprint
+from dsu_cache.records import JSON, sync
+
+Compressor: TypeAlias = Literal["zstd", "blosc"] | None
+Rows: TypeAlias = npt.NDArray[np.int64]
+ZarrArray: TypeAlias = "zarr.Array[Any]"
+
+RESERVED: Final = ("manifest", "commits")  # the store's own folders, beside the arrays'
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """One array of a store: for each row and view a tensor of shape `item_shape` and type `dtype`.
+
+    Raises:
+        ValueError: something that Zarr, or the store's folders, cannot hold.
+    """
+
+    name: str
+    item_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    views: int
+    fingerprint: Fingerprint
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) or self.name in RESERVED:
+            raise ValueError(
+                f"{self.name!r} cannot name an array: use letters, digits, '_', '.' and '-', and none of {RESERVED}"
+            )
+        if self.dtype.kind not in "biufc" or not self.dtype.isnative:
+            raise ValueError(f"array {self.name!r} cannot be of type {self.dtype}: use a plain NumPy number type")
+        if min(self.item_shape, default=1) < 1 or self.views < 1:
+            raise ValueError(
+                f"array {self.name!r} of shape {self.item_shape} in {self.views} views holds nothing: "
+                "every side, and the number of views, must be at least 1"
+            )
+
+    @property
+    def item_nbytes(self) -> int:
+        """The bytes of one row in one view, uncompressed."""
+        return math.prod(self.item_shape) * self.dtype.itemsize
+
+
+class StoredArray:
+    """An array's folders: the Zarr array, and the commits that say which of its shards count.
+
+    Args:
+        zarr_array: an array made by `create`.
+        folder: the folder it lies in.
+        commits: the folder of its commits.
+    """
+
+    def __init__(self, zarr_array: ZarrArray, folder: Path, commits: Path) -> None:
+        self._zarr = zarr_array
+        self._folder = folder
+        self._commits = commits
+        shape, attributes = zarr_array.shape, cast("Mapping[str, JSON]", zarr_array.attrs)
+        self.info: Final = ArrayInfo(
+            folder.name, shape[2:], zarr_array.dtype, shape[1], Fingerprint.from_json(attributes["fingerprint"])
+        )
+
+    @classmethod
+    def create(
+        cls,
+        group: zarr.Group,
+        info: ArrayInfo,
+        folder: Path,
+        commits: Path,
+        rows: int,
+        rows_per_shard: int,
+        compressor: Compressor,
+    ) -> StoredArray:
+        """Create the array that `info` describes, with `rows` rows, all missing."""
+        compressors: list[BytesBytesCodec] = [Crc32cCodec()]
+        if compressor == "zstd":
+            compressors.insert(0, ZstdCodec(level=3))
+        elif compressor == "blosc":
+            compressors.insert(0, BloscCodec(cname="zstd", clevel=3))
+        commits.mkdir()
+        zarr_array = group.create_array(
+            info.name,
+            shape=(rows, info.views, *info.item_shape),
+            dtype=info.dtype,
+            chunks=(1, 1, *info.item_shape),
+            shards=(rows_per_shard, 1, *info.item_shape),
+            filters=[],
+            compressors=compressors,
+            fill_value=0,
+            attributes={"fingerprint": info.fingerprint.to_json()},
+            # A sample of only zeros is a sample: left out, it could not be told from one that is missing.
+            config={"write_empty_chunks": True},
+        )
+        for path in (folder / "zarr.json", folder, folder.parent, commits.parent):
+            sync(path)
+        return cls(zarr_array, folder, commits)
+
+    def grow(self, rows: int) -> None:
+        """Make the array at least `rows` rows long: metadata only, no data is touched."""
+        if self._zarr.shape[0] < rows:
+            self._zarr.resize((rows, *self._zarr.shape[1:]))
+            sync(self._folder / "zarr.json")
+
+    def remove(self) -> None:
+        """Remove the array with all its data."""
+        # First what makes it an array, then what makes its shards count: no half of it can pass for whole.
+        (self._folder / "zarr.json").unlink()
+        sync(self._folder)
+        clear(self._commits, self._folder)
+
+    def write(self, shard: ShardId, rows: Rows, values: npt.NDArray[Any]) -> None:
+        """Write a shard anew, `values` (n, *item_shape) in `rows` (n,), ascending; on return it is on the disk.
+
+        Whatever an interrupted write left behind is removed first. Rows that are not given take no space.
+        """
+        self.discard(shard)
+        file = self._file(shard)
+        for stray in (file, *file.parent.glob(f"{file.name}.*.partial")):
+            stray.unlink(missing_ok=True)
+        # A run of rows at a time, since Zarr's writing to a list of rows fails within shards (zarr 3.1).
+        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) > 1) + 1):
+            self._zarr[int(rows[run[0]]) : int(rows[run[-1]]) + 1, shard.view] = values[run[0] : run[-1] + 1]
+        sync(file)
+        # Zarr renames the file into place, in folders that it may just have made.
+        for folder in file.parents[: len(self._zarr.shape)]:
+            sync(folder)
+        write_commit(self._commits, shard, Commit.of(file, rows))
+
+    def discard(self, shard: ShardId) -> None:
+        """Make a shard count as missing."""
+        remove_commit(self._commits, shard)
+
+    def holds(self, shard: ShardId, rows: Rows) -> bool:
+        """Whether the shard is committed, with all of `rows` (n,) in it."""
+        commit = read_commit(self._commits, shard)
+        return commit is not None and commit.fits(self._file(shard)) and set(commit.rows).issuperset(rows.tolist())
+
+    def damaged(self) -> list[ShardId]:
+        """Read all committed shards and return those whose bytes are not the ones written."""
+        return [shard for shard, commit in read_commits(self._commits) if not commit.matches(self._file(shard))]
+
+    def written_rows(self) -> set[int]:
+        """Return the rows that are committed in any view."""
+        return {row for _, commit in read_commits(self._commits) for row in commit.rows}
+
+    def nbytes(self) -> int:
+        """Return the bytes that the array takes on the disk."""
+        return sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+
+    def _file(self, shard: ShardId) -> Path:
+        # As Zarr's default chunk keys have it.
+        chunk = (shard.shard, shard.view, *(0 for _ in self.info.item_shape))
+        return self._folder.joinpath("c", *map(str, chunk))
+
+
+def clear(*folders: Path) -> None:
+    """Remove folders with all that is in them, one after the other, where they are there."""
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+        sync(folder.parent)

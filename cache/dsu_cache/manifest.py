@@ -1,0 +1,177 @@
+"""The manifest: which sample lies in which row, keyed by content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from dsu_cache.errors import BusyError, CacheError, CorruptError
+from dsu_cache.records import JSON, read_record, write_record
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample: `key` stands for its content (a hash, say), `info` is whatever else is known about it."""
+
+    key: str
+    info: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What `Manifest.assign` found, as sorted names; a renamed sample appears by its new name only."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    renamed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.renamed or self.removed)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of a store and their rows; never altered, `assign` gives the next one.
+
+    Args:
+        entries: the samples by name.
+        rows: the row of each content key in use.
+        next_row: the number of rows ever given out: all rows, orphaned ones too, lie below it.
+
+    Raises:
+        ValueError: keys and rows do not fit each other.
+    """
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    next_row: int = 0
+
+    def __post_init__(self) -> None:
+        if {entry.key for entry in self.entries.values()} != set(self.rows):
+            raise ValueError("a manifest needs exactly one row for each content key in use")
+        if len(set(self.rows.values())) < len(self.rows):
+            raise ValueError("a manifest gives two content keys the same row")
+        if self.rows and not 0 <= min(self.rows.values()) <= max(self.rows.values()) < self.next_row:
+            raise ValueError(f"a manifest's rows must lie between 0 and next_row, {self.next_row}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The samples' names, sorted."""
+        return tuple(sorted(self.entries))
+
+    @cached_property
+    def rows_in_use(self) -> npt.NDArray[np.int64]:
+        """The rows that hold a sample, ascending, int64 (n,)."""
+        return np.sort(np.fromiter(self.rows.values(), np.int64, len(self.rows)))
+
+    def row(self, name: str) -> int:
+        """Return the row of the sample called `name`.
+
+        Raises:
+            CacheError: there is none of that name.
+        """
+        if name not in self.entries:
+            raise CacheError(f"sample {name!r} is not in the manifest: add it to the store first")
+        return self.rows[self.entries[name].key]
+
+    def names_at(self, row: int) -> tuple[str, ...]:
+        """Return the names of the samples in `row`, sorted: several where files are equal, none in an orphan."""
+        return tuple(name for name in self.names if self.rows[self.entries[name].key] == row)
+
+    def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> tuple[Manifest, Changes]:
+        """Return the manifest of `entries`, and how they differ from this manifest's.
+
+        Known content keeps its row under any name, and equal samples share one. New content gets new rows, in the
+        order of the names, beginning on a fresh shard, so that no shard that is already written is touched. Rows
+        whose content is gone are orphans for good: should it come back, it is new.
+        """
+        keys = {name: entries[name].key for name in sorted(entries)}
+        rows = {key: self.rows[key] for key in keys.values() if key in self.rows}
+        fresh = list(dict.fromkeys(key for key in keys.values() if key not in rows))
+        next_row = self.next_row
+        if fresh:
+            first = -(-next_row // rows_per_shard) * rows_per_shard
+            rows |= {key: first + i for i, key in enumerate(fresh)}
+            next_row = first + len(fresh)
+        return Manifest(dict(entries), rows, next_row), self._changes(keys)
+
+    def _changes(self, keys: Mapping[str, str]) -> Changes:
+        new = [name for name in keys if name not in self.entries]
+        # Each name that is gone explains one new name with the same content.
+        gone: dict[str, list[str]] = {}
+        for name in self.names:
+            if name not in keys:
+                gone.setdefault(self.entries[name].key, []).append(name)
+        renamed = []
+        for name in new:
+            if gone.get(keys[name]):
+                gone[keys[name]].pop(0)
+                renamed.append(name)
+        return Changes(
+            added=tuple(sorted(set(new) - set(renamed))),
+            changed=tuple(n for n in keys if n in self.entries and self.entries[n].key != keys[n]),
+            renamed=tuple(renamed),
+            removed=tuple(sorted(name for names in gone.values() for name in names)),
+        )
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the manifest as JSON."""
+        entries: dict[str, JSON] = {
+            name: {"key": entry.key, "info": entry.info} for name, entry in self.entries.items()
+        }
+        return {"entries": entries, "rows": self.rows, "next_row": self.next_row}
+
+    @classmethod
+    def from_json(cls, value: JSON) -> Manifest:
+        """Return the manifest that `to_json` gave."""
+        parts = cast("Mapping[str, Any]", value)
+        entries = {name: Entry(entry["key"], entry["info"]) for name, entry in parts["entries"].items()}
+        return cls(entries, parts["rows"], parts["next_row"])
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest` as the newest generation in `folder`, then delete the older ones.
+
+    Raises:
+        BusyError: another process wrote a generation at the same time.
+    """
+    older = _generations(folder)
+    number = 1 + (int(older[0].stem) if older else 0)
+    try:
+        write_record(folder / f"{number:08d}.json", manifest.to_json())
+    except FileExistsError:
+        raise BusyError(f"{folder} is being written by another process: take the store's lock first") from None
+    for path in older:
+        path.unlink(missing_ok=True)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Return the newest generation in `folder` that is whole.
+
+    Raises:
+        CorruptError: there is none.
+    """
+    paths = _generations(folder)
+    while True:
+        for path in paths:
+            record = read_record(path)
+            if record is not None:
+                return Manifest.from_json(record)
+        # A writer may have replaced the generations listed while they were read: look once more.
+        paths, seen = _generations(folder), paths
+        if paths == seen:
+            raise CorruptError(
+                f"{folder} holds no whole manifest, so it is not known which sample lies where: make the store again"
+            )
+
+
+def _generations(folder: Path) -> list[Path]:
+    found: Iterable[Path] = folder.glob("[0-9]" * 8 + ".json")
+    return sorted(found, reverse=True)

@@ -1,0 +1,153 @@
+"""Reading batches of samples from a store, in any order and fast."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from dsu_cache.arrays import ArrayInfo
+from dsu_cache.errors import CacheError, CorruptError
+from dsu_cache.manifest import Manifest
+
+Indices: TypeAlias = npt.NDArray[np.int64] | Sequence[int]
+Views: TypeAlias = Indices | Mapping[str, Indices]
+Batch: TypeAlias = dict[str, npt.NDArray[Any]]
+Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+
+
+class Reader:
+    """Reads samples of some arrays of a store by row; made by `Store.reader`.
+
+    Every chunk's checksum is verified. Reading runs in threads of tensorstore's own, without Python's lock; make
+    the reader in the process that uses it, since threads do not survive a fork. It sees the store as it was when
+    the reader was made, and knows nothing of commits: ask `Store.views_complete` first.
+
+    Example:
+        >>> reader = store.reader(["pixels", "V"])
+        >>> reader.read(rows=[7, 2], views=[0, 3])["V"].shape
+        (2, 11, 11, 1024)
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        arrays: Sequence[ArrayInfo],
+        manifest: Manifest,
+        rows_per_shard: int,
+        cache_bytes: int,
+        allocate: Allocate,
+    ) -> None:
+        """Open `arrays` of the store in `path`: see `Store.reader`."""
+        self._arrays = {info.name: info for info in arrays}
+        self._manifest = manifest
+        self._rows_per_shard = rows_per_shard
+        self._allocate = allocate
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+        opening = {name: ts.open(_spec(path / name), read=True, context=context) for name in self._arrays}
+        self._sources: dict[str, ts.TensorStore] = {}
+        for name, future in opening.items():
+            try:
+                self._sources[name] = future.result()
+            except ValueError as error:
+                raise CorruptError(f"array {name!r} in {path} cannot be opened: {error}") from error
+
+    def read(self, rows: Indices, views: Views) -> Batch:
+        """Read one batch, all arrays and samples at a time.
+
+        Args:
+            rows: the row of each sample, (n,).
+            views: the view of each sample, (n,): one list for all arrays, or one for each by name. An array with
+                one view has its only view read, whatever is asked for.
+
+        Returns:
+            For each array a new (n, *item_shape) of the array's dtype, in the order of `rows`.
+
+        Raises:
+            CorruptError: a sample is damaged, or was never written; names array, row, shard and sample.
+            ValueError: a row or view that is not in the store, or not as many views as rows.
+        """
+        return self._start(rows, views)()
+
+    def batches(self, requests: Iterable[tuple[Indices, Views]], ahead: int = 2) -> Iterator[Batch]:
+        """Yield the batch of each (rows, views) in turn, while the next `ahead` are being read.
+
+        Raises what `read` raises, when it is the failing batch's turn.
+        """
+        pending: deque[Callable[[], Batch]] = deque()
+        for rows, views in requests:
+            pending.append(self._start(rows, views))
+            if len(pending) > ahead:
+                yield pending.popleft()()
+        while pending:
+            yield pending.popleft()()
+
+    def _start(self, rows: Indices, views: Views) -> Callable[[], Batch]:
+        """Begin to read a batch; the function returned waits for it."""
+        row = _checked("rows", rows, self._manifest.next_row)
+        view = {name: self._views_of(info, views, len(row)) for name, info in self._arrays.items()}
+        batch, writing = {}, {}
+        for name, info in self._arrays.items():
+            batch[name] = self._allocate((len(row), *info.item_shape), info.dtype)
+            # One request an array, straight into the batch: of the ways to ask, the one with the least work.
+            target = ts.array(batch[name], copy=False, write=True)
+            writing[name] = target.write(self._sources[name].vindex[row, view[name]])
+
+        def finish() -> Batch:
+            # All are waited for before one is complained of: none may go on writing into a batch given up.
+            errors = {name: future.exception() for name, future in writing.items()}
+            for name, error in errors.items():
+                if error is not None:
+                    raise self._diagnosis(name, row, view[name], error) from error
+            return batch
+
+        return finish
+
+    def _views_of(self, info: ArrayInfo, views: Views, count: int) -> npt.NDArray[np.int64]:
+        if info.views == 1:
+            return np.zeros(count, np.int64)
+        asked = views[info.name] if isinstance(views, Mapping) else views
+        view = _checked(f"views of {info.name!r}", asked, info.views)
+        if len(view) != count:
+            raise ValueError(f"{count} rows and {len(view)} views of {info.name!r}: give one view a row")
+        return view
+
+    def _diagnosis(
+        self, name: str, rows: npt.NDArray[np.int64], views: npt.NDArray[np.int64], error: BaseException
+    ) -> CacheError:
+        """Find which sample of a failed request is the bad one, by asking for each alone."""
+        for row, view in zip(rows.tolist(), views.tolist(), strict=True):
+            alone = self._sources[name][row, view].read().exception()
+            if alone is not None:
+                samples = ", ".join(map(repr, self._manifest.names_at(row))) or "no sample of the manifest"
+                return CorruptError(
+                    f"array {name!r}, row {row}, view {view} (shard {row // self._rows_per_shard}; {samples}) "
+                    f"is damaged or was never written: discard the shard and compute it again. {alone}"
+                )
+        return CacheError(f"array {name!r} could not be read, yet each sample alone can be: try again. {error}")
+
+
+def _spec(folder: Path) -> dict[str, Any]:
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        # Otherwise what is missing reads as zeros, silently.
+        "fill_missing_data_reads": False,
+        # Indices are written once: what was read since opening needs no second look.
+        "recheck_cached_metadata": "open",
+        "recheck_cached_data": "open",
+    }
+
+
+def _checked(what: str, values: Indices, end: int) -> npt.NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{what} must be a list of whole numbers, not {array.dtype} of shape {array.shape}")
+    if array.size and not 0 <= array.min() <= array.max() < end:
+        raise ValueError(f"{what} must lie between 0 and {end - 1}, not {array.min()} to {array.max()}")
+    return array.astype(np.int64)

@@ -1,0 +1,297 @@
+"""The store: one Zarr v3 group with a dataset split's arrays side by side, and the record of what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from dsu_cache.arrays import RESERVED, ArrayInfo, Compressor, Rows, StoredArray, clear
+from dsu_cache.commits import ShardId
+from dsu_cache.errors import CacheError, StaleError
+from dsu_cache.fingerprints import FieldDifference, Fingerprint
+from dsu_cache.locks import locked
+from dsu_cache.manifest import Manifest, load_manifest, save_manifest
+from dsu_cache.reader import Allocate, Reader
+from dsu_cache.records import JSON, sync
+
+FORMAT: Final = 1
+
+
+class Store:
+    """A folder that any Zarr v3 reader can read, and that knows which of its samples are whole.
+
+    Beside one Zarr array for each `ArrayInfo`, of shape (rows, views, *item_shape), the folder holds:
+
+    * `manifest/`: the manifest's newest generation, and the lock;
+    * `commits/<array>/<view>.<shard>.json`: a marker for each shard that is whole, with the rows it holds and its
+      file's size and sha256. It is written last: a shard without one counts as missing, whatever is in its file.
+
+    The shard is the unit of writing, and each is written once, as a whole. Several processes may write different
+    shards at a time; everything else that changes a store wants its lock.
+
+    Example:
+        >>> store = Store.create(folder, {"dataset": "DUTS"})
+        >>> with store.lock():
+        ...     store.set_manifest(store.manifest.assign(entries, store.rows_per_shard)[0])
+        ...     store.add_array("mask", (352, 352), "uint8", views=1, fingerprint=Fingerprint({"size": 352}))
+        ...     for view, shard in store.missing("mask", [0]):
+        ...         rows = store.rows_in_shard(shard)
+        ...         store.write_shard("mask", view, shard, rows, compute(rows))
+    """
+
+    def __init__(self, group: zarr.Group, path: Path) -> None:
+        """Wrap an open group: use `create` or `open`."""
+        self.path: Final = path
+        self._group = group
+        layout = cast("dict[str, Any]", group.attrs["store"])
+        self.rows_per_shard: Final[int] = layout["rows_per_shard"]
+        self.compressor: Final[Compressor] = layout["compressor"]
+        self._load()
+
+    def _load(self) -> None:
+        self._manifest = load_manifest(self.path / "manifest")
+        arrays = sorted(self._group.arrays())
+        self._arrays = {name: StoredArray(array, *self._folders(name)) for name, array in arrays}
+
+    @classmethod
+    def create(
+        cls, path: Path | str, attributes: Mapping[str, JSON], rows_per_shard: int = 64, compressor: Compressor = None
+    ) -> Store:
+        """Make an empty store in the folder `path`, which must be new or empty.
+
+        Raises:
+            CacheError: there is something at `path`.
+            ValueError: `rows_per_shard` is below 1, or no such compressor.
+        """
+        path = Path(path)
+        if rows_per_shard < 1 or compressor not in (None, "zstd", "blosc"):
+            raise ValueError(
+                f"a store cannot have {rows_per_shard} rows a shard and compressor {compressor!r}: "
+                "use at least 1 row, and None, 'zstd' or 'blosc'"
+            )
+        # An interrupted `create` leaves no more than the store's own folders: the group's file comes last.
+        if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= set(RESERVED)):
+            raise CacheError(f"{path} is there already: open it, or choose a new or empty folder for the store")
+        for name in RESERVED:
+            # They are Zarr groups as well, so that a reader who lists the store finds nothing that it cannot name.
+            zarr.open_group(path / name, mode="a", zarr_format=3)
+        save_manifest(path / "manifest", Manifest())
+        layout = {"format": FORMAT, "rows_per_shard": rows_per_shard, "compressor": compressor}
+        zarr.create_group(path, zarr_format=3, attributes={"store": layout, "attributes": dict(attributes)})
+        sync(path / "zarr.json")
+        sync(path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Store:
+        """Open the store in the folder `path`.
+
+        Raises:
+            CacheError: there is none, or one of a newer format.
+            CorruptError: its manifest is damaged.
+        """
+        path = Path(path)
+        if not (path / "zarr.json").is_file():
+            raise CacheError(f"there is no store in {path}: create one, or correct the path")
+        group = zarr.open_group(path, mode="r+", zarr_format=3)
+        layout = cast("dict[str, Any]", group.attrs.get("store", {}))
+        if layout.get("format") != FORMAT:
+            raise CacheError(
+                f"{path} is not a store of format {FORMAT} but {layout.get('format')}: "
+                "use the version of the program that wrote it, or make the store again"
+            )
+        return cls(group, path)
+
+    # -- what the store says of itself ---------------------------------------------------------------------------
+
+    @property
+    def attributes(self) -> Mapping[str, JSON]:
+        """What the store's owner notes about it."""
+        return cast("Mapping[str, JSON]", self._group.attrs["attributes"])
+
+    def set_attributes(self, attributes: Mapping[str, JSON]) -> None:
+        """Replace `attributes`."""
+        self._group.attrs["attributes"] = dict(attributes)
+        sync(self.path / "zarr.json")
+
+    @property
+    def manifest(self) -> Manifest:
+        """The samples and their rows, as of opening, locking or setting it."""
+        return self._manifest
+
+    def set_manifest(self, manifest: Manifest) -> None:
+        """Make `manifest` the store's, on the disk, and let every array grow to its rows."""
+        # First the arrays: rows that no manifest knows are harmless, the other way round they could not be read.
+        for array in self._arrays.values():
+            array.grow(manifest.next_row)
+        save_manifest(self.path / "manifest", manifest)
+        self._manifest = manifest
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store's lock inside a `with`; on entering, manifest and arrays are looked up anew.
+
+        Raises:
+            BusyError: another process holds it; names its id and command.
+        """
+        with locked(self.path / "manifest" / "lock", f"the store {self.path}"):
+            self._load()
+            yield
+
+    # -- arrays --------------------------------------------------------------------------------------------------
+
+    @property
+    def arrays(self) -> Mapping[str, ArrayInfo]:
+        """The arrays by name."""
+        return {name: array.info for name, array in self._arrays.items()}
+
+    def add_array(
+        self, name: str, item_shape: Sequence[int], dtype: npt.DTypeLike, views: int, fingerprint: Fingerprint
+    ) -> ArrayInfo:
+        """Add an array in which every row is missing.
+
+        Raises:
+            CacheError: there is one of that name.
+            ValueError: a name, shape, type or number of views that a store cannot hold.
+        """
+        info = ArrayInfo(name, tuple(item_shape), np.dtype(dtype), views, fingerprint)
+        folder, commits = self._folders(name)
+        if (folder / "zarr.json").exists():
+            raise CacheError(f"the store {self.path} has an array {name!r} already: remove it first")
+        clear(commits, folder)  # what an interrupted removal left
+        self._arrays[name] = StoredArray.create(
+            self._group, info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor
+        )
+        return info
+
+    def remove_array(self, name: str) -> None:
+        """Remove an array with all its data.
+
+        Raises:
+            CacheError: there is none of that name.
+        """
+        self._array(name).remove()
+        del self._arrays[name]
+
+    def check(self, wanted: Mapping[str, Fingerprint], advice: str = "") -> tuple[FieldDifference, ...]:
+        """Compare the fingerprints of arrays with the wanted ones, and return the recorded fields that differ.
+
+        Raises:
+            StaleError: fields that decide validity differ; its message lists them and ends with `advice`.
+            CacheError: there is no array of a name in `wanted`.
+        """
+        stored = {name: self._array(name).info.fingerprint for name in wanted}
+        differences = tuple(d for name in wanted for d in stored[name].differences(wanted[name], name))
+        if differences:
+            raise StaleError(differences, advice)
+        return tuple(d for name in wanted for d in stored[name].drift(wanted[name], name))
+
+    def item_nbytes(self, array: str) -> int:
+        """Return the bytes of one row of `array` in one view, uncompressed."""
+        return self._array(array).info.item_nbytes
+
+    def nbytes(self, array: str) -> int:
+        """Return the bytes that `array` takes on the disk."""
+        return self._array(array).nbytes()
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def rows_in_shard(self, shard: int) -> Rows:
+        """Return the rows in use in a shard, ascending, int64 (n,)."""
+        in_use = self.manifest.rows_in_use
+        rows: Rows = in_use[in_use // self.rows_per_shard == shard]
+        return rows
+
+    def missing(self, array: str, views: Sequence[int]) -> list[ShardId]:
+        """Return the shards of `views` that hold rows in use and are not committed, ordered by view and shard."""
+        return [
+            ShardId(view, int(shard))
+            for view in sorted(set(views))
+            for shard in np.unique(self.manifest.rows_in_use // self.rows_per_shard)
+            if not self._is_committed(array, ShardId(view, int(shard)))
+        ]
+
+    def views_complete(self, array: str) -> tuple[int, ...]:
+        """Return the views of `array` in which every row in use is committed."""
+        return tuple(view for view in range(self._array(array).info.views) if not self.missing(array, [view]))
+
+    def write_shard(self, array: str, view: int, shard: int, rows: npt.ArrayLike, values: npt.NDArray[Any]) -> None:
+        """Write a shard as a whole, flush it to the disk and commit it.
+
+        Args:
+            rows: the rows in use in the shard, as `rows_in_shard` gives them, (n,).
+            values: what they hold, (n, *item_shape), of the array's dtype.
+
+        Raises:
+            ValueError: other rows, another shape or another dtype.
+            CacheError: the shard is committed already, or there is no such array or view.
+        """
+        stored, info = self._array(array), self._array(array).info
+        wanted = self.rows_in_shard(shard)
+        if not np.array_equal(wanted, rows) or not len(wanted):
+            raise ValueError(
+                f"shard {shard} of array {array!r} holds {len(wanted)} rows in use: a shard is written whole, "
+                "so give exactly those that rows_in_shard returns"
+            )
+        if values.dtype != info.dtype or values.shape != (len(wanted), *info.item_shape):
+            raise ValueError(
+                f"array {array!r} wants {info.dtype} {(len(wanted), *info.item_shape)} for shard {shard}, "
+                f"not {values.dtype} {values.shape}: convert the values before writing"
+            )
+        if self._is_committed(array, ShardId(view, shard)):
+            raise CacheError(
+                f"shard {shard} of array {array!r}, view {view}, is written already: discard it to write it again"
+            )
+        stored.write(ShardId(view, shard), wanted, values)
+
+    def discard(self, array: str, view: int, shard: int) -> None:
+        """Make a shard count as missing, so that it can be written again."""
+        self._array(array).discard(ShardId(view, shard))
+
+    def damaged(self, array: str) -> list[ShardId]:
+        """Read every committed shard of `array` and return those whose bytes are not the ones written."""
+        return self._array(array).damaged()
+
+    def orphans(self) -> int:
+        """Return the number of rows that are written, in any array, and no longer in use."""
+        written = set[int]().union(*(array.written_rows() for array in self._arrays.values()))
+        return len(written.difference(self.manifest.rows_in_use.tolist()))
+
+    def _is_committed(self, array: str, shard: ShardId) -> bool:
+        views = self._array(array).info.views
+        if not 0 <= shard.view < views:
+            raise CacheError(f"array {array!r} has no view {shard.view}: choose one of its {views}, from 0 on")
+        return self._array(array).holds(shard, self.rows_in_shard(shard.shard))
+
+    def _array(self, name: str) -> StoredArray:
+        if name not in self._arrays:
+            there = ", ".join(self._arrays) or "none"
+            raise CacheError(f"the store {self.path} has no array {name!r} ({there} there): add it first")
+        return self._arrays[name]
+
+    def _folders(self, name: str) -> tuple[Path, Path]:
+        return self.path / name, self.path / "commits" / name
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def reader(self, names: Sequence[str], cache_bytes: int = 64 << 20, allocate: Allocate = np.empty) -> Reader:
+        """Open arrays for reading batches.
+
+        Args:
+            names: the arrays to read.
+            cache_bytes: memory for the shards' indices and the chunks read last. With none, each chunk's read is
+                preceded by one of its shard's index.
+            allocate: makes the memory of a batch's array from (shape, dtype): pinned memory, say.
+
+        Raises:
+            CacheError: there is no array of a name in `names`.
+            CorruptError: an array's metadata is damaged.
+        """
+        infos = [self._array(name).info for name in names]
+        return Reader(self.path, infos, self.manifest, self.rows_per_shard, cache_bytes, allocate)

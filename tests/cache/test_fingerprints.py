@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsu_cache import JSON, CacheError, FieldDifference, Fingerprint, StaleError
+
+FIELDS: dict[str, JSON] = {"weights": "1a2b", "size": [518, 518], "precision": "fp16", "grid": 11, "mean": 0.5}
+
+# Texts from a list: the first `st.text()` on a machine builds a table of Unicode, too slow for Hypothesis' own limit.
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", "1", "é"]),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
+)
+fields = st.dictionaries(st.sampled_from("abc"), json_values, max_size=3)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_field_alone_decides(name: str) -> None:
+    stored, wanted = Fingerprint(FIELDS), Fingerprint(FIELDS | {name: "other"})
+    assert stored.differences(wanted, "V") == (FieldDifference("V", name, FIELDS[name], "other"),)
+    assert stored.digest != wanted.digest
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_that_is_not_there_differs_either_way(name: str) -> None:
+    without = Fingerprint({key: value for key, value in FIELDS.items() if key != name})
+    assert Fingerprint(FIELDS).differences(without, "V") == (FieldDifference("V", name, FIELDS[name], None),)
+    assert without.differences(Fingerprint(FIELDS), "V") == (FieldDifference("V", name, None, FIELDS[name]),)
+
+
+def test_recorded_fields_drift_and_decide_nothing() -> None:
+    stored, wanted = Fingerprint(FIELDS, {"torch": "2.6"}), Fingerprint(FIELDS, {"torch": "2.7"})
+    assert stored.differences(wanted, "V") == ()
+    assert stored.digest == wanted.digest
+    assert stored.drift(wanted, "V") == (FieldDifference("V", "torch", "2.6", "2.7"),)
+
+
+def test_tuples_and_lists_are_the_same_thing() -> None:
+    assert Fingerprint({"size": (518, 518)}) == Fingerprint({"size": [518, 518]})
+
+
+@settings(deadline=None)
+@given(fields, fields)
+def test_digests_are_equal_if_and_only_if_nothing_differs(a: dict[str, Any], b: dict[str, Any]) -> None:
+    stored, wanted = Fingerprint(a), Fingerprint(b)
+    assert (stored.digest == wanted.digest) == (stored.differences(wanted, "V") == ())
+
+
+@settings(deadline=None)
+@given(fields, fields)
+def test_json_brings_a_fingerprint_back(a: dict[str, Any], b: dict[str, Any]) -> None:
+    fingerprint = Fingerprint(a, b)
+    assert Fingerprint.from_json(json.loads(json.dumps(fingerprint.to_json()))) == fingerprint
+
+
+def test_a_stale_error_says_what_differs_and_the_way_out_also_after_pickling() -> None:
+    difference = FieldDifference("V", "grid", 37, 11)
+    error = StaleError((difference,), "Cache again.")
+    assert isinstance(error, CacheError)
+    copy = pickle.loads(pickle.dumps(error))
+    assert copy.differences == error.differences == (difference,)
+    assert str(copy) == str(error)
+    assert str(error).endswith(": V: grid is 37 in the store, 11 is wanted. Cache again.")

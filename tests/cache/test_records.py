@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dsu_cache.records import canonical, read_record, write_record
+
+
+def test_a_record_reads_as_written(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": "é\n"}
+    write_record(tmp_path / "r.json", value)
+    assert read_record(tmp_path / "r.json") == value
+
+
+def test_canonical_does_not_depend_on_order() -> None:
+    assert canonical({"b": 1, "a": 2}) == canonical({"a": 2, "b": 1}) == '{"a":2,"b":1}'
+
+
+def test_canonical_refuses_what_is_not_json() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical(float("nan"))
+    with pytest.raises(TypeError, match="set"):
+        canonical({"a": {1}})  # type: ignore[dict-item]
+
+
+def test_no_record_reads_as_none(tmp_path: Path) -> None:
+    assert read_record(tmp_path / "r.json") is None
+
+
+def test_a_record_cut_anywhere_reads_as_none(tmp_path: Path) -> None:
+    write_record(tmp_path / "r.json", {"rows": [1, 2, 3]})
+    whole = (tmp_path / "r.json").read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "r.json").write_bytes(whole[:length])
+        assert read_record(tmp_path / "r.json") is None
+
+
+def test_a_record_with_a_flipped_bit_reads_as_none(tmp_path: Path) -> None:
+    write_record(tmp_path / "r.json", {"rows": [1, 2, 3]})
+    whole = (tmp_path / "r.json").read_bytes()
+    for i in range(len(whole)):
+        (tmp_path / "r.json").write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        assert read_record(tmp_path / "r.json") is None
+
+
+def test_a_record_is_never_written_over(tmp_path: Path) -> None:
+    write_record(tmp_path / "r.json", 1)
+    with pytest.raises(FileExistsError):
+        write_record(tmp_path / "r.json", 2)
+    assert read_record(tmp_path / "r.json") == 1

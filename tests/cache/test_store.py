@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zarr
+
+from dsu_cache import (
+    BusyError,
+    CacheError,
+    Compressor,
+    CorruptError,
+    FieldDifference,
+    Fingerprint,
+    ShardId,
+    StaleError,
+    Store,
+)
+
+Values = Callable[[str, Iterable[int], int], npt.NDArray[Any]]
+Put = Callable[[Store, Iterable[str]], None]
+Fill = Callable[[Store, str, Sequence[int]], list[ShardId]]
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every data file with its modification time and bytes."""
+    paths = [path for path in folder.glob("*/c/**/*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def test_a_store_opens_as_it_was_created(tmp_path: Path, put: Put) -> None:
+    created = Store.create(tmp_path / "s", {"dataset": "toy", "from": ["a"]}, rows_per_shard=8, compressor="zstd")
+    created.add_array("V", (2,), np.float16, 4, Fingerprint({"size": (2, 2)}, {"torch": "2.6"}))
+    put(created, "ab")
+    opened = Store.open(tmp_path / "s")
+    assert opened.attributes == {"dataset": "toy", "from": ["a"]}
+    assert (opened.rows_per_shard, opened.compressor) == (8, "zstd")
+    assert opened.manifest == created.manifest
+    assert opened.arrays == created.arrays
+    assert opened.arrays["V"].fingerprint == Fingerprint({"size": [2, 2]}, {"torch": "2.6"})
+
+
+def test_attributes_are_replaced(store: Store) -> None:
+    store.set_attributes({"note": 1})
+    assert Store.open(store.path).attributes == store.attributes == {"note": 1}
+
+
+def test_create_takes_no_folder_with_something_in_it(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    for path in (tmp_path / "photos", tmp_path / "photos" / "a.jpg", store.path):
+        with pytest.raises(CacheError, match="is there already"):
+            Store.create(path, {})
+
+
+def test_create_goes_over_an_interrupted_create(store: Store, tmp_path: Path) -> None:
+    other = Store.create(tmp_path / "other", {})
+    (other.path / "zarr.json").unlink()
+    assert Store.create(other.path, {"dataset": "again"}).attributes == {"dataset": "again"}
+
+
+@pytest.mark.parametrize(("rows_per_shard", "compressor"), [(0, None), (4, "gzip")])
+def test_create_refuses_a_layout_that_is_none(tmp_path: Path, rows_per_shard: int, compressor: Any) -> None:
+    with pytest.raises(ValueError, match="a store cannot have"):
+        Store.create(tmp_path / "s", {}, rows_per_shard, compressor)
+    assert not (tmp_path / "s").exists()
+
+
+def test_open_says_what_is_wrong(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(CacheError, match="there is no store in"):
+        Store.open(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    zarr.create_group(tmp_path / "foreign", zarr_format=3)
+    with pytest.raises(CacheError, match="not a store of format 1"):
+        Store.open(tmp_path / "foreign")
+    for path in (store.path / "manifest").glob("0*.json"):
+        path.write_bytes(b"")
+    with pytest.raises(CorruptError, match="no whole manifest"):
+        Store.open(store.path)
+
+
+@pytest.mark.parametrize("compressor", [None, "zstd", "blosc"])
+def test_any_zarr_reader_reads_what_was_written(
+    tmp_path: Path, compressor: Compressor, put: Put, fill: Fill, values: Values
+) -> None:
+    store = Store.create(tmp_path / "s", {}, 4, compressor)
+    put(store, "abcdefghij")
+    for name, shape, dtype, views in [
+        ("pixels", (4, 4, 3), "uint8", 1),
+        ("V", (2, 2, 8), "float16", 4),
+        ("label", (), "int64", 2),
+    ]:
+        store.add_array(name, shape, dtype, views, Fingerprint({"is": name}))
+        fill(store, name, range(views))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing in the folder is strange to Zarr
+        group = zarr.open_group(store.path, mode="r")
+        assert {name for name, _ in group.arrays()} == {"pixels", "V", "label"}
+    for name, info in store.arrays.items():
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+        assert array.shape == (10, info.views, *info.item_shape)
+        assert array.dtype == info.dtype
+        assert array.chunks == (1, 1, *info.item_shape)
+        assert array.shards == (4, 1, *info.item_shape)
+        assert array.attrs["fingerprint"] == {"fields": {"is": name}, "recorded": {}}
+        for view in range(info.views):
+            np.testing.assert_array_equal(array[:, view], values(name, range(10), view))
+
+
+def test_a_partial_shard_takes_the_space_of_its_rows(store: Store, fill: Fill) -> None:
+    fill(store, "pixels", [0])
+    sizes = [(store.path / "pixels" / "c" / str(shard) / "0/0/0/0").stat().st_size for shard in range(3)]
+    index = 4 * 16 + 4
+    assert sizes == [4 * (48 + 4) + index, 4 * (48 + 4) + index, 2 * (48 + 4) + index]
+    assert store.nbytes("pixels") == sum(sizes) + (store.path / "pixels" / "zarr.json").stat().st_size
+    assert store.item_nbytes("pixels") == 48
+
+
+def test_missing_shrinks_as_shards_are_written(store: Store, fill: Fill) -> None:
+    assert store.missing("V", [1, 0, 1]) == [ShardId(view, shard) for view in (0, 1) for shard in range(3)]
+    assert store.views_complete("V") == ()
+    fill(store, "V", [2])
+    assert store.missing("V", [2]) == []
+    assert store.views_complete("V") == (2,)
+    fill(store, "V", [0, 1, 3])  # views may come later
+    assert Store.open(store.path).views_complete("V") == (0, 1, 2, 3)
+
+
+def test_growth_writes_fresh_shards_and_leaves_the_others_alone(
+    store: Store, put: Put, fill: Fill, values: Values
+) -> None:
+    fill(store, "pixels", [0])
+    fill(store, "V", [0])
+    before = files(store.path)
+    put(store, [*"abcdefghij", "k", "l"])
+    assert store.rows_in_shard(3).tolist() == [12, 13]
+    assert fill(store, "pixels", [0]) == fill(store, "V", [0]) == [ShardId(0, 3)]
+    after = files(store.path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"pixels/c/3/0/0/0/0", "V/c/3/0/0/0/0"}
+    group = zarr.open_group(store.path, mode="r")
+    np.testing.assert_array_equal(group["V"][12:, 0], values("V", [12, 13], 0))  # type: ignore[index]
+
+
+def test_changed_samples_leave_orphans_and_cost_their_own_rows_only(store: Store, put: Put, fill: Fill) -> None:
+    fill(store, "pixels", [0])
+    assert store.orphans() == 0
+    put(store, ["A", *"bcdefghi", "j"])
+    assert store.orphans() == 1
+    assert fill(store, "pixels", [0]) == [ShardId(0, 3)]
+    assert store.rows_in_shard(0).tolist() == [1, 2, 3]
+    assert fill(store, "V", [0]) == [ShardId(0, shard) for shard in range(4)]
+    assert store.orphans() == 1
+
+
+def test_a_shard_with_gaps_is_written_too(store: Store, put: Put, fill: Fill, values: Values) -> None:
+    put(store, "acdfghij")
+    fill(store, "V", [1])
+    array = zarr.open_group(store.path, mode="r")["V"]
+    assert isinstance(array, zarr.Array)
+    for row in store.manifest.rows_in_use.tolist():
+        np.testing.assert_array_equal(array[row, 1], values("V", [row], 1)[0])
+    size = (store.path / "V" / "c/0/1/0/0/0").stat().st_size
+    assert size == 3 * (64 + 4) + 4 * 16 + 4
+
+
+def test_an_interrupted_write_is_missing_and_is_rewritten_to_the_same_bytes(store: Store, fill: Fill) -> None:
+    fill(store, "V", [0])
+    whole = {name: content for name, (_, content) in files(store.path).items()}
+    data, marker = store.path / "V/c/1/0/0/0/0", store.path / "commits/V/0.1.json"
+    for left in (data.read_bytes(), data.read_bytes()[:100], b""):
+        marker.unlink()
+        data.write_bytes(left)
+        (data.parent / "0.1234.partial").write_bytes(b"stray")
+        assert Store.open(store.path).missing("V", [0]) == [ShardId(0, 1)]
+        assert store.views_complete("V") == ()
+        fill(store, "V", [0])
+        assert {name: content for name, (_, content) in files(store.path).items()} == whole
+
+
+def test_a_torn_marker_a_cut_file_and_a_lost_file_are_missing(store: Store, fill: Fill) -> None:
+    fill(store, "V", [0])
+    marker = store.path / "commits/V/0.0.json"
+    marker.write_bytes(marker.read_bytes()[:-1])
+    cut = store.path / "V/c/1/0/0/0/0"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (store.path / "V/c/2/0/0/0/0").unlink()
+    assert fill(store, "V", [0]) == [ShardId(0, 0), ShardId(0, 1), ShardId(0, 2)]
+    assert store.missing("V", [0]) == store.damaged("V") == []
+
+
+def test_damage_is_found_and_can_be_mended(store: Store, fill: Fill) -> None:
+    fill(store, "V", [0, 1])
+    assert store.damaged("V") == []
+    data = store.path / "V/c/2/1/0/0/0"
+    content = bytearray(data.read_bytes())
+    content[7] ^= 1
+    data.write_bytes(content)
+    assert store.missing("V", [0, 1]) == []
+    assert store.damaged("V") == [ShardId(1, 2)]
+    store.discard("V", 1, 2)
+    assert fill(store, "V", [0, 1]) == [ShardId(1, 2)]
+    assert store.damaged("V") == []
+
+
+def test_write_shard_refuses_what_does_not_fit(store: Store, values: Values) -> None:
+    rows = store.rows_in_shard(0)
+    right = values("V", rows, 0)
+    with pytest.raises(ValueError, match=r"float16 .4, 2, 2, 8. for shard 0, not float32"):
+        store.write_shard("V", 0, 0, rows, right.astype(np.float32))
+    with pytest.raises(ValueError, match=r"not float16 \(4, 32\)"):
+        store.write_shard("V", 0, 0, rows, right.reshape(4, 32))
+    with pytest.raises(ValueError, match="a shard is written whole"):
+        store.write_shard("V", 0, 0, rows[:2], right[:2])
+    with pytest.raises(ValueError, match="0 rows in use"):
+        store.write_shard("V", 0, 9, [], right[:0])
+    with pytest.raises(CacheError, match="no view 4"):
+        store.write_shard("V", 4, 0, rows, right)
+    with pytest.raises(CacheError, match=r"no array 'S1' \(V, pixels there\)|no array 'S1' \(pixels, V there\)"):
+        store.write_shard("S1", 0, 0, rows, right)
+    assert files(store.path) == {}
+    store.write_shard("V", 0, 0, rows, right)
+    with pytest.raises(CacheError, match="written already: discard it"):
+        store.write_shard("V", 0, 0, rows, right)
+
+
+def test_arrays_are_added_and_removed(store: Store, fill: Fill) -> None:
+    fill(store, "pixels", [0])
+    with pytest.raises(CacheError, match="has an array 'pixels' already"):
+        store.add_array("pixels", (1,), "uint8", 1, Fingerprint({}))
+    before = files(store.path)
+    store.add_array("label", (), "int64", 1, Fingerprint({}))
+    fill(store, "label", [0])
+    store.remove_array("label")
+    assert set(Store.open(store.path).arrays) == set(store.arrays) == {"pixels", "V"}
+    assert files(store.path) == before
+    with pytest.raises(CacheError, match="no array 'label'"):
+        store.remove_array("label")
+    store.add_array("label", (), "int64", 1, Fingerprint({}))
+    assert len(store.missing("label", [0])) == 3
+
+
+def test_what_an_interrupted_removal_leaves_never_counts(store: Store, fill: Fill) -> None:
+    fill(store, "pixels", [0])
+    (store.path / "pixels" / "zarr.json").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = Store.open(store.path)
+    assert set(store.arrays) == {"V"}
+    store.add_array("pixels", (4, 4, 3), "uint8", 1, Fingerprint({}))
+    assert len(store.missing("pixels", [0])) == 3
+    assert files(store.path) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "views"),
+    [
+        ("manifest", (2,), "uint8", 1),
+        ("../V", (2,), "uint8", 1),
+        ("S1", (2, 0), "uint8", 1),
+        ("S1", (2,), "uint8", 0),
+        ("S1", (2,), "object", 1),
+        ("S1", (2,), ">f2", 1),
+    ],
+)
+def test_add_array_refuses_what_cannot_be_stored(
+    store: Store, name: str, shape: tuple[int, ...], dtype: str, views: int
+) -> None:
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        store.add_array(name, shape, dtype, views, Fingerprint({}))
+
+
+def test_check_refuses_stale_arrays_and_returns_drift(store: Store) -> None:
+    store.add_array("S1", (2,), "float16", 1, Fingerprint({"weights": "1a"}, {"torch": "2.6"}))
+    assert store.check({"S1": Fingerprint({"weights": "1a"}, {"torch": "2.6"}), "V": Fingerprint({"size": 2})}) == ()
+    drift = store.check({"S1": Fingerprint({"weights": "1a"}, {"torch": "2.7"})})
+    assert drift == (FieldDifference("S1", "torch", "2.6", "2.7"),)
+    with pytest.raises(StaleError, match=r"S1: weights is '1a' in the store, '2b' is wanted. Run it again") as caught:
+        store.check({"S1": Fingerprint({"weights": "2b"}), "V": Fingerprint({"size": 2})}, "Run it again.")
+    assert caught.value.differences == (FieldDifference("S1", "weights", "1a", "2b"),)
+
+
+def test_the_lock_brings_the_store_up_to_date(store: Store, put: Put) -> None:
+    other = Store.open(store.path)
+    with other.lock():
+        put(other, "abc")
+        other.add_array("label", (), "int64", 1, Fingerprint({}))
+        with pytest.raises(BusyError, match=r"the store .* is being written by process"), store.lock():
+            pytest.fail("two writers")
+    with pytest.raises(CacheError, match="has an array 'label' already"):
+        store.add_array("label", (), "int64", 1, Fingerprint({}))
+    with store.lock():
+        assert store.manifest == other.manifest
+        assert store.arrays == other.arrays
+
+
+def test_an_array_of_no_rows_grows(tmp_path: Path, put: Put, fill: Fill) -> None:
+    store = Store.create(tmp_path / "s", {}, 4)
+    store.add_array("V", (2, 2, 8), "float16", 1, Fingerprint({}))
+    assert store.views_complete("V") == (0,)
+    put(store, "ab")
+    assert fill(store, "V", [0]) == [ShardId(0, 0)]
