@@ -12,11 +12,13 @@ No formula here is our own. In the order of `METRICS`:
 * IoU, Dice: of the pixels strictly above half (`map > 0.5`; in 8-bit values from 128), averaged over
   images.
 
-Conventions. Ground truth is foreground strictly above 128. With `normalize` each map is stretched to 0..1
-by its own minimum and maximum (a constant map stays as it is); without, a map is v / 255. Adaptive cuts and
-curves keep pixels `>=` the threshold, curves those of the map truncated to 8 bits. Two oddities of all the
-toolboxes: an all-black map has the adaptive threshold 0 and so counts as ALL foreground in F_adaptive and
-E_adaptive, and E divides by one pixel less than there are, so perfect maps score just over 1.
+Conventions. Ground truth is foreground strictly above 128 (label maps: where not 0). With `normalize` each
+map is stretched to 0..1 by its own minimum and maximum (a constant map stays as it is); without, a map is v
+/ 255. Adaptive cuts and curves keep pixels `>=` the threshold, curves those of the map truncated to 8 bits.
+Two oddities of all the toolboxes: an all-black map has the adaptive threshold 0 and so counts as ALL
+foreground in F_adaptive and E_adaptive, and E divides by one pixel less than there are, so perfect maps
+score just over 1. A third is mended here: S of an object that lies within the last row or column is
+NaN, and with it the whole set's.
 
 An empty ground truth is legal. There S is 1 - mean(map), MAE is mean(map), E is the share of pixels left
 background (so 0 for E_adaptive of an all-black map), and every F, IoU and Dice is 0 whatever was predicted.
@@ -43,6 +45,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -53,7 +56,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.errors import DsuError, UsageError
-from dsu.images import read_mask
+from dsu.images import IMAGE_SUFFIXES, read_mask
+from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask
 from dsu.progress import SILENT, Progress
 
 __all__ = [
@@ -84,10 +88,9 @@ METRICS: Final = (
 
 # What is one number an image; the mean and max of F and E exist for a set's averaged curve only.
 _PER_IMAGE: Final = ("S", "F_adaptive", "F_weighted", "E_adaptive", "MAE", "IoU", "Dice")
-_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _CHUNK: Final = 8
 # A process takes about as long to start as it takes to measure this many images.
-_IMAGES_WORTH_A_PROCESS: Final = 32
+_IMAGES_WORTH_A_PROCESS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def evaluate(
     *,
     normalize: bool = True,
     resize: bool = False,
+    reading: MaskReading | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -132,12 +136,14 @@ def evaluate(
             turns 1/255 of noise into a full-range map, so leave it off to judge images without an object.
         resize: Bring maps of another size to their mask's size, bilinearly (Pillow's, which filters when it
             shrinks), instead of refusing them.
+        reading: How the ground truths are meant, where that is known; else they are all looked at first, since
+            label maps of 0 and 1 would pass for masks without an object.
         workers: Processes; by default up to one a core where there are images enough, and 1 measures in this
             very process. A script that asks for more needs the usual `if __name__ == "__main__":`.
         progress: Told of every image measured.
 
     Raises:
-        UsageError: No cases, or fewer than one worker.
+        UsageError: No cases, fewer than one worker, or ground truths that leave open what is foreground.
         DsuError: A file that cannot be read, or a pair of different sizes without `resize`.
 
     Example:
@@ -147,20 +153,22 @@ def evaluate(
     """
     cases = list(cases)
     workers = _workers(workers, len(cases))
-    measure = partial(_measure, normalize=normalize, resize=resize)
     chunks = [cases[start : start + _CHUNK] for start in range(0, len(cases), _CHUNK)]
     meters = _Meters()
-    with progress.task("evaluating", total=len(cases)) as task, _mapping(workers) as map_chunks:
-        for chunk, measured in zip(chunks, map_chunks(measure, chunks), strict=True):
-            meters.extend(measured)
-            task.advance(len(chunk))
+    with _mapping(workers) as map_chunks:
+        reading = reading or choose_reading(list(chain.from_iterable(map_chunks(_examine, chunks))))
+        measure = partial(_measure, normalize=normalize, resize=resize, reading=reading)
+        with progress.task("evaluating", total=len(cases)) as task:
+            for chunk, measured in zip(chunks, map_chunks(measure, chunks), strict=True):
+                meters.extend(measured)
+                task.advance(len(chunk))
     metrics, curves = meters.averages()
     return Evaluation(
         metrics=metrics,
         images=len(cases),
         per_image=meters.per_image([case.name for case in cases]),
         curves=curves,
-        conventions=_conventions(normalize=normalize, resize=resize),
+        conventions=_conventions(normalize, resize, reading),
     )
 
 
@@ -169,7 +177,7 @@ def match_folders(predictions: Path, truth: Path) -> tuple[list[Case], list[str]
 
     Returns:
         The cases; the names of ground truths without a prediction; the names of predictions without a ground
-        truth. All sorted by name.
+        truth. All in the order of their paths.
 
     Raises:
         UsageError: A folder that is absent or has no images.
@@ -300,15 +308,20 @@ class _Meters:
         }
 
 
-def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool) -> _Meters:
+def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
+    return [examine_mask(case.truth)[1] for case in cases]
+
+
+def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: MaskReading) -> _Meters:
     meters = _Meters()
     for case in cases:
-        meters.step(*_read(case, resize=resize), normalize=normalize)
+        meters.step(*_read(case, resize, reading), normalize=normalize)
     return meters
 
 
-def _read(case: Case, *, resize: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    prediction, truth = read_mask(case.prediction), read_mask(case.truth)
+def _read(case: Case, resize: bool, reading: MaskReading) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One pair, prediction and ground truth, both (H, W)."""
+    prediction, truth = read_mask(case.prediction), reading.read(case.truth)
     if prediction.shape == truth.shape:
         return prediction, truth
     height, width = truth.shape
@@ -332,7 +345,7 @@ def _workers(asked: int | None, images: int) -> int:
 
 
 @contextmanager
-def _mapping(workers: int) -> Iterator[Callable[..., Iterable[_Meters]]]:
+def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """Give a `map` that keeps the order: this process's own, or one over fresh processes.
 
     Processes are spawned, since a forked one inherits CUDA and threads in a state that neither survives.
@@ -357,7 +370,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.suffix.lower() not in _SUFFIXES or any(part.startswith(".") for part in inside.parts):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inside.parts):
             continue
         name = inside.with_suffix("").as_posix()
         if name in named:
@@ -367,14 +380,20 @@ def _by_name(folder: Path) -> dict[str, Path]:
         named[name] = path
     if not named:
         raise UsageError(
-            f"{folder} has no images ({', '.join(sorted(_SUFFIXES))}): name the folder that holds them."
+            f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): name the folder that holds them."
         )
     return named
 
 
-def _conventions(*, normalize: bool, resize: bool) -> dict[str, str]:
+def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[str, str]:
+    if reading.foreground is not None:
+        truth = f"foreground: values {', '.join(map(str, reading.foreground))}"
+    else:
+        truth = (
+            "foreground: labels other than 0" if reading.labels else "foreground above 128, in colours all but black"
+        )
     return {
-        "ground truth": "foreground above 128",
+        "ground truth": truth,
         "map": "min-max normalised, image by image" if normalize else "value / 255, not normalised",
         "other sizes": "map resized bilinearly to its mask" if resize else "refused",
         "S": "alpha 0.5",

@@ -78,9 +78,7 @@ def sheet(
             top += caption
         for left, picture in zip(columns, row, strict=True):
             pen.rectangle((left, top, left + cell - 1, top + row_height - 1), _CELL_GROUND)
-            page.paste(
-                picture, (left + (cell - picture.width) // 2, top + (row_height - picture.height) // 2)
-            )
+            page.paste(picture, (left + (cell - picture.width) // 2, top + (row_height - picture.height) // 2))
         top += row_height + _GAP
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path, "PNG")
@@ -187,7 +185,8 @@ def _draw_validation(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _from_zero(axes: "Axes") -> None:
     """Start the scale at 0, with room above the highest point."""
-    axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+    if axes.has_data():
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)
 
 
 def _legend_above(axes: "Axes", lines: Sequence[Any]) -> None:
@@ -195,9 +194,7 @@ def _legend_above(axes: "Axes", lines: Sequence[Any]) -> None:
     axes.legend(handles=lines, ncols=len(lines), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
 
 
-def _draw(
-    axes: "Axes", rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str, str]]
-) -> list[Any]:
+def _draw(axes: "Axes", rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str, str]]) -> list[Any]:
     """Draw the columns that `styles` names (label, colour, line) and return the lines."""
     axes.grid(visible=True, color="#e8eaed", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -223,9 +220,7 @@ def _history(history: Path | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[st
     else:
         rows = history
     if not _series(rows, "loss")[0]:
-        raise UsageError(
-            "the history has no epoch with a loss: train for one epoch at least before drawing it."
-        )
+        raise UsageError("the history has no epoch with a loss: train for one epoch at least before drawing it.")
     return rows
 
 

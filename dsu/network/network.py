@@ -5,7 +5,7 @@ or what the prefix computes now; nothing downstream can know which, because the 
 tensors it returns are, bit for bit and byte for byte, what the store keeps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from dsu.encoders.dino import dino_maps
 from dsu.encoders.hiera import embed_pixels
 from dsu.network.head import Head
 from dsu.network.modulation import resize_map
-from dsu.network.resume import ResumePoint, earliest
+from dsu.network.resume import ResumePoint, earliest, map_names, point_block
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -83,22 +83,29 @@ class DSUNet(nn.Module):
     def forward(self, pixels: Tensor, dino_pixels: Tensor | None) -> list[Tensor]:
         """Three logit maps (B, 1, S, S), deepest first, from normalised pixels at both input sizes."""
         point = earliest(self.architecture)
-        return self.suffix(self.prefix(pixels, dino_pixels, point), point)
+        return self.suffix(self.prefix(pixels, dino_pixels, point.reads), point)
 
     @torch.no_grad()
-    def prefix(self, pixels: Tensor, dino_pixels: Tensor | None, point: ResumePoint) -> dict[str, Tensor]:
-        """What is frozen, up to `point`.
+    def prefix(self, pixels: Tensor, dino_pixels: Tensor | None, names: Collection[str]) -> dict[str, Tensor]:
+        """What is frozen: the named points of the encoders as they are without any adapter.
 
         Args:
             pixels: (B, 3, S, S) normalised, at Hiera's input size.
-            dino_pixels: (B, 3, S', S') normalised, at DINOv2's; may be None where no map is read.
-            point: where to stop.
+            dino_pixels: (B, 3, S', S') normalised, at DINOv2's; may be None where no map is asked for.
+            names: points (`pixels`, S1..S4, B<k>) and maps (V, V<k>), see `resume`.
 
         Returns:
-            `point.reads`, each (B, H, W, C) settled, except `pixels`, which stay (B, 3, S, S).
+            The named tensors, each (B, H, W, C) settled, except `pixels`, which stay (B, 3, S, S).
         """
-        found = self._frozen_tokens(pixels, point) | self._frozen_maps(dino_pixels, point, grid=pixels.shape[-1] // 32)
-        return {name: tensor if name == "pixels" else settle(tensor, self.stored) for name, tensor in found.items()}
+        maps = [name for name in names if name in map_names(self.architecture)]
+        tokens = [name for name in names if name not in maps and name != "pixels"]
+        found = {
+            name: settle(tensor, self.stored)
+            for name, tensor in (
+                self._frozen_tokens(pixels, tokens) | self._frozen_maps(dino_pixels, maps, grid=pixels.shape[-1] // 32)
+            ).items()
+        }
+        return found | ({"pixels": pixels} if "pixels" in names else {})
 
     def suffix(self, points: Mapping[str, Tensor], point: ResumePoint) -> list[Tensor]:
         """The rest: frozen blocks up to the first adapter without gradient, adapted blocks, and the head."""
@@ -112,33 +119,35 @@ class DSUNet(nn.Module):
         All (B, C, H, W). Takes what `forward` takes.
         """
         point = earliest(self.architecture)
-        levels, maps = self._encode(self.prefix(pixels, dino_pixels, point), point)
+        levels, maps = self._encode(self.prefix(pixels, dino_pixels, point.reads), point)
         found = {f"S{level}": levels[level] for level in LEVELS}
         if self.dino is not None and dino_pixels is not None:
             last = self.architecture.dino.depth
             found["V"] = dino_maps(self.dino, dino_pixels, [last])[last]
         return found | self.head.features(levels, maps)
 
-    def _frozen_tokens(self, pixels: Tensor, point: ResumePoint) -> dict[str, Tensor]:
-        """Hiera's tensors among `point.reads`, none of which any adapter touches."""
-        if point.tokens == "pixels":
-            return {"pixels": pixels}
+    def _frozen_tokens(self, pixels: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Hiera's levels and tokens by name, (B, H, W, C)."""
+        if not names:
+            return {}
+        wanted: dict[int, list[str]] = {}
+        for name in names:
+            wanted.setdefault(point_block(self.architecture, name), []).append(name)
         hiera = self._hiera()
         tokens = embed_pixels(hiera, pixels)
-        found = {}
-        for index, block in enumerate(hiera.blocks[: point.block]):
-            tokens = block(tokens)
-            if index in hiera.stage_ends:
-                found[f"S{hiera.stage_ends.index(index) + 1}"] = tokens
-        return {**found, point.tokens: tokens}
+        found: dict[str, Tensor] = {}
+        for index in range(max(wanted)):
+            tokens = hiera.blocks[index](tokens)
+            found |= dict.fromkeys(wanted.get(index + 1, ()), tokens)
+        return found
 
-    def _frozen_maps(self, dino_pixels: Tensor | None, point: ResumePoint, grid: int) -> dict[str, Tensor]:
-        """DINOv2's maps among `point.reads`, channels last; V on S4's `grid`, whose side is in positions."""
-        if not point.maps:
+    def _frozen_maps(self, dino_pixels: Tensor | None, names: Collection[str], grid: int) -> dict[str, Tensor]:
+        """DINOv2's maps by name, (B, H, W, C); V on S4's `grid`, whose side is in positions."""
+        if not names:
             return {}
         if self.dino is None or dino_pixels is None:
             raise RuntimeError("this network was built without DINOv2 and its maps were not given")
-        blocks = {name: int(name[1:] or self.architecture.dino.depth) for name in point.maps}
+        blocks = {name: int(name[1:] or self.architecture.dino.depth) for name in names}
         maps = dino_maps(self.dino, dino_pixels, blocks.values())
         found = {name: maps[block] for name, block in blocks.items()}
         if "V" in found:

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from dsu.architecture import LEVELS, Architecture
 from dsu.errors import UsageError
 
-__all__ = ["ResumePoint", "check_points", "earliest", "point_block", "resume_point", "serving_points"]
+__all__ = [
+    "ResumePoint",
+    "check_points",
+    "earliest",
+    "map_names",
+    "point_block",
+    "point_shape",
+    "resume_point",
+    "serving_points",
+]
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,20 @@ def point_block(architecture: Architecture, point: str) -> int:
     )
 
 
+def point_shape(architecture: Architecture, name: str) -> tuple[int, int, int]:
+    """(H, W, C) of a point or map as it is stored."""
+    if name == "V":
+        side, channels = architecture.level_grid(4), architecture.dino.embed_dim
+    elif name in map_names(architecture):
+        side, channels = architecture.dino_grid, architecture.dino.embed_dim
+    elif name == "pixels":
+        side, channels = architecture.hiera_size, 3
+    else:
+        level = architecture.hiera.stage_of(point_block(architecture, name))
+        side, channels = architecture.level_grid(level), architecture.hiera.level_dim(level)
+    return (side, side, channels)
+
+
 def check_points(architecture: Architecture, points: Collection[str]) -> None:
     """Raise `UsageError` for a name that can't be stored of this network."""
     for point in points:
@@ -68,21 +91,27 @@ def map_names(architecture: Architecture) -> tuple[str, ...]:
     return ("V", *(f"V{block}" for block in range(1, architecture.dino.depth + 1)))
 
 
-def resume_point(architecture: Architecture, available: Collection[str]) -> ResumePoint:
+def resume_point(architecture: Architecture, available: Collection[str], wanted: str | None = None) -> ResumePoint:
     """The latest point at or before the first adapted block that `available` tensors can serve.
 
-    `available` names what is stored in every view that the run draws, `pixels` included. Raises `UsageError`
-    when DINOv2's maps are not among it: they stand beside every resume point.
+    `available` names what is stored in every view that the run draws, `pixels` included; `wanted` asks for one
+    of the points that can serve. Raises `UsageError` when DINOv2's maps are not among what is available (they
+    stand beside every resume point), or when `wanted` can't serve.
     """
     maps = tuple(dict.fromkeys(architecture.injections.values()))
     lacking = [name for name in maps if name not in available]
     if lacking:
         raise UsageError(
-            f"The store lacks {', '.join(lacking)} in the views that this run draws: add it with `dsu "
-            f"cache-features --levels {','.join(lacking)}`."
+            f"{', '.join(lacking)} is not stored in all the views that this run draws: run `dsu cache-features "
+            f"--levels {','.join(lacking)}` (with more --views), or draw fewer with --views 1."
         )
     serving = serving_points(architecture, available)
-    return _at(architecture, max(serving, key=lambda point: point_block(architecture, point)), maps)
+    if wanted is not None and wanted not in serving:
+        raise UsageError(
+            f"A run with adapters in the last {architecture.adapt_last} blocks can't resume from {wanted!r} with what "
+            f"is stored in the views that it draws: choose {', '.join(sorted(serving))}."
+        )
+    return _at(architecture, wanted or max(serving, key=lambda point: point_block(architecture, point)), maps)
 
 
 def serving_points(architecture: Architecture, available: Collection[str]) -> list[str]:

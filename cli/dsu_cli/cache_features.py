@@ -1,0 +1,80 @@
+"""`dsu cache-features`: stage one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsu_cli import options
+
+
+def cache_features(
+    dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or a folder of yours.")],
+    data_root: options.DataRoot = Path("data"),
+    cache_root: options.CacheRoot = Path("features"),
+    images: options.Images = None,
+    masks: options.Masks = None,
+    foreground: options.Foreground = None,
+    levels: Annotated[
+        str, typer.Option(help="What to store beside pixels and mask: V, S1 to S4, B<k> (tokens entering block k).")
+    ] = "V,S1,S2,S3,S4",
+    views: Annotated[int, typer.Option(help="Flips in which training images keep V: 1, 2 or 4.")] = 4,
+    level_views: Annotated[int, typer.Option(help="Flips in which they keep Hiera's levels: 1, 2 or 4.")] = 1,
+    stored: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    compressor: Annotated[str | None, typer.Option(help="zstd or blosc: 8 to 16 % smaller.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Compute anew what was made of something else.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Images that the encoders see at once.")] = 8,
+    preset: options.Preset = "large",
+    hiera: options.Hiera = None,
+    dino: options.Dino = None,
+    hiera_size: options.HieraSize = None,
+    dino_size: options.DinoSize = None,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+    random_weights: options.RandomWeights = False,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Stage one: run both frozen encoders once and store what they give.
+
+    Run it again at any time: it computes only what is new, changed or missing.
+
+    `--levels V` is all that the paper's setting reads in training; Hiera's levels serve figures, heads with fewer
+    adapters (`train-head --adapt-last N`) and training without flips.
+    """
+    from dsu.architecture import build_architecture
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.extraction import ExtractionSettings, cache_features
+    from dsu_cli.console import ConsoleProgress, out
+    from dsu_cli.parsing import one_of
+    from dsu_cli.reports import extraction_table
+
+    settings = ExtractionSettings(
+        levels=tuple(dict.fromkeys(level.strip() for level in levels.split(",") if level.strip())),
+        views=one_of("--views", views, (1, 2, 4)),
+        level_views=one_of("--level-views", level_views, (1, 2, 4)),
+        stored=one_of("--stored", stored, ("float16", "float32")),
+        compressor=one_of("--compressor", compressor, (None, "zstd", "blosc")),
+        batch_size=one_of("--batch-size", batch_size, range(1, 4097)),
+        foreground=tuple(foreground) if foreground else None,
+        rebuild=rebuild,
+    )
+    result = cache_features(
+        dataset,
+        build_architecture(preset or "large", hiera=hiera, dino=dino, hiera_size=hiera_size, dino_size=dino_size),
+        settings,
+        EncoderWeights(hiera_weights, dino_weights, random_weights),
+        data_root=data_root,
+        cache_root=cache_root,
+        images=images,
+        masks=masks,
+        device=device,
+        precision=one_of("--precision", precision, ("auto", "fp32", "bf16")),
+        before=lambda plan: out.print(extraction_table(plan)) if not quiet else None,
+        progress=ConsoleProgress(quiet=quiet),
+    )
+    if not quiet:
+        out.print(f"Stored in {cache_root}. Next: `dsu train-head`", markup=False)
+    if result.skipped:
+        raise typer.Exit(1)

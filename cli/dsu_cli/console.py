@@ -1,0 +1,116 @@
+"""What a person sees: progress bars, tables, errors. Results go to standard output, all else to standard error."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from dsu.progress import Task
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichBars
+
+__all__ = ["ConsoleProgress", "bytes_text", "fail", "key_table", "out", "say"]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line that stays, on standard error."""
+    err.print(text, markup=False)
+
+
+def fail(message: str) -> None:
+    """An error, in one sentence."""
+    err.print("error:", style="bold red", end=" ")
+    err.print(message, markup=False)
+
+
+def bytes_text(count: float) -> str:
+    """`3.2 GB`: decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def key_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values, aligned, without any frame."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+class ConsoleProgress:
+    """Bars with rate and ETA on a terminal; a plain line a phase elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+
+    def say(self, text: str) -> None:
+        """Print one line that stays."""
+        if not self._quiet:
+            say(text)
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "images") -> Iterator[Task]:
+        """See `dsu.progress.Progress.task`."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichBars
+
+        live = err.is_terminal and not self._quiet
+        bars = RichBars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+            console=err,
+            disable=not live,
+            transient=True,
+        )
+        bar = _RatedBar(bars, label, total, unit)
+        with bars:
+            yield bar
+        if not self._quiet:
+            say(bar.summary())
+
+
+class _RatedBar:
+    """A bar that knows its rate, and sums itself up in one line when it is done."""
+
+    def __init__(self, bars: "RichBars", label: str, total: int, unit: str) -> None:
+        self._started = time.perf_counter()
+        self._bars, self._label, self._unit = bars, label, unit
+        self._done, self._remark = 0, ""
+        self._task = bars.add_task(label, total=total, rate="", remark="")
+
+    def advance(self, units: int = 1) -> None:
+        self._done += units
+        self._bars.update(self._task, advance=units, rate=self._rate())
+
+    def note(self, text: str) -> None:
+        self._remark = text
+        self._bars.update(self._task, remark=text)
+
+    def summary(self) -> str:
+        """`encoding DUTS-TR: 4800 views in 0:05:12, 15.4 views/s`."""
+        seconds = time.perf_counter() - self._started
+        minutes, rest = divmod(round(seconds), 60)
+        text = f"{self._label}: {self._done:,} {self._unit} in {minutes}:{rest:02d}, {self._rate()}"
+        return f"{text} · {self._remark}" if self._remark else text
+
+    def _rate(self) -> str:
+        rate = self._done / max(time.perf_counter() - self._started, 1e-9)
+        return f"{rate:.1f} {self._unit}/s" if rate < 100 else f"{rate:,.0f} {self._unit}/s"

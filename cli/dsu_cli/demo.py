@@ -1,0 +1,121 @@
+"""`dsu demo`: the main job from start to end, on a data set that it draws itself."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsu_cli import options
+
+S_FLOOR = 0.65
+"""What a head that has learnt reaches on the held-out split; an untrained one has about 0.35."""
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for data, features, run and picture sheet.")] = Path(
+        "demo"
+    ),
+    epochs: Annotated[int, typer.Option(help="Epochs of stage two.")] = 12,
+    train_images: Annotated[int, typer.Option("--train", help="Training images to draw.")] = 200,
+    test_images: Annotated[int, typer.Option("--test", help="Test images to draw.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the drawn data and of training.")] = 0,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Fail unless the head has learnt.")] = True,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw a data set and run cache-features, train-head, predict and eval on it, with toy encoders.
+
+    Needs no download and takes a few minutes on two cores.
+    """
+    from dsu.errors import DsuError
+    from dsu.synthetic import draw_dataset
+    from dsu_cli.cache_features import cache_features
+    from dsu_cli.console import ConsoleProgress
+    from dsu_cli.console import out as console
+    from dsu_cli.evaluate import evaluate
+    from dsu_cli.predict import predict
+    from dsu_cli.train_head import train_head
+
+    started = time.perf_counter()
+    data, features, run = out / "data", out / "features", out / "run"
+    progress = ConsoleProgress(quiet=quiet)
+
+    def step(command: str) -> None:
+        console.print(f"\n$ dsu {command}", style="bold", markup=False)
+
+    draw_dataset(data, train=train_images, test=test_images, seed=seed, progress=progress)
+    step(f"cache-features {data} --preset toy --levels V")
+    cache_features(str(data), cache_root=features, preset="toy", levels="V", quiet=quiet)
+    untrained = _untrained_head(data, features, out / "untrained", seed)
+    step(f"train-head {data} --epochs {epochs}")
+    train_head(
+        str(data), cache_root=features, out=run, epochs=epochs, seed=seed, val_fraction=0.0, overwrite=True, quiet=quiet
+    )
+    step(f"predict --head {run}")
+    predict(head=run, cache_root=features, overwrite=True, quiet=quiet)
+    predict(head=untrained, cache_root=features, overwrite=True, quiet=True)
+    step(f"eval --predictions {run / 'predictions'}")
+    evaluate(predictions=run / "predictions", quiet=quiet)
+    before = _metrics(untrained.parent / "predictions")
+    after = _metrics(run / "predictions")
+    sheet = _picture_sheet(data, run / "predictions" / after[0], out / "sheet.png")
+    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+    console.print(
+        f"\nuntrained head: S {before[1]['S']:.3f}, MAE {before[1]['MAE']:.3f}\n"
+        f"trained head:   S {after[1]['S']:.3f}, MAE {after[1]['MAE']:.3f}   ({minutes} min {seconds} s in all)\n"
+        f"pictures:       {sheet}\n\n"
+        f"Your own images and masks:\n"
+        f"  dsu cache-features FOLDER      (--preset large wants a card and the pretrained encoders)\n"
+        f"  dsu train-head\n  dsu predict\n  dsu eval\n"
+        f"A benchmark: dsu cache-features DUTS --data-root DIR",
+        markup=False,
+    )
+    if check and (after[1]["S"] < S_FLOOR or after[1]["MAE"] > before[1]["MAE"] / 2):
+        raise DsuError(
+            f"The head has not learnt: S {after[1]['S']:.3f} must reach {S_FLOOR} and MAE {after[1]['MAE']:.3f} half "
+            f"of {before[1]['MAE']:.3f}; this is a defect of dsu, please report it."
+        )
+
+
+def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path:
+    """The head that training starts from, to compare with."""
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.heads import HEAD_FILE, save_head
+    from dsu.runs import open_run
+    from dsu.settings import TrainingSettings
+
+    trainer = open_run(
+        TrainingSettings(dataset=str(data), seed=seed, val_fraction=0.0),
+        data_root=data,
+        cache_root=features,
+        weights=EncoderWeights(),
+        out=folder,
+        overwrite=True,
+    ).trainer
+    save_head(folder / HEAD_FILE, trainer.network.head.state_dict(), trainer.info)
+    return folder / HEAD_FILE
+
+
+def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
+    """The one set's name and figures, judged where they are not yet."""
+    import json
+
+    from dsu_cli.evaluate import evaluate
+
+    if not (predictions / "metrics.json").exists():
+        evaluate(predictions=predictions, quiet=True)
+    [(name, figures)] = json.loads((predictions / "metrics.json").read_text()).items()
+    return name, figures
+
+
+def _picture_sheet(data: Path, predictions: Path, path: Path, rows: int = 8) -> Path:
+    """Image, truth and prediction side by side, for some of the held-out images."""
+    from dsu.pictures import sheet
+
+    chosen = sorted((data / "test" / "images").iterdir())[:rows]
+    sheet(
+        [[image, data / "test" / "masks" / f"{image.stem}.png", predictions / f"{image.stem}.png"] for image in chosen],
+        ["image", "truth", "prediction"],
+        path,
+    )
+    return path

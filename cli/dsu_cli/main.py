@@ -1,0 +1,95 @@
+"""The `dsu` command."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from dsu import __version__
+from dsu_cli.cache_features import cache_features
+from dsu_cli.demo import demo
+from dsu_cli.evaluate import evaluate
+from dsu_cli.predict import predict
+from dsu_cli.train_head import train_head
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="dsu",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""
+DSU-Net: DINOv2 guides SAM 2 to the salient or camouflaged object, trained from cached features.
+
+The usual order: `dsu cache-features NAME|FOLDER`, `dsu train-head`, `dsu predict`, `dsu eval`.
+Each goes on with what the last one left. NAME is a benchmark (DUTS, CAMO, COD10K, ...), FOLDER your own images
+and masks. No data at hand? `dsu demo`.
+""",
+    epilog="Exit status: 0 done, 1 something failed or was skipped (and named), 2 wrong usage.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dsu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("cache-features")(cache_features)
+app.command("train-head")(train_head)
+app.command("predict")(predict)
+app.command("eval")(evaluate)
+app.command("demo")(demo)
+
+
+def run() -> None:
+    """Run the command line; failures that the user can mend become one sentence and an exit status."""
+    from dsu.errors import DsuError, UsageError
+    from dsu_cli.console import fail
+
+    # Before torch starts its threads: beside other busy programs, threads that wait by spinning take the very cores
+    # that they wait for (seen: a step ten times slower on two shared cores). Results do not depend on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        app()
+    except UsageError as error:
+        fail(str(error))
+        sys.exit(2)
+    except DsuError as error:
+        fail(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        fail("Stopped. What was finished stays finished: run the same command again to go on.")
+        sys.exit(130)
+    except Exception as error:
+        _fail_known(error)
+
+
+def _fail_known(error: Exception) -> None:
+    """Failures of libraries that a user can cause; anything else is a defect and keeps its traceback."""
+    from dsu_cache.errors import CacheError
+    from dsu_cli.console import fail
+
+    if isinstance(error, CacheError):
+        fail(str(error))
+        sys.exit(1)
+    if isinstance(error, OSError) and error.strerror:
+        named = f" ({error.filename})" if error.filename else ""
+        fail(f"{error.strerror}{named}: check that the path exists, may be written and has space left.")
+        sys.exit(1)
+    if type(error).__name__ == "OutOfMemoryError":
+        fail("The device has too little memory: lower --batch-size, or choose a smaller --preset.")
+        sys.exit(1)
+    raise error

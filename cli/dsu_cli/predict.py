@@ -1,0 +1,103 @@
+"""`dsu predict`: masks for benchmarks, folders and files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsu_cli import options
+
+
+def predict(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE...]", help="Benchmarks, folders or image files.", show_default=False),
+    ] = None,
+    head: Annotated[
+        Path | None, typer.Option("--head", help="A run folder or head.safetensors (default: the newest run).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where masks go (default: predictions/ in the run folder).")
+    ] = None,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="From the images even where features are stored.")
+    ] = False,
+    kind: Annotated[str, typer.Option(help="mask, overlay or cutout.")] = "mask",
+    threshold: Annotated[float | None, typer.Option(help="Cut the mask at this value in [0, 1].")] = None,
+    normalize: Annotated[
+        str | None, typer.Option(help="minmax (default for benchmarks, the paper) or none (for everything else).")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over earlier predictions.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 8,
+    data_root: options.DataRoot = Path("data"),
+    cache_root: options.CacheRoot = Path("features"),
+    images: options.Images = None,
+    masks: options.Masks = None,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+    device: options.Device = "auto",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Default: that of training.", rich_help_panel="Machine")
+    ] = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Predict 8-bit masks at the images' own sizes.
+
+    Without a SOURCE: the test splits of the head's data set, or the share of it that was held out. No ground truth is
+    needed.
+    """
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.heads import read_head_info, resolve_head
+    from dsu.prediction import PredictionSettings, predict, prepare_jobs
+    from dsu.runtime import choose_runtime
+    from dsu_cli.console import ConsoleProgress, fail
+    from dsu_cli.console import out as console
+    from dsu_cli.parsing import one_of
+
+    progress = ConsoleProgress(quiet=quiet)
+    head_file = resolve_head(head)
+    info = read_head_info(head_file)
+    folder = out or (head_file.parent / "predictions")
+    if threshold is not None and not 0 <= threshold <= 1:
+        one_of("--threshold", threshold, range(2))
+    settings = PredictionSettings(
+        kind=one_of("--kind", kind, ("mask", "overlay", "cutout")),
+        threshold=threshold,
+        normalization=one_of("--normalize", normalize, (None, "minmax", "none")),
+        overwrite=overwrite,
+        batch_size=one_of("--batch-size", batch_size, range(1, 4097)),
+    )
+    asked = one_of("--precision", precision, ("auto", "fp32", "bf16"))
+    if asked == "auto" and info.training.get("precision") in ("fp32", "bf16"):
+        runtime = choose_runtime(device, info.training["precision"], "of training")
+    else:
+        runtime = choose_runtime(device, asked)
+    progress.say(f"{head_file} on {runtime.describe()}")
+    jobs = prepare_jobs(
+        sources or [],
+        head_file,
+        folder,
+        settings,
+        runtime,
+        data_root=data_root,
+        cache_root=cache_root,
+        end_to_end=end_to_end,
+        images=images,
+        masks=masks,
+        progress=progress,
+    )
+    for job in jobs:
+        origin = f"features ({' + '.join(job.point.reads)})" if job.store is not None else "images"
+        progress.say(f"{job.name or 'files'}: {len(job.targets):,} from {origin}, normalisation {job.normalization}")
+    weights = EncoderWeights(hiera_weights, dino_weights, bool(info.training.get("random_weights", False)))
+    outcomes = predict(jobs, head_file, folder, settings, runtime, weights, progress)
+    broken = [line for outcome in outcomes.values() for line in outcome.broken]
+    for line in broken:
+        fail(line)
+    written = sum(outcome.written for outcome in outcomes.values())
+    kept = sum(outcome.kept for outcome in outcomes.values())
+    if not quiet:
+        already = f", {kept:,} stood already" if kept else ""
+        console.print(f"{written:,} written to {folder}{already}, {len(broken):,} skipped", markup=False)
+    if broken:
+        raise typer.Exit(1)

@@ -1,0 +1,81 @@
+"""Tables that commands print."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dsu_cli.console import bytes_text, key_table
+
+if TYPE_CHECKING:
+    from dsu.evaluation import Evaluation
+    from dsu.extraction import CachePlan
+
+__all__ = ["extraction_table", "metrics_table", "published_figures"]
+
+LOWER_IS_BETTER = ("MAE",)
+
+
+def extraction_table(plan: "CachePlan") -> RenderableType:
+    """What stage one is about to do: device, images, bytes by array, free disk."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, right in (("split", False), ("images", True), ("to do", True), ("array", False), ("bytes", True)):
+        table.add_column(heading, justify="right" if right else "left")
+    total = 0
+    for extraction in plan.extractions:
+        cells = (
+            extraction.split.name,
+            f"{len(extraction.inspection.facts):,}",
+            f"{extraction.images:,}",
+        )
+        for name, count in extraction.bytes_by_array.items():
+            table.add_row(*cells, name, bytes_text(count))
+            total += count
+            cells = ("", "", "")
+        if not extraction.todo:
+            table.add_row(*cells, "all there", "0 B")
+        for warning in extraction.drift:
+            table.add_row("", "", "", Text(f"other version: {warning}", style="yellow"), "")
+    facts = key_table(
+        (
+            ("device", plan.runtime.describe()),
+            ("to write", f"{bytes_text(total)} (free: {bytes_text(plan.free_bytes)})"),
+        )
+    )
+    return Group(table, facts)
+
+
+def metrics_table(results: Mapping[str, "Evaluation"], published: Mapping[str, Mapping[str, float]]) -> Table:
+    """One row a metric, one column a set, beside it the paper's figures of DSU-Net where there are any."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+        if name in published:
+            table.add_column(Text("paper", style="dim"), justify="right", style="dim")
+    for metric in next(iter(results.values())).metrics:
+        cells = []
+        for name, result in results.items():
+            cells.append(f"{result.metrics[metric]:.4f}")
+            if name in published:
+                cells.append(f"{published[name][metric]:.3f}" if metric in published[name] else "")
+        table.add_row(f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}", *cells)
+    counts = []
+    for name, result in results.items():
+        counts += [f"{result.images:,}"] + ([""] if name in published else [])
+    table.add_row(Text("images", style="dim"), *counts)
+    return table
+
+
+def published_figures(names: Collection[str]) -> dict[str, dict[str, float]]:
+    """What the paper prints for DSU-Net on each of the named sets that it tests on."""
+    from dsu.paper import published
+
+    found = {}
+    for name in names:
+        for row in published(name):
+            if row.method == "DSU-Net":
+                found[name] = dict(row.figures)
+    return found

@@ -1,0 +1,158 @@
+"""`dsu train-head`: stage two."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsu_cli import options
+
+if TYPE_CHECKING:
+    from dsu.training import Trainer
+
+_RECIPE = "Recipe (the paper's by default)"
+
+
+def train_head(
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FOLDER]", help="Default: what was cached last.", show_default=False)
+    ] = None,
+    data_root: options.DataRoot = Path("data"),
+    cache_root: options.CacheRoot = Path("features"),
+    images: options.Images = None,
+    masks: options.Masks = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run's folder (default: a new one below runs/).")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Settings in YAML; options override it.")] = None,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Compute everything from the images, same data and order.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    adapt_last: options.AdaptLast = None,
+    ablation: Annotated[
+        str | None, typer.Option(help="A, B or C of the paper's Tables VII and VIII.", rich_help_panel="Network")
+    ] = None,
+    resume_from: Annotated[
+        str | None,
+        typer.Option("--resume-from", help="Stored point to start from (default: the latest that can serve)."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default 50.", rich_help_panel=_RECIPE)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default 8.", rich_help_panel=_RECIPE)] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, default 0.001.", rich_help_panel=_RECIPE)] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Default 0.0005.", rich_help_panel=_RECIPE)] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Flips drawn: 4 both axes (default), 2 width, 1 none.", rich_help_panel=_RECIPE)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=_RECIPE)] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share held out to validate on (default: 0 for benchmarks, 0.1 else).", rich_help_panel=_RECIPE
+        ),
+    ] = None,
+    val_every: Annotated[
+        int | None, typer.Option(help="Epochs between validations, default 1.", rich_help_panel=_RECIPE)
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="The result: last (default for benchmarks) or best.", rich_help_panel=_RECIPE),
+    ] = None,
+    preset: options.Preset = None,
+    hiera: options.Hiera = None,
+    dino: options.Dino = None,
+    hiera_size: options.HieraSize = None,
+    dino_size: options.DinoSize = None,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+    random_weights: options.RandomWeights = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Default: the store's.", rich_help_panel="Machine")
+    ] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Stage two: train the head (adapters, fusion, decoder) from the store.
+
+    Writes a run folder: `head.safetensors` (the result), `last` and `best`, `settings.yaml`, `metrics.csv`,
+    `curves.png` and the checkpoint that `--resume` goes on from.
+    """
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.pictures import training_curves
+    from dsu.runs import open_run
+    from dsu.settings import read_settings
+    from dsu.training import METRICS_FILE
+    from dsu_cli.console import ConsoleProgress, key_table
+    from dsu_cli.console import out as console
+
+    progress = ConsoleProgress(quiet=quiet)
+    settings = read_settings(
+        config,
+        {
+            "dataset": dataset,
+            "end_to_end": end_to_end or None,
+            "adapt_last": adapt_last,
+            "ablation": ablation,
+            "resume_from": resume_from,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "views": views,
+            "seed": seed,
+            "val_fraction": val_fraction,
+            "val_every": val_every,
+            "keep": keep,
+            "preset": preset,
+            "hiera": hiera,
+            "dino": dino,
+            "hiera_size": hiera_size,
+            "dino_size": dino_size,
+            "device": device,
+            "precision": precision,
+        },
+    )
+    run = open_run(
+        settings,
+        data_root=data_root,
+        cache_root=cache_root,
+        weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
+        out=out,
+        images=images,
+        masks=masks,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    trainer = run.trainer
+    held_out = 0 if trainer.validation is None else len(trainer.validation.names)
+    if not quiet:
+        facts = [("data", f"{run.source.split}: {len(trainer.train.names):,} to train on, {held_out:,} held out")]
+        facts += [(note.partition(": ")[0], note.partition(": ")[2]) for note in run.notes]
+        console.print(key_table([*facts, ("run folder", str(trainer.out))]))
+    curves = trainer.out / "curves.png"
+    trainer.run(progress, after_epoch=lambda row: training_curves(trainer.out / METRICS_FILE, curves))
+    if not quiet:
+        console.print(key_table(_summary(trainer)))
+        console.print("Next: `dsu predict`", markup=False)
+
+
+def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
+    """What was reached, and which state is the result."""
+    last = trainer.history[-1]
+    rows = [("loss", f"{last['loss']:.4f} after epoch {int(last['epoch'])}")]
+    if trainer.best_epoch is not None:
+        best = trainer.history[trainer.best_epoch - 1]
+        for label, row in (("best", best), ("last", last)):
+            if "val_S" in row:
+                figures = f"S {row['val_S']:.4f}  MAE {row['val_MAE']:.4f}  IoU {row['val_IoU']:.4f}"
+                rows.append((f"{label} (held out)", f"{figures}  epoch {int(row['epoch'])}"))
+    kept = "the best validated state" if trainer.keep_best else "the last state"
+    return [
+        *rows,
+        ("result", f"{trainer.out / 'head.safetensors'} ({kept})"),
+        ("curves", str(trainer.out / "curves.png")),
+    ]

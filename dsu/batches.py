@@ -1,0 +1,216 @@
+"""Batches, from the store or from the images: the same samples, the same views, the same order.
+
+A `Batch` carries what the network needs beyond what it can compute: `points_of` completes it with the prefix
+where the store did not give it, and after that nothing can know where a batch came from.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsu.architecture import Architecture
+from dsu.errors import DsuError
+from dsu.images import read_image, resize_image, resize_mask
+from dsu.masks import MaskReading
+from dsu.network.network import DSUNet, normalize_pixels
+from dsu.network.resume import ResumePoint
+from dsu.views import flip
+from dsu_cache import Store
+
+__all__ = ["Batch", "ImageSamples", "Samples", "StoredSamples", "points_of", "prefetch"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, each in one view.
+
+    Attributes:
+        names: of the samples.
+        views: number of each sample's view.
+        pixels: (B, S, S, 3) uint8 at Hiera's input size, in that view; None where no one reads them.
+        mask: (B, S, S) uint8, likewise; None for samples without one.
+        dino_pixels: (B, S', S', 3) uint8 at DINOv2's input size, likewise.
+        points: (B, H, W, C) stored tensors by name, computed in that view.
+    """
+
+    names: tuple[str, ...]
+    views: tuple[int, ...]
+    pixels: Tensor | None
+    mask: Tensor | None
+    dino_pixels: Tensor | None
+    points: Mapping[str, Tensor]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            pixels=move(self.pixels),
+            mask=move(self.mask),
+            dino_pixels=move(self.dino_pixels),
+            points={name: tensor.to(device, non_blocking=True) for name, tensor in self.points.items()},
+        )
+
+    def flipped(self) -> "Batch":
+        """Pixels and masks, read as identity, in the samples' views. Stored points are in them already."""
+
+        def turn(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else flip(tensor, self.views)
+
+        return replace(self, pixels=turn(self.pixels), mask=turn(self.mask), dino_pixels=turn(self.dino_pixels))
+
+    @property
+    def soft_mask(self) -> Tensor:
+        """(B, 1, S, S) float32 in [0, 1], soft edges kept."""
+        if self.mask is None:
+            raise RuntimeError("a loss was asked for of samples without masks")
+        return self.mask.unsqueeze(1).float() / 255
+
+
+class Samples(Protocol):
+    """Where batches come from."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all samples."""
+
+    def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
+        """The named samples; pixels and masks not flipped yet, everything on the CPU."""
+
+
+class StoredSamples:
+    """Samples out of a store.
+
+    Args:
+        store: an open store.
+        names: samples of its manifest.
+        reads: stored points that the run resumes from (`ResumePoint.reads`).
+        masks: whether masks are read too.
+    """
+
+    def __init__(self, store: Store, names: Sequence[str], reads: Sequence[str], *, masks: bool = True) -> None:
+        self.names = names
+        self._manifest = store.manifest
+        self._points = [name for name in reads if name != "pixels"]
+        self._reader = store.reader([*reads, *(["mask"] if masks else [])])
+
+    def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
+        """See `Samples.fetch`; every chunk's checksum is verified."""
+        found = self._reader.read([self._manifest.row(name) for name in names], views)
+        tensors = {name: torch.from_numpy(array) for name, array in found.items()}
+        points = {name: tensors[name] for name in self._points}
+        return Batch(tuple(names), tuple(views), tensors.get("pixels"), tensors.get("mask"), None, points)
+
+
+class ImageSamples:
+    """Samples decoded from their files.
+
+    Args:
+        files: name to image and mask (None for samples without one).
+        architecture: gives both input sizes.
+        reading: how masks are read; None without masks.
+        dino: whether DINOv2's input is wanted.
+        workers: threads that decode.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, tuple[Path, Path | None]],
+        architecture: Architecture,
+        reading: MaskReading | None,
+        *,
+        dino: bool = True,
+        workers: int = 4,
+    ) -> None:
+        self.names = sorted(files)
+        self._files = files
+        self._sizes = (architecture.hiera_size, architecture.dino_size if dino else None)
+        self._reading = reading
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
+        """See `Samples.fetch`. Raises `UnreadableImage`."""
+        decoded = list(self._pool.map(self._decode, names))
+        pixels, dino_pixels, masks = zip(*decoded, strict=True)
+        return Batch(tuple(names), tuple(views), _stack(pixels), _stack(masks), _stack(dino_pixels), {})
+
+    def _decode(self, name: str) -> tuple[np.ndarray | None, ...]:
+        image_path, mask_path = self._files[name]
+        image = read_image(image_path)
+        size, dino_size = self._sizes
+        mask = None
+        if self._reading is not None and mask_path is not None:
+            mask = resize_mask(self._reading.read(mask_path), size)
+        return resize_image(image, size), None if dino_size is None else resize_image(image, dino_size), mask
+
+
+def points_of(network: DSUNet, batch: Batch, point: ResumePoint) -> dict[str, Tensor]:
+    """What the suffix resumes from: what the batch carries, and the rest from the prefix."""
+    points = dict(batch.points)
+    if batch.pixels is not None:
+        pixels = normalize_pixels(batch.pixels)
+        points["pixels"] = pixels
+        lacking = [name for name in point.reads if name not in points]
+        dino_pixels = None if batch.dino_pixels is None else normalize_pixels(batch.dino_pixels)
+        if lacking:
+            points |= network.prefix(pixels, dino_pixels, lacking)
+    return {name: points[name] for name in point.reads}
+
+
+def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2) -> Iterator[T]:
+    """Results of `work` in order, up to `ahead` of them made in advance by a thread."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def put(item: tuple[T | None, BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for task in work:
+                if stop.is_set():
+                    return
+                put((task(), None))
+            put((None, StopIteration()))
+        except BaseException as error:  # handed to the consumer, which raises it
+            put((None, error))
+
+    thread = threading.Thread(target=run, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]  # an item without error is a result
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+    present = [array for array in arrays if array is not None]
+    if not present:
+        return None
+    if len(present) != len(arrays):
+        raise DsuError("Some samples have a mask and some have none: complete the masks or leave them all away.")
+    return torch.from_numpy(np.stack(present))

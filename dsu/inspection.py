@@ -1,0 +1,193 @@
+"""Every file of a split read once: hashes, sizes, what cannot be decoded, and how its masks are meant."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from dsu.images import UnreadableImage, read_bytes, read_image
+from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask, say_reading
+from dsu.pairing import Pair, Split
+from dsu.progress import SILENT, Progress
+
+__all__ = ["Inspection", "SampleFacts", "describe", "inspect"]
+
+_NAMES_SHOWN: Final = 10
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """What an image and its mask were when they were read. Sizes are (width, height), upright.
+
+    Hashes are SHA-256 of the files; times are modification times. What concerns the mask is None without one.
+    """
+
+    image_sha256: str
+    image_bytes: int
+    image_mtime_ns: int
+    size: tuple[int, int]
+    mask_sha256: str | None = None
+    mask_bytes: int | None = None
+    mask_mtime_ns: int | None = None
+    mask_size: tuple[int, int] | None = None
+    mask: MaskFacts | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "SampleFacts":
+        """The facts that `to_json` wrote."""
+        size, mask_size, mask = fields["size"], fields["mask_size"], fields["mask"]
+        read = {
+            "size": tuple(size),
+            "mask_size": mask_size and tuple(mask_size),
+            "mask": mask and MaskFacts.from_json(mask),
+        }
+        return cls(**{**fields, **read})
+
+    def are_of(self, pair: Pair) -> bool:
+        """Whether the files of a pair have the sizes and times noted here."""
+        if (self.image_bytes, self.image_mtime_ns) != _bytes_and_time(pair.image):
+            return False
+        if pair.mask is None or self.mask is None:
+            return pair.mask is None and self.mask is None
+        return (self.mask_bytes, self.mask_mtime_ns) == _bytes_and_time(pair.mask)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading every file of a split brought.
+
+    Attributes:
+        facts: By sample name, in the split's order; samples that cannot be decoded are not among them.
+        undecodable: Files that cannot be decoded, and why.
+        size_mismatches: Names of samples whose mask has another size than the image.
+        mask_reading: How the masks of the split are read.
+    """
+
+    facts: dict[str, SampleFacts]
+    undecodable: tuple[tuple[Path, str], ...]
+    size_mismatches: tuple[str, ...]
+    mask_reading: MaskReading
+
+
+def inspect(
+    split: Split,
+    previous: Mapping[str, SampleFacts] | None = None,
+    progress: Progress = SILENT,
+    workers: int | None = None,
+    foreground: Sequence[int] | None = None,
+) -> Inspection:
+    """Read, hash and decode every image and mask of a split, and decide how its masks are read.
+
+    Args:
+        split: What to read.
+        previous: Facts noted earlier: a sample of the same name, sizes and times is not read again.
+        progress: Who is told.
+        workers: How many files are read at once; by default as many as there are processors, at most 16.
+        foreground: Raw mask values that are foreground, where the user named them.
+
+    Raises:
+        UsageError: As `dsu.masks.choose_reading`.
+    """
+    known = previous or {}
+    facts: dict[str, SampleFacts] = {}
+    undecodable: list[tuple[Path, str]] = []
+
+    def examine(pair: Pair) -> SampleFacts | UnreadableImage:
+        noted = known.get(pair.name)
+        try:
+            return noted if noted and noted.are_of(pair) else _read(pair)
+        except UnreadableImage as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+    try:
+        with progress.task(f"reading {split.name}", len(split.pairs)) as task:
+            for pair, found in zip(split.pairs, pool.map(examine, split.pairs), strict=True):
+                if isinstance(found, UnreadableImage):
+                    undecodable.append((found.path, found.reason))
+                else:
+                    facts[pair.name] = found
+                task.advance()
+    finally:
+        # So that an interrupted user does not wait for the rest.
+        pool.shutdown(cancel_futures=True)
+    return Inspection(
+        facts=facts,
+        undecodable=tuple(undecodable),
+        size_mismatches=tuple(name for name, fact in facts.items() if fact.mask_size not in (None, fact.size)),
+        mask_reading=choose_reading([fact.mask for fact in facts.values() if fact.mask], foreground),
+    )
+
+
+def describe(split: Split, inspection: Inspection) -> list[str]:
+    """Say in lines for people what a split holds, what of it cannot be used, and how its masks are read."""
+    unit = "images without masks" if split.masks is None else "pairs of image and mask"
+    official = split.official_count
+    officially = "" if official in (None, len(split.pairs)) else f" (officially {official:,})"
+    lines = [f"{split.name}: {len(split.pairs):,} {unit}{officially} in {split.images}."]
+    if split.left_out:
+        lines.append(f"{split.left_out:,} images are left out, as by convention they neither train nor test.")
+    lines += _counted("images have no mask and are passed over", _below(split.images_without_mask, split.images))
+    lines += _counted("masks have no image", _below(split.masks_without_image, split.masks or split.images))
+    lines += _counted("files cannot be decoded", [f"{path} ({reason})" for path, reason in inspection.undecodable])
+    sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
+    lines += _counted("masks have another size than their image", sizes)
+    masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
+    return lines + (say_reading(inspection.mask_reading, masks) if masks else [])
+
+
+def _read(pair: Pair) -> SampleFacts:
+    image_bytes, image_mtime_ns = _bytes_and_time(pair.image)
+    image = read_bytes(pair.image)
+    facts = SampleFacts(
+        image_sha256=hashlib.sha256(image).hexdigest(),
+        image_bytes=image_bytes,
+        image_mtime_ns=image_mtime_ns,
+        size=read_image(pair.image, image).size,
+    )
+    if pair.mask is None:
+        return facts
+    mask_bytes, mask_mtime_ns = _bytes_and_time(pair.mask)
+    mask = read_bytes(pair.mask)
+    mask_size, mask_facts = examine_mask(pair.mask, mask)
+    return replace(
+        facts,
+        mask_sha256=hashlib.sha256(mask).hexdigest(),
+        mask_bytes=mask_bytes,
+        mask_mtime_ns=mask_mtime_ns,
+        mask_size=mask_size,
+        mask=mask_facts,
+    )
+
+
+def _bytes_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UnreadableImage(path, error.strerror or str(error)) from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _sizes(name: str, facts: SampleFacts) -> str:
+    (width, height), (mask_width, mask_height) = facts.size, facts.mask_size or facts.size
+    turned = ", as if one were turned" if (width, height) == (mask_height, mask_width) else ""
+    return f"{name} ({width}x{height}, mask {mask_width}x{mask_height}{turned})"
+
+
+def _below(paths: Iterable[Path], folder: Path) -> list[str]:
+    return [os.path.relpath(path, folder) for path in paths]
+
+
+def _counted(what: str, names: Sequence[str]) -> list[str]:
+    """A line that counts and names the first ten; none if there is nothing to name."""
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return [f"{len(names):,} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}."]

@@ -1,0 +1,312 @@
+"""From settings to a run: which samples, which store or images, which resume point, which folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+import yaml
+
+from dsu.architecture import Architecture, build_architecture
+from dsu.batches import ImageSamples, Samples, StoredSamples
+from dsu.datasets import SampleFacts, Split, find_dataset, inspect
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import DsuError, UsageError
+from dsu.heads import HEAD_FILE, HeadInfo, write_durably
+from dsu.masks import MaskReading
+from dsu.network.network import DSUNet
+from dsu.network.resume import ResumePoint, point_block, point_shape, resume_point
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime, choose_runtime
+from dsu.settings import TrainingSettings
+from dsu.stores import (
+    SourceFolder,
+    architecture_of,
+    available_points,
+    check_arrays,
+    check_samples,
+    encoders_name,
+    find_store,
+    load_encoders,
+    reading_of,
+    recorded_precision,
+    recorded_type,
+    torch_type,
+)
+from dsu.training import STATE_FILE, Trainer, hold_out
+from dsu_cache import Store
+
+__all__ = ["SETTINGS_FILE", "Run", "open_run"]
+
+SETTINGS_FILE: Final = "settings.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prepared run and what its user should know before it starts."""
+
+    trainer: Trainer
+    source: SourceFolder
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A training split as a run sees it, whether it comes from a store or from images."""
+
+    source: SourceFolder
+    contents: Mapping[str, str]
+    architecture: Architecture
+    store: Store | None
+    split: Split | None
+    reading: MaskReading | None
+
+
+def open_run(
+    settings: TrainingSettings,
+    *,
+    data_root: Path,
+    cache_root: Path,
+    weights: EncoderWeights,
+    out: Path | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Run:
+    """Resolve everything that `settings` leave open and build the trainer.
+
+    Args:
+        settings: what was asked for.
+        data_root, cache_root: where data sets and stores lie.
+        weights: where the encoders' weights come from.
+        out: the run's folder; None makes one below `runs/`.
+        images, masks: subfolders of one's own folder, for `end_to_end`.
+        resume: go on from the checkpoint in `out`.
+        overwrite: start anew in an `out` that holds a run.
+        progress: who is told.
+
+    Raises `DsuError` naming what does not fit, before any work is done.
+    """
+    data = _find_data(settings, data_root, cache_root, images, masks, progress)
+    architecture, store = data.architecture, data.store
+    if settings.precision == "auto" and store is not None:
+        runtime = choose_runtime(settings.device, recorded_precision(store), "of the stored features")
+    else:
+        runtime = choose_runtime(settings.device, settings.precision)
+    stored = settings.stored or (recorded_type(store) if store is not None else "float16")
+    point = _choose_point(settings, architecture, store)
+    fraction = settings.val_fraction if settings.val_fraction is not None else (0.0 if data.source.benchmark else 0.1)
+    keep = settings.keep or ("last" if data.source.benchmark or fraction == 0 else "best")
+    if keep == "best" and fraction == 0:
+        raise UsageError("keep: best needs samples to validate on: give a val_fraction above 0, such as 0.1.")
+    resolved = settings.model_copy(
+        update={
+            "dataset": data.source.split,
+            "preset": architecture.preset,
+            "adapt_last": architecture.adapt_last,
+            "val_fraction": fraction,
+            "keep": keep,
+            "stored": stored,
+            "resume_from": point.tokens,
+            "precision": runtime.precision,
+        }
+    )
+    live = settings.end_to_end
+    hiera, dino, digests = load_encoders(
+        architecture,
+        weights,
+        hiera=live or point.block < architecture.hiera.depth,
+        dino=live and bool(point.maps),
+    )
+    if store is not None:
+        digests = check_arrays(store, point, digests, runtime, stored)
+    torch.manual_seed(settings.seed)
+    network = DSUNet(architecture, hiera, dino, torch_type(stored))
+    train_names, held_out = hold_out(data.contents, fraction)
+    if not train_names:
+        raise DsuError(f"{data.source.split} leaves nothing to train on: lower --val-fraction or add images.")
+    folder = _run_folder(out, data.source, architecture, resume=resume, overwrite=overwrite)
+    info = HeadInfo(
+        architecture=architecture,
+        stored=stored,
+        encoders=digests,
+        dataset={**vars(data.source), "held_out": held_out},
+        training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
+    )
+    trainer = Trainer(
+        network=network,
+        point=point,
+        train=_samples(data, train_names, point, live=live),
+        validation=_samples(data, held_out, point, live=live) if held_out else None,
+        settings=resolved,
+        info=info,
+        runtime=runtime,
+        out=folder,
+        keep_best=keep == "best",
+    )
+    if resume:
+        _check_same_run(folder, resolved)
+        trainer.resume()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
+    return Run(trainer, data.source, tuple(_notes(trainer, data, runtime)))
+
+
+def _find_data(
+    settings: TrainingSettings,
+    data_root: Path,
+    cache_root: Path,
+    images: str | None,
+    masks: str | None,
+    progress: Progress,
+) -> _Data:
+    """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
+    encoders = _encoders_asked(settings)
+    try:
+        store, source = find_store(cache_root, settings.dataset, ("train", "all"), encoders)
+    except UsageError:
+        if not settings.end_to_end or settings.dataset is None:
+            raise
+        source = _source_from_images(settings.dataset, data_root, images, masks)
+        return _from_images(source, _architecture(settings, None), None, progress)
+    architecture = _architecture(settings, store)
+    if settings.end_to_end:
+        return _from_images(source, architecture, store, progress)
+    reading_of(store)
+    facts = check_samples(store, source, progress)
+    return _Data(source, _contents(facts), architecture, store, None, None)
+
+
+def _encoders_asked(settings: TrainingSettings) -> str | None:
+    asked = (settings.preset, settings.hiera, settings.dino, settings.hiera_size, settings.dino_size)
+    return None if all(value is None for value in asked) else encoders_name(_architecture(settings, None))
+
+
+def _architecture(settings: TrainingSettings, store: Store | None) -> Architecture:
+    """As asked for; the store's encoders where a store decides."""
+    if store is not None:
+        like = architecture_of(store)
+        adapt_last = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
+        if adapt_last > like.hiera.depth:
+            raise UsageError(f"This Hiera has {like.hiera.depth} blocks: --adapt-last {adapt_last} is too many.")
+        return like.model_copy(update={"adapt_last": adapt_last, "ablation": settings.ablation})
+    return build_architecture(
+        settings.preset or "large",
+        hiera=settings.hiera,
+        dino=settings.dino,
+        hiera_size=settings.hiera_size,
+        dino_size=settings.dino_size,
+        adapt_last=settings.adapt_last,
+        ablation=settings.ablation,
+    )
+
+
+def _source_from_images(reference: str, data_root: Path, images: str | None, masks: str | None) -> SourceFolder:
+    found = find_dataset(reference, data_root, images, masks)
+    split = next((split for split in found if split.kind in ("train", "all")), None)
+    if split is None:
+        raise UsageError(f"{reference} has no training split: its benchmark is for testing only.")
+    return SourceFolder.of(split, reference, data_root, images, masks)
+
+
+def _from_images(source: SourceFolder, architecture: Architecture, store: Store | None, progress: Progress) -> _Data:
+    split = source.find()
+    if split is None:
+        raise DsuError(f"The images of {source.split} are not at {source.data_root}: give --data-root.")
+    known = {} if store is None else {n: SampleFacts.from_json(e.info) for n, e in store.manifest.entries.items()}
+    found = inspect(split, known, progress)
+    reading = found.mask_reading if store is None else reading_of(store)
+    return _Data(source, _contents(found.facts), architecture, store, split, reading)
+
+
+def _contents(facts: Mapping[str, SampleFacts]) -> dict[str, str]:
+    return {name: fact.image_sha256 for name, fact in facts.items()}
+
+
+def _choose_point(settings: TrainingSettings, architecture: Architecture, store: Store | None) -> ResumePoint:
+    """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
+    if store is not None:
+        return resume_point(architecture, available_points(store, settings.views), settings.resume_from)
+    everything = {"pixels", *architecture.injections.values()}
+    if settings.resume_from is not None:
+        point_block(architecture, settings.resume_from)
+        everything |= {settings.resume_from, "S1", "S2", "S3", "S4"}
+    return resume_point(architecture, everything, settings.resume_from or "pixels")
+
+
+def _samples(data: _Data, names: Sequence[str], point: ResumePoint, *, live: bool) -> Samples:
+    if live:
+        assert data.split is not None
+        files = {pair.name: (pair.image, pair.mask) for pair in data.split.pairs if pair.name in set(names)}
+        return ImageSamples(files, data.architecture, data.reading, dino=bool(point.maps))
+    assert data.store is not None
+    return StoredSamples(data.store, names, point.reads)
+
+
+def _run_folder(
+    out: Path | None, source: SourceFolder, architecture: Architecture, *, resume: bool, overwrite: bool
+) -> Path:
+    """The folder to write into: a new one, unless a run is to be gone on with or started anew."""
+    if out is None:
+        base = Path("runs") / f"{source.split}-{encoders_name(architecture)}"
+        numbered = [base, *(base.with_name(f"{base.name}-{index}") for index in range(2, 10_000))]
+        taken = [folder for folder in numbered if folder.exists()]
+        if resume and not taken:
+            raise UsageError(f"There is no run of {source.split} below runs/ to go on with: leave --resume away.")
+        return taken[-1] if resume else next(folder for folder in numbered if not folder.exists())
+    if any((out / name).exists() for name in (STATE_FILE, HEAD_FILE)) and not (resume or overwrite):
+        raise UsageError(f"{out} holds a run already: go on with it (--resume), or start anew (--overwrite).")
+    return out
+
+
+def _check_same_run(folder: Path, resolved: TrainingSettings) -> None:
+    """A resumed run must be the run that was killed; only its length may change."""
+    try:
+        before = TrainingSettings(**yaml.safe_load((folder / SETTINGS_FILE).read_text()))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise DsuError(f"{folder} has no readable {SETTINGS_FILE} to resume by: start the run anew.") from error
+    free = {"checkpoint_every", "val_every", "device", "end_to_end"}
+    different = [
+        f"{name} {getattr(before, name)} -> {getattr(resolved, name)}"
+        for name in TrainingSettings.model_fields
+        if name not in free and getattr(before, name) != getattr(resolved, name)
+    ]
+    if different:
+        raise UsageError(f"{folder} was started with other settings ({'; '.join(different)}): give the same, or --out.")
+
+
+def _notes(trainer: Trainer, data: _Data, runtime: Runtime) -> list[str]:
+    """Where the run resumes, what that costs, and what stored level would make it faster."""
+    architecture, point = data.architecture, trainer.point
+    depth, first = architecture.hiera.depth, architecture.first_adapted
+    notes = [f"device: {runtime.describe()}"]
+    adapted = f"adapters in front of the last {architecture.adapt_last} of {depth} blocks" if first < depth else "none"
+    notes.append(
+        f"trains: {sum(p.numel() for p in trainer.network.head.parameters()) / 1e6:.3f} M parameters ({adapted})"
+    )
+    size = sum(_bytes(architecture, name, trainer.settings.stored or "float16") for name in (*point.reads, "mask"))
+    if data.store is not None and not trainer.settings.end_to_end:
+        runs = f"Hiera's blocks {point.block + 1} to {depth} run" if point.block < depth else "no encoder runs"
+        notes.append(f"resumes from: {' + '.join(point.reads)} ({size / 1e6:.2f} MB an image); {runs}")
+    else:
+        notes.append(f"end to end: both encoders run; rounded at {' + '.join(n for n in point.reads if n != 'pixels')}")
+    if point.block < first and data.store is not None:
+        better = next((f"S{level}" for level in (4, 3, 2, 1) if point_block(architecture, f"S{level}") == first), None)
+        name = better or f"B{first}"
+        notes.append(
+            f"faster: with {name} stored in {trainer.settings.views} views, {first - point.block} frozen blocks need "
+            f"not run (`dsu cache-features {data.source.reference} --levels {name} --level-views "
+            f"{trainer.settings.views}`)"
+        )
+    return notes
+
+
+def _bytes(architecture: Architecture, name: str, stored: str) -> int:
+    if name == "mask":
+        return int(architecture.hiera_size**2)
+    height, width, channels = point_shape(architecture, name)
+    each = 1 if name == "pixels" else torch_type(stored).itemsize
+    return height * width * channels * each

@@ -1,0 +1,98 @@
+"""What a training run can be told, with the paper's recipe as the default, and settings files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dsu.architecture import Ablation
+from dsu.errors import UsageError, validation_reasons
+from dsu.loss import BceKind
+from dsu.runtime import Precision
+from dsu.views import ViewCount
+
+__all__ = ["StoredType", "TrainingSettings", "read_settings"]
+
+StoredType = Literal["float16", "float32"]
+"""The type to which whatever crosses the split is rounded."""
+
+
+class TrainingSettings(BaseModel):
+    """A run's settings (paper, Section IV.C): AdamW, cosine schedule stepped once an epoch, flips."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    dataset: str | None = None
+    """A benchmark's name or a folder; None: the training set cached last."""
+    preset: str | None = None
+    """None: the preset of the store."""
+    hiera: str | None = None
+    dino: str | None = None
+    hiera_size: int | None = Field(default=None, gt=0)
+    dino_size: int | None = Field(default=None, gt=0)
+    adapt_last: int | None = Field(default=None, ge=0)
+    """None: adapters in front of all of Hiera's blocks, as in the paper."""
+    ablation: Ablation = "none"
+
+    epochs: int = Field(default=50, gt=0)
+    batch_size: int = Field(default=8, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    lr_min: float = Field(default=1e-7, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    bce: BceKind = "plain"
+    views: ViewCount = 4
+    """4: flips of both axes; 2: of the width; 1: none."""
+    seed: int = Field(default=0, ge=0)
+
+    val_fraction: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the training set held out; None: 0 for a benchmark, 0.1 for one's own data."""
+    val_every: int = Field(default=1, gt=0)
+    """Epochs between validations."""
+    keep: Literal["last", "best"] | None = None
+    """Which state is the result; None: the last for a benchmark, the best for one's own data."""
+    checkpoint_every: int = Field(default=1, gt=0)
+    """Epochs between checkpoints, from which `--resume` goes on."""
+
+    end_to_end: bool = False
+    stored: StoredType | None = None
+    """None: the store's type (float16 where there is no store)."""
+    resume_from: str | None = None
+    """The point to resume from; None: the latest that the store can serve."""
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> TrainingSettings:
+    """Settings out of a YAML file with `overrides` on top (those that are not None).
+
+    Raises `UsageError` naming the file and the field.
+    """
+    given: dict[str, Any] = {}
+    source = "the options"
+    if path is not None:
+        source = str(path)
+        given = _read_yaml(path)
+    given |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return TrainingSettings(**given)
+    except ValidationError as error:
+        known = ", ".join(TrainingSettings.model_fields)
+        hint = f" (known fields: {known})" if "Extra inputs" in str(error) else ""
+        raise UsageError(f"The settings in {source} are not valid: {validation_reasons(error)}{hint}.") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"The settings file {path} can't be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"The settings file {path} is no valid YAML: {reason}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"The settings file {path} must hold `field: value` lines, such as `epochs: 20`.")
+    return content

@@ -1,0 +1,297 @@
+"""Which store holds a data set's features, what its arrays are made of, and whether they still hold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from dsu.architecture import Architecture
+from dsu.datasets import SampleFacts, Split, find_dataset, inspect
+from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
+from dsu.errors import DsuError, UsageError
+from dsu.masks import MaskReading
+from dsu.network.resume import ResumePoint, map_names
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Precision, Runtime
+from dsu.settings import StoredType
+from dsu_cache import CacheError, Fingerprint, Store
+
+__all__ = [
+    "SourceFolder",
+    "available_points",
+    "check_samples",
+    "find_store",
+    "find_stores",
+    "fingerprint",
+    "list_stores",
+    "sample_key",
+    "store_path",
+]
+
+
+@dataclass(frozen=True)
+class SourceFolder:
+    """How a split's images were found, to find them again: kept in its store and in heads trained on it."""
+
+    split: str
+    dataset: str
+    kind: str
+    benchmark: bool
+    reference: str
+    data_root: str
+    images: str | None = None
+    masks: str | None = None
+
+    @classmethod
+    def of(
+        cls, split: Split, reference: str, data_root: Path, images: str | None = None, masks: str | None = None
+    ) -> "SourceFolder":
+        """How `split` was found by `reference`, a benchmark's name or a folder."""
+        return cls(
+            split=split.name,
+            dataset=split.dataset,
+            kind=split.kind,
+            benchmark=split.benchmark,
+            reference=reference if split.benchmark else str(Path(reference).expanduser().resolve()),
+            data_root=str(data_root.expanduser().resolve()),
+            images=images,
+            masks=masks,
+        )
+
+    def find(self) -> Split | None:
+        """The split as it is now, or None where its images are gone."""
+        try:
+            found = find_dataset(self.reference, Path(self.data_root), self.images, self.masks)
+        except DsuError:
+            return None
+        return next((split for split in found if split.name == self.split), None)
+
+
+def store_path(cache_root: Path, split: str, architecture: Architecture) -> Path:
+    """One store a split, a pair of encoders and their input sizes; depth and ablation share it."""
+    return cache_root / split / encoders_name(architecture)
+
+
+def encoders_name(architecture: Architecture) -> str:
+    """The preset's name, or the parts' where they are no preset's."""
+    if architecture.preset != "custom":
+        return architecture.preset
+    return (
+        f"hiera-{architecture.hiera.name}-{architecture.hiera_size}"
+        f"+dino-{architecture.dino.name}-{architecture.dino_size}"
+    )
+
+
+def list_stores(cache_root: Path) -> list[Store]:
+    """All stores below the cache root that can be opened, the one written last first."""
+    folders = sorted(cache_root.glob("*/*/zarr.json"), key=lambda path: path.parent.stat().st_mtime, reverse=True)
+    found = []
+    for marker in folders:
+        try:
+            found.append(Store.open(marker.parent))
+        except CacheError:
+            continue
+    return found
+
+
+def source_of(store: Store) -> SourceFolder:
+    """How the images of a store were found."""
+    return SourceFolder(**_mapping(store, "source"))
+
+
+def architecture_of(store: Store) -> Architecture:
+    """The encoders and sizes that a store was made with (its depth of adaptation has no meaning)."""
+    return Architecture.model_validate(_mapping(store, "architecture"))
+
+
+def encoders_of(store: Store) -> dict[str, str]:
+    """Digests of the weights that a store's features come from."""
+    return _mapping(store, "encoders")
+
+
+def reading_of(store: Store) -> MaskReading:
+    """How a store's masks were read. Raises `DsuError` for a store without masks."""
+    if "mask" not in store.arrays:
+        raise DsuError(f"The store {store.path} has no masks: they are needed to train, and to compare with.")
+    return MaskReading.from_json(cast(dict[str, Any], store.arrays["mask"].fingerprint.fields["reading"]))
+
+
+def _mapping(store: Store, name: str) -> dict[str, Any]:
+    value = store.attributes.get(name)
+    if not isinstance(value, Mapping):
+        raise DsuError(f"The store {store.path} was not written by dsu: give another --cache-root.")
+    return dict(value)
+
+
+def find_store(
+    cache_root: Path, name: str | None, kinds: Sequence[str], encoders: str | None = None
+) -> tuple[Store, SourceFolder]:
+    """The store of a data set's split of one of `kinds`, written last; `name` None takes any data set.
+
+    `name` is a data set, a split or a folder; `encoders` restricts to one pair of encoders. Raises `UsageError`
+    saying what to run where there is none.
+    """
+    for store, source in find_stores(cache_root, name, encoders):
+        if source.kind in kinds:
+            return store, source
+    what = "training features" if "train" in kinds else "features"
+    of = f" of {name}" if name else ""
+    made_with = f" made with {encoders}" if encoders else ""
+    raise UsageError(
+        f"There are no {what}{of}{made_with} below {cache_root}: run `dsu cache-features {name or 'NAME|FOLDER'}` "
+        f"first, or give --end-to-end."
+    )
+
+
+def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> list[tuple[Store, SourceFolder]]:
+    """All stores of a data set, a split or a folder (None: of any), the one written last first."""
+    found = [(store, source_of(store)) for store in list_stores(cache_root) if encoders in (None, store.path.name)]
+    return [(store, source) for store, source in found if name is None or _means(name, source)]
+
+
+def _means(name: str, source: SourceFolder) -> bool:
+    plain = name.casefold().replace("_", "-")
+    if plain in (source.split.casefold().replace("_", "-"), source.dataset.casefold().replace("_", "-")):
+        return True
+    return not source.benchmark and Path(name).expanduser().resolve() == Path(source.reference)
+
+
+def sample_key(facts: SampleFacts) -> str:
+    """What a row is keyed by: the content of image and mask."""
+    return f"{facts.image_sha256}:{facts.mask_sha256}"
+
+
+def fingerprint(
+    name: str,
+    architecture: Architecture,
+    *,
+    reading: MaskReading,
+    stored: str,
+    runtime: Runtime,
+    digests: Mapping[str, str],
+    batch_size: int,
+) -> Fingerprint:
+    """What array `name` is made of.
+
+    Fields decide whether it may be used; what is recorded beside them (library versions, device, the encoder's
+    batch) only warns.
+    """
+    if name == "pixels":
+        return Fingerprint({"size": architecture.hiera_size, "resize": "PIL bilinear", "mode": "RGB"}, _versions())
+    if name == "mask":
+        return Fingerprint(
+            {"size": architecture.hiera_size, "resize": "PIL bicubic", "reading": reading.to_json()}, _versions()
+        )
+    is_map = name in map_names(architecture)
+    spec = architecture.dino if is_map else architecture.hiera
+    fields: dict[str, Any] = {
+        "encoder": spec.model_dump(mode="json", exclude={"name"}),
+        "weights": digests["dino" if is_map else "hiera"],
+        "input size": architecture.dino_size if is_map else architecture.hiera_size,
+        "resize": "PIL bilinear",
+        "normalisation": "ImageNet",
+        "precision": runtime.precision,
+        "type": stored,
+        "point": name,
+    }
+    if name == "V":
+        fields["grid"] = architecture.level_grid(4)
+    return Fingerprint(fields, _versions() | {"device": runtime.device.type, "batch": batch_size})
+
+
+def _versions() -> dict[str, Any]:
+    return {library: version(library) for library in ("torch", "timm", "sam2", "pillow")}
+
+
+def available_points(store: Store, views: int) -> set[str]:
+    """Points and maps that hold every sample in the first `views` views (pixels are flipped when read)."""
+    return {
+        name
+        for name in store.arrays
+        if name != "mask" and set(range(1 if name == "pixels" else views)) <= set(store.views_complete(name))
+    }
+
+
+def recorded_precision(store: Store) -> Precision:
+    """The precision at which a store's features were computed; auto where it has none."""
+    return cast(Precision, next((p for _, p in _recorded(store, "precision")), "auto"))
+
+
+def recorded_type(store: Store) -> StoredType:
+    """The type in which a store keeps its features."""
+    return cast(StoredType, next((kind for _, kind in _recorded(store, "type")), "float16"))
+
+
+def _recorded(store: Store, field: str) -> list[tuple[str, Any]]:
+    return [(n, a.fingerprint.fields[field]) for n, a in store.arrays.items() if field in a.fingerprint.fields]
+
+
+def check_arrays(
+    store: Store, point: ResumePoint, digests: Mapping[str, str], runtime: Runtime, stored: str
+) -> dict[str, str]:
+    """Compare what is to be read with what this run's encoders would compute.
+
+    An encoder that the run does not load (its features come from the store alone) is taken to be the store's.
+    Returns the digests of both encoders. Raises `StaleError` listing the differing fields.
+    """
+    architecture = architecture_of(store)
+    known = {**encoders_of(store), **digests}
+    reading = reading_of(store) if "mask" in store.arrays else MaskReading()
+    wanted = {
+        name: fingerprint(
+            name, architecture, reading=reading, stored=stored, runtime=runtime, digests=known, batch_size=0
+        )
+        for name in (*point.reads, "mask")
+        if name in store.arrays
+    }
+    store.check(wanted, "Run `dsu cache-features` again with --rebuild, or run with the store's settings.")
+    return known
+
+
+def check_samples(store: Store, source: SourceFolder, progress: Progress = SILENT) -> dict[str, SampleFacts]:
+    """Facts of every stored sample, after comparing the data set with the manifest.
+
+    Sizes and times are compared; a file is hashed again only where they differ. Raises `DsuError` naming what is
+    new, changed or gone. A data set that is no longer there is said, and the store is used as it is.
+    """
+    stored = {name: SampleFacts.from_json(entry.info) for name, entry in store.manifest.entries.items()}
+    split = source.find()
+    if split is None:
+        progress.say(f"The images of {source.split} are not at {source.data_root} any more: using the store as it is.")
+        return stored
+    facts = inspect(split, stored, progress).facts
+    new = sorted(set(facts) - set(stored))
+    gone = sorted(set(stored) - set(facts))
+    changed = sorted(n for n in set(facts) & set(stored) if sample_key(facts[n]) != store.manifest.entries[n].key)
+    if new or gone or changed:
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in (("new", new), ("changed", changed), ("gone", gone))
+            if names
+        ]
+        raise DsuError(
+            f"{source.split} is not what its features were made of: {', '.join(parts)}. Run `dsu cache-features "
+            f"{source.reference}` again: it computes only those."
+        )
+    return facts
+
+
+def load_encoders(
+    architecture: Architecture, weights: EncoderWeights, *, hiera: bool, dino: bool
+) -> tuple[Any, Any, dict[str, str]]:
+    """Those of the two encoders that are wanted, and their digests."""
+    digests: dict[str, str] = {}
+    trunk = transformer = None
+    if hiera:
+        trunk, digests["hiera"] = load_hiera(architecture, weights)
+    if dino:
+        transformer, digests["dino"] = load_dino(architecture, weights)
+    return trunk, transformer, digests
+
+
+def torch_type(stored: str) -> torch.dtype:
+    """`float16` or `float32` as torch's type."""
+    return {"float16": torch.float16, "float32": torch.float32}[stored]

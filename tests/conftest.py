@@ -1,0 +1,66 @@
+"""What tests of the library and of the command line share: a drawn data set and the command itself."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+# Before anything imports torch: waiting threads must not take the cores of the other test process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from support import Dsu
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ and test/ images and masks, drawn once."""
+    from dsu.synthetic import draw_dataset
+
+    folder = tmp_path_factory.mktemp("drawn") / "shapes"
+    draw_dataset(folder, train=12, test=5, seed=3)
+    return folder
+
+
+@pytest.fixture
+def dsu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dsu:
+    """Run `dsu ...` in an empty working folder, as a user would; `result.output` is all that was printed."""
+    from dsu_cli.main import run
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("DSU_DATA", "DSU_CACHE", "DSU_HIERA", "DSU_DINO"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object, exit_code: int | None = 0) -> Result:
+        result = _invoke(run, [str(argument) for argument in arguments])
+        if exit_code is not None:
+            assert result.exit_code == exit_code, result.output
+        assert "Traceback" not in result.output, result.output
+        return result
+
+    return call
+
+
+def _invoke(run: Callable[[], None], arguments: list[str]) -> Result:
+    """Through `run`, which turns failures into sentences, with both streams in `output`."""
+
+    @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+    @click.argument("words", nargs=-1, type=click.UNPROCESSED)
+    def dsu(words: tuple[str, ...]) -> None:
+        with patch.object(sys, "argv", ["dsu", *words]):
+            run()
+
+    return CliRunner().invoke(dsu, arguments, catch_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real images; the test is skipped where they are not."""
+    folder = os.environ.get("DSU_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("DSU_TEST_DATA names no folder of real images")
+    return Path(folder)
