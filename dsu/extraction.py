@@ -15,12 +15,21 @@ from dsu.architecture import Architecture
 from dsu.batches import Batch, ImageSamples, prefetch
 from dsu.datasets import Inspection, SampleFacts, Split, describe, find_dataset, inspect
 from dsu.encoders.weights import EncoderWeights
-from dsu.errors import DsuError
+from dsu.errors import DsuError, UsageError
 from dsu.network.network import DSUNet, normalize_pixels
 from dsu.network.resume import check_points, map_names, point_shape
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime, choose_runtime
-from dsu.stores import SourceFolder, encoders_of, fingerprint, load_encoders, sample_key, store_path, torch_type
+from dsu.stores import (
+    SourceFolder,
+    encoders_of,
+    fingerprint,
+    load_encoders,
+    sample_key,
+    source_of,
+    store_path,
+    torch_type,
+)
 from dsu.views import VIEWS
 from dsu_cache import Changes, Entry, Fingerprint, Store
 
@@ -224,6 +233,8 @@ def prepare_extraction(
     check_points(architecture, settings.levels)
     path = store_path(cache_root, split.name, architecture)
     store = Store.open(path) if (path / "zarr.json").exists() else None
+    if store is not None:
+        _check_owner(store, source)
     previous = {} if store is None else {n: SampleFacts.from_json(e.info) for n, e in store.manifest.entries.items()}
     inspection = inspect(split, previous, progress, foreground=settings.foreground)
     if not inspection.facts:
@@ -260,6 +271,16 @@ def prepare_extraction(
         for shard in store.missing(name, settings.views_of(name, split.kind, architecture)):
             extraction.todo.setdefault(shard.shard, []).append((name, shard.view))
     return extraction
+
+
+def _check_owner(store: Store, source: SourceFolder) -> None:
+    """Two folders of one name must not take turns in one store."""
+    owner = source_of(store)
+    if not source.benchmark and owner.reference != source.reference and Path(owner.reference).exists():
+        raise UsageError(
+            f"{store.path} holds the features of {owner.reference}: give another --cache-root for {source.reference}, "
+            f"or rename the folder."
+        )
 
 
 def _reconcile(store: Store, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings) -> tuple[str, ...]:

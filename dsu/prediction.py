@@ -1,4 +1,4 @@
-"""Masks for benchmarks, folders and files: what to predict, from where, and the files that come of it."""
+"""Masks for benchmarks, folders and files: decode or read, predict and write, overlapping."""
 
 import io
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,82 +14,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.batches import Batch, Samples, StoredSamples, prefetch
-from dsu.datasets import find_dataset, find_images, is_benchmark
 from dsu.encoders.weights import EncoderWeights
-from dsu.errors import DsuError, UsageError
+from dsu.errors import DsuError
 from dsu.heads import HeadInfo, load_head, write_durably
-from dsu.images import UnreadableImage, read_image, resize_image
+from dsu.images import UnreadableImage, file_sha256, read_image, resize_image
 from dsu.network.network import DSUNet
-from dsu.network.resume import ResumePoint, earliest, resume_point
+from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.segmenter import Normalization, finish_mask, load_network, predict_logits
-from dsu.stores import (
-    SourceFolder,
-    available_points,
-    check_arrays,
-    check_samples,
-    encoders_name,
-    find_store,
-)
+from dsu.segmenter import finish_mask, load_network, predict_logits
+from dsu.targets import Job, PredictionSettings, Target
 from dsu_cache import Store
 
-__all__ = ["RECORD_FILE", "Job", "Kind", "Outcome", "PredictionSettings", "predict", "prepare_jobs"]
+__all__ = ["RECORD_FILE", "Outcome", "predict"]
 
 RECORD_FILE: Final = "predictions.json"
 """Beside the sets' folders: which head made them, how, and where their ground truth is."""
-
-Kind = Literal["mask", "overlay", "cutout"]
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """How masks are made and written.
-
-    Attributes:
-        kind: an 8-bit mask, the image under a coloured mask, or the object with alpha.
-        threshold: in [0, 1]; None keeps the soft mask.
-        normalization: None takes min-max for benchmarks and none for everything else.
-        overwrite: write over predictions of another head or other settings.
-        batch_size: images the network sees at once.
-    """
-
-    kind: Kind = "mask"
-    threshold: float | None = None
-    normalization: Normalization | None = None
-    overwrite: bool = False
-    batch_size: int = 8
-
-
-@dataclass(frozen=True)
-class Target:
-    """One image to predict and the file to write."""
-
-    name: str
-    image: Path
-    output: Path
-
-
-@dataclass(frozen=True)
-class Job:
-    """One set of images.
-
-    Attributes:
-        name: of the set; its predictions lie in a folder of this name (files given alone: none).
-        targets: its images.
-        normalization: resolved.
-        source: where the ground truth is, for a data set.
-        store: where its features are; None predicts from the images.
-        point: where the network resumes.
-    """
-
-    name: str
-    targets: tuple[Target, ...]
-    normalization: Normalization
-    source: SourceFolder | None
-    store: Store | None
-    point: ResumePoint
 
 
 @dataclass
@@ -101,44 +42,6 @@ class Outcome:
     """Predictions of the same head and settings that stood already."""
     broken: list[str] = field(default_factory=list)
     """One sentence for each image that could not be read."""
-
-
-def prepare_jobs(
-    sources: Sequence[str],
-    head: Path,
-    out: Path,
-    settings: PredictionSettings,
-    runtime: Runtime,
-    *,
-    data_root: Path,
-    cache_root: Path,
-    end_to_end: bool,
-    images: str | None = None,
-    masks: str | None = None,
-    progress: Progress = SILENT,
-) -> list[Job]:
-    """Find what is meant by `sources`; without any, the test splits (or held-out share) of the head's data set.
-
-    A benchmark's name means its test splits, from their stores unless `end_to_end`; a folder or a file is always
-    predicted from its pixels. Raises `UsageError` where a source is unknown or an output would fall on an input.
-    """
-    _, info = load_head(head)
-    finder = _Finder(info, out, settings, runtime, data_root, cache_root, end_to_end, images, masks, progress)
-    jobs: list[Job] = []
-    files = [Path(source) for source in sources if Path(source).is_file()]
-    for source in sources:
-        if Path(source).is_file():
-            continue
-        if is_benchmark(source) or not Path(source).is_dir():
-            jobs += finder.named(source)
-        else:
-            jobs.append(finder.folder(Path(source)))
-    if files:
-        jobs.append(finder.files(files))
-    if not sources:
-        jobs += finder.of_the_head()
-    _check_outputs(jobs)
-    return jobs
 
 
 def predict(
@@ -160,8 +63,13 @@ def predict(
     network: DSUNet | None = None
     for job in jobs:
         outcome = outcomes[job.name] = Outcome()
-        how = {"normalization": job.normalization, "source": None if job.source is None else vars(job.source)}
-        same = record["sets"].get(job.name, {}).get("normalization") == job.normalization
+        how = {
+            "normalization": job.normalization,
+            "from": "images" if job.store is None else "store",
+            "source": None if job.source is None else vars(job.source),
+        }
+        before = record["sets"].get(job.name, {})
+        same = all(before.get(key) == how[key] for key in ("normalization", "from"))
         todo = [t for t in job.targets if not (same and not settings.overwrite and t.output.exists())]
         standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
         if standing:
@@ -288,151 +196,7 @@ def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettin
     write_durably(target.output, buffer.getvalue())
 
 
-@dataclass(frozen=True)
-class _Finder:
-    """From what a user names to jobs."""
-
-    info: HeadInfo
-    out: Path
-    settings: PredictionSettings
-    runtime: Runtime
-    data_root: Path
-    cache_root: Path
-    end_to_end: bool
-    images: str | None
-    masks: str | None
-    progress: Progress
-
-    def named(self, name: str) -> list[Job]:
-        """A data set's test splits (a split's own name: that split)."""
-        if not self.end_to_end:
-            try:
-                return self._from_stores(name)
-            except UsageError:
-                pass  # No store has it: predict from its images, as long as they are there.
-        splits = find_dataset(name, self.data_root, self.images, self.masks)
-        chosen = [split for split in splits if split.kind != "train"] or list(splits)
-        return [
-            self._images_job(
-                split.name,
-                [(pair.name, pair.image) for pair in split.pairs],
-                SourceFolder.of(split, name, self.data_root, self.images, self.masks),
-            )
-            for split in chosen
-        ]
-
-    def folder(self, folder: Path) -> Job:
-        """All images below a folder, subfolders kept."""
-        name = folder.resolve().name
-        found = [(path.relative_to(folder).as_posix(), path) for path in find_images(folder)]
-        if not found:
-            raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
-        return self._images_job(name, found, None)
-
-    def files(self, files: Sequence[Path]) -> Job:
-        """Image files given one by one; their masks lie in OUT itself."""
-        return self._images_job("", [(path.name, path) for path in files], None)
-
-    def of_the_head(self) -> list[Job]:
-        """What the head was not trained on: its data set's test splits, else the share held out."""
-        source = SourceFolder(**{k: v for k, v in self.info.dataset.items() if k != "held_out"})
-        splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
-        tests = [split for split in splits if split.kind == "test"]
-        if tests:
-            return [job for split in tests for job in self.named_by(split.name, source)]
-        held_out = set(self.info.dataset.get("held_out", ()))
-        if not held_out:
-            raise UsageError(
-                f"{source.dataset} has neither a test split nor a held-out share: name what to predict, a benchmark, "
-                f"a folder or image files."
-            )
-        pairs = [(pair.name, pair.image) for split in splits for pair in split.pairs if pair.name in held_out]
-        return [self._images_job(f"{source.split}-VAL", pairs, source)]
-
-    def named_by(self, split: str, like: SourceFolder) -> list[Job]:
-        """A split found the way another one was."""
-        again = _Finder(**{**vars(self), "data_root": Path(like.data_root), "images": like.images, "masks": like.masks})
-        if like.benchmark:
-            return again.named(split)
-        splits = find_dataset(like.reference, Path(like.data_root), like.images, like.masks)
-        found = next(item for item in splits if item.name == split)
-        if not self.end_to_end:
-            try:
-                return self._from_stores(split)
-            except UsageError:
-                pass
-        pairs = [(pair.name, pair.image) for pair in found.pairs]
-        source = SourceFolder.of(found, like.reference, Path(like.data_root), like.images, like.masks)
-        return [self._images_job(split, pairs, source)]
-
-    def _from_stores(self, name: str) -> list[Job]:
-        """Jobs from the stores of a data set's test splits."""
-        splits = _stored_splits(self.cache_root, name, encoders_name(self.info.architecture))
-        jobs = []
-        for store, source in splits:
-            architecture = self.info.architecture
-            point = resume_point(architecture, available_points(store, 1))
-            check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
-            check_samples(store, source, self.progress)
-            split = source.find()
-            paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
-            targets = [(n, paths.get(n, Path(n))) for n in store.manifest.names]
-            jobs.append(self._job(source.split, targets, source, store, point))
-        return jobs
-
-    def _images_job(self, name: str, images: Sequence[tuple[str, Path]], source: SourceFolder | None) -> Job:
-        return self._job(name, images, source, None, earliest(self.info.architecture))
-
-    def _job(
-        self,
-        name: str,
-        images: Sequence[tuple[str, Path]],
-        source: SourceFolder | None,
-        store: Store | None,
-        point: ResumePoint,
-    ) -> Job:
-        benchmark = source is not None and source.benchmark
-        normalization = self.settings.normalization or ("minmax" if benchmark else "none")
-        stems = [str(Path(item).with_suffix("")) if source is None else item for item, _ in images]
-        targets = []
-        for (item, path), stem in zip(images, stems, strict=True):
-            # a.jpg and a.png of one folder must not meet in a.png.
-            written = stem if stems.count(stem) == 1 else item.replace(".", "_")
-            output = (self.out / name / f"{written}.png") if name else self.out / f"{written}.png"
-            targets.append(Target(item, path, output))
-        return Job(name, tuple(targets), normalization, source, store, point)
-
-
-def _stored_splits(cache_root: Path, name: str, encoders: str) -> list[tuple[Store, SourceFolder]]:
-    """The stores of a data set's test splits, or of the one split that is named."""
-    from dsu.stores import find_stores
-
-    found = find_stores(cache_root, name, encoders)
-    tests = [(store, source) for store, source in found if source.kind == "test"] or found
-    if not tests:
-        find_store(cache_root, name, ("test",), encoders)
-    return tests
-
-
-def _check_outputs(jobs: Sequence[Job]) -> None:
-    """No prediction may fall on an input or on another prediction."""
-    inputs = {target.image.resolve() for job in jobs for target in job.targets}
-    outputs: set[Path] = set()
-    for job in jobs:
-        for target in job.targets:
-            resolved = target.output.resolve()
-            if resolved in inputs:
-                raise UsageError(
-                    f"The prediction of {target.image} would be written over an input: give another --out."
-                )
-            if resolved in outputs:
-                raise UsageError(f"Two images would be written to {target.output}: predict them one after the other.")
-            outputs.add(resolved)
-
-
 def _record_of(head: Path, info: HeadInfo, settings: PredictionSettings) -> dict[str, Any]:
-    from dsu.images import file_sha256
-
     return {
         "head": str(head),
         "head_sha256": file_sha256(head),

@@ -48,8 +48,9 @@ def predict(
     """
     from dsu.encoders.weights import EncoderWeights
     from dsu.heads import read_head_info, resolve_head
-    from dsu.prediction import PredictionSettings, predict, prepare_jobs
-    from dsu.runtime import choose_runtime
+    from dsu.prediction import predict
+    from dsu.runtime import Precision, choose_runtime
+    from dsu.targets import PredictionSettings, prepare_jobs
     from dsu_cli.console import ConsoleProgress, fail
     from dsu_cli.console import out as console
     from dsu_cli.parsing import one_of
@@ -67,9 +68,10 @@ def predict(
         overwrite=overwrite,
         batch_size=one_of("--batch-size", batch_size, range(1, 4097)),
     )
-    asked = one_of("--precision", precision, ("auto", "fp32", "bf16"))
-    if asked == "auto" and info.training.get("precision") in ("fp32", "bf16"):
-        runtime = choose_runtime(device, info.training["precision"], "of training")
+    asked: Precision = one_of("--precision", precision, ("auto", "fp32", "bf16"))
+    trained: Precision = one_of("precision", info.training.get("precision", "auto"), ("auto", "fp32", "bf16"))
+    if asked == "auto" and trained != "auto":
+        runtime = choose_runtime(device, trained, "of training")
     else:
         runtime = choose_runtime(device, asked)
     progress.say(f"{head_file} on {runtime.describe()}")
