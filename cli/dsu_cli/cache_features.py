@@ -45,7 +45,8 @@ def cache_features(
     """
     from dsu.architecture import build_architecture
     from dsu.encoders.weights import EncoderWeights
-    from dsu.extraction import ExtractionSettings, cache_features
+    from dsu.extraction import cache_features
+    from dsu.extraction_plan import ExtractionSettings
     from dsu_cli.console import ConsoleProgress, out
     from dsu_cli.parsing import one_of
     from dsu_cli.reports import extraction_table

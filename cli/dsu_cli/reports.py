@@ -24,7 +24,7 @@ def extraction_table(plan: "CachePlan") -> RenderableType:
     for heading, right in (("split", False), ("images", True), ("to do", True), ("array", False), ("bytes", True)):
         table.add_column(heading, justify="right" if right else "left")
     total = 0
-    for extraction in plan.extractions:
+    for extraction in plan.splits:
         cells = (
             extraction.split.name,
             f"{len(extraction.inspection.facts):,}",
