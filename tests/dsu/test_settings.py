@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from dsu.errors import UsageError
+from dsu.settings import TrainingSettings, read_settings
+
+
+def test_options_go_over_the_file_and_none_means_not_given(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("epochs: 7\nlr: 1e-4\nviews: 2\n")
+    settings = read_settings(file, {"epochs": 3, "lr": None})
+    assert (settings.epochs, settings.lr, settings.views) == (3, 1e-4, 2)
+    assert read_settings(None, {}) == TrainingSettings()
+    file.write_text("# nothing\n")
+    assert read_settings(file, {}) == TrainingSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("epoch: 3", "epoch"),
+        ("epochs: many", "epochs"),
+        ("epochs: -1", "epochs"),
+        ("lr: .nan", "lr"),
+        ("lr: .inf", "lr"),
+        ("views: 3", "views"),
+        ("val_fraction: 1.5", "val_fraction"),
+        ("ablation: Z", "ablation"),
+        ("- a\n- b", "field: value"),
+        ("epochs: [", "YAML"),
+        ("precision: fp8", "precision"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_field(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_settings(file, {})
+    assert "bad.yaml" in str(caught.value)
+    assert named in str(caught.value)
