@@ -6,7 +6,7 @@ from typing import Final, Literal
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["SIDE_WEIGHTS", "BceKind", "boundary_weight", "side_losses", "total_loss"]
+__all__ = ["SIDE_WEIGHTS", "BceKind", "boundary_weight", "side_losses", "total_loss", "weighted_sum"]
 
 SIDE_WEIGHTS: Final = (0.25, 0.5, 1.0)
 """w1, w2, w3 of equation 2, from the deepest side output to the finest."""
@@ -20,13 +20,13 @@ WINDOW: Final = 31
 def boundary_weight(mask: Tensor) -> Tensor:
     """1 + 5 |local mean - mask|: large where the mask changes within 15 pixels.
 
-    (B, 1, H, W) to the same shape. The mean counts the zero padding. A mean over a square is the mean of means
+    (B, 1, H, W) to the same shape. The mean counts the zero padding. The sum over a square is the sum of sums
     over rows and columns, which costs 62 instead of 961 additions a pixel.
     """
     half = WINDOW // 2
-    rows = functional.avg_pool2d(mask, (1, WINDOW), stride=1, padding=(0, half))
-    local_mean = functional.avg_pool2d(rows, (WINDOW, 1), stride=1, padding=(half, 0))
-    return 1 + 5 * (local_mean - mask).abs()
+    rows = functional.avg_pool2d(mask, (1, WINDOW), stride=1, padding=(0, half), divisor_override=1)
+    square = functional.avg_pool2d(rows, (WINDOW, 1), stride=1, padding=(half, 0), divisor_override=1)
+    return 1 + 5 * (square / WINDOW**2 - mask).abs()
 
 
 def side_losses(outputs: Sequence[Tensor], mask: Tensor, bce: BceKind = "plain") -> list[Tensor]:
@@ -46,13 +46,17 @@ def side_losses(outputs: Sequence[Tensor], mask: Tensor, bce: BceKind = "plain")
 
 def total_loss(outputs: Sequence[Tensor], mask: Tensor, bce: BceKind = "plain") -> Tensor:
     """0.25, 0.5 and 1 times the losses of the side outputs, deepest first (shapes as in `side_losses`)."""
-    losses = side_losses(outputs, mask, bce)
+    return weighted_sum(side_losses(outputs, mask, bce))
+
+
+def weighted_sum(losses: Sequence[Tensor]) -> Tensor:
+    """Equation 2: the side outputs' losses, deepest first, to one."""
     return sum((w * loss for w, loss in zip(SIDE_WEIGHTS, losses, strict=True)), start=losses[0].new_zeros(()))
 
 
 def _one_loss(logits: Tensor, mask: Tensor, weight: Tensor, bce: BceKind) -> Tensor:
     probability = logits.sigmoid()
-    intersection = (weight * probability * mask).sum((2, 3))
+    intersection = (probability * mask * weight).sum((2, 3))
     union = (weight * (probability + mask)).sum((2, 3))
     iou = 1 - (intersection + 1) / (union - intersection + 1)
     if bce == "plain":

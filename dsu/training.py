@@ -17,7 +17,7 @@ from torch import Tensor
 from dsu.batches import Batch, Samples, points_of, prefetch
 from dsu.errors import DsuError
 from dsu.heads import HEAD_FILE, HeadInfo, save_head, write_durably
-from dsu.loss import SIDE_WEIGHTS, side_losses
+from dsu.loss import side_losses, total_loss, weighted_sum
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress, Task
@@ -147,8 +147,8 @@ class Trainer:
         self.network.eval()
         with torch.no_grad(), progress.task("validating", len(self.validation.names)) as task:
             for batch in prefetch(_fetches(self.validation, self._batches(self.validation.names), 0, None, views=1)):
-                outputs, mask = self._forward(batch)
-                losses.append(float(self._total(outputs, mask)) * len(batch.names))
+                outputs, mask = self.forward(batch)
+                losses.append(float(total_loss(outputs, mask, self.settings.bce)) * len(batch.names))
                 probability = outputs[-1].float().sigmoid().cpu().double().numpy()
                 for predicted, truth in zip(probability[:, 0], mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
                     for meter in (structure, error, overlap):
@@ -188,7 +188,7 @@ class Trainer:
             waited += time.perf_counter() - asked
             if batch is None:
                 break
-            log.add(batch.names, self._step(batch))
+            log.add(batch.names, self.step(batch))
             task.advance(len(batch.names))
             task.note(f"loss {log.recent:.3f} · data wait {waited / (time.perf_counter() - started):.0%}")
         seconds = time.perf_counter() - started
@@ -205,26 +205,22 @@ class Trainer:
             "data_wait": waited / seconds,
         }
 
-    def _step(self, batch: Batch) -> Tensor:
+    def step(self, batch: Batch) -> Tensor:
         """One optimiser step; the batch's total loss and the three side outputs', still on the device."""
-        outputs, mask = self._forward(batch)
+        outputs, mask = self.forward(batch)
         losses = side_losses(outputs, mask, self.settings.bce)
-        total = sum((w * loss for w, loss in zip(SIDE_WEIGHTS, losses, strict=True)), start=losses[0].new_zeros(()))
+        total = weighted_sum(losses)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         self.optimizer.step()
         return torch.stack([total, *losses]).detach()
 
-    def _forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+    def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Logits in float32 and the soft mask of a batch as it was fetched."""
         ready = batch.to(self.runtime.device).flipped()
         with self.runtime.autocast():
             outputs = self.network.suffix(points_of(self.network, ready, self.point), self.point)
         return [output.float() for output in outputs], ready.soft_mask
-
-    def _total(self, outputs: Sequence[Tensor], mask: Tensor) -> Tensor:
-        losses = side_losses(outputs, mask, self.settings.bce)
-        return sum((w * loss for w, loss in zip(SIDE_WEIGHTS, losses, strict=True)), start=losses[0].new_zeros(()))
 
     def _batches(self, names: Sequence[str]) -> list[Sequence[str]]:
         """Cut in order; the short last one is kept."""

@@ -47,7 +47,7 @@ def cache_features(
     from dsu.encoders.weights import EncoderWeights
     from dsu.extraction import cache_features
     from dsu.extraction_plan import ExtractionSettings
-    from dsu_cli.console import ConsoleProgress, out
+    from dsu_cli.console import ConsoleProgress, fail, out
     from dsu_cli.parsing import one_of
     from dsu_cli.reports import extraction_table
 
@@ -75,7 +75,10 @@ def cache_features(
         before=lambda plan: out.print(extraction_table(plan)) if not quiet else None,
         progress=ConsoleProgress(quiet=quiet),
     )
+    for path, reason in result.skipped:
+        fail(f"{path} cannot be decoded ({reason}) and was skipped: save it anew as PNG or JPEG, or remove it.")
     if not quiet:
-        out.print(f"Stored in {cache_root}. Next: `dsu train-head`", markup=False)
+        skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
+        out.print(f"Stored in {cache_root}{skipped}. Next: `dsu train-head`", markup=False)
     if result.skipped:
         raise typer.Exit(1)

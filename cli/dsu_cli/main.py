@@ -8,6 +8,7 @@ import typer
 
 from dsu import __version__
 from dsu_cli.cache_features import cache_features
+from dsu_cli.check_equivalence import check_equivalence
 from dsu_cli.demo import demo
 from dsu_cli.evaluate import evaluate
 from dsu_cli.predict import predict
@@ -51,7 +52,12 @@ app.command("cache-features")(cache_features)
 app.command("train-head")(train_head)
 app.command("predict")(predict)
 app.command("eval")(evaluate)
+app.command("check-equivalence")(check_equivalence)
 app.command("demo")(demo)
+
+
+_INTERRUPTED = 130
+"""Status with which typer answers Ctrl-C, without a word."""
 
 
 def run() -> None:
@@ -70,9 +76,10 @@ def run() -> None:
     except DsuError as error:
         fail(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        fail("Stopped. What was finished stays finished: run the same command again to go on.")
-        sys.exit(130)
+    except SystemExit as left:
+        if left.code == _INTERRUPTED:
+            fail("Stopped. What was finished stays finished: run the same command again to go on.")
+        raise
     except Exception as error:
         _fail_known(error)
 
@@ -89,7 +96,7 @@ def _fail_known(error: Exception) -> None:
         named = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror}{named}: check that the path exists, may be written and has space left.")
         sys.exit(1)
-    if type(error).__name__ == "OutOfMemoryError":
-        fail("The device has too little memory: lower --batch-size, or choose a smaller --preset.")
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
+        fail("The device has too little memory: lower --batch-size, or choose a smaller --preset or input size.")
         sys.exit(1)
     raise error

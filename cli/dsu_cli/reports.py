@@ -10,10 +10,11 @@ from rich.text import Text
 from dsu_cli.console import bytes_text, key_table
 
 if TYPE_CHECKING:
+    from dsu.equivalence import Comparison, Report
     from dsu.evaluation import Evaluation
     from dsu.extraction import CachePlan
 
-__all__ = ["extraction_table", "metrics_table", "published_figures"]
+__all__ = ["equivalence_report", "extraction_table", "metrics_table", "published_figures"]
 
 LOWER_IS_BETTER = ("MAE",)
 
@@ -79,3 +80,39 @@ def published_figures(names: Collection[str]) -> dict[str, dict[str, float]]:
             if row.method == "DSU-Net":
                 found[name] = dict(row.figures)
     return found
+
+
+def equivalence_report(report: "Report") -> RenderableType:
+    """A row a stored tensor, the logits and the loss; gradients and weights by part, the worst one named."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "largest difference", "relative", "allowance", "", "where"):
+        table.add_column(
+            heading, justify="right" if heading in ("largest difference", "relative", "allowance") else "left"
+        )
+    for label, rows in _equivalence_groups(report):
+        worst = max(rows, key=lambda row: (not row.passed, row.absolute))
+        where = worst.where or (worst.what if len(rows) > 1 and not worst.passed else "")
+        verdict = Text("pass", style="green") if worst.passed else Text("FAIL", style="bold red")
+        table.add_row(label, f"{worst.absolute:.3g}", f"{worst.relative:.3g}", f"{worst.allowance:.3g}", verdict, where)
+    rounding = report.rounding
+    facts = key_table(
+        (
+            ("compared", f"{report.steps} steps of {report.batch_size}, resuming from {' + '.join(report.reads)}"),
+            ("device", report.runtime),
+            (
+                "float16 store",
+                f"against float32: logits {rounding.logits:.3g}, masks {rounding.grey_levels} grey levels, "
+                f"MAE {rounding.mae:.3g} (initial head, first batch)",
+            ),
+        )
+    )
+    return Group(table, facts)
+
+
+def _equivalence_groups(report: "Report") -> list[tuple[str, list["Comparison"]]]:
+    groups: dict[str, list[Comparison]] = {}
+    for row in report.rows:
+        part = row.what.partition(".")[0]
+        label = row.what if row.stage in ("stored", "logits", "loss") else f"{row.stage}s of {part}"
+        groups.setdefault(label, []).append(row)
+    return [(f"{label} ({len(rows)})" if len(rows) > 1 else label, rows) for label, rows in groups.items()]

@@ -1,0 +1,93 @@
+"""`dsu check-equivalence`: training from the store is end-to-end training."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsu_cli import options
+
+
+def check_equivalence(
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FOLDER]", help="Default: what was cached last.", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Of training.")] = 8,
+    adapt_last: options.AdaptLast = None,
+    ablation: Annotated[str | None, typer.Option(help="A, B or C.", rich_help_panel="Network")] = None,
+    resume_from: Annotated[
+        str | None, typer.Option("--resume-from", help="Stored point to check (default: the latest that can serve).")
+    ] = None,
+    views: Annotated[int | None, typer.Option(help="Flips drawn: 4, 2 or 1.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the head and of what is drawn.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="Write every row here.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Settings in YAML; options override it.")] = None,
+    preset: options.Preset = None,
+    hiera: options.Hiera = None,
+    dino: options.Dino = None,
+    hiera_size: options.HieraSize = None,
+    dino_size: options.DinoSize = None,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+    random_weights: options.RandomWeights = False,
+    data_root: options.DataRoot = Path("data"),
+    cache_root: options.CacheRoot = Path("features"),
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Default: the store's.", rich_help_panel="Machine")
+    ] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train some steps from the store and end to end, and compare every number on the way.
+
+    A row passes if the store differs from the live way by no more than the live way differs from itself when the
+    frozen encoders see one sample at a time: on a CPU in float32, by nothing. Exit status 1 if a row fails.
+    """
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.equivalence import check_equivalence
+    from dsu.heads import write_durably
+    from dsu.settings import read_settings
+    from dsu_cli.console import ConsoleProgress, fail, out
+    from dsu_cli.parsing import one_of
+    from dsu_cli.reports import equivalence_report
+
+    settings = read_settings(
+        config,
+        {
+            "dataset": dataset,
+            "batch_size": batch_size,
+            "adapt_last": adapt_last,
+            "ablation": ablation,
+            "resume_from": resume_from,
+            "views": views,
+            "seed": seed,
+            "preset": preset,
+            "hiera": hiera,
+            "dino": dino,
+            "hiera_size": hiera_size,
+            "dino_size": dino_size,
+            "device": device,
+            "precision": precision,
+        },
+    )
+    report = check_equivalence(
+        settings,
+        data_root=data_root,
+        cache_root=cache_root,
+        weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
+        steps=one_of("--steps", steps, range(1, 100_001)),
+        progress=ConsoleProgress(quiet=quiet),
+    )
+    if json is not None:
+        write_durably(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
+    out.print(equivalence_report(report))
+    if not report.passed:
+        for row in report.rows:
+            if not row.passed and row.stage == "stored":
+                fail(f"{row.what} is not what the encoders give now: worst at {row.where}.")
+        fail("Training from this store is not end-to-end training: run `dsu cache-features` again with --rebuild.")
+        raise typer.Exit(1)
