@@ -23,7 +23,7 @@ from dsu.masks import MaskReading
 from dsu.network.network import DSUNet, normalize_pixels
 from dsu.network.resume import ResumePoint
 from dsu.views import flip
-from dsu_cache import Store
+from dsu_cache import CorruptError, Store
 
 __all__ = ["Batch", "ImageSamples", "Samples", "StoredSamples", "points_of", "prefetch"]
 
@@ -108,8 +108,13 @@ class StoredSamples:
         self._reader = store.reader([*reads, *(["mask"] if masks else [])])
 
     def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
-        """See `Samples.fetch`; every chunk's checksum is verified."""
-        found = self._reader.read([self._manifest.row(name) for name in names], views)
+        """See `Samples.fetch`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""
+        try:
+            found = self._reader.read([self._manifest.row(name) for name in names], views)
+        except CorruptError as error:
+            raise DsuError(
+                f"{error}. Remove that file and run `dsu cache-features` again: it computes only what is missing."
+            ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
         points = {name: tensors[name] for name in self._points}
         return Batch(tuple(names), tuple(views), tensors.get("pixels"), tensors.get("mask"), None, points)

@@ -231,7 +231,7 @@ def _compare_logits(
         way.network.eval()
         with torch.no_grad():
             outputs.append(torch.cat(way.forward(way.train.fetch(*batch))[0], dim=1))
-    return [_row("logits", "logits", *outputs)]
+    return [_row("logits", "logits", outputs[0], outputs[1], outputs[2])]
 
 
 def _compare_training(
@@ -250,7 +250,7 @@ def _compare_training(
     with progress.task("training three ways", len(batches), "steps") as task:
         for step, batch in enumerate(batches, start=1):
             losses = [way.step(way.train.fetch(*batch)) for way in ways]
-            loss = _worse(loss, _row("loss", "loss", *losses, where=f"step {step}"))
+            loss = _worse(loss, _row("loss", "loss", losses[0], losses[1], losses[2], f"step {step}"))
             gradients = gradients or _by_name("gradient", [_gradients(way.network) for way in ways])
             task.advance()
     assert loss is not None

@@ -372,6 +372,8 @@ def _by_name(folder: Path) -> dict[str, Path]:
         inside = path.relative_to(folder)
         if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inside.parts):
             continue
+        if path.is_dir():
+            continue
         name = inside.with_suffix("").as_posix()
         if name in named:
             raise DsuError(

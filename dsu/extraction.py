@@ -34,9 +34,9 @@ class CachePlan:
     free_bytes: int
 
     @property
-    def skipped(self) -> int:
-        """Images that pair but can't be decoded."""
-        return sum(len(split.inspection.undecodable) for split in self.splits)
+    def skipped(self) -> list[tuple[Path, str]]:
+        """Files that pair but can't be decoded, and why."""
+        return [file for split in self.splits for file in split.inspection.undecodable]
 
 
 def cache_features(

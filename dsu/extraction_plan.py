@@ -13,7 +13,7 @@ from dsu.network.resume import map_names, point_shape
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import StoredType
-from dsu.stores import SourceFolder, encoders_of, fingerprint, sample_key, source_of, store_path
+from dsu.stores import SourceFolder, encoders_of, fingerprint, open_store, sample_key, source_of, store_path
 from dsu.views import VIEWS, ViewCount
 from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
 
@@ -111,13 +111,14 @@ def plan_extraction(
     else, unless `settings.rebuild`.
     """
     path = store_path(cache_root, split.name, architecture)
-    store = Store.open(path) if (path / "zarr.json").exists() else None
+    store = open_store(path) if (path / "zarr.json").exists() else None
     if store is not None:
         _check_owner(store, source)
     previous = {} if store is None else {n: SampleFacts.from_json(e.info) for n, e in store.manifest.entries.items()}
     inspection = inspect(split, previous, progress, foreground=settings.foreground)
     if not inspection.facts:
-        raise DsuError(f"{split.name} has no image that can be read: nothing to store.")
+        broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
+        raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
     attributes = {
         "source": vars(source),

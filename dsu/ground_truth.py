@@ -124,9 +124,12 @@ def _masks(split: Split, only: set[str] | None) -> list[tuple[str, Path]]:
 def _read_record(predictions: Path) -> dict[str, Any]:
     """What `dsu predict` wrote of each set; nothing for other folders."""
     try:
-        sets = json.loads((predictions / RECORD_FILE).read_text())["sets"]
+        sets = dict(json.loads((predictions / RECORD_FILE).read_text())["sets"])
+        for how in sets.values():
+            if how["source"] is not None:
+                SourceFolder(**how["source"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
-    return dict(sets)
+    return sets

@@ -16,7 +16,7 @@ from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.errors import DsuError
 from dsu.network.network import DSUNet
-from dsu.network.wavelet import TAP
+from dsu.network.wavelet import SIGNS, TAP
 
 __all__ = ["export_published", "load_published_checkpoint", "published_name"]
 
@@ -178,8 +178,7 @@ def _recognise(
 
 
 def _haar_filter(channels: int) -> Tensor:
-    signs = torch.tensor([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]])
-    return (TAP * signs).float().repeat(channels, 1, 1).unsqueeze(1)  # (4 C, 1, 2, 2)
+    return (TAP * torch.tensor(SIGNS)).repeat(channels, 1, 1).unsqueeze(1)  # (4 C, 1, 2, 2)
 
 
 def _check_haar(state: Mapping[str, Tensor]) -> None:

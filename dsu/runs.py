@@ -10,7 +10,7 @@ import yaml
 
 from dsu.architecture import Architecture, build_architecture
 from dsu.batches import ImageSamples, Samples, StoredSamples
-from dsu.datasets import SampleFacts, Split, find_dataset, inspect
+from dsu.datasets import SampleFacts, Split, describe, find_dataset, inspect
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.heads import HEAD_FILE, HeadInfo, write_durably
@@ -105,7 +105,7 @@ def open_run(
     resolved = settings.model_copy(
         update={
             "dataset": data.source.split,
-            "preset": architecture.preset,
+            **_encoders_as_settings(architecture),
             "adapt_last": architecture.adapt_last,
             "val_fraction": fraction,
             "keep": keep,
@@ -172,6 +172,12 @@ def _find_data(
             raise
         source = _source_from_images(settings.dataset, data_root, images, masks)
         return _from_images(source, _architecture(settings, None), None, progress)
+    lacking = [name for name in ("pixels", "mask") if name in store.arrays and not store.views_complete(name)]
+    if lacking:
+        raise DsuError(
+            f"The store {store.path} lacks {' and '.join(lacking)} of some samples: run `dsu cache-features "
+            f"{source.reference}` again, it computes only what is missing."
+        )
     architecture = _architecture(settings, store)
     if settings.end_to_end:
         return _from_images(source, architecture, store, progress)
@@ -204,6 +210,19 @@ def _architecture(settings: TrainingSettings, store: Store | None) -> Architectu
     )
 
 
+def _encoders_as_settings(architecture: Architecture) -> dict[str, str | int | None]:
+    """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
+    if architecture.preset != "custom":
+        return {"preset": architecture.preset}
+    return {
+        "preset": None,
+        "hiera": architecture.hiera.name,
+        "dino": architecture.dino.name,
+        "hiera_size": architecture.hiera_size,
+        "dino_size": architecture.dino_size,
+    }
+
+
 def _source_from_images(reference: str, data_root: Path, images: str | None, masks: str | None) -> SourceFolder:
     found = find_dataset(reference, data_root, images, masks)
     split = next((split for split in found if split.kind in ("train", "all")), None)
@@ -216,8 +235,12 @@ def _from_images(source: SourceFolder, architecture: Architecture, store: Store 
     split = source.find()
     if split is None:
         raise DsuError(f"The images of {source.split} are not at {source.data_root}: give --data-root.")
+    if split.masks is None:
+        raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
     known = {} if store is None else {n: SampleFacts.from_json(e.info) for n, e in store.manifest.entries.items()}
     found = inspect(split, known, progress)
+    for line in describe(split, found):
+        progress.say(line)
     reading = found.mask_reading if store is None else reading_of(store)
     return _Data(source, _contents(found.facts), architecture, store, split, reading)
 
@@ -257,6 +280,8 @@ def _run_folder(
         if resume and not taken:
             raise UsageError(f"There is no run of {source.split} below runs/ to go on with: leave --resume away.")
         return taken[-1] if resume else next(folder for folder in numbered if not folder.exists())
+    if resume and not any((out / name).exists() for name in (STATE_FILE, HEAD_FILE, SETTINGS_FILE)):
+        raise UsageError(f"There is no run in {out} to go on with: leave --resume away.")
     if any((out / name).exists() for name in (STATE_FILE, HEAD_FILE)) and not (resume or overwrite):
         raise UsageError(f"{out} holds a run already: go on with it (--resume), or start anew (--overwrite).")
     return out

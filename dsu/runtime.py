@@ -49,6 +49,8 @@ def choose_runtime(device: str = "auto", precision: Precision = "auto", because:
         reason = "a CUDA device is there" if kind == "cuda" else "no CUDA device is there"
     try:
         chosen = torch.device(kind)
+        if chosen.type not in ("cpu", "cuda"):
+            raise NotImplementedError(chosen.type)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"The device {device!r} can't be used here: choose cpu, cuda or cuda:N.") from error

@@ -69,15 +69,12 @@ def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> TrainingSe
 
     Raises `UsageError` naming the file and the field.
     """
-    given: dict[str, Any] = {}
-    source = "the options"
-    if path is not None:
-        source = str(path)
-        given = _read_yaml(path)
-    given |= {name: value for name, value in overrides.items() if value is not None}
+    from_file = {} if path is None else _read_yaml(path)
+    options = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return TrainingSettings(**given)
+        return TrainingSettings(**(from_file | options))
     except ValidationError as error:
+        source = "the options" if {item["loc"][0] for item in error.errors()} <= options.keys() else str(path)
         known = ", ".join(TrainingSettings.model_fields)
         hint = f" (known fields: {known})" if "Extra inputs" in str(error) else ""
         raise UsageError(f"The settings in {source} are not valid: {validation_reasons(error)}{hint}.") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import ValidationError
 
 from dsu.architecture import Architecture
 from dsu.datasets import SampleFacts, Split, find_dataset, inspect
@@ -27,6 +28,7 @@ __all__ = [
     "find_stores",
     "fingerprint",
     "list_stores",
+    "open_store",
     "sample_key",
     "store_path",
 ]
@@ -85,26 +87,49 @@ def encoders_name(architecture: Architecture) -> str:
     )
 
 
+def open_store(path: Path) -> Store:
+    """The store in a folder. Raises `DsuError` or `CacheError` naming the folder where it can't be opened."""
+    try:
+        return Store.open(path)
+    except CacheError:
+        raise
+    except Exception as error:  # Zarr raises whatever its parsers meet in a damaged file
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise DsuError(
+            f"The store {path} is damaged ({reason}): remove this folder and run `dsu cache-features` again."
+        ) from error
+
+
 def list_stores(cache_root: Path) -> list[Store]:
     """All stores below the cache root that can be opened, the one written last first."""
-    folders = sorted(cache_root.glob("*/*/zarr.json"), key=lambda path: path.parent.stat().st_mtime, reverse=True)
     found = []
-    for marker in folders:
+    for folder in _store_folders(cache_root):
         try:
-            found.append(Store.open(marker.parent))
-        except CacheError:
+            found.append(open_store(folder))
+        except (CacheError, DsuError):
             continue
     return found
 
 
+def _store_folders(cache_root: Path) -> list[Path]:
+    folders = [marker.parent for marker in cache_root.glob("*/*/zarr.json")]
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
+
+
 def source_of(store: Store) -> SourceFolder:
     """How the images of a store were found."""
-    return SourceFolder(**_mapping(store, "source"))
+    try:
+        return SourceFolder(**_mapping(store, "source"))
+    except TypeError as error:
+        raise _foreign(store) from error
 
 
 def architecture_of(store: Store) -> Architecture:
     """The encoders and sizes that a store was made with (its depth of adaptation has no meaning)."""
-    return Architecture.model_validate(_mapping(store, "architecture"))
+    try:
+        return Architecture.model_validate(_mapping(store, "architecture"))
+    except ValidationError as error:
+        raise _foreign(store) from error
 
 
 def encoders_of(store: Store) -> dict[str, str]:
@@ -122,8 +147,12 @@ def reading_of(store: Store) -> MaskReading:
 def _mapping(store: Store, name: str) -> dict[str, Any]:
     value = store.attributes.get(name)
     if not isinstance(value, Mapping):
-        raise DsuError(f"The store {store.path} was not written by dsu: give another --cache-root.")
+        raise _foreign(store)
     return dict(value)
+
+
+def _foreign(store: Store) -> DsuError:
+    return DsuError(f"The store {store.path} was not written by this dsu: remove it, or give another --cache-root.")
 
 
 def find_store(
@@ -132,11 +161,15 @@ def find_store(
     """The store of a data set's split of one of `kinds`, written last; `name` None takes any data set.
 
     `name` is a data set, a split or a folder; `encoders` restricts to one pair of encoders. Raises `UsageError`
-    saying what to run where there is none.
+    saying what to run where there is none, and `DsuError` where there is a damaged one.
     """
     for store, source in find_stores(cache_root, name, encoders):
         if source.kind in kinds:
             return store, source
+    for folder in _store_folders(cache_root):
+        asked = name is None or folder.parent.name.casefold().startswith(Path(name).name.casefold())
+        if asked and encoders in (None, folder.name):
+            open_store(folder)  # A damaged store is the likelier reason, and opening it says so.
     what = "training features" if "train" in kinds else "features"
     of = f" of {name}" if name else ""
     made_with = f" made with {encoders}" if encoders else ""

@@ -8,6 +8,7 @@ from typing import Literal
 from dsu.datasets import find_dataset, find_images, is_benchmark
 from dsu.errors import UsageError
 from dsu.heads import HeadInfo, read_head_info
+from dsu.images import IMAGE_SUFFIXES
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
@@ -97,12 +98,16 @@ def prepare_jobs(
     predicted from its pixels. Raises `UsageError` where a source is unknown or an output would fall on an input.
     """
     info = read_head_info(head)
+    if not sources and "reference" not in info.dataset:
+        raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
     finder = _Finder(info, out, settings, runtime, data_root, cache_root, end_to_end, images, masks, progress)
     jobs: list[Job] = []
     files = [Path(source) for source in sources if Path(source).is_file()]
     for source in sources:
         if Path(source).is_file():
             continue
+        if Path(source).suffix.lower() in IMAGE_SUFFIXES and not Path(source).exists():
+            raise UsageError(f"There is no image at {source}: check the path.")
         if is_benchmark(source) or not Path(source).is_dir():
             jobs += finder.named(source)
         else:
@@ -198,7 +203,10 @@ class _Finder:
         jobs = []
         for store, source in splits:
             architecture = self.info.architecture
-            point = resume_point(architecture, available_points(store, 1))
+            available = available_points(store, 1)
+            if "pixels" not in available:
+                raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.reference}` again.")
+            point = resume_point(architecture, available)
             check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
             check_samples(store, source, self.progress)
             split = source.find()

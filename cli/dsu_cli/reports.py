@@ -85,13 +85,14 @@ def published_figures(names: Collection[str]) -> dict[str, dict[str, float]]:
 def equivalence_report(report: "Report") -> RenderableType:
     """A row a stored tensor, the logits and the loss; gradients and weights by part, the worst one named."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "largest difference", "relative", "allowance", "", "where"):
-        table.add_column(
-            heading, justify="right" if heading in ("largest difference", "relative", "allowance") else "left"
-        )
+    table.add_column("", no_wrap=True)
+    for heading in ("difference", "relative", "allowance"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    table.add_column("worst at", overflow="fold")
     for label, rows in _equivalence_groups(report):
         worst = max(rows, key=lambda row: (not row.passed, row.absolute))
-        where = worst.where or (worst.what if len(rows) > 1 and not worst.passed else "")
+        where = (worst.where or (worst.what if len(rows) > 1 else "")) if worst.absolute else ""
         verdict = Text("pass", style="green") if worst.passed else Text("FAIL", style="bold red")
         table.add_row(label, f"{worst.absolute:.3g}", f"{worst.relative:.3g}", f"{worst.allowance:.3g}", verdict, where)
     rounding = report.rounding

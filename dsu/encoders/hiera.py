@@ -21,9 +21,10 @@ def build_hiera(spec: HieraSpec) -> "Hiera":
 
 
 def embed_pixels(trunk: "Hiera", pixels: Tensor) -> Tensor:
-    """The tokens entering block 0: (B, 3, S, S) normalised pixels to (B, S/4, S/4, C), contiguous."""
+    """The tokens entering block 0: (B, 3, S, S) normalised pixels to (B, S/4, S/4, C).
+
+    They lie channels first in memory, as the convolution leaves them, and so do all tokens of Hiera stage 1.
+    """
     tokens = trunk.patch_embed(pixels)
-    positions = trunk._get_pos_embed(tokens.shape[1:3])
-    # sam2 leaves the convolution's channels-first layout; the blocks' norms and layers want channels last.
-    embedded: Tensor = (tokens + positions).contiguous()
+    embedded: Tensor = tokens + trunk._get_pos_embed(tokens.shape[1:3])
     return embedded

@@ -155,15 +155,12 @@ class DSUNet(nn.Module):
         return {name: x.permute(0, 2, 3, 1) for name, x in found.items()}
 
     def _encode(self, points: Mapping[str, Tensor], point: ResumePoint) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
-        """All four levels and the maps, (B, C, H, W) in the types that they have live."""
+        """All four levels and the maps, (B, C, H, W) in the types and layouts that they have live."""
         live = {name: self._live(name, tensor) for name, tensor in points.items()}
-        levels = {int(name[1]): live[name] for name in point.levels}
+        levels = {int(name[1]): live[name].permute(0, 3, 1, 2) for name in point.levels}
         if point.block < self.architecture.hiera.depth:
             self._run_blocks(live[point.tokens], point, levels)
-        return (
-            {level: x.permute(0, 3, 1, 2) for level, x in levels.items()},
-            {name: live[name].permute(0, 3, 1, 2) for name in point.maps},
-        )
+        return levels, {name: live[name].permute(0, 3, 1, 2) for name in point.maps}
 
     def _run_blocks(self, tokens: Tensor, point: ResumePoint, levels: dict[int, Tensor]) -> None:
         """Run Hiera from `point.block` on and add the levels it ends."""
@@ -176,17 +173,23 @@ class DSUNet(nn.Module):
                     tokens = self.head.adapters[str(index)](tokens)
                 tokens = hiera.blocks[index](tokens)
             if index in hiera.stage_ends:
-                levels[hiera.stage_ends.index(index) + 1] = tokens
+                # Autograd adds a level's gradients up in the order of its uses: the decoder's comes before the
+                # next block's, as in the published program.
+                levels[hiera.stage_ends.index(index) + 1] = tokens.permute(0, 3, 1, 2)
 
     def _live(self, name: str, tensor: Tensor) -> Tensor:
-        """The type that a point has where it is computed: Hiera's residual stream turns from the parameters'
-        type to autocast's at the end of stage 1, where the shortcut passes through a linear layer."""
+        """The type and layout that a point has where it is computed.
+
+        Hiera's residual stream turns from the parameters' type to autocast's, and from channels first to
+        channels last, at the end of stage 1, where the shortcut passes through a linear layer.
+        """
         parameter = next(self.head.parameters())
         kind = parameter.device.type
-        late = name[0] in "SB" and self._stage(name) > 1
-        if late and torch.is_autocast_enabled(kind):
-            return tensor.to(torch.get_autocast_dtype(kind))
-        return tensor.to(parameter.dtype)
+        if name[0] not in "SB":
+            return tensor.to(parameter.dtype)
+        if self._stage(name) == 1:
+            return tensor.to(parameter.dtype).permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        return tensor.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype)
 
     def _stage(self, name: str) -> int:
         return int(name[1]) if name[0] == "S" else self.architecture.hiera.stage_of(int(name[1:]))

@@ -9,39 +9,30 @@ __all__ = ["ChannelScale", "WaveletConv", "haar", "inverse_haar"]
 TAP = 0.4999999701976776
 """Product of two float32 taps 1/sqrt(2), the published filters' value; kept in float64 too."""
 
+SIGNS = (((1, 1), (1, 1)), ((1, 1), (-1, -1)), ((1, -1), (1, -1)), ((1, -1), (-1, 1)))
+"""LL, low along the width and high along the height, high along the width and low along the height, HH."""
+
 
 def haar(x: Tensor) -> Tensor:
     """One level of the orthonormal Haar transform.
 
-    (B, C, H, W) with even sides to (B, 4 C, H/2, W/2): channel 4 c + subband, in the order LL, low along the
-    width and high along the height, high along the width and low along the height, HH.
+    (B, C, H, W) with even sides to (B, 4 C, H/2, W/2): channel 4 c + subband, in the order of `SIGNS`.
     """
-    top_left, top_right = x[..., ::2, ::2], x[..., ::2, 1::2]
-    bottom_left, bottom_right = x[..., 1::2, ::2], x[..., 1::2, 1::2]
-    subbands = torch.stack(_butterfly(top_left, top_right, bottom_left, bottom_right), dim=2)
-    return subbands.flatten(1, 2)  # (B, C, 4, H/2, W/2) -> (B, 4C, H/2, W/2)
+    channels = x.shape[1]
+    return functional.conv2d(x, _filters(x, channels), stride=2, groups=channels)
 
 
 def inverse_haar(subbands: Tensor) -> Tensor:
     """Undo `haar`: (B, 4 C, H, W) to (B, C, 2 H, 2 W).
 
-    The transform is symmetric and orthonormal, so its inverse is the same butterfly, laid out again.
+    The transform is orthonormal, so its inverse is its transpose, with the same filters.
     """
-    batch, channels, height, width = subbands.shape
-    ll, lh, hl, hh = subbands.view(batch, channels // 4, 4, height, width).unbind(2)
-    top_left, top_right, bottom_left, bottom_right = _butterfly(ll, lh, hl, hh)
-    top = torch.stack((top_left, top_right), dim=-1).flatten(-2)
-    bottom = torch.stack((bottom_left, bottom_right), dim=-1).flatten(-2)
-    return torch.stack((top, bottom), dim=-2).flatten(-3, -2)
+    channels = subbands.shape[1] // 4
+    return functional.conv_transpose2d(subbands, _filters(subbands, channels), stride=2, groups=channels)
 
 
-def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        TAP * (a + b + c + d),
-        TAP * (a + b - c - d),
-        TAP * (a - b + c - d),
-        TAP * (a - b - c + d),
-    )
+def _filters(like: Tensor, channels: int) -> Tensor:
+    return (TAP * torch.tensor(SIGNS, dtype=like.dtype, device=like.device)).unsqueeze(1).repeat(channels, 1, 1, 1)
 
 
 class ChannelScale(nn.Module):
