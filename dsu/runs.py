@@ -121,8 +121,9 @@ def open_run(
         hiera=live or point.block < architecture.hiera.depth,
         dino=live and bool(point.maps),
     )
+    drift: tuple[str, ...] = ()
     if store is not None:
-        digests = check_arrays(store, point, digests, runtime, stored)
+        digests, drift = check_arrays(store, point, digests, runtime, stored)
     torch.manual_seed(settings.seed)
     network = DSUNet(architecture, hiera, dino, torch_type(stored))
     train_names, held_out = hold_out(data.contents, fraction)
@@ -152,7 +153,8 @@ def open_run(
         trainer.resume()
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
-    return Run(trainer, data.source, tuple(_notes(trainer, data, runtime)))
+    warnings = [f"other version: {item}" for item in drift]
+    return Run(trainer, data.source, (*_notes(trainer, data, runtime), *warnings))
 
 
 def _find_data(
@@ -234,7 +236,9 @@ def _source_from_images(reference: str, data_root: Path, images: str | None, mas
 def _from_images(source: SourceFolder, architecture: Architecture, store: Store | None, progress: Progress) -> _Data:
     split = source.find()
     if split is None:
-        raise DsuError(f"The images of {source.split} are not at {source.data_root}: give --data-root.")
+        raise DsuError(
+            f"The images of {source.split} are not at {source.place}: bring them back, or name where they are now."
+        )
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
     known = {} if store is None else {n: SampleFacts.from_json(e.info) for n, e in store.manifest.entries.items()}

@@ -63,6 +63,11 @@ class SourceFolder:
             masks=masks,
         )
 
+    @property
+    def place(self) -> str:
+        """Where its images were: the data root, or the folder itself."""
+        return self.data_root if self.benchmark else self.reference
+
     def find(self) -> Split | None:
         """The split as it is now, or None where its images are gone."""
         try:
@@ -173,9 +178,10 @@ def find_store(
     what = "training features" if "train" in kinds else "features"
     of = f" of {name}" if name else ""
     made_with = f" made with {encoders}" if encoders else ""
+    likewise = " with the same options of the network" if encoders else ""
     raise UsageError(
         f"There are no {what}{of}{made_with} below {cache_root}: run `dsu cache-features {name or 'NAME|FOLDER'}` "
-        f"first, or give --end-to-end."
+        f"first{likewise}, or give --end-to-end."
     )
 
 
@@ -264,11 +270,12 @@ def _recorded(store: Store, field: str) -> list[tuple[str, Any]]:
 
 def check_arrays(
     store: Store, point: ResumePoint, digests: Mapping[str, str], runtime: Runtime, stored: str
-) -> dict[str, str]:
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Compare what is to be read with what this run's encoders would compute.
 
     An encoder that the run does not load (its features come from the store alone) is taken to be the store's.
-    Returns the digests of both encoders. Raises `StaleError` listing the differing fields.
+    Returns the digests of both encoders, and what was made with another library version or device, to warn of.
+    Raises `StaleError` listing the differing fields.
     """
     architecture = architecture_of(store)
     known = {**encoders_of(store), **digests}
@@ -280,8 +287,8 @@ def check_arrays(
         for name in (*point.reads, "mask")
         if name in store.arrays
     }
-    store.check(wanted, "Run `dsu cache-features` again with --rebuild, or run with the store's settings.")
-    return known
+    drift = store.check(wanted, "Run `dsu cache-features` again with --rebuild, or run with the store's settings.")
+    return known, tuple(str(item) for item in drift if item.field != "batch")
 
 
 def check_samples(store: Store, source: SourceFolder, progress: Progress = SILENT) -> dict[str, SampleFacts]:
@@ -293,7 +300,7 @@ def check_samples(store: Store, source: SourceFolder, progress: Progress = SILEN
     stored = {name: SampleFacts.from_json(entry.info) for name, entry in store.manifest.entries.items()}
     split = source.find()
     if split is None:
-        progress.say(f"The images of {source.split} are not at {source.data_root} any more: using the store as it is.")
+        progress.say(f"The images of {source.split} are not at {source.place} any more: using the store as it is.")
         return stored
     facts = inspect(split, stored, progress).facts
     new = sorted(set(facts) - set(stored))

@@ -207,7 +207,10 @@ class _Finder:
             if "pixels" not in available:
                 raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.reference}` again.")
             point = resume_point(architecture, available)
-            check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
+            stored = self.info.stored or "float16"
+            _, drift = check_arrays(store, point, self.info.encoders, self.runtime, stored)
+            for item in drift:
+                self.progress.say(f"other version: {item}")
             check_samples(store, source, self.progress)
             split = source.find()
             paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
