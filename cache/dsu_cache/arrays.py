@@ -70,7 +70,9 @@ class StoredArray:
     """
 
     def __init__(self, zarr_array: ZarrArray, folder: Path, commits: Path) -> None:
-        self._zarr = zarr_array
+        # A sample of only zeros is a sample: left out, it could not be told from one that is missing. Zarr keeps this
+        # setting nowhere, so it is made whenever an array is opened.
+        self._zarr = zarr_array.with_config({"write_empty_chunks": True})
         self._folder = folder
         self._commits = commits
         shape, attributes = zarr_array.shape, cast("Mapping[str, JSON]", zarr_array.attrs)
@@ -106,8 +108,6 @@ class StoredArray:
             compressors=compressors,
             fill_value=0,
             attributes={"fingerprint": info.fingerprint.to_json()},
-            # A sample of only zeros is a sample: left out, it could not be told from one that is missing.
-            config={"write_empty_chunks": True},
         )
         for path in (folder / "zarr.json", folder, folder.parent, commits.parent):
             sync(path)

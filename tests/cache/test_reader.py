@@ -101,6 +101,14 @@ def test_what_is_missing_never_reads_as_zeros(store: Store, put: Put, fill: Fill
         store.reader(["pixels"]).read([9], [0])
 
 
+def test_a_sample_of_only_zeros_is_kept_by_a_store_opened_again(store: Store, fill: Fill, values: Values) -> None:
+    again = Store.open(store.path)
+    with again.lock():
+        fill(again, "pixels", [0])
+    assert not values("pixels", [1], 0).any()
+    assert not again.reader(["pixels"]).read([1], [0])["pixels"].any()
+
+
 def test_a_flipped_bit_names_the_sample(full: Store, values: Values, put: Put) -> None:
     put(full, [*"abcdefghij", "f:copy"])
     where = values("V", [5], 2).tobytes()
