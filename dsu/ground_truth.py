@@ -102,7 +102,7 @@ def _truths(
         origin = SourceFolder(**source)
         split = origin.find() or replace(origin, data_root=str(data_root)).find()
         if split is None:
-            raise DsuError(f"The ground truth of {name} is not at {origin.data_root}: give --data-root or --truth.")
+            raise DsuError(f"The ground truth of {name} is not at {origin.place}: give --data-root or --truth.")
         # A set that is not a whole split is the share of it that the record names.
         only = None if split.name == name else set(record[name]["names"])
         return [(name, _masks(split, only))]

@@ -89,7 +89,10 @@ def read_head_info(path: Path) -> HeadInfo:
     except (json.JSONDecodeError, TypeError) as error:
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
     except ValidationError as error:
-        raise DsuError(f"The head {path} has settings that do not fit: {validation_reasons(error)}.") from error
+        reasons = validation_reasons(error)
+        raise DsuError(
+            f"The head {path} has settings that do not fit ({reasons}): restore or train it again."
+        ) from error
 
 
 def resolve_head(given: Path | None, runs: Path = Path("runs")) -> Path:

@@ -79,7 +79,7 @@ def load_network(
     try:
         network.head.load_state_dict(dict(state))
     except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
+        detail = str(error).splitlines()[-1].strip()[:160]
         raise DsuError(f"The head's tensors do not fit its own settings ({detail}): train it again.") from error
     return network.eval()
 

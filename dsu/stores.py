@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from dsu.architecture import Architecture
-from dsu.datasets import SampleFacts, Split, find_dataset, inspect
+from dsu.datasets import SampleFacts, Split, find_dataset, inspect, is_benchmark
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
 from dsu.masks import MaskReading
@@ -51,13 +51,13 @@ class SourceFolder:
     def of(
         cls, split: Split, reference: str, data_root: Path, images: str | None = None, masks: str | None = None
     ) -> "SourceFolder":
-        """How `split` was found by `reference`, a benchmark's name or a folder."""
+        """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
         return cls(
             split=split.name,
             dataset=split.dataset,
             kind=split.kind,
             benchmark=split.benchmark,
-            reference=reference if split.benchmark else str(Path(reference).expanduser().resolve()),
+            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, data_root),
             data_root=str(data_root.expanduser().resolve()),
             images=images,
             masks=masks,
@@ -66,7 +66,7 @@ class SourceFolder:
     @property
     def place(self) -> str:
         """Where its images were: the data root, or the folder itself."""
-        return self.data_root if self.benchmark else self.reference
+        return self.reference if Path(self.reference).is_absolute() else self.data_root
 
     def find(self) -> Split | None:
         """The split as it is now, or None where its images are gone."""
@@ -75,6 +75,11 @@ class SourceFolder:
         except DsuError:
             return None
         return next((split for split in found if split.name == self.split), None)
+
+
+def _absolute(folder: str, data_root: Path) -> str:
+    here = Path(folder).expanduser()
+    return str((here if here.is_dir() else data_root.expanduser() / folder).resolve())
 
 
 def store_path(cache_root: Path, split: str, architecture: Architecture) -> Path:
@@ -195,7 +200,7 @@ def _means(name: str, source: SourceFolder) -> bool:
     plain = name.casefold().replace("_", "-")
     if plain in (source.split.casefold().replace("_", "-"), source.dataset.casefold().replace("_", "-")):
         return True
-    return not source.benchmark and Path(name).expanduser().resolve() == Path(source.reference)
+    return Path(name).expanduser().resolve() == Path(source.reference)
 
 
 def sample_key(facts: SampleFacts) -> str:

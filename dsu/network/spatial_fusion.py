@@ -40,22 +40,24 @@ class SpatialFeatureFusion(nn.Module):
         """(B, 64, h, w) and (B, 64, H, W) to (B, 64, H, W)."""
         small = functional.interpolate(small, size=big.shape[-2:], mode="bilinear", align_corners=False)
         asking = self.small(small) + self.big(big)
-        mixed = _attend(_as_sequence(self.query(asking)), _as_sequence(self.key(asking)), _as_sequence(self.value(big)))
-        mixed = mixed.squeeze(1).transpose(1, 2).contiguous().view(len(big), INNER, *big.shape[-2:])  # (B, 32, H, W)
+        mixed = _attend(self.query(asking), self.key(asking), self.value(big))
         joined: Tensor = self.join(torch.cat([self.attended(mixed), big], dim=1))
         return joined
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of (B, 1, H W, 32), scaled by 32^-0.5."""
+    """(B, 32, H, W) to the same: every position of `query` asks all of `key`, scaled by 32^-0.5."""
     if query.dtype == torch.float64:
-        # Double precision is for comparing with the published program. Near-hard attention makes training
-        # chaotic: another order of sums is another trajectory within five steps. So: its operations, plainly.
-        weight = (INNER**-0.5 * (query @ key.transpose(-1, -2))).softmax(-1)
-        return weight @ value
-    return functional.scaled_dot_product_attention(query, key, value)
+        # Double precision is for comparing with the published program. Nearly hard attention makes training
+        # chaotic: sums in another order give another trajectory within five steps. So: its operations.
+        weight = (INNER**-0.5 * (_as_sequence(query) @ key.flatten(2))).softmax(-1)
+        return (weight @ _as_sequence(value)).transpose(1, 2).contiguous().view(value.shape)
+    mixed = functional.scaled_dot_product_attention(
+        *(_as_sequence(x).unsqueeze(1) for x in (query, key, value))  # one head
+    )
+    return mixed.squeeze(1).transpose(1, 2).reshape(value.shape)
 
 
 def _as_sequence(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, 1, H W, C), contiguous: otherwise torch falls back to the materialised attention."""
-    return x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+    """(B, C, H, W) to (B, H W, C), contiguous: otherwise torch falls back to the materialised attention."""
+    return x.flatten(2).transpose(1, 2).contiguous()

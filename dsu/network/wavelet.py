@@ -28,7 +28,7 @@ def inverse_haar(subbands: Tensor) -> Tensor:
     The transform is orthonormal, so its inverse is its transpose, with the same filters.
     """
     channels = subbands.shape[1] // 4
-    return functional.conv_transpose2d(subbands, _filters(subbands, channels), stride=2, groups=channels)
+    return functional.conv_transpose2d(subbands.contiguous(), _filters(subbands, channels), stride=2, groups=channels)
 
 
 def _filters(like: Tensor, channels: int) -> Tensor:
