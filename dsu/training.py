@@ -126,13 +126,13 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.network.head.load_state_dict(state["head"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.history = int(state["epoch"]), list(state["history"])
         except FileNotFoundError as error:
             raise DsuError(f"There is no checkpoint in {self.out}: start the run without --resume.") from error
         except Exception as error:  # whatever a damaged or foreign file makes torch raise
             raise DsuError(
-                f"The checkpoint {path} can't be taken up ({str(error).splitlines()[0]}): start the run anew."
+                f"The checkpoint {path} is damaged or of another network: start the run anew with --overwrite."
             ) from error
-        self.epoch, self.history = state["epoch"], state["history"]
 
     def validate(self, progress: Progress = SILENT) -> dict[str, float]:
         """Loss, S-measure, MAE and IoU (threshold 0.5) of the finest output at network size, on unflipped images."""

@@ -16,7 +16,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for data, features, run and picture sheet.")] = Path(
         "demo"
     ),
-    epochs: Annotated[int, typer.Option(help="Epochs of stage two.")] = 12,
+    epochs: Annotated[int, typer.Option(help="Epochs of stage two.")] = 10,
     train_images: Annotated[int, typer.Option("--train", help="Training images to draw.")] = 200,
     test_images: Annotated[int, typer.Option("--test", help="Test images to draw.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the drawn data and of training.")] = 0,
@@ -97,15 +97,12 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
 
 
 def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
-    """The one set's name and figures, judged where they are not yet."""
-    import json
+    """The one set's name and figures."""
+    from dsu.evaluation import evaluate
+    from dsu.ground_truth import find_judged_sets
 
-    from dsu_cli.evaluate import evaluate
-
-    if not (predictions / "metrics.json").exists():
-        evaluate(predictions=predictions, quiet=True)
-    [(name, figures)] = json.loads((predictions / "metrics.json").read_text()).items()
-    return name, figures
+    [judged] = find_judged_sets([], predictions, None, data_root=predictions)
+    return judged.name, evaluate(judged.cases, normalize=judged.minmax).metrics
 
 
 def _picture_sheet(data: Path, predictions: Path, path: Path, rows: int = 8) -> Path:

@@ -60,8 +60,8 @@ def point_block(architecture: Architecture, point: str) -> int:
     if tokens and int(tokens[1]) < hiera.depth:
         return int(tokens[1])
     raise UsageError(
-        f"{point!r} is no point of this network: choose V, S1 to S4 or B1 to B{hiera.depth - 1}, the tokens "
-        f"entering that Hiera block."
+        f"{point!r} is no point of this network: choose V, V1 to V{architecture.dino.depth} (DINOv2's blocks on its own "
+        f"grid), S1 to S4 or B1 to B{hiera.depth - 1} (the tokens entering that Hiera block)."
     )
 
 
@@ -102,10 +102,12 @@ def resume_point(architecture: Architecture, available: Collection[str], wanted:
     lacking = [name for name in maps if name not in available]
     if lacking:
         raise UsageError(
-            f"{', '.join(lacking)} is not stored in all the views that this run draws: run `dsu cache-features "
-            f"--levels {','.join(lacking)}` (with more --views), or draw fewer with --views 1."
+            f"{', '.join(lacking)} is not stored in all the views that this run draws: run your `dsu cache-features` "
+            f"again with --levels {','.join(lacking)} (and more --views), or draw fewer views with --views 1."
         )
     serving = serving_points(architecture, available)
+    if not serving:
+        raise UsageError("Nothing is stored to resume from, not even pixels: run your `dsu cache-features` again.")
     if wanted is not None and wanted not in serving:
         raise UsageError(
             f"A run with adapters in the last {architecture.adapt_last} blocks can't resume from {wanted!r} with what "
