@@ -1,6 +1,6 @@
 """What to predict: from what a user names to sets of images, where each resumes and which files come of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -178,8 +178,13 @@ class _Finder:
                 f"{source.dataset} has neither a test split nor a held-out share: name what to predict, a benchmark, "
                 f"a folder or image files."
             )
+        name = f"{source.split}-VAL"
+        if not self.end_to_end:
+            for store, origin in find_stores(self.cache_root, source.split, encoders_name(self.info.architecture)):
+                if origin.reference == source.reference:
+                    return [self._stored_job(name, store, origin, held_out)]
         pairs = [(pair.name, pair.image) for split in splits for pair in split.pairs if pair.name in held_out]
-        return [self._images_job(f"{source.split}-VAL", pairs, source)]
+        return [self._images_job(name, pairs, source)]
 
     def named_by(self, split: str, like: SourceFolder) -> list[Job]:
         """A split found the way another one was."""
@@ -200,23 +205,22 @@ class _Finder:
     def _from_stores(self, name: str) -> list[Job]:
         """Jobs from the stores of a data set's test splits."""
         splits = _stored_splits(self.cache_root, name, encoders_name(self.info.architecture))
-        jobs = []
-        for store, source in splits:
-            architecture = self.info.architecture
-            available = available_points(store, 1)
-            if "pixels" not in available:
-                raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.reference}` again.")
-            point = resume_point(architecture, available)
-            stored = self.info.stored or "float16"
-            _, drift = check_arrays(store, point, self.info.encoders, self.runtime, stored)
-            for item in drift:
-                self.progress.say(f"other version: {item}")
-            check_samples(store, source, self.progress)
-            split = source.find()
-            paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
-            targets = [(n, paths.get(n, Path(n))) for n in store.manifest.names]
-            jobs.append(self._job(source.split, targets, source, store, point))
-        return jobs
+        return [self._stored_job(source.split, store, source) for store, source in splits]
+
+    def _stored_job(self, name: str, store: Store, source: SourceFolder, only: Collection[str] | None = None) -> Job:
+        """The samples of a store, or some of them, after checking that their features still hold."""
+        available = available_points(store, 1)
+        if "pixels" not in available:
+            raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.reference}` again.")
+        point = resume_point(self.info.architecture, available)
+        _, drift = check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
+        for item in drift:
+            self.progress.say(f"other version: {item}")
+        check_samples(store, source, self.progress)
+        split = source.find()
+        paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
+        chosen = [sample for sample in store.manifest.names if only is None or sample in only]
+        return self._job(name, [(sample, paths.get(sample, Path(sample))) for sample in chosen], source, store, point)
 
     def _images_job(self, name: str, images: Sequence[tuple[str, Path]], source: SourceFolder | None) -> Job:
         return self._job(name, images, source, None, earliest(self.info.architecture))

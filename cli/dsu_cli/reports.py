@@ -87,8 +87,8 @@ def equivalence_report(report: "Report") -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for heading in ("difference", "relative", "allowance"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    table.add_column("", no_wrap=True, min_width=4)
     table.add_column("worst at", overflow="fold")
     for label, rows in _equivalence_groups(report):
         worst = max(rows, key=lambda row: (not row.passed, row.absolute))

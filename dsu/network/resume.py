@@ -60,8 +60,8 @@ def point_block(architecture: Architecture, point: str) -> int:
     if tokens and int(tokens[1]) < hiera.depth:
         return int(tokens[1])
     raise UsageError(
-        f"{point!r} is no point of this network: choose V, V1 to V{architecture.dino.depth} (DINOv2's blocks on its own "
-        f"grid), S1 to S4 or B1 to B{hiera.depth - 1} (the tokens entering that Hiera block)."
+        f"{point!r} is no point of this network: choose V, V1 to V{architecture.dino.depth} (DINOv2's blocks on its "
+        f"own grid), S1 to S4 or B1 to B{hiera.depth - 1} (the tokens entering that Hiera block)."
     )
 
 

@@ -115,7 +115,7 @@ def stage_one(folder: Path | str, *more: object) -> list[object]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--levels", "Q"), ("'Q'", "V, S1 to S4 or B1 to B6")),
+        (("--levels", "Q"), ("'Q'", "V1 to V4", "S1 to S4", "B1 to B6")),
         (("--levels", "V,B99"), ("'B99'", "B1 to B6")),
         (("--levels", "S5"), ("'S5'", "S1 to S4")),
         (("--levels", "V99"), ("'V99'", "choose V")),
@@ -706,10 +706,10 @@ def test_a_folder_that_holds_a_run(dsu: Dsu, house: House) -> None:
 @pytest.mark.parametrize(
     ("name", "spoil", "words"),
     [
-        ("checkpoint.pt", lambda path: path.write_text("words"), ("can't be taken up", "anew")),
-        ("checkpoint.pt", _truncate, ("can't be taken up", "anew")),
-        ("checkpoint.pt", _run_code, ("can't be taken up", "anew")),
-        ("checkpoint.pt", lambda path: torch.save({"head": {}}, path), ("can't be taken up", "anew")),
+        ("checkpoint.pt", lambda path: path.write_text("words"), ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", _truncate, ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", _run_code, ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", lambda path: torch.save({"head": {}}, path), ("damaged", "anew", "--overwrite")),
         ("checkpoint.pt", lambda path: path.unlink(), ("no checkpoint", "--resume")),
         ("settings.yaml", lambda path: path.write_text("epochs: ["), ("settings.yaml", "anew")),
         ("settings.yaml", lambda path: path.write_text("words"), ("settings.yaml", "anew")),
