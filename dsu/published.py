@@ -5,20 +5,24 @@ A published file holds the whole network, frozen encoders included, under the na
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dsu.architecture import DINOS, HIERAS, Architecture, DinoSpec, HieraSpec
+from dsu.architecture import DINOS, HIERAS, PRESETS, Architecture, DinoSpec, HieraSpec
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
+from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
 from dsu.errors import DsuError
+from dsu.heads import HeadInfo, load_head
 from dsu.network.network import DSUNet
 from dsu.network.wavelet import SIGNS, TAP
+from dsu.segmenter import load_network
 
-__all__ = ["export_published", "load_published_checkpoint", "published_name"]
+__all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
 
 _ATTENTION = r"(query|key)"
 _RENAMINGS: Final = tuple(
@@ -133,11 +137,57 @@ def export_published(network: DSUNet) -> dict[str, Tensor]:
     return state | dict.fromkeys(_HAAR_KEYS, haar_filter) | dict.fromkeys(_IGNORED, mask_token)
 
 
+def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor], HeadInfo, list[str]]:
+    """A head out of a published checkpoint: its state, its info and what to tell the user.
+
+    The encoders inside are compared with the official ones where those are at hand (nothing is fetched for it).
+    Raises `DsuError` as `load_published_checkpoint`.
+    """
+    network = load_published_checkpoint(path)
+    architecture = network.architecture
+    inside = {"hiera": weights_digest(_present(network.hiera)), "dino": weights_digest(_present(network.dino))}
+    notes = []
+    for name, load in (("hiera", load_hiera), ("dino", load_dino)):
+        try:
+            official = load(architecture, replace(weights, download=False))[1]
+        except DsuError:
+            notes.append(f"{name}: not compared with the official weights, which are not at hand")
+            continue
+        verdict = "the official weights" if official == inside[name] else "NOT the official weights"
+        notes.append(f"{name}: {verdict} ({inside[name][:12]})")
+    info = HeadInfo(
+        architecture=architecture,
+        stored=None,
+        encoders=inside,
+        training={"imported_from": path.name},
+    )
+    return network.head.state_dict(), info, notes
+
+
+def export_head(head: Path, weights: EncoderWeights) -> dict[str, Tensor]:
+    """A head with its encoders under the authors' names.
+
+    Raises `DsuError` for a head whose parts the published program lacks (fewer adapters, an ablation), and where the
+    encoders' weights are not those that it was trained on.
+    """
+    state, info = load_head(head)
+    architecture = info.architecture
+    if architecture.adapt_last != architecture.hiera.depth or architecture.ablation != "none":
+        raise DsuError(
+            f"The published program has adapters in front of all blocks and no ablation; the head {head} has not: only "
+            f"a head trained without --adapt-last and --ablation can be exported."
+        )
+    return export_published(load_network(state, info, weights))
+
+
+def _present(module: nn.Module | None) -> nn.Module:
+    assert module is not None
+    return module
+
+
 def _read(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return dict(source)
-    from dsu.encoders.weights import read_checkpoint
-
     return read_checkpoint(Path(source))
 
 
@@ -169,7 +219,11 @@ def _recognise(
             f"The checkpoint's encoders (Hiera of width {sam_width} and {sam_depth} blocks, DINOv2 of width "
             f"{dino_width}) are of no official size: give their settings as `hiera` and `dino`."
         )
+    preset = next(
+        (name for name, (h, d, *_) in PRESETS.items() if (h, d) == (hiera_spec.name, dino_spec.name)), "custom"
+    )
     return Architecture(
+        preset=preset,
         hiera=hiera_spec,
         dino=dino_spec,
         dino_size=round(positions**0.5) * dino_spec.patch_size,

@@ -9,6 +9,7 @@ import typer
 from dsu import __version__
 from dsu_cli.cache_features import cache_features
 from dsu_cli.check_equivalence import check_equivalence
+from dsu_cli.checkpoints import export_checkpoint, import_checkpoint
 from dsu_cli.demo import demo
 from dsu_cli.evaluate import evaluate
 from dsu_cli.predict import predict
@@ -53,6 +54,8 @@ app.command("train-head")(train_head)
 app.command("predict")(predict)
 app.command("eval")(evaluate)
 app.command("check-equivalence")(check_equivalence)
+app.command("import-checkpoint")(import_checkpoint)
+app.command("export-checkpoint")(export_checkpoint)
 app.command("demo")(demo)
 
 

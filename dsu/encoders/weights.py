@@ -67,11 +67,13 @@ class EncoderWeights:
             the Hugging Face hub.
         random: fixed random weights in place of pretrained ones (the toy preset always has them): for tests,
             benchmarks and demonstrations of speed, never for results.
+        download: whether the hub may be asked for what its cache lacks.
     """
 
     hiera: Path | None = None
     dino: Path | None = None
     random: bool = False
+    download: bool = True
 
 
 def load_hiera(architecture: Architecture, weights: EncoderWeights) -> tuple["Hiera", str]:
@@ -82,7 +84,7 @@ def load_hiera(architecture: Architecture, weights: EncoderWeights) -> tuple["Hi
     spec = architecture.hiera
     if weights.random or spec.name == "toy":
         return _random(lambda: build_hiera(spec), seed=1)
-    path = _find(_HIERA_SOURCES.get(spec.name), weights.hiera, f"SAM 2.1's Hiera ({spec.name})", "--hiera-weights")
+    path = _find(_HIERA_SOURCES, spec.name, weights.hiera, weights.download, f"SAM 2.1's Hiera ({spec.name})")
     state = read_checkpoint(path)
     trunk_state = {key.removeprefix(_SAM_PREFIX): value for key, value in state.items() if key.startswith(_SAM_PREFIX)}
     trunk = build_hiera(spec)
@@ -100,7 +102,7 @@ def load_dino(architecture: Architecture, weights: EncoderWeights) -> tuple["Vis
     spec, size = architecture.dino, architecture.dino_size
     if weights.random or spec.name == "toy":
         return _random(lambda: build_dino(spec, size), seed=2)
-    path = _find(_DINO_SOURCES.get(spec.name), weights.dino, f"DINOv2 ({spec.name})", "--dino-weights")
+    path = _find(_DINO_SOURCES, spec.name, weights.dino, weights.download, f"DINOv2 ({spec.name})")
     state = read_checkpoint(path)
     encoder = build_dino(spec, size)
     what = f"DINOv2 checkpoint of {spec.name}"
@@ -148,19 +150,21 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _find(source: _Source | None, given: Path | None, what: str, option: str) -> Path:
+def _find(sources: Mapping[str, _Source], name: str, given: Path | None, download: bool, what: str) -> Path:
     """A local path: the given one, the environment's, or the hub's cache (downloading into it if it may)."""
+    source = sources.get(name)
     if source is None:
+        option = next(iter(sources.values())).option
         raise UsageError(f"{what} is of no official size, so its weights must be given by {option} FILE.")
     named = given or (Path(os.environ[source.variable]) if os.environ.get(source.variable) else None)
     if named is not None:
         if not named.is_file():
-            raise DsuError(f"The weights of {what} are not at {named}: check {option} or {source.variable}.")
+            raise DsuError(f"The weights of {what} are not at {named}: check {source.option} or {source.variable}.")
         return named
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(source.repository, source.filename))
+        return Path(hf_hub_download(source.repository, source.filename, local_files_only=not download))
     except Exception as error:  # network, authorisation, a missing cache: one way out for all of them
         raise DsuError(
             f"The weights of {what} are not in the Hugging Face cache and can't be fetched "

@@ -1,0 +1,60 @@
+"""`dsu import-checkpoint` and `dsu export-checkpoint`: the authors' file format."""
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsu_cli import options
+
+
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of the authors' program.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The head to write.")] = Path("head.safetensors"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+) -> None:
+    """Make a head of a published checkpoint, to predict with.
+
+    Says whether the encoders inside are the official ones, where those are at hand.
+    """
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.heads import save_head
+    from dsu.published import import_head
+    from dsu_cli.console import out as console
+    from dsu_cli.parsing import new_file
+
+    target = new_file("--out", out, overwrite=overwrite)
+    state, info, notes = import_head(checkpoint, EncoderWeights(hiera_weights, dino_weights))
+    save_head(target, state, info)
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(f"{target}: Hiera {info.architecture.hiera.name}, DINOv2 {info.architecture.dino.name}", markup=False)
+
+
+def export_checkpoint(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="A run folder or head.safetensors.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path("checkpoint.pth"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+) -> None:
+    """Write a head and its encoders under the authors' key names, as their program loads them."""
+    import torch
+
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.heads import read_head_info, resolve_head, write_durably
+    from dsu.published import export_head
+    from dsu_cli.console import out as console
+    from dsu_cli.parsing import new_file
+
+    target = new_file("--out", out, overwrite=overwrite)
+    file = resolve_head(head)
+    random = bool(read_head_info(file).training.get("random_weights", False))
+    state = export_head(file, EncoderWeights(hiera_weights, dino_weights, random))
+    buffer = io.BytesIO()
+    torch.save({name: tensor.contiguous() for name, tensor in state.items()}, buffer)
+    write_durably(target, buffer.getvalue())
+    console.print(f"{target}: {len(state):,} tensors", markup=False)
