@@ -97,7 +97,7 @@ def _predict_job(
     """Decode, predict and write, overlapping."""
     loader = _ImageLoader(network, job.point) if job.store is None else _StoreLoader(job.store, job.point)
     with (
-        progress.task(f"predicting {job.name}", len(todo)) as task,
+        progress.task(f"predicting {job.name or 'files'}", len(todo)) as task,
         ThreadPoolExecutor(2, thread_name_prefix="write") as writer,
     ):
         pending: list[Future[None]] = []

@@ -113,4 +113,5 @@ class _RatedBar:
 
     def _rate(self) -> str:
         rate = self._done / max(time.perf_counter() - self._started, 1e-9)
-        return f"{rate:.1f} {self._unit}/s" if rate < 100 else f"{rate:,.0f} {self._unit}/s"
+        digits = f"{rate:.2g}" if rate < 1 else f"{rate:.1f}" if rate < 100 else f"{rate:,.0f}"
+        return f"{digits} {self._unit}/s"
