@@ -125,7 +125,8 @@ def load_published_checkpoint(
     try:
         network.load_state_dict({own: state[name] for name, own in wanted.items()})
     except RuntimeError as error:
-        raise DsuError(f"The checkpoint's tensors do not fit the encoders' sizes: {error}") from error
+        first = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise DsuError(f"The checkpoint's tensors do not fit the encoders' sizes: {first}.") from error
     return network.eval()
 
 

@@ -142,13 +142,21 @@ class _Finder:
                 return self._from_stores(name)
             except UsageError:
                 pass  # No store has it: predict from its images, as long as they are there.
-        splits = find_dataset(name, self.data_root, self.images, self.masks)
+        root = self.data_root
+        try:
+            splits = find_dataset(name, root, self.images, self.masks)
+        except UsageError:
+            # A benchmark may still lie where the head's own data set lay.
+            if "data_root" not in self.info.dataset:
+                raise
+            root = Path(self.info.dataset["data_root"])
+            splits = find_dataset(name, root, self.images, self.masks)
         chosen = [split for split in splits if split.kind != "train"] or list(splits)
         return [
             self._images_job(
                 split.name,
                 [(pair.name, pair.image) for pair in split.pairs],
-                SourceFolder.of(split, name, self.data_root, self.images, self.masks),
+                SourceFolder.of(split, name, root, self.images, self.masks),
             )
             for split in chosen
         ]

@@ -152,15 +152,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def _find(sources: Mapping[str, _Source], name: str, given: Path | None, download: bool, what: str) -> Path:
     """A local path: the given one, the environment's, or the hub's cache (downloading into it if it may)."""
-    source = sources.get(name)
-    if source is None:
-        option = next(iter(sources.values())).option
-        raise UsageError(f"{what} is of no official size, so its weights must be given by {option} FILE.")
-    named = given or (Path(os.environ[source.variable]) if os.environ.get(source.variable) else None)
+    kind = next(iter(sources.values()))  # the option and the variable are the same for every size
+    named = given or (Path(os.environ[kind.variable]) if os.environ.get(kind.variable) else None)
     if named is not None:
         if not named.is_file():
-            raise DsuError(f"The weights of {what} are not at {named}: check {source.option} or {source.variable}.")
+            raise DsuError(f"The weights of {what} are not at {named}: check {kind.option} or {kind.variable}.")
         return named
+    source = sources.get(name)
+    if source is None:
+        raise UsageError(f"{what} is of no official size, so its weights must be given by {kind.option} FILE.")
     from huggingface_hub import hf_hub_download
 
     try:

@@ -23,6 +23,8 @@ __all__ = [
     "serving_points",
 ]
 
+_LEVEL_NAMES = tuple(f"S{level}" for level in LEVELS)
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -54,7 +56,7 @@ def point_block(architecture: Architecture, point: str) -> int:
     hiera = architecture.hiera
     if point == "pixels":
         return 0
-    if point in {f"S{level}" for level in LEVELS}:
+    if point in _LEVEL_NAMES:
         return sum(hiera.stages[: int(point[1])])
     tokens = re.fullmatch(r"B([1-9]\d*)", point)
     if tokens and int(tokens[1]) < hiera.depth:
@@ -113,7 +115,9 @@ def resume_point(architecture: Architecture, available: Collection[str], wanted:
             f"A run with adapters in the last {architecture.adapt_last} blocks can't resume from {wanted!r} with what "
             f"is stored in the views that it draws: choose {', '.join(sorted(serving))}."
         )
-    return _at(architecture, wanted or max(serving, key=lambda point: point_block(architecture, point)), maps)
+    # Where a level is also stored as the next block's tokens, the level alone is read.
+    latest = max(serving, key=lambda point: (point_block(architecture, point), point in _LEVEL_NAMES))
+    return _at(architecture, wanted or latest, maps)
 
 
 def serving_points(architecture: Architecture, available: Collection[str]) -> list[str]:
