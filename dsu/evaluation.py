@@ -32,7 +32,7 @@ Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 * The COD toolbox's thresholds, `1:-1/255:0`, are rounded so that grey values lying exactly on one fall
   below it at 14 of the 256: max F differs by 1.0e-5, mean F by 7.5e-7. Its E curve cuts at `>`, not `>=`:
   it begins with the empty map where ours ends with the full one, and mean E differs by 1.2e-5.
-* Its weighted F takes distances in single precision, a difference of 1.2e-10.
+* Its weighted F differs by 1.2e-10, about what distances in single precision would make.
 """
 
 import csv
@@ -51,13 +51,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import py_sod_metrics as sod
 from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.errors import DsuError, UsageError
 from dsu.images import IMAGE_SUFFIXES, read_mask
 from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask
+from dsu.meters import METRICS, PER_IMAGE, Meters
 from dsu.progress import SILENT, Progress
 
 __all__ = [
@@ -72,22 +72,6 @@ __all__ = [
     "write_per_image",
 ]
 
-METRICS: Final = (
-    "S",
-    "F_adaptive",
-    "F_mean",
-    "F_max",
-    "F_weighted",
-    "E_adaptive",
-    "E_mean",
-    "E_max",
-    "MAE",
-    "IoU",
-    "Dice",
-)
-
-# What is one number an image; the mean and max of F and E exist for a set's averaged curve only.
-_PER_IMAGE: Final = ("S", "F_adaptive", "F_weighted", "E_adaptive", "MAE", "IoU", "Dice")
 _CHUNK: Final = 8
 # A process takes about as long to start as it takes to measure this many images.
 _IMAGES_WORTH_A_PROCESS: Final = 64
@@ -154,7 +138,7 @@ def evaluate(
     cases = list(cases)
     workers = _workers(workers, len(cases))
     chunks = [cases[start : start + _CHUNK] for start in range(0, len(cases), _CHUNK)]
-    meters = _Meters()
+    meters = Meters()
     with _mapping(workers) as map_chunks:
         reading = reading or choose_reading(list(chain.from_iterable(map_chunks(_examine, chunks))))
         measure = partial(_measure, normalize=normalize, resize=resize, reading=reading)
@@ -208,7 +192,7 @@ def write_csv(path: Path, results: Mapping[str, Evaluation]) -> None:
 def write_per_image(path: Path, results: Mapping[str, Evaluation]) -> None:
     """Write a table with a row an image: its set, its name and what can be said of one image."""
     rows = (dict[str, Any](set=name) | row for name, found in results.items() for row in found.per_image)
-    _write_table(path, ("set", "name", *_PER_IMAGE), rows)
+    _write_table(path, ("set", "name", *PER_IMAGE), rows)
 
 
 def write_json(path: Path, results: Mapping[str, Evaluation]) -> None:
@@ -221,99 +205,12 @@ def write_json(path: Path, results: Mapping[str, Evaluation]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-class _Smeasure(sod.Smeasure):  # type: ignore[misc]  # the library has no types
-    """S, where the library gives NaN: a foreground within the last row or column leaves quadrants empty.
-
-    Such a quadrant has weight 0, but its score in the library, a mean over no pixels, is not a number.
-    """
-
-    def ssim(self, pred: NDArray[np.float64], gt: NDArray[np.bool_]) -> float:
-        return float(super().ssim(pred, gt)) if pred.size else 0.0
-
-
-class _Meters:
-    """The library's accumulators, fed together. They travel between processes whole."""
-
-    def __init__(self) -> None:
-        self.s = _Smeasure(alpha=0.5)
-        self.weighted = sod.WeightedFmeasure(beta=1)
-        self.e = sod.Emeasure()
-        self.mae = sod.MAE()
-        self.handlers = {
-            "F": sod.FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),
-            "precision": sod.PrecisionHandler(with_dynamic=True, with_adaptive=False),
-            "recall": sod.RecallHandler(with_dynamic=True, with_adaptive=False),
-            "IoU": sod.IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True),
-            "Dice": sod.DICEHandler(with_dynamic=False, with_adaptive=False, with_binary=True),
-        }
-        self.f = sod.FmeasureV2(self.handlers)
-
-    def step(self, prediction: NDArray[np.uint8], truth: NDArray[np.uint8], *, normalize: bool) -> None:
-        """Measure one pair, both (H, W)."""
-        pair = (prediction, truth) if normalize else (prediction / 255, truth > 128)
-        for meter in (self.s, self.weighted, self.e, self.mae, self.f):
-            meter.step(*pair, normalize=normalize)
-
-    def extend(self, later: "_Meters") -> None:
-        """Append what another process measured, as if it had been measured here."""
-        for mine, others in zip(self._lists().values(), later._lists().values(), strict=True):
-            mine.extend(others)
-
-    def per_image(self, names: Sequence[str]) -> list[dict[str, str | float]]:
-        lists = self._lists()
-        return [
-            {"name": name, **{metric: float(lists[metric][row]) for metric in _PER_IMAGE}}
-            for row, name in enumerate(names)
-        ]
-
-    def averages(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-        """Return the metrics, in order, and the averaged curves, all in the library's own arithmetic."""
-        f = self.f.get_results()
-        e = self.e.get_results()["em"]
-        curves = {
-            "precision": f["precision"]["dynamic"],
-            "recall": f["recall"]["dynamic"],
-            "F": f["F"]["dynamic"],
-            "E": e["curve"],
-        }
-        figures = {
-            "S": self.s.get_results()["sm"],
-            "F_adaptive": f["F"]["adaptive"],
-            "F_mean": curves["F"].mean(),
-            "F_max": curves["F"].max(),
-            "F_weighted": self.weighted.get_results()["wfm"],
-            "E_adaptive": e["adp"],
-            "E_mean": curves["E"].mean(),
-            "E_max": curves["E"].max(),
-            "MAE": self.mae.get_results()["mae"],
-            "IoU": f["IoU"]["binary"],
-            "Dice": f["Dice"]["binary"],
-        }
-        return {metric: float(figures[metric]) for metric in METRICS}, curves
-
-    def _lists(self) -> dict[str, list[Any]]:
-        """The library's own lists, with an entry an image: numbers, and curves (256,)."""
-        return {
-            "S": self.s.sms,
-            "F_adaptive": self.handlers["F"].adaptive_results,
-            "F_weighted": self.weighted.weighted_fms,
-            "E_adaptive": self.e.adaptive_ems,
-            "MAE": self.mae.maes,
-            "IoU": self.handlers["IoU"].binary_results,
-            "Dice": self.handlers["Dice"].binary_results,
-            "F": self.handlers["F"].dynamic_results,
-            "precision": self.handlers["precision"].dynamic_results,
-            "recall": self.handlers["recall"].dynamic_results,
-            "E": self.e.changeable_ems,
-        }
-
-
 def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
     return [examine_mask(case.truth)[1] for case in cases]
 
 
-def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: MaskReading) -> _Meters:
-    meters = _Meters()
+def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: MaskReading) -> Meters:
+    meters = Meters()
     for case in cases:
         meters.step(*_read(case, resize, reading), normalize=normalize)
     return meters

@@ -136,10 +136,12 @@ class Trainer:
 
     def validate(self, progress: Progress = SILENT) -> dict[str, float]:
         """Loss, S-measure, MAE and IoU (threshold 0.5) of the finest output at network size, on unflipped images."""
-        from py_sod_metrics import MAE, FmeasureV2, IOUHandler, Smeasure
+        from py_sod_metrics import MAE, FmeasureV2, IOUHandler
+
+        from dsu.meters import StructureMeasure
 
         assert self.validation is not None
-        structure, error = Smeasure(), MAE()
+        structure, error = StructureMeasure(), MAE()
         overlap = FmeasureV2(
             metric_handlers={"iou": IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)}
         )

@@ -8,6 +8,8 @@ from unittest.mock import patch
 
 # Before anything imports torch: waiting threads must not take the cores of the other test process.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import click
 import pytest

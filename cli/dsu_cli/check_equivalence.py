@@ -47,33 +47,15 @@ def check_equivalence(
     A row passes if the store differs from the live way by no more than the live way differs from itself when the
     frozen encoders see one sample at a time: on a CPU in float32, by nothing. Exit status 1 if a row fails.
     """
+    given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
     from dsu.equivalence import check_equivalence
     from dsu.heads import write_durably
-    from dsu.settings import read_settings
     from dsu_cli.console import ConsoleProgress, fail, out
-    from dsu_cli.parsing import one_of
+    from dsu_cli.parsing import one_of, settings_from
     from dsu_cli.reports import equivalence_report
 
-    settings = read_settings(
-        config,
-        {
-            "dataset": dataset,
-            "batch_size": batch_size,
-            "adapt_last": adapt_last,
-            "ablation": ablation,
-            "resume_from": resume_from,
-            "views": views,
-            "seed": seed,
-            "preset": preset,
-            "hiera": hiera,
-            "dino": dino,
-            "hiera_size": hiera_size,
-            "dino_size": dino_size,
-            "device": device,
-            "precision": precision,
-        },
-    )
+    settings = settings_from(config, given)
     report = check_equivalence(
         settings,
         data_root=data_root,

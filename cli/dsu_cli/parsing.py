@@ -1,12 +1,15 @@
 """Turning what was typed into what the library takes, with errors that name the option."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dsu.errors import UsageError
 
-__all__ = ["new_file", "one_of"]
+if TYPE_CHECKING:
+    from dsu.settings import TrainingSettings
+
+__all__ = ["new_file", "one_of", "settings_from"]
 
 T = TypeVar("T")
 
@@ -28,3 +31,14 @@ def new_file(option: str, path: Path, *, overwrite: bool) -> Path:
     if path.exists() and not (overwrite and path.is_file()):
         raise UsageError(f"{path} stands already: give another {option}, or --overwrite for a file.")
     return path
+
+
+def settings_from(config: Path | None, given: Mapping[str, Any]) -> "TrainingSettings":
+    """Settings of a file with a command's options on top: those that are called like a field and were given.
+
+    An option that was not given is None, or False for a switch. Raises `UsageError` naming the file and the field.
+    """
+    from dsu.settings import TrainingSettings, read_settings
+
+    fields = TrainingSettings.model_fields
+    return read_settings(config, {n: v for n, v in given.items() if n in fields and v is not False})

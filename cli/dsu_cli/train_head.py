@@ -80,41 +80,17 @@ def train_head(
     Writes a run folder: `head.safetensors` (the result), `last` and `best`, `settings.yaml`, `metrics.csv`,
     `curves.png` and the checkpoint that `--resume` goes on from.
     """
+    given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
     from dsu.pictures import training_curves
     from dsu.runs import open_run
-    from dsu.settings import read_settings
     from dsu.training import METRICS_FILE
     from dsu_cli.console import ConsoleProgress, key_table
     from dsu_cli.console import out as console
+    from dsu_cli.parsing import settings_from
 
     progress = ConsoleProgress(quiet=quiet)
-    settings = read_settings(
-        config,
-        {
-            "dataset": dataset,
-            "end_to_end": end_to_end or None,
-            "adapt_last": adapt_last,
-            "ablation": ablation,
-            "resume_from": resume_from,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "views": views,
-            "seed": seed,
-            "val_fraction": val_fraction,
-            "val_every": val_every,
-            "keep": keep,
-            "preset": preset,
-            "hiera": hiera,
-            "dino": dino,
-            "hiera_size": hiera_size,
-            "dino_size": dino_size,
-            "device": device,
-            "precision": precision,
-        },
-    )
+    settings = settings_from(config, given)
     run = open_run(
         settings,
         data_root=data_root,
