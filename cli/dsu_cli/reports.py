@@ -89,12 +89,14 @@ def equivalence_report(report: "Report") -> RenderableType:
     for heading in ("difference", "relative", "allowance"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     table.add_column("", no_wrap=True, min_width=4)
-    table.add_column("worst at", overflow="fold")
+    if any(row.absolute for row in report.rows):
+        table.add_column("worst at", overflow="fold")
     for label, rows in _equivalence_groups(report):
         worst = max(rows, key=lambda row: (not row.passed, row.absolute))
         where = (worst.where or (worst.what if len(rows) > 1 else "")) if worst.absolute else ""
         verdict = Text("pass", style="green") if worst.passed else Text("FAIL", style="bold red")
-        table.add_row(label, f"{worst.absolute:.3g}", f"{worst.relative:.3g}", f"{worst.allowance:.3g}", verdict, where)
+        cells = [label, f"{worst.absolute:.3g}", f"{worst.relative:.3g}", f"{worst.allowance:.3g}", verdict, where]
+        table.add_row(*cells[: len(table.columns)])
     rounding = report.rounding
     facts = key_table(
         (
