@@ -51,10 +51,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Double precision is for comparing with the published program. Nearly hard attention makes training
         # chaotic: sums in another order give another trajectory within five steps. So: its operations.
         weight = (INNER**-0.5 * (_as_sequence(query) @ key.flatten(2))).softmax(-1)
-        return (weight @ _as_sequence(value)).transpose(1, 2).contiguous().view(value.shape)
-    mixed = functional.scaled_dot_product_attention(
-        *(_as_sequence(x).unsqueeze(1) for x in (query, key, value))  # one head
-    )
+        mixed: Tensor = weight @ _as_sequence(value)
+        return mixed.transpose(1, 2).contiguous().view(value.shape)
+    query, key, sequence = (_as_sequence(x).unsqueeze(1) for x in (query, key, value))  # one head
+    mixed = functional.scaled_dot_product_attention(query, key, sequence)
     return mixed.squeeze(1).transpose(1, 2).reshape(value.shape)
 
 

@@ -1,0 +1,197 @@
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsu.network.network import DSUNet, normalize_pixels, settle
+from dsu.network.resume import ResumePoint, earliest, resume_point, serving_points
+
+Build = Callable[..., DSUNet]
+Batch = tuple[Tensor, Tensor]
+POINTS = ("pixels", "S1", "S2", "S3", "S4", *(f"B{block}" for block in range(1, 7)))
+
+
+def learn(network: DSUNet, points: Mapping[str, Tensor], point: ResumePoint) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Logits and the head's gradients of one training step from some point on."""
+    network.zero_grad()
+    outputs = network.suffix(points, point)
+    torch.stack([output.square().mean() for output in outputs]).sum().backward()
+    return outputs, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def assert_same(first: tuple[list[Tensor], dict[str, Tensor]], second: tuple[list[Tensor], dict[str, Tensor]]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
+    assert first[1].keys() == second[1].keys()
+    assert not [name for name, gradient in first[1].items() if not torch.equal(gradient, second[1][name])]
+
+
+@pytest.mark.parametrize("ablation", ["none", "A", "B", "C"])
+def test_suffix_of_prefix_is_forward(build: Build, batch: Batch, ablation: str) -> None:
+    network = build(ablation=ablation).eval()
+    point = earliest(network.architecture)
+    outputs = network(*batch)
+    assert [tuple(output.shape) for output in outputs] == [(2, 1, 128, 128)] * 3
+    again = network.suffix(network.prefix(*batch, point.reads), point)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
+
+
+@pytest.mark.parametrize("adapt_last", range(8))
+def test_every_point_serves_every_depth_bit_for_bit(build: Build, batch: Batch, adapt_last: int) -> None:
+    """Logits and all gradients, in training mode, without any rounding at the split."""
+    network = build(adapt_last).train()
+    architecture = network.architecture
+    available = {*POINTS, "V"}
+    reference = None
+    for name in sorted(serving_points(architecture, available), reverse=True):  # from pixels first
+        point = resume_point(architecture, available, wanted=name)
+        result = learn(network, network.prefix(*batch, point.reads), point)
+        reference = reference or result
+        assert_same(reference, result)
+    assert reference is not None
+    assert set(reference[1]) == {f"head.{name}" for name, _ in network.head.named_parameters()}
+
+
+@pytest.mark.parametrize("adapt_last", [7, 3, 0])
+@pytest.mark.parametrize("stored", [None, torch.float16])
+def test_rows_computed_alone_are_the_batchs(
+    build: Build, batch: Batch, adapt_last: int, stored: torch.dtype | None
+) -> None:
+    """What a store keeps, a row a sample, against the prefix of the whole batch."""
+    network = build(adapt_last, stored=stored).train()
+    point = resume_point(network.architecture, {*POINTS, "V"})
+    live = network.prefix(*batch, point.reads)
+    rows = [network.prefix(batch[0][[i]], batch[1][[i]], point.reads) for i in range(2)]
+    cached = {name: torch.cat([row[name] for row in rows]) for name in point.reads}
+    assert all(torch.equal(live[name], cached[name]) for name in point.reads)
+    assert_same(learn(network, live, point), learn(network, cached, point))
+
+
+def test_what_crosses_the_split_is_contiguous_and_rounded(build: Build, batch: Batch) -> None:
+    names = ("S1", "S2", "S3", "S4", "B1", "B4", "V", "V2")
+    exact, rounded = build().prefix(*batch, names), build(stored=torch.float16).prefix(*batch, names)
+    for name in names:
+        assert exact[name].dtype == torch.float32
+        assert rounded[name].dtype == torch.float16
+        assert rounded[name].is_contiguous()
+        assert torch.equal(rounded[name], exact[name].half())
+        assert not rounded[name].requires_grad
+    assert {name: tuple(exact[name].shape[1:]) for name in ("S1", "S4", "V", "V2")} == {
+        "S1": (32, 32, 16),
+        "S4": (4, 4, 128),
+        "V": (4, 4, 48),
+        "V2": (9, 9, 48),
+    }
+
+
+def test_settling_keeps_a_type_that_is_not_named() -> None:
+    x = torch.randn(1, 3, 4, 5).permute(0, 2, 3, 1)
+    assert torch.equal(settle(x, None), x)
+    assert settle(x, None).is_contiguous()
+    assert settle(x, torch.float16).dtype == torch.float16
+
+
+def test_frozen_blocks_keep_no_graph(build: Build, batch: Batch) -> None:
+    """Between the resume point and the first adapter blocks run forward only."""
+    network = build(2).train()
+    assert network.hiera is not None
+    needs_graph = {}
+    for index, block in enumerate(network.hiera.blocks):
+        block.register_forward_hook(
+            lambda _m, _i, output, index=index: needs_graph.update({index: output.requires_grad})
+        )
+    network(*batch)
+    assert needs_graph == {index: index >= 5 for index in range(7)}
+
+
+def test_encoders_stay_frozen_and_in_evaluation_mode(build: Build, batch: Batch) -> None:
+    network = build()
+    assert network.train() is network
+    assert network.training
+    assert network.head.training
+    for encoder in (network.hiera, network.dino):
+        assert encoder is not None
+        assert not any(module.training for module in encoder.modules())
+        assert not any(p.requires_grad for p in encoder.parameters())
+    sum(output.mean() for output in network(*batch)).backward()
+    assert all(p.grad is None for encoder in (network.hiera, network.dino) for p in encoder.parameters())
+    assert not network.eval().head.training
+
+
+def test_levels_without_adapters_are_sam2s_own(build: Build, batch: Batch) -> None:
+    network = build(0).eval()
+    assert network.hiera is not None
+    with torch.no_grad():
+        expected = network.hiera(batch[0])
+        features = network.features(*batch)
+    for level, reference in enumerate(expected, start=1):
+        assert torch.equal(features[f"S{level}"], reference)
+        assert features[f"S{level}"].stride() == reference.stride()
+
+
+def test_only_levels_behind_an_adapter_move(build: Build, batch: Batch) -> None:
+    plain, adapted = build(0).eval(), build(6).eval()  # the first block carries none: S1 ends before
+    with torch.no_grad():
+        before, after = plain.features(*batch), adapted.features(*batch)
+    assert [torch.equal(before[f"S{level}"], after[f"S{level}"]) for level in (1, 2, 3, 4)] == [True, *[False] * 3]
+    assert torch.equal(before["V"], after["V"])
+
+
+@pytest.mark.parametrize(
+    ("ablation", "injected"), [("none", {4}), ("A", set()), ("B", {1, 2, 3, 4}), ("C", {1, 2, 3, 4})]
+)
+def test_features_by_the_papers_names(build: Build, batch: Batch, ablation: str, injected: set[int]) -> None:
+    network = build(ablation=ablation).eval()
+    with torch.no_grad():
+        features = network.features(*batch)
+    expected = {"S1", "S2", "S3", "S4", "V", "R1", "R2", "R3", "R4", "D1", "D2", "D3"}
+    ends = [""] if injected == {4} else [str(level) for level in injected]
+    expected |= {f"{kind}{end}" for kind in ("modulated", "fused") for end in ends}
+    assert set(features) == expected
+    assert tuple(features["V"].shape) == (2, 48, 9, 9)
+    assert [tuple(features[f"D{i}"].shape) for i in (1, 2, 3)] == [(2, 64, side, side) for side in (8, 16, 32)]
+
+
+def test_ablation_b_reads_each_block_into_its_level(build: Build, batch: Batch) -> None:
+    """Exchanging one block's map changes what is modulated into that block's level, and nothing shallower."""
+    network = build(ablation="B").eval()
+    point = earliest(network.architecture)
+    points = network.prefix(*batch, point.reads)
+    assert set(point.maps) == {"V1", "V2", "V3", "V4"}
+    levels, maps = network._encode(points, point)
+    with torch.no_grad():
+        before = network.head.features(levels, maps)
+        after = network.head.features(levels, {**maps, "V2": torch.zeros_like(maps["V2"])})
+    changed = {name for name in before if name[0] in "mfR" and not torch.equal(before[name], after[name])}
+    assert changed == {"modulated2", "fused2", "R2"}
+
+
+def test_an_absent_encoder_is_only_missed_where_it_is_needed(build: Build, batch: Batch) -> None:
+    whole = build(0).eval()
+    point = resume_point(whole.architecture, {*POINTS, "V"})
+    points = whole.prefix(*batch, point.reads)
+    bare = DSUNet(whole.architecture, None, None).eval()
+    bare.head.load_state_dict(whole.head.state_dict())
+    assert torch.equal(bare.suffix(points, point)[-1], whole(*batch)[-1])
+    with pytest.raises(RuntimeError, match="without Hiera"):
+        bare.prefix(*batch, ["S1"])
+    with pytest.raises(RuntimeError, match="without DINOv2"):
+        bare.prefix(*batch, ["V"])
+
+
+def test_under_autocast_points_get_the_types_they_have_live(build: Build, batch: Batch) -> None:
+    """bfloat16 from Hiera stage 2 on, the parameters' type before: where a point is stored does not show."""
+    network = build(2, stored=None).eval()
+    available = {*POINTS, "V"}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = network(*batch)[-1]
+        for name in ("S1", "B1", "B2", "S2", "B5"):
+            point = resume_point(network.architecture, available, wanted=name)
+            assert torch.equal(network.suffix(network.prefix(*batch, point.reads), point)[-1], expected), name
+
+
+def test_pixels_are_normalised_as_imagenets() -> None:
+    pixels = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
+    expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert normalize_pixels(pixels).shape == (1, 3, 1, 1)
+    torch.testing.assert_close(normalize_pixels(pixels).flatten(), torch.tensor(expected))

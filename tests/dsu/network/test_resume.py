@@ -1,0 +1,108 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsu.architecture import build_architecture
+from dsu.errors import UsageError
+from dsu.network.resume import check_points, earliest, point_block, point_shape, resume_point, serving_points
+
+POINTS = ("pixels", "S1", "S2", "S3", "S4", *(f"B{block}" for block in range(1, 7)))
+LEVEL_ENDS = {1: 1, 2: 3, 3: 6, 4: 7}
+"""Of the toy's Hiera stages 1, 2, 3, 1: the block after which each level is complete."""
+
+
+@pytest.mark.parametrize(
+    ("adapt_last", "stored", "tokens", "block", "levels"),
+    [
+        (48, {"pixels", "V", "S1", "S2", "S3", "S4"}, "pixels", 0, ()),
+        (24, {"pixels", "V"}, "pixels", 0, ()),
+        (24, {"pixels", "V", "S1", "S2", "S3", "S4"}, "S2", 8, ("S1", "S2")),
+        (12, {"pixels", "V", "S1", "S2", "B36"}, "B36", 36, ("S1", "S2")),
+        (13, {"pixels", "V", "S1", "S2", "B36"}, "S2", 8, ("S1", "S2")),
+        (4, {"pixels", "V", "S1", "S2", "S3"}, "S3", 44, ("S1", "S2", "S3")),
+        (0, {"pixels", "V", "S1", "S2", "S3", "S4"}, "S4", 48, ("S1", "S2", "S3", "S4")),
+        (0, {"pixels", "V", "S4"}, "pixels", 0, ()),
+        (24, {"pixels", "V", "S2"}, "pixels", 0, ()),
+        (47, {"pixels", "V", "B1"}, "B1", 1, ()),
+    ],
+)
+def test_the_latest_point_that_can_serve(
+    adapt_last: int, stored: set[str], tokens: str, block: int, levels: tuple[str, ...]
+) -> None:
+    point = resume_point(build_architecture("large", adapt_last=adapt_last), stored)
+    assert (point.tokens, point.block, point.levels, point.maps) == (tokens, block, levels, ("V",))
+    assert set(point.reads) == {tokens, *levels, "V"}
+    assert len(point.reads) == len(set(point.reads))
+
+
+@settings(max_examples=100, deadline=None)
+@given(adapt_last=st.integers(0, 7), stored=st.sets(st.sampled_from(POINTS)))
+def test_no_stored_point_that_could_serve_lies_later(adapt_last: int, stored: set[str]) -> None:
+    architecture = build_architecture("toy", adapt_last=adapt_last)
+    available = stored | {"pixels", "V"}
+    point = resume_point(architecture, available)
+    blocks = {"pixels": 0} | {f"S{level}": end for level, end in LEVEL_ENDS.items()} | {f"B{k}": k for k in range(1, 7)}
+
+    def can_serve(name: str) -> bool:
+        needed = {f"S{level}" for level, end in LEVEL_ENDS.items() if end <= blocks[name]}
+        return blocks[name] <= 7 - adapt_last and needed <= available
+
+    assert can_serve(point.tokens)
+    assert set(serving_points(architecture, available)) == {name for name in available - {"V"} if can_serve(name)}
+    assert point.block == max(blocks[name] for name in available - {"V"} if can_serve(name))
+
+
+def test_a_level_is_preferred_to_the_same_tokens_under_a_blocks_name() -> None:
+    architecture = build_architecture("toy", adapt_last=2)
+    for stored in (["pixels", "V", "S1", "S2", "B3"], ["B3", "V", "S2", "S1", "pixels"]):
+        assert resume_point(architecture, stored).reads == ("S2", "S1", "V")
+    assert resume_point(architecture, stored, wanted="B3").tokens == "B3"
+
+
+def test_a_wanted_point_is_taken_or_refused() -> None:
+    architecture = build_architecture("toy", adapt_last=3)
+    stored = {"pixels", "V", "S1", "S2", "B5"}
+    assert resume_point(architecture, stored).tokens == "S2"
+    assert resume_point(architecture, stored, wanted="pixels").block == 0
+    with pytest.raises(UsageError, match=r"last 3 blocks can't resume from 'B5'.*choose S1, S2, pixels"):
+        resume_point(architecture, stored, wanted="B5")
+
+
+def test_without_dinov2s_map_the_missing_one_is_named() -> None:
+    with pytest.raises(UsageError, match=r"V is not stored.*--levels V"):
+        resume_point(build_architecture("toy"), {"pixels", "S1"})
+    with pytest.raises(UsageError, match="V1,V2,V3,V4"):
+        resume_point(build_architecture("toy", ablation="B"), {"pixels", "V"})
+    assert resume_point(build_architecture("toy", ablation="A"), {"pixels"}).maps == ()
+
+
+def test_nothing_stored_is_refused() -> None:
+    with pytest.raises(UsageError, match="not even pixels"):
+        resume_point(build_architecture("toy"), {"V"})
+
+
+def test_points_know_their_blocks_and_shapes() -> None:
+    architecture = build_architecture("large")
+    assert [point_block(architecture, name) for name in ("pixels", "S1", "S2", "S3", "S4", "B36")] == [
+        0, 2, 8, 44, 48, 36,
+    ]  # fmt: skip
+    shapes = {name: point_shape(architecture, name) for name in ("pixels", "V", "V24", "S1", "S4", "B2", "B3", "B36")}
+    assert shapes == {
+        "pixels": (352, 352, 3),
+        "V": (11, 11, 1024),
+        "V24": (37, 37, 1024),
+        "S1": (88, 88, 144),
+        "S4": (11, 11, 1152),
+        "B2": (88, 88, 144),
+        "B3": (44, 44, 288),
+        "B36": (22, 22, 576),
+    }
+    assert earliest(architecture).reads == ("pixels", "V")
+
+
+@pytest.mark.parametrize("name", ["B0", "B7", "B07", "S0", "S5", "V5", "V0", "v", "x"])
+def test_unknown_points_are_named_with_what_there_is(name: str) -> None:
+    architecture = build_architecture("toy")
+    with pytest.raises(UsageError, match=f"{name!r} is no point.*B1 to B6"):
+        check_points(architecture, [name])
+    check_points(architecture, ["pixels", "V", "V1", "V4", "S1", "B6"])

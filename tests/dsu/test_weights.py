@@ -1,0 +1,278 @@
+"""Loading code tested on files of the published shape, written here: for encoders small enough for a test."""
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from dsu.architecture import Architecture, DinoSpec, HieraSpec
+from dsu.encoders.dino import build_dino
+from dsu.encoders.hiera import build_hiera
+from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
+from dsu.errors import DsuError, UsageError
+
+HIERA = HieraSpec(name="custom", embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=(2,))
+DINO = DinoSpec(name="custom", embed_dim=12, depth=2, num_heads=2)
+
+
+def architecture(dino_size: int = 126, hiera: HieraSpec = HIERA, dino: DinoSpec = DINO) -> Architecture:
+    return Architecture(hiera=hiera, dino=dino, hiera_size=128, dino_size=dino_size, adapt_last=0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DSU_HIERA", "DSU_DINO"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def trunk() -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return {name: torch.randn_like(value) for name, value in build_hiera(HIERA).state_dict().items()}
+
+
+@pytest.fixture
+def transformer() -> dict[str, Tensor]:
+    """timm's names at the size that DINOv2 is published at, 518 pixels."""
+    torch.manual_seed(4)
+    return {name: torch.randn_like(value) for name, value in build_dino(DINO, 518).state_dict().items()}
+
+
+def as_meta_publishes(timm: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's own file: like timm's, beside a mask token, and with the class token's place in the table."""
+    return {**timm, "mask_token": torch.zeros(1, DINO.embed_dim)}
+
+
+def load(path: Path) -> str:
+    return load_hiera(architecture(), EncoderWeights(hiera=path))[1]
+
+
+def sam_checkpoint(trunk: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """SAM 2.1's file: the whole model under `model`, the trunk beside much else."""
+    others = {"image_encoder.neck.convs.0.conv.weight": torch.zeros(3), "maskmem_tpos_enc": torch.zeros(2)}
+    return {"model": {f"image_encoder.trunk.{name}": value for name, value in trunk.items()} | others}
+
+
+def test_hiera_out_of_a_sam_checkpoint(tmp_path: Path, trunk: dict[str, Tensor]) -> None:
+    torch.save(sam_checkpoint(trunk), tmp_path / "sam.pt")
+    loaded, digest = load_hiera(architecture(), EncoderWeights(hiera=tmp_path / "sam.pt"))
+    assert all(torch.equal(value, trunk[name]) for name, value in loaded.state_dict().items())
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    torch.save(trunk, tmp_path / "bare.pt")
+    save_file(trunk, tmp_path / "bare.safetensors")
+    assert load(tmp_path / "bare.pt") == load(tmp_path / "bare.safetensors") == digest == weights_digest(loaded)
+
+
+def test_the_environment_names_a_file_too(
+    tmp_path: Path, trunk: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(trunk, tmp_path / "bare.pt")
+    spec = HIERA.model_copy(update={"name": "tiny"})
+    monkeypatch.setenv("DSU_HIERA", str(tmp_path / "bare.pt"))
+    assert load_hiera(architecture(hiera=spec), EncoderWeights())[1] == load(tmp_path / "bare.pt")
+    monkeypatch.setenv("DSU_HIERA", str(tmp_path / "gone.pt"))
+    with pytest.raises(DsuError, match=r"not at .*gone\.pt: check --hiera-weights or DSU_HIERA"):
+        load_hiera(architecture(hiera=spec), EncoderWeights())
+
+
+def test_metas_and_timms_file_are_the_same_weights(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
+    torch.save(as_meta_publishes(transformer), tmp_path / "dinov2_vit_pretrain.pth")
+    save_file(transformer, tmp_path / "model.safetensors")
+    for size in (518, 126):
+        digests = {
+            load_dino(architecture(size), EncoderWeights(dino=tmp_path / name))[1]
+            for name in ("dinov2_vit_pretrain.pth", "model.safetensors")
+        }
+        assert len(digests) == 1
+
+
+def test_the_position_table_is_resampled_timms_way(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
+    save_file(transformer, tmp_path / "model.safetensors")
+    weights = EncoderWeights(dino=tmp_path / "model.safetensors")
+    published, digest = load_dino(architecture(518), weights)
+    assert torch.equal(published.pos_embed, transformer["pos_embed"])
+    small, other = load_dino(architecture(126), weights)
+    assert small.pos_embed.shape == (1, 1 + 9 * 9, 12)
+    expected = resample_abs_pos_embed(transformer["pos_embed"], [9, 9], num_prefix_tokens=1)
+    assert torch.equal(small.pos_embed, expected)
+    assert other != digest
+    rest = set(transformer) - {"pos_embed"}
+    assert all(torch.equal(small.state_dict()[name], transformer[name]) for name in rest)
+
+
+def wrong_size(folder: Path) -> Path:
+    other = HieraSpec(name="custom", embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=(2,))
+    torch.save(sam_checkpoint(build_hiera(other).state_dict()), folder / "x.pt")
+    return folder / "x.pt"
+
+
+def other_keys(folder: Path) -> Path:
+    torch.save({"encoder.weight": torch.zeros(2)}, folder / "x.pt")
+    return folder / "x.pt"
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return _run, ("ran",)
+
+
+def _run(_: str) -> None:
+    raise AssertionError("code out of a checkpoint was run")
+
+
+def code(folder: Path) -> Path:
+    torch.save({"model": _Code()}, folder / "x.pt")
+    return folder / "x.pt"
+
+
+def plain_pickle(folder: Path) -> Path:
+    (folder / "x.pt").write_bytes(pickle.dumps(_Code()))
+    return folder / "x.pt"
+
+
+def truncated(folder: Path) -> Path:
+    torch.save(build_hiera(HIERA).state_dict(), folder / "x.pt")
+    whole = (folder / "x.pt").read_bytes()
+    (folder / "x.pt").write_bytes(whole[: len(whole) // 2])
+    return folder / "x.pt"
+
+
+def truncated_safetensors(folder: Path) -> Path:
+    save_file(build_hiera(HIERA).state_dict(), folder / "x.safetensors")
+    whole = (folder / "x.safetensors").read_bytes()
+    (folder / "x.safetensors").write_bytes(whole[: len(whole) // 2])
+    return folder / "x.safetensors"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "x.pt").touch()
+    return folder / "x.pt"
+
+
+def no_tensors(folder: Path) -> Path:
+    torch.save({"epoch": 3}, folder / "x.pt")
+    return folder / "x.pt"
+
+
+def a_page(folder: Path) -> Path:
+    (folder / "x.pt").write_text("<html>404</html>")
+    return folder / "x.pt"
+
+
+def missing(folder: Path) -> Path:
+    return folder / "x.pt"
+
+
+def a_folder(folder: Path) -> Path:
+    (folder / "x.pt").mkdir()
+    return folder / "x.pt"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (wrong_size, "is no SAM 2.1 checkpoint of Hiera custom .*size mismatch.*published file of that size"),
+        (other_keys, "is no SAM 2.1 checkpoint of Hiera custom .*give the published file"),
+        (code, "code out of a checkpoint is never run"),
+        (plain_pickle, "code out of a checkpoint is never run|can't be read as a checkpoint"),
+        (truncated, "can't be read as a checkpoint .*fetch it again"),
+        (truncated_safetensors, "can't be read as a checkpoint .*fetch it again"),
+        (empty, "can't be read as a checkpoint .*fetch it again"),
+        (no_tensors, "is no state dict of tensors"),
+        (a_page, "can't be read as a checkpoint|never run"),
+        (missing, "are not at .*: check --hiera-weights or DSU_HIERA"),
+        (a_folder, "are not at .*: check --hiera-weights or DSU_HIERA"),
+    ],
+)
+def test_files_that_will_not_do_are_named_in_one_sentence(
+    tmp_path: Path, make: Callable[[Path], Path], reason: str
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(DsuError, match=reason) as caught:
+        load_hiera(architecture(), EncoderWeights(hiera=path))
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+def test_a_dino_file_of_another_size_is_refused(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
+    wider = build_dino(DINO.model_copy(update={"embed_dim": 24}), 518).state_dict()
+    save_file(wider, tmp_path / "wide.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("wide", "other"):
+        with pytest.raises(DsuError, match=f"{name}.safetensors is no DINOv2 checkpoint of custom") as caught:
+            load_dino(architecture(), EncoderWeights(dino=tmp_path / f"{name}.safetensors"))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named_by_the_reader_too(tmp_path: Path) -> None:
+    for name in ("gone.pt", "gone.safetensors"):
+        with pytest.raises(DsuError, match=f"no checkpoint at .*{name}"):
+            read_checkpoint(tmp_path / name)
+
+
+def test_offline_the_file_the_repository_and_the_option_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def offline(repository: str, filename: str, **_: object) -> str:
+        asked.append((repository, filename))
+        raise LocalEntryNotFoundError("no network\nat all")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    hiera = HIERA.model_copy(update={"name": "base_plus"})
+    with pytest.raises(DsuError, match="Hugging Face cache") as caught:
+        load_hiera(architecture(hiera=hiera), EncoderWeights())
+    for part in ("sam2.1_hiera_base_plus.pt", "huggingface.co/facebook/sam2.1-hiera-base-plus", "--hiera-weights"):
+        assert part in str(caught.value)
+    dino = DINO.model_copy(update={"name": "vitl14"})
+    with pytest.raises(DsuError, match="DSU_DINO") as caught:
+        load_dino(architecture(dino=dino), EncoderWeights())
+    for part in ("model.safetensors", "huggingface.co/timm/vit_large_patch14_dinov2.lvd142m", "--dino-weights"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert asked == [
+        ("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"),
+        ("timm/vit_large_patch14_dinov2.lvd142m", "model.safetensors"),
+    ]
+
+
+def test_sizes_that_nobody_published_want_a_file() -> None:
+    with pytest.raises(UsageError, match=r"Hiera \(custom\) is of no official size.*--hiera-weights FILE"):
+        load_hiera(architecture(), EncoderWeights())
+    with pytest.raises(UsageError, match=r"DINOv2 \(custom\) is of no official size.*--dino-weights FILE"):
+        load_dino(architecture(), EncoderWeights())
+
+
+def test_random_weights_are_the_same_at_every_call_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(11)
+    first = [load(architecture(), EncoderWeights(random=True)) for load in (load_hiera, load_dino)]
+    drawn = torch.rand(3)
+    torch.manual_seed(11)
+    assert torch.equal(drawn, torch.rand(3))
+    second = [load(architecture(), EncoderWeights(random=True)) for load in (load_hiera, load_dino)]
+    assert [digest for _, digest in first] == [digest for _, digest in second]
+    assert first[0][0].pos_embed.any()
+
+
+def test_the_digest_is_of_names_types_shapes_and_values() -> None:
+    layer = torch.nn.Linear(2, 2)
+    digest = weights_digest(layer)
+    assert len(digest) == 64
+    assert digest == weights_digest(layer)
+    with torch.no_grad():
+        layer.bias[0] += 1
+    assert weights_digest(layer) != digest
+    assert weights_digest(torch.nn.Linear(2, 2).half()) != weights_digest(torch.nn.Linear(2, 2))
+    layer.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)})
+    other = torch.nn.Linear(4, 1)
+    other.load_state_dict({"weight": torch.zeros(1, 4), "bias": torch.zeros(1)})
+    assert weights_digest(layer) != weights_digest(other)
