@@ -9,6 +9,8 @@ from typing import Any
 from dsu.datasets import Split, find_dataset, is_benchmark
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation import Case, match, match_folders
+from dsu.folders import unwrapped
+from dsu.pairing import image_and_mask_folders
 from dsu.prediction import RECORD_FILE
 from dsu.stores import SourceFolder
 
@@ -68,7 +70,8 @@ def find_judged_sets(
     if truth is not None:
         if len(names) > 1:
             raise UsageError("Two folders make one set: give at most one name with --truth.")
-        return [_set(names[0] if names else predictions.resolve().name, *match_folders(predictions, truth), {}, minmax)]
+        name = names[0] if names else predictions.resolve().name
+        return [_set(name, *match_folders(unwrapped(predictions), _mask_folder(truth)), {}, minmax)]
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
         raise UsageError(
@@ -76,6 +79,16 @@ def find_judged_sets(
         )
     splits = [item for name in chosen for item in _truths(name, predictions, record, data_root)]
     return [_set(name, *match(predictions / name, truths), record.get(name, {}), minmax) for name, truths in splits]
+
+
+def _mask_folder(truth: Path) -> Path:
+    """The masks in a folder of images and masks; any other folder is one of masks."""
+    if not truth.is_dir():
+        return truth
+    try:
+        return image_and_mask_folders(truth)[1] or truth
+    except UsageError:
+        return truth
 
 
 def _set(
@@ -106,6 +119,11 @@ def _truths(
         # A set that is not a whole split is the share of it that the record names.
         only = None if split.name == name else set(record[name]["names"])
         return [(name, _masks(split, only))]
+    same = [known for known, how in record.items() if how["source"] and how["source"]["dataset"] == name]
+    if same:
+        return [item for known in same for item in _truths(known, predictions, record, data_root)]
+    if record and not is_benchmark(name):
+        raise UsageError(f"{predictions} holds no set called {name!r}: it holds {', '.join(filter(None, record))}.")
     splits = find_dataset(name, data_root)
     tests = [split for split in splits if split.kind != "train"] or list(splits)
     present = [split for split in tests if (predictions / split.name).is_dir()]
@@ -124,7 +142,9 @@ def _masks(split: Split, only: set[str] | None) -> list[tuple[str, Path]]:
 def _read_record(predictions: Path) -> dict[str, Any]:
     """What `dsu predict` wrote of each set; nothing for other folders."""
     try:
-        sets = dict(json.loads((predictions / RECORD_FILE).read_text())["sets"])
+        content = json.loads((predictions / RECORD_FILE).read_text())
+        sets = dict(content["sets"])
+        kind = content["kind"]
         for how in sets.values():
             if how["source"] is not None:
                 SourceFolder(**how["source"])
@@ -132,4 +152,6 @@ def _read_record(predictions: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
+    if kind != "mask":
+        raise UsageError(f"{predictions} holds {kind} pictures, not masks: predict without --kind into another --out.")
     return sets

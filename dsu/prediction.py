@@ -70,12 +70,20 @@ def predict(
         }
         before = record["sets"].get(job.name, {})
         same = all(before.get(key) == how[key] for key in ("normalization", "from"))
-        todo = [t for t in job.targets if not (same and not settings.overwrite and t.output.exists())]
+        stamps = {target.name: _stamp(target.image) for target in job.targets}
+        unchanged = {name for name, stamp in before.get("stamps", {}).items() if stamp == stamps.get(name)}
+        todo = [
+            t
+            for t in job.targets
+            if not (same and not settings.overwrite and t.name in unchanged and t.output.exists())
+        ]
         standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
         if standing:
             raise DsuError(f"{standing[0]} stands already: give --overwrite or another --out.")
         outcome.kept = len(job.targets) - len(todo)
-        record["sets"][job.name] = {**how, "names": [target.name for target in job.targets]}
+        for target in todo:  # of an image that has changed since: gone before the record calls it new
+            target.output.unlink(missing_ok=True)
+        record["sets"][job.name] = {**how, "names": list(stamps), "stamps": stamps}
         write_durably(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
         if todo and (network is None or (network.hiera is None or network.dino is None)):
             network = load_network(state, info, weights, point=job.point, from_images=job.store is None)
@@ -83,6 +91,15 @@ def predict(
         if todo and network is not None:
             _predict_job(network, job, todo, settings, runtime, outcome, progress)
     return outcomes
+
+
+def _stamp(image: Path) -> list[int] | None:
+    """Size in bytes and time of change: by these an image is known to be the one that was predicted."""
+    try:
+        stat = image.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _predict_job(

@@ -84,12 +84,16 @@ def open_run(
         weights: where the encoders' weights come from.
         out: the run's folder; None makes one below `runs/`.
         images, masks: subfolders of one's own folder, for `end_to_end`.
-        resume: go on from the checkpoint in `out`.
+        resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that has not finished), with
+            the run's own settings where none are given.
         overwrite: start anew in an `out` that holds a run.
         progress: who is told.
 
     Raises `DsuError` naming what does not fit, before any work is done.
     """
+    if resume:
+        out = out or _unfinished_run()
+        settings = _settings_of_run(out, settings)
     data = _find_data(settings, data_root, cache_root, images, masks, progress)
     architecture, store = data.architecture, data.store
     if settings.precision == "auto" and store is not None:
@@ -280,23 +284,37 @@ def _run_folder(
     if out is None:
         base = Path("runs") / f"{source.split}-{encoders_name(architecture)}"
         numbered = [base, *(base.with_name(f"{base.name}-{index}") for index in range(2, 10_000))]
-        taken = [folder for folder in numbered if folder.exists()]
-        if resume and not taken:
-            raise UsageError(f"There is no run of {source.split} below runs/ to go on with: leave --resume away.")
-        return taken[-1] if resume else next(folder for folder in numbered if not folder.exists())
-    if resume and not any((out / name).exists() for name in (STATE_FILE, HEAD_FILE, SETTINGS_FILE)):
-        raise UsageError(f"There is no run in {out} to go on with: leave --resume away.")
+        return next(folder for folder in numbered if not folder.exists())
     if any((out / name).exists() for name in (STATE_FILE, HEAD_FILE)) and not (resume or overwrite):
         raise UsageError(f"{out} holds a run already: go on with it (--resume), or start anew (--overwrite).")
     return out
 
 
-def _check_same_run(folder: Path, resolved: TrainingSettings) -> None:
-    """A resumed run must be the run that was killed; only its length may change."""
+def _unfinished_run(runs: Path = Path("runs")) -> Path:
+    """The run with the newest checkpoint and no result yet."""
+    found = [state for state in runs.glob(f"*/{STATE_FILE}") if not (state.parent / HEAD_FILE).exists()]
+    if not found:
+        raise UsageError(f"There is no unfinished run below {runs}/ to go on with: name it with --out RUN.")
+    return max(found, key=lambda state: state.stat().st_mtime).parent
+
+
+def _settings_of_run(folder: Path, given: TrainingSettings) -> TrainingSettings:
+    """The settings that a run was started with, and on top of them what was given now."""
+    if not any((folder / name).exists() for name in (STATE_FILE, HEAD_FILE, SETTINGS_FILE)):
+        raise UsageError(f"There is no run in {folder} to go on with: leave --resume away.")
+    return _read_run(folder).model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+
+
+def _read_run(folder: Path) -> TrainingSettings:
     try:
-        before = TrainingSettings(**yaml.safe_load((folder / SETTINGS_FILE).read_text()))
+        return TrainingSettings(**yaml.safe_load((folder / SETTINGS_FILE).read_text()))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise DsuError(f"{folder} has no readable {SETTINGS_FILE} to resume by: start the run anew.") from error
+
+
+def _check_same_run(folder: Path, resolved: TrainingSettings) -> None:
+    """A resumed run must be the run that was killed."""
+    before = _read_run(folder)
     free = {"checkpoint_every", "val_every", "device", "end_to_end"}
     different = [
         f"{name} {getattr(before, name)} -> {getattr(resolved, name)}"
@@ -304,7 +322,10 @@ def _check_same_run(folder: Path, resolved: TrainingSettings) -> None:
         if name not in free and getattr(before, name) != getattr(resolved, name)
     ]
     if different:
-        raise UsageError(f"{folder} was started with other settings ({'; '.join(different)}): give the same, or --out.")
+        raise UsageError(
+            f"{folder} was started with other settings ({'; '.join(different)}): leave these away, or start anew in "
+            f"another --out."
+        )
 
 
 def _notes(trainer: Trainer, data: _Data, runtime: Runtime) -> list[str]:
@@ -319,7 +340,7 @@ def _notes(trainer: Trainer, data: _Data, runtime: Runtime) -> list[str]:
     size = sum(_bytes(architecture, name, trainer.settings.stored or "float16") for name in (*point.reads, "mask"))
     if data.store is not None and not trainer.settings.end_to_end:
         runs = f"Hiera's blocks {point.block + 1} to {depth} run" if point.block < depth else "no encoder runs"
-        notes.append(f"resumes from: {' + '.join(point.reads)} ({size / 1e6:.2f} MB an image); {runs}")
+        notes.append(f"starts from: {' + '.join(point.reads)} ({size / 1e6:.2f} MB an image); {runs}")
     else:
         notes.append(f"end to end: both encoders run; rounded at {' + '.join(n for n in point.reads if n != 'pixels')}")
     if point.block < first and data.store is not None:

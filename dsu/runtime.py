@@ -63,4 +63,4 @@ def choose_runtime(device: str = "auto", precision: Precision = "auto", because:
     # Rounding to TF32 behind fp32's back would make two cards disagree.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return Runtime(chosen, picked, f"{reason}, {because}")
+    return Runtime(chosen, picked, f"{reason}; {because}")

@@ -16,13 +16,15 @@ from dsu.batches import Batch, points_of
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.heads import HeadInfo, load_head, resolve_head
-from dsu.images import resize_image
+from dsu.images import read_image, resize_image
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import Precision, Runtime, choose_runtime
 from dsu.stores import load_encoders
 
 __all__ = ["Normalization", "Segmenter", "finish_mask", "load_network", "predict_logits"]
+
+Picture = Image.Image | NDArray[np.uint8] | str | Path
 
 Normalization = Literal["minmax", "none"]
 """`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
@@ -123,13 +125,11 @@ class Segmenter:
         runtime = choose_runtime(device, precision)
         return cls(load_network(state, info, weights).to(runtime.device), runtime)
 
-    def predict(
-        self, image: Image.Image | NDArray[np.uint8], normalization: Normalization = "none"
-    ) -> NDArray[np.float32]:
+    def predict(self, image: Picture, normalization: Normalization = "none") -> NDArray[np.float32]:
         """The mask of one image.
 
         Args:
-            image: PIL, or (height, width, 3) or (height, width) uint8, RGB or grey.
+            image: PIL, a path, or (height, width, 3) or (height, width) uint8, RGB or grey.
             normalization: `none` gives probabilities; see `Normalization`.
 
         Returns:
@@ -138,9 +138,11 @@ class Segmenter:
         return self.predict_batch([image], normalization)[0]
 
     def predict_batch(
-        self, images: Sequence[Image.Image | NDArray[np.uint8]], normalization: Normalization = "none"
+        self, images: Sequence[Picture], normalization: Normalization = "none"
     ) -> list[NDArray[np.float32]]:
         """As `predict`, for several images of any sizes at once."""
+        if not images:
+            return []
         pictures = [_as_rgb(image) for image in images]
         architecture = self.network.architecture
 
@@ -163,8 +165,10 @@ def predict_logits(network: DSUNet, runtime: Runtime, batch: Batch, point: Resum
 
 
 def _as_rgb(image: Any) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         return Image.fromarray(image).convert("RGB")
-    raise UsageError("An image must be a PIL image or a uint8 array (height, width[, 3]): convert it first.")
+    raise UsageError("An image must be a PIL image, a path or a uint8 array (height, width[, 3]): convert it first.")

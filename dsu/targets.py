@@ -98,6 +98,8 @@ def prepare_jobs(
     predicted from its pixels. Raises `UsageError` where a source is unknown or an output would fall on an input.
     """
     info = read_head_info(head)
+    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
+        raise UsageError(f"--out {out} must be a folder: a mask keeps its image's name.")
     if not sources and "reference" not in info.dataset:
         raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
     finder = _Finder(info, out, settings, runtime, data_root, cache_root, end_to_end, images, masks, progress)
@@ -164,7 +166,11 @@ class _Finder:
     def folder(self, folder: Path) -> Job:
         """All images below a folder, subfolders kept."""
         name = folder.resolve().name
-        found = [(path.relative_to(folder).as_posix(), path) for path in find_images(folder)]
+        masks = _masks_in(folder)
+        if masks:
+            self.progress.say(f"{name}: {len(masks):,} masks lie among the images and are left out")
+        images = [path for path in find_images(folder) if path not in masks]
+        found = [(path.relative_to(folder).as_posix(), path) for path in images]
         if not found:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
         return self._images_job(name, found, None)
@@ -251,6 +257,16 @@ class _Finder:
             output = (self.out / name / f"{written}.png") if name else self.out / f"{written}.png"
             targets.append(Target(item, path, output))
         return Job(name, tuple(targets), normalization, source, store, point)
+
+
+def _masks_in(folder: Path) -> set[Path]:
+    """The masks of a folder that holds images and masks."""
+    try:
+        splits = find_dataset(folder, folder)
+    except UsageError:
+        return set()
+    paired = {pair.mask for split in splits for pair in split.pairs if pair.mask is not None}
+    return paired | {mask for split in splits for mask in split.masks_without_image}
 
 
 def _stored_splits(cache_root: Path, name: str, encoders: str) -> list[tuple[Store, SourceFolder]]:

@@ -195,6 +195,7 @@ class Trainer:
             task.note(f"loss {log.recent:.3f} · data wait {waited / (time.perf_counter() - started):.0%}")
         seconds = time.perf_counter() - started
         total, *sides = log.mean()
+        task.note(f"loss {total:.4f} · data wait {waited / seconds:.0%}")
         return {
             "epoch": self.epoch + 1,
             "lr": rate,

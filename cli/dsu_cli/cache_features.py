@@ -79,6 +79,8 @@ def cache_features(
         fail(f"{path} cannot be decoded ({reason}) and was skipped: save it anew as PNG or JPEG, or remove it.")
     if not quiet:
         skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
-        out.print(f"Stored in {cache_root}{skipped}. Next: `dsu train-head`", markup=False)
+        trainable = any(plan.split.masks for plan in result.splits)
+        hint = "Next: `dsu train-head`" if trainable else "Without masks: good for predicting, not for training."
+        out.print(f"Stored in {cache_root}{skipped}. {hint}", markup=False)
     if result.skipped:
         raise typer.Exit(1)

@@ -7,6 +7,9 @@ import typer
 
 from dsu_cli import options
 
+SHOWN = 10
+"""How many missing predictions are named one by one."""
+
 
 def evaluate(
     names: Annotated[
@@ -41,6 +44,7 @@ def evaluate(
 
     progress = ConsoleProgress(quiet=quiet)
     folder = predictions or newest_predictions()
+    progress.say(f"judging {folder}")
     asked = one_of("--normalize", normalize, (None, "minmax", "none"))
     sets = find_judged_sets(
         names or [], folder, truth, data_root=data_root, minmax=None if asked is None else asked == "minmax"
@@ -48,8 +52,10 @@ def evaluate(
     results = {}
     for judged in sets:
         for kind, lost in (("has no prediction", judged.missing), ("has no ground truth", judged.extra)):
-            for name in lost:
+            for name in lost[:SHOWN]:
                 fail(f"{judged.name}: {name} {kind}.")
+            if len(lost) > SHOWN:
+                fail(f"{judged.name}: {len(lost) - SHOWN:,} more: each {kind}.")
         results[judged.name] = evaluate(
             judged.cases, normalize=judged.minmax, resize=resize, workers=workers, progress=progress
         )

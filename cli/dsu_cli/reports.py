@@ -95,7 +95,14 @@ def equivalence_report(report: "Report") -> RenderableType:
         worst = max(rows, key=lambda row: (not row.passed, row.absolute))
         where = (worst.where or (worst.what if len(rows) > 1 else "")) if worst.absolute else ""
         verdict = Text("pass", style="green") if worst.passed else Text("FAIL", style="bold red")
-        cells = [label, f"{worst.absolute:.3g}", f"{worst.relative:.3g}", f"{worst.allowance:.3g}", verdict, where]
+        cells: list[str | Text] = [
+            label,
+            f"{worst.absolute:.3g}",
+            f"{worst.relative:.3g}",
+            f"{worst.allowance:.3g}",
+            verdict,
+            where,
+        ]
         table.add_row(*cells[: len(table.columns)])
     rounding = report.rounding
     facts = key_table(

@@ -85,7 +85,7 @@ def train_head(
     from dsu.pictures import training_curves
     from dsu.runs import open_run
     from dsu.training import METRICS_FILE
-    from dsu_cli.console import ConsoleProgress, key_table
+    from dsu_cli.console import ConsoleProgress, fail, key_table
     from dsu_cli.console import out as console
     from dsu_cli.parsing import settings_from
 
@@ -110,7 +110,14 @@ def train_head(
         facts += [(note.partition(": ")[0], note.partition(": ")[2]) for note in run.notes]
         console.print(key_table([*facts, ("run folder", str(trainer.out))]))
     curves = trainer.out / "curves.png"
-    trainer.run(progress, after_epoch=lambda row: training_curves(trainer.out / METRICS_FILE, curves))
+    try:
+        trainer.run(progress, after_epoch=lambda row: training_curves(trainer.out / METRICS_FILE, curves))
+    except KeyboardInterrupt:
+        if trainer.epoch:
+            fail(f"Stopped after epoch {trainer.epoch}: go on with `dsu train-head --resume --out {trainer.out}`.")
+        else:
+            fail("Stopped within the first epoch: nothing is kept yet.")
+        raise typer.Exit(130) from None
     if not quiet:
         console.print(key_table(_summary(trainer)))
         console.print("Next: `dsu predict`", markup=False)
@@ -125,7 +132,12 @@ def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
         for label, row in (("best", best), ("last", last)):
             if "val_S" in row:
                 figures = f"S {row['val_S']:.4f}  MAE {row['val_MAE']:.4f}  IoU {row['val_IoU']:.4f}"
-                rows.append((f"{label} (held out)", f"{figures}  epoch {int(row['epoch'])}"))
+                rows.append(
+                    (
+                        f"{label} by S, held out" if label == "best" else f"{label}, held out",
+                        f"{figures}  epoch {int(row['epoch'])}",
+                    )
+                )
     kept = "the best validated state" if trainer.keep_best else "the last state"
     return [
         *rows,

@@ -6,6 +6,7 @@ cache. Nothing pickled is ever run.
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import zipfile
@@ -163,13 +164,15 @@ def _find(sources: Mapping[str, _Source], name: str, given: Path | None, downloa
         raise UsageError(f"{what} is of no official size, so its weights must be given by {kind.option} FILE.")
     from huggingface_hub import hf_hub_download
 
+    # Its retries tell a user nothing that the one line below does not.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return Path(hf_hub_download(source.repository, source.filename, local_files_only=not download))
     except Exception as error:  # network, authorisation, a missing cache: one way out for all of them
         raise DsuError(
             f"The weights of {what} are not in the Hugging Face cache and can't be fetched "
             f"({type(error).__name__}): get {source.filename} from huggingface.co/{source.repository} and give its "
-            f"path by {source.option} FILE or the environment variable {source.variable}."
+            f"path by {source.option} FILE or the environment variable {source.variable}; --preset toy needs none."
         ) from error
 
 

@@ -197,7 +197,7 @@ def test_options_of_prediction(dsu: Dsu, house: House, options: Sequence[str], w
     [
         (("--normalize", "yes"), ("--normalize", "minmax, none")),
         (("--workers", "0"), ("workers", "1 or more")),
-        (("nonsense",), ("'nonsense'", "DUTS", "--data-root")),
+        (("nonsense",), ("'nonsense'", "shapes-TE")),
         (("ECSSD",), ("ECSSD", "--data-root")),
         (("--truth", "absent"), ("absent", "not a folder")),
         (("one", "two", "--truth", "."), ("--truth", "at most one name")),
@@ -688,7 +688,7 @@ def test_a_data_set_that_is_gone_is_said(dsu: Dsu, mine: Path) -> None:
 
 
 def test_going_on_with_a_run_that_is_not_there(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    refused(dsu, house.train("--resume"), "no run of shapes-TR", "runs/", "--resume")
+    refused(dsu, house.train("--resume"), "no unfinished run", "runs/", "--out")
     refused(dsu, house.train("--resume", "--out", "nowhere"), "nowhere", "--resume")
     assert not (tmp_path / "nowhere").exists()
 

@@ -73,7 +73,7 @@ def test_training_from_the_store_and_end_to_end_gives_the_same_weights(
     dsu("cache-features", drawn, *TINY, "--level-views", 4)
     recipe = ("--epochs", "2", "--adapt-last", adapt_last, "--batch-size", "5")
     said = dsu("train-head", drawn, *recipe, "--out", "stored").output
-    assert ("resumes from" in said) and (("pixels" in said) == (adapt_last >= 7))
+    assert ("starts from" in said) and (("pixels" in said) == (adapt_last >= 7))
     dsu("train-head", drawn, *recipe, "--out", "live", "--end-to-end")
     stored, live = (load_file(tmp_path / run / "last.safetensors") for run in ("stored", "live"))
     assert stored.keys() == live.keys()
@@ -195,3 +195,40 @@ def test_help_and_version_answer_at_once() -> None:
     probe = "import sys, dsu_cli.main; print([m for m in ('torch', 'zarr', 'numpy') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]", "a heavy import stands outside of the commands"
+
+
+def test_a_run_goes_on_with_its_own_settings(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    (tmp_path / "mine.yaml").write_text("epochs: 2\nlr: 0.0005\nseed: 7\n")
+    dsu("train-head", "--config", "mine.yaml")
+    [run] = (tmp_path / "runs").iterdir()
+    whole = load_file(run / "last.safetensors")
+    dsu("train-head", "--config", "mine.yaml", "--out", "runs/other")
+    (tmp_path / "runs" / "other" / "head.safetensors").unlink()
+    dsu("train-head", "--resume")
+    again = load_file(tmp_path / "runs" / "other" / "head.safetensors")
+    assert [name for name in whole if not whole[name].equal(again[name])] == []
+
+
+def test_an_image_that_has_changed_is_predicted_again(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("train-head", "--epochs", "1")
+    photos = tmp_path / "photos"
+    shutil.copytree(drawn / "test" / "images", photos)
+    dsu("predict", "photos", "--out", "masks")
+    first = sorted(photos.iterdir())[0]
+    Image.open(first).resize((77, 55)).save(first)
+    assert "1 written" in dsu("predict", "photos", "--out", "masks").output
+    assert Image.open(tmp_path / "masks" / "photos" / f"{first.stem}.png").size == (77, 55)
+
+
+def test_folders_of_images_and_masks_are_told_apart_in_predict_and_eval(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("train-head", "--epochs", "1")
+    said = dsu("predict", drawn / "test", "--out", "masks").output
+    assert "5 written" in said and "5 masks" in said
+    figures = tmp_path / "figures.json"
+    dsu("eval", "--predictions", "masks", "--truth", drawn / "test", "--json", figures)
+    assert next(iter(json.loads(figures.read_text()).values()))["images"] == 5
+    dsu("predict", drawn / "test", "--out", "shown", "--kind", "overlay")
+    assert "overlay" in dsu("eval", "--predictions", "shown", "--truth", drawn / "test", exit_code=2).output
