@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dsu.architecture import DINOS, HIERAS, PRESETS, Architecture, DinoSpec, HieraSpec
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
-from dsu.errors import DsuError
+from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads import HeadInfo, load_head
 from dsu.network.network import DSUNet
 from dsu.network.wavelet import SIGNS, TAP
@@ -205,16 +206,19 @@ def _recognise(
         (int(found[1]) for key in state if (found := re.match(r"backbone_sam\.sam_encoder\.blocks\.(\d+)\.", key))),
         default=-1,
     )
-    hiera_spec = (
-        HieraSpec(**{"name": "custom", **hiera})
-        if hiera is not None
-        else next((s for s in HIERAS.values() if (s.embed_dim, s.depth) == (sam_width, sam_depth)), None)
-    )
-    dino_spec = (
-        DinoSpec(**{key: value for key, value in dino.items() if key != "img_size"})
-        if dino is not None
-        else next((s for s in DINOS.values() if s.embed_dim == dino_width), None)
-    )
+    try:
+        hiera_spec = (
+            HieraSpec(**{"name": "custom", **hiera})
+            if hiera is not None
+            else next((s for s in HIERAS.values() if (s.embed_dim, s.depth) == (sam_width, sam_depth)), None)
+        )
+        dino_spec = (
+            DinoSpec(**{key: value for key, value in dino.items() if key != "img_size"})
+            if dino is not None
+            else next((s for s in DINOS.values() if s.embed_dim == dino_width), None)
+        )
+    except ValidationError as error:
+        raise UsageError(f"The settings given for the encoders are not valid: {validation_reasons(error)}.") from error
     if hiera_spec is None or dino_spec is None:
         raise DsuError(
             f"The checkpoint's encoders (Hiera of width {sam_width} and {sam_depth} blocks, DINOv2 of width "
