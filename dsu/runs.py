@@ -95,12 +95,55 @@ def open_run(
         out = out or _unfinished_run()
         settings = _settings_of_run(out, settings)
     data = _find_data(settings, data_root, cache_root, images, masks, progress)
+    architecture, store, live = data.architecture, data.store, settings.end_to_end
+    resolved, runtime, point = _resolve(settings, data)
+    hiera, dino, digests = load_encoders(
+        architecture,
+        weights,
+        hiera=live or point.block < architecture.hiera.depth,
+        dino=live and bool(point.maps),
+    )
+    drift: tuple[str, ...] = ()
+    if store is not None and not live:
+        digests, drift = check_arrays(store, point, digests, runtime, resolved.stored or "float16")
+    train_names, held_out = hold_out(data.contents, resolved.val_fraction or 0.0)
+    if not train_names:
+        raise DsuError(f"{data.source.split} leaves nothing to train on: lower --val-fraction or add images.")
+    folder = _run_folder(out, data.source, architecture, resume=resume, overwrite=overwrite)
+    torch.manual_seed(settings.seed)
+    trainer = Trainer(
+        network=DSUNet(architecture, hiera, dino, torch_type(resolved.stored or "float16")),
+        point=point,
+        train=_samples(data, train_names, point, live=live),
+        validation=_samples(data, held_out, point, live=live) if held_out else None,
+        settings=resolved,
+        info=HeadInfo(
+            architecture=architecture,
+            stored=resolved.stored,
+            encoders=digests,
+            dataset={**vars(data.source), "held_out": held_out},
+            training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
+        ),
+        runtime=runtime,
+        out=folder,
+        keep_best=resolved.keep == "best",
+    )
+    if resume:
+        _check_same_run(folder, resolved)
+        trainer.resume()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
+    warnings = [f"other version: {item}" for item in drift]
+    return Run(trainer, data.source, (*_notes(trainer, data, runtime), *warnings))
+
+
+def _resolve(settings: TrainingSettings, data: _Data) -> tuple[TrainingSettings, Runtime, ResumePoint]:
+    """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
     architecture, store = data.architecture, data.store
     if settings.precision == "auto" and store is not None:
         runtime = choose_runtime(settings.device, recorded_precision(store), "of the stored features")
     else:
         runtime = choose_runtime(settings.device, settings.precision)
-    stored = settings.stored or (recorded_type(store) if store is not None else "float16")
     point = _choose_point(settings, architecture, store)
     fraction = settings.val_fraction if settings.val_fraction is not None else (0.0 if data.source.benchmark else 0.1)
     keep = settings.keep or ("last" if data.source.benchmark or fraction == 0 else "best")
@@ -113,52 +156,12 @@ def open_run(
             "adapt_last": architecture.adapt_last,
             "val_fraction": fraction,
             "keep": keep,
-            "stored": stored,
+            "stored": settings.stored or (recorded_type(store) if store is not None else "float16"),
             "resume_from": point.tokens,
             "precision": runtime.precision,
         }
     )
-    live = settings.end_to_end
-    hiera, dino, digests = load_encoders(
-        architecture,
-        weights,
-        hiera=live or point.block < architecture.hiera.depth,
-        dino=live and bool(point.maps),
-    )
-    drift: tuple[str, ...] = ()
-    if store is not None:
-        digests, drift = check_arrays(store, point, digests, runtime, stored)
-    torch.manual_seed(settings.seed)
-    network = DSUNet(architecture, hiera, dino, torch_type(stored))
-    train_names, held_out = hold_out(data.contents, fraction)
-    if not train_names:
-        raise DsuError(f"{data.source.split} leaves nothing to train on: lower --val-fraction or add images.")
-    folder = _run_folder(out, data.source, architecture, resume=resume, overwrite=overwrite)
-    info = HeadInfo(
-        architecture=architecture,
-        stored=stored,
-        encoders=digests,
-        dataset={**vars(data.source), "held_out": held_out},
-        training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
-    )
-    trainer = Trainer(
-        network=network,
-        point=point,
-        train=_samples(data, train_names, point, live=live),
-        validation=_samples(data, held_out, point, live=live) if held_out else None,
-        settings=resolved,
-        info=info,
-        runtime=runtime,
-        out=folder,
-        keep_best=keep == "best",
-    )
-    if resume:
-        _check_same_run(folder, resolved)
-        trainer.resume()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
-    warnings = [f"other version: {item}" for item in drift]
-    return Run(trainer, data.source, (*_notes(trainer, data, runtime), *warnings))
+    return resolved, runtime, point
 
 
 def _find_data(

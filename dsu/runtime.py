@@ -50,7 +50,7 @@ def choose_runtime(device: str = "auto", precision: Precision = "auto", because:
     try:
         chosen = torch.device(kind)
         if chosen.type not in ("cpu", "cuda"):
-            raise NotImplementedError(chosen.type)
+            raise RuntimeError(chosen.type)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"The device {device!r} can't be used here: choose cpu, cuda or cuda:N.") from error
