@@ -25,7 +25,7 @@ from dsu.network.resume import ResumePoint
 from dsu.views import flip
 from dsu_cache import CorruptError, Store
 
-__all__ = ["Batch", "ImageSamples", "Samples", "StoredSamples", "points_of", "prefetch"]
+__all__ = ["Batch", "ImageSamples", "Samples", "StoredSamples", "points_of", "prefetch", "prefix_of"]
 
 T = TypeVar("T")
 
@@ -49,6 +49,22 @@ class Batch:
     mask: Tensor | None
     dino_pixels: Tensor | None
     points: Mapping[str, Tensor]
+
+    def part(self, start: int, stop: int, view: int | None = None) -> "Batch":
+        """Some of the samples of a batch of images; `view` puts all of them in another view."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[start:stop]
+
+        names, views = self.names[start:stop], self.views[start:stop]
+        return Batch(
+            names,
+            views if view is None else (view,) * len(names),
+            cut(self.pixels),
+            cut(self.mask),
+            cut(self.dino_pixels),
+            {name: tensor[start:stop] for name, tensor in self.points.items()},
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -164,15 +180,17 @@ class ImageSamples:
 
 def points_of(network: DSUNet, batch: Batch, point: ResumePoint) -> dict[str, Tensor]:
     """What the suffix resumes from: what the batch carries, and the rest from the prefix."""
-    points = dict(batch.points)
-    if batch.pixels is not None:
-        pixels = normalize_pixels(batch.pixels)
-        points["pixels"] = pixels
-        lacking = [name for name in point.reads if name not in points]
-        dino_pixels = None if batch.dino_pixels is None else normalize_pixels(batch.dino_pixels)
-        if lacking:
-            points |= network.prefix(pixels, dino_pixels, lacking)
+    lacking = [name for name in point.reads if name not in batch.points]
+    points = {**batch.points, **(prefix_of(network, batch, lacking) if lacking else {})}
     return {name: points[name] for name in point.reads}
+
+
+def prefix_of(network: DSUNet, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    """The named tensors of the prefix, from a batch's pixels in its views."""
+    if batch.pixels is None:
+        raise RuntimeError(f"{', '.join(names)} were neither stored nor can they be computed without pixels")
+    dino_pixels = None if batch.dino_pixels is None else normalize_pixels(batch.dino_pixels)
+    return network.prefix(normalize_pixels(batch.pixels), dino_pixels, names)
 
 
 def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2) -> Iterator[T]:

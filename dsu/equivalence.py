@@ -6,7 +6,7 @@ that is what the store may differ by, and no more. On a CPU in float32 it is zer
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsu.batches import Batch, ImageSamples, points_of
+from dsu.batches import Batch, ImageSamples, points_of, prefix_of
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
-from dsu.network.network import DSUNet, normalize_pixels
+from dsu.network.network import DSUNet
 from dsu.progress import SILENT, Progress
 from dsu.runs import open_run
 from dsu.segmenter import finish_mask
 from dsu.settings import TrainingSettings
-from dsu.training import Trainer
-from dsu.views import VIEWS, draw_view, epoch_order
+from dsu.training import Drawn, Trainer
+from dsu.views import VIEWS
 
 __all__ = ["Comparison", "Report", "Rounding", "check_equivalence"]
 
@@ -122,7 +122,7 @@ def check_equivalence(
             raise DsuError("The images are gone: there is nothing to compare the store with.")
         _share_encoders(stored, live)
         single = replace(live, network=_twin(live.network), train=_OneByOne(live.train, live))
-        batches = list(_batches(live, steps))
+        batches = _batches(live, steps)
         rounding = _rounding(live, batches[0])
         rows = _compare_points(stored, live, single, batches, progress)
         rows += _compare_logits(stored, live, single, batches[0])
@@ -146,26 +146,12 @@ class _OneByOne:
         point, network, runtime = self.live.point, self.live.network, self.live.runtime
         points: dict[str, list[Tensor]] = {name: [] for name in point.reads if name != "pixels"}
         for index in range(len(names)):
-            ready = _part(fetched, index).to(runtime.device).flipped()
-            assert ready.pixels is not None
-            dino = None if ready.dino_pixels is None else normalize_pixels(ready.dino_pixels)
+            ready = fetched.part(index, index + 1).to(runtime.device).flipped()
             with runtime.autocast():
-                for name, tensor in network.prefix(normalize_pixels(ready.pixels), dino, list(points)).items():
-                    points[name].append(tensor.cpu())
+                computed = prefix_of(network, ready, list(points)) if points else {}
+            for name, tensor in computed.items():
+                points[name].append(tensor.cpu())
         return replace(fetched, dino_pixels=None, points={name: torch.cat(parts) for name, parts in points.items()})
-
-
-def _part(batch: Batch, index: int) -> Batch:
-    """One sample of an identity-read batch of images."""
-    part = slice(index, index + 1)
-    return replace(
-        batch,
-        names=batch.names[part],
-        views=batch.views[part],
-        pixels=None if batch.pixels is None else batch.pixels[part],
-        mask=None if batch.mask is None else batch.mask[part],
-        dino_pixels=None if batch.dino_pixels is None else batch.dino_pixels[part],
-    )
 
 
 def _share_encoders(stored: Trainer, live: Trainer) -> None:
@@ -181,24 +167,21 @@ def _twin(network: DSUNet) -> DSUNet:
     return twin
 
 
-def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[list[str], list[int]]]:
-    """Names and views of the first `steps` batches of training, epoch after epoch."""
-    settings, size = trainer.settings, trainer.settings.batch_size
+def _batches(trainer: Trainer, steps: int) -> list[Drawn]:
+    """The first `steps` batches of training, epoch after epoch."""
+    drawn: list[Drawn] = []
     epoch = 0
-    while steps > 0:
-        order = epoch_order(settings.seed, epoch, trainer.train.names)
-        for start in range(0, min(len(order), steps * size), size):
-            names = order[start : start + size]
-            yield names, [draw_view(settings.seed, epoch, name, settings.views) for name in names]
-            steps -= 1
+    while len(drawn) < steps:
+        drawn += trainer.epoch_batches(epoch)
         epoch += 1
+    return drawn[:steps]
 
 
 def _compare_points(
     stored: Trainer,
     live: Trainer,
     single: Trainer,
-    batches: Sequence[tuple[list[str], list[int]]],
+    batches: Sequence[Drawn],
     progress: Progress,
 ) -> list[Comparison]:
     """Every tensor that is read, for every sample and view that the steps draw."""
@@ -222,9 +205,7 @@ def _points(trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         return points_of(trainer.network, ready, trainer.point)
 
 
-def _compare_logits(
-    stored: Trainer, live: Trainer, single: Trainer, batch: tuple[list[str], list[int]]
-) -> list[Comparison]:
+def _compare_logits(stored: Trainer, live: Trainer, single: Trainer, batch: Drawn) -> list[Comparison]:
     """The three outputs of the initial head in evaluation mode."""
     outputs = []
     for way in (stored, live, single):
@@ -238,7 +219,7 @@ def _compare_training(
     stored: Trainer,
     live: Trainer,
     single: Trainer,
-    batches: Sequence[tuple[list[str], list[int]]],
+    batches: Sequence[Drawn],
     progress: Progress,
 ) -> list[Comparison]:
     """Losses of all steps, gradients of the first, weights and statistics after the last."""
@@ -292,7 +273,7 @@ def _worse(first: Comparison | None, second: Comparison) -> Comparison:
     return replace(worst, allowance=max(first.allowance, second.allowance))
 
 
-def _rounding(live: Trainer, batch: tuple[list[str], list[int]]) -> Rounding:
+def _rounding(live: Trainer, batch: Drawn) -> Rounding:
     """Logits, masks and MAE of the initial head with the split rounded to float16 and to float32."""
     fetched = live.train.fetch(*batch)
     stored = live.network.stored

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from dsu.architecture import Architecture
-from dsu.batches import Batch, ImageSamples, prefetch
+from dsu.batches import Batch, ImageSamples, prefetch, prefix_of
 from dsu.datasets import describe, find_dataset
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
-from dsu.network.network import DSUNet, normalize_pixels
+from dsu.network.network import DSUNet
 from dsu.network.resume import check_points, map_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime, choose_runtime
-from dsu.stores import SourceFolder, load_encoders, torch_type
+from dsu.settings import torch_type
+from dsu.stores import SourceFolder, load_encoders
 
 __all__ = ["CachePlan", "cache_features"]
 
@@ -163,20 +164,15 @@ class _Extraction:
             advance(len(names))
             return found
         parts: dict[str, list[Tensor]] = {name: [] for name in encoded}
-        for start in range(0, len(names), self.plan.settings.batch_size):
-            part = slice(start, start + self.plan.settings.batch_size)
-            turned = Batch(
-                tuple(names[part]),
-                (view,) * len(names[part]),
-                None if batch.pixels is None else batch.pixels[part],
-                None,
-                None if batch.dino_pixels is None else batch.dino_pixels[part],
-                {},
-            )
-            for name, tensor in _frozen_features(self.network, self.runtime, turned, encoded).items():
-                _check_finite(name, tensor, turned.names)
+        size = self.plan.settings.batch_size
+        for start in range(0, len(names), size):
+            ready = batch.part(start, start + size, view).to(self.runtime.device).flipped()
+            with self.runtime.autocast():
+                features = prefix_of(self.network, ready, encoded)
+            for name, tensor in features.items():
+                _check_finite(name, tensor, ready.names)
                 parts[name].append(tensor.cpu())
-            advance(len(turned.names))
+            advance(len(ready.names))
         return found | {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
 
     def _write(self, name: str, view: int, shard: int, rows: np.ndarray, values: np.ndarray) -> None:
@@ -187,15 +183,6 @@ class _Extraction:
                 f"The features can't be written to {self.plan.store.path} ({error.strerror or error}): free some space "
                 f"or mend the folder and run the same command again; what is finished stays finished."
             ) from error
-
-
-def _frozen_features(network: DSUNet, runtime: Runtime, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """The prefix's tensors of a batch that was read as identity, in its views."""
-    ready = batch.to(runtime.device).flipped()
-    assert ready.pixels is not None
-    dino_pixels = None if ready.dino_pixels is None else normalize_pixels(ready.dino_pixels)
-    with runtime.autocast():
-        return network.prefix(normalize_pixels(ready.pixels), dino_pixels, names)
 
 
 def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:

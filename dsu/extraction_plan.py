@@ -7,13 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from dsu.architecture import Architecture
-from dsu.datasets import Inspection, SampleFacts, Split, inspect
+from dsu.datasets import Inspection, Split, inspect
 from dsu.errors import DsuError, UsageError
 from dsu.network.resume import map_names, point_shape
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import StoredType
-from dsu.stores import SourceFolder, encoders_of, fingerprint, open_store, sample_key, source_of, store_path
+from dsu.stores import (
+    SourceFolder,
+    encoders_of,
+    fingerprint,
+    open_store,
+    sample_key,
+    source_of,
+    store_path,
+    stored_facts,
+)
 from dsu.views import VIEWS, ViewCount
 from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
 
@@ -114,7 +123,7 @@ def plan_extraction(
     store = open_store(path) if (path / "zarr.json").exists() else None
     if store is not None:
         _check_owner(store, source)
-    previous = {} if store is None else {n: SampleFacts.from_json(e.info) for n, e in store.manifest.entries.items()}
+    previous = None if store is None else stored_facts(store)
     inspection = inspect(split, previous, progress, foreground=settings.foreground)
     if not inspection.facts:
         broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from dsu import __version__
 from dsu.architecture import Architecture
 from dsu.errors import DsuError, UsageError, validation_reasons
-from dsu.settings import StoredType
+from dsu.settings import StoredType, torch_type
 
 __all__ = ["HEAD_FILE", "HeadInfo", "load_head", "read_head_info", "resolve_head", "save_head", "write_durably"]
 
@@ -50,7 +50,7 @@ class HeadInfo(BaseModel):
     @property
     def stored_dtype(self) -> torch.dtype | None:
         """`stored` as torch's type."""
-        return None if self.stored is None else {"float16": torch.float16, "float32": torch.float32}[self.stored]
+        return None if self.stored is None else torch_type(self.stored)
 
 
 def save_head(path: Path, state: Mapping[str, Tensor], info: HeadInfo) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,7 +119,7 @@ def _predict_job(
         ThreadPoolExecutor(2, thread_name_prefix="write") as writer,
     ):
         pending: list[Future[None]] = []
-        for loaded in prefetch(loader.calls(todo, settings.batch_size)):
+        for loaded in prefetch(_loads(loader.load, todo, settings.batch_size)):
             outcome.broken += loaded.broken
             task.advance(len(loaded.broken))
             for future in pending:
@@ -145,6 +146,14 @@ class _Loaded:
     broken: list[str]
 
 
+def _loads(
+    load: Callable[[tuple[Target, ...]], _Loaded], targets: Sequence[Target], size: int
+) -> Iterator[Callable[[], _Loaded]]:
+    """One call a batch."""
+    for start in range(0, len(targets), size):
+        yield partial(load, tuple(targets[start : start + size]))
+
+
 class _StoreLoader:
     """Batches of stored features, with the images' own sizes from the manifest."""
 
@@ -152,12 +161,7 @@ class _StoreLoader:
         self._manifest = store.manifest
         self._samples: Samples = StoredSamples(store, store.manifest.names, point.reads, masks=False)
 
-    def calls(self, targets: Sequence[Target], size: int) -> Iterator[Callable[[], _Loaded]]:
-        for start in range(0, len(targets), size):
-            part = tuple(targets[start : start + size])
-            yield lambda part=part: self._load(part)  # type: ignore[misc]
-
-    def _load(self, targets: tuple[Target, ...]) -> _Loaded:
+    def load(self, targets: tuple[Target, ...]) -> _Loaded:
         names = [target.name for target in targets]
         sizes = tuple(tuple(self._manifest.entries[name].info["size"]) for name in names)  # type: ignore[arg-type]
         return _Loaded(targets, sizes, self._samples.fetch(names, [0] * len(names)), [])  # type: ignore[arg-type]
@@ -172,12 +176,7 @@ class _ImageLoader:
         self._dino_size = architecture.dino_size if point.maps else None
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="decode")
 
-    def calls(self, targets: Sequence[Target], size: int) -> Iterator[Callable[[], _Loaded]]:
-        for start in range(0, len(targets), size):
-            part = tuple(targets[start : start + size])
-            yield lambda part=part: self._load(part)  # type: ignore[misc]
-
-    def _load(self, targets: tuple[Target, ...]) -> _Loaded:
+    def load(self, targets: tuple[Target, ...]) -> _Loaded:
         decoded = list(self._pool.map(self._decode, targets))
         good = [(target, item) for target, item in zip(targets, decoded, strict=True) if not isinstance(item, str)]
         broken = [item for item in decoded if isinstance(item, str)]

@@ -19,7 +19,7 @@ from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, point_block, point_shape, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime, choose_runtime
-from dsu.settings import TrainingSettings
+from dsu.settings import StoredType, TrainingSettings, torch_type
 from dsu.stores import (
     SourceFolder,
     architecture_of,
@@ -32,7 +32,7 @@ from dsu.stores import (
     reading_of,
     recorded_precision,
     recorded_type,
-    torch_type,
+    stored_facts,
 )
 from dsu.training import STATE_FILE, Trainer, hold_out
 from dsu_cache import Store
@@ -248,8 +248,7 @@ def _from_images(source: SourceFolder, architecture: Architecture, store: Store 
         )
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
-    known = {} if store is None else {n: SampleFacts.from_json(e.info) for n, e in store.manifest.entries.items()}
-    found = inspect(split, known, progress)
+    found = inspect(split, None if store is None else stored_facts(store), progress)
     for line in describe(split, found):
         progress.say(line)
     reading = found.mask_reading if store is None else reading_of(store)
@@ -274,7 +273,8 @@ def _choose_point(settings: TrainingSettings, architecture: Architecture, store:
 def _samples(data: _Data, names: Sequence[str], point: ResumePoint, *, live: bool) -> Samples:
     if live:
         assert data.split is not None
-        files = {pair.name: (pair.image, pair.mask) for pair in data.split.pairs if pair.name in set(names)}
+        chosen = set(names)
+        files = {pair.name: (pair.image, pair.mask) for pair in data.split.pairs if pair.name in chosen}
         return ImageSamples(files, data.architecture, data.reading, dino=bool(point.maps))
     assert data.store is not None
     return StoredSamples(data.store, names, point.reads)
@@ -357,7 +357,7 @@ def _notes(trainer: Trainer, data: _Data, runtime: Runtime) -> list[str]:
     return notes
 
 
-def _bytes(architecture: Architecture, name: str, stored: str) -> int:
+def _bytes(architecture: Architecture, name: str, stored: StoredType) -> int:
     if name == "mask":
         return int(architecture.hiera_size**2)
     height, width, channels = point_shape(architecture, name)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,10 +14,15 @@ from dsu.loss import BceKind
 from dsu.runtime import Precision
 from dsu.views import ViewCount
 
-__all__ = ["StoredType", "TrainingSettings", "read_settings"]
+__all__ = ["StoredType", "TrainingSettings", "read_settings", "torch_type"]
 
 StoredType = Literal["float16", "float32"]
 """The type to which whatever crosses the split is rounded."""
+
+
+def torch_type(stored: StoredType) -> torch.dtype:
+    """`float16` or `float32` as torch's type."""
+    return {"float16": torch.float16, "float32": torch.float32}[stored]
 
 
 class TrainingSettings(BaseModel):

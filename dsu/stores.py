@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from pydantic import ValidationError
 
 from dsu.architecture import Architecture
@@ -296,13 +295,18 @@ def check_arrays(
     return known, tuple(str(item) for item in drift if item.field != "batch")
 
 
+def stored_facts(store: Store) -> dict[str, SampleFacts]:
+    """What every sample was when it was stored."""
+    return {name: SampleFacts.from_json(entry.info) for name, entry in store.manifest.entries.items()}
+
+
 def check_samples(store: Store, source: SourceFolder, progress: Progress = SILENT) -> dict[str, SampleFacts]:
     """Facts of every stored sample, after comparing the data set with the manifest.
 
     Sizes and times are compared; a file is hashed again only where they differ. Raises `DsuError` naming what is
     new, changed or gone. A data set that is no longer there is said, and the store is used as it is.
     """
-    stored = {name: SampleFacts.from_json(entry.info) for name, entry in store.manifest.entries.items()}
+    stored = stored_facts(store)
     split = source.find()
     if split is None:
         progress.say(f"The images of {source.split} are not at {source.place} any more: using the store as it is.")
@@ -335,8 +339,3 @@ def load_encoders(
     if dino:
         transformer, digests["dino"] = load_dino(architecture, weights)
     return trunk, transformer, digests
-
-
-def torch_type(stored: str) -> torch.dtype:
-    """`float16` or `float32` as torch's type."""
-    return {"float16": torch.float16, "float32": torch.float32}[stored]

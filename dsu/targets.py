@@ -1,11 +1,12 @@
 """What to predict: from what a user names to sets of images, where each resumes and which files come of it."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dsu.datasets import find_dataset, find_images, is_benchmark
+from dsu.datasets import Split, find_dataset, find_images, is_benchmark
 from dsu.errors import UsageError
 from dsu.heads import HeadInfo, read_head_info
 from dsu.images import IMAGE_SUFFIXES
@@ -154,14 +155,7 @@ class _Finder:
             root = Path(self.info.dataset["data_root"])
             splits = find_dataset(name, root, self.images, self.masks)
         chosen = [split for split in splits if split.kind != "train"] or list(splits)
-        return [
-            self._images_job(
-                split.name,
-                [(pair.name, pair.image) for pair in split.pairs],
-                SourceFolder.of(split, name, root, self.images, self.masks),
-            )
-            for split in chosen
-        ]
+        return [self._split_job(split, SourceFolder.of(split, name, root, self.images, self.masks)) for split in chosen]
 
     def folder(self, folder: Path) -> Job:
         """All images below a folder, subfolders kept."""
@@ -212,9 +206,8 @@ class _Finder:
                 return self._from_stores(split)
             except UsageError:
                 pass
-        pairs = [(pair.name, pair.image) for pair in found.pairs]
         source = SourceFolder.of(found, like.reference, Path(like.data_root), like.images, like.masks)
-        return [self._images_job(split, pairs, source)]
+        return [self._split_job(found, source)]
 
     def _from_stores(self, name: str) -> list[Job]:
         """Jobs from the stores of a data set's test splits."""
@@ -236,6 +229,9 @@ class _Finder:
         chosen = [sample for sample in store.manifest.names if only is None or sample in only]
         return self._job(name, [(sample, paths.get(sample, Path(sample))) for sample in chosen], source, store, point)
 
+    def _split_job(self, split: Split, source: SourceFolder) -> Job:
+        return self._images_job(split.name, [(pair.name, pair.image) for pair in split.pairs], source)
+
     def _images_job(self, name: str, images: Sequence[tuple[str, Path]], source: SourceFolder | None) -> Job:
         return self._job(name, images, source, None, earliest(self.info.architecture))
 
@@ -250,10 +246,11 @@ class _Finder:
         benchmark = source is not None and source.benchmark
         normalization = self.settings.normalization or ("minmax" if benchmark else "none")
         stems = [str(Path(item).with_suffix("")) if source is None else item for item, _ in images]
+        count = Counter(stems)
         targets = []
         for (item, path), stem in zip(images, stems, strict=True):
             # a.jpg and a.png of one folder must not meet in a.png.
-            written = stem if stems.count(stem) == 1 else item.replace(".", "_")
+            written = stem if count[stem] == 1 else item.replace(".", "_")
             output = (self.out / name / f"{written}.png") if name else self.out / f"{written}.png"
             targets.append(Target(item, path, output))
         return Job(name, tuple(targets), normalization, source, store, point)
@@ -271,7 +268,6 @@ def _masks_in(folder: Path) -> set[Path]:
 
 def _stored_splits(cache_root: Path, name: str, encoders: str) -> list[tuple[Store, SourceFolder]]:
     """The stores of a data set's test splits, or of the one split that is named."""
-
     found = find_stores(cache_root, name, encoders)
     tests = [(store, source) for store, source in found if source.kind == "test"] or found
     if not tests:

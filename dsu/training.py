@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from dsu.runtime import Runtime
 from dsu.settings import TrainingSettings
 from dsu.views import draw_view, epoch_order
 
-__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Trainer", "hold_out", "learning_rate"]
+__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Drawn", "Trainer", "hold_out", "learning_rate"]
 
 STATE_FILE: Final = "checkpoint.pt"
 LAST_FILE: Final = "last.safetensors"
@@ -37,6 +38,10 @@ COLUMNS: Final = (
     *("seconds", "images_per_second", "data_wait"),
 )
 """Of `metrics.csv`: D1..D3 are the side outputs, deepest first; data_wait is a share of the epoch's time."""
+
+
+Drawn = tuple[Sequence[str], Sequence[int]]
+"""A batch that is still to be fetched: names, and the number of the view drawn for each."""
 
 
 def hold_out(contents: Mapping[str, str], fraction: float) -> tuple[list[str], list[str]]:
@@ -53,7 +58,7 @@ def hold_out(contents: Mapping[str, str], fraction: float) -> tuple[list[str], l
     if fraction > 0 and not held and len(set(contents.values())) > 1:
         first = contents[min(contents, key=share)]
         held = [name for name in sorted(contents) if contents[name] == first]
-    return [name for name in sorted(contents) if name not in set(held)], held
+    return sorted(set(contents) - set(held)), held
 
 
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:
@@ -148,7 +153,8 @@ class Trainer:
         losses = []
         self.network.eval()
         with torch.no_grad(), progress.task("validating", len(self.validation.names)) as task:
-            for batch in prefetch(_fetches(self.validation, self._batches(self.validation.names), 0, None, views=1)):
+            unflipped = [(names, [0] * len(names)) for names in self._cut(self.validation.names)]
+            for batch in prefetch(_fetches(self.validation, unflipped)):
                 outputs, mask = self.forward(batch)
                 losses.append(float(total_loss(outputs, mask, self.settings.bce)) * len(batch.names))
                 probability = outputs[-1].float().sigmoid().cpu().double().numpy()
@@ -179,11 +185,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        order = epoch_order(self.settings.seed, self.epoch, self.train.names)
-        fetches = _fetches(self.train, self._batches(order), self.epoch, self.settings.seed, self.settings.views)
         log = _LossLog(every=20 if self.runtime.device.type == "cuda" else 1)
         started, waited = time.perf_counter(), 0.0
-        batches = prefetch(fetches)
+        batches = prefetch(_fetches(self.train, self.epoch_batches(self.epoch)))
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -204,7 +208,7 @@ class Trainer:
             "loss_D2": sides[1],
             "loss_D3": sides[2],
             "seconds": seconds,
-            "images_per_second": len(order) / seconds,
+            "images_per_second": len(self.train.names) / seconds,
             "data_wait": waited / seconds,
         }
 
@@ -225,8 +229,14 @@ class Trainer:
             outputs = self.network.suffix(points_of(self.network, ready, self.point), self.point)
         return [output.float() for output in outputs], ready.soft_mask
 
-    def _batches(self, names: Sequence[str]) -> list[Sequence[str]]:
-        """Cut in order; the short last one is kept."""
+    def epoch_batches(self, epoch: int) -> list[Drawn]:
+        """The batches of an epoch (from 0): a pure function of the settings and the samples' names."""
+        seed, views = self.settings.seed, self.settings.views
+        order = epoch_order(seed, epoch, self.train.names)
+        return [(names, [draw_view(seed, epoch, name, views) for name in names]) for names in self._cut(order)]
+
+    def _cut(self, names: Sequence[str]) -> list[Sequence[str]]:
+        """Batches in order; the short last one is kept."""
         size = self.settings.batch_size
         return [names[start : start + size] for start in range(0, len(names), size)]
 
@@ -289,13 +299,10 @@ class _LossLog:
         self._pending = []
 
 
-def _fetches(
-    samples: Samples, batches: Sequence[Sequence[str]], epoch: int, seed: int | None, views: Any
-) -> Iterator[Callable[[], Batch]]:
-    """One call a batch, each sample in the view drawn for it (unflipped without a seed)."""
-    for names in batches:
-        drawn = [0 if seed is None else draw_view(seed, epoch, name, views) for name in names]
-        yield lambda names=names, drawn=drawn: samples.fetch(names, drawn)  # type: ignore[misc]
+def _fetches(samples: Samples, batches: Sequence[Drawn]) -> Iterator[Callable[[], Batch]]:
+    """One call a batch."""
+    for names, views in batches:
+        yield partial(samples.fetch, names, views)
 
 
 def _as_csv(history: Sequence[Mapping[str, float]]) -> bytes:
