@@ -21,10 +21,7 @@ def build_hiera(spec: HieraSpec) -> "Hiera":
 
 
 def embed_pixels(trunk: "Hiera", pixels: Tensor) -> Tensor:
-    """The tokens entering block 0: (B, 3, S, S) normalised pixels to (B, S/4, S/4, C).
-
-    They lie channels first in memory, as the convolution leaves them, and so do all tokens of Hiera stage 1.
-    """
+    """The tokens entering block 0: (B, 3, S, S) normalised pixels to (B, S/4, S/4, C)."""
     tokens = trunk.patch_embed(pixels)
     embedded: Tensor = tokens + trunk._get_pos_embed(tokens.shape[1:3])
     return embedded

@@ -25,9 +25,10 @@ class Head(nn.Module):
 
     Args:
         architecture: fixes every width, which blocks carry adapters and which levels DINOv2 is fused into.
+        as_published: see `DSUNet`.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, *, as_published: bool = False) -> None:
         super().__init__()
         hiera = architecture.hiera
         self.injections = architecture.injections
@@ -44,7 +45,7 @@ class Head(nn.Module):
             {str(level): ContentGuidedFusion(hiera.level_dim(level)) for level in self.injections}
         )
         self.receptive_fields = nn.ModuleList(ReceptiveFieldBlock(hiera.level_dim(level)) for level in LEVELS)
-        self.decoders = nn.ModuleList(SpatialFeatureFusion() for _ in SIDE_SCALES)
+        self.decoders = nn.ModuleList(SpatialFeatureFusion(as_published=as_published) for _ in SIDE_SCALES)
         self.sides = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1) for _ in SIDE_SCALES)
 
     def forward(self, levels: Mapping[int, Tensor], dino_maps: Mapping[str, Tensor]) -> list[Tensor]:

@@ -5,22 +5,24 @@ or what the prefix computes now; nothing downstream can know which, because the 
 tensors it returns are, bit for bit and byte for byte, what the store keeps.
 """
 
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dsu.architecture import LEVELS, Architecture
 from dsu.encoders.dino import dino_maps
 from dsu.encoders.hiera import embed_pixels
+from dsu.encoders.windows import run_block
 from dsu.network.head import Head
 from dsu.network.modulation import resize_map
 from dsu.network.resume import ResumePoint, earliest, map_names, point_block
 
 if TYPE_CHECKING:
-    from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
     from timm.models.vision_transformer import VisionTransformer
 
 __all__ = ["DSUNet", "normalize_pixels", "settle"]
@@ -31,10 +33,14 @@ STD = (0.229, 0.224, 0.225)
 
 def normalize_pixels(pixels: Tensor) -> Tensor:
     """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32 with ImageNet's mean and deviation."""
-    x = pixels.permute(0, 3, 1, 2).float() / 255
-    mean = torch.tensor(MEAN, device=x.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=x.device).view(3, 1, 1)
-    return (x - mean) / std
+    mean, std = _statistics(pixels.device)
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and deviation, (3, 1, 1) each; kept, because a copy to the device waits for it."""
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 
 def settle(tokens: Tensor, stored: torch.dtype | None) -> Tensor:
@@ -53,6 +59,12 @@ class DSUNet(nn.Module):
         hiera: the frozen trunk, or None.
         dino: the frozen transformer, or None.
         stored: the type to which everything that crosses the split is rounded; None leaves it as computed.
+        as_published: run the authors' operations in their order (padded windows, attention written out): the same
+            numbers up to rounding, slower. What comparisons with their program and of speed are made against.
+
+    Attributes:
+        recompute: whether adapted blocks keep no activations for the backward pass but run again in it: the same
+            numbers for less memory and a third more time.
 
     Example:
         >>> network = DSUNet(architecture, hiera, dino).eval()
@@ -65,13 +77,17 @@ class DSUNet(nn.Module):
         hiera: "Hiera | None",
         dino: "VisionTransformer | None",
         stored: torch.dtype | None = None,
+        *,
+        as_published: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.stored = stored
         self.hiera = hiera
         self.dino = dino
-        self.head = Head(architecture)
+        self.head = Head(architecture, as_published=as_published)
+        self.recompute = False
+        self._block: Callable[[MultiScaleBlock, Tensor], Tensor] = _published_block if as_published else run_block
 
     def train(self, mode: bool = True) -> "DSUNet":
         """Switch the head; the encoders always stay in evaluation mode."""
@@ -137,7 +153,7 @@ class DSUNet(nn.Module):
         tokens = embed_pixels(hiera, pixels)
         found: dict[str, Tensor] = {}
         for index in range(max(wanted)):
-            tokens = hiera.blocks[index](tokens)
+            tokens = self._block(hiera.blocks[index], tokens)
             found |= dict.fromkeys(wanted.get(index + 1, ()), tokens)
         return found
 
@@ -168,27 +184,31 @@ class DSUNet(nn.Module):
         if point.tokens == "pixels":
             tokens = embed_pixels(hiera, tokens)
         for index in range(point.block, len(hiera.blocks)):
-            with _frozen(index < first_adapted):
-                if index >= first_adapted:
-                    tokens = self.head.adapters[str(index)](tokens)
-                tokens = hiera.blocks[index](tokens)
+            if index < first_adapted:
+                with torch.no_grad():
+                    tokens = self._block(hiera.blocks[index], tokens)
+            elif self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(self._adapted_block, index, tokens, use_reentrant=False)
+            else:
+                tokens = self._adapted_block(index, tokens)
             if index in hiera.stage_ends:
                 # Autograd adds a level's gradients up in the order of its uses: the decoder's comes before the
                 # next block's, as in the published program.
                 levels[hiera.stage_ends.index(index) + 1] = tokens.permute(0, 3, 1, 2)
 
-    def _live(self, name: str, tensor: Tensor) -> Tensor:
-        """The type and layout that a point has where it is computed.
+    def _adapted_block(self, index: int, tokens: Tensor) -> Tensor:
+        return self._block(self._hiera().blocks[index], self.head.adapters[str(index)](tokens))
 
-        Hiera's residual stream turns from the parameters' type to autocast's, and from channels first to
-        channels last, at the end of stage 1, where the shortcut passes through a linear layer.
+    def _live(self, name: str, tensor: Tensor) -> Tensor:
+        """The type that a point has where it is computed; the layout, channels last, is the stored one.
+
+        Hiera's residual stream turns from the parameters' type to autocast's at the end of stage 1, where the
+        shortcut passes through a linear layer.
         """
         parameter = next(self.head.parameters())
         kind = parameter.device.type
-        if name[0] not in "SB":
+        if name[0] not in "SB" or self._stage(name) == 1:
             return tensor.to(parameter.dtype)
-        if self._stage(name) == 1:
-            return tensor.to(parameter.dtype).permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
         return tensor.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype)
 
     def _stage(self, name: str) -> int:
@@ -200,5 +220,6 @@ class DSUNet(nn.Module):
         return self.hiera
 
 
-def _frozen(condition: bool) -> AbstractContextManager[object]:
-    return torch.no_grad() if condition else nullcontext()
+def _published_block(block: "MultiScaleBlock", tokens: Tensor) -> Tensor:
+    result: Tensor = block(tokens)
+    return result

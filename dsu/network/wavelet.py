@@ -1,5 +1,7 @@
 """Depthwise convolution with a wavelet branch (arXiv 2407.05848): a large field of view for few weights."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,7 +34,14 @@ def inverse_haar(subbands: Tensor) -> Tensor:
 
 
 def _filters(like: Tensor, channels: int) -> Tensor:
-    return (TAP * torch.tensor(SIGNS, dtype=like.dtype, device=like.device)).unsqueeze(1).repeat(channels, 1, 1, 1)
+    """(4 C, 1, 2, 2)."""
+    return _taps(like.device, like.dtype).repeat(channels, 1, 1, 1)
+
+
+@cache
+def _taps(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The four filters of one channel; kept, because a copy to the device waits for it."""
+    return (TAP * torch.tensor(SIGNS, dtype=dtype, device=device)).unsqueeze(1)
 
 
 class ChannelScale(nn.Module):

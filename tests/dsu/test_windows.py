@@ -1,0 +1,110 @@
+"""Blocks without window padding against sam2's own, in double precision: outputs and gradients."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
+from torch import Tensor
+
+from dsu.architecture import HIERAS
+from dsu.encoders.hiera import build_hiera, embed_pixels
+from dsu.encoders.windows import run_block
+
+
+def random_block(dim: int, dim_out: int, heads: int, window: int, pool: bool) -> MultiScaleBlock:
+    torch.manual_seed(dim + window)
+    block = MultiScaleBlock(dim, dim_out, heads, q_stride=(2, 2) if pool else None, window_size=window)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # biases that make a padded token count
+    return block.double().eval().requires_grad_(False)
+
+
+def both_ways(block: MultiScaleBlock, tokens: Tensor) -> list[list[Tensor]]:
+    """Output and gradient of sam2's block and of ours."""
+    found = []
+    for run in (block, lambda x: run_block(block, x)):
+        x = tokens.clone().requires_grad_()
+        output = run(x)
+        weight = torch.sin(torch.arange(output.numel(), dtype=output.dtype)).view(output.shape)
+        found.append([output, *torch.autograd.grad((output * weight).sum(), x)])
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
+    window=st.sampled_from([0, 2, 4, 5, 8]),
+    heads=st.integers(1, 2),
+    wider=st.booleans(),
+)
+def test_any_map_under_any_window(batch: int, height: int, width: int, window: int, heads: int, wider: bool) -> None:
+    block = random_block(4, 8 if wider else 4, heads, window, pool=False)
+    tokens = torch.randn(batch, height, width, 4, dtype=torch.float64)
+    for expected, found in zip(*both_ways(block, tokens), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-11)
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(2, 17), width=st.integers(2, 17), window=st.sampled_from([2, 4, 8]))
+def test_pooled_queries(height: int, width: int, window: int) -> None:
+    """Odd sides too: sam2 leaves the last row or column out of the pooled map, and fails where it is all of a window."""
+    assume(all(side % window != 1 for side in (height, width)))
+    block = random_block(4, 8, 2, window, pool=True)
+    tokens = torch.randn(1, height, width, 4, dtype=torch.float64)
+    for expected, found in zip(*both_ways(block, tokens), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-11)
+
+
+def test_every_block_of_every_trunk_on_the_papers_grids() -> None:
+    """The real window sizes, 7x7 to 16x16, on the grids of a 352 pixel image, at a tenth of the width."""
+    for name in ("large", "base_plus", "tiny"):
+        spec = HIERAS[name].model_copy(update={"embed_dim": 8 * HIERAS[name].num_heads})
+        torch.manual_seed(1)
+        trunk = build_hiera(spec).double()
+        for parameter in trunk.parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, std=0.5)
+        pixels = torch.randn(1, 3, 352, 352, dtype=torch.float64)
+        with torch.no_grad():
+            for level, expected in enumerate(trunk(pixels), start=1):
+                found = levels(trunk, pixels)[level - 1]
+                torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10, msg=f"{name} S{level}")
+
+
+def levels(trunk: Hiera, pixels: Tensor) -> list[Tensor]:
+    tokens, found = embed_pixels(trunk, pixels), []
+    for index, block in enumerate(trunk.blocks):
+        tokens = run_block(block, tokens)
+        if index in trunk.stage_ends:
+            found.append(tokens.permute(0, 3, 1, 2))
+    return found
+
+
+def test_without_the_biases_copies_it_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = random_block(4, 4, 1, 8, pool=False)
+    tokens = torch.randn(1, 11, 11, 4, dtype=torch.float64)
+    monkeypatch.setattr(torch, "cat", _without_copies(torch.cat))
+    expected, found = both_ways(block, tokens)
+    assert (found[0] - expected[0]).abs().max() > 1e-3
+
+
+def _without_copies(cat):  # type: ignore[no-untyped-def]
+    def call(tensors: list[Tensor], dim: int) -> Tensor:
+        expanded = tensors[-1].ndim == 4 and 0 in tensors[-1].stride()
+        result: Tensor = tensors[0] if expanded else cat(tensors, dim=dim)
+        return result
+
+    return call
+
+
+def test_in_bfloat16_it_is_as_close_as_sam2s_own() -> None:
+    block = random_block(32, 32, 2, 8, pool=False)
+    tokens = torch.randn(1, 11, 11, 32, dtype=torch.float64)
+    exact = block(tokens)
+    block.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [float((run(tokens.float()) - exact).norm()) for run in (block, lambda x: run_block(block, x))]
+    assert errors[1] < 1.2 * errors[0]
