@@ -4,11 +4,11 @@ An `Architecture` says everything that fixes the shapes of the network and of wh
 is written into a head's file, so that a head loads alone.
 """
 
-from typing import Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dsu.errors import UsageError, validation_reasons
+from dsu.errors import UsageError, did_you_mean, validation_reasons
 
 __all__ = [
     "DINOS",
@@ -27,19 +27,45 @@ LEVELS: Final = (1, 2, 3, 4)
 Ablation = Literal["none", "A", "B", "C"]
 """Table VII and VIII of the paper: A without DINOv2, B four DINOv2 blocks into four levels, C the last into four."""
 
+Count = Annotated[int, Field(ge=1, le=8192)]
+"""Of blocks, channels, heads and pixels: bounded, since a file may say anything."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Becomes part of the names of folders."""
+
 
 class HieraSpec(BaseModel):
     """Settings of SAM 2's Hiera trunk (arXiv 2306.00989, 2408.00714), under sam2's own names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "custom"
-    embed_dim: int
-    num_heads: int
-    stages: tuple[int, int, int, int]
+    name: Name = "custom"
+    embed_dim: Count
+    num_heads: Count
+    stages: tuple[Count, Count, Count, Count]
     global_att_blocks: tuple[int, ...]
-    window_pos_embed_bkg_spatial_size: tuple[int, int] = (7, 7)
-    window_spec: tuple[int, int, int, int] = (8, 4, 16, 8)
+    window_pos_embed_bkg_spatial_size: tuple[Count, Count] = (7, 7)
+    window_spec: tuple[Count, Count, Count, Count] = (8, 4, 16, 8)
+
+    @model_validator(mode="after")
+    def _check(self) -> "HieraSpec":
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of num_heads, {self.num_heads}")
+        outside = [block for block in self.global_att_blocks if not 0 <= block < self.depth]
+        if outside:
+            raise ValueError(
+                f"global_att_blocks names block {outside[0]}, but there are the blocks 0 to {self.depth - 1}"
+            )
+        # The first block of a stage pools within its windows, which a global block has none of.
+        pooling = sorted(set(self.global_att_blocks) & set(self.stage_starts[1:]))
+        if pooling:
+            raise ValueError(
+                f"global_att_blocks must not name block {pooling[0]}, the first of a Hiera stage, which pools: "
+                f"name a later one"
+            )
+        if any(window % 2 for window in self.window_spec[:3]):
+            raise ValueError(f"window_spec must be even but in the last Hiera stage, not {self.window_spec}")
+        return self
 
     @property
     def depth(self) -> int:
@@ -72,13 +98,19 @@ class DinoSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "custom"
-    embed_dim: int
-    depth: int
-    num_heads: int
-    patch_size: int = 14
+    name: Name = "custom"
+    embed_dim: Count
+    depth: Count
+    num_heads: Count
+    patch_size: Count = 14
     layer_scale: float = 1e-5
     """Initial value of the layer scales; only the randomly initialised toy keeps it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DinoSpec":
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of num_heads, {self.num_heads}")
+        return self
 
 
 class Architecture(BaseModel):
@@ -86,11 +118,11 @@ class Architecture(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: str = "custom"
+    preset: Name = "custom"
     hiera: HieraSpec
     dino: DinoSpec
-    hiera_size: int = Field(default=352, ge=128)
-    dino_size: int = Field(default=518, ge=14)
+    hiera_size: int = Field(default=352, ge=128, le=4096)
+    dino_size: int = Field(default=518, ge=14, le=4096)
     adapt_last: int = Field(ge=0)
     """How many of Hiera's blocks, counted from the end, carry an adapter."""
     ablation: Ablation = "none"
@@ -101,6 +133,11 @@ class Architecture(BaseModel):
             raise ValueError(
                 f"Hiera's input size must be a multiple of 32, not {self.hiera_size}: try "
                 f"{round(self.hiera_size / 32) * 32}"
+            )
+        if self.hiera_size // 4 % self.hiera.window_spec[0]:
+            raise ValueError(
+                f"Hiera's input size must be a multiple of four of its first windows, {4 * self.hiera.window_spec[0]}, "
+                f"not {self.hiera_size}"
             )
         if self.dino_size % self.dino.patch_size:
             raise ValueError(
@@ -237,5 +274,6 @@ T = TypeVar("T")
 
 def _known(kind: str, name: str, among: dict[str, T]) -> T:
     if name not in among:
-        raise UsageError(f"There is no {kind} called {name!r}: choose one of {', '.join(among)}.")
+        near = did_you_mean(name, among)
+        raise UsageError(f"There is no {kind} called {name!r}: choose one of {', '.join(among)}{near or '.'}")
     return among[name]

@@ -4,11 +4,13 @@ A `Batch` carries what the network needs beyond what it can compute: `points_of`
 where the store did not give it, and after that nothing can know where a batch came from.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -25,7 +27,17 @@ from dsu.network.resume import ResumePoint
 from dsu.views import flip
 from dsu_cache import CorruptError, Store
 
-__all__ = ["Batch", "ImageSamples", "Samples", "StoredSamples", "points_of", "prefetch", "prefix_of"]
+__all__ = [
+    "Batch",
+    "Drawn",
+    "ImageSamples",
+    "Samples",
+    "StoredSamples",
+    "feed",
+    "points_of",
+    "prefetch",
+    "prefix_of",
+]
 
 T = TypeVar("T")
 
@@ -52,41 +64,42 @@ class Batch:
 
     def part(self, start: int, stop: int, view: int | None = None) -> "Batch":
         """Some of the samples of a batch of images; `view` puts all of them in another view."""
-
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[start:stop]
-
         names, views = self.names[start:stop], self.views[start:stop]
-        return Batch(
-            names,
-            views if view is None else (view,) * len(names),
-            cut(self.pixels),
-            cut(self.mask),
-            cut(self.dino_pixels),
-            {name: tensor[start:stop] for name, tensor in self.points.items()},
-        )
+        cut = self._with(lambda tensor: tensor[start:stop])
+        return replace(cut, names=names, views=views if view is None else (view,) * len(names))
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
+        """The same batch on `device`; from pinned memory without waiting for it."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            pixels=move(self.pixels),
-            mask=move(self.mask),
-            dino_pixels=move(self.dino_pixels),
-            points={name: tensor.to(device, non_blocking=True) for name, tensor in self.points.items()},
-        )
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a card copies by itself."""
+        return self._with(lambda tensor: tensor.pin_memory())
 
     def flipped(self) -> "Batch":
         """Pixels and masks, read as identity, in the samples' views. Stored points are in them already."""
+        if not any(self.views):
+            return self
+        images = (self.pixels, self.mask, self.dino_pixels)
+        device = next(image.device for image in images if image is not None)
+        views = torch.tensor(self.views)
+        if device.type == "cuda":
+            views = views.pin_memory().to(device, non_blocking=True)
+        pixels, mask, dino_pixels = (None if image is None else flip(image, views) for image in images)
+        return replace(self, pixels=pixels, mask=mask, dino_pixels=dino_pixels)
 
-        def turn(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else flip(tensor, self.views)
+    def used_by(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of tensors made on another stream until `stream` has passed this point."""
+        for tensor in (self.pixels, self.mask, self.dino_pixels, *self.points.values()):
+            if tensor is not None:
+                tensor.record_stream(stream)
 
-        return replace(self, pixels=turn(self.pixels), mask=turn(self.mask), dino_pixels=turn(self.dino_pixels))
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Every tensor changed."""
+        images = (self.pixels, self.mask, self.dino_pixels)
+        pixels, mask, dino_pixels = (None if image is None else change(image) for image in images)
+        points = {name: change(tensor) for name, tensor in self.points.items()}
+        return replace(self, pixels=pixels, mask=mask, dino_pixels=dino_pixels, points=points)
 
     @property
     def soft_mask(self) -> Tensor:
@@ -94,6 +107,10 @@ class Batch:
         if self.mask is None:
             raise RuntimeError("a loss was asked for of samples without masks")
         return self.mask.unsqueeze(1).float() / 255
+
+
+Drawn = tuple[Sequence[str], Sequence[int]]
+"""A batch that is still to be fetched: names, and the number of the view drawn for each."""
 
 
 class Samples(Protocol):
@@ -129,7 +146,7 @@ class StoredSamples:
             found = self._reader.read([self._manifest.row(name) for name in names], views)
         except CorruptError as error:
             raise DsuError(
-                f"{error}. Remove that file and run `dsu cache-features` again: it computes only what is missing."
+                f"{error}. Run `dsu cache verify`, then `dsu cache-features` again: it computes only what is damaged."
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
         points = {name: tensors[name] for name in self._points}
@@ -144,7 +161,7 @@ class ImageSamples:
         architecture: gives both input sizes.
         reading: how masks are read; None without masks.
         dino: whether DINOv2's input is wanted.
-        workers: threads that decode.
+        workers: threads that decode; None: as many as there are cores, 4 to 16.
     """
 
     def __init__(
@@ -154,13 +171,13 @@ class ImageSamples:
         reading: MaskReading | None,
         *,
         dino: bool = True,
-        workers: int = 4,
+        workers: int | None = None,
     ) -> None:
         self.names = sorted(files)
         self._files = files
         self._sizes = (architecture.hiera_size, architecture.dino_size if dino else None)
         self._reading = reading
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(workers or min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
 
     def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `Samples.fetch`. Raises `UnreadableImage`."""
@@ -191,6 +208,28 @@ def prefix_of(network: DSUNet, batch: Batch, names: Sequence[str]) -> dict[str, 
         raise RuntimeError(f"{', '.join(names)} were neither stored nor can they be computed without pixels")
     dino_pixels = None if batch.dino_pixels is None else normalize_pixels(batch.dino_pixels)
     return network.prefix(normalize_pixels(batch.pixels), dino_pixels, names)
+
+
+def feed(samples: Samples, drawn: Iterable[Drawn], device: torch.device) -> Iterator[Batch]:
+    """Batches in order on `device`, made in advance by a thread.
+
+    To a card they are copied on a stream of their own, while the step before computes.
+    """
+    if device.type != "cuda":
+        yield from prefetch(partial(samples.fetch, *wanted) for wanted in drawn)
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def upload(names: Sequence[str], views: Sequence[int]) -> tuple[Batch, torch.cuda.Event]:
+        pinned = samples.fetch(names, views).pinned()
+        with torch.cuda.stream(copying):
+            return pinned.to(device), copying.record_event()
+
+    for batch, copied in prefetch(partial(upload, *wanted) for wanted in drawn):
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(copied)
+        batch.used_by(computing)
+        yield batch
 
 
 def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2) -> Iterator[T]:

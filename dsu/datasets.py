@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from dsu.benchmarks import BENCHMARK_SPLITS, COD_TEST, COD_TRAIN, BenchmarkSplit, Place
-from dsu.errors import UsageError
+from dsu.errors import UsageError, did_you_mean
 from dsu.folders import find_images, find_subfolder, has_images, list_images, plain, subfolders, unwrapped
-from dsu.inspection import Inspection, SampleFacts, describe, inspect
+from dsu.images import printable
+from dsu.inspection import Inspection, SampleFacts, describe, inspect, unreadable
 from dsu.pairing import IMAGE_FOLDERS, Kind, Pair, Split, image_and_mask_folders, make_split
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "find_images",
     "inspect",
     "is_benchmark",
+    "unreadable",
 ]
 
 
@@ -58,6 +60,8 @@ def find_dataset(
     if (images is None) != (masks is None):
         raise UsageError("--images and --masks go together: name both subfolders.")
     text = str(name_or_folder)
+    if not text:  # which Python would take for the working folder
+        raise UsageError("The name of the data set is empty: give a benchmark's name or a folder.")
     wanted = _benchmark_splits(text)
     found = _find_benchmark(wanted, data_root) if images is None else ()
     if found:
@@ -66,10 +70,21 @@ def find_dataset(
     if folder is None:
         raise _not_found(text, wanted, data_root)
     folder = Path(os.path.abspath(folder))
+    if not _is_text(folder):
+        raise UsageError(f"The name of the folder {printable(folder)} is no valid UTF-8: rename it.")
     if images is None or masks is None:
         as_benchmark = _find_benchmark(_benchmark_splits(folder.name), folder.parent)
         return as_benchmark or _find_own(folder)
     return _parts(folder, _named_subfolder(folder, images), _named_subfolder(folder, masks))
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path can be noted down: names of other encodings cannot."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _benchmark_splits(name: str) -> list[BenchmarkSplit]:
@@ -143,9 +158,11 @@ def _not_found(name: str, wanted: Sequence[BenchmarkSplit], data_root: Path) -> 
     if wanted:
         places = ", ".join(dict.fromkeys(str(place) for split in wanted for place in split.places))
         return UsageError(f"{name} was not found below {data_root} (looked for {places}): {give}.")
-    known = ", ".join(dict.fromkeys(split.dataset for split in (*BENCHMARK_SPLITS, COD_TRAIN)))
+    known = list(dict.fromkeys(split.dataset for split in (*BENCHMARK_SPLITS, COD_TRAIN)))
+    near = did_you_mean(name, [*known, *(split.name for split in BENCHMARK_SPLITS)])
     return UsageError(
-        f"{name!r} is neither a folder (here or below {data_root}) nor a benchmark known here ({known}): {give}."
+        f"{name!r} is neither a folder (here or below {data_root}) nor a benchmark known here ({', '.join(known)}): "
+        f"{give}{near or '.'}"
     )
 
 

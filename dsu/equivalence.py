@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsu.batches import Batch, ImageSamples, points_of, prefix_of
+from dsu.batches import Batch, Drawn, ImageSamples, points_of, prefix_of
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.network.network import DSUNet
@@ -23,7 +23,7 @@ from dsu.progress import SILENT, Progress
 from dsu.runs import open_run
 from dsu.segmenter import finish_mask
 from dsu.settings import TrainingSettings
-from dsu.training import Drawn, Trainer
+from dsu.training import Trainer
 from dsu.views import VIEWS
 
 __all__ = ["Comparison", "Report", "Rounding", "check_equivalence"]

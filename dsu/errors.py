@@ -1,11 +1,15 @@
-"""The one kind of failure that is the user's to mend."""
+"""The one kind of failure that is the user's to mend, and the words in which it is said."""
 
-from typing import TYPE_CHECKING
+import reprlib
+from collections.abc import Callable, Collection, Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
-__all__ = ["DsuError", "UsageError", "validation_reasons"]
+__all__ = ["DsuError", "UsageError", "did_you_mean", "validation_reasons"]
 
 
 class DsuError(Exception):
@@ -19,11 +23,59 @@ class UsageError(DsuError):
     """A request that cannot be carried out as given (an option, a name, a settings field): exit status 2."""
 
 
-def validation_reasons(error: "ValidationError") -> str:
-    """What a failed validation found, as `field: reason` joined by semicolons (for settings and heads)."""
-    reasons = []
-    for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"])
-        reason = item["msg"].removeprefix("Value error, ")
-        reasons.append(f"{field}: {reason}" if field else reason)
-    return "; ".join(reasons)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """One clause for the end of a message, "; did you mean 'epochs'?", or nothing where no known name is near."""
+    by_small = {item.casefold(): item for item in known}
+    near = get_close_matches(name.casefold(), by_small, n=1)
+    return f"; did you mean {by_small[near[0]]!r}?" if near else ""
+
+
+def validation_reasons(
+    error: "ValidationError", known: Collection[str] = (), spell: Callable[[str], str] = lambda field: field
+) -> str:
+    """What a failed validation found, in plain clauses joined by semicolons (for settings, heads and networks).
+
+    Args:
+        error: pydantic's.
+        known: the fields there are, for a field that is not among them.
+        spell: how the user writes a field: as an option, say.
+    """
+    return "; ".join(_reason(item, known, spell) for item in error.errors())
+
+
+_WANTED: Final = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "fields with values"),
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_pattern_mismatch": "a name of letters, digits, '.', '_' and '-'",
+    "literal_error": "{expected}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_long": "a list of {max_length}",
+    "too_short": "a list of {min_length}",
+}
+"""What a value must be, by pydantic's name of the error."""
+
+
+def _reason(item: "ErrorDetails", known: Collection[str], spell: Callable[[str], str]) -> str:
+    first, *rest = (str(part) for part in item["loc"]) if item["loc"] else ("",)
+    field = ".".join((spell(first), *rest))
+    context: dict[str, Any] = item.get("ctx", {})
+    if item["type"] == "missing":
+        return f"{field} is missing"
+    if item["type"] == "extra_forbidden":
+        near = did_you_mean(first, known) if not rest else ""
+        listed = f"; known fields are {', '.join(known)}" if known and not near and not rest else ""
+        return f"{field} is no known field{near}{listed}"
+    if item["type"] in _WANTED:
+        # reprlib: a value out of a file may be of any length and depth.
+        # pydantic gives the bounds of numbers as 1.0.
+        context = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in context.items()}
+        return f"{field or 'it'} must be {_WANTED[item['type']].format(**context)}, not {reprlib.repr(item['input'])}"
+    return f"{field} {item['msg'].removeprefix('Value error, ')}".strip()

@@ -36,6 +36,7 @@ Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 """
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.errors import DsuError, UsageError
+from dsu.files import make_folder, write_durably
 from dsu.images import IMAGE_SUFFIXES, read_mask
 from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask
 from dsu.meters import METRICS, PER_IMAGE, Meters
@@ -201,8 +203,8 @@ def write_json(path: Path, results: Mapping[str, Evaluation]) -> None:
         name: {**found.metrics, "images": found.images, "conventions": found.conventions}
         for name, found in results.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    make_folder(path.parent)
+    write_durably(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
@@ -303,8 +305,9 @@ def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[st
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    make_folder(path.parent)
+    write_durably(path, text.getvalue().encode())

@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from dsu.runtime import Precision, Runtime, choose_runtime
 from dsu.settings import torch_type
 from dsu.stores import SourceFolder, load_encoders
 
-__all__ = ["CachePlan", "cache_features"]
+__all__ = ["CachePlan", "batch_size_for", "cache_features", "extract"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def cache_features(
     check_points(architecture, settings.levels)
     splits = find_dataset(dataset, data_root, images, masks)
     runtime = choose_runtime(device, precision)
+    settings = replace(settings, batch_size=settings.batch_size or batch_size_for(runtime))
     maps = set(settings.levels) & set(map_names(architecture))
     hiera, dino, digests = load_encoders(
         architecture, weights, hiera=bool(set(settings.levels) - maps), dino=bool(maps)
@@ -84,10 +85,24 @@ def cache_features(
             progress.say(line)
     plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, cache_root))
     before(plan)
-    network = DSUNet(architecture, hiera, dino, torch_type(settings.stored)).eval().to(runtime.device)
+    network = runtime.place(DSUNet(architecture, hiera, dino, torch_type(settings.stored)).eval())
     for work in plan.splits:
-        _Extraction(work, network, runtime).run(progress)
+        extract(work, network, runtime, progress)
     return plan
+
+
+def batch_size_for(runtime: Runtime) -> int:
+    """Samples that the encoders see at once: enough to fill a card; a CPU's caches hold no more than a few."""
+    return 32 if runtime.device.type == "cuda" else 8
+
+
+def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: Progress = SILENT) -> None:
+    """Decode, encode and write what a split's store is missing, the three overlapping, a shard at a time.
+
+    A shard that is finished stays finished, whatever happens to the next one. Raises `DsuError` naming the sample
+    when a value is not finite or does not fit the stored type, or when the disk is full.
+    """
+    _Extraction(plan, network, runtime).run(progress)
 
 
 def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
@@ -113,11 +128,7 @@ class _Extraction:
     runtime: Runtime
 
     def run(self, progress: Progress = SILENT) -> None:
-        """Decode, encode and write what is missing, the three overlapping, a shard at a time.
-
-        A shard that is finished stays finished, whatever happens to the next one. Raises `DsuError` naming the
-        sample when a value is not finite or does not fit the stored type, or when the disk is full.
-        """
+        """See `extract`."""
         if not self.plan.todo:
             return
         with (
@@ -130,11 +141,10 @@ class _Extraction:
                 for view in sorted({view for _, view in self.plan.todo[shard]}):
                     arrays = [name for name, wanted in self.plan.todo[shard] if wanted == view]
                     values = self._encode(batch, names, arrays, view, task.advance)
-                    rows = self.plan.store.rows_in_shard(shard)
                     for future in pending:
                         future.result()
                     pending = [
-                        writer.submit(self._write, name, view, shard, rows, value) for name, value in values.items()
+                        writer.submit(self._write, name, view, shard, names, parts) for name, parts in values.items()
                     ]
             for future in pending:
                 future.result()
@@ -147,37 +157,40 @@ class _Extraction:
         shards, store = sorted(self.plan.todo), self.plan.store
         names = [[store.manifest.names_at(int(row))[0] for row in store.rows_in_shard(shard)] for shard in shards]
 
-        def decode(chosen: list[str]) -> Callable[[], Batch]:
-            return lambda: samples.fetch(chosen, [0] * len(chosen))
+        def decode(chosen: list[str]) -> Batch:
+            batch = samples.fetch(chosen, [0] * len(chosen))
+            return batch.pinned() if self.runtime.device.type == "cuda" else batch
 
-        yield from zip(shards, names, prefetch(map(decode, names), ahead=1), strict=True)
+        work = (partial(decode, chosen) for chosen in names)
+        yield from zip(shards, names, prefetch(work, ahead=1), strict=True)
 
     def _encode(
         self, batch: Batch, names: list[str], arrays: list[str], view: int, advance: Callable[[int], None]
-    ) -> dict[str, np.ndarray]:
-        """The named arrays of one shard in one view, (rows, *item) each."""
-        found: dict[str, np.ndarray] = {
-            name: getattr(batch, name).numpy() for name in ("pixels", "mask") if name in arrays
-        }
+    ) -> dict[str, list[Tensor]]:
+        """The named arrays of one shard in one view, (rows, *item) each, in parts that are still on the device.
+
+        Nothing here waits for a card: what has been queued is fetched by the thread that writes.
+        """
+        found: dict[str, list[Tensor]] = {name: [getattr(batch, name)] for name in ("pixels", "mask") if name in arrays}
         encoded = [name for name in arrays if name not in found]
         if not encoded:
             advance(len(names))
             return found
-        parts: dict[str, list[Tensor]] = {name: [] for name in encoded}
-        size = self.plan.settings.batch_size
+        found |= {name: [] for name in encoded}
+        size = self.plan.settings.batch_size or batch_size_for(self.runtime)
         for start in range(0, len(names), size):
             ready = batch.part(start, start + size, view).to(self.runtime.device).flipped()
             with self.runtime.autocast():
-                features = prefix_of(self.network, ready, encoded)
-            for name, tensor in features.items():
-                _check_finite(name, tensor, ready.names)
-                parts[name].append(tensor.cpu())
+                for name, tensor in prefix_of(self.network, ready, encoded).items():
+                    found[name].append(tensor)
             advance(len(ready.names))
-        return found | {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+        return found
 
-    def _write(self, name: str, view: int, shard: int, rows: np.ndarray, values: np.ndarray) -> None:
+    def _write(self, name: str, view: int, shard: int, names: Sequence[str], parts: Sequence[Tensor]) -> None:
+        values = torch.cat([part.cpu() for part in parts])
+        _check_finite(name, values, names)
         try:
-            self.plan.store.write_shard(name, view, shard, rows, values)
+            self.plan.store.write_shard(name, view, shard, self.plan.store.rows_in_shard(shard), values.numpy())
         except OSError as error:
             raise DsuError(
                 f"The features can't be written to {self.plan.store.path} ({error.strerror or error}): free some space "
@@ -186,6 +199,8 @@ class _Extraction:
 
 
 def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:
+    if not tensor.is_floating_point():
+        return
     finite = tensor.isfinite().flatten(1).all(1)
     if not bool(finite.all()):
         sample = samples[int((~finite).nonzero()[0])]

@@ -40,7 +40,7 @@ class ExtractionSettings:
         views: how many views of DINOv2's maps a training split keeps (test splits keep one).
         level_views: how many views of Hiera's levels and tokens.
         stored: float16 or float32.
-        batch_size: samples the encoders see at once; a batch never crosses a shard.
+        batch_size: samples the encoders see at once, None to suit the device; a batch never crosses a shard.
         compressor: None, zstd or blosc.
         foreground: mask values that count as foreground, None to recognise them.
         rebuild: drop arrays whose fingerprint differs instead of refusing.
@@ -50,7 +50,7 @@ class ExtractionSettings:
     views: ViewCount = 4
     level_views: ViewCount = 1
     stored: StoredType = "float16"
-    batch_size: int = 8
+    batch_size: int | None = None
     compressor: Compressor = None
     foreground: tuple[int, ...] | None = None
     rebuild: bool = False
@@ -144,7 +144,7 @@ def plan_extraction(
             stored=settings.stored,
             runtime=runtime,
             digests=digests,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size or 0,
         )
         for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.levels))
     }

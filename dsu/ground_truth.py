@@ -148,6 +148,7 @@ def _read_record(predictions: Path) -> dict[str, Any]:
         for how in sets.values():
             if how["source"] is not None:
                 SourceFolder(**how["source"])
+                set(how["names"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,6 @@
 """A head's file: what trains and the batch norms' statistics, with all that is needed to load it alone."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +13,17 @@ from torch import Tensor
 from dsu import __version__
 from dsu.architecture import Architecture
 from dsu.errors import DsuError, UsageError, validation_reasons
+from dsu.files import write_durably
 from dsu.settings import StoredType, torch_type
 
-__all__ = ["HEAD_FILE", "HeadInfo", "load_head", "read_head_info", "resolve_head", "save_head", "write_durably"]
+__all__ = [
+    "HEAD_FILE",
+    "HeadInfo",
+    "load_head",
+    "read_head_info",
+    "resolve_head",
+    "save_head",
+]
 
 HEAD_FILE: Final = "head.safetensors"
 FORMAT: Final = 1
@@ -54,7 +61,7 @@ class HeadInfo(BaseModel):
 
 
 def save_head(path: Path, state: Mapping[str, Tensor], info: HeadInfo) -> None:
-    """Write a head so that at no moment a part of a file stands under its name."""
+    """Write a head so that at no moment a part of a file stands under its name. Raises as `write_durably`."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -86,13 +93,15 @@ def read_head_info(path: Path) -> HeadInfo:
         if isinstance(content, dict) and content.get("format", FORMAT) > FORMAT:
             raise DsuError(f"The head {path} was written by dsu {content.get('version')}, which is newer: update dsu.")
         return HeadInfo.model_validate(content)
-    except (json.JSONDecodeError, TypeError) as error:
+    except (TypeError, RecursionError) as error:
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
     except ValidationError as error:
         reasons = validation_reasons(error)
         raise DsuError(
             f"The head {path} has settings that do not fit ({reasons}): restore or train it again."
         ) from error
+    except ValueError as error:  # no JSON: pydantic's error is one as well, and comes first
+        raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
 
 
 def resolve_head(given: Path | None, runs: Path = Path("runs")) -> Path:
@@ -106,18 +115,3 @@ def resolve_head(given: Path | None, runs: Path = Path("runs")) -> Path:
     if not found:
         raise UsageError(f"There is no trained head below {runs}/: run `dsu train-head`, or give one with --head.")
     return found[-1]
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, then take the name: a reader finds the old content or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise DsuError(f"{path} can't be written: {error.strerror or error}.") from error

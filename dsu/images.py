@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,9 @@ __all__ = [
     "WHITE_16",
     "MaskKind",
     "UnreadableImage",
+    "file_bytes_and_time",
     "file_sha256",
+    "printable",
     "raw_mask",
     "read_bytes",
     "read_image",
@@ -39,7 +44,12 @@ MAX_PIXELS: Final = 500_000_000
 """The largest image that is read. The largest photographs have about 400 megapixels (multi-shot cameras); what
 claims more is taken for a file made to exhaust memory. At this size RGB takes 1.5 GB."""
 
-# Pillow warns above its own limit and refuses at twice that, both too early for the largest photographs.
+MAX_BYTES: Final = 4 << 30
+"""The largest file that is read: an image of that many pixels takes no more, and a sparse file may claim any size."""
+
+# Pillow warns above its own limit and refuses at twice that, both too early for the largest photographs. What lies
+# between is refused here: a warning beside the sentence that says so would only puzzle.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
@@ -55,28 +65,59 @@ MaskKind = Literal["grey", "deep", "indices", "colours"]
 
 
 class UnreadableImage(DsuError):  # noqa: N818 - named after the file's state
-    """A file that cannot be read or decoded as an image: which one (`path`), and why (`reason`)."""
+    """A file that cannot be read or decoded as an image: which one (`path`), and why (`reason`).
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be read as an image ({reason}): save it anew as PNG or JPEG, or remove it.")
+    `remedy` is the way out, where it is not that of a damaged image.
+    """
+
+    def __init__(self, path: Path, reason: str, remedy: str = "save it anew as PNG or JPEG, or remove it") -> None:
+        super().__init__(f"{printable(path)} cannot be read as an image ({reason}): {remedy}.")
         self.path = path
         self.reason = reason
+        self.remedy = remedy
 
-    def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[Path, str, str]]:
         # Exceptions are rebuilt from their message otherwise, and this one could not come out of a process.
-        return type(self), (self.path, self.reason)
+        return type(self), (self.path, self.reason, self.remedy)
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be printed, whatever bytes its name is made of."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def read_bytes(path: Path) -> bytes:
     """Read a whole file, so that it can be hashed and decoded from one read.
 
     Raises:
-        UnreadableImage: It is absent, a folder, or not ours to read.
+        UnreadableImage: It is absent, a folder, a pipe or a device, larger than `MAX_BYTES`, not ours to read, or its
+            name is no UTF-8 and could not be noted down.
     """
+    file_bytes_and_time(path)
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UnreadableImage(path, error.strerror or str(error)) from error
+        raise _inaccessible(path, error) from error
+
+
+def file_bytes_and_time(path: Path) -> tuple[int, int]:
+    """A file's size in bytes and its time of change in ns. Raises `UnreadableImage` as `read_bytes`."""
+    try:
+        str(path).encode()
+        found = path.stat()
+    except UnicodeEncodeError as error:
+        raise UnreadableImage(path, "its name is no valid UTF-8", "rename it") from error
+    except OSError as error:
+        raise _inaccessible(path, error) from error
+    if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
+        raise UnreadableImage(path, "it is no ordinary file", "remove it")
+    if found.st_size > MAX_BYTES:
+        raise UnreadableImage(path, f"its {found.st_size / 1e9:,.1f} GB are more than any image takes")
+    return found.st_size, found.st_mtime_ns
+
+
+def _inaccessible(path: Path, error: OSError) -> UnreadableImage:
+    return UnreadableImage(path, error.strerror or str(error), "bring it back or make it readable, and run again")
 
 
 def file_sha256(path: Path) -> str:
@@ -184,7 +225,7 @@ def _decoded(path: Path, data: bytes | None) -> Iterator[Image.Image]:
         raise UnreadableImage(path, f"it is {known}") from error
     # Pillow's plugins raise almost anything on damaged files: OSError, SyntaxError, struct.error, KeyError...
     except Exception as error:
-        raise UnreadableImage(path, str(error) or type(error).__name__) from error
+        raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
 
 
 def _is_deep(image: Image.Image) -> bool:

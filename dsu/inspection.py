@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from dsu.images import UnreadableImage, read_bytes, read_image
+from dsu.images import UnreadableImage, file_bytes_and_time, printable, read_bytes, read_image
 from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask, say_reading
 from dsu.pairing import Pair, Split
 from dsu.progress import SILENT, Progress
 
-__all__ = ["Inspection", "SampleFacts", "describe", "inspect"]
+__all__ = ["Inspection", "SampleFacts", "describe", "inspect", "unreadable"]
 
 _NAMES_SHOWN: Final = 10
 
@@ -52,11 +52,11 @@ class SampleFacts:
 
     def are_of(self, pair: Pair) -> bool:
         """Whether the files of a pair have the sizes and times noted here."""
-        if (self.image_bytes, self.image_mtime_ns) != _bytes_and_time(pair.image):
+        if (self.image_bytes, self.image_mtime_ns) != file_bytes_and_time(pair.image):
             return False
         if pair.mask is None or self.mask is None:
             return pair.mask is None and self.mask is None
-        return (self.mask_bytes, self.mask_mtime_ns) == _bytes_and_time(pair.mask)
+        return (self.mask_bytes, self.mask_mtime_ns) == file_bytes_and_time(pair.mask)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,10 @@ def inspect(
 
 
 def describe(split: Split, inspection: Inspection) -> list[str]:
-    """Say in lines for people what a split holds, what of it cannot be used, and how its masks are read."""
+    """Say in lines for people what a split holds, what of it does not pair, and how its masks are read.
+
+    Files that cannot be decoded are not among them: see `unreadable`.
+    """
     unit = "images without masks" if split.masks is None else "pairs of image and mask"
     official = split.official_count
     officially = "" if official in (None, len(split.pairs)) else f" (officially {official:,})"
@@ -136,15 +139,23 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
         lines.append(f"{split.left_out:,} images are left out, as by convention they neither train nor test.")
     lines += _counted("images have no mask and are passed over", _below(split.images_without_mask, split.images))
     lines += _counted("masks have no image", _below(split.masks_without_image, split.masks or split.images))
-    lines += _counted("files cannot be decoded", [f"{path} ({reason})" for path, reason in inspection.undecodable])
     sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
     lines += _counted("masks have another size than their image", sizes)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
     return lines + (say_reading(inspection.mask_reading, masks) if masks else [])
 
 
+def unreadable(inspection: Inspection) -> list[str]:
+    """A sentence for each file that cannot be decoded, so that none is left out silently."""
+    return [
+        f"{printable(path)} cannot be read ({reason}) and is left out: mend it, save it anew as PNG or JPEG, or "
+        f"remove it."
+        for path, reason in inspection.undecodable
+    ]
+
+
 def _read(pair: Pair) -> SampleFacts:
-    image_bytes, image_mtime_ns = _bytes_and_time(pair.image)
+    image_bytes, image_mtime_ns = file_bytes_and_time(pair.image)
     image = read_bytes(pair.image)
     facts = SampleFacts(
         image_sha256=hashlib.sha256(image).hexdigest(),
@@ -154,7 +165,7 @@ def _read(pair: Pair) -> SampleFacts:
     )
     if pair.mask is None:
         return facts
-    mask_bytes, mask_mtime_ns = _bytes_and_time(pair.mask)
+    mask_bytes, mask_mtime_ns = file_bytes_and_time(pair.mask)
     mask = read_bytes(pair.mask)
     mask_size, mask_facts = examine_mask(pair.mask, mask)
     return replace(
@@ -165,14 +176,6 @@ def _read(pair: Pair) -> SampleFacts:
         mask_size=mask_size,
         mask=mask_facts,
     )
-
-
-def _bytes_and_time(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UnreadableImage(path, error.strerror or str(error)) from error
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _sizes(name: str, facts: SampleFacts) -> str:

@@ -4,6 +4,7 @@ Everything is drawn off screen, so it works on a machine without a display.
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from dsu.errors import DsuError, UsageError
+from dsu.files import write_durably
 from dsu.images import read_image, read_mask
 
 if TYPE_CHECKING:
@@ -149,7 +151,9 @@ def training_curves(history: Path | Sequence[Mapping[str, Any]], path: Path) -> 
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     figure.align_ylabels(panels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_durably(path, drawn.getvalue())
 
 
 # D1 is the deepest side output, D3 the finest: the one that becomes the prediction.

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,22 +14,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from dsu.batches import Batch, Samples, StoredSamples, prefetch
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
-from dsu.heads import HeadInfo, load_head, write_durably
+from dsu.files import make_folder, write_durably
+from dsu.heads import HeadInfo, load_head
 from dsu.images import UnreadableImage, file_sha256, read_image, resize_image
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.segmenter import finish_mask, load_network, predict_logits
+from dsu.segmenter import Normalization, finish_mask, load_network, predict_logits
 from dsu.targets import Job, PredictionSettings, Target
 from dsu_cache import Store
 
-__all__ = ["RECORD_FILE", "Outcome", "predict"]
+__all__ = ["RECORD_FILE", "Outcome", "predict", "predict_job"]
 
 RECORD_FILE: Final = "predictions.json"
 """Beside the sets' folders: which head made them, how, and where their ground truth is."""
@@ -42,7 +45,15 @@ class Outcome:
     kept: int = 0
     """Predictions of the same head and settings that stood already."""
     broken: list[str] = field(default_factory=list)
-    """One sentence for each image that could not be read."""
+    """One sentence for each image that could not be read or got no mask."""
+
+    def settle(self, writes: Iterable[Future[str | None]]) -> None:
+        """Wait for masks to be written, and count them or note what is wrong with them. Raises as `write_durably`."""
+        for complaint in [write.result() for write in writes]:
+            if complaint is None:
+                self.written += 1
+            else:
+                self.broken.append(complaint)
 
 
 def predict(
@@ -59,6 +70,7 @@ def predict(
     Files appear whole or not at all. Raises `DsuError` where `out` holds predictions made otherwise.
     """
     state, info = load_head(head)
+    make_folder(out)
     record = _open_record(out, _record_of(head, info, settings), settings.overwrite)
     outcomes = {}
     network: DSUNet | None = None
@@ -84,13 +96,15 @@ def predict(
         outcome.kept = len(job.targets) - len(todo)
         for target in todo:  # of an image that has changed since: gone before the record calls it new
             target.output.unlink(missing_ok=True)
+        for folder in {target.output.parent for target in todo}:
+            make_folder(folder)
         record["sets"][job.name] = {**how, "names": list(stamps), "stamps": stamps}
         write_durably(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
         if todo and (network is None or (network.hiera is None or network.dino is None)):
             network = load_network(state, info, weights, point=job.point, from_images=job.store is None)
-            network.to(runtime.device)
+            runtime.place(network)
         if todo and network is not None:
-            _predict_job(network, job, todo, settings, runtime, outcome, progress)
+            predict_job(network, job, todo, settings, runtime, outcome, progress)
     return outcomes
 
 
@@ -103,7 +117,7 @@ def _stamp(image: Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _predict_job(
+def predict_job(
     network: DSUNet,
     job: Job,
     todo: Sequence[Target],
@@ -112,30 +126,38 @@ def _predict_job(
     outcome: Outcome,
     progress: Progress,
 ) -> None:
-    """Decode, predict and write, overlapping."""
+    """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it."""
     loader = _ImageLoader(network, job.point) if job.store is None else _StoreLoader(job.store, job.point)
     with (
         progress.task(f"predicting {job.name or 'files'}", len(todo)) as task,
-        ThreadPoolExecutor(2, thread_name_prefix="write") as writer,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="write") as writer,
     ):
-        pending: list[Future[None]] = []
+        pending: list[Future[str | None]] = []
         for loaded in prefetch(_loads(loader.load, todo, settings.batch_size)):
             outcome.broken += loaded.broken
             task.advance(len(loaded.broken))
-            for future in pending:
-                future.result()
-            pending = []
             if not loaded.targets:
                 continue
             assert loaded.batch is not None
-            logits = predict_logits(network, runtime, loaded.batch, job.point).float().cpu()
-            for target, size, one in zip(loaded.targets, loaded.sizes, logits, strict=True):
-                mask = finish_mask(one, size, job.normalization)
-                pending.append(writer.submit(_write, target, mask, settings))
-            outcome.written += len(loaded.targets)
+            logits = predict_logits(network, runtime, loaded.batch, job.point)
+            outcome.settle(pending)  # of the batch before, written while this one was computed
+            pending = [
+                writer.submit(_finish, one, target, size, job.normalization, settings)
+                for one, target, size in zip(logits, loaded.targets, loaded.sizes, strict=True)
+            ]
             task.advance(len(loaded.targets))
-        for future in pending:
-            future.result()
+        outcome.settle(pending)
+
+
+def _finish(
+    logits: Tensor,
+    target: Target,
+    size: tuple[int, int],
+    normalization: Normalization,
+    settings: PredictionSettings,
+) -> str | None:
+    """One image from logits, which may still be being computed, to its file; see `_write`."""
+    return _write(target, finish_mask(logits, size, normalization), settings)
 
 
 @dataclass(frozen=True)
@@ -198,7 +220,13 @@ class _ImageLoader:
         return image.size, resize_image(image, self._size), dino
 
 
-def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettings) -> None:
+def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettings) -> str | None:
+    """Write one mask; the sentence that says why there is none."""
+    if not np.isfinite(mask).all():
+        return (
+            f"{target.image} has no mask, as the network's output is not finite: try --precision fp32, or train the "
+            f"head again."
+        )
     if settings.threshold is not None:
         mask = (mask >= settings.threshold).astype(np.float32)
     grey = (mask * 255).astype(np.uint8)
@@ -206,10 +234,14 @@ def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettin
         picture = Image.fromarray(grey)
     else:
         make = overlay if settings.kind == "overlay" else cutout
-        picture = make(read_image(target.image), grey)
+        try:
+            picture = make(read_image(target.image), grey)
+        except UnreadableImage as error:
+            return str(error)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=3)
     write_durably(target.output, buffer.getvalue())
+    return None
 
 
 def _record_of(head: Path, info: HeadInfo, settings: PredictionSettings) -> dict[str, Any]:

@@ -104,7 +104,17 @@ def load_published_checkpoint(
     Raises:
         DsuError: for keys that are missing or unknown, naming them, and for sizes that can't be recognised.
     """
-    state = _read(state_dict_or_path)
+    given = state_dict_or_path
+    state = dict(given) if isinstance(given, Mapping) else read_checkpoint(Path(given))
+    try:
+        return _network_of(state, hiera, dino)
+    except UsageError:
+        raise
+    except DsuError as error:
+        raise error if isinstance(given, Mapping) else DsuError(f"{given} can't be imported: {error}") from error
+
+
+def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, dino: Mapping[str, Any] | None) -> DSUNet:
     architecture = _recognise(state, hiera, dino)
     network = DSUNet(
         architecture, build_hiera(architecture.hiera), build_dino(architecture.dino, architecture.dino_size)
@@ -187,12 +197,6 @@ def _present(module: nn.Module | None) -> nn.Module:
     return module
 
 
-def _read(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
-    if isinstance(source, Mapping):
-        return dict(source)
-    return read_checkpoint(Path(source))
-
-
 def _recognise(
     state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, dino: Mapping[str, Any] | None
 ) -> Architecture:
@@ -202,6 +206,8 @@ def _recognise(
         positions = state["backbone_dino.dino_encoder.pos_embed"].shape[1] - 1
     except KeyError as error:
         raise DsuError(f"This is no checkpoint of the published program: the key {error} is missing.") from error
+    except IndexError as error:
+        raise DsuError("This is no checkpoint of the published program: its tensors have other shapes.") from error
     sam_depth = 1 + max(
         (int(found[1]) for key in state if (found := re.match(r"backbone_sam\.sam_encoder\.blocks\.(\d+)\.", key))),
         default=-1,
@@ -227,13 +233,16 @@ def _recognise(
     preset = next(
         (name for name, (h, d, *_) in PRESETS.items() if (h, d) == (hiera_spec.name, dino_spec.name)), "custom"
     )
-    return Architecture(
-        preset=preset,
-        hiera=hiera_spec,
-        dino=dino_spec,
-        dino_size=round(positions**0.5) * dino_spec.patch_size,
-        adapt_last=hiera_spec.depth,
-    )
+    try:
+        return Architecture(
+            preset=preset,
+            hiera=hiera_spec,
+            dino=dino_spec,
+            dino_size=round(positions**0.5) * dino_spec.patch_size,
+            adapt_last=hiera_spec.depth,
+        )
+    except ValidationError as error:
+        raise DsuError(f"The checkpoint's position table fits no network: {validation_reasons(error)}.") from error
 
 
 def _haar_filter(channels: int) -> Tensor:
@@ -244,7 +253,13 @@ def _check_haar(state: Mapping[str, Tensor]) -> None:
     """The taps are no parameters here; a file with other ones is another network."""
     for key in _HAAR_KEYS:
         taps = state.get(key)
-        if taps is None or not torch.allclose(taps.float(), _haar_filter(taps.shape[0] // 4), atol=1e-6, rtol=0):
+        haar = _haar_filter(taps.shape[0] // 4) if taps is not None and taps.ndim else None
+        if (
+            taps is None
+            or haar is None
+            or taps.shape != haar.shape
+            or not taps.float().allclose(haar, atol=1e-6, rtol=0)
+        ):
             raise DsuError(f"The checkpoint's {key} is missing or no Haar filter: it is of another network.")
 
 

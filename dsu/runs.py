@@ -3,23 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
 import yaml
 
 from dsu.architecture import Architecture, build_architecture
 from dsu.batches import ImageSamples, Samples, StoredSamples
-from dsu.datasets import SampleFacts, Split, describe, find_dataset, inspect
+from dsu.datasets import SampleFacts, Split, describe, find_dataset, inspect, unreadable
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
-from dsu.heads import HEAD_FILE, HeadInfo, write_durably
+from dsu.files import make_folder, write_durably
+from dsu.heads import HeadInfo
 from dsu.masks import MaskReading
 from dsu.network.network import DSUNet
-from dsu.network.resume import ResumePoint, point_block, point_shape, resume_point
+from dsu.network.resume import ResumePoint, point_block, resume_point
 from dsu.progress import SILENT, Progress
+from dsu.run_folders import SETTINGS_FILE, check_same_run, has_state, run_folder, settings_of_run, unfinished_run
+from dsu.run_notes import run_notes
 from dsu.runtime import Runtime, choose_runtime
-from dsu.settings import StoredType, TrainingSettings, torch_type
+from dsu.settings import TrainingSettings, torch_type
 from dsu.stores import (
     SourceFolder,
     architecture_of,
@@ -34,12 +36,10 @@ from dsu.stores import (
     recorded_type,
     stored_facts,
 )
-from dsu.training import STATE_FILE, Trainer, hold_out
+from dsu.training import Trainer, hold_out
 from dsu_cache import Store
 
-__all__ = ["SETTINGS_FILE", "Run", "open_run"]
-
-SETTINGS_FILE: Final = "settings.yaml"
+__all__ = ["Run", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def open_run(
     Raises `DsuError` naming what does not fit, before any work is done.
     """
     if resume:
-        out = out or _unfinished_run()
-        settings = _settings_of_run(out, settings)
+        out = out or unfinished_run()
+        settings = settings_of_run(out, settings)
     data = _find_data(settings, data_root, cache_root, images, masks, progress)
     architecture, store, live = data.architecture, data.store, settings.end_to_end
     resolved, runtime, point = _resolve(settings, data)
@@ -109,7 +109,7 @@ def open_run(
     train_names, held_out = hold_out(data.contents, resolved.val_fraction or 0.0)
     if not train_names:
         raise DsuError(f"{data.source.split} leaves nothing to train on: lower --val-fraction or add images.")
-    folder = _run_folder(out, data.source, architecture, resume=resume, overwrite=overwrite)
+    folder = run_folder(out, f"{data.source.split}-{encoders_name(architecture)}", resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
     trainer = Trainer(
         network=DSUNet(architecture, hiera, dino, torch_type(resolved.stored or "float16")),
@@ -129,12 +129,13 @@ def open_run(
         keep_best=resolved.keep == "best",
     )
     if resume:
-        _check_same_run(folder, resolved)
-        trainer.resume()
-    folder.mkdir(parents=True, exist_ok=True)
+        check_same_run(folder, resolved)
+        if has_state(folder):  # else it was stopped before its first epoch was kept
+            trainer.resume()
+    make_folder(folder)
     write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
     warnings = [f"other version: {item}" for item in drift]
-    return Run(trainer, data.source, (*_notes(trainer, data, runtime), *warnings))
+    return Run(trainer, data.source, (*run_notes(trainer, data.store, data.source.reference, runtime), *warnings))
 
 
 def _resolve(settings: TrainingSettings, data: _Data) -> tuple[TrainingSettings, Runtime, ResumePoint]:
@@ -249,7 +250,7 @@ def _from_images(source: SourceFolder, architecture: Architecture, store: Store 
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
     found = inspect(split, None if store is None else stored_facts(store), progress)
-    for line in describe(split, found):
+    for line in (*describe(split, found), *unreadable(found)):
         progress.say(line)
     reading = found.mask_reading if store is None else reading_of(store)
     return _Data(source, _contents(found.facts), architecture, store, split, reading)
@@ -278,88 +279,3 @@ def _samples(data: _Data, names: Sequence[str], point: ResumePoint, *, live: boo
         return ImageSamples(files, data.architecture, data.reading, dino=bool(point.maps))
     assert data.store is not None
     return StoredSamples(data.store, names, point.reads)
-
-
-def _run_folder(
-    out: Path | None, source: SourceFolder, architecture: Architecture, *, resume: bool, overwrite: bool
-) -> Path:
-    """The folder to write into: a new one, unless a run is to be gone on with or started anew."""
-    if out is None:
-        base = Path("runs") / f"{source.split}-{encoders_name(architecture)}"
-        numbered = [base, *(base.with_name(f"{base.name}-{index}") for index in range(2, 10_000))]
-        return next(folder for folder in numbered if not folder.exists())
-    if any((out / name).exists() for name in (STATE_FILE, HEAD_FILE)) and not (resume or overwrite):
-        raise UsageError(f"{out} holds a run already: go on with it (--resume), or start anew (--overwrite).")
-    return out
-
-
-def _unfinished_run(runs: Path = Path("runs")) -> Path:
-    """The run with the newest checkpoint and no result yet."""
-    found = [state for state in runs.glob(f"*/{STATE_FILE}") if not (state.parent / HEAD_FILE).exists()]
-    if not found:
-        raise UsageError(f"There is no unfinished run below {runs}/ to go on with: name it with --out RUN.")
-    return max(found, key=lambda state: state.stat().st_mtime).parent
-
-
-def _settings_of_run(folder: Path, given: TrainingSettings) -> TrainingSettings:
-    """The settings that a run was started with, and on top of them what was given now."""
-    if not any((folder / name).exists() for name in (STATE_FILE, HEAD_FILE, SETTINGS_FILE)):
-        raise UsageError(f"There is no run in {folder} to go on with: leave --resume away.")
-    return _read_run(folder).model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
-
-
-def _read_run(folder: Path) -> TrainingSettings:
-    try:
-        return TrainingSettings(**yaml.safe_load((folder / SETTINGS_FILE).read_text()))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise DsuError(f"{folder} has no readable {SETTINGS_FILE} to resume by: start the run anew.") from error
-
-
-def _check_same_run(folder: Path, resolved: TrainingSettings) -> None:
-    """A resumed run must be the run that was killed."""
-    before = _read_run(folder)
-    free = {"checkpoint_every", "val_every", "device", "end_to_end"}
-    different = [
-        f"{name} {getattr(before, name)} -> {getattr(resolved, name)}"
-        for name in TrainingSettings.model_fields
-        if name not in free and getattr(before, name) != getattr(resolved, name)
-    ]
-    if different:
-        raise UsageError(
-            f"{folder} was started with other settings ({'; '.join(different)}): leave these away, or start anew in "
-            f"another --out."
-        )
-
-
-def _notes(trainer: Trainer, data: _Data, runtime: Runtime) -> list[str]:
-    """Where the run resumes, what that costs, and what stored level would make it faster."""
-    architecture, point = data.architecture, trainer.point
-    depth, first = architecture.hiera.depth, architecture.first_adapted
-    notes = [f"device: {runtime.describe()}"]
-    adapted = f"adapters in front of the last {architecture.adapt_last} of {depth} blocks" if first < depth else "none"
-    notes.append(
-        f"trains: {sum(p.numel() for p in trainer.network.head.parameters()) / 1e6:.3f} M parameters ({adapted})"
-    )
-    size = sum(_bytes(architecture, name, trainer.settings.stored or "float16") for name in (*point.reads, "mask"))
-    if data.store is not None and not trainer.settings.end_to_end:
-        runs = f"Hiera's blocks {point.block + 1} to {depth} run" if point.block < depth else "no encoder runs"
-        notes.append(f"starts from: {' + '.join(point.reads)} ({size / 1e6:.2f} MB an image); {runs}")
-    else:
-        notes.append(f"end to end: both encoders run; rounded at {' + '.join(n for n in point.reads if n != 'pixels')}")
-    if point.block < first and data.store is not None:
-        better = next((f"S{level}" for level in (4, 3, 2, 1) if point_block(architecture, f"S{level}") == first), None)
-        name = better or f"B{first}"
-        notes.append(
-            f"faster: with {name} stored in {trainer.settings.views} views, {first - point.block} frozen blocks need "
-            f"not run (`dsu cache-features {data.source.reference} --levels {name} --level-views "
-            f"{trainer.settings.views}`)"
-        )
-    return notes
-
-
-def _bytes(architecture: Architecture, name: str, stored: StoredType) -> int:
-    if name == "mask":
-        return int(architecture.hiera_size**2)
-    height, width, channels = point_shape(architecture, name)
-    each = 1 if name == "pixels" else torch_type(stored).itemsize
-    return height * width * channels * each

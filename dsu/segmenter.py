@@ -123,7 +123,7 @@ class Segmenter:
             random=bool(info.training.get("random_weights", False)),
         )
         runtime = choose_runtime(device, precision)
-        return cls(load_network(state, info, weights).to(runtime.device), runtime)
+        return cls(runtime.place(load_network(state, info, weights)), runtime)
 
     def predict(self, image: Picture, normalization: Normalization = "none") -> NDArray[np.float32]:
         """The mask of one image.

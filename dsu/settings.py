@@ -1,12 +1,12 @@
 """What a training run can be told, with the paper's recipe as the default, and settings files."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dsu.architecture import Ablation
 from dsu.errors import UsageError, validation_reasons
@@ -50,7 +50,7 @@ class TrainingSettings(BaseModel):
     bce: BceKind = "plain"
     views: ViewCount = 4
     """4: flips of both axes; 2: of the width; 1: none."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     val_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share of the training set held out; None: 0 for a benchmark, 0.1 for one's own data."""
@@ -58,8 +58,12 @@ class TrainingSettings(BaseModel):
     """Epochs between validations."""
     keep: Literal["last", "best"] | None = None
     """Which state is the result; None: the last for a benchmark, the best for one's own data."""
-    checkpoint_every: int = Field(default=1, gt=0)
-    """Epochs between checkpoints, from which `--resume` goes on."""
+    checkpoint_steps: int | None = Field(default=None, gt=0)
+    """Optimiser steps between checkpoints, from which `--resume` goes on; None: they are made after every epoch."""
+    recompute: bool = False
+    """Run adapted blocks again in the backward pass instead of keeping their activations: less memory, slower."""
+    compile: bool = False
+    """Run Hiera's blocks through torch.compile: minutes at the start, for long runs on a card."""
 
     end_to_end: bool = False
     stored: StoredType | None = None
@@ -69,33 +73,71 @@ class TrainingSettings(BaseModel):
     device: str = "auto"
     precision: Precision = "auto"
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """`epochs: yes` is a slip, and Python would take it for 1."""
+        if isinstance(value, bool) and info.field_name not in ("end_to_end", "recompute", "compile"):
+            raise ValueError(f"must be a value, not {'yes' if value else 'no'}")
+        return value
+
 
 def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> TrainingSettings:
     """Settings out of a YAML file with `overrides` on top (those that are not None).
 
-    Raises `UsageError` naming the file and the field.
+    Raises `UsageError` naming the file and the field, or the option.
     """
     from_file = {} if path is None else _read_yaml(path)
     options = {name: value for name, value in overrides.items() if value is not None}
+
+    def spell(field: str) -> str:
+        return f"--{field.replace('_', '-')}" if field in options else field
+
     try:
         return TrainingSettings(**(from_file | options))
     except ValidationError as error:
-        source = "the options" if {item["loc"][0] for item in error.errors()} <= options.keys() else str(path)
-        known = ", ".join(TrainingSettings.model_fields)
-        hint = f" (known fields: {known})" if "Extra inputs" in str(error) else ""
-        raise UsageError(f"The settings in {source} are not valid: {validation_reasons(error)}{hint}.") from error
+        of_options = path is None or {item["loc"][0] for item in error.errors()} <= options.keys()
+        where = "" if of_options else f"In the settings file {path}, "
+        reasons = validation_reasons(error, TrainingSettings.model_fields, spell)
+        raise UsageError(f"{where}{reasons}{'' if reasons.endswith('?') else '.'}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no field twice: YAML's own would quietly take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UsageError(f"The settings file {path} can't be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"The settings file {path} is no valid YAML: {reason}.") from error
+        raise UsageError(f"The settings file {path} can't be read ({error.strerror}): check the path.") from error
+    # Nesting without end exhausts the parser, dates that there are not are plain ValueErrors.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"The settings file {path} is no valid YAML ({_yaml_reason(error)}): write `field: value` lines, such as "
+            f"`epochs: 20`."
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"The settings file {path} must hold `field: value` lines, such as `epochs: 20`.")
     return content
+
+
+def _yaml_reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())[:160]

@@ -1,84 +1,37 @@
 """Which store holds a data set's features, what its arrays are made of, and whether they still hold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from dsu.architecture import Architecture
-from dsu.datasets import SampleFacts, Split, find_dataset, inspect, is_benchmark
+from dsu.datasets import SampleFacts, inspect
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
+from dsu.fingerprints import fingerprint
 from dsu.masks import MaskReading
-from dsu.network.resume import ResumePoint, map_names
+from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime
 from dsu.settings import StoredType
-from dsu_cache import CacheError, Fingerprint, Store
+from dsu.sources import SourceFolder
+from dsu_cache import CacheError, CorruptError, Store, check_readable, is_store
 
 __all__ = [
     "SourceFolder",
     "available_points",
     "check_samples",
+    "ensure_readable",
     "find_store",
     "find_stores",
     "fingerprint",
-    "list_stores",
     "open_store",
     "sample_key",
+    "store_folders",
     "store_path",
 ]
-
-
-@dataclass(frozen=True)
-class SourceFolder:
-    """How a split's images were found, to find them again: kept in its store and in heads trained on it."""
-
-    split: str
-    dataset: str
-    kind: str
-    benchmark: bool
-    reference: str
-    data_root: str
-    images: str | None = None
-    masks: str | None = None
-
-    @classmethod
-    def of(
-        cls, split: Split, reference: str, data_root: Path, images: str | None = None, masks: str | None = None
-    ) -> "SourceFolder":
-        """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
-        return cls(
-            split=split.name,
-            dataset=split.dataset,
-            kind=split.kind,
-            benchmark=split.benchmark,
-            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, data_root),
-            data_root=str(data_root.expanduser().resolve()),
-            images=images,
-            masks=masks,
-        )
-
-    @property
-    def place(self) -> str:
-        """Where its images were: the data root, or the folder itself."""
-        return self.reference if Path(self.reference).is_absolute() else self.data_root
-
-    def find(self) -> Split | None:
-        """The split as it is now, or None where its images are gone."""
-        try:
-            found = find_dataset(self.reference, Path(self.data_root), self.images, self.masks)
-        except DsuError:
-            return None
-        return next((split for split in found if split.name == self.split), None)
-
-
-def _absolute(folder: str, data_root: Path) -> str:
-    here = Path(folder).expanduser()
-    return str((here if here.is_dir() else data_root.expanduser() / folder).resolve())
 
 
 def store_path(cache_root: Path, split: str, architecture: Architecture) -> Path:
@@ -97,31 +50,41 @@ def encoders_name(architecture: Architecture) -> str:
 
 
 def open_store(path: Path) -> Store:
-    """The store in a folder. Raises `DsuError` or `CacheError` naming the folder where it can't be opened."""
+    """The store in a folder. Raises `DsuError` or `CacheError` naming the folder where it can't be opened.
+
+    Arrays whose metadata is damaged count as missing: who reads asks `ensure_readable` first.
+    """
     try:
         return Store.open(path)
-    except CacheError:
-        raise
-    except Exception as error:  # Zarr raises whatever its parsers meet in a damaged file
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+    except CorruptError as error:
         raise DsuError(
-            f"The store {path} is damaged ({reason}): remove this folder and run `dsu cache-features` again."
+            f"The store {path} is damaged beyond mending ({_below(path, error)}): remove it (`dsu cache remove "
+            f"{path}`) and run `dsu cache-features` again."
         ) from error
 
 
-def list_stores(cache_root: Path) -> list[Store]:
-    """All stores below the cache root that can be opened, the one written last first."""
-    found = []
-    for folder in _store_folders(cache_root):
-        try:
-            found.append(open_store(folder))
-        except (CacheError, DsuError):
-            continue
-    return found
+def ensure_readable(store: Store) -> None:
+    """Check metadata, and that no one is writing, before anything is read.
+
+    Raises `DsuError` naming the damaged file, and `BusyError` naming the process.
+    """
+    try:
+        check_readable(store)
+    except CorruptError as error:
+        raise DsuError(
+            f"The store {store.path} is damaged ({_below(store.path, error)}): run `dsu cache-features "
+            f"{source_of(store).reference}` again, it computes only what is damaged."
+        ) from error
 
 
-def _store_folders(cache_root: Path) -> list[Path]:
-    folders = [marker.parent for marker in cache_root.glob("*/*/zarr.json")]
+def _below(folder: Path, error: CorruptError) -> str:
+    """What is wrong, with files named below the store's folder, which the sentence names already."""
+    return str(error).replace(f"{folder}/", "")
+
+
+def store_folders(cache_root: Path) -> list[Path]:
+    """The folders of all stores below the cache root, damaged ones too, the one written last first."""
+    folders = [folder for folder in cache_root.glob("*/*/") if is_store(folder)]
     return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
@@ -174,10 +137,10 @@ def find_store(
     """
     for store, source in find_stores(cache_root, name, encoders):
         if source.kind in kinds:
+            ensure_readable(store)
             return store, source
-    for folder in _store_folders(cache_root):
-        asked = name is None or folder.parent.name.casefold().startswith(Path(name).name.casefold())
-        if asked and encoders in (None, folder.name):
+    for folder in store_folders(cache_root) if name is None else ():
+        if encoders in (None, folder.name):
             open_store(folder)  # A damaged store is the likelier reason, and opening it says so.
     what = "training features" if "train" in kinds else "features"
     of = f" of {name}" if name else ""
@@ -190,9 +153,29 @@ def find_store(
 
 
 def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> list[tuple[Store, SourceFolder]]:
-    """All stores of a data set, a split or a folder (None: of any), the one written last first."""
-    found = [(store, source_of(store)) for store in list_stores(cache_root) if encoders in (None, store.path.name)]
-    return [(store, source) for store, source in found if name is None or _means(name, source)]
+    """All stores of a data set, a split or a folder (None: of any), the one written last first.
+
+    Raises `DsuError` where one that is asked for is damaged; others' damage does not matter.
+    """
+    found = []
+    for folder in store_folders(cache_root):
+        if encoders not in (None, folder.name):
+            continue
+        try:
+            store = open_store(folder)
+        except (CacheError, DsuError):
+            if name is not None and _is_split_of(folder.parent.name, Path(name).name):
+                raise
+            continue
+        source = source_of(store)
+        if name is None or _means(name, source):
+            found.append((store, source))
+    return found
+
+
+def _is_split_of(split: str, name: str) -> bool:
+    """Whether a split's name is a data set's, or begins with it: all there is to go by where a store is damaged."""
+    return f"{split}-".casefold().replace("_", "-").startswith(f"{name}-".casefold().replace("_", "-"))
 
 
 def _means(name: str, source: SourceFolder) -> bool:
@@ -207,50 +190,12 @@ def sample_key(facts: SampleFacts) -> str:
     return f"{facts.image_sha256}:{facts.mask_sha256}"
 
 
-def fingerprint(
-    name: str,
-    architecture: Architecture,
-    *,
-    reading: MaskReading,
-    stored: str,
-    runtime: Runtime,
-    digests: Mapping[str, str],
-    batch_size: int,
-) -> Fingerprint:
-    """What array `name` is made of.
-
-    Fields decide whether it may be used; what is recorded beside them (library versions, device, the encoder's
-    batch) only warns.
-    """
-    if name == "pixels":
-        return Fingerprint({"size": architecture.hiera_size, "resize": "PIL bilinear", "mode": "RGB"}, _versions())
-    if name == "mask":
-        return Fingerprint(
-            {"size": architecture.hiera_size, "resize": "PIL bicubic", "reading": reading.to_json()}, _versions()
-        )
-    is_map = name in map_names(architecture)
-    spec = architecture.dino if is_map else architecture.hiera
-    fields: dict[str, Any] = {
-        "encoder": spec.model_dump(mode="json", exclude={"name"}),
-        "weights": digests["dino" if is_map else "hiera"],
-        "input size": architecture.dino_size if is_map else architecture.hiera_size,
-        "resize": "PIL bilinear",
-        "normalisation": "ImageNet",
-        "precision": runtime.precision,
-        "type": stored,
-        "point": name,
-    }
-    if name == "V":
-        fields["grid"] = architecture.level_grid(4)
-    return Fingerprint(fields, _versions() | {"device": runtime.device.type, "batch": batch_size})
-
-
-def _versions() -> dict[str, Any]:
-    return {library: version(library) for library in ("torch", "timm", "sam2", "pillow")}
-
-
 def available_points(store: Store, views: int) -> set[str]:
-    """Points and maps that hold every sample in the first `views` views (pixels are flipped when read)."""
+    """Points and maps that hold every sample in the first `views` views (pixels are flipped when read).
+
+    Raises as `ensure_readable`.
+    """
+    ensure_readable(store)
     return {
         name
         for name in store.arrays

@@ -1,16 +1,16 @@
 """What to predict: from what a user names to sets of images, where each resumes and which files come of it."""
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from dsu.datasets import Split, find_dataset, find_images, is_benchmark
-from dsu.errors import UsageError
+from dsu.errors import DsuError, UsageError
 from dsu.heads import HeadInfo, read_head_info
 from dsu.images import IMAGE_SUFFIXES
 from dsu.network.resume import ResumePoint, earliest, resume_point
+from dsu.outputs import check_outputs, output_files
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.segmenter import Normalization
@@ -28,6 +28,8 @@ from dsu_cache import Store
 __all__ = ["Job", "Kind", "PredictionSettings", "Target", "prepare_jobs"]
 
 Kind = Literal["mask", "overlay", "cutout"]
+
+_SHOWN: Final = 10
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def prepare_jobs(
     jobs: list[Job] = []
     files = [Path(source) for source in sources if Path(source).is_file()]
     for source in sources:
+        if not source:  # which Python would take for the working folder
+            raise UsageError("A name of what to predict is empty: give a benchmark, a folder or image files.")
         if Path(source).is_file():
             continue
         if Path(source).suffix.lower() in IMAGE_SUFFIXES and not Path(source).exists():
@@ -119,7 +123,7 @@ def prepare_jobs(
         jobs.append(finder.files(files))
     if not sources:
         jobs += finder.of_the_head()
-    _check_outputs(jobs)
+    check_outputs([job.name for job in jobs], [(target.image, target.output) for job in jobs for target in job.targets])
     return jobs
 
 
@@ -152,7 +156,7 @@ class _Finder:
             # A benchmark may still lie where the head's own data set lay.
             if "data_root" not in self.info.dataset:
                 raise
-            root = Path(self.info.dataset["data_root"])
+            root = Path(self._trained_on().data_root)
             splits = find_dataset(name, root, self.images, self.masks)
         chosen = [split for split in splits if split.kind != "train"] or list(splits)
         return [self._split_job(split, SourceFolder.of(split, name, root, self.images, self.masks)) for split in chosen]
@@ -162,7 +166,11 @@ class _Finder:
         name = folder.resolve().name
         masks = _masks_in(folder)
         if masks:
-            self.progress.say(f"{name}: {len(masks):,} masks lie among the images and are left out")
+            shown = ", ".join(sorted(path.name for path in masks)[:_SHOWN]) + (", ..." if len(masks) > _SHOWN else "")
+            self.progress.say(
+                f"{name}: {len(masks):,} masks lie among the images and are left out ({shown}): name them one by "
+                f"one to predict them too."
+            )
         images = [path for path in find_images(folder) if path not in masks]
         found = [(path.relative_to(folder).as_posix(), path) for path in images]
         if not found:
@@ -175,7 +183,7 @@ class _Finder:
 
     def of_the_head(self) -> list[Job]:
         """What the head was not trained on: its data set's test splits, else the share held out."""
-        source = SourceFolder(**{k: v for k, v in self.info.dataset.items() if k != "held_out"})
+        source = self._trained_on()
         splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
         tests = [split for split in splits if split.kind == "test"]
         if tests:
@@ -193,6 +201,18 @@ class _Finder:
                     return [self._stored_job(name, store, origin, held_out)]
         pairs = [(pair.name, pair.image) for split in splits for pair in split.pairs if pair.name in held_out]
         return [self._images_job(name, pairs, source)]
+
+    def _trained_on(self) -> SourceFolder:
+        """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
+        noted = {name: value for name, value in self.info.dataset.items() if name != "held_out"}
+        held_out = self.info.dataset.get("held_out", [])
+        texts = all(isinstance(value, str | bool | None) for value in noted.values())
+        try:
+            if texts and isinstance(held_out, list) and all(isinstance(name, str) for name in held_out):
+                return SourceFolder(**noted)
+        except TypeError:  # other fields
+            pass
+        raise DsuError("The head does not say rightly what it was trained on: name what to predict, or train it again.")
 
     def named_by(self, split: str, like: SourceFolder) -> list[Job]:
         """A split found the way another one was."""
@@ -245,14 +265,9 @@ class _Finder:
     ) -> Job:
         benchmark = source is not None and source.benchmark
         normalization = self.settings.normalization or ("minmax" if benchmark else "none")
-        stems = [str(Path(item).with_suffix("")) if source is None else item for item, _ in images]
-        count = Counter(stems)
-        targets = []
-        for (item, path), stem in zip(images, stems, strict=True):
-            # a.jpg and a.png of one folder must not meet in a.png.
-            written = stem if count[stem] == 1 else item.replace(".", "_")
-            output = (self.out / name / f"{written}.png") if name else self.out / f"{written}.png"
-            targets.append(Target(item, path, output))
+        # A data set's samples are called without ending already, but for those that differ in nothing else.
+        outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
+        targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
         return Job(name, tuple(targets), normalization, source, store, point)
 
 
@@ -273,19 +288,3 @@ def _stored_splits(cache_root: Path, name: str, encoders: str) -> list[tuple[Sto
     if not tests:
         find_store(cache_root, name, ("test",), encoders)
     return tests
-
-
-def _check_outputs(jobs: Sequence[Job]) -> None:
-    """No prediction may fall on an input or on another prediction."""
-    inputs = {target.image.resolve() for job in jobs for target in job.targets}
-    outputs: set[Path] = set()
-    for job in jobs:
-        for target in job.targets:
-            resolved = target.output.resolve()
-            if resolved in inputs:
-                raise UsageError(
-                    f"The prediction of {target.image} would be written over an input: give another --out."
-                )
-            if resolved in outputs:
-                raise UsageError(f"Two images would be written to {target.output}: predict them one after the other.")
-            outputs.add(resolved)

@@ -1,13 +1,11 @@
 """Stage two: train the head, from the store or end to end, with the same data in the same order."""
 
-import csv
 import hashlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,33 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsu.batches import Batch, Samples, points_of, prefetch
+from dsu.batches import Batch, Drawn, Samples, feed, points_of
+from dsu.epoch_log import EpochLog, as_csv
 from dsu.errors import DsuError
-from dsu.heads import HEAD_FILE, HeadInfo, save_head, write_durably
+from dsu.files import write_durably
+from dsu.heads import HEAD_FILE, HeadInfo, save_head
 from dsu.loss import side_losses, total_loss, weighted_sum
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress, Task
-from dsu.runtime import Runtime
+from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
 from dsu.views import draw_view, epoch_order
 
-__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Drawn", "Trainer", "hold_out", "learning_rate"]
+__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Trainer", "hold_out", "learning_rate"]
 
 STATE_FILE: Final = "checkpoint.pt"
 LAST_FILE: Final = "last.safetensors"
 BEST_FILE: Final = "best.safetensors"
 METRICS_FILE: Final = "metrics.csv"
-COLUMNS: Final = (
-    *("epoch", "lr", "loss", "loss_D1", "loss_D2", "loss_D3"),
-    *("val_loss", "val_S", "val_MAE", "val_IoU"),
-    *("seconds", "images_per_second", "data_wait"),
-)
-"""Of `metrics.csv`: D1..D3 are the side outputs, deepest first; data_wait is a share of the epoch's time."""
-
-
-Drawn = tuple[Sequence[str], Sequence[int]]
-"""A batch that is still to be fetched: names, and the number of the view drawn for each."""
 
 
 def hold_out(contents: Mapping[str, str], fraction: float) -> tuple[list[str], list[str]]:
@@ -91,9 +81,14 @@ class Trainer:
     keep_best: bool
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    _log: EpochLog | None = None
+    """Of an epoch that is not over."""
 
     def __post_init__(self) -> None:
-        self.network.to(self.runtime.device)
+        self.runtime.place(self.network)
+        self.network.recompute = self.settings.recompute
+        if self.settings.compile:
+            self.network.compile_blocks()
         self.optimizer = torch.optim.AdamW(
             self.network.head.parameters(),
             lr=self.settings.lr,
@@ -108,8 +103,8 @@ class Trainer:
     ) -> None:
         """Train up to `settings.epochs`, from wherever this trainer is.
 
-        After every epoch the row of `metrics.csv` stands, after every `checkpoint_every` epochs the whole state.
-        Raises `DsuError` naming the samples of the batch whose loss is not finite.
+        After every epoch the row of `metrics.csv` and the whole state stand, and the state also after every
+        `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite.
         """
         while self.epoch < self.settings.epochs:
             label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
@@ -120,6 +115,7 @@ class Trainer:
                 row |= self.validate(progress)
             self.epoch += 1
             self.history.append(row)
+            self._log = None
             self._save(row)
             after_epoch(row)
         self.finish()
@@ -132,6 +128,7 @@ class Trainer:
             self.network.head.load_state_dict(state["head"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.history = int(state["epoch"]), list(state["history"])
+            self._log = None if state["log"] is None else EpochLog.of(state["log"], self._fetch_every)
         except FileNotFoundError as error:
             raise DsuError(f"There is no checkpoint in {self.out}: start the run without --resume.") from error
         except Exception as error:  # whatever a damaged or foreign file makes torch raise
@@ -154,7 +151,7 @@ class Trainer:
         self.network.eval()
         with torch.no_grad(), progress.task("validating", len(self.validation.names)) as task:
             unflipped = [(names, [0] * len(names)) for names in self._cut(self.validation.names)]
-            for batch in prefetch(_fetches(self.validation, unflipped)):
+            for batch in feed(self.validation, unflipped, self.runtime.device):
                 outputs, mask = self.forward(batch)
                 losses.append(float(total_loss(outputs, mask, self.settings.bce)) * len(batch.names))
                 probability = outputs[-1].float().sigmoid().cpu().double().numpy()
@@ -180,37 +177,39 @@ class Trainer:
         validated = [row for row in self.history if "val_S" in row]
         return int(max(validated, key=lambda row: row["val_S"])["epoch"]) if validated else None
 
+    @property
+    def step_in_epoch(self) -> int:
+        """Optimiser steps done of the epoch that is not over."""
+        return 0 if self._log is None else self._log.steps
+
     def _train_epoch(self, task: Task) -> dict[str, float]:
+        """Train what is left of the epoch; its row for `metrics.csv`."""
         rate = learning_rate(self.settings, self.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        log = _LossLog(every=20 if self.runtime.device.type == "cuda" else 1)
-        started, waited = time.perf_counter(), 0.0
-        batches = prefetch(_fetches(self.train, self.epoch_batches(self.epoch)))
+        memory = PeakMemory(self.runtime.device)
+        self._log = log = self._log or EpochLog(self._fetch_every)
+        task.advance(log.samples)
+        batches = feed(self.train, self.epoch_batches(self.epoch)[log.steps :], self.runtime.device)
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
-            waited += time.perf_counter() - asked
             if batch is None:
                 break
-            log.add(batch.names, self.step(batch))
+            waited = time.perf_counter() - asked
+            log.add(batch.names, self.step(batch), waited)
             task.advance(len(batch.names))
-            task.note(f"loss {log.recent:.3f} · data wait {waited / (time.perf_counter() - started):.0%}")
-        seconds = time.perf_counter() - started
-        total, *sides = log.mean()
-        task.note(f"loss {total:.4f} · data wait {waited / seconds:.0%}")
-        return {
-            "epoch": self.epoch + 1,
-            "lr": rate,
-            "loss": total,
-            "loss_D1": sides[0],
-            "loss_D2": sides[1],
-            "loss_D3": sides[2],
-            "seconds": seconds,
-            "images_per_second": len(self.train.names) / seconds,
-            "data_wait": waited / seconds,
-        }
+            task.note(log.remark())
+            if self.settings.checkpoint_steps and log.steps % self.settings.checkpoint_steps == 0:
+                self._save_state()
+        row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": memory.bytes() / 1e9}
+        task.note(f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB")
+        return row
+
+    @property
+    def _fetch_every(self) -> int:
+        return 20 if self.runtime.device.type == "cuda" else 1
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step; the batch's total loss and the three side outputs', still on the device."""
@@ -242,72 +241,26 @@ class Trainer:
 
     def _save(self, row: Mapping[str, float]) -> None:
         """Write metrics, heads and the whole state, each so that no half of it can be met."""
-        write_durably(self.out / METRICS_FILE, _as_csv(self.history))
+        write_durably(self.out / METRICS_FILE, as_csv(self.history))
         metrics = {key: value for key, value in row.items() if key.startswith("val_")}
         info = self.info.model_copy(update={"epoch": self.epoch, "metrics": metrics})
         state = self.network.head.state_dict()
         if self.best_epoch == self.epoch:
             save_head(self.out / BEST_FILE, state, info)
-        if self.epoch % self.settings.checkpoint_every == 0 or self.epoch == self.settings.epochs:
-            save_head(self.out / LAST_FILE, state, info)
-            buffer = io.BytesIO()
-            torch.save(
-                {
-                    "head": {name: tensor.cpu() for name, tensor in state.items()},
-                    "optimizer": self.optimizer.state_dict(),
-                    "epoch": self.epoch,
-                    "history": self.history,
-                },
-                buffer,
-            )
-            write_durably(self.out / STATE_FILE, buffer.getvalue())
+        save_head(self.out / LAST_FILE, state, info)
+        self._save_state()
 
-
-@dataclass
-class _LossLog:
-    """Losses of an epoch, fetched from the device only every so often: a fetch waits for the device."""
-
-    every: int
-    recent: float = math.nan
-    _pending: list[tuple[tuple[str, ...], Tensor]] = field(default_factory=list)
-    _sum: np.ndarray = field(default_factory=lambda: np.zeros(4))
-    _count: int = 0
-
-    def add(self, names: tuple[str, ...], losses: Tensor) -> None:
-        self._pending.append((names, losses))
-        if len(self._pending) >= self.every:
-            self._flush()
-
-    def mean(self) -> list[float]:
-        """The total and the three side losses, means over samples."""
-        self._flush()
-        return [float(value) for value in self._sum / self._count]
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        values = torch.stack([losses for _, losses in self._pending]).double().cpu().numpy()
-        for (names, _), row in zip(self._pending, values, strict=True):
-            if not np.isfinite(row).all():
-                raise DsuError(
-                    f"The loss is not finite ({row[0]}) in the batch of {', '.join(names)}: look at these images and "
-                    f"masks, lower --lr, or try --precision fp32; the last checkpoint is from before."
-                )
-            self._sum += row * len(names)
-            self._count += len(names)
-        self.recent = float(values[-1, 0])
-        self._pending = []
-
-
-def _fetches(samples: Samples, batches: Sequence[Drawn]) -> Iterator[Callable[[], Batch]]:
-    """One call a batch."""
-    for names, views in batches:
-        yield partial(samples.fetch, names, views)
-
-
-def _as_csv(history: Sequence[Mapping[str, float]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue().encode()
+    def _save_state(self) -> None:
+        """Write everything that the run goes on from, in the middle of an epoch too."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "head": {name: tensor.cpu() for name, tensor in self.network.head.state_dict().items()},
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "log": None if self._log is None else self._log.state(),
+                "history": self.history,
+            },
+            buffer,
+        )
+        write_durably(self.out / STATE_FILE, buffer.getvalue())

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -10,11 +11,35 @@ from unittest.mock import patch
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Consoles look their width up when they are made, which is when the first test imports them.
+os.environ["COLUMNS"] = "200"
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 from support import Dsu
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is no card."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what tests that passed have counted, such as "bad inputs refused or handled: N"."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        for what, count in report.user_properties:
+            counts[what] += count
+    for what, count in counts.items():
+        terminalreporter.write_line(f"{what}: {count}")
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +60,6 @@ def dsu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dsu:
     monkeypatch.chdir(tmp_path)
     for name in ("DSU_DATA", "DSU_CACHE", "DSU_HIERA", "DSU_DINO"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: object, exit_code: int | None = 0) -> Result:
         result = _invoke(run, [str(argument) for argument in arguments])

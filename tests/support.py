@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from click.testing import Result
 from PIL import Image
 
-__all__ = ["TINY", "Dsu", "pixel_difference"]
+if TYPE_CHECKING:
+    import torch
+
+    from dsu.network.network import DSUNet
+
+__all__ = ["TINY", "Dsu", "pixel_difference", "toy_network"]
 
 TINY: Final = ("--preset", "toy", "--hiera-size", "128", "--dino-size", "126")
 """The smallest network there is: reflect padding wants S4 of 4x4, which is an input of 128."""
@@ -21,3 +26,19 @@ def pixel_difference(first: Path, second: Path) -> int:
     """The largest difference of two grey pictures, in grey levels."""
     a, b = (np.asarray(Image.open(path)).astype(int) for path in (first, second))
     return int(np.abs(a - b).max())
+
+
+def toy_network(adapt_last: int | None = None, stored: "torch.dtype | None" = None, **options: Any) -> "DSUNet":
+    """The smallest network, with the same random weights at every call, heads included."""
+    import torch
+
+    from dsu.architecture import build_architecture
+    from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
+    from dsu.network.network import DSUNet
+
+    architecture = build_architecture("toy", hiera_size=128, dino_size=126, adapt_last=adapt_last, **options)
+    weights = EncoderWeights(random=True)
+    hiera, _ = load_hiera(architecture, weights)
+    dino, _ = load_dino(architecture, weights)
+    torch.manual_seed(0)
+    return DSUNet(architecture, hiera, dino, stored=stored)

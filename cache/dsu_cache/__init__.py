@@ -1,9 +1,12 @@
 """A store of per-sample tensors: Zarr v3 arrays with commits, a manifest and fingerprints."""
 
-from dsu_cache.arrays import ArrayInfo, Compressor
+from dsu_cache.arrays import ArrayInfo, Compressor, folder_nbytes
+from dsu_cache.audit import Finding, audit, audited_nbytes, check_readable, discard_refuted, orphans
 from dsu_cache.commits import ShardId
 from dsu_cache.errors import BusyError, CacheError, CorruptError, StaleError
 from dsu_cache.fingerprints import FieldDifference, Fingerprint
+from dsu_cache.layout import is_store, remove_store
+from dsu_cache.locks import holder
 from dsu_cache.manifest import Changes, Entry, Manifest
 from dsu_cache.reader import Reader
 from dsu_cache.records import JSON
@@ -19,10 +22,20 @@ __all__ = [
     "CorruptError",
     "Entry",
     "FieldDifference",
+    "Finding",
     "Fingerprint",
     "Manifest",
     "Reader",
     "ShardId",
     "StaleError",
     "Store",
+    "audit",
+    "audited_nbytes",
+    "check_readable",
+    "discard_refuted",
+    "folder_nbytes",
+    "holder",
+    "is_store",
+    "orphans",
+    "remove_store",
 ]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
-from dsu_cache.commits import Commit, ShardId, read_commit, read_commits, remove_commit, write_commit
+from dsu_cache.commits import Commit, ShardId, marked, read_commit, read_commits, remove_commit, write_commit
+from dsu_cache.errors import CorruptError
 from dsu_cache.fingerprints import Fingerprint
-from dsu_cache.records import JSON, sync
+from dsu_cache.metadata import METADATA, read_metadata, write_metadata
+from dsu_cache.records import sync
 
 Compressor: TypeAlias = Literal["zstd", "blosc"] | None
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -64,32 +68,38 @@ class StoredArray:
     """An array's folders: the Zarr array, and the commits that say which of its shards count.
 
     Args:
-        zarr_array: an array made by `create`.
-        folder: the folder it lies in.
+        folder: the folder of an array made by `create`.
         commits: the folder of its commits.
+
+    Raises:
+        CorruptError: its metadata is missing or damaged.
     """
 
-    def __init__(self, zarr_array: ZarrArray, folder: Path, commits: Path) -> None:
+    def __init__(self, folder: Path, commits: Path) -> None:
+        self.folder: Final = folder
+        self.commits: Final = commits
+        self._open()
+
+    def _open(self) -> None:
+        attributes = read_metadata(self.folder)["attributes"]
+        try:
+            array: ZarrArray = zarr.open_array(self.folder, mode="r+", zarr_format=3)
+        except Exception as error:  # of a future Zarr, say: what is in the file is what was written
+            raise CorruptError(f"{self.folder / METADATA} cannot be understood by Zarr ({error})") from error
         # A sample of only zeros is a sample: left out, it could not be told from one that is missing. Zarr keeps this
         # setting nowhere, so it is made whenever an array is opened.
-        self._zarr = zarr_array.with_config({"write_empty_chunks": True})
-        self._folder = folder
-        self._commits = commits
-        shape, attributes = zarr_array.shape, cast("Mapping[str, JSON]", zarr_array.attrs)
-        self.info: Final = ArrayInfo(
-            folder.name, shape[2:], zarr_array.dtype, shape[1], Fingerprint.from_json(attributes["fingerprint"])
+        self._zarr = array.with_config({"write_empty_chunks": True})
+        self.info = ArrayInfo(
+            self.folder.name,
+            array.shape[2:],
+            array.dtype,
+            array.shape[1],
+            Fingerprint.from_json(attributes["fingerprint"]),
         )
 
     @classmethod
     def create(
-        cls,
-        group: zarr.Group,
-        info: ArrayInfo,
-        folder: Path,
-        commits: Path,
-        rows: int,
-        rows_per_shard: int,
-        compressor: Compressor,
+        cls, info: ArrayInfo, folder: Path, commits: Path, rows: int, rows_per_shard: int, compressor: Compressor
     ) -> StoredArray:
         """Create the array that `info` describes, with `rows` rows, all missing."""
         compressors: list[BytesBytesCodec] = [Crc32cCodec()]
@@ -97,9 +107,9 @@ class StoredArray:
             compressors.insert(0, ZstdCodec(level=3))
         elif compressor == "blosc":
             compressors.insert(0, BloscCodec(cname="zstd", clevel=3))
-        commits.mkdir()
-        zarr_array = group.create_array(
-            info.name,
+        # In memory, for its metadata: on the disk that is written sealed from the first.
+        pattern: ZarrArray = zarr.create_array(
+            MemoryStore(),
             shape=(rows, info.views, *info.item_shape),
             dtype=info.dtype,
             chunks=(1, 1, *info.item_shape),
@@ -109,22 +119,27 @@ class StoredArray:
             fill_value=0,
             attributes={"fingerprint": info.fingerprint.to_json()},
         )
-        for path in (folder / "zarr.json", folder, folder.parent, commits.parent):
-            sync(path)
-        return cls(zarr_array, folder, commits)
+        described = pattern.metadata.to_buffer_dict(default_buffer_prototype())[METADATA]
+        for made in (commits, folder):
+            made.mkdir()
+            sync(made.parent)
+        write_metadata(folder, json.loads(described.to_bytes()))
+        return cls(folder, commits)
 
     def grow(self, rows: int) -> None:
         """Make the array at least `rows` rows long: metadata only, no data is touched."""
-        if self._zarr.shape[0] < rows:
-            self._zarr.resize((rows, *self._zarr.shape[1:]))
-            sync(self._folder / "zarr.json")
+        document = read_metadata(self.folder)
+        if document["shape"][0] < rows:
+            document["shape"][0] = rows
+            write_metadata(self.folder, document)
+            self._open()
 
     def remove(self) -> None:
         """Remove the array with all its data."""
         # First what makes it an array, then what makes its shards count: no half of it can pass for whole.
-        (self._folder / "zarr.json").unlink()
-        sync(self._folder)
-        clear(self._commits, self._folder)
+        (self.folder / METADATA).unlink()
+        sync(self.folder)
+        clear(self.commits, self.folder)
 
     def write(self, shard: ShardId, rows: Rows, values: npt.NDArray[Any]) -> None:
         """Write a shard anew, `values` (n, *item_shape) in `rows` (n,), ascending; on return it is on the disk.
@@ -132,7 +147,7 @@ class StoredArray:
         Whatever an interrupted write left behind is removed first. Rows that are not given take no space.
         """
         self.discard(shard)
-        file = self._file(shard)
+        file = self.file(shard)
         for stray in (file, *file.parent.glob(f"{file.name}.*.partial")):
             stray.unlink(missing_ok=True)
         # A run of rows at a time, since Zarr's writing to a list of rows fails within shards (zarr 3.1).
@@ -142,33 +157,53 @@ class StoredArray:
         # Zarr renames the file into place, in folders that it may just have made.
         for folder in file.parents[: len(self._zarr.shape)]:
             sync(folder)
-        write_commit(self._commits, shard, Commit.of(file, rows))
+        write_commit(self.commits, shard, Commit.of(file, rows))
 
     def discard(self, shard: ShardId) -> None:
         """Make a shard count as missing."""
-        remove_commit(self._commits, shard)
+        remove_commit(self.commits, shard)
 
     def holds(self, shard: ShardId, rows: Rows) -> bool:
         """Whether the shard is committed, with all of `rows` (n,) in it."""
-        commit = read_commit(self._commits, shard)
-        return commit is not None and commit.fits(self._file(shard)) and set(commit.rows).issuperset(rows.tolist())
-
-    def damaged(self) -> list[ShardId]:
-        """Read all committed shards and return those whose bytes are not the ones written."""
-        return [shard for shard, commit in read_commits(self._commits) if not commit.matches(self._file(shard))]
+        commit = read_commit(self.commits, shard)
+        return commit is not None and commit.fits(self.file(shard)) and set(commit.rows).issuperset(rows.tolist())
 
     def written_rows(self) -> set[int]:
         """Return the rows that are committed in any view."""
-        return {row for _, commit in read_commits(self._commits) for row in commit.rows}
+        return {row for _, commit in read_commits(self.commits) for row in commit.rows}
 
     def nbytes(self) -> int:
         """Return the bytes that the array takes on the disk."""
-        return sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        return folder_nbytes(self.folder)
 
-    def _file(self, shard: ShardId) -> Path:
+    def views_begun(self) -> set[int]:
+        """Return the views in which any shard is committed."""
+        return {shard.view for shard, _ in read_commits(self.commits)}
+
+    def shards(self) -> set[ShardId]:
+        """Return the shards that have a data file or a marker, whole or not."""
+        depth = len(self.info.item_shape) + 2
+        files = (path.relative_to(self.folder / "c").parts for path in self.folder.glob("c" + "/*" * depth))
+        written = {ShardId(int(parts[1]), int(parts[0])) for parts in files if parts[-1].isdecimal()}
+        return written | marked(self.commits)
+
+    def file(self, shard: ShardId) -> Path:
+        """Return where a shard's data is."""
         # As Zarr's default chunk keys have it.
         chunk = (shard.shard, shard.view, *(0 for _ in self.info.item_shape))
-        return self._folder.joinpath("c", *map(str, chunk))
+        return self.folder.joinpath("c", *map(str, chunk))
+
+
+def folder_nbytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; others may be writing and removing some meanwhile."""
+    return sum(size for path in folder.rglob("*") if (size := _file_nbytes(path)) is not None)
+
+
+def _file_nbytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except FileNotFoundError:
+        return None
 
 
 def clear(*folders: Path) -> None:

@@ -62,10 +62,16 @@ def read_commit(folder: Path, shard: ShardId) -> Commit | None:
 
 def read_commits(folder: Path) -> Iterator[tuple[ShardId, Commit]]:
     """Yield every commit in an array's folder, by view and shard."""
-    for shard in sorted(ShardId(*map(int, path.stem.split("."))) for path in folder.glob("*.json")):
+    for shard in sorted(marked(folder)):
         commit = read_commit(folder, shard)
         if commit is not None:
             yield shard, commit
+
+
+def marked(folder: Path) -> set[ShardId]:
+    """Return the shards that have a marker, torn or whole."""
+    names = [path.name.split(".") for path in folder.glob("*.json")]
+    return {ShardId(int(n[0]), int(n[1])) for n in names if len(n) == 3 and n[0].isdecimal() and n[1].isdecimal()}
 
 
 def remove_commit(folder: Path, shard: ShardId) -> None:

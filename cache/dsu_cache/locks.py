@@ -1,40 +1,134 @@
-"""One writer at a time: an operating system's lock that a dead process cannot keep."""
+"""Who may touch a store: operating system's locks that a dead process cannot keep, and who holds them."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from dsu_cache.errors import BusyError
+
+_PATIENCE: Final = 0.3
+"""Seconds that a lock is tried for: others may hold it for a moment, to see whether it is free."""
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` inside a `with`; `what` is what it guards, for the message.
+    """Hold the lock file `path` alone inside a `with`; `what` is what it guards and what is done, for the message.
 
-    The lock belongs to the open file, not to the file's being there: when its process dies, it is free. The file
-    holds the process id and the command of the holder. Not re-entrant.
+    The lock belongs to the open file, not to the file's being there: when its process dies, it is free. The file's
+    text says who holds it (process, host, since when, command) and is for people only. Not re-entrant.
 
     Raises:
         BusyError: it is held already; names the holder.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        if not _try(descriptor, fcntl.LOCK_EX):
+            raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, _claim())
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise BusyError(f"{what} is being written by {holder}: wait until it ends, or stop it") from None
-        try:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} ({' '.join(sys.argv) or sys.executable})\n")
-            file.flush()
             yield
         finally:
-            file.truncate(0)
+            os.ftruncate(descriptor, 0)
             # Said outright, since a forked child may still have the file open.
-            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def creating(folder: Path) -> Iterator[None]:
+    """Hold a folder that is becoming a store, and has no lock file yet, inside a `with`.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not _try(descriptor, fcntl.LOCK_EX):
+            raise BusyError(f"{folder} is being made by another process: wait until it ends, or stop it")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def share(path: Path, what: str) -> int | None:
+    """Hold the lock file `path` together with others who share it, until the descriptor returned is closed.
+
+    Returns None where the file cannot be written (a read-only disk): there is no one to hold out.
+
+    Raises:
+        BusyError: someone holds it alone; names the holder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError:
+        return None
+    try:
+        # Alone for a moment: then everyone named in the file is gone.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+    except BlockingIOError:
+        pass
+    if not _try(descriptor, fcntl.LOCK_SH):
+        os.close(descriptor)
+        raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
+    os.write(descriptor, _claim())
+    return descriptor
+
+
+def holder(path: Path) -> str | None:
+    """Say who holds the lock file `path` alone; None if no one does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return None if _try(descriptor, fcntl.LOCK_SH, patience=0) else _holders(path)
+    finally:
+        os.close(descriptor)
+
+
+def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+
+
+def _claim() -> bytes:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) or Path(sys.executable).name
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})\n".encode()
+
+
+def _holders(path: Path) -> str:
+    """Who has signed the file and may still be alive: a dead process leaves its line, not its lock."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return " and ".join(dict.fromkeys(line for line in lines if _may_live(line))) or "another process"
+
+
+def _may_live(line: str) -> bool:
+    words = line.split()
+    if len(words) < 4 or not words[1].isdecimal() or words[3] != socket.gethostname():
+        return bool(words)
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -172,6 +172,20 @@ def load_manifest(folder: Path) -> Manifest:
             )
 
 
+def remove_superseded(folder: Path) -> None:
+    """Remove what interrupted writers left in `folder`: torn generations, and older ones than the newest whole."""
+    paths = _generations(folder)
+    newest = next((path for path in paths if read_record(path) is not None), None)
+    for path in paths:
+        if newest not in (None, path):
+            path.unlink(missing_ok=True)
+
+
+def torn(folder: Path) -> list[Path]:
+    """Return the generations in `folder` that are not whole."""
+    return [path for path in _generations(folder) if read_record(path) is None]
+
+
 def _generations(folder: Path) -> list[Path]:
     found: Iterable[Path] = folder.glob("[0-9]" * 8 + ".json")
     return sorted(found, reverse=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import tensorstore as ts
 
 from dsu_cache.arrays import ArrayInfo
 from dsu_cache.errors import CacheError, CorruptError
 from dsu_cache.manifest import Manifest
+from dsu_cache.sources import Source
 
 Indices: TypeAlias = npt.NDArray[np.int64] | Sequence[int]
 Views: TypeAlias = Indices | Mapping[str, Indices]
@@ -24,9 +25,9 @@ Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any
 class Reader:
     """Reads samples of some arrays of a store by row; made by `Store.reader`.
 
-    Every chunk's checksum is verified. Reading runs in threads of tensorstore's own, without Python's lock; make
-    the reader in the process that uses it, since threads do not survive a fork. It sees the store as it was when
-    the reader was made, and knows nothing of commits: ask `Store.views_complete` first.
+    Every chunk's checksum is verified. Reading runs in threads of its own, past Python's lock; make the reader in the
+    process that uses it, since threads do not survive a fork. It sees the store as it was when the reader was made,
+    and knows nothing of commits: ask `Store.views_complete` first.
 
     Example:
         >>> reader = store.reader(["pixels", "V"])
@@ -36,26 +37,25 @@ class Reader:
 
     def __init__(
         self,
-        path: Path,
+        sources: Mapping[str, Source],
         arrays: Sequence[ArrayInfo],
         manifest: Manifest,
         rows_per_shard: int,
-        cache_bytes: int,
         allocate: Allocate,
+        sharing: int | None = None,
     ) -> None:
-        """Open `arrays` of the store in `path`: see `Store.reader`."""
+        """Read `arrays` from `sources`: see `Store.reader`; `sharing` is closed when the reader is."""
+        self._release = weakref.finalize(self, os.close, sharing) if sharing is not None else None
         self._arrays = {info.name: info for info in arrays}
+        self._sources = sources
         self._manifest = manifest
         self._rows_per_shard = rows_per_shard
         self._allocate = allocate
-        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-        opening = {name: ts.open(_spec(path / name), read=True, context=context) for name in self._arrays}
-        self._sources: dict[str, ts.TensorStore] = {}
-        for name, future in opening.items():
-            try:
-                self._sources[name] = future.result()
-            except ValueError as error:
-                raise CorruptError(f"array {name!r} in {path} cannot be opened: {error}") from error
+
+    def close(self) -> None:
+        """Let others remove arrays again; what is not closed is when no one uses it any more."""
+        if self._release is not None:
+            self._release()
 
     def read(self, rows: Indices, views: Views) -> Batch:
         """Read one batch, all arrays and samples at a time.
@@ -91,16 +91,15 @@ class Reader:
         """Begin to read a batch; the function returned waits for it."""
         row = _checked("rows", rows, self._manifest.next_row)
         view = {name: self._views_of(info, views, len(row)) for name, info in self._arrays.items()}
-        batch, writing = {}, {}
+        batch, reading = {}, {}
         for name, info in self._arrays.items():
             batch[name] = self._allocate((len(row), *info.item_shape), info.dtype)
-            # One request an array, straight into the batch: of the ways to ask, the one with the least work.
-            target = ts.array(batch[name], copy=False, write=True)
-            writing[name] = target.write(self._sources[name].vindex[row, view[name]])
+            if len(row):
+                reading[name] = self._sources[name].begin(row, view[name], batch[name])
 
         def finish() -> Batch:
             # All are waited for before one is complained of: none may go on writing into a batch given up.
-            errors = {name: future.exception() for name, future in writing.items()}
+            errors = {name: end() for name, end in reading.items()}
             for name, error in errors.items():
                 if error is not None:
                     raise self._diagnosis(name, row, view[name], error) from error
@@ -122,7 +121,9 @@ class Reader:
     ) -> CacheError:
         """Find which sample of a failed request is the bad one, by asking for each alone."""
         for row, view in zip(rows.tolist(), views.tolist(), strict=True):
-            alone = self._sources[name][row, view].read().exception()
+            info = self._arrays[name]
+            one = np.empty((1, *info.item_shape), info.dtype)
+            alone = self._sources[name].begin(np.array([row]), np.array([view]), one)()
             if alone is not None:
                 samples = ", ".join(map(repr, self._manifest.names_at(row))) or "no sample of the manifest"
                 return CorruptError(
@@ -130,18 +131,6 @@ class Reader:
                     f"is damaged or was never written: discard the shard and compute it again. {alone}"
                 )
         return CacheError(f"array {name!r} could not be read, yet each sample alone can be: try again. {error}")
-
-
-def _spec(folder: Path) -> dict[str, Any]:
-    return {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{folder}/"},
-        # Otherwise what is missing reads as zeros, silently.
-        "fill_missing_data_reads": False,
-        # Indices are written once: what was read since opening needs no second look.
-        "recheck_cached_metadata": "open",
-        "recheck_cached_data": "open",
-    }
 
 
 def _checked(what: str, values: Indices, end: int) -> npt.NDArray[np.int64]:

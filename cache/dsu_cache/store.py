@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
-from dsu_cache.arrays import RESERVED, ArrayInfo, Compressor, Rows, StoredArray, clear
+from dsu_cache.arrays import ArrayInfo, Compressor, Rows, StoredArray, clear
 from dsu_cache.commits import ShardId
-from dsu_cache.errors import CacheError, StaleError
+from dsu_cache.errors import BusyError, CacheError, CorruptError, StaleError
 from dsu_cache.fingerprints import FieldDifference, Fingerprint
-from dsu_cache.locks import locked
+from dsu_cache.layout import lay_out, named_arrays, read_layout, tidy
+from dsu_cache.locks import locked, share
 from dsu_cache.manifest import Manifest, load_manifest, save_manifest
+from dsu_cache.metadata import METADATA, group, write_metadata
 from dsu_cache.reader import Allocate, Reader
-from dsu_cache.records import JSON, sync
-
-FORMAT: Final = 1
+from dsu_cache.records import JSON
+from dsu_cache.sources import open_sources
 
 
 class Store:
@@ -28,12 +29,16 @@ class Store:
 
     Beside one Zarr array for each `ArrayInfo`, of shape (rows, views, *item_shape), the folder holds:
 
-    * `manifest/`: the manifest's newest generation, and the lock;
+    * `manifest/`: the manifest's newest generation, and the locks;
     * `commits/<array>/<view>.<shard>.json`: a marker for each shard that is whole, with the rows it holds and its
       file's size and sha256. It is written last: a shard without one counts as missing, whatever is in its file.
 
-    The shard is the unit of writing, and each is written once, as a whole. Several processes may write different
-    shards at a time; everything else that changes a store wants its lock.
+    Every `zarr.json` carries a seal (`dsu_cache.metadata`), manifest and markers their checksum, chunks and indices
+    of shards theirs: no byte of a store is read unchecked. An array whose metadata is damaged is not among `arrays`
+    but in `damaged`, and can be added anew.
+
+    The shard is the unit of writing, written once and whole. Several processes may write different shards at a time;
+    everything else that changes a store wants its lock. Readers hold a lock of theirs, against removal only.
 
     Example:
         >>> store = Store.create(folder, {"dataset": "DUTS"})
@@ -45,19 +50,25 @@ class Store:
         ...         store.write_shard("mask", view, shard, rows, compute(rows))
     """
 
-    def __init__(self, group: zarr.Group, path: Path) -> None:
-        """Wrap an open group: use `create` or `open`."""
+    def __init__(self, attributes: Mapping[str, Any], path: Path) -> None:
+        """Wrap the store of which `attributes` is the layout: use `create` or `open`."""
         self.path: Final = path
-        self._group = group
-        layout = cast("dict[str, Any]", group.attrs["store"])
-        self.rows_per_shard: Final[int] = layout["rows_per_shard"]
-        self.compressor: Final[Compressor] = layout["compressor"]
+        self._layout: Final[JSON] = attributes["store"]
+        self._attributes: Mapping[str, JSON] = attributes["attributes"]
+        self.rows_per_shard: Final[int] = attributes["store"]["rows_per_shard"]
+        self.compressor: Final[Compressor] = attributes["store"]["compressor"]
         self._load()
 
     def _load(self) -> None:
         self._manifest = load_manifest(self.path / "manifest")
-        arrays = sorted(self._group.arrays())
-        self._arrays = {name: StoredArray(array, *self._folders(name)) for name, array in arrays}
+        self._arrays: dict[str, StoredArray] = {}
+        self.damaged: dict[str, str] = {}
+        """What is wrong with the metadata of arrays, by name."""
+        for name in named_arrays(self.path):
+            try:
+                self._arrays[name] = StoredArray(*self._folders(name))
+            except CorruptError as error:
+                self.damaged[name] = str(error)
 
     @classmethod
     def create(
@@ -67,25 +78,10 @@ class Store:
 
         Raises:
             CacheError: there is something at `path`.
+            BusyError: another process is making a store there.
             ValueError: `rows_per_shard` is below 1, or no such compressor.
         """
-        path = Path(path)
-        if rows_per_shard < 1 or compressor not in (None, "zstd", "blosc"):
-            raise ValueError(
-                f"a store cannot have {rows_per_shard} rows a shard and compressor {compressor!r}: "
-                "use at least 1 row, and None, 'zstd' or 'blosc'"
-            )
-        # An interrupted `create` leaves no more than the store's own folders: the group's file comes last.
-        if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= set(RESERVED)):
-            raise CacheError(f"{path} is there already: open it, or choose a new or empty folder for the store")
-        for name in RESERVED:
-            # They are Zarr groups as well, so that a reader who lists the store finds nothing that it cannot name.
-            zarr.open_group(path / name, mode="a", zarr_format=3)
-        save_manifest(path / "manifest", Manifest())
-        layout = {"format": FORMAT, "rows_per_shard": rows_per_shard, "compressor": compressor}
-        zarr.create_group(path, zarr_format=3, attributes={"store": layout, "attributes": dict(attributes)})
-        sync(path / "zarr.json")
-        sync(path)
+        lay_out(Path(path), attributes, rows_per_shard, compressor)
         return cls.open(path)
 
     @classmethod
@@ -93,32 +89,23 @@ class Store:
         """Open the store in the folder `path`.
 
         Raises:
-            CacheError: there is none, or one of a newer format.
-            CorruptError: its manifest is damaged.
+            CacheError: there is none, or one of another format.
+            CorruptError: its own metadata or its manifest is damaged.
         """
-        path = Path(path)
-        if not (path / "zarr.json").is_file():
-            raise CacheError(f"there is no store in {path}: create one, or correct the path")
-        group = zarr.open_group(path, mode="r+", zarr_format=3)
-        layout = cast("dict[str, Any]", group.attrs.get("store", {}))
-        if layout.get("format") != FORMAT:
-            raise CacheError(
-                f"{path} is not a store of format {FORMAT} but {layout.get('format')}: "
-                "use the version of the program that wrote it, or make the store again"
-            )
-        return cls(group, path)
+        return cls(read_layout(Path(path)), Path(path))
 
     # -- what the store says of itself ---------------------------------------------------------------------------
 
     @property
     def attributes(self) -> Mapping[str, JSON]:
         """What the store's owner notes about it."""
-        return cast("Mapping[str, JSON]", self._group.attrs["attributes"])
+        return self._attributes
 
     def set_attributes(self, attributes: Mapping[str, JSON]) -> None:
         """Replace `attributes`."""
-        self._group.attrs["attributes"] = dict(attributes)
-        sync(self.path / "zarr.json")
+        write_metadata(self.path, group({"store": self._layout, "attributes": dict(attributes)}))
+        self._attributes = read_layout(self.path)["attributes"]
+        os.utime(self.path)  # the same attributes again are a sign of life, too
 
     @property
     def manifest(self) -> Manifest:
@@ -137,11 +124,20 @@ class Store:
     def lock(self) -> Iterator[None]:
         """Hold the store's lock inside a `with`; on entering, manifest and arrays are looked up anew.
 
+        What interrupted writers left of metadata and manifests is removed.
+
         Raises:
-            BusyError: another process holds it; names its id and command.
+            BusyError: another process holds it; names its id, host, time and command.
         """
-        with locked(self.path / "manifest" / "lock", f"the store {self.path}"):
+        with locked(self.path / "manifest" / "lock", f"the store {self.path} is being written"):
+            tidy(self.path)
             self._load()
+            yield
+
+    @contextmanager
+    def _unread(self) -> Iterator[None]:
+        """Keep readers away inside a `with`: for what takes away data that they may be reading."""
+        with locked(self.path / "manifest" / "readers", f"the store {self.path} is being read"):
             yield
 
     # -- arrays --------------------------------------------------------------------------------------------------
@@ -154,19 +150,23 @@ class Store:
     def add_array(
         self, name: str, item_shape: Sequence[int], dtype: npt.DTypeLike, views: int, fingerprint: Fingerprint
     ) -> ArrayInfo:
-        """Add an array in which every row is missing.
+        """Add an array in which every row is missing, in place of a damaged one of that name.
 
         Raises:
             CacheError: there is one of that name.
+            BusyError: another process is reading the store.
             ValueError: a name, shape, type or number of views that a store cannot hold.
         """
         info = ArrayInfo(name, tuple(item_shape), np.dtype(dtype), views, fingerprint)
         folder, commits = self._folders(name)
-        if (folder / "zarr.json").exists():
+        if (folder / METADATA).exists() and name not in self.damaged:
             raise CacheError(f"the store {self.path} has an array {name!r} already: remove it first")
-        clear(commits, folder)  # what an interrupted removal left
+        if folder.exists() or commits.exists():
+            with self._unread():
+                clear(folder, commits)  # what an interrupted removal left, or an array whose metadata is damaged
+        self.damaged.pop(name, None)
         self._arrays[name] = StoredArray.create(
-            self._group, info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor
+            info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor
         )
         return info
 
@@ -175,8 +175,10 @@ class Store:
 
         Raises:
             CacheError: there is none of that name.
+            BusyError: another process is reading the store.
         """
-        self._array(name).remove()
+        with self._unread():
+            self.stored(name).remove()
         del self._arrays[name]
 
     def check(self, wanted: Mapping[str, Fingerprint], advice: str = "") -> tuple[FieldDifference, ...]:
@@ -186,19 +188,29 @@ class Store:
             StaleError: fields that decide validity differ; its message lists them and ends with `advice`.
             CacheError: there is no array of a name in `wanted`.
         """
-        stored = {name: self._array(name).info.fingerprint for name in wanted}
+        stored = {name: self.stored(name).info.fingerprint for name in wanted}
         differences = tuple(d for name in wanted for d in stored[name].differences(wanted[name], name))
         if differences:
             raise StaleError(differences, advice)
         return tuple(d for name in wanted for d in stored[name].drift(wanted[name], name))
 
+    def stored(self, name: str) -> StoredArray:
+        """Return the files of an array.
+
+        Raises:
+            CorruptError: its metadata is damaged.
+            CacheError: there is none of that name.
+        """
+        if name in self.damaged:
+            raise CorruptError(self.damaged[name])
+        if name not in self._arrays:
+            there = ", ".join(self._arrays) or "none"
+            raise CacheError(f"the store {self.path} has no array {name!r} ({there} there): add it first")
+        return self._arrays[name]
+
     def item_nbytes(self, array: str) -> int:
         """Return the bytes of one row of `array` in one view, uncompressed."""
-        return self._array(array).info.item_nbytes
-
-    def nbytes(self, array: str) -> int:
-        """Return the bytes that `array` takes on the disk."""
-        return self._array(array).nbytes()
+        return self.stored(array).info.item_nbytes
 
     # -- shards --------------------------------------------------------------------------------------------------
 
@@ -219,7 +231,7 @@ class Store:
 
     def views_complete(self, array: str) -> tuple[int, ...]:
         """Return the views of `array` in which every row in use is committed."""
-        return tuple(view for view in range(self._array(array).info.views) if not self.missing(array, [view]))
+        return tuple(view for view in range(self.stored(array).info.views) if not self.missing(array, [view]))
 
     def write_shard(self, array: str, view: int, shard: int, rows: npt.ArrayLike, values: npt.NDArray[Any]) -> None:
         """Write a shard as a whole, flush it to the disk and commit it.
@@ -232,7 +244,7 @@ class Store:
             ValueError: other rows, another shape or another dtype.
             CacheError: the shard is committed already, or there is no such array or view.
         """
-        stored, info = self._array(array), self._array(array).info
+        stored, info = self.stored(array), self.stored(array).info
         wanted = self.rows_in_shard(shard)
         if not np.array_equal(wanted, rows) or not len(wanted):
             raise ValueError(
@@ -252,28 +264,13 @@ class Store:
 
     def discard(self, array: str, view: int, shard: int) -> None:
         """Make a shard count as missing, so that it can be written again."""
-        self._array(array).discard(ShardId(view, shard))
-
-    def damaged(self, array: str) -> list[ShardId]:
-        """Read every committed shard of `array` and return those whose bytes are not the ones written."""
-        return self._array(array).damaged()
-
-    def orphans(self) -> int:
-        """Return the number of rows that are written, in any array, and no longer in use."""
-        written = set[int]().union(*(array.written_rows() for array in self._arrays.values()))
-        return len(written.difference(self.manifest.rows_in_use.tolist()))
+        self.stored(array).discard(ShardId(view, shard))
 
     def _is_committed(self, array: str, shard: ShardId) -> bool:
-        views = self._array(array).info.views
+        views = self.stored(array).info.views
         if not 0 <= shard.view < views:
             raise CacheError(f"array {array!r} has no view {shard.view}: choose one of its {views}, from 0 on")
-        return self._array(array).holds(shard, self.rows_in_shard(shard.shard))
-
-    def _array(self, name: str) -> StoredArray:
-        if name not in self._arrays:
-            there = ", ".join(self._arrays) or "none"
-            raise CacheError(f"the store {self.path} has no array {name!r} ({there} there): add it first")
-        return self._arrays[name]
+        return self.stored(array).holds(shard, self.rows_in_shard(shard.shard))
 
     def _folders(self, name: str) -> tuple[Path, Path]:
         return self.path / name, self.path / "commits" / name
@@ -292,6 +289,13 @@ class Store:
         Raises:
             CacheError: there is no array of a name in `names`.
             CorruptError: an array's metadata is damaged.
+            BusyError: arrays are being removed, or were made anew since the store was opened.
         """
-        infos = [self._array(name).info for name in names]
-        return Reader(self.path, infos, self.manifest, self.rows_per_shard, cache_bytes, allocate)
+        infos = [self.stored(name).info for name in names]
+        # From here on no one removes arrays, so what is compared now stays so.
+        sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
+        sources = open_sources([self.stored(name) for name in names], self.rows_per_shard, self.compressor, cache_bytes)
+        reader = Reader(sources, infos, self.manifest, self.rows_per_shard, allocate, sharing)
+        if [StoredArray(*self._folders(name)).info for name in names] != infos:
+            raise BusyError(f"the store {self.path} was made anew since it was opened: run the same command again")
+        return reader

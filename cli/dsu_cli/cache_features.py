@@ -23,7 +23,9 @@ def cache_features(
     stored: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     compressor: Annotated[str | None, typer.Option(help="zstd or blosc: 8 to 16 % smaller.")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Compute anew what was made of something else.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images that the encoders see at once.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images that the encoders see at once (default: 32 on a card, else 8).")
+    ] = None,
     preset: options.Preset = "large",
     hiera: options.Hiera = None,
     dino: options.Dino = None,
@@ -44,12 +46,21 @@ def cache_features(
     adapters (`train-head --adapt-last N`) and training without flips.
     """
     from dsu.architecture import build_architecture
+    from dsu.datasets import unreadable
     from dsu.encoders.weights import EncoderWeights
-    from dsu.extraction import cache_features
+    from dsu.extraction import CachePlan, cache_features
     from dsu.extraction_plan import ExtractionSettings
     from dsu_cli.console import ConsoleProgress, fail, out
     from dsu_cli.parsing import one_of
     from dsu_cli.reports import extraction_table
+
+    def announce(plan: CachePlan) -> None:
+        """What is left out, and what will be done, before hours of work."""
+        for split in plan.splits:
+            for line in unreadable(split.inspection):
+                fail(line)
+        if not quiet:
+            out.print(extraction_table(plan))
 
     settings = ExtractionSettings(
         levels=tuple(dict.fromkeys(level.strip() for level in levels.split(",") if level.strip())),
@@ -57,7 +68,7 @@ def cache_features(
         level_views=one_of("--level-views", level_views, (1, 2, 4)),
         stored=one_of("--stored", stored, ("float16", "float32")),
         compressor=one_of("--compressor", compressor, (None, "zstd", "blosc")),
-        batch_size=one_of("--batch-size", batch_size, range(1, 4097)),
+        batch_size=None if batch_size is None else one_of("--batch-size", batch_size, range(1, 4097)),
         foreground=tuple(foreground) if foreground else None,
         rebuild=rebuild,
     )
@@ -72,11 +83,9 @@ def cache_features(
         masks=masks,
         device=device,
         precision=one_of("--precision", precision, ("auto", "fp32", "bf16")),
-        before=lambda plan: out.print(extraction_table(plan)) if not quiet else None,
+        before=announce,
         progress=ConsoleProgress(quiet=quiet),
     )
-    for path, reason in result.skipped:
-        fail(f"{path} cannot be decoded ({reason}) and was skipped: save it anew as PNG or JPEG, or remove it.")
     if not quiet:
         skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
         trainable = any(plan.split.masks for plan in result.splits)

@@ -50,7 +50,7 @@ def check_equivalence(
     given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
     from dsu.equivalence import check_equivalence
-    from dsu.heads import write_durably
+    from dsu.files import make_folder, write_durably
     from dsu_cli.console import ConsoleProgress, fail, out
     from dsu_cli.parsing import one_of, settings_from
     from dsu_cli.reports import equivalence_report
@@ -65,6 +65,7 @@ def check_equivalence(
         progress=ConsoleProgress(quiet=quiet),
     )
     if json is not None:
+        make_folder(json.parent)
         write_durably(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
     out.print(equivalence_report(report))
     if not report.passed:

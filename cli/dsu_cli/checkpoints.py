@@ -21,6 +21,7 @@ def import_checkpoint(
     Says whether the encoders inside are the official ones, where those are at hand.
     """
     from dsu.encoders.weights import EncoderWeights
+    from dsu.files import make_folder
     from dsu.heads import save_head
     from dsu.published import import_head
     from dsu_cli.console import out as console
@@ -28,6 +29,7 @@ def import_checkpoint(
 
     target = new_file("--out", out, overwrite=overwrite)
     state, info, notes = import_head(checkpoint, EncoderWeights(hiera_weights, dino_weights))
+    make_folder(target.parent)
     save_head(target, state, info)
     for note in notes:
         console.print(note, markup=False)
@@ -45,7 +47,8 @@ def export_checkpoint(
     import torch
 
     from dsu.encoders.weights import EncoderWeights
-    from dsu.heads import read_head_info, resolve_head, write_durably
+    from dsu.files import make_folder, write_durably
+    from dsu.heads import read_head_info, resolve_head
     from dsu.published import export_head
     from dsu_cli.console import out as console
     from dsu_cli.parsing import new_file
@@ -56,5 +59,6 @@ def export_checkpoint(
     state = export_head(file, EncoderWeights(hiera_weights, dino_weights, random))
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, buffer)
+    make_folder(target.parent)
     write_durably(target, buffer.getvalue())
     console.print(f"{target}: {len(state):,} tensors", markup=False)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsoleProgress", "bytes_text", "fail", "key_table", "out", "say"]
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
@@ -68,14 +69,14 @@ class ConsoleProgress:
 
         live = err.is_terminal and not self._quiet
         bars = RichBars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[remark]}"),
+            TextColumn("{task.fields[remark]}", markup=False),
             console=err,
             disable=not live,
             transient=True,

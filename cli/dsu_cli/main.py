@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from dsu import __version__
+from dsu_cli.bench import bench
+from dsu_cli.cache import cache
 from dsu_cli.cache_features import cache_features
 from dsu_cli.check_equivalence import check_equivalence
 from dsu_cli.checkpoints import export_checkpoint, import_checkpoint
@@ -54,9 +56,11 @@ app.command("train-head")(train_head)
 app.command("predict")(predict)
 app.command("eval")(evaluate)
 app.command("check-equivalence")(check_equivalence)
+app.command("bench")(bench)
 app.command("import-checkpoint")(import_checkpoint)
 app.command("export-checkpoint")(export_checkpoint)
 app.command("demo")(demo)
+app.add_typer(cache, name="cache")
 
 
 _INTERRUPTED = 130

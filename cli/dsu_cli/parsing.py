@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dsu.errors import UsageError
+from dsu.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from dsu.settings import TrainingSettings
@@ -22,8 +22,9 @@ def one_of(option: str, value: object, allowed: Collection[T]) -> T:
     if isinstance(allowed, range):
         choices = f"a number from {allowed[0]} to {allowed[-1]}"
     else:
-        choices = ", ".join(str(item) for item in allowed if item is not None)
-    raise UsageError(f"{option} can't be {value}: give {choices}.")
+        named = [str(item) for item in allowed if item is not None]
+        choices = f"{', '.join(named)}{did_you_mean(str(value), named)}"
+    raise UsageError(f"{option} can't be {value}: give {choices}{'' if choices.endswith('?') else '.'}")
 
 
 def new_file(option: str, path: Path, *, overwrite: bool) -> Path:

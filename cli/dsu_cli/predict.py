@@ -69,7 +69,9 @@ def predict(
         batch_size=one_of("--batch-size", batch_size, range(1, 4097)),
     )
     asked: Precision = one_of("--precision", precision, ("auto", "fp32", "bf16"))
-    trained: Precision = one_of("precision", info.training.get("precision", "auto"), ("auto", "fp32", "bf16"))
+    trained: Precision = one_of(
+        f"The precision in {head_file}", info.training.get("precision", "auto"), ("auto", "fp32", "bf16")
+    )
     if asked == "auto" and trained != "auto":
         runtime = choose_runtime(device, trained, "of training")
     else:

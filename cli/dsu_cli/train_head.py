@@ -59,6 +59,10 @@ def train_head(
         str | None,
         typer.Option(help="The result: last (default for benchmarks) or best.", rich_help_panel=_RECIPE),
     ] = None,
+    checkpoint_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps between checkpoints (default: after every epoch).", rich_help_panel=_RECIPE),
+    ] = None,
     preset: options.Preset = None,
     hiera: options.Hiera = None,
     dino: options.Dino = None,
@@ -73,6 +77,18 @@ def train_head(
     precision: Annotated[
         str | None, typer.Option("--precision", help="Default: the store's.", rich_help_panel="Machine")
     ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute", help="Keep no activations of adapted blocks: less memory.", rich_help_panel="Machine"
+        ),
+    ] = False,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="torch.compile: minutes at the start, for long runs.", rich_help_panel="Machine"
+        ),
+    ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Stage two: train the head (adapters, fusion, decoder) from the store.
@@ -112,8 +128,12 @@ def train_head(
     curves = trainer.out / "curves.png"
     try:
         trainer.run(progress, after_epoch=lambda row: training_curves(trainer.out / METRICS_FILE, curves))
+        if not curves.exists():  # nothing was left to train, but the disk had been full
+            training_curves(trainer.out / METRICS_FILE, curves)
     except KeyboardInterrupt:
-        if trainer.epoch:
+        if trainer.settings.checkpoint_steps and trainer.step_in_epoch >= trainer.settings.checkpoint_steps:
+            fail(f"Stopped within epoch {trainer.epoch + 1}: go on with `dsu train-head --resume --out {trainer.out}`.")
+        elif trainer.epoch:
             fail(f"Stopped after epoch {trainer.epoch}: go on with `dsu train-head --resume --out {trainer.out}`.")
         else:
             fail("Stopped within the first epoch: nothing is kept yet.")

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -129,17 +130,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Raises `DsuError` for anything else.
     """
+    if not path.is_file():
+        raise DsuError(f"There is no checkpoint at {path}: check the path.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError as error:
-        raise DsuError(f"There is no checkpoint at {path}: check the path.") from error
+        with warnings.catch_warnings():  # of other pickles than torch's own, which are refused or read as they are
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise DsuError(
-            f"{path} holds more than weights, and code out of a checkpoint is never run: give a file of tensors "
+            f"{path} is no file of weights alone, and code out of a checkpoint is never run: give a file of tensors "
             f"alone (.safetensors, or a state dict saved by torch)."
         ) from error
     except Exception as error:  # torch and safetensors raise whatever their parsers meet

@@ -18,7 +18,7 @@ The first block of a Hiera stage pools its queries 2x2. Windows start at even po
 lies in one window; a last odd row or column is left out of the pooled map, as in sam2.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -40,23 +40,6 @@ def run_block(block: "MultiScaleBlock", tokens: Tensor) -> Tensor:
     return result
 
 
-class _Span(NamedTuple):
-    """`windows` in a row, each of `length` positions, along one side from `start` on."""
-
-    start: int
-    windows: int
-    length: int
-
-
-def _spans(side: int, window: int) -> list[_Span]:
-    """Whole windows along a side, and the one that the side's end cuts."""
-    whole, rest = divmod(side, window)
-    return [
-        *([_Span(0, whole, window)] if whole else []),
-        *([_Span(whole * window, 1, rest)] if rest else []),
-    ]
-
-
 def _pool(x: Tensor, pool: nn.Module | None) -> Tensor:
     """(B, H, W, C) through a pooling layer for (B, C, H, W)."""
     pooled: Tensor = x if pool is None else pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -65,34 +48,39 @@ def _pool(x: Tensor, pool: nn.Module | None) -> Tensor:
 
 def _attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
     """`layer` within windows of that side (0: one window over all): (B, H, W, C) to (B, H', W', C')."""
-    height, width = x.shape[1:3]
-    qkv = layer.qkv(x)
-    rows = _spans(height, window or height)
-    columns = _spans(width, window or width)
+    strips = layer.qkv(x).split(_parts(x.shape[1], window), dim=1)
     mixed = torch.cat(
-        [torch.cat([_windows(layer, qkv, row, column, window) for column in columns], dim=2) for row in rows], dim=1
+        [
+            torch.cat([_windows(layer, part, window) for part in strip.split(_parts(x.shape[2], window), 2)], dim=2)
+            for strip in strips
+        ],
+        dim=1,
     )
     result: Tensor = layer.proj(mixed)
     return result
 
 
-def _windows(layer: "MultiScaleAttention", qkv: Tensor, row: _Span, column: _Span, window: int) -> Tensor:
-    """Attention within all windows of one shape, put back on their part of the map.
+def _parts(side: int, window: int) -> list[int]:
+    """How much of a side whole windows cover, and what is left for the one that its end cuts."""
+    rest = side % window if window else 0
+    return [length for length in (side - rest, rest) if length]
 
-    qkv (B, H, W, 3 C') to (B, rows, columns, C').
-    """
-    batch, heads = len(qkv), layer.num_heads
-    qkv = qkv[:, row.start :, column.start :][:, : row.windows * row.length, : column.windows * column.length]
-    qkv = qkv.reshape(batch, row.windows, row.length, column.windows, column.length, 3, -1)
-    q, k, v = qkv.permute(5, 0, 1, 3, 2, 4, 6).flatten(1, 3).unbind()  # each (windows, length, length, C')
+
+def _windows(layer: "MultiScaleAttention", qkv: Tensor, window: int) -> Tensor:
+    """Attention within the windows of one part of the map, all of one shape: (B, H, W, 3 C') to (B, H', W', C')."""
+    batch, height, width, _ = qkv.shape
+    high, wide = min(height, window or height), min(width, window or width)
+    rows, columns, heads = height // high, width // wide, layer.num_heads
+    qkv = qkv.reshape(batch, rows, high, columns, wide, 3, -1)
+    q, k, v = qkv.permute(5, 0, 1, 3, 2, 4, 6).flatten(1, 3).unbind()  # each (windows, high, wide, C')
     q = _pool(q, layer.q_pool)
-    length, across = q.shape[1:3]
+    high, wide = q.shape[1:3]
     q, k, v = (part.reshape(len(part), -1, heads, part.shape[-1] // heads).transpose(1, 2) for part in (q, k, v))
-    padded = window * window - row.length * column.length if window else 0
+    padded = window * window - k.shape[2] if window else 0
     if padded:
         _, key, value = layer.qkv.bias.to(k.dtype).view(3, 1, heads, 1, -1)
         k = torch.cat([k, key.expand(len(k), -1, padded, -1)], dim=2)
         v = torch.cat([v, value.expand(len(v), -1, padded, -1)], dim=2)
     mixed = functional.scaled_dot_product_attention(q, k, v)  # (windows, heads, positions, C' / heads)
-    mixed = mixed.reshape(batch, row.windows, column.windows, heads, length, across, -1)
-    return mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, row.windows * length, column.windows * across, -1)
+    mixed = mixed.reshape(batch, rows, columns, heads, high, wide, -1)
+    return mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * high, columns * wide, -1)

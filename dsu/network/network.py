@@ -89,6 +89,14 @@ class DSUNet(nn.Module):
         self.recompute = False
         self._block: Callable[[MultiScaleBlock, Tensor], Tensor] = _published_block if as_published else run_block
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Run Hiera's blocks, where most kernels are launched, through torch.compile: a graph a shape, when first met.
+
+        Fused operations round in another order, so numbers move by about the precision's rounding.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        self._block = torch.compile(self._block, backend=backend)
+
     def train(self, mode: bool = True) -> "DSUNet":
         """Switch the head; the encoders always stay in evaluation mode."""
         super().train(False)

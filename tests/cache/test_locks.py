@@ -33,13 +33,16 @@ def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -
     path = tmp_path / "lock"
     with hold(path) as holder:
         with (
-            pytest.raises(BusyError, match=rf"the toy is being written by process {holder.pid} \(.*lock\)"),
-            locked(path, "the toy"),
+            pytest.raises(
+                BusyError, match=rf"the toy is held by process {holder.pid} on .* since 2\d\d\d-.* \(.*lock\)"
+            ),
+            locked(path, "the toy is held"),
         ):
             pytest.fail("two writers")
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    with locked(path, "the toy"):
+    assert "process" in path.read_text(), "a killed process cleared up after itself"
+    with locked(path, "the toy is held"):
         assert path.read_text().startswith(f"process {os.getpid()} ")
 
 

@@ -130,7 +130,7 @@ def test_a_damaged_index_and_damaged_metadata_are_corrupt(full: Store) -> None:
     with pytest.raises(CorruptError, match="array 'pixels', row 2"):
         full.reader(["pixels"]).read([2], [0])
     (full.path / "V" / "zarr.json").write_text("{")
-    with pytest.raises(CorruptError, match=r"array 'V' .* cannot be opened"):
+    with pytest.raises(CorruptError, match=r"V/zarr.json is damaged"):
         full.reader(["V"])
 
 

@@ -20,7 +20,12 @@ from dsu_cache import (
     ShardId,
     StaleError,
     Store,
+    audit,
+    check_readable,
+    orphans,
+    remove_store,
 )
+from dsu_cache.locks import creating
 
 Values = Callable[[str, Iterable[int], int], npt.NDArray[Any]]
 Put = Callable[[Store, Iterable[str]], None]
@@ -31,6 +36,10 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Every data file with its modification time and bytes."""
     paths = [path for path in folder.glob("*/c/**/*") if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def damaged(store: Store) -> list[ShardId | None]:
+    return [finding.shard for finding in audit(store)]
 
 
 def test_a_store_opens_as_it_was_created(tmp_path: Path, put: Put) -> None:
@@ -76,7 +85,7 @@ def test_open_says_what_is_wrong(tmp_path: Path, store: Store) -> None:
         Store.open(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     zarr.create_group(tmp_path / "foreign", zarr_format=3)
-    with pytest.raises(CacheError, match="not a store of format 1"):
+    with pytest.raises(CacheError, match="not a store of format 2"):
         Store.open(tmp_path / "foreign")
     for path in (store.path / "manifest").glob("0*.json"):
         path.write_bytes(b"")
@@ -118,7 +127,7 @@ def test_a_partial_shard_takes_the_space_of_its_rows(store: Store, fill: Fill) -
     sizes = [(store.path / "pixels" / "c" / str(shard) / "0/0/0/0").stat().st_size for shard in range(3)]
     index = 4 * 16 + 4
     assert sizes == [4 * (48 + 4) + index, 4 * (48 + 4) + index, 2 * (48 + 4) + index]
-    assert store.nbytes("pixels") == sum(sizes) + (store.path / "pixels" / "zarr.json").stat().st_size
+    assert store.stored("pixels").nbytes() == sum(sizes) + (store.path / "pixels" / "zarr.json").stat().st_size
     assert store.item_nbytes("pixels") == 48
 
 
@@ -150,13 +159,13 @@ def test_growth_writes_fresh_shards_and_leaves_the_others_alone(
 
 def test_changed_samples_leave_orphans_and_cost_their_own_rows_only(store: Store, put: Put, fill: Fill) -> None:
     fill(store, "pixels", [0])
-    assert store.orphans() == 0
+    assert orphans(store) == 0
     put(store, ["A", *"bcdefghi", "j"])
-    assert store.orphans() == 1
+    assert orphans(store) == 1
     assert fill(store, "pixels", [0]) == [ShardId(0, 3)]
     assert store.rows_in_shard(0).tolist() == [1, 2, 3]
     assert fill(store, "V", [0]) == [ShardId(0, shard) for shard in range(4)]
-    assert store.orphans() == 1
+    assert orphans(store) == 1
 
 
 def test_a_shard_with_gaps_is_written_too(store: Store, put: Put, fill: Fill, values: Values) -> None:
@@ -192,21 +201,21 @@ def test_a_torn_marker_a_cut_file_and_a_lost_file_are_missing(store: Store, fill
     cut.write_bytes(cut.read_bytes()[:-1])
     (store.path / "V/c/2/0/0/0/0").unlink()
     assert fill(store, "V", [0]) == [ShardId(0, 0), ShardId(0, 1), ShardId(0, 2)]
-    assert store.missing("V", [0]) == store.damaged("V") == []
+    assert store.missing("V", [0]) == damaged(store) == []
 
 
 def test_damage_is_found_and_can_be_mended(store: Store, fill: Fill) -> None:
     fill(store, "V", [0, 1])
-    assert store.damaged("V") == []
+    assert damaged(store) == []
     data = store.path / "V/c/2/1/0/0/0"
     content = bytearray(data.read_bytes())
     content[7] ^= 1
     data.write_bytes(content)
     assert store.missing("V", [0, 1]) == []
-    assert store.damaged("V") == [ShardId(1, 2)]
+    assert damaged(store) == [ShardId(1, 2)]
     store.discard("V", 1, 2)
     assert fill(store, "V", [0, 1]) == [ShardId(1, 2)]
-    assert store.damaged("V") == []
+    assert damaged(store) == []
 
 
 def test_write_shard_refuses_what_does_not_fit(store: Store, values: Values) -> None:
@@ -306,3 +315,55 @@ def test_an_array_of_no_rows_grows(tmp_path: Path, put: Put, fill: Fill) -> None
     assert store.views_complete("V") == (0,)
     put(store, "ab")
     assert fill(store, "V", [0]) == [ShardId(0, 0)]
+
+
+def test_an_array_that_is_being_read_is_not_removed_until_its_reader_is_closed_or_gone(
+    store: Store, fill: Fill
+) -> None:
+    fill(store, "pixels", [0])
+    fill(store, "V", [0])
+    for left in ("V", "pixels"):
+        readers = [store.reader([left]), Store.open(store.path).reader([left])]
+        with pytest.raises(BusyError, match=r"is being read by process \d+ on .* since 2"):
+            store.remove_array(left)
+        assert readers[0].read([0], [0])[left].shape[0] == 1
+        readers.pop().close()
+        with pytest.raises(BusyError, match="is being read"):
+            store.remove_array(left)
+        readers.clear()
+        store.remove_array(left)
+
+
+def test_a_store_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with creating(tmp_path / "s"), pytest.raises(BusyError, match="is being made by another process"):
+        Store.create(tmp_path / "s", {})
+    Store.create(tmp_path / "s", {})
+
+
+def test_damaged_metadata_is_named_never_used_and_replaced_by_adding_the_array_anew(store: Store, fill: Fill) -> None:
+    fill(store, "V", range(4))
+    before = files(store.path)
+    path = store.path / "V" / "zarr.json"
+    path.write_text(path.read_text().replace('"size": 2', '"size": 3'))
+    store = Store.open(store.path)
+    assert set(store.arrays) == {"pixels"} and "checksum" in store.damaged["V"]
+    for use in (store.stored, lambda name: store.reader([name]), lambda name: store.missing(name, [0])):
+        with pytest.raises(CorruptError, match=r"V/zarr\.json is damaged"):
+            use("V")
+    with pytest.raises(CorruptError, match=r"V/zarr\.json is damaged"):
+        check_readable(store)
+    store.add_array("V", (2, 2, 8), "float16", 4, Fingerprint({"size": 2}))
+    fill(store, "V", range(4))
+    assert {name: content for name, (_, content) in files(store.path).items()} == {n: c for n, (_, c) in before.items()}
+    check_readable(store)
+
+
+def test_remove_store_refuses_what_is_none(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "manifest").mkdir(parents=True)
+    with pytest.raises(CacheError, match="is no store"):
+        remove_store(tmp_path / "photos")
+    with store.lock(), pytest.raises(BusyError, match="is being written by process"):
+        remove_store(store.path)
+    remove_store(store.path)
+    assert not store.path.exists()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dsu.datasets import SampleFacts, describe, find_dataset, find_images, inspect, is_benchmark
+from dsu.datasets import SampleFacts, describe, find_dataset, find_images, inspect, is_benchmark, unreadable
 from dsu.errors import UsageError
 from dsu.masks import MaskReading
 from dsu.pairing import Split, make_split
@@ -403,9 +403,9 @@ def test_broken_files_are_named_and_only_their_samples_are_missing(mine: Path) -
     inspection = inspect(split)
     assert list(inspection.facts) == ["c"]
     assert [path.name for path, _ in inspection.undecodable] == ["a.jpg", "b.png"]
-    (line,) = [line for line in describe(split, inspection) if "decoded" in line]
-    assert "2 files cannot be decoded" in line
-    assert "no image format" in line
+    text, cut_off = unreadable(inspection)
+    assert str(mine / "images" / "a.jpg") in text and "no image format" in text
+    assert str(mine / "masks" / "b.png") in cut_off and "truncated" in cut_off
 
 
 def test_masks_of_another_size_are_named(mine: Path) -> None:

@@ -5,7 +5,8 @@ import torch
 
 from dsu.architecture import build_architecture
 from dsu.errors import DsuError, UsageError
-from dsu.heads import HEAD_FILE, HeadInfo, load_head, read_head_info, resolve_head, save_head, write_durably
+from dsu.files import write_durably
+from dsu.heads import HEAD_FILE, HeadInfo, load_head, read_head_info, resolve_head, save_head
 from dsu.network.head import Head
 
 

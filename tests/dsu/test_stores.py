@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zarr
 from PIL import Image
 
 from dsu.architecture import build_architecture
@@ -17,6 +16,7 @@ from dsu.runs import Run, open_run
 from dsu.settings import TrainingSettings
 from dsu.stores import check_samples, source_of
 from dsu_cache import StaleError, Store
+from dsu_cache.metadata import read_metadata, write_metadata
 
 ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
 
@@ -71,10 +71,11 @@ def test_one_differing_field_refuses_that_array_and_no_other(
     folder, root = cached
     shutil.copytree(root, tmp_path / "features")
     [store] = (tmp_path / "features").glob("*/*")
-    stored = zarr.open_array(store / array, mode="r+")
-    print_: Any = stored.attrs["fingerprint"]
-    assert field in print_["fields"]
-    stored.attrs["fingerprint"] = {**print_, "fields": {**print_["fields"], field: "something else"}}
+    document = read_metadata(store / array)
+    fields = document["attributes"]["fingerprint"]["fields"]
+    assert field in fields
+    fields[field] = "something else"
+    write_metadata(store / array, document)
     # From S3 on, pixels are not read; with all blocks adapted, S3 is not.
     reading = {"adapt_last": 7} if array in ("pixels", "V", "mask") else {"adapt_last": 1}
     with pytest.raises(StaleError) as caught:
@@ -91,10 +92,11 @@ def test_another_library_version_alone_only_warns(cached: tuple[Path, Path], tmp
     folder, root = cached
     shutil.copytree(root, tmp_path / "features")
     [store] = (tmp_path / "features").glob("*/*")
-    stored = zarr.open_array(store / "V", mode="r+")
-    print_: Any = stored.attrs["fingerprint"]
-    assert "torch" in print_["recorded"]
-    stored.attrs["fingerprint"] = {**print_, "recorded": {**print_["recorded"], "torch": "1.0"}}
+    document = read_metadata(store / "V")
+    recorded = document["attributes"]["fingerprint"]["recorded"]
+    assert "torch" in recorded
+    recorded["torch"] = "1.0"
+    write_metadata(store / "V", document)
     assert any("torch" in note for note in open_training(folder, tmp_path / "features", tmp_path / "run").notes)
     [plan] = cache(folder, tmp_path / "features").splits
     assert any("torch" in warning and "1.0" in warning for warning in plan.drift)

@@ -10,16 +10,17 @@ NAMES = [f"image-{index}" for index in range(400)]
 
 def test_flip_is_numpys_flip_of_each_sample_and_undoes_itself() -> None:
     batch = torch.arange(4 * 5 * 6 * 3, dtype=torch.int32).reshape(4, 5, 6, 3)
-    flipped = flip(batch, [0, 1, 2, 3])
+    flipped = flip(batch, torch.arange(4))
     expected = [batch[0], np.fliplr(batch[1]), np.flipud(batch[2]), np.flipud(np.fliplr(batch[3]))]
     for got, want in zip(flipped, expected, strict=True):
         assert np.array_equal(got.numpy(), np.asarray(want))
-    assert torch.equal(flip(flipped, [0, 1, 2, 3]), batch)
+    assert torch.equal(flip(flipped, torch.arange(4)), batch)
 
 
 def test_masks_flip_like_pixels() -> None:
     pixels = torch.randint(0, 255, (3, 4, 4, 3), dtype=torch.uint8)
-    assert torch.equal(flip(pixels, [3, 1, 2])[..., 0], flip(pixels[..., 0], [3, 1, 2]))
+    views = torch.tensor([3, 1, 2])
+    assert torch.equal(flip(pixels, views)[..., 0], flip(pixels[..., 0], views))
 
 
 @given(seed=st.integers(0, 99), epoch=st.integers(0, 99))

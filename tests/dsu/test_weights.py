@@ -16,7 +16,7 @@ from dsu.encoders.hiera import build_hiera
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
 from dsu.errors import DsuError, UsageError
 
-HIERA = HieraSpec(name="custom", embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=(2,))
+HIERA = HieraSpec(name="custom", embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=())
 DINO = DinoSpec(name="custom", embed_dim=12, depth=2, num_heads=2)
 
 
@@ -107,7 +107,7 @@ def test_the_position_table_is_resampled_timms_way(tmp_path: Path, transformer: 
 
 
 def wrong_size(folder: Path) -> Path:
-    other = HieraSpec(name="custom", embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=(2,))
+    other = HieraSpec(name="custom", embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=())
     torch.save(sam_checkpoint(build_hiera(other).state_dict()), folder / "x.pt")
     return folder / "x.pt"
 

@@ -50,7 +50,7 @@ def test_any_map_under_any_window(batch: int, height: int, width: int, window: i
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(2, 17), width=st.integers(2, 17), window=st.sampled_from([2, 4, 8]))
 def test_pooled_queries(height: int, width: int, window: int) -> None:
-    """Odd sides too: sam2 leaves the last row or column out of the pooled map, and fails where it is all of a window."""
+    """Odd sides too: sam2 leaves the last row or column out, and fails where it is all of a window."""
     assume(all(side % window != 1 for side in (height, width)))
     block = random_block(4, 8, 2, window, pool=True)
     tokens = torch.randn(1, height, width, 4, dtype=torch.float64)

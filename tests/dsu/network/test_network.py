@@ -221,3 +221,14 @@ def test_pixels_are_normalised_as_imagenets() -> None:
     expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert normalize_pixels(pixels).shape == (1, 3, 1, 1)
     torch.testing.assert_close(normalize_pixels(pixels).flatten(), torch.tensor(expected))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_numbers(build: Build, batch: Batch) -> None:
+    """Traced, with gradients, and run by torch's own operators: compiling kernels would take minutes here."""
+    network = build(1).train()
+    point = resume_point(network.architecture, {*POINTS, "V"})
+    points = network.prefix(*batch, point.reads)
+    expected = learn(network, points, point)
+    network.compile_blocks(backend="aot_eager")
+    torch.testing.assert_close(learn(network, points, point), expected, atol=1e-5, rtol=1e-4)

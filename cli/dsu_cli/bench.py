@@ -1,0 +1,84 @@
+"""`dsu bench`: how fast this machine is, in one run and as ratios."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsu_cli import options
+
+
+def bench(
+    parts: Annotated[
+        str, typer.Option("--parts", help="Some of steps,reading,stages,eval.")
+    ] = "steps,reading,stages,eval",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Of a training step (default: 8 on a card, 2 on a CPU).", show_default=False)
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Turns each case takes (default: 20 on a card, 3 on a CPU).", show_default=False)
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(help="For stage one and prediction (default: 256 on a card, 8 on a CPU).", show_default=False),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Add a step with torch.compile.")] = False,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GB of a card's memory to make do with, such as 24.", show_default=False)
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write every figure here.", show_default=False)] = None,
+    preset: options.Preset = "large",
+    hiera: options.Hiera = None,
+    dino: options.Dino = None,
+    hiera_size: options.HieraSize = None,
+    dino_size: options.DinoSize = None,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+    random_weights: options.RandomWeights = False,
+    cache_root: options.CacheRoot = Path("features"),
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure this machine: training end to end and from the store, stage one, the reader, the disk, eval.
+
+    Cases take turns, and a speedup is the median of the ratios within a round: only these carry over to other days.
+    Random weights (`--random-weights`) take the same time as real ones. Prints Markdown.
+    """
+    from dsu.architecture import build_architecture
+    from dsu.bench.measure import PARTS
+    from dsu.bench.measure import bench as measure
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.files import write_durably
+    from dsu_cli.console import ConsoleProgress
+    from dsu_cli.parsing import one_of
+
+    architecture = build_architecture(
+        preset or "large", hiera=hiera, dino=dino, hiera_size=hiera_size, dino_size=dino_size
+    )
+    counts = {
+        option: None if value is None else one_of(option, value, range(1, most + 1))
+        for option, value, most in (
+            ("--batch-size", batch_size, 1024),
+            ("--rounds", rounds, 1000),
+            ("--images", images, 100_000),
+        )
+    }
+    report = measure(
+        architecture,
+        EncoderWeights(hiera_weights, dino_weights, random_weights),
+        cache_root=cache_root,
+        device=device,
+        precision=one_of("--precision", precision, ("auto", "fp32", "bf16")),
+        parts=[one_of("--parts", part.strip(), PARTS) for part in parts.split(",")],
+        batch_size=counts["--batch-size"],
+        rounds=counts["--rounds"],
+        images=counts["--images"],
+        compiled=compile,
+        memory_limit=memory_limit,
+        progress=ConsoleProgress(quiet=quiet),
+    )
+    if json is not None:
+        write_durably(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
+    typer.echo(report.to_markdown())

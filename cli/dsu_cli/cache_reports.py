@@ -1,0 +1,143 @@
+"""What `dsu cache` prints."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dsu_cli.console import bytes_text, key_table
+
+if TYPE_CHECKING:
+    from dsu.upkeep import ArrayState, StoreState, Verification
+    from dsu_cache import Finding
+
+__all__ = ["print_json", "store_report", "stores_table", "verification_lines"]
+
+_SHOWN = 5
+"""How many samples are named one by one."""
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, and nothing else there."""
+    print(json.dumps(value, indent=1))
+
+
+def stores_table(states: Sequence["StoreState"]) -> Table:
+    """One row a store."""
+    table = _table(("split", "encoders", "samples", "arrays", "size", "state", "last change"), right={2, 4})
+    for state in states:
+        table.add_row(
+            state.split or state.path.parent.name,
+            state.path.name,
+            f"{state.samples:,}" if state.split else "",
+            " ".join(array.name for array in state.arrays),
+            bytes_text(state.nbytes),
+            _state_text(state),
+            f"{state.changed:%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def store_report(state: "StoreState") -> RenderableType:
+    """All that is known of one store: facts, then a row an array."""
+    facts = [("store", str(state.path)), ("state", str(_state_text(state)))]
+    facts += [("damaged", reason) for reason in state.damage]
+    if state.split:
+        there = "" if state.source_there else " (not there any more)"
+        facts += [
+            ("images", f"{state.samples:,} of {state.split}, from {state.source}{there}"),
+            ("encoders", f"{state.encoders}{_random_text(state.random)}"),
+        ]
+        facts += [(f"  {encoder}", digest) for encoder, digest in _weights(state.arrays)]
+        facts += [("compressor", state.compressor or "none"), ("orphaned rows", f"{state.orphaned_rows:,}")]
+    if state.writer:
+        facts.append(("written by", state.writer))
+    facts += [("size", bytes_text(state.nbytes)), ("last change", f"{state.changed:%Y-%m-%d %H:%M:%S}")]
+    drift = {item for array in state.arrays for item in array.drift}
+    facts += [("other version", item) for item in sorted(drift)]
+    table = _table(("array", "a sample", "type", "views", "shards", "size", "lacks"), right={4, 5})
+    for array in state.arrays:
+        table.add_row(
+            array.name,
+            "x".join(map(str, array.item_shape)),
+            array.dtype,
+            f"{len(array.views)} of {array.places}",
+            f"{array.shards - array.missing_shards} of {array.shards}",
+            bytes_text(array.nbytes),
+            Text(_lacks(array), style="yellow"),
+        )
+    return Group(key_table(facts), table, "")
+
+
+def verification_lines(result: "Verification") -> tuple[list[str], list[str]]:
+    """What is wrong, a sentence each and the way out at the end; and what is to be said beside it."""
+    if result.unopenable:
+        return [result.unopenable], []
+    problems = [f"{result.path}/{_finding_text(finding)}." for finding in result.findings]
+    for names, what in ((result.changed, "changed"), (result.new, "new"), (result.gone, "gone")):
+        if names:
+            problems.append(f"{result.split}: {_counted(names)} {what} since the features were made.")
+    remarks = [f"{result.split}: {bytes_text(result.nbytes)} read."]
+    if not result.source_there:
+        remarks.append(f"{result.split}: its images are not at {result.reference} any more, so they were not compared.")
+    if result.passed:
+        return problems, [f"{result.path} is whole.", *remarks]
+    again = f"`dsu cache-features {result.reference}`"
+    if result.unmarked and any(finding.commit for finding in result.findings):
+        problems.append(
+            f"{result.path}: nothing was marked as missing ({result.unmarked}), so {again} keeps it as it is."
+        )
+    else:
+        marked = f"{result.marked:,} marked as missing, their data left where it is; " if result.marked else ""
+        problems.append(f"{result.path}: {marked}{again} with the same options computes exactly what is named here.")
+    return problems, remarks
+
+
+def _finding_text(finding: "Finding") -> str:
+    text = str(finding)
+    if finding.shard is not None:
+        text += f" (array {finding.array}, view {finding.shard.view}, shard {finding.shard.shard})"
+    if finding.unreadable:
+        return f"{text}: damaged {_counted(finding.unreadable)}, to be computed with {len(finding.samples):,} in all"
+    return f"{text}: {_counted(finding.samples)} lost" if finding.samples else text
+
+
+def _counted(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{len(names):,} {'sample' if len(names) == 1 else 'samples'} ({shown})"
+
+
+def _state_text(state: "StoreState") -> Text:
+    if state.damage:
+        return Text("damaged", style="bold red")
+    if state.writer:
+        return Text("being written", style="yellow")
+    if state.complete:
+        return Text("complete", style="green")
+    lacking = {name for array in state.arrays for name in array.missing_samples}
+    return Text(f"{len(lacking):,} samples incomplete" if lacking else "nothing stored", style="yellow")
+
+
+def _random_text(random: bool | None) -> str:
+    return {True: " (random weights)", False: " (pretrained weights)", None: ""}[random]
+
+
+def _weights(arrays: Sequence["ArrayState"]) -> list[tuple[str, str]]:
+    found = {(array.encoder, array.weights) for array in arrays if array.encoder and array.weights}
+    return sorted((encoder, f"sha256 {weights}") for encoder, weights in found if encoder is not None)
+
+
+def _lacks(array: "ArrayState") -> str:
+    if not array.views:
+        return "everything"
+    return f"{array.missing_shards:,} shards: {_counted(array.missing_samples)}" if array.missing_shards else ""
+
+
+def _table(headings: Sequence[str], right: set[int]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+    return table

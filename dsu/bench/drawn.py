@@ -1,0 +1,119 @@
+"""What is measured on: a store of random features and batches of random images, of the real shapes and types."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsu.architecture import LEVELS, Architecture
+from dsu.batches import Batch
+from dsu.network.resume import point_block, point_shape
+from dsu.progress import SILENT, Progress
+from dsu_cache import Entry, Fingerprint, Store
+
+__all__ = ["DrawnStore", "depths", "draw_store", "images"]
+
+
+def depths(architecture: Architecture) -> list[int]:
+    """How many blocks carry adapters in the cases: all, a half, a quarter, the last Hiera stage, none."""
+    depth = architecture.hiera.depth
+    return sorted({depth, depth // 2, depth // 4, architecture.hiera.stages[3], 0}, reverse=True)
+
+
+def images(architecture: Architecture, count: int, *, dino: bool, seed: int = 0) -> Batch:
+    """Decoded images as they come from a folder, in all four views."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+
+    side, dino_side = architecture.hiera_size, architecture.dino_size
+    names = tuple(f"image{index}" for index in range(count))
+    return Batch(
+        names,
+        tuple(index % 4 for index in range(count)),
+        draw(count, side, side, 3),
+        torch.from_numpy(rng.choice(np.array([0, 255], np.uint8), (count, side, side))),
+        draw(count, dino_side, dino_side, 3) if dino else None,
+        {},
+    )
+
+
+@dataclass(frozen=True)
+class DrawnStore:
+    """A store in one view, and the same arrays as plain files.
+
+    Attributes:
+        store: of `pixels`, `mask`, `V`, S1..S4 and the tokens that the cases resume from.
+        plain: a `.npy` file (samples, *item) by array.
+        names: of its samples.
+        written: bytes a second, data flushed to the disk.
+    """
+
+    store: Store
+    plain: dict[str, Path]
+    names: Sequence[str]
+    written: float
+
+
+@contextmanager
+def draw_store(
+    architecture: Architecture, below: Path, samples: int, progress: Progress = SILENT
+) -> Iterator[DrawnStore]:
+    """A store below the folder where stores lie, gone afterwards."""
+    import time
+
+    below.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
+        store = Store.create(Path(folder) / "store", {})
+        names = [f"sample{index:05}" for index in range(samples)]
+        with store.lock():
+            manifest, _ = store.manifest.assign({n: Entry(n, {}) for n in names}, store.rows_per_shard)
+            store.set_manifest(manifest)
+            shapes = _shapes(architecture)
+            plain = {name: Path(folder) / f"{name}.npy" for name in shapes}
+            seconds, total = 0.0, 0
+            with progress.task("writing random features", len(shapes), "arrays") as task:
+                for name, (shape, kind) in shapes.items():
+                    values = _draw(rng, (samples, *shape), kind)
+                    np.save(plain[name], values)
+                    store.add_array(name, shape, kind, 1, Fingerprint({}))
+                    started = time.perf_counter()
+                    for shard in store.missing(name, [0]):
+                        rows = store.rows_in_shard(shard.shard)
+                        store.write_shard(name, 0, shard.shard, rows, values[rows])
+                    seconds, total = seconds + time.perf_counter() - started, total + values.nbytes
+                    task.advance()
+        yield DrawnStore(store, plain, names, total / seconds)
+
+
+def _shapes(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
+    side, float16 = architecture.hiera_size, np.dtype(np.float16)
+    starts = {point_block(architecture, f"S{level}") for level in LEVELS}
+    firsts = {architecture.hiera.depth - depth for depth in depths(architecture)}
+    tokens = [f"B{first}" for first in sorted(firsts - starts - {0})]
+    return {
+        "pixels": ((side, side, 3), np.dtype(np.uint8)),
+        "mask": ((side, side), np.dtype(np.uint8)),
+        **{
+            name: (point_shape(architecture, name), float16)
+            for name in ("V", *(f"S{level}" for level in LEVELS), *tokens)
+        },
+    }
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
+    """Random rows of which a tenth is new and the rest shifted copies: numbers enough, drawn quickly."""
+    first = (min(shape[0], 16), *shape[1:])
+    fresh: NDArray[np.generic] = (
+        rng.integers(0, 256, first).astype(kind)
+        if kind == np.uint8
+        else rng.standard_normal(first, np.float32).astype(kind)
+    )
+    return np.concatenate([np.roll(fresh, turn, axis=1) for turn in range(-(-shape[0] // len(fresh)))])[: shape[0]]

@@ -1,0 +1,160 @@
+"""Whole commands: stage one against a bare loop of the encoders, prediction against it, eval against its library."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from dsu.architecture import Architecture
+from dsu.bench.drawn import images
+from dsu.bench.timing import ratio, take_turns, wait_for
+from dsu.datasets import find_dataset
+from dsu.evaluation import Case, evaluate
+from dsu.extraction import batch_size_for, extract
+from dsu.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, plan_extraction
+from dsu.images import read_mask
+from dsu.meters import Meters
+from dsu.network.network import DSUNet, normalize_pixels
+from dsu.network.resume import earliest
+from dsu.prediction import Outcome, predict_job
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime
+from dsu.stores import SourceFolder
+from dsu.synthetic import draw_dataset
+from dsu.targets import Job, PredictionSettings, Target
+
+if TYPE_CHECKING:
+    from sam2.modeling.backbones.hieradet import Hiera
+    from timm.models.vision_transformer import VisionTransformer
+
+__all__ = ["EvalRow", "StageRow", "measure_eval", "measure_stages"]
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """Both encoders over the same images, a view each.
+
+    Attributes:
+        images: how many, drawn, 160 to 320 pixels a side.
+        bare: images a second of the encoders alone, on ready batches.
+        stage_one: of `cache-features`: decoding, both encoders, writing.
+        prediction: of `predict --end-to-end`: decoding, the whole network, writing.
+    """
+
+    images: int
+    bare: float
+    stage_one: float
+    prediction: float
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """`eval` against pysodmetrics in a loop.
+
+    Attributes:
+        images, workers: how many.
+        library, ours: images a second.
+        speedup: the median of the rounds' ratios.
+        same: whether every digit of every metric is.
+    """
+
+    images: int
+    workers: int
+    library: float
+    ours: float
+    speedup: float
+    same: bool
+
+
+def measure_stages(
+    architecture: Architecture,
+    hiera: "Hiera",
+    dino: "VisionTransformer",
+    runtime: Runtime,
+    count: int,
+    below: Path,
+    progress: Progress = SILENT,
+) -> StageRow:
+    """One pass each over `count` drawn images; stores and masks go below the folder `below` and away again."""
+    settings = ExtractionSettings(views=1, batch_size=batch_size_for(runtime))
+    below.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
+        data, features = Path(folder) / "data", Path(folder) / "features"
+        draw_dataset(data, train=count, test=1, progress=progress)
+        network = runtime.place(DSUNet(architecture, hiera, dino, torch.float16).eval())
+        bare = _bare(network, runtime, settings.batch_size or 1, count, progress)
+        split = next(split for split in find_dataset(str(data), data) if split.kind == "train")
+        source = SourceFolder.of(split, str(data), data, None, None)
+        digests = {"hiera": "bench", "dino": "bench"}
+        plan = plan_extraction(split, source, architecture, settings, runtime, digests, features)
+        started = time.perf_counter()
+        extract(plan, network, runtime, progress)
+        stage_one = count / (time.perf_counter() - started)
+        targets = tuple(Target(p.name, p.image, Path(folder) / "masks" / f"{p.name}.png") for p in split.pairs)
+        targets[0].output.parent.mkdir()
+        job = Job("drawn", targets, "none", None, None, earliest(architecture))
+        started = time.perf_counter()
+        predict_job(network, job, targets, PredictionSettings(), runtime, Outcome(), progress)
+        return StageRow(count, bare, stage_one, count / (time.perf_counter() - started))
+
+
+def _bare(network: DSUNet, runtime: Runtime, batch_size: int, count: int, progress: Progress) -> float:
+    """Images a second of both encoders on batches that lie ready on the device."""
+    batch = images(network.architecture, batch_size, dino=True).to(runtime.device)
+    assert batch.pixels is not None
+    assert batch.dino_pixels is not None
+    pixels, dino_pixels = normalize_pixels(batch.pixels), normalize_pixels(batch.dino_pixels)
+
+    def run(size: int) -> None:
+        with runtime.autocast():
+            network.prefix(pixels[:size], dino_pixels[:size], DEFAULT_LEVELS)
+
+    run(1)
+    wait_for(runtime.device)
+    started = time.perf_counter()
+    with progress.task("encoders alone", count) as task:
+        for start in range(0, count, batch_size):
+            run(min(batch_size, count - start))
+            task.advance(min(batch_size, count - start))
+        wait_for(runtime.device)
+    return count / (time.perf_counter() - started)
+
+
+def measure_eval(runtime: Runtime, count: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
+    """Drawn masks and blurred ones in place of predictions, judged both ways."""
+    with TemporaryDirectory(prefix="dsu-bench-") as folder:
+        draw_dataset(Path(folder), train=count, test=1, progress=progress)
+        truths = sorted((Path(folder) / "train" / "masks").iterdir())
+        predictions = Path(folder) / "predictions"
+        predictions.mkdir()
+        cases = []
+        for truth in truths:
+            with Image.open(truth) as mask:
+                small = mask.convert("L").resize((24, 24), Image.Resampling.BILINEAR)
+                small.resize(mask.size, Image.Resampling.BILINEAR).save(predictions / f"{truth.stem}.png")
+            cases.append(Case(truth.stem, predictions / f"{truth.stem}.png", truth))
+        figures: dict[str, dict[str, float]] = {}
+
+        def library() -> None:
+            meters = Meters()
+            for case in cases:
+                meters.step(read_mask(case.prediction), read_mask(case.truth), normalize=True)
+            figures["library"] = meters.averages()[0]
+
+        def ours() -> None:
+            figures["ours"] = evaluate(cases).metrics
+
+        taken = take_turns({"library": library, "ours": ours}, rounds, runtime, progress)
+    return EvalRow(
+        count,
+        os.cpu_count() or 1,
+        count / taken["library"].median,
+        count / taken["ours"].median,
+        ratio(taken["ours"], taken["library"]),
+        figures["library"] == figures["ours"],
+    )

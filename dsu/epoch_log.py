@@ -1,0 +1,113 @@
+"""What is counted while an epoch runs, and the table of epochs."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsu.errors import DsuError
+
+__all__ = ["COLUMNS", "EpochLog", "as_csv"]
+
+COLUMNS: Final = (
+    *("epoch", "lr", "loss", "loss_D1", "loss_D2", "loss_D3"),
+    *("val_loss", "val_S", "val_MAE", "val_IoU"),
+    *("seconds", "images_per_second", "data_wait", "peak_memory_gb"),
+)
+"""Of `metrics.csv`: D1..D3 are the side outputs, deepest first; data_wait is a share of the epoch's time."""
+
+
+def as_csv(history: Sequence[Mapping[str, float]]) -> bytes:
+    """Epochs' rows under `COLUMNS`; what was not measured stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()
+
+
+@dataclass
+class EpochLog:
+    """Losses, time and waiting of the epoch that runs.
+
+    Losses are fetched from the device only every so often, because a fetch waits for the device.
+
+    Attributes:
+        every: steps between two fetches.
+        steps, samples: done in this epoch, those before an interruption included.
+        seconds, waited: of this epoch, likewise; `waited` is what the steps waited for their data.
+        recent: the total loss fetched last.
+    """
+
+    every: int
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    recent: float = math.nan
+    _sum: np.ndarray = field(default_factory=lambda: np.zeros(4))
+    _pending: list[tuple[tuple[str, ...], Tensor]] = field(default_factory=list)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def add(self, names: tuple[str, ...], losses: Tensor, waited: float) -> None:
+        """Count one step: its samples, its four losses (total, D1..D3) and the seconds that it waited for data."""
+        self._pending.append((names, losses))
+        self.steps += 1
+        self.samples += len(names)
+        self.waited += waited
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        if len(self._pending) >= self.every:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Take pending losses in. Raises `DsuError` naming the samples of a batch whose loss is not finite."""
+        if not self._pending:
+            return
+        values = torch.stack([losses for _, losses in self._pending]).double().cpu().numpy()
+        for (names, _), row in zip(self._pending, values, strict=True):
+            if not np.isfinite(row).all():
+                raise DsuError(
+                    f"The loss is not finite ({row[0]}) in the batch of {', '.join(names)}: look at these images and "
+                    f"masks, lower --lr, or try --precision fp32; the last checkpoint is from before."
+                )
+            self._sum += row * len(names)
+        self.recent = float(values[-1, 0])
+        self._pending = []
+
+    def remark(self) -> str:
+        """For the progress line."""
+        return f"loss {self.recent:.3f} · data wait {self.waited / max(self.seconds, 1e-9):.0%}"
+
+    def row(self) -> dict[str, float]:
+        """Of an epoch that is over: losses as means over samples, rate and waiting."""
+        self.fetch()
+        total, *sides = (float(value) for value in self._sum / self.samples)
+        return {
+            "loss": total,
+            "loss_D1": sides[0],
+            "loss_D2": sides[1],
+            "loss_D3": sides[2],
+            "seconds": self.seconds,
+            "images_per_second": self.samples / self.seconds,
+            "data_wait": self.waited / self.seconds,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        self.fetch()
+        kept = {name: getattr(self, name) for name in ("steps", "samples", "seconds", "waited", "recent")}
+        return kept | {"sum": self._sum.tolist()}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], every: int) -> "EpochLog":
+        """The log of an epoch that was interrupted, from its `state`."""
+        kept = {name: value for name, value in state.items() if name != "sum"}
+        return cls(every, **kept, _sum=np.array(state["sum"]))

@@ -1,0 +1,48 @@
+"""Writing files so that none is ever half there."""
+
+import hashlib
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from dsu.errors import DsuError
+
+__all__ = ["make_folder", "write_durably"]
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, unless it is there. Raises `DsuError` naming it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file stands there" if isinstance(error, FileExistsError) else error.strerror or error
+        raise DsuError(
+            f"The folder {path} can't be made ({reason}): mend the path or free some space, and run again."
+        ) from error
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write beside, flush to disk, then take the name: a reader finds the old content or the new, never half.
+
+    The folder must be there: one that has vanished (an unmounted disk) is not quietly made anew somewhere else.
+    Raises `DsuError` naming the file; nothing of it is left then.
+    """
+    # A name of its own for each file and writer, and short: the file's own may be as long as names can be.
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    beside = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise DsuError(
+            f"{path} can't be written ({error.strerror or error}): free some space or mend the folder, and run again; "
+            f"what is finished stays finished."
+        ) from error

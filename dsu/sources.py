@@ -1,0 +1,57 @@
+"""Where a split's images lie, in words that find them again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsu.datasets import Split, find_dataset, is_benchmark
+from dsu.errors import DsuError
+
+__all__ = ["SourceFolder"]
+
+
+@dataclass(frozen=True)
+class SourceFolder:
+    """How a split's images were found, to find them again: kept in its store and in heads trained on it."""
+
+    split: str
+    dataset: str
+    kind: str
+    benchmark: bool
+    reference: str
+    data_root: str
+    images: str | None = None
+    masks: str | None = None
+
+    @classmethod
+    def of(
+        cls, split: Split, reference: str, data_root: Path, images: str | None = None, masks: str | None = None
+    ) -> "SourceFolder":
+        """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
+        return cls(
+            split=split.name,
+            dataset=split.dataset,
+            kind=split.kind,
+            benchmark=split.benchmark,
+            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, data_root),
+            data_root=str(data_root.expanduser().resolve()),
+            images=images,
+            masks=masks,
+        )
+
+    @property
+    def place(self) -> str:
+        """Where its images were: the data root, or the folder itself."""
+        return self.reference if Path(self.reference).is_absolute() else self.data_root
+
+    def find(self) -> Split | None:
+        """The split as it is now, or None where its images are gone."""
+        try:
+            found = find_dataset(self.reference, Path(self.data_root), self.images, self.masks)
+        except DsuError:
+            return None
+        return next((split for split in found if split.name == self.split), None)
+
+
+def _absolute(folder: str, data_root: Path) -> str:
+    here = Path(folder).expanduser()
+    return str((here if here.is_dir() else data_root.expanduser() / folder).resolve())

@@ -1,0 +1,43 @@
+"""A store whose writer is killed at any of its writes is gone on with to the very same bytes.
+
+At every third write by default; `DSU_KILLS=300`, or any number above that of the writes, takes every single one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from kills import Forks
+
+from dsu_cache import Store, audit
+
+KILLS = int(os.environ.get("DSU_KILLS", "30"))
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every file but the locks; a manifest under one name, since a kill may cost a number."""
+    files = [path for path in store.rglob("*") if path.is_file() and path.name not in ("lock", "readers")]
+    names = {path: str(path.relative_to(store)) for path in files}
+    names |= {path: f"generation of {path.parent.name}" for path in files if path.stem.isdecimal() and path.suffix}
+    assert len(set(names.values())) == len(files), f"two generations: {sorted(names.values())}"
+    return {names[path]: path.read_bytes() for path in files}
+
+
+def test_a_kill_at_any_write_leaves_the_same_store_in_the_end(tmp_path: Path) -> None:
+    with Forks(tmp_path, "toy_store:run") as forks:
+        whole = forks.run(["whole"])
+        assert whole.status == 0, whole.said
+        wanted = contents(tmp_path / "whole")
+        assert audit(Store.open(tmp_path / "whole")) == []
+        numbers = range(1, whole.writes + 1, 1 if whole.writes < KILLS else 3)
+        for number in numbers:
+            assert forks.run(["killed"], at_write=number, opened=number % 2 == 0).killed
+            outcome = forks.run(["killed"])
+            assert outcome.status == 0, (number, outcome.said)
+            found = contents(tmp_path / "killed")
+            assert found.keys() == wanted.keys(), number
+            assert [name for name in found if found[name] != wanted[name]] == [], number
+            shutil.rmtree(tmp_path / "killed")
+    print(f"\ntoy store: kills survived: {len(numbers)}/{len(numbers)}, of {whole.writes} writes")

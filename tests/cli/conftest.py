@@ -1,0 +1,30 @@
+"""What tests of the commands share: a house that the commands built, a folder to spoil, and the judge of refusals."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from house import House, build_house
+from rubbish import Refused
+from support import Dsu
+
+
+@pytest.fixture(scope="session")
+def house(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> House:
+    return build_house(drawn, tmp_path_factory.mktemp("house"))
+
+
+@pytest.fixture
+def mine(drawn: Path, tmp_path: Path) -> Path:
+    """A folder of one's own with four images and masks, to be spoilt."""
+    folder = tmp_path / "mine"
+    for inner in ("images", "masks"):
+        (folder / inner).mkdir(parents=True)
+        for path in sorted((drawn / "train" / inner).iterdir())[:4]:
+            shutil.copy(path, folder / inner)
+    return folder
+
+
+@pytest.fixture
+def refused(dsu: Dsu, request: pytest.FixtureRequest, tmp_path: Path, house: House, drawn: Path) -> Refused:
+    return Refused(dsu, request.node, (tmp_path, house.data.parent, drawn))

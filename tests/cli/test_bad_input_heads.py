@@ -1,0 +1,265 @@
+"""Bad heads, predictions and ground truths."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from house import House
+from PIL import Image
+from rubbish import Refused, run_code, truncate
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support import Dsu
+
+# ---- heads and predictions ----
+
+
+def test_prediction_without_a_head(refused: Refused, tmp_path: Path) -> None:
+    refused(["predict"], "no trained head below runs/", "dsu train-head", "--head")
+    refused(["predict", "--head", "nowhere"], "nowhere", "run folder", "train one first")
+    refused(["predict", "--head", tmp_path], tmp_path, "run folder", "train one first")
+
+
+def _rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """The same tensors with other metadata."""
+    with safe_open(path, framework="pt") as file:
+        content = json.loads(file.metadata()["dsu"])
+    changed = change(content)
+    save_file(load_file(path), path, {"dsu": changed if isinstance(changed, str) else json.dumps(changed)})
+
+
+def _without(content: dict[str, Any], field: str) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != field}
+
+
+def _deeper(content: dict[str, Any], part: str, **changes: object) -> dict[str, Any]:
+    architecture = content["architecture"]
+    return {**content, "architecture": {**architecture, part: {**architecture[part], **changes}}}
+
+
+def _with_hiera(path: Path, **changes: object) -> None:
+    _rewritten(path, lambda content: _deeper(content, "hiera", **changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.write_text("words"), ("can't be read as a head", "give a head.safetensors")),
+        (truncate, ("can't be read as a head", "give a head.safetensors")),
+        (lambda path: path.write_bytes(b""), ("can't be read as a head",)),
+        (lambda path: save_file({"a": torch.zeros(1)}, path), ("no dsu head", "give a head.safetensors")),
+        (lambda path: _rewritten(path, lambda c: {**c, "format": 99, "version": "9.9"}), ("dsu 9.9", "update dsu")),
+        (lambda path: _rewritten(path, lambda c: {**c, "format": "new"}), ("settings",)),
+        (lambda path: _rewritten(path, lambda c: {**c, "stored": "int8"}), ("stored", "'float16' or 'float32'")),
+        (lambda path: _rewritten(path, lambda c: _without(c, "architecture")), ("architecture is missing",)),
+        (lambda path: _rewritten(path, lambda c: "{ not JSON"), ("damaged settings",)),
+        (lambda path: _rewritten(path, lambda c: "[1]"), ("settings",)),
+        (lambda path: _rewritten(path, lambda c: "[" * 100_000), ("damaged settings",)),
+        (lambda path: _rewritten(path, lambda c: "9" * 5000), ("damaged settings",)),
+        (lambda path: _with_hiera(path, num_heads=0), ("num_heads must be at least 1, not 0", "train it again")),
+        (lambda path: _with_hiera(path, embed_dim=2**40), ("embed_dim must be at most 8192",)),
+        (lambda path: _with_hiera(path, embed_dim=16.5), ("embed_dim must be a whole number, not 16.5",)),
+        (lambda path: _with_hiera(path, num_heads=3), ("embed_dim 16 must be a multiple of num_heads, 3",)),
+        (lambda path: _with_hiera(path, stages=[1, 2, 3]), ("stages.3 is missing",)),
+        (lambda path: _with_hiera(path, stages=[1, 0, 3, 1]), ("stages.1 must be at least 1, not 0",)),
+        (lambda path: _with_hiera(path, global_att_blocks=[3]), ("must not name block 3, the first of a Hiera stage",)),
+        (lambda path: _with_hiera(path, global_att_blocks=[70]), ("names block 70", "blocks 0 to 6")),
+        (lambda path: _with_hiera(path, window_spec=[8, 3, 16, 8]), ("window_spec must be even",)),
+        (lambda path: _with_hiera(path, window_spec=[6, 4, 16, 8]), ("a multiple of four of its first windows, 24",)),
+        (lambda path: _with_hiera(path, name="../../x"), ("name must be a name of letters",)),
+        (lambda path: _rewritten(path, lambda c: _deeper(c, "dino", patch_size=0)), ("patch_size must be at least 1",)),
+        (lambda path: _rewritten(path, lambda c: _deeper(c, "dino", other=1)), ("dino.other is no known field",)),
+        (run_code, ("can't be read as a head",)),
+    ],
+)
+def test_heads_that_are_none(
+    refused: Refused, house: House, tmp_path: Path, spoil: Callable[[Path], Any], words: Sequence[str]
+) -> None:
+    head = tmp_path / "head.safetensors"
+    shutil.copy(house.run / head.name, head)
+    spoil(head)
+    refused(["predict", house.data / "test" / "images", "--head", head, "--out", "out"], head, *words, status=1)
+
+
+def test_a_head_whose_tensors_do_not_fit(refused: Refused, house: House, tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    shutil.copy(house.run / head.name, head)
+    _rewritten(head, lambda c: {**c, "architecture": {**c["architecture"], "ablation": "C"}})
+    refused(["predict", house.data / "test", "--head", head], "tensors do not fit", "train it again", status=1)
+
+
+def test_a_head_of_other_encoder_weights(refused: Refused, house: House, tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    shutil.copy(house.run / head.name, head)
+    _rewritten(head, lambda c: {**c, "encoders": {"hiera": "a" * 64, "dino": "b" * 64}})
+    command = ["predict", "--head", head, "--cache-root", house.features]
+    refused([*command, house.data / "test" / "images"], "hiera", "aaaaaaaaaaaa", "--hiera-weights", status=1)
+    refused(command, "V: weights is", "bbbb", status=1)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        {"reference": 5},
+        {"reference": "x", "unknown": "y"},
+        {"reference": ["x"], "split": "x", "dataset": "x", "kind": "test", "benchmark": False, "data_root": "."},
+        {"reference": "x", "held_out": 5},
+    ],
+)
+def test_a_head_that_names_its_data_set_wrongly(
+    refused: Refused, house: House, tmp_path: Path, dataset: dict[str, Any]
+) -> None:
+    head = tmp_path / "head.safetensors"
+    shutil.copy(house.run / head.name, head)
+    _rewritten(head, lambda c: {**c, "dataset": dataset})
+    refused(["predict", "--head", head], "does not say rightly", "name what to predict", status=1)
+
+
+def test_a_head_that_leads_out_of_the_output_folder(refused: Refused, house: House, tmp_path: Path) -> None:
+    head = tmp_path / "deep" / "head.safetensors"
+    head.parent.mkdir()
+    shutil.copy(house.run / head.name, head)
+    folder = str(house.data / "train")
+    names = [path.stem for path in (house.data / "train" / "images").iterdir()]
+    changes = {"reference": folder, "split": "../../evil", "dataset": "evil", "kind": "all", "held_out": names}
+    _rewritten(head, lambda c: {**c, "dataset": {**c["dataset"], **changes}})
+    refused(["predict", "--head", head, "--end-to-end"], "'../../evil-VAL'", "outside of", status=1)
+
+
+def test_a_head_that_gives_no_finite_numbers(refused: Refused, house: House, tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    with safe_open(house.run / head.name, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(house.run / head.name)
+    save_file({**state, "sides.2.bias": torch.full_like(state["sides.2.bias"], torch.nan)}, head, metadata)
+    image = next((house.data / "test" / "images").iterdir())
+    refused(["predict", image, "--head", head, "--out", "out"], image, "not finite", "train the head again", status=1)
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_head_that_names_no_data_set(refused: Refused, house: House, tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    shutil.copy(house.run / head.name, head)
+    _rewritten(head, lambda c: {**c, "dataset": {}})
+    refused(["predict", "--head", head], head, "folder or image files")
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nowhere.jpg", "deep/nowhere.png", "ECSSD"])
+def test_sources_that_do_not_exist(refused: Refused, house: House, source: str) -> None:
+    error = refused(house.predict(source), source)
+    assert ("--data-root" in error) != source.endswith(("jpg", "png"))
+
+
+def test_a_source_that_is_no_image(refused: Refused, house: House, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("words")
+    error = refused(house.predict("notes.txt", "--out", "out"), "notes.txt", "no image format", status=1)
+    assert "0 written" in error and "1 skipped" in error
+
+
+def test_predictions_never_fall_on_their_inputs(refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
+    image = mine / "images" / "one.png"
+    Image.open(mine / "images" / "0000.jpg").save(image)
+    before = image.read_bytes()
+    refused(house.predict(image, "--out", image.parent), image, "over an input", "--out")
+    refused(house.predict(mine / "images", "--out", mine, "--overwrite"), image, "over an input", "--out")
+    assert image.read_bytes() == before
+
+
+def test_files_that_stand_in_the_way(dsu: Dsu, refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "out" / "0000.png"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    command = house.predict(mine / "images" / "0000.jpg", "--out", "out")
+    refused(command, "out/0000.png", "--overwrite", "--out", status=1)
+    assert foreign.read_text() == "mine"
+    dsu(*command, "--overwrite")
+    Image.open(foreign).verify()
+
+
+def test_predictions_of_another_head(dsu: Dsu, refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
+    command = house.predict(mine / "images", "--out", "out")
+    dsu(*command)
+    other = tmp_path / "head.safetensors"
+    shutil.copy(house.run / other.name, other)
+    _rewritten(other, lambda c: {**c, "epoch": 2})
+    refused([*command, "--head", other], "out", "another head", "--overwrite", "--out", status=1)
+    refused([*command, "--threshold", "0.5"], "out", "other settings", "--overwrite", status=1)
+    dsu(*command, "--head", other, "--overwrite")
+
+
+def test_a_folder_for_predictions_that_cannot_be_written(refused: Refused, house: House, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(house.predict("--out", "file"), "file", status=1)
+
+
+# ---- evaluation ----
+
+
+def test_no_predictions(refused: Refused, tmp_path: Path) -> None:
+    refused(["eval"], "no predictions below runs/", "dsu predict", "--predictions")
+    refused(["eval", "--predictions", "nowhere"], "nowhere", "--predictions")
+    (tmp_path / "empty").mkdir()
+    refused(["eval", "--predictions", "empty"], "empty", "--truth")
+
+
+@pytest.fixture
+def judged(house: House, tmp_path: Path) -> Path:
+    """A copy of the predictions, to be spoilt."""
+    shutil.copytree(house.predictions, tmp_path / "judged")
+    return tmp_path / "judged"
+
+
+def test_missing_and_extra_predictions_are_named_and_the_rest_is_judged(refused: Refused, judged: Path) -> None:
+    (judged / "shapes-TE" / "0000.png").rename(judged / "shapes-TE" / "stranger.png")
+    said = refused(["eval", "--predictions", judged], "shapes-TE: 0000 has no prediction", status=1)
+    assert "shapes-TE: stranger has no ground truth" in said and "MAE" in said
+    for path in (judged / "shapes-TE").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    refused(["eval", "--predictions", judged], "No prediction of shapes-TE", "same name")
+
+
+def test_predictions_of_another_size(dsu: Dsu, refused: Refused, judged: Path) -> None:
+    path = judged / "shapes-TE" / "0001.png"
+    Image.open(path).resize((20, 30)).save(path)
+    refused(["eval", "--predictions", judged], path, "20x30", "0001.png", "--resize", status=1)
+    dsu("eval", "--predictions", judged, "--resize")
+
+
+@pytest.mark.parametrize("spoil", [truncate, lambda path: path.write_bytes(b""), lambda path: path.write_text("x")])
+def test_predictions_that_cannot_be_read(refused: Refused, judged: Path, spoil: Callable[[Path], Any]) -> None:
+    path = judged / "shapes-TE" / "0001.png"
+    spoil(path)
+    refused(["eval", "--predictions", judged], path, "cannot be read as an image", status=1)
+
+
+def test_folders_called_like_images_are_no_predictions(refused: Refused, judged: Path) -> None:
+    (judged / "shapes-TE" / "0001.png").unlink()
+    (judged / "shapes-TE" / "0001.png").mkdir()
+    refused(["eval", "--predictions", judged], "0001 has no prediction", status=1)
+
+
+def test_ground_truth_that_is_empty_or_not_there(refused: Refused, house: House, judged: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(["eval", "--predictions", judged / "shapes-TE", "--truth", "empty"], "empty", "no images")
+    record = json.loads((judged / "predictions.json").read_text())
+    record["sets"]["shapes-TE"]["source"]["reference"] = str(tmp_path / "gone")
+    (judged / "predictions.json").write_text(json.dumps(record))
+    refused(["eval", "--predictions", judged], "shapes-TE", tmp_path / "gone", "--truth", status=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["{ not JSON", "[]", '{"sets": ["a"]}', '{"sets": {"shapes-TE": {"source": {"a": 1}}}}']
+)
+def test_a_damaged_record_of_predictions(refused: Refused, house: House, judged: Path, text: str) -> None:
+    (judged / "predictions.json").write_text(text)
+    refused(["eval", "--predictions", judged], "predictions.json", "predict again", "--truth", status=1)
+    refused(house.predict("--out", judged), "judged", "--overwrite", status=1)
+
+
+def test_a_table_that_cannot_be_written(refused: Refused, judged: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(["eval", "--predictions", judged, "--json", "file/x.json"], "folder file can't be made", status=1)

@@ -1,0 +1,254 @@
+"""Bad options and settings files: the message names the option or field, the value and what is allowed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from house import House, stage_one
+from rubbish import Refused
+from support import Dsu
+
+# ---- options ----
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--levels", "Q"), ("'Q'", "V1 to V4", "S1 to S4", "B1 to B6")),
+        (("--levels", "V,B99"), ("'B99'", "B1 to B6")),
+        (("--levels", "S5"), ("'S5'", "S1 to S4")),
+        (("--levels", "V99"), ("'V99'", "choose V")),
+        (("--views", "3"), ("--views", "1, 2, 4")),
+        (("--level-views", "0"), ("--level-views", "1, 2, 4")),
+        (("--stored", "int8"), ("--stored", "float16, float32")),
+        (("--compressor", "gzip"), ("--compressor", "zstd, blosc")),
+        (("--batch-size", "0"), ("--batch-size", "from 1 to")),
+        (("--batch-size", "-1"), ("--batch-size", "from 1 to")),
+        (("--precision", "fp8"), ("--precision", "auto, fp32, bf16")),
+        (("--device", "quantum"), ("'quantum'", "cpu, cuda or cuda:N")),
+        (("--device", "meta"), ("'meta'", "cpu, cuda or cuda:N")),
+        (("--device", "cuda:77"), ("'cuda:77'", "cpu, cuda or cuda:N")),
+        (("--preset", "huge"), ("preset", "'huge'", "large, base, small, tiny, toy")),
+        (("--preset", "lage"), ("'lage'", "did you mean 'large'?")),
+        (("--compressor", "zst"), ("--compressor", "did you mean 'zstd'?")),
+        (("--hiera-size", "999999"), ("hiera_size must be at most 4096, not 999999",)),
+        (("--hiera", "giant"), ("Hiera", "'giant'", "large, base_plus, small, tiny")),
+        (("--dino", "vitg14"), ("DINOv2", "'vitg14'", "vitl14, vitb14, vits14")),
+        (("--hiera-size", "100"), ("hiera_size", "128")),
+        (("--hiera-size", "200"), ("32", "200", "try 192")),
+        (("--dino-size", "100"), ("14", "100", "try 98")),
+        (("--images", "images"), ("--images and --masks go together",)),
+        (("--images", "photos", "--masks", "gt"), ("photos", "test, train", "--images and --masks")),
+    ],
+)
+def test_options_of_stage_one(refused: Refused, drawn: Path, options: Sequence[str], words: Sequence[str]) -> None:
+    refused(stage_one(drawn, *options), *words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(refused: Refused, house: House) -> None:
+    for command in (stage_one(house.data), house.train(), house.predict()):
+        refused([*command, "--device", "cuda"], "'cuda'", "choose cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--adapt-last", "99"), ("--adapt-last 99", "7 blocks")),
+        (("--adapt-last", "-1"), ("--adapt-last must be at least 0, not -1",)),
+        (("--val-fraction", "1.5"), ("--val-fraction must be less than 1, not 1.5",)),
+        (("--keep", "best", "--val-fraction", "0"), ("keep", "val_fraction above 0")),
+        (("--keep", "first"), ("--keep must be 'last' or 'best', not 'first'",)),
+        (("--ablation", "Z"), ("--ablation must be 'none', 'A', 'B' or 'C', not 'Z'",)),
+        (("--ablation", "B"), ("V1, V2, V3, V4", "dsu cache-features", "--levels V1,V2,V3,V4")),
+        (("--views", "3"), ("--views must be 1, 2 or 4, not 3",)),
+        (("--batch-size", "0"), ("--batch-size must be greater than 0, not 0",)),
+        (("--lr", "nan"), ("--lr must be a finite number, not nan",)),
+        (("--lr", "-1"), ("--lr must be greater than 0, not -1",)),
+        (("--hiera-size", "-32"), ("--hiera-size must be greater than 0, not -32",)),
+        (("--preset", "toi"), ("'toi'", "did you mean 'toy'?")),
+        (("--seed", "-1"), ("--seed must be at least 0, not -1",)),
+        (("--seed", "99999999999999999999"), ("--seed must be less than 9223372036854775808",)),
+        (("--val-every", "0"), ("--val-every must be greater than 0, not 0",)),
+        (("--resume-from", "S2"), ("'S2'", "choose pixels")),
+        (("--resume-from", "B99"), ("'B99'", "choose pixels")),
+        (("--precision", "fp8"), ("--precision must be 'auto', 'fp32' or 'bf16', not 'fp8'",)),
+        (("--device", "quantum"), ("'quantum'", "choose cpu")),
+        (("--preset", "huge"), ("'huge'", "large, base, small, tiny, toy")),
+        (("--preset", "tiny"), ("made with tiny", "dsu cache-features", "same options of the network")),
+    ],
+)
+def test_options_of_stage_two(refused: Refused, house: House, options: Sequence[str], words: Sequence[str]) -> None:
+    refused(house.train(*options), *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--threshold", "2"), ("--threshold", "from 0 to 1")),
+        (("--threshold", "nan"), ("--threshold", "from 0 to 1")),
+        (("--normalize", "yes"), ("--normalize", "minmax, none")),
+        (("--kind", "x"), ("--kind", "mask, overlay, cutout")),
+        (("--batch-size", "0"), ("--batch-size", "from 1 to")),
+        (("--precision", "fp8"), ("--precision", "auto, fp32, bf16")),
+    ],
+)
+def test_options_of_prediction(refused: Refused, house: House, options: Sequence[str], words: Sequence[str]) -> None:
+    refused(house.predict(*options), *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--normalize", "yes"), ("--normalize", "minmax, none")),
+        (("--workers", "0"), ("workers", "1 or more")),
+        (("nonsense",), ("'nonsense'", "shapes-TE")),
+        (("ECSSD",), ("ECSSD", "--data-root")),
+        (("--truth", "absent"), ("absent", "not a folder")),
+        (("one", "two", "--truth", "."), ("--truth", "at most one name")),
+    ],
+)
+def test_options_of_evaluation(refused: Refused, house: House, options: Sequence[str], words: Sequence[str]) -> None:
+    refused(["eval", *options, "--predictions", house.predictions], *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--steps", "0"), ("--steps", "from 1 to")),
+        (("--batch-size", "0"), ("--batch-size must be greater than 0, not 0",)),
+        (("--views", "3"), ("--views must be 1, 2 or 4, not 3",)),
+        (("--ablation", "D"), ("--ablation must be", "not 'D'")),
+        (("--resume-from", "S9"), ("'S9'", "choose")),
+        (("--seed", "-2"), ("--seed must be at least 0",)),
+        (("--precision", "int4"), ("--precision must be", "not 'int4'")),
+        (("--device", "tpu"), ("'tpu'", "choose cpu")),
+        (("--preset", "smal"), ("'smal'", "did you mean 'small'?")),
+        (("nowhere",), ("of nowhere", "dsu cache-features nowhere")),
+        (("--adapt-last", "99"), ("--adapt-last 99", "7 blocks")),
+        (("--cache-root", "x"), ("below x", "dsu cache-features")),
+        (("--config", "absent.yaml"), ("absent.yaml", "No such file")),
+    ],
+)
+def test_options_of_the_check_of_equivalence(
+    refused: Refused, house: House, options: Sequence[str], words: Sequence[str]
+) -> None:
+    refused(["check-equivalence", "--cache-root", house.features, *options], *words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train-head", "--epochs", "many"),
+        ("train-head", "--lr", "fast"),
+        ("cache-features",),
+        ("cache-features", "x", "--foreground", "white"),
+        ("predict", "--threshold", "half"),
+        ("eval", "--workers", "all"),
+        ("predict", "--nonsense"),
+        ("nonsense",),
+    ],
+)
+def test_words_that_are_no_numbers_and_options_that_do_not_exist(dsu: Dsu, arguments: Sequence[str]) -> None:
+    said = dsu(*arguments, exit_code=2).output
+    wrong = next((word for word in arguments if word.startswith("--")), "Missing argument")
+    assert "Usage: " in said and ((wrong in said) or "No such command" in said)
+
+
+# ---- settings files ----
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ("can't be read", "No such file")),
+        ("epochs: [1", ("no valid YAML",)),
+        ("- epochs\n- lr\n", ("field: value", "epochs: 20")),
+        ("1: 2\n", ("field: value",)),
+        ("just words", ("field: value",)),
+        ("epoch: 3\n", ("epoch is no known field; did you mean 'epochs'?",)),
+        ("Learning: 3\n", ("Learning is no known field; known fields are dataset, preset",)),
+        ("epochs: many\n", ("epochs must be a whole number, not 'many'",)),
+        ("epochs: 2.5\n", ("epochs must be a whole number, not 2.5",)),
+        ("epochs: [3]\n", ("epochs must be a whole number, not [3]",)),
+        ("epochs: {a: 3}\n", ("epochs must be a whole number, not {'a': 3}",)),
+        ("epochs: yes\n", ("epochs must be a value, not yes",)),
+        ("epochs:\n", ("epochs must be a whole number, not None",)),
+        ("epochs: 3\nepochs: 4\n", ("epochs stands twice in line 2",)),
+        ("lr: .nan\n", ("lr must be a finite number, not nan",)),
+        ("lr: .inf\n", ("lr must be a finite number, not inf",)),
+        ("lr: -0.1\n", ("lr must be greater than 0, not -0.1",)),
+        ("hiera_size: -352\n", ("hiera_size must be greater than 0, not -352",)),
+        ("seed: 1e400\n", ("seed must be",)),
+        ("val_fraction: 1.0\n", ("val_fraction must be less than 1, not 1.0",)),
+        ("weight_decay: heavy\n", ("weight_decay must be a number, not 'heavy'",)),
+        ("views: 3\n", ("views must be 1, 2 or 4, not 3",)),
+        ("device: 5\n", ("device must be text, not 5",)),
+        ("dataset: [a, b]\n", ("dataset must be text, not ['a', 'b']",)),
+        ("end_to_end: perhaps\n", ("end_to_end must be true or false, not 'perhaps'",)),
+        ("bce: other\n", ("bce must be 'plain' or 'weighted', not 'other'",)),
+        ("epochs: many\nlr: -1\n", ("epochs must be a whole number, not 'many'; lr must be greater than 0, not -1",)),
+        ("stages: 2021-02-30\n", ("no valid YAML",)),
+        ("epochs: !!python/object/apply:os.mkdir [ran]\n", ("no valid YAML", "could not determine a constructor")),
+        ("epochs: &a [*a]\n", ("epochs must be a whole number",)),
+        ("epochs: " + "[" * 4000, ("no valid YAML", "nested too deeply")),
+        (
+            "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
+            + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+            + "epochs: *a11\n",
+            ("epochs must be a whole number",),
+        ),
+        ("epochs: " + "9" * 5000, ("no valid YAML", "4300 digits")),
+    ],
+)
+def test_settings_files(refused: Refused, house: House, tmp_path: Path, text: str | None, words: Sequence[str]) -> None:
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text)
+    command = ["train-head", "--cache-root", house.features, "--config", "mine.yaml"]
+    refused(command, "mine.yaml", *words)
+
+
+def test_a_settings_file_that_is_no_text(refused: Refused, house: House, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    refused(house.train("--config", "mine.yaml"), "mine.yaml", "no valid YAML")
+    refused(house.train("--config", tmp_path), tmp_path, "can't be read")
+
+
+def test_an_option_on_top_of_a_settings_file_is_not_blamed_on_the_file(
+    refused: Refused, house: House, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("epochs: 3\n")
+    error = refused(
+        house.train("--config", "mine.yaml", "--val-fraction", "7"), "--val-fraction must be less than 1, not 7"
+    )
+    assert "mine.yaml" not in error
+
+
+# ---- the rest ----
+
+
+def test_interruption_is_one_sentence(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dsu.extraction._Extraction.run", interrupt)
+    refused(stage_one(drawn), "Stopped.", "run the same command again", status=130)
+
+
+def test_too_little_memory_is_one_sentence(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+    def exhaust(*arguments: object, **options: object) -> None:
+        raise errors.pop()
+
+    monkeypatch.setattr("dsu.extraction._Extraction.run", exhaust)
+    while errors:
+        refused(stage_one(drawn), "too little memory", "--batch-size", "--preset", status=1)
+
+
+def test_settings_written_by_a_run_are_settings(dsu: Dsu, house: House) -> None:
+    written = yaml.safe_load((house.run / "settings.yaml").read_text())
+    assert written["epochs"] == 1
+    dsu(*house.train("--config", house.run / "settings.yaml"))

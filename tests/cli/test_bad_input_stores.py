@@ -1,0 +1,266 @@
+"""Bad stores and runs: what is damaged is named, with the way out."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from house import House, stage_one
+from PIL import Image
+from rubbish import Refused, run_code, truncate
+from support import TINY, Dsu
+
+# ---- stores ----
+
+
+def test_training_without_any_store(refused: Refused) -> None:
+    refused(["train-head"], "training features", "below features", "dsu cache-features", "--end-to-end")
+    refused(["train-head", "DUTS", "--cache-root", "x"], "of DUTS", "below x", "dsu cache-features DUTS")
+
+
+def test_what_was_made_otherwise_is_refused_by_field(refused: Refused, house: House) -> None:
+    roots = ("--cache-root", house.features)
+    for options, field in (
+        (("--stored", "float32"), "V: type is 'float16' in the store, 'float32' is wanted"),
+        (("--precision", "bf16"), "V: precision is 'fp32' in the store, 'bf16' is wanted"),
+        (("--foreground", 255), "mask: reading is"),
+    ):
+        refused(stage_one(house.data, *roots, *options), field, "--rebuild", "--cache-root", status=1)
+    refused(house.train("--precision", "bf16"), "V: precision is 'fp32'", status=1)
+
+
+def test_a_damaged_store_is_named(refused: Refused, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    for text in ("{ not JSON", '{"zarr_format": 3}', ""):
+        (mine.store / "zarr.json").write_text(text)
+        for command in (mine.train(), stage_one(mine.data, "--cache-root", mine.features)):
+            refused(command, mine.store, "again", status=1)
+
+
+@pytest.mark.parametrize("damage", ["array", "manifest", "attributes"])
+def test_a_store_with_a_damaged_part_is_named(refused: Refused, house: House, tmp_path: Path, damage: str) -> None:
+    mine = house.copied(tmp_path)
+    if damage == "array":
+        (mine.store / "V" / "zarr.json").write_text("{ not JSON")
+    elif damage == "manifest":
+        for path in (mine.store / "manifest").glob("0*.json"):
+            truncate(path)
+    else:
+        content = json.loads((mine.store / "zarr.json").read_text())
+        content["attributes"]["attributes"] = {"source": {}, "architecture": {}}
+        (mine.store / "zarr.json").write_text(json.dumps(content))
+    refused(mine.train(), mine.store, status=1)
+
+
+def test_a_store_of_a_newer_version(refused: Refused, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    content = json.loads((mine.store / "zarr.json").read_text())
+    content["attributes"]["store"]["format"] = 99
+    (mine.store / "zarr.json").write_text(json.dumps(content))
+    equivalence = ["check-equivalence", mine.data, "--cache-root", mine.features]
+    for command in (mine.train(), stage_one(mine.data, "--cache-root", mine.features), equivalence):
+        refused(command, mine.store, "99", "version", status=1)
+
+
+def _noted(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a store says of itself, as a program would that knows its checksums."""
+    from dsu_cache import Store
+
+    opened = Store.open(store)
+    attributes = json.loads(json.dumps(opened.attributes))
+    change(attributes)
+    with opened.lock():
+        opened.set_attributes(attributes)
+
+
+def test_a_store_whose_data_set_leads_elsewhere(refused: Refused, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    _noted(mine.store, lambda attributes: attributes["source"].update(split="../../evil"))
+    refused(["train-head", "--cache-root", mine.features, "--epochs", "1"], "'../../evil-", "--out", status=1)
+
+
+def test_a_store_whose_samples_lead_elsewhere(refused: Refused, house: House, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from dsu_cache import Store
+
+    mine = house.copied(tmp_path)
+    [path] = (mine.features / "shapes-TE").iterdir()
+    _noted(path, lambda attributes: attributes["source"].update(reference=str(tmp_path / "gone")))
+    store = Store.open(path)
+    with store.lock():
+        entries = {f"../../../{name}": entry for name, entry in store.manifest.entries.items()}
+        store.set_manifest(replace(store.manifest, entries=entries))
+    refused(mine.predict("shapes-TE", "--out", "out"), "'../../../0000'", "outside of out", status=1)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"), [("hiera", {"num_heads": 0}), ("dino", {"patch_size": "wide"}), ("hiera", {"name": "../x"})]
+)
+def test_a_store_with_foreign_encoders(
+    refused: Refused, house: House, tmp_path: Path, part: str, changes: dict[str, object]
+) -> None:
+    mine = house.copied(tmp_path)
+    _noted(mine.store, lambda attributes: attributes["architecture"][part].update(changes))
+    refused(mine.train(), mine.store, "was not written by this dsu", "remove it", status=1)
+
+
+def _shard(store: Path, name: str) -> Path:
+    return next(path for path in sorted((store / name / "c" / "0" / "0").rglob("*")) if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["V", "pixels", "mask"])
+def test_a_shard_that_was_deleted(dsu: Dsu, refused: Refused, house: House, tmp_path: Path, name: str) -> None:
+    mine = house.copied(tmp_path)
+    _shard(mine.store, name).unlink()
+    error = refused(mine.train(), name, "dsu cache-features", status=1 if name != "V" else 2)
+    assert "every sample" not in error
+    dsu("cache-features", mine.data, *TINY, "--levels", "V", "--cache-root", mine.features)
+    if name == "V":
+        dsu(*mine.train())
+
+
+@pytest.mark.parametrize("name", ["V", "mask"])
+def test_a_flipped_bit_is_named_with_its_sample(refused: Refused, house: House, tmp_path: Path, name: str) -> None:
+    mine = house.copied(tmp_path)
+    shard = _shard(mine.store, name)
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    refused(mine.train("--views", "1"), f"'{name}'", "'0000'", shard, "dsu cache-features", status=1)
+
+
+def test_a_store_that_another_process_writes(refused: Refused, house: House, tmp_path: Path) -> None:
+    from dsu_cache import Store
+
+    mine = house.copied(tmp_path)
+    with Store.open(mine.store).lock():
+        refused(stage_one(mine.data, "--cache-root", mine.features), mine.store, "wait until it ends", status=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_do_not_fit_are_named_with_their_sample(
+    refused: Refused, mine: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    from dsu.network.network import DSUNet
+
+    prefix = DSUNet.prefix
+
+    def overflowing(self: DSUNet, *arguments: Any) -> dict[str, torch.Tensor]:
+        found = prefix(self, *arguments)
+        found["V"][2] = value
+        return found
+
+    monkeypatch.setattr(DSUNet, "prefix", overflowing)
+    refused(stage_one(mine), "V of 0002", "not finite as float16", "--stored float32", status=1)
+
+
+def test_a_disk_that_is_too_small(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    refused(stage_one(drawn), "0.0 GB free", "--levels V", "--views 1", "--compressor", "--cache-root", status=1)
+
+
+def test_a_disk_that_fills_up(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsu_cache import Store
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write_shard", full)
+    refused(stage_one(drawn), "features/shapes-TR", "No space left on device", "free some space", status=1)
+
+
+def test_a_cache_root_that_cannot_be_written(refused: Refused, drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(stage_one(drawn, "--cache-root", "file"), "file/shapes-TR", "may be written", status=1)
+
+
+def test_an_image_that_changed_since_it_was_cached(dsu: Dsu, refused: Refused, mine: Path) -> None:
+    dsu(*stage_one(mine))
+    image = mine / "images" / "0001.jpg"
+    Image.open(image).rotate(180).save(image)
+    refused(["train-head"], "1 changed (0001)", f"dsu cache-features {mine}", status=1)
+    image.write_bytes(b"")
+    refused(["train-head"], "0001", f"dsu cache-features {mine}", status=1)
+
+
+def test_the_check_of_equivalence_wants_the_images_of_the_store(refused: Refused, mine: Path, tmp_path: Path) -> None:
+    refused.handled(stage_one(mine), count=0)
+    command = ["check-equivalence", "--views", "1", "--steps", "1"]
+    (tmp_path / "file").write_text("")
+    refused([*command, "--json", "file/x.json"], "folder file can't be made (a file stands there)", status=1)
+    image, mask = mine / "images" / "0001.jpg", mine / "masks" / "0002.png"
+    contents = image.read_bytes(), mask.read_bytes()
+    for path in (image, mask):
+        truncate(path)
+        refused(command, path.stem, f"dsu cache-features {mine}", status=1)
+        image.write_bytes(contents[0])
+        mask.write_bytes(contents[1])
+    image.unlink()
+    refused(command, "0001", f"dsu cache-features {mine}", status=1)
+
+
+def test_a_data_set_that_is_gone_is_said(dsu: Dsu, refused: Refused, mine: Path) -> None:
+    dsu(*stage_one(mine))
+    shutil.rmtree(mine)
+    said = dsu("train-head", "--epochs", "1", "--views", "1").output
+    assert f"The images of mine are not at {mine}" in said
+    refused(["predict"], mine, "--data-root")
+    refused(["check-equivalence", "--views", "1"], mine, status=1)
+    refused(["train-head", "--end-to-end"], mine, "where they are now", status=1)
+
+
+# ---- runs ----
+
+
+def test_going_on_with_a_run_that_is_not_there(refused: Refused, house: House, tmp_path: Path) -> None:
+    refused(house.train("--resume"), "no unfinished run", "runs/", "--out")
+    refused(house.train("--resume", "--out", "nowhere"), "nowhere", "--resume")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_going_on_with_other_settings(refused: Refused, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    command = ["train-head", "--cache-root", mine.features, "--out", mine.run, "--resume"]
+    refused([*command, "--lr", "0.5", "--epochs", "1"], "lr 0.001 -> 0.5", mine.run, "--out")
+
+
+def test_a_folder_that_holds_a_run(refused: Refused, house: House) -> None:
+    refused(house.train("--out", house.run), house.run, "--resume", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "words"),
+    [
+        ("checkpoint.pt", lambda path: path.write_text("words"), ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", truncate, ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", run_code, ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", lambda path: torch.save({"head": {}}, path), ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", lambda path: path.unlink(), ("no checkpoint", "--resume")),
+        ("settings.yaml", lambda path: path.write_text("epochs: ["), ("settings.yaml", "anew")),
+        ("settings.yaml", lambda path: path.write_text("words"), ("settings.yaml", "anew")),
+        ("settings.yaml", lambda path: path.unlink(), ("settings.yaml", "anew")),
+    ],
+)
+def test_a_run_that_was_damaged(
+    refused: Refused, house: House, tmp_path: Path, name: str, spoil: Callable[[Path], Any], words: Sequence[str]
+) -> None:
+    mine = house.copied(tmp_path)
+    spoil(mine.run / name)
+    command = ["train-head", "--cache-root", mine.features, "--out", mine.run, "--resume", "--epochs", "1"]
+    refused(command, mine.run, *words, status=1)
+    assert not (mine.run / "ran").exists()
+
+
+def test_a_run_folder_that_cannot_be_written(refused: Refused, house: House, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(house.train("--out", "file"), "file", status=1)
+
+
+def test_a_loss_that_is_not_finite_names_the_batch(refused: Refused, house: House) -> None:
+    command = ["train-head", "--cache-root", house.features, "--epochs", "9", "--lr", "1e30", "--batch-size", "2"]
+    refused(command, "loss is not finite", "in the batch of 00", "--lr", "checkpoint", status=1)

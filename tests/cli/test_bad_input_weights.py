@@ -1,0 +1,189 @@
+"""Bad weights of the encoders and checkpoints: named, and no code in them is run."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from house import House
+from rubbish import Code, Refused, run_code, truncate
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network and an empty cache, as HF_HUB_OFFLINE=1 and HF_HOME have it before the first import."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        ("S4", ("sam2.1_hiera_tiny.pt", "facebook/sam2.1-hiera-tiny", "--hiera-weights", "DSU_HIERA")),
+        ("V", ("model.safetensors", "timm/vit_small_patch14_dinov2", "--dino-weights", "DSU_DINO")),
+    ],
+)
+def test_pretrained_weights_that_are_not_there(refused: Refused, drawn: Path, level: str, words: Sequence[str]) -> None:
+    refused(["cache-features", drawn, "--preset", "tiny", "--levels", level], *words, status=1)
+
+
+def _run_code_in_zip(path: Path) -> None:
+    torch.save({"model": Code(path)}, path)
+
+
+def _half_a_checkpoint(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1000)}}, path)
+    truncate(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, ("not at",)),
+        (lambda path: path.mkdir(), ("not at",)),
+        (lambda path: path.write_text("weights"), ("checkpoint",)),
+        (lambda path: path.write_bytes(b""), ("can't be read", "fetch it again")),
+        (_half_a_checkpoint, ("can't be read", "fetch it again")),
+        (run_code, ("code out of a checkpoint is never run",)),
+        (_run_code_in_zip, ("code out of a checkpoint is never run",)),
+        (lambda path: torch.save({"model": [1, 2]}, path), ("no state dict of tensors",)),
+        (lambda path: torch.save({"model": {"a": torch.zeros(2)}}, path), ("checkpoint of", "published file")),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), ("code out of a checkpoint is never run",)),
+        (os.mkfifo, ("not at",)),
+    ],
+)
+@pytest.mark.parametrize(("level", "option"), [("S4", "--hiera-weights"), ("V", "--dino-weights")])
+def test_files_of_weights_that_are_none(
+    refused: Refused,
+    drawn: Path,
+    tmp_path: Path,
+    level: str,
+    option: str,
+    make: Callable[[Path], Any],
+    words: Sequence[str],
+) -> None:
+    path = tmp_path / "weights.pt"
+    make(path)
+    command = ["cache-features", drawn, "--preset", "tiny", "--levels", level, option, path]
+    refused(command, path, *words, status=1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_size(refused: Refused, drawn: Path, tmp_path: Path) -> None:
+    from dsu.architecture import DINOS
+    from dsu.encoders.dino import build_dino
+
+    path = tmp_path / "other.safetensors"
+    save_file(build_dino(DINOS["toy"], 126).state_dict(), path)
+    command = ["cache-features", drawn, "--preset", "tiny", "--levels", "V", "--dino-weights", path]
+    refused(command, path, "DINOv2 checkpoint of vits14", "published file of that size", status=1)
+
+
+# ---- the authors' checkpoints ----
+
+_SAM, _DINO = "backbone_sam.sam_encoder.", "backbone_dino.dino_encoder."
+
+
+@pytest.fixture(scope="module")
+def published(house: House) -> dict[str, torch.Tensor]:
+    """A checkpoint under the authors' names."""
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.published import export_head
+
+    return export_head(house.run / "head.safetensors", EncoderWeights())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, ("no checkpoint at", "check the path")),
+        (lambda path: path.mkdir(), ("no checkpoint at", "check the path")),
+        (os.mkfifo, ("no checkpoint at", "check the path")),
+        (lambda path: path.symlink_to(path), ("no checkpoint at", "check the path")),
+        (lambda path: path.write_bytes(b""), ("can't be read as a checkpoint", "fetch it again")),
+        (lambda path: path.write_text("words"), ("no file of weights alone", "give a file of tensors")),
+        (_half_a_checkpoint, ("can't be read as a checkpoint", "fetch it again")),
+        (run_code, ("code out of a checkpoint is never run",)),
+        (_run_code_in_zip, ("code out of a checkpoint is never run",)),
+        (lambda path: torch.save([torch.zeros(1)], path), ("no state dict of tensors",)),
+        (lambda path: torch.save({}, path), ("no checkpoint of the published program", "is missing")),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), ("no checkpoint of the published program",)),
+    ],
+)
+def test_files_that_are_no_checkpoint(
+    refused: Refused, tmp_path: Path, make: Callable[[Path], Any], words: Sequence[str]
+) -> None:
+    path = tmp_path / "authors.pth"
+    make(path)
+    refused(["import-checkpoint", path, "-o", "head.safetensors"], path, *words, status=1)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "head.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"side1.bias": None}, ("1 keys are missing", "side1.bias")),
+        ({"other": torch.zeros(1)}, ("1 are unknown", "other")),
+        ({"side1.bias": torch.zeros(7)}, ("tensors do not fit", "size mismatch")),
+        ({f"{_SAM}patch_embed.proj.weight": torch.zeros(())}, ("other shapes",)),
+        ({f"{_SAM}patch_embed.proj.weight": torch.zeros(5)}, ("of no official size", "width 5")),
+        ({f"{_DINO}pos_embed": torch.zeros(1, 1, 48)}, ("position table fits no network", "dino_size")),
+        ({f"{_DINO}pos_embed": torch.zeros(3)}, ("other shapes",)),
+        ({"dino2sam_down14.depthwise.wt_filter": torch.zeros(())}, ("wt_filter", "no Haar filter")),
+        ({"dino2sam_down14.depthwise.iwt_filter": torch.ones(5, 3)}, ("iwt_filter", "no Haar filter")),
+    ],
+)
+def test_checkpoints_with_other_tensors(
+    refused: Refused,
+    tmp_path: Path,
+    published: dict[str, torch.Tensor],
+    changed: dict[str, torch.Tensor | None],
+    words: Sequence[str],
+) -> None:
+    state = {name: tensor for name, tensor in {**published, **changed}.items() if tensor is not None}
+    torch.save(state, tmp_path / "authors.pth")
+    refused(["import-checkpoint", "authors.pth"], "authors.pth can't be imported", *words, status=1)
+
+
+def test_a_head_of_ones_own_is_no_published_checkpoint(refused: Refused, house: House) -> None:
+    head = house.run / "head.safetensors"
+    refused(["import-checkpoint", head, "-o", "other.safetensors"], head, "no checkpoint of the published", status=1)
+
+
+@pytest.mark.parametrize("command", [("import-checkpoint", "{}/authors.pth"), ("export-checkpoint", "{}")])
+def test_files_of_checkpoints_that_cannot_be_written(
+    refused: Refused, house: House, tmp_path: Path, published: dict[str, torch.Tensor], command: Sequence[str]
+) -> None:
+    torch.save(published, tmp_path / "authors.pth")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("precious")
+    words = [command[0], command[1].format(tmp_path if "import" in command[0] else house.run)]
+    refused([*words, "-o", "file"], "file stands already", "--overwrite")
+    refused([*words, "-o", "folder", "--overwrite"], "folder stands already", "give another --out")
+    refused([*words, "-o", "file/within/x"], "file/within", "Not a directory", "mend the path", status=1)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "status"),
+    [
+        (lambda path: None, ("no head at", "train one first"), 2),
+        (lambda path: path.mkdir(), ("no head at", "train one first"), 2),
+        (lambda path: path.write_text("words"), ("can't be read as a head",), 1),
+        (lambda path: path.write_bytes(b""), ("can't be read as a head",), 1),
+        (run_code, ("can't be read as a head",), 1),
+        (lambda path: save_file({"a": torch.zeros(1)}, path), ("no dsu head",), 1),
+    ],
+)
+def test_heads_that_cannot_be_exported(
+    refused: Refused, tmp_path: Path, make: Callable[[Path], Any], words: Sequence[str], status: int
+) -> None:
+    make(tmp_path / "mine.safetensors")
+    refused(["export-checkpoint", "mine.safetensors"], "mine.safetensors", *words, status=status)
+    assert not (tmp_path / "checkpoint.pth").exists() and not (tmp_path / "ran").exists()

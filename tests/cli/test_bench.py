@@ -1,0 +1,39 @@
+import json
+from pathlib import Path
+
+import pytest
+from support import TINY, Dsu
+
+
+@pytest.mark.slow
+def test_bench_measures_the_network_and_leaves_nothing(dsu: Dsu) -> None:
+    arguments = (
+        "--parts",
+        "steps,reading,stages",
+        "--random-weights",
+        "--rounds",
+        1,
+        "--images",
+        2,
+        "--batch-size",
+        2,
+        "--json",
+        "bench.json",
+        "--quiet",
+    )
+    text = dsu("bench", *TINY, *arguments).output
+    for expected in ("end to end, N = all", "from the store, N = 0", "of memory maps", "cache-features", "predict"):
+        assert expected in text
+    figures = json.loads(Path("bench.json").read_text())
+    steps = {step["name"]: step for step in figures["steps"]}
+    assert steps["end to end, N = all"]["flop"] > steps["from the store, N = all"]["flop"] > 0
+    assert steps["from the store, N = all, as published"]["flop"] > steps["from the store, N = all"]["flop"]
+    assert steps["from the store, N = 0"]["wait"] is not None
+    assert figures["evaluation"] is None
+    assert figures["stages"]["images"] == 2
+    assert list(Path("features").iterdir()) == []
+
+
+def test_bench_names_what_it_does_not_know(dsu: Dsu) -> None:
+    assert "steps, reading, stages, eval" in dsu("bench", "--parts", "speed", exit_code=2).output
+    assert "--rounds" in dsu("bench", "--rounds", 0, exit_code=2).output

@@ -1,0 +1,113 @@
+"""What `dsu bench` computes from its timings; that it runs is tested with the command."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import toy_network
+
+from dsu.architecture import build_architecture
+from dsu.bench.drawn import depths, draw_store, images
+from dsu.bench.reading import ReadRow
+from dsu.bench.report import Report, markdown_table
+from dsu.bench.stages import measure_eval
+from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, PUBLISHED, STORE, StepRow
+from dsu.bench.timing import Timing, matrix_rate, ratio, take_turns
+from dsu.network.resume import resume_point
+from dsu.runtime import choose_runtime
+
+ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
+
+
+def test_the_papers_depths() -> None:
+    assert depths(build_architecture("large")) == [48, 24, 12, 4, 0]
+
+
+def test_cases_take_turns_and_a_ratio_is_the_median_of_the_rounds_own() -> None:
+    calls: list[str] = []
+    runtime = choose_runtime("cpu", "fp32")
+    taken = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, runtime, repeat=2)
+    assert "".join(calls) == "aabb" * 3
+    assert len(taken["a"].seconds) == 3
+    # A round in which everything was slow does not move the ratio.
+    assert ratio(Timing((1.0, 10.0, 1.0)), Timing((2.0, 20.0, 3.0))) == 2.0
+    assert matrix_rate(runtime, (64,)) > 0
+
+
+def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
+    with draw_store(ARCHITECTURE, tmp_path, samples=70) as drawn:
+        available = set(drawn.store.arrays) - {"mask"}
+        for depth in depths(ARCHITECTURE):
+            adapted = ARCHITECTURE.model_copy(update={"adapt_last": depth})
+            assert resume_point(adapted, available).block == adapted.first_adapted
+        for name, path in drawn.plain.items():
+            plain = np.load(path)
+            rows = [drawn.store.manifest.row(sample) for sample in drawn.names]
+            assert np.array_equal(drawn.store.reader([name]).read(rows, [0] * 70)[name], plain[rows])
+        assert drawn.written > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drawn_images_fit_the_network() -> None:
+    batch = images(ARCHITECTURE, 3, dino=True)
+    assert batch.views == (0, 1, 2)
+    assert batch.pixels is not None and batch.dino_pixels is not None
+    network = toy_network().eval()
+    with torch.no_grad():
+        outputs = network(*(x.permute(0, 3, 1, 2).float() / 255 for x in (batch.pixels, batch.dino_pixels)))
+    assert outputs[-1].shape == (3, 1, 128, 128)
+
+
+def test_eval_gives_its_librarys_figures() -> None:
+    found = measure_eval(choose_runtime("cpu", "fp32"), 4, 1)
+    assert found.same and found.images == 4
+    assert found.speedup == pytest.approx(found.ours / found.library)
+
+
+def row(name: str, seconds: float, reads: tuple[str, ...] = ("pixels", "V"), wait: float | None = 0.01) -> StepRow:
+    return StepRow(name, reads, Timing((seconds,)), 8 / seconds, 1e12, 8 / seconds, 10**9, wait, {"pixels": 10**6})
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        device="a card",
+        libraries="torch 2",
+        date="2026-01-01",
+        preset="large",
+        precision="bf16",
+        batch_size=8,
+        rounds=3,
+        matrix_rate=1e13,
+        steps=(
+            row(BARE_DINO, 4.0, ()),
+            row(DINO_PART, 4.1, ()),
+            row(END_TO_END, 8.0, wait=None),
+            row(PUBLISHED, 5.0),
+            replace(row(f"{STORE}all", 2.0), item_bytes={"pixels": 10**6, "V": 10**6, "mask": 10**6}),
+            replace(row(f"{STORE}0", 0.5, ("S4",)), item_bytes={"S4": 20 * 10**6, "mask": 10**6}),
+        ),
+        reading=(ReadRow(("pixels", "mask", "V"), 740_000, 4000.0, 0.6, 100.0),),
+        written=2e8,
+    )
+
+
+def test_the_report_says_what_the_targets_are_about(report: Report) -> None:
+    text = report.to_markdown()
+    assert "takes 0.40 of the same step with padded windows" in text
+    assert "takes 1.02 of DINOv2 alone" in text
+    # 4 images a second, 1 TFLOP each, of a machine that does 10.
+    assert "| 4 |" in " ".join(next(line for line in text.splitlines() if f"{STORE}all " in line).split())
+    assert "40%" in text
+    # 74 MB/s from the cold disk: N = all wants 4 x 3 MB/s, N = 0 wants 16 x 21.
+    assert "feeds N = all; too slow for N = 0 (336 MB/s)" in text
+    # 50 x 10,553 images at 4 a second are 36.6 hours.
+    assert "36.6" in text
+    assert report.to_json()["steps"][4]["timing"]["seconds"] == (2.0,)
+
+
+def test_tables_are_aligned() -> None:
+    lines = markdown_table(["", "s"], [["a", "1.25"], ["long", "10"]], left=1)
+    assert lines == ["|      |    s |", "| ---- | ---: |", "| a    | 1.25 |", "| long |   10 |"]

@@ -1,0 +1,73 @@
+"""Devices and precisions."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import toy_network
+
+from dsu.runtime import PeakMemory, Runtime, choose_runtime
+
+
+def at(precision: str) -> Runtime:
+    return choose_runtime("cpu", precision)  # type: ignore[arg-type]
+
+
+def test_weights_kept_rounded_give_autocasts_numbers() -> None:
+    """Both encoders, forward and the gradients of every trainable part, bit for bit."""
+    generator = torch.Generator().manual_seed(5)
+    pixels, dino_pixels = (torch.randn(2, 3, side, side, generator=generator) for side in (128, 126))
+    found = []
+    for place in (False, True):
+        network = toy_network().train()
+        if place:
+            at("bf16").place(network)
+            assert network.hiera is not None and network.hiera.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+            assert network.head.adapters["0"].down.weight.dtype == torch.float32
+        with at("bf16").autocast():
+            outputs = network(pixels, dino_pixels)
+        sum(output.float().square().mean() for output in outputs).backward()
+        found.append([*outputs, *(parameter.grad for parameter in network.head.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_at_fp32_nothing_is_rounded() -> None:
+    network = at("fp32").place(toy_network())
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+PEAK = """
+import torch
+from dsu.runtime import PeakMemory
+blocks = [torch.ones(200 * 2**20, dtype=torch.uint8) for _ in range(2)]
+del blocks
+memory = PeakMemory(torch.device("cpu"))
+before = memory.bytes()
+block = torch.ones(64 * 2**20, dtype=torch.uint8)
+del block
+print((memory.bytes() - before) / 2**20)
+"""
+
+
+def test_peak_memory_sees_what_was_held_and_given_back_since() -> None:
+    """In a process of its own: here others hold and give back memory, too."""
+    found = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert 48 < float(found.stdout) < 80
+
+
+@pytest.mark.gpu
+def test_a_cards_feed_gives_the_same_batches() -> None:
+    from dsu.batches import Batch, feed
+
+    class Counting:
+        names = ("a", "b", "c")
+
+        def fetch(self, names: list[str], views: list[int]) -> Batch:
+            pixels = torch.full((len(names), 64, 64, 3), ord(names[0]), dtype=torch.uint8)
+            return Batch(tuple(names), tuple(views), pixels, None, None, {})
+
+    drawn = [([name], [1]) for name in "abc" * 50]
+    for (names, _), batch in zip(drawn, feed(Counting(), drawn, torch.device("cuda")), strict=True):
+        assert batch.pixels is not None and batch.pixels.is_cuda
+        assert (batch.flipped().pixels == ord(names[0])).all()  # type: ignore[union-attr]

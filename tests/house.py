@@ -1,0 +1,78 @@
+"""A few drawn images, and what stage one, stage two and prediction leave of them."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support import TINY
+
+__all__ = ["WIDE", "House", "build_house", "stage_one"]
+
+WIDE: Final = ("--levels", "V", "--views", "1")
+"""Options of the fastest stage one."""
+
+
+def stage_one(folder: Path | str, *more: object) -> list[object]:
+    """`cache-features` with as little work as there can be."""
+    return ["cache-features", folder, *TINY, *WIDE, *more]
+
+
+@dataclass(frozen=True)
+class House:
+    """Made once; tests that damage something damage a copy."""
+
+    data: Path
+    features: Path
+    run: Path
+
+    @property
+    def store(self) -> Path:
+        [folder] = (self.features / "shapes-TR").iterdir()
+        return folder
+
+    @property
+    def predictions(self) -> Path:
+        return self.run / "predictions"
+
+    def copied(self, to: Path) -> "House":
+        """The same in another place, to be damaged."""
+        shutil.copytree(self.features, to / "features")
+        shutil.copytree(self.run, to / "run")
+        return replace(self, features=to / "features", run=to / "run")
+
+    def train(self, *more: object) -> list[object]:
+        """`train-head` on the store."""
+        return ["train-head", self.data, "--cache-root", self.features, "--epochs", "1", *more]
+
+    def predict(self, *more: object) -> list[object]:
+        """`predict` with the head."""
+        return ["predict", *more, "--head", self.run, "--cache-root", self.features]
+
+
+def build_house(drawn: Path, home: Path) -> House:
+    """Made by the commands themselves, outside of the `dsu` fixture, which lives for one test."""
+    from dsu_cli.main import run
+
+    for part, count in (("train", 5), ("test", 2)):
+        for inner in ("images", "masks"):
+            (home / "shapes" / part / inner).mkdir(parents=True)
+            for path in sorted((drawn / part / inner).iterdir())[:count]:
+                shutil.copy(path, home / "shapes" / part / inner)
+    made = House(home / "shapes", home / "features", home / "run")
+    roots = ("--cache-root", made.features, "--quiet")
+    commands: list[Sequence[object]] = [
+        ("cache-features", made.data, *TINY, "--levels", "V", *roots),
+        ("train-head", "--epochs", "1", "--out", made.run, *roots),
+        ("predict", "--head", made.run, *roots),
+    ]
+    for command in commands:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["dsu", *map(str, command)])
+            with pytest.raises(SystemExit) as left:
+                run()
+        assert not left.value.code
+    return made
