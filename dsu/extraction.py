@@ -80,7 +80,19 @@ def cache_features(
     plans = []
     for split in splits:
         source = SourceFolder.of(split, dataset, data_root, images, masks)
-        plans.append(plan_extraction(split, source, architecture, settings, runtime, digests, cache_root, progress))
+        plans.append(
+            plan_extraction(
+                split,
+                source,
+                architecture,
+                settings,
+                runtime,
+                digests,
+                cache_root,
+                progress,
+                random=weights.random,
+            )
+        )
         for line in describe(split, plans[-1].inspection):
             progress.say(line)
     plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, cache_root))

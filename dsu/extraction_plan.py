@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,11 +114,13 @@ def plan_extraction(
     digests: Mapping[str, str],
     cache_root: Path,
     progress: Progress = SILENT,
+    *,
+    random: bool = False,
 ) -> ExtractionPlan:
     """Look at the images, open or make the split's store, and find out what it lacks.
 
-    Nothing but the store's metadata is written. Raises `StaleError` where a stored array was made of something
-    else, unless `settings.rebuild`.
+    Nothing but the store's metadata is written; `random` notes there that the encoders' weights are random. Raises
+    `StaleError` where a stored array was made of something else, unless `settings.rebuild`.
     """
     path = store_path(cache_root, split.name, architecture)
     store = open_store(path) if (path / "zarr.json").exists() else None
@@ -129,10 +132,11 @@ def plan_extraction(
         broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
         raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
-    attributes = {
+    attributes: dict[str, Any] = {
         "source": vars(source),
         "architecture": architecture.model_dump(mode="json"),
         "encoders": {**(encoders_of(store) if store else {}), **digests},
+        "random": random,
     }
     if store is None:
         store = Store.create(path, attributes, compressor=settings.compressor)

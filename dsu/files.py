@@ -4,11 +4,17 @@ import hashlib
 import os
 import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Final
 
 from dsu.errors import DsuError
 
 __all__ = ["make_folder", "write_durably"]
+
+
+PARTIAL: Final = ".partial"
+"""Ending of files that are still being written."""
 
 
 def make_folder(path: Path) -> None:
@@ -28,9 +34,10 @@ def write_durably(path: Path, content: bytes) -> None:
     The folder must be there: one that has vanished (an unmounted disk) is not quietly made anew somewhere else.
     Raises `DsuError` naming the file; nothing of it is left then.
     """
+    _sweep(path.parent)
     # A name of its own for each file and writer, and short: the file's own may be as long as names can be.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    beside = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}")
+    beside = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
     try:
         with beside.open("wb") as file:
             file.write(content)
@@ -46,3 +53,23 @@ def write_durably(path: Path, content: bytes) -> None:
             f"{path} can't be written ({error.strerror or error}): free some space or mend the folder, and run again; "
             f"what is finished stays finished."
         ) from error
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder: looked at once, when this process first writes there."""
+    for stray in folder.glob(f".*{PARTIAL}"):
+        writer = stray.name.split(".")[2]
+        if writer.isdecimal() and not _runs(int(writer)):
+            with suppress(OSError):
+                stray.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True

@@ -1,5 +1,6 @@
 """Where a split's images lie, in words that find them again."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,16 @@ class SourceFolder:
     images: str | None = None
     masks: str | None = None
 
+    def __post_init__(self) -> None:
+        texts = (self.split, self.dataset, self.kind, self.reference, self.data_root)
+        subfolders = (self.images, self.masks)
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(self.benchmark, bool)
+            and all(name is None or isinstance(name, str) for name in subfolders)
+        ):
+            raise TypeError("a source folder's fields are texts, and whether it is a benchmark")
+
     @classmethod
     def of(
         cls, split: Split, reference: str, data_root: Path, images: str | None = None, masks: str | None = None
@@ -33,7 +44,7 @@ class SourceFolder:
             kind=split.kind,
             benchmark=split.benchmark,
             reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, data_root),
-            data_root=str(data_root.expanduser().resolve()),
+            data_root=os.path.realpath(data_root.expanduser()),
             images=images,
             masks=masks,
         )
@@ -54,4 +65,5 @@ class SourceFolder:
 
 def _absolute(folder: str, data_root: Path) -> str:
     here = Path(folder).expanduser()
-    return str((here if here.is_dir() else data_root.expanduser() / folder).resolve())
+    # realpath, since Path.resolve fails on links that lead round in a circle.
+    return os.path.realpath(here if here.is_dir() else data_root.expanduser() / folder)

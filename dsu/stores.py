@@ -241,8 +241,11 @@ def check_arrays(
 
 
 def stored_facts(store: Store) -> dict[str, SampleFacts]:
-    """What every sample was when it was stored."""
-    return {name: SampleFacts.from_json(entry.info) for name, entry in store.manifest.entries.items()}
+    """What every sample was when it was stored. Raises `DsuError` where that is not in the manifest."""
+    try:
+        return {name: SampleFacts.from_json(entry.info) for name, entry in store.manifest.entries.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(store) from error
 
 
 def check_samples(store: Store, source: SourceFolder, progress: Progress = SILENT) -> dict[str, SampleFacts]:

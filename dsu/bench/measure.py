@@ -96,10 +96,10 @@ def bench(
                     compiled=compiled,
                     progress=progress,
                 )
-                report = replace(report, steps=tuple(steps))
+                report = replace(report, steps=tuple(steps), matrix_rate=max(report.matrix_rate, matrix_rate(runtime)))
     if "stages" in parts:
         count = images or (256 if card else 8)
         report = replace(report, stages=measure_stages(architecture, hiera, dino, runtime, count, cache_root, progress))
     if "eval" in parts:
-        report = replace(report, evaluation=measure_eval(runtime, 600, 3, progress))
+        report = replace(report, evaluation=measure_eval(runtime, 100, 12, 2, progress))
     return report

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -34,13 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalRow", "StageRow", "measure_eval", "measure_stages"]
 
+SIZES = (300, 400)
+"""Pixels a side, as the benchmarks' images have them."""
+
 
 @dataclass(frozen=True)
 class StageRow:
     """Both encoders over the same images, a view each.
 
     Attributes:
-        images: how many, drawn, 160 to 320 pixels a side.
+        images: how many, drawn, of the benchmarks' usual size.
         bare: images a second of the encoders alone, on ready batches.
         stage_one: of `cache-features`: decoding, both encoders, writing.
         prediction: of `predict --end-to-end`: decoding, the whole network, writing.
@@ -85,7 +88,7 @@ def measure_stages(
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
         data, features = Path(folder) / "data", Path(folder) / "features"
-        draw_dataset(data, train=count, test=1, progress=progress)
+        draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
         network = runtime.place(DSUNet(architecture, hiera, dino, torch.float16).eval())
         bare = _bare(network, runtime, settings.batch_size or 1, count, progress)
         split = next(split for split in find_dataset(str(data), data) if split.kind == "train")
@@ -125,10 +128,10 @@ def _bare(network: DSUNet, runtime: Runtime, batch_size: int, count: int, progre
     return count / (time.perf_counter() - started)
 
 
-def measure_eval(runtime: Runtime, count: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
-    """Drawn masks and blurred ones in place of predictions, judged both ways."""
+def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
+    """Drawn masks and blurred ones in place of predictions, each judged several times over, both ways."""
     with TemporaryDirectory(prefix="dsu-bench-") as folder:
-        draw_dataset(Path(folder), train=count, test=1, progress=progress)
+        draw_dataset(Path(folder), train=drawn, test=1, sizes=SIZES, progress=progress)
         truths = sorted((Path(folder) / "train" / "masks").iterdir())
         predictions = Path(folder) / "predictions"
         predictions.mkdir()
@@ -138,6 +141,7 @@ def measure_eval(runtime: Runtime, count: int, rounds: int, progress: Progress =
                 small = mask.convert("L").resize((24, 24), Image.Resampling.BILINEAR)
                 small.resize(mask.size, Image.Resampling.BILINEAR).save(predictions / f"{truth.stem}.png")
             cases.append(Case(truth.stem, predictions / f"{truth.stem}.png", truth))
+        cases = [replace(case, name=f"{case.name}-{turn}") for turn in range(times) for case in cases]
         figures: dict[str, dict[str, float]] = {}
 
         def library() -> None:
@@ -150,6 +154,7 @@ def measure_eval(runtime: Runtime, count: int, rounds: int, progress: Progress =
             figures["ours"] = evaluate(cases).metrics
 
         taken = take_turns({"library": library, "ours": ours}, rounds, runtime, progress)
+    count = len(cases)
     return EvalRow(
         count,
         os.cpu_count() or 1,

@@ -1,10 +1,11 @@
 """Training steps: end to end, from the store at several depths, with and without what makes them fast."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
     from timm.models.vision_transformer import VisionTransformer
 
-__all__ = ["BARE_DINO", "DINO_PART", "END_TO_END", "PUBLISHED", "STORE", "StepRow", "measure_steps"]
+__all__ = ["BARE_DINO", "DINO_PART", "END_TO_END", "GROUPED", "PUBLISHED", "STORE", "StepRow", "measure_steps"]
 
 BARE_DINO: Final = "DINOv2 alone"
 BARE_HIERA: Final = "Hiera alone, sam2's forward"
@@ -200,7 +201,7 @@ def _warm_up(case: _Case, runtime: Runtime, batch_size: int) -> tuple[float, int
         flop = 0.0
     else:
         memory = PeakMemory(runtime.device)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
             case.call()
         flop = counter.get_total_flops() / batch_size
     wait_for(runtime.device)
@@ -208,6 +209,19 @@ def _warm_up(case: _Case, runtime: Runtime, batch_size: int) -> tuple[float, int
     trained = sum(p.nbytes for p in parameters if p.requires_grad) if case.trainer or case.name == END_TO_END else 0
     held = sum(p.nbytes for p in parameters) + 2 * trained  # AdamW keeps two numbers a parameter
     return flop, max(memory.bytes() - before, 0) + held
+
+
+def _convolution_backward(
+    grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *arguments: Any, **_: Any
+) -> int:
+    """Operations for both gradients, each as many as forward: torch's own formula takes groups for dense layers."""
+    transposed, wanted = arguments[4], arguments[7]
+    positions = math.prod((x if transposed else grad)[2:])
+    return int(2 * x[0] * positions * math.prod(weight) * sum(wanted[:2]))
+
+
+GROUPED: Final = {torch.ops.aten.convolution_backward: _convolution_backward}
+"""For torch's counter of operations."""
 
 
 def _held_now(runtime: Runtime) -> int:

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +135,9 @@ def detected(cached: Cached, file: Path) -> bool:
     return not found.passed and names_file(found, file) and named
 
 
-def test_a_bit_flipped_anywhere_is_found_by_verify_and_by_training(cached: Cached, tmp_path: Path) -> None:
+def test_a_bit_flipped_anywhere_is_found_by_verify_and_by_training(
+    cached: Cached, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     mine = cached.copied(tmp_path)
     assert complaint(mine) is None and verify_store(mine.store).passed
     chance, files, found = random.Random(7), mine.files(), 0
@@ -146,13 +148,13 @@ def test_a_bit_flipped_anywhere_is_found_by_verify_and_by_training(cached: Cache
         assert detected(mine, file), (file, at, bit)
         found += 1
         flip(file, at, bit)
-    print(f"\nflips detected: {found}/{FLIPS} in {len(files)} files")
+    record_property("flipped bits detected", found)
     assert found == FLIPS and complaint(mine) is None and verify_store(mine.store).passed
 
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
 def test_every_file_once_cut_or_lost_is_found_by_verify_and_by_training(
-    cached: Cached, tmp_path: Path, damage: str
+    cached: Cached, tmp_path: Path, damage: str, record_property: Callable[[str, object], None]
 ) -> None:
     mine = cached.copied(tmp_path)
     chance, files = random.Random(8), mine.files()
@@ -164,7 +166,7 @@ def test_every_file_once_cut_or_lost_is_found_by_verify_and_by_training(
             file.write_bytes(content[: chance.randrange(len(content))])
         assert detected(mine, file), file
         file.write_bytes(content)
-    print(f"\n{damage} files detected: {len(files)}/{len(files)}")
+    record_property(f"{damage} files detected", len(files))
     assert complaint(mine) is None and verify_store(mine.store).passed
 
 

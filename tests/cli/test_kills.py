@@ -6,7 +6,7 @@
 import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,9 @@ def contents(root: Path) -> dict[str, bytes]:
     return found
 
 
-def test_a_killed_stage_one_leaves_the_store_of_an_uninterrupted_one(forks: Forks, shapes: Path) -> None:
+def test_a_killed_stage_one_leaves_the_store_of_an_uninterrupted_one(
+    forks: Forks, shapes: Path, record_property: Callable[[str, object], None]
+) -> None:
     root = forks.folder / "features"
     command = ["cache-features", shapes, *TINY, "--levels", "V,S1", "--cache-root", root, "--quiet"]
     wanted: dict[str, bytes] = {}
@@ -74,7 +76,7 @@ def test_a_killed_stage_one_leaves_the_store_of_an_uninterrupted_one(forks: Fork
         check_finished=check_finished,
     )
     assert len(wanted) > 30 and not [name for name in wanted if "partial" in name]
-    print(f"\ncache-features: kills survived: {survived}/{KILLS}, {len(wanted)} files the same")
+    record_property("kills survived by cache-features", survived)
     assert survived == KILLS
 
 
@@ -95,7 +97,9 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*/*.png") if not path.name.startswith(".")}
 
 
-def test_a_killed_prediction_leaves_no_half_mask_and_is_finished_by_the_next(forks: Forks, head: Path) -> None:
+def test_a_killed_prediction_leaves_no_half_mask_and_is_finished_by_the_next(
+    forks: Forks, head: Path, record_property: Callable[[str, object], None]
+) -> None:
     out = forks.folder / "masks"
     command = ["predict", "--head", head, "--out", out, "--batch-size", 1, "--quiet"]
     command += ["--cache-root", forks.folder / "for-predict"]
@@ -124,7 +128,7 @@ def test_a_killed_prediction_leaves_no_half_mask_and_is_finished_by_the_next(for
     assert len(wanted) == 4
     for path in out.glob("*/*.png"):
         Image.open(path).verify()
-    print(f"\npredict: kills survived: {survived}/{KILLS}, {len(wanted)} masks the same")
+    record_property("kills survived by predict", survived)
     assert survived == KILLS
 
 
@@ -132,7 +136,9 @@ UNMEASURED = ("seconds", "images_per_second", "data_wait", "peak_memory_gb")
 """What differs between two runs of the same training: time and memory."""
 
 
-def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(forks: Forks, shapes: Path) -> None:
+def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(
+    forks: Forks, shapes: Path, record_property: Callable[[str, object], None]
+) -> None:
     """A checkpoint after every step of two epochs, of two batches each."""
     root, run = forks.folder / "for-training", forks.folder / "killed-run"
     cached = forks.run(["cache-features", shapes, *TINY, "--levels", "V", "--cache-root", root, "--quiet"])
@@ -162,5 +168,5 @@ def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(forks:
         fresh=lambda: shutil.rmtree(run, ignore_errors=True),
         check_finished=check_finished,
     )
-    print(f"\ntrain-head: kills survived: {survived}/{KILLS}, {len(wanted)} things the same")
+    record_property("kills survived by train-head", survived)
     assert survived == KILLS

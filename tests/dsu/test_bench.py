@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from support import toy_network
+from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.architecture import build_architecture
 from dsu.bench.drawn import depths, draw_store, images
 from dsu.bench.reading import ReadRow
 from dsu.bench.report import Report, markdown_table
 from dsu.bench.stages import measure_eval
-from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, PUBLISHED, STORE, StepRow
+from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
 from dsu.bench.timing import Timing, matrix_rate, ratio, take_turns
 from dsu.network.resume import resume_point
 from dsu.runtime import choose_runtime
@@ -61,7 +62,7 @@ def test_drawn_images_fit_the_network() -> None:
 
 
 def test_eval_gives_its_librarys_figures() -> None:
-    found = measure_eval(choose_runtime("cpu", "fp32"), 4, 1)
+    found = measure_eval(choose_runtime("cpu", "fp32"), 2, 2, 1)
     assert found.same and found.images == 4
     assert found.speedup == pytest.approx(found.ours / found.library)
 
@@ -111,3 +112,13 @@ def test_the_report_says_what_the_targets_are_about(report: Report) -> None:
 def test_tables_are_aligned() -> None:
     lines = markdown_table(["", "s"], [["a", "1.25"], ["long", "10"]], left=1)
     assert lines == ["|      |    s |", "| ---- | ---: |", "| a    | 1.25 |", "| long |   10 |"]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_operations_of_a_convolution_are_counted_forward_and_for_both_gradients(groups: int, transposed: bool) -> None:
+    kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+    layer, x = kind(8, 8, 3, padding=1, groups=groups), torch.randn(2, 8, 5, 5, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 2 * 25 * layer.weight.numel()

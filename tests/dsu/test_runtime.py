@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from support import toy_network
 
-from dsu.runtime import PeakMemory, Runtime, choose_runtime
+from dsu.runtime import Runtime, choose_runtime
 
 
 def at(precision: str) -> Runtime:
@@ -71,3 +72,35 @@ def test_a_cards_feed_gives_the_same_batches() -> None:
     for (names, _), batch in zip(drawn, feed(Counting(), drawn, torch.device("cuda")), strict=True):
         assert batch.pixels is not None and batch.pixels.is_cuda
         assert (batch.flipped().pixels == ord(names[0])).all()  # type: ignore[union-attr]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_in_a_step_waits_for_the_card(precision: str, tmp_path: Path) -> None:
+    from dsu.bench.drawn import images
+    from dsu.heads import HeadInfo
+    from dsu.network.resume import earliest
+    from dsu.settings import TrainingSettings
+    from dsu.training import Trainer
+
+    network = toy_network(stored=torch.float16)
+    architecture, runtime = network.architecture, choose_runtime("cuda", precision)  # type: ignore[arg-type]
+    batch = images(architecture, 4, dino=True).pinned()
+    trainer = Trainer(
+        network.train(),
+        earliest(architecture),
+        None,  # type: ignore[arg-type]  # batches are given
+        None,
+        TrainingSettings(),
+        HeadInfo(architecture=architecture),
+        runtime,
+        tmp_path,
+        keep_best=False,
+    )
+    trainer.step(batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,84 @@
+"""Every command that README and docs/ show, run as it stands there: with toy encoders, in place of the paper's."""
+
+import itertools
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from support import TINY, Dsu
+
+HOUSE = Path(__file__).parents[2]
+DOCUMENTS = (HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md")))
+
+TOY = {"V6,V12,V18,V24": "V1,V2,V3,V4", "--preset toy": ""}
+"""What the toy has in place of the paper's encoders."""
+
+SHOWN_ONLY = ("dsu COMMAND", "dsu demo")
+"""A placeholder, and what `make demo` runs."""
+
+SMALLER = {
+    "cache-features": TINY,
+    "train-head": ("--epochs", "1"),
+    "check-equivalence": ("--steps", "1", "--batch-size", "2"),
+    "bench": (*TINY, "--rounds", "1", "--images", "2", "--parts", "reading"),
+    "cache remove": ("--yes",),
+}
+"""Options that come on top, by command: later ones win."""
+
+
+def commands(document: Path) -> list[str]:
+    """The indented lines that begin with `dsu `, without their remarks."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    shown = [line.strip() for line in lines if line.startswith("    dsu ")]
+    return [line.partition("  #")[0].strip() for line in shown if not line.startswith(SHOWN_ONLY)]
+
+
+def test_there_are_commands_to_run() -> None:
+    assert sum(len(commands(document)) for document in DOCUMENTS) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = commands(document)
+    if not lines:
+        pytest.skip("shows no command")
+    here = Path.cwd()
+    benchmarks(here / "data", drawn)
+    for folder in ("tiles", "photos", "new-images"):
+        shutil.copytree(drawn / "test", here / folder)
+    for kind in ("images", "masks"):
+        for path in sorted((drawn / "train" / kind).iterdir())[:4]:
+            shutil.copy(path, here / "tiles" / kind)
+    monkeypatch.setenv("HOME", str(here))
+    if not any("cache-features" in line for line in lines):
+        dsu("cache-features", "DUTS", *TINY, "--levels", "V", "--quiet")
+        dsu("train-head", "--epochs", 1, "--quiet")
+    for line in lines:
+        for paper, toy in TOY.items():
+            line = line.replace(paper, toy)
+        words = [os.path.expanduser(word) for word in shlex.split(line)[1:]]
+        smaller = next((extra for start, extra in SMALLER.items() if " ".join(words).startswith(start)), ())
+        dsu(*words, *smaller)
+
+
+def benchmarks(root: Path, drawn: Path) -> None:
+    """All nine, two drawn pairs a split, in layouts in which they are found."""
+    pairs = itertools.cycle(sorted((drawn / "train" / "images").iterdir()))
+    plain = ("DUTS/DUTS-TR", "DUTS/DUTS-TE", "DUT-OMRON", "HKU-IS", "PASCAL-S", "ECSSD")
+    tests = ("TestDataset/CAMO", "TestDataset/COD10K", "TestDataset/CHAMELEON", "TestDataset/NC4K")
+    for home, names in itertools.chain(
+        ((home, ("0001", "0002")) for home in plain),
+        ((home, ("camourflage_00001", "camourflage_00002")) for home in tests),
+        [("TrainDataset", ("camourflage_00003", "COD10K-CAM-1-Aquatic-1-Bat-1"))],
+    ):
+        for name, image in zip(names, pairs, strict=False):
+            _copy(image, root / home / "Imgs" / f"{name}{image.suffix}")
+            _copy(drawn / "train" / "masks" / f"{image.stem}.png", root / home / "GT" / f"{name}.png")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
