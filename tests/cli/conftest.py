@@ -4,9 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cached import Cached
 from house import House, build_house
 from rubbish import Refused
 from support import Dsu
+
+from dsu.architecture import build_architecture
+from dsu.encoders.weights import EncoderWeights
+from dsu.extraction import cache_features
+from dsu.extraction_plan import ExtractionSettings
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +34,23 @@ def mine(drawn: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def refused(dsu: Dsu, request: pytest.FixtureRequest, tmp_path: Path, house: House, drawn: Path) -> Refused:
     return Refused(dsu, request.node, (tmp_path, house.data.parent, drawn))
+
+
+@pytest.fixture(scope="session")
+def cached(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Cached:
+    """Five images of one's own and their features, to be copied before anything is done to them."""
+    home = tmp_path_factory.mktemp("cached")
+    for inner in ("images", "masks"):
+        (home / "tiles" / inner).mkdir(parents=True)
+        for path in sorted((drawn / "train" / inner).iterdir())[:5]:
+            shutil.copy(path, home / "tiles" / inner)
+    cache_features(
+        str(home / "tiles"),
+        build_architecture("toy", hiera_size=128, dino_size=126),
+        ExtractionSettings(levels=("V", "S3")),
+        EncoderWeights(),
+        data_root=home,
+        cache_root=home / "features",
+        device="cpu",
+    )
+    return Cached(home / "tiles", home / "features")

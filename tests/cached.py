@@ -1,0 +1,82 @@
+"""A small store of the toy network, to be looked after, damaged and mended."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from support import TINY
+
+from dsu.batches import StoredSamples
+from dsu.errors import DsuError
+from dsu.stores import available_points, check_samples, find_store
+from dsu_cache import CacheError
+
+__all__ = ["LOCKS", "READS", "Cached", "complaint", "data_files", "flip", "shard"]
+
+LOCKS = ("lock", "readers")
+"""The only files of a store that are not checked: nothing reads them, they name for people who holds the store."""
+
+READS = ("pixels", "V", "S3")
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Images of one's own and their features."""
+
+    images: Path
+    root: Path
+
+    @property
+    def store(self) -> Path:
+        [store] = self.root.glob("*/*")
+        return store
+
+    def files(self) -> list[Path]:
+        return sorted(p for p in self.store.rglob("*") if p.is_file() and p.name not in LOCKS)
+
+    def copied(self, to: Path) -> "Cached":
+        shutil.copytree(self.root, to / "features")
+        return Cached(self.images, to / "features")
+
+    def command(self, *more: object) -> list[object]:
+        """The command that made it."""
+        return ["cache-features", self.images, *TINY, "--levels", "V,S3", "--cache-root", self.root, *more]
+
+
+def flip(path: Path, at: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def shard(cached: Cached, array: str, view: int = 0) -> Path:
+    [path] = (path for path in (cached.store / array / "c" / "0" / str(view)).rglob("*") if path.is_file())
+    return path
+
+
+def data_files(root: Path) -> dict[str, tuple[int, bytes]]:
+    paths = [path for path in root.glob("*/*/*/c/**/*") if path.is_file()]
+    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def read_as_training_does(cached: Cached) -> None:
+    """Find the store, compare it with the images and read every sample in every view; training does the same."""
+    store, source = find_store(cached.root, str(cached.images), ("train", "all"))
+    if not set(READS) <= available_points(store, 1) or "V" not in available_points(store, 4):
+        raise DsuError("not complete: training starts from another point, or not at all")
+    if not store.views_complete("mask"):
+        raise DsuError("not complete: training refuses")
+    names = sorted(check_samples(store, source))
+    samples = StoredSamples(store, names, ("pixels", "V"))
+    for view in range(4):
+        samples.fetch(names, [view] * len(names))
+    StoredSamples(store, names, ("S3",), masks=False).fetch(names, [0] * len(names))
+
+
+def complaint(cached: Cached) -> str | None:
+    """What training says of a store, or None if it reads it."""
+    try:
+        read_as_training_does(cached)
+    except (DsuError, CacheError) as error:
+        return str(error)
+    return None
