@@ -9,7 +9,7 @@ from typing import Final
 
 from dsu.pairing import Kind
 
-__all__ = ["BENCHMARK_SPLITS", "COD_TEST", "COD_TRAIN", "BenchmarkSplit", "Place"]
+__all__ = ["BENCHMARK_SPLITS", "COD_TEST", "COD_TRAIN", "PAGES", "BenchmarkSplit", "Place"]
 
 
 @dataclass(frozen=True)
@@ -134,3 +134,17 @@ COD_TRAIN: Final = BenchmarkSplit("COD", "COD-TR", "train", 4_040, _homes(*_COD_
 
 COD_TEST: Final = ("CAMO-TE", "COD10K-TE", "CHAMELEON", "NC4K")
 """The splits that a network trained on COD-TR is tested on."""
+
+PAGES: Final = {
+    "DUTS": "http://saliencydetection.net/duts/",
+    "DUT-OMRON": "http://saliencydetection.net/dut-omron/",
+    "HKU-IS": "https://i.cs.hku.hk/~gbli/deep_saliency.html",
+    "PASCAL-S": "http://cbs.ic.gatech.edu/salobj/",
+    "ECSSD": "https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
+    "CAMO": "https://sites.google.com/view/ltnghia/research/camo",
+    "COD10K": "https://dengpingfan.github.io/pages/COD.html",
+    "CHAMELEON": "https://www.polsl.pl/rau6/chameleon-database-animal-camouflage-analysis/",
+    "NC4K": "https://github.com/JingZhang617/COD-Rank-Localize-and-Segment",
+    "COD": "https://github.com/DengPingFan/SINet",
+}
+"""Where each data set's authors publish it; COD's page is that of the repacked TrainDataset and TestDataset."""

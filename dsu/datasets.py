@@ -23,6 +23,7 @@ __all__ = [
     "SampleFacts",
     "Split",
     "describe",
+    "find_benchmark",
     "find_dataset",
     "find_images",
     "inspect",
@@ -76,6 +77,15 @@ def find_dataset(
         as_benchmark = _find_benchmark(_benchmark_splits(folder.name), folder.parent)
         return as_benchmark or _find_own(folder)
     return _parts(folder, _named_subfolder(folder, images), _named_subfolder(folder, masks))
+
+
+def find_benchmark(name: str, data_root: Path) -> tuple[Split, ...]:
+    """The splits of a benchmark that lie below the data root, training first; none where there are none.
+
+    Raises `UsageError` where a folder of its name is there and it cannot be told which files are images and which
+    masks.
+    """
+    return _find_benchmark(_benchmark_splits(name), data_root)
 
 
 def _is_text(path: Path) -> bool:

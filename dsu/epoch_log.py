@@ -44,6 +44,7 @@ class EpochLog:
         steps, samples: done in this epoch, those before an interruption included.
         seconds, waited: of this epoch, likewise; `waited` is what the steps waited for their data.
         recent: the total loss fetched last.
+        fetched: of how many of the samples the losses are known.
     """
 
     every: int
@@ -52,6 +53,7 @@ class EpochLog:
     seconds: float = 0.0
     waited: float = 0.0
     recent: float = math.nan
+    fetched: int = 0
     _sum: np.ndarray = field(default_factory=lambda: np.zeros(4))
     _pending: list[tuple[tuple[str, ...], Tensor]] = field(default_factory=list)
     _since: float = field(default_factory=time.perf_counter)
@@ -78,9 +80,16 @@ class EpochLog:
                     f"The loss is not finite ({row[0]}) in the batch of {', '.join(names)}: look at these images and "
                     f"masks, lower --lr, or try --precision fp32; the last checkpoint is from before."
                 )
-            self._sum += row * len(names)
+            self._sum = self._sum + row * len(names)  # anew: others may be reading the old one
+            self.fetched += len(names)
         self.recent = float(values[-1, 0])
         self._pending = []
+
+    @property
+    def losses(self) -> tuple[float, float, float, float]:
+        """Total, D1, D2 and D3 of this epoch so far, as far as they have been fetched: means over samples."""
+        total, deepest, middle, finest = (float(value) for value in self._sum / max(self.fetched, 1))
+        return total, deepest, middle, finest
 
     def remark(self) -> str:
         """For the progress line."""
@@ -89,12 +98,8 @@ class EpochLog:
     def row(self) -> dict[str, float]:
         """Of an epoch that is over: losses as means over samples, rate and waiting."""
         self.fetch()
-        total, *sides = (float(value) for value in self._sum / self.samples)
         return {
-            "loss": total,
-            "loss_D1": sides[0],
-            "loss_D2": sides[1],
-            "loss_D3": sides[2],
+            **dict(zip(("loss", "loss_D1", "loss_D2", "loss_D3"), self.losses, strict=True)),
             "seconds": self.seconds,
             "images_per_second": self.samples / self.seconds,
             "data_wait": self.waited / self.seconds,
@@ -110,4 +115,4 @@ class EpochLog:
     def of(cls, state: Mapping[str, Any], every: int) -> "EpochLog":
         """The log of an epoch that was interrupted, from its `state`."""
         kept = {name: value for name, value in state.items() if name != "sum"}
-        return cls(every, **kept, _sum=np.array(state["sum"]))
+        return cls(every, **kept, fetched=kept["samples"], _sum=np.array(state["sum"]))

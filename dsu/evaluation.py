@@ -35,11 +35,8 @@ Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 * Its weighted F differs by 1.2e-10, about what distances in single precision would make.
 """
 
-import csv
-import io
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -56,10 +53,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.errors import DsuError, UsageError
-from dsu.files import make_folder, write_durably
 from dsu.images import IMAGE_SUFFIXES, read_mask
 from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask
-from dsu.meters import METRICS, PER_IMAGE, Meters
+from dsu.meters import METRICS, Meters
 from dsu.progress import SILENT, Progress
 
 __all__ = [
@@ -69,9 +65,8 @@ __all__ = [
     "evaluate",
     "match",
     "match_folders",
-    "write_csv",
-    "write_json",
-    "write_per_image",
+    "named_images",
+    "read_case",
 ]
 
 _CHUNK: Final = 8
@@ -81,11 +76,15 @@ _IMAGES_WORTH_A_PROCESS: Final = 64
 
 @dataclass(frozen=True)
 class Case:
-    """One predicted map and its ground truth; `name` is what errors and per-image tables call it."""
+    """One predicted map and its ground truth; `name` is what errors and per-image tables call it.
+
+    `image` is what was segmented, where that is known: it is shown to people, and no figure depends on it.
+    """
 
     name: str
     prediction: Path
     truth: Path
+    image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Evaluation:
     `metrics` maps each of `METRICS`, in that order, to the set's figure. `per_image` has a row a case, in
     the order given: its name and what exists for a single image. `curves` holds precision, recall, F and E,
     each (256,), averaged over images; entry k is for the pixels of at least 255 - k. `conventions` says in
-    words what the figures rest on.
+    words what the figures rest on; `cases`, `normalize` and `reading` are what was judged, and how.
     """
 
     metrics: dict[str, float]
@@ -103,6 +102,9 @@ class Evaluation:
     per_image: list[dict[str, str | float]]
     curves: dict[str, NDArray[np.float64]]
     conventions: dict[str, str]
+    cases: tuple[Case, ...]
+    normalize: bool
+    reading: MaskReading
 
 
 def evaluate(
@@ -155,6 +157,9 @@ def evaluate(
         per_image=meters.per_image([case.name for case in cases]),
         curves=curves,
         conventions=_conventions(normalize, resize, reading),
+        cases=tuple(cases),
+        normalize=normalize,
+        reading=reading,
     )
 
 
@@ -169,7 +174,7 @@ def match_folders(predictions: Path, truth: Path) -> tuple[list[Case], list[str]
         UsageError: A folder that is absent or has no images.
         DsuError: Two files of one folder that differ in suffix only.
     """
-    return match(predictions, _by_name(truth).items())
+    return match(predictions, named_images(truth).items())
 
 
 def match(predictions: Path, truths: Iterable[tuple[str, Path]]) -> tuple[list[Case], list[str], list[str]]:
@@ -177,7 +182,7 @@ def match(predictions: Path, truths: Iterable[tuple[str, Path]]) -> tuple[list[C
 
     A name is a prediction's path inside its folder, without suffix: `val/0001` finds `val/0001.png`.
     """
-    found = _by_name(predictions)
+    found = named_images(predictions)
     wanted = dict(truths)
     cases = [Case(name, found[name], mask) for name, mask in wanted.items() if name in found]
     missing = [name for name in wanted if name not in found]
@@ -185,41 +190,41 @@ def match(predictions: Path, truths: Iterable[tuple[str, Path]]) -> tuple[list[C
     return cases, missing, extra
 
 
-def write_csv(path: Path, results: Mapping[str, Evaluation]) -> None:
-    """Write a table with a row a set: its name, its number of images and `METRICS`, to all digits."""
-    rows = ({"set": name, "images": found.images, **found.metrics} for name, found in results.items())
-    _write_table(path, ("set", "images", *METRICS), rows)
+def named_images(folder: Path) -> dict[str, Path]:
+    """Index a folder's images, hidden ones left out, by path without suffix, in order.
+
+    Raises:
+        UsageError: A folder that is absent or has no images.
+        DsuError: Two files that differ in suffix only.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: name the one that holds the images.")
+    named: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inside.parts):
+            continue
+        if path.is_dir():
+            continue
+        name = inside.with_suffix("").as_posix()
+        if name in named:
+            raise DsuError(
+                f"{named[name]} and {path} have one name: keep one of them, so that it is plain which counts."
+            )
+        named[name] = path
+    if not named:
+        raise UsageError(
+            f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): name the folder that holds them."
+        )
+    return named
 
 
-def write_per_image(path: Path, results: Mapping[str, Evaluation]) -> None:
-    """Write a table with a row an image: its set, its name and what can be said of one image."""
-    rows = (dict[str, Any](set=name) | row for name, found in results.items() for row in found.per_image)
-    _write_table(path, ("set", "name", *PER_IMAGE), rows)
+def read_case(case: Case, reading: MaskReading, *, resize: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one pair, prediction and ground truth, both uint8 (H, W) of the ground truth's size.
 
-
-def write_json(path: Path, results: Mapping[str, Evaluation]) -> None:
-    """Write a mapping of each set's name to `METRICS`, "images" (how many) and "conventions" (in words)."""
-    content = {
-        name: {**found.metrics, "images": found.images, "conventions": found.conventions}
-        for name, found in results.items()
-    }
-    make_folder(path.parent)
-    write_durably(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
-    return [examine_mask(case.truth)[1] for case in cases]
-
-
-def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: MaskReading) -> Meters:
-    meters = Meters()
-    for case in cases:
-        meters.step(*_read(case, resize, reading), normalize=normalize)
-    return meters
-
-
-def _read(case: Case, resize: bool, reading: MaskReading) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One pair, prediction and ground truth, both (H, W)."""
+    Raises:
+        DsuError: A file that cannot be read, or different sizes without `resize`.
+    """
     prediction, truth = read_mask(case.prediction), reading.read(case.truth)
     if prediction.shape == truth.shape:
         return prediction, truth
@@ -232,6 +237,17 @@ def _read(case: Case, resize: bool, reading: MaskReading) -> tuple[NDArray[np.ui
         )
     resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized), truth
+
+
+def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
+    return [examine_mask(case.truth)[1] for case in cases]
+
+
+def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: MaskReading) -> Meters:
+    meters = Meters()
+    for case in cases:
+        meters.step(*read_case(case, reading, resize=resize), normalize=normalize)
+    return meters
 
 
 def _workers(asked: int | None, images: int) -> int:
@@ -262,30 +278,6 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
         ) from error
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """Index a folder's images, hidden ones left out, by path without suffix, in order."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: name the one that holds the images.")
-    named: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inside.parts):
-            continue
-        if path.is_dir():
-            continue
-        name = inside.with_suffix("").as_posix()
-        if name in named:
-            raise DsuError(
-                f"{named[name]} and {path} have one name: keep one of them, so that it is plain which counts."
-            )
-        named[name] = path
-    if not named:
-        raise UsageError(
-            f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): name the folder that holds them."
-        )
-    return named
-
-
 def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[str, str]:
     if reading.foreground is not None:
         truth = f"foreground: values {', '.join(map(str, reading.foreground))}"
@@ -302,12 +294,3 @@ def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[st
         "IoU, Dice": "map > 0.5, averaged over images",
         "library": f"pysodmetrics {version('pysodmetrics')}",
     }
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    make_folder(path.parent)
-    write_durably(path, text.getvalue().encode())

@@ -1,20 +1,23 @@
 """Which predictions are judged against which ground truth."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dsu.datasets import Split, find_dataset, is_benchmark
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation import Case, match, match_folders
+from dsu.evaluation import Case, match, match_folders, named_images
 from dsu.folders import unwrapped
-from dsu.pairing import image_and_mask_folders
+from dsu.images import printable
+from dsu.pairing import Pair, image_and_mask_folders
 from dsu.prediction import RECORD_FILE
 from dsu.stores import SourceFolder
 
-__all__ = ["JudgedSet", "find_judged_sets", "newest_predictions"]
+__all__ = ["JudgedSet", "find_judged_sets", "name_runs", "newest_predictions"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,35 @@ def newest_predictions(runs: Path = Path("runs")) -> Path:
     return found[-1].parent
 
 
+def name_runs(folders: Sequence[Path]) -> dict[str, Path]:
+    """Call folders of predictions by what tells them apart: the run's folder where they are a run's, else their own.
+
+    A run's folder stands for the predictions in it. Where two share a name, paths as given are the names. Raises
+    `UsageError` where one folder is given twice.
+    """
+    found = [_predictions_of(folder) for folder in folders]
+    # realpath, since Path.resolve fails on links that lead round in a circle.
+    for folder, count in Counter(map(os.path.realpath, found)).items():
+        if count > 1:
+            raise UsageError(f"--predictions names {folder} {count} times: give every folder once.")
+    names = [_run_name(folder) for folder in found]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    return {
+        printable(given) if name in shared else name: folder
+        for name, given, folder in zip(names, folders, found, strict=True)
+    }
+
+
+def _predictions_of(folder: Path) -> Path:
+    inner = folder / "predictions"
+    return inner if inner.is_dir() and not (folder / RECORD_FILE).exists() else folder
+
+
+def _run_name(predictions: Path) -> str:
+    folder = Path(os.path.realpath(predictions))
+    return printable(Path((folder.parent if folder.name == "predictions" else folder).name))
+
+
 def find_judged_sets(
     names: Sequence[str],
     predictions: Path,
@@ -51,6 +83,7 @@ def find_judged_sets(
     *,
     data_root: Path,
     minmax: bool | None = None,
+    images: Path | None = None,
 ) -> list[JudgedSet]:
     """Pair predictions with ground truths.
 
@@ -61,6 +94,8 @@ def find_judged_sets(
         data_root: where benchmarks lie.
         minmax: None takes what the maps were predicted with, and min-max (the benchmarks' convention and
             pysodmetrics' default) where that is not known.
+        images: a folder of the images, which go by the masks' names; None: those that are found with `truth` or
+            belong to the data set. They are shown in reports, and nothing is measured on them.
 
     Raises `UsageError` for a set without predictions or without ground truth.
     """
@@ -71,24 +106,48 @@ def find_judged_sets(
         if len(names) > 1:
             raise UsageError("Two folders make one set: give at most one name with --truth.")
         name = names[0] if names else predictions.resolve().name
-        return [_set(name, *match_folders(unwrapped(predictions), _mask_folder(truth)), {}, minmax)]
+        image_folder, mask_folder = _image_and_mask_folders(truth)
+        judged = _set(name, *match_folders(unwrapped(predictions), mask_folder), {}, minmax)
+        return [_with_images(judged, named_images(images) if images else _images_if_plain(image_folder))]
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
         raise UsageError(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
     splits = [item for name in chosen for item in _truths(name, predictions, record, data_root)]
-    return [_set(name, *match(predictions / name, truths), record.get(name, {}), minmax) for name, truths in splits]
+    judged_sets = []
+    for name, pairs in splits:
+        masks = [(pair.name, pair.mask) for pair in pairs if pair.mask is not None]
+        judged = _set(name, *match(predictions / name, masks), record.get(name, {}), minmax)
+        shown_images = named_images(images) if images else {pair.name: pair.image for pair in pairs}
+        judged_sets.append(_with_images(judged, shown_images))
+    return judged_sets
 
 
-def _mask_folder(truth: Path) -> Path:
-    """The masks in a folder of images and masks; any other folder is one of masks."""
+def _image_and_mask_folders(truth: Path) -> tuple[Path | None, Path]:
+    """Both, in a folder of images and masks; any other folder is one of masks."""
     if not truth.is_dir():
-        return truth
+        return None, truth
     try:
-        return image_and_mask_folders(truth)[1] or truth
+        images, masks = image_and_mask_folders(truth)
     except UsageError:
-        return truth
+        return None, truth
+    # Side by side, an image and its mask differ by their names' ends, and no folder tells one from the other.
+    return (images, masks) if masks not in (None, images) else (None, masks or truth)
+
+
+def _images_if_plain(folder: Path | None) -> dict[str, Path]:
+    """Images that nobody asked for by name: where they can't be told apart, the judging goes on without them."""
+    if folder is None:
+        return {}
+    try:
+        return named_images(folder)
+    except DsuError:
+        return {}
+
+
+def _with_images(judged: JudgedSet, images: Mapping[str, Path]) -> JudgedSet:
+    return replace(judged, cases=tuple(replace(case, image=images.get(case.name)) for case in judged.cases))
 
 
 def _set(
@@ -106,10 +165,8 @@ def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
     return [name for name in folders if record.get(name, {}).get("source") or is_benchmark(name)]
 
 
-def _truths(
-    name: str, predictions: Path, record: dict[str, Any], data_root: Path
-) -> list[tuple[str, list[tuple[str, Path]]]]:
-    """Sets meant by `name`, each with the masks of its samples."""
+def _truths(name: str, predictions: Path, record: dict[str, Any], data_root: Path) -> list[tuple[str, list[Pair]]]:
+    """Sets meant by `name`, each with its samples."""
     source = record.get(name, {}).get("source")
     if source is not None:
         origin = SourceFolder(**source)
@@ -118,7 +175,7 @@ def _truths(
             raise DsuError(f"The ground truth of {name} is not at {origin.place}: give --data-root or --truth.")
         # A set that is not a whole split is the share of it that the record names.
         only = None if split.name == name else set(record[name]["names"])
-        return [(name, _masks(split, only))]
+        return [(name, _pairs(split, only))]
     same = [known for known, how in record.items() if how["source"] and how["source"]["dataset"] == name]
     if same:
         return [item for known in same for item in _truths(known, predictions, record, data_root)]
@@ -130,13 +187,11 @@ def _truths(
     if not present:
         wanted = " or ".join(split.name for split in tests)
         raise UsageError(f"{predictions} has no folder {wanted}: run `dsu predict {name}` first.")
-    return [(split.name, _masks(split, None)) for split in present]
+    return [(split.name, _pairs(split, None)) for split in present]
 
 
-def _masks(split: Split, only: set[str] | None) -> list[tuple[str, Path]]:
-    return [
-        (pair.name, pair.mask) for pair in split.pairs if pair.mask is not None and (only is None or pair.name in only)
-    ]
+def _pairs(split: Split, only: set[str] | None) -> list[Pair]:
+    return [pair for pair in split.pairs if only is None or pair.name in only]
 
 
 def _read_record(predictions: Path) -> dict[str, Any]:

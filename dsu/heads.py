@@ -14,18 +14,24 @@ from dsu import __version__
 from dsu.architecture import Architecture
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.files import write_durably
+from dsu.hub import fetch, is_hub_name
 from dsu.settings import StoredType, torch_type
 
 __all__ = [
+    "CONFIG_FILE",
     "HEAD_FILE",
     "HeadInfo",
+    "head_bytes",
     "load_head",
+    "predictions_folder",
     "read_head_info",
     "resolve_head",
     "save_head",
 ]
 
 HEAD_FILE: Final = "head.safetensors"
+CONFIG_FILE: Final = "config.json"
+"""Beside a head that was exported; no run folder has one."""
 FORMAT: Final = 1
 
 
@@ -62,10 +68,15 @@ class HeadInfo(BaseModel):
 
 def save_head(path: Path, state: Mapping[str, Tensor], info: HeadInfo) -> None:
     """Write a head so that at no moment a part of a file stands under its name. Raises as `write_durably`."""
+    write_durably(path, head_bytes(state, info))
+
+
+def head_bytes(state: Mapping[str, Tensor], info: HeadInfo) -> bytes:
+    """What a head's file holds."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_durably(path, save(tensors, metadata={"dsu": info.model_dump_json()}))
+    return save(tensors, metadata={"dsu": info.model_dump_json()})
 
 
 def load_head(path: Path) -> tuple[dict[str, Tensor], HeadInfo]:
@@ -104,14 +115,46 @@ def read_head_info(path: Path) -> HeadInfo:
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
 
 
-def resolve_head(given: Path | None, runs: Path = Path("runs")) -> Path:
-    """A head's file from a run folder or a file, or the newest below `runs`. Raises `UsageError` if there is none."""
-    if given is not None:
-        path = given / HEAD_FILE if given.is_dir() else given
-        if not path.is_file():
-            raise UsageError(f"There is no head at {given}: give a run folder or a {HEAD_FILE}, or train one first.")
-        return path
-    found = sorted(runs.glob(f"*/{HEAD_FILE}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UsageError(f"There is no trained head below {runs}/: run `dsu train-head`, or give one with --head.")
-    return found[-1]
+def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: str | None = None) -> Path:
+    """A head's file.
+
+    Args:
+        given: a run folder, an exported folder, a head's file, or OWNER/NAME on the Hugging Face hub, which a path
+            that is here goes before; None takes the newest head below `runs`.
+        runs: where run folders lie.
+        revision: branch, tag or commit of a repository on the hub.
+
+    Raises `UsageError` where there is none, and as `dsu.hub.fetch`.
+    """
+    if revision is not None and (given is None or not is_hub_name(given)):
+        raise UsageError(
+            f"--revision is for heads on the Hugging Face hub, and {given or 'the newest run'} is none: leave it away, "
+            f"or give OWNER/NAME."
+        )
+    if given is None:
+        found = sorted(runs.glob(f"*/{HEAD_FILE}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UsageError(f"There is no trained head below {runs}/: run `dsu train-head`, or give one with --head.")
+        return found[-1]
+    if is_hub_name(given):
+        return fetch(str(given), HEAD_FILE, revision)
+    path = Path(given) / HEAD_FILE if Path(given).is_dir() else Path(given)
+    if not path.is_file():
+        raise UsageError(
+            f"There is no head at {given}: give a run folder, an exported folder, a {HEAD_FILE} or OWNER/NAME on the "
+            f"Hugging Face hub, or train one first."
+        )
+    return path
+
+
+def predictions_folder(given: str | Path | None, head: Path, runs: Path = Path("runs")) -> Path:
+    """Where predictions go if nobody says: into the head's run folder.
+
+    Those of a head that was exported or comes from the hub go into a folder of its name below `runs`: what is to be
+    published, or lies in the hub's cache, is left as it is.
+    """
+    if given is not None and is_hub_name(given):
+        return runs / str(given).replace("/", "--") / "predictions"
+    if (head.parent / CONFIG_FILE).exists():
+        return runs / head.parent.resolve().name / "predictions"
+    return head.parent / "predictions"

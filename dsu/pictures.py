@@ -1,4 +1,4 @@
-"""Pictures for people: comparison sheets, training curves, masks laid over images, cut-outs.
+"""Pictures for people: training curves, masks laid over images, cut-outs (sheets of many: `dsu.sheets`).
 
 Everything is drawn off screen, so it works on a machine without a display.
 """
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageFilter
 
 from dsu.errors import DsuError, UsageError
-from dsu.files import write_durably
+from dsu.files import make_folder, write_durably
 from dsu.images import read_image, read_mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Picture", "cutout", "overlay", "sheet", "training_curves"]
+__all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay", "training_curves"]
 
 Picture = Image.Image | NDArray[Any] | Path
 """An image: Pillow's, a file, or an array (H, W) or (H, W, 3) of uint8 0..255, floats 0..1 or booleans."""
@@ -30,60 +30,8 @@ Picture = Image.Image | NDArray[Any] | Path
 _MASK_COLOUR: Final = (255, 32, 140)
 _MASK_OPACITY: Final = 0.45
 
-_PAPER: Final = (255, 255, 255)
-_CELL_GROUND: Final = (228, 230, 233)
-_INK: Final = (32, 33, 36)
-_FAINT_INK: Final = (105, 108, 114)
-_MARGIN: Final = 16
-_GAP: Final = 8
-_LINE: Final = 22
-_FONT_SIZE: Final = 13
-
-
-def sheet(
-    rows: Sequence[Sequence[Picture]],
-    titles: Sequence[str],
-    path: Path,
-    labels: Sequence[str] | None = None,
-    cell: int = 192,
-) -> None:
-    """Draw pictures side by side, a row an image and a column a kind (image, truth, prediction), as a PNG.
-
-    Args:
-        rows: Pictures of any sizes; each is fitted into its cell, its proportions kept.
-        titles: What stands above each column.
-        path: The file to write; its folder is made.
-        labels: What stands above each row, its image's name for instance.
-        cell: The width of a column and the greatest height of a row, in pixels.
-
-    Raises:
-        UsageError: No rows, a row with more or fewer pictures than titles, or a label too many or too few.
-    """
-    if not rows or {len(row) for row in rows} != {len(titles)}:
-        raise UsageError(f"a sheet of {len(titles)} titles wants {len(titles)} pictures in each of its rows.")
-    if labels is not None and len(labels) != len(rows):
-        raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
-    fitted = [[ImageOps.contain(_rgb(picture), (cell, cell)) for picture in row] for row in rows]
-    heights = [max(picture.height for picture in row) for row in fitted]
-    caption = _LINE if labels else 0
-    width = 2 * _MARGIN + len(titles) * (cell + _GAP) - _GAP
-    height = 2 * _MARGIN + _LINE + sum(heights) + len(rows) * (caption + _GAP) - _GAP
-    page = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(page)
-    columns = [_MARGIN + column * (cell + _GAP) for column in range(len(titles))]
-    for left, title in zip(columns, titles, strict=True):
-        _write(pen, title, left + cell // 2, _MARGIN, cell, _INK, anchor="ma")
-    top = _MARGIN + _LINE
-    for index, (row, row_height) in enumerate(zip(fitted, heights, strict=True)):
-        if labels:
-            _write(pen, labels[index], _MARGIN, top + 3, width - 2 * _MARGIN, _FAINT_INK, anchor="la")
-            top += caption
-        for left, picture in zip(columns, row, strict=True):
-            pen.rectangle((left, top, left + cell - 1, top + row_height - 1), _CELL_GROUND)
-            page.paste(picture, (left + (cell - picture.width) // 2, top + (row_height - picture.height) // 2))
-        top += row_height + _GAP
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path, "PNG")
+CELL_GROUND: Final = (228, 230, 233)
+"""What shows where a picture is transparent or does not fill its cell."""
 
 
 def overlay(image: Picture, mask: Picture) -> Image.Image:
@@ -150,7 +98,7 @@ def training_curves(history: Path | Sequence[Mapping[str, Any]], path: Path) -> 
     _from_zero(panels[-1])
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     figure.align_ylabels(panels)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     write_durably(path, drawn.getvalue())
@@ -235,20 +183,8 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], l
     return [epoch for epoch, _ in measured], [value for _, value in measured]
 
 
-def _write(
-    pen: ImageDraw.ImageDraw, text: str, x: int, y: int, room: int, ink: tuple[int, int, int], anchor: str
-) -> None:
-    """Write one line, shortened in its middle (names differ at their ends) to the room in pixels."""
-    font = ImageFont.load_default(_FONT_SIZE)
-    shown, keep = text, len(text)
-    while pen.textlength(shown, font) > room and keep > 2:
-        keep -= 1
-        shown = f"{text[: keep // 2]}...{text[-(keep - keep // 2) :]}"
-    pen.text((x, y), shown, ink, font, anchor)
-
-
 def _of_one_size(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Image]:
-    ground = _rgb(image)
+    ground = as_rgb(image)
     grey = Image.fromarray(read_mask(mask)) if isinstance(mask, Path) else _pillow(mask).convert("L")
     if ground.size != grey.size:
         raise DsuError(
@@ -258,14 +194,18 @@ def _of_one_size(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Imag
     return ground, grey
 
 
-def _rgb(picture: Picture) -> Image.Image:
-    """A new RGB image, the caller's own left as it is; what is transparent shows the ground."""
+def as_rgb(picture: Picture) -> Image.Image:
+    """A new RGB image (H, W), the caller's own left as it is; what is transparent shows `CELL_GROUND`.
+
+    Raises:
+        UnreadableImage: A file that cannot be read or decoded.
+    """
     if isinstance(picture, Path):
         return read_image(picture)
     image = _pillow(picture)
     if image.mode != "RGBA":
         return image.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, _CELL_GROUND), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, CELL_GROUND), image).convert("RGB")
 
 
 def _pillow(picture: Image.Image | NDArray[Any]) -> Image.Image:

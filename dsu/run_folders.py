@@ -12,7 +12,9 @@ __all__ = ["SETTINGS_FILE", "check_same_run", "has_state", "run_folder", "settin
 
 SETTINGS_FILE: Final = "settings.yaml"
 
-_FREE: Final = frozenset({"checkpoint_steps", "recompute", "compile", "val_every", "device", "end_to_end"})
+_FREE: Final = frozenset(
+    {"checkpoint_steps", "recompute", "compile", "val_every", "device", "end_to_end", "sheet_every", "track"}
+)
 """Settings that a run may be gone on with otherwise: they change nothing of what is trained."""
 
 

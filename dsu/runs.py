@@ -36,7 +36,9 @@ from dsu.stores import (
     recorded_type,
     stored_facts,
 )
+from dsu.tracking import Tracking, check_tracker
 from dsu.training import Trainer, hold_out
+from dsu.watching import Curves, Sheets, Watcher, sheet_names
 from dsu_cache import Store
 
 __all__ = ["Run", "open_run"]
@@ -94,6 +96,8 @@ def open_run(
     if resume:
         out = out or unfinished_run()
         settings = settings_of_run(out, settings)
+    if settings.track is not None:
+        check_tracker(settings.track)
     data = _find_data(settings, data_root, cache_root, images, masks, progress)
     architecture, store, live = data.architecture, data.store, settings.end_to_end
     resolved, runtime, point = _resolve(settings, data)
@@ -128,6 +132,7 @@ def open_run(
         out=folder,
         keep_best=resolved.keep == "best",
     )
+    trainer.watchers += _watchers(trainer, data)
     if resume:
         check_same_run(folder, resolved)
         if has_state(folder):  # else it was stopped before its first epoch was kept
@@ -269,6 +274,19 @@ def _choose_point(settings: TrainingSettings, architecture: Architecture, store:
         point_block(architecture, settings.resume_from)
         everything |= {settings.resume_from, "S1", "S2", "S3", "S4"}
     return resume_point(architecture, everything, settings.resume_from or "pixels")
+
+
+def _watchers(trainer: Trainer, data: _Data) -> list[Watcher]:
+    """Whoever follows this run: curves, sheets and a tracker, as its settings say."""
+    settings, watchers = trainer.settings, list[Watcher]([Curves()])
+    if settings.sheet_every:
+        shown = trainer.validation or trainer.train
+        names = sheet_names(shown.names, settings.seed)
+        pictures = _samples(data, names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
+        watchers.append(Sheets(pictures, shown, settings.sheet_every))
+    if settings.track is not None:
+        watchers.append(Tracking(settings.track))
+    return watchers
 
 
 def _samples(data: _Data, names: Sequence[str], point: ResumePoint, *, live: bool) -> Samples:

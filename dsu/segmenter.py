@@ -112,11 +112,18 @@ class Segmenter:
         hiera_weights: str | Path | None = None,
         dino_weights: str | Path | None = None,
     ) -> "Segmenter":
-        """Load a run folder or a `head.safetensors`.
+        """Load a run folder, an exported folder or a `head.safetensors`.
+
+        Args:
+            head: the folder or file.
+            device: auto, cpu, cuda or cuda:N.
+            precision: auto, fp32 or bf16.
+            hiera_weights, dino_weights: the encoders' checkpoints; None looks for the published ones, as
+                `EncoderWeights` says.
 
         Raises `DsuError` for a head or encoder weights that can't be found, read, or do not belong together.
         """
-        state, info = load_head(resolve_head(Path(head)))
+        state, info = load_head(resolve_head(head))
         weights = EncoderWeights(
             hiera=None if hiera_weights is None else Path(hiera_weights),
             dino=None if dino_weights is None else Path(dino_weights),
@@ -124,6 +131,41 @@ class Segmenter:
         )
         runtime = choose_runtime(device, precision)
         return cls(runtime.place(load_network(state, info, weights)), runtime)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        revision: str | None = None,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        hiera_weights: str | Path | None = None,
+        dino_weights: str | Path | None = None,
+    ) -> "Segmenter":
+        """Load a head that `dsu head export` wrote: from its folder, or as OWNER/NAME from the Hugging Face hub.
+
+        The head is fetched into the hub's ordinary cache (HF_HOME) once; with HF_HUB_OFFLINE=1 it is only looked for
+        there. A path that is here goes before a repository of the same name.
+
+        Args:
+            folder_or_hub_id: the folder, or OWNER/NAME.
+            revision: branch, tag or commit on the hub; None takes the newest.
+            device, precision, hiera_weights, dino_weights: see `load`.
+
+        Raises `DsuError` as `load`, and where the repository can't be reached, does not exist or holds no head.
+
+        Example:
+            >>> segmenter = Segmenter.from_pretrained("owner/name")
+            >>> mask = segmenter.predict("photo.jpg")
+        """
+        return cls.load(
+            resolve_head(folder_or_hub_id, revision=revision),
+            device=device,
+            precision=precision,
+            hiera_weights=hiera_weights,
+            dino_weights=dino_weights,
+        )
 
     def predict(self, image: Picture, normalization: Normalization = "none") -> NDArray[np.float32]:
         """The mask of one image.

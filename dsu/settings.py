@@ -64,6 +64,10 @@ class TrainingSettings(BaseModel):
     """Run adapted blocks again in the backward pass instead of keeping their activations: less memory, slower."""
     compile: bool = False
     """Run Hiera's blocks through torch.compile: minutes at the start, for long runs on a card."""
+    sheet_every: int = Field(default=5, ge=0)
+    """Epochs between two sheets of the same images with the predictions of then; 0: none."""
+    track: str | None = None
+    """A tracker by the name that accelerate knows it by, such as `tensorboard`."""
 
     end_to_end: bool = False
     stored: StoredType | None = None

@@ -4,7 +4,7 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from dsu.progress import SILENT, Progress, Task
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
 from dsu.views import draw_view, epoch_order
+from dsu.watching import Watcher, probability_of
 
 __all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Trainer", "hold_out", "learning_rate"]
 
@@ -68,6 +69,8 @@ class Trainer:
         runtime: device and precision.
         out: the run's folder.
         keep_best: whether the best validated state is the result, or the last one.
+        watchers: who follows the run.
+        memory: the most that this epoch has held.
     """
 
     network: DSUNet
@@ -81,11 +84,13 @@ class Trainer:
     keep_best: bool
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    watchers: list[Watcher] = field(default_factory=list)
     _log: EpochLog | None = None
     """Of an epoch that is not over."""
 
     def __post_init__(self) -> None:
         self.runtime.place(self.network)
+        self.memory = PeakMemory(self.runtime.device)
         self.network.recompute = self.settings.recompute
         if self.settings.compile:
             self.network.compile_blocks()
@@ -96,29 +101,35 @@ class Trainer:
             fused=self.runtime.device.type == "cuda",
         )
 
-    def run(
-        self,
-        progress: Progress = SILENT,
-        after_epoch: Callable[[dict[str, float]], None] = lambda row: None,
-    ) -> None:
+    def run(self, progress: Progress = SILENT) -> None:
         """Train up to `settings.epochs`, from wherever this trainer is.
 
         After every epoch the row of `metrics.csv` and the whole state stand, and the state also after every
         `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite.
         """
-        while self.epoch < self.settings.epochs:
-            label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
-            with progress.task(label, len(self.train.names)) as task:
-                row = self._train_epoch(task)
-            due = (self.epoch + 1) % self.settings.val_every == 0 or self.epoch + 1 == self.settings.epochs
-            if self.validation is not None and due:
-                row |= self.validate(progress)
-            self.epoch += 1
-            self.history.append(row)
-            self._log = None
-            self._save(row)
-            after_epoch(row)
-        self.finish()
+        try:
+            for watcher in self.watchers:
+                watcher.started(self)
+            while self.epoch < self.settings.epochs:
+                self._run_epoch(progress)
+            self.finish()
+        finally:
+            for watcher in self.watchers:
+                watcher.ended(self)
+
+    def _run_epoch(self, progress: Progress) -> None:
+        label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
+        with progress.task(label, len(self.train.names)) as task:
+            row = self._train_epoch(task)
+        due = (self.epoch + 1) % self.settings.val_every == 0 or self.epoch + 1 == self.settings.epochs
+        if self.validation is not None and due:
+            row |= self.validate(progress)
+        self.epoch += 1
+        self.history.append(row)
+        self._log = None
+        self._save(row)
+        for watcher in self.watchers:
+            watcher.epoch_ended(self, row)
 
     def resume(self) -> None:
         """Take up the state of a killed run. Raises `DsuError` where there is none or it does not fit."""
@@ -148,23 +159,32 @@ class Trainer:
             metric_handlers={"iou": IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)}
         )
         losses = []
-        self.network.eval()
-        with torch.no_grad(), progress.task("validating", len(self.validation.names)) as task:
-            unflipped = [(names, [0] * len(names)) for names in self._cut(self.validation.names)]
-            for batch in feed(self.validation, unflipped, self.runtime.device):
-                outputs, mask = self.forward(batch)
-                losses.append(float(total_loss(outputs, mask, self.settings.bce)) * len(batch.names))
-                probability = outputs[-1].float().sigmoid().cpu().double().numpy()
-                for predicted, truth in zip(probability[:, 0], mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
+        with progress.task("validating", len(self.validation.names)) as task:
+            for names, outputs, mask in self.evaluated(self.validation, self.validation.names):
+                losses.append(float(total_loss(outputs, mask, self.settings.bce)) * len(names))
+                probability = probability_of(outputs)
+                for predicted, truth in zip(probability, mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
                     for meter in (structure, error, overlap):
                         meter.step(pred=predicted, gt=truth, normalize=False)
-                task.advance(len(batch.names))
+                for watcher in self.watchers:
+                    watcher.validated(names, probability)
+                task.advance(len(names))
         return {
             "val_loss": sum(losses) / len(self.validation.names),
             "val_S": float(structure.get_results()["sm"]),
             "val_MAE": float(error.get_results()["mae"]),
             "val_IoU": float(np.mean(overlap.get_results()["iou"]["binary"])),
         }
+
+    @torch.no_grad()
+    def evaluated(
+        self, samples: Samples, names: Sequence[str]
+    ) -> Iterator[tuple[tuple[str, ...], list[Tensor], Tensor]]:
+        """Batches of unflipped samples in evaluation mode: names, logits (as `forward`) and soft masks."""
+        self.network.eval()
+        unflipped = [(part, [0] * len(part)) for part in self._cut(names)]
+        for batch in feed(samples, unflipped, self.runtime.device):
+            yield batch.names, *self.forward(batch)
 
     def finish(self) -> None:
         """Put the result under the head's own name."""
@@ -188,7 +208,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        memory = PeakMemory(self.runtime.device)
+        self.memory = PeakMemory(self.runtime.device)
         self._log = log = self._log or EpochLog(self._fetch_every)
         task.advance(log.samples)
         batches = feed(self.train, self.epoch_batches(self.epoch)[log.steps :], self.runtime.device)
@@ -201,9 +221,11 @@ class Trainer:
             log.add(batch.names, self.step(batch), waited)
             task.advance(len(batch.names))
             task.note(log.remark())
+            for watcher in self.watchers:
+                watcher.stepped(self, log)
             if self.settings.checkpoint_steps and log.steps % self.settings.checkpoint_steps == 0:
                 self._save_state()
-        row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": memory.bytes() / 1e9}
+        row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": self.memory.bytes() / 1e9}
         task.note(f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB")
         return row
 

@@ -37,7 +37,9 @@ def import_checkpoint(
 
 
 def export_checkpoint(
-    head: Annotated[Path, typer.Argument(metavar="HEAD", help="A run folder or head.safetensors.")],
+    head: Annotated[
+        Path, typer.Argument(metavar="HEAD", help="A run folder, head.safetensors or OWNER/NAME on the hub.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path("checkpoint.pth"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
     hiera_weights: options.HieraWeights = None,

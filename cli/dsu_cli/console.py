@@ -13,7 +13,7 @@ from dsu.progress import Task
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
-__all__ = ["ConsoleProgress", "bytes_text", "fail", "key_table", "out", "say"]
+__all__ = ["ConsoleProgress", "bytes_text", "err", "fail", "key_table", "out", "say"]
 
 # Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -29,6 +29,7 @@ def demo(
     """
     from dsu.errors import DsuError
     from dsu.synthetic import draw_dataset
+    from dsu.watching import PROGRESS_FILE, SHEETS_FOLDER
     from dsu_cli.cache_features import cache_features
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.console import out as console
@@ -55,7 +56,7 @@ def demo(
     predict(head=run, cache_root=features, overwrite=True, quiet=quiet)
     predict(head=untrained, cache_root=features, overwrite=True, quiet=True)
     step(f"eval --predictions {run / 'predictions'}")
-    evaluate(predictions=run / "predictions", quiet=quiet)
+    evaluate(predictions=[run / "predictions"], quiet=quiet)
     before = _metrics(untrained.parent / "predictions")
     after = _metrics(run / "predictions")
     sheet = _picture_sheet(data, run / "predictions" / after[0], out / "sheet.png")
@@ -63,7 +64,8 @@ def demo(
     console.print(
         f"\nuntrained head: S {before[1]['S']:.3f}, MAE {before[1]['MAE']:.3f}\n"
         f"trained head:   S {after[1]['S']:.3f}, MAE {after[1]['MAE']:.3f}   ({minutes} min {seconds} s in all)\n"
-        f"pictures:       {sheet}\n\n"
+        f"pictures:       {sheet}\n"
+        f"as it learnt:   {run / SHEETS_FOLDER / PROGRESS_FILE}\n\n"
         f"Your own images and masks:\n"
         f"  dsu cache-features FOLDER      (--preset large wants a card and the pretrained encoders)\n"
         f"  dsu train-head\n  dsu predict\n  dsu eval\n"
@@ -107,7 +109,7 @@ def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
 
 def _picture_sheet(data: Path, predictions: Path, path: Path, rows: int = 8) -> Path:
     """Image, truth and prediction side by side, for some of the held-out images."""
-    from dsu.pictures import sheet
+    from dsu.sheets import sheet
 
     chosen = sorted((data / "test" / "images").iterdir())[:rows]
     sheet(

@@ -1,14 +1,19 @@
 """`dsu eval`: predictions against ground truth."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsu_cli import options
 
+if TYPE_CHECKING:
+    from dsu.ground_truth import JudgedSet
+
 SHOWN = 10
 """How many missing predictions are named one by one."""
+
+_TELLING = "What is told"
 
 
 def evaluate(
@@ -16,12 +21,36 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[NAME...]", help="Sets (default: all).", show_default=False)
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Folder of predictions (default: the newest run's).")
+        list[Path] | None,
+        typer.Option(
+            "--predictions",
+            help="Folder of predictions, or a run's folder (default: the newest run's); several are compared.",
+        ),
     ] = None,
     truth: Annotated[Path | None, typer.Option("--truth", help="Folder of masks to judge them against.")] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the metrics of every set here, too.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Likewise, as a table.")] = None,
-    per_image: Annotated[Path | None, typer.Option("--per-image", help="Likewise, a row an image (CSV).")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Folder of the images that --report shows, where they are not found."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Write a page (HTML) with figures, curves and every image.", rich_help_panel=_TELLING
+        ),
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="table, markdown, latex, csv or json.", rich_help_panel=_TELLING)
+    ] = "table",
+    published: Annotated[
+        bool, typer.Option("--published", help="With all the paper's rows of the sets.", rich_help_panel=_TELLING)
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the metrics here, too.", rich_help_panel=_TELLING)
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Likewise, as a table.", rich_help_panel=_TELLING)] = None,
+    per_image: Annotated[
+        Path | None, typer.Option("--per-image", help="Likewise, a row an image (CSV).", rich_help_panel=_TELLING)
+    ] = None,
     resize: Annotated[
         bool, typer.Option("--resize", help="Bring predictions to the size of their truth instead of refusing.")
     ] = False,
@@ -34,41 +63,74 @@ def evaluate(
 ) -> None:
     """Judge predictions: S, F, E, MAE, IoU and Dice, beside the paper's figures.
 
-    Writes `metrics.json` and `metrics.csv` beside the predictions.
+    Several runs stand side by side: `--predictions A --predictions B`. Writes `metrics.json` and `metrics.csv` beside
+    the predictions.
     """
-    from dsu.evaluation import evaluate, write_csv, write_json, write_per_image
-    from dsu.ground_truth import find_judged_sets, newest_predictions
-    from dsu_cli.console import ConsoleProgress, fail, key_table, out
+    from dsu.evaluation import Evaluation
+    from dsu.evaluation import evaluate as judge
+    from dsu.files import make_folder, write_durably
+    from dsu.ground_truth import find_judged_sets, name_runs, newest_predictions
+    from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
+    from dsu.report.page import check_report_path
+    from dsu_cli.console import ConsoleProgress, key_table, out
     from dsu_cli.parsing import one_of
-    from dsu_cli.reports import metrics_table, published_figures
+    from dsu_cli.reports import comparison_tables, metrics_table, published_figures
 
     progress = ConsoleProgress(quiet=quiet)
-    folder = predictions or newest_predictions()
-    progress.say(f"judging {folder}")
+    form = one_of("--format", format_, ("table", *FORMATS))
     asked = one_of("--normalize", normalize, (None, "minmax", "none"))
-    sets = find_judged_sets(
-        names or [], folder, truth, data_root=data_root, minmax=None if asked is None else asked == "minmax"
-    )
-    results = {}
-    for judged in sets:
-        for kind, lost in (("has no prediction", judged.missing), ("has no ground truth", judged.extra)):
-            for name in lost[:SHOWN]:
-                fail(f"{judged.name}: {name} {kind}.")
-            if len(lost) > SHOWN:
-                fail(f"{judged.name}: {len(lost) - SHOWN:,} more: each {kind}.")
-        results[judged.name] = evaluate(
-            judged.cases, normalize=judged.minmax, resize=resize, workers=workers, progress=progress
-        )
-    for path, write in ((json, write_json), (csv, write_csv), (per_image, write_per_image)):
-        if path is not None:
-            write(path, results)
+    if report is not None:
+        check_report_path(report)
+    runs = name_runs(predictions or [newest_predictions()])
+    # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
+    wanted = names or ([truth.resolve().name] if truth is not None and len(runs) > 1 else [])
+    results: dict[str, dict[str, Evaluation]] = {}
+    complete = True
+    for run, folder in runs.items():
+        progress.say(f"judging {folder}")
+        results[run] = {}
+        minmax = None if asked is None else asked == "minmax"
+        for judged in find_judged_sets(wanted, folder, truth, data_root=data_root, minmax=minmax, images=images):
+            complete &= _name_lost(judged)
+            results[run][judged.name] = judge(
+                judged.cases, normalize=judged.minmax, resize=resize, workers=workers, progress=progress
+            )
+    written = [(json, as_json(results)), (csv, as_csv(results)), (per_image, as_per_image(results))]
     if truth is None:
-        write_json(folder / "metrics.json", results)
-        write_csv(folder / "metrics.csv", results)
-    out.print(metrics_table(results, published_figures(results)))
+        for run, folder in runs.items():
+            alone = {run: results[run]}
+            written += [(folder / "metrics.json", as_json(alone)), (folder / "metrics.csv", as_csv(alone))]
+    for path, text in written:
+        if path is not None:
+            make_folder(path.parent)
+            write_durably(path, text.encode())
+    if report is not None:
+        write_report(report, results, progress=progress)
+    if form != "table":
+        typer.echo(FORMATS[form](results, with_paper=published), nl=False)
+    elif published or len(runs) > 1:
+        out.print(comparison_tables(results, with_paper=published))
+    else:
+        [sets] = results.values()
+        out.print(metrics_table(sets, published_figures(sets)))
     if not quiet:
-        out.print(key_table(list(next(iter(results.values())).conventions.items())), style="dim")
-        if truth is None:
-            out.print(f"Written: {folder / 'metrics.json'}, {folder / 'metrics.csv'}", markup=False)
-    if any(judged.missing or judged.extra for judged in sets):
+        if form == "table":
+            found = next(iter(next(iter(results.values())).values()))
+            out.print(key_table(list(found.conventions.items())), style="dim")
+        for path in (*(path for path, _ in written), report):
+            if path is not None:
+                progress.say(f"Written: {path}")
+    if not complete:
         raise typer.Exit(1)
+
+
+def _name_lost(judged: "JudgedSet") -> bool:
+    """Name what a set has no prediction or no ground truth for; whether there is nothing of the kind."""
+    from dsu_cli.console import fail
+
+    for kind, lost in (("has no prediction", judged.missing), ("has no ground truth", judged.extra)):
+        for name in lost[:SHOWN]:
+            fail(f"{judged.name}: {name} {kind}.")
+        if len(lost) > SHOWN:
+            fail(f"{judged.name}: {len(lost) - SHOWN:,} more: each {kind}.")
+    return not (judged.missing or judged.extra)

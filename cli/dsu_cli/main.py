@@ -12,10 +12,14 @@ from dsu_cli.cache import cache
 from dsu_cli.cache_features import cache_features
 from dsu_cli.check_equivalence import check_equivalence
 from dsu_cli.checkpoints import export_checkpoint, import_checkpoint
+from dsu_cli.datasets_command import datasets
 from dsu_cli.demo import demo
+from dsu_cli.doctor import doctor
 from dsu_cli.evaluate import evaluate
+from dsu_cli.head import head
 from dsu_cli.predict import predict
 from dsu_cli.train_head import train_head
+from dsu_cli.visualize import visualize
 
 __all__ = ["app", "run"]
 
@@ -30,9 +34,14 @@ DSU-Net: DINOv2 guides SAM 2 to the salient or camouflaged object, trained from 
 
 The usual order: `dsu cache-features NAME|FOLDER`, `dsu train-head`, `dsu predict`, `dsu eval`.
 Each goes on with what the last one left. NAME is a benchmark (DUTS, CAMO, COD10K, ...), FOLDER your own images
-and masks. No data at hand? `dsu demo`.
+and masks. No data at hand? `dsu demo`. Does it work here? `dsu doctor`.
 """,
-    epilog="Exit status: 0 done, 1 something failed or was skipped (and named), 2 wrong usage.",
+    epilog="""
+Exit status: 0 done, 1 something failed or was skipped (and named), 2 wrong usage, 130 stopped by Ctrl-C.
+
+Environment: DSU_DATA the folder of the benchmarks, DSU_CACHE of the stores, DSU_HIERA and DSU_DINO checkpoints of the
+encoders, HF_HOME the Hugging Face cache, HF_HUB_OFFLINE=1 no network, NO_COLOR=1 no colours.
+""",
 )
 
 
@@ -51,16 +60,25 @@ def _common(
     pass
 
 
-app.command("cache-features")(cache_features)
-app.command("train-head")(train_head)
-app.command("predict")(predict)
-app.command("eval")(evaluate)
-app.command("check-equivalence")(check_equivalence)
-app.command("bench")(bench)
-app.command("import-checkpoint")(import_checkpoint)
-app.command("export-checkpoint")(export_checkpoint)
-app.command("demo")(demo)
-app.add_typer(cache, name="cache")
+_STEPS = "The four steps"
+_HEADS = "Heads"
+_LOOK = "What is here"
+_TRY = "Trying, measuring, showing"
+
+app.command("cache-features", rich_help_panel=_STEPS)(cache_features)
+app.command("train-head", rich_help_panel=_STEPS)(train_head)
+app.command("predict", rich_help_panel=_STEPS)(predict)
+app.command("eval", rich_help_panel=_STEPS)(evaluate)
+app.add_typer(head, name="head", rich_help_panel=_HEADS)
+app.command("import-checkpoint", rich_help_panel=_HEADS)(import_checkpoint)
+app.command("export-checkpoint", rich_help_panel=_HEADS)(export_checkpoint)
+app.command("doctor", rich_help_panel=_LOOK)(doctor)
+app.add_typer(datasets, name="datasets", rich_help_panel=_LOOK)
+app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
+app.command("demo", rich_help_panel=_TRY)(demo)
+app.command("check-equivalence", rich_help_panel=_TRY)(check_equivalence)
+app.command("bench", rich_help_panel=_TRY)(bench)
+app.add_typer(visualize, name="visualize", rich_help_panel=_TRY)
 
 
 _INTERRUPTED = 130

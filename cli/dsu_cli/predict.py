@@ -11,10 +11,18 @@ from dsu_cli import options
 def predict(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SOURCE...]", help="Benchmarks, folders or image files.", show_default=False),
+        typer.Argument(metavar="SOURCE", help="Benchmarks, folders or image files.", show_default=False),
     ] = None,
     head: Annotated[
-        Path | None, typer.Option("--head", help="A run folder or head.safetensors (default: the newest run).")
+        Path | None,
+        typer.Option(
+            "--head",
+            metavar="PATH|OWNER/NAME",
+            help="A run folder, an exported folder, head.safetensors, or a head on the hub (default: the newest run).",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a head on the hub.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where masks go (default: predictions/ in the run folder).")
@@ -47,7 +55,8 @@ def predict(
     needed.
     """
     from dsu.encoders.weights import EncoderWeights
-    from dsu.heads import read_head_info, resolve_head
+    from dsu.heads import predictions_folder, read_head_info, resolve_head
+    from dsu.hub import is_hub_name
     from dsu.prediction import predict
     from dsu.runtime import Precision, choose_runtime
     from dsu.targets import PredictionSettings, prepare_jobs
@@ -56,9 +65,11 @@ def predict(
     from dsu_cli.parsing import one_of
 
     progress = ConsoleProgress(quiet=quiet)
-    head_file = resolve_head(head)
+    if head is not None and is_hub_name(head):
+        progress.say(f"looking for {head} on the Hugging Face hub")
+    head_file = resolve_head(head, revision=revision)
     info = read_head_info(head_file)
-    folder = out or (head_file.parent / "predictions")
+    folder = out or predictions_folder(head, head_file)
     if threshold is not None and not 0 <= threshold <= 1:
         one_of("--threshold", threshold, range(2))
     settings = PredictionSettings(

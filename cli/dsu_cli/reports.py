@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from dsu.equivalence import Comparison, Report
     from dsu.evaluation import Evaluation
     from dsu.extraction import CachePlan
+    from dsu.report import Results
 
-__all__ = ["equivalence_report", "extraction_table", "metrics_table", "published_figures"]
-
-LOWER_IS_BETTER = ("MAE",)
+__all__ = ["comparison_tables", "equivalence_report", "extraction_table", "metrics_table", "published_figures"]
 
 
 def extraction_table(plan: "CachePlan") -> RenderableType:
@@ -50,6 +49,8 @@ def extraction_table(plan: "CachePlan") -> RenderableType:
 
 def metrics_table(results: Mapping[str, "Evaluation"], published: Mapping[str, Mapping[str, float]]) -> Table:
     """One row a metric, one column a set, beside it the paper's figures of DSU-Net where there are any."""
+    from dsu.report import LOWER_IS_BETTER
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name in results:
@@ -68,6 +69,35 @@ def metrics_table(results: Mapping[str, "Evaluation"], published: Mapping[str, M
         counts += [f"{result.images:,}"] + ([""] if name in published else [])
     table.add_row(Text("images", style="dim"), *counts)
     return table
+
+
+def comparison_tables(results: "Results", *, with_paper: bool) -> Group:
+    """A table a set: a row a metric, a column a run or published method, the best of each row bold."""
+    from dsu.evaluation import METRICS
+    from dsu.paper import published
+    from dsu.report import LOWER_IS_BETTER, compare
+
+    parts: list[RenderableType] = []
+    for comparison in compare(results, published if with_paper else None):
+        table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+        table.add_column(comparison.name, no_wrap=True)
+        for line in comparison.lines:
+            source = f"\npaper{' ≈' if line.approximate else ''}" if line.published else ""
+            style = "dim" if line.published else None
+            table.add_column(Text(line.label + source, overflow="fold"), justify="right", style=style)
+        for metric in METRICS:
+            cells = [
+                Text(
+                    f"{line.figures[metric]:.{3 if line.published else 4}f}" if metric in line.figures else "",
+                    style="bold not dim" if comparison.is_best(line, metric) else "",
+                )
+                for line in comparison.lines
+            ]
+            table.add_row(f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}", *cells)
+        counts = ["" if line.images is None else f"{line.images:,}" for line in comparison.lines]
+        table.add_row(Text("images", style="dim"), *counts)
+        parts += [table, *(Text(note, style="dim") for note in comparison.notes()), ""]
+    return Group(*parts)
 
 
 def published_figures(names: Collection[str]) -> dict[str, dict[str, float]]:

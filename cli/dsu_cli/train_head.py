@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dsu.training import Trainer
 
 _RECIPE = "Recipe (the paper's by default)"
+_WATCHING = "Watching it"
 
 
 def train_head(
@@ -63,6 +64,19 @@ def train_head(
         int | None,
         typer.Option(help="Steps between checkpoints (default: after every epoch).", rich_help_panel=_RECIPE),
     ] = None,
+    sheet_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs between sheets of the same images as the head learns (default 5; 0: none).",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            help="Note figures with tensorboard, wandb or another tracker of accelerate's.", rich_help_panel=_WATCHING
+        ),
+    ] = None,
     preset: options.Preset = None,
     hiera: options.Hiera = None,
     dino: options.Dino = None,
@@ -94,16 +108,15 @@ def train_head(
     """Stage two: train the head (adapters, fusion, decoder) from the store.
 
     Writes a run folder: `head.safetensors` (the result), `last` and `best`, `settings.yaml`, `metrics.csv`,
-    `curves.png` and the checkpoint that `--resume` goes on from.
+    `curves.png`, `sheets/` (the same images every few epochs) and the checkpoint that `--resume` goes on from.
     """
     given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
-    from dsu.pictures import training_curves
     from dsu.runs import open_run
-    from dsu.training import METRICS_FILE
-    from dsu_cli.console import ConsoleProgress, fail, key_table
+    from dsu_cli.console import ConsoleProgress, err, fail, key_table
     from dsu_cli.console import out as console
     from dsu_cli.parsing import settings_from
+    from dsu_cli.training_panel import TrainingPanel
 
     progress = ConsoleProgress(quiet=quiet)
     settings = settings_from(config, given)
@@ -125,11 +138,14 @@ def train_head(
         facts = [("data", f"{run.source.split}: {len(trainer.train.names):,} to train on, {held_out:,} held out")]
         facts += [(note.partition(": ")[0], note.partition(": ")[2]) for note in run.notes]
         console.print(key_table([*facts, ("run folder", str(trainer.out))]))
-    curves = trainer.out / "curves.png"
     try:
-        trainer.run(progress, after_epoch=lambda row: training_curves(trainer.out / METRICS_FILE, curves))
-        if not curves.exists():  # nothing was left to train, but the disk had been full
-            training_curves(trainer.out / METRICS_FILE, curves)
+        if err.is_terminal and not quiet:
+            panel = TrainingPanel(err, trainer)
+            trainer.watchers.append(panel)
+            with panel.shown():
+                trainer.run(panel)
+        else:
+            trainer.run(progress)
     except KeyboardInterrupt:
         if trainer.settings.checkpoint_steps and trainer.step_in_epoch >= trainer.settings.checkpoint_steps:
             fail(f"Stopped within epoch {trainer.epoch + 1}: go on with `dsu train-head --resume --out {trainer.out}`.")
@@ -145,6 +161,8 @@ def train_head(
 
 def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
     """What was reached, and which state is the result."""
+    from dsu.watching import CURVES_FILE, PROGRESS_FILE, SHEETS_FOLDER
+
     last = trainer.history[-1]
     rows = [("loss", f"{last['loss']:.4f} after epoch {int(last['epoch'])}")]
     if trainer.best_epoch is not None:
@@ -162,5 +180,6 @@ def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
     return [
         *rows,
         ("result", f"{trainer.out / 'head.safetensors'} ({kept})"),
-        ("curves", str(trainer.out / "curves.png")),
+        ("curves", str(trainer.out / CURVES_FILE)),
+        *([("sheets", str(progress))] if (progress := trainer.out / SHEETS_FOLDER / PROGRESS_FILE).exists() else []),
     ]

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
     from timm.models.vision_transformer import VisionTransformer
 
-__all__ = ["EncoderWeights", "load_dino", "load_hiera", "read_checkpoint", "weights_digest"]
+__all__ = [
+    "EncoderWeights",
+    "Source",
+    "load_dino",
+    "load_hiera",
+    "locate",
+    "published_source",
+    "read_checkpoint",
+    "weights_digest",
+]
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -36,17 +45,24 @@ _SAM_PREFIX = "image_encoder.trunk."
 
 
 @dataclass(frozen=True)
-class _Source:
-    """One published file: its hub repository, its name there, and how a user gives it by path."""
+class Source:
+    """One published file of weights.
+
+    Attributes:
+        repository, filename: on the Hugging Face hub.
+        variable, option: how a user gives the file by path.
+        licence: of the weights, by its identifier on the hub.
+    """
 
     repository: str
     filename: str
     variable: str
     option: str
+    licence: str = "apache-2.0"
 
 
 _HIERA_SOURCES: Final = {
-    name: _Source(
+    name: Source(
         f"facebook/sam2.1-hiera-{hub}",
         f"sam2.1_hiera_{hub.replace('-', '_')}.pt",
         "DSU_HIERA",
@@ -55,9 +71,27 @@ _HIERA_SOURCES: Final = {
     for name, hub in {"large": "large", "base_plus": "base-plus", "small": "small", "tiny": "tiny"}.items()
 }
 _DINO_SOURCES: Final = {
-    name: _Source(f"timm/vit_{size}_patch14_dinov2.lvd142m", "model.safetensors", "DSU_DINO", "--dino-weights")
+    name: Source(f"timm/vit_{size}_patch14_dinov2.lvd142m", "model.safetensors", "DSU_DINO", "--dino-weights")
     for name, size in {"vitl14": "large", "vitb14": "base", "vits14": "small"}.items()
 }
+
+
+def published_source(encoder: Literal["hiera", "dino"], name: str) -> Source | None:
+    """Where the weights of an encoder of that name are published; None for sizes that nobody published."""
+    return (_HIERA_SOURCES if encoder == "hiera" else _DINO_SOURCES).get(name)
+
+
+def locate(source: Source) -> Path | None:
+    """Where the weights would be read from without the network: the variable's path, or the hub's cache.
+
+    A path that the variable gives counts, whether or not a file is there: nothing else is looked at then.
+    """
+    if os.environ.get(source.variable):
+        return Path(os.environ[source.variable])
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.repository, source.filename)
+    return Path(found) if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)
@@ -154,7 +188,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _find(sources: Mapping[str, _Source], name: str, given: Path | None, download: bool, what: str) -> Path:
+def _find(sources: Mapping[str, Source], name: str, given: Path | None, download: bool, what: str) -> Path:
     """A local path: the given one, the environment's, or the hub's cache (downloading into it if it may)."""
     kind = next(iter(sources.values()))  # the option and the variable are the same for every size
     named = given or (Path(os.environ[kind.variable]) if os.environ.get(kind.variable) else None)

@@ -22,6 +22,7 @@ SMALLER = {
     "cache-features": TINY,
     "train-head": ("--epochs", "1"),
     "check-equivalence": ("--steps", "1", "--batch-size", "2"),
+    "visualize features": (*TINY, "--count", "2"),
     "bench": (*TINY, "--rounds", "1", "--images", "2", "--parts", "reading"),
     "cache remove": ("--yes",),
 }

@@ -1,6 +1,5 @@
 """Our figures are pysodmetrics', however many processes work; and how MATLAB's toolboxes differ."""
 
-import csv
 import json
 import os
 import shutil
@@ -17,17 +16,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation import (
-    METRICS,
-    Case,
-    Evaluation,
-    evaluate,
-    match,
-    match_folders,
-    write_csv,
-    write_json,
-    write_per_image,
-)
+from dsu.evaluation import METRICS, Case, Evaluation, evaluate, match, match_folders
 from dsu.masks import MaskReading
 
 Grey = NDArray[np.uint8]
@@ -249,31 +238,6 @@ def test_a_folder_that_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "maps" / "a.bmp", truth)
     with pytest.raises(DsuError, match=r"a\.bmp and .*a\.png"):
         match_folders(tmp_path / "maps", tmp_path / "masks")
-
-
-def test_results_are_written_to_all_digits(cases: list[Case], tmp_path: Path) -> None:
-    results = {"ECSSD": evaluate(cases[:3], workers=1), "mine/é": evaluate(cases[3:], workers=1)}
-    write_json(tmp_path / "new" / "results.json", results)
-    write_csv(tmp_path / "results.csv", results)
-    write_per_image(tmp_path / "images.csv", results)
-
-    written: dict[str, dict[str, Any]] = json.loads((tmp_path / "new" / "results.json").read_text("utf-8"))
-    assert list(written) == list(results)
-    for name, found in results.items():
-        assert list(written[name]) == [*METRICS, "images", "conventions"]
-        assert {key: written[name][key] for key in METRICS} == found.metrics
-        assert written[name]["images"] == found.images
-        assert written[name]["conventions"] == found.conventions
-
-    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
-    assert [row["set"] for row in table] == list(results)
-    assert [float(row["S"]) for row in table] == [found.metrics["S"] for found in results.values()]
-
-    with (tmp_path / "images.csv").open(newline="", encoding="utf-8") as file:
-        images = list(csv.DictReader(file))
-    assert [row["name"] for row in images] == [case.name for case in cases]
-    assert float(images[-1]["MAE"]) == results["mine/é"].per_image[-1]["MAE"]
 
 
 def test_workers_start_without_torch() -> None:

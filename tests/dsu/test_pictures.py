@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.errors import DsuError, UsageError
-from dsu.pictures import cutout, overlay, sheet, training_curves
+from dsu.pictures import cutout, overlay, training_curves
 
 
 def grey_ground(height: int = 30, width: int = 40) -> NDArray[np.uint8]:
@@ -37,44 +37,6 @@ def history(epochs: int) -> list[dict[str, Any]]:
         }
         for epoch in range(1, epochs + 1)
     ]
-
-
-def test_a_sheet_takes_files_images_and_arrays(tmp_path: Path) -> None:
-    Image.fromarray(grey_ground()).save(tmp_path / "image.png")
-    row = [tmp_path / "image.png", Image.fromarray(box()), box() / 255, box() > 0]
-    titles = ["image", "truth", "soft", "hard"]
-    sheet([row, row], titles, tmp_path / "new" / "sheet.png", labels=["one", "two"], cell=80)
-    with Image.open(tmp_path / "new" / "sheet.png") as drawn:
-        assert drawn.format == "PNG"
-        assert drawn.width == 2 * 16 + 4 * 80 + 3 * 8
-        pixels = np.asarray(drawn)
-    # Cells are 80x60, below one line of titles and one of label.
-    cells = [pixels[60 + 30, 16 + 40 + column * 88].tolist() for column in range(4)]
-    assert cells == [[100] * 3, [255] * 3, [255] * 3, [255] * 3]
-
-
-def test_a_sheet_keeps_proportions_and_shows_what_is_transparent(tmp_path: Path) -> None:
-    tall, wide = grey_ground(100, 20), cutout(grey_ground(20, 100), np.zeros((20, 100), np.uint8))
-    sheet([[tall, wide]], ["tall", "wide"], tmp_path / "sheet.png", cell=100)
-    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
-    cells = pixels[38 : 38 + 100, 16 : 16 + 100], pixels[38 : 38 + 100, 124 : 124 + 100]
-    assert (cells[0] == 100).all(axis=2).sum() == 2000
-    assert np.unique(cells[1].reshape(-1, 3), axis=0).shape == (1, 3)
-
-
-def test_a_sheet_shortens_names_that_do_not_fit(tmp_path: Path) -> None:
-    sheet([[box()]], ["a title without end " * 20], tmp_path / "sheet.png", labels=["name" * 90], cell=120)
-    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert (pixels[:, :10] == 255).all()
-    assert (pixels[:, -10:] == 255).all()
-
-
-def test_a_sheet_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
-    for rows in ([], [[box()]], [[box(), box()], [box()]]):
-        with pytest.raises(UsageError, match="2 titles wants 2 pictures"):
-            sheet(rows, ["image", "truth"], tmp_path / "sheet.png")
-    with pytest.raises(UsageError, match="2 labels do not name 1 rows"):
-        sheet([[box()]], ["mask"], tmp_path / "sheet.png", labels=["a", "b"])
 
 
 def test_an_overlay_tints_the_object_and_outlines_it() -> None:

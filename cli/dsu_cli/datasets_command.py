@@ -1,0 +1,148 @@
+"""`dsu datasets`: which benchmarks are here, how complete, where to get them, and what they have in common."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsu_cli import options
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dsu.overlaps import Overlap, Overlaps
+    from dsu.survey import SplitState
+
+__all__ = ["datasets"]
+
+datasets = typer.Typer(short_help="Which benchmarks are here, how complete, and where to get them.")
+
+
+@datasets.callback(invoke_without_command=True)
+def look(
+    context: typer.Context,
+    data_root: options.DataRoot = Path("data"),
+    overlaps: Annotated[
+        bool, typer.Option("--overlaps", help="Name images that are in both a training and a test split.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Which benchmarks are below the data root, how complete, and where to get them.
+
+    Pairs of image and mask are counted against the official numbers; no image is opened for it.
+
+    `--overlaps` decodes every image that is found and compares pixels, whatever the files are called: exact copies,
+    and apart from them near ones (saved anew, resized).
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dsu.survey import survey
+    from dsu_cli.cache_reports import print_json
+    from dsu_cli.console import out, say
+
+    if not data_root.is_dir() and not quiet:
+        say(f"There is no folder {data_root}: give the one that the benchmarks lie in with --data-root or DSU_DATA.")
+    states = survey(data_root)
+    if overlaps:
+        _overlaps(states, json=json, quiet=quiet)
+    elif json:
+        print_json([state.to_json() for state in states])
+    else:
+        out.print(_states_table(states, data_root))
+        pages = {state.sought.dataset: state.page for state in states if not state.complete}
+        if pages:
+            out.print("\nWhere to get what is not complete", style="bold")
+        for dataset, page in pages.items():  # no table: it would break addresses that are to be copied
+            out.print(f"{dataset:<10} {page}")
+
+
+def _overlaps(states: Sequence["SplitState"], *, json: bool, quiet: bool) -> None:
+    from dsu.benchmarks import COD_TRAIN
+    from dsu.overlaps import find_overlaps
+    from dsu_cli.cache_reports import print_json
+    from dsu_cli.console import ConsoleProgress, fail, out
+
+    # COD's training split is CAMO's and COD10K's, which are here under their own names.
+    splits = [state.found for state in states if state.found and state.sought is not COD_TRAIN]
+    result = find_overlaps(splits, ConsoleProgress(quiet=quiet))
+    for line in result.broken:
+        fail(line)
+    if json:
+        print_json(result.to_json())
+    else:
+        out.print(_overlaps_report(result))
+    if result.broken:
+        raise typer.Exit(1)
+
+
+def _states_table(states: Sequence["SplitState"], data_root: Path) -> "RenderableType":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, right in (("split", False), ("for", False), ("pairs", True), ("official", True), ("where", False)):
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for state in states:
+        if state.found is None:
+            pairs, where = Text("-"), Text(state.problem or "not found", style="red" if state.problem else "dim")
+        else:
+            pairs = Text(f"{state.pairs:,}", style="green" if state.complete else "yellow")
+            where = Text(f"{_below(state.found.images, data_root)}{_unpaired(state)}")
+        kind = "training" if state.sought.kind == "train" else "test"
+        table.add_row(state.sought.name, kind, pairs, f"{state.sought.official_count:,}", where)
+    return table
+
+
+def _below(folder: Path, data_root: Path) -> Path:
+    root = data_root.absolute()
+    return folder.absolute().relative_to(root) if folder.absolute().is_relative_to(root) else folder
+
+
+def _unpaired(state: "SplitState") -> str:
+    if state.found is None:
+        return ""
+    lost = [
+        f"{len(files):,} {what}"
+        for files, what in (
+            (state.found.images_without_mask, "images without mask"),
+            (state.found.masks_without_image, "masks without image"),
+        )
+        if files
+    ]
+    return f" ({', '.join(lost)})" if lost else ""
+
+
+def _overlaps_report(result: "Overlaps") -> "RenderableType":
+    from rich.console import Group
+    from rich.text import Text
+
+    from dsu_cli.console import key_table
+
+    compared = ", ".join(f"{name} {count:,}" for name, count in result.images.items()) or "nothing"
+    parts: list[RenderableType] = [
+        key_table(
+            (
+                ("compared", compared),
+                ("the same pixels", f"{len(result.exact):,}"),
+                ("almost the same", f"{len(result.near):,}"),
+            )
+        )
+    ]
+    for title, pairs in (("The same pixels", result.exact), ("Almost the same", result.near)):
+        if pairs:
+            parts += ["", Text(title, style="bold"), _pairs_table(pairs)]
+    return Group(*parts)
+
+
+def _pairs_table(pairs: Sequence["Overlap"]) -> "RenderableType":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("training", "", "test", ""):
+        table.add_column(heading, overflow="fold")
+    table.add_column("likeness", justify="right")
+    for pair in pairs:
+        table.add_row(pair.train, pair.train_name, pair.test, pair.test_name, f"{pair.likeness:.4f}")
+    return table

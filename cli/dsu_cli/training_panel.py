@@ -1,0 +1,191 @@
+"""Training on a terminal: one panel that says how far the run is, how it learns and what it costs."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dsu.progress import Task
+from dsu.watching import Watcher
+
+if TYPE_CHECKING:
+    from dsu.epoch_log import EpochLog
+    from dsu.training import Trainer
+
+__all__ = ["TrainingPanel", "clock"]
+
+UPDATES_A_SECOND: Final = 4
+WIDEST: Final = 88
+
+
+def clock(seconds: float) -> str:
+    """`0:05`, `12:30`, `3:02:10` or `2 d 4 h`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class TrainingPanel(Watcher):
+    """Both who is told of progress (`dsu.progress.Progress`) and who watches the run (`dsu.watching.Watcher`).
+
+    A step only leaves its counts behind; the panel is drawn from them by a thread of its own, a few times a second.
+    Above it one line an epoch stays.
+
+    Args:
+        console: a terminal, on standard error.
+        trainer: of the run that is shown.
+    """
+
+    def __init__(self, console: Console, trainer: "Trainer") -> None:
+        self._console, self._trainer = console, trainer
+        self._log: EpochLog | None = None
+        self._phase, self._done, self._total = "starting", 0, 1
+        self._validating_took = 0.0
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Draw the panel as long as the context is open, and leave no trace of it."""
+        with Live(
+            get_renderable=self.render,
+            console=self._console,
+            refresh_per_second=UPDATES_A_SECOND,
+            transient=True,
+        ):
+            yield
+
+    # ---- Progress ----
+
+    def say(self, text: str) -> None:
+        """Print one line that stays, above the panel."""
+        self._console.print(text, markup=False)
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "images") -> Iterator[Task]:
+        """See `dsu.progress.Progress.task`."""
+        self._phase, self._done, self._total = label, 0, max(total, 1)
+        began = time.perf_counter()
+        yield self
+        if not label.startswith("epoch"):
+            self._validating_took = time.perf_counter() - began
+
+    def advance(self, units: int = 1) -> None:
+        """See `dsu.progress.Task.advance`."""
+        self._done += units
+
+    def note(self, text: str) -> None:
+        """The panel has better than a remark: the facts themselves."""
+
+    # ---- Watcher ----
+
+    def stepped(self, trainer: "Trainer", log: "EpochLog") -> None:
+        """Take the running epoch's counts."""
+        self._log = log
+
+    def epoch_ended(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+        """Leave one line of the epoch."""
+        self._log = None
+        text = f"epoch {trainer.epoch}/{trainer.settings.epochs} in {clock(row['seconds'])}: loss {row['loss']:.4f}"
+        if "val_S" in row:
+            best = " (best)" if trainer.best_epoch == trainer.epoch else ""
+            text += f" · held out S {row['val_S']:.4f}  MAE {row['val_MAE']:.4f}  IoU {row['val_IoU']:.4f}{best}"
+        self.say(text)
+
+    # ---- what is seen ----
+
+    def render(self) -> RenderableType:
+        """The panel as it stands now."""
+        trainer = self._trainer
+        epochs = trainer.settings.epochs
+        now, whole = self._left()
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="dim")
+        facts.add_column()
+        for name, value in self._facts():
+            facts.add_row(name, Text(value, no_wrap=True, overflow="ellipsis"))
+        lines = [
+            self._bar(self._phase, self._done, self._total, now if self._phase.startswith("epoch") else None),
+            self._bar("run", self._epochs_done(), float(epochs), whole),
+            facts,
+        ]
+        title = Text(f" epoch {min(trainer.epoch + 1, epochs)}/{epochs} · {trainer.out} ", style="bold")
+        title.truncate(WIDEST - 8, overflow="ellipsis")
+        return Panel(Group(*lines), title=title, title_align="left", width=min(WIDEST, self._console.width))
+
+    def _bar(self, label: str, done: float, total: float, left: float | None) -> Table:
+        row = Table.grid(padding=(0, 2), expand=True)
+        row.add_column(width=14, no_wrap=True, overflow="ellipsis")
+        row.add_column(ratio=1)
+        row.add_column(width=18, justify="right", no_wrap=True)
+        row.add_column(width=14, justify="right", no_wrap=True)
+        count = f"{done:,.0f}/{total:,.0f}" if label != "run" else f"{done / total:.0%}"
+        row.add_row(
+            Text(label),
+            ProgressBar(total=total, completed=min(done, total)),
+            count,
+            "" if left is None else f"{clock(left)} left",
+        )
+        return row
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        trainer, log = self._trainer, self._log
+        last = trainer.history[-1] if trainer.history else None
+        if log is not None and log.fetched:
+            total, *sides = log.losses
+        elif last is not None:
+            total, *sides = (last[name] for name in ("loss", "loss_D1", "loss_D2", "loss_D3"))
+        else:
+            total, sides = None, []
+        if total is not None:
+            shown = "   ".join(f"D{index} {value:.4f}" for index, value in enumerate(sides, 1))
+            yield "loss", f"{total:.4f}   {shown}"
+        else:
+            yield "loss", "–"
+        memory = f"peak {trainer.memory.bytes() / 1e9:.1f} GB"
+        if log is not None and log.seconds > 0:
+            wait = log.waited / log.seconds
+            yield "speed", f"{log.samples / log.seconds:,.1f} images/s   data wait {wait:.0%}   {memory}"
+        elif last is not None:
+            yield "speed", f"{last['images_per_second']:,.1f} images/s   data wait {last['data_wait']:.0%}   {memory}"
+        else:
+            yield "speed", memory
+        yield "held out", self._validated()
+
+    def _validated(self) -> str:
+        trainer = self._trainer
+        if trainer.validation is None:
+            return "nothing"
+        rows = [row for row in trainer.history if "val_S" in row]
+        if not rows:
+            return "not validated yet"
+        last = rows[-1]
+        text = f"S {last['val_S']:.4f}  MAE {last['val_MAE']:.4f}  IoU {last['val_IoU']:.4f}"
+        best = max(rows, key=lambda row: row["val_S"])
+        return f"{text}   best S {best['val_S']:.4f} (epoch {int(best['epoch'])})"
+
+    def _epochs_done(self) -> float:
+        log = self._log
+        return self._trainer.epoch + (0.0 if log is None else log.samples / len(self._trainer.train.names))
+
+    def _left(self) -> tuple[float | None, float | None]:
+        """Seconds left of this epoch's steps and of the whole run; None before anything was measured."""
+        trainer, log = self._trainer, self._log
+        images = len(trainer.train.names)
+        if log is not None and log.samples and log.seconds:
+            pace = log.seconds / log.samples
+        elif trainer.history:
+            pace = 1 / trainer.history[-1]["images_per_second"]
+        else:
+            return None, None
+        validations = (trainer.settings.epochs - trainer.epoch) / trainer.settings.val_every
+        steps = pace * images * (trainer.settings.epochs - self._epochs_done())
+        of_epoch = pace * (images - log.samples) if log is not None else None
+        return of_epoch, steps + validations * self._validating_took

@@ -1,0 +1,174 @@
+"""What can be said of a head without loading its encoders: for people (`dsu head info`) and for its model card."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+
+from dsu.encoders.weights import Source, published_source
+from dsu.heads import HeadInfo, read_head_info
+from dsu.images import file_sha256
+from dsu.prediction import RECORD_FILE
+
+__all__ = ["EncoderFacts", "HeadFacts", "evaluated_metrics", "head_facts"]
+
+_STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
+"""Endings of what batch norms keep beside what trains."""
+
+_RECIPE: Final = ("epochs", "batch_size", "lr", "lr_min", "weight_decay", "bce", "views", "seed", "keep", "precision")
+"""What of a run's settings people ask for first."""
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """One frozen encoder of a head.
+
+    Attributes:
+        name: such as "Hiera large".
+        size: of its input, in pixels.
+        sha256: digest of the weights that the head was trained on; None where it was not noted.
+        random: whether these weights are random ones, which every dsu draws alike.
+        source: where weights of this size are published; None for random ones and sizes that nobody published.
+    """
+
+    name: str
+    size: int
+    sha256: str | None
+    random: bool
+    source: Source | None
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """A head's file: what stands in it, how large it is, and what it was judged at.
+
+    Attributes:
+        path, nbytes: of the file.
+        info: its metadata.
+        parameters: numbers that train, the batch norms' statistics not among them.
+        encoders: those that it needs.
+        evaluated: what `dsu eval` found of its predictions, a mapping of metrics by set; see `evaluated_metrics`.
+    """
+
+    path: Path
+    nbytes: int
+    info: HeadInfo
+    parameters: int
+    encoders: tuple[EncoderFacts, ...]
+    evaluated: dict[str, dict[str, Any]]
+
+    @property
+    def data_name(self) -> str | None:
+        """The training split; None for a head of a published checkpoint."""
+        name = self.info.dataset.get("split")
+        return name if isinstance(name, str) else None
+
+    @property
+    def benchmark(self) -> bool:
+        """Whether it was trained on one of the literature's data sets."""
+        return self.info.dataset.get("benchmark") is True
+
+    @property
+    def held_out(self) -> int:
+        """How many images were held out to validate on."""
+        names = self.info.dataset.get("held_out")
+        return len(names) if isinstance(names, list) else 0
+
+    @property
+    def random(self) -> bool:
+        """Whether its encoders are random ones: good for trying things out, for nothing else."""
+        return any(encoder.random for encoder in self.encoders)
+
+    @property
+    def adapters(self) -> str:
+        """Which of Hiera's blocks have adapters, in words."""
+        depth, adapted = self.info.architecture.hiera.depth, self.info.architecture.adapt_last
+        if adapted in (0, depth):
+            return f"in front of all {depth} Hiera blocks" if adapted else "none"
+        return f"in front of the last {adapted} of {depth} Hiera blocks"
+
+    @property
+    def recipe(self) -> dict[str, str]:
+        """The settings that people ask for first, in words."""
+        training = self.info.training
+        return {key.replace("_", " "): str(training[key]) for key in _RECIPE if key in training}
+
+    @property
+    def held_out_metrics(self) -> dict[str, float]:
+        """What training found on the images held out; nothing where none were."""
+        return {key.removeprefix("val_"): figure for key, figure in self.info.metrics.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "path": str(self.path),
+            "bytes": self.nbytes,
+            "parameters": self.parameters,
+            **self.info.model_dump(mode="json"),
+            "encoders": [
+                {
+                    "name": encoder.name,
+                    "input_size": encoder.size,
+                    "sha256": encoder.sha256,
+                    "random": encoder.random,
+                    "repository": encoder.source and encoder.source.repository,
+                    "licence": encoder.source and encoder.source.licence,
+                }
+                for encoder in self.encoders
+            ],
+            "evaluated": self.evaluated,
+        }
+
+
+def head_facts(path: Path) -> HeadFacts:
+    """The facts of a head's file. Raises `DsuError` as `read_head_info`."""
+    info = read_head_info(path)
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    parameters = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
+    return HeadFacts(path, path.stat().st_size, info, parameters, _encoders(info), evaluated_metrics(path))
+
+
+def evaluated_metrics(head: Path) -> dict[str, dict[str, Any]]:
+    """What `dsu eval` wrote of the predictions in a head's run folder: metrics, `images` and `conventions`, by set.
+
+    Nothing where nothing was judged, or where the predictions are pictures, cut at a threshold or of another head.
+    """
+    folder = head.parent / "predictions"
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text())
+        judged = json.loads((folder / "metrics.json").read_text())
+        mine = record["head_sha256"] == file_sha256(head) and record["kind"] == "mask" and record["threshold"] is None
+        return {
+            name: {
+                **{metric: float(figure) for metric, figure in found.items() if isinstance(figure, int | float)},
+                "images": int(found["images"]),
+                "conventions": dict(found["conventions"]),
+            }
+            for name, found in judged.items()
+            if mine and name in record["sets"]
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not as dsu writes them
+        return {}
+
+
+def _encoders(info: HeadInfo) -> tuple[EncoderFacts, ...]:
+    architecture = info.architecture
+    drawn = bool(info.training.get("random_weights", False))
+    hiera, dino = architecture.hiera.name, architecture.dino.name
+    named = [("hiera", f"Hiera {hiera}", hiera, architecture.hiera_size)]
+    if architecture.injections:
+        named.append(("dino", f"DINOv2 {dino}", dino, architecture.dino_size))
+    return tuple(
+        EncoderFacts(
+            name=shown,
+            size=size,
+            sha256=info.encoders.get(encoder),
+            random=drawn or name == "toy",
+            source=None if drawn else published_source("hiera" if encoder == "hiera" else "dino", name),
+        )
+        for encoder, shown, name, size in named
+    )

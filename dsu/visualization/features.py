@@ -1,0 +1,161 @@
+"""Features of images to look at: Hiera's levels before and after the adapters, and DINOv2's blocks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from dsu.architecture import LEVELS, Architecture, build_architecture
+from dsu.batches import Batch, prefix_of
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import UsageError
+from dsu.heads import load_head, resolve_head
+from dsu.images import resize_image
+from dsu.network.network import DSUNet, normalize_pixels
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime
+from dsu.segmenter import load_network
+from dsu.stores import load_encoders
+
+__all__ = ["FeatureGroup", "FeatureLevel", "choose_blocks", "compute_features", "open_network"]
+
+
+_ADAPTED: Final = " adapted"
+
+
+@dataclass(frozen=True)
+class FeatureLevel:
+    """One kind of features of several images.
+
+    Attributes:
+        title: a name, and in a second line the shape.
+        maps: each image's tokens on their grid, (H, W, C) float32.
+        adapted: whether this is the level before it in its group, after the adapters.
+    """
+
+    title: str
+    maps: tuple[NDArray[np.float32], ...]
+    adapted: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureGroup:
+    """The levels of one encoder, as they stand side by side."""
+
+    title: str
+    levels: tuple[FeatureLevel, ...]
+
+
+def choose_blocks(architecture: Architecture, asked: Sequence[int] | None) -> list[int]:
+    """The DINOv2 blocks to look at, counted from 1; None takes those at the quarters (6, 12, 18, 24 of ViT-L).
+
+    Raises `UsageError` for a block that there is not.
+    """
+    depth = architecture.dino.depth
+    if asked is None:
+        return sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
+    outside = [block for block in asked if not 1 <= block <= depth]
+    if outside or not asked:
+        named = f"block {outside[0]}" if outside else "none"
+        raise UsageError(
+            f"--dino-blocks names {named}, but this DINOv2 has the blocks 1 to {depth}: name some of these."
+        )
+    return sorted(set(asked))
+
+
+def open_network(head: str | None, weights: EncoderWeights, encoders: Mapping[str, Any]) -> tuple[DSUNet, bool]:
+    """The network to look into, in evaluation mode with both encoders, and whether these are random.
+
+    Args:
+        head: a run folder or a head's file; None: the encoders alone (their head is nobody's).
+        weights: where the encoders' weights come from.
+        encoders: `preset`, `hiera`, ... as of `build_architecture`, those not asked for being None; a head says them
+            itself.
+
+    Raises `UsageError` where a head and encoders are both named, `DsuError` where one of them can't be loaded.
+    """
+    asked = {name: value for name, value in encoders.items() if value is not None}
+    if head is None:
+        architecture = build_architecture(asked.pop("preset", "large"), **asked)
+        hiera, dino, _ = load_encoders(architecture, weights, hiera=True, dino=True)
+        return DSUNet(architecture, hiera, dino).eval(), _random(architecture, weights)
+    if asked:
+        option = next(iter(asked)).replace("_", "-")
+        raise UsageError(f"A head has its own encoders, which --{option} would change: leave it or --head away.")
+    state, info = load_head(resolve_head(head))
+    weights = replace(weights, random=weights.random or bool(info.training.get("random_weights", False)))
+    network = load_network(state, info, weights)
+    if network.dino is None:  # the paper's ablation A
+        network.dino = load_encoders(info.architecture, weights, hiera=False, dino=True)[1]
+    return network, _random(info.architecture, weights)
+
+
+def compute_features(
+    network: DSUNet,
+    runtime: Runtime,
+    images: Sequence[Image.Image],
+    blocks: Sequence[int],
+    *,
+    adapted: bool = False,
+    progress: Progress = SILENT,
+) -> list[FeatureGroup]:
+    """Every Hiera level, and the given DINOv2 blocks on their own grid (through the final norm).
+
+    Args:
+        network: in evaluation mode on the runtime's device, with both encoders.
+        runtime: device and precision.
+        images: RGB, of any sizes; each is run alone.
+        blocks: of DINOv2, counted from 1.
+        adapted: whether every level is also taken after the head's adapters, beside the frozen one.
+        progress: who is told.
+
+    Returns:
+        Hiera's group (S1 to S4, or S1, S1 adapted, ...) and DINOv2's.
+    """
+    architecture = network.architecture
+    names = [f"S{level}" for level in LEVELS]
+    maps = [f"V{block}" for block in blocks]
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    with progress.task("computing features", len(images)) as task:
+        for image in images:
+            pixels, dino_pixels = (
+                torch.from_numpy(np.stack([resize_image(image, size)])).to(runtime.device)
+                for size in (architecture.hiera_size, architecture.dino_size)
+            )
+            batch = Batch(("image",), (0,), pixels, None, dino_pixels, {})
+            with torch.no_grad(), runtime.autocast():
+                computed = prefix_of(network, batch, [*names, *maps])
+                if adapted:
+                    after = network.features(normalize_pixels(pixels), normalize_pixels(dino_pixels))
+                    computed |= {name + _ADAPTED: after[name].permute(0, 2, 3, 1) for name in names}
+            for name, tensor in computed.items():
+                found.setdefault(name, []).append(_array(tensor))
+            task.advance()
+    levels = [wanted for name in names for wanted in ([name, name + _ADAPTED] if adapted else [name])]
+    return [
+        FeatureGroup(f"SAM 2 Hiera ({architecture.hiera.name})", tuple(_level(name, found[name]) for name in levels)),
+        FeatureGroup(
+            f"DINOv2 ({architecture.dino.name})",
+            tuple(_level(f"block {name[1:]}", found[name]) for name in maps),
+        ),
+    ]
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    """(1, H, W, C) on any device in any type to (H, W, C)."""
+    array: NDArray[np.float32] = tensor[0].float().cpu().numpy()
+    return array
+
+
+def _level(name: str, maps: Sequence[NDArray[np.float32]]) -> FeatureLevel:
+    height, width, channels = maps[0].shape
+    return FeatureLevel(f"{name}\n{height}×{width}×{channels}", tuple(maps), name.endswith(_ADAPTED))
+
+
+def _random(architecture: Architecture, weights: EncoderWeights) -> bool:
+    return weights.random or "toy" in (architecture.hiera.name, architecture.dino.name)

@@ -1,0 +1,145 @@
+"""What every command line is expected to do: help, completion, colours, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from house import House
+from support import TINY, Dsu
+
+COMMANDS = (
+    "cache-features",
+    "train-head",
+    "predict",
+    "eval",
+    "head",
+    "import-checkpoint",
+    "export-checkpoint",
+    "doctor",
+    "datasets",
+    "cache",
+    "check-equivalence",
+    "bench",
+    "demo",
+    "visualize",
+)
+
+RUN = [sys.executable, "-c", "from dsu_cli.main import run; run()"]
+
+
+def test_help_names_all_commands_statuses_and_variables(dsu: Dsu) -> None:
+    said = dsu("--help").output
+    assert [name for name in COMMANDS if f" {name} " not in said] == []
+    for words in ("130 stopped by Ctrl-C", "2 wrong usage"):
+        assert words in " ".join(said.split())
+    for variable in ("DSU_DATA", "DSU_CACHE", "DSU_HIERA", "DSU_DINO", "HF_HOME", "HF_HUB_OFFLINE", "NO_COLOR"):
+        assert variable in said, variable
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "head info", "head export", "cache list", "cache verify"])
+def test_every_command_has_a_help(dsu: Dsu, command: str) -> None:
+    assert "--help" in dsu(*command.split(), "--help").output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["datasets", "--help"]])
+def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("torch", "zarr", "numpy", "huggingface_hub", "yaml")
+    probe = f"import sys, atexit; atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))"
+    code = f"{probe}; sys.argv = {['dsu', *arguments]}; from dsu_cli.main import run; run()"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_installed(shell: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "SHELL": f"/bin/{shell}",
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    shown = subprocess.run([*RUN[:2], _as_dsu(), "--show-completion", shell], env=environment, capture_output=True)
+    assert shown.returncode == 0 and b"_DSU_COMPLETE" in shown.stdout, shown.stderr
+    installed = subprocess.run([*RUN[:2], _as_dsu(), "--install-completion", shell], env=environment)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"_DSU_COMPLETE" in path.read_bytes()]
+    assert installed.returncode == 0 and written
+
+
+def test_completion_completes_commands_and_options() -> None:
+    for typed, expected in (("dsu da", "datasets"), ("dsu head ex", "export"), ("dsu predict --hea", "--head")):
+        environment = {**os.environ, "_DSU_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+        environment["COMP_CWORD"] = str(len(typed.split()) - 1)
+        found = subprocess.run([*RUN[:2], _as_dsu()], env=environment, capture_output=True, text=True)
+        assert expected in found.stdout.split(), (typed, found)
+
+
+def _as_dsu() -> str:
+    """The program's own name, which completion goes by."""
+    return "import sys; sys.argv[0] = 'dsu'; from dsu_cli.main import run; run()"
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}])
+def test_no_colours_where_none_are_wanted(house: House, variables: dict[str, str]) -> None:
+    """Piped: no escape codes at all. With NO_COLOR: no colours, even where a terminal is there."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    for arguments in (["cache", "list", "--cache-root", house.features], ["datasets"], ["head", "info", "nowhere"]):
+        done = subprocess.run([*RUN, *map(str, arguments)], env={**environment, **variables}, capture_output=True)
+        for printed in (done.stdout, done.stderr):
+            if variables:
+                assert not any(f"\x1b[{code}".encode() in printed for code in ("31", "32", "33", "1;31"))
+            else:
+                assert b"\x1b" not in printed
+
+
+@pytest.mark.parametrize("command", ["cache-features", "predict", "datasets"])
+def test_ctrl_c_ends_with_what_to_type(command: str, drawn: Path, house: House, tmp_path: Path) -> None:
+    """Interrupted in the middle of its work: no traceback, status 130, and the same command finishes."""
+    arguments: list[object] = {
+        "cache-features": ["cache-features", drawn, *TINY, "--levels", "V", "--batch-size", "1"],
+        "predict": ["predict", drawn / "train" / "images", "--head", house.run, "--out", "masks", "--batch-size", "1"],
+        "datasets": ["datasets", "--data-root", drawn.parent, "--overlaps"],
+    }[command]
+    # The alarm is the keyboard's interrupt, from within: it comes when the first image has been decoded.
+    slow = (
+        "import os, signal, time, dsu.images as images; real = images.read_image\n"
+        "def read(*a, **k):\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2); return real(*a, **k)\n"
+        "images.read_image = read\n"
+        "import dsu.inspection, dsu.overlaps, dsu.prediction\n"
+        "for module in (dsu.inspection, dsu.overlaps, dsu.prediction): module.read_image = read\n"
+    )
+    if command == "datasets":
+        root = tmp_path / "root" / "DUTS" / "DUTS-TR"
+        root.mkdir(parents=True)
+        for inner in ("images", "masks"):
+            (root / inner).symlink_to(drawn / "train" / inner)
+        arguments[2] = tmp_path / "root"
+    code = [sys.executable, "-c", f"{slow}from dsu_cli.main import run; run()", *map(str, arguments)]
+    stopped = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    said = " ".join(stopped.stderr.split())
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in said and "run the same command again" in said
+    done = subprocess.run([*RUN, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_at_the_keyboard_reaches_the_command(drawn: Path, tmp_path: Path) -> None:
+    """From outside, at any moment after it has begun to speak."""
+    process = subprocess.Popen(
+        [*RUN, "cache-features", str(drawn), "--preset", "toy", "--batch-size", "1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline()
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130, rest
+    assert "Traceback" not in rest and "run the same command again" in " ".join(rest.split())

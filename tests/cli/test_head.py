@@ -1,0 +1,89 @@
+"""`dsu head`, and predicting with what it exported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from house import House
+from hub import FakeHub, serving
+from rubbish import Refused
+from support import Dsu, pixel_difference
+
+
+def test_info_says_what_a_head_is(dsu: Dsu, house: House) -> None:
+    said = dsu("head", "info", house.run).output
+    for words in ("Hiera toy at 128 px", "random weights", "M parameters", "shapes-TR", "epochs 1", "after epoch 1"):
+        assert words in said, words
+    facts = json.loads(dsu("head", "info", house.run / "head.safetensors", "--json").output)
+    assert facts["epoch"] == 1 and facts["dataset"]["split"] == "shapes-TR" and len(facts["encoders"]) == 2
+
+
+def test_an_exported_head_predicts_as_the_run_does(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    said = dsu("head", "export", house.run, "-o", "given", "--name", "me/shapes").output
+    assert "README.md" in said and "apache-2.0" in said and "hf upload me/shapes given" in said
+    images = house.data / "test" / "images"
+    dsu("predict", images, "--head", house.run, "--out", "before")
+    dsu("predict", images, "--head", "given")
+    after = tmp_path / "runs" / "given" / "predictions" / "images"
+    pictures = sorted(after.iterdir())
+    assert len(pictures) == 2 and not (tmp_path / "given" / "predictions").exists()
+    assert {pixel_difference(one, tmp_path / "before" / "images" / one.name) for one in pictures} == {0}
+    card = (tmp_path / "given" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+    assert str(house.data.parent) not in card
+
+
+def test_what_eval_found_is_in_the_card(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    dsu("eval", "--predictions", mine.predictions)
+    dsu("head", "export", mine.run, "-o", "given")
+    card = (tmp_path / "given" / "README.md").read_text()
+    [index] = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    figures = json.loads((mine.predictions / "metrics.json").read_text())["shapes-TE"]
+    found = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
+    assert found == {name: pytest.approx(figures[name]) for name in found} and found["S"] > 0
+    assert "shapes-TE" in dsu("head", "info", mine.run).output
+
+
+def test_bad_requests_are_one_sentence(refused: Refused, house: House, tmp_path: Path) -> None:
+    refused(["head", "info"], "no trained head below runs/", "dsu train-head")
+    refused(["head", "info", "nowhere"], "nowhere", "train one first")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("precious")
+    refused(["head", "export", house.run, "-o", "full"], "full", "not empty", "--overwrite")
+    refused(["head", "export", house.run, "-o", house.run, "--overwrite"], "run's folder", "--out")
+    refused(["head", "export", house.run, "-o", "new", "--name", "two words"], "--name two words", "OWNER/NAME")
+    refused(["predict", "--head", house.run, "--revision", "v1"], "--revision", "OWNER/NAME")
+
+
+def test_a_predicted_folder_without_a_source_says_what_to_name(refused: Refused, dsu: Dsu, house: House) -> None:
+    dsu("head", "export", house.run, "-o", "given", "--quiet")
+    refused(["predict", "--head", "given"], "does not say what it was trained on", "folder or image files")
+
+
+def test_a_head_of_the_hub_is_fetched_where_the_environment_says(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """In a process of its own, since the library reads HF_HOME and HF_ENDPOINT when it is imported."""
+    dsu("head", "export", house.run, "-o", "given", "--quiet")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()}
+    image = sorted((house.data / "test" / "images").iterdir())[0]
+    command = [sys.executable, "-c", "from dsu_cli.main import run; run()", "predict", image, "--head", "me/shapes"]
+    with serving(FakeHub({"me/shapes": files})) as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        online = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert online.returncode == 0, online.stderr
+    assert (tmp_path / "runs" / "me--shapes" / "predictions" / f"{image.stem}.png").exists()
+    assert (tmp_path / "hf" / "hub" / "models--me--shapes").is_dir()
+    offline = subprocess.run(
+        [*command[:-1], "me/none"],
+        cwd=tmp_path,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert offline.returncode == 1 and "Traceback" not in offline.stderr
+    assert "HF_HUB_OFFLINE is set" in " ".join(offline.stderr.split())

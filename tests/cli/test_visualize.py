@@ -1,0 +1,145 @@
+"""`dsu visualize`, and training as it is watched on a terminal."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from house import House
+from PIL import Image
+from rich.console import Console
+from support import TINY, Dsu
+
+from dsu.encoders.weights import EncoderWeights
+from dsu.runs import open_run
+from dsu.settings import TrainingSettings
+from dsu_cli.training_panel import TrainingPanel, clock
+
+
+def test_features_of_a_folder_with_masks_and_of_files_without(dsu: Dsu, drawn: Path) -> None:
+    said = dsu("visualize", "features", drawn / "train", "--count", 2, *TINY, "--tokens", 40).output
+    assert "random encoders" in said and "2 of 12 images" in said and "features.png" in said
+    with Image.open("features.png") as picture:
+        assert picture.width > 1500
+    files = sorted((drawn / "train" / "images").iterdir())[:2]
+    dsu("visualize", "features", *files, *TINY, "--tokens", 40, "--dino-blocks", "2,4", "-o", "new/some.pdf")
+    assert Path("new/some.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_features_before_and_after_a_heads_adapters(dsu: Dsu, house: House) -> None:
+    image = next(iter(sorted((house.data / "train" / "images").iterdir())))
+    dsu("visualize", "features", image, *TINY, "--tokens", 30, "-o", "frozen.png")
+    dsu("visualize", "features", image, "--head", house.run, "--tokens", 30, "-o", "adapted.png")
+    widths = [np.asarray(Image.open(name)).shape[1] for name in ("frozen.png", "adapted.png")]
+    assert widths[1] > 1.6 * widths[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("-o", "a.jpg"), ("a.jpg", ".png or a .pdf")),
+        (("--dino-blocks", "x"), ("--dino-blocks", "'x'", "6,12,18,24")),
+        (("--dino-blocks", "9"), ("block 9", "1 to 4")),
+        (("--tokens", "2"), ("--tokens", "from 4")),
+        (("--count", "0"), ("--count", "from 1")),
+        (("--masks", "nowhere"), ("nowhere", "not a folder")),
+        (("--precision", "fp8"), ("--precision", "auto, fp32, bf16")),
+    ],
+)
+def test_bad_options_of_features(dsu: Dsu, drawn: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    said = dsu("visualize", "features", drawn / "train", *TINY, *options, exit_code=2).output
+    assert all(word in " ".join(said.split()) for word in words), said
+
+
+def test_features_refuse_what_can_not_be(dsu: Dsu, drawn: Path, house: House) -> None:
+    image = next((drawn / "train" / "images").iterdir())
+    said = dsu("visualize", "features", image, "--head", house.run, "--preset", "toy", exit_code=2).output
+    assert "--preset" in said and "--head" in said
+    said = dsu("visualize", "features", "nothing.jpg", *TINY, exit_code=2).output
+    assert "nothing.jpg does not exist" in said
+    said = dsu("visualize", "features", *[image] * 25, *TINY, exit_code=2).output
+    assert "25 images" in said and "24 at most" in said
+    Path("features.png").write_bytes(b"mine")
+    assert "stands already" in dsu("visualize", "features", image, *TINY, exit_code=2).output
+
+
+def test_predictions_side_by_side(dsu: Dsu, drawn: Path) -> None:
+    images, masks = drawn / "test" / "images", drawn / "test" / "masks"
+    columns = ("--truth", masks, "--predictions", f"Ours={masks}", "--predictions", f"Theirs={masks}")
+    dsu("visualize", "predictions", images, *columns, "--worst", 2, "--by", "MAE", "-o", "worst.pdf")
+    said = dsu("visualize", "predictions", images, *columns, "--first", 3).output
+    assert "the first 3 of 5" in said and "predictions.png" in said
+    with Image.open("predictions.png") as picture:
+        assert abs(picture.width - 7.16 * 300) <= 4
+    name = sorted(images.iterdir())[2].stem
+    dsu("visualize", "predictions", images, *columns, "--names", name, "-o", "one.png", "--labels")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--names", "nobody"), ("'nobody'",)),
+        (("--names", "a", "--worst", "2"), ("--names and --worst",)),
+        (("--worst", "0"), ("--worst", "from 1")),
+        (("--first", "0"), ("--first", "from 1")),
+        (("--worst", "2", "--by", "X"), ("--by", "'X'", "MAE")),
+        (("--predictions", "Ours="), ("--predictions", "'Ours='", "NAME=FOLDER")),
+        (("--predictions", "Other=nowhere"), ("nowhere is not a folder",)),
+        (("-o", "figure.svg"), ("figure.svg", ".pdf")),
+    ],
+)
+def test_bad_options_of_predictions(dsu: Dsu, drawn: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    images, masks = drawn / "test" / "images", drawn / "test" / "masks"
+    command = ("visualize", "predictions", images, "--truth", masks, "--predictions", f"Ours={masks}", *options)
+    said = " ".join(dsu(*command, exit_code=2).output.split())
+    assert all(word in said for word in words), said
+
+
+# ---- the panel ----
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (750, "12:30"), (10_930, "3:02:10"), (187_200, "2 d 4 h")])
+def test_the_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize("width", [100, 60])
+def test_the_panel_says_how_far_the_run_is_and_leaves_a_line_an_epoch(house: House, tmp_path: Path, width: int) -> None:
+    run = open_run(
+        TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
+        data_root=house.data,
+        cache_root=house.features,
+        weights=EncoderWeights(),
+        out=tmp_path / "run",
+    )
+    screen = io.StringIO()
+    panel = TrainingPanel(Console(file=screen, force_terminal=True, width=width, soft_wrap=True), run.trainer)
+    frames: list[str] = []
+
+    def frame() -> None:
+        shot = io.StringIO()
+        Console(file=shot, width=width).print(panel.render())
+        frames.append(shot.getvalue())
+
+    advance = panel.advance
+    panel.advance = lambda units=1: (advance(units), frame())[0]  # type: ignore[method-assign, misc]
+    frame()
+    run.trainer.watchers.append(panel)
+    with panel.shown():
+        run.trainer.run(panel)
+    assert "epoch 1/2" in frames[0] and "not validated yet" in frames[0]
+    last = frames[-1]
+    for word in ("epoch 2/2", "validating", "loss", "D1", "D3", "images/s", "data wait", "best S"):
+        assert word in last or width < 80, last
+    assert any("left" in one for one in frames[1:])
+    assert all(len(line) <= width for one in frames for line in one.splitlines())
+    left = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    for epoch in (1, 2):
+        assert re.search(rf"epoch {epoch}/2 in \d+:\d\d: loss \d", left)
+
+
+def test_no_panel_without_a_terminal_and_nothing_when_quiet(dsu: Dsu, house: House) -> None:
+    said = dsu(*house.train("--out", "spoken")).output
+    assert "epoch 1/1:" in said and "images/s" in said and "╭" not in said
+    assert dsu(*house.train("--out", "silent", "--quiet")).output == ""

@@ -1,0 +1,175 @@
+"""What keeps one from working, found before any work begins."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsu.doctor import Diagnosis, Finding, diagnose
+
+
+@pytest.fixture(autouse=True)
+def _plain_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder, no variables, an empty hub cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("DSU_DATA", "DSU_CACHE", "DSU_HIERA", "DSU_DINO"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def look(data_root: str = "data", cache_root: str = "features") -> Diagnosis:
+    return diagnose(Path(data_root), Path(cache_root))
+
+
+def findings(found: Diagnosis) -> dict[str, Finding]:
+    return {finding.what: finding for section in found.sections.values() for finding in section}
+
+
+def broken(found: Diagnosis) -> set[str]:
+    return {what for what, finding in findings(found).items() if finding.state == "broken"}
+
+
+def test_a_bare_machine_can_be_worked_on_and_is_told_how_to_begin() -> None:
+    found = look()
+    assert found.working and broken(found) == set()
+    assert findings(found)["torch"].text and findings(found)["python"].text
+    assert findings(found)["large"].state == "note" and findings(found)["toy"].state == "fine"
+    assert "fetches the weights" in found.next_steps[0] and "dsu demo" in found.next_steps[-1]
+    assert not any(Path().iterdir()), "looking left something behind"
+    assert json.loads(json.dumps(found.to_json()))["working"] is True
+
+
+def test_weights_are_found_in_the_hubs_cache_and_nothing_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    repository = tmp_path / "hub" / "models--facebook--sam2.1-hiera-tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee")
+    (repository / "snapshots" / "c0ffee").mkdir(parents=True)
+    (repository / "snapshots" / "c0ffee" / "sam2.1_hiera_tiny.pt").write_bytes(b"weights")
+    tiny = findings(look())["tiny"]
+    assert tiny.text == "Hiera tiny in the hub's cache, DINOv2 vits14 not here"
+    assert "model.safetensors from huggingface.co/timm/vit_small" in (tiny.remedy or "")
+    assert tiny.value["dino"] is None and tiny.value["hiera"].endswith("sam2.1_hiera_tiny.pt")
+
+
+def test_a_variable_that_names_no_file_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSU_HIERA", "gone.pt")
+    found = look()
+    assert not found.working and broken(found) == {"DSU_HIERA"}
+    assert "gone.pt" in found.next_steps[0] and "unset it" in found.next_steps[0]
+    (tmp_path / "gone.pt").write_bytes(b"weights")
+    found = look()
+    assert found.working and "Hiera large by DSU_HIERA" in findings(found)["large"].text
+
+
+def test_offline_the_missing_files_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    [first, *_] = look().next_steps
+    assert "sam2.1_hiera_large.pt" in first and "--dino-weights" in first and "HF_HUB_OFFLINE" in first
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_root_that_may_not_be_written_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    found = look(cache_root="locked/features")
+    assert broken(found) == {"cache root"} and "--cache-root" in found.next_steps[0]
+
+
+def test_a_cache_root_below_a_file_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("words")
+    found = look(cache_root="file/features")
+    assert broken(found) == {"cache root"} and not found.to_json()["folders"]["cache root"]["writable"]
+
+
+def test_a_hub_cache_that_is_only_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "file").write_text("words")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    found = look()
+    assert found.working and findings(found)["hub's cache"].state == "note"
+
+
+def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dsu.doctor as doctor
+
+    real = doctor.version
+
+    def lacking(name: str) -> str:
+        if name == "timm":
+            raise doctor.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(doctor, "version", lacking)
+    found = look()
+    assert broken(found) == {"timm"} and "timm" in found.next_steps[0]
+    assert "machine" not in found.sections, "what needs the libraries is not tried"
+
+
+def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsu.doctor.requires", lambda name: ["numpy", "torch==1.0.0"])
+    found = look()
+    assert broken(found) == {"torchvision's torch"} and "together" in found.next_steps[0]
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert broken(look()) == {"import torch"}
+
+
+def test_cards_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsu.doctor import _cards
+
+    gib = 1 << 30
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"Card {index}")
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (20 * gib, 24 * gib))
+    assert [card.text for card in _cards()] == ["Card 0, 24.0 GiB, 20.0 free", "Card 1, 24.0 GiB, 20.0 free"]
+
+
+def test_a_card_that_does_not_answer_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", fail)
+    found = look()
+    assert broken(found) == {"device"} and "nvidia-smi" in found.next_steps[0]
+
+
+def test_a_data_root_that_cannot_be_read_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(root: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(root))
+
+    monkeypatch.setattr("dsu.survey.survey", locked)
+    found = look("locked")
+    assert broken(found) == {"data root"} and "Make locked readable" in found.next_steps[0]
+
+
+def test_the_next_step_follows_what_there_is(tmp_path: Path, drawn: Path) -> None:
+    import shutil
+
+    for part, name in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
+        shutil.copytree(drawn / part, tmp_path / "data" / "DUTS" / name)
+    found = look()
+    assert findings(found)["benchmarks"].value == {"DUTS-TR": 12, "DUTS-TE": 5}
+    assert "dsu cache-features DUTS`" in found.next_steps[-1]
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    assert "cache-features DUTS --data-root elsewhere" in look("elsewhere").next_steps[-1]
+    (tmp_path / "features" / "DUTS-TR" / "toy").mkdir(parents=True)
+    (tmp_path / "features" / "DUTS-TR" / "toy" / "zarr.json").write_text("{}")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "head.safetensors").write_bytes(b"")
+    assert "dsu predict" in look().next_steps[-1] and findings(look())["trained heads"].value == ["a"]

@@ -1,0 +1,96 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from dsu.errors import UsageError
+from dsu.pictures import cutout
+from dsu.sheets import page_files, sheet
+
+
+def grey(height: int = 30, width: int = 40, level: int = 100) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def pixels_of(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as drawn:
+        return np.asarray(drawn.convert("RGB"))
+
+
+def cells(path: Path, columns: int, cell: int = 80, height: int = 60, gap: int = 3) -> list[NDArray[np.uint8]]:
+    """The cells of a sheet of one row at 110 dpi, whose title line is 20 pixels high."""
+    page = pixels_of(path)
+    lefts = [gap + column * (cell + gap) for column in range(columns)]
+    return [page[gap + 20 : gap + 20 + height, left : left + cell] for left in lefts]
+
+
+def test_a_sheet_takes_files_images_and_arrays_and_shows_their_very_pixels(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "image.png")
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:20, 10:30] = 255
+    row = [tmp_path / "image.png", Image.fromarray(mask), mask / 255, mask > 0]
+    assert sheet([row], ["image", "truth", "soft", "hard"], tmp_path / "new" / "sheet.png", cell=80) == [
+        tmp_path / "new" / "sheet.png"
+    ]
+    drawn = cells(tmp_path / "new" / "sheet.png", 4)
+    assert np.array_equal(drawn[0], picture)
+    assert all(np.array_equal(one, np.stack([mask] * 3, axis=-1)) for one in drawn[1:])
+
+
+def test_rows_are_of_one_height_and_pictures_keep_their_proportions(tmp_path: Path) -> None:
+    rows = [[grey()], [grey(40, 20)], [grey(60, 80)]]
+    sheet(rows, ["image"], tmp_path / "sheet.png", cell=80)
+    page = pixels_of(tmp_path / "sheet.png")
+    assert page.shape[:2] == (3 + 20 + 3 * (60 + 3), 80 + 2 * 3)
+    tall = page[23 + 63 : 23 + 63 + 60, 3:83]
+    assert (tall == 100).all(axis=2).sum() == 30 * 60
+
+
+def test_what_is_transparent_shows_the_ground(tmp_path: Path) -> None:
+    clear = cutout(grey(60, 80), np.zeros((60, 80), np.uint8))
+    sheet([[clear]], ["clear"], tmp_path / "sheet.png", cell=80)
+    [drawn] = cells(tmp_path / "sheet.png", 1)
+    assert np.unique(drawn.reshape(-1, 3), axis=0).tolist() == [[228, 230, 233]]
+
+
+def test_titles_and_labels_that_do_not_fit_are_shortened(tmp_path: Path) -> None:
+    sheet([[grey()]], ["a title without end " * 20], tmp_path / "sheet.png", labels=["$na_me$" * 90], cell=120)
+    page = pixels_of(tmp_path / "sheet.png")
+    assert (page[:, :2] == 255).all() and (page[:, -2:] == 255).all()
+    assert (page[:20] < 128).any()
+
+
+def test_a_pdf_holds_its_titles_as_text_and_a_page_for_so_many_rows(tmp_path: Path) -> None:
+    rows = [[grey(), grey()]] * 7
+    options = {"cell": 300, "dpi": 300, "page_height": 2.7}
+    [file] = sheet(rows, ["Image", "Ours"], tmp_path / "figure.pdf", **options)
+    content = file.read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", content)) == 3
+    assert b"/Type0" in content or b"/TrueType" in content
+    sheet(rows, ["Image", "Ours"], tmp_path / "again.pdf", **options)
+    assert (tmp_path / "again.pdf").read_bytes() == content
+
+
+def test_a_png_of_many_pages_is_several_files(tmp_path: Path) -> None:
+    rows = [[grey()]] * 7
+    files = sheet(rows, ["Image"], tmp_path / "figure.png", cell=300, dpi=300, page_height=2.7)
+    assert [file.name for file in files] == ["figure.png", "figure-2.png", "figure-3.png"]
+    heights = [pixels_of(file).shape[0] for file in files]
+    assert heights[0] == heights[1] > heights[2]
+    with Image.open(files[0]) as drawn:
+        assert round(drawn.info["dpi"][0]) == 300
+
+
+def test_a_sheet_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
+    for rows in ([], [[grey()]], [[grey(), grey()], [grey()]]):
+        with pytest.raises(UsageError, match="2 titles wants 2 pictures"):
+            sheet(rows, ["image", "truth"], tmp_path / "sheet.png")
+    with pytest.raises(UsageError, match="2 labels do not name 1 rows"):
+        sheet([[grey()]], ["mask"], tmp_path / "sheet.png", labels=["a", "b"])
+    for name in ("sheet.jpg", "sheet"):
+        with pytest.raises(UsageError, match=r"name a \.png or a \.pdf"):
+            page_files(tmp_path / name, 1)
