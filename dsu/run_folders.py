@@ -48,7 +48,11 @@ def unfinished_run(runs: Path = Path("runs")) -> Path:
     """The run with the newest checkpoint and no result yet. Raises `UsageError` where there is none."""
     found = [state for state in runs.glob(f"*/{STATE_FILE}") if not (state.parent / HEAD_FILE).exists()]
     if not found:
-        raise UsageError(f"There is no unfinished run below {runs}/ to go on with: name it with --out RUN.")
+        finished = any(runs.glob(f"*/{HEAD_FILE}"))
+        why = " (those there are finished, and their learning rate has come to its end)" if finished else ""
+        raise UsageError(
+            f"There is no unfinished run below {runs}/ to go on with{why}: start a new one, or name it with --out RUN."
+        )
     return max(found, key=lambda state: state.stat().st_mtime).parent
 
 

@@ -1,5 +1,6 @@
 """What to predict: from what a user names to sets of images, where each resumes and which files come of it."""
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,12 +167,14 @@ class _Finder:
         name = folder.resolve().name
         masks = _masks_in(folder)
         if masks:
-            shown = ", ".join(sorted(path.name for path in masks)[:_SHOWN]) + (", ..." if len(masks) > _SHOWN else "")
+            shown = ", ".join(sorted(os.path.basename(path) for path in masks)[:_SHOWN]) + (
+                ", ..." if len(masks) > _SHOWN else ""
+            )
             self.progress.say(
                 f"{name}: {len(masks):,} masks lie among the images and are left out ({shown}): name them one by "
                 f"one to predict them too."
             )
-        images = [path for path in find_images(folder) if path not in masks]
+        images = [path for path in find_images(folder) if os.path.realpath(path) not in masks]
         found = [(path.relative_to(folder).as_posix(), path) for path in images]
         if not found:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
@@ -271,14 +274,15 @@ class _Finder:
         return Job(name, tuple(targets), normalization, source, store, point)
 
 
-def _masks_in(folder: Path) -> set[Path]:
-    """The masks of a folder that holds images and masks."""
+def _masks_in(folder: Path) -> set[str]:
+    """The masks of a folder that holds images and masks: real paths, in whatever way the folder was named."""
     try:
-        splits = find_dataset(folder, folder)
+        splits = find_dataset(os.path.realpath(folder), folder)
     except UsageError:
         return set()
     paired = {pair.mask for split in splits for pair in split.pairs if pair.mask is not None}
-    return paired | {mask for split in splits for mask in split.masks_without_image}
+    alone = {mask for split in splits for mask in split.masks_without_image}
+    return {os.path.realpath(mask) for mask in paired | alone}
 
 
 def _stored_splits(cache_root: Path, name: str, encoders: str) -> list[tuple[Store, SourceFolder]]:

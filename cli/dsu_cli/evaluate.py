@@ -70,7 +70,7 @@ def evaluate(
     from dsu.evaluation import evaluate as judge
     from dsu.files import make_folder, write_durably
     from dsu.ground_truth import find_judged_sets, name_runs, newest_predictions
-    from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
+    from dsu.report import FORMATS, as_csv, as_json, as_per_image, compare, write_report
     from dsu.report.page import check_report_path
     from dsu_cli.console import ConsoleProgress, key_table, out
     from dsu_cli.parsing import one_of
@@ -113,6 +113,11 @@ def evaluate(
     else:
         [sets] = results.values()
         out.print(metrics_table(sets, published_figures(sets)))
+        for comparison in compare(results):
+            beside_paper = any(line.published for line in comparison.lines)
+            for line in comparison.lines if beside_paper else ():
+                if line.remark:
+                    progress.say(f"{comparison.name}: not comparable with the paper, {line.remark}.")
     if not quiet:
         if form == "table":
             found = next(iter(next(iter(results.values())).values()))

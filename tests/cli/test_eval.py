@@ -86,3 +86,8 @@ def test_runs_are_called_by_what_tells_them_apart(dsu: Dsu, runs: Path) -> None:
     assert set(json.loads(dsu(*both).stdout)) == {"a", "x/a"}
     alone = ("eval", "--predictions", "a", "--truth", runs / "drawn", "--format", "json")
     assert set(json.loads(dsu(*alone).stdout)) == {"predictions"}  # the set's, as ever: that of the folder of maps
+
+
+def test_a_part_of_a_benchmark_is_said_not_to_compare_with_the_paper(dsu: Dsu, runs: Path) -> None:
+    said = dsu("eval", "CAMO", "--predictions", runs / "a/predictions", "--truth", runs / "drawn").output
+    assert "not comparable with the paper, judged on 4 of the set's 250 images" in said, said

@@ -1,0 +1,18 @@
+"""Folders of images to predict, with whatever lies beside them."""
+
+import shutil
+from pathlib import Path
+
+from house import House
+from support import Dsu
+
+
+def test_masks_beside_the_images_are_not_predicted_however_the_folder_is_named(
+    dsu: Dsu, drawn: Path, house: House
+) -> None:
+    shutil.copytree(drawn / "test", "own")
+    for number, named in enumerate(("own", "./own", Path.cwd() / "own")):
+        said = dsu("predict", named, "--head", house.run, "--out", f"masks-{number}").output
+        assert "5 masks lie among the images and are left out" in said
+        written = [path.name for path in Path(f"masks-{number}").rglob("*.png")]
+        assert len(written) == 5, written
