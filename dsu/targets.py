@@ -280,9 +280,11 @@ def _masks_in(folder: Path) -> set[str]:
         splits = find_dataset(os.path.realpath(folder), folder)
     except UsageError:
         return set()
-    paired = {pair.mask for split in splits for pair in split.pairs if pair.mask is not None}
+    paired = [(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None]
     alone = {mask for split in splits for mask in split.masks_without_image}
-    return {os.path.realpath(mask) for mask in paired | alone}
+    # Beside its image, a file of the same name may be a photograph in another format.
+    apart = {mask for image, mask in paired if mask.parent != image.parent}
+    return {os.path.realpath(mask) for mask in apart | alone}
 
 
 def _stored_splits(cache_root: Path, name: str, encoders: str) -> list[tuple[Store, SourceFolder]]:
