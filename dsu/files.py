@@ -59,17 +59,10 @@ def write_durably(path: Path, content: bytes) -> None:
 def _sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder: looked at once, when this process first writes there."""
     for stray in folder.glob(f".*{PARTIAL}"):
+        # Here, since Zarr comes with it, and there is hardly ever anything to sweep.
+        from dsu_cache.locks import is_running
+
         writer = stray.name.split(".")[2]
-        if writer.isdecimal() and not _runs(int(writer)):
+        if writer.isdecimal() and not is_running(int(writer)):
             with suppress(OSError):
                 stray.unlink()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's
-    return True

@@ -97,6 +97,17 @@ def holder(path: Path) -> str | None:
         os.close(descriptor)
 
 
+def is_running(process: int) -> bool:
+    """Whether a process of this machine is alive, whoever's it is."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool:
     deadline = time.monotonic() + patience
     while True:
@@ -125,10 +136,4 @@ def _may_live(line: str) -> bool:
     words = line.split()
     if len(words) < 4 or not words[1].isdecimal() or words[3] != socket.gethostname():
         return bool(words)
-    try:
-        os.kill(int(words[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return is_running(int(words[1]))

@@ -20,7 +20,6 @@ from typing import Any, Final, Protocol, TypeAlias
 import crc32c
 import numpy as np
 import numpy.typing as npt
-import tensorstore as ts
 
 from dsu_cache.arrays import ArrayInfo, Compressor, StoredArray
 from dsu_cache.commits import ShardId
@@ -57,6 +56,8 @@ class TensorStoreSource:
     """
 
     def __init__(self, folder: Path, context: Any) -> None:
+        import tensorstore as ts
+
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{folder}/"},
@@ -73,6 +74,8 @@ class TensorStoreSource:
 
     def begin(self, rows: Rows, views: Rows, target: npt.NDArray[Any]) -> Finish:
         """See `Source.begin`; runs in tensorstore's own threads."""
+        import tensorstore as ts
+
         # One request an array, straight into the batch: of the ways to ask, the one with the least work.
         future = ts.array(target, copy=False, write=True).write(self._array.vindex[rows, views])
 
@@ -97,6 +100,9 @@ def open_sources(
             array.info.name: FileSource(array.info, array.file, rows_per_shard, pool, keep=cache_bytes > 0)
             for array in arrays
         }
+    # Imported only here: most stores are not compressed, and it takes its time.
+    import tensorstore as ts
+
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     return {array.info.name: TensorStoreSource(array.folder, context) for array in arrays}
 

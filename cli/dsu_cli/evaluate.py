@@ -114,10 +114,8 @@ def evaluate(
         [sets] = results.values()
         out.print(metrics_table(sets, published_figures(sets)))
         for comparison in compare(results):
-            beside_paper = any(line.published for line in comparison.lines)
-            for line in comparison.lines if beside_paper else ():
-                if line.remark:
-                    progress.say(f"{comparison.name}: not comparable with the paper, {line.remark}.")
+            for line in comparison.incomparable:
+                progress.say(f"{comparison.name}: not comparable with the paper, {line.remark}.")
     if not quiet:
         if form == "table":
             found = next(iter(next(iter(results.values())).values()))

@@ -1,5 +1,6 @@
 """What is measured on: a store of random features and batches of random images, of the real shapes and types."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,8 +67,6 @@ def draw_store(
     architecture: Architecture, below: Path, samples: int, progress: Progress = SILENT
 ) -> Iterator[DrawnStore]:
     """A store below the folder where stores lie, gone afterwards."""
-    import time
-
     below.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:

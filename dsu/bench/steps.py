@@ -239,24 +239,20 @@ def _wait(case: _Case, drawn: DrawnStore, timing: Timing, progress: Progress) ->
     """The share of their time that some steps in a row wait for their data; the first batch is not counted."""
     if case.trainer is None:
         return None
-    trainer = case.trainer
+    trainer, device = case.trainer, case.trainer.runtime.device
     size = trainer.settings.batch_size
     steps = int(min(max(3 / timing.median, 2), 100)) + 1
     names = [drawn.names[index % len(drawn.names)] for index in range(steps * size)]
-    fed = feed(trainer.train, [(names[i : i + size], [0] * size) for i in range(0, len(names), size)], _device(trainer))
+    fed = feed(trainer.train, [(names[i : i + size], [0] * size) for i in range(0, len(names), size)], device)
     waited = 0.0
     with progress.task(f"data wait, {case.name}", steps, "steps") as task:
         trainer.step(next(fed))
-        wait_for(_device(trainer))
+        wait_for(device)
         started = asked = time.perf_counter()
         for batch in fed:
             waited += time.perf_counter() - asked
             trainer.step(batch)
             task.advance()
             asked = time.perf_counter()
-        wait_for(_device(trainer))
+        wait_for(device)
     return waited / (time.perf_counter() - started)
-
-
-def _device(trainer: Trainer) -> torch.device:
-    return trainer.runtime.device

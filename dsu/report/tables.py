@@ -97,8 +97,8 @@ class Comparison:
 
         Beside published figures, runs that are not comparable with them are out of the contest.
         """
-        beside_paper = any(other.published for other in self.lines)
-        rivals = [other for other in self.lines if metric in other.figures and not (beside_paper and other.remark)]
+        out = self.incomparable
+        rivals = [other for other in self.lines if metric in other.figures and other not in out]
         if line not in rivals or len(rivals) < 2:
             return False
         choose = min if metric in LOWER_IS_BETTER else max
@@ -109,11 +109,13 @@ class Comparison:
         """What a reader of the table should know of single lines, in sentences."""
         uncertain = [line.label for line in self.lines if line.approximate]
         found = [f"{' and '.join(uncertain)}: {_UNCERTAIN}."] if uncertain else []
-        if any(line.published for line in self.lines):
-            found += [
-                f"{line.label}: not comparable with the paper, {line.remark}." for line in self.lines if line.remark
-            ]
-        return found
+        return found + [f"{line.label}: not comparable with the paper, {line.remark}." for line in self.incomparable]
+
+    @property
+    def incomparable(self) -> list[Line]:
+        """The runs that must not be held against the published figures beside them."""
+        beside_paper = any(line.published for line in self.lines)
+        return [line for line in self.lines if beside_paper and line.remark]
 
 
 def compare(results: Results, paper: Callable[[str], tuple[Row, ...]] | None = published) -> list[Comparison]:
