@@ -16,15 +16,19 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dsu.architecture import Architecture
 from dsu.errors import DsuError
-from dsu.images import read_image, resize_image, resize_mask
+from dsu.extra_views import extra_view
+from dsu.images import mask_box, read_image, resize_image, resize_mask
 from dsu.masks import MaskReading
 from dsu.network.network import DSUNet, normalize_pixels
 from dsu.network.resume import ResumePoint
-from dsu.views import flip
+from dsu.pairing import Pair
+from dsu.tiles import KeptOpen
+from dsu.views import extra_of, flip, place_of
 from dsu_cache import CorruptError, Store
 
 __all__ = [
@@ -138,12 +142,14 @@ class StoredSamples:
         self.names = names
         self._manifest = store.manifest
         self._points = [name for name in reads if name != "pixels"]
-        self._reader = store.reader([*reads, *(["mask"] if masks else [])])
+        self._arrays = [*reads, *(["mask"] if masks else [])]
+        self._reader = store.reader(self._arrays)
 
     def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `Samples.fetch`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""
         try:
-            found = self._reader.read([self._manifest.row(name) for name in names], views)
+            rows = [self._manifest.row(name) for name in names]
+            found = self._reader.read(rows, {name: [place_of(name, view) for view in views] for name in self._arrays})
         except CorruptError as error:
             raise DsuError(
                 f"{error}. Run `dsu cache verify`, then `dsu cache-features` again: it computes only what is damaged."
@@ -157,42 +163,63 @@ class ImageSamples:
     """Samples decoded from their files.
 
     Args:
-        files: name to image and mask (None for samples without one).
+        pairs: images or tiles, each with its mask (None for samples without one).
         architecture: gives both input sizes.
         reading: how masks are read; None without masks.
+        contents: name to what the sample is (`SampleFacts.content`), which extra views follow from.
         dino: whether DINOv2's input is wanted.
         workers: threads that decode; None: as many as there are cores, 4 to 16.
     """
 
     def __init__(
         self,
-        files: Mapping[str, tuple[Path, Path | None]],
+        pairs: Iterable[Pair],
         architecture: Architecture,
         reading: MaskReading | None,
         *,
+        contents: Mapping[str, str],
         dino: bool = True,
         workers: int | None = None,
     ) -> None:
-        self.names = sorted(files)
-        self._files = files
+        self._pairs = {pair.name: pair for pair in pairs}
+        self.names = sorted(self._pairs)
         self._sizes = (architecture.hiera_size, architecture.dino_size if dino else None)
         self._reading = reading
+        self._contents = contents
+        self._whole = KeptOpen(self._read)
         self._pool = ThreadPoolExecutor(workers or min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
 
     def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `Samples.fetch`. Raises `UnreadableImage`."""
-        decoded = list(self._pool.map(self._decode, names))
+        decoded = list(self._pool.map(self._decode, names, views))
         pixels, dino_pixels, masks = zip(*decoded, strict=True)
         return Batch(tuple(names), tuple(views), _stack(pixels), _stack(masks), _stack(dino_pixels), {})
 
-    def _decode(self, name: str) -> tuple[np.ndarray | None, ...]:
-        image_path, mask_path = self._files[name]
-        image = read_image(image_path)
+    def _decode(self, name: str, view: int) -> tuple[np.ndarray | None, ...]:
+        """Both sizes of an image and its mask, in the extra view that `view` is a flip of."""
+        image, mask = self._cut(self._pairs[name])
+        if extra_of(view):
+            image, mask = extra_view(self._contents[name], extra_of(view)).apply(image, mask)
         size, dino_size = self._sizes
-        mask = None
-        if self._reading is not None and mask_path is not None:
-            mask = resize_mask(self._reading.read(mask_path), size)
-        return resize_image(image, size), None if dino_size is None else resize_image(image, dino_size), mask
+        return (
+            resize_image(image, size),
+            None if dino_size is None else resize_image(image, dino_size),
+            None if mask is None else resize_mask(mask, size),
+        )
+
+    def _cut(self, pair: Pair) -> tuple[Image.Image, np.ndarray | None]:
+        if pair.box is None:
+            return self._read((pair.image, pair.mask))
+        image, mask = self._whole((pair.image, pair.mask))
+        if mask is not None:
+            left, top, right, bottom = mask_box(pair.box, image.size, (mask.shape[1], mask.shape[0]))
+            mask = mask[top:bottom, left:right]
+        return image.crop(pair.box), mask
+
+    def _read(self, files: tuple[Path, Path | None]) -> tuple[Image.Image, np.ndarray | None]:
+        image, mask = files
+        reads = self._reading is not None and mask is not None
+        return read_image(image), self._reading.read(mask) if reads else None  # type: ignore[union-attr, arg-type]
 
 
 def points_of(network: DSUNet, batch: Batch, point: ResumePoint) -> dict[str, Tensor]:

@@ -18,13 +18,13 @@ from torch import Tensor
 from dsu.batches import Batch, Drawn, ImageSamples, points_of, prefix_of
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
+from dsu.inference import finish_mask
 from dsu.network.network import DSUNet
 from dsu.progress import SILENT, Progress
 from dsu.runs import open_run
-from dsu.segmenter import finish_mask
 from dsu.settings import TrainingSettings
 from dsu.training import Trainer
-from dsu.views import VIEWS
+from dsu.views import view_name
 
 __all__ = ["Comparison", "Report", "Rounding", "check_equivalence"]
 
@@ -109,7 +109,9 @@ def check_equivalence(
 
         def trainer(name: str, *, end_to_end: bool) -> Trainer:
             return open_run(
-                settings.model_copy(update={"end_to_end": end_to_end, "val_fraction": 0.0, "keep": "last"}),
+                settings.model_copy(
+                    update={"end_to_end": end_to_end, "val_fraction": 0.0, "fold": None, "keep": "last", "warm_up": 0}
+                ),
                 data_root=data_root,
                 cache_root=cache_root,
                 weights=weights,
@@ -118,16 +120,22 @@ def check_equivalence(
             ).trainer
 
         stored, live = trainer("stored", end_to_end=False), trainer("live", end_to_end=True)
-        if not isinstance(live.train, ImageSamples):
+        if not isinstance(live.main.train, ImageSamples):
             raise DsuError("The images are gone: there is nothing to compare the store with.")
         _share_encoders(stored, live)
-        single = replace(live, network=_twin(live.network), train=_OneByOne(live.train, live))
+        single = replace(
+            live,
+            network=_twin(live.network),
+            main=replace(live.main, train=_OneByOne(live.main.train, live)),
+        )
         batches = _batches(live, steps)
         rounding = _rounding(live, batches[0])
         rows = _compare_points(stored, live, single, batches, progress)
         rows += _compare_logits(stored, live, single, batches[0])
         rows += _compare_training(stored, live, single, batches, progress)
-    return Report(tuple(rows), rounding, len(batches), settings.batch_size, live.point.reads, live.runtime.describe())
+    return Report(
+        tuple(rows), rounding, len(batches), settings.batch_size, live.main.point.reads, live.runtime.describe()
+    )
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class _OneByOne:
 
     def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         fetched = self.images.fetch(names, views)
-        point, network, runtime = self.live.point, self.live.network, self.live.runtime
+        point, network, runtime = self.live.main.point, self.live.network, self.live.runtime
         points: dict[str, list[Tensor]] = {name: [] for name in point.reads if name != "pixels"}
         for index in range(len(names)):
             ready = fetched.part(index, index + 1).to(runtime.device).flipped()
@@ -188,12 +196,12 @@ def _compare_points(
     found: dict[str, Comparison] = {}
     with progress.task("comparing stored tensors", sum(len(names) for names, _ in batches)) as task:
         for names, views in batches:
-            by_way = [_points(way, way.train.fetch(names, views)) for way in (stored, live, single)]
-            for name in live.point.reads:
+            by_way = [_points(way, way.main.train.fetch(names, views)) for way in (stored, live, single)]
+            for name in live.main.point.reads:
                 kept, computed, other = (points[name].float() for points in by_way)
                 each = (kept - computed).abs().flatten(1).amax(1)
                 worst = int(each.nan_to_num(nan=torch.inf).argmax())
-                row = _row(name, "stored", kept, computed, other, f"{names[worst]}, view {VIEWS[views[worst]]}")
+                row = _row(name, "stored", kept, computed, other, f"{names[worst]}, view {view_name(views[worst])}")
                 found[name] = _worse(found.get(name), row)
             task.advance(len(names))
     return list(found.values())
@@ -202,7 +210,7 @@ def _compare_points(
 def _points(trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
     ready = batch.to(trainer.runtime.device).flipped()
     with torch.no_grad(), trainer.runtime.autocast():
-        return points_of(trainer.network, ready, trainer.point)
+        return points_of(trainer.network, ready, trainer.main.point)
 
 
 def _compare_logits(stored: Trainer, live: Trainer, single: Trainer, batch: Drawn) -> list[Comparison]:
@@ -211,7 +219,7 @@ def _compare_logits(stored: Trainer, live: Trainer, single: Trainer, batch: Draw
     for way in (stored, live, single):
         way.network.eval()
         with torch.no_grad():
-            outputs.append(torch.cat(way.forward(way.train.fetch(*batch))[0], dim=1))
+            outputs.append(torch.cat(way.forward(way.main.train.fetch(*batch))[0], dim=1))
     return [_row("logits", "logits", outputs[0], outputs[1], outputs[2])]
 
 
@@ -230,7 +238,7 @@ def _compare_training(
         way.network.train()
     with progress.task("training three ways", len(batches), "steps") as task:
         for step, batch in enumerate(batches, start=1):
-            losses = [way.step(way.train.fetch(*batch)) for way in ways]
+            losses = [way.step(way.main.train.fetch(*batch)) for way in ways]
             loss = _worse(loss, _row("loss", "loss", losses[0], losses[1], losses[2], f"step {step}"))
             gradients = gradients or _by_name("gradient", [_gradients(way.network) for way in ways])
             task.advance()
@@ -275,7 +283,7 @@ def _worse(first: Comparison | None, second: Comparison) -> Comparison:
 
 def _rounding(live: Trainer, batch: Drawn) -> Rounding:
     """Logits, masks and MAE of the initial head with the split rounded to float16 and to float32."""
-    fetched = live.train.fetch(*batch)
+    fetched = live.main.train.fetch(*batch)
     stored = live.network.stored
     live.network.eval()
     logits, masks, errors = [], [], []

@@ -22,6 +22,8 @@ from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime, choose_runtime
 from dsu.settings import torch_type
 from dsu.stores import SourceFolder, load_encoders
+from dsu.tiles import Tiling, tiled
+from dsu.views import FLIPPED_WHEN_READ, extra_of, place_of
 
 __all__ = ["CachePlan", "batch_size_for", "cache_features", "extract"]
 
@@ -50,6 +52,7 @@ def cache_features(
     cache_root: Path,
     images: str | None = None,
     masks: str | None = None,
+    tiling: Tiling | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     before: Callable[[CachePlan], None] = lambda plan: None,
@@ -63,6 +66,7 @@ def cache_features(
         settings: what is stored.
         weights: where the encoders' weights come from.
         data_root, cache_root, images, masks: where images lie and stores go.
+        tiling: how images are cut; None keeps them whole.
         device, precision: see `choose_runtime`.
         before: called with the plan once everything is known and nothing has been computed.
         progress: who is told.
@@ -78,8 +82,9 @@ def cache_features(
         architecture, weights, hiera=bool(set(settings.levels) - maps), dino=bool(maps)
     )
     plans = []
-    for split in splits:
-        source = SourceFolder.of(split, dataset, data_root, images, masks)
+    for whole in splits:
+        source = SourceFolder.of(whole, dataset, data_root, images, masks, tiling)
+        split = tiled(whole, tiling)
         plans.append(
             plan_extraction(
                 split,
@@ -125,7 +130,7 @@ def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
     if needed > free:
         raise DsuError(
             f"The features need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free: leave Hiera's "
-            f"levels out (--levels V), keep fewer views (--views 1, --level-views 1), compress (--compressor zstd) or "
+            f"levels out (--levels V), keep fewer views (--views none, --level-views none), compress (--compressor zstd) or "
             f"give another --cache-root."
         )
     return free
@@ -149,8 +154,8 @@ class _Extraction:
             ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
         ):
             pending: list[Future[None]] = []
-            for shard, names, batch in self._decoded():
-                for view in sorted({view for _, view in self.plan.todo[shard]}):
+            for shard, extra, names, batch in self._decoded():
+                for view in sorted({view for _, view in self.plan.todo[shard] if extra_of(view) == extra}):
                     arrays = [name for name, wanted in self.plan.todo[shard] if wanted == view]
                     values = self._encode(batch, names, arrays, view, task.advance)
                     for future in pending:
@@ -161,20 +166,30 @@ class _Extraction:
             for future in pending:
                 future.result()
 
-    def _decoded(self) -> Iterator[tuple[int, list[str], Batch]]:
-        """Each shard with the names of its rows and their decoded images, one shard ahead."""
-        files = {pair.name: (pair.image, pair.mask) for pair in self.plan.split.pairs}
+    def _decoded(self) -> Iterator[tuple[int, int, list[str], Batch]]:
+        """Each shard in each extra view (0: the images as they are), with its samples, decoded one shard ahead."""
         _, dino = self.plan.needs
-        samples = ImageSamples(files, self.network.architecture, self.plan.inspection.mask_reading, dino=dino)
-        shards, store = sorted(self.plan.todo), self.plan.store
-        names = [[store.manifest.names_at(int(row))[0] for row in store.rows_in_shard(shard)] for shard in shards]
+        inspection, store = self.plan.inspection, self.plan.store
+        samples = ImageSamples(
+            self.plan.split.pairs,
+            self.network.architecture,
+            inspection.mask_reading,
+            contents={name: facts.content for name, facts in inspection.facts.items()},
+            dino=dino,
+        )
+        wanted = [
+            (shard, extra, [store.manifest.names_at(int(row))[0] for row in store.rows_in_shard(shard)])
+            for shard, todo in sorted(self.plan.todo.items())
+            for extra in sorted({extra_of(view) for _, view in todo})
+        ]
 
-        def decode(chosen: list[str]) -> Batch:
-            batch = samples.fetch(chosen, [0] * len(chosen))
+        def decode(extra: int, names: list[str]) -> Batch:
+            batch = samples.fetch(names, [4 * extra] * len(names))
             return batch.pinned() if self.runtime.device.type == "cuda" else batch
 
-        work = (partial(decode, chosen) for chosen in names)
-        yield from zip(shards, names, prefetch(work, ahead=1), strict=True)
+        work = (partial(decode, extra, names) for _, extra, names in wanted)
+        for (shard, extra, names), batch in zip(wanted, prefetch(work, ahead=1), strict=True):
+            yield shard, extra, names, batch
 
     def _encode(
         self, batch: Batch, names: list[str], arrays: list[str], view: int, advance: Callable[[int], None]
@@ -183,7 +198,7 @@ class _Extraction:
 
         Nothing here waits for a card: what has been queued is fetched by the thread that writes.
         """
-        found: dict[str, list[Tensor]] = {name: [getattr(batch, name)] for name in ("pixels", "mask") if name in arrays}
+        found: dict[str, list[Tensor]] = {name: [getattr(batch, name)] for name in FLIPPED_WHEN_READ if name in arrays}
         encoded = [name for name in arrays if name not in found]
         if not encoded:
             advance(len(names))
@@ -202,7 +217,9 @@ class _Extraction:
         values = torch.cat([part.cpu() for part in parts])
         _check_finite(name, values, names)
         try:
-            self.plan.store.write_shard(name, view, shard, self.plan.store.rows_in_shard(shard), values.numpy())
+            self.plan.store.write_shard(
+                name, place_of(name, view), shard, self.plan.store.rows_in_shard(shard), values.numpy()
+            )
         except OSError as error:
             raise DsuError(
                 f"The features can't be written to {self.plan.store.path} ({error.strerror or error}): free some space "

@@ -24,7 +24,7 @@ from dsu.stores import (
     store_path,
     stored_facts,
 )
-from dsu.views import VIEWS, ViewCount
+from dsu.views import ALL_FLIPS, FLIPPED_WHEN_READ, UNFLIPPED, Views, extra_of, place_of, places_of
 from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
 
 __all__ = ["DEFAULT_LEVELS", "ExtractionPlan", "ExtractionSettings", "plan_extraction"]
@@ -38,8 +38,8 @@ class ExtractionSettings:
 
     Attributes:
         levels: points and maps beside pixels and mask, which are always stored.
-        views: how many views of DINOv2's maps a training split keeps (test splits keep one).
-        level_views: how many views of Hiera's levels and tokens.
+        views: the views of DINOv2's maps that a training split keeps (test splits keep one).
+        level_views: the views of Hiera's levels and tokens.
         stored: float16 or float32.
         batch_size: samples the encoders see at once, None to suit the device; a batch never crosses a shard.
         compressor: None, zstd or blosc.
@@ -48,8 +48,8 @@ class ExtractionSettings:
     """
 
     levels: tuple[str, ...] = DEFAULT_LEVELS
-    views: ViewCount = 4
-    level_views: ViewCount = 1
+    views: Views = ALL_FLIPS
+    level_views: Views = UNFLIPPED
     stored: StoredType = "float16"
     batch_size: int | None = None
     compressor: Compressor = None
@@ -57,10 +57,12 @@ class ExtractionSettings:
     rebuild: bool = False
 
     def views_of(self, name: str, kind: str, architecture: Architecture) -> tuple[int, ...]:
-        """The views in which array `name` is kept; pixels and masks are flipped when they are read."""
-        if name in ("pixels", "mask") or kind == "test":
+        """The views in which array `name` is kept; of pixels and masks no flips, but every extra view."""
+        if kind == "test":
             return (0,)
-        return tuple(range(self.views if name in map_names(architecture) else self.level_views))
+        if name in FLIPPED_WHEN_READ:
+            return Views(1, max(self.views.extra, self.level_views.extra)).numbers
+        return (self.views if name in map_names(architecture) else self.level_views).numbers
 
 
 @dataclass
@@ -89,8 +91,11 @@ class ExtractionPlan:
 
     @property
     def images(self) -> int:
-        """Images that have to be decoded."""
-        return sum(len(self.store.rows_in_shard(shard)) for shard in self.todo)
+        """Images that have to be decoded, for extra views once more each."""
+        return sum(
+            len(self.store.rows_in_shard(s)) * len({extra_of(view) for _, view in todo})
+            for s, todo in self.todo.items()
+        )
 
     @property
     def encodings(self) -> int:
@@ -100,7 +105,7 @@ class ExtractionPlan:
     @property
     def needs(self) -> tuple[bool, bool]:
         """Whether Hiera and DINOv2 have to run."""
-        arrays = {name for lacking in self.todo.values() for name, _ in lacking} - {"pixels", "mask"}
+        arrays = {name for lacking in self.todo.values() for name, _ in lacking} - set(FLIPPED_WHEN_READ)
         maps = arrays & set(map_names(self.architecture))
         return bool(arrays - maps), bool(maps)
 
@@ -161,8 +166,9 @@ def plan_extraction(
         _add_arrays(store, wanted, settings, architecture)
     plan = ExtractionPlan(split, inspection, store, changes, drift, settings, architecture)
     for name in wanted:
-        for shard in store.missing(name, settings.views_of(name, split.kind, architecture)):
-            plan.todo.setdefault(shard.shard, []).append((name, shard.view))
+        for view in settings.views_of(name, split.kind, architecture):
+            for missing in store.missing(name, [place_of(name, view)]):
+                plan.todo.setdefault(missing.shard, []).append((name, view))
     return plan
 
 
@@ -197,8 +203,6 @@ def _add_arrays(
     for name, print_ in wanted.items():
         if name in store.arrays:
             continue
-        flipped_on_read = name in ("pixels", "mask")
+        raw = name in FLIPPED_WHEN_READ
         shape: tuple[int, ...] = (side, side) if name == "mask" else point_shape(architecture, name)
-        kind_of = np.dtype(np.uint8 if flipped_on_read else settings.stored)
-        # All views have their place from the start: an array of one view would serve it for every other.
-        store.add_array(name, shape, kind_of, 1 if flipped_on_read else len(VIEWS), print_)
+        store.add_array(name, shape, np.dtype(np.uint8 if raw else settings.stored), places_of(name), print_)

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from dsu.architecture import Architecture
+from dsu.extra_views import RECIPE
 from dsu.masks import MaskReading
 from dsu.network.resume import map_names
 from dsu.runtime import Runtime
@@ -29,13 +30,15 @@ def fingerprint(
     Fields decide whether it may be used; what is recorded beside them (library versions, device, the encoder's
     batch) only warns.
     """
+    extra = {"extra views": RECIPE}
     if name == "pixels":
         return Fingerprint(
-            {"size": architecture.hiera_size, "resize": "PIL bilinear", "mode": "RGB"}, library_versions()
+            {"size": architecture.hiera_size, "resize": "PIL bilinear", "mode": "RGB", **extra}, library_versions()
         )
     if name == "mask":
         return Fingerprint(
-            {"size": architecture.hiera_size, "resize": "PIL bicubic", "reading": reading.to_json()}, library_versions()
+            {"size": architecture.hiera_size, "resize": "PIL bicubic", "reading": reading.to_json(), **extra},
+            library_versions(),
         )
     is_map = name in map_names(architecture)
     spec = architecture.dino if is_map else architecture.hiera
@@ -48,6 +51,7 @@ def fingerprint(
         "precision": runtime.precision,
         "type": stored,
         "point": name,
+        **extra,
     }
     if name == "V":
         fields["grid"] = architecture.level_grid(4)

@@ -15,7 +15,9 @@ from dsu.architecture import Architecture
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.files import write_durably
 from dsu.hub import fetch, is_hub_name
+from dsu.network.head import Head
 from dsu.settings import StoredType, torch_type
+from dsu.tiles import Tiling
 
 __all__ = [
     "CONFIG_FILE",
@@ -27,6 +29,7 @@ __all__ = [
     "read_head_info",
     "resolve_head",
     "save_head",
+    "start_from",
 ]
 
 HEAD_FILE: Final = "head.safetensors"
@@ -59,6 +62,12 @@ class HeadInfo(BaseModel):
     training: dict[str, Any] = {}
     epoch: int = 0
     metrics: dict[str, float] = {}
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the images that it was trained on were cut."""
+        noted = [self.dataset.get(field) for field in ("tile", "overlap")]
+        return Tiling.of(*noted) if all(type(number) is int for number in noted) else None
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
@@ -145,6 +154,43 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
             f"Hugging Face hub, or train one first."
         )
     return path
+
+
+def start_from(head: Head, path: Path, architecture: Architecture, encoders: Mapping[str, str]) -> list[str]:
+    """Give a new head the weights of a trained one, and say what its user should know.
+
+    Blocks that have an adapter now and had none then get one that does nothing yet.
+
+    Args:
+        head: the new one.
+        path: the trained one's file.
+        architecture: of the new one's network.
+        encoders: digests of the encoders that it will be trained with.
+
+    Raises `UsageError` where the two differ in more than how many blocks have adapters.
+    """
+    state, info = load_head(path)
+    new = head.state_dict()
+    lacking = {name for name in new.keys() - state.keys() if name.startswith("adapters.")}
+    odd = next((name for name in sorted(new.keys() ^ state.keys()) if name not in lacking), None) or next(
+        (name for name in sorted(state) if name in new and state[name].shape != new[name].shape), None
+    )
+    if odd is not None:
+        raise UsageError(
+            f"The head {path} is of another network ({odd} differs; {_network_text(info.architecture)}): start from "
+            f"one of {_network_text(architecture)}, with no more adapters than --adapt-last asks for."
+        )
+    head.load_state_dict({name: state.get(name, tensor) for name, tensor in new.items()})
+    head.silence_adapters({name.split(".")[1] for name in lacking})
+    other = [name for name, digest in encoders.items() if info.encoders.get(name, digest) != digest]
+    remarks = [f"other weights: the head to start from was trained with another {name}" for name in other]
+    dataset = info.dataset.get("split", "an unknown data set")
+    return [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
+
+
+def _network_text(architecture: Architecture) -> str:
+    ablation = "" if architecture.ablation == "none" else f", ablation {architecture.ablation}"
+    return f"{architecture.preset} with {architecture.adapt_last} adapted blocks{ablation}"
 
 
 def predictions_folder(given: str | Path | None, head: Path, runs: Path = Path("runs")) -> Path:

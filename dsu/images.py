@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dsu.errors import DsuError
 
@@ -21,10 +21,12 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "WHITE_16",
+    "Box",
     "MaskKind",
     "UnreadableImage",
     "file_bytes_and_time",
     "file_sha256",
+    "mask_box",
     "printable",
     "raw_mask",
     "read_bytes",
@@ -32,6 +34,7 @@ __all__ = [
     "read_mask",
     "resize_image",
     "resize_mask",
+    "upright_size",
 ]
 
 IMAGE_SUFFIXES: Final = frozenset(
@@ -59,6 +62,9 @@ FEW_VALUES: Final = 32
 
 # Grey masks that once were JPEGs have channels up to 14 apart (four of DUTS).
 _COLOUR_NOISE: Final = 32
+
+Box = tuple[int, int, int, int]
+"""A part of an image in pixels: left, top, right, bottom, the latter two not included."""
 
 MaskKind = Literal["grey", "deep", "indices", "colours"]
 """What a mask's raw values are: 8-bit grey, 16-bit grey, a coloured palette's indices, colours 0xRRGGBB."""
@@ -149,6 +155,17 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
         return image.convert("RGB")
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image turned upright, from the head of its file alone. Raises `UnreadableImage`."""
+    file_bytes_and_time(path)
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except Exception as error:  # as in `_decoded`
+        raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
+
+
 def read_mask(
     path: Path,
     foreground: Sequence[int] | None = None,
@@ -206,6 +223,14 @@ def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
 def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resize a mask (H, W) uint8 bicubically to (size, size) uint8, whatever its proportions."""
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def mask_box(box: Box, size: tuple[int, int], mask_size: tuple[int, int]) -> Box:
+    """A box of an image of `size` (width, height), in its mask where that has another size."""
+    across, down = mask_size[0] / size[0], mask_size[1] / size[1]
+    left, top, right, bottom = box
+    x, y = round(left * across), round(top * down)
+    return x, y, max(x + 1, round(right * across)), max(y + 1, round(bottom * down))
 
 
 @contextmanager

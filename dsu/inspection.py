@@ -5,11 +5,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from dsu.images import UnreadableImage, file_bytes_and_time, printable, read_bytes, read_image
-from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask, say_reading
+from dsu.images import Box, UnreadableImage, file_bytes_and_time, mask_box, printable, raw_mask, read_bytes, read_image
+from dsu.masks import MaskFacts, MaskReading, choose_reading, mask_facts, say_reading
 from dsu.pairing import Pair, Split
 from dsu.progress import SILENT, Progress
 
@@ -22,7 +23,8 @@ _NAMES_SHOWN: Final = 10
 class SampleFacts:
     """What an image and its mask were when they were read. Sizes are (width, height), upright.
 
-    Hashes are SHA-256 of the files; times are modification times. What concerns the mask is None without one.
+    Hashes are SHA-256 of the files; times are modification times. What concerns the mask is None without one. Of a
+    tile, sizes and what the mask holds are the tile's own, and `box` is where it lies in its image.
     """
 
     image_sha256: str
@@ -34,6 +36,12 @@ class SampleFacts:
     mask_mtime_ns: int | None = None
     mask_size: tuple[int, int] | None = None
     mask: MaskFacts | None = None
+    box: Box | None = None
+
+    @property
+    def content(self) -> str:
+        """What the image is, or which part of it: the same for copies, whatever they are called."""
+        return self.image_sha256 if self.box is None else f"{self.image_sha256}{list(self.box)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -42,10 +50,11 @@ class SampleFacts:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "SampleFacts":
         """The facts that `to_json` wrote."""
-        size, mask_size, mask = fields["size"], fields["mask_size"], fields["mask"]
+        size, mask_size, mask, box = fields["size"], fields["mask_size"], fields["mask"], fields.get("box")
         read = {
             "size": tuple(size),
             "mask_size": mask_size and tuple(mask_size),
+            "box": box and tuple(box),
             "mask": mask and MaskFacts.from_json(mask),
         }
         return cls(**{**fields, **read})
@@ -99,21 +108,25 @@ def inspect(
     facts: dict[str, SampleFacts] = {}
     undecodable: list[tuple[Path, str]] = []
 
-    def examine(pair: Pair) -> SampleFacts | UnreadableImage:
-        noted = known.get(pair.name)
+    # Tiles of an image lie side by side: it is read once for all of them.
+    images = [list(pairs) for _, pairs in groupby(split.pairs, key=lambda pair: (pair.image, pair.mask))]
+
+    def examine(pairs: Sequence[Pair]) -> list[SampleFacts] | UnreadableImage:
+        noted = [known.get(pair.name) for pair in pairs]
         try:
-            return noted if noted and noted.are_of(pair) else _read(pair)
+            same = [facts for facts, pair in zip(noted, pairs, strict=True) if facts and facts.are_of(pair)]
+            return same if len(same) == len(pairs) else _read(pairs)
         except UnreadableImage as error:
             return error
 
     pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
     try:
-        with progress.task(f"reading {split.name}", len(split.pairs)) as task:
-            for pair, found in zip(split.pairs, pool.map(examine, split.pairs), strict=True):
+        with progress.task(f"{'comparing' if known else 'reading'} {split.name}", len(images)) as task:
+            for pairs, found in zip(images, pool.map(examine, images), strict=True):
                 if isinstance(found, UnreadableImage):
                     undecodable.append((found.path, found.reason))
                 else:
-                    facts[pair.name] = found
+                    facts |= {pair.name: one for pair, one in zip(pairs, found, strict=True)}
                 task.advance()
     finally:
         # So that an interrupted user does not wait for the rest.
@@ -132,6 +145,9 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
     Files that cannot be decoded are not among them: see `unreadable`.
     """
     unit = "images without masks" if split.masks is None else "pairs of image and mask"
+    images = len({pair.image for pair in split.pairs})
+    if any(pair.box for pair in split.pairs):
+        unit = f"tiles of {images:,} {unit}"
     official = split.official_count
     officially = "" if official in (None, len(split.pairs)) else f" (officially {official:,})"
     lines = [f"{split.name}: {len(split.pairs):,} {unit}{officially} in {split.images}."]
@@ -154,28 +170,48 @@ def unreadable(inspection: Inspection) -> list[str]:
     ]
 
 
-def _read(pair: Pair) -> SampleFacts:
-    image_bytes, image_mtime_ns = file_bytes_and_time(pair.image)
-    image = read_bytes(pair.image)
+def _read(pairs: Sequence[Pair]) -> list[SampleFacts]:
+    """The facts of the tiles of one image, or of the image alone."""
+    first = pairs[0]
+    image_bytes, image_mtime_ns = file_bytes_and_time(first.image)
+    image = read_bytes(first.image)
     facts = SampleFacts(
         image_sha256=hashlib.sha256(image).hexdigest(),
         image_bytes=image_bytes,
         image_mtime_ns=image_mtime_ns,
-        size=read_image(pair.image, image).size,
+        size=read_image(first.image, image).size,
     )
-    if pair.mask is None:
-        return facts
-    mask_bytes, mask_mtime_ns = file_bytes_and_time(pair.mask)
-    mask = read_bytes(pair.mask)
-    mask_size, mask_facts = examine_mask(pair.mask, mask)
-    return replace(
+    if first.mask is None:
+        return [_part(facts, pair.box) for pair in pairs]
+    mask_bytes, mask_mtime_ns = file_bytes_and_time(first.mask)
+    mask = read_bytes(first.mask)
+    raw, kind = raw_mask(first.mask, mask)
+    brightest, mask_size = int(raw.max()), (raw.shape[1], raw.shape[0])
+    facts = replace(
         facts,
         mask_sha256=hashlib.sha256(mask).hexdigest(),
         mask_bytes=mask_bytes,
         mask_mtime_ns=mask_mtime_ns,
         mask_size=mask_size,
-        mask=mask_facts,
     )
+    found = []
+    for pair in pairs:
+        left, top, right, bottom = mask_box(pair.box or (0, 0, *facts.size), facts.size, mask_size)
+        held = mask_facts(raw[top:bottom, left:right], kind, brightest)
+        found.append(replace(_part(facts, pair.box), mask=held))
+    return found
+
+
+def _part(facts: SampleFacts, box: Box | None) -> SampleFacts:
+    """An image's facts as those of a part of it."""
+    if box is None:
+        return facts
+    left, top, right, bottom = box
+    mask_size = facts.mask_size
+    if mask_size is not None:
+        x, y, end, low = mask_box(box, facts.size, mask_size)
+        mask_size = (end - x, low - y)
+    return replace(facts, size=(right - left, bottom - top), mask_size=mask_size, box=box)
 
 
 def _sizes(name: str, facts: SampleFacts) -> str:

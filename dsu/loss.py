@@ -1,18 +1,60 @@
-"""The paper's loss: IoU weighted towards boundaries plus BCE, over three side outputs (paper, equations 1, 2)."""
+"""The paper's loss: IoU weighted towards boundaries plus BCE, over three side outputs (paper, equations 1, 2).
+
+Beside it, for rare foreground, either part can be exchanged (`Loss`).
+
+An image without an object has a loss like any other. Its region term is 1 - 1 / (1 + c), where c is the sum of w p
+(of a Tversky term: c times 1 - misses): 0 for an empty prediction, and the more is predicted the closer to 1.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["SIDE_WEIGHTS", "BceKind", "boundary_weight", "side_losses", "total_loss", "weighted_sum"]
+__all__ = [
+    "PAPER_LOSS",
+    "SIDE_WEIGHTS",
+    "BceKind",
+    "Loss",
+    "RegionKind",
+    "boundary_weight",
+    "side_losses",
+    "total_loss",
+    "weighted_sum",
+]
 
 SIDE_WEIGHTS: Final = (0.25, 0.5, 1.0)
 """w1, w2, w3 of equation 2, from the deepest side output to the finest."""
 
-BceKind = Literal["plain", "weighted"]
-"""In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with."""
+BceKind = Literal["plain", "weighted", "focal"]
+"""In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
+`focal` weighs each pixel by |m - p|^gamma, its error, which leaves the many easy ones little (arXiv 1708.02002)."""
+
+RegionKind = Literal["iou", "tversky"]
+"""The paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own
+(arXiv 1706.05721)."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the loss of a side output consists of.
+
+    Attributes:
+        region: see `RegionKind`.
+        bce: see `BceKind`.
+        misses: share of the misses' weight in the Tversky index, between 0 and 1; the false alarms' is the rest.
+        gamma: the exponent of a focal BCE.
+    """
+
+    region: RegionKind = "iou"
+    bce: BceKind = "plain"
+    misses: float = 0.7
+    gamma: float = 2.0
+
+
+PAPER_LOSS: Final = Loss()
 
 WINDOW: Final = 31
 
@@ -29,24 +71,24 @@ def boundary_weight(mask: Tensor) -> Tensor:
     return 1 + 5 * (square / WINDOW**2 - mask).abs()
 
 
-def side_losses(outputs: Sequence[Tensor], mask: Tensor, bce: BceKind = "plain") -> list[Tensor]:
+def side_losses(outputs: Sequence[Tensor], mask: Tensor, loss: Loss = PAPER_LOSS) -> list[Tensor]:
     """The unweighted loss of every side output.
 
     Args:
         outputs: logits (B, 1, H, W), deepest first.
         mask: (B, 1, H, W) in [0, 1], soft edges kept.
-        bce: see `BceKind`.
+        loss: see `Loss`.
 
     Returns:
-        One scalar an output: the mean over images of IoU term plus BCE.
+        One scalar an output: the mean over images of region term plus BCE.
     """
     weight = boundary_weight(mask)
-    return [_one_loss(logits, mask, weight, bce) for logits in outputs]
+    return [(_region(logits, mask, weight, loss) + _bce(logits, mask, weight, loss)).mean() for logits in outputs]
 
 
-def total_loss(outputs: Sequence[Tensor], mask: Tensor, bce: BceKind = "plain") -> Tensor:
+def total_loss(outputs: Sequence[Tensor], mask: Tensor, loss: Loss = PAPER_LOSS) -> Tensor:
     """0.25, 0.5 and 1 times the losses of the side outputs, deepest first (shapes as in `side_losses`)."""
-    return weighted_sum(side_losses(outputs, mask, bce))
+    return weighted_sum(side_losses(outputs, mask, loss))
 
 
 def weighted_sum(losses: Sequence[Tensor]) -> Tensor:
@@ -54,14 +96,23 @@ def weighted_sum(losses: Sequence[Tensor]) -> Tensor:
     return sum((w * loss for w, loss in zip(SIDE_WEIGHTS, losses, strict=True)), start=losses[0].new_zeros(()))
 
 
-def _one_loss(logits: Tensor, mask: Tensor, weight: Tensor, bce: BceKind) -> Tensor:
+def _region(logits: Tensor, mask: Tensor, weight: Tensor, loss: Loss) -> Tensor:
+    """(B, 1): one minus the region's agreement."""
     probability = logits.sigmoid()
-    intersection = (probability * mask * weight).sum((2, 3))
-    union = (weight * (probability + mask)).sum((2, 3))
-    iou = 1 - (intersection + 1) / (union - intersection + 1)
-    if bce == "plain":
-        entropy = functional.binary_cross_entropy_with_logits(logits, mask)
-    else:
-        pixels = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-        entropy = (weight * pixels).sum((2, 3)) / weight.sum((2, 3))
-    return (entropy + iou).mean()
+    both = (probability * mask * weight).sum((2, 3))
+    if loss.region == "iou":
+        union = (weight * (probability + mask)).sum((2, 3))
+        return 1 - (both + 1) / (union - both + 1)
+    alarms = (probability * (1 - mask) * weight).sum((2, 3))
+    misses = ((1 - probability) * mask * weight).sum((2, 3))
+    return 1 - (both + 1) / (both + (1 - loss.misses) * alarms + loss.misses * misses + 1)
+
+
+def _bce(logits: Tensor, mask: Tensor, weight: Tensor, loss: Loss) -> Tensor:
+    """Binary cross-entropy, one figure for all images or (B, 1)."""
+    if loss.bce == "plain":
+        return functional.binary_cross_entropy_with_logits(logits, mask)
+    pixels = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+    if loss.bce == "focal":
+        return ((mask - logits.sigmoid()).abs() ** loss.gamma * pixels).mean((2, 3))
+    return (weight * pixels).sum((2, 3)) / weight.sum((2, 3))

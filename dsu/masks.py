@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dsu.errors import UsageError
 from dsu.images import FEW_VALUES, WHITE_16, MaskKind, raw_mask, read_mask
 
-__all__ = ["MaskFacts", "MaskReading", "choose_reading", "examine_mask", "say_reading"]
+__all__ = ["MaskFacts", "MaskReading", "choose_reading", "examine_mask", "mask_facts", "say_reading"]
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,21 @@ def examine_mask(path: Path, data: bytes | None = None) -> tuple[tuple[int, int]
         UnreadableImage: As `dsu.images.read_mask`.
     """
     raw, kind = raw_mask(path, data)
+    return (raw.shape[1], raw.shape[0]), mask_facts(raw, kind, int(raw.max()))
+
+
+def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:
+    """What a mask holds, or a part of one whose brightest value is `brightest`, from its raw values (H, W)."""
     values, counts = np.unique(raw, return_counts=True)
-    facts = MaskFacts(
+    half = _half(kind, brightest)
+    return MaskFacts(
         kind=kind,
         values=tuple(values.tolist()) if len(values) <= FEW_VALUES else None,
         minimum=int(values[0]),
         maximum=int(values[-1]),
-        dark=int(counts[(values > 0) & (values < _half(kind, int(values[-1])))].sum()),
-        bright=int(counts[values >= _half(kind, int(values[-1]))].sum()),
+        dark=int(counts[(values > 0) & (values < half)].sum()),
+        bright=int(counts[values >= half].sum()),
     )
-    return (raw.shape[1], raw.shape[0]), facts
 
 
 def choose_reading(masks: Collection[MaskFacts], foreground: Sequence[int] | None = None) -> MaskReading:

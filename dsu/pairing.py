@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from dsu.errors import UsageError
 from dsu.folders import has_images, list_images, plain, subfolders
+from dsu.images import Box
 
 __all__ = ["IMAGE_FOLDERS", "Kind", "Pair", "Split", "image_and_mask_folders", "make_split"]
 
@@ -34,12 +35,14 @@ class Pair:
     """An image and its mask, None where its split has none.
 
     `name` is the image's path below its split's image folder, without the ending, with forward slashes; with the
-    ending where two images differ in nothing else. It is unique in its split.
+    ending where two images differ in nothing else. It is unique in its split. `box` is the part that a tile is of its
+    image; None: all of it.
     """
 
     name: str
     image: Path
     mask: Path | None
+    box: Box | None = None
 
 
 @dataclass(frozen=True)

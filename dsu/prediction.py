@@ -22,13 +22,14 @@ from dsu.errors import DsuError
 from dsu.files import make_folder, write_durably
 from dsu.heads import HeadInfo, load_head
 from dsu.images import UnreadableImage, file_sha256, read_image, resize_image
+from dsu.inference import Normalization, finish_mask, load_network, mask_of, predict_logits
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.segmenter import Normalization, finish_mask, load_network, predict_logits
 from dsu.targets import Job, PredictionSettings, Target
+from dsu.tiled_prediction import predict_tiled
 from dsu_cache import Store
 
 __all__ = ["RECORD_FILE", "Outcome", "predict", "predict_job"]
@@ -79,10 +80,11 @@ def predict(
         how = {
             "normalization": job.normalization,
             "from": "images" if job.store is None else "store",
+            "tiling": job.tiling and str(job.tiling),
             "source": None if job.source is None else vars(job.source),
         }
         before = record["sets"].get(job.name, {})
-        same = all(before.get(key) == how[key] for key in ("normalization", "from"))
+        same = all(before.get(key) == how[key] for key in ("normalization", "from", "tiling"))
         stamps = {target.name: _stamp(target.image) for target in job.targets}
         unchanged = {name for name, stamp in before.get("stamps", {}).items() if stamp == stamps.get(name)}
         todo = [
@@ -127,6 +129,8 @@ def predict_job(
     progress: Progress,
 ) -> None:
     """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it."""
+    if job.tiling is not None:
+        return _predict_tiles(network, job, todo, settings, runtime, outcome, progress)
     loader = _ImageLoader(network, job.point) if job.store is None else _StoreLoader(job.store, job.point)
     with (
         progress.task(f"predicting {job.name or 'files'}", len(todo)) as task,
@@ -147,6 +151,22 @@ def predict_job(
             ]
             task.advance(len(loaded.targets))
         outcome.settle(pending)
+
+
+def _predict_tiles(
+    network: DSUNet,
+    job: Job,
+    todo: Sequence[Target],
+    settings: PredictionSettings,
+    runtime: Runtime,
+    outcome: Outcome,
+    progress: Progress,
+) -> None:
+    def finish(logits: Tensor, target: Target) -> str | None:
+        return _write(target, mask_of(logits, job.normalization), settings)
+
+    with progress.task(f"predicting {job.name or 'files'}", len(todo)) as task:
+        outcome.broken += predict_tiled(network, job, todo, settings.batch_size, runtime, finish, outcome.settle, task)
 
 
 def _finish(

@@ -13,7 +13,8 @@ from dsu.datasets import SampleFacts, Split, describe, find_dataset, inspect, un
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.files import make_folder, write_durably
-from dsu.heads import HeadInfo
+from dsu.heads import HeadInfo, resolve_head, start_from
+from dsu.held_out import fold_out, hold_out
 from dsu.masks import MaskReading
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, point_block, resume_point
@@ -36,12 +37,14 @@ from dsu.stores import (
     recorded_type,
     stored_facts,
 )
+from dsu.tiles import Tiling
 from dsu.tracking import Tracking, check_tracker
-from dsu.training import Trainer, hold_out
+from dsu.training import Phase, Trainer
+from dsu.views import FLIPPED_WHEN_READ, place_of
 from dsu.watching import Curves, Sheets, Watcher, sheet_names
 from dsu_cache import Store
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "encoders_as_settings", "encoders_asked", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,29 @@ class _Data:
     """A training split as a run sees it, whether it comes from a store or from images."""
 
     source: SourceFolder
-    contents: Mapping[str, str]
+    facts: Mapping[str, SampleFacts]
     architecture: Architecture
     store: Store | None
     split: Split | None
-    reading: MaskReading | None
+    reading: MaskReading
+
+    @property
+    def empty(self) -> frozenset[str]:
+        """Samples without an object."""
+        return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.reading))
+
+    def divide(self, settings: TrainingSettings) -> tuple[list[str], list[str]]:
+        """Names to train on and names held out, at least one of the former."""
+        images = {name: fact.image_sha256 for name, fact in self.facts.items()}
+        if settings.fold is not None:
+            train, held_out = fold_out(images, self.empty, settings.fold)
+        else:
+            train, held_out = hold_out(images, settings.val_fraction or 0.0)
+        if not train:
+            raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
+        if settings.fold is not None and not held_out:
+            raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
+        return train, held_out
 
 
 def open_run(
@@ -101,6 +122,7 @@ def open_run(
     data = _find_data(settings, data_root, cache_root, images, masks, progress)
     architecture, store, live = data.architecture, data.store, settings.end_to_end
     resolved, runtime, point = _resolve(settings, data)
+    warm_point = _warm_point(resolved, data) if resolved.warm_up else None
     hiera, dino, digests = load_encoders(
         architecture,
         weights,
@@ -109,17 +131,27 @@ def open_run(
     )
     drift: tuple[str, ...] = ()
     if store is not None and not live:
-        digests, drift = check_arrays(store, point, digests, runtime, resolved.stored or "float16")
-    train_names, held_out = hold_out(data.contents, resolved.val_fraction or 0.0)
-    if not train_names:
-        raise DsuError(f"{data.source.split} leaves nothing to train on: lower --val-fraction or add images.")
+        for read in (point, *([warm_point] if warm_point else [])):
+            digests, drift = check_arrays(store, read, digests, runtime, resolved.stored or "float16")
+    train_names, held_out = data.divide(resolved)
     folder = run_folder(out, f"{data.source.split}-{encoders_name(architecture)}", resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
+    network = DSUNet(architecture, hiera, dino, torch_type(resolved.stored or "float16"))
+    warnings = [f"other version: {item}" for item in drift]
+    if resolved.init_from is not None:
+        warnings += start_from(network.head, resolve_head(resolved.init_from), architecture, digests)
+    if warm_point is not None:
+        network.head.silence_adapters()
+
+    def phase(start: ResumePoint) -> Phase:
+        held = _samples(data, held_out, start, live=live) if held_out else None
+        return Phase(start, _samples(data, train_names, start, live=live), held)
+
     trainer = Trainer(
-        network=DSUNet(architecture, hiera, dino, torch_type(resolved.stored or "float16")),
-        point=point,
-        train=_samples(data, train_names, point, live=live),
-        validation=_samples(data, held_out, point, live=live) if held_out else None,
+        network=network,
+        main=phase(point),
+        warm_up=phase(warm_point) if warm_point else None,
+        empty=data.empty if resolved.balance else None,
         settings=resolved,
         info=HeadInfo(
             architecture=architecture,
@@ -139,8 +171,7 @@ def open_run(
             trainer.resume()
     make_folder(folder)
     write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
-    warnings = [f"other version: {item}" for item in drift]
-    return Run(trainer, data.source, (*run_notes(trainer, data.store, data.source.reference, runtime), *warnings))
+    return Run(trainer, data.source, (*run_notes(trainer, data.store, data.source.asked, runtime), *warnings))
 
 
 def _resolve(settings: TrainingSettings, data: _Data) -> tuple[TrainingSettings, Runtime, ResumePoint]:
@@ -151,15 +182,21 @@ def _resolve(settings: TrainingSettings, data: _Data) -> tuple[TrainingSettings,
     else:
         runtime = choose_runtime(settings.device, settings.precision)
     point = _choose_point(settings, architecture, store)
-    fraction = settings.val_fraction if settings.val_fraction is not None else (0.0 if data.source.benchmark else 0.1)
-    keep = settings.keep or ("last" if data.source.benchmark or fraction == 0 else "best")
-    if keep == "best" and fraction == 0:
+    _check_sense(settings, data)
+    fraction = settings.val_fraction
+    if fraction is None and settings.fold is None:
+        fraction = 0.0 if data.source.benchmark else 0.1
+    held_out = bool(fraction) or settings.fold is not None
+    keep = settings.keep or ("best" if held_out and not data.source.benchmark and not settings.fold else "last")
+    if keep == "best" and not held_out:
         raise UsageError("keep: best needs samples to validate on: give a val_fraction above 0, such as 0.1.")
     resolved = settings.model_copy(
         update={
             "dataset": data.source.split,
-            **_encoders_as_settings(architecture),
+            **encoders_as_settings(architecture),
             "adapt_last": architecture.adapt_last,
+            "tile": data.source.tile,
+            "overlap": data.source.overlap,
             "val_fraction": fraction,
             "keep": keep,
             "stored": settings.stored or (recorded_type(store) if store is not None else "float16"),
@@ -168,6 +205,23 @@ def _resolve(settings: TrainingSettings, data: _Data) -> tuple[TrainingSettings,
         }
     )
     return resolved, runtime, point
+
+
+def _check_sense(settings: TrainingSettings, data: _Data) -> None:
+    """Raise `UsageError` for settings that contradict each other, or the data."""
+    if settings.fold is not None and settings.val_fraction is not None:
+        raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
+    if settings.warm_up and settings.init_from is not None:
+        raise UsageError("--warm-up is for a new head, --init-from starts from a trained one: give one of them.")
+    if settings.warm_up >= settings.epochs:
+        raise UsageError(
+            f"--warm-up {settings.warm_up} leaves no epoch of {settings.epochs} to the adapters: warm up for fewer."
+        )
+    if settings.warm_up and not data.architecture.adapt_last:
+        raise UsageError("--warm-up is for heads with adapters, and --adapt-last 0 has none: leave it away.")
+    if settings.balance and len(data.empty) in (0, len(data.facts)):
+        what = "an object" if not data.empty else "no object"
+        raise UsageError(f"Every image of {data.source.split} has {what}, so nothing can be balanced: no --balance.")
 
 
 def _find_data(
@@ -179,29 +233,34 @@ def _find_data(
     progress: Progress,
 ) -> _Data:
     """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
-    encoders = _encoders_asked(settings)
+    encoders = encoders_asked(settings)
     try:
-        store, source = find_store(cache_root, settings.dataset, ("train", "all"), encoders)
+        store, source = find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
     except UsageError:
         if not settings.end_to_end or settings.dataset is None:
             raise
-        source = _source_from_images(settings.dataset, data_root, images, masks)
+        source = _source_from_images(settings.dataset, data_root, images, masks, settings.tiling)
         return _from_images(source, _architecture(settings, None), None, progress)
-    lacking = [name for name in ("pixels", "mask") if name in store.arrays and not store.views_complete(name)]
+    lacking = [
+        name
+        for name in FLIPPED_WHEN_READ
+        if name in store.arrays and store.missing(name, [place_of(name, view) for view in settings.views.numbers])
+    ]
     if lacking:
         raise DsuError(
-            f"The store {store.path} lacks {' and '.join(lacking)} of some samples: run `dsu cache-features "
-            f"{source.reference}` again, it computes only what is missing."
+            f"The store {store.path} lacks {' and '.join(lacking)} of some samples or views ({settings.views}): run "
+            f"`dsu cache-features {source.asked}` again, with as many --views; it computes only what is missing."
         )
     architecture = _architecture(settings, store)
     if settings.end_to_end:
         return _from_images(source, architecture, store, progress)
-    reading_of(store)
+    reading = reading_of(store)
     facts = check_samples(store, source, progress)
-    return _Data(source, _contents(facts), architecture, store, None, None)
+    return _Data(source, facts, architecture, store, None, reading)
 
 
-def _encoders_asked(settings: TrainingSettings) -> str | None:
+def encoders_asked(settings: TrainingSettings) -> str | None:
+    """The name of the encoders that settings ask for; None where they leave that to the store."""
     asked = (settings.preset, settings.hiera, settings.dino, settings.hiera_size, settings.dino_size)
     return None if all(value is None for value in asked) else encoders_name(_architecture(settings, None))
 
@@ -225,7 +284,7 @@ def _architecture(settings: TrainingSettings, store: Store | None) -> Architectu
     )
 
 
-def _encoders_as_settings(architecture: Architecture) -> dict[str, str | int | None]:
+def encoders_as_settings(architecture: Architecture) -> dict[str, str | int | None]:
     """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
     if architecture.preset != "custom":
         return {"preset": architecture.preset}
@@ -238,12 +297,14 @@ def _encoders_as_settings(architecture: Architecture) -> dict[str, str | int | N
     }
 
 
-def _source_from_images(reference: str, data_root: Path, images: str | None, masks: str | None) -> SourceFolder:
+def _source_from_images(
+    reference: str, data_root: Path, images: str | None, masks: str | None, tiling: Tiling | None
+) -> SourceFolder:
     found = find_dataset(reference, data_root, images, masks)
     split = next((split for split in found if split.kind in ("train", "all")), None)
     if split is None:
         raise UsageError(f"{reference} has no training split: its benchmark is for testing only.")
-    return SourceFolder.of(split, reference, data_root, images, masks)
+    return SourceFolder.of(split, reference, data_root, images, masks, tiling)
 
 
 def _from_images(source: SourceFolder, architecture: Architecture, store: Store | None, progress: Progress) -> _Data:
@@ -258,11 +319,7 @@ def _from_images(source: SourceFolder, architecture: Architecture, store: Store 
     for line in (*describe(split, found), *unreadable(found)):
         progress.say(line)
     reading = found.mask_reading if store is None else reading_of(store)
-    return _Data(source, _contents(found.facts), architecture, store, split, reading)
-
-
-def _contents(facts: Mapping[str, SampleFacts]) -> dict[str, str]:
-    return {name: fact.image_sha256 for name, fact in facts.items()}
+    return _Data(source, found.facts, architecture, store, split, reading)
 
 
 def _choose_point(settings: TrainingSettings, architecture: Architecture, store: Store | None) -> ResumePoint:
@@ -276,14 +333,27 @@ def _choose_point(settings: TrainingSettings, architecture: Architecture, store:
     return resume_point(architecture, everything, settings.resume_from or "pixels")
 
 
+def _warm_point(settings: TrainingSettings, data: _Data) -> ResumePoint:
+    """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
+    without = data.architecture.model_copy(update={"adapt_last": 0})
+    if data.store is not None:
+        lacking = {"S1", "S2", "S3", "S4"} - available_points(data.store, settings.views)
+        if lacking and not settings.end_to_end:
+            raise UsageError(
+                f"--warm-up reads Hiera's levels, and {', '.join(sorted(lacking))} of the views {settings.views} "
+                f"are not stored: run `dsu cache-features {data.source.asked} --level-views {settings.views}`, or "
+                f"draw fewer --views."
+            )
+    return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
+
+
 def _watchers(trainer: Trainer, data: _Data) -> list[Watcher]:
     """Whoever follows this run: curves, sheets and a tracker, as its settings say."""
     settings, watchers = trainer.settings, list[Watcher]([Curves()])
     if settings.sheet_every:
-        shown = trainer.validation or trainer.train
-        names = sheet_names(shown.names, settings.seed)
+        names = sheet_names((trainer.main.validation or trainer.main.train).names, settings.seed)
         pictures = _samples(data, names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
-        watchers.append(Sheets(pictures, shown, settings.sheet_every))
+        watchers.append(Sheets(pictures, settings.sheet_every))
     if settings.track is not None:
         watchers.append(Tracking(settings.track))
     return watchers
@@ -293,7 +363,12 @@ def _samples(data: _Data, names: Sequence[str], point: ResumePoint, *, live: boo
     if live:
         assert data.split is not None
         chosen = set(names)
-        files = {pair.name: (pair.image, pair.mask) for pair in data.split.pairs if pair.name in chosen}
-        return ImageSamples(files, data.architecture, data.reading, dino=bool(point.maps))
+        return ImageSamples(
+            [pair for pair in data.split.pairs if pair.name in chosen],
+            data.architecture,
+            data.reading,
+            contents={name: fact.content for name, fact in data.facts.items()},
+            dino=bool(point.maps),
+        )
     assert data.store is not None
     return StoredSamples(data.store, names, point.reads)

@@ -1,89 +1,33 @@
 """A trained head with its encoders, for images in Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
-from dsu.batches import Batch, points_of
+from dsu.batches import Batch
 from dsu.encoders.weights import EncoderWeights
-from dsu.errors import DsuError, UsageError
-from dsu.heads import HeadInfo, load_head, resolve_head
+from dsu.errors import UsageError
+from dsu.heads import load_head, resolve_head
 from dsu.images import read_image, resize_image
+from dsu.inference import Normalization, finish_mask, load_network, mask_of, predict_logits
 from dsu.network.network import DSUNet
-from dsu.network.resume import ResumePoint, earliest
+from dsu.network.resume import earliest
 from dsu.runtime import Precision, Runtime, choose_runtime
-from dsu.stores import load_encoders
+from dsu.tiled_prediction import segment_tiles, tiled_image
+from dsu.tiles import Tiling
 
-__all__ = ["Normalization", "Segmenter", "finish_mask", "load_network", "predict_logits"]
+__all__ = ["Segmenter"]
 
 Picture = Image.Image | NDArray[np.uint8] | str | Path
 
-Normalization = Literal["minmax", "none"]
-"""`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
-without any object into a full-range mask."""
-
-
-def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalization) -> NDArray[np.float32]:
-    """One image's mask at its own size (paper, Section IV.C, and the published program).
-
-    Args:
-        logits: (1, S, S), the finest output.
-        size: width and height in pixels.
-        normalization: see `Normalization`.
-
-    Returns:
-        (height, width) float32 in [0, 1].
-    """
-    width, height = size
-    resized = functional.interpolate(
-        logits.float().unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False
-    )
-    mask = resized.sigmoid()[0, 0]
-    if normalization == "minmax":
-        mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-8)
-    return mask.cpu().numpy()
-
-
-def load_network(
-    state: Mapping[str, Tensor],
-    info: HeadInfo,
-    weights: EncoderWeights,
-    *,
-    point: ResumePoint | None = None,
-    from_images: bool = True,
-) -> DSUNet:
-    """The network of a head in evaluation mode, with the encoders that predicting from images or from `point` needs.
-
-    Raises `DsuError` where the encoders' weights are not those that the head was trained on, or the head's tensors
-    do not fit its own settings.
-    """
-    architecture = info.architecture
-    start = point or earliest(architecture)
-    needs_dino = from_images and bool(start.maps)
-    needs_hiera = from_images or start.block < architecture.hiera.depth
-    hiera, dino, digests = load_encoders(architecture, weights, hiera=needs_hiera, dino=needs_dino)
-    for encoder, digest in digests.items():
-        trained_on = info.encoders.get(encoder)
-        if trained_on is not None and trained_on != digest:
-            raise DsuError(
-                f"The head was trained on other weights of {encoder} ({trained_on[:12]}) than those found "
-                f"({digest[:12]}): give the right ones with --{encoder}-weights."
-            )
-    network = DSUNet(architecture, hiera, dino, info.stored_dtype)
-    try:
-        network.head.load_state_dict(dict(state))
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()[:160]
-        raise DsuError(f"The head's tensors do not fit its own settings ({detail}): train it again.") from error
-    return network.eval()
+_TILES_AT_ONCE: Final = 8
 
 
 @dataclass
@@ -97,10 +41,12 @@ class Segmenter:
     Attributes:
         network: in evaluation mode on `runtime.device`.
         runtime: device and precision.
+        tiling: how images are cut, as those were that the head was trained on; None: not at all.
     """
 
     network: DSUNet
     runtime: Runtime
+    tiling: Tiling | None = None
 
     @classmethod
     def load(
@@ -130,7 +76,7 @@ class Segmenter:
             random=bool(info.training.get("random_weights", False)),
         )
         runtime = choose_runtime(device, precision)
-        return cls(runtime.place(load_network(state, info, weights)), runtime)
+        return cls(runtime.place(load_network(state, info, weights)), runtime, info.tiling)
 
     @classmethod
     def from_pretrained(
@@ -186,6 +132,8 @@ class Segmenter:
         if not images:
             return []
         pictures = [_as_rgb(image) for image in images]
+        if self.tiling is not None:
+            return [self._predict_tiles(picture, self.tiling, normalization) for picture in pictures]
         architecture = self.network.architecture
 
         def stack(size: int) -> Tensor:
@@ -197,13 +145,10 @@ class Segmenter:
         logits = predict_logits(self.network, self.runtime, batch, earliest(architecture))
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 
-
-@torch.no_grad()
-def predict_logits(network: DSUNet, runtime: Runtime, batch: Batch, point: ResumePoint) -> Tensor:
-    """(B, 1, S, S) finest logits of an unflipped batch, from the store or from images."""
-    ready = batch.to(runtime.device)
-    with runtime.autocast():
-        return network.suffix(points_of(network, ready, point), point)[-1]
+    def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:
+        tiles = tiled_image(self.network, picture, tiling)
+        point = earliest(self.network.architecture)
+        return mask_of(segment_tiles(self.network, self.runtime, tiles, point, _TILES_AT_ONCE), normalization)
 
 
 def _as_rgb(image: Any) -> Image.Image:

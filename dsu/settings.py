@@ -1,18 +1,29 @@
 """What a training run can be told, with the paper's recipe as the default, and settings files."""
 
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from dsu.architecture import Ablation
 from dsu.errors import UsageError, validation_reasons
-from dsu.loss import BceKind
+from dsu.loss import BceKind, Loss, RegionKind
 from dsu.runtime import Precision
-from dsu.views import ViewCount
+from dsu.tiles import Tiling
+from dsu.views import Views
 
 __all__ = ["StoredType", "TrainingSettings", "read_settings", "torch_type"]
 
@@ -38,6 +49,10 @@ class TrainingSettings(BaseModel):
     dino: str | None = None
     hiera_size: int | None = Field(default=None, gt=0)
     dino_size: int | None = Field(default=None, gt=0)
+    tile: int | None = Field(default=None, gt=0)
+    """Side of the tiles that images are cut into; None: what is stored."""
+    overlap: int | None = Field(default=None, ge=0)
+    """Pixels that tiles share at least; None: an eighth of their side."""
     adapt_last: int | None = Field(default=None, ge=0)
     """None: adapters in front of all of Hiera's blocks, as in the paper."""
     ablation: Ablation = "none"
@@ -47,13 +62,27 @@ class TrainingSettings(BaseModel):
     lr: float = Field(default=1e-3, gt=0)
     lr_min: float = Field(default=1e-7, ge=0)
     weight_decay: float = Field(default=5e-4, ge=0)
+    region: RegionKind = "iou"
+    """The loss's region term: the paper's `iou`, or `tversky` for rare foreground."""
+    misses: float = Field(default=0.7, gt=0, lt=1)
+    """What a miss weighs in the Tversky index; a false alarm weighs the rest of 1."""
     bce: BceKind = "plain"
-    views: ViewCount = 4
-    """4: flips of both axes; 2: of the width; 1: none."""
+    gamma: float = Field(default=2.0, ge=1)
+    """Of a `focal` BCE."""
+    balance: bool = False
+    """Draw images with and without an object equally often."""
+    warm_up: int = Field(default=0, ge=0)
+    """Epochs at the start that train fusion and decoder without adapters, which then enter as the identity."""
+    init_from: str | None = None
+    """A head to start from."""
+    views: Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)] = Views()
+    """`flips` of both axes, of the `width`, `none`; with extra views that are kept: `flips+K`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     val_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share of the training set held out; None: 0 for a benchmark, 0.1 for one's own data."""
+    fold: str | None = None
+    """`2/5` holds out the second of five parts, instead of a fraction."""
     val_every: int = Field(default=1, gt=0)
     """Epochs between validations."""
     keep: Literal["last", "best"] | None = None
@@ -81,9 +110,27 @@ class TrainingSettings(BaseModel):
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """`epochs: yes` is a slip, and Python would take it for 1."""
-        if isinstance(value, bool) and info.field_name not in ("end_to_end", "recompute", "compile"):
+        if isinstance(value, bool) and info.field_name not in ("end_to_end", "recompute", "compile", "balance"):
             raise ValueError(f"must be a value, not {'yes' if value else 'no'}")
         return value
+
+    @field_validator("fold")
+    @classmethod
+    def _is_fold(cls, value: str | None) -> str | None:
+        found = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", value or "1/2")
+        if found is None or int(found[1]) > int(found[2]) or int(found[2]) < 2:
+            raise ValueError(f"must be a part of at least two, such as 2/5, not {value!r}")
+        return value
+
+    @property
+    def loss(self) -> Loss:
+        """What the loss consists of."""
+        return Loss(self.region, self.bce, self.misses, self.gamma)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut. Raises `UsageError` for an overlap that does not fit."""
+        return Tiling.of(self.tile, self.overlap)
 
 
 def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> TrainingSettings:

@@ -17,6 +17,8 @@ from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime
 from dsu.settings import StoredType
 from dsu.sources import SourceFolder
+from dsu.tiles import Tiling
+from dsu.views import Views, place_of
 from dsu_cache import CacheError, CorruptError, Store, check_readable, is_store
 
 __all__ = [
@@ -73,7 +75,7 @@ def ensure_readable(store: Store) -> None:
     except CorruptError as error:
         raise DsuError(
             f"The store {store.path} is damaged ({_below(store.path, error)}): run `dsu cache-features "
-            f"{source_of(store).reference}` again, it computes only what is damaged."
+            f"{source_of(store).asked}` again, it computes only what is damaged."
         ) from error
 
 
@@ -128,15 +130,23 @@ def _foreign(store: Store) -> DsuError:
 
 
 def find_store(
-    cache_root: Path, name: str | None, kinds: Sequence[str], encoders: str | None = None
+    cache_root: Path,
+    name: str | None,
+    kinds: Sequence[str],
+    encoders: str | None = None,
+    tiling: Tiling | None = None,
 ) -> tuple[Store, SourceFolder]:
     """The store of a data set's split of one of `kinds`, written last; `name` None takes any data set.
 
-    `name` is a data set, a split or a folder; `encoders` restricts to one pair of encoders. Raises `UsageError`
+    `name` is a data set, a split or a folder; `encoders` restricts to one pair of encoders, `tiling` to images that
+    were cut so (None: to nothing, but of a named data set whole images go first). Raises `UsageError`
     saying what to run where there is none, and `DsuError` where there is a damaged one.
     """
-    for store, source in find_stores(cache_root, name, encoders):
-        if source.kind in kinds:
+    found = find_stores(cache_root, name, encoders)
+    if name is not None and tiling is None:
+        found.sort(key=lambda item: item[1].tiling is not None)
+    for store, source in found:
+        if source.kind in kinds and tiling in (None, source.tiling):
             ensure_readable(store)
             return store, source
     for folder in store_folders(cache_root) if name is None else ():
@@ -145,7 +155,8 @@ def find_store(
     what = "training features" if "train" in kinds else "features"
     of = f" of {name}" if name else ""
     made_with = f" made with {encoders}" if encoders else ""
-    likewise = " with the same options of the network" if encoders else ""
+    made_with += f" of tiles {tiling}" if tiling else ""
+    likewise = " with the same options of network and tiles" if encoders or tiling else ""
     raise UsageError(
         f"There are no {what}{of}{made_with} below {cache_root}: run `dsu cache-features {name or 'NAME|FOLDER'}` "
         f"first{likewise}, or give --end-to-end."
@@ -187,11 +198,11 @@ def _means(name: str, source: SourceFolder) -> bool:
 
 def sample_key(facts: SampleFacts) -> str:
     """What a row is keyed by: the content of image and mask."""
-    return f"{facts.image_sha256}:{facts.mask_sha256}"
+    return f"{facts.content}:{facts.mask_sha256}"
 
 
-def available_points(store: Store, views: int) -> set[str]:
-    """Points and maps that hold every sample in the first `views` views (pixels are flipped when read).
+def available_points(store: Store, views: Views) -> set[str]:
+    """Points and maps that hold every sample in all of `views`.
 
     Raises as `ensure_readable`.
     """
@@ -199,7 +210,7 @@ def available_points(store: Store, views: int) -> set[str]:
     return {
         name
         for name in store.arrays
-        if name != "mask" and set(range(1 if name == "pixels" else views)) <= set(store.views_complete(name))
+        if name != "mask" and not store.missing(name, [place_of(name, view) for view in views.numbers])
     }
 
 
@@ -271,7 +282,7 @@ def check_samples(store: Store, source: SourceFolder, progress: Progress = SILEN
         ]
         raise DsuError(
             f"{source.split} is not what its features were made of: {', '.join(parts)}. Run `dsu cache-features "
-            f"{source.reference}` again: it computes only those."
+            f"{source.asked}` again: it computes only those."
         )
     return facts
 

@@ -10,20 +10,21 @@ from dsu.datasets import Split, find_dataset, find_images, is_benchmark
 from dsu.errors import DsuError, UsageError
 from dsu.heads import HeadInfo, read_head_info
 from dsu.images import IMAGE_SUFFIXES
+from dsu.inference import Normalization
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.outputs import check_outputs, output_files
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.segmenter import Normalization
 from dsu.stores import (
     SourceFolder,
     available_points,
     check_arrays,
     check_samples,
     encoders_name,
-    find_store,
     find_stores,
 )
+from dsu.tiles import Tiling, image_name
+from dsu.views import UNFLIPPED
 from dsu_cache import Store
 
 __all__ = ["Job", "Kind", "PredictionSettings", "Target", "prepare_jobs"]
@@ -42,7 +43,9 @@ class PredictionSettings:
         threshold: in [0, 1]; None keeps the soft mask.
         normalization: None takes min-max for benchmarks and none for everything else.
         overwrite: write over predictions of another head or other settings.
-        batch_size: images the network sees at once.
+        batch_size: images, or tiles, that the network sees at once.
+        tile, overlap: how images are cut; None: as those were that the head was trained on, and with `tile` 0 they
+            stay whole.
     """
 
     kind: Kind = "mask"
@@ -50,6 +53,8 @@ class PredictionSettings:
     normalization: Normalization | None = None
     overwrite: bool = False
     batch_size: int = 8
+    tile: int | None = None
+    overlap: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Job:
         source: where the ground truth is, for a data set.
         store: where its features are; None predicts from the images.
         point: where the network resumes.
+        tiling: how the images are cut; the samples of the store are the tiles then.
     """
 
     name: str
@@ -80,6 +86,7 @@ class Job:
     source: SourceFolder | None
     store: Store | None
     point: ResumePoint
+    tiling: Tiling | None = None
 
 
 def prepare_jobs(
@@ -94,12 +101,14 @@ def prepare_jobs(
     end_to_end: bool,
     images: str | None = None,
     masks: str | None = None,
+    held_out: bool = False,
     progress: Progress = SILENT,
 ) -> list[Job]:
     """Find what is meant by `sources`; without any, the test splits (or held-out share) of the head's data set.
 
     A benchmark's name means its test splits, from their stores unless `end_to_end`; a folder or a file is always
-    predicted from its pixels. Raises `UsageError` where a source is unknown or an output would fall on an input.
+    predicted from its pixels. With `held_out` and no sources it is the held-out share even where there is a test
+    split. Raises `UsageError` where a source is unknown or an output would fall on an input.
     """
     info = read_head_info(head)
     if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
@@ -123,7 +132,7 @@ def prepare_jobs(
     if files:
         jobs.append(finder.files(files))
     if not sources:
-        jobs += finder.of_the_head()
+        jobs += [finder.held_out_share()] if held_out else finder.of_the_head()
     check_outputs([job.name for job in jobs], [(target.image, target.output) for job in jobs for target in job.targets])
     return jobs
 
@@ -142,6 +151,14 @@ class _Finder:
     images: str | None
     masks: str | None
     progress: Progress
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut: as asked for, else as those that the head was trained on."""
+        trained, size, overlap = self.info.tiling, self.settings.tile, self.settings.overlap
+        if size is None and trained is not None:
+            return trained if overlap is None else Tiling(trained.size, overlap)
+        return Tiling.of(size or None, overlap)
 
     def named(self, name: str) -> list[Job]:
         """A data set's test splits (a split's own name: that split)."""
@@ -191,6 +208,11 @@ class _Finder:
         tests = [split for split in splits if split.kind == "test"]
         if tests:
             return [job for split in tests for job in self.named_by(split.name, source)]
+        return [self.held_out_share()]
+
+    def held_out_share(self) -> Job:
+        """Those samples of the head's training split that it was not trained on."""
+        source = self._trained_on()
         held_out = set(self.info.dataset.get("held_out", ()))
         if not held_out:
             raise UsageError(
@@ -200,16 +222,20 @@ class _Finder:
         name = f"{source.split}-VAL"
         if not self.end_to_end:
             for store, origin in find_stores(self.cache_root, source.split, encoders_name(self.info.architecture)):
-                if origin.reference == source.reference:
-                    return [self._stored_job(name, store, origin, held_out)]
-        pairs = [(pair.name, pair.image) for split in splits for pair in split.pairs if pair.name in held_out]
-        return [self._images_job(name, pairs, source)]
+                if origin.reference == source.reference and origin.tiling == self.tiling == source.tiling:
+                    return self._stored_job(name, store, origin, held_out)
+        if source.tiling is not None:
+            held_out = {image_name(tile) for tile in held_out}
+        splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
+        own = [split for split in splits if split.name == source.split]
+        pairs = [(pair.name, pair.image) for split in own for pair in split.pairs if pair.name in held_out]
+        return self._images_job(name, pairs, source)
 
     def _trained_on(self) -> SourceFolder:
         """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
         noted = {name: value for name, value in self.info.dataset.items() if name != "held_out"}
         held_out = self.info.dataset.get("held_out", [])
-        texts = all(isinstance(value, str | bool | None) for value in noted.values())
+        texts = all(isinstance(value, str | int | None) for value in noted.values())
         try:
             if texts and isinstance(held_out, list) and all(isinstance(name, str) for name in held_out):
                 return SourceFolder(**noted)
@@ -234,23 +260,25 @@ class _Finder:
 
     def _from_stores(self, name: str) -> list[Job]:
         """Jobs from the stores of a data set's test splits."""
-        splits = _stored_splits(self.cache_root, name, encoders_name(self.info.architecture))
+        splits = _stored_splits(self.cache_root, name, encoders_name(self.info.architecture), self.tiling)
         return [self._stored_job(source.split, store, source) for store, source in splits]
 
     def _stored_job(self, name: str, store: Store, source: SourceFolder, only: Collection[str] | None = None) -> Job:
         """The samples of a store, or some of them, after checking that their features still hold."""
-        available = available_points(store, 1)
+        available = available_points(store, UNFLIPPED)
         if "pixels" not in available:
-            raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.reference}` again.")
+            raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.asked}` again.")
         point = resume_point(self.info.architecture, available)
         _, drift = check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
         for item in drift:
             self.progress.say(f"other version: {item}")
         check_samples(store, source, self.progress)
         split = source.find()
-        paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
         chosen = [sample for sample in store.manifest.names if only is None or sample in only]
-        return self._job(name, [(sample, paths.get(sample, Path(sample))) for sample in chosen], source, store, point)
+        named = image_name if source.tiling else str
+        paths = {} if split is None else {named(pair.name): pair.image for pair in split.pairs}
+        images = dict.fromkeys(named(sample) for sample in chosen)
+        return self._job(name, [(image, paths.get(image, Path(image))) for image in images], source, store, point)
 
     def _split_job(self, split: Split, source: SourceFolder) -> Job:
         return self._images_job(split.name, [(pair.name, pair.image) for pair in split.pairs], source)
@@ -271,26 +299,32 @@ class _Finder:
         # A data set's samples are called without ending already, but for those that differ in nothing else.
         outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
-        return Job(name, tuple(targets), normalization, source, store, point)
+        return Job(name, tuple(targets), normalization, source and source.uncut, store, point, self.tiling)
 
 
 def _masks_in(folder: Path) -> set[str]:
-    """The masks of a folder that holds images and masks: real paths, in whatever way the folder was named."""
-    try:
-        splits = find_dataset(os.path.realpath(folder), folder)
-    except UsageError:
-        return set()
-    paired = [(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None]
-    alone = {mask for split in splits for mask in split.masks_without_image}
-    # Beside its image, a file of the same name may be a photograph in another format.
-    apart = {mask for image, mask in paired if mask.parent != image.parent}
-    return {os.path.realpath(mask) for mask in apart | alone}
+    """The masks below a folder that holds images and masks, or such folders: real paths, however it was named."""
+    home = Path(os.path.realpath(folder))
+    masks: set[str] = set()
+    for place in (home, *(below for below in sorted(home.glob("**/")) if below != home)):
+        try:
+            splits = find_dataset(place, home)
+        except UsageError:
+            continue
+        paired = [(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None]
+        alone = {mask for split in splits for mask in split.masks_without_image}
+        # Beside its image, a file of the same name may be a photograph in another format.
+        apart = {mask for image, mask in paired if mask.parent != image.parent}
+        masks |= {os.path.realpath(mask) for mask in apart | alone}
+    return masks
 
 
-def _stored_splits(cache_root: Path, name: str, encoders: str) -> list[tuple[Store, SourceFolder]]:
-    """The stores of a data set's test splits, or of the one split that is named."""
-    found = find_stores(cache_root, name, encoders)
+def _stored_splits(
+    cache_root: Path, name: str, encoders: str, tiling: Tiling | None
+) -> list[tuple[Store, SourceFolder]]:
+    """The stores of a data set's test splits, or of the one split that is named, of images cut so."""
+    found = [item for item in find_stores(cache_root, name, encoders) if item[1].tiling == tiling]
     tests = [(store, source) for store, source in found if source.kind == "test"] or found
     if not tests:
-        find_store(cache_root, name, ("test",), encoders)
+        raise UsageError(f"There are no features of {name}: run `dsu cache-features {name}` first.")
     return tests

@@ -112,7 +112,7 @@ class Tracking(Watcher):
 
     def _step(self, trainer: "Trainer") -> int:
         """Optimiser steps since the run began."""
-        an_epoch = -(-len(trainer.train.names) // trainer.settings.batch_size)
+        an_epoch = -(-len(trainer.main.train.names) // trainer.settings.batch_size)
         return trainer.epoch * an_epoch + trainer.step_in_epoch
 
     def _log(self, values: Mapping[str, float], step: int) -> None:

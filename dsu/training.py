@@ -1,13 +1,12 @@
 """Stage two: train the head, from the store or end to end, with the same data in the same order."""
 
-import hashlib
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +23,12 @@ from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress, Task
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
-from dsu.views import draw_view, epoch_order
+from dsu.views import draw_samples, draw_view
 from dsu.watching import Watcher, probability_of
 
-__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Trainer", "hold_out", "learning_rate"]
+__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Phase", "Trainer", "learning_rate"]
+
+T = TypeVar("T")
 
 STATE_FILE: Final = "checkpoint.pt"
 LAST_FILE: Final = "last.safetensors"
@@ -35,26 +36,23 @@ BEST_FILE: Final = "best.safetensors"
 METRICS_FILE: Final = "metrics.csv"
 
 
-def hold_out(contents: Mapping[str, str], fraction: float) -> tuple[list[str], list[str]]:
-    """Names to train on and names to validate on, by the hash of each image's content.
-
-    A sample stays on its side when others come or go, and copies of an image stay together. With a `fraction`
-    above 0 at least one sample (the one of the smallest hash) is held out.
-    """
-
-    def share(name: str) -> float:
-        return int.from_bytes(hashlib.blake2b(contents[name].encode(), digest_size=8).digest(), "big") / 2**64
-
-    held = [name for name in sorted(contents) if share(name) < fraction]
-    if fraction > 0 and not held and len(set(contents.values())) > 1:
-        first = contents[min(contents, key=share)]
-        held = [name for name in sorted(contents) if contents[name] == first]
-    return sorted(set(contents) - set(held)), held
-
-
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:
     """Cosine from `lr` to `lr_min`, stepped once an epoch (counted from 0)."""
     return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a stretch of epochs trains from.
+
+    Attributes:
+        point: where every step resumes.
+        train, validation: samples; validation may be None.
+    """
+
+    point: ResumePoint
+    train: Samples
+    validation: Samples | None
 
 
 @dataclass
@@ -62,9 +60,11 @@ class Trainer:
     """One run of stage two.
 
     Attributes:
-        network: with those encoders that `point` needs.
-        point: where every step resumes.
-        train, validation: samples; validation may be None.
+        network: with those encoders that its phases need.
+        main: what the run trains from.
+        warm_up: what its first `settings.warm_up` epochs train from; their point lies behind all adapters, which
+            have no gradient there and so are left alone by the optimiser.
+        empty: names of samples without an object, where these are to be drawn as often as others.
         settings, info: as resolved; `info` becomes the head's metadata.
         runtime: device and precision.
         out: the run's folder.
@@ -74,14 +74,14 @@ class Trainer:
     """
 
     network: DSUNet
-    point: ResumePoint
-    train: Samples
-    validation: Samples | None
+    main: Phase
     settings: TrainingSettings
     info: HeadInfo
     runtime: Runtime
     out: Path
     keep_best: bool
+    warm_up: Phase | None = None
+    empty: Collection[str] | None = None
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     watchers: list[Watcher] = field(default_factory=list)
@@ -101,6 +101,11 @@ class Trainer:
             fused=self.runtime.device.type == "cuda",
         )
 
+    @property
+    def phase(self) -> Phase:
+        """What the epoch that is next, or not over, trains from."""
+        return self.warm_up if self.warm_up is not None and self.epoch < self.settings.warm_up else self.main
+
     def run(self, progress: Progress = SILENT) -> None:
         """Train up to `settings.epochs`, from wherever this trainer is.
 
@@ -119,11 +124,11 @@ class Trainer:
 
     def _run_epoch(self, progress: Progress) -> None:
         label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
-        with progress.task(label, len(self.train.names)) as task:
+        with progress.task(label, len(self.phase.train.names)) as task:
             row = self._train_epoch(task)
         due = (self.epoch + 1) % self.settings.val_every == 0 or self.epoch + 1 == self.settings.epochs
-        if self.validation is not None and due:
-            row |= self.validate(progress)
+        if self.phase.validation is not None and due:
+            row |= self.validate(self.phase.validation, progress)
         self.epoch += 1
         self.history.append(row)
         self._log = None
@@ -147,21 +152,20 @@ class Trainer:
                 f"The checkpoint {path} is damaged or of another network: start the run anew with --overwrite."
             ) from error
 
-    def validate(self, progress: Progress = SILENT) -> dict[str, float]:
+    def validate(self, samples: Samples, progress: Progress = SILENT) -> dict[str, float]:
         """Loss, S-measure, MAE and IoU (threshold 0.5) of the finest output at network size, on unflipped images."""
         from py_sod_metrics import MAE, FmeasureV2, IOUHandler
 
         from dsu.meters import StructureMeasure
 
-        assert self.validation is not None
         structure, error = StructureMeasure(), MAE()
         overlap = FmeasureV2(
             metric_handlers={"iou": IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)}
         )
         losses = []
-        with progress.task("validating", len(self.validation.names)) as task:
-            for names, outputs, mask in self.evaluated(self.validation, self.validation.names):
-                losses.append(float(total_loss(outputs, mask, self.settings.bce)) * len(names))
+        with progress.task("validating", len(samples.names)) as task:
+            for names, outputs, mask in self.evaluated(samples, samples.names):
+                losses.append(float(total_loss(outputs, mask, self.settings.loss)) * len(names))
                 probability = probability_of(outputs)
                 for predicted, truth in zip(probability, mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
                     for meter in (structure, error, overlap):
@@ -170,7 +174,7 @@ class Trainer:
                     watcher.validated(names, probability)
                 task.advance(len(names))
         return {
-            "val_loss": sum(losses) / len(self.validation.names),
+            "val_loss": sum(losses) / len(samples.names),
             "val_S": float(structure.get_results()["sm"]),
             "val_MAE": float(error.get_results()["mae"]),
             "val_IoU": float(np.mean(overlap.get_results()["iou"]["binary"])),
@@ -211,7 +215,7 @@ class Trainer:
         self.memory = PeakMemory(self.runtime.device)
         self._log = log = self._log or EpochLog(self._fetch_every)
         task.advance(log.samples)
-        batches = feed(self.train, self.epoch_batches(self.epoch)[log.steps :], self.runtime.device)
+        batches = feed(self.phase.train, self.epoch_batches(self.epoch)[log.steps :], self.runtime.device)
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -236,7 +240,7 @@ class Trainer:
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step; the batch's total loss and the three side outputs', still on the device."""
         outputs, mask = self.forward(batch)
-        losses = side_losses(outputs, mask, self.settings.bce)
+        losses = side_losses(outputs, mask, self.settings.loss)
         total = weighted_sum(losses)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
@@ -247,19 +251,22 @@ class Trainer:
         """Logits in float32 and the soft mask of a batch as it was fetched."""
         ready = batch.to(self.runtime.device).flipped()
         with self.runtime.autocast():
-            outputs = self.network.suffix(points_of(self.network, ready, self.point), self.point)
+            outputs = self.network.suffix(points_of(self.network, ready, self.phase.point), self.phase.point)
         return [output.float() for output in outputs], ready.soft_mask
 
     def epoch_batches(self, epoch: int) -> list[Drawn]:
         """The batches of an epoch (from 0): a pure function of the settings and the samples' names."""
         seed, views = self.settings.seed, self.settings.views
-        order = epoch_order(seed, epoch, self.train.names)
-        return [(names, [draw_view(seed, epoch, name, views) for name in names]) for names in self._cut(order)]
+        drawn = draw_samples(seed, epoch, self.main.train.names, self.empty)
+        return [
+            ([name for name, _ in part], [draw_view(seed, epoch, name, views, turn) for name, turn in part])
+            for part in self._cut(drawn)
+        ]
 
-    def _cut(self, names: Sequence[str]) -> list[Sequence[str]]:
+    def _cut(self, samples: Sequence[T]) -> list[Sequence[T]]:
         """Batches in order; the short last one is kept."""
         size = self.settings.batch_size
-        return [names[start : start + size] for start in range(0, len(names), size)]
+        return [samples[start : start + size] for start in range(0, len(samples), size)]
 
     def _save(self, row: Mapping[str, float]) -> None:
         """Write metrics, heads and the whole state, each so that no half of it can be met."""

@@ -80,7 +80,7 @@ def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: P
     found = Verification(
         path,
         source.split,
-        source.reference,
+        source.asked,
         findings,
         changed,
         new,

@@ -84,13 +84,12 @@ class Sheets(Watcher):
 
     Args:
         pictures: gives the pixels and masks of its names, which are the images drawn.
-        outputs: gives whatever the network resumes from for the same names.
         every: epochs between two sheets; the last epoch has one too.
     """
 
-    def __init__(self, pictures: Samples, outputs: Samples, every: int) -> None:
+    def __init__(self, pictures: Samples, every: int) -> None:
         self.names = list(pictures.names)
-        self._pictures, self._outputs, self._every = pictures, outputs, every
+        self._pictures, self._every = pictures, every
         self._maps: dict[str, NDArray[np.uint8]] = {}
 
     def started(self, trainer: "Trainer") -> None:
@@ -116,7 +115,8 @@ class Sheets(Watcher):
         """Draw this epoch's sheet and all epochs' progress, if one is due."""
         if trainer.epoch % self._every == 0 or trainer.epoch == trainer.settings.epochs:
             lacking = [name for name in self.names if name not in self._maps]
-            for names, outputs, _ in trainer.evaluated(self._outputs, lacking):
+            samples = trainer.phase.validation or trainer.phase.train
+            for names, outputs, _ in trainer.evaluated(samples, lacking):
                 self.validated(names, probability_of(outputs))
             self._draw(trainer.out / SHEETS_FOLDER, trainer.epoch)
         self._maps = {}

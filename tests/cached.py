@@ -9,6 +9,7 @@ from support import TINY
 from dsu.batches import StoredSamples
 from dsu.errors import DsuError
 from dsu.stores import available_points, check_samples, find_store
+from dsu.views import ALL_FLIPS, UNFLIPPED
 from dsu_cache import CacheError
 
 __all__ = ["LOCKS", "READS", "Cached", "complaint", "data_files", "flip", "shard"]
@@ -62,9 +63,9 @@ def data_files(root: Path) -> dict[str, tuple[int, bytes]]:
 def read_as_training_does(cached: Cached) -> None:
     """Find the store, compare it with the images and read every sample in every view; training does the same."""
     store, source = find_store(cached.root, str(cached.images), ("train", "all"))
-    if not set(READS) <= available_points(store, 1) or "V" not in available_points(store, 4):
+    if not set(READS) <= available_points(store, UNFLIPPED) or "V" not in available_points(store, ALL_FLIPS):
         raise DsuError("not complete: training starts from another point, or not at all")
-    if not store.views_complete("mask"):
+    if store.missing("mask", [0]):
         raise DsuError("not complete: training refuses")
     names = sorted(check_samples(store, source))
     samples = StoredSamples(store, names, ("pixels", "V"))

@@ -18,8 +18,13 @@ def cache_features(
     levels: Annotated[
         str, typer.Option(help="What to store beside pixels and mask: V, S1 to S4, B<k> (tokens entering block k).")
     ] = "V,S1,S2,S3,S4",
-    views: Annotated[int, typer.Option(help="Flips in which training images keep V: 1, 2 or 4.")] = 4,
-    level_views: Annotated[int, typer.Option(help="Flips in which they keep Hiera's levels: 1, 2 or 4.")] = 1,
+    views: Annotated[
+        str,
+        typer.Option(help="Views of training images that keep V: none, width, flips, or flips+K with K extra ones."),
+    ] = "flips",
+    level_views: Annotated[str, typer.Option(help="Views that keep Hiera's levels, likewise.")] = "none",
+    tile: options.Tile = None,
+    overlap: options.Overlap = None,
     stored: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     compressor: Annotated[str | None, typer.Option(help="zstd or blosc: 8 to 16 % smaller.")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Compute anew what was made of something else.")] = False,
@@ -44,14 +49,18 @@ def cache_features(
 
     `--levels V` is all that the paper's setting reads in training; Hiera's levels serve figures, heads with fewer
     adapters (`train-head --adapt-last N`) and training without flips.
+
+    For few images, `--views flips+8` keeps eight more views of each, turned, cut out and recoloured; for large ones,
+    `--tile 1024` keeps their parts as samples of their own.
     """
     from dsu.architecture import build_architecture
     from dsu.datasets import unreadable
     from dsu.encoders.weights import EncoderWeights
     from dsu.extraction import CachePlan, cache_features
     from dsu.extraction_plan import ExtractionSettings
+    from dsu.tiles import Tiling
     from dsu_cli.console import ConsoleProgress, fail, out
-    from dsu_cli.parsing import one_of
+    from dsu_cli.parsing import one_of, views_of
     from dsu_cli.reports import extraction_table
 
     def announce(plan: CachePlan) -> None:
@@ -64,8 +73,8 @@ def cache_features(
 
     settings = ExtractionSettings(
         levels=tuple(dict.fromkeys(level.strip() for level in levels.split(",") if level.strip())),
-        views=one_of("--views", views, (1, 2, 4)),
-        level_views=one_of("--level-views", level_views, (1, 2, 4)),
+        views=views_of("--views", views),
+        level_views=views_of("--level-views", level_views),
         stored=one_of("--stored", stored, ("float16", "float32")),
         compressor=one_of("--compressor", compressor, (None, "zstd", "blosc")),
         batch_size=None if batch_size is None else one_of("--batch-size", batch_size, range(1, 4097)),
@@ -81,6 +90,7 @@ def cache_features(
         cache_root=cache_root,
         images=images,
         masks=masks,
+        tiling=Tiling.of(tile, overlap),
         device=device,
         precision=one_of("--precision", precision, ("auto", "fp32", "bf16")),
         before=announce,

@@ -20,7 +20,9 @@ def check_equivalence(
     resume_from: Annotated[
         str | None, typer.Option("--resume-from", help="Stored point to check (default: the latest that can serve).")
     ] = None,
-    views: Annotated[int | None, typer.Option(help="Flips drawn: 4, 2 or 1.")] = None,
+    views: Annotated[str | None, typer.Option(help="Views drawn: flips, width, none or flips+K.")] = None,
+    tile: options.Tile = None,
+    overlap: options.Overlap = None,
     seed: Annotated[int, typer.Option(help="Of the head and of what is drawn.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Write every row here.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Settings in YAML; options override it.")] = None,

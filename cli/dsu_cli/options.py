@@ -19,10 +19,12 @@ __all__ = [
     "HieraWeights",
     "Images",
     "Masks",
+    "Overlap",
     "PrecisionOption",
     "Preset",
     "Quiet",
     "RandomWeights",
+    "Tile",
 ]
 
 _WHERE = "Where things are"
@@ -42,6 +44,13 @@ Images = Annotated[
 Masks = Annotated[
     str | None,
     typer.Option("--masks", help="Mask subfolder of your own folder, if it is not found.", rich_help_panel=_WHERE),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option("--tile", help="Cut images into tiles of this side in pixels, for large images.", min=1),
+]
+Overlap = Annotated[
+    int | None, typer.Option("--overlap", help="Pixels that tiles share (default: an eighth of --tile).", min=0)
 ]
 Foreground = Annotated[
     list[int] | None,

@@ -35,6 +35,11 @@ def predict(
     normalize: Annotated[
         str | None, typer.Option(help="minmax (default for benchmarks, the paper) or none (for everything else).")
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option("--tile", help="Cut images into tiles of this side (default: as in training; 0: whole).", min=0),
+    ] = None,
+    overlap: options.Overlap = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over earlier predictions.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 8,
     data_root: options.DataRoot = Path("data"),
@@ -78,6 +83,8 @@ def predict(
         normalization=one_of("--normalize", normalize, (None, "minmax", "none")),
         overwrite=overwrite,
         batch_size=one_of("--batch-size", batch_size, range(1, 4097)),
+        tile=tile,
+        overlap=overlap,
     )
     asked: Precision = one_of("--precision", precision, ("auto", "fp32", "bf16"))
     trained: Precision = one_of(
@@ -103,7 +110,10 @@ def predict(
     )
     for job in jobs:
         origin = f"features ({' + '.join(job.point.reads)})" if job.store is not None else "images"
-        progress.say(f"{job.name or 'files'}: {len(job.targets):,} from {origin}, normalisation {job.normalization}")
+        cut = f" in tiles of {job.tiling.size} px that share {job.tiling.overlap}" if job.tiling else ""
+        progress.say(
+            f"{job.name or 'files'}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}"
+        )
     weights = EncoderWeights(hiera_weights, dino_weights, bool(info.training.get("random_weights", False)))
     outcomes = predict(jobs, head_file, folder, settings, runtime, weights, progress)
     broken = [line for outcome in outcomes.values() for line in outcome.broken]

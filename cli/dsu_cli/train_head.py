@@ -31,6 +31,8 @@ def train_head(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    tile: options.Tile = None,
+    overlap: options.Overlap = None,
     adapt_last: options.AdaptLast = None,
     ablation: Annotated[
         str | None, typer.Option(help="A, B or C of the paper's Tables VII and VIII.", rich_help_panel="Network")
@@ -44,7 +46,39 @@ def train_head(
     lr: Annotated[float | None, typer.Option(help="Learning rate, default 0.001.", rich_help_panel=_RECIPE)] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Default 0.0005.", rich_help_panel=_RECIPE)] = None,
     views: Annotated[
-        int | None, typer.Option(help="Flips drawn: 4 both axes (default), 2 width, 1 none.", rich_help_panel=_RECIPE)
+        str | None,
+        typer.Option(
+            help="Views drawn: flips (default), width, none, or flips+K with K stored extra ones.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None,
+    balance: Annotated[
+        bool,
+        typer.Option(
+            "--balance", help="Draw images with and without an object equally often.", rich_help_panel=_RECIPE
+        ),
+    ] = False,
+    region: Annotated[
+        str | None,
+        typer.Option(help="Region term of the loss: iou (default) or tversky.", rich_help_panel=_RECIPE),
+    ] = None,
+    misses: Annotated[
+        float | None,
+        typer.Option(
+            help="A miss's weight in tversky, default 0.7; a false alarm has the rest.", rich_help_panel=_RECIPE
+        ),
+    ] = None,
+    bce: Annotated[
+        str | None, typer.Option(help="plain (default), weighted or focal.", rich_help_panel=_RECIPE)
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="Of focal, default 2.", rich_help_panel=_RECIPE)] = None,
+    warm_up: Annotated[
+        int | None,
+        typer.Option(help="Epochs at the start without adapters, from Hiera's stored levels.", rich_help_panel=_RECIPE),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|OWNER/NAME", help="Start from another head.", rich_help_panel=_RECIPE),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=_RECIPE)] = None,
     val_fraction: Annotated[
@@ -52,6 +86,10 @@ def train_head(
         typer.Option(
             help="Share held out to validate on (default: 0 for benchmarks, 0.1 else).", rich_help_panel=_RECIPE
         ),
+    ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(metavar="I/K", help="Hold out part I of K instead, as 2/5.", rich_help_panel=_RECIPE),
     ] = None,
     val_every: Annotated[
         int | None, typer.Option(help="Epochs between validations, default 1.", rich_help_panel=_RECIPE)
@@ -133,9 +171,9 @@ def train_head(
         progress=progress,
     )
     trainer = run.trainer
-    held_out = 0 if trainer.validation is None else len(trainer.validation.names)
+    held_out = 0 if trainer.main.validation is None else len(trainer.main.validation.names)
     if not quiet:
-        facts = [("data", f"{run.source.split}: {len(trainer.train.names):,} to train on, {held_out:,} held out")]
+        facts = [("data", f"{run.source.split}: {len(trainer.main.train.names):,} to train on, {held_out:,} held out")]
         facts += [(note.partition(": ")[0], note.partition(": ")[2]) for note in run.notes]
         console.print(key_table([*facts, ("run folder", str(trainer.out))]))
     try:

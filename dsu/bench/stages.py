@@ -27,6 +27,7 @@ from dsu.runtime import Runtime
 from dsu.stores import SourceFolder
 from dsu.synthetic import draw_dataset
 from dsu.targets import Job, PredictionSettings, Target
+from dsu.views import UNFLIPPED
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -84,7 +85,7 @@ def measure_stages(
     progress: Progress = SILENT,
 ) -> StageRow:
     """One pass each over `count` drawn images; stores and masks go below the folder `below` and away again."""
-    settings = ExtractionSettings(views=1, batch_size=batch_size_for(runtime))
+    settings = ExtractionSettings(views=UNFLIPPED, batch_size=batch_size_for(runtime))
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
         data, features = Path(folder) / "data", Path(folder) / "features"

@@ -21,7 +21,7 @@ from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
-from dsu.training import Trainer
+from dsu.training import Phase, Trainer
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -175,7 +175,7 @@ def _training(
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
         samples = StoredSamples(drawn.store, drawn.names, point.reads)
         info = HeadInfo(architecture=adapted)
-        trainer = Trainer(network, point, samples, None, settings, info, runtime, Path(), keep_best=False)
+        trainer = Trainer(network, Phase(point, samples, None), settings, info, runtime, Path(), keep_best=False)
         batch = live if end_to_end else samples.fetch(drawn.names[:batch_size], [0] * batch_size)
         held = tuple(module for module in (network.hiera, network.dino, network.head) if module is not None)
         return _Case(name, point.reads, lambda: trainer.step(batch), held, None if end_to_end else trainer)
@@ -243,7 +243,7 @@ def _wait(case: _Case, drawn: DrawnStore, timing: Timing, progress: Progress) ->
     size = trainer.settings.batch_size
     steps = int(min(max(3 / timing.median, 2), 100)) + 1
     names = [drawn.names[index % len(drawn.names)] for index in range(steps * size)]
-    fed = feed(trainer.train, [(names[i : i + size], [0] * size) for i in range(0, len(names), size)], device)
+    fed = feed(trainer.main.train, [(names[i : i + size], [0] * size) for i in range(0, len(names), size)], device)
     waited = 0.0
     with progress.task(f"data wait, {case.name}", steps, "steps") as task:
         trainer.step(next(fed))

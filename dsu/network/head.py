@@ -1,6 +1,7 @@
 """The head: everything that trains. Adapters, modulation and fusion of DINOv2, and the decoder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -47,6 +48,11 @@ class Head(nn.Module):
         self.receptive_fields = nn.ModuleList(ReceptiveFieldBlock(hiera.level_dim(level)) for level in LEVELS)
         self.decoders = nn.ModuleList(SpatialFeatureFusion(as_published=as_published) for _ in SIDE_SCALES)
         self.sides = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1) for _ in SIDE_SCALES)
+
+    def silence_adapters(self, blocks: Iterable[str] | None = None) -> None:
+        """Make the adapters of some blocks, or of all, the identity."""
+        for block in self.adapters if blocks is None else blocks:
+            cast(Adapter, self.adapters[block]).silence()
 
     def forward(self, levels: Mapping[int, Tensor], dino_maps: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits (B, 1, S, S) at the input's size, deepest first; the last one is the prediction.

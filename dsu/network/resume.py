@@ -105,7 +105,7 @@ def resume_point(architecture: Architecture, available: Collection[str], wanted:
     if lacking:
         raise UsageError(
             f"{', '.join(lacking)} is not stored in all the views that this run draws: run your `dsu cache-features` "
-            f"again with --levels {','.join(lacking)} (and more --views), or draw fewer views with --views 1."
+            f"again with --levels {','.join(lacking)} and these --views, or draw fewer, with --views none."
         )
     serving = serving_points(architecture, available)
     if not serving:

@@ -161,7 +161,7 @@ def test_features_that_do_not_fit_are_named_with_their_sample(
 def test_a_disk_that_is_too_small(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    refused(stage_one(drawn), "0.0 GB free", "--levels V", "--views 1", "--compressor", "--cache-root", status=1)
+    refused(stage_one(drawn), "0.0 GB free", "--levels V", "--views none", "--compressor", "--cache-root", status=1)
 
 
 def test_a_disk_that_fills_up(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from dsu.equivalence import Report, check_equivalence
 from dsu.extraction import cache_features
 from dsu.extraction_plan import ExtractionSettings
 from dsu.settings import TrainingSettings
+from dsu.views import ALL_FLIPS
 from dsu_cache import Store
 
 ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
@@ -27,7 +28,7 @@ def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache_features(
         str(drawn / "train"),
         ARCHITECTURE,
-        ExtractionSettings(levels=POINTS, views=4, level_views=4),
+        ExtractionSettings(levels=POINTS, views=ALL_FLIPS, level_views=ALL_FLIPS),
         EncoderWeights(),
         data_root=drawn,
         cache_root=root,

@@ -17,6 +17,7 @@ from dsu.extraction_plan import ExtractionSettings
 from dsu.images import read_image, resize_image, resize_mask
 from dsu.masks import MaskReading
 from dsu.network.network import DSUNet, normalize_pixels
+from dsu.views import Views
 from dsu_cache import Store
 
 ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
@@ -27,7 +28,7 @@ def cache(folder: Path, root: Path, **settings: Any) -> Store:
     plan = cache_features(
         str(folder),
         ARCHITECTURE,
-        ExtractionSettings(**{"levels": LEVELS, "level_views": 2, **settings}),
+        ExtractionSettings(**{"levels": LEVELS, "level_views": Views(2), **settings}),
         EncoderWeights(),
         data_root=folder,
         cache_root=root,

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from dsu.loss import BceKind, boundary_weight, side_losses, total_loss
+from dsu.loss import Loss, boundary_weight, side_losses, total_loss
 
 
 def soft_masks(batch: int, side: int, seed: int = 0) -> Tensor:
@@ -23,33 +23,78 @@ def logits(batch: int, side: int, seed: int = 1) -> list[Tensor]:
     return [3 * torch.randn(batch, 1, side, side, dtype=torch.float64, generator=generator) for _ in range(3)]
 
 
-def image_loss(z: Tensor, m: Tensor, bce: BceKind) -> Tensor:
+LOSSES = [
+    Loss(),
+    Loss(bce="weighted"),
+    Loss(bce="focal", gamma=2.0),
+    Loss(region="tversky", misses=0.7),
+    Loss(region="tversky", misses=0.2, bce="focal", gamma=1.0),
+]
+
+
+def image_loss(z: Tensor, m: Tensor, loss: Loss) -> Tensor:
     """The definition for one image (H, W)."""
     w = 1 + 5 * (functional.avg_pool2d(m[None, None], 31, stride=1, padding=15)[0, 0] - m).abs()
     p = 1 / (1 + torch.exp(-z))
-    intersection, both = (w * p * m).sum(), (w * (p + m)).sum()
+    both = (w * p * m).sum()
+    alarms, misses = (w * p).sum() - both, (w * m).sum() - both
+    if loss.region == "iou":
+        region = (both + 1) / (both + alarms + misses + 1)
+    else:
+        region = (both + 1) / (both + (1 - loss.misses) * alarms + loss.misses * misses + 1)
     entropy = -(m * torch.log(p) + (1 - m) * torch.log(1 - p))
-    mean = entropy.mean() if bce == "plain" else (w * entropy).sum() / w.sum()
-    return 1 - (intersection + 1) / (both - intersection + 1) + mean
+    mean = {
+        "plain": lambda: entropy.mean(),
+        "weighted": lambda: (w * entropy).sum() / w.sum(),
+        "focal": lambda: ((m - p).abs() ** loss.gamma * entropy).mean(),
+    }[loss.bce]()
+    return 1 - region + mean
 
 
-@pytest.mark.parametrize("bce", ["plain", "weighted"])
-def test_it_is_the_mean_over_images_of_the_definition(bce: BceKind) -> None:
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_it_is_the_mean_over_images_of_the_definition(loss: Loss) -> None:
     masks, outputs = soft_masks(3, 40), logits(3, 40)
     assert ((masks > 0) & (masks < 1)).float().mean() > 0
-    losses = side_losses(outputs, masks, bce)
-    for z, loss in zip(outputs, losses, strict=True):
-        expected = torch.stack([image_loss(z[i, 0], masks[i, 0], bce) for i in range(3)]).mean()
-        torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
+    losses = side_losses(outputs, masks, loss)
+    for z, got in zip(outputs, losses, strict=True):
+        expected = torch.stack([image_loss(z[i, 0], masks[i, 0], loss) for i in range(3)]).mean()
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
     weighted = 0.25 * losses[0] + 0.5 * losses[1] + losses[2]
-    torch.testing.assert_close(total_loss(outputs, masks, bce), weighted, atol=1e-12, rtol=0)
+    torch.testing.assert_close(total_loss(outputs, masks, loss), weighted, atol=1e-12, rtol=0)
 
 
-def test_the_two_entropies_differ_and_plain_is_the_default() -> None:
+def test_the_parts_make_a_difference_and_the_papers_are_the_default() -> None:
     masks, outputs = soft_masks(2, 40), logits(2, 40)
-    plain, weighted = total_loss(outputs, masks), total_loss(outputs, masks, "weighted")
-    assert torch.equal(plain, total_loss(outputs, masks, "plain"))
-    assert (plain - weighted).abs() > 1e-3
+    by_loss = [total_loss(outputs, masks, loss) for loss in LOSSES]
+    assert torch.equal(by_loss[0], total_loss(outputs, masks))
+    assert all(abs(a - b) > 1e-3 for index, a in enumerate(by_loss) for b in by_loss[:index])
+
+
+def test_a_miss_costs_more_than_a_false_alarm_where_it_weighs_more() -> None:
+    """Of the same pixels, far from any boundary's weight."""
+    mask = torch.zeros(1, 1, 128, 128, dtype=torch.float64)
+    mask[..., :64] = 1
+    missed, alarm = [mask.clone() for _ in range(2)]
+    missed[..., 16, 16], alarm[..., 16, 111] = 0, 1
+    costs = {
+        misses: [
+            float(total_loss([(m * 2 - 1) * 50] * 3, mask, Loss(region="tversky", misses=misses)))
+            for m in (missed, alarm)
+        ]
+        for misses in (0.5, 0.9)
+    }
+    assert costs[0.5][0] == pytest.approx(costs[0.5][1], rel=1e-3)
+    assert costs[0.9][0] > costs[0.5][0] > costs[0.9][1]
+
+
+def test_without_an_object_the_region_term_is_as_stated() -> None:
+    """1 - 1 / (1 + c), where c is the sum of w p, weighted for Tversky."""
+    mask, z = torch.zeros(1, 1, 32, 32, dtype=torch.float64), logits(1, 32)[0]
+    mass = float(z.sigmoid().sum())
+    entropy = float(functional.binary_cross_entropy_with_logits(z, mask))
+    for loss, share in ((Loss(), 1.0), (Loss(region="tversky", misses=0.7), 0.3)):
+        [region, *_] = side_losses([z], mask, loss)
+        assert float(region) - entropy == pytest.approx(1 - 1 / (1 + share * mass), abs=1e-12)
 
 
 @settings(max_examples=15, deadline=None)
@@ -74,9 +119,10 @@ def test_the_padding_counts() -> None:
 
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 @pytest.mark.parametrize("sure", [-200.0, 0.0, 200.0])
-def test_masks_without_an_object_or_without_a_background_are_finite(fill: float, sure: float) -> None:
+@pytest.mark.parametrize("parts", LOSSES, ids=str)
+def test_masks_without_an_object_or_without_a_background_are_finite(fill: float, sure: float, parts: Loss) -> None:
     outputs = [torch.full((1, 1, 32, 32), sure, requires_grad=True) for _ in range(3)]
-    loss = total_loss(outputs, torch.full((1, 1, 32, 32), fill))
+    loss = total_loss(outputs, torch.full((1, 1, 32, 32), fill), parts)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(x.grad).all() for x in outputs if x.grad is not None)
@@ -88,11 +134,11 @@ def test_an_image_counts_the_same_whatever_else_is_in_its_batch() -> None:
     torch.testing.assert_close(total_loss(outputs, masks), torch.stack(alone).mean(), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("bce", ["plain", "weighted"])
-def test_gradients(bce: BceKind) -> None:
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_gradients(loss: Loss) -> None:
     masks = soft_masks(2, 5)
     outputs = [z.requires_grad_() for z in logits(2, 5)]
-    assert torch.autograd.gradcheck(lambda *z: total_loss(z, masks, bce), tuple(outputs))
+    assert torch.autograd.gradcheck(lambda *z: total_loss(z, masks, loss), tuple(outputs))
 
 
 def test_a_perfect_prediction_has_next_to_no_loss() -> None:

@@ -81,16 +81,14 @@ def test_nothing_in_a_step_waits_for_the_card(precision: str, tmp_path: Path) ->
     from dsu.heads import HeadInfo
     from dsu.network.resume import earliest
     from dsu.settings import TrainingSettings
-    from dsu.training import Trainer
+    from dsu.training import Phase, Trainer
 
     network = toy_network(stored=torch.float16)
     architecture, runtime = network.architecture, choose_runtime("cuda", precision)  # type: ignore[arg-type]
     batch = images(architecture, 4, dino=True).pinned()
     trainer = Trainer(
         network.train(),
-        earliest(architecture),
-        None,  # type: ignore[arg-type]  # batches are given
-        None,
+        Phase(earliest(architecture), None, None),  # type: ignore[arg-type]  # batches are given
         TrainingSettings(),
         HeadInfo(architecture=architecture),
         runtime,

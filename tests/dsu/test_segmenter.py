@@ -7,8 +7,8 @@ from dsu import Segmenter
 from dsu.architecture import build_architecture
 from dsu.errors import UsageError
 from dsu.heads import HEAD_FILE, HeadInfo, save_head
+from dsu.inference import finish_mask
 from dsu.network.head import Head
-from dsu.segmenter import finish_mask
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from dsu.extraction_plan import ExtractionSettings
 from dsu.runs import Run, open_run
 from dsu.settings import TrainingSettings
 from dsu.stores import check_samples, source_of
+from dsu.views import ALL_FLIPS
 from dsu_cache import StaleError, Store
 from dsu_cache.metadata import read_metadata, write_metadata
 
@@ -25,7 +26,7 @@ def cache(folder: Path, root: Path, **settings: Any) -> CachePlan:
     return cache_features(
         str(folder),
         ARCHITECTURE,
-        ExtractionSettings(**{"levels": ("V", "S1", "S2", "S3"), "level_views": 4, **settings}),
+        ExtractionSettings(**{"levels": ("V", "S1", "S2", "S3"), "level_views": ALL_FLIPS, **settings}),
         EncoderWeights(),
         data_root=folder,
         cache_root=root,
