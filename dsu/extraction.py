@@ -56,6 +56,7 @@ def cache_features(
     device: str = "auto",
     precision: Precision = "auto",
     before: Callable[[CachePlan], None] = lambda plan: None,
+    dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> CachePlan:
     """Stage one for all splits that a data set has, from its images to its stores.
@@ -69,6 +70,7 @@ def cache_features(
         tiling: how images are cut; None keeps them whole.
         device, precision: see `choose_runtime`.
         before: called with the plan once everything is known and nothing has been computed.
+        dry_run: stop there.
         progress: who is told.
 
     Raises `DsuError` or `CacheError` before any work where something does not fit.
@@ -102,6 +104,8 @@ def cache_features(
             progress.say(line)
     plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, cache_root))
     before(plan)
+    if dry_run:
+        return plan
     network = runtime.place(DSUNet(architecture, hiera, dino, torch_type(settings.stored)).eval())
     for work in plan.splits:
         extract(work, network, runtime, progress)

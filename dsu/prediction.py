@@ -26,7 +26,7 @@ from dsu.inference import Normalization, finish_mask, load_network, mask_of, pre
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
-from dsu.progress import SILENT, Progress
+from dsu.progress import SILENT, Progress, Task
 from dsu.runtime import Runtime
 from dsu.targets import Job, PredictionSettings, Target
 from dsu.tiled_prediction import predict_tiled
@@ -129,13 +129,27 @@ def predict_job(
     progress: Progress,
 ) -> None:
     """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it."""
-    if job.tiling is not None:
-        return _predict_tiles(network, job, todo, settings, runtime, outcome, progress)
+    with progress.task(f"predicting {job.name or 'files'}", len(todo)) as task:
+        if job.tiling is None:
+            return _predict_whole(network, job, todo, settings, runtime, outcome, task)
+
+        def finish(logits: Tensor, target: Target) -> str | None:
+            return _write(target, mask_of(logits, job.normalization), settings)
+
+        outcome.broken += predict_tiled(network, job, todo, settings.batch_size, runtime, finish, outcome.settle, task)
+
+
+def _predict_whole(
+    network: DSUNet,
+    job: Job,
+    todo: Sequence[Target],
+    settings: PredictionSettings,
+    runtime: Runtime,
+    outcome: Outcome,
+    task: Task,
+) -> None:
     loader = _ImageLoader(network, job.point) if job.store is None else _StoreLoader(job.store, job.point)
-    with (
-        progress.task(f"predicting {job.name or 'files'}", len(todo)) as task,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="write") as writer,
-    ):
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="write") as writer:
         pending: list[Future[str | None]] = []
         for loaded in prefetch(_loads(loader.load, todo, settings.batch_size)):
             outcome.broken += loaded.broken
@@ -151,22 +165,6 @@ def predict_job(
             ]
             task.advance(len(loaded.targets))
         outcome.settle(pending)
-
-
-def _predict_tiles(
-    network: DSUNet,
-    job: Job,
-    todo: Sequence[Target],
-    settings: PredictionSettings,
-    runtime: Runtime,
-    outcome: Outcome,
-    progress: Progress,
-) -> None:
-    def finish(logits: Tensor, target: Target) -> str | None:
-        return _write(target, mask_of(logits, job.normalization), settings)
-
-    with progress.task(f"predicting {job.name or 'files'}", len(todo)) as task:
-        outcome.broken += predict_tiled(network, job, todo, settings.batch_size, runtime, finish, outcome.settle, task)
 
 
 def _finish(

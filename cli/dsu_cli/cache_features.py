@@ -28,6 +28,9 @@ def cache_features(
     stored: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     compressor: Annotated[str | None, typer.Option(help="zstd or blosc: 8 to 16 % smaller.")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Compute anew what was made of something else.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how large it is, and stop.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Images that the encoders see at once (default: 32 on a card, else 8).")
     ] = None,
@@ -94,9 +97,12 @@ def cache_features(
         device=device,
         precision=one_of("--precision", precision, ("auto", "fp32", "bf16")),
         before=announce,
+        dry_run=dry_run,
         progress=ConsoleProgress(quiet=quiet),
     )
-    if not quiet:
+    if dry_run:
+        out.print("Nothing was encoded: leave --dry-run away to do it.", markup=False)
+    elif not quiet:
         skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
         trainable = any(plan.split.masks for plan in result.splits)
         hint = "Next: `dsu train-head`" if trainable else "Without masks: good for predicting, not for training."

@@ -25,7 +25,7 @@ def predict(
         str | None, typer.Option("--revision", help="Branch, tag or commit of a head on the hub.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where masks go (default: predictions/ in the run folder).")
+        Path | None, typer.Option("-o", "--out", help="Where masks go (default: predictions/ in the run folder).")
     ] = None,
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="From the images even where features are stored.")

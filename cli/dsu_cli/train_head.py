@@ -23,7 +23,7 @@ def train_head(
     images: options.Images = None,
     masks: options.Masks = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder (default: a new one below runs/).")
+        Path | None, typer.Option("-o", "--out", help="The run's folder (default: a new one below runs/).")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Settings in YAML; options override it.")] = None,
     end_to_end: Annotated[

@@ -16,3 +16,11 @@ def test_masks_beside_the_images_are_not_predicted_however_the_folder_is_named(
         assert "5 masks lie among the images and are left out" in said
         written = [path.name for path in Path(f"masks-{number}").rglob("*.png")]
         assert len(written) == 5, written
+
+
+def test_masks_are_left_out_below_a_folder_of_data_sets_too(dsu: Dsu, drawn: Path, house: House) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(drawn / "test", Path("all") / name)
+    said = dsu("predict", "all", "--head", house.run, "--out", "out").output
+    assert "10 masks lie among the images and are left out" in said
+    assert len(list(Path("out").rglob("*.png"))) == 10

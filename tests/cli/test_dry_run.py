@@ -1,0 +1,10 @@
+from pathlib import Path
+
+from support import TINY, Dsu
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_encodes_nothing(dsu: Dsu, drawn: Path) -> None:
+    said = dsu("cache-features", drawn / "train", *TINY, "--dry-run").output
+    assert "to write" in said and "Nothing was encoded" in said
+    assert not [path for path in Path("features").glob("*/*/*/c/**/*") if path.is_file()]
+    assert "Nothing was encoded" not in dsu("cache-features", drawn / "train", *TINY).output
