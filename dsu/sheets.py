@@ -22,7 +22,7 @@ from dsu.pictures import CELL_GROUND, Picture, as_rgb
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SHEET_SUFFIXES", "cell_of_page", "page_files", "save_figures", "sheet"]
+__all__ = ["SHEET_SUFFIXES", "page_files", "save_figures", "sheet"]
 
 SHEET_SUFFIXES: Final = (".png", ".pdf")
 
@@ -48,24 +48,19 @@ def sheet(
     *,
     cell: int = 192,
     dpi: int = 110,
-    page_height: float | None = None,
-) -> list[Path]:
-    """Draw pictures side by side, as a PNG or a PDF.
+) -> None:
+    """Draw pictures side by side, as a PNG or a PDF of one page.
 
     All cells have one size, whose proportions are those of most of the first column's pictures; each picture is
     fitted into its cell, its own proportions kept.
 
     Args:
-        rows: Pictures of any sizes; files are read when their page is drawn.
-        titles: What stands above each column, on every page.
+        rows: Pictures of any sizes.
+        titles: What stands above each column.
         path: The file to write, .png or .pdf; its folder is made.
         labels: What stands above each row, its image's name for instance.
         cell: The width of a column in pixels.
         dpi: Pixels an inch; fixes how large the text is beside the pictures.
-        page_height: Inches after which a new page begins; None draws one page.
-
-    Returns:
-        The files written: one, or for a PNG of several pages one a page (`page_files`).
 
     Raises:
         UsageError: No rows, a row with more or fewer pictures than titles, a label too many or too few, or
@@ -75,25 +70,13 @@ def sheet(
 
     Example:
         >>> sheet([[Path("a.jpg"), mask > 0.5]], ["image", "prediction"], Path("sheet.png"))
-        [PosixPath('sheet.png')]
     """
     if not rows or {len(row) for row in rows} != {len(titles)}:
         raise UsageError(f"a sheet of {len(titles)} titles wants {len(titles)} pictures in each of its rows.")
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
     layout = _Layout(len(titles), cell, _cell_height([row[0] for row in rows], cell), dpi, labels is not None)
-    size = len(rows) if page_height is None else layout.rows_in(page_height)
-    pages = (
-        _page(rows[start : start + size], titles, None if labels is None else labels[start : start + size], layout)
-        for start in range(0, len(rows), size)
-    )
-    return save_figures(pages, page_files(path, -(-len(rows) // size)), dpi)
-
-
-def cell_of_page(inches: float, columns: int, dpi: int) -> int:
-    """The `cell` with which a sheet of so many columns is so wide."""
-    gap = _gap(dpi)
-    return max(1, (round(inches * dpi) - gap) // columns - gap)
+    save_figures(iter([_page(rows, titles, labels, layout)]), page_files(path, 1), dpi)
 
 
 def page_files(path: Path, pages: int) -> list[Path]:
@@ -179,10 +162,6 @@ class _Layout:
 
     def size(self, rows: int) -> tuple[int, int]:
         return self.left(self.columns), self.top(rows) - self.label_height
-
-    def rows_in(self, inches: float) -> int:
-        """How many rows a page of this height holds, one at least."""
-        return max(1, int((inches * self.dpi - self.top(0)) / self.pitch))
 
     def _line(self, points: float) -> int:
         return round(1.6 * points / 72 * self.dpi)

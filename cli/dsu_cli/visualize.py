@@ -1,13 +1,17 @@
 """`dsu visualize`: figures of features and of predictions, for print."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsu_cli import options
+
+if TYPE_CHECKING:
+    from dsu.progress import Progress
+    from dsu.visualization.comparison import Comparison
+    from dsu.visualization.figures import FeatureFigure
 
 __all__ = ["visualize"]
 
@@ -19,7 +23,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an exi
 
 @visualize.command()
 def features(
-    sources: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Image files, folders or benchmarks.")],
     out: _Out = Path("features.png"),
     head: Annotated[
         str | None, typer.Option("--head", help="A run folder or head: Hiera also after its adapters.")
@@ -33,10 +37,12 @@ def features(
             "--dino-blocks", help="DINOv2's blocks, such as 6,12,18,24 (default: the quarters).", show_default=False
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="How many images of a folder, evenly spread.")] = 4,
+    count: Annotated[int, typer.Option(help="How many images of a folder or benchmark, evenly spread.")] = 4,
+    no_tsne: Annotated[bool, typer.Option("--no-tsne", help="Principal components only: much faster.")] = False,
     tokens: Annotated[int, typer.Option(help="Tokens that t-SNE places, of all images together.")] = 1500,
     seed: Annotated[int, typer.Option(help="Of t-SNE.")] = 0,
     overwrite: _Overwrite = False,
+    data_root: options.DataRoot = Path("data"),
     preset: options.Preset = None,
     hiera: options.Hiera = None,
     dino: options.Dino = None,
@@ -56,21 +62,22 @@ def features(
     Hiera level stands before and after the adapters, side by side.
     """
     from dsu.encoders.weights import EncoderWeights
+    from dsu.progress import counted
     from dsu.runtime import Precision, choose_runtime
     from dsu.visualization.features import choose_blocks, compute_features, open_network
-    from dsu.visualization.figures import draw_features
+    from dsu.visualization.figures import FeatureFigure
     from dsu.visualization.shown import MOST, find_shown
     from dsu_cli.console import ConsoleProgress
-    from dsu_cli.console import out as console
     from dsu_cli.parsing import one_of
 
     progress = ConsoleProgress(quiet=quiet)
-    target = _new_figure(out, overwrite=overwrite)
+    _refuse_standing([_figure(out)], overwrite=overwrite)
     asked: Precision = one_of("--precision", precision, ("auto", "fp32", "bf16"))
     one_of("--seed", seed, range(2**32))
     one_of("--tokens", tokens, range(4, 100_001))
     runtime = choose_runtime(device, asked)
-    shown = find_shown(sources, masks, one_of("--count", count, range(1, MOST + 1)), progress)
+    most = one_of("--count", count, range(1, MOST + 1))
+    shown = find_shown(sources, masks, most, data_root=data_root, progress=progress)
     network, random = open_network(
         head,
         EncoderWeights(hiera_weights, dino_weights, random_weights),
@@ -80,21 +87,44 @@ def features(
     progress.say(f"features on {runtime.describe()}")
     if random:
         progress.say("random encoders: this shows the way, not what pretrained features look like")
-    adapted = head is not None and network.architecture.adapt_last > 0
     groups = compute_features(
-        runtime.place(network), runtime, [one.image for one in shown], blocks, adapted=adapted, progress=progress
+        runtime.place(network),
+        runtime,
+        [one.image for one in shown],
+        blocks,
+        adapted=head is not None and network.architecture.adapt_last > 0,
+        random=random,
+        progress=progress,
     )
-    for file in draw_features(shown, groups, target, tokens=tokens, seed=seed, progress=progress):
-        console.print(str(file), markup=False)
+    figure = FeatureFigure(shown, groups, tokens=None if no_tsne else tokens, seed=seed)
+    _draw(figure, f"features of {counted(len(shown), 'images')}", out, progress, overwrite=overwrite)
 
 
 @visualize.command()
 def predictions(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of the images.")],
-    truth: Annotated[Path, typer.Option("--truth", help="Folder of the masks.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[IMAGES]",
+            help="A benchmark, a set that was predicted, or a folder (default: all that a run has predicted).",
+            show_default=False,
+        ),
+    ] = None,
     predictions: Annotated[
-        list[str], typer.Option("--predictions", metavar="NAME=FOLDER", help="A column; may be given several times.")
-    ],
+        list[str] | None,
+        typer.Option(
+            "--predictions",
+            metavar="[NAME=]FOLDER",
+            help="A column: a run's folder or any folder of masks (default: the newest run); may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth", help="Folder of the masks (default: those that belong to the images).", show_default=False
+        ),
+    ] = None,
     out: _Out = Path("predictions.png"),
     names: Annotated[str | None, typer.Option("--names", help="The images to show, such as a,b.")] = None,
     worst: Annotated[
@@ -104,50 +134,76 @@ def predictions(
     first: Annotated[int, typer.Option("--first", help="Else: so many from the first.")] = 8,
     labels: Annotated[bool, typer.Option("--labels", help="Write each image's name above its row.")] = False,
     overwrite: _Overwrite = False,
+    data_root: options.DataRoot = Path("data"),
     quiet: options.Quiet = False,
 ) -> None:
-    """Image, truth and predictions side by side: the paper's Figures 5 and 6."""
+    """Image, truth and predictions side by side: the paper's Figures 5 and 6.
+
+    `dsu visualize predictions --predictions Ours=runs/DUTS-TR-large` shows what that run has predicted.
+    """
     from dsu.errors import UsageError
-    from dsu.visualization.comparison import choose_worst, draw_comparison, find_compared, pick_names
+    from dsu.progress import counted
+    from dsu.visualization.compared import are_of_random_encoders, choose_worst, find_compared, pick_names
+    from dsu.visualization.comparison import Comparison
     from dsu_cli.console import ConsoleProgress
-    from dsu_cli.console import out as console
-    from dsu_cli.parsing import one_of
+    from dsu_cli.parsing import named_predictions, one_of
 
     progress = ConsoleProgress(quiet=quiet)
-    target = _new_figure(out, overwrite=overwrite)
+    _refuse_standing([_figure(out)], overwrite=overwrite)
     if names is not None and worst is not None:
         raise UsageError("--names and --worst choose the images in two ways: give one of them.")
-    methods = _methods(predictions)
-    rows, lacking = find_compared(images, truth, methods)
+    one_of("--first", first, range(1, 10_001))
+    if worst is not None:
+        one_of("--worst", worst, range(1, 10_001))
+    methods = named_predictions(predictions)
+    for name, folder in methods.items():
+        if name != str(folder):
+            progress.say(f"{name}: {folder}")
+    rows, lacking = find_compared(source, methods, data_root=data_root, truth=truth)
     for what, missing in lacking.items():
         progress.say(f"left out: {missing:,} without {what}")
     if names is not None:
         rows = pick_names(rows, [name.strip() for name in names.split(",")])
     elif worst is not None:
-        rows = choose_worst(rows, one_of("--worst", worst, range(1, 10_001)), by, progress)
-    else:
-        if one_of("--first", first, range(1, 10_001)) < len(rows):
-            progress.say(f"the first {first} of {len(rows):,} images: choose by --first, --names or --worst")
+        rows = choose_worst(rows, worst, by, progress)
+    elif first < len(rows):
+        progress.say(f"the first {first} of {len(rows):,} images: choose by --first, --names or --worst")
         rows = rows[:first]
-    for file in draw_comparison(rows, list(methods), target, named=labels or worst is not None):
-        console.print(str(file), markup=False)
+    random = [name for name, folder in methods.items() if are_of_random_encoders(folder)]
+    note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
+    comparison = Comparison(rows, list(methods), named=labels or worst is not None, note=note)
+    _draw(comparison, counted(len(rows), "images"), out, progress, overwrite=overwrite)
 
 
-def _new_figure(path: Path, *, overwrite: bool) -> Path:
-    """`path`, if it has an ending that can be drawn and nothing is there, further pages included."""
+def _figure(path: Path) -> Path:
+    """`path`, if its ending can be drawn. Raises `UsageError` else."""
     from dsu.sheets import page_files
-    from dsu_cli.parsing import new_file
 
-    page_files(path, 1)
-    new_file("-o", path, overwrite=overwrite)
-    pages = [
-        page
-        for page in path.parent.glob(f"*{path.suffix}")
-        if re.fullmatch(rf"{re.escape(path.stem)}-\d+", page.stem) and path.suffix.lower() == ".png"
-    ]
-    for page in pages:
-        new_file("-o", page, overwrite=overwrite)
-    return path
+    return page_files(path, 1)[0]
+
+
+def _refuse_standing(files: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise `UsageError` for a file that a figure would be written over."""
+    from dsu.errors import UsageError
+
+    for file in files:
+        if file.is_dir():
+            raise UsageError(f"{file} is a folder: give the figure another name with --out.")
+        if file.exists() and not overwrite:
+            page = "" if file == files[0] else f", page {files.index(file) + 1} of the figure,"
+            raise UsageError(f"{file}{page} exists already: give --overwrite, or another name with --out.")
+
+
+def _draw(figure: "Comparison | FeatureFigure", what: str, out: Path, progress: "Progress", *, overwrite: bool) -> None:
+    """Say how many pages there will be, draw them unless other files stand there, and name them all."""
+    from dsu.progress import counted
+    from dsu.sheets import page_files
+
+    pages = len(figure.pages())
+    _refuse_standing(page_files(out, pages), overwrite=overwrite)
+    progress.say(f"{what} on {counted(pages, 'pages')}")
+    for file in figure.draw(out, progress):
+        progress.say(f"Written: {file}")
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -159,16 +215,3 @@ def _numbers(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--dino-blocks can't be {text!r}: give numbers such as 6,12,18,24.") from error
-
-
-def _methods(given: Sequence[str]) -> dict[str, Path]:
-    """Columns by name; a folder alone is called like itself."""
-    from dsu.errors import UsageError
-
-    methods: dict[str, Path] = {}
-    for text in given:
-        name, _, folder = text.partition("=") if "=" in text else (Path(text).name, "", text)
-        if not name or not folder or name in methods:
-            raise UsageError(f"--predictions can't be {text!r}: give NAME=FOLDER, each name once.")
-        methods[name] = Path(folder)
-    return methods

@@ -1,149 +1,149 @@
 """Predictions beside image and truth, for print: the paper's Figures 5 and 6."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from statistics import median
+from typing import TYPE_CHECKING, Final
 
-from dsu.errors import UsageError, did_you_mean
-from dsu.evaluation import Case, evaluate, match, match_folders
-from dsu.folders import unwrapped
-from dsu.masks import choose_reading, examine_mask
-from dsu.meters import PER_IMAGE
-from dsu.pairing import image_and_mask_folders
-from dsu.progress import SILENT, Progress
-from dsu.sheets import cell_of_page, sheet
+from dsu.errors import UsageError
+from dsu.images import upright_size
+from dsu.masks import MaskReading, choose_reading, examine_mask
+from dsu.pictures import Picture, as_rgb
+from dsu.progress import SILENT, Progress, Task
+from dsu.sheets import page_files, save_figures
+from dsu.visualization.compared import ComparedImage
+from dsu.visualization.page import DPI, PAGE_HEIGHT, PAGE_WIDTH, Page, fill_pages
 
-__all__ = ["ComparedImage", "choose_worst", "draw_comparison", "find_compared", "pick_names"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-DPI: Final = 300
-WIDTH: Final = 7.16
-"""Inches: the text of a printed page, over both of its columns."""
-HEIGHT: Final = 9.2
+__all__ = ["Comparison"]
 
-_LESS_IS_BETTER: Final = frozenset({"MAE"})
+_GAP: Final = 0.025
+_TITLE: Final = 0.18
+_LABEL: Final = 0.15
+"""Inches, as all sizes here."""
+_TALLEST: Final = (1.0, 1.5)
+"""The height of a row in widths of a column, at most: the more, the more portraits there are. Single ones among
+landscapes would fill the page; they are narrower than their column instead."""
+_FAINT_INK: Final = "#5f6368"
 
 
 @dataclass(frozen=True)
-class ComparedImage:
-    """One row: an image, its truth and a prediction a method.
+class Comparison:
+    """Image, truth (where the images have one) and predictions side by side, as wide as a printed page.
 
-    `remark` says why it was chosen (a metric's value), where that is worth saying.
-    """
+    Each row is as high as its image wants it, so no picture is cut or framed.
 
-    name: str
-    image: Path
-    truth: Path
-    predictions: tuple[Path, ...]
-    remark: str = ""
-
-
-def find_compared(
-    images: Path, truth: Path, predictions: Mapping[str, Path]
-) -> tuple[list[ComparedImage], dict[str, int]]:
-    """Pair images, masks and predictions by their paths below their folders, without ending.
-
-    Args:
-        images: The images' folder, or one of images and masks.
-        truth: Likewise the masks'.
-        predictions: Each method's name and its folder of maps.
-
-    Returns:
-        The images that have all of these, in order; and how many truths lack an image or one method's prediction,
-        by what is lacking.
-
-    Raises:
-        UsageError: A folder that is absent or has no images, or no image has all.
-    """
-    cases, missing, _ = match_folders(_inner(images, 0), _inner(truth, 1))
-    lacking = {"an image": len(missing)}
-    named = [(case.name, case.truth) for case in cases]
-    found: list[dict[str, Path]] = []
-    for method, folder in predictions.items():
-        paired, missing, _ = match(unwrapped(folder) if folder.is_dir() else folder, named)
-        found.append({case.name: case.prediction for case in paired})
-        lacking[f"a prediction of {method}"] = len(missing)
-    rows = [
-        ComparedImage(case.name, case.prediction, case.truth, tuple(of[case.name] for of in found))
-        for case in cases
-        if all(case.name in of for of in found)
-    ]
-    if not rows:
-        raise UsageError(
-            f"No image of {images} has a truth in {truth} and a prediction in every folder under the same name: "
-            f"check the folders."
-        )
-    return rows, {what: count for what, count in lacking.items() if count}
-
-
-def pick_names(rows: Sequence[ComparedImage], names: Sequence[str]) -> list[ComparedImage]:
-    """The named rows, in the order given. Raises `UsageError` for a name that there is not."""
-    by_name = {row.name: row for row in rows}
-    for name in names:
-        if name not in by_name:
-            near = did_you_mean(name, by_name)
-            raise UsageError(f"No image with truth and predictions is called {name!r}{near or ': check --names.'}")
-    return [by_name[name] for name in names]
-
-
-def choose_worst(
-    rows: Sequence[ComparedImage], count: int, metric: str, progress: Progress = SILENT
-) -> list[ComparedImage]:
-    """The rows on which the first method does worst, worst first, each with its figure as remark.
-
-    Args:
-        rows: With a prediction each at least.
-        count: How many.
-        metric: One of `dsu.meters.PER_IMAGE`; maps are stretched to their full range first, as benchmarks do, and
-            brought to their truth's size.
-        progress: Told of every image measured.
-
-    Raises:
-        UsageError: Another metric.
-        DsuError: A file that can't be read.
-    """
-    if metric not in PER_IMAGE:
-        near = did_you_mean(metric, PER_IMAGE)
-        raise UsageError(f"--by can't be {metric!r}: give {', '.join(PER_IMAGE)}{near or '.'}")
-    cases = [Case(row.name, row.predictions[0], row.truth) for row in rows]
-    figures = [float(found[metric]) for found in evaluate(cases, resize=True, progress=progress).per_image]
-    order = sorted(range(len(rows)), key=lambda index: figures[index], reverse=metric in _LESS_IS_BETTER)
-    return [replace(rows[index], remark=f"{metric} {figures[index]:.3f}") for index in order[:count]]
-
-
-def draw_comparison(
-    rows: Sequence[ComparedImage], methods: Sequence[str], path: Path, *, named: bool = False
-) -> list[Path]:
-    """Draw image, truth and predictions side by side, as wide as a printed page and in as many pages as it takes.
-
-    Args:
-        rows: The images to show.
+    Attributes:
+        rows: What is shown, one or more.
         methods: What stands above their predictions.
-        path: .png (300 dpi; further pages beside it as `-2.png`, ...) or .pdf (text as text).
         named: Whether each row says its name, and why it was chosen.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UsageError: No rows, or another ending than .png and .pdf.
-        DsuError: A file that can't be read or written.
+        note: A line below the last row of every page; empty for none.
     """
-    facts = [examine_mask(row.truth)[1] for row in rows]
-    reading = choose_reading(facts)
-    as_it_is = not reading.labels and not any(fact.is_coloured for fact in facts)
-    # Files are read when their page is drawn; a mask that must be interpreted is held until then.
-    truths = [row.truth if as_it_is else reading.read(row.truth) for row in rows]
-    pictures = [[row.image, truth, *row.predictions] for row, truth in zip(rows, truths, strict=True)]
-    labels = [" · ".join(filter(None, (row.name, row.remark))) for row in rows] if named else None
-    titles = ["Image", "GT", *methods]
-    cell = cell_of_page(WIDTH, len(titles), DPI)
-    return sheet(pictures, titles, path, labels, cell=cell, dpi=DPI, page_height=HEIGHT)
+
+    rows: Sequence[ComparedImage]
+    methods: Sequence[str]
+    named: bool = False
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise UsageError("there is no image whose predictions could be compared: give one or more.")
+
+    @property
+    def titles(self) -> list[str]:
+        """What stands above the columns."""
+        return ["Image", *(["GT"] if self._has_truth else []), *self.methods]
+
+    def pages(self) -> list[list[ComparedImage]]:
+        """The rows of each page. Raises `UnreadableImage` for an image that is none."""
+        room = PAGE_HEIGHT - self._first_top - self._note_height
+        return fill_pages(self.rows, [self._row_height(row) for row in self.rows], room)
+
+    def draw(self, path: Path, progress: Progress = SILENT) -> list[Path]:
+        """Draw all pages.
+
+        Args:
+            path: .png (300 dpi; further pages beside it as `-2.png`, ...) or .pdf (text as text); its folder is made.
+            progress: Told of every row.
+
+        Returns:
+            The files written, those of `dsu.sheets.page_files`.
+
+        Raises:
+            UsageError: Another ending than .png and .pdf.
+            DsuError: A file that can't be read or written.
+        """
+        pages = self.pages()
+        files = page_files(path, len(pages))
+        reading = choose_reading([examine_mask(row.truth)[1] for row in self.rows if row.truth is not None])
+        with progress.task("drawing", len(self.rows)) as task:
+            return save_figures((self._page(page, reading, task) for page in pages), files, DPI)
+
+    @property
+    def _has_truth(self) -> bool:
+        return all(row.truth is not None for row in self.rows)
+
+    @property
+    def _cell(self) -> float:
+        return (PAGE_WIDTH - _GAP) / len(self.titles) - _GAP
+
+    @property
+    def _first_top(self) -> float:
+        return _GAP + _TITLE
+
+    @property
+    def _label_height(self) -> float:
+        return _LABEL if self.named else 0.0
+
+    @property
+    def _note_height(self) -> float:
+        return _LABEL if self.note else 0.0
+
+    @cached_property
+    def _tallest(self) -> float:
+        least, most = _TALLEST
+        return min(max(median(_aspect(row.image) for row in self.rows), least), most)
+
+    def _picture_height(self, row: ComparedImage) -> float:
+        return self._cell * min(_aspect(row.image), self._tallest)
+
+    def _row_height(self, row: ComparedImage) -> float:
+        return self._label_height + self._picture_height(row) + _GAP
+
+    def _page(self, rows: Sequence[ComparedImage], reading: MaskReading, task: Task) -> "Figure":
+        """Files are read here, page by page: a comparison may have any number of rows."""
+        page = Page(PAGE_WIDTH, self._first_top + sum(map(self._row_height, rows)) + self._note_height)
+        lefts = [_GAP + column * (self._cell + _GAP) for column in range(len(self.titles))]
+        for left, title in zip(lefts, self.titles, strict=True):
+            page.write(title, left + self._cell / 2, _GAP + 0.75 * _TITLE, 8, room=self._cell, ha="center")
+        top = self._first_top
+        for row in rows:
+            height = self._picture_height(row)
+            if self.named:
+                _write_label(page, " · ".join(filter(None, (row.name, row.remark))), top)
+            for left, picture in zip(lefts, self._pictures(row, reading), strict=True):
+                page.picture(as_rgb(picture), left, top + self._label_height, self._cell, height)
+            top += self._row_height(row)
+            task.advance()
+        if self.note:
+            _write_label(page, self.note, top)
+        return page.figure
+
+    def _pictures(self, row: ComparedImage, reading: MaskReading) -> Iterator[Picture]:
+        yield row.image
+        if self._has_truth and row.truth is not None:
+            yield reading.read(row.truth)
+        yield from row.predictions
 
 
-def _inner(folder: Path, which: int) -> Path:
-    """The images (0) or the masks (1) of a folder that holds both; any other folder as it is."""
-    try:
-        return image_and_mask_folders(folder)[which] or folder
-    except (UsageError, OSError):
-        return folder
+def _aspect(image: Path) -> float:
+    width, height = upright_size(image)
+    return height / width
+
+
+def _write_label(page: Page, text: str, top: float) -> None:
+    page.write(text, _GAP, top + 0.7 * _LABEL, 6.5, room=PAGE_WIDTH - 2 * _GAP, color=_FAINT_INK)

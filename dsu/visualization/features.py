@@ -1,6 +1,6 @@
 """Features of images to look at: Hiera's levels before and after the adapters, and DINOv2's blocks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,16 +16,21 @@ from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError
 from dsu.heads import load_head, resolve_head
 from dsu.images import resize_image
+from dsu.inference import load_network
 from dsu.network.network import DSUNet, normalize_pixels
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.segmenter import load_network
 from dsu.stores import load_encoders
 
 __all__ = ["FeatureGroup", "FeatureLevel", "choose_blocks", "compute_features", "open_network"]
 
-
 _ADAPTED: Final = " adapted"
+
+_RANDOM: Final = {
+    "hiera": "random weights: not what pretrained features look like",
+    "dino": "random weights: untrained blocks look alike, pretrained ones do not",
+}
+"""What a figure says of random encoders."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,17 @@ class FeatureLevel:
 
 @dataclass(frozen=True)
 class FeatureGroup:
-    """The levels of one encoder, as they stand side by side."""
+    """The levels of one encoder, as they stand side by side.
+
+    Attributes:
+        title: the encoder's name.
+        levels: from the first to the last, each before and (where asked for) after the adapters.
+        remark: what a reader of the figure must know.
+    """
 
     title: str
     levels: tuple[FeatureLevel, ...]
+    remark: str = ""
 
 
 def choose_blocks(architecture: Architecture, asked: Sequence[int] | None) -> list[int]:
@@ -68,8 +80,10 @@ def choose_blocks(architecture: Architecture, asked: Sequence[int] | None) -> li
     return sorted(set(asked))
 
 
-def open_network(head: str | None, weights: EncoderWeights, encoders: Mapping[str, Any]) -> tuple[DSUNet, bool]:
-    """The network to look into, in evaluation mode with both encoders, and whether these are random.
+def open_network(
+    head: str | None, weights: EncoderWeights, encoders: Mapping[str, Any]
+) -> tuple[DSUNet, frozenset[str]]:
+    """The network to look into, in evaluation mode with both encoders, and which of "hiera" and "dino" are random.
 
     Args:
         head: a run folder or a head's file; None: the encoders alone (their head is nobody's).
@@ -102,6 +116,7 @@ def compute_features(
     blocks: Sequence[int],
     *,
     adapted: bool = False,
+    random: Collection[str] = (),
     progress: Progress = SILENT,
 ) -> list[FeatureGroup]:
     """Every Hiera level, and the given DINOv2 blocks on their own grid (through the final norm).
@@ -112,6 +127,7 @@ def compute_features(
         images: RGB, of any sizes; each is run alone.
         blocks: of DINOv2, counted from 1.
         adapted: whether every level is also taken after the head's adapters, beside the frozen one.
+        random: encoders of random weights, "hiera" or "dino": their groups say so.
         progress: who is told.
 
     Returns:
@@ -138,10 +154,15 @@ def compute_features(
             task.advance()
     levels = [wanted for name in names for wanted in ([name, name + _ADAPTED] if adapted else [name])]
     return [
-        FeatureGroup(f"SAM 2 Hiera ({architecture.hiera.name})", tuple(_level(name, found[name]) for name in levels)),
+        FeatureGroup(
+            f"SAM 2 Hiera ({architecture.hiera.name})",
+            tuple(_level(name, found[name]) for name in levels),
+            _RANDOM["hiera"] if "hiera" in random else "",
+        ),
         FeatureGroup(
             f"DINOv2 ({architecture.dino.name})",
             tuple(_level(f"block {name[1:]}", found[name]) for name in maps),
+            _RANDOM["dino"] if "dino" in random else "",
         ),
     ]
 
@@ -157,5 +178,6 @@ def _level(name: str, maps: Sequence[NDArray[np.float32]]) -> FeatureLevel:
     return FeatureLevel(f"{name}\n{height}×{width}×{channels}", tuple(maps), name.endswith(_ADAPTED))
 
 
-def _random(architecture: Architecture, weights: EncoderWeights) -> bool:
-    return weights.random or "toy" in (architecture.hiera.name, architecture.dino.name)
+def _random(architecture: Architecture, weights: EncoderWeights) -> frozenset[str]:
+    names = {"hiera": architecture.hiera.name, "dino": architecture.dino.name}
+    return frozenset(encoder for encoder, name in names.items() if weights.random or name == "toy")

@@ -13,7 +13,7 @@ from dsu.datasets import find_dataset
 from dsu.errors import UsageError
 from dsu.evaluation import match
 from dsu.folders import find_images, unwrapped
-from dsu.images import read_image
+from dsu.images import IMAGE_SUFFIXES, read_image
 from dsu.masks import choose_reading, examine_mask
 from dsu.progress import SILENT, Progress
 
@@ -34,13 +34,17 @@ class Shown:
     mask: NDArray[np.uint8] | None
 
 
-def find_shown(sources: Sequence[Path], masks: Path | None, count: int, progress: Progress = SILENT) -> list[Shown]:
+def find_shown(
+    sources: Sequence[str], masks: Path | None, count: int, *, data_root: Path, progress: Progress = SILENT
+) -> list[Shown]:
     """Read the images that a user means, with their masks.
 
     Args:
-        sources: Image files, and folders of images, or of images and masks.
+        sources: Image files; folders of images, or of images and masks; benchmarks by name. Where there are test
+            splits, these are meant.
         masks: A folder of masks of the same names (paths below a folder, without ending).
         count: How many images of each folder are taken, evenly spread: neighbours are often alike.
+        data_root: Where benchmarks lie.
         progress: Who is told of images left out.
 
     Raises:
@@ -48,13 +52,12 @@ def find_shown(sources: Sequence[Path], masks: Path | None, count: int, progress
             of these images.
         UnreadableImage: A file that cannot be read.
     """
-    found: list[tuple[str, Path, Path | None]] = []
+    found: list[_Named] = []
     for source in sources:
-        named = _in_folder(source) if source.is_dir() else [(path.stem, path, None) for path in find_images(source)]
-        if len(named) > count and source.is_dir():
+        named = _named(source, data_root)
+        if len(named) > count:
             progress.say(f"{source}: {count} of {len(named):,} images (--count shows more)")
-            named = _spread(named, count)
-        found += named
+        found += _spread(named, count)
     if len(found) > MOST:
         raise UsageError(f"{len(found)} images make too tall a figure: give {MOST} at most.")
     if masks is not None:
@@ -64,21 +67,32 @@ def find_shown(sources: Sequence[Path], masks: Path | None, count: int, progress
     return [Shown(name, read_image(image), None if mask is None else reading.read(mask)) for name, image, mask in found]
 
 
+_Named = tuple[str, Path, Path | None]
+"""A name, an image and its mask."""
+
+
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """So many of the items, from the first to the last, at even distances."""
+    """So many of the items, or all, from the first to the last, at even distances."""
+    count = min(count, len(items))
     return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
-def _in_folder(folder: Path) -> list[tuple[str, Path, Path | None]]:
-    """Names, images and masks of a data set's folder; of any other folder the images below it."""
+def _named(source: str, data_root: Path) -> list[_Named]:
+    """What a file, a folder or a benchmark's name means; of a folder that is no data set the images below it."""
+    path = Path(source)
+    if path.is_file() or (path.suffix.lower() in IMAGE_SUFFIXES and not path.exists()):
+        return [(path.stem, image, None) for image in find_images(path)]
     try:
-        splits = find_dataset(folder, folder)
+        splits = find_dataset(source, data_root)
     except UsageError:
-        return [(path.relative_to(folder).with_suffix("").as_posix(), path, None) for path in find_images(folder)]
-    return [(pair.name, pair.image, pair.mask) for split in splits for pair in split.pairs]
+        if not path.is_dir():
+            raise
+        return [(image.relative_to(path).with_suffix("").as_posix(), image, None) for image in find_images(path)]
+    chosen = [split for split in splits if split.kind != "train"] or splits
+    return [(pair.name, pair.image, pair.mask) for split in chosen for pair in split.pairs]
 
 
-def _with_masks(found: Sequence[tuple[str, Path, Path | None]], masks: Path) -> list[tuple[str, Path, Path | None]]:
+def _with_masks(found: Sequence[_Named], masks: Path) -> list[_Named]:
     named: Mapping[str, Path] = {name: image for name, image, _ in found}
     cases, missing, _ = match(unwrapped(masks) if masks.is_dir() else masks, named.items())
     if not cases:

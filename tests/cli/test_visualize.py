@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from dsu_cli.training_panel import TrainingPanel, clock
 
 def test_features_of_a_folder_with_masks_and_of_files_without(dsu: Dsu, drawn: Path) -> None:
     said = dsu("visualize", "features", drawn / "train", "--count", 2, *TINY, "--tokens", 40).output
-    assert "random encoders" in said and "2 of 12 images" in said and "features.png" in said
+    assert "random encoders" in said and "2 of 12 images" in said and "t-SNE" in said
+    assert "features of 2 images on 1 page\n" in said and said.endswith("Written: features.png\n")
     with Image.open("features.png") as picture:
         assert picture.width > 1500
     files = sorted((drawn / "train" / "images").iterdir())[:2]
@@ -29,10 +31,20 @@ def test_features_of_a_folder_with_masks_and_of_files_without(dsu: Dsu, drawn: P
 
 def test_features_before_and_after_a_heads_adapters(dsu: Dsu, house: House) -> None:
     image = next(iter(sorted((house.data / "train" / "images").iterdir())))
-    dsu("visualize", "features", image, *TINY, "--tokens", 30, "-o", "frozen.png")
-    dsu("visualize", "features", image, "--head", house.run, "--tokens", 30, "-o", "adapted.png")
-    widths = [np.asarray(Image.open(name)).shape[1] for name in ("frozen.png", "adapted.png")]
-    assert widths[1] > 1.6 * widths[0]
+    said = dsu("visualize", "features", image, *TINY, "--no-tsne", "-o", "frozen.png").output
+    assert "t-SNE" not in said
+    dsu("visualize", "features", image, "--head", house.run, "--no-tsne", "-o", "adapted.png")
+    frozen, adapted = (np.asarray(Image.open(name)).shape for name in ("frozen.png", "adapted.png"))
+    assert adapted[1] == frozen[1] and adapted[0] == pytest.approx(1.5 * frozen[0], abs=3)
+
+
+def test_features_of_a_benchmark(dsu: Dsu, drawn: Path) -> None:
+    place = Path("data/DUTS/DUTS-TE")
+    place.mkdir(parents=True)
+    shutil.copytree(drawn / "test" / "images", place / "DUTS-TE-Image")
+    shutil.copytree(drawn / "test" / "masks", place / "DUTS-TE-Mask")
+    said = dsu("visualize", "features", "duts", "--count", 2, "--no-tsne", *TINY).output
+    assert "duts: 2 of 5 images" in said and "Written: features.png" in said
 
 
 @pytest.mark.parametrize(
@@ -61,12 +73,50 @@ def test_features_refuse_what_can_not_be(dsu: Dsu, drawn: Path, house: House) ->
     said = dsu("visualize", "features", *[image] * 25, *TINY, exit_code=2).output
     assert "25 images" in said and "24 at most" in said
     Path("features.png").write_bytes(b"mine")
-    assert "stands already" in dsu("visualize", "features", image, *TINY, exit_code=2).output
+    said = dsu("visualize", "features", image, *TINY, exit_code=2).output
+    assert "features.png exists already: give --overwrite, or another name with --out." in said
+    assert Path("features.png").read_bytes() == b"mine"
+    dsu("visualize", "features", image, *TINY, "--no-tsne", "--overwrite", "--quiet")
+    assert Path("features.png").read_bytes() != b"mine"
+    Path("folder.png").mkdir()
+    said = dsu("visualize", "features", image, *TINY, "-o", "folder.png", "--overwrite", exit_code=2).output
+    assert "folder.png is a folder" in said
+
+
+def test_predictions_of_a_run_need_no_more_than_its_folder(dsu: Dsu, house: House) -> None:
+    said = dsu("visualize", "predictions", "--predictions", f"Ours={house.run}").output
+    assert f"Ours: {house.predictions}" in said and "2 images on 1 page" in said
+    assert said.endswith("Written: predictions.png\n")
+    dsu("visualize", "predictions", "--predictions", house.run, "--worst", 1, "-o", "worst.png", "--quiet")
+    shutil.copytree(house.run, "runs/newest")
+    shutil.copytree(house.run, "runs/unused", ignore=shutil.ignore_patterns("predictions"))
+    said = dsu("visualize", "predictions", "--predictions", "Ours=runs/unused", "-o", "no.png", exit_code=2).output
+    assert "runs/unused holds a head and no predictions: run `dsu predict --head runs/unused` first." in said
+    said = dsu("visualize", "predictions", "shapes-TE", "-o", "newest.png").output
+    assert f"newest: {Path('runs/newest/predictions')}" in said
+    with Image.open("predictions.png") as ours, Image.open("worst.png") as worst:
+        assert ours.width == worst.width and ours.height > worst.height
+
+
+def test_pages_are_announced_and_every_file_is_named(dsu: Dsu, drawn: Path) -> None:
+    images, masks = drawn / "test" / "images", drawn / "test" / "masks"
+    command = ("visualize", "predictions", images, "--truth", masks, "--predictions", f"Ours={masks}", "-o", "a.png")
+    said = dsu(*command).output
+    pages = len(list(Path.cwd().glob("a*.png")))
+    assert pages > 1 and f"5 images on {pages} pages" in said
+    named = [line.removeprefix("Written: ") for line in said.splitlines() if line.startswith("Written: ")]
+    assert named == ["a.png", *(f"a-{page}.png" for page in range(2, pages + 1))]
+    assert said.index("pages") < said.index("drawing") < said.index("Written")
+    Path("a.png").unlink()
+    said = dsu(*command, exit_code=2).output
+    assert "a-2.png, page 2 of the figure, exists already" in said and not Path("a.png").exists()
+    assert dsu(*command, "--overwrite", "--quiet").output == ""
 
 
 def test_predictions_side_by_side(dsu: Dsu, drawn: Path) -> None:
     images, masks = drawn / "test" / "images", drawn / "test" / "masks"
-    columns = ("--truth", masks, "--predictions", f"Ours={masks}", "--predictions", f"Theirs={masks}")
+    shutil.copytree(masks, "theirs")
+    columns = ("--truth", masks, "--predictions", f"Ours={masks}", "--predictions", "Theirs=theirs")
     dsu("visualize", "predictions", images, *columns, "--worst", 2, "--by", "MAE", "-o", "worst.pdf")
     said = dsu("visualize", "predictions", images, *columns, "--first", 3).output
     assert "the first 3 of 5" in said and "predictions.png" in said
@@ -86,6 +136,7 @@ def test_predictions_side_by_side(dsu: Dsu, drawn: Path) -> None:
         (("--worst", "2", "--by", "X"), ("--by", "'X'", "MAE")),
         (("--predictions", "Ours="), ("--predictions", "'Ours='", "NAME=FOLDER")),
         (("--predictions", "Other=nowhere"), ("nowhere is not a folder",)),
+        (("--predictions", "Ours=."), ("names Ours twice",)),
         (("-o", "figure.svg"), ("figure.svg", ".pdf")),
     ],
 )

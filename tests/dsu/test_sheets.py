@@ -33,9 +33,7 @@ def test_a_sheet_takes_files_images_and_arrays_and_shows_their_very_pixels(tmp_p
     mask = np.zeros((60, 80), np.uint8)
     mask[10:20, 10:30] = 255
     row = [tmp_path / "image.png", Image.fromarray(mask), mask / 255, mask > 0]
-    assert sheet([row], ["image", "truth", "soft", "hard"], tmp_path / "new" / "sheet.png", cell=80) == [
-        tmp_path / "new" / "sheet.png"
-    ]
+    sheet([row], ["image", "truth", "soft", "hard"], tmp_path / "new" / "sheet.png", cell=80)
     drawn = cells(tmp_path / "new" / "sheet.png", 4)
     assert np.array_equal(drawn[0], picture)
     assert all(np.array_equal(one, np.stack([mask] * 3, axis=-1)) for one in drawn[1:])
@@ -64,24 +62,24 @@ def test_titles_and_labels_that_do_not_fit_are_shortened(tmp_path: Path) -> None
     assert (page[:20] < 128).any()
 
 
-def test_a_pdf_holds_its_titles_as_text_and_a_page_for_so_many_rows(tmp_path: Path) -> None:
-    rows = [[grey(), grey()]] * 7
-    options = {"cell": 300, "dpi": 300, "page_height": 2.7}
-    [file] = sheet(rows, ["Image", "Ours"], tmp_path / "figure.pdf", **options)
-    content = file.read_bytes()
-    assert len(re.findall(rb"/Type /Page\b", content)) == 3
+def test_a_pdf_holds_its_titles_as_text_and_is_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("figure.pdf", "again.pdf"):
+        sheet([[grey(), grey()]] * 7, ["Image", "Ours"], tmp_path / name, cell=300, dpi=300)
+    content = (tmp_path / "figure.pdf").read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", content)) == 1
     assert b"/Type0" in content or b"/TrueType" in content
-    sheet(rows, ["Image", "Ours"], tmp_path / "again.pdf", **options)
     assert (tmp_path / "again.pdf").read_bytes() == content
 
 
-def test_a_png_of_many_pages_is_several_files(tmp_path: Path) -> None:
-    rows = [[grey()]] * 7
-    files = sheet(rows, ["Image"], tmp_path / "figure.png", cell=300, dpi=300, page_height=2.7)
-    assert [file.name for file in files] == ["figure.png", "figure-2.png", "figure-3.png"]
-    heights = [pixels_of(file).shape[0] for file in files]
-    assert heights[0] == heights[1] > heights[2]
-    with Image.open(files[0]) as drawn:
+def test_the_files_of_several_pages_are_numbered(tmp_path: Path) -> None:
+    names = [file.name for file in page_files(tmp_path / "figure.png", 3)]
+    assert names == ["figure.png", "figure-2.png", "figure-3.png"]
+    assert page_files(tmp_path / "figure.pdf", 3) == [tmp_path / "figure.pdf"]
+
+
+def test_a_png_knows_its_resolution(tmp_path: Path) -> None:
+    sheet([[grey()]], ["Image"], tmp_path / "figure.png", cell=300, dpi=300)
+    with Image.open(tmp_path / "figure.png") as drawn:
         assert round(drawn.info["dpi"][0]) == 300
 
 

@@ -1,5 +1,8 @@
 """Figures of features and predictions: what is fitted, what is chosen, what is drawn."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +12,74 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import toy_network
 
+from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
+from dsu.pictures import CELL_GROUND
+from dsu.progress import SILENT, Task
 from dsu.runtime import choose_runtime
-from dsu.visualization.comparison import choose_worst, draw_comparison, find_compared, pick_names
-from dsu.visualization.features import choose_blocks, compute_features
-from dsu.visualization.figures import draw_features
+from dsu.visualization.compared import ComparedImage, choose_worst, find_compared, pick_names
+from dsu.visualization.comparison import Comparison
+from dsu.visualization.features import FeatureGroup, FeatureLevel, choose_blocks, compute_features, open_network
+from dsu.visualization.figures import FeatureFigure
+from dsu.visualization.page import DPI, Page, fill_pages
 from dsu.visualization.projections import choose_tokens, mask_of_tokens, plane, principal_colours
 from dsu.visualization.shown import Shown, find_shown
 
 
 def noise(height: int, width: int, channels: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(height, width, channels)).astype(np.float32)
+
+
+class Listener:
+    """A progress that remembers what was said, and the phases with their units."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.phases: dict[str, int] = {}
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "images") -> Iterator[Task]:
+        self.phases[label] = total
+        with SILENT.task(label, total, unit) as task:
+            yield task
+
+
+# ---- pages ----
+
+
+@pytest.mark.parametrize(
+    ("heights", "pages"),
+    [([3, 3, 3], [2, 1]), ([4, 4, 4], [1, 1, 1]), ([9, 1, 1], [1, 2]), ([2, 2, 2, 9, 1], [3, 1, 1]), ([], [])],
+)
+def test_pages_are_filled_in_order_and_hold_one_item_at_least(heights: list[float], pages: list[int]) -> None:
+    filled = fill_pages(range(len(heights)), heights, 6.5)
+    assert [len(page) for page in filled] == pages
+    assert [item for page in filled for item in page] == list(range(len(heights)))
+
+
+def test_a_picture_lies_pixel_by_pixel_in_the_middle_of_its_cell() -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
+    page = Page(1, 0.5)
+    page.picture(Image.fromarray(drawn), 0.1, 0.1, 0.4, 90 / DPI)
+    page.figure.canvas.draw()
+    pixels = np.asarray(page.figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    left = 30 + (120 - 60) // 2
+    assert np.array_equal(pixels[30:120, left : left + 60], drawn)
+    pixels[30:120, left : left + 60] = 255
+    assert (pixels == 255).all()
+
+
+def test_a_line_too_long_for_its_room_is_shortened_in_its_middle() -> None:
+    page = Page(2, 1)
+    page.write("short", 0.1, 0.5, 8, room=1.5)
+    page.write("beginning " * 9 + "end", 0.1, 0.8, 8, room=1.5)
+    short, long = page.figure.texts
+    assert short.get_text() == "short" and short.get_fontsize() == 8
+    assert "…" in long.get_text() and long.get_text().endswith("end") and long.get_fontsize() == 5
+    assert long.get_window_extent().width <= 1.5 * DPI
 
 
 # ---- projections ----
@@ -126,6 +186,20 @@ def test_blocks_are_the_quarters_unless_named() -> None:
         choose_blocks(architecture, [2, 5])
 
 
+def test_encoders_of_random_weights_are_marked() -> None:
+    network, random = open_network(
+        None, EncoderWeights(), {"preset": "toy", "hiera": None, "hiera_size": 128, "dino_size": 126}
+    )
+    assert random == {"hiera", "dino"}
+    image = Image.new("RGB", (40, 40))
+    runtime = choose_runtime("cpu", "fp32")
+    hiera, dino = compute_features(network, runtime, [image], [4], random=["dino"])
+    assert hiera.remark == "" and "random weights" in dino.remark
+    page = FeatureFigure([Shown("a", image, None)], [hiera, dino], tokens=None)
+    [drawn] = [page._page(blocks, None, SILENT) for blocks in page.pages()]  # type: ignore[arg-type]
+    assert sum("random weights" in text.get_text() for text in drawn.texts) == 1
+
+
 @pytest.mark.parametrize("name", ["features.png", "features.pdf"])
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_figure_of_features_is_drawn_the_same_every_time(tmp_path: Path, name: str, masked: bool) -> None:
@@ -135,27 +209,71 @@ def test_a_figure_of_features_is_drawn_the_same_every_time(tmp_path: Path, name:
     mask[10:30, 10:40] = 255
     shown = [Shown(f"n{index}", image, mask if masked else None) for index, image in enumerate(images)]
     groups = compute_features(toy_network().eval(), choose_runtime("cpu", "fp32"), images, [4])
-    [file] = draw_features(shown, groups, tmp_path / name, tokens=40)
+    figure = FeatureFigure(shown, groups, tokens=40)
+    [file] = figure.draw(tmp_path / name)
     content = file.read_bytes()
-    draw_features(shown, groups, tmp_path / name, tokens=40)
+    figure.draw(tmp_path / name)
     assert file.read_bytes() == content
     if name.endswith("png"):
         with Image.open(file) as drawn:
             assert drawn.width == pytest.approx((5 + masked) * 342, abs=20)
 
 
+def levels(count: int, *, adapted: bool = False) -> tuple[FeatureLevel, ...]:
+    return tuple(
+        FeatureLevel(f"L{index}\n6×6×4", (noise(6, 6, 4, index),), adapted and index % 2 == 1) for index in range(count)
+    )
+
+
+def test_more_than_four_levels_go_on_below_and_pages_end_where_print_does(tmp_path: Path) -> None:
+    image = Shown("a", Image.new("RGB", (60, 40)), None)
+    groups = [FeatureGroup("Hiera", levels(8, adapted=True)), FeatureGroup("DINOv2", levels(4))]
+    figure = FeatureFigure([image], groups, tokens=None)
+    assert [[len(block.levels) for block in page] for page in figure.pages()] == [[4, 4, 4]]
+    tall = FeatureFigure([image] * 5, groups, tokens=None)
+    assert [[block.title for block in page] for page in tall.pages()] == [["Hiera", "Hiera"], ["DINOv2"]]
+    [file] = figure.draw(tmp_path / "all.png")
+    with Image.open(file) as drawn:
+        assert drawn.width == pytest.approx(5 * 342, abs=20) and drawn.height <= 9.2 * 300
+
+
+def test_tsne_is_a_phase_of_its_own_and_can_be_left_out(tmp_path: Path) -> None:
+    image = Shown("a", Image.new("RGB", (60, 40)), None)
+    groups = [FeatureGroup("Hiera", levels(2))]
+    heights = []
+    for tokens, phases in ((20, {"placing tokens (t-SNE)": 2, "drawing": 2}), (None, {"drawing": 2})):
+        heard = Listener()
+        [file] = FeatureFigure([image], groups, tokens=tokens).draw(tmp_path / "figure.png", heard)
+        assert heard.phases == phases
+        with Image.open(file) as drawn:
+            heights.append(drawn.height)
+    assert heights[0] - heights[1] == pytest.approx(1.1 * DPI, abs=2)
+
+
 def test_images_are_shown_with_the_masks_that_belong_to_them(drawn: Path, tmp_path: Path) -> None:
     train = drawn / "train"
-    shown = find_shown([train], None, 3)
+    shown = find_shown([str(train)], None, 3, data_root=tmp_path)
     assert len(shown) == 3 and all(one.mask is not None and one.mask.max() > 0 for one in shown)
-    files = [train / "images" / f"{one.name}.jpg" for one in shown]
-    assert [one.mask for one in find_shown(files, None, 9)] == [None] * 3
-    again = find_shown(files, train / "masks", 9)
+    files = [str(train / "images" / f"{one.name}.jpg") for one in shown]
+    assert [one.mask for one in find_shown(files, None, 9, data_root=tmp_path)] == [None] * 3
+    again = find_shown(files, train / "masks", 9, data_root=tmp_path)
     assert all(np.array_equal(a.mask, b.mask) for a, b in zip(again, shown, strict=True))  # type: ignore[arg-type]
     (tmp_path / "other").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "other" / "unknown.png")
     with pytest.raises(UsageError, match="holds no mask called like"):
-        find_shown(files, tmp_path / "other", 9)
+        find_shown(files, tmp_path / "other", 9, data_root=tmp_path)
+
+
+def test_a_benchmarks_name_means_the_images_of_its_test_split(published: Path) -> None:
+    heard = Listener()
+    shown = find_shown(["duts"], None, 2, data_root=published, progress=heard)
+    assert [one.name for one in shown] == ["a", "c"] and all(one.mask is not None for one in shown)
+    assert heard.said == ["duts: 2 of 3 images (--count shows more)"]
+    assert [one.name for one in find_shown(["DUTS-TR"], None, 9, data_root=published)] == ["t"]
+    with pytest.raises(UsageError, match=r"neither a folder .* nor a benchmark"):
+        find_shown(["nothing"], None, 2, data_root=published)
+    with pytest.raises(UsageError, match=r"nothing\.jpg does not exist"):
+        find_shown(["nothing.jpg"], None, 2, data_root=published)
 
 
 # ---- comparisons ----
@@ -178,17 +296,79 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """DUTS as it is published: `t` to train on, `a` to `c` to test on. Also maps of a and b, right in a folder."""
+    for split, names in (("TR", "t"), ("TE", "abc")):
+        images, masks = (tmp_path / "DUTS" / f"DUTS-{split}" / f"DUTS-{split}-{kind}" for kind in ("Image", "Mask"))
+        images.mkdir(parents=True)
+        masks.mkdir()
+        for name in names:
+            Image.new("RGB", (30, 40)).save(images / f"{name}.jpg")
+            Image.fromarray(np.eye(40, 30, dtype=np.uint8) * 255).save(masks / f"{name}.png")
+    (tmp_path / "maps").mkdir()
+    for name in "ab":
+        Image.new("L", (30, 40)).save(tmp_path / "maps" / f"{name}.png")
+    return tmp_path
+
+
 def test_rows_are_what_has_all_pictures(folders: Path) -> None:
     methods = {"Good": folders / "good", "Bad": folders / "bad"}
-    rows, lacking = find_compared(folders / "images", folders / "masks", methods)
+    places = {"data_root": folders / "data", "truth": folders / "masks"}
+    rows, lacking = find_compared(str(folders / "images"), methods, **places)
     assert [row.name for row in rows] == ["a", "b", "c"] and lacking == {"a prediction of Good": 1}
     assert rows[0].predictions == (folders / "good" / "a.png", folders / "bad" / "a.png")
     with pytest.raises(UsageError, match="nowhere is not a folder"):
-        find_compared(folders / "images", folders / "masks", {"None": folders / "nowhere"})
+        find_compared(str(folders / "images"), {"None": folders / "nowhere"}, **places)
+    with pytest.raises(UsageError, match=r"--truth .* goes with a folder of images"):
+        find_compared(None, methods, **places)
+    with pytest.raises(UsageError, match="does not say which images were predicted"):
+        find_compared(None, methods, data_root=folders)
+
+
+def test_a_folder_brings_its_own_truth_and_images_alone_have_none(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiles").mkdir()
+    for kind in ("images", "masks"):
+        (folders / kind).rename(tmp_path / "tiles" / kind)
+    rows, _ = find_compared(str(tmp_path / "tiles"), {"Bad": folders / "bad"}, data_root=tmp_path / "data")
+    assert [row.truth for row in rows] == [tmp_path / "tiles" / "masks" / f"{name}.png" for name in "abcd"]
+    rows, _ = find_compared(str(tmp_path / "tiles" / "images"), {"Bad": folders / "bad"}, data_root=tmp_path)
+    assert [(row.name, row.truth) for row in rows] == [(name, None) for name in "abcd"]
+    assert Comparison(rows, ["Bad"]).titles == ["Image", "Bad"]
+    with pytest.raises(UsageError, match="--worst goes by the ground truth, and there is none"):
+        choose_worst(rows, 1, "S")
+
+
+def test_a_benchmark_by_name_with_maps_right_in_a_folder_or_in_one_of_its_name(published: Path) -> None:
+    (published / "run" / "DUTS-TE").mkdir(parents=True)
+    Image.new("L", (30, 40)).save(published / "run" / "DUTS-TE" / "b.png")
+    methods = {"Theirs": published / "maps", "Ours": published / "run"}
+    rows, lacking = find_compared("DUTS", methods, data_root=published)
+    [row] = rows
+    assert row.name == "b" and row.image.name == "b.jpg" and row.truth is not None and row.truth.name == "b.png"
+    assert row.predictions == (published / "maps" / "b.png", published / "run" / "DUTS-TE" / "b.png")
+    assert lacking == {"a prediction of Theirs": 1, "a prediction of Ours": 2}
+
+
+def test_a_record_of_predictions_names_images_and_truth(published: Path) -> None:
+    run = published / "run"
+    (run / "DUTS-TE").mkdir(parents=True)
+    for name in "ac":
+        Image.new("L", (30, 40)).save(run / "DUTS-TE" / f"{name}.png")
+    source = {"split": "DUTS-TE", "dataset": "DUTS", "kind": "test", "benchmark": True, "reference": "DUTS"}
+    how = {"source": {**source, "data_root": str(published), "images": None, "masks": None}, "names": list("abc")}
+    (run / "predictions.json").write_text(json.dumps({"kind": "mask", "sets": {"DUTS-TE": how}}))
+    elsewhere = published / "nothing-here"
+    for asked in (None, "DUTS-TE", "DUTS"):
+        rows, lacking = find_compared(asked, {"Ours": run}, data_root=elsewhere)
+        assert [row.name for row in rows] == ["a", "c"] and lacking == {"a prediction of Ours": 1}
+        assert [row.truth and row.truth.stem for row in rows] == ["a", "c"]
+    with pytest.raises(UsageError, match="holds no set called 'tiles'"):
+        find_compared("tiles", {"Ours": run}, data_root=elsewhere)
 
 
 def test_the_worst_and_the_named(folders: Path) -> None:
-    rows, _ = find_compared(folders / "images", folders / "masks", {"Bad": folders / "bad"})
+    rows = compared(folders)
     for metric in ("S", "MAE", "IoU"):
         worst = choose_worst(rows, 2, metric)
         assert [row.name for row in worst] == ["d", "c"]
@@ -200,12 +380,54 @@ def test_the_worst_and_the_named(folders: Path) -> None:
         choose_worst(rows, 1, "mae")
 
 
-def test_a_comparison_is_as_wide_as_a_printed_page(folders: Path) -> None:
-    rows, _ = find_compared(folders, folders / "masks", {"Bad": folders / "bad"})
-    [file] = draw_comparison(rows, ["Bad"], folders / "figure.png", named=True)
+def compared(folders: Path) -> list[ComparedImage]:
+    rows, _ = find_compared(str(folders), {"Bad": folders / "bad"}, data_root=folders, truth=folders / "masks")
+    return rows
+
+
+def test_a_comparison_is_as_wide_as_a_printed_page_and_as_long_as_its_rows_want(folders: Path) -> None:
+    rows = compared(folders)
+    [file] = Comparison(rows, ["Bad"], named=True).draw(folders / "figure.png")
     with Image.open(file) as drawn:
         assert abs(drawn.width - 7.16 * 300) <= 3 and drawn.mode == "RGB"
-    many = draw_comparison(rows * 3, ["Bad"], folders / "many.png")
-    assert [file.name for file in many] == ["many.png", "many-2.png", "many-3.png"]
-    with Image.open(many[0]) as first, Image.open(many[1]) as second:
+    comparison = Comparison(rows * 3, ["Bad"])
+    heard = Listener()
+    many = comparison.draw(folders / "many.png", heard)
+    assert [file.name for file in many] == ["many.png", "many-2.png", "many-3.png"] and heard.phases == {"drawing": 12}
+    assert [len(page) for page in comparison.pages()] == [5, 5, 2]
+    with Image.open(many[0]) as first, Image.open(many[1]) as second, Image.open(many[2]) as last:
         assert first.height == second.height <= 9.2 * 300
+        assert last.height < first.height / 2
+    assert [file.name for file in comparison.draw(folders / "many.pdf")] == ["many.pdf"]
+
+
+@pytest.mark.parametrize(
+    ("names", "height", "width"),
+    [
+        (["tall", "wide", "wide"], 1, 0.5),  # a portrait among landscapes is no higher than a square
+        (["tall", "tall", "wide"], 1.5, 0.75),
+    ],
+)
+def test_portraits_stand_on_white_paper(tmp_path: Path, names: list[str], height: float, width: float) -> None:
+    Image.new("RGB", (100, 200), "red").save(tmp_path / "tall.png")
+    Image.new("RGB", (400, 100), "blue").save(tmp_path / "wide.png")
+    rows = [ComparedImage(name, file, None, (file,) * 3) for name in names for file in [tmp_path / f"{name}.png"]]
+    [file] = Comparison(rows, ["A", "B", "C"]).draw(tmp_path / "figure.png")
+    pixels = np.asarray(Image.open(file)).astype(int)
+    cell = (pixels.shape[1] - 5 * 7.5) / 4
+    red, blue = ((pixels == colour).all(axis=2) for colour in ((255, 0, 0), (0, 0, 255)))
+    for drawn, name, down, across in ((red, "tall", height, width), (blue, "wide", 0.25, 1)):
+        assert drawn.any(axis=1).sum() == pytest.approx(names.count(name) * down * cell, abs=4)
+        assert drawn.any(axis=0).sum() == pytest.approx(4 * across * cell, abs=6)
+    rest = pixels[~(red | blue)]
+    assert not (rest == CELL_GROUND).all(axis=1).any() and (rest == 255).all(axis=1).mean() > 0.98
+
+
+def test_a_note_stands_below_the_rows_and_counts_for_the_page(folders: Path) -> None:
+    rows = compared(folders)
+    plain, noted = (Comparison(rows, ["Bad"], note=note) for note in ("", "Bad: random encoders"))
+    heights = []
+    for index, one in enumerate((plain, noted)):
+        with Image.open(one.draw(folders / f"note{index}.png")[0]) as drawn:
+            heights.append(drawn.height)
+    assert heights[1] - heights[0] == pytest.approx(0.15 * DPI, abs=1)

@@ -1,0 +1,210 @@
+"""Which images a comparison shows, with their truths and predictions."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from dsu.datasets import find_dataset
+from dsu.errors import DsuError, UsageError, did_you_mean
+from dsu.evaluation import Case, evaluate, named_images
+from dsu.folders import find_images, unwrapped
+from dsu.ground_truth import find_judged_sets
+from dsu.head_facts import head_facts
+from dsu.heads import HEAD_FILE
+from dsu.meters import PER_IMAGE
+from dsu.pairing import image_and_mask_folders
+from dsu.prediction import RECORD_FILE
+from dsu.progress import SILENT, Progress
+
+__all__ = ["ComparedImage", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
+
+_LESS_IS_BETTER: Final = frozenset({"MAE"})
+
+
+@dataclass(frozen=True)
+class ComparedImage:
+    """One row: an image, its truth (where it has one) and a prediction a method.
+
+    `remark` says why it was chosen (a metric's value), where that is worth saying.
+    """
+
+    name: str
+    image: Path
+    truth: Path | None
+    predictions: tuple[Path, ...] = ()
+    remark: str = ""
+
+
+def find_compared(
+    source: str | None, predictions: Mapping[str, Path], *, data_root: Path, truth: Path | None = None
+) -> tuple[list[ComparedImage], dict[str, int]]:
+    """Pair images, masks and predictions by their names: paths below their folders, without ending.
+
+    Args:
+        source: A benchmark, a set that was predicted, or a folder of images (or of images and masks). None takes the
+            sets that the predictions' own record names.
+        predictions: Each method's name and its folder: one that `dsu predict` wrote into, or any folder of maps.
+        data_root: Where benchmarks lie.
+        truth: The masks' folder, beside a folder of images.
+
+    Returns:
+        The images that have all of these, in order; and how many were left out, by what they lack.
+
+    Raises:
+        UsageError: A source or folder that is absent or has no images, or no image has all.
+        DsuError: The images of a record are gone.
+    """
+    for folder in predictions.values():
+        _check_folder(folder)
+    lacking: Counter[str] = Counter()
+    rows: list[ComparedImage] = []
+    sets = _find_sets(source, predictions, truth, data_root, lacking)
+    for name, samples in sets.items():
+        found = {method: named_images(_maps_of(folder, name)) for method, folder in predictions.items()}
+        for method, maps in found.items():
+            lacking[f"a prediction of {method}"] += sum(sample.name not in maps for sample in samples)
+        whole = [sample for sample in samples if all(sample.name in maps for maps in found.values())]
+        before = f"{name}/" if len(sets) > 1 else ""
+        rows += [
+            replace(sample, name=before + sample.name, predictions=tuple(maps[sample.name] for maps in found.values()))
+            for sample in whole
+        ]
+    if not rows:
+        raise UsageError(
+            f"No image of {source or ', '.join(sets)} has all it takes under one name (without "
+            f"{', '.join(f'{what}: {count:,}' for what, count in lacking.items() if count)}): check the folders."
+        )
+    return rows, {what: count for what, count in lacking.items() if count}
+
+
+def pick_names(rows: Sequence[ComparedImage], names: Sequence[str]) -> list[ComparedImage]:
+    """The named rows, in the order given. Raises `UsageError` for a name that there is not."""
+    by_name = {row.name: row for row in rows}
+    for name in names:
+        if name not in by_name:
+            near = did_you_mean(name, by_name)
+            raise UsageError(f"No image that has all it takes is called {name!r}{near or ': check --names.'}")
+    return [by_name[name] for name in names]
+
+
+def choose_worst(
+    rows: Sequence[ComparedImage], count: int, metric: str, progress: Progress = SILENT
+) -> list[ComparedImage]:
+    """The rows on which the first method does worst, worst first, each with its figure as remark.
+
+    Args:
+        rows: With a prediction each at least.
+        count: How many.
+        metric: One of `dsu.meters.PER_IMAGE`; maps are stretched to their full range first, as benchmarks do, and
+            brought to their truth's size.
+        progress: Told of every image measured.
+
+    Raises:
+        UsageError: Another metric, or images without truth.
+        DsuError: A file that can't be read.
+    """
+    if metric not in PER_IMAGE:
+        near = did_you_mean(metric, PER_IMAGE)
+        raise UsageError(f"--by can't be {metric!r}: give {', '.join(PER_IMAGE)}{near or '.'}")
+    cases = [Case(row.name, row.predictions[0], row.truth) for row in rows if row.truth is not None]
+    if len(cases) < len(rows):
+        raise UsageError("--worst goes by the ground truth, and there is none: give it with --truth, or give --names.")
+    figures = [float(found[metric]) for found in evaluate(cases, resize=True, progress=progress).per_image]
+    order = sorted(range(len(rows)), key=lambda index: figures[index], reverse=metric in _LESS_IS_BETTER)
+    return [replace(rows[index], remark=f"{metric} {figures[index]:.3f}") for index in order[:count]]
+
+
+def are_of_random_encoders(predictions: Path) -> bool:
+    """Whether a run folder's predictions are those of a head on random encoders, which a figure should say."""
+    head = predictions.parent / HEAD_FILE
+    if (predictions / RECORD_FILE).is_file() and head.is_file():
+        with suppress(DsuError):  # of a damaged head: its predictions can be shown all the same
+            return head_facts(head).random
+    return False
+
+
+_Sets = dict[str, list[ComparedImage]]
+"""Images and truths of each set, without predictions."""
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: give --predictions a run's folder or one of masks.")
+    if (folder / HEAD_FILE).exists():
+        raise UsageError(f"{folder} holds a head and no predictions: run `dsu predict --head {folder}` first.")
+
+
+def _find_sets(
+    source: str | None, predictions: Mapping[str, Path], truth: Path | None, data_root: Path, lacking: Counter[str]
+) -> _Sets:
+    recorded = next(((name, path) for name, path in predictions.items() if (path / RECORD_FILE).is_file()), None)
+    if source is None and truth is not None:
+        raise UsageError(f"--truth {truth} goes with a folder of images: name that, too.")
+    if source is not None and truth is not None:
+        return _in_two_folders(Path(source), truth, lacking)
+    if recorded is not None and (source is None or not Path(source).is_dir()):
+        return _in_record(source, *recorded, data_root, lacking)
+    if source is None:
+        raise UsageError(
+            f"{', '.join(map(str, predictions.values()))} does not say which images were predicted: name them, a "
+            f"benchmark or a folder."
+        )
+    return _in_dataset(source, data_root)
+
+
+def _in_two_folders(images: Path, truth: Path, lacking: Counter[str]) -> _Sets:
+    pictures, masks = named_images(_inner(images, 0)), named_images(_inner(truth, 1))
+    samples = [ComparedImage(name, pictures[name], mask) for name, mask in masks.items() if name in pictures]
+    lacking["an image"] = len(masks) - len(samples)
+    return {images.resolve().name: samples}
+
+
+def _in_record(source: str | None, method: str, folder: Path, data_root: Path, lacking: Counter[str]) -> _Sets:
+    """The sets that `dsu predict` noted down, with what they were predicted from."""
+    try:
+        judged = find_judged_sets([] if source is None else [source], folder, None, data_root=data_root)
+    except UsageError as error:
+        if source is not None:
+            raise
+        raise UsageError(
+            f"{folder} does not say where images and their masks are: name them, a benchmark or a folder."
+        ) from error
+    lacking[f"a prediction of {method}"] = sum(len(one.missing) for one in judged)
+    return {
+        one.name: [ComparedImage(case.name, case.image, case.truth) for case in one.cases if case.image is not None]
+        for one in judged
+    }
+
+
+def _in_dataset(source: str, data_root: Path) -> _Sets:
+    """A benchmark's test splits, or what a folder holds; masks where it has any."""
+    try:
+        splits = find_dataset(source, data_root)
+    except UsageError as error:
+        if not Path(source).is_dir():
+            raise
+        find_images(Path(source))  # which says so where there are none at all
+        raise UsageError(
+            f"Images and masks in {source} can't be told apart or do not pair: name the images' folder, and the "
+            f"masks' with --truth."
+        ) from error
+    chosen = [split for split in splits if split.kind != "train"] or splits
+    return {split.name: [ComparedImage(pair.name, pair.image, pair.mask) for pair in split.pairs] for split in chosen}
+
+
+def _maps_of(folder: Path, name: str) -> Path:
+    """Where a set's maps lie in a folder of predictions: in a folder of the set's name, or right in it."""
+    inner = folder / name
+    maps = inner if inner.is_dir() else folder
+    return unwrapped(maps) if maps.is_dir() else maps
+
+
+def _inner(folder: Path, which: int) -> Path:
+    """The images (0) or the masks (1) of a folder that holds both; any other folder as it is."""
+    try:
+        return image_and_mask_folders(folder)[which] or folder
+    except (UsageError, OSError):
+        return folder
