@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from dsu import __version__
 from dsu.errors import DsuError
+from dsu.next_steps import next_steps
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 
@@ -92,7 +93,7 @@ def diagnose(data_root: Path, cache_root: Path, runs: Path = Path("runs")) -> Di
             "data": _data(data_root, cache_root, runs),
         }
     sections["folders"] = _folders(cache_root)
-    return Diagnosis(sections, tuple(_next_steps(sections, data_root)))
+    return Diagnosis(sections, tuple(next_steps(sections, data_root, runs)))
 
 
 def _libraries() -> tuple[Finding, ...]:
@@ -177,7 +178,7 @@ def _memory() -> Finding | None:
 
 
 def _sizes(total: int, free: int) -> str:
-    return f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} free"
+    return f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free"
 
 
 def _weights() -> tuple[Finding, ...]:
@@ -185,7 +186,8 @@ def _weights() -> tuple[Finding, ...]:
 
     from dsu.architecture import PRESETS
 
-    found = [_preset(name, hiera, dino) for name, (hiera, dino, *_) in PRESETS.items()]
+    presets = [_preset(name, hiera, dino) for name, (hiera, dino, *_) in PRESETS.items()]
+    found = [*presets]
     for variable in ("DSU_HIERA", "DSU_DINO"):
         path = os.environ.get(variable)
         if path and not Path(path).is_file():
@@ -199,9 +201,16 @@ def _weights() -> tuple[Finding, ...]:
     )
     # One that is shared may well be read alone.
     found.append(replace(cache, state="note") if cache.state == "broken" else cache)
-    offline = bool(constants.HF_HUB_OFFLINE)
-    found.append(Finding("hub", "offline (HF_HUB_OFFLINE)" if offline else "may be asked (not tried)", value=offline))
+    found.append(_hub(bool(constants.HF_HUB_OFFLINE), any(finding.state == "note" for finding in presets)))
     return tuple(found)
+
+
+def _hub(offline: bool, lacking: bool) -> Finding:
+    """Whether the hub would be asked for encoders. It is not tried: a doctor answers at once."""
+    if offline:
+        return Finding("hub", "is not asked (HF_HUB_OFFLINE)", value=True)
+    text = "is asked when weights are wanted that are not here (not tried)" if lacking else "need not be asked"
+    return Finding("hub", text, value=False)
 
 
 def _preset(name: str, hiera: str, dino: str) -> Finding:
@@ -275,25 +284,3 @@ def _writable(what: str, folder: Path, remedy: str) -> Finding:
     made = "" if there == folder.absolute() else ", made when needed"
     free = f"{value['free_bytes'] / 1e9:,.0f} GB free{made}"
     return Finding(what, f"{folder} ({free})", value={**value, "writable": True})
-
-
-def _next_steps(sections: Mapping[str, tuple[Finding, ...]], data_root: Path) -> list[str]:
-    """What is broken first; else the next of the four commands, and what it will fetch."""
-    by_name = {finding.what: finding for found in sections.values() for finding in found}
-    broken = [finding.remedy or finding.text for finding in by_name.values() if finding.state == "broken"]
-    if broken:
-        return broken
-    steps = [finding.remedy for finding in sections["machine"] if finding.remedy]
-    if by_name["trained heads"].value:
-        return [*steps, "Use the newest head: `dsu predict [FOLDER]`, then `dsu eval`."]
-    if by_name["stores"].value:
-        return [*steps, "Train from the features that are stored: `dsu train-head`."]
-    large = by_name["large"]
-    if large.state != "fine" and by_name["hub"].value:
-        steps.append(f"{large.remedy} The hub may not be asked (HF_HUB_OFFLINE): give them by path.")
-    elif large.state != "fine":
-        steps.append("The first `dsu cache-features` fetches the weights that are not here from the hub.")
-    train = [name.removesuffix("-TR") for name in by_name["benchmarks"].value if name.endswith("-TR")]
-    where = f" --data-root {data_root}" if train and data_root != Path("data") and "DSU_DATA" not in os.environ else ""
-    what = f"{train[0] if train else 'FOLDER'}{where}"
-    return [*steps, f"Store features: `dsu cache-features {what}`; or try it all first: `dsu demo`."]

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsu.architecture import Architecture
+from dsu.architecture import PRESETS, Architecture
 from dsu.batches import Batch, ImageSamples, prefetch, prefix_of
 from dsu.datasets import describe, find_dataset
-from dsu.encoders.weights import EncoderWeights
+from dsu.encoders.weights import EncoderWeights, MissingWeightsError
 from dsu.errors import DsuError
 from dsu.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
 from dsu.network.network import DSUNet
@@ -21,7 +21,7 @@ from dsu.network.resume import check_points, map_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime, choose_runtime
 from dsu.settings import torch_type
-from dsu.stores import SourceFolder, load_encoders
+from dsu.stores import SourceFolder, find_stores, load_encoders
 from dsu.tiles import Tiling, tiled
 from dsu.views import FLIPPED_WHEN_READ, extra_of, place_of
 
@@ -80,9 +80,12 @@ def cache_features(
     runtime = choose_runtime(device, precision)
     settings = replace(settings, batch_size=settings.batch_size or batch_size_for(runtime))
     maps = set(settings.levels) & set(map_names(architecture))
-    hiera, dino, digests = load_encoders(
-        architecture, weights, hiera=bool(set(settings.levels) - maps), dino=bool(maps)
-    )
+    try:
+        hiera, dino, digests = load_encoders(
+            architecture, weights, hiera=bool(set(settings.levels) - maps), dino=bool(maps)
+        )
+    except MissingWeightsError as error:
+        raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, cache_root)}.") from error
     plans = []
     for whole in splits:
         source = SourceFolder.of(whole, dataset, data_root, images, masks, tiling)
@@ -126,6 +129,14 @@ def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: P
     _Extraction(plan, network, runtime).run(progress)
 
 
+def _stored_otherwise(dataset: str, cache_root: Path) -> str:
+    """With which presets the features of a data set are stored already, as a clause."""
+    presets = sorted({store.path.name for store, _ in find_stores(cache_root, dataset, None)} & set(PRESETS))
+    return (
+        f"; features of {dataset} are stored already with --preset {' and --preset '.join(presets)}" if presets else ""
+    )
+
+
 def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
     """Free bytes under the cache root. Raises `DsuError` with the leaner options when they do not suffice."""
     needed = sum(sum(plan.bytes_by_array.values()) for plan in plans)
@@ -134,8 +145,8 @@ def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
     if needed > free:
         raise DsuError(
             f"The features need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free: leave Hiera's "
-            f"levels out (--levels V), keep fewer views (--views none, --level-views none), compress (--compressor zstd) or "
-            f"give another --cache-root."
+            f"levels out (--levels V), keep fewer views (--views none, --level-views none), compress (--compressor "
+            f"zstd) or give another --cache-root."
         )
     return free
 

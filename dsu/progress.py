@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["SILENT", "Progress", "Task"]
+__all__ = ["SILENT", "Progress", "Task", "counted"]
+
+
+def counted(count: int, things: str) -> str:
+    """`1 image`, `2,064 images`: a number and what is counted, given in the plural."""
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
 
 
 class Task(Protocol):

@@ -8,7 +8,15 @@ from dsu.heads import HEAD_FILE
 from dsu.settings import TrainingSettings, read_settings
 from dsu.training import STATE_FILE
 
-__all__ = ["SETTINGS_FILE", "check_same_run", "has_state", "run_folder", "settings_of_run", "unfinished_run"]
+__all__ = [
+    "SETTINGS_FILE",
+    "check_same_run",
+    "has_state",
+    "is_finished",
+    "run_folder",
+    "settings_of_run",
+    "unfinished_run",
+]
 
 SETTINGS_FILE: Final = "settings.yaml"
 
@@ -35,6 +43,8 @@ def run_folder(out: Path | None, name: str, *, resume: bool, overwrite: bool) ->
         numbered = [base, *(base.with_name(f"{base.name}-{index}") for index in range(2, 10_000))]
         return next(folder for folder in numbered if not folder.exists())
     if has_state(out) and not (resume or overwrite):
+        if is_finished(out):
+            raise UsageError(_cannot_go_on(out))
         raise UsageError(f"{out} holds a run already: go on with it (--resume), or start anew (--overwrite).")
     return out
 
@@ -44,9 +54,14 @@ def has_state(folder: Path) -> bool:
     return any((folder / name).exists() for name in (STATE_FILE, HEAD_FILE))
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its last epoch: only then its result is written."""
+    return (folder / HEAD_FILE).exists()
+
+
 def unfinished_run(runs: Path = Path("runs")) -> Path:
     """The run with the newest checkpoint and no result yet. Raises `UsageError` where there is none."""
-    found = [state for state in runs.glob(f"*/{STATE_FILE}") if not (state.parent / HEAD_FILE).exists()]
+    found = [state for state in runs.glob(f"*/{STATE_FILE}") if not is_finished(state.parent)]
     if not found:
         finished = any(runs.glob(f"*/{HEAD_FILE}"))
         why = " (those there are finished, and their learning rate has come to its end)" if finished else ""
@@ -66,6 +81,8 @@ def settings_of_run(folder: Path, given: TrainingSettings) -> TrainingSettings:
 def check_same_run(folder: Path, resolved: TrainingSettings) -> None:
     """A resumed run must be the run that was killed. Raises `UsageError` naming the settings that differ."""
     before = _read_run(folder)
+    if is_finished(folder) and before.epochs != resolved.epochs:
+        raise UsageError(_cannot_go_on(folder))
     different = [
         f"{name} {getattr(before, name)} -> {getattr(resolved, name)}"
         for name in TrainingSettings.model_fields
@@ -76,6 +93,14 @@ def check_same_run(folder: Path, resolved: TrainingSettings) -> None:
             f"{folder} was started with other settings ({'; '.join(different)}): leave these away, or start anew in "
             f"another --out."
         )
+
+
+def _cannot_go_on(folder: Path) -> str:
+    return (
+        f"{folder} holds a finished run, which --resume can't prolong, since its learning rate has followed a cosine "
+        f"down to the end of its epochs: start from its head in another folder (--init-from {folder} --out FOLDER), or "
+        f"train anew in this one (--overwrite)."
+    )
 
 
 def _read_run(folder: Path) -> TrainingSettings:

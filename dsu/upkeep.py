@@ -103,10 +103,7 @@ def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress =
 
     Raises `UsageError` for a name without a store.
     """
-    folders = _find(names, cache_root)
-    if not folders:
-        progress.say(f"There are no stores below {cache_root}: `dsu cache-features` makes them.")
-    return [_describe(folder) for folder in folders]
+    return [_describe(folder) for folder in _find(names, cache_root, progress)]
 
 
 def verify_stores(
@@ -125,9 +122,7 @@ def verify_stores(
 
     Raises `UsageError` for a name without a store.
     """
-    folders = _find(names, cache_root)
-    if not folders:
-        raise UsageError(f"There are no stores below {cache_root}: `dsu cache-features` makes them.")
+    folders = _find(names, cache_root, progress)
     return [verify_store(folder, mark=mark, workers=workers, progress=progress) for folder in folders]
 
 
@@ -154,10 +149,15 @@ def remove_stores(name: str, cache_root: Path, before: Callable[[list[StoreState
     return states
 
 
-def _find(names: Sequence[str], cache_root: Path) -> list[Path]:
-    """Stores' folders by name, in the order of `store_folders`, none twice."""
+def _find(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
+    """Stores' folders by name (none: all), in the order of `store_folders`, none twice.
+
+    That there are none at all is said. Raises `UsageError` for a name without a store.
+    """
     stored = store_folders(cache_root)
     if not names:
+        if not stored:
+            progress.say(f"There are no stores below {cache_root}: `dsu cache-features` makes them.")
         return stored
     found: list[Path] = []
     for name in names:
@@ -216,7 +216,7 @@ def _describe(folder: Path) -> StoreState:
         changed=changed,
         damage=tuple(reason.replace(f"{folder}/", "") for reason in store.damaged.values()),
         writer=holder(folder / "manifest" / "lock"),
-        split=source.split,
+        split=folder.parent.name,
         kind=source.kind,
         source=source.place,
         source_there=_is_there(source),

@@ -9,7 +9,11 @@ from dsu_cli import options
 
 __all__ = ["cache"]
 
-cache = typer.Typer(no_args_is_help=True, help="Look after stored features: what there is, whether it is whole.")
+cache = typer.Typer(
+    no_args_is_help=True,
+    help="Look after stored features: what there is, whether it is whole.",
+    epilog="Exit status: 0 also where there are no stores at all, which is said; 2 for a name that has none.",
+)
 
 _NAMES = "Data sets, splits, own folders or stores' folders"
 _Names = Annotated[
@@ -28,7 +32,7 @@ def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False,
     states = describe_stores((), cache_root, ConsoleProgress(quiet=quiet))
     if json:
         print_json([state.to_json() for state in states])
-    else:
+    elif states:
         out.print(stores_table(states))
 
 
@@ -64,7 +68,8 @@ def verify(
     """Read every byte and compare it with its checksum, and the images with those that the features are of.
 
     Shards that are damaged lose their marker, so that they count as missing and the next `dsu cache-features` computes
-    exactly these; their data is left where it is until then. Exit status 1 if anything is not as it was written.
+    exactly these; their data is left where it is until then. Exit status 1 if anything is not as it was written, 0 if
+    all is, or there are no stores.
     """
     from dsu.upkeep import verify_stores
     from dsu_cli.cache_reports import print_json, verification_lines

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dsu_cli.console import bytes_text, key_table
+from dsu.progress import counted
+from dsu_cli.console import bytes_text, key_table, table
 
 if TYPE_CHECKING:
     from dsu.upkeep import ArrayState, StoreState, Verification
@@ -19,6 +20,9 @@ __all__ = ["print_json", "store_report", "stores_table", "verification_lines"]
 _SHOWN = 5
 """How many samples are named one by one."""
 
+_DIGITS = 12
+"""Of a digest, that are enough to tell weights apart; `--json` has all."""
+
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, and nothing else there."""
@@ -27,9 +31,9 @@ def print_json(value: Any) -> None:
 
 def stores_table(states: Sequence["StoreState"]) -> Table:
     """One row a store."""
-    table = _table(("split", "encoders", "samples", "arrays", "size", "state", "last change"), right={2, 4})
+    shown = table(("split", "encoders", "samples", "arrays", "size", "state", "last change"), {"samples", "size"})
     for state in states:
-        table.add_row(
+        shown.add_row(
             state.split or state.path.parent.name,
             state.path.name,
             f"{state.samples:,}" if state.split else "",
@@ -38,7 +42,7 @@ def stores_table(states: Sequence["StoreState"]) -> Table:
             _state_text(state),
             f"{state.changed:%Y-%m-%d %H:%M}",
         )
-    return table
+    return shown
 
 
 def store_report(state: "StoreState") -> RenderableType:
@@ -58,18 +62,26 @@ def store_report(state: "StoreState") -> RenderableType:
     facts += [("size", bytes_text(state.nbytes)), ("last change", f"{state.changed:%Y-%m-%d %H:%M:%S}")]
     drift = {item for array in state.arrays for item in array.drift}
     facts += [("other version", item) for item in sorted(drift)]
-    table = _table(("array", "a sample", "type", "views", "shards", "size", "lacks"), right={4, 5})
-    for array in state.arrays:
-        table.add_row(
+    return Group(key_table(facts), *([_arrays_table(state.arrays)] if state.arrays else []), "")
+
+
+def _arrays_table(arrays: Sequence["ArrayState"]) -> Table:
+    """A row an array; what they lack is a column only where something does."""
+    lacking = [_lacks(array) for array in arrays]
+    headings = ("array", "a sample", "type", "views", "shards", "size", *(["lacks"] if any(lacking) else []))
+    shown = table(headings, {"views", "shards", "size"})
+    for array, lacks in zip(arrays, lacking, strict=True):
+        cells = (
             array.name,
             "x".join(map(str, array.item_shape)),
             array.dtype,
-            f"{len(array.views)} of {array.places}",
+            str(len(array.views)),
             f"{array.shards - array.missing_shards} of {array.shards}",
             bytes_text(array.nbytes),
-            Text(_lacks(array), style="yellow"),
+            Text(lacks, style="yellow"),
         )
-    return Group(key_table(facts), table, "")
+        shown.add_row(*cells[: len(headings)])
+    return shown
 
 
 def verification_lines(result: "Verification") -> tuple[list[str], list[str]]:
@@ -79,8 +91,9 @@ def verification_lines(result: "Verification") -> tuple[list[str], list[str]]:
     problems = [f"{result.path}/{_finding_text(finding)}." for finding in result.findings]
     for names, what in ((result.changed, "changed"), (result.new, "new"), (result.gone, "gone")):
         if names:
-            problems.append(f"{result.split}: {_counted(names)} {what} since the features were made.")
-    remarks = [f"{result.split}: {bytes_text(result.nbytes)} read."]
+            problems.append(f"{result.split}: {_named(names)} {what} since the features were made.")
+    read = "features, images and masks" if result.source_there else "features"
+    remarks = [f"{result.split}: {bytes_text(result.nbytes)} of {read} read."]
     if not result.source_there:
         remarks.append(f"{result.split}: its images are not at {result.reference} any more, so they were not compared.")
     if result.passed:
@@ -101,13 +114,13 @@ def _finding_text(finding: "Finding") -> str:
     if finding.shard is not None:
         text += f" (array {finding.array}, view {finding.shard.view}, shard {finding.shard.shard})"
     if finding.unreadable:
-        return f"{text}: damaged {_counted(finding.unreadable)}, to be computed with {len(finding.samples):,} in all"
-    return f"{text}: {_counted(finding.samples)} lost" if finding.samples else text
+        return f"{text}: damaged {_named(finding.unreadable)}, to be computed with {len(finding.samples):,} in all"
+    return f"{text}: {_named(finding.samples)} lost" if finding.samples else text
 
 
-def _counted(names: Sequence[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names):,} {'sample' if len(names) == 1 else 'samples'} ({shown})"
+    return f"{counted(len(names), 'samples')} ({shown})"
 
 
 def _state_text(state: "StoreState") -> Text:
@@ -118,7 +131,7 @@ def _state_text(state: "StoreState") -> Text:
     if state.complete:
         return Text("complete", style="green")
     lacking = {name for array in state.arrays for name in array.missing_samples}
-    return Text(f"{len(lacking):,} samples incomplete" if lacking else "nothing stored", style="yellow")
+    return Text(f"{counted(len(lacking), 'samples')} incomplete" if lacking else "nothing stored", style="yellow")
 
 
 def _random_text(random: bool | None) -> str:
@@ -127,17 +140,12 @@ def _random_text(random: bool | None) -> str:
 
 def _weights(arrays: Sequence["ArrayState"]) -> list[tuple[str, str]]:
     found = {(array.encoder, array.weights) for array in arrays if array.encoder and array.weights}
-    return sorted((encoder, f"sha256 {weights}") for encoder, weights in found if encoder is not None)
+    return sorted((encoder, f"sha256 {weights[:_DIGITS]}") for encoder, weights in found if encoder is not None)
 
 
 def _lacks(array: "ArrayState") -> str:
     if not array.views:
         return "everything"
-    return f"{array.missing_shards:,} shards: {_counted(array.missing_samples)}" if array.missing_shards else ""
-
-
-def _table(headings: Sequence[str], right: set[int]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
-    return table
+    if not array.missing_shards:
+        return ""
+    return f"{counted(array.missing_shards, 'shards')}: {_named(array.missing_samples)}"

@@ -1,19 +1,20 @@
 """What a person sees: progress bars, tables, errors. Results go to standard output, all else to standard error."""
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from dsu.progress import Task
+from dsu.progress import Task, counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
-__all__ = ["ConsoleProgress", "bytes_text", "err", "fail", "key_table", "out", "say"]
+__all__ = ["ConsoleProgress", "age_text", "bytes_text", "err", "fail", "key_table", "listen", "out", "say", "table"]
 
 # Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -31,6 +32,21 @@ def fail(message: str) -> None:
     err.print(message, markup=False)
 
 
+class _Said(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+_SAID = _Said()
+
+
+def listen(*, quiet: bool = False) -> None:
+    """Say what the library logs where nobody hands it a `Progress`: that it asks the network, above all."""
+    logger = logging.getLogger("dsu")
+    logger.addHandler(_SAID)  # once: a handler that is there is not added again
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
 def bytes_text(count: float) -> str:
     """`3.2 GB`: decimal units, as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -38,6 +54,14 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def age_text(seconds: float) -> str:
+    """`3 min`, `5 h`, `12 d`: how long ago something was."""
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds // length:,.0f} {unit}"
+    return "now"
 
 
 def key_table(rows: Sequence[tuple[str, str]]) -> Table:
@@ -48,6 +72,14 @@ def key_table(rows: Sequence[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def table(headings: Sequence[str], right: Collection[str] = ()) -> Table:
+    """An empty table without any frame, the columns named in `right` aligned to the right."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return made
 
 
 class ConsoleProgress:
@@ -106,10 +138,10 @@ class _RatedBar:
         self._bars.update(self._task, remark=text)
 
     def summary(self) -> str:
-        """`encoding DUTS-TR: 4800 views in 0:05:12, 15.4 views/s`."""
+        """`encoding DUTS-TR: 4,800 views in 5:12, 15.4 views/s`."""
         seconds = time.perf_counter() - self._started
         minutes, rest = divmod(round(seconds), 60)
-        text = f"{self._label}: {self._done:,} {self._unit} in {minutes}:{rest:02d}, {self._rate()}"
+        text = f"{self._label}: {counted(self._done, self._unit)} in {minutes}:{rest:02d}, {self._rate()}"
         return f"{text} · {self._remark}" if self._remark else text
 
     def _rate(self) -> str:

@@ -1,14 +1,19 @@
 """`dsu head`: what a trained head is, and giving it to others."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsu_cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
     from dsu.head_facts import HeadFacts
+    from dsu.head_list import ListedHead
 
 __all__ = ["head"]
 
@@ -22,6 +27,34 @@ _Head = Annotated[
         show_default=False,
     ),
 ]
+
+
+@head.command("list")
+def list_(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look, at any depth.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """All heads below a folder, one a row, the newest first: data, epochs, figures, age.
+
+    N is how many of Hiera's blocks, from the end, have adapters. S, MAE and IoU are of the images held out from
+    training. Exit status 1 if a head can't be read, 0 if there are none.
+    """
+    from dsu.head_list import find_heads
+    from dsu_cli.cache_reports import print_json
+    from dsu_cli.console import fail, out, say
+
+    heads = find_heads(folder)
+    if json:
+        print_json([head.to_json() for head in heads])
+    elif heads:
+        out.print(_heads_table(heads))
+    else:
+        say(f"There are no heads below {folder}: `dsu train-head` makes them.")
+    damage = [head.damage for head in heads if head.damage]
+    for reason in damage:
+        fail(reason)
+    if damage:
+        raise typer.Exit(1)
 
 
 @head.command()
@@ -72,14 +105,16 @@ def export(
     console.print(f"Try it: `dsu predict IMAGE --head {out}`. Give it: `hf upload {name or 'OWNER/NAME'} {out}`.")
 
 
-_SHOWN = ("S", "F_adaptive", "E_mean", "MAE", "IoU", "Dice")
-"""Metrics that the table has room for; `--json` has all."""
+_SHOWN = ("S", "F_adaptive", "E_mean", "MAE", "IoU", "Dice", "false_alarms", "misses", "AUROC", "IoU_object")
+"""Figures that the table has room for; `--json` has all."""
 
 _DIGITS = 12
 """Of a digest, that are enough to tell weights apart; `--json` has all."""
 
 
 def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
+    from dsu.figures import figure_name
+    from dsu.progress import counted
     from dsu_cli.console import bytes_text
 
     info, network = facts.info, facts.info.architecture
@@ -100,12 +135,39 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
         digest = f", sha256 {encoder.sha256[:_DIGITS]}" if encoder.sha256 else ""
         rows.append((encoder.name, f"{of}{digest}"))
     kind = "a benchmark" if facts.benchmark else "own data"
-    held = f", {facts.held_out:,} images held out" if facts.held_out else ""
+    held = f", {counted(facts.held_out, 'images')} held out" if facts.held_out else ""
     rows.append(("data", f"{facts.data_name} ({kind}){held}" if facts.data_name else "not noted"))
     rows.append(("settings", ", ".join(f"{key} {value}" for key, value in facts.recipe.items()) or "not noted"))
     if facts.held_out_metrics:
         rows.append(("held out", "  ".join(f"{key} {value:.4f}" for key, value in facts.held_out_metrics.items())))
     for name, found in facts.evaluated.items():
-        figures = [f"{key} {found[key]:.4f}" for key in _SHOWN if key in found]
-        rows.append((name, f"{'  '.join(figures)}  ({found['images']:,} images)"))
+        figures = [f"{figure_name(key)} {found[key]:.4f}" for key in _SHOWN if key in found]
+        rows.append((name, f"{'  '.join(figures)}  ({_images(found)})"))
     return rows
+
+
+def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
+    import time
+
+    from dsu_cli.console import age_text, table
+
+    figures = ("S", "MAE", "IoU")
+    shown = table(("head", "data", "network", "N", "epoch", *figures, "age"), {"N", "epoch", *figures, "age"})
+    for head in heads:
+        cells = ["damaged"]
+        if not head.damage:
+            cells = [head.data or "not noted", head.preset or "", str(head.adapt_last)]
+            cells.append(f"{head.epoch}/{head.epochs}" if head.epochs else "")
+            cells += [f"{head.held_out[name]:.4f}" if name in head.held_out else "" for name in figures]
+        cells += [""] * (len(shown.columns) - 2 - len(cells))
+        shown.add_row(str(head.path), *cells, age_text(time.time() - head.written.timestamp()))
+    return shown
+
+
+def _images(found: dict[str, Any]) -> str:
+    """How many images a set was judged on, and why its figures don't compare with published ones."""
+    from dsu.progress import counted
+
+    without = f", {found['images_without_object']:,} without an object" if "images_without_object" in found else ""
+    remark = f"; not comparable with the paper, {found['not_comparable']}" if "not_comparable" in found else ""
+    return f"{counted(found['images'], 'images')}{without}{remark}"

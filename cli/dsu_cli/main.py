@@ -18,6 +18,7 @@ from dsu_cli.doctor import doctor
 from dsu_cli.evaluate import evaluate
 from dsu_cli.head import head
 from dsu_cli.predict import predict
+from dsu_cli.study import study
 from dsu_cli.train_head import train_head
 from dsu_cli.visualize import visualize
 
@@ -60,13 +61,19 @@ def _common(
     pass
 
 
+_TRAINING_WORDS = """
+While it trains, *data wait* is the share of the time in which steps wait for data to be read (much more than 0 %: the
+disk or the processor is too slow, not the card), and *peak* the most memory held so far: on the card, or without one by
+the process.
+"""
+
 _STEPS = "The four steps"
 _HEADS = "Heads"
 _LOOK = "What is here"
 _TRY = "Trying, measuring, showing"
 
 app.command("cache-features", rich_help_panel=_STEPS)(cache_features)
-app.command("train-head", rich_help_panel=_STEPS)(train_head)
+app.command("train-head", rich_help_panel=_STEPS, epilog=_TRAINING_WORDS)(train_head)
 app.command("predict", rich_help_panel=_STEPS)(predict)
 app.command("eval", rich_help_panel=_STEPS)(evaluate)
 app.add_typer(head, name="head", rich_help_panel=_HEADS)
@@ -78,6 +85,7 @@ app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
 app.command("demo", rich_help_panel=_TRY)(demo)
 app.command("check-equivalence", rich_help_panel=_TRY)(check_equivalence)
 app.command("bench", rich_help_panel=_TRY)(bench)
+app.add_typer(study, name="study", rich_help_panel=_TRY)
 app.add_typer(visualize, name="visualize", rich_help_panel=_TRY)
 
 
@@ -88,8 +96,9 @@ _INTERRUPTED = 130
 def run() -> None:
     """Run the command line; failures that the user can mend become one sentence and an exit status."""
     from dsu.errors import DsuError, UsageError
-    from dsu_cli.console import fail
+    from dsu_cli.console import fail, listen
 
+    listen(quiet="--quiet" in sys.argv)
     # Before torch starts its threads: beside other busy programs, threads that wait by spinning take the very cores
     # that they wait for (seen: a step ten times slower on two shared cores). Results do not depend on it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -23,6 +23,7 @@ __all__ = ["TrainingPanel", "clock"]
 
 UPDATES_A_SECOND: Final = 4
 WIDEST: Final = 88
+CAPTION: Final = " data wait: time spent waiting to read data · peak: most memory held "
 
 
 def clock(seconds: float) -> str:
@@ -48,6 +49,7 @@ class TrainingPanel(Watcher):
     def __init__(self, console: Console, trainer: "Trainer") -> None:
         self._console, self._trainer = console, trainer
         self._log: EpochLog | None = None
+        self._epochs_before = trainer.epoch
         self._phase, self._done, self._total = "starting", 0, 1
         self._validating_took = 0.0
 
@@ -88,7 +90,8 @@ class TrainingPanel(Watcher):
 
     def stepped(self, trainer: "Trainer", log: "EpochLog") -> None:
         """Take the running epoch's counts."""
-        self._log = log
+        # The trainer counts the epoch as done a little before `epoch_ended`, where its log is let go.
+        self._log, self._epochs_before = log, trainer.epoch
 
     def epoch_ended(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
         """Leave one line of the epoch."""
@@ -118,7 +121,14 @@ class TrainingPanel(Watcher):
         ]
         title = Text(f" epoch {min(trainer.epoch + 1, epochs)}/{epochs} · {trainer.out} ", style="bold")
         title.truncate(WIDEST - 8, overflow="ellipsis")
-        return Panel(Group(*lines), title=title, title_align="left", width=min(WIDEST, self._console.width))
+        return Panel(
+            Group(*lines),
+            title=title,
+            title_align="left",
+            subtitle=Text(CAPTION, style="dim"),
+            subtitle_align="left",
+            width=min(WIDEST, self._console.width),
+        )
 
     def _bar(self, label: str, done: float, total: float, left: float | None) -> Table:
         row = Table.grid(padding=(0, 2), expand=True)
@@ -161,7 +171,7 @@ class TrainingPanel(Watcher):
 
     def _validated(self) -> str:
         trainer = self._trainer
-        if trainer.validation is None:
+        if trainer.main.validation is None:
             return "nothing"
         rows = [row for row in trainer.history if "val_S" in row]
         if not rows:
@@ -173,12 +183,14 @@ class TrainingPanel(Watcher):
 
     def _epochs_done(self) -> float:
         log = self._log
-        return self._trainer.epoch + (0.0 if log is None else log.samples / len(self._trainer.train.names))
+        if log is None:
+            return self._trainer.epoch
+        return self._epochs_before + log.samples / len(self._trainer.main.train.names)
 
     def _left(self) -> tuple[float | None, float | None]:
         """Seconds left of this epoch's steps and of the whole run; None before anything was measured."""
         trainer, log = self._trainer, self._log
-        images = len(trainer.train.names)
+        images = len(trainer.main.train.names)
         if log is not None and log.samples and log.seconds:
             pace = log.seconds / log.samples
         elif trainer.history:

@@ -6,12 +6,11 @@ cache. Nothing pickled is ever run.
 """
 
 import hashlib
-import logging
 import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
@@ -23,6 +22,7 @@ from dsu.architecture import Architecture
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.errors import DsuError, UsageError
+from dsu.hub import OutOfReachError, download, reason_of
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EncoderWeights",
+    "MissingWeightsError",
     "Source",
     "load_dino",
     "load_hiera",
@@ -42,6 +43,10 @@ __all__ = [
 _M = TypeVar("_M", bound=nn.Module)
 
 _SAM_PREFIX = "image_encoder.trunk."
+
+
+class MissingWeightsError(DsuError):
+    """Published weights that are neither given by path nor in the hub's cache, nor can be fetched."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,13 @@ class EncoderWeights:
 def load_hiera(architecture: Architecture, weights: EncoderWeights) -> tuple["Hiera", str]:
     """The frozen trunk and its weights' digest.
 
-    Raises `DsuError` where the weights can't be found, read, or do not fit.
+    Raises `DsuError` where the weights can't be read or do not fit, and `MissingWeightsError` where there are none. It
+    names DINOv2's as well, if they are not here either: who has to go for files goes once.
     """
     spec = architecture.hiera
     if weights.random or spec.name == "toy":
         return _random(lambda: build_hiera(spec), seed=1)
-    path = _find(_HIERA_SOURCES, spec.name, weights.hiera, weights.download, f"SAM 2.1's Hiera ({spec.name})")
+    path = _find(_hiera(architecture, weights), weights.download, [_dino(architecture, weights)])
     state = read_checkpoint(path)
     trunk_state = {key.removeprefix(_SAM_PREFIX): value for key, value in state.items() if key.startswith(_SAM_PREFIX)}
     trunk = build_hiera(spec)
@@ -131,14 +137,14 @@ def load_hiera(architecture: Architecture, weights: EncoderWeights) -> tuple["Hi
 def load_dino(architecture: Architecture, weights: EncoderWeights) -> tuple["VisionTransformer", str]:
     """The frozen transformer, its position table resampled timm's way to the input size, and its digest.
 
-    Raises `DsuError` where the weights can't be found, read, or do not fit.
+    Raises `DsuError` where the weights can't be read or do not fit, and `MissingWeightsError` where there are none.
     """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     spec, size = architecture.dino, architecture.dino_size
     if weights.random or spec.name == "toy":
         return _random(lambda: build_dino(spec, size), seed=2)
-    path = _find(_DINO_SOURCES, spec.name, weights.dino, weights.download, f"DINOv2 ({spec.name})")
+    path = _find(_dino(architecture, weights), weights.download)
     state = read_checkpoint(path)
     encoder = build_dino(spec, size)
     what = f"DINOv2 checkpoint of {spec.name}"
@@ -188,29 +194,75 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _find(sources: Mapping[str, Source], name: str, given: Path | None, download: bool, what: str) -> Path:
-    """A local path: the given one, the environment's, or the hub's cache (downloading into it if it may)."""
-    kind = next(iter(sources.values()))  # the option and the variable are the same for every size
-    named = given or (Path(os.environ[kind.variable]) if os.environ.get(kind.variable) else None)
-    if named is not None:
-        if not named.is_file():
-            raise DsuError(f"The weights of {what} are not at {named}: check {kind.option} or {kind.variable}.")
-        return named
-    source = sources.get(name)
-    if source is None:
-        raise UsageError(f"{what} is of no official size, so its weights must be given by {kind.option} FILE.")
-    from huggingface_hub import hf_hub_download
+@dataclass(frozen=True)
+class _Wanted:
+    """The weights of one encoder: their name for people, where they are published, how and where they are given."""
 
-    # Its retries tell a user nothing that the one line below does not.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    what: str
+    source: Source | None
+    option: str
+    variable: str
+    given: Path | None
+
+    @property
+    def lacking(self) -> bool:
+        """Whether they are published, and not here."""
+        return self.given is None and self.source is not None and locate(self.source) is None
+
+
+def _hiera(architecture: Architecture, weights: EncoderWeights) -> _Wanted:
+    return _wanted("SAM 2.1's Hiera", _HIERA_SOURCES, architecture.hiera.name, weights.hiera)
+
+
+def _dino(architecture: Architecture, weights: EncoderWeights) -> _Wanted:
+    return _wanted("DINOv2", _DINO_SOURCES, architecture.dino.name, weights.dino)
+
+
+def _wanted(what: str, sources: Mapping[str, Source], name: str, path: Path | None) -> _Wanted:
+    like = next(iter(sources.values()))  # the option and the variable are the same for every size
+    by_variable = os.environ.get(like.variable)
+    given = path or (Path(by_variable) if by_variable else None)
+    return _Wanted(f"{what} ({name})", sources.get(name), like.option, like.variable, given)
+
+
+def _find(wanted: _Wanted, may_download: bool, others: Sequence[_Wanted] = ()) -> Path:
+    """A local path: the given one, or the hub's cache (downloading into it if it may); `others` are named if missing.
+
+    What the cache has is taken without asking: weights that are published do not change.
+    """
+    if wanted.given is not None:
+        if not wanted.given.is_file():
+            raise DsuError(
+                f"The weights of {wanted.what} are not at {wanted.given}: check {wanted.option} or {wanted.variable}."
+            )
+        return wanted.given
+    source = wanted.source
+    if source is None:
+        raise UsageError(f"{wanted.what} is of no official size, so its weights must be given by {wanted.option} FILE.")
+    cached = locate(source)
+    if cached is not None:
+        return cached
     try:
-        return Path(hf_hub_download(source.repository, source.filename, local_files_only=not download))
-    except Exception as error:  # network, authorisation, a missing cache: one way out for all of them
-        raise DsuError(
-            f"The weights of {what} are not in the Hugging Face cache and can't be fetched "
-            f"({type(error).__name__}): get {source.filename} from huggingface.co/{source.repository} and give its "
-            f"path by {source.option} FILE or the environment variable {source.variable}; --preset toy needs none."
-        ) from error
+        if not may_download:
+            raise OutOfReachError("the Hugging Face hub may not be asked")
+        return download(source.repository, source.filename)
+    except Exception as error:  # network, authorisation, a full disk: one way out for all of them
+        missing = [wanted, *(other for other in others if other.lacking)]
+        raise MissingWeightsError(_how_to_get(missing, reason_of(error))) from error
+
+
+def _how_to_get(missing: Sequence[_Wanted], reason: str) -> str:
+    commands = [
+        f"`hf download {wanted.source.repository} {wanted.source.filename} --local-dir .`"
+        for wanted in missing
+        if wanted.source is not None
+    ]
+    options = [f"{wanted.option} FILE (or {wanted.variable})" for wanted in missing]
+    return (
+        f"The weights of {' and '.join(wanted.what for wanted in missing)} are not in the Hugging Face cache, and "
+        f"can't be fetched ({reason}): go online, or fetch them where you can ({' and '.join(commands)}) and give them "
+        f"by {' and '.join(options)}; --preset toy needs none."
+    )
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> None:

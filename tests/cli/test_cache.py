@@ -33,6 +33,7 @@ def test_info_and_list_say_what_there_is(dsu: Dsu, cached: Cached, tmp_path: Pat
         "4 of 4",
     ):
         assert words in said
+    assert "lacks" not in said and all(len(line) < 120 for line in said.splitlines() if "sha256" in line)
     [state] = json.loads(dsu("cache", "info", mine.store, *roots, "--json", "--quiet").output)
     assert state["complete"] and state["samples"] == 5 and state["random"] is True and state["orphaned_rows"] == 0
     arrays = {array["name"]: array for array in state["arrays"]}
@@ -40,14 +41,29 @@ def test_info_and_list_say_what_there_is(dsu: Dsu, cached: Cached, tmp_path: Pat
     assert state["nbytes"] == sum(path.stat().st_size for path in mine.store.rglob("*") if path.is_file())
     shard(mine, "V", 1).unlink()
     said = dsu("cache", "info", *roots).output
-    assert "3 of 4" in said and "1 shards: 5 samples" in said
+    assert "3 of 4" in said and "1 shard: 5 samples" in said
     assert "5 samples incomplete" in dsu("cache", "list", *roots).output
     [state] = json.loads(dsu("cache", "list", *roots, "--json").output)
     assert not state["complete"]
     [result] = json.loads(dsu("cache", "verify", *roots, "--json", "--quiet", exit_code=1).stdout)
     assert not result["passed"] and result["findings"][0]["samples"] == ["0000", "0001", "0002", "0003", "0004"]
     assert "no store of DUTS" in dsu("cache", "info", "DUTS", *roots, exit_code=2).output
-    assert "no stores below" in dsu("cache", "list", "--cache-root", "elsewhere").output
+
+
+def test_without_any_store_all_commands_say_so_and_a_name_is_refused(dsu: Dsu) -> None:
+    for command in ("list", "info", "verify"):
+        said = dsu("cache", command, "--cache-root", "elsewhere").output
+        assert said == "There are no stores below elsewhere: `dsu cache-features` makes them.\n"
+        assert json.loads(dsu("cache", command, "--json", "--quiet").stdout) == []
+    for command in ("info", "verify"):
+        assert "no store of DUTS" in dsu("cache", command, "DUTS", exit_code=2).output
+
+
+def test_verify_says_what_it_has_read(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+    mine = cached.copied(tmp_path)
+    assert "of features, images and masks read." in dsu("cache", "verify", "--cache-root", mine.root).output
+    shard(mine, "V", 1).unlink()
+    assert "5 samples" in dsu("cache", "verify", "--cache-root", mine.root, exit_code=1).output
 
 
 def test_drift_of_versions_is_said(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:

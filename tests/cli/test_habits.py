@@ -40,9 +40,46 @@ def test_help_names_all_commands_statuses_and_variables(dsu: Dsu) -> None:
         assert variable in said, variable
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "head info", "head export", "cache list", "cache verify"])
+@pytest.mark.parametrize("command", [*COMMANDS, "head info", "head list", "head export", "cache list", "cache verify"])
 def test_every_command_has_a_help(dsu: Dsu, command: str) -> None:
     assert "--help" in dsu(*command.split(), "--help").output
+
+
+def test_words_of_the_progress_line_are_explained(dsu: Dsu) -> None:
+    said = dsu("train-head", "--help").output
+    assert "data wait" in said and "peak" in said
+
+
+def test_one_is_counted_as_one() -> None:
+    from dsu.progress import counted
+
+    assert [counted(n, "images") for n in (0, 1, 2064)] == ["0 images", "1 image", "2,064 images"]
+    assert counted(1, "MB") == "1 MB"
+
+
+def test_ages_are_said_in_the_largest_unit_that_fits() -> None:
+    from dsu_cli.console import age_text
+
+    assert [age_text(s) for s in (-1, 59, 60, 7199, 86399, 86400 * 40)] == [
+        "now",
+        "now",
+        "1 min",
+        "1 h",
+        "23 h",
+        "40 d",
+    ]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_that_the_network_is_asked_is_said_unless_quiet(drawn: Path, tmp_path: Path, quiet: bool) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [*RUN, "cache-features", str(drawn), *(["--quiet"] if quiet else [])]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and not done.stdout
+    lines = done.stderr.splitlines()
+    assert [line.startswith("asking 127.0.0.1:9 for sam2.1_hiera_large.pt") for line in lines[:-1]] == [True][quiet:]
+    assert lines[-1].startswith("error: The weights of SAM 2.1's Hiera (large) and DINOv2 (vitl14) are not")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["datasets", "--help"]])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from house import House
 from safetensors.torch import load_file
 from support import TINY, Dsu
 
@@ -51,3 +52,21 @@ def test_stopped_within_epochs_and_gone_on_with(dsu: Dsu, drawn: Path, monkeypat
         for name in ("head", "last", "best"):
             whole, gone_on = (load_file(Path(run) / f"{name}.safetensors") for run in ("whole", out))
             assert all(torch.equal(whole[key], gone_on[key]) for key in whole), name
+
+
+def test_a_finished_run_cannot_be_prolonged_and_what_to_do_is_said(dsu: Dsu, house: House) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in house.run.rglob("*"))
+    for more in ((), ("--resume",)):
+        command = ["train-head", house.data, "--cache-root", house.features, "--epochs", "9", "--out", house.run, *more]
+        said = dsu(*command, exit_code=2).output
+        for words in ("finished run", "can't prolong", "cosine", f"--init-from {house.run}", "--overwrite"):
+            assert words in said, said
+    assert sorted((path, path.stat().st_mtime_ns) for path in house.run.rglob("*")) == before
+
+
+def test_an_unfinished_run_is_to_be_gone_on_with(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    (mine.run / "head.safetensors").unlink()
+    assert "go on with it (--resume)" in dsu(*mine.train("--out", mine.run), exit_code=2).output
+    said = dsu("train-head", "--epochs", "9", "--resume", "--out", mine.run, "--cache-root", mine.features, exit_code=2)
+    assert "epochs 1 -> 9" in said.output

@@ -129,12 +129,11 @@ def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatc
 def test_cards_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from dsu.doctor import _cards
 
-    gib = 1 << 30
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"Card {index}")
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (20 * gib, 24 * gib))
-    assert [card.text for card in _cards()] == ["Card 0, 24.0 GiB, 20.0 free", "Card 1, 24.0 GiB, 20.0 free"]
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (20 * 10**9, 24 * 10**9))
+    assert [card.text for card in _cards()] == ["Card 0, 24.0 GB, 20.0 free", "Card 1, 24.0 GB, 20.0 free"]
 
 
 def test_a_card_that_does_not_answer_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +172,29 @@ def test_the_next_step_follows_what_there_is(tmp_path: Path, drawn: Path) -> Non
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "head.safetensors").write_bytes(b"")
     assert "dsu predict" in look().next_steps[-1] and findings(look())["trained heads"].value == ["a"]
+    (tmp_path / "runs" / "a" / "predictions").mkdir()
+    assert look().next_steps == ("Judge what runs/a predicted: `dsu eval`.",)
+    (tmp_path / "runs" / "a" / "predictions" / "metrics.json").write_text("{}")
+    first, second = look().next_steps
+    assert "All four steps are done, runs/a is judged" in first and "dsu predict FOLDER" in second
+
+
+def test_the_newest_head_is_what_the_next_step_is_about(tmp_path: Path) -> None:
+    for name, written in (("old", 1), ("new", 2)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "head.safetensors").write_bytes(b"")
+        os.utime(tmp_path / "runs" / name / "head.safetensors", (written, written))
+    (tmp_path / "runs" / "old" / "predictions").mkdir()
+    assert "`dsu predict [FOLDER]`" in look().next_steps[-1]
+
+
+def test_whether_the_hub_would_be_asked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    assert findings(look())["hub"].text.startswith("is asked when weights are wanted that are not here")
+    for variable in ("DSU_HIERA", "DSU_DINO"):
+        (tmp_path / "weights.pt").write_bytes(b"weights")
+        monkeypatch.setenv(variable, "weights.pt")
+    assert findings(look())["hub"].text == "need not be asked"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in findings(look())["hub"].text

@@ -1,5 +1,6 @@
 """Heads from the hub, which here is a server of our own."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,9 +78,42 @@ def test_offline_what_was_fetched_is_found_and_the_rest_is_said(hub: FakeHub, mo
     assert "HF_HUB_OFFLINE is set" in refusal("me/unknown")
 
 
-def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_said_at_once(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hf_hub_download` alone takes 23 seconds for it."""
     point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
-    assert "can't be reached" in refusal("me/tiles")
+    began = time.perf_counter()
+    assert "127.0.0.1:9 can't be reached: Connection refused" in refusal("me/tiles")
+    assert time.perf_counter() - began < 10
+
+
+def test_what_was_fetched_serves_where_the_hub_cannot_be_reached(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = resolve_head("me/tiles")
+    point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    began = time.perf_counter()
+    assert resolve_head("me/tiles") == first
+    assert time.perf_counter() - began < 10
+
+
+def test_that_the_hub_is_asked_is_said_before_it_answers(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    said_before = []
+    answer = hub.answer
+    monkeypatch.setattr(hub, "answer", lambda path: said_before.append(caplog.text) or answer(path))
+    caplog.set_level("INFO", "dsu")
+    resolve_head("me/tiles")
+    assert f"asking {hub.address.removeprefix('http://')} for head.safetensors of me/tiles" in said_before[0]
+    assert "HF_HUB_OFFLINE=1" in said_before[0]
+    caplog.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    resolve_head("me/tiles")
+    assert not caplog.text
 
 
 def test_what_is_not_there_is_named(hub: FakeHub) -> None:

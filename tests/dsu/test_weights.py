@@ -13,7 +13,14 @@ from torch import Tensor
 from dsu.architecture import Architecture, DinoSpec, HieraSpec
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
-from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
+from dsu.encoders.weights import (
+    EncoderWeights,
+    MissingWeightsError,
+    load_dino,
+    load_hiera,
+    read_checkpoint,
+    weights_digest,
+)
 from dsu.errors import DsuError, UsageError
 
 HIERA = HieraSpec(name="custom", embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=())
@@ -165,7 +172,7 @@ def a_page(folder: Path) -> Path:
     return folder / "x.pt"
 
 
-def missing(folder: Path) -> Path:
+def nothing(folder: Path) -> Path:
     return folder / "x.pt"
 
 
@@ -186,7 +193,7 @@ def a_folder(folder: Path) -> Path:
         (empty, "can't be read as a checkpoint .*fetch it again"),
         (no_tensors, "is no state dict of tensors"),
         (a_page, "can't be read as a checkpoint|never run"),
-        (missing, "are not at .*: check --hiera-weights or DSU_HIERA"),
+        (nothing, "are not at .*: check --hiera-weights or DSU_HIERA"),
         (a_folder, "are not at .*: check --hiera-weights or DSU_HIERA"),
     ],
 )
@@ -218,31 +225,85 @@ def test_a_missing_file_is_named_by_the_reader_too(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / name)
 
 
-def test_offline_the_file_the_repository_and_the_option_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub's cache, and no network."""
+    from huggingface_hub import constants
 
-    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
 
-    def offline(repository: str, filename: str, **_: object) -> str:
-        asked.append((repository, filename))
-        raise LocalEntryNotFoundError("no network\nat all")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    hiera = HIERA.model_copy(update={"name": "base_plus"})
-    with pytest.raises(DsuError, match="Hugging Face cache") as caught:
-        load_hiera(architecture(hiera=hiera), EncoderWeights())
-    for part in ("sam2.1_hiera_base_plus.pt", "huggingface.co/facebook/sam2.1-hiera-base-plus", "--hiera-weights"):
-        assert part in str(caught.value)
-    dino = DINO.model_copy(update={"name": "vitl14"})
-    with pytest.raises(DsuError, match="DSU_DINO") as caught:
-        load_dino(architecture(dino=dino), EncoderWeights())
-    for part in ("model.safetensors", "huggingface.co/timm/vit_large_patch14_dinov2.lvd142m", "--dino-weights"):
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert asked == [
-        ("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt"),
-        ("timm/vit_large_patch14_dinov2.lvd142m", "model.safetensors"),
-    ]
+PUBLISHED_HIERA = HIERA.model_copy(update={"name": "base_plus"})
+PUBLISHED_DINO = DINO.model_copy(update={"name": "vitl14"})
+
+HIERA_WAYS = (
+    "SAM 2.1's Hiera (base_plus)",
+    "`hf download facebook/sam2.1-hiera-base-plus sam2.1_hiera_base_plus.pt",
+    "--hiera-weights FILE (or DSU_HIERA)",
+)
+DINO_WAYS = (
+    "DINOv2 (vitl14)",
+    "`hf download timm/vit_large_patch14_dinov2.lvd142m model.safetensors",
+    "--dino-weights FILE (or DSU_DINO)",
+)
+
+
+def cache_file(cache: Path, repository: str, filename: str) -> Path:
+    """Where the hub's cache keeps a file; the folder is made."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("c0ffee")
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+    return folder / "snapshots" / "c0ffee" / filename
+
+
+def missing(weights: EncoderWeights, dino: DinoSpec = PUBLISHED_DINO) -> str:
+    with pytest.raises(MissingWeightsError) as caught:
+        load_hiera(architecture(hiera=PUBLISHED_HIERA, dino=dino), weights)
+    message = str(caught.value)
+    assert "\n" not in message and "HF_HUB_OFFLINE is set" in message and "--preset toy" in message
+    assert [way for way in HIERA_WAYS if way not in message] == []
+    return message
+
+
+def test_both_encoders_that_are_missing_are_named_with_the_ways_to_get_them(offline: Path, tmp_path: Path) -> None:
+    message = missing(EncoderWeights())
+    assert [way for way in DINO_WAYS if way not in message] == []
+    with pytest.raises(MissingWeightsError) as caught:
+        load_dino(architecture(dino=PUBLISHED_DINO), EncoderWeights())
+    assert [way for way in DINO_WAYS if way not in str(caught.value)] == [] and "Hiera" not in str(caught.value)
+
+
+def test_an_encoder_that_is_here_given_or_not_published_is_not_named_as_missing(offline: Path, tmp_path: Path) -> None:
+    assert "DINOv2" not in missing(EncoderWeights(dino=tmp_path / "mine.pth"))
+    assert "DINOv2" not in missing(EncoderWeights(), dino=DINO)
+    cache_file(offline, "timm/vit_large_patch14_dinov2.lvd142m", "model.safetensors").write_bytes(b"weights")
+    assert "DINOv2" not in missing(EncoderWeights())
+
+
+def test_weights_in_the_hubs_cache_are_read_without_asking(
+    offline: Path, trunk: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("dsu.encoders.weights.download", lambda *_: pytest.fail("the hub was asked"))
+    file = cache_file(offline, "facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt")
+    torch.save(sam_checkpoint(trunk), file)
+    assert load_hiera(architecture(hiera=PUBLISHED_HIERA), EncoderWeights())[1] == load(file)
+
+
+def test_why_the_hub_gives_nothing_is_said(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(repository: str, filename: str) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dsu.encoders.weights.download", fail)
+    with pytest.raises(MissingWeightsError, match=r"can't be fetched \(No space left on device\): "):
+        load_hiera(architecture(hiera=PUBLISHED_HIERA), EncoderWeights())
+    with pytest.raises(MissingWeightsError, match="may not be asked"):
+        load_hiera(architecture(hiera=PUBLISHED_HIERA), EncoderWeights(download=False))
 
 
 def test_sizes_that_nobody_published_want_a_file() -> None:

@@ -1,0 +1,53 @@
+"""What the panel says while a run goes on; how it looks is in test_visualize."""
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from house import House
+from rich.console import Console
+
+from dsu.encoders.weights import EncoderWeights
+from dsu.epoch_log import EpochLog
+from dsu.runs import open_run
+from dsu.settings import TrainingSettings
+from dsu.training import Trainer
+from dsu.watching import Watcher
+from dsu_cli.training_panel import CAPTION, TrainingPanel
+
+
+class Looks(Watcher):
+    """Draws the panel whenever the trainer speaks to its watchers, and before the panel itself is told."""
+
+    def __init__(self, panel: TrainingPanel) -> None:
+        self.panel, self.frames = panel, list[str]()
+
+    def stepped(self, trainer: Trainer, log: EpochLog) -> None:
+        self.look()
+
+    def epoch_ended(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        self.look()
+
+    def look(self) -> None:
+        shot = io.StringIO()
+        Console(file=shot, width=90).print(self.panel.render())
+        self.frames.append(shot.getvalue())
+
+
+def test_the_run_never_goes_back_nor_beyond_its_end_and_the_words_are_explained(house: House, tmp_path: Path) -> None:
+    run = open_run(
+        TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
+        data_root=house.data,
+        cache_root=house.features,
+        weights=EncoderWeights(),
+        out=tmp_path / "run",
+    )
+    panel = TrainingPanel(Console(file=io.StringIO(), width=90), run.trainer)
+    looks = Looks(panel)
+    run.trainer.watchers += [looks, panel]
+    run.trainer.run(panel)
+    looks.look()
+    done = [int(percent) for frame in looks.frames for percent in re.findall(r"│ run .* (\d+)%", frame)]
+    assert len(done) == len(looks.frames) and done == sorted(done) and done[-1] == 100
+    assert all(CAPTION.strip() in frame for frame in looks.frames)
