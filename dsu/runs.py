@@ -1,21 +1,16 @@
 """From settings to a run: which samples, which store or images, which resume point, which folder."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 
-from dsu.architecture import Architecture, build_architecture
-from dsu.batches import ImageSamples, Samples, StoredSamples
-from dsu.datasets import SampleFacts, Split, describe, find_dataset, inspect, unreadable
+from dsu.architecture import Architecture
 from dsu.encoders.weights import EncoderWeights
-from dsu.errors import DsuError, UsageError
+from dsu.errors import UsageError
 from dsu.files import make_folder, write_durably
 from dsu.heads import HeadInfo, resolve_head, start_from
-from dsu.held_out import fold_out, hold_out
-from dsu.masks import MaskReading
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, point_block, resume_point
 from dsu.progress import SILENT, Progress
@@ -25,26 +20,20 @@ from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import TrainingSettings, torch_type
 from dsu.stores import (
     SourceFolder,
-    architecture_of,
     available_points,
     check_arrays,
-    check_samples,
     encoders_name,
-    find_store,
     load_encoders,
-    reading_of,
     recorded_precision,
     recorded_type,
-    stored_facts,
 )
-from dsu.tiles import Tiling
 from dsu.tracking import Tracking, check_tracker
 from dsu.training import Phase, Trainer
-from dsu.views import FLIPPED_WHEN_READ, place_of
+from dsu.training_data import TrainingData, encoders_as_settings, find_training_data
 from dsu.watching import Curves, Sheets, Watcher, sheet_names
 from dsu_cache import Store
 
-__all__ = ["Run", "encoders_as_settings", "encoders_asked", "open_run"]
+__all__ = ["Run", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -54,36 +43,6 @@ class Run:
     trainer: Trainer
     source: SourceFolder
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Data:
-    """A training split as a run sees it, whether it comes from a store or from images."""
-
-    source: SourceFolder
-    facts: Mapping[str, SampleFacts]
-    architecture: Architecture
-    store: Store | None
-    split: Split | None
-    reading: MaskReading
-
-    @property
-    def empty(self) -> frozenset[str]:
-        """Samples without an object."""
-        return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.reading))
-
-    def divide(self, settings: TrainingSettings) -> tuple[list[str], list[str]]:
-        """Names to train on and names held out, at least one of the former."""
-        images = {name: fact.image_sha256 for name, fact in self.facts.items()}
-        if settings.fold is not None:
-            train, held_out = fold_out(images, self.empty, settings.fold)
-        else:
-            train, held_out = hold_out(images, settings.val_fraction or 0.0)
-        if not train:
-            raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
-        if settings.fold is not None and not held_out:
-            raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
-        return train, held_out
 
 
 def open_run(
@@ -119,7 +78,7 @@ def open_run(
         settings = settings_of_run(out, settings)
     if settings.track is not None:
         check_tracker(settings.track)
-    data = _find_data(settings, data_root, cache_root, images, masks, progress)
+    data = find_training_data(settings, data_root, cache_root, images, masks, progress)
     architecture, store, live = data.architecture, data.store, settings.end_to_end
     resolved, runtime, point = _resolve(settings, data)
     warm_point = _warm_point(resolved, data) if resolved.warm_up else None
@@ -144,14 +103,14 @@ def open_run(
         network.head.silence_adapters()
 
     def phase(start: ResumePoint) -> Phase:
-        held = _samples(data, held_out, start, live=live) if held_out else None
-        return Phase(start, _samples(data, train_names, start, live=live), held)
+        held = data.samples(held_out, start, live=live) if held_out else None
+        return Phase(start, data.samples(train_names, start, live=live), held)
 
     trainer = Trainer(
         network=network,
         main=phase(point),
         warm_up=phase(warm_point) if warm_point else None,
-        empty=data.empty if resolved.balance else None,
+        empty=data.empty & set(train_names) if resolved.balance else None,
         settings=resolved,
         info=HeadInfo(
             architecture=architecture,
@@ -174,7 +133,7 @@ def open_run(
     return Run(trainer, data.source, (*run_notes(trainer, data.store, data.source.asked, runtime), *warnings))
 
 
-def _resolve(settings: TrainingSettings, data: _Data) -> tuple[TrainingSettings, Runtime, ResumePoint]:
+def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSettings, Runtime, ResumePoint]:
     """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
     architecture, store = data.architecture, data.store
     if settings.precision == "auto" and store is not None:
@@ -207,7 +166,7 @@ def _resolve(settings: TrainingSettings, data: _Data) -> tuple[TrainingSettings,
     return resolved, runtime, point
 
 
-def _check_sense(settings: TrainingSettings, data: _Data) -> None:
+def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
     """Raise `UsageError` for settings that contradict each other, or the data."""
     if settings.fold is not None and settings.val_fraction is not None:
         raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
@@ -224,104 +183,6 @@ def _check_sense(settings: TrainingSettings, data: _Data) -> None:
         raise UsageError(f"Every image of {data.source.split} has {what}, so nothing can be balanced: no --balance.")
 
 
-def _find_data(
-    settings: TrainingSettings,
-    data_root: Path,
-    cache_root: Path,
-    images: str | None,
-    masks: str | None,
-    progress: Progress,
-) -> _Data:
-    """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
-    encoders = encoders_asked(settings)
-    try:
-        store, source = find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
-    except UsageError:
-        if not settings.end_to_end or settings.dataset is None:
-            raise
-        source = _source_from_images(settings.dataset, data_root, images, masks, settings.tiling)
-        return _from_images(source, _architecture(settings, None), None, progress)
-    lacking = [
-        name
-        for name in FLIPPED_WHEN_READ
-        if name in store.arrays and store.missing(name, [place_of(name, view) for view in settings.views.numbers])
-    ]
-    if lacking:
-        raise DsuError(
-            f"The store {store.path} lacks {' and '.join(lacking)} of some samples or views ({settings.views}): run "
-            f"`dsu cache-features {source.asked}` again, with as many --views; it computes only what is missing."
-        )
-    architecture = _architecture(settings, store)
-    if settings.end_to_end:
-        return _from_images(source, architecture, store, progress)
-    reading = reading_of(store)
-    facts = check_samples(store, source, progress)
-    return _Data(source, facts, architecture, store, None, reading)
-
-
-def encoders_asked(settings: TrainingSettings) -> str | None:
-    """The name of the encoders that settings ask for; None where they leave that to the store."""
-    asked = (settings.preset, settings.hiera, settings.dino, settings.hiera_size, settings.dino_size)
-    return None if all(value is None for value in asked) else encoders_name(_architecture(settings, None))
-
-
-def _architecture(settings: TrainingSettings, store: Store | None) -> Architecture:
-    """As asked for; the store's encoders where a store decides."""
-    if store is not None:
-        like = architecture_of(store)
-        adapt_last = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
-        if adapt_last > like.hiera.depth:
-            raise UsageError(f"This Hiera has {like.hiera.depth} blocks: --adapt-last {adapt_last} is too many.")
-        return like.model_copy(update={"adapt_last": adapt_last, "ablation": settings.ablation})
-    return build_architecture(
-        settings.preset or "large",
-        hiera=settings.hiera,
-        dino=settings.dino,
-        hiera_size=settings.hiera_size,
-        dino_size=settings.dino_size,
-        adapt_last=settings.adapt_last,
-        ablation=settings.ablation,
-    )
-
-
-def encoders_as_settings(architecture: Architecture) -> dict[str, str | int | None]:
-    """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
-    if architecture.preset != "custom":
-        return {"preset": architecture.preset}
-    return {
-        "preset": None,
-        "hiera": architecture.hiera.name,
-        "dino": architecture.dino.name,
-        "hiera_size": architecture.hiera_size,
-        "dino_size": architecture.dino_size,
-    }
-
-
-def _source_from_images(
-    reference: str, data_root: Path, images: str | None, masks: str | None, tiling: Tiling | None
-) -> SourceFolder:
-    found = find_dataset(reference, data_root, images, masks)
-    split = next((split for split in found if split.kind in ("train", "all")), None)
-    if split is None:
-        raise UsageError(f"{reference} has no training split: its benchmark is for testing only.")
-    return SourceFolder.of(split, reference, data_root, images, masks, tiling)
-
-
-def _from_images(source: SourceFolder, architecture: Architecture, store: Store | None, progress: Progress) -> _Data:
-    split = source.find()
-    if split is None:
-        raise DsuError(
-            f"The images of {source.split} are not at {source.place}: bring them back, or name where they are now."
-        )
-    if split.masks is None:
-        raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
-    found = inspect(split, None if store is None else stored_facts(store), progress)
-    for line in (*describe(split, found), *unreadable(found)):
-        progress.say(line)
-    reading = found.mask_reading if store is None else reading_of(store)
-    return _Data(source, found.facts, architecture, store, split, reading)
-
-
 def _choose_point(settings: TrainingSettings, architecture: Architecture, store: Store | None) -> ResumePoint:
     """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
     if store is not None:
@@ -333,7 +194,7 @@ def _choose_point(settings: TrainingSettings, architecture: Architecture, store:
     return resume_point(architecture, everything, settings.resume_from or "pixels")
 
 
-def _warm_point(settings: TrainingSettings, data: _Data) -> ResumePoint:
+def _warm_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
     """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
     without = data.architecture.model_copy(update={"adapt_last": 0})
     if data.store is not None:
@@ -347,28 +208,13 @@ def _warm_point(settings: TrainingSettings, data: _Data) -> ResumePoint:
     return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
 
 
-def _watchers(trainer: Trainer, data: _Data) -> list[Watcher]:
+def _watchers(trainer: Trainer, data: TrainingData) -> list[Watcher]:
     """Whoever follows this run: curves, sheets and a tracker, as its settings say."""
     settings, watchers = trainer.settings, list[Watcher]([Curves()])
     if settings.sheet_every:
         names = sheet_names((trainer.main.validation or trainer.main.train).names, settings.seed)
-        pictures = _samples(data, names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
+        pictures = data.samples(names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
         watchers.append(Sheets(pictures, settings.sheet_every))
     if settings.track is not None:
         watchers.append(Tracking(settings.track))
     return watchers
-
-
-def _samples(data: _Data, names: Sequence[str], point: ResumePoint, *, live: bool) -> Samples:
-    if live:
-        assert data.split is not None
-        chosen = set(names)
-        return ImageSamples(
-            [pair for pair in data.split.pairs if pair.name in chosen],
-            data.architecture,
-            data.reading,
-            contents={name: fact.content for name, fact in data.facts.items()},
-            dino=bool(point.maps),
-        )
-    assert data.store is not None
-    return StoredSamples(data.store, names, point.reads)

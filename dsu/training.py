@@ -153,7 +153,11 @@ class Trainer:
             ) from error
 
     def validate(self, samples: Samples, progress: Progress = SILENT) -> dict[str, float]:
-        """Loss, S-measure, MAE and IoU (threshold 0.5) of the finest output at network size, on unflipped images."""
+        """Loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
+
+        IoU is cut at 0.5 and averaged over the samples that have an object (0 where none has): on the others it says
+        nothing.
+        """
         from py_sod_metrics import MAE, FmeasureV2, IOUHandler
 
         from dsu.meters import StructureMeasure
@@ -162,14 +166,15 @@ class Trainer:
         overlap = FmeasureV2(
             metric_handlers={"iou": IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)}
         )
-        losses = []
+        losses, objects = [], 0
         with progress.task("validating", len(samples.names)) as task:
             for names, outputs, mask in self.evaluated(samples, samples.names):
                 losses.append(float(total_loss(outputs, mask, self.settings.loss)) * len(names))
                 probability = probability_of(outputs)
                 for predicted, truth in zip(probability, mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
-                    for meter in (structure, error, overlap):
+                    for meter in (structure, error, *([overlap] if truth.any() else [])):
                         meter.step(pred=predicted, gt=truth, normalize=False)
+                    objects += int(truth.any())
                 for watcher in self.watchers:
                     watcher.validated(names, probability)
                 task.advance(len(names))
@@ -177,7 +182,7 @@ class Trainer:
             "val_loss": sum(losses) / len(samples.names),
             "val_S": float(structure.get_results()["sm"]),
             "val_MAE": float(error.get_results()["mae"]),
-            "val_IoU": float(np.mean(overlap.get_results()["iou"]["binary"])),
+            "val_IoU": float(np.mean(overlap.get_results()["iou"]["binary"])) if objects else 0.0,
         }
 
     @torch.no_grad()

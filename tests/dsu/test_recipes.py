@@ -239,3 +239,19 @@ def test_folds_hold_out_what_they_say(features: Path, drawn: Path, tmp_path: Pat
     assert len(names) == len(set(names))
     everything = run(drawn, features, tmp_path / "all", val_fraction=0).trainer.main.train.names
     assert sorted(names) == sorted(everything)
+
+
+def test_the_validated_iou_is_of_the_samples_with_an_object(features: Path, drawn: Path, tmp_path: Path) -> None:
+    trainer = run(
+        drawn, features, tmp_path / "run", tile=40, overlap=8, views="none", adapt_last=0, val_fraction=0.5
+    ).trainer
+    samples = trainer.main.validation
+    assert samples is not None
+    by_hand = []
+    for _, outputs, mask in trainer.evaluated(samples, samples.names):
+        for logits, truth in zip(outputs[-1][:, 0], mask[:, 0] > 128 / 255, strict=True):
+            predicted = logits.sigmoid() > 0.5
+            if truth.any():
+                by_hand.append(float((predicted & truth).sum() / (predicted | truth).sum()))
+    assert 0 < len(by_hand) < len(samples.names)
+    assert trainer.validate(samples)["val_IoU"] == pytest.approx(np.mean(by_hand), abs=1e-9)
