@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +12,7 @@ from dsu.images import Box, UnreadableImage, file_bytes_and_time, mask_box, prin
 from dsu.masks import MaskFacts, MaskReading, choose_reading, mask_facts, say_reading
 from dsu.pairing import Pair, Split
 from dsu.progress import SILENT, Progress
+from dsu.threads import in_threads
 
 __all__ = ["Inspection", "SampleFacts", "describe", "inspect", "unreadable"]
 
@@ -119,18 +119,12 @@ def inspect(
         except UnreadableImage as error:
             return error
 
-    pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
-    try:
-        with progress.task(f"{'comparing' if known else 'reading'} {split.name}", len(images)) as task:
-            for pairs, found in zip(images, pool.map(examine, images), strict=True):
-                if isinstance(found, UnreadableImage):
-                    undecodable.append((found.path, found.reason))
-                else:
-                    facts |= {pair.name: one for pair, one in zip(pairs, found, strict=True)}
-                task.advance()
-    finally:
-        # So that an interrupted user does not wait for the rest.
-        pool.shutdown(cancel_futures=True)
+    label = f"{'comparing' if known else 'reading'} {split.name}"
+    for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):
+        if isinstance(found, UnreadableImage):
+            undecodable.append((found.path, found.reason))
+        else:
+            facts |= {pair.name: one for pair, one in zip(pairs, found, strict=True)}
     return Inspection(
         facts=facts,
         undecodable=tuple(undecodable),

@@ -6,9 +6,7 @@ grey copies by their correlation, which finds re-saved and resized images.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +18,9 @@ from PIL import Image
 from dsu.images import UnreadableImage, read_image
 from dsu.pairing import Split
 from dsu.progress import SILENT, Progress
+from dsu.threads import in_threads
 
-__all__ = ["NEAR", "Overlap", "Overlaps", "find_overlaps"]
+__all__ = ["NEAR", "ImageSignature", "Overlap", "Overlaps", "compare", "copies", "find_overlaps"]
 
 NEAR: Final = 0.97
 """From this correlation on, two small copies are taken for one picture: those of different photographs come to 0.90
@@ -87,14 +86,29 @@ class Overlaps:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One image, decoded: `small` is (1024,) float32 of mean 0 and length 1, or all 0 for a flat picture."""
+class ImageSignature:
+    """One image as it is compared with others.
+
+    Attributes:
+        split, name, path: whose it is, and the file.
+        sha256: of its decoded pixels and its size, whatever the file.
+        small: its small grey copy, (1024,) float32 of mean 0 and length 1; all 0 for a flat picture.
+    """
 
     split: str
     name: str
     path: Path
     sha256: str
     small: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, image: Image.Image, split: str, name: str, path: Path) -> "ImageSignature":
+        """The signature of a decoded RGB image (`dsu.images.read_image`)."""
+        content = hashlib.sha256(f"{image.width}x{image.height} ".encode() + image.tobytes()).hexdigest()
+        small = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32).ravel()
+        small = small - small.mean()
+        flat = small.std() < _FLAT
+        return cls(split, name, path, content, np.zeros_like(small) if flat else small / np.linalg.norm(small))
 
 
 def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers: int | None = None) -> Overlaps:
@@ -105,47 +119,49 @@ def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers:
         progress: who is told.
         workers: images decoded at once; by default as many as there are processors, at most 16.
     """
-    read: dict[str, list[_Picture]] = {"train": [], "test": []}
+    read: dict[str, list[ImageSignature]] = {"train": [], "test": []}
     images: dict[str, int] = {}
     broken: list[str] = []
-    chosen = [split for split in splits if split.kind in read]
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        try:
-            for split in chosen:
-                with progress.task(f"reading {split.name}", len(split.pairs)) as task:
-                    work = [(split.name, pair.name, pair.image) for pair in split.pairs]
-                    for picture in pool.map(_read, work):
-                        if isinstance(picture, _Picture):
-                            read[split.kind].append(picture)
-                            images[split.name] = images.get(split.name, 0) + 1
-                        else:
-                            broken.append(str(picture))
-                        task.advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # so that an interrupted user does not wait for the rest
-            raise
-    exact = list(_exact(read["train"], read["test"]))
+    for split in (split for split in splits if split.kind in read):
+        work = [(split.name, pair.name, pair.image) for pair in split.pairs]
+        for found in in_threads(_read, work, f"reading {split.name}", progress, workers):
+            if isinstance(found, ImageSignature):
+                read[split.kind].append(found)
+                images[split.name] = images.get(split.name, 0) + 1
+            else:
+                broken.append(str(found))
+    exact, near = compare(read["train"], read["test"])
+    return Overlaps(exact, near, images, tuple(broken))
+
+
+def compare(
+    train: Sequence[ImageSignature], test: Sequence[ImageSignature]
+) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
+    """Which images of training and test are one picture: `exact` and `near` of `Overlaps`."""
+    exact = tuple(_exact(train, test))
     same = {(overlap.train_image, overlap.test_image) for overlap in exact}
-    near = [one for one in _near(read["train"], read["test"]) if (one.train_image, one.test_image) not in same]
-    near.sort(key=lambda overlap: -overlap.likeness)
-    return Overlaps(tuple(exact), tuple(near), images, tuple(broken))
+    near = [one for one in _near(train, test) if (one.train_image, one.test_image) not in same]
+    return exact, tuple(sorted(near, key=lambda overlap: -overlap.likeness))
 
 
-def _read(work: tuple[str, str, Path]) -> _Picture | UnreadableImage:
+def copies(images: Iterable[ImageSignature]) -> list[list[ImageSignature]]:
+    """Groups of two and more images of which every pixel is the same, in the order in which they come."""
+    by_content: dict[str, list[ImageSignature]] = {}
+    for image in images:
+        by_content.setdefault(image.sha256, []).append(image)
+    return [group for group in by_content.values() if len(group) > 1]
+
+
+def _read(work: tuple[str, str, Path]) -> ImageSignature | UnreadableImage:
     split, name, path = work
     try:
-        image = read_image(path)
+        return ImageSignature.of(read_image(path), split, name, path)
     except UnreadableImage as error:
         return error
-    content = hashlib.sha256(f"{image.width}x{image.height} ".encode() + image.tobytes()).hexdigest()
-    small = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32).ravel()
-    small = small - small.mean()
-    flat = small.std() < _FLAT
-    return _Picture(split, name, path, content, np.zeros_like(small) if flat else small / np.linalg.norm(small))
 
 
-def _exact(train: Sequence[_Picture], test: Sequence[_Picture]) -> Iterator[Overlap]:
-    by_content: dict[str, list[_Picture]] = {}
+def _exact(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:
+    by_content: dict[str, list[ImageSignature]] = {}
     for picture in train:
         by_content.setdefault(picture.sha256, []).append(picture)
     for picture in test:
@@ -153,7 +169,7 @@ def _exact(train: Sequence[_Picture], test: Sequence[_Picture]) -> Iterator[Over
             yield _overlap(other, picture, 1.0)
 
 
-def _near(train: Sequence[_Picture], test: Sequence[_Picture]) -> Iterator[Overlap]:
+def _near(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:
     if not train or not test:
         return
     tested = np.stack([picture.small for picture in test])
@@ -163,5 +179,5 @@ def _near(train: Sequence[_Picture], test: Sequence[_Picture]) -> Iterator[Overl
             yield _overlap(train[start + row], test[column], float(likeness[row, column]))
 
 
-def _overlap(train: _Picture, test: _Picture, likeness: float) -> Overlap:
+def _overlap(train: ImageSignature, test: ImageSignature, likeness: float) -> Overlap:
     return Overlap(train.split, train.name, train.path, test.split, test.name, test.path, min(likeness, 1.0))

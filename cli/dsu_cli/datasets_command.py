@@ -1,4 +1,4 @@
-"""`dsu datasets`: which benchmarks are here, how complete, where to get them, and what they have in common."""
+"""`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of a data set will bite."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["datasets"]
 
-datasets = typer.Typer(short_help="Which benchmarks are here, how complete, and where to get them.")
+datasets = typer.Typer(
+    short_help="Which benchmarks are here, and a check of any data set before work.",
+    subcommand_metavar="[check NAME|FOLDER]",
+)
 
 
 @datasets.callback(invoke_without_command=True)
@@ -35,8 +38,11 @@ def look(
 
     `--overlaps` decodes every image that is found and compares pixels, whatever the files are called: exact copies,
     and apart from them near ones (saved anew, resized).
+
+    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what will bite.
     """
     if context.invoked_subcommand is not None:
+        _refuse_options(context, context.invoked_subcommand)
         return
     from dsu.survey import survey
     from dsu_cli.cache_reports import print_json
@@ -56,6 +62,88 @@ def look(
             out.print("\nWhere to get what is not complete", style="bold")
         for dataset, page in pages.items():  # no table: it would break addresses that are to be copied
             out.print(f"{dataset:<10} {page}")
+
+
+@datasets.command()
+def check(
+    dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or a folder of yours.")],
+    data_root: options.DataRoot = Path("data"),
+    images: options.Images = None,
+    masks: options.Masks = None,
+    foreground: options.Foreground = None,
+    hiera_size: Annotated[
+        int | None,
+        typer.Option("--hiera-size", help="The network's input, at which objects are looked for (default: 352)."),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", metavar="FILE", help="Draw pairs, odd ones and histograms, as a .png or .pdf."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing sheet.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables, with all names.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """What of a data set will bite, before any work: for a benchmark, or a folder of images and masks.
+
+    Every image and mask is read. Counts, sizes, kinds of files, how they and the masks are read, foreground; then what
+    was found, the worst first: it *will stop* training, *will hurt* it, or is *good to know*.
+
+    Nothing is written but `--sheet FILE`.
+
+    Exit status: 1 where something will stop `dsu` from training, 2 where images and masks cannot be told apart, else 0.
+    """
+    from dsu.architecture import build_architecture
+    from dsu.checkup import check_dataset
+    from dsu_cli.cache_reports import print_json
+    from dsu_cli.checkup_report import checkup_report
+    from dsu_cli.console import ConsoleProgress, out, say
+
+    progress = ConsoleProgress(quiet=quiet)
+    if sheet is not None:
+        _new_sheet(sheet, overwrite=overwrite)
+    found = check_dataset(
+        dataset,
+        data_root,
+        images=images,
+        masks=masks,
+        foreground=foreground or None,
+        side=build_architecture(hiera_size=hiera_size).hiera_size,
+        progress=progress,
+    )
+    if json:
+        print_json(found.to_json())
+    else:
+        out.print(checkup_report(found))
+    if sheet is not None:
+        from dsu.checkup.sheet import draw_sheet
+
+        draw_sheet(found, sheet, progress)
+        if not quiet:
+            say(f"Drawn: {sheet}")
+    if found.stops:
+        raise typer.Exit(1)
+
+
+def _refuse_options(context: typer.Context, command: str) -> None:
+    """Options before a command's name would be lost without a word."""
+    from dsu.errors import UsageError
+
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} stands before {command}: write it behind, `dsu datasets {command} ... {option}`."
+            )
+
+
+def _new_sheet(path: Path, *, overwrite: bool) -> None:
+    """Before minutes of work: that it can be drawn, and that nothing stands there."""
+    from dsu.sheets import page_files
+    from dsu_cli.parsing import new_file
+
+    page_files(path, 1)
+    new_file("--sheet", path, overwrite=overwrite)
 
 
 def _overlaps(states: Sequence["SplitState"], *, json: bool, quiet: bool) -> None:

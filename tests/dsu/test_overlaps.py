@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from dsu.datasets import find_dataset
-from dsu.overlaps import NEAR, Overlaps, find_overlaps
+from dsu.overlaps import NEAR, ImageSignature, Overlaps, copies, find_overlaps
 from dsu.pairing import Split
 from dsu.survey import survey
 
@@ -80,6 +80,12 @@ def test_an_unreadable_image_is_named_and_the_rest_is_compared(tmp_path: Path) -
     assert names(found)[0] == {("a", "x")}
     [line] = found.broken
     assert "b.png" in line and found.images["DUTS-TR"] == 1
+
+
+def test_copies_are_grouped_by_their_pixels_in_their_order() -> None:
+    seeds = [3, 1, 2, 1, 3, 4, 1]
+    images = [ImageSignature.of(picture(seed), "mine", str(at), Path(f"{at}.png")) for at, seed in enumerate(seeds)]
+    assert [[image.name for image in group] for group in copies(images)] == [["0", "4"], ["1", "3", "6"]]
 
 
 def test_there_may_be_nothing_to_compare(tmp_path: Path) -> None:

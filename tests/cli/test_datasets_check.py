@@ -1,0 +1,111 @@
+"""`dsu datasets check`: a page of what will bite, before any work."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import Dsu
+
+
+@pytest.fixture
+def folder(drawn: Path, tmp_path: Path) -> Path:
+    """A folder of one's own with a file that is none, a mask that is black and one that is lost."""
+    mine = tmp_path / "tiles"
+    for inner in ("images", "masks"):
+        shutil.copytree(drawn / "train" / inner, mine / inner)
+    first, second, third, *_ = sorted((mine / "images").iterdir())
+    first.write_text("no image")
+    mask = mine / "masks" / f"{second.stem}.png"
+    Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
+    third.unlink()
+    return mine
+
+
+def test_a_page_says_what_is_there_and_what_will_bite(dsu: Dsu, folder: Path) -> None:
+    said = dsu("datasets", "check", "tiles").output
+    first, second, third, *_ = sorted(path.stem for path in (folder / "masks").iterdir())
+    figures, rest = said.split("\nfiles ", 1)
+    files, bites = rest.split("What will bite")
+    for line in ("pairs 11", "unreadable files 1", "masks without an image 1", "masks without foreground 1"):
+        assert line in " ".join(figures.split()), line
+    assert "grey levels" in files and "PNG" in files
+    hurts = [line for line in bites.splitlines() if line.startswith("will hurt")]
+    known = [line for line in bites.splitlines() if line.startswith("good to know")]
+    assert any(first in line and "cannot be read: 1" in line for line in hurts)
+    assert any("without foreground: 1" in line and second in line for line in known)
+    assert any(third in line and "without an image: 1" in line for line in known)
+    assert "will stop" not in said and bites.index("will hurt") < bites.index("good to know")
+    assert "reading tiles" in said and "masks/s" in said
+
+
+def test_json_has_all_names_and_nothing_else_is_printed(dsu: Dsu, folder: Path) -> None:
+    found = json.loads(dsu("datasets", "check", folder, "--json", "--quiet").output)
+    assert found["stops"] is False and found["input_size"] == 352
+    [split] = found["splits"]
+    assert split["pairs"] == 11 and split["unreadable"] == 1 and split["reading"]["labels"] is False
+    by_key = {one["key"]: one for one in found["findings"]}
+    assert by_key["unreadable"]["count"] == len(by_key["unreadable"]["names"]) == 1
+    assert {entry["what"] for entry in found["files"]} == {"images", "masks"}
+
+
+def test_benchmarks_are_checked_by_name(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+    for part, name in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
+        shutil.copytree(drawn / part, tmp_path / "data" / "DUTS" / name)
+    shutil.copy(
+        min((tmp_path / "data/DUTS/DUTS-TR/images").iterdir()), min((tmp_path / "data/DUTS/DUTS-TE/images").iterdir())
+    )
+    said = dsu("datasets", "check", "DUTS").output
+    assert "12 of 10,553" in said and "5 of 5,019" in said
+    assert "every pixel is in training, too: 1 (DUTS-TE " in said
+
+
+def test_status_1_only_where_training_stops(dsu: Dsu, folder: Path) -> None:
+    shutil.rmtree(folder / "masks")
+    said = dsu("datasets", "check", folder, exit_code=1).output
+    assert "will stop" in said and "--masks" in said
+    assert "There" not in dsu("datasets", "check", "nowhere", exit_code=2).output.split("error:")[0]
+
+
+def test_masks_of_one_value_are_told_and_named(dsu: Dsu, folder: Path) -> None:
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.where(np.asarray(Image.open(path)) > 127, np.uint8(2), np.uint8(1))).save(path)
+    said = dsu("datasets", "check", folder, exit_code=1).output
+    assert "--foreground VALUE" in said and "will stop" in said
+    said = dsu("datasets", "check", folder, "--foreground", 2).output
+    assert "foreground where 2" in said
+
+
+def test_a_sheet_is_drawn_if_asked_for_and_never_over_anything(dsu: Dsu, folder: Path) -> None:
+    dsu("datasets", "check", folder)
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiles"]
+    said = dsu("datasets", "check", folder, "--sheet", "look/sheet.png").output
+    assert "Drawn: look/sheet.png" in said
+    with Image.open("look/sheet.png") as sheet:
+        assert sheet.width > 2000
+    mask = max((folder / "masks").iterdir())
+    for taken in ("look/sheet.png", mask):
+        said = dsu("datasets", "check", folder, "--sheet", taken, exit_code=2).output
+        assert "stands already" in said and "reading" not in said
+    dsu("datasets", "check", folder, "--sheet", "look/sheet.png", "--overwrite")
+    assert "name a .png or a .pdf" in dsu("datasets", "check", folder, "--sheet", "a.txt", exit_code=2).output
+
+
+def test_the_size_at_which_objects_are_sought_is_the_networks(dsu: Dsu, folder: Path) -> None:
+    assert "objects lost at 128x128" in dsu("datasets", "check", folder, "--hiera-size", 128).output
+    assert "hiera_size" in dsu("datasets", "check", folder, "--hiera-size", 100, exit_code=2).output
+
+
+def test_options_that_stand_before_check_are_not_lost_in_silence(dsu: Dsu, folder: Path) -> None:
+    for option in (("--json",), ("--data-root", folder.parent)):
+        said = dsu("datasets", *option, "check", folder, exit_code=2).output
+        assert f"{option[0]} stands before check" in said
+
+
+def test_help_says_what_check_is_and_datasets_alone_still_lists(dsu: Dsu) -> None:
+    assert "[check NAME|FOLDER]" in dsu("datasets", "--help").output
+    said = " ".join(dsu("datasets", "check", "--help").output.split())
+    assert "Exit status: 1 where something will stop dsu from training" in said
+    assert "ECSSD" in dsu("datasets").output

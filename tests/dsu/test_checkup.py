@@ -1,0 +1,280 @@
+"""A check of a data set: every finding on a folder made for it (what is counted: `test_checkup_figures`)."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from own_folder import SIZE, Mask, boxed, check, finding, photo, plain, write
+from PIL import Image, ImageFilter
+
+from dsu.checkup import SEVERITIES, Finding, check_dataset
+from dsu.checkup.image_rules import FEW
+from dsu.checkup.set_rules import other_files
+from dsu.checkup.summary import summary
+from dsu.errors import UsageError
+
+
+def names(one: Finding) -> list[str]:
+    return [case.name for case in one.cases]
+
+
+def test_of_a_sound_folder_nothing_bad_is_said(tmp_path: Path) -> None:
+    found = check(write(tmp_path / "mine", plain(FEW)))
+    assert found.findings == () and not found.stops
+    few = check(write(tmp_path / "few", plain(FEW - 1)))
+    assert [(one.key, one.severity) for one in few.findings] == [("few", "will hurt")]
+
+
+def deep(image: Image.Image, factor: int) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * factor)
+
+
+def turned_by_exif(image: Image.Image, path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image.save(path, exif=exif)
+
+
+def specks(size: tuple[int, int]) -> NDArray[np.uint8]:
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[10:12, 10:12] = mask[-30:-28, -50:-48] = 255
+    return mask
+
+
+def shades() -> NDArray[np.uint8]:
+    """More values than a label map has, all below half of white."""
+    return np.random.default_rng(0).integers(40, 110, SIZE[::-1]).astype(np.uint8)
+
+
+ONE: Final[dict[str, tuple[Image.Image, Mask]]] = {
+    "flat": (Image.new("RGB", SIZE, (80, 81, 80)), boxed(255)),
+    "dim": (deep(photo(99), 16), boxed(255)),
+    "large": (photo(99, (2100, 600)), boxed(255, size=(2100, 600))),
+    "small": (photo(99, (120, 60)), boxed(255)[:60]),
+    "long": (photo(99, (300, 70)), boxed(255, size=(300, 70))),
+    "alpha": (photo(99).convert("RGBA"), boxed(255)),
+    "mask-turned": (photo(99), boxed(255).T),
+    "mask-shape": (photo(99), boxed(255)[:, :100]),
+    "mask-scaled": (photo(99, (240, 180)), boxed(255)),
+    "faint-masks": (photo(99), boxed(90)),
+    "empty-masks": (photo(99), boxed()),
+    "full-masks": (photo(99), boxed(ground=255)),
+    "grey-masks": (photo(99), np.where(boxed(255) > 0, np.uint8(255), shades())),
+    "vanishing": (photo(99, (1600, 1200)), specks((1600, 1200))),
+    "tiny": (photo(99, (352, 352)), specks((352, 352))),
+}
+"""A pair that makes a finding of this name, and no other, in a folder of sound ones."""
+
+BESIDE: Final = {"faint-masks": {"empty-masks"}}
+"""What else must be said of it."""
+
+SEVERE: Final = ("flat", "dim", "mask-turned", "mask-shape", "faint-masks", "full-masks", "vanishing")
+
+
+@pytest.mark.parametrize("key", ONE)
+def test_one_bad_pair_among_sound_ones_is_named(tmp_path: Path, key: str) -> None:
+    found = check(write(tmp_path / "mine", {**plain(5), "odd.png": ONE[key]}))
+    one = finding(found, key)
+    assert names(one) == ["odd"] and one.count == 1 and one.split == "mine"
+    assert one.severity == ("will hurt" if key in SEVERE else "good to know")
+    assert one.sentence().startswith(f"{one.what}: 1 (odd") and one.remedy.endswith(".")
+    assert not found.stops
+    concerned = {one.key for one in found.findings if "odd" in names(one)}
+    assert concerned == {key} | BESIDE.get(key, set())
+
+
+@pytest.mark.parametrize("key", ONE)
+def test_what_is_sound_is_not_called_odd(tmp_path: Path, key: str) -> None:
+    assert key not in {one.key for one in check(write(tmp_path / "mine", plain(5))).findings}
+
+
+def test_findings_come_by_severity(tmp_path: Path) -> None:
+    odd = {f"{key}.png": pair for key, pair in ONE.items()}
+    severities = [SEVERITIES.index(one.severity) for one in check(write(tmp_path / "mine", odd)).findings]
+    assert severities == sorted(severities) and len(set(severities)) == 2
+
+
+def test_objects_that_vanish_are_seen_at_the_size_asked_for(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", {**plain(2), "odd.png": ONE["vanishing"]})
+    lost = finding(check(folder), "vanishing")
+    assert "2 of 4 objects leave no pixel at 352x352" in lost.what and "become empty so: 1;" in lost.remedy
+    assert "vanishing" not in {one.key for one in check(folder, side=1024).findings}
+
+
+def test_one_mask_that_becomes_empty_hurts_among_many_objects(tmp_path: Path) -> None:
+    many = np.zeros((400, 400), np.uint8)
+    many.reshape(20, 20, 20, 20)[:, 5:15, :, 5:15] = 255
+    pairs = {"many.png": (photo(7, (400, 400)), many), "odd.png": ONE["vanishing"]}
+    lost = finding(check(write(tmp_path / "mine", pairs)), "vanishing")
+    assert lost.severity == "will hurt" and "2 of 402 objects" in lost.what
+    many[:2, :2] = 255
+    pairs = {"many.png": (photo(7, (1600, 1600)), np.kron(many, np.ones((4, 4), np.uint8)))}
+    pairs["many.png"][1][1500, 1599] = 255
+    lost = finding(check(write(tmp_path / "specks", pairs)), "vanishing")
+    assert lost.severity == "good to know" and "1 of 402 objects" in lost.what
+
+
+def test_a_black_image_of_16_bits_is_flat_and_nothing_else(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", {**plain(3), "odd.png": (deep(Image.new("L", SIZE, 7), 257), boxed(255))})
+    assert {one.key for one in check(folder).findings if "odd" in names(one)} == {"flat"}
+
+
+def test_soft_edges_are_no_grey_masks(tmp_path: Path) -> None:
+    soft = Image.fromarray(boxed(255, 255)).filter(ImageFilter.GaussianBlur(0.7))
+    found = check(write(tmp_path / "mine", {**plain(3), "soft.png": (photo(9), soft)}))
+    assert [one.key for one in found.findings] == ["few"] and summary(found.splits[0])["soft_masks"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_exif_is_seen_even_where_it_leaves_the_size(tmp_path: Path, suffix: str) -> None:
+    folder = write(tmp_path / "mine", plain(3))
+    turned_by_exif(photo(9), folder / "images" / f"odd{suffix}")
+    Image.fromarray(boxed(255)).save(folder / "masks" / "odd.png")
+    assert names(finding(check(folder), "turned")) == ["odd"]
+
+
+def test_what_does_not_pair_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", {**plain(3), "alone.png": (photo(8), None)})
+    Image.fromarray(boxed(255)).save(folder / "masks" / "lost.png")
+    found = check(folder)
+    assert names(finding(found, "images-without-mask")) == ["alone.png"]
+    assert names(finding(found, "masks-without-image")) == ["lost.png"]
+    assert finding(found, "masks-without-image").severity == "will hurt"
+    (folder / "images" / "alone.png").unlink()
+    assert finding(check(folder), "masks-without-image").severity == "good to know"
+
+
+def test_jpeg_masks_and_files_of_other_kinds_are_told(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", plain(3), kind=".jpg")
+    for name in ("images/a.heic", "images/b.HEIC", "labels.json", ".hidden.xml"):
+        (folder / name).write_text("")
+    found = check(folder)
+    assert finding(found, "jpeg-masks").count == 3
+    assert names(finding(found, "other-pictures")) == ["2 .heic"]
+    assert names(finding(found, "other-files")) == ["1 .json"]
+    assert other_files(folder) == {".heic": 2, ".json": 1}
+
+
+COLOURS: Final = np.stack([boxed(200, 0), boxed(0, 200), boxed()], axis=-1)
+
+LABELS: Final[dict[str, tuple[list[Mask], str | None, str]]] = {
+    "ones": ([boxed(1)], None, ""),
+    "several": ([boxed(1, 2)], "several-labels", "(1, 2)"),
+    "colours": ([Image.fromarray(COLOURS)], "several-labels", "(51200 (#00C800), 13107200 (#C80000))"),
+    "ignored": ([boxed(1, 2, 255)], "ignored-label", "--foreground 1 --foreground 2."),
+    "inverted": ([255 - boxed(255)], "inverted-masks", "invert the masks"),
+    "dark": ([boxed(255), shades()], "dark-masks", "--foreground VALUE"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_what_masks_mean_is_told_where_it_can_be_mistaken(tmp_path: Path, case: str) -> None:
+    masks, key, words = LABELS[case]
+    folder = write(
+        tmp_path / "mine", {f"{index}.png": (photo(index), mask) for index, mask in enumerate([*masks, *masks])}
+    )
+    found = check(folder)
+    about_masks = {"several-labels", "ignored-label", "inverted-masks", "dark-masks", "faint-masks"}
+    said = {one.key for one in found.findings} & about_masks - {"faint-masks"}
+    assert said == ({key} if key else set())
+    if key:
+        assert words in finding(found, key).sentence()
+
+
+def test_values_that_the_user_names_settle_it(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", {**plain(2), "odd.png": (photo(9), boxed(1, 2, 255))})
+    found = check(folder, foreground=[2])
+    assert not {"ignored-label", "several-labels", "faint-masks"} & {one.key for one in found.findings}
+    assert names(finding(found, "empty-masks")) == ["plain0", "plain1"]
+    assert finding(found, "empty-masks").severity == "will hurt"
+
+
+# ---- what stops ----
+
+
+def test_without_masks_there_is_no_training(tmp_path: Path) -> None:
+    found = check(write(tmp_path / "mine", {"a.png": (photo(1), None), "b.png": (photo(2), None)}))
+    assert found.stops and [one.key for one in found.findings] == ["no-masks"]
+
+
+def test_masks_that_leave_open_what_is_foreground_stop(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", {f"{index}.png": (photo(index), boxed(2, ground=1)) for index in range(3)})
+    found = check(folder)
+    assert found.stops and "--foreground VALUE" in finding(found, "unclear-masks").sentence()
+    assert summary(found.splits[0])["mask_values"].keys() == {"1", "2"}
+    assert not check(folder, foreground=[2]).stops
+    assert "no mask holds the value 7".upper() in finding(check(folder, foreground=[7]), "unclear-masks").remedy.upper()
+
+
+def test_a_folder_of_which_nothing_can_be_read_stops(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", plain(2))
+    for path in (folder / "images").iterdir():
+        path.write_text("no image")
+    found = check(folder)
+    assert found.stops and finding(found, "no-pairs").severity == "will stop"
+    assert finding(found, "unreadable").count == 2
+
+
+def test_test_images_alone_stop_but_a_benchmark_that_is_for_judging_does_not(tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "test", plain(2))
+    assert finding(check(tmp_path / "mine"), "no-training-split").severity == "will stop"
+    write(tmp_path / "ECSSD", plain(2))
+    found = check_dataset("ECSSD", tmp_path)
+    assert finding(found, "no-training-split").severity == "good to know" and not found.stops
+
+
+def test_a_folder_that_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a folder"):
+        check(tmp_path / "nowhere")
+
+
+# ---- copies ----
+
+
+def test_copies_are_found_within_a_split_and_across(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    write(folder / "train", {**plain(3), "again.bmp": (photo(1), boxed(255))})
+    write(
+        folder / "test", {**plain(2, start=50), "known.png": (photo(2), boxed(255)), "near.jpg": (photo(0), boxed(255))}
+    )
+    found = check(folder)
+    assert names(finding(found, "copies")) == ["again = plain1"]
+    assert names(finding(found, "leaks")) == ["mine-TE known = mine-TR plain2"]
+    assert names(finding(found, "near-leaks")) == ["mine-TE near = mine-TR plain0"]
+    assert "contradictions" not in {one.key for one in found.findings}
+
+
+def test_one_image_with_two_masks_contradicts_itself(tmp_path: Path) -> None:
+    pairs = {**plain(3), "again.png": (photo(1), boxed(0, 255)), "same.png": (photo(2), boxed(255))}
+    assert names(finding(check(write(tmp_path / "mine", pairs)), "contradictions")) == ["again = plain1"]
+
+
+def test_a_crowd_of_copies_makes_a_short_sentence(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", {f"{index}.png": (photo(0), boxed(255)) for index in range(9)})
+    assert names(finding(check(folder), "copies")) == ["0 = 1 = 2 = 3 = ... (9 in all)"]
+
+
+# ---- real data ----
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "pairs", "empty", "keys"),
+    [
+        ("MT_Blowhole", 115, 0, {"tiny"}),
+        ("MT_Break", 85, 0, {"vanishing", "grey-masks"}),
+        ("MT_Uneven", 103, 4, {"vanishing", "empty-masks", "tiny", "grey-masks"}),
+    ],
+)
+def test_of_real_defects(real_data: Path, name: str, pairs: int, empty: int, keys: set[str]) -> None:
+    found = check_dataset(f"MagneticTile/{name}", real_data)
+    row = summary(found.splits[0])
+    assert (row["pairs"], row["empty_masks"], row["masks_read_as"]) == (pairs, empty, "grey levels")
+    assert {one.key for one in found.findings} == keys and not found.stops
+
+
+@pytest.mark.data
+def test_of_real_photographs_nothing_bad_is_said(real_data: Path) -> None:
+    assert check_dataset("CAMO", real_data).findings == ()
