@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from dsu.stores import SourceFolder, find_stores, load_encoders
 from dsu.tiles import Tiling, tiled
 from dsu.views import FLIPPED_WHEN_READ, extra_of, place_of
 
-__all__ = ["CachePlan", "batch_size_for", "cache_features", "extract"]
+__all__ = ["CachePlan", "cache_features", "extract"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ def cache_features(
     check_points(architecture, settings.levels)
     splits = find_dataset(dataset, data_root, images, masks)
     runtime = choose_runtime(device, precision)
-    settings = replace(settings, batch_size=settings.batch_size or batch_size_for(runtime))
     maps = set(settings.levels) & set(map_names(architecture))
     try:
         hiera, dino, digests = load_encoders(
@@ -113,11 +112,6 @@ def cache_features(
     for work in plan.splits:
         extract(work, network, runtime, progress)
     return plan
-
-
-def batch_size_for(runtime: Runtime) -> int:
-    """Samples that the encoders see at once: enough to fill a card; a CPU's caches hold no more than a few."""
-    return 32 if runtime.device.type == "cuda" else 8
 
 
 def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: Progress = SILENT) -> None:
@@ -219,7 +213,7 @@ class _Extraction:
             advance(len(names))
             return found
         found |= {name: [] for name in encoded}
-        size = self.plan.settings.batch_size or batch_size_for(self.runtime)
+        size = self.plan.batch_size
         for start in range(0, len(names), size):
             ready = batch.part(start, start + size, view).to(self.runtime.device).flipped()
             with self.runtime.autocast():

@@ -27,7 +27,7 @@ from dsu.stores import (
 from dsu.views import ALL_FLIPS, FLIPPED_WHEN_READ, UNFLIPPED, Views, extra_of, place_of, places_of
 from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
 
-__all__ = ["DEFAULT_LEVELS", "ExtractionPlan", "ExtractionSettings", "plan_extraction"]
+__all__ = ["DEFAULT_LEVELS", "ExtractionPlan", "ExtractionSettings", "batch_size_for", "plan_extraction"]
 
 DEFAULT_LEVELS = ("V", "S1", "S2", "S3", "S4")
 
@@ -76,6 +76,7 @@ class ExtractionPlan:
     drift: tuple[str, ...]
     settings: ExtractionSettings
     architecture: Architecture
+    batch_size: int
     todo: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
     """Shard to the (array, view) that it lacks."""
 
@@ -143,6 +144,7 @@ def plan_extraction(
         "encoders": {**(encoders_of(store) if store else {}), **digests},
         "random": random,
     }
+    batch_size = settings.batch_size or batch_size_for(runtime)
     if store is None:
         store = Store.create(path, attributes, compressor=settings.compressor)
     wanted = {
@@ -153,7 +155,7 @@ def plan_extraction(
             stored=settings.stored,
             runtime=runtime,
             digests=digests,
-            batch_size=settings.batch_size or 0,
+            batch_size=batch_size,
         )
         for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.levels))
     }
@@ -164,12 +166,17 @@ def plan_extraction(
         if manifest != store.manifest:
             store.set_manifest(manifest)
         _add_arrays(store, wanted, settings, architecture)
-    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, architecture)
+    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, architecture, batch_size)
     for name in wanted:
         for view in settings.views_of(name, split.kind, architecture):
             for missing in store.missing(name, [place_of(name, view)]):
                 plan.todo.setdefault(missing.shard, []).append((name, view))
     return plan
+
+
+def batch_size_for(runtime: Runtime) -> int:
+    """Samples that the encoders see at once: enough to fill a card; a CPU's caches hold no more than a few."""
+    return 32 if runtime.device.type == "cuda" else 8
 
 
 def _check_owner(store: Store, source: SourceFolder) -> None:

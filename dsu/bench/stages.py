@@ -15,8 +15,8 @@ from dsu.bench.drawn import images
 from dsu.bench.timing import ratio, take_turns, wait_for
 from dsu.datasets import find_dataset
 from dsu.evaluation import Case, evaluate
-from dsu.extraction import batch_size_for, extract
-from dsu.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, plan_extraction
+from dsu.extraction import extract
+from dsu.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, batch_size_for, plan_extraction
 from dsu.images import read_mask
 from dsu.meters import Meters
 from dsu.network.network import DSUNet, normalize_pixels
@@ -85,13 +85,13 @@ def measure_stages(
     progress: Progress = SILENT,
 ) -> StageRow:
     """One pass each over `count` drawn images; stores and masks go below the folder `below` and away again."""
-    settings = ExtractionSettings(views=UNFLIPPED, batch_size=batch_size_for(runtime))
+    settings = ExtractionSettings(views=UNFLIPPED)
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
         data, features = Path(folder) / "data", Path(folder) / "features"
         draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
         network = runtime.place(DSUNet(architecture, hiera, dino, torch.float16).eval())
-        bare = _bare(network, runtime, settings.batch_size or 1, count, progress)
+        bare = _bare(network, runtime, batch_size_for(runtime), count, progress)
         split = next(split for split in find_dataset(str(data), data) if split.kind == "train")
         source = SourceFolder.of(split, str(data), data, None, None)
         digests = {"hiera": "bench", "dino": "bench"}
