@@ -1,6 +1,6 @@
 """Predicted maps against ground truth: the paper's metrics (its section IV-B), computed by pysodmetrics.
 
-No formula here is our own. In the order of `METRICS`:
+No formula of `METRICS` is our own. In their order:
 
 * S: structure measure, alpha 0.5 (arXiv 1708.00786).
 * F_adaptive, F_mean, F_max: F-measure, beta^2 0.3 (Achanta et al., CVPR 2009). Adaptive cuts each map at
@@ -20,9 +20,11 @@ foreground in F_adaptive and E_adaptive, and E divides by one pixel less than th
 score just over 1. A third is mended here: S of an object that lies within the last row or column is
 NaN, and with it the whole set's.
 
-An empty ground truth is legal. There S is 1 - mean(map), MAE is mean(map), E is the share of pixels left
-background (so 0 for E_adaptive of an all-black map), and every F, IoU and Dice is 0 whatever was predicted.
-Sets with many empty masks are best read by S, E_mean and MAE.
+An empty ground truth, one without a foreground pixel, is legal. There S is 1 - mean(map), MAE is mean(map) and E
+is the share of pixels left background: S, E_mean, E_max and MAE are right, of maps that were not normalised. Every
+F, IoU and Dice is 0 there whatever was predicted, and E_adaptive is 0 for the all-black map, which is the perfect
+one. So sets that have such images get, beside the figures over all images, `object_metrics`, the same over the
+images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.image_level`).
 
 Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 
@@ -45,17 +47,17 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from dsu.cases import Case, match, match_folders, named_images, read_case
 from dsu.errors import DsuError, UsageError
-from dsu.images import IMAGE_SUFFIXES, read_mask
+from dsu.figures import IMAGE_LEVEL, METRICS, MINMAX
+from dsu.image_level import ImageLevel
 from dsu.masks import MaskFacts, MaskReading, choose_reading, examine_mask
-from dsu.meters import METRICS, Meters
+from dsu.meters import Meters
 from dsu.progress import SILENT, Progress
 
 __all__ = [
@@ -75,26 +77,23 @@ _IMAGES_WORTH_A_PROCESS: Final = 64
 
 
 @dataclass(frozen=True)
-class Case:
-    """One predicted map and its ground truth; `name` is what errors and per-image tables call it.
-
-    `image` is what was segmented, where that is known: it is shown to people, and no figure depends on it.
-    """
-
-    name: str
-    prediction: Path
-    truth: Path
-    image: Path | None = None
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """What one set scored.
 
-    `metrics` maps each of `METRICS`, in that order, to the set's figure. `per_image` has a row a case, in
-    the order given: its name and what exists for a single image. `curves` holds precision, recall, F and E,
-    each (256,), averaged over images; entry k is for the pixels of at least 255 - k. `conventions` says in
-    words what the figures rest on; `cases`, `normalize` and `reading` are what was judged, and how.
+    Attributes:
+        metrics: Each of `METRICS`, in that order, with the set's figure.
+        images: How many were judged.
+        per_image: A row a case, in the order given: its "name", what of the metrics exists for a single image,
+            its "response" in [0, 1] and whether its ground truth is "empty".
+        curves: Precision, recall, F and E, each (256,), averaged over images; entry k is for the pixels of at
+            least 255 - k.
+        conventions: What the figures rest on, in words.
+        cases: What was judged.
+        normalize: Whether each map was stretched first.
+        reading: How the ground truths were read.
+        object_metrics: `METRICS` over the images with an object alone; nothing where no image has one.
+        image_level: The images' responses and what follows from them.
+        missing: How many more ground truths the set has, without a prediction and so in no figure.
     """
 
     metrics: dict[str, float]
@@ -105,6 +104,9 @@ class Evaluation:
     cases: tuple[Case, ...]
     normalize: bool
     reading: MaskReading
+    object_metrics: dict[str, float]
+    image_level: ImageLevel
+    missing: int = 0
 
 
 def evaluate(
@@ -151,92 +153,19 @@ def evaluate(
                 meters.extend(measured)
                 task.advance(len(chunk))
     metrics, curves = meters.averages()
+    image_level = meters.image_level
     return Evaluation(
         metrics=metrics,
         images=len(cases),
         per_image=meters.per_image([case.name for case in cases]),
         curves=curves,
-        conventions=_conventions(normalize, resize, reading),
+        conventions=_conventions(normalize, resize, reading) | _conventions_of_empties(image_level),
         cases=tuple(cases),
         normalize=normalize,
         reading=reading,
+        object_metrics=_object_metrics(metrics, meters),
+        image_level=image_level,
     )
-
-
-def match_folders(predictions: Path, truth: Path) -> tuple[list[Case], list[str], list[str]]:
-    """Pair the images of two folders by path without suffix, subfolders included.
-
-    Returns:
-        The cases; the names of ground truths without a prediction; the names of predictions without a ground
-        truth. All in the order of their paths.
-
-    Raises:
-        UsageError: A folder that is absent or has no images.
-        DsuError: Two files of one folder that differ in suffix only.
-    """
-    return match(predictions, named_images(truth).items())
-
-
-def match(predictions: Path, truths: Iterable[tuple[str, Path]]) -> tuple[list[Case], list[str], list[str]]:
-    """Pair a folder of predictions with named masks, as `match_folders` does, in the order of `truths`.
-
-    A name is a prediction's path inside its folder, without suffix: `val/0001` finds `val/0001.png`.
-    """
-    found = named_images(predictions)
-    wanted = dict(truths)
-    cases = [Case(name, found[name], mask) for name, mask in wanted.items() if name in found]
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    return cases, missing, extra
-
-
-def named_images(folder: Path) -> dict[str, Path]:
-    """Index a folder's images, hidden ones left out, by path without suffix, in order.
-
-    Raises:
-        UsageError: A folder that is absent or has no images.
-        DsuError: Two files that differ in suffix only.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: name the one that holds the images.")
-    named: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inside.parts):
-            continue
-        if path.is_dir():
-            continue
-        name = inside.with_suffix("").as_posix()
-        if name in named:
-            raise DsuError(
-                f"{named[name]} and {path} have one name: keep one of them, so that it is plain which counts."
-            )
-        named[name] = path
-    if not named:
-        raise UsageError(
-            f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): name the folder that holds them."
-        )
-    return named
-
-
-def read_case(case: Case, reading: MaskReading, *, resize: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read one pair, prediction and ground truth, both uint8 (H, W) of the ground truth's size.
-
-    Raises:
-        DsuError: A file that cannot be read, or different sizes without `resize`.
-    """
-    prediction, truth = read_mask(case.prediction), reading.read(case.truth)
-    if prediction.shape == truth.shape:
-        return prediction, truth
-    height, width = truth.shape
-    if not resize:
-        raise DsuError(
-            f"the prediction {case.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and "
-            f"its ground truth {case.truth} {width}x{height}: predict at the images' own size, or bring "
-            "predictions to their masks' size with --resize."
-        )
-    resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized), truth
 
 
 def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
@@ -248,6 +177,12 @@ def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: M
     for case in cases:
         meters.step(*read_case(case, reading, resize=resize), normalize=normalize)
     return meters
+
+
+def _object_metrics(metrics: dict[str, float], meters: Meters) -> dict[str, float]:
+    if not meters.image_level.without_object:
+        return dict(metrics)
+    return meters.with_object().averages()[0] if meters.image_level.with_object else {}
 
 
 def _workers(asked: int | None, images: int) -> int:
@@ -287,10 +222,20 @@ def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[st
         )
     return {
         "ground truth": truth,
-        "map": "min-max normalised, image by image" if normalize else "value / 255, not normalised",
+        "map": MINMAX if normalize else "value / 255, not normalised",
         "other sizes": "map resized bilinearly to its mask" if resize else "refused",
         "S": "alpha 0.5",
         "F": "beta^2 0.3 (weighted: 1); mean and max of the averaged curve",
         "IoU, Dice": "map > 0.5, averaged over images",
         "library": f"pysodmetrics {version('pysodmetrics')}",
+    }
+
+
+def _conventions_of_empties(found: ImageLevel) -> dict[str, str]:
+    """What is said only where there are images without an object; `dsu.image_level` says it at length."""
+    if not found.without_object:
+        return {}
+    return {
+        ", ".join(IMAGE_LEVEL): "of each map's largest value / 255, never normalised; alarm from 0.5 (128 of 255)",
+        "with an object": "over those images alone; on the others F, IoU and Dice are 0 whatever is predicted",
     }

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from dsu.datasets import Split, find_dataset, is_benchmark
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation import Case, match, match_folders, named_images
 from dsu.folders import unwrapped
+from dsu.heads import HEAD_FILE
 from dsu.images import printable
 from dsu.pairing import Pair, image_and_mask_folders
 from dsu.prediction import RECORD_FILE
+from dsu.progress import counted
 from dsu.stores import SourceFolder
 
-__all__ = ["JudgedSet", "find_judged_sets", "name_runs", "newest_predictions"]
+__all__ = ["JudgedSet", "find_judged_sets", "name_runs", "newest_predictions", "unjudged"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,50 @@ class JudgedSet:
     minmax: bool
 
 
-def newest_predictions(runs: Path = Path("runs")) -> Path:
-    """The folder that was predicted into last. Raises `UsageError` where there is none."""
-    found = sorted(runs.glob(f"*/predictions/{RECORD_FILE}"), key=lambda path: path.stat().st_mtime)
+def newest_predictions(runs: Path = Path("runs"), *, with_truth: bool = False) -> Path:
+    """The folder that was predicted into last.
+
+    Raises `UsageError` where there is none, where another run was trained since, or `with_truth` where only older
+    ones hold a set with known ground truth: what an older run scores must not be taken for what the newest does.
+    """
+    found = _newest_first(runs.glob(f"*/predictions/{RECORD_FILE}"))
     if not found:
         raise UsageError(f"There are no predictions below {runs}/: run `dsu predict`, or give --predictions DIR.")
-    return found[-1].parent
+    newest, *older = (record.parent for record in found)
+    head = next(iter(_newest_first(runs.glob(f"*/{HEAD_FILE}"))), None)
+    if head is not None and head.parent != newest.parent and head.stat().st_mtime > found[0].stat().st_mtime:
+        raise UsageError(
+            f"The newest run, {head.parent}, is not predicted with yet: run `dsu predict`, or give --predictions "
+            f"{newest.parent} for the newest predictions there are."
+        )
+    if with_truth and not _has_truth(newest):
+        judged = next(filter(_has_truth, older), None)
+        if judged is not None:
+            raise UsageError(
+                f"The newest predictions, {newest}, are of no set with known ground truth: predict a data set, or give "
+                f"--truth DIR, or --predictions {judged.parent} for the newest that are."
+            )
+    return newest
+
+
+def unjudged(predictions: Path) -> list[str]:
+    """What `dsu predict` wrote into a folder without knowing a ground truth, in words: folders, and single files."""
+    return [
+        f"{name or 'files given one by one'} ({counted(len(how['names']), 'images')})"
+        for name, how in _read_record(predictions).items()
+        if how["source"] is None and not is_benchmark(name)
+    ]
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _has_truth(predictions: Path) -> bool:
+    try:
+        return bool(_sets_in(predictions, _read_record(predictions)))
+    except DsuError:  # damaged, or pictures: whoever judges it is told
+        return False
 
 
 def name_runs(folders: Sequence[Path]) -> dict[str, Path]:

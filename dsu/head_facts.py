@@ -9,8 +9,10 @@ from typing import Any, Final
 from safetensors import safe_open
 
 from dsu.encoders.weights import Source, published_source
+from dsu.figures import MINMAX
 from dsu.heads import HeadInfo, read_head_info
 from dsu.images import file_sha256
+from dsu.paper import incomparable
 from dsu.prediction import RECORD_FILE
 
 __all__ = ["EncoderFacts", "HeadFacts", "evaluated_metrics", "head_facts"]
@@ -133,7 +135,10 @@ def head_facts(path: Path) -> HeadFacts:
 
 
 def evaluated_metrics(head: Path) -> dict[str, dict[str, Any]]:
-    """What `dsu eval` wrote of the predictions in a head's run folder: metrics, `images` and `conventions`, by set.
+    """What `dsu eval` wrote of the predictions in a head's run folder, by set.
+
+    Of each set its figures, `images`, `conventions`, where there are any `images_without_object` and `missing` ones
+    (without a prediction), and where it is not to be held against the published figures `not_comparable`: why.
 
     Nothing where nothing was judged, or where the predictions are pictures, cut at a threshold or of another head.
     """
@@ -142,17 +147,20 @@ def evaluated_metrics(head: Path) -> dict[str, dict[str, Any]]:
         record = json.loads((folder / RECORD_FILE).read_text())
         judged = json.loads((folder / "metrics.json").read_text())
         mine = record["head_sha256"] == file_sha256(head) and record["kind"] == "mask" and record["threshold"] is None
-        return {
-            name: {
-                **{metric: float(figure) for metric, figure in found.items() if isinstance(figure, int | float)},
-                "images": int(found["images"]),
-                "conventions": dict(found["conventions"]),
-            }
-            for name, found in judged.items()
-            if mine and name in record["sets"]
-        }
+        return {name: _judged(name, found) for name, found in judged.items() if mine and name in record["sets"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not as dsu writes them
         return {}
+
+
+def _judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    conventions = dict(found["conventions"])
+    remark = incomparable(name, int(found["images"]), minmax=conventions.get("map") == MINMAX)
+    return {
+        **{figure: float(value) for figure, value in found.items() if isinstance(value, int | float)},
+        **{count: int(found[count]) for count in ("images", "images_without_object", "missing") if count in found},
+        "conventions": conventions,
+        **({"not_comparable": remark} if remark else {}),
+    }
 
 
 def _encoders(info: HeadInfo) -> tuple[EncoderFacts, ...]:

@@ -1,30 +1,16 @@
 """pysodmetrics' accumulators, fed together; what they measure is described in `dsu.evaluation`."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import py_sod_metrics as sod
 from numpy.typing import NDArray
 
+from dsu.figures import METRICS, PER_IMAGE
+from dsu.image_level import ImageLevel
+
 __all__ = ["METRICS", "PER_IMAGE", "Meters", "StructureMeasure"]
-
-METRICS: Final = (
-    "S",
-    "F_adaptive",
-    "F_mean",
-    "F_max",
-    "F_weighted",
-    "E_adaptive",
-    "E_mean",
-    "E_max",
-    "MAE",
-    "IoU",
-    "Dice",
-)
-
-# What is one number an image; the mean and max of F and E exist for a set's averaged curve only.
-PER_IMAGE: Final = ("S", "F_adaptive", "F_weighted", "E_adaptive", "MAE", "IoU", "Dice")
 
 
 class StructureMeasure(sod.Smeasure):  # type: ignore[misc]  # the library has no types
@@ -54,12 +40,29 @@ class Meters:
             "Dice": sod.DICEHandler(with_dynamic=False, with_adaptive=False, with_binary=True),
         }
         self.f = sod.FmeasureV2(self.handlers)
+        self.responses: list[float] = []
+        self.empty: list[bool] = []
 
     def step(self, prediction: NDArray[np.uint8], truth: NDArray[np.uint8], *, normalize: bool) -> None:
         """Measure one pair, both (H, W)."""
         pair = (prediction, truth) if normalize else (prediction / 255, truth > 128)
         for meter in (self.s, self.weighted, self.e, self.mae, self.f):
             meter.step(*pair, normalize=normalize)
+        # Of the map as it is, whatever `normalize` says: see `dsu.image_level`.
+        self.responses.append(float(prediction.max()) / 255)
+        self.empty.append(not (truth > 128).any())
+
+    @property
+    def image_level(self) -> ImageLevel:
+        """Every image's response, and whether its ground truth is empty."""
+        return ImageLevel(tuple(self.responses), tuple(self.empty))
+
+    def with_object(self) -> "Meters":
+        """What was measured of the images with an object alone."""
+        chosen = Meters()
+        for some, every in zip(chosen._lists().values(), self._lists().values(), strict=True):
+            some.extend(item for item, empty in zip(every, self.empty, strict=True) if not empty)
+        return chosen
 
     def extend(self, later: "Meters") -> None:
         """Append what another process measured, as if it had been measured here."""
@@ -67,10 +70,15 @@ class Meters:
             mine.extend(others)
 
     def per_image(self, names: Sequence[str]) -> list[dict[str, str | float]]:
-        """A row an image: its name and `PER_IMAGE`."""
+        """A row an image: its name, `PER_IMAGE`, its response and whether its ground truth is empty."""
         lists = self._lists()
         return [
-            {"name": name, **{metric: float(lists[metric][row]) for metric in PER_IMAGE}}
+            {
+                "name": name,
+                **{metric: float(lists[metric][row]) for metric in PER_IMAGE},
+                "response": self.responses[row],
+                "empty": self.empty[row],
+            }
             for row, name in enumerate(names)
         ]
 
@@ -100,7 +108,7 @@ class Meters:
         return {metric: float(figures[metric]) for metric in METRICS}, curves
 
     def _lists(self) -> dict[str, list[Any]]:
-        """The library's own lists, with an entry an image: numbers, and curves (256,)."""
+        """The library's own lists and ours, with an entry an image: numbers, truth values, and curves (256,)."""
         return {
             "S": self.s.sms,
             "F_adaptive": self.handlers["F"].adaptive_results,
@@ -113,4 +121,6 @@ class Meters:
             "precision": self.handlers["precision"].dynamic_results,
             "recall": self.handlers["recall"].dynamic_results,
             "E": self.e.changeable_ems,
+            "response": self.responses,
+            "empty": self.empty,
         }

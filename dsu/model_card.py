@@ -1,17 +1,17 @@
 """A head as a folder that the Hugging Face hub takes: the head, its settings as JSON, and a model card."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Final
 
 from dsu.benchmarks import COD_TEST, PAGES
+from dsu.card_metrics import eval_results, metrics_section
 from dsu.errors import UsageError
 from dsu.files import make_folder, write_durably
 from dsu.head_facts import HeadFacts, head_facts
 from dsu.heads import CONFIG_FILE, HEAD_FILE, HeadInfo, head_bytes, load_head
 from dsu.hub import is_repository
-from dsu.meters import METRICS
+from dsu.progress import counted
 
 __all__ = ["CARD_FILE", "export_folder", "model_card", "public_info"]
 
@@ -19,20 +19,6 @@ CARD_FILE: Final = "README.md"
 
 _PUBLIC: Final = ("split", "dataset", "kind", "benchmark")
 """What is told of the data set: not where its images lie, nor what those that were held out are called."""
-
-_METRIC_NAMES: Final = {
-    "S": "S-measure",
-    "F_adaptive": "F-measure, adaptive",
-    "F_mean": "F-measure, mean",
-    "F_max": "F-measure, maximum",
-    "F_weighted": "F-measure, weighted",
-    "E_adaptive": "E-measure, adaptive",
-    "E_mean": "E-measure, mean",
-    "E_max": "E-measure, maximum",
-    "MAE": "mean absolute error",
-    "IoU": "intersection over union",
-    "Dice": "Dice",
-}
 
 _CITATION: Final = """```bibtex
 @misc{xu2025dsunet,
@@ -113,7 +99,7 @@ def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:
         f"## How to use\n\n{_how_to_use(name)}",
         f"## Data\n\n{_data(facts)}",
         f"## Settings\n\n{_settings(facts)}",
-        f"## Metrics\n\n{_metrics(facts)}",
+        f"## Metrics\n\n{metrics_section(facts)}",
         f"## Encoders\n\n{_encoders(facts)}",
         f"## Limits\n\n{_limits(facts)}",
         f"## How it was made\n\n{_how_it_was_made(facts)}",
@@ -139,14 +125,9 @@ def _config(facts: HeadFacts, public: HeadInfo) -> dict[str, Any]:
 
 
 def _front_matter(facts: HeadFacts, name: str, licence: str) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    results = [
-        EvalResult("image-segmentation", dataset.lower(), dataset, metric, figure, metric_name=_METRIC_NAMES[metric])
-        for dataset, found in _judged(facts).items()
-        for metric, figure in found.items()
-        if metric in METRICS
-    ]
+    results = eval_results(facts)
     repositories = [encoder.source.repository for encoder in facts.encoders if encoder.source]
     card = ModelCardData(
         license=licence,
@@ -155,21 +136,13 @@ def _front_matter(facts: HeadFacts, name: str, licence: str) -> str:
         tags=["dsu", "dsu-net", "image-segmentation", "sam2", "dinov2", *_task_tags(facts)],
         base_model=repositories or None,
         datasets=[str(facts.info.dataset.get("dataset", facts.data_name))] if facts.benchmark else None,
-        metrics=sorted({metric for found in _judged(facts).values() for metric in found if metric in METRICS}) or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
         model_name=name.rpartition("/")[2] if results else None,
     )
     if repositories:
         card["base_model_relation"] = "adapter"
     return card.to_yaml().strip()
-
-
-def _judged(facts: HeadFacts) -> dict[str, dict[str, Any]]:
-    """By set, what `dsu eval` found; else what training found on the held-out share."""
-    if facts.evaluated:
-        return facts.evaluated
-    found = facts.held_out_metrics
-    return {f"{facts.data_name}, held-out share": found} if found and facts.data_name else {}
 
 
 def _task_tags(facts: HeadFacts) -> list[str]:
@@ -203,7 +176,8 @@ def _data(facts: HeadFacts) -> str:
         return "Not noted in the head."
     page = PAGES.get(str(facts.info.dataset.get("dataset")))
     where = f"the training split of a public benchmark ({page})" if facts.benchmark and page else "its maker's own data"
-    held = f" {facts.held_out:,} images were held out to validate on." if facts.held_out else ""
+    were = "was" if facts.held_out == 1 else "were"
+    held = f" {counted(facts.held_out, 'images')} {were} held out to validate on." if facts.held_out else ""
     return f"{facts.data_name}, {where}.{held} No image is in this repository."
 
 
@@ -219,28 +193,6 @@ def _settings(facts: HeadFacts) -> str:
         rows.append(("ablation", f"{architecture.ablation} of the paper's Tables VII and VIII"))
     rows += facts.recipe.items()
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
-
-
-def _metrics(facts: HeadFacts) -> str:
-    parts = []
-    if facts.evaluated:
-        sets = list(facts.evaluated)
-        lines = [f"| | {' | '.join(sets)} |", f"|---|{'---:|' * len(sets)}"]
-        for metric in METRICS:
-            arrow = "lower" if metric == "MAE" else "higher"
-            figures = " | ".join(f"{facts.evaluated[name].get(metric, math.nan):.4f}" for name in sets)
-            lines.append(f"| {_METRIC_NAMES[metric]} ({arrow} is better) | {figures} |")
-        lines.append(f"| images | {' | '.join(format(facts.evaluated[name]['images'], ',') for name in sets)} |")
-        conventions = facts.evaluated[sets[0]]["conventions"]
-        said = "; ".join(f"{what}: {how}" for what, how in conventions.items())
-        parts += ["\n".join(lines), f"By `dsu eval`, so: {said}."]
-    if facts.held_out_metrics:
-        figures = ", ".join(f"{key} {value:.4f}" for key, value in facts.held_out_metrics.items())
-        parts.append(
-            f"On the held-out share, at the network's own size, after epoch {facts.info.epoch}: {figures}. These "
-            f"images took part in choosing the state if the best one was kept, so they flatter it."
-        )
-    return "\n\n".join(parts) or "None were measured before it was exported."
 
 
 def _encoders(facts: HeadFacts) -> str:

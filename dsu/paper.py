@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["IMAGES", "TABLES", "Row", "Table", "ablations", "published"]
+from dsu.progress import counted
+
+__all__ = ["IMAGES", "TABLES", "Row", "Table", "ablations", "incomparable", "judged_in_part", "published"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,27 @@ def published(set_name: str) -> tuple[Row, ...]:
 def ablations(set_name: str) -> tuple[Row, ...]:
     """Return ablations A, B, C and the whole network on a set (Tables VII and VIII); others have no rows."""
     return _rows(set_name, ablation=True)
+
+
+def incomparable(set_name: str, images: int, *, minmax: bool) -> str:
+    """Why figures of a set are not to be held against published ones, in a few words; nothing where they may be.
+
+    Args:
+        set_name: As for `published`; of one's own data nothing is published, and there is nothing to say.
+        images: How many images the figures are over.
+        minmax: Whether the maps were min-max normalised, image by image.
+    """
+    official = IMAGES.get(set_name) or IMAGES.get(f"{set_name}-TE")
+    if official is None:
+        return ""
+    if images != official:
+        return judged_in_part(images, official)
+    return "" if minmax else "whose maps were min-max normalised"
+
+
+def judged_in_part(images: int, whole: int) -> str:
+    """Of how many images of a set the figures are, in a few words."""
+    return f"judged on {images:,} of the set's {counted(whole, 'images')}"
 
 
 def _rows(set_name: str, *, ablation: bool) -> tuple[Row, ...]:

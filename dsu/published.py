@@ -19,9 +19,9 @@ from dsu.encoders.hiera import build_hiera
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads import HeadInfo, load_head
+from dsu.inference import load_network
 from dsu.network.network import DSUNet
 from dsu.network.wavelet import SIGNS, TAP
-from dsu.segmenter import load_network
 
 __all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
 

@@ -11,6 +11,7 @@ from dsu.errors import DsuError
 from dsu.images import UnreadableImage, file_sha256, raw_mask, read_image
 from dsu.progress import SILENT, Progress, Task
 from dsu.stores import open_store, sample_key, source_of, stored_facts
+from dsu.tiles import KeptOpen
 from dsu_cache import BusyError, CacheError, Entry, Finding, Manifest, Store, audit, audited_nbytes, discard_refuted
 
 __all__ = ["Verification", "verify_store"]
@@ -72,14 +73,14 @@ def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: P
         return Verification(path, unopenable=str(error))
     split = source.find()
     nbytes = audited_nbytes(store) + (0 if split is None else _source_nbytes(store))
-    with progress.task(f"verifying {source.split}", max(1, round(nbytes / 1e6)), "MB") as task:
+    with progress.task(f"verifying {path.parent.name}", max(1, round(nbytes / 1e6)), "MB") as task:
         advance = _in_megabytes(task)
         findings = tuple(audit(store, advance, workers))
         changed, new, gone = ((), (), ()) if split is None else _compare(store, split, advance, workers)
         advance(0)
     found = Verification(
         path,
-        source.split,
+        path.parent.name,
         source.asked,
         findings,
         changed,
@@ -109,11 +110,13 @@ def _compare(
     stored = stored_facts(store)
     pairs = {pair.name: pair for pair in split.pairs}
 
+    hashed = KeptOpen(file_sha256, most=2 * workers)  # once for all tiles of an image
+
     def differs(name: str) -> bool:
         facts, pair = stored[name], pairs[name]
         try:
-            image = file_sha256(pair.image)
-            mask = None if pair.mask is None else file_sha256(pair.mask)
+            image = hashed(pair.image)
+            mask = None if pair.mask is None else hashed(pair.mask)
         except UnreadableImage:
             return True
         return (image, mask) != (facts.image_sha256, facts.mask_sha256)

@@ -1,5 +1,7 @@
 """`dsu eval`: predictions against ground truth."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,12 +10,19 @@ import typer
 from dsu_cli import options
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dsu.evaluation import Evaluation
     from dsu.ground_truth import JudgedSet
+    from dsu.progress import Progress
+    from dsu.report import Results
 
 SHOWN = 10
 """How many missing predictions are named one by one."""
 
 _TELLING = "What is told"
+_ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "table"}
+"""What a file of --out holds where --format does not say."""
 
 
 def evaluate(
@@ -24,6 +33,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             "--predictions",
+            metavar="[NAME=]FOLDER",
             help="Folder of predictions, or a run's folder (default: the newest run's); several are compared.",
         ),
     ] = None,
@@ -38,11 +48,33 @@ def evaluate(
             "--report", help="Write a page (HTML) with figures, curves and every image.", rich_help_panel=_TELLING
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="NAME,...",
+            help="Figures to tell, in this order, such as S,F_adaptive,E_mean,MAE (an unknown name lists all).",
+            rich_help_panel=_TELLING,
+        ),
+    ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="table, markdown, latex, csv or json.", rich_help_panel=_TELLING)
-    ] = "table",
+        str | None,
+        typer.Option(
+            "--format",
+            help="table, markdown, latex, csv or json (default: table, or after the ending of --out).",
+            rich_help_panel=_TELLING,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write what --format gives here: .md, .tex, .csv, ...", rich_help_panel=_TELLING),
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="With all the paper's rows of the sets.", rich_help_panel=_TELLING)
+    ] = False,
+    conventions: Annotated[
+        bool,
+        typer.Option("--conventions", help="Say at length what the figures rest on.", rich_help_panel=_TELLING),
     ] = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the metrics here, too.", rich_help_panel=_TELLING)
@@ -63,68 +95,146 @@ def evaluate(
 ) -> None:
     """Judge predictions: S, F, E, MAE, IoU and Dice, beside the paper's figures.
 
-    Several runs stand side by side: `--predictions A --predictions B`. Writes `metrics.json` and `metrics.csv` beside
-    the predictions.
+    Where some images have no object, also false alarms, misses, AUROC, and the metrics over the images with one.
+    Several runs stand side by side: `--predictions Ours=A --predictions B`. Writes `metrics.json` and `metrics.csv`
+    beside the predictions.
     """
-    from dsu.evaluation import Evaluation
-    from dsu.evaluation import evaluate as judge
-    from dsu.files import make_folder, write_durably
-    from dsu.ground_truth import find_judged_sets, name_runs, newest_predictions
-    from dsu.report import FORMATS, as_csv, as_json, as_per_image, compare, write_report
+    from dsu.figures import FIGURES
+    from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
-    from dsu_cli.console import ConsoleProgress, key_table, out
-    from dsu_cli.parsing import one_of
-    from dsu_cli.reports import comparison_tables, metrics_table, published_figures
+    from dsu_cli.console import ConsoleProgress
+    from dsu_cli.console import out as console
+    from dsu_cli.metric_tables import as_text
+    from dsu_cli.parsing import file_to_write, named_predictions, names_of, one_of
 
     progress = ConsoleProgress(quiet=quiet)
-    form = one_of("--format", format_, ("table", *FORMATS))
+    form = one_of("--format", format_ or _format_of(out), ("table", *FORMATS))
+    chosen = names_of("--metrics", metrics, FIGURES)
     asked = one_of("--normalize", normalize, (None, "minmax", "none"))
     if report is not None:
         check_report_path(report)
-    runs = name_runs(predictions or [newest_predictions()])
+    asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
+    for option, path in asked_for.items():
+        if path is not None:
+            file_to_write(option, path)
+    runs = named_predictions(predictions)
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
     wanted = names or ([truth.resolve().name] if truth is not None and len(runs) > 1 else [])
-    results: dict[str, dict[str, Evaluation]] = {}
-    complete = True
-    for run, folder in runs.items():
-        progress.say(f"judging {folder}")
-        results[run] = {}
-        minmax = None if asked is None else asked == "minmax"
-        for judged in find_judged_sets(wanted, folder, truth, data_root=data_root, minmax=minmax, images=images):
-            complete &= _name_lost(judged)
-            results[run][judged.name] = judge(
-                judged.cases, normalize=judged.minmax, resize=resize, workers=workers, progress=progress
-            )
-    written = [(json, as_json(results)), (csv, as_csv(results)), (per_image, as_per_image(results))]
+    judging = _Judging(wanted, truth, images, data_root, None if asked is None else asked == "minmax", resize, workers)
+    results = {run: judging.run(folder, progress) for run, folder in runs.items()}
+
+    shown = _tables(results, chosen, published=published, conventions=conventions, quiet=quiet)
+    told = as_text(shown) if form == "table" else ""
+    if form != "table":
+        told = FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
+    texts = [(out, told), (json, as_json(results, metrics=chosen)), (csv, as_csv(results, metrics=chosen))]
+    texts.append((per_image, as_per_image(results)))
     if truth is None:
         for run, folder in runs.items():
             alone = {run: results[run]}
-            written += [(folder / "metrics.json", as_json(alone)), (folder / "metrics.csv", as_csv(alone))]
-    for path, text in written:
-        if path is not None:
-            make_folder(path.parent)
-            write_durably(path, text.encode())
+            texts += [(folder / "metrics.json", as_json(alone)), (folder / "metrics.csv", as_csv(alone))]
+    written = [_write(path, text) for path, text in texts if path is not None]
     if report is not None:
+        made = not report.parent.is_dir()
         write_report(report, results, progress=progress)
-    if form != "table":
-        typer.echo(FORMATS[form](results, with_paper=published), nl=False)
-    elif published or len(runs) > 1:
-        out.print(comparison_tables(results, with_paper=published))
+        written.append(_named(report, made=made))
+    if form == "table" or out is not None:
+        console.print(shown)
     else:
-        [sets] = results.values()
-        out.print(metrics_table(sets, published_figures(sets)))
-        for comparison in compare(results):
-            for line in comparison.incomparable:
-                progress.say(f"{comparison.name}: not comparable with the paper, {line.remark}.")
-    if not quiet:
-        if form == "table":
-            found = next(iter(next(iter(results.values())).values()))
-            out.print(key_table(list(found.conventions.items())), style="dim")
-        for path in (*(path for path, _ in written), report):
-            if path is not None:
-                progress.say(f"Written: {path}")
-    if not complete:
+        typer.echo(told, nl=False)
+    for name in written:
+        progress.say(f"Written: {name}")
+    if not judging.complete:
         raise typer.Exit(1)
+
+
+@dataclass
+class _Judging:
+    """How runs are judged, and whether nothing was missing so far."""
+
+    names: list[str]
+    truth: Path | None
+    images: Path | None
+    data_root: Path
+    minmax: bool | None
+    resize: bool
+    workers: int | None
+    complete: bool = True
+
+    def run(self, predictions: Path, progress: "Progress") -> dict[str, "Evaluation"]:
+        """What each set of a run scored; what is not judged is said."""
+        from dsu.evaluation import evaluate
+        from dsu.ground_truth import find_judged_sets, unjudged
+
+        progress.say(f"judging {predictions}")
+        judged_sets = find_judged_sets(
+            self.names, predictions, self.truth, data_root=self.data_root, minmax=self.minmax, images=self.images
+        )
+        found = {}
+        for judged in judged_sets:
+            self.complete &= _name_lost(judged)
+            scored = evaluate(
+                judged.cases, normalize=judged.minmax, resize=self.resize, workers=self.workers, progress=progress
+            )
+            found[judged.name] = replace(scored, missing=len(judged.missing))
+        left_out = [] if self.names or self.truth is not None else unjudged(predictions)
+        if left_out:
+            progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
+        return found
+
+
+def _tables(
+    results: "Results", metrics: Sequence[str] | None, *, published: bool, conventions: bool, quiet: bool
+) -> "RenderableType":
+    """The table or tables of a person, with what they rest on below."""
+    from rich.console import Group
+    from rich.styled import Styled
+    from rich.text import Text
+
+    from dsu.report import conventions_by_kind, in_short
+    from dsu_cli.console import key_table
+    from dsu_cli.metric_tables import comparison_tables, metrics_table
+
+    parts: list[RenderableType] = []
+    if published or len(results) > 1:
+        parts.append(comparison_tables(results, with_paper=published, metrics=metrics))
+    else:
+        parts += [metrics_table(sets, metrics) for sets in results.values()]
+    if conventions:
+        kinds = conventions_by_kind(results)
+        for whose, kind in kinds:
+            heading = [Text(", ".join(whose), style="dim")] if len(kinds) > 1 else []
+            parts += [*heading, Styled(key_table(list(kind.items())), "dim")]
+    elif not quiet:
+        parts.append(Text(in_short(results), style="dim"))
+    return Group(*parts)
+
+
+def _format_of(out: Path | None) -> str:
+    """What a file of that name holds. Raises `UsageError` for an ending that says nothing."""
+    from dsu.errors import UsageError
+
+    if out is None:
+        return "table"
+    if out.suffix.lower() not in _ENDINGS:
+        raise UsageError(
+            f"--out {out} doesn't say what to write: end it in {', '.join(_ENDINGS)}, or give --format as well."
+        )
+    return _ENDINGS[out.suffix.lower()]
+
+
+def _write(path: Path, text: str) -> str:
+    """Write a file, in a folder that is made for it if need be; what to call it."""
+    from dsu.files import make_folder, write_durably
+
+    made = not path.parent.is_dir()
+    make_folder(path.parent)
+    write_durably(path, text.encode())
+    return _named(path, made=made)
+
+
+def _named(path: Path, *, made: bool) -> str:
+    return f"{path} (the folder {path.parent} is new)" if made else str(path)
 
 
 def _name_lost(judged: "JudgedSet") -> bool:

@@ -169,5 +169,7 @@ def _images(found: dict[str, Any]) -> str:
     from dsu.progress import counted
 
     without = f", {found['images_without_object']:,} without an object" if "images_without_object" in found else ""
-    remark = f"; not comparable with the paper, {found['not_comparable']}" if "not_comparable" in found else ""
+    remark = f"; {found['missing']:,} more without a prediction" if "missing" in found else ""
+    if "not_comparable" in found:
+        remark = f"; not comparable with the paper, {found['not_comparable']}"
     return f"{counted(found['images'], 'images')}{without}{remark}"

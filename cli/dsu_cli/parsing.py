@@ -96,10 +96,15 @@ def names_of(option: str, text: str | None, known: Collection[str]) -> list[str]
 def file_to_write(option: str, path: Path) -> Path:
     """`path`, if a file can be written there: in a folder that is there, or in one that is made where its own is.
 
-    More than one folder that is not there is taken for a slip of the pen. Raises `UsageError` naming the option.
+    More than one folder that is not there is taken for a slip of the pen. Raises `UsageError` naming the option, and
+    `DsuError` where a file stands in a folder's place.
     """
+    from dsu.files import make_folder
+
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder: give a name for the file in it.")
-    if not path.parent.parent.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
+    if path.parent.exists():
+        make_folder(path.parent)
+    elif not path.parent.parent.is_dir():
         raise UsageError(f"{option} can't be {path}: there is no folder {path.parent}; make it, or mend the path.")
     return path

@@ -1,6 +1,5 @@
 """Tables that commands print."""
 
-from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -11,11 +10,9 @@ from dsu_cli.console import bytes_text, key_table
 
 if TYPE_CHECKING:
     from dsu.equivalence import Comparison, Report
-    from dsu.evaluation import Evaluation
     from dsu.extraction import CachePlan
-    from dsu.report import Results
 
-__all__ = ["comparison_tables", "equivalence_report", "extraction_table", "metrics_table", "published_figures"]
+__all__ = ["equivalence_report", "extraction_table"]
 
 
 def extraction_table(plan: "CachePlan") -> RenderableType:
@@ -45,71 +42,6 @@ def extraction_table(plan: "CachePlan") -> RenderableType:
         )
     )
     return Group(table, facts)
-
-
-def metrics_table(results: Mapping[str, "Evaluation"], published: Mapping[str, Mapping[str, float]]) -> Table:
-    """One row a metric, one column a set, beside it the paper's figures of DSU-Net where there are any."""
-    from dsu.report import LOWER_IS_BETTER
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in results:
-        table.add_column(name, justify="right")
-        if name in published:
-            table.add_column(Text("paper", style="dim"), justify="right", style="dim")
-    for metric in next(iter(results.values())).metrics:
-        cells = []
-        for name, result in results.items():
-            cells.append(f"{result.metrics[metric]:.4f}")
-            if name in published:
-                cells.append(f"{published[name][metric]:.3f}" if metric in published[name] else "")
-        table.add_row(f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}", *cells)
-    counts = []
-    for name, result in results.items():
-        counts += [f"{result.images:,}"] + ([""] if name in published else [])
-    table.add_row(Text("images", style="dim"), *counts)
-    return table
-
-
-def comparison_tables(results: "Results", *, with_paper: bool) -> Group:
-    """A table a set: a row a metric, a column a run or published method, the best of each row bold."""
-    from dsu.evaluation import METRICS
-    from dsu.paper import published
-    from dsu.report import LOWER_IS_BETTER, compare
-
-    parts: list[RenderableType] = []
-    for comparison in compare(results, published if with_paper else None):
-        table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-        table.add_column(comparison.name, no_wrap=True)
-        for line in comparison.lines:
-            source = f"\npaper{' ≈' if line.approximate else ''}" if line.published else ""
-            style = "dim" if line.published else None
-            table.add_column(Text(line.label + source, overflow="fold"), justify="right", style=style)
-        for metric in METRICS:
-            cells = [
-                Text(
-                    f"{line.figures[metric]:.{3 if line.published else 4}f}" if metric in line.figures else "",
-                    style="bold not dim" if comparison.is_best(line, metric) else "",
-                )
-                for line in comparison.lines
-            ]
-            table.add_row(f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}", *cells)
-        counts = ["" if line.images is None else f"{line.images:,}" for line in comparison.lines]
-        table.add_row(Text("images", style="dim"), *counts)
-        parts += [table, *(Text(note, style="dim") for note in comparison.notes()), ""]
-    return Group(*parts)
-
-
-def published_figures(names: Collection[str]) -> dict[str, dict[str, float]]:
-    """What the paper prints for DSU-Net on each of the named sets that it tests on."""
-    from dsu.paper import published
-
-    found = {}
-    for name in names:
-        for row in published(name):
-            if row.method == "DSU-Net":
-                found[name] = dict(row.figures)
-    return found
 
 
 def equivalence_report(report: "Report") -> RenderableType:

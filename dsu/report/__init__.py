@@ -1,23 +1,20 @@
 """Evaluations told to people: tables side by side, and one page to look at."""
 
+from dsu.report.comparison import Comparison, Line, Results, compare
 from dsu.report.page import write_report
 from dsu.report.tables import (
     FORMATS,
-    LOWER_IS_BETTER,
-    Comparison,
-    Line,
-    Results,
     as_csv,
     as_json,
     as_latex,
     as_markdown,
     as_per_image,
-    compare,
+    conventions_by_kind,
+    in_short,
 )
 
 __all__ = [
     "FORMATS",
-    "LOWER_IS_BETTER",
     "Comparison",
     "Line",
     "Results",
@@ -27,5 +24,7 @@ __all__ = [
     "as_markdown",
     "as_per_image",
     "compare",
+    "conventions_by_kind",
+    "in_short",
     "write_report",
 ]

@@ -4,6 +4,7 @@
   const PER_PAGE = 48;
   // A strip holds these panels side by side; the first is missing where the image is not known.
   const PANELS = ["image", "ground truth", "prediction", "errors"];
+  const KINDS = ["all images", "with an object", "without an object"];
   const at = (id) => document.getElementById(id);
   const lightbox = at("lightbox");
 
@@ -29,7 +30,10 @@
     const wanted = at("filter").value.trim().toLowerCase();
     const { key, lower } = metric();
     const scores = group.scores[key];
+    const kind = KINDS.indexOf(at("kind").value);
     order = group.names.map((_, index) => index);
+    const empty = new Set(group.empty);
+    if (kind > 0) order = order.filter((index) => empty.has(index) === (kind === 2));
     if (wanted) order = order.filter((index) => group.names[index].toLowerCase().includes(wanted));
     const direction = (at("order").value === "worst") === lower ? -1 : 1;
     if (at("order").value === "name") {
@@ -50,8 +54,8 @@
     at("cards").replaceChildren(...shown.map((index, offset) => card(index, start + offset)));
     const total = group.names.length;
     const number = (value) => value.toLocaleString("en");
-    at("count").textContent =
-      order.length === total ? `${number(total)} images` : `${number(order.length)} of ${number(total)} images`;
+    const images = `${number(total)} ${total === 1 ? "image" : "images"}`;
+    at("count").textContent = order.length === total ? images : `${number(order.length)} of ${images}`;
     at("page").textContent = `${page + 1} of ${pages}`;
     at("previous-page").disabled = page === 0;
     at("next-page").disabled = page === pages - 1;
@@ -86,7 +90,17 @@
     button.addEventListener("click", () => enlarge(position));
     const box = item.querySelector(".panels");
     box.dataset.panels = group.strips[index][3];
-    box.append(...panels(index, false).map(([, panel]) => panel));
+    box.append(
+      ...panels(index, false).map(([name, panel]) => {
+        const heading = document.createElement("span");
+        heading.className = "heading";
+        heading.textContent = name;
+        const column = document.createElement("span");
+        column.className = "column";
+        column.append(heading, panel);
+        return column;
+      }),
+    );
     item.querySelector(".name").textContent = name;
     item.querySelector(".name").title = name;
     // The metric's own mark-up comes from dsu, never from a name.
@@ -133,13 +147,17 @@
     fill(at("run"), runs);
     if (runs.includes(before)) at("run").value = before;
     group = groups.find((candidate) => candidate.set === set && candidate.run === at("run").value);
+    const mixed = group.empty.length > 0 && group.empty.length < group.names.length;
+    const kind = at("kind").value;
+    fill(at("kind"), mixed ? KINDS : KINDS.slice(0, 1));
+    if (mixed && kind) at("kind").value = kind;
     arrange();
   }
 
   fill(at("set"), unique(groups.map(({ set }) => set)));
   fill(at("metric"), metrics.map(({ key }) => key), plain);
   for (const id of ["set", "run"]) at(id).addEventListener("change", choose);
-  for (const id of ["metric", "order"]) at(id).addEventListener("change", arrange);
+  for (const id of ["kind", "metric", "order"]) at(id).addEventListener("change", arrange);
   at("filter").addEventListener("input", arrange);
   at("controls").addEventListener("submit", (event) => event.preventDefault());
   for (const [id, by] of [["previous-page", -1], ["next-page", 1]]) {

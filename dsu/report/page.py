@@ -20,12 +20,13 @@ from urllib.parse import quote
 from dsu import __version__
 from dsu.errors import UsageError
 from dsu.evaluation import Evaluation
+from dsu.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.files import make_folder, write_durably
-from dsu.meters import PER_IMAGE
 from dsu.progress import SILENT, Progress
+from dsu.report.comparison import Results
+from dsu.report.markup import metric_html
 from dsu.report.pictures import SUFFIX, Strip, draw_strips
-from dsu.report.sections import metric_html, overview, set_navigation, set_sections
-from dsu.report.tables import LOWER_IS_BETTER, Results
+from dsu.report.sections import overview, set_navigation, set_sections
 
 __all__ = ["INLINE_PICTURES", "check_report_path", "pictures_folder", "write_report"]
 
@@ -103,7 +104,10 @@ def _page(results: Results, strips: Mapping[tuple[str, str], Sequence[Strip]]) -
 
 
 def _gallery(results: Results, strips: Mapping[tuple[str, str], Sequence[Strip]]) -> dict[str, Any]:
-    """What the script shows: of every set and run names, scores and pictures of all images, column by column."""
+    """What the script shows: of every set and run names, scores and pictures of all images, column by column.
+
+    Images without an object are named by their places.
+    """
     return {
         "metrics": [
             {"key": metric, "html": metric_html(metric), "lower": metric in LOWER_IS_BETTER} for metric in PER_IMAGE
@@ -113,6 +117,7 @@ def _gallery(results: Results, strips: Mapping[tuple[str, str], Sequence[Strip]]
                 "set": name,
                 "run": run,
                 "names": [row["name"] for row in found.per_image],
+                "empty": [index for index, row in enumerate(found.per_image) if row["empty"]],
                 "scores": {metric: _scores(found, metric) for metric in PER_IMAGE},
                 "strips": [[strip.source, strip.width, strip.height, strip.panels] for strip in strips[run, name]],
             }

@@ -1,5 +1,6 @@
 """Curves and histograms as SVG: coloured by the page's style sheet, readable without any script."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,7 +15,8 @@ Floats = NDArray[np.float64]
 
 # Room for the tick labels and the axes' names, in the drawing's own units.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 42
-_BINS: Final = 25
+_MOST_BINS: Final = 5
+"""In fives, which the ticks divide the axis into: so that bins end where ticks stand."""
 _STYLES: Final = 6
 """How many line styles the style sheet knows."""
 
@@ -47,15 +49,16 @@ def line_chart(lines: Mapping[int, tuple[Floats, Floats]], x: Axis, y: Axis, sum
 
 def histogram(scores: Mapping[int, Floats], title: str, high: float, summary: str) -> str:
     """Draw how many images score what over 0..`high` (what lies beyond is in the last bin), styled as `line_chart`."""
+    bins = _bins(max(values.size for values in scores.values()))
     counts = {
-        number: np.histogram(np.clip(values, 0, high), bins=_BINS, range=(0, high))[0]
+        number: np.histogram(np.clip(values, 0, high), bins=bins, range=(0, high))[0]
         for number, values in scores.items()
     }
     most = _rounded_up(max(int(count.max()) for count in counts.values()))
     frame = _Frame(
         300, 190, Axis(title, 0, high, places=1 if high >= 0.5 else 2), Axis("images", 0, most, steps=2, places=0)
     )
-    edges = np.linspace(0, high, _BINS + 1)
+    edges = np.linspace(0, high, bins + 1)
     drawn = []
     for number, count in counts.items():
         corners = frame.points(np.repeat(edges, 2), np.concatenate(([0], np.repeat(count, 2), [0])))
@@ -110,6 +113,11 @@ class _Frame:
     def _down(self, value: float) -> float:
         share = (float(value) - self._y.low) / (self._y.high - self._y.low)
         return self._height - _BOTTOM - share * (self._height - _TOP - _BOTTOM)
+
+
+def _bins(values: int) -> int:
+    """Rice's rule, twice the cube root, in fives: few values are not drawn as lone spikes."""
+    return 5 * min(max(round(2 * math.cbrt(values) / 5), 1), _MOST_BINS)
 
 
 def _rounded_up(count: int) -> int:

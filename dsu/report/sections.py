@@ -1,18 +1,21 @@
 """The parts of a report that need no script: tables, curves, distributions and conventions, as HTML."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Final
 
 import numpy as np
 
-from dsu.evaluation import METRICS, Evaluation
-from dsu.meters import PER_IMAGE
+from dsu.evaluation import Evaluation
+from dsu.figures import LOWER_IS_BETTER, METRICS, PER_IMAGE
 from dsu.paper import TABLES, ablations
+from dsu.progress import counted
+from dsu.report.comparison import Comparison, Results, compare
+from dsu.report.empties import empties
+from dsu.report.markup import cells, figure, head, metric_html, table
 from dsu.report.plots import Axis, histogram, line_chart, style_class
-from dsu.report.tables import LOWER_IS_BETTER, Comparison, Line, Results, compare
 
-__all__ = ["metric_html", "overview", "set_navigation", "set_sections"]
+__all__ = ["overview", "set_navigation", "set_sections"]
 
 _ERROR_RANGES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Where a histogram of a measure that is near 0 may end."""
@@ -22,16 +25,16 @@ def overview(results: Results) -> str:
     """All metrics of all sets and runs, in one table."""
     comparisons = compare(results, None)
     several = len(results) > 1
-    heads = ["<th scope=col>set", *(["<th scope=col class=name>run"] if several else []), *map(_head, METRICS)]
+    heads = ["<th scope=col>set", *(["<th scope=col class=name>run"] if several else []), *map(head, METRICS)]
     bodies = []
     for comparison in comparisons:
         rows = []
         for index, line in enumerate(comparison.lines):
             first = f"<th scope=rowgroup rowspan={len(comparison.lines)}>{escape(comparison.name)}" if not index else ""
             run = f"<td class=name>{escape(line.label)}" if several else ""
-            rows.append(f"<tr>{first}{run}{_cells(comparison, line, METRICS)}<td>{line.images:,}")
+            rows.append(f"<tr>{first}{run}{cells(comparison, line, METRICS)}<td>{line.images:,}")
         bodies.append(f"<tbody>{''.join(rows)}")
-    return _table("All sets", [*heads, "<th scope=col>images"], bodies)
+    return table("All sets", [*heads, "<th scope=col>images"], bodies)
 
 
 def set_navigation(results: Results) -> str:
@@ -48,7 +51,7 @@ def set_sections(results: Results) -> str:
     for index, (comparison, variant) in enumerate(zip(compare(results), variants, strict=True)):
         name = comparison.name
         judged = {run: sets[name] for run, sets in results.items() if name in sets}
-        counts = {run: f"{found.images:,} images" for run, found in judged.items()}
+        counts = {run: counted(found.images, "images") for run, found in judged.items()}
         if len({*counts.values()}) > 1:
             counts = {run: f"{count} ({run})" for run, count in counts.items()}
         facts = ", ".join(dict.fromkeys(counts.values()))
@@ -58,16 +61,11 @@ def set_sections(results: Results) -> str:
             f"<div class=tables>{_beside_paper(comparison)}{_beside_paper(variant, ablation=True)}</div>"
             f"<p class=note>{escape(' '.join(notes))}</p>"
             f"{_legend(numbers, judged)}<div class='charts curves'>{_curves(numbers, judged)}</div>"
+            f"{empties(comparison)}"
             f"<h3>Scores of single images</h3><div class=charts>{_distributions(numbers, judged)}</div>"
             f"{_conventions(judged)}</section>"
         )
     return "".join(parts)
-
-
-def metric_html(metric: str) -> str:
-    """A metric's name with its kind as index: F_max is F with a low "max"."""
-    letter, _, kind = metric.partition("_")
-    return f"{letter}<sub>{kind}</sub>" if kind else letter
 
 
 def _beside_paper(comparison: Comparison, *, ablation: bool = False) -> str:
@@ -77,41 +75,13 @@ def _beside_paper(comparison: Comparison, *, ablation: bool = False) -> str:
         return ""
     rows = [
         f'<tr class="{"paper" if line.published else "own"}"><th scope=row>{escape(line.label)}'
-        f"{'<abbr title=approximate>≈</abbr>' if line.approximate else ''}{_cells(comparison, line, printed)}"
+        f"{'<abbr title=approximate>≈</abbr>' if line.approximate else ''}{cells(comparison, line, printed)}"
         for line in comparison.lines
     ]
-    heads = ["<th scope=col><span class=unseen>method</span>", *map(_head, printed)]
+    heads = ["<th scope=col><span class=unseen>method</span>", *map(head, printed)]
     numbers = [table.number for table in TABLES if table.ablation is ablation and comparison.name in table.sets]
     title = " ".join(["Beside the paper’s", "ablations," if ablation else "", "Table", *numbers]).replace("  ", " ")
-    return _table(title, heads, [f"<tbody>{''.join(rows)}"])
-
-
-def _table(title: str, heads: Iterable[str], bodies: Iterable[str]) -> str:
-    # Focusable, so that a table wider than a phone can be scrolled with the keyboard.
-    return (
-        f"<div class=scrolls tabindex=0 role=region aria-label='{escape(title)}'><table><caption>{escape(title)}"
-        f"</caption><thead><tr>{''.join(heads)}</thead>{''.join(bodies)}</table></div>"
-    )
-
-
-def _head(metric: str) -> str:
-    lower = metric in LOWER_IS_BETTER
-    hint = "less is better" if lower else "more is better"
-    arrow = f"<span class=arrow aria-hidden=true>{'↓' if lower else '↑'}</span>"
-    return f'<th scope=col title="{hint}">{metric_html(metric)}{arrow}<span class=unseen>, {hint}</span>'
-
-
-def _cells(comparison: Comparison, line: Line, metrics: Sequence[str]) -> str:
-    cells = []
-    for metric in metrics:
-        if metric not in line.figures:
-            cells.append("<td class=absent>–")
-            continue
-        # The printed figure's digits for all; those that a run has beyond are a touch away.
-        text, exact = f"{line.figures[metric]:.3f}", repr(line.figures[metric])
-        mark = f"<strong>{text}</strong>" if comparison.is_best(line, metric) else text
-        cells.append(f'<td title="{exact}">{mark}')
-    return "".join(cells)
+    return table(title, heads, [f"<tbody>{''.join(rows)}"])
 
 
 def _legend(numbers: Mapping[str, int], judged: Mapping[str, Evaluation]) -> str:
@@ -144,7 +114,7 @@ def _curves(numbers: Mapping[str, int], judged: Mapping[str, Evaluation]) -> str
         Axis("F (beta² 0.3)", 0, 1),
         "F over the threshold, averaged over images",
     )
-    return _figure("Precision over recall", dict.fromkeys(judged, "256 thresholds"), precision_recall) + _figure(
+    return figure("Precision over recall", dict.fromkeys(judged, "256 thresholds"), precision_recall) + figure(
         "F over the threshold", greatest, f_measure
     )
 
@@ -160,16 +130,8 @@ def _distributions(numbers: Mapping[str, int], judged: Mapping[str, Evaluation])
             {numbers[run]: values for run, values in scores.items()}, plain, high, f"How many images score what {plain}"
         )
         centres = {run: f"mean {v.mean():.3f}, median {np.median(v):.3f}" for run, v in scores.items()}
-        figures.append(_figure(metric_html(metric), centres, drawing))
+        figures.append(figure(metric_html(metric), centres, drawing))
     return "".join(figures)
-
-
-def _figure(title: str, remarks: Mapping[str, str], drawing: str) -> str:
-    """A drawing below its title and a line a run; what is the same for all runs is said once."""
-    several = len({*remarks.values()}) > 1
-    lines = dict.fromkeys(f"{run}: {remark}" if several else remark for run, remark in remarks.items())
-    told = "".join(f"<small>{escape(line)}</small>" for line in lines)
-    return f"<figure><figcaption>{title}{told}</figcaption>{drawing}</figure>"
 
 
 def _conventions(judged: Mapping[str, Evaluation]) -> str:

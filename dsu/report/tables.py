@@ -1,7 +1,9 @@
 """Figures side by side, runs and the paper's rows, as text to paste into a paper or to read with a program.
 
 Markdown and LaTeX print three places, as the paper does, and what is best is judged by what is printed: figures that
-read the same share the mark. CSV and JSON have all digits.
+read the same share the mark. CSV and JSON have all digits. Each takes `metrics`, the figures to tell and their order
+(of `dsu.report.comparison.FIGURES`); without, it tells all metrics and, where there are images without an object, what
+those call for.
 """
 
 import csv
@@ -9,36 +11,24 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final
 
-from dsu.evaluation import METRICS, Evaluation
-from dsu.meters import PER_IMAGE
-from dsu.paper import IMAGES, Row, published
+from dsu.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, arrow, figure_name, metric_of
+from dsu.paper import published
+from dsu.report.comparison import PLACES, Comparison, Line, Results, compare
 
 __all__ = [
     "FORMATS",
-    "LOWER_IS_BETTER",
-    "Comparison",
-    "Line",
-    "Results",
     "as_csv",
     "as_json",
     "as_latex",
     "as_markdown",
     "as_per_image",
-    "compare",
+    "conventions_by_kind",
+    "in_short",
 ]
 
-Results = Mapping[str, Mapping[str, Evaluation]]
-"""Of every run, by its name, what each set scored, by the set's name."""
-
-LOWER_IS_BETTER: Final = ("MAE",)
-
-_PLACES: Final = 3
-_UNCERTAIN: Final = "last digits hard to read in the paper's scan"
-_LATEX_METRICS: Final = {
+_LATEX_FIGURES: Final = {
     "S": r"S_\alpha",
     "F_adaptive": r"F_\beta^{\mathrm{ad}}",
     "F_mean": r"F_\beta^{\mathrm{mean}}",
@@ -47,6 +37,7 @@ _LATEX_METRICS: Final = {
     "E_adaptive": r"E_\phi^{\mathrm{ad}}",
     "E_mean": r"E_\phi^{\mathrm{mean}}",
     "E_max": r"E_\phi^{\mathrm{max}}",
+    "false_alarms": r"\mathrm{false\ alarms}",
 }
 _LATEX_SPECIAL: Final = {
     "\\": r"\textbackslash{}",
@@ -54,175 +45,115 @@ _LATEX_SPECIAL: Final = {
     "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
+_WITHOUT: Final = "images_without_object"
 
 
-@dataclass(frozen=True)
-class Line:
-    """One run's or published method's figures on one set.
-
-    Attributes:
-        label: The run's or the method's name.
-        figures: What is known of it, by metric.
-        images: How many images a run was judged on; None for published figures.
-        approximate: Whether a published last digit is hard to read.
-        remark: Why a run's figures are not to be compared with published ones; empty where they are.
-    """
-
-    label: str
-    figures: Mapping[str, float]
-    images: int | None = None
-    approximate: bool = False
-    remark: str = ""
-
-    @property
-    def published(self) -> bool:
-        """Whether these are the paper's figures."""
-        return self.images is None
-
-    @property
-    def title(self) -> str:
-        """The label, saying of published figures that they are the paper's."""
-        return f"{self.label} (paper{', approximate' if self.approximate else ''})" if self.published else self.label
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All lines of one set, the paper's first."""
-
-    name: str
-    lines: tuple[Line, ...]
-
-    def is_best(self, line: Line, metric: str) -> bool:
-        """Whether no other line prints a better figure; of nothing to compare with, nothing is best.
-
-        Beside published figures, runs that are not comparable with them are out of the contest.
-        """
-        out = self.incomparable
-        rivals = [other for other in self.lines if metric in other.figures and other not in out]
-        if line not in rivals or len(rivals) < 2:
-            return False
-        choose = min if metric in LOWER_IS_BETTER else max
-        figures = [round(other.figures[metric], _PLACES) for other in rivals]
-        return round(line.figures[metric], _PLACES) == choose(figures)
-
-    def notes(self) -> list[str]:
-        """What a reader of the table should know of single lines, in sentences."""
-        uncertain = [line.label for line in self.lines if line.approximate]
-        found = [f"{' and '.join(uncertain)}: {_UNCERTAIN}."] if uncertain else []
-        return found + [f"{line.label}: not comparable with the paper, {line.remark}." for line in self.incomparable]
-
-    @property
-    def incomparable(self) -> list[Line]:
-        """The runs that must not be held against the published figures beside them."""
-        beside_paper = any(line.published for line in self.lines)
-        return [line for line in self.lines if beside_paper and line.remark]
-
-
-def compare(results: Results, paper: Callable[[str], tuple[Row, ...]] | None = published) -> list[Comparison]:
-    """Put every set's figures side by side.
-
-    Args:
-        results: What was judged.
-        paper: Gives the published rows of a set (`dsu.paper.published`, `dsu.paper.ablations`); None: without them.
-
-    Returns:
-        A comparison a set, in the order in which the runs first name them.
-    """
-    names = dict.fromkeys(chain.from_iterable(results.values()))
-    return [
-        Comparison(
-            name,
-            (
-                *(Line(row.method, row.figures, approximate=row.approximate) for row in (paper(name) if paper else ())),
-                *(
-                    Line(run, sets[name].metrics, sets[name].images, remark=_remark(name, sets[name]))
-                    for run, sets in results.items()
-                    if name in sets
-                ),
-            ),
-        )
-        for name in names
-    ]
-
-
-def as_markdown(results: Results, *, with_paper: bool) -> str:
-    """A table a set, the best of each column bold."""
+def as_markdown(
+    results: Results, *, with_paper: bool, metrics: Sequence[str] | None = None, conventions: bool = False
+) -> str:
+    """A table a set, the best of each column bold; one more where there are images without an object."""
     parts = []
     for comparison in compare(results, published if with_paper else None):
-        head = ["", *(f"{_markdown(metric)} {_arrow(metric)}" for metric in METRICS), "images"]
-        rows = [
-            [
-                _markdown(line.title),
-                *_cells(comparison, line, "–", "**{}**"),
-                "" if line.images is None else f"{line.images:,}",
-            ]
-            for line in comparison.lines
-        ]
-        table = [head, ["---"] + ["--:"] * (len(METRICS) + 1), *rows]
+        shown = _known(comparison.lines, metrics or METRICS)
         parts.append(f"### {_markdown(comparison.name)}\n")
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")
-        parts += [f"{_markdown(note)}\n" for note in comparison.notes()]
-    parts += [f"{_markdown(line)}\n" for line in _conventions(results)]
+        parts.append(_markdown_table(comparison, comparison.lines, shown, {"images": lambda line: line.images}))
+        if comparison.with_empties and metrics is None:
+            judged = [line for line in comparison.lines if not line.published]
+            extra = _known(judged, [name for name in comparison.shown() if name not in METRICS])
+            counts = {"without an object": lambda line: line.without_object}
+            parts.append(_markdown_table(comparison, judged, extra, counts))
+        parts += [f"{_markdown(note)}\n" for note in comparison.notes(metrics)]
+    parts += [f"{_markdown(line)}\n" for line in _conventions(results, at_length=conventions)]
     return "\n".join(parts)
 
 
-def as_latex(results: Results, *, with_paper: bool) -> str:
-    """One `tabular` for the package booktabs, a block a set, the best of each column bold."""
-    width = len(METRICS) + 1
-    heads = [_latex_head(name) for name in METRICS]
-    lines = ["% needs \\usepackage{booktabs}", *(f"% {_one_line(text)}" for text in _conventions(results))]
-    lines += [f"\\begin{{tabular}}{{l*{{{width - 1}}}{{c}}}}", "\\toprule", f" & {' & '.join(heads)} \\\\"]
-    for comparison in compare(results, published if with_paper else None):
-        lines += [f"% {_one_line(note)}" for note in comparison.notes()]
+def as_latex(
+    results: Results, *, with_paper: bool, metrics: Sequence[str] | None = None, conventions: bool = False
+) -> str:
+    """One `tabular` for the package booktabs, a block a set, the best of each column bold.
+
+    It has the columns in which any line has a figure.
+    """
+    comparisons = compare(results, published if with_paper else None)
+    shown = _known([line for comparison in comparisons for line in comparison.lines], metrics or METRICS)
+    width = len(shown) + 1
+    lines = ["% needs \\usepackage{booktabs}"]
+    lines += [f"% {_one_line(text)}" for text in _conventions(results, at_length=conventions)]
+    lines += [f"\\begin{{tabular}}{{l*{{{width - 1}}}{{c}}}}", "\\toprule"]
+    lines.append(f" & {' & '.join(map(_latex_head, shown))} \\\\")
+    for comparison in comparisons:
+        lines += [f"% {_one_line(note)}" for note in comparison.notes(metrics)]
         lines += [
             "\\midrule",
             f"\\multicolumn{{{width}}}{{c}}{{\\textit{{{_latex(comparison.name)}}}}} \\\\",
             "\\midrule",
         ]
         for line in comparison.lines:
-            lines.append(" & ".join((_latex(line.title), *_cells(comparison, line, "--", "\\textbf{{{}}}"))) + r" \\")
+            cells = _cells(comparison, line, shown, "--", "\\textbf{{{}}}")
+            lines.append(" & ".join((_latex(line.title), *cells)) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def as_csv(results: Results, *, with_paper: bool = False) -> str:
-    """A row a set: its name, its number of images and `METRICS`, to all digits.
+def as_csv(
+    results: Results, *, with_paper: bool = False, metrics: Sequence[str] | None = None, conventions: bool = False
+) -> str:
+    """A row a set: its name, its number of images and the figures, to all digits; `conventions` adds nothing.
 
-    Where there is more than one run, or the paper beside it, a first column says whose figures they are.
+    Where there is more than one run, or the paper beside it, a first column says whose figures they are. Where any
+    set has images without an object, further columns say how many and give all of `FIGURES`.
     """
     several = len(results) > 1 or with_paper
+    comparisons = compare(results, published if with_paper else None)
+    with_empties = any(comparison.with_empties for comparison in comparisons) and metrics is None
+    extra = (_WITHOUT, *IMAGE_LEVEL, *OBJECT) if with_empties else ()
     rows = [
-        {"run": line.title, "set": comparison.name, "images": line.images, **line.figures}
-        for comparison in compare(results, published if with_paper else None)
+        {"run": line.title, "set": comparison.name, "images": line.images, _WITHOUT: _without(line), **line.figures}
+        for comparison in comparisons
         for line in comparison.lines
     ]
-    return _csv((*(("run",) if several else ()), "set", "images", *METRICS), rows)
+    return _csv((*(("run",) if several else ()), "set", "images", *(metrics or METRICS), *extra), rows)
 
 
-def as_json(results: Results, *, with_paper: bool = False) -> str:
-    """Map each set's name to `METRICS`, "images" (how many) and "conventions" (in words), to all digits.
+def as_json(
+    results: Results, *, with_paper: bool = False, metrics: Sequence[str] | None = None, conventions: bool = True
+) -> str:
+    """Map each set's name to its figures, "images" (how many) and "conventions" (in words, always), to all digits.
 
-    Where there is more than one run, or the paper beside it, that is below the name of whose figures they are.
+    Where there is more than one run, or the paper beside it, that is below the name of whose figures they are. Sets
+    with images without an object have "images_without_object" and all of `FIGURES`; what is not defined is null. Where
+    there are ground truths without a prediction, "missing" is their number.
     """
     content: dict[str, dict[str, Any]] = {}
     for comparison in compare(results, published if with_paper else None):
         for line in comparison.lines:
-            entry: dict[str, Any] = dict(line.figures)
+            extra = (*IMAGE_LEVEL, *OBJECT) if line.without_object else ()
+            wanted = metrics or (*METRICS, *extra)
+            entry: dict[str, Any] = {
+                name: line.figures.get(name) for name in wanted if name in line.figures or not line.published
+            }
             if line.images is not None:
-                entry |= {"images": line.images, "conventions": results[line.label][comparison.name].conventions}
+                entry["images"] = line.images
+                entry |= {_WITHOUT: line.without_object} if line.without_object else {}
+                entry |= {"missing": line.missing} if line.missing else {}
+                entry["conventions"] = results[line.label][comparison.name].conventions
             content.setdefault(line.title, {})[comparison.name] = entry
     several = len(results) > 1 or with_paper
     return json.dumps(content if several else next(iter(content.values())), indent=2) + "\n"
 
 
 def as_per_image(results: Results) -> str:
-    """CSV with a row an image: its set, its name and what can be said of one image; with several runs, its run."""
+    """CSV with a row an image: its set, its name and what can be said of one image; with several runs, its run.
+
+    What can be said are the metrics that one image has, its response (the map's largest value, not normalised, in
+    [0, 1]) and whether its ground truth is empty.
+    """
     rows = (
         {"run": run, "set": name, **row}
         for run, sets in results.items()
         for name, found in sets.items()
         for row in found.per_image
     )
-    return _csv((*(("run",) if len(results) > 1 else ()), "set", "name", *PER_IMAGE), rows)
+    return _csv((*(("run",) if len(results) > 1 else ()), "set", "name", *PER_IMAGE, "response", "empty"), rows)
 
 
 FORMATS: Final[Mapping[str, Callable[..., str]]] = {
@@ -231,36 +162,75 @@ FORMATS: Final[Mapping[str, Callable[..., str]]] = {
     "csv": as_csv,
     "json": as_json,
 }
-"""How results become text; each takes `results` and `with_paper`, whether the published rows stand beside them."""
+"""How results become text; each takes `results`, `with_paper` (whether the published rows stand beside them),
+`metrics` and `conventions` (whether they are told at length)."""
 
 
-def _remark(name: str, found: Evaluation) -> str:
-    official = IMAGES.get(name) or IMAGES.get(f"{name}-TE")
-    if official is None:
-        return ""
-    if found.images != official:
-        return f"judged on {found.images:,} of the set's {official:,} images"
-    return "" if found.normalize else "whose maps were min-max normalised"
+def conventions_by_kind(results: Results) -> list[tuple[list[str], dict[str, str]]]:
+    """The kinds of conventions among sets and runs, each after those that it is of: `ECSSD of run`."""
+    kinds: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run, sets in results.items():
+        for name, found in sets.items():
+            kinds.setdefault(tuple(found.conventions.items()), []).append(f"{name} of {run}")
+    return [(whose, dict(kind)) for kind, whose in kinds.items()]
 
 
-def _cells(comparison: Comparison, line: Line, absent: str, best: str) -> list[str]:
-    cells = []
-    for metric in METRICS:
-        text = f"{line.figures[metric]:.{_PLACES}f}" if metric in line.figures else absent
-        cells.append(best.format(text) if comparison.is_best(line, metric) else text)
-    return cells
-
-
-def _conventions(results: Results) -> list[str]:
-    """The conventions in one line, and where sets or runs differ in them, one for each kind."""
+def in_short(results: Results) -> str:
+    """Whether maps were stretched, of sets and runs apart where they differ in it, and where to read the rest."""
     kinds: dict[str, list[str]] = {}
     for run, sets in results.items():
         for name, found in sets.items():
-            text = "; ".join(f"{what}: {how}" for what, how in found.conventions.items())
-            kinds.setdefault(text, []).append(f"{name} of {run}")
-    if len(kinds) == 1:
-        return list(kinds)
-    return [f"{', '.join(whose)}: {text}" for text, whose in kinds.items()]
+            kinds.setdefault(found.conventions["map"], []).append(name if len(results) == 1 else f"{name} of {run}")
+    told = [kind if len(kinds) == 1 else f"{', '.join(whose)} {kind}" for kind, whose in kinds.items()]
+    return f"Maps: {'; '.join(told)}. All conventions: dsu eval --conventions, docs/metrics.md."
+
+
+def _without(line: Line) -> int | None:
+    return None if line.published else line.without_object
+
+
+def _known(lines: Iterable[Line], names: Sequence[str]) -> list[str]:
+    """Those of the figures that any line has; all, where none has any."""
+    known = {name for line in lines for name in line.figures}
+    return [name for name in names if name in known] or list(names)
+
+
+def _cells(comparison: Comparison, line: Line, shown: Sequence[str], absent: str, best: str) -> list[str]:
+    cells = []
+    for name in shown:
+        text = f"{line.figures[name]:.{PLACES}f}" if name in line.figures else absent
+        cells.append(best.format(text) if comparison.is_best(line, name) else text)
+    return cells
+
+
+def _markdown_table(
+    comparison: Comparison,
+    lines: Sequence[Line],
+    shown: Sequence[str],
+    counts: Mapping[str, Callable[[Line], int | None]],
+) -> str:
+    head = ["", *(f"{_markdown(figure_name(name))} {arrow(name)}" for name in shown), *counts]
+    rows = [
+        [
+            _markdown(line.title),
+            *_cells(comparison, line, shown, "–", "**{}**"),
+            *("" if (number := count(line)) is None else f"{number:,}" for count in counts.values()),
+        ]
+        for line in lines
+    ]
+    table = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+
+
+def _conventions(results: Results, *, at_length: bool) -> list[str]:
+    """The conventions in one line, and where sets or runs differ in them, one for each kind."""
+    if not at_length:
+        return [in_short(results)]
+    kinds = [
+        (", ".join(whose), "; ".join(f"{what}: {how}" for what, how in kind.items()))
+        for whose, kind in conventions_by_kind(results)
+    ]
+    return [text if len(kinds) == 1 else f"{whose}: {text}" for whose, text in kinds]
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -271,13 +241,12 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _arrow(metric: str) -> str:
-    return "↓" if metric in LOWER_IS_BETTER else "↑"
-
-
-def _latex_head(metric: str) -> str:
-    symbol = _LATEX_METRICS.get(metric, rf"\mathrm{{{metric}}}")
-    return rf"${symbol}\{'downarrow' if metric in LOWER_IS_BETTER else 'uparrow'}$"
+def _latex_head(figure: str) -> str:
+    metric, over_objects = metric_of(figure)
+    symbol = _LATEX_FIGURES.get(metric, rf"\mathrm{{{metric}}}")
+    # A bar, as for a function that is restricted to a part of where it is defined.
+    restricted = r"|_{\mathrm{object}}" if over_objects else ""
+    return rf"${symbol}{restricted}\{'downarrow' if arrow(figure) == '↓' else 'uparrow'}$"
 
 
 def _one_line(text: str) -> str:

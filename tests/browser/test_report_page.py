@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judged import ODD_NAMES, judge
+from judged import ODD_NAMES, draw_cases, judge
 from PIL import Image
 
-from dsu.evaluation import Evaluation
+from dsu.evaluation import Evaluation, evaluate
 from dsu.report import write_report
 
 pytestmark = pytest.mark.browser
@@ -200,6 +200,32 @@ def test_everything_a_hand_can_reach_has_a_name(at_page: Browser) -> None:
     at_page.run("document.querySelector('#cards button').click()")
     alts = at_page.run("return [...document.querySelectorAll('#lightbox img')].map((image) => image.alt)")
     assert [alt.rsplit(": ", 1)[1] for alt in alts] == ["image", "ground truth", "prediction", "errors"]
+
+
+def test_images_without_an_object_are_shown_alone(browser: Browser, tmp_path: Path) -> None:
+    cases = draw_cases(tmp_path, ["a", "b", "c"])
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(cases[1].truth)
+    for name, chosen in (("mixed", cases), ("plain", cases[::2])):
+        write_report(tmp_path / f"{name}.html", {"run": {"set": evaluate(chosen, workers=1)}})
+    browser.look()
+    browser.open(tmp_path / "mixed.html")
+    choose(browser, "kind", "without an object")
+    assert shown(browser) == ["b"] and browser.texts("#count") == ["1 of 3 images"]
+    choose(browser, "kind", "with an object")
+    assert sorted(shown(browser)) == ["a", "c"]
+    browser.open(tmp_path / "plain.html")
+    assert browser.run("return document.getElementById('kind').closest('label').hidden")
+    assert browser.complaints() == []
+
+
+def test_every_column_has_its_heading(at_page: Browser) -> None:
+    assert at_page.texts("#cards li:first-child .heading") == ["image", "ground truth", "prediction", "errors"]
+    apart = at_page.run(
+        "return [...document.querySelectorAll('#cards li:first-child .column')].map((column) => {"
+        "const [heading, panel] = [...column.children].map((e) => e.getBoundingClientRect());"
+        "return Math.abs(heading.x - panel.x) + Math.max(0, heading.bottom - panel.y)})"
+    )
+    assert apart == [0, 0, 0, 0], "above its own picture"
 
 
 @pytest.mark.slow

@@ -3,10 +3,15 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from house import House
 from judged import draw_cases
+from PIL import Image
+from rubbish import Refused
 from support import Dsu
 
 
@@ -44,7 +49,9 @@ def test_standard_output_is_the_text_alone(dsu: Dsu, runs: Path) -> None:
     assert markdown.startswith("### CAMO\n") and "| FEDER (paper) | 0.836 |" in markdown
     assert "of the set's 250 images" in markdown
     table = dsu(*one).stdout
-    assert "FEDER" in table and "paper" in table and "alpha 0.5" in table
+    assert "FEDER" in table and "paper" in table and "alpha 0.5" not in table
+    assert "Maps: min-max normalised" in table and "--conventions" in table
+    assert "alpha 0.5" in dsu(*one, "--conventions").stdout
 
 
 def test_files_and_formats_are_one(dsu: Dsu, runs: Path) -> None:
@@ -91,3 +98,95 @@ def test_runs_are_called_by_what_tells_them_apart(dsu: Dsu, runs: Path) -> None:
 def test_a_part_of_a_benchmark_is_said_not_to_compare_with_the_paper(dsu: Dsu, runs: Path) -> None:
     said = dsu("eval", "CAMO", "--predictions", runs / "a/predictions", "--truth", runs / "drawn").output
     assert "not comparable with the paper, judged on 4 of the set's 250 images" in said, said
+    markdown = dsu("eval", "CAMO", "--predictions", "a", "--truth", "drawn", "--format", "markdown").stdout
+    assert "judged on 4 of the set's 250 images" in markdown and "paper)" not in markdown
+
+
+def test_figures_are_chosen_by_name(dsu: Dsu, refused: Refused, runs: Path) -> None:
+    one = ("eval", "--predictions", "a", "--truth", "drawn")
+    table = dsu(*one, "--metrics", "MAE, S").stdout.splitlines()
+    assert [line.split()[0] for line in table[1:4]] == ["MAE", "S", "images"]
+    assert dsu(*one, "--metrics", "S,MAE", "--format", "csv").stdout.splitlines()[0] == "set,images,S,MAE"
+    error = refused([*one, "--metrics", "S,Dise"], "--metrics can't be Dise", "F_adaptive", "false_alarms", "'Dice'?")
+    assert "judging" not in error
+
+
+def test_runs_are_called_as_they_are_told_to_be(dsu: Dsu, refused: Refused, runs: Path) -> None:
+    (runs / "lr=0.1").symlink_to(runs / "b", target_is_directory=True)
+    both = ("eval", "--truth", "drawn", "--format", "json", "--predictions")
+    assert set(json.loads(dsu(*both, "Ours=a", "--predictions", "b").stdout)) == {"Ours", "b"}
+    assert set(json.loads(dsu(*both, "Ours=a", "--predictions", "lr=0.1").stdout)) == {"Ours", "b"}
+    refused([*both, "b=a", "--predictions", "b"], "names b twice", "NAME=FOLDER")
+    refused([*both, "=a"], "'=a'", "NAME=FOLDER")
+
+
+def test_the_formatted_table_goes_into_a_file(dsu: Dsu, refused: Refused, runs: Path) -> None:
+    one = ("eval", "--predictions", "a", "--truth", "drawn")
+    for form, name in (("latex", "t.tex"), ("markdown", "t.md"), ("csv", "t.csv"), ("json", "t.json")):
+        said = dsu(*one, "--out", name)
+        assert "MAE ↓" in said.stdout and f"Written: {name}" in said.output
+        assert (runs / name).read_text() == dsu(*one, "--format", form).stdout
+    dsu(*one, "--out", "t.txt")
+    assert (runs / "t.txt").read_text() == dsu(*one).stdout
+    dsu(*one, "--format", "markdown", "--out", "table")
+    assert (runs / "table").read_text() == (runs / "t.md").read_text()
+    refused([*one, "--out", "table.doc"], "--out table.doc", ".tex", "--format")
+
+
+def test_no_folders_are_made_of_a_slip_of_the_pen(dsu: Dsu, refused: Refused, runs: Path) -> None:
+    one = ["eval", "--predictions", "a", "--truth", "drawn"]
+    for option, name in (("--report", "no/y/page.html"), ("--json", "no/y/m.json"), ("--per-image", "drawn/z/w/m.csv")):
+        refused([*one, option, name], f"{option} can't be {name}", "there is no folder")
+    (runs / "file").write_text("")
+    said = refused([*one, "--csv", "file/m.csv"], "folder file can't be made", status=1)
+    assert "judging" not in said
+    refused([*one, "--csv", "drawn"], "drawn is a folder")
+    assert not (runs / "no").exists() and not (runs / "drawn" / "z").exists()
+    assert "new/page.html (the folder new is new)" in dsu(*one, "--report", "new/page.html").output
+
+
+def test_images_without_an_object_are_told_of(dsu: Dsu, runs: Path) -> None:
+    """Of four images two have no object: on one the map is silent, on the other it is not."""
+    for name, peak in (("0", 50), ("1", 250)):
+        for path, pixels in ((f"drawn/masks/{name}.png", [0]), (f"a/predictions/{name}.png", [0, peak])):
+            Image.fromarray(np.resize(pixels, (30, 40)).astype(np.uint8)).save(runs / path)
+    one = ("eval", "--predictions", "a", "--truth", "drawn", "--normalize", "none")
+    rows = [line.split() for line in dsu(*one, "--per-image", "images.csv").stdout.splitlines()]
+    for row in (
+        ["images", "without", "an", "object", "2"],
+        ["false", "alarms", "↓", "0.5000"],
+        ["misses", "↓", "0.0000"],
+        ["AUROC", "↑", "0.5000"],
+        ["images", "with", "an", "object", "2"],
+    ):
+        assert row in rows, row
+    figures = {row[0]: float(row[-1]) for row in rows if row[1:2] == ["↑"] or row[1:4] == ["with", "an", "object"]}
+    assert "IoU" in figures and "normalised" not in " ".join(map(" ".join, rows[:-1]))
+    assert [row["empty"] for row in csv.DictReader((runs / "images.csv").open())] == ["True", "True", "False", "False"]
+    told = json.loads(dsu(*one, "--format", "json").stdout)["predictions"]
+    assert told["IoU_object"] == pytest.approx(2 * told["IoU"]) and told["images_without_object"] == 2
+
+
+def test_a_newer_run_is_not_taken_for_an_older_one(dsu: Dsu, refused: Refused, house: House, tmp_path: Path) -> None:
+    """Trained but not predicted with, or predicted with on a photograph only: the run to name is named."""
+    older, newer = tmp_path / "runs" / "older", tmp_path / "runs" / "newer"
+    shutil.copytree(house.run, older)
+    newer.mkdir()
+    shutil.copyfile(house.run / "head.safetensors", newer / "head.safetensors")
+    refused(["eval"], "newest run, runs/newer, is not predicted with", "dsu predict", "--predictions runs/older")
+    photo = sorted((house.data / "test" / "images").iterdir())[0]
+    dsu("predict", photo, "--head", newer)
+    refused(["eval"], "runs/newer/predictions", "no set with known ground truth", "--predictions runs/older")
+    assert "shapes-TE" in dsu("eval", "--predictions", "runs/older").stdout
+
+
+def test_photographs_beside_a_set_are_left_out(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    shutil.copytree(mine.run, tmp_path / "runs" / "one")
+    photo = sorted((house.data / "test" / "images").iterdir())[0]
+    shutil.copytree(photo.parent, tmp_path / "photos")
+    dsu("predict", photo, tmp_path / "photos", "--head", "runs/one")
+    said = dsu("eval")
+    assert "shapes-TE" in said.stdout and "photos" not in said.stdout
+    left_out = next(line for line in said.output.splitlines() if line.startswith("left out"))
+    assert "photos (2 images)" in left_out and "files given one by one (1 image)" in left_out

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,25 @@ def test_what_eval_found_is_in_the_card(dsu: Dsu, house: House, tmp_path: Path) 
     found = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
     assert found == {name: pytest.approx(figures[name]) for name in found} and found["S"] > 0
     assert "shapes-TE" in dsu("head", "info", mine.run).output
+
+
+def test_a_part_of_a_benchmark_is_said_to_be_one(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    shutil.copytree(house.data / "test", tmp_path / "data" / "ECSSD")
+    dsu("predict", "ECSSD", "--head", mine.run, "--data-root", "data")
+    dsu("eval", "ECSSD", "--predictions", mine.run, "--data-root", "data")
+    said = " ".join(dsu("head", "info", mine.run).output.split())
+    assert "2 images; not comparable with the paper, judged on 2 of the set's 1,000 images" in said
+    dsu("head", "export", mine.run, "-o", "given")
+    assert "judged on 2 of the set's 1,000 images" in (tmp_path / "given" / "README.md").read_text()
+
+
+def test_predictions_that_are_missing_are_said_to_be(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    sorted((mine.predictions / "shapes-TE").iterdir())[0].unlink()
+    assert "judged on 1 of the set's 2 images" in dsu("eval", "--predictions", mine.run, exit_code=1).stdout
+    said = " ".join(dsu("head", "info", mine.run).output.split())
+    assert "(1 image; 1 more without a prediction)" in said
 
 
 def test_bad_requests_are_one_sentence(refused: Refused, house: House, tmp_path: Path) -> None:

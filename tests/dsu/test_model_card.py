@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from dsu.architecture import build_architecture
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
+from dsu.figures import METRICS
 from dsu.head_facts import evaluated_metrics, head_facts
 from dsu.heads import HEAD_FILE, HeadInfo, load_head, save_head
 from dsu.images import file_sha256
-from dsu.meters import METRICS
 from dsu.model_card import CARD_FILE, export_folder, model_card
 from dsu.network.head import Head
 
@@ -44,14 +44,14 @@ def make_head(folder: Path, preset: str = "toy", **fields: Any) -> Path:
     return folder / HEAD_FILE
 
 
-def judge(head: Path, **record: Any) -> None:
+def judge(head: Path, *, images: int = 5019, extra: dict[str, Any] | None = None, **record: Any) -> None:
     """What `dsu predict` and `dsu eval` leave beside a head."""
     folder = head.parent / "predictions"
     folder.mkdir()
     made = {"head_sha256": file_sha256(head), "kind": "mask", "threshold": None, "sets": {"DUTS-TE": {}}, **record}
     (folder / "predictions.json").write_text(json.dumps(made))
     figures = {metric: 0.01 * index for index, metric in enumerate(METRICS, start=1)}
-    found = {**figures, "images": 5019, "conventions": {"map": "min-max normalised, image by image"}}
+    found = {**figures, "images": images, **(extra or {}), "conventions": {"map": "min-max normalised, image by image"}}
     (folder / "metrics.json").write_text(json.dumps({"DUTS-TE": found, "elsewhere": found}))
 
 
@@ -101,6 +101,39 @@ def test_the_hubs_own_reader_understands_the_card(tmp_path: Path) -> None:
         assert f"\n## {section}\n" in card.text
     for said in ('from_pretrained("me/duts-large")', "5,019", "Apache 2.0", "2503.21187", "2408.00714", "2304.07193"):
         assert said in card.text
+
+
+def test_figures_of_a_part_of_a_set_say_so(tmp_path: Path) -> None:
+    head = make_head(tmp_path)
+    judge(head, images=12)
+    facts = head_facts(head)
+    assert facts.evaluated["DUTS-TE"]["not_comparable"] == "judged on 12 of the set's 5,019 images"
+    card = model_card(facts, "me/x")
+    assert "**DUTS-TE is not comparable with published figures: judged on 12 of the set's 5,019 images.**" in card
+    [index] = front_matter(card)["model-index"]
+    assert index["results"][0]["dataset"]["name"] == "DUTS-TE (judged on 12 of the set's 5,019 images)"
+
+
+def test_ones_own_set_judged_in_part_says_so(tmp_path: Path) -> None:
+    head = make_head(tmp_path)
+    judge(head, images=3, extra={"missing": 2}, sets={"tiles-VAL": {}, "elsewhere": {}})
+    card = model_card(head_facts(head), "me/x")
+    assert "**elsewhere was judged on 3 of the set's 5 images.**" in card
+
+
+def test_a_whole_set_is_said_nothing_of(tmp_path: Path) -> None:
+    head = make_head(tmp_path)
+    judge(head)
+    assert "not_comparable" not in head_facts(head).evaluated["DUTS-TE"]
+    assert "not comparable" not in model_card(head_facts(head), "me/x")
+
+
+def test_images_without_an_object_are_in_the_card(tmp_path: Path) -> None:
+    head = make_head(tmp_path)
+    judge(head, extra={"images_without_object": 19, "false_alarms": 0.125, "AUROC": None, "IoU_object": 0.75})
+    card = model_card(head_facts(head), "me/x")
+    assert "| images without an object | 19 |" in card and "| false alarms (lower is better) | 0.1250 |" in card
+    assert "| intersection over union, with an object (higher is better) | 0.7500 |" in card and "AUROC" not in card
 
 
 def test_what_training_found_is_the_result_where_nothing_was_judged(tmp_path: Path) -> None:

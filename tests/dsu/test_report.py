@@ -16,12 +16,14 @@ from PIL import Image
 
 from dsu.errors import UsageError
 from dsu.evaluation import METRICS, Evaluation
-from dsu.meters import PER_IMAGE
+from dsu.figures import PER_IMAGE, SPOILT, metric_of
+from dsu.image_level import ImageLevel
 from dsu.paper import IMAGES, ablations, published
 from dsu.progress import SILENT
 from dsu.report import page as page_module
 from dsu.report import write_report
 from dsu.report.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, draw_panels
+from dsu.report.plots import histogram
 
 VOID = {"meta", "link", "img", "input", "br"}
 # Their end tags may be left out in HTML.
@@ -209,6 +211,32 @@ def test_images_that_are_unknown_or_unreadable_leave_three_panels(found: Evaluat
     assert [strip[3] for strip in strips] == [3, 3, 4, 4, 4, 4]
     [complaint] = said
     assert "broken.jpg" in complaint
+
+
+def test_images_without_an_object_have_their_part(found: Evaluation, tmp_path: Path) -> None:
+    assert "Images without an object" not in written(tmp_path / "plain.html", {"run": {"s": found}}).source
+    level = ImageLevel((*found.image_level.responses, 0.7, 0.1), (*found.image_level.empty, True, True))
+    mixed = replace(found, images=8, image_level=level)
+    page = written(tmp_path / "mixed.html", {"run": {"mixed": mixed, "plain": found}})
+    assert page.source.count("<h3>Images without an object</h3>") == 1
+    assert ["run", "0.500", "0.000", "1.000", "2"] in page.rows
+    spoilt = [f"{found.metrics[metric_of(name)[0]]:.3f}" for name in SPOILT]
+    assert ["run", *spoilt, "6"] in page.rows
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2 * (2 + len(PER_IMAGE)) + 1 + 2  # responses, and their key
+
+
+def test_one_image_is_one(tmp_path: Path) -> None:
+    page = written(tmp_path / "report.html", {"run": {"s": judge(tmp_path, ["only"])}})
+    assert "1 image" in page.texts and "1 images" not in page.source
+
+
+@pytest.mark.parametrize(("values", "bins"), [(1, 5), (39, 5), (115, 10), (1000, 20), (5019, 25), (10**6, 25)])
+def test_few_scores_have_few_bins_that_end_at_ticks(values: int, bins: int) -> None:
+    drawing = histogram({0: np.full(values, 0.5)}, "S", 1.0, "How many images score what")
+    [corners] = re.findall(r'class="bars [^"]*" points="([^"]*)"', drawing)
+    edges = {float(corner.split(",")[0]) for corner in corners.split()}
+    ticks = {float(x) for x in re.findall(r'class="grid" x1="([^"]*)" x2="\1"', drawing)}
+    assert len(edges) == bins + 1 and len(ticks) == 6 and ticks <= edges
 
 
 def test_pages_have_names_of_pages(tmp_path: Path, found: Evaluation) -> None:

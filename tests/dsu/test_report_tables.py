@@ -10,6 +10,8 @@ import pytest
 from judged import judge
 
 from dsu.evaluation import METRICS, Evaluation
+from dsu.figures import FIGURES, IMAGE_LEVEL, OBJECT
+from dsu.image_level import ImageLevel
 from dsu.paper import IMAGES, published
 from dsu.report import as_csv, as_json, as_latex, as_markdown, as_per_image, compare
 
@@ -27,6 +29,13 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 def whole(found: Evaluation, **figures: float) -> Evaluation:
     """As if all of DUTS-TE had been judged."""
     return replace(found, images=IMAGES["DUTS-TE"], metrics=found.metrics | figures)
+
+
+def with_empties(found: Evaluation, *responses: float) -> Evaluation:
+    """As if there were more images, without an object, that respond so."""
+    level = found.image_level
+    more = ImageLevel((*level.responses, *responses), (*level.empty, *(True for _ in responses)))
+    return replace(found, images=len(more.empty), image_level=more, metrics=found.metrics | {"IoU": 0.25})
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -92,8 +101,11 @@ def test_part_of_a_set_is_out_of_the_papers_contest(first: Evaluation) -> None:
     assert any("ICON and EDN" in note for note in comparison.notes())
     [plain] = compare({"run": {"DUTS-TE": replace(whole(first), normalize=False)}})
     assert any("min-max" in note for note in plain.notes())
-    [alone] = compare({"run": {"DUTS-TE": part}, "other": {"DUTS-TE": first}}, None)
-    assert alone.is_best(alone.lines[0], "S") and not alone.notes()
+    [alone] = compare({"run": {"DUTS-TE": part}, "other": {"DUTS-TE": whole(first)}}, None)
+    assert alone.is_best(alone.lines[0], "S"), "without the paper's rows there is nothing to be out of"
+    [note] = alone.notes()
+    assert note == "run: not comparable with the paper, judged on 3 of the set's 5,019 images."
+    assert note in as_markdown({"run": {"DUTS-TE": part}}, with_paper=False).replace("\\", "")
 
 
 def test_markdown(first: Evaluation, second: Evaluation) -> None:
@@ -105,7 +117,8 @@ def test_markdown(first: Evaluation, second: Evaluation) -> None:
     [mine] = [line for line in table if "b\\_c" in line]
     assert mine.startswith("| a\\|b\\_c | **0.990** |") and mine.endswith("| 5,019 |")
     assert any(line.startswith("| DSU-Net (paper) | 0.934 | – |") for line in table)
-    assert "library: pysodmetrics" in text and "not comparable" in text
+    assert "Maps: min-max normalised, image by image." in text and "not comparable" in text
+    assert "pysodmetrics" not in text
 
 
 def test_latex(first: Evaluation, second: Evaluation) -> None:
@@ -122,5 +135,72 @@ def test_latex(first: Evaluation, second: Evaluation) -> None:
 
 def test_conventions_that_differ_are_told_apart(first: Evaluation) -> None:
     other = replace(first, conventions=first.conventions | {"map": "value / 255, not normalised"})
-    text = as_markdown({"one": {"x": first}, "two": {"x": other}}, with_paper=False)
-    assert "x of one: ground truth" in text and "x of two: ground truth" in text
+    results = {"one": {"x": first}, "two": {"x": other}}
+    text = as_markdown(results, with_paper=False, conventions=True)
+    assert "x of one: ground truth" in text and "x of two: ground truth" in text and "library: pysodmetrics" in text
+    short = as_markdown(results, with_paper=False)
+    assert "Maps: x of one min-max normalised, image by image; x of two value / 255, not normalised." in short
+
+
+def test_figures_are_chosen_and_ordered_in_every_format(first: Evaluation) -> None:
+    results, chosen = {"run": {"x": first}}, ["MAE", "S"]
+    assert list(rows_of(as_csv(results, metrics=chosen))[0]) == ["set", "images", "MAE", "S"]
+    assert list(json.loads(as_json(results, metrics=chosen))["x"]) == ["MAE", "S", "images", "conventions"]
+    markdown = as_markdown(results, with_paper=False, metrics=chosen)
+    assert "|  | MAE ↓ | S ↑ | images |" in markdown and "IoU" not in markdown
+    assert r" & $\mathrm{MAE}\downarrow$ & $S_\alpha\uparrow$ \\" in as_latex(results, with_paper=False, metrics=chosen)
+
+
+def test_images_without_an_object_are_told_where_there_are_any(first: Evaluation, second: Evaluation) -> None:
+    results = {"run": {"tiles": with_empties(first, 0.6, 0.1), "plain": second}}
+    rows = rows_of(as_csv(results))
+    assert list(rows[0]) == ["set", "images", *METRICS, "images_without_object", *IMAGE_LEVEL, *OBJECT]
+    assert (rows[0]["images_without_object"], rows[1]["images_without_object"]) == ("2", "0")
+    assert (rows[0]["false_alarms"], rows[1]["false_alarms"]) == ("0.5", "")
+    assert float(rows[0]["IoU_object"]) == first.metrics["IoU"] and float(rows[0]["IoU"]) == 0.25
+    told = json.loads(as_json(results))
+    assert list(told["tiles"]) == [*METRICS, *IMAGE_LEVEL, *OBJECT, "images", "images_without_object", "conventions"]
+    assert list(told["plain"]) == [*METRICS, "images", "conventions"]
+    markdown = as_markdown(results, with_paper=True)
+    assert markdown.count("| false alarms ↓ | misses ↓ | AUROC ↑ |") == 1
+    assert f"| run | 0.500 | 0.000 | 1.000 | {first.metrics['F_adaptive']:.3f} |" in markdown
+
+
+def test_what_is_not_defined_is_a_dash_with_its_reason(first: Evaluation) -> None:
+    level = ImageLevel((1.0, 0.0), (True, True))
+    results = {"run": {"clean": replace(first, images=2, image_level=level, object_metrics={})}}
+    told = json.loads(as_json(results))["clean"]
+    assert told["AUROC"] is None and told["IoU_object"] is None and told["false_alarms"] == 0.5
+    markdown = as_markdown(results, with_paper=False, metrics=["S", "false_alarms", "AUROC"])
+    assert "AUROC not defined, since no image has an object" in markdown
+    plain = as_markdown({"run": {"x": first}}, with_paper=False, metrics=["S", "AUROC", "misses"])
+    assert "AUROC not defined, since every image has an object" in plain and "misses not defined" not in plain
+
+
+def test_stretched_maps_are_said_to_say_nothing_of_empty_images(first: Evaluation) -> None:
+    level = ImageLevel((1.0, 254 / 255), (False, True))
+    [as_predicted] = compare({"run": {"x": replace(first, images=2, image_level=level, normalize=False)}})
+    [note] = as_predicted.notes()
+    assert "every map reaches full range" in note
+    [when_judged] = compare({"run": {"x": with_empties(first, 0.2)}})
+    [note] = when_judged.notes()
+    assert "--normalize none" in note and when_judged.notes(["AUROC"]) == []
+
+
+def test_a_part_of_ones_own_set_is_said_to_be_one(first: Evaluation) -> None:
+    part = {"run": {"tiles": replace(first, missing=2), "ECSSD": replace(first, missing=997)}}
+    assert [comparison.notes() for comparison in compare(part, None)] == [
+        ["run: judged on 3 of the set's 5 images."],
+        ["run: not comparable with the paper, judged on 3 of the set's 1,000 images."],
+    ]
+    told = json.loads(as_json(part))
+    assert told["tiles"]["missing"] == 2 and "missing" not in json.loads(as_json({"run": {"x": first}}))["x"]
+
+
+def test_latex_is_no_wider_than_its_figures(first: Evaluation) -> None:
+    clean = replace(first, image_level=ImageLevel((1.0,), (False,)))
+    text = as_latex({"run": {"x": clean}}, with_paper=False, metrics=["S", "AUROC", "false_alarms", "IoU_object"])
+    assert r"\begin{tabular}{l*{2}{c}}" in text and "% run: AUROC, false alarms not defined" in text
+    assert r"$\mathrm{IoU}|_{\mathrm{object}}\uparrow$" in text
+    mixed = as_latex({"run": {"x": with_empties(first, 0.2)}}, with_paper=False, metrics=FIGURES)
+    assert f"l*{{{len(FIGURES)}}}{{c}}" in mixed and r"\mathrm{false\ alarms}\downarrow" in mixed
