@@ -14,6 +14,7 @@ from dsu.heads import HeadInfo, read_head_info
 from dsu.images import file_sha256
 from dsu.paper import incomparable
 from dsu.prediction import RECORD_FILE
+from dsu.settings import TrainingSettings
 
 __all__ = ["EncoderFacts", "HeadFacts", "evaluated_metrics", "head_facts"]
 
@@ -22,6 +23,9 @@ _STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 
 _RECIPE: Final = ("epochs", "batch_size", "lr", "lr_min", "weight_decay", "bce", "views", "seed", "keep", "precision")
 """What of a run's settings people ask for first."""
+
+_UNUSUAL: Final = ("tile", "overlap", "balance", "region", "misses", "gamma", "warm_up", "init_from", "fold")
+"""What they want to know where it is not the default."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,14 @@ class HeadFacts:
 
     @property
     def held_out(self) -> int:
-        """How many images were held out to validate on."""
+        """How many images, or tiles, were held out to validate on."""
         names = self.info.dataset.get("held_out")
         return len(names) if isinstance(names, list) else 0
+
+    @property
+    def unit(self) -> str:
+        """What it was trained on: images, or their tiles."""
+        return "images" if self.info.tiling is None else "tiles"
 
     @property
     def random(self) -> bool:
@@ -95,8 +104,9 @@ class HeadFacts:
     @property
     def recipe(self) -> dict[str, str]:
         """The settings that people ask for first, in words."""
-        training = self.info.training
-        return {key.replace("_", " "): str(training[key]) for key in _RECIPE if key in training}
+        training, fields = self.info.training, TrainingSettings.model_fields
+        unusual = [key for key in _UNUSUAL if key in training and training[key] != fields[key].default]
+        return {key.replace("_", " "): str(training[key]) for key in (*_RECIPE, *unusual) if key in training}
 
     @property
     def held_out_metrics(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ __all__ = ["CARD_FILE", "export_folder", "model_card", "public_info"]
 
 CARD_FILE: Final = "README.md"
 
-_PUBLIC: Final = ("split", "dataset", "kind", "benchmark")
+_PUBLIC: Final = ("split", "dataset", "kind", "benchmark", "tile", "overlap")
 """What is told of the data set: not where its images lie, nor what those that were held out are called."""
 
 _CITATION: Final = """```bibtex
@@ -82,7 +82,11 @@ def export_folder(
 
 def public_info(info: HeadInfo) -> HeadInfo:
     """What of a head's metadata is for others: without paths of this machine and names of samples."""
-    return info.model_copy(update={"dataset": {key: info.dataset[key] for key in _PUBLIC if key in info.dataset}})
+    dataset = {key: info.dataset[key] for key in _PUBLIC if key in info.dataset}
+    training = {**info.training}
+    if isinstance(training.get("init_from"), str):
+        training["init_from"] = Path(training["init_from"]).name
+    return info.model_copy(update={"dataset": dataset, "training": training})
 
 
 def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:
@@ -177,7 +181,7 @@ def _data(facts: HeadFacts) -> str:
     page = PAGES.get(str(facts.info.dataset.get("dataset")))
     where = f"the training split of a public benchmark ({page})" if facts.benchmark and page else "its maker's own data"
     were = "was" if facts.held_out == 1 else "were"
-    held = f" {counted(facts.held_out, 'images')} {were} held out to validate on." if facts.held_out else ""
+    held = f" {counted(facts.held_out, facts.unit)} {were} held out to validate on." if facts.held_out else ""
     return f"{facts.data_name}, {where}.{held} No image is in this repository."
 
 

@@ -135,7 +135,7 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
         digest = f", sha256 {encoder.sha256[:_DIGITS]}" if encoder.sha256 else ""
         rows.append((encoder.name, f"{of}{digest}"))
     kind = "a benchmark" if facts.benchmark else "own data"
-    held = f", {counted(facts.held_out, 'images')} held out" if facts.held_out else ""
+    held = f", {counted(facts.held_out, facts.unit)} held out" if facts.held_out else ""
     rows.append(("data", f"{facts.data_name} ({kind}){held}" if facts.data_name else "not noted"))
     rows.append(("settings", ", ".join(f"{key} {value}" for key, value in facts.recipe.items()) or "not noted"))
     if facts.held_out_metrics:

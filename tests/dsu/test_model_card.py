@@ -17,8 +17,9 @@ from dsu.figures import METRICS
 from dsu.head_facts import evaluated_metrics, head_facts
 from dsu.heads import HEAD_FILE, HeadInfo, load_head, save_head
 from dsu.images import file_sha256
-from dsu.model_card import CARD_FILE, export_folder, model_card
+from dsu.model_card import CARD_FILE, export_folder, model_card, public_info
 from dsu.network.head import Head
+from dsu.tiles import Tiling
 
 SECRET = "/home/someone/secret"
 
@@ -211,3 +212,15 @@ def test_the_random_toy_is_the_one_that_everyone_draws() -> None:
 
     architecture = build_architecture("toy")
     assert load_hiera(architecture, EncoderWeights())[1] == load_hiera(architecture, EncoderWeights())[1]
+
+
+def test_what_is_shared_still_cuts_images_and_tells_no_path() -> None:
+    info = HeadInfo(
+        architecture=build_architecture("toy"),
+        dataset={"split": "own", "reference": "/home/me/own", "data_root": "/home/me", "tile": 512, "overlap": 64},
+        training={"init_from": "/home/me/runs/DUTS-TR-large", "epochs": 3},
+    )
+    public = public_info(info)
+    assert public.tiling == Tiling(512, 64)
+    assert public.training == {"init_from": "DUTS-TR-large", "epochs": 3}
+    assert "/home" not in public.model_dump_json()
