@@ -16,6 +16,7 @@ COMMANDS = (
     "train-head",
     "predict",
     "eval",
+    "study",
     "head",
     "import-checkpoint",
     "export-checkpoint",

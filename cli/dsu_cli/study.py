@@ -1,0 +1,220 @@
+"""`dsu study`: several runs from one store that differ in one thing."""
+
+from collections.abc import Callable, Mapping
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from dsu_cli.train_head import train_head
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dsu.study import Asked, Member, Study
+    from dsu.study.tables import StudyTable
+
+__all__ = ["study"]
+
+study = typer.Typer(
+    no_args_is_help=True,
+    help="Several runs from one store that differ in one thing: one table, one picture, mean and spread.",
+)
+
+_NOT_HERE: Final = ("images", "masks", "out", "end_to_end", "resume", "overwrite", "track")
+"""What `dsu train-head` has and a study does itself, or can't have."""
+
+_Out = Annotated[
+    Path | None, typer.Option("--out", help="The study's folder (default: named after data and study, in studies/).")
+]
+_Metrics = Annotated[
+    str | None,
+    typer.Option("--metrics", metavar="NAME,...", help="Figures to tell, such as S,MAE (an unknown name lists all)."),
+]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and what is to do, and stop.")]
+_Seeds = Annotated[int, typer.Option("-n", "--seeds", help="Runs of each, by seed.", min=1)]
+
+
+def _with_recipe(*set_by_study: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the data set and all options of `dsu train-head`, but for those that the study sets itself.
+
+    The command takes them together, as `recipe`: so they are called, explained and checked the same, and written once.
+    Typer asks a function for its signature and annotations, which are put together here.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [one for one in signature(command).parameters.values() if one.name != "recipe"]
+        left_out = {*_NOT_HERE, *set_by_study}
+        shared = [one for one in signature(train_head).parameters.values() if one.name not in left_out]
+        parameters: list[Parameter] = [shared[0], *own, *shared[1:]]
+
+        def called(**given: Any) -> None:
+            command(**{one.name: given.pop(one.name) for one in own}, recipe=given)
+
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__annotations__ = {one.name: one.annotation for one in parameters}
+        called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+@study.command()
+@_with_recipe("fold", "val_fraction", "keep")
+def folds(
+    recipe: Mapping[str, Any],
+    k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)] = 5,
+    out: _Out = None,
+    metrics: _Metrics = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Cross-validate: K runs, each judged on the part that it was not trained on; together every image once.
+
+    Images with an object and without one are dealt out apart; copies and tiles of an image stay together. The last
+    state of each run is judged, never the best: the fold that judges must not choose.
+    """
+    from dsu.study import Asked
+
+    _run(Asked("folds", k), recipe, out, metrics, dry_run=dry_run)
+
+
+@study.command()
+@_with_recipe("seed")
+def seeds(
+    recipe: Mapping[str, Any],
+    n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1.", min=2)] = 5,
+    out: _Out = None,
+    metrics: _Metrics = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Train with several seeds and nothing else changed: how much of a difference is chance.
+
+    All are judged on the test split, or without one on the same images held out. A larger N later adds runs.
+    """
+    from dsu.study import Asked
+
+    _run(Asked("seeds", n), recipe, out, metrics, dry_run=dry_run)
+
+
+@study.command()
+@_with_recipe("adapt_last")
+def depth(
+    recipe: Mapping[str, Any],
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            "--depths",
+            metavar="N,...",
+            help="Numbers of adapted blocks, or all (default: none, the last Hiera stage, a quarter, a half, all).",
+        ),
+    ] = None,
+    n: _Seeds = 1,
+    out: _Out = None,
+    metrics: _Metrics = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Train with adapters in front of the last N of Hiera's blocks, for several N: accuracy, time, disk.
+
+    What a run reads, and so how fast it is, depends on the levels that are stored in all the views that it draws:
+    MB/image is what a step reads for an image, store GB what that is for all images in all these views.
+    """
+    from dsu.study import Asked
+
+    asked = tuple(part.strip() for part in depths.split(",")) if depths is not None else ()
+    _run(Asked("depth", n, asked), recipe, out, metrics, dry_run=dry_run)
+
+
+@study.command()
+@_with_recipe("ablation")
+def ablations(
+    recipe: Mapping[str, Any],
+    n: _Seeds = 1,
+    out: _Out = None,
+    metrics: _Metrics = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Train the paper's setting (none) and its ablations A, B and C (its Tables VII and VIII).
+
+    Those whose DINOv2 maps the store lacks are left out, and the command that stores them is named (exit status 1).
+    """
+    from dsu.study import Asked
+
+    _run(Asked("ablations", n), recipe, out, metrics, dry_run=dry_run)
+
+
+def _run(asked: "Asked", recipe: Mapping[str, Any], out: Path | None, metrics: str | None, *, dry_run: bool) -> None:
+    from dsu.encoders.weights import EncoderWeights
+    from dsu.figures import FIGURES
+    from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
+    from dsu_cli.console import ConsoleProgress, key_table
+    from dsu_cli.console import out as console
+    from dsu_cli.metric_tables import as_text
+    from dsu_cli.parsing import names_of, settings_from
+
+    chosen = names_of("--metrics", metrics, FIGURES)
+    plan = open_study(
+        asked,
+        settings_from(recipe["config"], recipe),
+        data_root=recipe["data_root"],
+        cache_root=recipe["cache_root"],
+        weights=EncoderWeights(recipe["hiera_weights"], recipe["dino_weights"], recipe["random_weights"]),
+        out=out,
+    )
+    quiet = recipe["quiet"]
+    if dry_run or not quiet:
+        console.print(key_table(_facts(plan)))
+    progress = ConsoleProgress(quiet=quiet)
+    for line in plan.lacking:
+        progress.say(line)
+    if dry_run:
+        console.print(key_table([(member.name, _state(member)) for member in plan.members]))
+        return
+    finished = run_study(plan, progress, lambda so_far: write_record(plan, so_far))
+    figures = chosen or default_figures(finished)
+    files = write_study(plan, finished, figures)
+    for table in study_tables(plan.kind, finished, figures):
+        console.print(as_text(_shown(table)), end="")
+    progress.say(f"Written to {plan.folder}: {', '.join(files)}")
+    if plan.lacking:
+        raise typer.Exit(1)
+
+
+def _facts(plan: "Study") -> list[tuple[str, str]]:
+    from dsu.progress import counted
+
+    return [
+        ("study", f"{plan.kind}, {counted(len(plan.members), 'runs')} of {plan.settings.epochs} epochs"),
+        ("data", f"{plan.source.split}: {counted(plan.images, 'samples')}"),
+        ("judged on", plan.judged_on),
+        ("folder", str(plan.folder)),
+    ]
+
+
+def _state(member: "Member") -> str:
+    from dsu.study.results import epochs_of
+
+    epochs = f"{len(epochs_of(member.folder))} of {member.settings.epochs} epochs"
+    words = {
+        "done": "done",
+        "trained": "trained, to be judged",
+        "begun": f"begun: {epochs}",
+        "to do": "to do",
+    }
+    return words[member.state]
+
+
+def _shown(found: "StudyTable") -> "RenderableType":
+    """Members, then below an empty line what sums them up; numbers stay whole, whatever the width."""
+    from dsu_cli.console import table
+
+    shown = table([heading.replace(" with an", "\nwith an") for heading in found.headings])
+    for column in shown.columns:
+        column.no_wrap = True
+        column.justify = "left" if column is shown.columns[0] else "right"
+    members = sum(not row.summary for row in found.rows)
+    for index, row in enumerate(found.rows):
+        if index == members:
+            shown.add_row()
+        shown.add_row(*row.cells)
+    return shown

@@ -1,0 +1,245 @@
+"""From what is asked to a study's folder and members: what each trains, on what it is judged, what is done already."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from dsu.datasets import find_dataset
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import DsuError, UsageError
+from dsu.held_out import fold_out
+from dsu.run_folders import SETTINGS_FILE, check_same_run, has_state, is_finished, settings_of_run
+from dsu.settings import TrainingSettings
+from dsu.stores import SourceFolder, architecture_of, encoders_name, find_store, reading_of, stored_facts
+from dsu.study.costs import Cost, Lacking, cost_of
+from dsu.study.members import FOLDER_STARTS, VARIES, Asked, Kind, variants
+from dsu.study.results import read_result
+from dsu.training_data import encoders_as_settings, encoders_asked
+from dsu_cache import Store
+
+__all__ = ["STUDY_FILE", "Member", "State", "Study", "open_study"]
+
+STUDY_FILE: Final = "study.json"
+
+State = Literal["done", "trained", "begun", "to do"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder, such as `fold-1`.
+        group: what it is a measurement of; members of one group have one mean and spread.
+        settings: what it is trained with.
+        folder: a run folder like any other.
+        cost: what it reads of the store.
+    """
+
+    name: str
+    group: str
+    settings: TrainingSettings
+    folder: Path
+    cost: Cost
+
+    @property
+    def state(self) -> State:
+        """How far it has come."""
+        if is_finished(self.folder):
+            return "trained" if read_result(self.folder) is None else "done"
+        return "begun" if has_state(self.folder) else "to do"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that can be run.
+
+    Attributes:
+        kind: what it varies.
+        settings: what all members share.
+        folder: of the study; its members lie in it.
+        members: in the order in which they are run.
+        lacking: a sentence a case that the store can't serve, with the command that stores what it wants.
+        source: the training split.
+        images: samples of the training split.
+        content: a digest of these samples, by which other images or masks are noticed.
+        tests: the test splits that are judged on; without any it is what is held out of training.
+        weights: where the encoders' weights come from.
+        data_root, cache_root: where data sets and stores lie.
+    """
+
+    kind: Kind
+    settings: TrainingSettings
+    folder: Path
+    members: tuple[Member, ...]
+    lacking: tuple[str, ...]
+    source: SourceFolder
+    images: int
+    content: str
+    tests: tuple[str, ...]
+    weights: EncoderWeights
+    data_root: Path
+    cache_root: Path
+
+    @property
+    def judged_on(self) -> str:
+        """What the members are judged on, in words."""
+        if self.kind == "folds":
+            return "each on its own fold, so that every image is judged once"
+        return ", ".join(self.tests) or f"the same images of {self.source.split}, held out of training by all"
+
+
+def open_study(
+    asked: Asked,
+    settings: TrainingSettings,
+    *,
+    data_root: Path,
+    cache_root: Path,
+    weights: EncoderWeights,
+    out: Path | None = None,
+) -> Study:
+    """Find out which store, which members and on what they are judged; nothing is written.
+
+    What judges a member never chooses its state: where it is judged on what was held out (folds always are, the
+    others where the data set has no test split), its last state is the result. The best of many epochs on the very
+    images that judge it would flatter it.
+
+    Args:
+        asked: what is varied.
+        settings: what all members share; fields that the study varies it sets itself.
+        data_root, cache_root: where data sets and stores lie.
+        weights: where the encoders' weights come from.
+        out: the study's folder; None: one named after data, encoders and kind, below `studies/`.
+
+    Raises `UsageError` for what can't be studied, or an `out` that holds another study.
+    """
+    store, source = _find_store(settings, cache_root)
+    like = architecture_of(store)
+    tests = () if asked.kind == "folds" else _test_splits(source)
+    shared = _shared_settings(asked.kind, settings, store, source, held_out=not tests)
+    if asked.kind == "folds":
+        _check_parts(store, source, asked.count)
+    name = f"{store.path.parent.name}-{encoders_name(like)}-{asked.kind}"
+    folder = out or Path("studies") / (f"{name}-{asked.count}" if asked.kind == "folds" else name)
+    members, lacking = [], {}
+    for variant in variants(asked, like, shared.seed):
+        own = TrainingSettings(**{**_given(shared), **variant.settings})
+        cost = cost_of(own, store, source, weights, cache_root)
+        if not isinstance(cost, Lacking):
+            members.append(Member(variant.name, variant.group, own, folder / variant.name, cost))
+        elif asked.kind == "ablations":
+            lacking[variant.group] = f"{variant.group} is left out, {cost.reason}"
+        else:
+            raise UsageError(f"{variant.name} can't be run, {cost.reason}")
+    if not members:
+        raise UsageError(f"Nothing is left to study: {' '.join(lacking.values())}")
+    study = Study(
+        kind=asked.kind,
+        settings=shared,
+        folder=folder,
+        members=tuple(members),
+        lacking=tuple(lacking.values()),
+        source=source,
+        images=len(store.manifest.entries),
+        content=_content(store),
+        tests=tests,
+        weights=weights,
+        data_root=data_root,
+        cache_root=cache_root,
+    )
+    _check_folder(study)
+    return study
+
+
+def _find_store(settings: TrainingSettings, cache_root: Path) -> tuple[Store, SourceFolder]:
+    if settings.end_to_end:
+        raise UsageError("A study shares one store, and end_to_end reads none: leave it away.")
+    try:
+        return find_store(cache_root, settings.dataset, ("train", "all"), encoders_asked(settings), settings.tiling)
+    except UsageError as error:
+        raise UsageError(str(error).replace(", or give --end-to-end", "")) from error
+
+
+def _test_splits(source: SourceFolder) -> tuple[str, ...]:
+    """The data set's test splits, which `dsu predict` takes. Raises `UsageError` for one without masks."""
+    splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
+    tests = [split for split in splits if split.kind == "test"]
+    for split in tests:
+        if split.masks is None:
+            raise UsageError(f"{split.name} has no masks to judge by: add them, or move the test images elsewhere.")
+    return tuple(split.name for split in tests)
+
+
+def _shared_settings(
+    kind: Kind, settings: TrainingSettings, store: Store, source: SourceFolder, *, held_out: bool
+) -> TrainingSettings:
+    """What was given, naming the store that was found, without what the study varies."""
+    nothing_held_out = settings.val_fraction == 0 or (settings.val_fraction is None and source.benchmark)
+    if held_out and kind != "folds" and settings.fold is None and nothing_held_out:
+        raise UsageError(
+            f"{source.split} has no test split and nothing is held out to judge on: give --val-fraction, such as 0.2."
+        )
+    if held_out and settings.keep == "best":
+        raise UsageError(
+            "keep: best would choose each state by the very images that judge it: leave it away, so that the last is "
+            "kept, or add a test split."
+        )
+    given = {name: value for name, value in _given(settings).items() if name not in VARIES[kind]}
+    found = {"dataset": source.split, "tile": source.tile, "overlap": source.overlap}
+    found |= encoders_as_settings(architecture_of(store)) | ({"keep": "last"} if held_out else {})
+    return TrainingSettings(**{**given, **{name: value for name, value in found.items() if value is not None}})
+
+
+def _given(settings: TrainingSettings) -> dict[str, Any]:
+    """The fields that were given, so that those left open stay open, also to a run that is gone on with."""
+    named = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {name: value for name, value in named.items() if value not in (None, "auto")}
+
+
+def _check_parts(store: Store, source: SourceFolder, parts: int) -> None:
+    """Raise `UsageError` where a part would be empty: before the others are trained."""
+    facts, reading = stored_facts(store), reading_of(store)
+    empty = {name for name, fact in facts.items() if fact.mask and fact.mask.is_empty(reading)}
+    _, last = fold_out({name: fact.image_sha256 for name, fact in facts.items()}, empty, f"{parts}/{parts}")
+    if not last:
+        raise UsageError(f"{source.split} has too few images for {parts} folds: give a smaller -k.")
+
+
+def _content(store: Store) -> str:
+    entries = store.manifest.entries
+    return hashlib.sha256("\n".join(f"{name}\t{entries[name].key}" for name in sorted(entries)).encode()).hexdigest()
+
+
+def _check_folder(study: Study) -> None:
+    """Raise `UsageError` where the folder, or a member's, holds what is not of this study."""
+    if not study.folder.exists():
+        return
+    strangers = [
+        path.parent.name
+        for path in sorted(study.folder.glob(f"*/{SETTINGS_FILE}"))
+        if not path.parent.name.startswith(FOLDER_STARTS[study.kind])
+    ]
+    if strangers:
+        raise UsageError(f"{study.folder} holds other runs ({strangers[0]}): give a folder of its own with --out.")
+    if (study.folder / SETTINGS_FILE).exists():
+        check_same_run(study.folder, study.settings)
+    if _noted_content(study.folder) not in (None, study.content):
+        raise UsageError(
+            f"{study.folder} was begun with other images or masks of {study.source.split}, and its runs must have the "
+            f"same: start anew in another --out."
+        )
+    for member in study.members:
+        if (member.folder / SETTINGS_FILE).exists():
+            check_same_run(member.folder, settings_of_run(member.folder, member.settings))
+
+
+def _noted_content(folder: Path) -> str | None:
+    try:
+        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))["content"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DsuError(f"{folder / STUDY_FILE} is damaged: remove it, and run the same command again.") from error
+    return str(content)

@@ -1,0 +1,180 @@
+"""Running what is not done of a study: train, predict, judge, member by member, as the four commands would."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Final
+
+import yaml
+
+from dsu.errors import DsuError
+from dsu.evaluation import evaluate
+from dsu.files import make_folder, write_durably
+from dsu.ground_truth import find_judged_sets
+from dsu.heads import HEAD_FILE, predictions_folder, read_head_info
+from dsu.images import file_sha256
+from dsu.prediction import predict
+from dsu.progress import SILENT, Progress, Task, counted
+from dsu.report import as_csv, as_json
+from dsu.run_folders import SETTINGS_FILE
+from dsu.runs import open_run
+from dsu.runtime import Runtime, choose_runtime, machine_name
+from dsu.settings import read_settings
+from dsu.study.plan import Member, Study
+from dsu.study.results import Result, epochs_of, read_result, result_of_set, write_result
+from dsu.study.summary import Finished
+from dsu.targets import PredictionSettings, prepare_jobs
+
+__all__ = ["run_study"]
+
+_SAID_ALREADY: Final = ("device", "trains", "starts from")
+"""Notes of a run that are the same for all, or that its own line says."""
+
+
+def run_study(
+    study: Study, progress: Progress = SILENT, finished: Callable[[list[Finished]], None] = lambda so_far: None
+) -> list[Finished]:
+    """Bring every member to its end and give all their results, in the members' order.
+
+    A member that is done is not touched; one that was killed goes on from its checkpoint; one that is trained is
+    only judged.
+
+    Args:
+        study: as it was opened.
+        progress: who is told; each line begins with its member's name.
+        finished: called after every member with the results so far.
+
+    Raises `DsuError` as training, prediction and evaluation do.
+    """
+    make_folder(study.folder)
+    settings = yaml.safe_dump(study.settings.model_dump(mode="json"), sort_keys=False)
+    write_durably(study.folder / SETTINGS_FILE, settings.encode())
+    results: list[Finished] = []
+    finished(results)
+    clock = _Clock(sum(map(_epochs_left, study.members)))
+    for member in study.members:
+        told = _Named(progress, member.name)
+        result = read_result(member.folder)
+        if result is None:
+            epochs = _epochs_left(member)
+            result = _run_member(study, member, told)
+            told.say(f"done{clock.left(epochs)}")
+        else:
+            told.say("done already, skipped")
+        results.append(Finished(member, result))
+        finished(results)
+    return results
+
+
+def _run_member(study: Study, member: Member, progress: Progress) -> Result:
+    if not (member.folder / HEAD_FILE).exists():
+        _train(study, member, progress)
+    return _judge(study, member, progress)
+
+
+def _train(study: Study, member: Member, progress: Progress) -> None:
+    run = open_run(
+        member.settings,
+        data_root=study.data_root,
+        cache_root=study.cache_root,
+        weights=study.weights,
+        out=member.folder,
+        resume=(member.folder / SETTINGS_FILE).exists(),
+        progress=progress,
+    )
+    trainer = run.trainer
+    held_out = 0 if trainer.main.validation is None else len(trainer.main.validation.names)
+    epochs = f", goes on after epoch {trainer.epoch}" if trainer.epoch else ""
+    progress.say(
+        f"{len(trainer.main.train.names):,} to train on, {held_out:,} held out, from {' + '.join(member.cost.reads)}"
+        f"{epochs}"
+    )
+    for note in run.notes:
+        if not note.startswith(_SAID_ALREADY):
+            progress.say(note)
+    trainer.run(progress)
+
+
+def _judge(study: Study, member: Member, progress: Progress) -> Result:
+    """Predict and measure at the images' own sizes, and leave what `dsu predict` and `dsu eval` leave."""
+    head = member.folder / HEAD_FILE
+    info = read_head_info(head)
+    runtime = _runtime(member)
+    out = predictions_folder(member.folder, head)
+    how = PredictionSettings()
+    jobs = prepare_jobs(
+        [],
+        head,
+        out,
+        how,
+        runtime,
+        data_root=study.data_root,
+        cache_root=study.cache_root,
+        end_to_end=False,
+        held_out=not study.tests,
+        progress=progress,
+    )
+    outcomes = predict(jobs, head, out, how, runtime, study.weights, progress)
+    broken = [line for outcome in outcomes.values() for line in outcome.broken]
+    judged = find_judged_sets([job.name for job in jobs], out, None, data_root=study.data_root)
+    lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
+    if broken or lost:
+        raise DsuError(f"{member.name} can't be judged: {(broken or lost)[0]}")
+    found = {one.name: evaluate(one.cases, normalize=one.minmax, progress=progress) for one in judged}
+    write_durably(out / "metrics.json", as_json({member.name: found}).encode())
+    write_durably(out / "metrics.csv", as_csv({member.name: found}).encode())
+    train_images = study.images - len(info.dataset["held_out"])
+    result = Result(
+        head_sha256=file_sha256(head),
+        machine=machine_name(runtime),
+        train_images=train_images,
+        steps=math.ceil(train_images / member.settings.batch_size),
+        seconds=epochs_of(member.folder),
+        sets={name: result_of_set(one) for name, one in found.items()},
+    )
+    write_result(member.folder, result)
+    return result
+
+
+def _runtime(member: Member) -> Runtime:
+    """The device that is asked for, at the precision of training."""
+    precision = read_settings(member.folder / SETTINGS_FILE, {}).precision
+    return choose_runtime(member.settings.device, precision, "of training")
+
+
+def _epochs_left(member: Member) -> int:
+    return member.settings.epochs - len(epochs_of(member.folder))
+
+
+@dataclass
+class _Clock:
+    """How long the epochs that are left will take, by those that were trained since it was made."""
+
+    epochs: int
+    trained: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def left(self, trained: int) -> str:
+        """Count epochs as trained, and say when the others will be; nothing where there are none."""
+        self.trained += trained
+        rest = self.epochs - self.trained
+        if not rest or not self.trained:
+            return ""
+        minutes, seconds = divmod(round((time.perf_counter() - self.started) / self.trained * rest), 60)
+        return f"; {counted(rest, 'epochs')} to go, about {minutes}:{seconds:02d}"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Progress of one member: its name stands before everything."""
+
+    progress: Progress
+    name: str
+
+    def say(self, text: str) -> None:
+        self.progress.say(f"{self.name}: {text}")
+
+    def task(self, label: str, total: int, unit: str = "images") -> AbstractContextManager[Task]:
+        return self.progress.task(f"{self.name}, {label}", total, unit)
