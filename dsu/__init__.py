@@ -3,17 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsu.heads.published import load_published_checkpoint
     from dsu.loss import total_loss
-    from dsu.published import load_published_checkpoint
-    from dsu.segmenter import Segmenter
+    from dsu.prediction.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
 __all__ = ["Segmenter", "__version__", "load_published_checkpoint", "total_loss"]
 
 _HOMES = {
-    "Segmenter": "dsu.segmenter",
-    "load_published_checkpoint": "dsu.published",
+    "Segmenter": "dsu.prediction.segmenter",
+    "load_published_checkpoint": "dsu.heads.published",
     "total_loss": "dsu.loss",
 }
 

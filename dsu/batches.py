@@ -20,15 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from dsu.architecture import Architecture
+from dsu.data.extra_views import extra_view
+from dsu.data.images import mask_box, read_image, resize_image, resize_mask
+from dsu.data.masks import MaskReading
+from dsu.data.pairing import Pair
+from dsu.data.tiles import KeptOpen
+from dsu.data.views import extra_of, flip, place_of
 from dsu.errors import DsuError
-from dsu.extra_views import extra_view
-from dsu.images import mask_box, read_image, resize_image, resize_mask
-from dsu.masks import MaskReading
 from dsu.network.network import DSUNet, normalize_pixels
 from dsu.network.resume import ResumePoint
-from dsu.pairing import Pair
-from dsu.tiles import KeptOpen
-from dsu.views import extra_of, flip, place_of
 from dsu_cache import CorruptError, Store
 
 __all__ = [

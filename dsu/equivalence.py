@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from dsu.batches import Batch, Drawn, ImageSamples, points_of, prefix_of
+from dsu.data.views import view_name
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
-from dsu.inference import finish_mask
 from dsu.network.network import DSUNet
+from dsu.prediction.inference import finish_mask
 from dsu.progress import SILENT, Progress
-from dsu.runs import open_run
 from dsu.settings import TrainingSettings
-from dsu.training import Trainer
-from dsu.views import view_name
+from dsu.training.runs import open_run
+from dsu.training.trainer import Trainer
 
 __all__ = ["Comparison", "Report", "Rounding", "check_equivalence"]
 

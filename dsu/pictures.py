@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from dsu.data.images import read_image, read_mask
 from dsu.errors import DsuError, UsageError
 from dsu.files import make_folder, write_durably
-from dsu.images import read_image, read_mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

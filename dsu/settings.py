@@ -19,11 +19,11 @@ from pydantic import (
 )
 
 from dsu.architecture import Ablation
+from dsu.data.tiles import Tiling
+from dsu.data.views import Views
 from dsu.errors import UsageError, validation_reasons
 from dsu.loss import BceKind, Loss, RegionKind
 from dsu.runtime import Precision
-from dsu.tiles import Tiling
-from dsu.views import Views
 
 __all__ = ["StoredType", "TrainingSettings", "read_settings", "torch_type"]
 

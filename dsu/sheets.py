@@ -76,7 +76,9 @@ def sheet(
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
     layout = _Layout(len(titles), cell, _cell_height([row[0] for row in rows], cell), dpi, labels is not None)
-    save_figures(iter([_page(rows, titles, labels, layout)]), page_files(path, 1), dpi)
+    # Drawn by whoever saves it, where letters that the font lacks are forgiven.
+    figures = (_page(*content, layout) for content in [(rows, titles, labels)])
+    save_figures(figures, page_files(path, 1), dpi)
 
 
 def page_files(path: Path, pages: int) -> list[Path]:

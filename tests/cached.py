@@ -7,9 +7,9 @@ from pathlib import Path
 from support import TINY
 
 from dsu.batches import StoredSamples
+from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.errors import DsuError
-from dsu.stores import available_points, check_samples, find_store
-from dsu.views import ALL_FLIPS, UNFLIPPED
+from dsu.features.stores import available_points, check_samples, find_store
 from dsu_cache import CacheError
 
 __all__ = ["LOCKS", "READS", "Cached", "complaint", "data_files", "flip", "shard"]

@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train/ and test/ images and masks, drawn once."""
-    from dsu.synthetic import draw_dataset
+    from dsu.data.synthetic import draw_dataset
 
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     draw_dataset(folder, train=12, test=5, seed=3)

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from dsu.evaluation import Case, Evaluation, evaluate
+from dsu.evaluation.evaluate import Case, Evaluation, evaluate
 
 __all__ = ["ODD_NAMES", "draw_cases", "judge"]
 

@@ -168,8 +168,8 @@ def _warm_up() -> None:
     import dsu_cli.reports  # noqa: F401
     from dsu.architecture import build_architecture
     from dsu.encoders.weights import EncoderWeights
+    from dsu.features.stores import load_encoders
     from dsu.network.network import DSUNet
-    from dsu.stores import load_encoders
 
     # What Python and torch do slowly the first time: plugins, and checks against abstract classes.
     Image.init()

@@ -25,7 +25,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of table
 @cache.command("list")
 def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False, quiet: options.Quiet = False) -> None:
     """All stores, one a row: what they are of, their size, whether they are complete."""
-    from dsu.upkeep import describe_stores
+    from dsu.features.upkeep import describe_stores
     from dsu_cli.cache_reports import print_json, stores_table
     from dsu_cli.console import ConsoleProgress, out
 
@@ -44,7 +44,7 @@ def info(
     quiet: options.Quiet = False,
 ) -> None:
     """What a store holds, of which encoders, weights and images, and what it lacks."""
-    from dsu.upkeep import describe_stores
+    from dsu.features.upkeep import describe_stores
     from dsu_cli.cache_reports import print_json, store_report
     from dsu_cli.console import ConsoleProgress, out
 
@@ -71,7 +71,7 @@ def verify(
     exactly these; their data is left where it is until then. Exit status 1 if anything is not as it was written, 0 if
     all is, or there are no stores.
     """
-    from dsu.upkeep import verify_stores
+    from dsu.features.upkeep import verify_stores
     from dsu_cli.cache_reports import print_json, verification_lines
     from dsu_cli.console import ConsoleProgress, fail, out
     from dsu_cli.parsing import one_of
@@ -103,7 +103,7 @@ def remove(
     quiet: options.Quiet = False,
 ) -> None:
     """Remove stores with all their features, after asking. Images and masks are never touched."""
-    from dsu.upkeep import StoreState, remove_stores
+    from dsu.features.upkeep import StoreState, remove_stores
     from dsu_cli.cache_reports import stores_table
     from dsu_cli.console import bytes_text, out
 

@@ -57,11 +57,11 @@ def cache_features(
     `--tile 1024` keeps their parts as samples of their own.
     """
     from dsu.architecture import build_architecture
-    from dsu.datasets import unreadable
+    from dsu.data.datasets import unreadable
+    from dsu.data.tiles import Tiling
     from dsu.encoders.weights import EncoderWeights
-    from dsu.extraction import CachePlan, cache_features
-    from dsu.extraction_plan import ExtractionSettings
-    from dsu.tiles import Tiling
+    from dsu.features.extraction import CachePlan, cache_features
+    from dsu.features.extraction_plan import ExtractionSettings
     from dsu_cli.console import ConsoleProgress, fail, out
     from dsu_cli.parsing import one_of, views_of
     from dsu_cli.reports import extraction_table

@@ -12,7 +12,7 @@ from dsu.progress import counted
 from dsu_cli.console import bytes_text, key_table, table
 
 if TYPE_CHECKING:
-    from dsu.upkeep import ArrayState, StoreState, Verification
+    from dsu.features.upkeep import ArrayState, StoreState, Verification
     from dsu_cache import Finding
 
 __all__ = ["print_json", "store_report", "stores_table", "verification_lines"]

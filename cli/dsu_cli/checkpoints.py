@@ -22,8 +22,8 @@ def import_checkpoint(
     """
     from dsu.encoders.weights import EncoderWeights
     from dsu.files import make_folder
-    from dsu.heads import save_head
-    from dsu.published import import_head
+    from dsu.heads.head_file import save_head
+    from dsu.heads.published import import_head
     from dsu_cli.console import out as console
     from dsu_cli.parsing import new_file
 
@@ -50,8 +50,8 @@ def export_checkpoint(
 
     from dsu.encoders.weights import EncoderWeights
     from dsu.files import make_folder, write_durably
-    from dsu.heads import read_head_info, resolve_head
-    from dsu.published import export_head
+    from dsu.heads.head_file import read_head_info, resolve_head
+    from dsu.heads.published import export_head
     from dsu_cli.console import out as console
     from dsu_cli.parsing import new_file
 

@@ -11,8 +11,8 @@ from dsu_cli import options
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsu.overlaps import Overlap, Overlaps
-    from dsu.survey import SplitState
+    from dsu.data.overlaps import Overlap, Overlaps
+    from dsu.data.survey import SplitState
 
 __all__ = ["datasets"]
 
@@ -44,7 +44,7 @@ def look(
     if context.invoked_subcommand is not None:
         _refuse_options(context, context.invoked_subcommand)
         return
-    from dsu.survey import survey
+    from dsu.data.survey import survey
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import out, say
 
@@ -147,8 +147,8 @@ def _new_sheet(path: Path, *, overwrite: bool) -> None:
 
 
 def _overlaps(states: Sequence["SplitState"], *, json: bool, quiet: bool) -> None:
-    from dsu.benchmarks import COD_TRAIN
-    from dsu.overlaps import find_overlaps
+    from dsu.data.benchmarks import COD_TRAIN
+    from dsu.data.overlaps import find_overlaps
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import ConsoleProgress, fail, out
 

@@ -27,9 +27,9 @@ def demo(
 
     Needs no download and takes a few minutes on two cores.
     """
+    from dsu.data.synthetic import draw_dataset
     from dsu.errors import DsuError
-    from dsu.synthetic import draw_dataset
-    from dsu.watching import PROGRESS_FILE, SHEETS_FOLDER
+    from dsu.training.watching import PROGRESS_FILE, SHEETS_FOLDER
     from dsu_cli.cache_features import cache_features
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.console import out as console
@@ -82,9 +82,9 @@ def demo(
 def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path:
     """The head that training starts from, to compare with."""
     from dsu.encoders.weights import EncoderWeights
-    from dsu.heads import HEAD_FILE, save_head
-    from dsu.runs import open_run
+    from dsu.heads.head_file import HEAD_FILE, save_head
     from dsu.settings import TrainingSettings
+    from dsu.training.runs import open_run
 
     trainer = open_run(
         TrainingSettings(dataset=str(data), seed=seed, val_fraction=0.0),
@@ -100,8 +100,8 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
 
 def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
     """The one set's name and figures."""
-    from dsu.evaluation import evaluate
-    from dsu.ground_truth import find_judged_sets
+    from dsu.evaluation.evaluate import evaluate
+    from dsu.evaluation.ground_truth import find_judged_sets
 
     [judged] = find_judged_sets([], predictions, None, data_root=predictions)
     return judged.name, evaluate(judged.cases, normalize=judged.minmax).metrics

@@ -12,8 +12,8 @@ from dsu_cli import options
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsu.evaluation import Evaluation
-    from dsu.ground_truth import JudgedSet
+    from dsu.evaluation.evaluate import Evaluation
+    from dsu.evaluation.ground_truth import JudgedSet
     from dsu.progress import Progress
     from dsu.report import Results
 
@@ -99,7 +99,7 @@ def evaluate(
     Several runs stand side by side: `--predictions Ours=A --predictions B`. Writes `metrics.json` and `metrics.csv`
     beside the predictions.
     """
-    from dsu.figures import FIGURES
+    from dsu.evaluation.figures import FIGURES
     from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
     from dsu_cli.console import ConsoleProgress
@@ -163,8 +163,8 @@ class _Judging:
 
     def run(self, predictions: Path, progress: "Progress") -> dict[str, "Evaluation"]:
         """What each set of a run scored; what is not judged is said."""
-        from dsu.evaluation import evaluate
-        from dsu.ground_truth import find_judged_sets, unjudged
+        from dsu.evaluation.evaluate import evaluate
+        from dsu.evaluation.ground_truth import find_judged_sets, unjudged
 
         progress.say(f"judging {predictions}")
         judged_sets = find_judged_sets(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dsu.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from dsu.data.views import Views
     from dsu.settings import TrainingSettings
-    from dsu.views import Views
 
 __all__ = ["file_to_write", "named_predictions", "names_of", "new_file", "one_of", "settings_from", "views_of"]
 
@@ -37,7 +37,7 @@ def new_file(option: str, path: Path, *, overwrite: bool) -> Path:
 
 def views_of(option: str, text: str) -> "Views":
     """Views as they are written. Raises `UsageError` naming the option."""
-    from dsu.views import Views
+    from dsu.data.views import Views
 
     try:
         return Views.parse(text)
@@ -62,7 +62,7 @@ def named_predictions(given: Sequence[str | Path] | None) -> dict[str, Path]:
     A run's folder stands for the predictions in it; without any, it is the newest run's. Raises `UsageError` for a
     name or a folder that is given twice, and as `newest_predictions`.
     """
-    from dsu.ground_truth import name_runs, newest_predictions
+    from dsu.evaluation.ground_truth import name_runs, newest_predictions
 
     if not given:
         return name_runs([newest_predictions(with_truth=True)])

@@ -60,11 +60,11 @@ def predict(
     needed.
     """
     from dsu.encoders.weights import EncoderWeights
-    from dsu.heads import predictions_folder, read_head_info, resolve_head
-    from dsu.hub import is_hub_name
-    from dsu.prediction import predict
+    from dsu.heads.head_file import predictions_folder, read_head_info, resolve_head
+    from dsu.heads.hub import is_hub_name
+    from dsu.prediction.predict import predict
+    from dsu.prediction.targets import PredictionSettings, prepare_jobs
     from dsu.runtime import Precision, choose_runtime
-    from dsu.targets import PredictionSettings, prepare_jobs
     from dsu_cli.console import ConsoleProgress, fail
     from dsu_cli.console import out as console
     from dsu_cli.parsing import one_of

@@ -10,7 +10,7 @@ from dsu_cli.console import bytes_text, key_table
 
 if TYPE_CHECKING:
     from dsu.equivalence import Comparison, Report
-    from dsu.extraction import CachePlan
+    from dsu.features.extraction import CachePlan
 
 __all__ = ["equivalence_report", "extraction_table"]
 

@@ -8,7 +8,7 @@ import typer
 from dsu_cli import options
 
 if TYPE_CHECKING:
-    from dsu.training import Trainer
+    from dsu.training.trainer import Trainer
 
 _RECIPE = "Recipe (the paper's by default)"
 _WATCHING = "Watching it"
@@ -150,7 +150,7 @@ def train_head(
     """
     given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
-    from dsu.runs import open_run
+    from dsu.training.runs import open_run
     from dsu_cli.console import ConsoleProgress, err, fail, key_table
     from dsu_cli.console import out as console
     from dsu_cli.parsing import settings_from
@@ -199,7 +199,7 @@ def train_head(
 
 def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
     """What was reached, and which state is the result."""
-    from dsu.watching import CURVES_FILE, PROGRESS_FILE, SHEETS_FOLDER
+    from dsu.training.watching import CURVES_FILE, PROGRESS_FILE, SHEETS_FOLDER
 
     last = trainer.history[-1]
     rows = [("loss", f"{last['loss']:.4f} after epoch {int(last['epoch'])}")]

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dsu.progress import Task
-from dsu.watching import Watcher
+from dsu.training.watching import Watcher
 
 if TYPE_CHECKING:
-    from dsu.epoch_log import EpochLog
-    from dsu.training import Trainer
+    from dsu.training.epoch_log import EpochLog
+    from dsu.training.trainer import Trainer
 
 __all__ = ["TrainingPanel", "clock"]
 
@@ -36,7 +36,7 @@ def clock(seconds: float) -> str:
 
 
 class TrainingPanel(Watcher):
-    """Both who is told of progress (`dsu.progress.Progress`) and who watches the run (`dsu.watching.Watcher`).
+    """Both who is told of progress (`dsu.progress.Progress`) and who watches the run (`dsu.training.watching.Watcher`).
 
     A step only leaves its counts behind; the panel is drawn from them by a thread of its own, a few times a second.
     Above it one line an epoch stays.

@@ -16,10 +16,10 @@ from dsu.bench.stages import measure_eval, measure_stages
 from dsu.bench.steps import measure_steps
 from dsu.bench.timing import matrix_rate
 from dsu.encoders.weights import EncoderWeights
-from dsu.fingerprints import library_versions
+from dsu.features.fingerprints import library_versions
+from dsu.features.stores import encoders_name, load_encoders
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, choose_runtime, machine_name
-from dsu.stores import encoders_name, load_encoders
 
 __all__ = ["PARTS", "bench"]
 

@@ -13,21 +13,21 @@ from PIL import Image
 from dsu.architecture import Architecture
 from dsu.bench.drawn import images
 from dsu.bench.timing import ratio, take_turns, wait_for
-from dsu.datasets import find_dataset
-from dsu.evaluation import Case, evaluate
-from dsu.extraction import extract
-from dsu.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, batch_size_for, plan_extraction
-from dsu.images import read_mask
-from dsu.meters import Meters
+from dsu.data.datasets import find_dataset
+from dsu.data.images import read_mask
+from dsu.data.synthetic import draw_dataset
+from dsu.data.views import UNFLIPPED
+from dsu.evaluation.evaluate import Case, evaluate
+from dsu.evaluation.meters import Meters
+from dsu.features.extraction import extract
+from dsu.features.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, batch_size_for, plan_extraction
+from dsu.features.stores import SourceFolder
 from dsu.network.network import DSUNet, normalize_pixels
 from dsu.network.resume import earliest
-from dsu.prediction import Outcome, predict_job
+from dsu.prediction.predict import Outcome, predict_job
+from dsu.prediction.targets import Job, PredictionSettings, Target
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.stores import SourceFolder
-from dsu.synthetic import draw_dataset
-from dsu.targets import Job, PredictionSettings, Target
-from dsu.views import UNFLIPPED
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera

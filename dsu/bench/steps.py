@@ -15,13 +15,13 @@ from dsu.architecture import Architecture
 from dsu.batches import StoredSamples, feed, prefix_of
 from dsu.bench.drawn import DrawnStore, depths, images
 from dsu.bench.timing import Timing, ratio, take_turns, wait_for
-from dsu.heads import HeadInfo
+from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
-from dsu.training import Phase, Trainer
+from dsu.training.trainer import Phase, Trainer
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera

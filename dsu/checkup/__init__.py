@@ -16,8 +16,8 @@ from dsu.checkup.mask_rules import findings_of_masks
 from dsu.checkup.set_rules import findings_of_copies, findings_of_set, other_files
 from dsu.checkup.splits import SplitCheck, read_split
 from dsu.checkup.summary import file_counts, summary
-from dsu.datasets import find_dataset
-from dsu.overlaps import ImageSignature, compare
+from dsu.data.datasets import find_dataset
+from dsu.data.overlaps import ImageSignature, compare
 from dsu.progress import SILENT, Progress
 
 __all__ = ["SEVERITIES", "Checkup", "Finding", "Severity", "SplitCheck", "check_dataset"]
@@ -72,7 +72,7 @@ def check_dataset(
     Memory holds one decoded image a thread, and some 5 kB for each that has been read.
 
     Args:
-        name_or_folder, data_root, images, masks: As `dsu.datasets.find_dataset`.
+        name_or_folder, data_root, images, masks: As `dsu.data.datasets.find_dataset`.
         foreground: Raw mask values that are foreground.
         side: The network's input in pixels (`hiera_size`).
         progress: Who is told.

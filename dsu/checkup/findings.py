@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dsu.checkup.samples import Sample
-from dsu.images import printable
+from dsu.data.images import printable
 
 __all__ = ["SEVERITIES", "Case", "Finding", "Severity", "case_of", "file_case", "found"]
 

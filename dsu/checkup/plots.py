@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dsu.images import FEW_VALUES
+from dsu.data.images import FEW_VALUES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

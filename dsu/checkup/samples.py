@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageStat
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from dsu.images import FEW_VALUES, MaskKind, raw_mask, read_bytes, read_image, resize_mask
-from dsu.masks import MaskFacts, MaskReading, mask_facts
-from dsu.overlaps import ImageSignature
-from dsu.pairing import Pair
+from dsu.data.images import FEW_VALUES, MaskKind, raw_mask, read_bytes, read_image, resize_mask
+from dsu.data.masks import MaskFacts, MaskReading, mask_facts
+from dsu.data.overlaps import ImageSignature
+from dsu.data.pairing import Pair
 
 __all__ = ["HALF", "Foreground", "MaskFile", "Sample", "Storage", "look_at", "measure", "object_boxes"]
 
@@ -121,7 +121,7 @@ def look_at(pair: Pair, split: str) -> tuple[Sample, Counter[int]]:
         What they hold, and how many of the mask's pixels have each raw value: none for a mask of very many values.
 
     Raises:
-        UnreadableImage: As `dsu.images.read_image`, of either file.
+        UnreadableImage: As `dsu.data.images.read_image`, of either file.
     """
     data = read_bytes(pair.image)
     image = read_image(pair.image, data)

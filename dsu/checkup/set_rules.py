@@ -9,8 +9,8 @@ from typing import Final
 from dsu.checkup.findings import Case, Finding, case_of, found
 from dsu.checkup.samples import Sample
 from dsu.checkup.splits import SplitCheck
-from dsu.images import IMAGE_SUFFIXES
-from dsu.overlaps import Overlap, copies
+from dsu.data.images import IMAGE_SUFFIXES
+from dsu.data.overlaps import Overlap, copies
 
 __all__ = ["findings_of_copies", "findings_of_set", "other_files"]
 
@@ -64,7 +64,7 @@ def findings_of_set(checks: Sequence[SplitCheck], files: Counter[str]) -> Iterat
 def findings_of_copies(
     checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Sequence[Overlap]
 ) -> Iterator[Finding]:
-    """Images that are there twice; `exact` and `near` are those in both training and test (`dsu.overlaps`)."""
+    """Images that are there twice; `exact` and `near` are those in both training and test (`dsu.data.overlaps`)."""
     by_name = {(check.name, sample.name): sample for check in checks for sample in check.samples}
     for key, what, pairs in (
         ("leaks", "test images whose every pixel is in training, too", exact),

@@ -13,7 +13,7 @@ from PIL import Image
 from dsu.checkup.findings import SEVERITIES, Finding, case_of
 from dsu.checkup.plots import draw_shares, draw_sizes, draw_values
 from dsu.checkup.samples import HALF, Sample, object_boxes
-from dsu.images import read_image
+from dsu.data.images import read_image
 from dsu.pictures import CELL_GROUND, overlay
 from dsu.progress import SILENT, Progress
 from dsu.sheets import page_files, save_figures

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from dsu.checkup.samples import Foreground, Sample, look_at, measure
+from dsu.data.images import UnreadableImage
+from dsu.data.masks import MaskFacts, MaskReading, choose_reading
+from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
-from dsu.images import UnreadableImage
-from dsu.masks import MaskFacts, MaskReading, choose_reading
-from dsu.pairing import Pair, Split
 from dsu.progress import SILENT, Progress
 from dsu.threads import in_threads
 

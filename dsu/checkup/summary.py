@@ -9,7 +9,7 @@ import numpy as np
 
 from dsu.checkup.samples import Sample, Storage
 from dsu.checkup.splits import SplitCheck
-from dsu.masks import MaskFacts, MaskReading
+from dsu.data.masks import MaskFacts, MaskReading
 
 __all__ = ["FileCount", "file_counts", "reading_of", "summary"]
 
@@ -32,7 +32,7 @@ _READ_AS: Final = {
     "CMYK": "converted to RGB, its colour profile left aside",
     "F": "0 to 1 is black to white; larger values as 16 bits",
 }
-"""What `dsu.images.read_image` makes of an image, by Pillow's mode."""
+"""What `dsu.data.images.read_image` makes of an image, by Pillow's mode."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _kind(storage: Storage) -> str:
 
 
 def _image_read_as(storage: Storage) -> str:
-    """What `dsu.images.read_image` does with it."""
+    """What `dsu.data.images.read_image` does with it."""
     if storage.deep and storage.mode != "F":
         steps = ["scaled to 8 bits: 65535 is white"]
     else:
@@ -129,7 +129,7 @@ def _image_read_as(storage: Storage) -> str:
 
 
 def _mask_read_as(facts: MaskFacts, reading: MaskReading | None) -> str:
-    """What `dsu.masks.MaskReading.read` does with it."""
+    """What `dsu.data.masks.MaskReading.read` does with it."""
     if reading is None:
         return "nothing: see below"
     if reading.foreground is not None:

@@ -22,7 +22,7 @@ from dsu.architecture import Architecture
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.errors import DsuError, UsageError
-from dsu.hub import OutOfReachError, download, reason_of
+from dsu.heads.hub import OutOfReachError, download, reason_of
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from dsu.evaluation import Evaluation
-from dsu.figures import FIGURES, IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, SPOILT, figure_name, over_objects
-from dsu.image_level import ImageLevel
-from dsu.paper import Row, incomparable, judged_in_part, published
+from dsu.evaluation.evaluate import Evaluation
+from dsu.evaluation.figures import FIGURES, IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, SPOILT, figure_name, over_objects
+from dsu.evaluation.image_level import ImageLevel
+from dsu.evaluation.paper import Row, incomparable, judged_in_part, published
 
 __all__ = ["PLACES", "Comparison", "Line", "Results", "compare"]
 
@@ -128,7 +128,8 @@ def compare(results: Results, paper: Callable[[str], tuple[Row, ...]] | None = p
 
     Args:
         results: What was judged.
-        paper: Gives the published rows of a set (`dsu.paper.published`, `dsu.paper.ablations`); None: without them.
+        paper: Gives the published rows of a set (`published` or `ablations` of `dsu.evaluation.paper`); None: without
+            them.
 
     Returns:
         A comparison a set, in the order in which the runs first name them.

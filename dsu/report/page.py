@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from dsu import __version__
 from dsu.errors import UsageError
-from dsu.evaluation import Evaluation
-from dsu.figures import LOWER_IS_BETTER, PER_IMAGE
+from dsu.evaluation.evaluate import Evaluation
+from dsu.evaluation.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.files import make_folder, write_durably
 from dsu.progress import SILENT, Progress
 from dsu.report.comparison import Results

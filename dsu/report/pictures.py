@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.evaluation import Case, Evaluation, read_case
+from dsu.data.images import UnreadableImage, read_image
+from dsu.evaluation.evaluate import Case, Evaluation, read_case
 from dsu.files import write_durably
-from dsu.images import UnreadableImage, read_image
 from dsu.progress import Task
 
 __all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strips"]

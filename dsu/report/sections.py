@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from dsu.evaluation import Evaluation
-from dsu.figures import LOWER_IS_BETTER, METRICS, PER_IMAGE
-from dsu.paper import TABLES, ablations
+from dsu.evaluation.evaluate import Evaluation
+from dsu.evaluation.figures import LOWER_IS_BETTER, METRICS, PER_IMAGE
+from dsu.evaluation.paper import TABLES, ablations
 from dsu.progress import counted
 from dsu.report.comparison import Comparison, Results, compare
 from dsu.report.empties import empties

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from dsu.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, arrow, figure_name, metric_of
-from dsu.paper import published
+from dsu.evaluation.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, arrow, figure_name, metric_of
+from dsu.evaluation.paper import published
 from dsu.report.comparison import PLACES, Comparison, Line, Results, compare
 
 __all__ = [

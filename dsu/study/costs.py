@@ -7,14 +7,14 @@ from shlex import join
 from typing import Final
 
 from dsu.architecture import Architecture
+from dsu.data.sources import SourceFolder
+from dsu.data.views import place_of
 from dsu.encoders.weights import EncoderWeights
+from dsu.features.stores import architecture_of, available_points, recorded_type
 from dsu.network.resume import resume_point
-from dsu.run_notes import item_bytes
 from dsu.settings import TrainingSettings
-from dsu.sources import SourceFolder
-from dsu.stores import architecture_of, available_points, recorded_type
-from dsu.training_data import encoders_as_settings
-from dsu.views import place_of
+from dsu.training.run_notes import item_bytes
+from dsu.training.training_data import encoders_as_settings
 from dsu_cache import Store
 
 __all__ = ["Cost", "Lacking", "cost_of"]

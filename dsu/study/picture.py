@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dsu.figures import arrow, figure_name
+from dsu.evaluation.figures import arrow, figure_name
 from dsu.files import write_durably
 from dsu.study.members import FOLDER_STARTS, Kind
 from dsu.study.plan import Study

@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from dsu.evaluation import Evaluation
+from dsu.data.images import file_sha256
+from dsu.evaluation.evaluate import Evaluation
 from dsu.files import write_durably
-from dsu.heads import HEAD_FILE
-from dsu.images import file_sha256
+from dsu.heads.head_file import HEAD_FILE
 from dsu.report import compare
-from dsu.training import METRICS_FILE
+from dsu.training.trainer import METRICS_FILE
 
 __all__ = ["RESULT_FILE", "Result", "SetResult", "epochs_of", "read_result", "result_of_set", "write_result"]
 
@@ -26,10 +26,10 @@ class SetResult:
     """What a run scored on one set.
 
     Attributes:
-        figures: by a name of `dsu.figures.FIGURES`; what is not defined is left out.
+        figures: by a name of `dsu.evaluation.figures.FIGURES`; what is not defined is left out.
         images, without_object: how many were judged, and how many of them have no object.
         conventions: what the figures rest on, in words.
-        per_image: a row an image, as `dsu.evaluation.Evaluation.per_image`.
+        per_image: a row an image, as `dsu.evaluation.evaluate.Evaluation.per_image`.
     """
 
     figures: Mapping[str, float]

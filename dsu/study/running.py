@@ -9,23 +9,23 @@ from typing import Final
 
 import yaml
 
+from dsu.data.images import file_sha256
 from dsu.errors import DsuError
-from dsu.evaluation import evaluate
+from dsu.evaluation.evaluate import evaluate
+from dsu.evaluation.ground_truth import find_judged_sets
 from dsu.files import make_folder, write_durably
-from dsu.ground_truth import find_judged_sets
-from dsu.heads import HEAD_FILE, predictions_folder, read_head_info
-from dsu.images import file_sha256
-from dsu.prediction import predict
+from dsu.heads.head_file import HEAD_FILE, predictions_folder, read_head_info
+from dsu.prediction.predict import predict
+from dsu.prediction.targets import PredictionSettings, prepare_jobs
 from dsu.progress import SILENT, Progress, Task, counted
 from dsu.report import as_csv, as_json
-from dsu.run_folders import SETTINGS_FILE
-from dsu.runs import open_run
 from dsu.runtime import Runtime, choose_runtime, machine_name
 from dsu.settings import read_settings
 from dsu.study.plan import Member, Study
 from dsu.study.results import Result, epochs_of, read_result, result_of_set, write_result
 from dsu.study.summary import Finished
-from dsu.targets import PredictionSettings, prepare_jobs
+from dsu.training.run_folders import SETTINGS_FILE
+from dsu.training.runs import open_run
 
 __all__ = ["run_study"]
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from dsu.datasets import find_dataset
+from dsu.data.datasets import find_dataset
+from dsu.data.folders import find_images, unwrapped
+from dsu.data.pairing import image_and_mask_folders
 from dsu.errors import DsuError, UsageError, did_you_mean
-from dsu.evaluation import Case, evaluate, named_images
-from dsu.folders import find_images, unwrapped
-from dsu.ground_truth import find_judged_sets
-from dsu.head_facts import head_facts
-from dsu.heads import HEAD_FILE
-from dsu.meters import PER_IMAGE
-from dsu.pairing import image_and_mask_folders
-from dsu.prediction import RECORD_FILE
+from dsu.evaluation.evaluate import Case, evaluate, named_images
+from dsu.evaluation.ground_truth import find_judged_sets
+from dsu.evaluation.meters import PER_IMAGE
+from dsu.heads.head_facts import head_facts
+from dsu.heads.head_file import HEAD_FILE
+from dsu.prediction.predict import RECORD_FILE
 from dsu.progress import SILENT, Progress
 
 __all__ = ["ComparedImage", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
@@ -98,8 +98,8 @@ def choose_worst(
     Args:
         rows: With a prediction each at least.
         count: How many.
-        metric: One of `dsu.meters.PER_IMAGE`; maps are stretched to their full range first, as benchmarks do, and
-            brought to their truth's size.
+        metric: One of `dsu.evaluation.meters.PER_IMAGE`; maps are stretched to their full range first, as benchmarks
+            do, and brought to their truth's size.
         progress: Told of every image measured.
 
     Raises:

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
+from dsu.data.images import upright_size
+from dsu.data.masks import MaskReading, choose_reading, examine_mask
 from dsu.errors import UsageError
-from dsu.images import upright_size
-from dsu.masks import MaskReading, choose_reading, examine_mask
 from dsu.pictures import Picture, as_rgb
 from dsu.progress import SILENT, Progress, Task
 from dsu.sheets import page_files, save_figures

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from dsu.architecture import LEVELS, Architecture, build_architecture
 from dsu.batches import Batch, prefix_of
+from dsu.data.images import resize_image
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError
-from dsu.heads import load_head, resolve_head
-from dsu.images import resize_image
-from dsu.inference import load_network
+from dsu.features.stores import load_encoders
+from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet, normalize_pixels
+from dsu.prediction.inference import load_network
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.stores import load_encoders
 
 __all__ = ["FeatureGroup", "FeatureLevel", "choose_blocks", "compute_features", "open_network"]
 

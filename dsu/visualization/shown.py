@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.datasets import find_dataset
+from dsu.data.datasets import find_dataset
+from dsu.data.folders import find_images, unwrapped
+from dsu.data.images import IMAGE_SUFFIXES, read_image
+from dsu.data.masks import choose_reading, examine_mask
 from dsu.errors import UsageError
-from dsu.evaluation import match
-from dsu.folders import find_images, unwrapped
-from dsu.images import IMAGE_SUFFIXES, read_image
-from dsu.masks import choose_reading, examine_mask
+from dsu.evaluation.evaluate import match
 from dsu.progress import SILENT, Progress
 
 __all__ = ["MOST", "Shown", "find_shown"]

@@ -10,7 +10,7 @@ import pytest
 from judged import ODD_NAMES, draw_cases, judge
 from PIL import Image
 
-from dsu.evaluation import Evaluation, evaluate
+from dsu.evaluation.evaluate import Evaluation, evaluate
 from dsu.report import write_report
 
 pytestmark = pytest.mark.browser

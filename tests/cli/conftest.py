@@ -11,8 +11,8 @@ from support import Dsu
 
 from dsu.architecture import build_architecture
 from dsu.encoders.weights import EncoderWeights
-from dsu.extraction import cache_features
-from dsu.extraction_plan import ExtractionSettings
+from dsu.features.extraction import cache_features
+from dsu.features.extraction_plan import ExtractionSettings
 
 
 @pytest.fixture(scope="session")

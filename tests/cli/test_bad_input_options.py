@@ -20,8 +20,8 @@ from support import Dsu
         (("--levels", "V,B99"), ("'B99'", "B1 to B6")),
         (("--levels", "S5"), ("'S5'", "S1 to S4")),
         (("--levels", "V99"), ("'V99'", "choose V")),
-        (("--views", "3"), ("--views", "1, 2, 4")),
-        (("--level-views", "0"), ("--level-views", "1, 2, 4")),
+        (("--views", "3"), ("--views must be none, width or flips", "not '3'")),
+        (("--level-views", "0"), ("--level-views must be none, width or flips",)),
         (("--stored", "int8"), ("--stored", "float16, float32")),
         (("--compressor", "gzip"), ("--compressor", "zstd, blosc")),
         (("--batch-size", "0"), ("--batch-size", "from 1 to")),
@@ -63,7 +63,14 @@ def test_a_device_that_is_not_there(refused: Refused, house: House) -> None:
         (("--keep", "first"), ("--keep must be 'last' or 'best', not 'first'",)),
         (("--ablation", "Z"), ("--ablation must be 'none', 'A', 'B' or 'C', not 'Z'",)),
         (("--ablation", "B"), ("V1, V2, V3, V4", "dsu cache-features", "--levels V1,V2,V3,V4")),
-        (("--views", "3"), ("--views must be 1, 2 or 4, not 3",)),
+        (("--views", "3"), ("--views must be none, width or flips, or flips+K",)),
+        (("--views", "flips+99"), ("K up to 60, not 'flips+99'",)),
+        (("--overlap", "8"), ("--overlap is of tiles: give --tile too",)),
+        (("--tile", "64", "--overlap", "40"), ("can't overlap by 40", "half the --tile")),
+        (("--fold", "3/2"), ("--fold must be a part of at least two, such as 2/5",)),
+        (("--gamma", "0.5"), ("--gamma must be at least 1",)),
+        (("--misses", "1"), ("--misses must be less than 1",)),
+        (("--init-from", "nothing"), ("There is no head at nothing",)),
         (("--batch-size", "0"), ("--batch-size must be greater than 0, not 0",)),
         (("--lr", "nan"), ("--lr must be a finite number, not nan",)),
         (("--lr", "-1"), ("--lr must be greater than 0, not -1",)),
@@ -77,7 +84,7 @@ def test_a_device_that_is_not_there(refused: Refused, house: House) -> None:
         (("--precision", "fp8"), ("--precision must be 'auto', 'fp32' or 'bf16', not 'fp8'",)),
         (("--device", "quantum"), ("'quantum'", "choose cpu")),
         (("--preset", "huge"), ("'huge'", "large, base, small, tiny, toy")),
-        (("--preset", "tiny"), ("made with tiny", "dsu cache-features", "same options of the network")),
+        (("--preset", "tiny"), ("made with tiny", "dsu cache-features", "same options of network and tiles")),
     ],
 )
 def test_options_of_stage_two(refused: Refused, house: House, options: Sequence[str], words: Sequence[str]) -> None:
@@ -119,7 +126,7 @@ def test_options_of_evaluation(refused: Refused, house: House, options: Sequence
     [
         (("--steps", "0"), ("--steps", "from 1 to")),
         (("--batch-size", "0"), ("--batch-size must be greater than 0, not 0",)),
-        (("--views", "3"), ("--views must be 1, 2 or 4, not 3",)),
+        (("--views", "3"), ("--views must be none, width or flips, or flips+K",)),
         (("--ablation", "D"), ("--ablation must be", "not 'D'")),
         (("--resume-from", "S9"), ("'S9'", "choose")),
         (("--seed", "-2"), ("--seed must be at least 0",)),
@@ -184,11 +191,11 @@ def test_words_that_are_no_numbers_and_options_that_do_not_exist(dsu: Dsu, argum
         ("seed: 1e400\n", ("seed must be",)),
         ("val_fraction: 1.0\n", ("val_fraction must be less than 1, not 1.0",)),
         ("weight_decay: heavy\n", ("weight_decay must be a number, not 'heavy'",)),
-        ("views: 3\n", ("views must be 1, 2 or 4, not 3",)),
+        ("views: 3\n", ("views must be none, width or flips, or flips+K", "not 3")),
         ("device: 5\n", ("device must be text, not 5",)),
         ("dataset: [a, b]\n", ("dataset must be text, not ['a', 'b']",)),
         ("end_to_end: perhaps\n", ("end_to_end must be true or false, not 'perhaps'",)),
-        ("bce: other\n", ("bce must be 'plain' or 'weighted', not 'other'",)),
+        ("bce: other\n", ("bce must be 'plain', 'weighted' or 'focal', not 'other'",)),
         ("epochs: many\nlr: -1\n", ("epochs must be a whole number, not 'many'; lr must be greater than 0, not -1",)),
         ("stages: 2021-02-30\n", ("no valid YAML",)),
         ("epochs: !!python/object/apply:os.mkdir [ran]\n", ("no valid YAML", "could not determine a constructor")),
@@ -233,7 +240,7 @@ def test_interruption_is_one_sentence(refused: Refused, drawn: Path, monkeypatch
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsu.extraction._Extraction.run", interrupt)
+    monkeypatch.setattr("dsu.features.extraction._Extraction.run", interrupt)
     refused(stage_one(drawn), "Stopped.", "run the same command again", status=130)
 
 
@@ -243,7 +250,7 @@ def test_too_little_memory_is_one_sentence(refused: Refused, drawn: Path, monkey
     def exhaust(*arguments: object, **options: object) -> None:
         raise errors.pop()
 
-    monkeypatch.setattr("dsu.extraction._Extraction.run", exhaust)
+    monkeypatch.setattr("dsu.features.extraction._Extraction.run", exhaust)
     while errors:
         refused(stage_one(drawn), "too little memory", "--batch-size", "--preset", status=1)
 

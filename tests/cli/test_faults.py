@@ -130,7 +130,7 @@ def test_images_that_vanish_between_plan_and_work(
     dsu: Dsu, refused: Refused, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        before(patch, "dsu.extraction._Extraction.run", lambda: mine.rename(tmp_path / "away"))
+        before(patch, "dsu.features.extraction._Extraction.run", lambda: mine.rename(tmp_path / "away"))
         said = dsu(*stage_one(mine), exit_code=1).output
     assert f"error: {mine}/images/000" in " ".join(said.split()) and "No such file or directory" in said
     assert "bring it back" in said
@@ -153,7 +153,7 @@ def test_a_mask_that_vanishes_in_the_middle(
             "check-equivalence": ["check-equivalence", "--views", "1", "--steps", "1"],
         }[command]
     call = 2 if command == "train-head" else 1
-    where = "dsu.training.Trainer._train_epoch" if command == "train-head" else "dsu.batches.ImageSamples.fetch"
+    where = "dsu.training.trainer.Trainer._train_epoch" if command == "train-head" else "dsu.batches.ImageSamples.fetch"
     with monkeypatch.context() as patch:
         before(patch, where, mask.unlink, call)
         said = " ".join(dsu(*again, exit_code=1).output.split())
@@ -180,7 +180,7 @@ def test_a_run_folder_that_vanishes_while_training(
 ) -> None:
     command = [*house.train("--views", "1", "--epochs", "2"), "--out", "run"]
     with monkeypatch.context() as patch:
-        before(patch, "dsu.training.Trainer._train_epoch", lambda: shutil.rmtree(tmp_path / "run"), 2)
+        before(patch, "dsu.training.trainer.Trainer._train_epoch", lambda: shutil.rmtree(tmp_path / "run"), 2)
         refused(command, "run/", "can't be written (No such file or directory)", "mend the folder", status=1)
     assert not (tmp_path / "run").exists()
     refused.handled(command)
@@ -191,7 +191,7 @@ def test_a_folder_for_masks_that_vanishes(
 ) -> None:
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1")
     with monkeypatch.context() as patch:
-        before(patch, "dsu.prediction._ImageLoader.load", lambda: shutil.rmtree(tmp_path / "out"), 4)
+        before(patch, "dsu.prediction.predict._ImageLoader.load", lambda: shutil.rmtree(tmp_path / "out"), 4)
         refused(command, "out/images/000", "can't be written (No such file or directory)", "mend the", status=1)
     refused.handled(command, "4 written")
     assert len(pictures(tmp_path / "out")) == 4
@@ -204,7 +204,7 @@ def test_an_image_that_vanishes_while_predicting(
     image = mine / "images" / "0003.jpg"
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1", "--kind", kind)
     # For an overlay it is read once more, when it has been decoded and predicted.
-    where = "dsu.prediction._ImageLoader.load" if kind == "mask" else "dsu.network.network.DSUNet.suffix"
+    where = "dsu.prediction.predict._ImageLoader.load" if kind == "mask" else "dsu.network.network.DSUNet.suffix"
     with monkeypatch.context() as patch:
         before(patch, where, image.unlink, 4 if kind == "overlay" else 1)
         said = dsu(*command, exit_code=1).output

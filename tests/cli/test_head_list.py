@@ -9,7 +9,7 @@ import torch
 from support import Dsu
 
 from dsu.architecture import build_architecture
-from dsu.heads import HEAD_FILE, HeadInfo, save_head
+from dsu.heads.head_file import HEAD_FILE, HeadInfo, save_head
 
 
 def keep_head(run: Path, hours_ago: float, adapt_last: int = 7, **fields: object) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from support import TINY, Dsu
 
 from dsu.batches import Batch
-from dsu.training import Trainer
+from dsu.training.trainer import Trainer
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

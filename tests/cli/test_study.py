@@ -16,11 +16,11 @@ from support import TINY, Dsu
 
 from dsu.architecture import build_architecture
 from dsu.batches import Batch
+from dsu.data.views import UNFLIPPED
 from dsu.encoders.weights import EncoderWeights
-from dsu.extraction import cache_features
-from dsu.extraction_plan import ExtractionSettings
-from dsu.training import Trainer
-from dsu.views import UNFLIPPED
+from dsu.features.extraction import cache_features
+from dsu.features.extraction_plan import ExtractionSettings
+from dsu.training.trainer import Trainer
 
 RECIPE = ("--adapt-last", 0, "--views", "none", "--epochs", 2, "--batch-size", 2, "--sheet-every", 0)
 

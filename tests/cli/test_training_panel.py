@@ -9,11 +9,11 @@ from house import House
 from rich.console import Console
 
 from dsu.encoders.weights import EncoderWeights
-from dsu.epoch_log import EpochLog
-from dsu.runs import open_run
 from dsu.settings import TrainingSettings
-from dsu.training import Trainer
-from dsu.watching import Watcher
+from dsu.training.epoch_log import EpochLog
+from dsu.training.runs import open_run
+from dsu.training.trainer import Trainer
+from dsu.training.watching import Watcher
 from dsu_cli.training_panel import CAPTION, TrainingPanel
 
 

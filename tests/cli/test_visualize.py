@@ -13,8 +13,8 @@ from rich.console import Console
 from support import TINY, Dsu
 
 from dsu.encoders.weights import EncoderWeights
-from dsu.runs import open_run
 from dsu.settings import TrainingSettings
+from dsu.training.runs import open_run
 from dsu_cli.training_panel import TrainingPanel, clock
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsu.doctor import Diagnosis, Finding, diagnose
+from dsu.doctor.diagnosis import Diagnosis, diagnose
+from dsu.doctor.findings import Finding
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def test_a_hub_cache_that_is_only_read_is_said(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dsu.doctor as doctor
+    import dsu.doctor.diagnosis as doctor
 
     real = doctor.version
 
@@ -119,7 +120,7 @@ def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytes
 
 
 def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsu.doctor.requires", lambda name: ["numpy", "torch==1.0.0"])
+    monkeypatch.setattr("dsu.doctor.diagnosis.requires", lambda name: ["numpy", "torch==1.0.0"])
     found = look()
     assert broken(found) == {"torchvision's torch"} and "together" in found.next_steps[0]
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -127,7 +128,7 @@ def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatc
 
 
 def test_cards_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsu.doctor import _cards
+    from dsu.doctor.diagnosis import _cards
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -152,7 +153,7 @@ def test_a_data_root_that_cannot_be_read_is_broken(monkeypatch: pytest.MonkeyPat
     def locked(root: Path) -> None:
         raise PermissionError(13, "Permission denied", str(root))
 
-    monkeypatch.setattr("dsu.survey.survey", locked)
+    monkeypatch.setattr("dsu.data.survey.survey", locked)
     found = look("locked")
     assert broken(found) == {"data root"} and "Make locked readable" in found.next_steps[0]
 

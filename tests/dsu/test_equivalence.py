@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from dsu.architecture import build_architecture
+from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import Report, check_equivalence
-from dsu.extraction import cache_features
-from dsu.extraction_plan import ExtractionSettings
+from dsu.features.extraction import cache_features
+from dsu.features.extraction_plan import ExtractionSettings
 from dsu.settings import TrainingSettings
-from dsu.views import ALL_FLIPS
 from dsu_cache import Store
 
 ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
@@ -135,8 +135,8 @@ def test_features_of_other_weights_are_caught(
     digest = {"hiera": "0", "dino": "0"}
     right = Store.open(next(features.glob("*/*"))).attributes["encoders"]
     digest.update(right)  # type: ignore[arg-type]
-    monkeypatch.setattr("dsu.stores.load_encoders", _with_digests(digest))
-    monkeypatch.setattr("dsu.runs.load_encoders", _with_digests(digest))
+    monkeypatch.setattr("dsu.features.stores.load_encoders", _with_digests(digest))
+    monkeypatch.setattr("dsu.training.runs.load_encoders", _with_digests(digest))
     assert {"V", "S1", "S2", "S3"} <= failed(check(features, drawn, adapt_last=1))
 
 

@@ -78,10 +78,10 @@ def test_a_cards_feed_gives_the_same_batches() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nothing_in_a_step_waits_for_the_card(precision: str, tmp_path: Path) -> None:
     from dsu.bench.drawn import images
-    from dsu.heads import HeadInfo
+    from dsu.heads.head_file import HeadInfo
     from dsu.network.resume import earliest
     from dsu.settings import TrainingSettings
-    from dsu.training import Phase, Trainer
+    from dsu.training.trainer import Phase, Trainer
 
     network = toy_network(stored=torch.float16)
     architecture, runtime = network.architecture, choose_runtime("cuda", precision)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Images and masks: found, paired, read, cut and turned."""

@@ -1,0 +1,320 @@
+"""Images and masks from files: every format and bit depth to RGB and to 8-bit grey, and to the network's size."""
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from dsu.errors import DsuError
+
+__all__ = [
+    "FEW_VALUES",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "WHITE_16",
+    "Box",
+    "MaskKind",
+    "UnreadableImage",
+    "file_bytes_and_time",
+    "file_sha256",
+    "mask_box",
+    "printable",
+    "raw_mask",
+    "read_bytes",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "resize_mask",
+    "upright_size",
+]
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"}
+)
+# Named, because Pillow would otherwise try every plugin it has, one of which starts Ghostscript.
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+
+MAX_PIXELS: Final = 500_000_000
+"""The largest image that is read. The largest photographs have about 400 megapixels (multi-shot cameras); what
+claims more is taken for a file made to exhaust memory. At this size RGB takes 1.5 GB."""
+
+MAX_BYTES: Final = 4 << 30
+"""The largest file that is read: an image of that many pixels takes no more, and a sparse file may claim any size."""
+
+# Pillow warns above its own limit and refuses at twice that, both too early for the largest photographs. What lies
+# between is refused here: a warning beside the sentence that says so would only puzzle.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
+
+WHITE_16: Final = 65535
+FEW_VALUES: Final = 32
+"""A label map has no more distinct values than this, in practice; a mask with soft edges or noise has."""
+
+# Grey masks that once were JPEGs have channels up to 14 apart (four of DUTS).
+_COLOUR_NOISE: Final = 32
+
+Box = tuple[int, int, int, int]
+"""A part of an image in pixels: left, top, right, bottom, the latter two not included."""
+
+MaskKind = Literal["grey", "deep", "indices", "colours"]
+"""What a mask's raw values are: 8-bit grey, 16-bit grey, a coloured palette's indices, colours 0xRRGGBB."""
+
+
+class UnreadableImage(DsuError):  # noqa: N818 - named after the file's state
+    """A file that cannot be read or decoded as an image: which one (`path`), and why (`reason`).
+
+    `remedy` is the way out, where it is not that of a damaged image.
+    """
+
+    def __init__(self, path: Path, reason: str, remedy: str = "save it anew as PNG or JPEG, or remove it") -> None:
+        super().__init__(f"{printable(path)} cannot be read as an image ({reason}): {remedy}.")
+        self.path = path
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[Path, str, str]]:
+        # Exceptions are rebuilt from their message otherwise, and this one could not come out of a process.
+        return type(self), (self.path, self.reason, self.remedy)
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be printed, whatever bytes its name is made of."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file, so that it can be hashed and decoded from one read.
+
+    Raises:
+        UnreadableImage: It is absent, a folder, a pipe or a device, larger than `MAX_BYTES`, not ours to read, or its
+            name is no UTF-8 and could not be noted down.
+    """
+    file_bytes_and_time(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _inaccessible(path, error) from error
+
+
+def file_bytes_and_time(path: Path) -> tuple[int, int]:
+    """A file's size in bytes and its time of change in ns. Raises `UnreadableImage` as `read_bytes`."""
+    try:
+        str(path).encode()
+        found = path.stat()
+    except UnicodeEncodeError as error:
+        raise UnreadableImage(path, "its name is no valid UTF-8", "rename it") from error
+    except OSError as error:
+        raise _inaccessible(path, error) from error
+    if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
+        raise UnreadableImage(path, "it is no ordinary file", "remove it")
+    if found.st_size > MAX_BYTES:
+        raise UnreadableImage(path, f"its {found.st_size / 1e9:,.1f} GB are more than any image takes")
+    return found.st_size, found.st_mtime_ns
+
+
+def _inaccessible(path: Path, error: OSError) -> UnreadableImage:
+    return UnreadableImage(path, error.strerror or str(error), "bring it back or make it readable, and run again")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file: SHA-256 in hexadecimal.
+
+    Raises:
+        UnreadableImage: As `read_bytes`.
+    """
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def read_image(path: Path, data: bytes | None = None) -> Image.Image:
+    """Read an image as RGB, upright.
+
+    Any bit depth (16 bits are scaled, not clipped), grey, palette, CMYK; alpha is dropped, EXIF rotation is
+    applied, and of an animation the first frame is read.
+
+    Args:
+        path: The file.
+        data: The file's bytes, where they are at hand; it is not read again then.
+
+    Raises:
+        UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
+    """
+    with _decoded(path, data) as image:
+        image.info.pop("transparency", None)  # of which a conversion to RGB would warn
+        if _is_deep(image):
+            return Image.fromarray(_to_8_bits(_deep_values(image), WHITE_16)).convert("RGB")
+        return image.convert("RGB")
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image turned upright, from the head of its file alone. Raises `UnreadableImage`."""
+    file_bytes_and_time(path)
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except Exception as error:  # as in `_decoded`
+        raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
+
+
+def read_mask(
+    path: Path,
+    foreground: Sequence[int] | None = None,
+    labels: bool = False,
+    white: int = WHITE_16,
+    data: bytes | None = None,
+) -> NDArray[np.uint8]:
+    """Read a mask (H, W) as uint8 grey, 0..255, upright; soft edges are kept.
+
+    RGB without colour is its grey, 16 bits are scaled, a palette of greys is its grey. A coloured palette or
+    RGB in colours means labels: 255 but where the index is 0 or the colour black. Whether GREY values are
+    labels shows only in a whole data set: `dsu.data.masks` decides that.
+
+    Args:
+        path: The file.
+        foreground: Raw values (see `raw_mask`): 255 there, 0 elsewhere.
+        labels: 255 wherever the raw value is not 0.
+        white: The raw value that is white in masks of 16 bits: 65535, or 255 for 8-bit values in such files.
+        data: The file's bytes, where they are at hand; it is not read again then.
+
+    Raises:
+        UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
+    """
+    values, kind = raw_mask(path, data)
+    if foreground is not None:
+        return _black_and_white(np.isin(values, foreground))
+    if labels or kind in ("indices", "colours"):
+        return _black_and_white(values > 0)
+    return _to_8_bits(values, white) if kind == "deep" else values.astype(np.uint8, copy=False)
+
+
+def raw_mask(path: Path, data: bytes | None = None) -> tuple[NDArray[Any], MaskKind]:
+    """Read a mask (H, W) as the unsigned integers that its file holds, and say what they are.
+
+    A mask of constant colour and varying alpha is its alpha; other transparency is background (black).
+
+    Raises:
+        UnreadableImage: As `read_mask`.
+    """
+    with _decoded(path, data) as image:
+        if _is_deep(image):
+            return _deep_values(image), "deep"
+        if image.mode in ("1", "L"):
+            return np.asarray(image.convert("L")), "grey"
+        if image.mode == "P":
+            return _raw_palette(image)
+        return _raw_colours(_without_alpha(image))
+
+
+def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Resize an RGB image bilinearly to (size, size, 3) uint8, whatever its proportions."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize a mask (H, W) uint8 bicubically to (size, size) uint8, whatever its proportions."""
+    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def mask_box(box: Box, size: tuple[int, int], mask_size: tuple[int, int]) -> Box:
+    """A box of an image of `size` (width, height), in its mask where that has another size."""
+    across, down = mask_size[0] / size[0], mask_size[1] / size[1]
+    left, top, right, bottom = box
+    x, y = round(left * across), round(top * down)
+    return x, y, max(x + 1, round(right * across)), max(y + 1, round(bottom * down))
+
+
+@contextmanager
+def _decoded(path: Path, data: bytes | None) -> Iterator[Image.Image]:
+    """Open, check, decode and turn upright; whatever fails until the context ends is the file's fault."""
+    data = read_bytes(path) if data is None else data
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(
+                    f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}"
+                )
+            image.load()
+            yield ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        known = "empty" if not data else "in no image format known here"
+        raise UnreadableImage(path, f"it is {known}") from error
+    # Pillow's plugins raise almost anything on damaged files: OSError, SyntaxError, struct.error, KeyError...
+    except Exception as error:
+        raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
+    """Integers as they are, floats 0..1 stretched to 16 bits."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    if image.mode == "F" and values.max() <= 1:
+        values = values * WHITE_16
+    return values.clip(0, WHITE_16).round().astype(np.uint16)
+
+
+def _to_8_bits(values: NDArray[np.uint16], white: int) -> NDArray[np.uint8]:
+    return (values.clip(0, white).astype(np.float32) * (255 / white)).round().astype(np.uint8)
+
+
+def _black_and_white(foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(foreground, np.uint8(255), np.uint8(0))
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    *colours, alpha = image.split()
+    if _is_constant(alpha):
+        return image.convert("RGB")
+    if all(_is_constant(colour) for colour in colours):
+        return alpha.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+
+
+def _is_constant(channel: Image.Image) -> bool:
+    least, most = channel.getextrema()
+    return least == most
+
+
+def _raw_palette(image: Image.Image) -> tuple[NDArray[Any], MaskKind]:
+    palette = np.zeros((256, 3), np.uint8)
+    entries = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(entries)] = entries
+    if np.ptp(palette, axis=1).max() <= _COLOUR_NOISE:
+        return np.asarray(image.convert("L")), "grey"
+    indices = np.asarray(image)
+    black = (palette == 0).all(axis=1)[indices]
+    if palette[0].any() and black.any():
+        # The palette is one of colours in any order: what index 0 means, nobody intended.
+        return _raw_colours(image.convert("RGB"))
+    return np.where(black, np.uint8(0), indices), "indices"
+
+
+def _raw_colours(image: Image.Image) -> tuple[NDArray[Any], MaskKind]:
+    red, green, blue = (np.asarray(channel) for channel in image.split())
+    brightest = np.maximum(np.maximum(red, green), blue)
+    difference = brightest - np.minimum(np.minimum(red, green), blue)
+    if not difference.any():
+        return red, "grey"
+    colours = red.astype(np.uint32) << 16 | green.astype(np.uint32) << 8 | blue
+    if np.unique(colours).size <= FEW_VALUES:
+        return colours, "colours"
+    # So many colours are a photograph's or JPEG's, which leaves neither greys nor black quite clean.
+    if difference.max() <= _COLOUR_NOISE:
+        return np.asarray(image.convert("L")), "grey"
+    colours[brightest < _COLOUR_NOISE] = 0
+    return colours, "colours"

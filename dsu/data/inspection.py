@@ -1,0 +1,235 @@
+"""Every file of a split read once: hashes, sizes, what cannot be decoded, and how its masks are meant."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+from dsu.data.images import (
+    Box,
+    UnreadableImage,
+    file_bytes_and_time,
+    mask_box,
+    printable,
+    raw_mask,
+    read_bytes,
+    read_image,
+)
+from dsu.data.masks import MaskFacts, MaskReading, choose_reading, mask_facts, say_reading
+from dsu.data.pairing import Pair, Split
+from dsu.progress import SILENT, Progress
+from dsu.threads import in_threads
+
+__all__ = ["Inspection", "SampleFacts", "describe", "inspect", "unreadable"]
+
+_NAMES_SHOWN: Final = 10
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """What an image and its mask were when they were read. Sizes are (width, height), upright.
+
+    Hashes are SHA-256 of the files; times are modification times. What concerns the mask is None without one. Of a
+    tile, sizes and what the mask holds are the tile's own, and `box` is where it lies in its image.
+    """
+
+    image_sha256: str
+    image_bytes: int
+    image_mtime_ns: int
+    size: tuple[int, int]
+    mask_sha256: str | None = None
+    mask_bytes: int | None = None
+    mask_mtime_ns: int | None = None
+    mask_size: tuple[int, int] | None = None
+    mask: MaskFacts | None = None
+    box: Box | None = None
+
+    @property
+    def content(self) -> str:
+        """What the image is, or which part of it: the same for copies, whatever they are called."""
+        return self.image_sha256 if self.box is None else f"{self.image_sha256}{list(self.box)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "SampleFacts":
+        """The facts that `to_json` wrote."""
+        size, mask_size, mask, box = fields["size"], fields["mask_size"], fields["mask"], fields.get("box")
+        read = {
+            "size": tuple(size),
+            "mask_size": mask_size and tuple(mask_size),
+            "box": box and tuple(box),
+            "mask": mask and MaskFacts.from_json(mask),
+        }
+        return cls(**{**fields, **read})
+
+    def are_of(self, pair: Pair) -> bool:
+        """Whether the files of a pair have the sizes and times noted here."""
+        if (self.image_bytes, self.image_mtime_ns) != file_bytes_and_time(pair.image):
+            return False
+        if pair.mask is None or self.mask is None:
+            return pair.mask is None and self.mask is None
+        return (self.mask_bytes, self.mask_mtime_ns) == file_bytes_and_time(pair.mask)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading every file of a split brought.
+
+    Attributes:
+        facts: By sample name, in the split's order; samples that cannot be decoded are not among them.
+        undecodable: Files that cannot be decoded, and why.
+        size_mismatches: Names of samples whose mask has another size than the image.
+        mask_reading: How the masks of the split are read.
+    """
+
+    facts: dict[str, SampleFacts]
+    undecodable: tuple[tuple[Path, str], ...]
+    size_mismatches: tuple[str, ...]
+    mask_reading: MaskReading
+
+
+def inspect(
+    split: Split,
+    previous: Mapping[str, SampleFacts] | None = None,
+    progress: Progress = SILENT,
+    workers: int | None = None,
+    foreground: Sequence[int] | None = None,
+) -> Inspection:
+    """Read, hash and decode every image and mask of a split, and decide how its masks are read.
+
+    Args:
+        split: What to read.
+        previous: Facts noted earlier: a sample of the same name, sizes and times is not read again.
+        progress: Who is told.
+        workers: How many files are read at once; by default as many as there are processors, at most 16.
+        foreground: Raw mask values that are foreground, where the user named them.
+
+    Raises:
+        UsageError: As `dsu.data.masks.choose_reading`.
+    """
+    known = previous or {}
+    facts: dict[str, SampleFacts] = {}
+    undecodable: list[tuple[Path, str]] = []
+
+    # Tiles of an image lie side by side: it is read once for all of them.
+    images = [list(pairs) for _, pairs in groupby(split.pairs, key=lambda pair: (pair.image, pair.mask))]
+
+    def examine(pairs: Sequence[Pair]) -> list[SampleFacts] | UnreadableImage:
+        noted = [known.get(pair.name) for pair in pairs]
+        try:
+            same = [facts for facts, pair in zip(noted, pairs, strict=True) if facts and facts.are_of(pair)]
+            return same if len(same) == len(pairs) else _read(pairs)
+        except UnreadableImage as error:
+            return error
+
+    label = f"{'comparing' if known else 'reading'} {split.name}"
+    for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):
+        if isinstance(found, UnreadableImage):
+            undecodable.append((found.path, found.reason))
+        else:
+            facts |= {pair.name: one for pair, one in zip(pairs, found, strict=True)}
+    return Inspection(
+        facts=facts,
+        undecodable=tuple(undecodable),
+        size_mismatches=tuple(name for name, fact in facts.items() if fact.mask_size not in (None, fact.size)),
+        mask_reading=choose_reading([fact.mask for fact in facts.values() if fact.mask], foreground),
+    )
+
+
+def describe(split: Split, inspection: Inspection) -> list[str]:
+    """Say in lines for people what a split holds, what of it does not pair, and how its masks are read.
+
+    Files that cannot be decoded are not among them: see `unreadable`.
+    """
+    unit = "images without masks" if split.masks is None else "pairs of image and mask"
+    images = len({pair.image for pair in split.pairs})
+    if any(pair.box for pair in split.pairs):
+        unit = f"tiles of {images:,} {unit}"
+    official = split.official_count
+    officially = "" if official in (None, len(split.pairs)) else f" (officially {official:,})"
+    lines = [f"{split.name}: {len(split.pairs):,} {unit}{officially} in {split.images}."]
+    if split.left_out:
+        lines.append(f"{split.left_out:,} images are left out, as by convention they neither train nor test.")
+    lines += _counted("images have no mask and are passed over", _below(split.images_without_mask, split.images))
+    lines += _counted("masks have no image", _below(split.masks_without_image, split.masks or split.images))
+    sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
+    lines += _counted("masks have another size than their image", sizes)
+    masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
+    return lines + (say_reading(inspection.mask_reading, masks) if masks else [])
+
+
+def unreadable(inspection: Inspection) -> list[str]:
+    """A sentence for each file that cannot be decoded, so that none is left out silently."""
+    return [
+        f"{printable(path)} cannot be read ({reason}) and is left out: mend it, save it anew as PNG or JPEG, or "
+        f"remove it."
+        for path, reason in inspection.undecodable
+    ]
+
+
+def _read(pairs: Sequence[Pair]) -> list[SampleFacts]:
+    """The facts of the tiles of one image, or of the image alone."""
+    first = pairs[0]
+    image_bytes, image_mtime_ns = file_bytes_and_time(first.image)
+    image = read_bytes(first.image)
+    facts = SampleFacts(
+        image_sha256=hashlib.sha256(image).hexdigest(),
+        image_bytes=image_bytes,
+        image_mtime_ns=image_mtime_ns,
+        size=read_image(first.image, image).size,
+    )
+    if first.mask is None:
+        return [_part(facts, pair.box) for pair in pairs]
+    mask_bytes, mask_mtime_ns = file_bytes_and_time(first.mask)
+    mask = read_bytes(first.mask)
+    raw, kind = raw_mask(first.mask, mask)
+    brightest, mask_size = int(raw.max()), (raw.shape[1], raw.shape[0])
+    facts = replace(
+        facts,
+        mask_sha256=hashlib.sha256(mask).hexdigest(),
+        mask_bytes=mask_bytes,
+        mask_mtime_ns=mask_mtime_ns,
+        mask_size=mask_size,
+    )
+    found = []
+    for pair in pairs:
+        left, top, right, bottom = mask_box(pair.box or (0, 0, *facts.size), facts.size, mask_size)
+        held = mask_facts(raw[top:bottom, left:right], kind, brightest)
+        found.append(replace(_part(facts, pair.box), mask=held))
+    return found
+
+
+def _part(facts: SampleFacts, box: Box | None) -> SampleFacts:
+    """An image's facts as those of a part of it."""
+    if box is None:
+        return facts
+    left, top, right, bottom = box
+    mask_size = facts.mask_size
+    if mask_size is not None:
+        x, y, end, low = mask_box(box, facts.size, mask_size)
+        mask_size = (end - x, low - y)
+    return replace(facts, size=(right - left, bottom - top), mask_size=mask_size, box=box)
+
+
+def _sizes(name: str, facts: SampleFacts) -> str:
+    (width, height), (mask_width, mask_height) = facts.size, facts.mask_size or facts.size
+    turned = ", as if one were turned" if (width, height) == (mask_height, mask_width) else ""
+    return f"{name} ({width}x{height}, mask {mask_width}x{mask_height}{turned})"
+
+
+def _below(paths: Iterable[Path], folder: Path) -> list[str]:
+    return [os.path.relpath(path, folder) for path in paths]
+
+
+def _counted(what: str, names: Sequence[str]) -> list[str]:
+    """A line that counts and names the first ten; none if there is nothing to name."""
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return [f"{len(names):,} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}."]

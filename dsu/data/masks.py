@@ -1,0 +1,228 @@
+"""What the masks of a data set mean: grey levels, labels or colours.
+
+One file cannot say. A mask of 0s and 1s may be a label map or an almost black picture, and one whose grey edges
+never reach half may belong to a set of ordinary grey masks. So each file yields compact `MaskFacts`, and
+`choose_reading` decides from all of them on one `MaskReading`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsu.data.images import FEW_VALUES, WHITE_16, MaskKind, raw_mask, read_mask
+from dsu.errors import UsageError
+
+__all__ = ["MaskFacts", "MaskReading", "choose_reading", "examine_mask", "mask_facts", "say_reading"]
+
+
+@dataclass(frozen=True)
+class MaskReading:
+    """How the masks of one data set become grey levels: one rule for all its files, part of fingerprints.
+
+    Whatever it says, coloured masks are labels: every palette index but 0, every colour but black is
+    foreground.
+
+    Attributes:
+        foreground: The raw values that are foreground, all others being background; None: see `labels`.
+        labels: In grey masks too, every value but 0 is foreground.
+        white: The value that is white in masks of 16 bits: 65535, or 255 where they hold 8-bit values.
+    """
+
+    foreground: tuple[int, ...] | None = None
+    labels: bool = False
+    white: int = WHITE_16
+
+    def read(self, path: Path, data: bytes | None = None) -> NDArray[np.uint8]:
+        """Read one mask so: arguments, result (H, W) and errors are those of `dsu.data.images.read_mask`."""
+        return read_mask(path, self.foreground, self.labels, self.white, data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        foreground = None if self.foreground is None else list(self.foreground)
+        return {"foreground": foreground, "labels": self.labels, "white": self.white}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "MaskReading":
+        """The reading that `to_json` wrote."""
+        foreground = fields["foreground"]
+        return cls(None if foreground is None else tuple(foreground), fields["labels"], fields["white"])
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What one mask holds, compact enough to keep for every file of a data set.
+
+    Attributes:
+        kind: What its raw values are.
+        values: The distinct raw values, ascending; None where there are more than 32.
+        minimum: The least raw value.
+        maximum: The greatest raw value.
+        dark: How many pixels are not 0 but darker than half of white.
+        bright: How many are at least half of white; of indices and colours, all that are not 0.
+    """
+
+    kind: MaskKind
+    values: tuple[int, ...] | None
+    minimum: int
+    maximum: int
+    dark: int
+    bright: int
+
+    @property
+    def is_coloured(self) -> bool:
+        """Whether it is labels, whatever the rest of its set is."""
+        return self.kind in ("indices", "colours")
+
+    def is_empty(self, reading: MaskReading) -> bool:
+        """Whether nothing in it is foreground, read so."""
+        if reading.foreground is not None:
+            return self.values is not None and not set(self.values) & set(reading.foreground)
+        return self.maximum == 0 if reading.labels else self.bright == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "MaskFacts":
+        """The facts that `to_json` wrote."""
+        values = fields["values"]
+        return cls(**{**fields, "values": None if values is None else tuple(values)})
+
+
+def examine_mask(path: Path, data: bytes | None = None) -> tuple[tuple[int, int], MaskFacts]:
+    """Look at a mask before any reading is chosen: its size (width, height), and what it holds.
+
+    Raises:
+        UnreadableImage: As `dsu.data.images.read_mask`.
+    """
+    raw, kind = raw_mask(path, data)
+    return (raw.shape[1], raw.shape[0]), mask_facts(raw, kind, int(raw.max()))
+
+
+def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:
+    """What a mask holds, or a part of one whose brightest value is `brightest`, from its raw values (H, W)."""
+    values, counts = np.unique(raw, return_counts=True)
+    half = _half(kind, brightest)
+    return MaskFacts(
+        kind=kind,
+        values=tuple(values.tolist()) if len(values) <= FEW_VALUES else None,
+        minimum=int(values[0]),
+        maximum=int(values[-1]),
+        dark=int(counts[(values > 0) & (values < half)].sum()),
+        bright=int(counts[values >= half].sum()),
+    )
+
+
+def choose_reading(masks: Collection[MaskFacts], foreground: Sequence[int] | None = None) -> MaskReading:
+    """Decide how the masks of one data set are read, so that no label map is taken for an almost black picture.
+
+    Grey masks are labels where no pixel of the whole set reaches half of white; also where the set has few
+    values and either other masks of it are coloured, or none but white itself is above half and most of what is
+    not 0 is below. Otherwise they are grey.
+
+    Args:
+        masks: The facts of all masks of the set.
+        foreground: Raw values that the user named: they decide.
+
+    Raises:
+        UsageError: No mask holds a value named, or the masks are labels and none has any background.
+    """
+    greys = [mask for mask in masks if not mask.is_coloured]
+    deepest = max((mask.maximum for mask in greys if mask.kind == "deep"), default=WHITE_16)
+    white = 255 if deepest <= 255 else WHITE_16
+    if foreground is not None:
+        reading = MaskReading(_with_greys_of_colours(foreground, masks), white=white)
+        if masks and all(mask.is_empty(reading) for mask in masks):
+            wanted = ", ".join(map(str, foreground))
+            raise UsageError(f"no mask holds the value {wanted} of --foreground: they hold {_held(masks)}.")
+        return reading
+    reading = MaskReading(labels=_are_labels(greys, len(greys) < len(masks)), white=white)
+    labels = [mask for mask in masks if mask.is_coloured or reading.labels]
+    if labels and all(mask.minimum > 0 for mask in labels):
+        raise UsageError(
+            "the masks are labels and no pixel of any is 0, so all would be foreground: "
+            f"say which values are with --foreground VALUE... (they hold {_held(labels)})."
+        )
+    return reading
+
+
+def say_reading(reading: MaskReading, masks: Collection[MaskFacts]) -> list[str]:
+    """Say how the masks are read, and what about them may surprise, in sentences for people."""
+    if reading.foreground is not None:
+        wanted = ", ".join(map(str, reading.foreground))
+        return [f"Masks: the value {wanted} is foreground, as --foreground says (they hold {_held(masks)})."]
+    greys = [mask for mask in masks if not mask.is_coloured]
+    coloured = [mask for mask in masks if mask.is_coloured]
+    lines = []
+    choice = "to choose, name them with --foreground VALUE..."
+    if coloured:
+        lines.append(
+            f"Masks: {len(coloured):,} in colours ({_held(coloured)}): "
+            f"all but black (palettes: but index 0) is foreground; {choice}"
+        )
+    if reading.labels and greys:
+        lines.append(f"Masks: labels ({_held(greys)}): every value but 0 is foreground; {choice}")
+    elif greys:
+        lines.append("Masks: grey levels, soft edges kept.")
+        dark, bright = (sum(getattr(mask, shade) for mask in greys) for shade in ("dark", "bright"))
+        if dark > bright:
+            lines.append(
+                "Most of what is not black in the masks is darker than half: "
+                "if they are labels, name those of the object with --foreground VALUE..."
+            )
+    empty = sum(mask.is_empty(reading) for mask in masks)
+    if empty:
+        lines.append(f"{empty:,} masks have no foreground: kept, as images without an object.")
+    return lines
+
+
+def _half(kind: MaskKind, maximum: int) -> int:
+    if kind in ("indices", "colours"):
+        return 1
+    return 128 if maximum <= 255 else (WHITE_16 + 1) // 2
+
+
+def _are_labels(greys: Collection[MaskFacts], among_coloured: bool) -> bool:
+    top = max((mask.maximum for mask in greys), default=0)
+    half = _half("deep", top)
+    if top < half:
+        return top > 0
+    values = _values(greys)
+    if values is None or among_coloured:
+        return values is not None
+    # What is white in a label map marks pixels to be ignored (255 in Pascal VOC's), mostly outlines.
+    below_white = max(values - {255, WHITE_16}, default=0)
+    return below_white < half and sum(mask.dark for mask in greys) > sum(mask.bright for mask in greys)
+
+
+def _with_greys_of_colours(foreground: Sequence[int], masks: Collection[MaskFacts]) -> tuple[int, ...]:
+    """Where masks are colours, add the grey level of each grey colour: a mask of that alone is a grey one."""
+    values = set(foreground)
+    if any(mask.kind == "colours" for mask in masks):
+        values |= {value // 0x010101 for value in foreground if value % 0x010101 == 0}
+    return tuple(sorted(values))
+
+
+def _values(masks: Iterable[MaskFacts]) -> set[int] | None:
+    """All distinct values; None where they are too many to be labels."""
+    values: set[int] = set()
+    for mask in masks:
+        if mask.values is None:
+            return None
+        values.update(mask.values)
+    return values if len(values) <= FEW_VALUES else None
+
+
+def _held(masks: Collection[MaskFacts]) -> str:
+    """The values that masks hold, as text; colours in the number that --foreground takes and as #RRGGBB."""
+    values = _values(masks)
+    if values is None:
+        return f"more than {FEW_VALUES} values"
+    colours = any(mask.kind == "colours" for mask in masks)
+    shown = [f"{value} (#{value:06X})" if colours else str(value) for value in sorted(values)]
+    return "the values " + ", ".join(shown) if shown else "nothing"

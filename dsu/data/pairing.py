@@ -1,0 +1,246 @@
+"""Which files are images, which are masks, and which mask belongs to which image."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from dsu.data.folders import has_images, list_images, plain, subfolders
+from dsu.data.images import Box
+from dsu.errors import UsageError
+
+__all__ = ["IMAGE_FOLDERS", "Kind", "Pair", "Split", "image_and_mask_folders", "make_split"]
+
+Kind = Literal["train", "test", "all"]
+
+# What folders are called, as `plain` writes it.
+IMAGE_FOLDERS: Final = frozenset(
+    {"image", "images", "img", "imgs", "im", "ims", "jpegimages", "photo", "photos", "picture", "pictures"}
+)
+_MASK_FOLDERS: Final = frozenset(
+    {"mask", "masks", "gt", "gts", "gtobject", "groundtruth", "groundtruths", "groundtruthmask", "label", "labels"}
+    | {"annotation", "annotations", "seg", "segmentation", "segmentations", "segmentationclass", "pixelwisegtnewpng"}
+)
+_MASK_ENDING: Final = re.compile(
+    r"(?<=.)[-_. ](masks?|gt|ground[-_]?truth|seg|segmentation|labels?|annotation)$", re.IGNORECASE
+)
+_SEEN: Final = 10
+_LOSSY: Final = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask, None where its split has none.
+
+    `name` is the image's path below its split's image folder, without the ending, with forward slashes; with the
+    ending where two images differ in nothing else. It is unique in its split. `box` is the part that a tile is of its
+    image; None: all of it.
+    """
+
+    name: str
+    image: Path
+    mask: Path | None
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split and their masks.
+
+    Attributes:
+        name: "DUTS-TR"; for a folder of one's own its name, with -TR, -TE or -VAL where it has such parts.
+        dataset: The data set that it is a part of, "DUTS".
+        kind: What it is for; "all" where a folder does not say.
+        benchmark: Whether it is one of the literature.
+        images: The folder that the images are in.
+        masks: The folder that the masks are in; None where there are no masks.
+        pairs: What is worked on, sorted by name; masks are None only where `masks` is.
+        images_without_mask: Images that are passed over for want of a mask, sorted.
+        masks_without_image: Masks that no image has, sorted.
+        official_count: How many pairs the benchmark has officially.
+        left_out: How many images the benchmark's convention leaves out (COD10K's without camouflage).
+    """
+
+    name: str
+    dataset: str
+    kind: Kind
+    benchmark: bool
+    images: Path
+    masks: Path | None
+    pairs: tuple[Pair, ...]
+    images_without_mask: tuple[Path, ...] = ()
+    masks_without_image: tuple[Path, ...] = ()
+    official_count: int | None = None
+    left_out: int = 0
+
+
+def image_and_mask_folders(home: Path) -> tuple[Path, Path | None]:
+    """Find where the images and the masks of a folder are, by the usual names of folders and files.
+
+    Returns:
+        The two folders: equal where images and masks lie side by side, the second None where there are no masks.
+
+    Raises:
+        UsageError: The folder holds no images, or it cannot be told which folder is which.
+    """
+    inner = [folder for folder in subfolders(home) if has_images(folder)]
+    images = [folder for folder in inner if _called(folder, home, IMAGE_FOLDERS)]
+    masks = [folder for folder in inner if _called(folder, home, _MASK_FOLDERS)]
+    images_at_home = has_images(home, below=False)
+    if not inner and not images_at_home:
+        raise UsageError(f"{home} holds no images: give a folder of images and masks.")
+    if len(images) == len(masks) == 1:
+        return images[0], masks[0]
+    if len(masks) == 1 and not images and images_at_home:
+        return home, masks[0]
+    if not masks and len(images) <= 1:
+        folder = images[0] if images else home
+        if _separate(list_images(folder))[1]:
+            return folder, folder
+        if len(inner) + images_at_home == 1:
+            return folder, None
+    seen = ", ".join([folder.name for folder in inner[:_SEEN]] + (["..."] if len(inner) > _SEEN else []))
+    raise UsageError(
+        f"{home} holds images in {seen}, and which are the images and which the masks cannot be told: "
+        "say it with --images SUBFOLDER --masks SUBFOLDER, or give one of these folders."
+    )
+
+
+def make_split(
+    name: str,
+    dataset: str,
+    kind: Kind,
+    images: Path,
+    masks: Path | None,
+    *,
+    only: str = "",
+    without: str = "",
+) -> Split:
+    """Pair up what two folders hold: equal ones where images and masks lie side by side, None for no masks.
+
+    Args:
+        name: The split's.
+        dataset: The data set's.
+        kind: What the split is for.
+        images: The folder of images.
+        masks: The folder of masks.
+        only: Files are passed over whose names do not begin so.
+        without: Images are left out, and counted, whose names contain this.
+
+    Raises:
+        UsageError: There are masks, but none for any image.
+    """
+    image_files, mask_files = _files(images, masks)
+    image_files = [file for file in image_files if file.name.startswith(only)]
+    mask_files = [file for file in mask_files if file.name.startswith(only)]
+    kept = [file for file in image_files if not without or without not in file.name]
+    split = Split(name, dataset, kind, False, images, masks, (), left_out=len(image_files) - len(kept))
+    if masks is None:
+        return replace(split, pairs=tuple(_name_images(kept, images)))
+    kept_masks = [file for file in mask_files if not without or without not in file.name]
+    pairs = _give_masks(_name_images(kept, images), images, kept_masks, masks)
+    if not any(pair.mask for pair in pairs):
+        example = f"{_first(kept, images)} and {_first(kept_masks, masks)}"
+        raise UsageError(
+            f"no image in {images} has a mask of its name in {masks} (they begin with {example}): "
+            "name masks like images, or give other folders with --images SUBFOLDER --masks SUBFOLDER."
+        )
+    return replace(
+        split,
+        pairs=tuple(pair for pair in pairs if pair.mask),
+        images_without_mask=tuple(sorted(pair.image for pair in pairs if not pair.mask)),
+        masks_without_image=tuple(sorted(set(kept_masks) - {pair.mask for pair in pairs})),
+    )
+
+
+def _called(folder: Path, home: Path, names: frozenset[str]) -> bool:
+    """Whether a folder bears one of the names, alone or behind its home's (DUTS-TR/DUTS-TR-Image)."""
+    return plain(folder.name) in names or plain(folder.name).removeprefix(plain(home.name)) in names
+
+
+def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
+    if masks is None:
+        return list_images(images), []
+    if masks == images:
+        return _separate(list_images(images))
+    # One folder may lie in the other: a.jpg and masks/a.png.
+    inner = masks if masks.is_relative_to(images) else images
+    image_files = [file for file in list_images(images) if inner == images or not file.is_relative_to(inner)]
+    mask_files = [file for file in list_images(masks) if inner == masks or not file.is_relative_to(inner)]
+    return image_files, mask_files
+
+
+def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Tell images from masks that lie side by side.
+
+    `a_mask.png` beside `a.jpg` or `a.png` is a mask (or -gt, _seg, _label, ...), and so is `a.png` beside `a.jpg`.
+    """
+    stems = {file.with_suffix("") for file in files}
+    photographs = {file.with_suffix("") for file in files if file.suffix.lower() in _LOSSY}
+    images: list[Path] = []
+    masks: list[Path] = []
+    for file in files:
+        stem = file.with_suffix("")
+        described = stem.with_name(_MASK_ENDING.sub("", stem.name))
+        beside_photograph = stem in photographs and file.suffix.lower() not in _LOSSY
+        is_mask = beside_photograph or (described != stem and described in stems)
+        (masks if is_mask else images).append(file)
+    return images, masks
+
+
+def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
+    """Pairs, masks yet unknown, sorted by name."""
+    full = [image.relative_to(folder).as_posix() for image in images]
+    stems = [_stem(image, folder) for image in images]
+    count = Counter(stems)
+    names = [stem if count[stem] == 1 else name for stem, name in zip(stems, full, strict=True)]
+    if len(set(names)) < len(names):  # a.jpg beside a.png and a.jpg.png
+        names = full
+    return [Pair(name, image, None) for name, image in sorted(zip(names, images, strict=True))]
+
+
+def _give_masks(pairs: Sequence[Pair], image_folder: Path, masks: Sequence[Path], mask_folder: Path) -> list[Pair]:
+    """Give each image the mask of its name.
+
+    A mask's name may be the image's own with or without its ending (`a.jpg.png`, `a.png`), and may end in _mask,
+    _gt and the like. Folders below count; where they differ, a name that is unique on both sides suffices.
+    """
+    by_name = _by_name(masks, mask_folder)
+    found = [
+        by_name.get(pair.image.relative_to(image_folder).as_posix()) or by_name.get(_stem(pair.image, image_folder))
+        for pair in pairs
+    ]
+    elsewhere = _by_last_part(set(masks) - set(found))
+    count = Counter(pair.image.stem for pair in pairs)
+    return [
+        replace(pair, mask=mask or (elsewhere.get(pair.image.stem) if count[pair.image.stem] == 1 else None))
+        for pair, mask in zip(pairs, found, strict=True)
+    ]
+
+
+def _by_name(masks: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Of several masks for one name, the exact one goes before a_mask, and a lossless one before a JPEG."""
+    ranked = sorted(masks, key=lambda mask: (mask.suffix.lower() in _LOSSY, mask))
+    by_name: dict[str, Path] = {}
+    for mask in ranked:
+        by_name.setdefault(_stem(mask, folder), mask)
+    for mask in ranked:
+        by_name.setdefault(_MASK_ENDING.sub("", _stem(mask, folder)), mask)
+    return by_name
+
+
+def _by_last_part(masks: Collection[Path]) -> dict[str, Path]:
+    """By their names without folders, where those are unique."""
+    lasts = {mask: _MASK_ENDING.sub("", mask.stem) for mask in masks}
+    count = Counter(lasts.values())
+    return {last: mask for mask, last in lasts.items() if count[last] == 1}
+
+
+def _stem(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()
+
+
+def _first(files: Sequence[Path], folder: Path) -> str:
+    return files[0].relative_to(folder).as_posix() if files else "nothing"

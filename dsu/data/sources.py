@@ -1,0 +1,99 @@
+"""Where a split's images lie, in words that find them again."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dsu.data.datasets import Split, find_dataset, is_benchmark
+from dsu.data.tiles import Tiling, tiled
+from dsu.errors import DsuError
+
+__all__ = ["SourceFolder"]
+
+
+@dataclass(frozen=True)
+class SourceFolder:
+    """How a split's images were found, to find them again: kept in its store and in heads trained on it.
+
+    `tile` and `overlap` say how they were cut; None: not at all.
+    """
+
+    split: str
+    dataset: str
+    kind: str
+    benchmark: bool
+    reference: str
+    data_root: str
+    images: str | None = None
+    masks: str | None = None
+    tile: int | None = None
+    overlap: int | None = None
+
+    def __post_init__(self) -> None:
+        texts = (self.split, self.dataset, self.kind, self.reference, self.data_root)
+        subfolders = (self.images, self.masks)
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(self.benchmark, bool)
+            and all(name is None or isinstance(name, str) for name in subfolders)
+            and all(number is None or type(number) is int for number in (self.tile, self.overlap))
+        ):
+            raise TypeError("a source folder's fields are texts, numbers, and whether it is a benchmark")
+
+    @classmethod
+    def of(
+        cls,
+        split: Split,
+        reference: str,
+        data_root: Path,
+        images: str | None = None,
+        masks: str | None = None,
+        tiling: Tiling | None = None,
+    ) -> "SourceFolder":
+        """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
+        return cls(
+            split=split.name,
+            dataset=split.dataset,
+            kind=split.kind,
+            benchmark=split.benchmark,
+            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, data_root),
+            data_root=os.path.realpath(data_root.expanduser()),
+            images=images,
+            masks=masks,
+            tile=tiling.size if tiling else None,
+            overlap=tiling.overlap if tiling else None,
+        )
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How its images were cut."""
+        return Tiling.of(self.tile, self.overlap)
+
+    @property
+    def uncut(self) -> "SourceFolder":
+        """The same images whole."""
+        return replace(self, tile=None, overlap=None)
+
+    @property
+    def asked(self) -> str:
+        """What to give `dsu cache-features` for the same images, cut the same."""
+        return self.reference if self.tile is None else f"{self.reference} --tile {self.tile} --overlap {self.overlap}"
+
+    @property
+    def place(self) -> str:
+        """Where its images were: the data root, or the folder itself."""
+        return self.reference if Path(self.reference).is_absolute() else self.data_root
+
+    def find(self) -> Split | None:
+        """The split as it is now, or None where its images are gone."""
+        try:
+            found = find_dataset(self.reference, Path(self.data_root), self.images, self.masks)
+        except DsuError:
+            return None
+        return next((tiled(split, self.tiling) for split in found if split.name == self.split), None)
+
+
+def _absolute(folder: str, data_root: Path) -> str:
+    here = Path(folder).expanduser()
+    # realpath, since Path.resolve fails on links that lead round in a circle.
+    return os.path.realpath(here if here.is_dir() else data_root.expanduser() / folder)

@@ -1,0 +1,1 @@
+"""Whether one can work here, and what to do next."""

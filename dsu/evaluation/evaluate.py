@@ -1,0 +1,241 @@
+"""Predicted maps against ground truth: the paper's metrics (its section IV-B), computed by pysodmetrics.
+
+No formula of `METRICS` is our own. In their order:
+
+* S: structure measure, alpha 0.5 (arXiv 1708.00786).
+* F_adaptive, F_mean, F_max: F-measure, beta^2 0.3 (Achanta et al., CVPR 2009). Adaptive cuts each map at
+  twice its own mean, at most 1. Mean and max are those of the curve over 256 thresholds, averaged over
+  images first.
+* F_weighted: weighted F-measure, beta^2 1 (Margolin et al., CVPR 2014).
+* E_adaptive, E_mean, E_max: enhanced alignment, cut likewise (arXiv 1805.10421).
+* MAE: mean absolute error (Perazzi et al., CVPR 2012), the only one where less is better.
+* IoU, Dice: of the pixels strictly above half (`map > 0.5`; in 8-bit values from 128), averaged over
+  images.
+
+Conventions. Ground truth is foreground strictly above 128 (label maps: where not 0). With `normalize` each
+map is stretched to 0..1 by its own minimum and maximum (a constant map stays as it is); without, a map is v
+/ 255. Adaptive cuts and curves keep pixels `>=` the threshold, curves those of the map truncated to 8 bits.
+Two oddities of all the toolboxes: an all-black map has the adaptive threshold 0 and so counts as ALL
+foreground in F_adaptive and E_adaptive, and E divides by one pixel less than there are, so perfect maps
+score just over 1. A third is mended here: S of an object that lies within the last row or column is
+NaN, and with it the whole set's.
+
+An empty ground truth, one without a foreground pixel, is legal. There S is 1 - mean(map), MAE is mean(map) and E
+is the share of pixels left background: S, E_mean, E_max and MAE are right, of maps that were not normalised. Every
+F, IoU and Dice is 0 there whatever was predicted, and E_adaptive is 0 for the all-black map, which is the perfect
+one. So sets that have such images get, beside the figures over all images, `object_metrics`, the same over the
+images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.evaluation.image_level`).
+
+Against the MATLAB toolboxes, on real maps (the tests hold the figures):
+
+* S, MAE, adaptive F and E, and the SOD toolbox's precision, recall and IoU curves agree to 1e-12.
+* The SOD toolbox's F curve is the F of the averaged precision and recall; pysodmetrics, like the COD
+  toolbox, averages the images' F. On PiCANet's 300 maps max F is 0.853 the one way and 0.811 the other.
+* The COD toolbox's thresholds, `1:-1/255:0`, are rounded so that grey values lying exactly on one fall
+  below it at 14 of the 256: max F differs by 1.0e-5, mean F by 7.5e-7. Its E curve cuts at `>`, not `>=`:
+  it begins with the empty map where ours ends with the full one, and mean E differs by 1.2e-5.
+* Its weighted F differs by 1.2e-10, about what distances in single precision would make.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from multiprocessing import get_context
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsu.data.masks import MaskFacts, MaskReading, choose_reading, examine_mask
+from dsu.errors import DsuError, UsageError
+from dsu.evaluation.cases import Case, match, match_folders, named_images, read_case
+from dsu.evaluation.figures import IMAGE_LEVEL, METRICS, MINMAX
+from dsu.evaluation.image_level import ImageLevel
+from dsu.evaluation.meters import Meters
+from dsu.progress import SILENT, Progress
+
+__all__ = [
+    "METRICS",
+    "Case",
+    "Evaluation",
+    "evaluate",
+    "match",
+    "match_folders",
+    "named_images",
+    "read_case",
+]
+
+_CHUNK: Final = 8
+# A process takes about as long to start as it takes to measure this many images.
+_IMAGES_WORTH_A_PROCESS: Final = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one set scored.
+
+    Attributes:
+        metrics: Each of `METRICS`, in that order, with the set's figure.
+        images: How many were judged.
+        per_image: A row a case, in the order given: its "name", what of the metrics exists for a single image,
+            its "response" in [0, 1] and whether its ground truth is "empty".
+        curves: Precision, recall, F and E, each (256,), averaged over images; entry k is for the pixels of at
+            least 255 - k.
+        conventions: What the figures rest on, in words.
+        cases: What was judged.
+        normalize: Whether each map was stretched first.
+        reading: How the ground truths were read.
+        object_metrics: `METRICS` over the images with an object alone; nothing where no image has one.
+        image_level: The images' responses and what follows from them.
+        missing: How many more ground truths the set has, without a prediction and so in no figure.
+    """
+
+    metrics: dict[str, float]
+    images: int
+    per_image: list[dict[str, str | float]]
+    curves: dict[str, NDArray[np.float64]]
+    conventions: dict[str, str]
+    cases: tuple[Case, ...]
+    normalize: bool
+    reading: MaskReading
+    object_metrics: dict[str, float]
+    image_level: ImageLevel
+    missing: int = 0
+
+
+def evaluate(
+    cases: Iterable[Case],
+    *,
+    normalize: bool = True,
+    resize: bool = False,
+    reading: MaskReading | None = None,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Score predictions against their ground truths, in several processes, to the digits of one.
+
+    Args:
+        cases: Pairs of 8-bit grey images (H, W), maps and masks.
+        normalize: Stretch each map to 0..1 first (the benchmarks' convention, and pysodmetrics' default). It
+            turns 1/255 of noise into a full-range map, so leave it off to judge images without an object.
+        resize: Bring maps of another size to their mask's size, bilinearly (Pillow's, which filters when it
+            shrinks), instead of refusing them.
+        reading: How the ground truths are meant, where that is known; else they are all looked at first, since
+            label maps of 0 and 1 would pass for masks without an object.
+        workers: Processes; by default up to one a core where there are images enough, and 1 measures in this
+            very process. A script that asks for more needs the usual `if __name__ == "__main__":`.
+        progress: Told of every image measured.
+
+    Raises:
+        UsageError: No cases, fewer than one worker, or ground truths that leave open what is foreground.
+        DsuError: A file that cannot be read, or a pair of different sizes without `resize`.
+
+    Example:
+        >>> cases, missing, extra = match_folders(Path("predictions/ECSSD"), Path("ECSSD/masks"))
+        >>> evaluate(cases).metrics["S"]
+        0.953
+    """
+    cases = list(cases)
+    workers = _workers(workers, len(cases))
+    chunks = [cases[start : start + _CHUNK] for start in range(0, len(cases), _CHUNK)]
+    meters = Meters()
+    with _mapping(workers) as map_chunks:
+        reading = reading or choose_reading(list(chain.from_iterable(map_chunks(_examine, chunks))))
+        measure = partial(_measure, normalize=normalize, resize=resize, reading=reading)
+        with progress.task("evaluating", total=len(cases)) as task:
+            for chunk, measured in zip(chunks, map_chunks(measure, chunks), strict=True):
+                meters.extend(measured)
+                task.advance(len(chunk))
+    metrics, curves = meters.averages()
+    image_level = meters.image_level
+    return Evaluation(
+        metrics=metrics,
+        images=len(cases),
+        per_image=meters.per_image([case.name for case in cases]),
+        curves=curves,
+        conventions=_conventions(normalize, resize, reading) | _conventions_of_empties(image_level),
+        cases=tuple(cases),
+        normalize=normalize,
+        reading=reading,
+        object_metrics=_object_metrics(metrics, meters),
+        image_level=image_level,
+    )
+
+
+def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
+    return [examine_mask(case.truth)[1] for case in cases]
+
+
+def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: MaskReading) -> Meters:
+    meters = Meters()
+    for case in cases:
+        meters.step(*read_case(case, reading, resize=resize), normalize=normalize)
+    return meters
+
+
+def _object_metrics(metrics: dict[str, float], meters: Meters) -> dict[str, float]:
+    if not meters.image_level.without_object:
+        return dict(metrics)
+    return meters.with_object().averages()[0] if meters.image_level.with_object else {}
+
+
+def _workers(asked: int | None, images: int) -> int:
+    if not images:
+        raise UsageError("there is nothing to evaluate: no prediction has a ground truth of the same name.")
+    if asked is not None and asked < 1:
+        raise UsageError(f"{asked} workers cannot evaluate anything: ask for 1 or more.")
+    enough = -(-images // _IMAGES_WORTH_A_PROCESS) if asked is None else -(-images // _CHUNK)
+    return min(asked or os.cpu_count() or 1, enough)
+
+
+@contextmanager
+def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a `map` that keeps the order: this process's own, or one over fresh processes.
+
+    Processes are spawned, since a forked one inherits CUDA and threads in a state that neither survives.
+    """
+    if workers == 1:
+        yield map
+        return
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield pool.map
+    except BrokenProcessPool as error:
+        raise DsuError(
+            f"one of {workers} evaluating processes died, of too little memory or because the calling script "
+            'lacks `if __name__ == "__main__":`: use 1 worker.'
+        ) from error
+
+
+def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[str, str]:
+    if reading.foreground is not None:
+        truth = f"foreground: values {', '.join(map(str, reading.foreground))}"
+    else:
+        truth = (
+            "foreground: labels other than 0" if reading.labels else "foreground above 128, in colours all but black"
+        )
+    return {
+        "ground truth": truth,
+        "map": MINMAX if normalize else "value / 255, not normalised",
+        "other sizes": "map resized bilinearly to its mask" if resize else "refused",
+        "S": "alpha 0.5",
+        "F": "beta^2 0.3 (weighted: 1); mean and max of the averaged curve",
+        "IoU, Dice": "map > 0.5, averaged over images",
+        "library": f"pysodmetrics {version('pysodmetrics')}",
+    }
+
+
+def _conventions_of_empties(found: ImageLevel) -> dict[str, str]:
+    """What is said only where there are images without an object; `dsu.evaluation.image_level` says it at length."""
+    if not found.without_object:
+        return {}
+    return {
+        ", ".join(IMAGE_LEVEL): "of each map's largest value / 255, never normalised; alarm from 0.5 (128 of 255)",
+        "with an object": "over those images alone; on the others F, IoU and Dice are 0 whatever is predicted",
+    }

@@ -1,0 +1,77 @@
+"""The names of the figures that an evaluation gives, in the order in which they are told."""
+
+from typing import Final
+
+__all__ = [
+    "FIGURES",
+    "IMAGE_LEVEL",
+    "LOWER_IS_BETTER",
+    "METRICS",
+    "MINMAX",
+    "OBJECT",
+    "PER_IMAGE",
+    "SPOILT",
+    "arrow",
+    "figure_name",
+    "metric_of",
+    "over_objects",
+]
+
+METRICS: Final = (
+    "S",
+    "F_adaptive",
+    "F_mean",
+    "F_max",
+    "F_weighted",
+    "E_adaptive",
+    "E_mean",
+    "E_max",
+    "MAE",
+    "IoU",
+    "Dice",
+)
+
+# What is one number an image; the mean and max of F and E exist for a set's averaged curve only.
+PER_IMAGE: Final = ("S", "F_adaptive", "F_weighted", "E_adaptive", "MAE", "IoU", "Dice")
+
+IMAGE_LEVEL: Final = ("false_alarms", "misses", "AUROC")
+"""Figures of whole images: see `dsu.evaluation.image_level`."""
+
+_OVER_OBJECTS: Final = "_object"
+
+
+def over_objects(metric: str) -> str:
+    """The name of a metric over the images with an object alone."""
+    return f"{metric}{_OVER_OBJECTS}"
+
+
+OBJECT: Final = tuple(map(over_objects, METRICS))
+"""The metrics over the images with an object alone."""
+
+SPOILT: Final = tuple(name for name in OBJECT if name.startswith(("F_", "E_adaptive", "IoU", "Dice")))
+"""Those of them whose metric over all images an empty ground truth spoils (see `dsu.evaluation.evaluate`)."""
+
+FIGURES: Final = (*METRICS, *OBJECT, *IMAGE_LEVEL)
+"""All that can be asked for."""
+
+LOWER_IS_BETTER: Final = ("MAE", over_objects("MAE"), "false_alarms", "misses")
+
+MINMAX: Final = "min-max normalised, image by image"
+"""The convention "map" of an evaluation that stretched each map first."""
+
+
+def metric_of(figure: str) -> tuple[str, bool]:
+    """The metric that a figure is of, and whether it is over the images with an object alone."""
+    return figure.removesuffix(_OVER_OBJECTS), figure.endswith(_OVER_OBJECTS)
+
+
+def figure_name(figure: str) -> str:
+    """A figure's name for people: metrics as they are, `IoU with an object`, `false alarms`."""
+    metric, restricted = metric_of(figure)
+    name = metric if metric in METRICS else metric.replace("_", " ")
+    return f"{name} with an object" if restricted else name
+
+
+def arrow(figure: str) -> str:
+    """Which way is better."""
+    return "↓" if figure in LOWER_IS_BETTER else "↑"

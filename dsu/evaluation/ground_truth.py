@@ -1,0 +1,253 @@
+"""Which predictions are judged against which ground truth."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dsu.data.datasets import Split, find_dataset, is_benchmark
+from dsu.data.folders import unwrapped
+from dsu.data.images import printable
+from dsu.data.pairing import Pair, image_and_mask_folders
+from dsu.errors import DsuError, UsageError
+from dsu.evaluation.evaluate import Case, match, match_folders, named_images
+from dsu.features.stores import SourceFolder
+from dsu.heads.head_file import HEAD_FILE
+from dsu.prediction.predict import RECORD_FILE
+from dsu.progress import counted
+
+__all__ = ["JudgedSet", "find_judged_sets", "name_runs", "newest_predictions", "unjudged"]
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """One set of predictions and their ground truth.
+
+    Attributes:
+        name: of the set.
+        cases: what is judged.
+        missing: names of ground truths without a prediction.
+        extra: names of predictions without a ground truth.
+        minmax: whether maps are stretched to their full range first.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    minmax: bool
+
+
+def newest_predictions(runs: Path = Path("runs"), *, with_truth: bool = False) -> Path:
+    """The folder that was predicted into last.
+
+    Raises `UsageError` where there is none, where another run was trained since, or `with_truth` where only older
+    ones hold a set with known ground truth: what an older run scores must not be taken for what the newest does.
+    """
+    found = _newest_first(runs.glob(f"*/predictions/{RECORD_FILE}"))
+    if not found:
+        raise UsageError(f"There are no predictions below {runs}/: run `dsu predict`, or give --predictions DIR.")
+    newest, *older = (record.parent for record in found)
+    head = next(iter(_newest_first(runs.glob(f"*/{HEAD_FILE}"))), None)
+    if head is not None and head.parent != newest.parent and head.stat().st_mtime > found[0].stat().st_mtime:
+        raise UsageError(
+            f"The newest run, {head.parent}, is not predicted with yet: run `dsu predict`, or give --predictions "
+            f"{newest.parent} for the newest predictions there are."
+        )
+    if with_truth and not _has_truth(newest):
+        judged = next(filter(_has_truth, older), None)
+        if judged is not None:
+            raise UsageError(
+                f"The newest predictions, {newest}, are of no set with known ground truth: predict a data set, or give "
+                f"--truth DIR, or --predictions {judged.parent} for the newest that are."
+            )
+    return newest
+
+
+def unjudged(predictions: Path) -> list[str]:
+    """What `dsu predict` wrote into a folder without knowing a ground truth, in words: folders, and single files."""
+    return [
+        f"{name or 'files given one by one'} ({counted(len(how['names']), 'images')})"
+        for name, how in _read_record(predictions).items()
+        if how["source"] is None and not is_benchmark(name)
+    ]
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _has_truth(predictions: Path) -> bool:
+    try:
+        return bool(_sets_in(predictions, _read_record(predictions)))
+    except DsuError:  # damaged, or pictures: whoever judges it is told
+        return False
+
+
+def name_runs(folders: Sequence[Path]) -> dict[str, Path]:
+    """Call folders of predictions by what tells them apart: the run's folder where they are a run's, else their own.
+
+    A run's folder stands for the predictions in it. Where two share a name, paths as given are the names. Raises
+    `UsageError` where one folder is given twice.
+    """
+    found = [_predictions_of(folder) for folder in folders]
+    # realpath, since Path.resolve fails on links that lead round in a circle.
+    for folder, count in Counter(map(os.path.realpath, found)).items():
+        if count > 1:
+            raise UsageError(f"--predictions names {folder} {count} times: give every folder once.")
+    names = [_run_name(folder) for folder in found]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    return {
+        printable(given) if name in shared else name: folder
+        for name, given, folder in zip(names, folders, found, strict=True)
+    }
+
+
+def _predictions_of(folder: Path) -> Path:
+    inner = folder / "predictions"
+    return inner if inner.is_dir() and not (folder / RECORD_FILE).exists() else folder
+
+
+def _run_name(predictions: Path) -> str:
+    folder = Path(os.path.realpath(predictions))
+    return printable(Path((folder.parent if folder.name == "predictions" else folder).name))
+
+
+def find_judged_sets(
+    names: Sequence[str],
+    predictions: Path,
+    truth: Path | None,
+    *,
+    data_root: Path,
+    minmax: bool | None = None,
+    images: Path | None = None,
+) -> list[JudgedSet]:
+    """Pair predictions with ground truths.
+
+    Args:
+        names: sets, each a folder of `predictions`; none: all that have a ground truth.
+        predictions: the folder that `dsu predict` wrote into, or with `truth` any folder of maps.
+        truth: a folder of masks that `predictions` are judged against.
+        data_root: where benchmarks lie.
+        minmax: None takes what the maps were predicted with, and min-max (the benchmarks' convention and
+            pysodmetrics' default) where that is not known.
+        images: a folder of the images, which go by the masks' names; None: those that are found with `truth` or
+            belong to the data set. They are shown in reports, and nothing is measured on them.
+
+    Raises `UsageError` for a set without predictions or without ground truth.
+    """
+    if not predictions.is_dir():
+        raise UsageError(f"There is no folder of predictions at {predictions}: give --predictions DIR.")
+    record = _read_record(predictions)
+    if truth is not None:
+        if len(names) > 1:
+            raise UsageError("Two folders make one set: give at most one name with --truth.")
+        name = names[0] if names else predictions.resolve().name
+        image_folder, mask_folder = _image_and_mask_folders(truth)
+        judged = _set(name, *match_folders(unwrapped(predictions), mask_folder), {}, minmax)
+        return [_with_images(judged, named_images(images) if images else _images_if_plain(image_folder))]
+    chosen = list(names) or _sets_in(predictions, record)
+    if not chosen:
+        raise UsageError(
+            f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
+        )
+    splits = [item for name in chosen for item in _truths(name, predictions, record, data_root)]
+    judged_sets = []
+    for name, pairs in splits:
+        masks = [(pair.name, pair.mask) for pair in pairs if pair.mask is not None]
+        judged = _set(name, *match(predictions / name, masks), record.get(name, {}), minmax)
+        shown_images = named_images(images) if images else {pair.name: pair.image for pair in pairs}
+        judged_sets.append(_with_images(judged, shown_images))
+    return judged_sets
+
+
+def _image_and_mask_folders(truth: Path) -> tuple[Path | None, Path]:
+    """Both, in a folder of images and masks; any other folder is one of masks."""
+    if not truth.is_dir():
+        return None, truth
+    try:
+        images, masks = image_and_mask_folders(truth)
+    except UsageError:
+        return None, truth
+    # Side by side, an image and its mask differ by their names' ends, and no folder tells one from the other.
+    return (images, masks) if masks not in (None, images) else (None, masks or truth)
+
+
+def _images_if_plain(folder: Path | None) -> dict[str, Path]:
+    """Images that nobody asked for by name: where they can't be told apart, the judging goes on without them."""
+    if folder is None:
+        return {}
+    try:
+        return named_images(folder)
+    except DsuError:
+        return {}
+
+
+def _with_images(judged: JudgedSet, images: Mapping[str, Path]) -> JudgedSet:
+    return replace(judged, cases=tuple(replace(case, image=images.get(case.name)) for case in judged.cases))
+
+
+def _set(
+    name: str, cases: list[Case], missing: list[str], extra: list[str], how: dict[str, Any], minmax: bool | None
+) -> JudgedSet:
+    if not cases:
+        raise UsageError(f"No prediction of {name} has a ground truth of the same name: check both folders.")
+    stretched = how.get("normalization", "minmax") == "minmax" if minmax is None else minmax
+    return JudgedSet(name, tuple(cases), tuple(missing), tuple(extra), stretched)
+
+
+def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
+    """Folders that hold predictions of a data set, by the record or by a benchmark's name."""
+    folders = sorted(path.name for path in predictions.iterdir() if path.is_dir())
+    return [name for name in folders if record.get(name, {}).get("source") or is_benchmark(name)]
+
+
+def _truths(name: str, predictions: Path, record: dict[str, Any], data_root: Path) -> list[tuple[str, list[Pair]]]:
+    """Sets meant by `name`, each with its samples."""
+    source = record.get(name, {}).get("source")
+    if source is not None:
+        origin = SourceFolder(**source)
+        split = origin.find() or replace(origin, data_root=str(data_root)).find()
+        if split is None:
+            raise DsuError(f"The ground truth of {name} is not at {origin.place}: give --data-root or --truth.")
+        # A set that is not a whole split is the share of it that the record names.
+        only = None if split.name == name else set(record[name]["names"])
+        return [(name, _pairs(split, only))]
+    same = [known for known, how in record.items() if how["source"] and how["source"]["dataset"] == name]
+    if same:
+        return [item for known in same for item in _truths(known, predictions, record, data_root)]
+    if record and not is_benchmark(name):
+        raise UsageError(f"{predictions} holds no set called {name!r}: it holds {', '.join(filter(None, record))}.")
+    splits = find_dataset(name, data_root)
+    tests = [split for split in splits if split.kind != "train"] or list(splits)
+    present = [split for split in tests if (predictions / split.name).is_dir()]
+    if not present:
+        wanted = " or ".join(split.name for split in tests)
+        raise UsageError(f"{predictions} has no folder {wanted}: run `dsu predict {name}` first.")
+    return [(split.name, _pairs(split, None)) for split in present]
+
+
+def _pairs(split: Split, only: set[str] | None) -> list[Pair]:
+    return [pair for pair in split.pairs if only is None or pair.name in only]
+
+
+def _read_record(predictions: Path) -> dict[str, Any]:
+    """What `dsu predict` wrote of each set; nothing for other folders."""
+    try:
+        content = json.loads((predictions / RECORD_FILE).read_text())
+        sets = dict(content["sets"])
+        kind = content["kind"]
+        for how in sets.values():
+            if how["source"] is not None:
+                SourceFolder(**how["source"])
+                set(how["names"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
+    if kind != "mask":
+        raise UsageError(f"{predictions} holds {kind} pictures, not masks: predict without --kind into another --out.")
+    return sets

@@ -1,0 +1,248 @@
+"""Stage one: run what is frozen, once, and store it."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsu.architecture import PRESETS, Architecture
+from dsu.batches import Batch, ImageSamples, prefetch, prefix_of
+from dsu.data.datasets import describe, find_dataset
+from dsu.data.tiles import Tiling, tiled
+from dsu.data.views import FLIPPED_WHEN_READ, extra_of, place_of
+from dsu.encoders.weights import EncoderWeights, MissingWeightsError
+from dsu.errors import DsuError
+from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
+from dsu.features.stores import SourceFolder, find_stores, load_encoders
+from dsu.network.network import DSUNet
+from dsu.network.resume import check_points, map_names
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Precision, Runtime, choose_runtime
+from dsu.settings import torch_type
+
+__all__ = ["CachePlan", "cache_features", "extract"]
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """All splits' work, shown before it starts."""
+
+    splits: tuple[ExtractionPlan, ...]
+    runtime: Runtime
+    free_bytes: int
+
+    @property
+    def skipped(self) -> list[tuple[Path, str]]:
+        """Files that pair but can't be decoded, and why."""
+        return [file for split in self.splits for file in split.inspection.undecodable]
+
+
+def cache_features(
+    dataset: str,
+    architecture: Architecture,
+    settings: ExtractionSettings,
+    weights: EncoderWeights,
+    *,
+    data_root: Path,
+    cache_root: Path,
+    images: str | None = None,
+    masks: str | None = None,
+    tiling: Tiling | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    before: Callable[[CachePlan], None] = lambda plan: None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> CachePlan:
+    """Stage one for all splits that a data set has, from its images to its stores.
+
+    Args:
+        dataset: a benchmark's name or a folder.
+        architecture: encoders and input sizes (its depth of adaptation does not matter).
+        settings: what is stored.
+        weights: where the encoders' weights come from.
+        data_root, cache_root, images, masks: where images lie and stores go.
+        tiling: how images are cut; None keeps them whole.
+        device, precision: see `choose_runtime`.
+        before: called with the plan once everything is known and nothing has been computed.
+        dry_run: stop there.
+        progress: who is told.
+
+    Raises `DsuError` or `CacheError` before any work where something does not fit.
+    """
+    check_points(architecture, settings.levels)
+    splits = find_dataset(dataset, data_root, images, masks)
+    runtime = choose_runtime(device, precision)
+    maps = set(settings.levels) & set(map_names(architecture))
+    try:
+        hiera, dino, digests = load_encoders(
+            architecture, weights, hiera=bool(set(settings.levels) - maps), dino=bool(maps)
+        )
+    except MissingWeightsError as error:
+        raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, cache_root)}.") from error
+    plans = []
+    for whole in splits:
+        source = SourceFolder.of(whole, dataset, data_root, images, masks, tiling)
+        split = tiled(whole, tiling)
+        plans.append(
+            plan_extraction(
+                split,
+                source,
+                architecture,
+                settings,
+                runtime,
+                digests,
+                cache_root,
+                progress,
+                random=weights.random,
+            )
+        )
+        for line in describe(split, plans[-1].inspection):
+            progress.say(line)
+    plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, cache_root))
+    before(plan)
+    if dry_run:
+        return plan
+    network = runtime.place(DSUNet(architecture, hiera, dino, torch_type(settings.stored)).eval())
+    for work in plan.splits:
+        extract(work, network, runtime, progress)
+    return plan
+
+
+def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: Progress = SILENT) -> None:
+    """Decode, encode and write what a split's store is missing, the three overlapping, a shard at a time.
+
+    A shard that is finished stays finished, whatever happens to the next one. Raises `DsuError` naming the sample
+    when a value is not finite or does not fit the stored type, or when the disk is full.
+    """
+    _Extraction(plan, network, runtime).run(progress)
+
+
+def _stored_otherwise(dataset: str, cache_root: Path) -> str:
+    """With which presets the features of a data set are stored already, as a clause."""
+    presets = sorted({store.path.name for store, _ in find_stores(cache_root, dataset, None)} & set(PRESETS))
+    return (
+        f"; features of {dataset} are stored already with --preset {' and --preset '.join(presets)}" if presets else ""
+    )
+
+
+def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
+    """Free bytes under the cache root. Raises `DsuError` with the leaner options when they do not suffice."""
+    needed = sum(sum(plan.bytes_by_array.values()) for plan in plans)
+    existing = next(folder for folder in (cache_root, *cache_root.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise DsuError(
+            f"The features need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free: leave Hiera's "
+            f"levels out (--levels V), keep fewer views (--views none, --level-views none), compress (--compressor "
+            f"zstd) or give another --cache-root."
+        )
+    return free
+
+
+@dataclass(frozen=True)
+class _Extraction:
+    """One split's plan being carried out."""
+
+    plan: ExtractionPlan
+    network: DSUNet
+    runtime: Runtime
+
+    def run(self, progress: Progress = SILENT) -> None:
+        """See `extract`."""
+        if not self.plan.todo:
+            return
+        with (
+            self.plan.store.lock(),
+            progress.task(f"encoding {self.plan.split.name}", self.plan.encodings, "views") as task,
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        ):
+            pending: list[Future[None]] = []
+            for shard, extra, names, batch in self._decoded():
+                for view in sorted({view for _, view in self.plan.todo[shard] if extra_of(view) == extra}):
+                    arrays = [name for name, wanted in self.plan.todo[shard] if wanted == view]
+                    values = self._encode(batch, names, arrays, view, task.advance)
+                    for future in pending:
+                        future.result()
+                    pending = [
+                        writer.submit(self._write, name, view, shard, names, parts) for name, parts in values.items()
+                    ]
+            for future in pending:
+                future.result()
+
+    def _decoded(self) -> Iterator[tuple[int, int, list[str], Batch]]:
+        """Each shard in each extra view (0: the images as they are), with its samples, decoded one shard ahead."""
+        _, dino = self.plan.needs
+        inspection, store = self.plan.inspection, self.plan.store
+        samples = ImageSamples(
+            self.plan.split.pairs,
+            self.network.architecture,
+            inspection.mask_reading,
+            contents={name: facts.content for name, facts in inspection.facts.items()},
+            dino=dino,
+        )
+        wanted = [
+            (shard, extra, [store.manifest.names_at(int(row))[0] for row in store.rows_in_shard(shard)])
+            for shard, todo in sorted(self.plan.todo.items())
+            for extra in sorted({extra_of(view) for _, view in todo})
+        ]
+
+        def decode(extra: int, names: list[str]) -> Batch:
+            batch = samples.fetch(names, [4 * extra] * len(names))
+            return batch.pinned() if self.runtime.device.type == "cuda" else batch
+
+        work = (partial(decode, extra, names) for _, extra, names in wanted)
+        for (shard, extra, names), batch in zip(wanted, prefetch(work, ahead=1), strict=True):
+            yield shard, extra, names, batch
+
+    def _encode(
+        self, batch: Batch, names: list[str], arrays: list[str], view: int, advance: Callable[[int], None]
+    ) -> dict[str, list[Tensor]]:
+        """The named arrays of one shard in one view, (rows, *item) each, in parts that are still on the device.
+
+        Nothing here waits for a card: what has been queued is fetched by the thread that writes.
+        """
+        found: dict[str, list[Tensor]] = {name: [getattr(batch, name)] for name in FLIPPED_WHEN_READ if name in arrays}
+        encoded = [name for name in arrays if name not in found]
+        if not encoded:
+            advance(len(names))
+            return found
+        found |= {name: [] for name in encoded}
+        size = self.plan.batch_size
+        for start in range(0, len(names), size):
+            ready = batch.part(start, start + size, view).to(self.runtime.device).flipped()
+            with self.runtime.autocast():
+                for name, tensor in prefix_of(self.network, ready, encoded).items():
+                    found[name].append(tensor)
+            advance(len(ready.names))
+        return found
+
+    def _write(self, name: str, view: int, shard: int, names: Sequence[str], parts: Sequence[Tensor]) -> None:
+        values = torch.cat([part.cpu() for part in parts])
+        _check_finite(name, values, names)
+        try:
+            self.plan.store.write_shard(
+                name, place_of(name, view), shard, self.plan.store.rows_in_shard(shard), values.numpy()
+            )
+        except OSError as error:
+            raise DsuError(
+                f"The features can't be written to {self.plan.store.path} ({error.strerror or error}): free some space "
+                f"or mend the folder and run the same command again; what is finished stays finished."
+            ) from error
+
+
+def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:
+    if not tensor.is_floating_point():
+        return
+    finite = tensor.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        sample = samples[int((~finite).nonzero()[0])]
+        raise DsuError(
+            f"{name} of {sample} has values that are not finite as {str(tensor.dtype).removeprefix('torch.')}: store "
+            f"float32 (--stored float32), or check the image and the encoder's weights."
+        )

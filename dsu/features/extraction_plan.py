@@ -1,0 +1,215 @@
+"""What stage one has to do for a split: what is new, what is missing, how many bytes that makes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsu.architecture import Architecture
+from dsu.data.datasets import Inspection, Split, inspect
+from dsu.data.views import ALL_FLIPS, FLIPPED_WHEN_READ, UNFLIPPED, Views, extra_of, place_of, places_of
+from dsu.errors import DsuError, UsageError
+from dsu.features.stores import (
+    SourceFolder,
+    encoders_of,
+    fingerprint,
+    open_store,
+    sample_key,
+    source_of,
+    store_path,
+    stored_facts,
+)
+from dsu.network.resume import map_names, point_shape
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime
+from dsu.settings import StoredType
+from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
+
+__all__ = ["DEFAULT_LEVELS", "ExtractionPlan", "ExtractionSettings", "batch_size_for", "plan_extraction"]
+
+DEFAULT_LEVELS = ("V", "S1", "S2", "S3", "S4")
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """What stage one stores, and how.
+
+    Attributes:
+        levels: points and maps beside pixels and mask, which are always stored.
+        views: the views of DINOv2's maps that a training split keeps (test splits keep one).
+        level_views: the views of Hiera's levels and tokens.
+        stored: float16 or float32.
+        batch_size: samples the encoders see at once, None to suit the device; a batch never crosses a shard.
+        compressor: None, zstd or blosc.
+        foreground: mask values that count as foreground, None to recognise them.
+        rebuild: drop arrays whose fingerprint differs instead of refusing.
+    """
+
+    levels: tuple[str, ...] = DEFAULT_LEVELS
+    views: Views = ALL_FLIPS
+    level_views: Views = UNFLIPPED
+    stored: StoredType = "float16"
+    batch_size: int | None = None
+    compressor: Compressor = None
+    foreground: tuple[int, ...] | None = None
+    rebuild: bool = False
+
+    def views_of(self, name: str, kind: str, architecture: Architecture) -> tuple[int, ...]:
+        """The views in which array `name` is kept; of pixels and masks no flips, but every extra view."""
+        if kind == "test":
+            return (0,)
+        if name in FLIPPED_WHEN_READ:
+            return Views(1, max(self.views.extra, self.level_views.extra)).numbers
+        return (self.views if name in map_names(architecture) else self.level_views).numbers
+
+
+@dataclass
+class ExtractionPlan:
+    """One split's work, known before it starts: what is new, and the bytes that will be written by array."""
+
+    split: Split
+    inspection: Inspection
+    store: Store
+    changes: Changes
+    drift: tuple[str, ...]
+    settings: ExtractionSettings
+    architecture: Architecture
+    batch_size: int
+    todo: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
+    """Shard to the (array, view) that it lacks."""
+
+    @property
+    def bytes_by_array(self) -> dict[str, int]:
+        """Bytes still to be written, before any compression."""
+        found: dict[str, int] = {}
+        for shard, lacking in self.todo.items():
+            rows = len(self.store.rows_in_shard(shard))
+            for name, _ in lacking:
+                found[name] = found.get(name, 0) + rows * self.store.item_nbytes(name)
+        return found
+
+    @property
+    def images(self) -> int:
+        """Images that have to be decoded, for extra views once more each."""
+        return sum(
+            len(self.store.rows_in_shard(s)) * len({extra_of(view) for _, view in todo})
+            for s, todo in self.todo.items()
+        )
+
+    @property
+    def encodings(self) -> int:
+        """Views of images that have to be encoded or written: the unit of progress."""
+        return sum(len(self.store.rows_in_shard(s)) * len({view for _, view in todo}) for s, todo in self.todo.items())
+
+    @property
+    def needs(self) -> tuple[bool, bool]:
+        """Whether Hiera and DINOv2 have to run."""
+        arrays = {name for lacking in self.todo.values() for name, _ in lacking} - set(FLIPPED_WHEN_READ)
+        maps = arrays & set(map_names(self.architecture))
+        return bool(arrays - maps), bool(maps)
+
+
+def plan_extraction(
+    split: Split,
+    source: SourceFolder,
+    architecture: Architecture,
+    settings: ExtractionSettings,
+    runtime: Runtime,
+    digests: Mapping[str, str],
+    cache_root: Path,
+    progress: Progress = SILENT,
+    *,
+    random: bool = False,
+) -> ExtractionPlan:
+    """Look at the images, open or make the split's store, and find out what it lacks.
+
+    Nothing but the store's metadata is written; `random` notes there that the encoders' weights are random. Raises
+    `StaleError` where a stored array was made of something else, unless `settings.rebuild`.
+    """
+    path = store_path(cache_root, split.name, architecture)
+    store = open_store(path) if (path / "zarr.json").exists() else None
+    if store is not None:
+        _check_owner(store, source)
+    previous = None if store is None else stored_facts(store)
+    inspection = inspect(split, previous, progress, foreground=settings.foreground)
+    if not inspection.facts:
+        broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
+        raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
+    entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
+    attributes: dict[str, Any] = {
+        "source": vars(source),
+        "architecture": architecture.model_dump(mode="json"),
+        "encoders": {**(encoders_of(store) if store else {}), **digests},
+        "random": random,
+    }
+    batch_size = settings.batch_size or batch_size_for(runtime)
+    if store is None:
+        store = Store.create(path, attributes, compressor=settings.compressor)
+    wanted = {
+        name: fingerprint(
+            name,
+            architecture,
+            reading=inspection.mask_reading,
+            stored=settings.stored,
+            runtime=runtime,
+            digests=digests,
+            batch_size=batch_size,
+        )
+        for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.levels))
+    }
+    with store.lock():
+        drift = _reconcile(store, wanted, settings)
+        store.set_attributes(attributes)
+        manifest, changes = store.manifest.assign(entries, store.rows_per_shard)
+        if manifest != store.manifest:
+            store.set_manifest(manifest)
+        _add_arrays(store, wanted, settings, architecture)
+    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, architecture, batch_size)
+    for name in wanted:
+        for view in settings.views_of(name, split.kind, architecture):
+            for missing in store.missing(name, [place_of(name, view)]):
+                plan.todo.setdefault(missing.shard, []).append((name, view))
+    return plan
+
+
+def batch_size_for(runtime: Runtime) -> int:
+    """Samples that the encoders see at once: enough to fill a card; a CPU's caches hold no more than a few."""
+    return 32 if runtime.device.type == "cuda" else 8
+
+
+def _check_owner(store: Store, source: SourceFolder) -> None:
+    """Two folders of one name must not take turns in one store."""
+    owner = source_of(store)
+    if not source.benchmark and owner.reference != source.reference and Path(owner.reference).exists():
+        raise UsageError(
+            f"{store.path} holds the features of {owner.reference}: give another --cache-root for {source.reference}, "
+            f"or rename the folder."
+        )
+
+
+def _reconcile(store: Store, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings) -> tuple[str, ...]:
+    """Refuse or drop arrays that were made of something else; return what differs only in versions."""
+    present = {name: print_ for name, print_ in wanted.items() if name in store.arrays}
+    if settings.rebuild:
+        for name, print_ in present.items():
+            if store.arrays[name].fingerprint.differences(print_, name):
+                store.remove_array(name)
+        present = {name: print_ for name, print_ in present.items() if name in store.arrays}
+    drift = store.check(
+        present, "Run again with --rebuild to compute these arrays anew, or give another --cache-root to keep both."
+    )
+    return tuple(str(item) for item in drift)
+
+
+def _add_arrays(
+    store: Store, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings, architecture: Architecture
+) -> None:
+    side = architecture.hiera_size
+    for name, print_ in wanted.items():
+        if name in store.arrays:
+            continue
+        raw = name in FLIPPED_WHEN_READ
+        shape: tuple[int, ...] = (side, side) if name == "mask" else point_shape(architecture, name)
+        store.add_array(name, shape, np.dtype(np.uint8 if raw else settings.stored), places_of(name), print_)

@@ -1,0 +1,268 @@
+"""Looking after stores: what they hold, whether it is whole and still what the images are, and removing them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dsu.data.sources import SourceFolder
+from dsu.errors import DsuError, UsageError
+from dsu.features.fingerprints import library_versions
+from dsu.features.stores import architecture_of, encoders_of, open_store, source_of, store_folders
+from dsu.features.verification import Verification, verify_store
+from dsu.network.resume import map_names
+from dsu.progress import SILENT, Progress
+from dsu_cache import CacheError, Store, folder_nbytes, holder, is_store, orphans, remove_store
+
+__all__ = ["ArrayState", "StoreState", "Verification", "describe_stores", "remove_stores", "verify_stores"]
+
+
+@dataclass(frozen=True)
+class ArrayState:
+    """One array of a store.
+
+    Attributes:
+        name, item_shape, dtype: what it holds a sample and view.
+        views: in which anything is stored, of `places`.
+        shards, missing_shards: of these views.
+        missing_samples: names of samples that lack any of these views.
+        nbytes: on the disk.
+        encoder, weights: what made it; None for pixels and masks.
+        drift: library versions that are others now, as sentences.
+    """
+
+    name: str
+    item_shape: tuple[int, ...]
+    dtype: str
+    views: tuple[int, ...]
+    places: int
+    shards: int
+    missing_shards: int
+    missing_samples: tuple[str, ...]
+    nbytes: int
+    encoder: str | None
+    weights: str | None
+    drift: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """A store as it is. Of one that cannot be opened only path, bytes, damage and last change are known.
+
+    Attributes:
+        path: its folder.
+        nbytes: of all its files.
+        changed: when any of it was last written.
+        damage: why it, or which arrays of it, cannot be read.
+        writer: who is writing to it now.
+        split, kind, source: which images it is of; None where that cannot be read.
+        source_there: whether these images are still there.
+        encoders: what the pair of encoders is called.
+        random: whether their weights are random; None where that was not noted.
+        samples, orphaned_rows: in the manifest; written, but in use no more.
+        arrays: by name.
+    """
+
+    path: Path
+    nbytes: int
+    changed: datetime
+    damage: tuple[str, ...] = ()
+    writer: str | None = None
+    split: str | None = None
+    kind: str | None = None
+    source: str | None = None
+    source_there: bool = False
+    encoders: str | None = None
+    random: bool | None = None
+    samples: int = 0
+    orphaned_rows: int = 0
+    compressor: str | None = None
+    arrays: tuple[ArrayState, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample has every view that its arrays have begun, and nothing is known to be damaged."""
+        whole = all(array.views and not array.missing_shards for array in self.arrays)
+        return whole and bool(self.arrays) and not self.damage
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        fields = {**asdict(self), "path": str(self.path), "changed": self.changed.isoformat(timespec="seconds")}
+        return {**fields, "complete": self.complete}
+
+
+def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[StoreState]:
+    """The state of the named stores (none: of all), the one written last first; damaged ones are among them.
+
+    Args:
+        names: data sets, splits, own folders, or stores' folders.
+        cache_root: where stores lie.
+        progress: who is told.
+
+    Raises `UsageError` for a name without a store.
+    """
+    return [_describe(folder) for folder in _find(names, cache_root, progress)]
+
+
+def verify_stores(
+    names: Sequence[str], cache_root: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT
+) -> list[Verification]:
+    """Compare every byte of the named stores (none: of all), and the images that they are of, with their checksums.
+
+    Args:
+        names: data sets, splits, own folders, or stores' folders.
+        cache_root: where stores lie.
+        mark: whether damaged shards are made to count as missing, and changed images to be looked at anew, so that
+            the next `dsu cache-features` computes exactly these. Nothing is removed but the shards' markers, which
+            say that they are whole, and are refuted.
+        workers: files read at a time.
+        progress: who is told.
+
+    Raises `UsageError` for a name without a store.
+    """
+    folders = _find(names, cache_root, progress)
+    return [verify_store(folder, mark=mark, workers=workers, progress=progress) for folder in folders]
+
+
+def remove_stores(name: str, cache_root: Path, before: Callable[[list[StoreState]], None]) -> list[StoreState]:
+    """Remove the stores of a data set, a split or a folder, and nothing else.
+
+    Args:
+        name: a data set, a split, one's own folder, or a store's folder.
+        cache_root: what lies outside of it is never removed, by whatever name or link it is reached.
+        before: called with what is to be removed; raises in order to stop.
+
+    Raises `UsageError` where there is no such store, it lies elsewhere or is none, `BusyError` while another
+    process writes or reads it.
+    """
+    folders = _find([name], cache_root)
+    for folder in folders:
+        _check_removable(folder, cache_root)
+    states = [_describe(folder) for folder in folders]
+    before(states)
+    for folder in folders:
+        remove_store(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    return states
+
+
+def _find(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
+    """Stores' folders by name (none: all), in the order of `store_folders`, none twice.
+
+    That there are none at all is said. Raises `UsageError` for a name without a store.
+    """
+    stored = store_folders(cache_root)
+    if not names:
+        if not stored:
+            progress.say(f"There are no stores below {cache_root}: `dsu cache-features` makes them.")
+        return stored
+    found: list[Path] = []
+    for name in names:
+        mine = [folder for folder in stored if _is_called(name, folder, cache_root)]
+        if not mine and is_store(Path(name)):
+            mine = [Path(name)]
+        if not mine:
+            raise UsageError(f"There is no store of {name} below {cache_root}: `dsu cache list` shows what there is.")
+        found += [folder for folder in mine if folder not in found]
+    return found
+
+
+def _is_called(name: str, folder: Path, cache_root: Path) -> bool:
+    """Whether a user may mean this store: by its folder, its split's folder, its data set or the images."""
+    given = Path(os.path.abspath(Path(name).expanduser()))
+    here = Path(os.path.abspath(folder))
+    if given in (here, here.parent):
+        return True
+    called = {folder.parent.name, str(folder.relative_to(cache_root))}
+    try:
+        source = source_of(open_store(folder))
+    except (DsuError, CacheError):
+        called.add(folder.parent.name.rpartition("-")[0])  # all there is to go by: a split is DATASET-TR or -TE
+    else:
+        called |= {source.split, source.dataset}
+        if str(Path(name).expanduser().resolve()) == source.reference:
+            return True
+    return _plain(name) in {_plain(one) for one in called}
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", "-").rstrip("/")
+
+
+def _check_removable(folder: Path, cache_root: Path) -> None:
+    root, path = Path(os.path.abspath(cache_root)), Path(os.path.abspath(folder))
+    if not path.is_relative_to(root) or len(path.relative_to(root).parts) != 2:
+        raise UsageError(f"{folder} does not lie below {cache_root} as stores do: give the --cache-root that it is in.")
+    # Not through a link, be it of the store or of its split's folder: what it leads to may be anyone's.
+    if path.resolve() != root.resolve() / path.relative_to(root):
+        raise UsageError(f"{folder} is a link to {path.resolve()}: remove the link, or give that store's --cache-root.")
+
+
+def _describe(folder: Path) -> StoreState:
+    nbytes, changed = folder_nbytes(folder), _last_change(folder)
+    try:
+        store = open_store(folder)
+        source, architecture = source_of(store), architecture_of(store)
+    except (DsuError, CacheError) as error:
+        return StoreState(folder, nbytes, changed, (str(error),), writer=holder(folder / "manifest" / "lock"))
+    noted = store.attributes.get("random")
+    toy = {architecture.hiera.name, architecture.dino.name} == {"toy"}
+    return StoreState(
+        path=folder,
+        nbytes=nbytes,
+        changed=changed,
+        damage=tuple(reason.replace(f"{folder}/", "") for reason in store.damaged.values()),
+        writer=holder(folder / "manifest" / "lock"),
+        split=folder.parent.name,
+        kind=source.kind,
+        source=source.place,
+        source_there=_is_there(source),
+        encoders=folder.name,
+        random=True if toy else noted if isinstance(noted, bool) else None,
+        samples=len(store.manifest.entries),
+        orphaned_rows=orphans(store),
+        compressor=store.compressor,
+        arrays=tuple(_describe_array(store, name, encoders_of(store)) for name in store.arrays),
+    )
+
+
+def _describe_array(store: Store, name: str, weights: Mapping[str, str]) -> ArrayState:
+    info, files = store.arrays[name], store.stored(name)
+    views = sorted({shard.view for shard in files.shards() if shard.view < info.views})
+    missing = store.missing(name, views)
+    lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
+    maps = map_names(architecture_of(store))
+    encoder = None if name in ("pixels", "mask") else "DINOv2" if name in maps else "Hiera"
+    now, fields = library_versions(), info.fingerprint
+    in_use = store.manifest.rows_in_use // store.rows_per_shard
+    return ArrayState(
+        name=name,
+        item_shape=info.item_shape,
+        dtype=str(info.dtype),
+        views=tuple(views),
+        places=info.views,
+        shards=len(set(in_use.tolist())) * len(views),
+        missing_shards=len(missing),
+        missing_samples=tuple(n for n in store.manifest.names if store.manifest.row(n) in lost),
+        nbytes=files.nbytes(),
+        encoder=encoder,
+        weights=None if encoder is None else str(fields.fields.get("weights", "")),
+        drift=tuple(
+            f"{library} was {fields.recorded[library]}, is {version}"
+            for library, version in now.items()
+            if library in fields.recorded and fields.recorded[library] != version
+        ),
+    )
+
+
+def _is_there(source: SourceFolder) -> bool:
+    return source.find() is not None
+
+
+def _last_change(folder: Path) -> datetime:
+    """Of the folder and of what every writer touches: manifest and markers."""
+    touched = [folder, *folder.glob("manifest/*.json"), *folder.glob("commits/*/")]
+    return datetime.fromtimestamp(max(path.stat().st_mtime for path in touched)).astimezone()

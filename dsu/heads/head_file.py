@@ -1,0 +1,206 @@
+"""A head's file: what trains and the batch norms' statistics, with all that is needed to load it alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dsu import __version__
+from dsu.architecture import Architecture
+from dsu.data.tiles import Tiling
+from dsu.errors import DsuError, UsageError, validation_reasons
+from dsu.files import write_durably
+from dsu.heads.hub import fetch, is_hub_name
+from dsu.network.head import Head
+from dsu.settings import StoredType, torch_type
+
+__all__ = [
+    "CONFIG_FILE",
+    "HEAD_FILE",
+    "HeadInfo",
+    "head_bytes",
+    "load_head",
+    "predictions_folder",
+    "read_head_info",
+    "resolve_head",
+    "save_head",
+    "start_from",
+]
+
+HEAD_FILE: Final = "head.safetensors"
+CONFIG_FILE: Final = "config.json"
+"""Beside a head that was exported; no run folder has one."""
+FORMAT: Final = 1
+
+
+class HeadInfo(BaseModel):
+    """What stands in the metadata of a head's file.
+
+    Attributes:
+        architecture: of the network that the head belongs to.
+        stored: the type to which the split rounds.
+        encoders: digests of the frozen weights it was trained on, `hiera` and `dino`.
+        dataset: the training split, and how to find its images again.
+        training: the resolved settings of the run.
+        epoch: epochs trained.
+        metrics: of the held-out share, if any.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = FORMAT
+    version: str = __version__
+    architecture: Architecture
+    stored: StoredType | None = "float16"
+    encoders: dict[str, str] = {}
+    dataset: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    epoch: int = 0
+    metrics: dict[str, float] = {}
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the images that it was trained on were cut."""
+        noted = [self.dataset.get(field) for field in ("tile", "overlap")]
+        return Tiling.of(*noted) if all(type(number) is int for number in noted) else None
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """`stored` as torch's type."""
+        return None if self.stored is None else torch_type(self.stored)
+
+
+def save_head(path: Path, state: Mapping[str, Tensor], info: HeadInfo) -> None:
+    """Write a head so that at no moment a part of a file stands under its name. Raises as `write_durably`."""
+    write_durably(path, head_bytes(state, info))
+
+
+def head_bytes(state: Mapping[str, Tensor], info: HeadInfo) -> bytes:
+    """What a head's file holds."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return save(tensors, metadata={"dsu": info.model_dump_json()})
+
+
+def load_head(path: Path) -> tuple[dict[str, Tensor], HeadInfo]:
+    """The state and the info of a head's file. Raises `DsuError` for a file that is none."""
+    from safetensors.torch import load_file
+
+    info = read_head_info(path)
+    try:
+        return load_file(path), info
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DsuError(f"The head {path} is damaged ({error}): restore or train it again.") from error
+
+
+def read_head_info(path: Path) -> HeadInfo:
+    """The info alone, without the tensors. Raises `DsuError` for a file that is no head."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DsuError(f"{path} can't be read as a head ({error}): give a head.safetensors that dsu wrote.") from error
+    if "dsu" not in metadata:
+        raise DsuError(f"{path} holds tensors but no dsu head: give a head.safetensors that dsu wrote.")
+    try:
+        content = json.loads(metadata["dsu"])
+        if isinstance(content, dict) and content.get("format", FORMAT) > FORMAT:
+            raise DsuError(f"The head {path} was written by dsu {content.get('version')}, which is newer: update dsu.")
+        return HeadInfo.model_validate(content)
+    except (TypeError, RecursionError) as error:
+        raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
+    except ValidationError as error:
+        reasons = validation_reasons(error)
+        raise DsuError(
+            f"The head {path} has settings that do not fit ({reasons}): restore or train it again."
+        ) from error
+    except ValueError as error:  # no JSON: pydantic's error is one as well, and comes first
+        raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
+
+
+def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: str | None = None) -> Path:
+    """A head's file.
+
+    Args:
+        given: a run folder, an exported folder, a head's file, or OWNER/NAME on the Hugging Face hub, which a path
+            that is here goes before; None takes the newest head below `runs`.
+        runs: where run folders lie.
+        revision: branch, tag or commit of a repository on the hub.
+
+    Raises `UsageError` where there is none, and as `dsu.heads.hub.fetch`.
+    """
+    if revision is not None and (given is None or not is_hub_name(given)):
+        raise UsageError(
+            f"--revision is for heads on the Hugging Face hub, and {given or 'the newest run'} is none: leave it away, "
+            f"or give OWNER/NAME."
+        )
+    if given is None:
+        found = sorted(runs.glob(f"*/{HEAD_FILE}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UsageError(f"There is no trained head below {runs}/: run `dsu train-head`, or give one with --head.")
+        return found[-1]
+    if is_hub_name(given):
+        return fetch(str(given), HEAD_FILE, revision)
+    path = Path(given) / HEAD_FILE if Path(given).is_dir() else Path(given)
+    if not path.is_file():
+        raise UsageError(
+            f"There is no head at {given}: give a run folder, an exported folder, a {HEAD_FILE} or OWNER/NAME on the "
+            f"Hugging Face hub, or train one first."
+        )
+    return path
+
+
+def start_from(head: Head, path: Path, architecture: Architecture, encoders: Mapping[str, str]) -> list[str]:
+    """Give a new head the weights of a trained one, and say what its user should know.
+
+    Blocks that have an adapter now and had none then get one that does nothing yet.
+
+    Args:
+        head: the new one.
+        path: the trained one's file.
+        architecture: of the new one's network.
+        encoders: digests of the encoders that it will be trained with.
+
+    Raises `UsageError` where the two differ in more than how many blocks have adapters.
+    """
+    state, info = load_head(path)
+    new = head.state_dict()
+    lacking = {name for name in new.keys() - state.keys() if name.startswith("adapters.")}
+    odd = next((name for name in sorted(new.keys() ^ state.keys()) if name not in lacking), None) or next(
+        (name for name in sorted(state) if name in new and state[name].shape != new[name].shape), None
+    )
+    if odd is not None:
+        raise UsageError(
+            f"The head {path} is of another network ({odd} differs; {_network_text(info.architecture)}): start from "
+            f"one of {_network_text(architecture)}, with no more adapters than --adapt-last asks for."
+        )
+    head.load_state_dict({name: state.get(name, tensor) for name, tensor in new.items()})
+    head.silence_adapters({name.split(".")[1] for name in lacking})
+    other = [name for name, digest in encoders.items() if info.encoders.get(name, digest) != digest]
+    remarks = [f"other weights: the head to start from was trained with another {name}" for name in other]
+    dataset = info.dataset.get("split", "an unknown data set")
+    return [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
+
+
+def _network_text(architecture: Architecture) -> str:
+    ablation = "" if architecture.ablation == "none" else f", ablation {architecture.ablation}"
+    return f"{architecture.preset} with {architecture.adapt_last} adapted blocks{ablation}"
+
+
+def predictions_folder(given: str | Path | None, head: Path, runs: Path = Path("runs")) -> Path:
+    """Where predictions go if nobody says: into the head's run folder.
+
+    Those of a head that was exported or comes from the hub go into a folder of its name below `runs`: what is to be
+    published, or lies in the hub's cache, is left as it is.
+    """
+    if given is not None and is_hub_name(given):
+        return runs / str(given).replace("/", "--") / "predictions"
+    if (head.parent / CONFIG_FILE).exists():
+        return runs / head.parent.resolve().name / "predictions"
+    return head.parent / "predictions"

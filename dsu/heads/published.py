@@ -1,0 +1,268 @@
+"""The authors' published checkpoints: their key names, read and written.
+
+A published file holds the whole network, frozen encoders included, under the names of the authors' program.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from dsu.architecture import DINOS, HIERAS, PRESETS, Architecture, DinoSpec, HieraSpec
+from dsu.encoders.dino import build_dino
+from dsu.encoders.hiera import build_hiera
+from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
+from dsu.errors import DsuError, UsageError, validation_reasons
+from dsu.heads.head_file import HeadInfo, load_head
+from dsu.network.network import DSUNet
+from dsu.network.wavelet import SIGNS, TAP
+from dsu.prediction.inference import load_network
+
+__all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
+
+_ATTENTION = r"(query|key)"
+_RENAMINGS: Final = tuple(
+    (re.compile(pattern + r"\."), replacement + ".")
+    for pattern, replacement in (
+        (r"^hiera\.blocks\.(\d+)", r"backbone_sam.sam_encoder.blocks.\1.block"),
+        (r"^hiera", r"backbone_sam.sam_encoder"),
+        (r"^dino", r"backbone_dino.dino_encoder"),
+        (r"^head\.adapters\.(\d+)\.down", r"backbone_sam.sam_encoder.blocks.\1.prompt_learn.0"),
+        (r"^head\.adapters\.(\d+)\.up", r"backbone_sam.sam_encoder.blocks.\1.prompt_learn.2"),
+        (r"^head\.modulations\.4\.depthwise\.base", r"dino2sam_down14.depthwise.base_conv"),
+        (r"^head\.modulations\.4\.depthwise\.subband", r"dino2sam_down14.depthwise.wavelet_convs.0"),
+        (r"^head\.modulations\.4\.depthwise\.subband_scale", r"dino2sam_down14.depthwise.wavelet_scale.0"),
+        (r"^head\.modulations\.4\.norm", r"dino2sam_down14.bn"),
+        (r"^head\.modulations\.4", r"dino2sam_down14"),
+        (r"^head\.fusions\.4\.channel", r"fusion4.ca.ca"),
+        (r"^head\.fusions\.4\.spatial", r"fusion4.sa.sa"),
+        (r"^head\.fusions\.4\.pixel", r"fusion4.pa.pa2"),
+        (r"^head\.fusions\.4\.out", r"fusion4.conv"),
+        (r"^head\.decoders\.(\d)\.(small|big)", r"head.decoders.\1.conv_\2"),
+        (r"^head\.decoders\.(\d)\." + _ATTENTION + r"\.0", r"head.decoders.\1.attention.\2_project"),
+        (r"^head\.decoders\.(\d)\." + _ATTENTION + r"\.1", r"head.decoders.\1.attention.\2_project.3"),
+        (r"^head\.decoders\.(\d)\.value", r"head.decoders.\1.attention.value_project"),
+        (r"^head\.decoders\.(\d)\.attended", r"head.decoders.\1.attention.out_project"),
+        (r"^head\.decoders\.(\d)\.join", r"head.decoders.\1.catconv"),
+        (r"^head\.decoders\.0", "decoder1"),
+        (r"^head\.decoders\.1", "decoder2"),
+        (r"^head\.decoders\.2", "decoder3"),
+        (r"^head\.sides\.0", "side1"),
+        (r"^head\.sides\.1", "side2"),
+        (r"^head\.sides\.2", "head"),
+        (r"^head\.receptive_fields\.0", "rfb1"),
+        (r"^head\.receptive_fields\.1", "rfb2"),
+        (r"^head\.receptive_fields\.2", "rfb3"),
+        (r"^head\.receptive_fields\.3", "rfb4"),
+        (r"^(rfb\d)\.branches\.0\.0", r"\1.branch0.0.conv"),
+        (r"^(rfb\d)\.branches\.0\.1", r"\1.branch0.0.bn"),
+        (r"^(rfb\d)\.branches\.(\d)\.(\d)\.0", r"\1.branch\2.\3.conv"),
+        (r"^(rfb\d)\.branches\.(\d)\.(\d)\.1", r"\1.branch\2.\3.bn"),
+        (r"^(rfb\d)\.join\.0", r"\1.conv_cat.conv"),
+        (r"^(rfb\d)\.join\.1", r"\1.conv_cat.bn"),
+        (r"^(rfb\d)\.shortcut\.0", r"\1.conv_res.conv"),
+        (r"^(rfb\d)\.shortcut\.1", r"\1.conv_res.bn"),
+    )
+)
+"""Own names to published ones, applied one after the other from the top."""
+
+_IGNORED: Final = frozenset({"backbone_dino.dino_encoder.mask_token"})
+"""In published files but no part of the computation."""
+
+_HAAR_KEYS: Final = tuple(f"dino2sam_down14.depthwise.{kind}_filter" for kind in ("wt", "iwt"))
+
+
+def published_name(own: str) -> str:
+    """The authors' name of one of `DSUNet`'s parameters or statistics."""
+    name = own
+    for pattern, replacement in _RENAMINGS:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def load_published_checkpoint(
+    state_dict_or_path: Mapping[str, Tensor] | str | Path,
+    hiera: Mapping[str, Any] | None = None,
+    dino: Mapping[str, Any] | None = None,
+) -> DSUNet:
+    """The whole network out of a file of the authors' program.
+
+    Args:
+        state_dict_or_path: the state dict, or a `.pth` file of it (loaded without running any pickled code).
+        hiera: settings of the trunk under sam2's names, for sizes that are not official.
+        dino: `embed_dim`, `depth`, `num_heads`, `patch_size`, `img_size`, likewise.
+
+    Returns:
+        The network in evaluation mode, float32, nothing rounded at the split. It takes normalised pixels at
+        both input sizes, (B, 3, 352, 352) and (B, 3, 518, 518), and returns three logit maps, deepest first.
+
+    Raises:
+        DsuError: for keys that are missing or unknown, naming them, and for sizes that can't be recognised.
+    """
+    given = state_dict_or_path
+    state = dict(given) if isinstance(given, Mapping) else read_checkpoint(Path(given))
+    try:
+        return _network_of(state, hiera, dino)
+    except UsageError:
+        raise
+    except DsuError as error:
+        raise error if isinstance(given, Mapping) else DsuError(f"{given} can't be imported: {error}") from error
+
+
+def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, dino: Mapping[str, Any] | None) -> DSUNet:
+    architecture = _recognise(state, hiera, dino)
+    network = DSUNet(
+        architecture, build_hiera(architecture.hiera), build_dino(architecture.dino, architecture.dino_size)
+    )
+    _check_haar(state)
+    wanted = {published_name(own): own for own in network.state_dict()}
+    missing = sorted(set(wanted) - set(state))
+    unknown = sorted(set(state) - set(wanted) - _IGNORED - set(_HAAR_KEYS))
+    if missing or unknown:
+        raise DsuError(
+            "This is no checkpoint of the published program: "
+            + "; ".join(
+                f"{len(keys)} {kind} ({_some(keys)})"
+                for kind, keys in (("keys are missing", missing), ("are unknown", unknown))
+                if keys
+            )
+            + "."
+        )
+    try:
+        network.load_state_dict({own: state[name] for name, own in wanted.items()})
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise DsuError(f"The checkpoint's tensors do not fit the encoders' sizes: {first}.") from error
+    return network.eval()
+
+
+def export_published(network: DSUNet) -> dict[str, Tensor]:
+    """The network's state under the authors' names, as their program loads it (Haar taps included)."""
+    state = {published_name(own): tensor for own, tensor in network.state_dict().items()}
+    haar_filter = _haar_filter(network.architecture.dino.embed_dim)
+    mask_token = torch.zeros(1, network.architecture.dino.embed_dim)
+    return state | dict.fromkeys(_HAAR_KEYS, haar_filter) | dict.fromkeys(_IGNORED, mask_token)
+
+
+def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor], HeadInfo, list[str]]:
+    """A head out of a published checkpoint: its state, its info and what to tell the user.
+
+    The encoders inside are compared with the official ones where those are at hand (nothing is fetched for it).
+    Raises `DsuError` as `load_published_checkpoint`.
+    """
+    network = load_published_checkpoint(path)
+    architecture = network.architecture
+    inside = {"hiera": weights_digest(_present(network.hiera)), "dino": weights_digest(_present(network.dino))}
+    notes = []
+    for name, load in (("hiera", load_hiera), ("dino", load_dino)):
+        try:
+            official = load(architecture, replace(weights, download=False))[1]
+        except DsuError:
+            notes.append(f"{name}: not compared with the official weights, which are not at hand")
+            continue
+        verdict = "the official weights" if official == inside[name] else "NOT the official weights"
+        notes.append(f"{name}: {verdict} ({inside[name][:12]})")
+    info = HeadInfo(
+        architecture=architecture,
+        stored=None,
+        encoders=inside,
+        training={"imported_from": path.name},
+    )
+    return network.head.state_dict(), info, notes
+
+
+def export_head(head: Path, weights: EncoderWeights) -> dict[str, Tensor]:
+    """A head with its encoders under the authors' names.
+
+    Raises `DsuError` for a head whose parts the published program lacks (fewer adapters, an ablation), and where the
+    encoders' weights are not those that it was trained on.
+    """
+    state, info = load_head(head)
+    architecture = info.architecture
+    if architecture.adapt_last != architecture.hiera.depth or architecture.ablation != "none":
+        raise DsuError(
+            f"The published program has adapters in front of all blocks and no ablation; the head {head} has not: only "
+            f"a head trained without --adapt-last and --ablation can be exported."
+        )
+    return export_published(load_network(state, info, weights))
+
+
+def _present(module: nn.Module | None) -> nn.Module:
+    assert module is not None
+    return module
+
+
+def _recognise(
+    state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, dino: Mapping[str, Any] | None
+) -> Architecture:
+    try:
+        sam_width = state["backbone_sam.sam_encoder.patch_embed.proj.weight"].shape[0]
+        dino_width = state["backbone_dino.dino_encoder.patch_embed.proj.weight"].shape[0]
+        positions = state["backbone_dino.dino_encoder.pos_embed"].shape[1] - 1
+    except KeyError as error:
+        raise DsuError(f"This is no checkpoint of the published program: the key {error} is missing.") from error
+    except IndexError as error:
+        raise DsuError("This is no checkpoint of the published program: its tensors have other shapes.") from error
+    sam_depth = 1 + max(
+        (int(found[1]) for key in state if (found := re.match(r"backbone_sam\.sam_encoder\.blocks\.(\d+)\.", key))),
+        default=-1,
+    )
+    try:
+        hiera_spec = (
+            HieraSpec(**{"name": "custom", **hiera})
+            if hiera is not None
+            else next((s for s in HIERAS.values() if (s.embed_dim, s.depth) == (sam_width, sam_depth)), None)
+        )
+        dino_spec = (
+            DinoSpec(**{key: value for key, value in dino.items() if key != "img_size"})
+            if dino is not None
+            else next((s for s in DINOS.values() if s.embed_dim == dino_width), None)
+        )
+    except ValidationError as error:
+        raise UsageError(f"The settings given for the encoders are not valid: {validation_reasons(error)}.") from error
+    if hiera_spec is None or dino_spec is None:
+        raise DsuError(
+            f"The checkpoint's encoders (Hiera of width {sam_width} and {sam_depth} blocks, DINOv2 of width "
+            f"{dino_width}) are of no official size: give their settings as `hiera` and `dino`."
+        )
+    preset = next(
+        (name for name, (h, d, *_) in PRESETS.items() if (h, d) == (hiera_spec.name, dino_spec.name)), "custom"
+    )
+    try:
+        return Architecture(
+            preset=preset,
+            hiera=hiera_spec,
+            dino=dino_spec,
+            dino_size=round(positions**0.5) * dino_spec.patch_size,
+            adapt_last=hiera_spec.depth,
+        )
+    except ValidationError as error:
+        raise DsuError(f"The checkpoint's position table fits no network: {validation_reasons(error)}.") from error
+
+
+def _haar_filter(channels: int) -> Tensor:
+    return (TAP * torch.tensor(SIGNS)).repeat(channels, 1, 1).unsqueeze(1)  # (4 C, 1, 2, 2)
+
+
+def _check_haar(state: Mapping[str, Tensor]) -> None:
+    """The taps are no parameters here; a file with other ones is another network."""
+    for key in _HAAR_KEYS:
+        taps = state.get(key)
+        haar = _haar_filter(taps.shape[0] // 4) if taps is not None and taps.ndim else None
+        if (
+            taps is None
+            or haar is None
+            or taps.shape != haar.shape
+            or not taps.float().allclose(haar, atol=1e-6, rtol=0)
+        ):
+            raise DsuError(f"The checkpoint's {key} is missing or no Haar filter: it is of another network.")
+
+
+def _some(keys: list[str], at_most: int = 5) -> str:
+    more = f" and {len(keys) - at_most} more" if len(keys) > at_most else ""
+    return ", ".join(keys[:at_most]) + more

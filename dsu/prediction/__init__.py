@@ -1,0 +1,1 @@
+"""Masks from a head: for benchmarks, folders, files, and in Python."""

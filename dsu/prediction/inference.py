@@ -1,0 +1,99 @@
+"""From a head's file to a network, and from its logits to masks: what every way of predicting shares."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from dsu.batches import Batch, points_of
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import DsuError
+from dsu.features.stores import load_encoders
+from dsu.heads.head_file import HeadInfo
+from dsu.network.network import DSUNet
+from dsu.network.resume import ResumePoint, earliest
+from dsu.runtime import Runtime
+
+__all__ = ["Normalization", "finish_mask", "load_network", "mask_of", "predict_logits", "resize_logits"]
+
+Normalization = Literal["minmax", "none"]
+"""`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
+without any object into a full-range mask."""
+
+
+def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalization) -> NDArray[np.float32]:
+    """One image's mask at its own size (paper, Section IV.C, and the published program).
+
+    Args:
+        logits: (1, S, S), the finest output.
+        size: width and height in pixels.
+        normalization: see `Normalization`.
+
+    Returns:
+        (height, width) float32 in [0, 1].
+    """
+    return mask_of(resize_logits(logits, size), normalization)
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(1, S, S) logits bilinearly to an image's (width, height): (height, width) float32."""
+    width, height = size
+    resized = functional.interpolate(
+        logits.float().unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False
+    )
+    return resized[0, 0]
+
+
+def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]:
+    """An image's mask, (height, width) float32 in [0, 1], from its logits at that size, which are written over."""
+    mask = logits.sigmoid_()
+    if normalization == "minmax":
+        low, high = mask.min(), mask.max()
+        mask = mask.sub_(low).div_(high - low + 1e-8)
+    return mask.cpu().numpy()
+
+
+def load_network(
+    state: Mapping[str, Tensor],
+    info: HeadInfo,
+    weights: EncoderWeights,
+    *,
+    point: ResumePoint | None = None,
+    from_images: bool = True,
+) -> DSUNet:
+    """The network of a head in evaluation mode, with the encoders that predicting from images or from `point` needs.
+
+    Raises `DsuError` where the encoders' weights are not those that the head was trained on, or the head's tensors
+    do not fit its own settings.
+    """
+    architecture = info.architecture
+    start = point or earliest(architecture)
+    needs_dino = from_images and bool(start.maps)
+    needs_hiera = from_images or start.block < architecture.hiera.depth
+    hiera, dino, digests = load_encoders(architecture, weights, hiera=needs_hiera, dino=needs_dino)
+    for encoder, digest in digests.items():
+        trained_on = info.encoders.get(encoder)
+        if trained_on is not None and trained_on != digest:
+            raise DsuError(
+                f"The head was trained on other weights of {encoder} ({trained_on[:12]}) than those found "
+                f"({digest[:12]}): give the right ones with --{encoder}-weights."
+            )
+    network = DSUNet(architecture, hiera, dino, info.stored_dtype)
+    try:
+        network.head.load_state_dict(dict(state))
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()[:160]
+        raise DsuError(f"The head's tensors do not fit its own settings ({detail}): train it again.") from error
+    return network.eval()
+
+
+@torch.no_grad()
+def predict_logits(network: DSUNet, runtime: Runtime, batch: Batch, point: ResumePoint) -> Tensor:
+    """(B, 1, S, S) finest logits of an unflipped batch, from the store or from images."""
+    ready = batch.to(runtime.device)
+    with runtime.autocast():
+        return network.suffix(points_of(network, ready, point), point)[-1]

@@ -1,0 +1,161 @@
+"""A trained head with its encoders, for images in Python."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from dsu.batches import Batch
+from dsu.data.images import read_image, resize_image
+from dsu.data.tiles import Tiling
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import UsageError
+from dsu.heads.head_file import load_head, resolve_head
+from dsu.network.network import DSUNet
+from dsu.network.resume import earliest
+from dsu.prediction.inference import Normalization, finish_mask, load_network, mask_of, predict_logits
+from dsu.prediction.tiled_prediction import segment_tiles, tiled_image
+from dsu.runtime import Precision, Runtime, choose_runtime
+
+__all__ = ["Segmenter"]
+
+Picture = Image.Image | NDArray[np.uint8] | str | Path
+
+_TILES_AT_ONCE: Final = 8
+
+
+@dataclass
+class Segmenter:
+    """A trained head with its encoders, for images in Python.
+
+    Example:
+        >>> segmenter = Segmenter.load("runs/DUTS-TR-large")
+        >>> mask = segmenter.predict(Image.open("photo.jpg"))   # float32 (height, width) in [0, 1]
+
+    Attributes:
+        network: in evaluation mode on `runtime.device`.
+        runtime: device and precision.
+        tiling: how images are cut, as those were that the head was trained on; None: not at all.
+    """
+
+    network: DSUNet
+    runtime: Runtime
+    tiling: Tiling | None = None
+
+    @classmethod
+    def load(
+        cls,
+        head: str | Path,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        hiera_weights: str | Path | None = None,
+        dino_weights: str | Path | None = None,
+    ) -> "Segmenter":
+        """Load a run folder, an exported folder or a `head.safetensors`.
+
+        Args:
+            head: the folder or file.
+            device: auto, cpu, cuda or cuda:N.
+            precision: auto, fp32 or bf16.
+            hiera_weights, dino_weights: the encoders' checkpoints; None looks for the published ones, as
+                `EncoderWeights` says.
+
+        Raises `DsuError` for a head or encoder weights that can't be found, read, or do not belong together.
+        """
+        state, info = load_head(resolve_head(head))
+        weights = EncoderWeights(
+            hiera=None if hiera_weights is None else Path(hiera_weights),
+            dino=None if dino_weights is None else Path(dino_weights),
+            random=bool(info.training.get("random_weights", False)),
+        )
+        runtime = choose_runtime(device, precision)
+        return cls(runtime.place(load_network(state, info, weights)), runtime, info.tiling)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        revision: str | None = None,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        hiera_weights: str | Path | None = None,
+        dino_weights: str | Path | None = None,
+    ) -> "Segmenter":
+        """Load a head that `dsu head export` wrote: from its folder, or as OWNER/NAME from the Hugging Face hub.
+
+        The head is fetched into the hub's ordinary cache (HF_HOME) once; with HF_HUB_OFFLINE=1 it is only looked for
+        there. A path that is here goes before a repository of the same name.
+
+        Args:
+            folder_or_hub_id: the folder, or OWNER/NAME.
+            revision: branch, tag or commit on the hub; None takes the newest.
+            device, precision, hiera_weights, dino_weights: see `load`.
+
+        Raises `DsuError` as `load`, and where the repository can't be reached, does not exist or holds no head.
+
+        Example:
+            >>> segmenter = Segmenter.from_pretrained("owner/name")
+            >>> mask = segmenter.predict("photo.jpg")
+        """
+        return cls.load(
+            resolve_head(folder_or_hub_id, revision=revision),
+            device=device,
+            precision=precision,
+            hiera_weights=hiera_weights,
+            dino_weights=dino_weights,
+        )
+
+    def predict(self, image: Picture, normalization: Normalization = "none") -> NDArray[np.float32]:
+        """The mask of one image.
+
+        Args:
+            image: PIL, a path, or (height, width, 3) or (height, width) uint8, RGB or grey.
+            normalization: `none` gives probabilities; see `Normalization`.
+
+        Returns:
+            (height, width) float32 in [0, 1], at the image's own size.
+        """
+        return self.predict_batch([image], normalization)[0]
+
+    def predict_batch(
+        self, images: Sequence[Picture], normalization: Normalization = "none"
+    ) -> list[NDArray[np.float32]]:
+        """As `predict`, for several images of any sizes at once."""
+        if not images:
+            return []
+        pictures = [_as_rgb(image) for image in images]
+        if self.tiling is not None:
+            return [self._predict_tiles(picture, self.tiling, normalization) for picture in pictures]
+        architecture = self.network.architecture
+
+        def stack(size: int) -> Tensor:
+            return torch.from_numpy(np.stack([resize_image(picture, size) for picture in pictures]))
+
+        dino_pixels = stack(architecture.dino_size) if architecture.injections else None
+        names = tuple(str(index) for index in range(len(pictures)))
+        batch = Batch(names, (0,) * len(names), stack(architecture.hiera_size), None, dino_pixels, {})
+        logits = predict_logits(self.network, self.runtime, batch, earliest(architecture))
+        return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
+
+    def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:
+        tiles = tiled_image(self.network, picture, tiling)
+        point = earliest(self.network.architecture)
+        return mask_of(segment_tiles(self.network, self.runtime, tiles, point, _TILES_AT_ONCE), normalization)
+
+
+def _as_rgb(image: Any) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        return Image.fromarray(image).convert("RGB")
+    raise UsageError("An image must be a PIL image, a path or a uint8 array (height, width[, 3]): convert it first.")

@@ -1,0 +1,330 @@
+"""What to predict: from what a user names to sets of images, where each resumes and which files come of it."""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from dsu.data.datasets import Split, find_dataset, find_images, is_benchmark
+from dsu.data.images import IMAGE_SUFFIXES
+from dsu.data.tiles import Tiling, image_name
+from dsu.data.views import UNFLIPPED
+from dsu.errors import DsuError, UsageError
+from dsu.features.stores import (
+    SourceFolder,
+    available_points,
+    check_arrays,
+    check_samples,
+    encoders_name,
+    find_stores,
+)
+from dsu.heads.head_file import HeadInfo, read_head_info
+from dsu.network.resume import ResumePoint, earliest, resume_point
+from dsu.prediction.inference import Normalization
+from dsu.prediction.outputs import check_outputs, output_files
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime
+from dsu_cache import Store
+
+__all__ = ["Job", "Kind", "PredictionSettings", "Target", "prepare_jobs"]
+
+Kind = Literal["mask", "overlay", "cutout"]
+
+_SHOWN: Final = 10
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How masks are made and written.
+
+    Attributes:
+        kind: an 8-bit mask, the image under a coloured mask, or the object with alpha.
+        threshold: in [0, 1]; None keeps the soft mask.
+        normalization: None takes min-max for benchmarks and none for everything else.
+        overwrite: write over predictions of another head or other settings.
+        batch_size: images, or tiles, that the network sees at once.
+        tile, overlap: how images are cut; None: as those were that the head was trained on, and with `tile` 0 they
+            stay whole.
+    """
+
+    kind: Kind = "mask"
+    threshold: float | None = None
+    normalization: Normalization | None = None
+    overwrite: bool = False
+    batch_size: int = 8
+    tile: int | None = None
+    overlap: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One image to predict and the file to write."""
+
+    name: str
+    image: Path
+    output: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set of images.
+
+    Attributes:
+        name: of the set; its predictions lie in a folder of this name (files given alone: none).
+        targets: its images.
+        normalization: resolved.
+        source: where the ground truth is, for a data set.
+        store: where its features are; None predicts from the images.
+        point: where the network resumes.
+        tiling: how the images are cut; the samples of the store are the tiles then.
+    """
+
+    name: str
+    targets: tuple[Target, ...]
+    normalization: Normalization
+    source: SourceFolder | None
+    store: Store | None
+    point: ResumePoint
+    tiling: Tiling | None = None
+
+
+def prepare_jobs(
+    sources: Sequence[str],
+    head: Path,
+    out: Path,
+    settings: PredictionSettings,
+    runtime: Runtime,
+    *,
+    data_root: Path,
+    cache_root: Path,
+    end_to_end: bool,
+    images: str | None = None,
+    masks: str | None = None,
+    held_out: bool = False,
+    progress: Progress = SILENT,
+) -> list[Job]:
+    """Find what is meant by `sources`; without any, the test splits (or held-out share) of the head's data set.
+
+    A benchmark's name means its test splits, from their stores unless `end_to_end`; a folder or a file is always
+    predicted from its pixels. With `held_out` and no sources it is the held-out share even where there is a test
+    split. Raises `UsageError` where a source is unknown or an output would fall on an input.
+    """
+    info = read_head_info(head)
+    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
+        raise UsageError(f"--out {out} must be a folder: a mask keeps its image's name.")
+    if not sources and "reference" not in info.dataset:
+        raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
+    finder = _Finder(info, out, settings, runtime, data_root, cache_root, end_to_end, images, masks, progress)
+    jobs: list[Job] = []
+    files = [Path(source) for source in sources if Path(source).is_file()]
+    for source in sources:
+        if not source:  # which Python would take for the working folder
+            raise UsageError("A name of what to predict is empty: give a benchmark, a folder or image files.")
+        if Path(source).is_file():
+            continue
+        if Path(source).suffix.lower() in IMAGE_SUFFIXES and not Path(source).exists():
+            raise UsageError(f"There is no image at {source}: check the path.")
+        if is_benchmark(source) or not Path(source).is_dir():
+            jobs += finder.named(source)
+        else:
+            jobs.append(finder.folder(Path(source)))
+    if files:
+        jobs.append(finder.files(files))
+    if not sources:
+        jobs += [finder.held_out_share()] if held_out else finder.of_the_head()
+    check_outputs([job.name for job in jobs], [(target.image, target.output) for job in jobs for target in job.targets])
+    return jobs
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """From what a user names to jobs."""
+
+    info: HeadInfo
+    out: Path
+    settings: PredictionSettings
+    runtime: Runtime
+    data_root: Path
+    cache_root: Path
+    end_to_end: bool
+    images: str | None
+    masks: str | None
+    progress: Progress
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut: as asked for, else as those that the head was trained on."""
+        trained, size, overlap = self.info.tiling, self.settings.tile, self.settings.overlap
+        if size is None and trained is not None:
+            return trained if overlap is None else Tiling(trained.size, overlap)
+        return Tiling.of(size or None, overlap)
+
+    def named(self, name: str) -> list[Job]:
+        """A data set's test splits (a split's own name: that split)."""
+        if not self.end_to_end:
+            try:
+                return self._from_stores(name)
+            except UsageError:
+                pass  # No store has it: predict from its images, as long as they are there.
+        root = self.data_root
+        try:
+            splits = find_dataset(name, root, self.images, self.masks)
+        except UsageError:
+            # A benchmark may still lie where the head's own data set lay.
+            if "data_root" not in self.info.dataset:
+                raise
+            root = Path(self._trained_on().data_root)
+            splits = find_dataset(name, root, self.images, self.masks)
+        chosen = [split for split in splits if split.kind != "train"] or list(splits)
+        return [self._split_job(split, SourceFolder.of(split, name, root, self.images, self.masks)) for split in chosen]
+
+    def folder(self, folder: Path) -> Job:
+        """All images below a folder, subfolders kept."""
+        name = folder.resolve().name
+        masks = _masks_in(folder)
+        if masks:
+            shown = ", ".join(sorted(os.path.basename(path) for path in masks)[:_SHOWN]) + (
+                ", ..." if len(masks) > _SHOWN else ""
+            )
+            self.progress.say(
+                f"{name}: {len(masks):,} masks lie among the images and are left out ({shown}): name them one by "
+                f"one to predict them too."
+            )
+        images = [path for path in find_images(folder) if os.path.realpath(path) not in masks]
+        found = [(path.relative_to(folder).as_posix(), path) for path in images]
+        if not found:
+            raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
+        return self._images_job(name, found, None)
+
+    def files(self, files: Sequence[Path]) -> Job:
+        """Image files given one by one; their masks lie in OUT itself."""
+        return self._images_job("", [(path.name, path) for path in files], None)
+
+    def of_the_head(self) -> list[Job]:
+        """What the head was not trained on: its data set's test splits, else the share held out."""
+        source = self._trained_on()
+        splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
+        tests = [split for split in splits if split.kind == "test"]
+        if tests:
+            return [job for split in tests for job in self.named_by(split.name, source)]
+        return [self.held_out_share()]
+
+    def held_out_share(self) -> Job:
+        """Those samples of the head's training split that it was not trained on."""
+        source = self._trained_on()
+        held_out = set(self.info.dataset.get("held_out", ()))
+        if not held_out:
+            raise UsageError(
+                f"{source.dataset} has neither a test split nor a held-out share: name what to predict, a benchmark, "
+                f"a folder or image files."
+            )
+        name = f"{source.split}-VAL"
+        if not self.end_to_end:
+            for store, origin in find_stores(self.cache_root, source.split, encoders_name(self.info.architecture)):
+                if origin.reference == source.reference and origin.tiling == self.tiling == source.tiling:
+                    return self._stored_job(name, store, origin, held_out)
+        if source.tiling is not None:
+            held_out = {image_name(tile) for tile in held_out}
+        splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
+        own = [split for split in splits if split.name == source.split]
+        pairs = [(pair.name, pair.image) for split in own for pair in split.pairs if pair.name in held_out]
+        return self._images_job(name, pairs, source)
+
+    def _trained_on(self) -> SourceFolder:
+        """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
+        noted = {name: value for name, value in self.info.dataset.items() if name != "held_out"}
+        held_out = self.info.dataset.get("held_out", [])
+        texts = all(isinstance(value, str | int | None) for value in noted.values())
+        try:
+            if texts and isinstance(held_out, list) and all(isinstance(name, str) for name in held_out):
+                return SourceFolder(**noted)
+        except TypeError:  # other fields
+            pass
+        raise DsuError("The head does not say rightly what it was trained on: name what to predict, or train it again.")
+
+    def named_by(self, split: str, like: SourceFolder) -> list[Job]:
+        """A split found the way another one was."""
+        again = replace(self, data_root=Path(like.data_root), images=like.images, masks=like.masks)
+        if like.benchmark:
+            return again.named(split)
+        splits = find_dataset(like.reference, Path(like.data_root), like.images, like.masks)
+        found = next(item for item in splits if item.name == split)
+        if not self.end_to_end:
+            try:
+                return self._from_stores(split)
+            except UsageError:
+                pass
+        source = SourceFolder.of(found, like.reference, Path(like.data_root), like.images, like.masks)
+        return [self._split_job(found, source)]
+
+    def _from_stores(self, name: str) -> list[Job]:
+        """Jobs from the stores of a data set's test splits."""
+        splits = _stored_splits(self.cache_root, name, encoders_name(self.info.architecture), self.tiling)
+        return [self._stored_job(source.split, store, source) for store, source in splits]
+
+    def _stored_job(self, name: str, store: Store, source: SourceFolder, only: Collection[str] | None = None) -> Job:
+        """The samples of a store, or some of them, after checking that their features still hold."""
+        available = available_points(store, UNFLIPPED)
+        if "pixels" not in available:
+            raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.asked}` again.")
+        point = resume_point(self.info.architecture, available)
+        _, drift = check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
+        for item in drift:
+            self.progress.say(f"other version: {item}")
+        check_samples(store, source, self.progress)
+        split = source.find()
+        chosen = [sample for sample in store.manifest.names if only is None or sample in only]
+        named = image_name if source.tiling else str
+        paths = {} if split is None else {named(pair.name): pair.image for pair in split.pairs}
+        images = dict.fromkeys(named(sample) for sample in chosen)
+        return self._job(name, [(image, paths.get(image, Path(image))) for image in images], source, store, point)
+
+    def _split_job(self, split: Split, source: SourceFolder) -> Job:
+        return self._images_job(split.name, [(pair.name, pair.image) for pair in split.pairs], source)
+
+    def _images_job(self, name: str, images: Sequence[tuple[str, Path]], source: SourceFolder | None) -> Job:
+        return self._job(name, images, source, None, earliest(self.info.architecture))
+
+    def _job(
+        self,
+        name: str,
+        images: Sequence[tuple[str, Path]],
+        source: SourceFolder | None,
+        store: Store | None,
+        point: ResumePoint,
+    ) -> Job:
+        benchmark = source is not None and source.benchmark
+        normalization = self.settings.normalization or ("minmax" if benchmark else "none")
+        # A data set's samples are called without ending already, but for those that differ in nothing else.
+        outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
+        targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
+        return Job(name, tuple(targets), normalization, source and source.uncut, store, point, self.tiling)
+
+
+def _masks_in(folder: Path) -> set[str]:
+    """The masks below a folder that holds images and masks, or such folders: real paths, however it was named."""
+    home = Path(os.path.realpath(folder))
+    masks: set[str] = set()
+    for place in (home, *(below for below in sorted(home.glob("**/")) if below != home)):
+        try:
+            splits = find_dataset(place, home)
+        except UsageError:
+            continue
+        paired = [(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None]
+        alone = {mask for split in splits for mask in split.masks_without_image}
+        # Beside its image, a file of the same name may be a photograph in another format.
+        apart = {mask for image, mask in paired if mask.parent != image.parent}
+        masks |= {os.path.realpath(mask) for mask in apart | alone}
+    return masks
+
+
+def _stored_splits(
+    cache_root: Path, name: str, encoders: str, tiling: Tiling | None
+) -> list[tuple[Store, SourceFolder]]:
+    """The stores of a data set's test splits, or of the one split that is named, of images cut so."""
+    found = [item for item in find_stores(cache_root, name, encoders) if item[1].tiling == tiling]
+    tests = [(store, source) for store, source in found if source.kind == "test"] or found
+    if not tests:
+        raise UsageError(f"There are no features of {name}: run `dsu cache-features {name}` first.")
+    return tests

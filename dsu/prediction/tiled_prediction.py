@@ -1,0 +1,133 @@
+"""Masks of images that are predicted tile by tile: memory is bounded by an image and one batch of its tiles."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dsu.batches import Batch, StoredSamples, prefetch
+from dsu.data.images import Box, UnreadableImage, read_image, resize_image
+from dsu.data.inspection import SampleFacts
+from dsu.data.tiles import Canvas, Tiling, image_name
+from dsu.network.network import DSUNet
+from dsu.network.resume import ResumePoint, earliest
+from dsu.prediction.inference import predict_logits, resize_logits
+from dsu.prediction.targets import Job, Target
+from dsu.progress import Task
+from dsu.runtime import Runtime
+from dsu_cache import Store
+
+__all__ = ["TiledImage", "predict_tiled", "segment_tiles", "tiled_image"]
+
+
+@dataclass(frozen=True)
+class TiledImage:
+    """An image in tiles.
+
+    Attributes:
+        boxes: where each tile lies.
+        fetch: gives some of them, by their first and last place in `boxes`, as a batch.
+    """
+
+    boxes: Sequence[Box]
+    fetch: Callable[[int, int], Batch]
+
+
+def segment_tiles(network: DSUNet, runtime: Runtime, image: TiledImage, point: ResumePoint, size: int) -> Tensor:
+    """Logits (height, width) float32 of a whole image on the CPU, from its tiles, `size` of them at a time."""
+    canvas = Canvas(image.boxes)
+    for start in range(0, len(image.boxes), size):
+        boxes = image.boxes[start : start + size]
+        logits = predict_logits(network, runtime, image.fetch(start, start + len(boxes)), point)
+        for box, one in zip(boxes, logits, strict=True):
+            left, top, right, bottom = box
+            canvas.add(box, resize_logits(one, (right - left, bottom - top)).cpu().numpy())
+    return torch.from_numpy(canvas.logits)
+
+
+def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledImage:
+    """An RGB image in tiles, cut out and resized when they are fetched."""
+    architecture, boxes = network.architecture, tiling.boxes(*image.size)
+    dino_size = architecture.dino_size if earliest(architecture).maps else None
+
+    def fetch(start: int, stop: int) -> Batch:
+        tiles = [image.crop(box) for box in boxes[start:stop]]
+
+        def stack(side: int) -> Tensor:
+            return torch.from_numpy(np.stack([resize_image(tile, side) for tile in tiles]))
+
+        names = tuple(f"{left},{top}" for left, top, _, _ in boxes[start:stop])
+        dino_pixels = None if dino_size is None else stack(dino_size)
+        return Batch(names, (0,) * len(tiles), stack(architecture.hiera_size), None, dino_pixels, {})
+
+    return TiledImage(boxes, fetch)
+
+
+def predict_tiled(
+    network: DSUNet,
+    job: Job,
+    todo: Sequence[Target],
+    batch_size: int,
+    runtime: Runtime,
+    finish: Callable[[Tensor, Target], str | None],
+    settle: Callable[[list[Future[str | None]]], None],
+    task: Task,
+) -> Iterator[str]:
+    """Predict images one after the other, the next being decoded meanwhile; gives a sentence for each broken one.
+
+    Args:
+        network, job, runtime: as for whole images.
+        todo: images of the job; it has a tiling.
+        batch_size: tiles at once.
+        finish: makes the mask of an image from its logits (height, width) and writes it.
+        settle: counts what came of writing.
+        task: told of every image.
+    """
+    assert job.tiling is not None
+    opened = _stored(job.store, job.point, todo) if job.store else _decoded(network, job.tiling, todo)
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        pending: list[Future[str | None]] = []
+        for target, image in zip(todo, prefetch(opened, ahead=1), strict=True):
+            if isinstance(image, str):
+                yield image
+            else:
+                logits = segment_tiles(network, runtime, image, job.point, batch_size)
+                settle(pending)
+                pending = [writer.submit(finish, logits, target)]
+            task.advance()
+        settle(pending)
+
+
+def _decoded(network: DSUNet, tiling: Tiling, todo: Sequence[Target]) -> Iterator[Callable[[], TiledImage | str]]:
+    def open_image(target: Target) -> TiledImage | str:
+        try:
+            return tiled_image(network, read_image(target.image), tiling)
+        except UnreadableImage as error:
+            return str(error)
+
+    return (partial(open_image, target) for target in todo)
+
+
+def _stored(store: Store, point: ResumePoint, todo: Sequence[Target]) -> Iterator[Callable[[], TiledImage | str]]:
+    samples = StoredSamples(store, store.manifest.names, point.reads, masks=False)
+    tiles: dict[str, list[str]] = {}
+    for name in store.manifest.names:
+        tiles.setdefault(image_name(name), []).append(name)
+
+    def open_image(target: Target) -> TiledImage | str:
+        names = tiles[target.name]
+        facts = [SampleFacts.from_json(store.manifest.entries[name].info) for name in names]
+        boxes: list[Box] = [one.box or (0, 0, *one.size) for one in facts]
+
+        def fetch(start: int, stop: int) -> Batch:
+            chosen = names[start:stop]
+            return samples.fetch(chosen, [0] * len(chosen))
+
+        return TiledImage(boxes, fetch)
+
+    return (partial(open_image, target) for target in todo)

@@ -1,0 +1,1 @@
+"""Stage two: from settings to a trained head."""

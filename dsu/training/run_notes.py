@@ -1,0 +1,56 @@
+"""What the user of a training run should know before it starts."""
+
+from dsu.architecture import Architecture
+from dsu.network.resume import point_block, point_shape
+from dsu.runtime import Runtime
+from dsu.settings import StoredType, torch_type
+from dsu.training.trainer import Trainer
+from dsu_cache import Store
+
+__all__ = ["item_bytes", "run_notes"]
+
+
+def run_notes(trainer: Trainer, store: Store | None, reference: str, runtime: Runtime) -> list[str]:
+    """Where the run resumes, what that costs, and what stored level would make it faster.
+
+    Args:
+        trainer: of the run.
+        store: of its training split, if there is one.
+        reference: what the user calls the data set.
+        runtime: device and precision.
+    """
+    architecture, point = trainer.network.architecture, trainer.main.point
+    depth, first = architecture.hiera.depth, architecture.first_adapted
+    notes = [f"device: {runtime.describe()}"]
+    adapted = f"adapters in front of the last {architecture.adapt_last} of {depth} blocks" if first < depth else "none"
+    notes.append(
+        f"trains: {sum(p.numel() for p in trainer.network.head.parameters()) / 1e6:.3f} M parameters ({adapted})"
+    )
+    settings = trainer.settings
+    if settings.warm_up:
+        notes.append(f"warm-up: {settings.warm_up} epochs without adapters, which then enter as the identity")
+    if trainer.empty is not None:
+        notes.append(f"balance: half of the draws from {len(trainer.empty):,} images without an object")
+    size = sum(item_bytes(architecture, name, trainer.settings.stored or "float16") for name in (*point.reads, "mask"))
+    if store is not None and not trainer.settings.end_to_end:
+        runs = f"Hiera's blocks {point.block + 1} to {depth} run" if point.block < depth else "no encoder runs"
+        notes.append(f"starts from: {' + '.join(point.reads)} ({size / 1e6:.2f} MB an image); {runs}")
+    else:
+        notes.append(f"end to end: both encoders run; rounded at {' + '.join(n for n in point.reads if n != 'pixels')}")
+    if point.block < first and store is not None:
+        better = next((f"S{level}" for level in (4, 3, 2, 1) if point_block(architecture, f"S{level}") == first), None)
+        name = better or f"B{first}"
+        notes.append(
+            f"faster: with {name} stored in the views {settings.views}, {first - point.block} frozen blocks need not "
+            f"run (`dsu cache-features {reference} --levels {name} --level-views {settings.views}`)"
+        )
+    return notes
+
+
+def item_bytes(architecture: Architecture, name: str, stored: StoredType) -> int:
+    """What one view of a sample takes in an array of a store, before it is compressed."""
+    if name == "mask":
+        return int(architecture.hiera_size**2)
+    height, width, channels = point_shape(architecture, name)
+    each = 1 if name == "pixels" else torch_type(stored).itemsize
+    return height * width * channels * each

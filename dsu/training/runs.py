@@ -1,0 +1,227 @@
+"""From settings to a run: which samples, which store or images, which resume point, which folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from dsu.architecture import Architecture
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import UsageError
+from dsu.features.stores import (
+    SourceFolder,
+    available_points,
+    check_arrays,
+    encoders_name,
+    load_encoders,
+    recorded_precision,
+    recorded_type,
+)
+from dsu.files import make_folder, write_durably
+from dsu.heads.head_file import HeadInfo, resolve_head, start_from
+from dsu.network.network import DSUNet
+from dsu.network.resume import ResumePoint, point_block, resume_point
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime, choose_runtime
+from dsu.settings import TrainingSettings, torch_type
+from dsu.training.run_folders import (
+    SETTINGS_FILE,
+    check_same_run,
+    has_state,
+    run_folder,
+    settings_of_run,
+    unfinished_run,
+)
+from dsu.training.run_notes import run_notes
+from dsu.training.tracking import Tracking, check_tracker
+from dsu.training.trainer import Phase, Trainer
+from dsu.training.training_data import TrainingData, encoders_as_settings, find_training_data
+from dsu.training.watching import Curves, Sheets, Watcher, sheet_names
+from dsu_cache import Store
+
+__all__ = ["Run", "open_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prepared run and what its user should know before it starts."""
+
+    trainer: Trainer
+    source: SourceFolder
+    notes: tuple[str, ...]
+
+
+def open_run(
+    settings: TrainingSettings,
+    *,
+    data_root: Path,
+    cache_root: Path,
+    weights: EncoderWeights,
+    out: Path | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Run:
+    """Resolve everything that `settings` leave open and build the trainer.
+
+    Args:
+        settings: what was asked for.
+        data_root, cache_root: where data sets and stores lie.
+        weights: where the encoders' weights come from.
+        out: the run's folder; None makes one below `runs/`.
+        images, masks: subfolders of one's own folder, for `end_to_end`.
+        resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that has not finished), with
+            the run's own settings where none are given.
+        overwrite: start anew in an `out` that holds a run.
+        progress: who is told.
+
+    Raises `DsuError` naming what does not fit, before any work is done.
+    """
+    if resume:
+        out = out or unfinished_run()
+        settings = settings_of_run(out, settings)
+    if settings.track is not None:
+        check_tracker(settings.track)
+    data = find_training_data(settings, data_root, cache_root, images, masks, progress)
+    architecture, store, live = data.architecture, data.store, settings.end_to_end
+    resolved, runtime, point = _resolve(settings, data)
+    warm_point = _warm_point(resolved, data) if resolved.warm_up else None
+    hiera, dino, digests = load_encoders(
+        architecture,
+        weights,
+        hiera=live or point.block < architecture.hiera.depth,
+        dino=live and bool(point.maps),
+    )
+    drift: tuple[str, ...] = ()
+    if store is not None and not live:
+        for read in (point, *([warm_point] if warm_point else [])):
+            digests, drift = check_arrays(store, read, digests, runtime, resolved.stored or "float16")
+    train_names, held_out = data.divide(resolved)
+    folder = run_folder(out, f"{data.source.split}-{encoders_name(architecture)}", resume=resume, overwrite=overwrite)
+    torch.manual_seed(settings.seed)
+    network = DSUNet(architecture, hiera, dino, torch_type(resolved.stored or "float16"))
+    warnings = [f"other version: {item}" for item in drift]
+    if resolved.init_from is not None:
+        warnings += start_from(network.head, resolve_head(resolved.init_from), architecture, digests)
+    if warm_point is not None:
+        network.head.silence_adapters()
+
+    def phase(start: ResumePoint) -> Phase:
+        held = data.samples(held_out, start, live=live) if held_out else None
+        return Phase(start, data.samples(train_names, start, live=live), held)
+
+    trainer = Trainer(
+        network=network,
+        main=phase(point),
+        warm_up=phase(warm_point) if warm_point else None,
+        empty=data.empty & set(train_names) if resolved.balance else None,
+        settings=resolved,
+        info=HeadInfo(
+            architecture=architecture,
+            stored=resolved.stored,
+            encoders=digests,
+            dataset={**vars(data.source), "held_out": held_out},
+            training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
+        ),
+        runtime=runtime,
+        out=folder,
+        keep_best=resolved.keep == "best",
+    )
+    trainer.watchers += _watchers(trainer, data)
+    if resume:
+        check_same_run(folder, resolved)
+        if has_state(folder):  # else it was stopped before its first epoch was kept
+            trainer.resume()
+    make_folder(folder)
+    write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
+    return Run(trainer, data.source, (*run_notes(trainer, data.store, data.source.asked, runtime), *warnings))
+
+
+def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSettings, Runtime, ResumePoint]:
+    """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
+    architecture, store = data.architecture, data.store
+    if settings.precision == "auto" and store is not None:
+        runtime = choose_runtime(settings.device, recorded_precision(store), "of the stored features")
+    else:
+        runtime = choose_runtime(settings.device, settings.precision)
+    point = _choose_point(settings, architecture, store)
+    _check_sense(settings, data)
+    fraction = settings.val_fraction
+    if fraction is None and settings.fold is None:
+        fraction = 0.0 if data.source.benchmark else 0.1
+    held_out = bool(fraction) or settings.fold is not None
+    keep = settings.keep or ("best" if held_out and not data.source.benchmark and not settings.fold else "last")
+    if keep == "best" and not held_out:
+        raise UsageError("keep: best needs samples to validate on: give a val_fraction above 0, such as 0.1.")
+    resolved = settings.model_copy(
+        update={
+            "dataset": data.source.split,
+            **encoders_as_settings(architecture),
+            "adapt_last": architecture.adapt_last,
+            "tile": data.source.tile,
+            "overlap": data.source.overlap,
+            "val_fraction": fraction,
+            "keep": keep,
+            "stored": settings.stored or (recorded_type(store) if store is not None else "float16"),
+            "resume_from": point.tokens,
+            "precision": runtime.precision,
+        }
+    )
+    return resolved, runtime, point
+
+
+def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
+    """Raise `UsageError` for settings that contradict each other, or the data."""
+    if settings.fold is not None and settings.val_fraction is not None:
+        raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
+    if settings.warm_up and settings.init_from is not None:
+        raise UsageError("--warm-up is for a new head, --init-from starts from a trained one: give one of them.")
+    if settings.warm_up >= settings.epochs:
+        raise UsageError(
+            f"--warm-up {settings.warm_up} leaves no epoch of {settings.epochs} to the adapters: warm up for fewer."
+        )
+    if settings.warm_up and not data.architecture.adapt_last:
+        raise UsageError("--warm-up is for heads with adapters, and --adapt-last 0 has none: leave it away.")
+    if settings.balance and len(data.empty) in (0, len(data.facts)):
+        what = "an object" if not data.empty else "no object"
+        raise UsageError(f"Every image of {data.source.split} has {what}, so nothing can be balanced: no --balance.")
+
+
+def _choose_point(settings: TrainingSettings, architecture: Architecture, store: Store | None) -> ResumePoint:
+    """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
+    if store is not None:
+        return resume_point(architecture, available_points(store, settings.views), settings.resume_from)
+    everything = {"pixels", *architecture.injections.values()}
+    if settings.resume_from is not None:
+        point_block(architecture, settings.resume_from)
+        everything |= {settings.resume_from, "S1", "S2", "S3", "S4"}
+    return resume_point(architecture, everything, settings.resume_from or "pixels")
+
+
+def _warm_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
+    """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
+    without = data.architecture.model_copy(update={"adapt_last": 0})
+    if data.store is not None:
+        lacking = {"S1", "S2", "S3", "S4"} - available_points(data.store, settings.views)
+        if lacking and not settings.end_to_end:
+            raise UsageError(
+                f"--warm-up reads Hiera's levels, and {', '.join(sorted(lacking))} of the views {settings.views} "
+                f"are not stored: run `dsu cache-features {data.source.asked} --level-views {settings.views}`, or "
+                f"draw fewer --views."
+            )
+    return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
+
+
+def _watchers(trainer: Trainer, data: TrainingData) -> list[Watcher]:
+    """Whoever follows this run: curves, sheets and a tracker, as its settings say."""
+    settings, watchers = trainer.settings, list[Watcher]([Curves()])
+    if settings.sheet_every:
+        names = sheet_names((trainer.main.validation or trainer.main.train).names, settings.seed)
+        pictures = data.samples(names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
+        watchers.append(Sheets(pictures, settings.sheet_every))
+    if settings.track is not None:
+        watchers.append(Tracking(settings.track))
+    return watchers

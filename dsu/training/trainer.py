@@ -1,0 +1,300 @@
+"""Stage two: train the head, from the store or end to end, with the same data in the same order."""
+
+import io
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsu.batches import Batch, Drawn, Samples, feed, points_of
+from dsu.data.views import draw_samples, draw_view
+from dsu.errors import DsuError
+from dsu.files import write_durably
+from dsu.heads.head_file import HEAD_FILE, HeadInfo, save_head
+from dsu.loss import side_losses, total_loss, weighted_sum
+from dsu.network.network import DSUNet
+from dsu.network.resume import ResumePoint
+from dsu.progress import SILENT, Progress, Task
+from dsu.runtime import PeakMemory, Runtime
+from dsu.settings import TrainingSettings
+from dsu.training.epoch_log import EpochLog, as_csv
+from dsu.training.watching import Watcher, probability_of
+
+__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Phase", "Trainer", "learning_rate"]
+
+T = TypeVar("T")
+
+STATE_FILE: Final = "checkpoint.pt"
+LAST_FILE: Final = "last.safetensors"
+BEST_FILE: Final = "best.safetensors"
+METRICS_FILE: Final = "metrics.csv"
+
+
+def learning_rate(settings: TrainingSettings, epoch: int) -> float:
+    """Cosine from `lr` to `lr_min`, stepped once an epoch (counted from 0)."""
+    return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a stretch of epochs trains from.
+
+    Attributes:
+        point: where every step resumes.
+        train, validation: samples; validation may be None.
+    """
+
+    point: ResumePoint
+    train: Samples
+    validation: Samples | None
+
+
+@dataclass
+class Trainer:
+    """One run of stage two.
+
+    Attributes:
+        network: with those encoders that its phases need.
+        main: what the run trains from.
+        warm_up: what its first `settings.warm_up` epochs train from; their point lies behind all adapters, which
+            have no gradient there and so are left alone by the optimiser.
+        empty: names of samples without an object, where these are to be drawn as often as others.
+        settings, info: as resolved; `info` becomes the head's metadata.
+        runtime: device and precision.
+        out: the run's folder.
+        keep_best: whether the best validated state is the result, or the last one.
+        watchers: who follows the run.
+        memory: the most that this epoch has held.
+    """
+
+    network: DSUNet
+    main: Phase
+    settings: TrainingSettings
+    info: HeadInfo
+    runtime: Runtime
+    out: Path
+    keep_best: bool
+    warm_up: Phase | None = None
+    empty: Collection[str] | None = None
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    watchers: list[Watcher] = field(default_factory=list)
+    _log: EpochLog | None = None
+    """Of an epoch that is not over."""
+
+    def __post_init__(self) -> None:
+        self.runtime.place(self.network)
+        self.memory = PeakMemory(self.runtime.device)
+        self.network.recompute = self.settings.recompute
+        if self.settings.compile:
+            self.network.compile_blocks()
+        self.optimizer = torch.optim.AdamW(
+            self.network.head.parameters(),
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            fused=self.runtime.device.type == "cuda",
+        )
+
+    @property
+    def phase(self) -> Phase:
+        """What the epoch that is next, or not over, trains from."""
+        return self.warm_up if self.warm_up is not None and self.epoch < self.settings.warm_up else self.main
+
+    def run(self, progress: Progress = SILENT) -> None:
+        """Train up to `settings.epochs`, from wherever this trainer is.
+
+        After every epoch the row of `metrics.csv` and the whole state stand, and the state also after every
+        `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite.
+        """
+        try:
+            for watcher in self.watchers:
+                watcher.started(self)
+            while self.epoch < self.settings.epochs:
+                self._run_epoch(progress)
+            self.finish()
+        finally:
+            for watcher in self.watchers:
+                watcher.ended(self)
+
+    def _run_epoch(self, progress: Progress) -> None:
+        label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
+        with progress.task(label, len(self.phase.train.names)) as task:
+            row = self._train_epoch(task)
+        due = (self.epoch + 1) % self.settings.val_every == 0 or self.epoch + 1 == self.settings.epochs
+        if self.phase.validation is not None and due:
+            row |= self.validate(self.phase.validation, progress)
+        self.epoch += 1
+        self.history.append(row)
+        self._log = None
+        self._save(row)
+        for watcher in self.watchers:
+            watcher.epoch_ended(self, row)
+
+    def resume(self) -> None:
+        """Take up the state of a killed run. Raises `DsuError` where there is none or it does not fit."""
+        path = self.out / STATE_FILE
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.network.head.load_state_dict(state["head"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.history = int(state["epoch"]), list(state["history"])
+            self._log = None if state["log"] is None else EpochLog.of(state["log"], self._fetch_every)
+        except FileNotFoundError as error:
+            raise DsuError(f"There is no checkpoint in {self.out}: start the run without --resume.") from error
+        except Exception as error:  # whatever a damaged or foreign file makes torch raise
+            raise DsuError(
+                f"The checkpoint {path} is damaged or of another network: start the run anew with --overwrite."
+            ) from error
+
+    def validate(self, samples: Samples, progress: Progress = SILENT) -> dict[str, float]:
+        """Loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
+
+        IoU is cut at 0.5 and averaged over the samples that have an object (0 where none has): on the others it says
+        nothing.
+        """
+        from py_sod_metrics import MAE, FmeasureV2, IOUHandler
+
+        from dsu.evaluation.meters import StructureMeasure
+
+        structure, error = StructureMeasure(), MAE()
+        overlap = FmeasureV2(
+            metric_handlers={"iou": IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)}
+        )
+        losses, objects = [], 0
+        with progress.task("validating", len(samples.names)) as task:
+            for names, outputs, mask in self.evaluated(samples, samples.names):
+                losses.append(float(total_loss(outputs, mask, self.settings.loss)) * len(names))
+                probability = probability_of(outputs)
+                for predicted, truth in zip(probability, mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
+                    for meter in (structure, error, *([overlap] if truth.any() else [])):
+                        meter.step(pred=predicted, gt=truth, normalize=False)
+                    objects += int(truth.any())
+                for watcher in self.watchers:
+                    watcher.validated(names, probability)
+                task.advance(len(names))
+        return {
+            "val_loss": sum(losses) / len(samples.names),
+            "val_S": float(structure.get_results()["sm"]),
+            "val_MAE": float(error.get_results()["mae"]),
+            "val_IoU": float(np.mean(overlap.get_results()["iou"]["binary"])) if objects else 0.0,
+        }
+
+    @torch.no_grad()
+    def evaluated(
+        self, samples: Samples, names: Sequence[str]
+    ) -> Iterator[tuple[tuple[str, ...], list[Tensor], Tensor]]:
+        """Batches of unflipped samples in evaluation mode: names, logits (as `forward`) and soft masks."""
+        self.network.eval()
+        unflipped = [(part, [0] * len(part)) for part in self._cut(names)]
+        for batch in feed(samples, unflipped, self.runtime.device):
+            yield batch.names, *self.forward(batch)
+
+    def finish(self) -> None:
+        """Put the result under the head's own name."""
+        chosen = self.out / (BEST_FILE if self.keep_best and (self.out / BEST_FILE).exists() else LAST_FILE)
+        write_durably(self.out / HEAD_FILE, chosen.read_bytes())
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch (from 1) with the highest validated S-measure."""
+        validated = [row for row in self.history if "val_S" in row]
+        return int(max(validated, key=lambda row: row["val_S"])["epoch"]) if validated else None
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Optimiser steps done of the epoch that is not over."""
+        return 0 if self._log is None else self._log.steps
+
+    def _train_epoch(self, task: Task) -> dict[str, float]:
+        """Train what is left of the epoch; its row for `metrics.csv`."""
+        rate = learning_rate(self.settings, self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        self.memory = PeakMemory(self.runtime.device)
+        self._log = log = self._log or EpochLog(self._fetch_every)
+        task.advance(log.samples)
+        batches = feed(self.phase.train, self.epoch_batches(self.epoch)[log.steps :], self.runtime.device)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            waited = time.perf_counter() - asked
+            log.add(batch.names, self.step(batch), waited)
+            task.advance(len(batch.names))
+            task.note(log.remark())
+            for watcher in self.watchers:
+                watcher.stepped(self, log)
+            if self.settings.checkpoint_steps and log.steps % self.settings.checkpoint_steps == 0:
+                self._save_state()
+        row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": self.memory.bytes() / 1e9}
+        task.note(f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB")
+        return row
+
+    @property
+    def _fetch_every(self) -> int:
+        return 20 if self.runtime.device.type == "cuda" else 1
+
+    def step(self, batch: Batch) -> Tensor:
+        """One optimiser step; the batch's total loss and the three side outputs', still on the device."""
+        outputs, mask = self.forward(batch)
+        losses = side_losses(outputs, mask, self.settings.loss)
+        total = weighted_sum(losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        self.optimizer.step()
+        return torch.stack([total, *losses]).detach()
+
+    def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Logits in float32 and the soft mask of a batch as it was fetched."""
+        ready = batch.to(self.runtime.device).flipped()
+        with self.runtime.autocast():
+            outputs = self.network.suffix(points_of(self.network, ready, self.phase.point), self.phase.point)
+        return [output.float() for output in outputs], ready.soft_mask
+
+    def epoch_batches(self, epoch: int) -> list[Drawn]:
+        """The batches of an epoch (from 0): a pure function of the settings and the samples' names."""
+        seed, views = self.settings.seed, self.settings.views
+        drawn = draw_samples(seed, epoch, self.main.train.names, self.empty)
+        return [
+            ([name for name, _ in part], [draw_view(seed, epoch, name, views, turn) for name, turn in part])
+            for part in self._cut(drawn)
+        ]
+
+    def _cut(self, samples: Sequence[T]) -> list[Sequence[T]]:
+        """Batches in order; the short last one is kept."""
+        size = self.settings.batch_size
+        return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+    def _save(self, row: Mapping[str, float]) -> None:
+        """Write metrics, heads and the whole state, each so that no half of it can be met."""
+        write_durably(self.out / METRICS_FILE, as_csv(self.history))
+        metrics = {key: value for key, value in row.items() if key.startswith("val_")}
+        info = self.info.model_copy(update={"epoch": self.epoch, "metrics": metrics})
+        state = self.network.head.state_dict()
+        if self.best_epoch == self.epoch:
+            save_head(self.out / BEST_FILE, state, info)
+        save_head(self.out / LAST_FILE, state, info)
+        self._save_state()
+
+    def _save_state(self) -> None:
+        """Write everything that the run goes on from, in the middle of an epoch too."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "head": {name: tensor.cpu() for name, tensor in self.network.head.state_dict().items()},
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "log": None if self._log is None else self._log.state(),
+                "history": self.history,
+            },
+            buffer,
+        )
+        write_durably(self.out / STATE_FILE, buffer.getvalue())

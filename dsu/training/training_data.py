@@ -1,0 +1,174 @@
+"""The training split as a run sees it: from its store, or end to end from its images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsu.architecture import Architecture, build_architecture
+from dsu.batches import ImageSamples, Samples, StoredSamples
+from dsu.data.datasets import SampleFacts, Split, describe, find_dataset, inspect, unreadable
+from dsu.data.held_out import fold_out, hold_out
+from dsu.data.masks import MaskReading
+from dsu.data.tiles import Tiling
+from dsu.data.views import FLIPPED_WHEN_READ, place_of
+from dsu.errors import DsuError, UsageError
+from dsu.features.stores import (
+    SourceFolder,
+    architecture_of,
+    check_samples,
+    encoders_name,
+    find_store,
+    reading_of,
+    stored_facts,
+)
+from dsu.network.resume import ResumePoint
+from dsu.progress import Progress
+from dsu.settings import TrainingSettings
+from dsu_cache import Store
+
+__all__ = ["TrainingData", "encoders_as_settings", "encoders_asked", "find_training_data"]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A training split as a run sees it, whether it comes from a store or from images."""
+
+    source: SourceFolder
+    facts: Mapping[str, SampleFacts]
+    architecture: Architecture
+    store: Store | None
+    split: Split | None
+    reading: MaskReading
+
+    @property
+    def empty(self) -> frozenset[str]:
+        """Samples without an object."""
+        return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.reading))
+
+    def divide(self, settings: TrainingSettings) -> tuple[list[str], list[str]]:
+        """Names to train on and names held out, at least one of the former."""
+        images = {name: fact.image_sha256 for name, fact in self.facts.items()}
+        if settings.fold is not None:
+            train, held_out = fold_out(images, self.empty, settings.fold)
+        else:
+            train, held_out = hold_out(images, settings.val_fraction or 0.0)
+        if not train:
+            raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
+        if settings.fold is not None and not held_out:
+            raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
+        return train, held_out
+
+    def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> Samples:
+        """The named samples, as a run that resumes from `point` reads them: from the store, or `live` images."""
+        if live:
+            assert self.split is not None
+            chosen = set(names)
+            return ImageSamples(
+                [pair for pair in self.split.pairs if pair.name in chosen],
+                self.architecture,
+                self.reading,
+                contents={name: fact.content for name, fact in self.facts.items()},
+                dino=bool(point.maps),
+            )
+        assert self.store is not None
+        return StoredSamples(self.store, names, point.reads)
+
+
+def find_training_data(
+    settings: TrainingSettings,
+    data_root: Path,
+    cache_root: Path,
+    images: str | None,
+    masks: str | None,
+    progress: Progress,
+) -> TrainingData:
+    """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
+    encoders = encoders_asked(settings)
+    try:
+        store, source = find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
+    except UsageError:
+        if not settings.end_to_end or settings.dataset is None:
+            raise
+        source = _source_from_images(settings.dataset, data_root, images, masks, settings.tiling)
+        return _from_images(source, _architecture(settings, None), None, progress)
+    lacking = [
+        name
+        for name in FLIPPED_WHEN_READ
+        if name in store.arrays and store.missing(name, [place_of(name, view) for view in settings.views.numbers])
+    ]
+    if lacking:
+        raise DsuError(
+            f"The store {store.path} lacks {' and '.join(lacking)} of some samples or views ({settings.views}): run "
+            f"`dsu cache-features {source.asked}` again, with as many --views; it computes only what is missing."
+        )
+    architecture = _architecture(settings, store)
+    if settings.end_to_end:
+        return _from_images(source, architecture, store, progress)
+    reading = reading_of(store)
+    facts = check_samples(store, source, progress)
+    return TrainingData(source, facts, architecture, store, None, reading)
+
+
+def encoders_asked(settings: TrainingSettings) -> str | None:
+    """The name of the encoders that settings ask for; None where they leave that to the store."""
+    asked = (settings.preset, settings.hiera, settings.dino, settings.hiera_size, settings.dino_size)
+    return None if all(value is None for value in asked) else encoders_name(_architecture(settings, None))
+
+
+def _architecture(settings: TrainingSettings, store: Store | None) -> Architecture:
+    """As asked for; the store's encoders where a store decides."""
+    if store is not None:
+        like = architecture_of(store)
+        adapt_last = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
+        if adapt_last > like.hiera.depth:
+            raise UsageError(f"This Hiera has {like.hiera.depth} blocks: --adapt-last {adapt_last} is too many.")
+        return like.model_copy(update={"adapt_last": adapt_last, "ablation": settings.ablation})
+    return build_architecture(
+        settings.preset or "large",
+        hiera=settings.hiera,
+        dino=settings.dino,
+        hiera_size=settings.hiera_size,
+        dino_size=settings.dino_size,
+        adapt_last=settings.adapt_last,
+        ablation=settings.ablation,
+    )
+
+
+def encoders_as_settings(architecture: Architecture) -> dict[str, str | int | None]:
+    """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
+    if architecture.preset != "custom":
+        return {"preset": architecture.preset}
+    return {
+        "preset": None,
+        "hiera": architecture.hiera.name,
+        "dino": architecture.dino.name,
+        "hiera_size": architecture.hiera_size,
+        "dino_size": architecture.dino_size,
+    }
+
+
+def _source_from_images(
+    reference: str, data_root: Path, images: str | None, masks: str | None, tiling: Tiling | None
+) -> SourceFolder:
+    found = find_dataset(reference, data_root, images, masks)
+    split = next((split for split in found if split.kind in ("train", "all")), None)
+    if split is None:
+        raise UsageError(f"{reference} has no training split: its benchmark is for testing only.")
+    return SourceFolder.of(split, reference, data_root, images, masks, tiling)
+
+
+def _from_images(
+    source: SourceFolder, architecture: Architecture, store: Store | None, progress: Progress
+) -> TrainingData:
+    split = source.find()
+    if split is None:
+        raise DsuError(
+            f"The images of {source.split} are not at {source.place}: bring them back, or name where they are now."
+        )
+    if split.masks is None:
+        raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
+    found = inspect(split, None if store is None else stored_facts(store), progress)
+    for line in (*describe(split, found), *unreadable(found)):
+        progress.say(line)
+    reading = found.mask_reading if store is None else reading_of(store)
+    return TrainingData(source, found.facts, architecture, store, split, reading)

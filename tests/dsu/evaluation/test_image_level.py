@@ -1,0 +1,107 @@
+"""Images without an object: false alarms, misses and AUROC, by hand and against a count of all pairs."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from dsu.evaluation.evaluate import METRICS, Case, Evaluation, evaluate
+from dsu.evaluation.image_level import ImageLevel, auroc
+
+# Of 8-bit maps, and few enough for ties to be common.
+RESPONSES = st.lists(st.sampled_from([0, 1, 100, 127, 128, 200, 255]), min_size=1, max_size=12)
+
+
+def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[Case]:
+    """Maps of 6x8 that are 20 but for one pixel, `peaks` by name, and masks with a box, or empty ones."""
+    made = []
+    for name, (peak, empty) in peaks.items():
+        prediction, truth = np.full((6, 8), 20, np.uint8), np.zeros((6, 8), np.uint8)
+        prediction[2, 3] = peak
+        truth[1:4, 2:5] = 0 if empty else 255
+        paths = [folder / f"{name}-{kind}.png" for kind in ("map", "mask")]
+        for path, pixels in zip(paths, (prediction, truth), strict=True):
+            Image.fromarray(pixels).save(path)
+        made.append(Case(name, *paths))
+    return made
+
+
+PEAKS = {"a": (255, False), "b": (200, True), "c": (128, False), "d": (100, True), "e": (127, False)}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[Case]:
+    return cases(tmp_path, PEAKS)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_set_counted_by_hand(mixed: list[Case], normalize: bool) -> None:
+    """One of two empty images is above half, one of three objects is not; of six pairs, four are in order."""
+    found = evaluate(mixed, normalize=normalize, workers=1)
+    assert found.image_level.without_object == 2 and found.image_level.with_object == 3
+    assert found.image_level.figures() == {"false_alarms": 1 / 2, "misses": 1 / 3, "AUROC": 4 / 6}
+    assert found.image_level.lacking == ""
+    assert [(row["response"], row["empty"]) for row in found.per_image] == [(p / 255, e) for p, e in PEAKS.values()]
+    assert "alarm from 0.5" in found.conventions["false_alarms, misses, AUROC"]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_figures_with_an_object_are_those_of_these_images_alone(mixed: list[Case], normalize: bool) -> None:
+    found = evaluate(mixed, normalize=normalize, workers=1)
+    alone = evaluate([mixed[0], mixed[2], mixed[4]], normalize=normalize, workers=1)
+    assert found.object_metrics == alone.metrics == alone.object_metrics
+    assert found.metrics["IoU"] == pytest.approx(found.object_metrics["IoU"] * 3 / 5)
+    assert tuple(found.object_metrics) == METRICS
+
+
+def test_without_empty_truths_nothing_is_added(tmp_path: Path) -> None:
+    found = evaluate(cases(tmp_path, {"a": (255, False), "b": (50, False)}), workers=1)
+    assert found.object_metrics == found.metrics
+    assert found.image_level.figures() == {"misses": 0.5} and found.image_level.lacking == "every image has an object"
+    assert not any("AUROC" in what for what in found.conventions)
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_empty_truths_alone_there_are_false_alarms_and_no_more(tmp_path: Path) -> None:
+    found = evaluate(cases(tmp_path, {"a": (255, True), "b": (50, True), "c": (20, True)}), workers=1)
+    assert found.image_level.figures() == {"false_alarms": 1 / 3} and found.object_metrics == {}
+    assert found.image_level.lacking == "no image has an object"
+
+
+def test_several_processes_give_the_same_digits(tmp_path: Path) -> None:
+    peaks = {f"{index:02}": (13 * index % 256, index % 3 == 0) for index in range(20)}
+    alone, together = (evaluate(cases(tmp_path, peaks), workers=workers) for workers in (1, 2))
+    assert together.image_level == alone.image_level and together.object_metrics == alone.object_metrics
+
+
+def test_the_response_is_of_the_map_as_it_is_judged(tmp_path: Path) -> None:
+    """A bright pixel that fades when the map is brought to its mask's size is no alarm any more."""
+    [case] = cases(tmp_path, {"a": (0, True)})
+    large = np.zeros((60, 80), np.uint8)
+    large[30, 40] = 255
+    Image.fromarray(large).save(case.prediction)
+    [row] = evaluate([case], resize=True, workers=1).per_image
+    assert 0 < float(row["response"]) < 0.1
+
+
+def test_maps_that_were_stretched_before_are_noticed(tmp_path: Path) -> None:
+    def level(*peaks: int) -> ImageLevel:
+        found: Evaluation = evaluate(cases(tmp_path, {str(peak): (peak, True) for peak in peaks}), workers=1)
+        return found.image_level
+
+    assert level(254, 255).stretched and not level(253, 255).stretched
+
+
+@given(RESPONSES, RESPONSES)
+def test_auroc_is_the_count_of_all_pairs(positives: list[int], negatives: list[int]) -> None:
+    won = [(p > n) + (p == n) / 2 for p, n in product(positives, negatives)]
+    found = auroc([p / 255 for p in positives], [n / 255 for n in negatives])
+    assert found == sum(won) / len(won)
+    labels = [True] * len(positives) + [False] * len(negatives)
+    assert found == pytest.approx(roc_auc_score(labels, positives + negatives), abs=1e-12)
+    assert auroc(negatives, positives) == pytest.approx(1 - found, abs=1e-12)

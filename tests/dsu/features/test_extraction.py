@@ -1,0 +1,140 @@
+"""Stage one's values against the prefix run by hand, and what it refuses."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsu.architecture import build_architecture
+from dsu.data.images import read_image, resize_image, resize_mask
+from dsu.data.masks import MaskReading
+from dsu.data.views import Views
+from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
+from dsu.errors import DsuError, UsageError
+from dsu.features.extraction import cache_features
+from dsu.features.extraction_plan import ExtractionSettings
+from dsu.network.network import DSUNet, normalize_pixels
+from dsu_cache import Store
+
+ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
+LEVELS = ("V", "V2", "S1", "S2", "S3", "S4", "B5")
+
+
+def cache(folder: Path, root: Path, **settings: Any) -> Store:
+    plan = cache_features(
+        str(folder),
+        ARCHITECTURE,
+        ExtractionSettings(**{"levels": LEVELS, "level_views": Views(2), **settings}),
+        EncoderWeights(),
+        data_root=folder,
+        cache_root=root,
+        device="cpu",
+    )
+    return plan.splits[0].store
+
+
+def test_what_is_stored_is_what_the_prefix_gives_in_every_view(drawn: Path, tmp_path: Path) -> None:
+    store = cache(drawn / "train", tmp_path, batch_size=5)
+    name = store.manifest.names[7]
+    image_path = drawn / "train" / "images" / f"{name}.jpg"
+    image = read_image(image_path)
+    pixels = resize_image(image, ARCHITECTURE.hiera_size)
+    dino_pixels = resize_image(image, ARCHITECTURE.dino_size)
+    mask = resize_mask(MaskReading().read(drawn / "train" / "masks" / f"{name}.png"), ARCHITECTURE.hiera_size)
+    row = [store.manifest.row(name)]
+    kept = store.reader(["pixels", "mask"]).read(row, [0])
+    assert np.array_equal(kept["pixels"][0], pixels)
+    assert np.array_equal(kept["mask"][0], mask)
+    weights = EncoderWeights()
+    hiera, dino = load_hiera(ARCHITECTURE, weights)[0], load_dino(ARCHITECTURE, weights)[0]
+    network = DSUNet(ARCHITECTURE, hiera, dino, torch.float16).eval()
+    for view, turn in enumerate((lambda x: x, np.fliplr, np.flipud, lambda x: np.flipud(np.fliplr(x)))):
+        by_hand = network.prefix(
+            normalize_pixels(torch.from_numpy(turn(pixels).copy())[None]),
+            normalize_pixels(torch.from_numpy(turn(dino_pixels).copy())[None]),
+            LEVELS,
+        )
+        for array in LEVELS if view < 2 else ("V", "V2"):
+            stored = store.reader([array]).read(row, [view])[array]
+            assert stored.dtype == np.float16
+            assert np.array_equal(stored, by_hand[array].numpy()), (array, view)
+
+
+def test_mirrored_features_are_not_the_features_of_the_mirrored_image(drawn: Path, tmp_path: Path) -> None:
+    store = cache(drawn / "train", tmp_path, levels=("V",))
+    rows = store.manifest.rows_in_use
+    reader = store.reader(["V"])
+    identity, horizontal = (reader.read(rows, [view] * len(rows))["V"] for view in (0, 1))
+    assert not np.allclose(identity[:, :, ::-1], horizontal, atol=1e-2)
+
+
+def test_test_splits_keep_one_view(drawn: Path, tmp_path: Path) -> None:
+    cache(drawn, tmp_path, levels=("V", "S4"))
+    views = {path.parent.name: Store.open(path).views_complete("V") for path in tmp_path.glob("*/*")}
+    assert views == {"shapes-TR": (0, 1, 2, 3), "shapes-TE": (0,)}
+
+
+def test_values_that_do_not_fit_are_refused_with_the_samples_name(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = DSUNet.prefix
+
+    def overflowing(self: DSUNet, *arguments: Any) -> dict[str, torch.Tensor]:
+        found = real(self, *arguments)
+        found["V"][1, 0, 0, 0] = float("inf")
+        return found
+
+    monkeypatch.setattr(DSUNet, "prefix", overflowing)
+    with pytest.raises(DsuError, match="float32") as caught:
+        cache(drawn / "train", tmp_path, levels=("V",))
+    second = sorted(path.stem for path in (drawn / "train" / "images").iterdir())[1]
+    assert second in str(caught.value)
+
+
+def test_too_little_disk_is_refused_before_anything_is_computed(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DsuError, match="--levels V"):
+        cache(drawn / "train", tmp_path / "features")
+    assert not list((tmp_path / "features").rglob("c/**/*"))
+
+
+def test_unknown_points_are_refused(drawn: Path, tmp_path: Path) -> None:
+    for wrong in ("S5", "B7", "B0", "V9", "Q", ""):
+        with pytest.raises(UsageError, match="no point"):
+            cache(drawn / "train", tmp_path, levels=("V", wrong))
+
+
+def test_a_broken_image_is_left_out_and_counted(drawn: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(drawn / "train", folder)
+    first = sorted((folder / "images").iterdir())[0]
+    first.write_bytes(first.read_bytes()[:300])
+    plan = cache_features(
+        str(folder),
+        ARCHITECTURE,
+        ExtractionSettings(levels=("V",)),
+        EncoderWeights(),
+        data_root=folder,
+        cache_root=tmp_path / "features",
+        device="cpu",
+    )
+    assert [path.name for path, _ in plan.skipped] == [first.name]
+    assert first.stem not in plan.splits[0].store.manifest.names
+
+
+def test_an_image_of_only_black_is_stored(tmp_path: Path) -> None:
+    for kind, mode in (("images", "RGB"), ("masks", "L")):
+        (tmp_path / "own" / kind).mkdir(parents=True)
+        for name in ("black", "white"):
+            Image.new(mode, (40, 30), name).save(tmp_path / "own" / kind / f"{name}.png")
+    store = cache(tmp_path / "own", tmp_path / "features", levels=("V",))
+    read = store.reader(["pixels", "mask"]).read([store.manifest.row("black")], [0])
+    assert not read["pixels"].any()
+    assert not read["mask"].any()

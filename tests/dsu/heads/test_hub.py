@@ -1,0 +1,156 @@
+"""Heads from the hub, which here is a server of our own."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub import FakeHub, serving
+
+from dsu import Segmenter
+from dsu.architecture import build_architecture
+from dsu.errors import DsuError, UsageError
+from dsu.heads.head_file import HEAD_FILE, HeadInfo, predictions_folder, read_head_info, resolve_head, save_head
+from dsu.heads.hub import is_hub_name
+from dsu.heads.model_card import export_folder
+from dsu.network.head import Head
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    architecture = build_architecture("toy", hiera_size=128, dino_size=126)
+    torch.manual_seed(0)
+    save_head(folder / HEAD_FILE, Head(architecture).state_dict(), HeadInfo(architecture=architecture))
+    export_folder(folder / HEAD_FILE, folder / "exported")
+    return folder / "exported"
+
+
+@pytest.fixture
+def hub(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with one head, one repository without, and an empty cache; the working folder is empty too."""
+    from huggingface_hub import constants
+
+    files = {path.name: path.read_bytes() for path in exported.iterdir()}
+    with serving(FakeHub({"me/tiles": files, "me/other": {"README.md": b"words"}})) as hub:
+        point_to(hub.address, tmp_path / "cache", monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        yield hub
+
+
+def point_to(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+def refusal(name: str, revision: str | None = None) -> str:
+    with pytest.raises(DsuError) as caught:
+        resolve_head(name, revision=revision)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".") and name in message
+    return message
+
+
+def test_a_head_is_fetched_once_and_predicts_as_the_folder_does(hub: FakeHub, exported: Path) -> None:
+    fetched = Segmenter.from_pretrained("me/tiles", device="cpu")
+    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    local = Segmenter.from_pretrained(exported, device="cpu")
+    assert np.array_equal(fetched.predict(picture), local.predict(picture))
+    assert resolve_head("me/tiles").read_bytes() == (exported / HEAD_FILE).read_bytes()
+    files = [path for path in hub.asked if "/resolve/" in path]
+    assert files and all(path.endswith(HEAD_FILE) for path in files), "more than the head was fetched"
+
+
+def test_offline_what_was_fetched_is_found_and_the_rest_is_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    first = resolve_head("me/tiles")
+    asked = len(hub.asked)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve_head("me/tiles") == first and len(hub.asked) == asked
+    assert "HF_HUB_OFFLINE is set" in refusal("me/unknown")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hf_hub_download` alone takes 23 seconds for it."""
+    point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    began = time.perf_counter()
+    assert "127.0.0.1:9 can't be reached: Connection refused" in refusal("me/tiles")
+    assert time.perf_counter() - began < 10
+
+
+def test_what_was_fetched_serves_where_the_hub_cannot_be_reached(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = resolve_head("me/tiles")
+    point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    began = time.perf_counter()
+    assert resolve_head("me/tiles") == first
+    assert time.perf_counter() - began < 10
+
+
+def test_that_the_hub_is_asked_is_said_before_it_answers(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    said_before = []
+    answer = hub.answer
+    monkeypatch.setattr(hub, "answer", lambda path: said_before.append(caplog.text) or answer(path))
+    caplog.set_level("INFO", "dsu")
+    resolve_head("me/tiles")
+    assert f"asking {hub.address.removeprefix('http://')} for head.safetensors of me/tiles" in said_before[0]
+    assert "HF_HUB_OFFLINE=1" in said_before[0]
+    caplog.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    resolve_head("me/tiles")
+    assert not caplog.text
+
+
+def test_what_is_not_there_is_named(hub: FakeHub) -> None:
+    assert "neither as a path here nor as a repository" in refusal("me/unknown")
+    assert "holds no head.safetensors" in refusal("me/other")
+    assert "no revision 'v9'" in refusal("me/tiles", "v9")
+    hub.gated.add("me/tiles")
+    assert "ask for access" in refusal("me/tiles", "v1")
+
+
+def test_a_file_that_is_no_head_is_refused(hub: FakeHub) -> None:
+    hub.repositories["me/other"][HEAD_FILE] = b"<html>not what you think</html>"
+    with pytest.raises(DsuError, match="can't be read as a head"):
+        Segmenter.from_pretrained("me/other")
+
+
+def test_a_revision_is_taken_from_the_hub_alone(hub: FakeHub, exported: Path) -> None:
+    assert read_head_info(resolve_head("me/tiles", revision="v1")).architecture.preset == "custom"
+    for given in (exported, None):
+        with pytest.raises(UsageError, match="--revision"):
+            resolve_head(given, revision="v1")
+
+
+def test_a_path_goes_before_a_repository(hub: FakeHub, exported: Path) -> None:
+    assert is_hub_name("me/tiles") and is_hub_name(Path("me/tiles"))
+    for text in ("tiles", "me/tiles/deep", "/me/tiles", "../tiles", "me/head.safetensors", "~/tiles", "me/"):
+        assert not is_hub_name(text), text
+    Path("me").mkdir()
+    with pytest.raises(UsageError, match=r"no head at me/tilse"):
+        resolve_head("me/tilse")
+    Path("me/tiles").symlink_to(exported)
+    assert resolve_head("me/tiles") == Path("me/tiles") / HEAD_FILE
+    assert not hub.asked
+
+
+def test_predictions_go_neither_into_the_hubs_cache_nor_into_an_exported_folder(hub: FakeHub, exported: Path) -> None:
+    fetched = resolve_head("me/tiles")
+    assert predictions_folder("me/tiles", fetched) == Path("runs/me--tiles/predictions")
+    assert predictions_folder(exported, exported / HEAD_FILE) == Path("runs/exported/predictions")
+    assert predictions_folder(None, Path("runs/a") / HEAD_FILE) == Path("runs/a/predictions")

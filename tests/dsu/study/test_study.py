@@ -1,0 +1,136 @@
+"""Means, spreads and all images together, against what is computed otherwise."""
+
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsu.architecture import build_architecture
+from dsu.errors import UsageError
+from dsu.evaluation.evaluate import Case, evaluate
+from dsu.settings import TrainingSettings
+from dsu.study.costs import Cost
+from dsu.study.members import Asked, variants
+from dsu.study.plan import Member
+from dsu.study.results import Result, SetResult, read_result, result_of_set, write_result
+from dsu.study.summary import Finished, pooled, spread, spreads
+from dsu.study.tables import default_figures, study_tables
+
+
+def cases(folder: Path, count: int, empty: int) -> list[Case]:
+    """Drawn maps and masks, the last `empty` masks without an object."""
+    rng = np.random.default_rng(count)
+    folder.mkdir()
+    found = []
+    for index in range(count):
+        mask = np.zeros((24, 32), np.uint8)
+        if index < count - empty:
+            mask[4 + index : 14 + index, 8:20] = 255
+        noisy = np.clip(mask * rng.uniform(0.3, 1) + rng.uniform(0, 120, mask.shape), 0, 255).astype(np.uint8)
+        paths = folder / f"{index}-map.png", folder / f"{index}-mask.png"
+        for array, path in zip((noisy, mask), paths, strict=True):
+            Image.fromarray(array).save(path)
+        found.append(Case(f"{folder.name}-{index}", *paths))
+    return found
+
+
+def finished(name: str, group: str, sets: dict[str, SetResult], seconds: list[float]) -> Finished:
+    member = Member(name, group, TrainingSettings(), Path(name), Cost(("pixels", "V"), 500_000, 10**9))
+    return Finished(member, Result("0" * 64, "a machine", 20, 3, seconds, sets))
+
+
+def scored(**figures: float) -> dict[str, SetResult]:
+    return {"tiles-VAL": SetResult(figures, 5, 0, {}, [])}
+
+
+def test_all_images_together_are_what_judging_them_together_gives(tmp_path: Path) -> None:
+    parts = [cases(tmp_path / "one", 4, 1), cases(tmp_path / "two", 7, 2), cases(tmp_path / "three", 3, 0)]
+    folds = [
+        finished(f"fold-{index}", "folds", {"set": result_of_set(evaluate(part, normalize=False))}, [1.0])
+        for index, part in enumerate(parts)
+    ]
+    found = pooled(folds, "set")
+    together = result_of_set(evaluate([case for part in parts for case in part], normalize=False)).figures
+    assert set(together) - set(found) == {"F_max", "E_max", "F_max_object", "E_max_object"}
+    for figure, value in found.items():
+        assert value == pytest.approx(together[figure], abs=1e-12), figure
+    unweighted = fmean(fold.result.sets["set"].figures["S"] for fold in folds)
+    assert abs(unweighted - found["S"]) > 1e-3, "folds of different sizes: the mean of folds is another figure"
+
+
+def test_spread_divides_by_one_less_than_there_are() -> None:
+    found = spread([1.0, 2.0, 4.0])
+    assert (found.mean, found.sd, found.count) == (
+        pytest.approx(7 / 3),
+        pytest.approx(np.std([1, 2, 4], ddof=1)),
+        3,
+    )
+    assert math.isnan(spread([1.0]).sd) and math.isnan(spread([]).mean)
+
+
+def test_groups_of_one_have_no_spread_and_undefined_figures_are_left_out() -> None:
+    members = [
+        finished("depth-0", "depth-0", scored(S=0.5), [1]),
+        finished("depth-4", "depth-4", scored(S=0.6, AUROC=0.7), [1]),
+        finished("depth-4-seed-1", "depth-4", scored(S=0.8), [1]),
+    ]
+    found = spreads(members, "tiles-VAL", ("S", "AUROC"))
+    assert list(found) == ["depth-4"]
+    assert found["depth-4"]["S"].mean == pytest.approx(0.7) and found["depth-4"]["S"].count == 2
+    assert found["depth-4"]["AUROC"].count == 1
+
+
+def test_the_table_of_depth_has_costs_and_of_seeds_mean_and_spread() -> None:
+    seeds = [finished(f"seed-{n}", "seeds", scored(S=0.5 + 0.1 * n, MAE=0.1), [60.0, 5.0]) for n in range(2)]
+    [table] = study_tables("seeds", seeds, ("S", "MAE", "IoU"))
+    assert table.headings == ("tiles-VAL", "S ↑", "MAE ↓", "IoU ↑", "time")
+    assert [row.cells for row in table.rows] == [
+        ("seed-0", "0.5000", "0.1000", "–", "1:05"),
+        ("seed-1", "0.6000", "0.1000", "–", "1:05"),
+        ("mean", "0.5500", "0.1000", "–", "1:05"),
+        ("sd", "0.0707", "0.0000", "–", "0:00"),
+    ]
+    assert "| mean | 0.5500 |" in table.to_markdown()
+    [table] = study_tables("depth", [finished("depth-0", "depth-0", scored(S=0.5), [60.0, 6.0, 6.0])], ("S",))
+    assert table.rows[0].cells == ("depth-0", "0.5000", "1:12", "6", "2", "0.50", "1")
+
+
+def test_images_without_an_object_call_for_other_figures() -> None:
+    plain = finished("seed-0", "seeds", scored(S=1), [1])
+    assert default_figures([plain]) == ("S", "F_adaptive", "E_mean", "MAE", "IoU")
+    sets: dict[str, Any] = {"tiles-VAL": SetResult({}, 5, 2, {}, [])}
+    told = default_figures([plain, finished("seed-1", "seeds", sets, [1])])
+    assert {"false_alarms", "misses", "AUROC", "IoU_object", "F_adaptive_object"} < set(told) and "IoU" not in told
+
+
+def test_a_result_is_of_the_head_that_was_judged(tmp_path: Path) -> None:
+    from dsu.data.images import file_sha256
+
+    head = tmp_path / "head.safetensors"
+    head.write_bytes(b"one")
+    result = Result(file_sha256(head), "a machine", 5, 1, [1.5], scored(S=0.25))
+    write_result(tmp_path, result)
+    assert read_result(tmp_path) == result
+    head.write_bytes(b"another")
+    assert read_result(tmp_path) is None
+    (tmp_path / "judged.json").write_text('{"sets": 3}')
+    assert read_result(tmp_path) is None
+
+
+def test_what_members_vary() -> None:
+    large = build_architecture("large")
+    assert [one.settings for one in variants(Asked("folds", 2), large, 0)] == [{"fold": "1/2"}, {"fold": "2/2"}]
+    assert [one.settings for one in variants(Asked("seeds", 2), large, 7)] == [{"seed": 0}, {"seed": 1}]
+    ladder = variants(Asked("depth"), large, 7)
+    assert [one.settings for one in ladder] == [{"adapt_last": depth, "seed": 7} for depth in (0, 4, 12, 24, 48)]
+    chosen = variants(Asked("depth", 2, ("all", "0", "48")), large, 7)
+    assert [one.name for one in chosen] == ["depth-0", "depth-0-seed-8", "depth-48", "depth-48-seed-8"]
+    ablations = variants(Asked("ablations"), large, 0)
+    assert [one.settings["ablation"] for one in ablations] == ["none", "A", "B", "C"]
+    for odd in ("49", "-1", "half", ""):
+        with pytest.raises(UsageError, match="from 0 to 48"):
+            variants(Asked("depth", 1, (odd,)), large, 0)
