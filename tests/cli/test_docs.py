@@ -25,6 +25,7 @@ SMALLER = {
     "visualize features": (*TINY, "--count", "2"),
     "bench": (*TINY, "--rounds", "1", "--images", "2", "--parts", "reading"),
     "cache remove": ("--yes",),
+    "study folds": ("--epochs", "1", "-k", "2"),
     "study": ("--epochs", "1"),
 }
 """Options that come on top, by command: later ones win."""
