@@ -7,25 +7,8 @@ import pytest
 import torch
 from house import House
 from safetensors.torch import load_file
+from stopping import stop_at
 from support import TINY, Dsu
-
-from dsu.batches import Batch
-from dsu.training.trainer import Trainer
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Interrupt training before its `step`-th optimiser step (from 0)."""
-    done = 0
-    original = Trainer.step
-
-    def counted(self: Trainer, batch: Batch) -> torch.Tensor:
-        nonlocal done
-        if done == step:
-            raise KeyboardInterrupt
-        done += 1
-        return original(self, batch)
-
-    monkeypatch.setattr(Trainer, "step", counted)
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -12,15 +12,14 @@ import torch
 import yaml
 from kills import Forks
 from safetensors.torch import load_file
+from stopping import stop_at
 from support import TINY, Dsu
 
 from dsu.architecture import build_architecture
-from dsu.batches import Batch
 from dsu.data.views import UNFLIPPED
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
 from dsu.features.extraction_plan import ExtractionSettings
-from dsu.training.trainer import Trainer
 
 RECIPE = ("--adapt-last", 0, "--views", "none", "--epochs", 2, "--batch-size", 2, "--sheet-every", 0)
 
@@ -75,21 +74,6 @@ def rows(study: Path) -> list[dict[str, str]]:
 def same_heads(first: Path, second: Path) -> bool:
     one, other = (load_file(run / "head.safetensors") for run in (first, second))
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Interrupt training before its `step`-th optimiser step (from 0)."""
-    done = 0
-    original = Trainer.step
-
-    def counted(self: Trainer, batch: Batch) -> torch.Tensor:
-        nonlocal done
-        if done == step:
-            raise KeyboardInterrupt
-        done += 1
-        return original(self, batch)
-
-    monkeypatch.setattr(Trainer, "step", counted)
 
 
 def test_folds_are_what_the_commands_give_and_judge_every_image_once(dsu: Dsu, tiles: Path) -> None:
