@@ -1,11 +1,15 @@
 """`dsu cache-features`: stage one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsu_cli import options
+
+if TYPE_CHECKING:
+    from dsu.data.inspection import Inspection
+    from dsu.data.pairing import Split
 
 
 def cache_features(
@@ -16,7 +20,11 @@ def cache_features(
     masks: options.Masks = None,
     foreground: options.Foreground = None,
     levels: Annotated[
-        str, typer.Option(help="What to store beside pixels and mask: V, S1 to S4, B<k> (tokens entering block k).")
+        str,
+        typer.Option(
+            help="What to store beside pixels and mask: V, V1, ... (DINOv2's blocks), S1 to S4, B1, ... (tokens "
+            "entering that block of Hiera)."
+        ),
     ] = "V,S1,S2,S3,S4",
     views: Annotated[
         str,
@@ -56,6 +64,8 @@ def cache_features(
     For few images, `--views flips+8` keeps eight more views of each, turned, cut out and recoloured; for large ones,
     `--tile 1024` keeps their parts as samples of their own.
     """
+    import shlex
+
     from dsu.architecture import build_architecture
     from dsu.data.datasets import unreadable
     from dsu.data.tiles import Tiling
@@ -73,6 +83,10 @@ def cache_features(
                 fail(line)
         if not quiet:
             out.print(extraction_table(plan))
+            if any(_holds_empty_masks(split.split, split.inspection) for split in plan.splits):
+                out.print(
+                    f"Why masks are without foreground: `dsu datasets check {shlex.quote(dataset)}`", markup=False
+                )
 
     settings = ExtractionSettings(
         levels=tuple(dict.fromkeys(level.strip() for level in levels.split(",") if level.strip())),
@@ -109,3 +123,9 @@ def cache_features(
         out.print(f"Stored in {cache_root}{skipped}. {hint}", markup=False)
     if result.skipped:
         raise typer.Exit(1)
+
+
+def _holds_empty_masks(split: "Split", inspection: "Inspection") -> bool:
+    """Whether masks of one's own are read as empty, which may be meant, or be faint labels."""
+    masks = [facts.mask for facts in inspection.facts.values() if facts.mask]
+    return not split.benchmark and any(mask.is_empty(inspection.mask_reading) for mask in masks)

@@ -104,7 +104,7 @@ def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
     from dsu.evaluation.ground_truth import find_judged_sets
 
     [judged] = find_judged_sets([], predictions, None, data_root=predictions)
-    return judged.name, evaluate(judged.cases, normalize=judged.minmax).metrics
+    return judged.name, evaluate(judged.cases, normalize=judged.minmax, reading=judged.reading).metrics
 
 
 def _picture_sheet(data: Path, predictions: Path, path: Path, rows: int = 8) -> Path:

@@ -89,6 +89,10 @@ def evaluate(
     normalize: Annotated[
         str | None, typer.Option(help="minmax stretches each map first (default: as predicted), none does not.")
     ] = None,
+    foreground: Annotated[
+        list[int] | None,
+        typer.Option("--foreground", help="Mask value that is foreground (default: as in training), several times."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
     data_root: options.DataRoot = Path("data"),
     quiet: options.Quiet = False,
@@ -120,7 +124,9 @@ def evaluate(
     runs = named_predictions(predictions)
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
     wanted = names or ([truth.resolve().name] if truth is not None and len(runs) > 1 else [])
-    judging = _Judging(wanted, truth, images, data_root, None if asked is None else asked == "minmax", resize, workers)
+    judging = _Judging(
+        wanted, truth, images, data_root, None if asked is None else asked == "minmax", resize, foreground, workers
+    )
     results = {run: judging.run(folder, progress) for run, folder in runs.items()}
 
     shown = _tables(results, chosen, published=published, conventions=conventions, quiet=quiet)
@@ -158,6 +164,7 @@ class _Judging:
     data_root: Path
     minmax: bool | None
     resize: bool
+    foreground: list[int] | None
     workers: int | None
     complete: bool = True
 
@@ -174,7 +181,13 @@ class _Judging:
         for judged in judged_sets:
             self.complete &= _name_lost(judged)
             scored = evaluate(
-                judged.cases, normalize=judged.minmax, resize=self.resize, workers=self.workers, progress=progress
+                judged.cases,
+                normalize=judged.minmax,
+                resize=self.resize,
+                reading=None if self.foreground else judged.reading,
+                foreground=self.foreground,
+                workers=self.workers,
+                progress=progress,
             )
             found[judged.name] = replace(scored, missing=len(judged.missing))
         left_out = [] if self.names or self.truth is not None else unjudged(predictions)

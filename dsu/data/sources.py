@@ -1,10 +1,14 @@
 """Where a split's images lie, in words that find them again."""
 
 import os
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dsu.data.datasets import Split, find_dataset, is_benchmark
+from dsu.data.masks import MaskReading
 from dsu.data.tiles import Tiling, tiled
 from dsu.errors import DsuError
 
@@ -15,7 +19,8 @@ __all__ = ["SourceFolder"]
 class SourceFolder:
     """How a split's images were found, to find them again: kept in its store and in heads trained on it.
 
-    `tile` and `overlap` say how they were cut; None: not at all.
+    `tile` and `overlap` say how they were cut; None: not at all. `reading` is how the masks of the whole split were
+    read (`MaskReading.to_json`), which a part of it may not show; None: that is not known.
     """
 
     split: str
@@ -28,6 +33,7 @@ class SourceFolder:
     masks: str | None = None
     tile: int | None = None
     overlap: int | None = None
+    reading: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         texts = (self.split, self.dataset, self.kind, self.reference, self.data_root)
@@ -39,6 +45,8 @@ class SourceFolder:
             and all(number is None or type(number) is int for number in (self.tile, self.overlap))
         ):
             raise TypeError("a source folder's fields are texts, numbers, and whether it is a benchmark")
+        if self.reading is not None:
+            MaskReading.from_json(self.reading)
 
     @classmethod
     def of(
@@ -75,9 +83,18 @@ class SourceFolder:
         return replace(self, tile=None, overlap=None)
 
     @property
+    def mask_reading(self) -> MaskReading | None:
+        """How the masks of the split were read, where that is known."""
+        return None if self.reading is None else MaskReading.from_json(self.reading)
+
+    @property
     def asked(self) -> str:
-        """What to give `dsu cache-features` for the same images, cut the same."""
-        return self.reference if self.tile is None else f"{self.reference} --tile {self.tile} --overlap {self.overlap}"
+        """What to type after `dsu cache-features` for the same images, read and cut the same."""
+        foreground = None if self.mask_reading is None else self.mask_reading.foreground
+        options = [("images", self.images), ("masks", self.masks), ("tile", self.tile), ("overlap", self.overlap)]
+        options += [("foreground", value) for value in foreground or ()]
+        words = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
+        return shlex.join([self.reference, *words])
 
     @property
     def place(self) -> str:

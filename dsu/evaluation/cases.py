@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import IMAGE_SUFFIXES, read_mask
+from dsu.data.images import IMAGE_SUFFIXES, UnreadableImage, read_mask, upright_size
 from dsu.data.masks import MaskReading
 from dsu.errors import DsuError, UsageError
 
@@ -87,6 +87,8 @@ def named_images(folder: Path) -> dict[str, Path]:
 def read_case(case: Case, reading: MaskReading, *, resize: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read one pair, prediction and ground truth, both uint8 (H, W) of the ground truth's size.
 
+    A prediction of its image's own size is brought to the mask's where that is another: there the data are at fault.
+
     Raises:
         DsuError: A file that cannot be read, or different sizes without `resize`.
     """
@@ -94,7 +96,7 @@ def read_case(case: Case, reading: MaskReading, *, resize: bool) -> tuple[NDArra
     if prediction.shape == truth.shape:
         return prediction, truth
     height, width = truth.shape
-    if not resize:
+    if not resize and not _is_of_its_image(case, prediction.shape):
         raise DsuError(
             f"the prediction {case.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and "
             f"its ground truth {case.truth} {width}x{height}: predict at the images' own size, or bring "
@@ -102,3 +104,10 @@ def read_case(case: Case, reading: MaskReading, *, resize: bool) -> tuple[NDArra
         )
     resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized), truth
+
+
+def _is_of_its_image(case: Case, shape: tuple[int, ...]) -> bool:
+    try:
+        return case.image is not None and upright_size(case.image) == (shape[1], shape[0])
+    except UnreadableImage:
+        return False

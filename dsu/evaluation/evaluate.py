@@ -115,6 +115,7 @@ def evaluate(
     normalize: bool = True,
     resize: bool = False,
     reading: MaskReading | None = None,
+    foreground: Sequence[int] | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -128,6 +129,7 @@ def evaluate(
             shrinks), instead of refusing them.
         reading: How the ground truths are meant, where that is known; else they are all looked at first, since
             label maps of 0 and 1 would pass for masks without an object.
+        foreground: Raw values of the ground truths that are foreground, where the user named them.
         workers: Processes; by default up to one a core where there are images enough, and 1 measures in this
             very process. A script that asks for more needs the usual `if __name__ == "__main__":`.
         progress: Told of every image measured.
@@ -146,7 +148,7 @@ def evaluate(
     chunks = [cases[start : start + _CHUNK] for start in range(0, len(cases), _CHUNK)]
     meters = Meters()
     with _mapping(workers) as map_chunks:
-        reading = reading or choose_reading(list(chain.from_iterable(map_chunks(_examine, chunks))))
+        reading = reading or choose_reading(list(chain.from_iterable(map_chunks(_examine, chunks))), foreground)
         measure = partial(_measure, normalize=normalize, resize=resize, reading=reading)
         with progress.task("evaluating", total=len(cases)) as task:
             for chunk, measured in zip(chunks, map_chunks(measure, chunks), strict=True):
@@ -223,7 +225,9 @@ def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[st
     return {
         "ground truth": truth,
         "map": MINMAX if normalize else "value / 255, not normalised",
-        "other sizes": "map resized bilinearly to its mask" if resize else "refused",
+        "other sizes": "map resized bilinearly to its mask"
+        if resize
+        else "refused, unless the mask's is not its image's",
         "S": "alpha 0.5",
         "F": "beta^2 0.3 (weighted: 1); mean and max of the averaged curve",
         "IoU, Dice": "map > 0.5, averaged over images",

@@ -11,6 +11,7 @@ from typing import Any
 from dsu.data.datasets import Split, find_dataset, is_benchmark
 from dsu.data.folders import unwrapped
 from dsu.data.images import printable
+from dsu.data.masks import MaskReading
 from dsu.data.pairing import Pair, image_and_mask_folders
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Case, match, match_folders, named_images
@@ -32,6 +33,7 @@ class JudgedSet:
         missing: names of ground truths without a prediction.
         extra: names of predictions without a ground truth.
         minmax: whether maps are stretched to their full range first.
+        reading: how the masks are meant, where that was found out from the whole data set.
     """
 
     name: str
@@ -39,6 +41,7 @@ class JudgedSet:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     minmax: bool
+    reading: MaskReading | None = None
 
 
 def newest_predictions(runs: Path = Path("runs"), *, with_truth: bool = False) -> Path:
@@ -147,7 +150,7 @@ def find_judged_sets(
             raise UsageError("Two folders make one set: give at most one name with --truth.")
         name = names[0] if names else predictions.resolve().name
         image_folder, mask_folder = _image_and_mask_folders(truth)
-        judged = _set(name, *match_folders(unwrapped(predictions), mask_folder), {}, minmax)
+        judged = _set(name, *match_folders(unwrapped(predictions), mask_folder), _how(predictions, record), minmax)
         return [_with_images(judged, named_images(images) if images else _images_if_plain(image_folder))]
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
@@ -160,8 +163,17 @@ def find_judged_sets(
         masks = [(pair.name, pair.mask) for pair in pairs if pair.mask is not None]
         judged = _set(name, *match(predictions / name, masks), record.get(name, {}), minmax)
         shown_images = named_images(images) if images else {pair.name: pair.image for pair in pairs}
-        judged_sets.append(_with_images(judged, shown_images))
+        source = record.get(name, {}).get("source")
+        reading = SourceFolder(**source).mask_reading if source else None
+        judged_sets.append(replace(_with_images(judged, shown_images), reading=reading))
     return judged_sets
+
+
+def _how(predictions: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What `dsu predict` noted of a folder of maps, which may be a set's own or the one that holds its alone."""
+    folder = unwrapped(predictions)
+    of_set: dict[str, Any] = record.get("" if folder == predictions else folder.name, {})
+    return of_set or dict(_read_record(folder.parent).get(folder.name, {}))
 
 
 def _image_and_mask_folders(truth: Path) -> tuple[Path | None, Path]:

@@ -1,11 +1,12 @@
 """Stage one: run what is frozen, once, and store it."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from dsu.data.views import FLIPPED_WHEN_READ, extra_of, place_of
 from dsu.encoders.weights import EncoderWeights, MissingWeightsError
 from dsu.errors import DsuError
 from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
-from dsu.features.stores import SourceFolder, find_stores, load_encoders
+from dsu.features.stores import SourceFolder, find_stores, load_encoders, store_path
 from dsu.network.network import DSUNet
 from dsu.network.resume import check_points, map_names
 from dsu.progress import SILENT, Progress
@@ -76,8 +77,30 @@ def cache_features(
     Raises `DsuError` or `CacheError` before any work where something does not fit.
     """
     check_points(architecture, settings.levels)
-    splits = find_dataset(dataset, data_root, images, masks)
+    splits = [
+        (SourceFolder.of(split, dataset, data_root, images, masks, tiling), tiled(split, tiling))
+        for split in find_dataset(dataset, data_root, images, masks)
+    ]
     runtime = choose_runtime(device, precision)
+
+    def plan_all(digests: Mapping[str, str], root: Path) -> CachePlan:
+        plans = []
+        for source, split in splits:
+            plans.append(
+                plan_extraction(
+                    split, source, architecture, settings, runtime, digests, root, progress, random=weights.random
+                )
+            )
+            for line in describe(split, plans[-1].inspection):
+                progress.say(line)
+        plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, cache_root))
+        before(plan)
+        return plan
+
+    if dry_run and not any(store_path(cache_root, split.name, architecture).exists() for _, split in splits):
+        # Nothing is stored that could disagree, so no weights are wanted to say how much there is to do.
+        with TemporaryDirectory(prefix="dsu-dry-run-") as folder:
+            return plan_all(dict.fromkeys(("hiera", "dino"), "not loaded"), Path(folder))
     maps = set(settings.levels) & set(map_names(architecture))
     try:
         hiera, dino, digests = load_encoders(
@@ -85,27 +108,7 @@ def cache_features(
         )
     except MissingWeightsError as error:
         raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, cache_root)}.") from error
-    plans = []
-    for whole in splits:
-        source = SourceFolder.of(whole, dataset, data_root, images, masks, tiling)
-        split = tiled(whole, tiling)
-        plans.append(
-            plan_extraction(
-                split,
-                source,
-                architecture,
-                settings,
-                runtime,
-                digests,
-                cache_root,
-                progress,
-                random=weights.random,
-            )
-        )
-        for line in describe(split, plans[-1].inspection):
-            progress.say(line)
-    plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, cache_root))
-    before(plan)
+    plan = plan_all(digests, cache_root)
     if dry_run:
         return plan
     network = runtime.place(DSUNet(architecture, hiera, dino, torch_type(settings.stored)).eval())

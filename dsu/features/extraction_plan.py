@@ -1,7 +1,7 @@
 """What stage one has to do for a split: what is new, what is missing, how many bytes that makes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +133,15 @@ def plan_extraction(
     if store is not None:
         _check_owner(store, source)
     previous = None if store is None else stored_facts(store)
-    inspection = inspect(split, previous, progress, foreground=settings.foreground)
+    noted = None if store is None else source_of(store).mask_reading
+    foreground = settings.foreground or (None if noted is None else noted.foreground)
+    inspection = inspect(split, previous, progress, foreground=foreground)
     if not inspection.facts:
         broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
         raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
     attributes: dict[str, Any] = {
-        "source": vars(source),
+        "source": vars(replace(source, reading=inspection.mask_reading.to_json() if split.masks else None)),
         "architecture": architecture.model_dump(mode="json"),
         "encoders": {**(encoders_of(store) if store else {}), **digests},
         "random": random,

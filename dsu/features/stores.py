@@ -23,6 +23,7 @@ from dsu_cache import CacheError, CorruptError, Store, check_readable, is_store
 
 __all__ = [
     "SourceFolder",
+    "again",
     "available_points",
     "check_samples",
     "ensure_readable",
@@ -74,8 +75,8 @@ def ensure_readable(store: Store) -> None:
         check_readable(store)
     except CorruptError as error:
         raise DsuError(
-            f"The store {store.path} is damaged ({_below(store.path, error)}): run `dsu cache-features "
-            f"{source_of(store).asked}` again, it computes only what is damaged."
+            f"The store {store.path} is damaged ({_below(store.path, error)}): run "
+            f"{again(store)} again, it computes only what is damaged."
         ) from error
 
 
@@ -127,6 +128,13 @@ def _mapping(store: Store, name: str) -> dict[str, Any]:
 
 def _foreign(store: Store) -> DsuError:
     return DsuError(f"The store {store.path} was not written by this dsu: remove it, or give another --cache-root.")
+
+
+def again(store: Store, options: str = "") -> str:
+    """The command that made a store, to be typed again where something of it is missing, with other `options`."""
+    preset = architecture_of(store).preset
+    words = f" --preset {preset}" if preset not in ("large", "custom") else ""
+    return f"`dsu cache-features {source_of(store).asked}{words}{options and f' {options}'}`"
 
 
 def find_store(
@@ -270,7 +278,8 @@ def check_samples(store: Store, source: SourceFolder, progress: Progress = SILEN
     if split is None:
         progress.say(f"The images of {source.split} are not at {source.place} any more: using the store as it is.")
         return stored
-    facts = inspect(split, stored, progress).facts
+    reading = source.mask_reading
+    facts = inspect(split, stored, progress, foreground=reading.foreground if reading else None).facts
     new = sorted(set(facts) - set(stored))
     gone = sorted(set(stored) - set(facts))
     changed = sorted(n for n in set(facts) & set(stored) if sample_key(facts[n]) != store.manifest.entries[n].key)
@@ -281,8 +290,8 @@ def check_samples(store: Store, source: SourceFolder, progress: Progress = SILEN
             if names
         ]
         raise DsuError(
-            f"{source.split} is not what its features were made of: {', '.join(parts)}. Run `dsu cache-features "
-            f"{source.asked}` again: it computes only those."
+            f"{source.split} is not what its features were made of: {', '.join(parts)}. Run {again(store)} "
+            f"again: it computes only those."
         )
     return facts
 

@@ -21,7 +21,19 @@ __all__ = ["EncoderFacts", "HeadFacts", "evaluated_metrics", "head_facts"]
 _STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 """Endings of what batch norms keep beside what trains."""
 
-_RECIPE: Final = ("epochs", "batch_size", "lr", "lr_min", "weight_decay", "bce", "views", "seed", "keep", "precision")
+_RECIPE: Final = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "lr_min",
+    "weight_decay",
+    "bce",
+    "views",
+    "seed",
+    "keep",
+    "resume_from",
+    "precision",
+)
 """What of a run's settings people ask for first."""
 
 _UNUSUAL: Final = ("tile", "overlap", "balance", "region", "misses", "gamma", "warm_up", "init_from", "fold")

@@ -22,6 +22,7 @@ from dsu.settings import StoredType, torch_type
 __all__ = [
     "CONFIG_FILE",
     "HEAD_FILE",
+    "STATE_FILE",
     "HeadInfo",
     "head_bytes",
     "load_head",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 HEAD_FILE: Final = "head.safetensors"
+STATE_FILE: Final = "checkpoint.pt"
+"""What a run goes on from; without a head beside it, the run has not come to its end."""
 CONFIG_FILE: Final = "config.json"
 """Beside a head that was exported; no run folder has one."""
 FORMAT: Final = 1
@@ -143,17 +146,25 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
     if given is None:
         found = sorted(runs.glob(f"*/{HEAD_FILE}"), key=lambda path: path.stat().st_mtime)
         if not found:
-            raise UsageError(f"There is no trained head below {runs}/: run `dsu train-head`, or give one with --head.")
+            unfinished = next(runs.glob(f"*/{STATE_FILE}"), None)
+            run = "run `dsu train-head`" if unfinished is None else _go_on(unfinished.parent)
+            raise UsageError(f"There is no trained head below {runs}/: {run}, or give one with --head.")
         return found[-1]
     if is_hub_name(given):
         return fetch(str(given), HEAD_FILE, revision)
     path = Path(given) / HEAD_FILE if Path(given).is_dir() else Path(given)
+    if not path.is_file() and (path.parent / STATE_FILE).exists():
+        raise UsageError(f"The run {path.parent} has no result yet: {_go_on(path.parent)}.")
     if not path.is_file():
         raise UsageError(
             f"There is no head at {given}: give a run folder, an exported folder, a {HEAD_FILE} or OWNER/NAME on the "
             f"Hugging Face hub, or train one first."
         )
     return path
+
+
+def _go_on(run: Path) -> str:
+    return f"its training was stopped, go on with it by `dsu train-head --resume --out {run}`"
 
 
 def start_from(head: Head, path: Path, architecture: Architecture, encoders: Mapping[str, str]) -> list[str]:

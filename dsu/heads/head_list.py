@@ -23,7 +23,8 @@ class ListedHead:
         preset: of its network.
         adapt_last, depth: how many of Hiera's blocks have adapters, and how many there are.
         epoch, epochs: after which epoch of how many it was taken; of a published checkpoint the latter is None.
-        held_out: its metrics on the images held out; nothing where none were.
+        tiled: whether it was trained, and so validated, on tiles of images.
+        held_out: its metrics on the images (or tiles) held out; nothing where none were.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class ListedHead:
     depth: int = 0
     epoch: int = 0
     epochs: int | None = None
+    tiled: bool = False
     held_out: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,5 +70,6 @@ def _listed(file: Path) -> ListedHead:
         depth=info.architecture.hiera.depth,
         epoch=info.epoch,
         epochs=epochs if isinstance(epochs, int) else None,
+        tiled=info.tiling is not None,
         held_out={name.removeprefix("val_"): figure for name, figure in info.metrics.items()},
     )

@@ -13,6 +13,7 @@ from dsu.architecture import LEVELS, Architecture
 from dsu.errors import UsageError
 
 __all__ = [
+    "LEVEL_NAMES",
     "ResumePoint",
     "check_points",
     "earliest",
@@ -23,7 +24,7 @@ __all__ = [
     "serving_points",
 ]
 
-_LEVEL_NAMES = tuple(f"S{level}" for level in LEVELS)
+LEVEL_NAMES = tuple(f"S{level}" for level in LEVELS)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def point_block(architecture: Architecture, point: str) -> int:
     hiera = architecture.hiera
     if point == "pixels":
         return 0
-    if point in _LEVEL_NAMES:
+    if point in LEVEL_NAMES:
         return sum(hiera.stages[: int(point[1])])
     tokens = re.fullmatch(r"B([1-9]\d*)", point)
     if tokens and int(tokens[1]) < hiera.depth:
@@ -116,7 +117,7 @@ def resume_point(architecture: Architecture, available: Collection[str], wanted:
             f"is stored in the views that it draws: choose {', '.join(sorted(serving))}."
         )
     # Where a level is also stored as the next block's tokens, the level alone is read.
-    latest = max(serving, key=lambda point: (point_block(architecture, point), point in _LEVEL_NAMES))
+    latest = max(serving, key=lambda point: (point_block(architecture, point), point in LEVEL_NAMES))
     return _at(architecture, wanted or latest, maps)
 
 

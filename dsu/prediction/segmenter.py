@@ -1,7 +1,7 @@
 """A trained head with its encoders, for images in Python."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +44,7 @@ class Segmenter:
         tiling: how images are cut, as those were that the head was trained on; None: not at all.
     """
 
-    network: DSUNet
+    network: DSUNet = field(repr=False)
     runtime: Runtime
     tiling: Tiling | None = None
 

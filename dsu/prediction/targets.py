@@ -13,6 +13,7 @@ from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import (
     SourceFolder,
+    again,
     available_points,
     check_arrays,
     check_samples,
@@ -177,7 +178,10 @@ class _Finder:
             root = Path(self._trained_on().data_root)
             splits = find_dataset(name, root, self.images, self.masks)
         chosen = [split for split in splits if split.kind != "train"] or list(splits)
-        return [self._split_job(split, SourceFolder.of(split, name, root, self.images, self.masks)) for split in chosen]
+        sources = [SourceFolder.of(split, name, root, self.images, self.masks) for split in chosen]
+        if self.info.dataset.get("reference") == sources[0].reference:  # its masks are read as they were in training
+            sources = [replace(source, reading=self._trained_on().reading) for source in sources]
+        return [self._split_job(split, source) for split, source in zip(chosen, sources, strict=True)]
 
     def folder(self, folder: Path) -> Job:
         """All images below a folder, subfolders kept."""
@@ -235,7 +239,7 @@ class _Finder:
         """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
         noted = {name: value for name, value in self.info.dataset.items() if name != "held_out"}
         held_out = self.info.dataset.get("held_out", [])
-        texts = all(isinstance(value, str | int | None) for value in noted.values())
+        texts = all(isinstance(value, str | int | dict | None) for value in noted.values())
         try:
             if texts and isinstance(held_out, list) and all(isinstance(name, str) for name in held_out):
                 return SourceFolder(**noted)
@@ -255,7 +259,7 @@ class _Finder:
                 return self._from_stores(split)
             except UsageError:
                 pass
-        source = SourceFolder.of(found, like.reference, Path(like.data_root), like.images, like.masks)
+        source = replace(like, split=found.name, kind=found.kind)
         return [self._split_job(found, source)]
 
     def _from_stores(self, name: str) -> list[Job]:
@@ -267,7 +271,7 @@ class _Finder:
         """The samples of a store, or some of them, after checking that their features still hold."""
         available = available_points(store, UNFLIPPED)
         if "pixels" not in available:
-            raise UsageError(f"{store.path} is not complete: run `dsu cache-features {source.asked}` again.")
+            raise UsageError(f"{store.path} is not complete: run {again(store)} again.")
         point = resume_point(self.info.architecture, available)
         _, drift = check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
         for item in drift:

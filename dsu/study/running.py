@@ -122,7 +122,9 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
     if broken or lost:
         raise DsuError(f"{member.name} can't be judged: {(broken or lost)[0]}")
-    found = {one.name: evaluate(one.cases, normalize=one.minmax, progress=progress) for one in judged}
+    found = {
+        one.name: evaluate(one.cases, normalize=one.minmax, reading=one.reading, progress=progress) for one in judged
+    }
     write_durably(out / "metrics.json", as_json({member.name: found}).encode())
     write_durably(out / "metrics.csv", as_csv({member.name: found}).encode())
     train_images = study.images - len(info.dataset["held_out"])

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Final
 
 from dsu.errors import DsuError, UsageError
-from dsu.heads.head_file import HEAD_FILE
+from dsu.heads.head_file import HEAD_FILE, STATE_FILE
 from dsu.settings import TrainingSettings, read_settings
-from dsu.training.trainer import STATE_FILE
 
 __all__ = [
     "SETTINGS_FILE",
@@ -15,6 +14,7 @@ __all__ = [
     "is_finished",
     "run_folder",
     "settings_of_run",
+    "stopped_runs",
     "unfinished_run",
 ]
 
@@ -59,16 +59,22 @@ def is_finished(folder: Path) -> bool:
     return (folder / HEAD_FILE).exists()
 
 
-def unfinished_run(runs: Path = Path("runs")) -> Path:
-    """The run with the newest checkpoint and no result yet. Raises `UsageError` where there is none."""
+def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
+    """Runs with a checkpoint and no result, the one stopped last first."""
     found = [state for state in runs.glob(f"*/{STATE_FILE}") if not is_finished(state.parent)]
+    return [state.parent for state in sorted(found, key=lambda state: state.stat().st_mtime, reverse=True)]
+
+
+def unfinished_run(runs: Path = Path("runs")) -> Path:
+    """The run that was stopped last. Raises `UsageError` where there is none."""
+    found = stopped_runs(runs)
     if not found:
         finished = any(runs.glob(f"*/{HEAD_FILE}"))
         why = " (those there are finished, and their learning rate has come to its end)" if finished else ""
         raise UsageError(
             f"There is no unfinished run below {runs}/ to go on with{why}: start a new one, or name it with --out RUN."
         )
-    return max(found, key=lambda state: state.stat().st_mtime).parent
+    return found[0]
 
 
 def settings_of_run(folder: Path, given: TrainingSettings) -> TrainingSettings:

@@ -1,7 +1,8 @@
 """What the user of a training run should know before it starts."""
 
 from dsu.architecture import Architecture
-from dsu.network.resume import point_block, point_shape
+from dsu.features.stores import again
+from dsu.network.resume import LEVEL_NAMES, point_shape, resume_point
 from dsu.runtime import Runtime
 from dsu.settings import StoredType, torch_type
 from dsu.training.trainer import Trainer
@@ -10,19 +11,20 @@ from dsu_cache import Store
 __all__ = ["item_bytes", "run_notes"]
 
 
-def run_notes(trainer: Trainer, store: Store | None, reference: str, runtime: Runtime) -> list[str]:
+def run_notes(trainer: Trainer, store: Store | None, runtime: Runtime) -> list[str]:
     """Where the run resumes, what that costs, and what stored level would make it faster.
 
     Args:
         trainer: of the run.
         store: of its training split, if there is one.
-        reference: what the user calls the data set.
         runtime: device and precision.
     """
     architecture, point = trainer.network.architecture, trainer.main.point
     depth, first = architecture.hiera.depth, architecture.first_adapted
     notes = [f"device: {runtime.describe()}"]
-    adapted = f"adapters in front of the last {architecture.adapt_last} of {depth} blocks" if first < depth else "none"
+    adapted = (
+        f"adapters in front of the last {architecture.adapt_last} of {depth} blocks" if first < depth else "no adapters"
+    )
     notes.append(
         f"trains: {sum(p.numel() for p in trainer.network.head.parameters()) / 1e6:.3f} M parameters ({adapted})"
     )
@@ -38,11 +40,13 @@ def run_notes(trainer: Trainer, store: Store | None, reference: str, runtime: Ru
     else:
         notes.append(f"end to end: both encoders run; rounded at {' + '.join(n for n in point.reads if n != 'pixels')}")
     if point.block < first and store is not None:
-        better = next((f"S{level}" for level in (4, 3, 2, 1) if point_block(architecture, f"S{level}") == first), None)
-        name = better or f"B{first}"
+        tokens = {f"B{first}"} if first < depth else set()
+        better = resume_point(architecture, {*point.maps, *LEVEL_NAMES, "pixels", *tokens})
+        levels = [name for name in better.reads if name not in (*point.maps, "pixels")]
+        options = f"--levels {','.join(levels)} --level-views {settings.views}"
         notes.append(
-            f"faster: with {name} stored in the views {settings.views}, {first - point.block} frozen blocks need not "
-            f"run (`dsu cache-features {reference} --levels {name} --level-views {settings.views}`)"
+            f"faster: with {' and '.join(levels)} stored in the views {settings.views}, {first - point.block} frozen "
+            f"blocks need not run ({again(store, options)})"
         )
     return notes
 

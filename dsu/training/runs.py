@@ -11,6 +11,7 @@ from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError
 from dsu.features.stores import (
     SourceFolder,
+    again,
     available_points,
     check_arrays,
     encoders_name,
@@ -31,6 +32,7 @@ from dsu.training.run_folders import (
     has_state,
     run_folder,
     settings_of_run,
+    stopped_runs,
     unfinished_run,
 )
 from dsu.training.run_notes import run_notes
@@ -99,6 +101,10 @@ def open_run(
     if store is not None and not live:
         for read in (point, *([warm_point] if warm_point else [])):
             digests, drift = check_arrays(store, read, digests, runtime, resolved.stored or "float16")
+    if out is None and (stopped := stopped_runs()):
+        progress.say(
+            f"A run in {stopped[0]} was stopped and is left as it is: `dsu train-head --resume` would go on with it."
+        )
     train_names, held_out = data.divide(resolved)
     folder = run_folder(out, f"{data.source.split}-{encoders_name(architecture)}", resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
@@ -137,7 +143,7 @@ def open_run(
             trainer.resume()
     make_folder(folder)
     write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
-    return Run(trainer, data.source, (*run_notes(trainer, data.store, data.source.asked, runtime), *warnings))
+    return Run(trainer, data.source, (*run_notes(trainer, data.store, runtime), *warnings))
 
 
 def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSettings, Runtime, ResumePoint]:
@@ -209,8 +215,7 @@ def _warm_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
         if lacking and not settings.end_to_end:
             raise UsageError(
                 f"--warm-up reads Hiera's levels, and {', '.join(sorted(lacking))} of the views {settings.views} "
-                f"are not stored: run `dsu cache-features {data.source.asked} --level-views {settings.views}`, or "
-                f"draw fewer --views."
+                f"are not stored: run {again(data.store, f'--level-views {settings.views}')}, or draw fewer --views."
             )
     return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -16,21 +17,20 @@ from dsu.batches import Batch, Drawn, Samples, feed, points_of
 from dsu.data.views import draw_samples, draw_view
 from dsu.errors import DsuError
 from dsu.files import write_durably
-from dsu.heads.head_file import HEAD_FILE, HeadInfo, save_head
+from dsu.heads.head_file import HEAD_FILE, STATE_FILE, HeadInfo, save_head
 from dsu.loss import side_losses, total_loss, weighted_sum
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
-from dsu.progress import SILENT, Progress, Task
+from dsu.progress import SILENT, Progress, Task, counted
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
 from dsu.training.epoch_log import EpochLog, as_csv
 from dsu.training.watching import Watcher, probability_of
 
-__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "STATE_FILE", "Phase", "Trainer", "learning_rate"]
+__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "Phase", "Trainer", "learning_rate"]
 
 T = TypeVar("T")
 
-STATE_FILE: Final = "checkpoint.pt"
 LAST_FILE: Final = "last.safetensors"
 BEST_FILE: Final = "best.safetensors"
 METRICS_FILE: Final = "metrics.csv"
@@ -235,7 +235,11 @@ class Trainer:
             if self.settings.checkpoint_steps and log.steps % self.settings.checkpoint_steps == 0:
                 self._save_state()
         row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": self.memory.bytes() / 1e9}
-        task.note(f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB")
+        to_go = self.settings.epochs - self.epoch - 1
+        left = f" · {counted(to_go, 'epochs')} to go, {timedelta(seconds=round(to_go * log.seconds))}" if to_go else ""
+        task.note(
+            f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB{left}"
+        )
         return row
 
     @property

@@ -1,7 +1,7 @@
 """The training split as a run sees it: from its store, or end to end from its images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsu.architecture import Architecture, build_architecture
@@ -14,6 +14,7 @@ from dsu.data.views import FLIPPED_WHEN_READ, place_of
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import (
     SourceFolder,
+    again,
     architecture_of,
     check_samples,
     encoders_name,
@@ -99,7 +100,7 @@ def find_training_data(
     if lacking:
         raise DsuError(
             f"The store {store.path} lacks {' and '.join(lacking)} of some samples or views ({settings.views}): run "
-            f"`dsu cache-features {source.asked}` again, with as many --views; it computes only what is missing."
+            f"{again(store)} with as many --views; it computes only what is missing."
         )
     architecture = _architecture(settings, store)
     if settings.end_to_end:
@@ -167,8 +168,10 @@ def _from_images(
         )
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
-    found = inspect(split, None if store is None else stored_facts(store), progress)
+    noted = source.mask_reading
+    previous = None if store is None else stored_facts(store)
+    found = inspect(split, previous, progress, foreground=noted.foreground if noted else None)
     for line in (*describe(split, found), *unreadable(found)):
         progress.say(line)
     reading = found.mask_reading if store is None else reading_of(store)
-    return TrainingData(source, found.facts, architecture, store, split, reading)
+    return TrainingData(replace(source, reading=reading.to_json()), found.facts, architecture, store, split, reading)

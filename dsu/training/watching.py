@@ -90,10 +90,13 @@ class Sheets(Watcher):
     def __init__(self, pictures: Samples, every: int) -> None:
         self.names = list(pictures.names)
         self._pictures, self._every = pictures, every
+        self._labels = self.names
         self._maps: dict[str, NDArray[np.uint8]] = {}
 
     def started(self, trainer: "Trainer") -> None:
         """Remove sheets of epochs that have not been (of a run that is started anew); draw one that is lacking."""
+        if trainer.main.validation is None:
+            self._labels = [f"{name} (trained on)" for name in self.names]
         folder = trainer.out / SHEETS_FOLDER
         for place in (folder, folder / "maps"):
             for epoch, path in _epoch_files(place):
@@ -133,9 +136,9 @@ class Sheets(Watcher):
         progress = [[*row[:2], *(before[index] for before in columns.values())] for index, row in enumerate(rows)]
         titles = ["image", "truth", *columns]
         cell = max(64, min(192, _PROGRESS_PIXELS // len(titles)))
-        sheet(progress, titles, folder / PROGRESS_FILE, self.names, cell=cell)
+        sheet(progress, titles, folder / PROGRESS_FILE, self._labels, cell=cell)
         # Last, since where this one stands nothing is lacking.
-        sheet(rows, ["image", "truth", f"epoch {epoch}"], _sheet_file(folder, epoch), self.names)
+        sheet(rows, ["image", "truth", f"epoch {epoch}"], _sheet_file(folder, epoch), self._labels)
 
 
 def probability_of(outputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from support import TINY, Dsu
 
 
@@ -8,3 +9,11 @@ def test_a_dry_run_says_what_there_is_to_do_and_encodes_nothing(dsu: Dsu, drawn:
     assert "to write" in said and "Nothing was encoded" in said
     assert not [path for path in Path("features").glob("*/*/*/c/**/*") if path.is_file()]
     assert "Nothing was encoded" not in dsu("cache-features", drawn / "train", *TINY).output
+
+
+def test_a_first_dry_run_wants_no_weights(dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(Path.cwd() / "empty"))
+    said = dsu("cache-features", drawn / "train", "--dry-run").output
+    assert "to write" in said and "Nothing was encoded" in said
+    assert not Path("features").exists()

@@ -197,7 +197,7 @@ def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path,
         ({"warm_up": 1, "adapt_last": 0}, "for heads with adapters"),
         ({"warm_up": 1, "init_from": "x"}, "starts from a trained one"),
         ({"fold": "1/3", "val_fraction": 0.2}, "both say what is held out"),
-        ({"tile": 40, "overlap": 8, "views": "flips+1"}, r"lacks pixels .* --tile 40 --overlap 8` again"),
+        ({"tile": 40, "overlap": 8, "views": "flips+1"}, r"lacks pixels .* --tile 40 --overlap 8` with as many"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

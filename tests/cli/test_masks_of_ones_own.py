@@ -1,0 +1,95 @@
+"""What was found out, or said, about one's own masks in stage one holds in every command after it."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import TINY, Dsu
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Ten images with label maps: 1 is dust in all, 2 the defect in every other one; names with a space."""
+    home = tmp_path / "my tiles"
+    rng = np.random.default_rng(0)
+    for kind in ("pics", "maps"):
+        (home / kind).mkdir(parents=True)
+    for index in range(10):
+        mask = np.zeros((60, 80), np.uint8)
+        mask[5:15, 5:25] = 1
+        if index % 2:
+            mask[30:50, 40:70] = 2
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(home / "pics" / f"i{index}.png")
+        Image.fromarray(mask).save(home / "maps" / f"i{index}.png")
+    return home
+
+
+MINE = ("--images", "pics", "--masks", "maps", "--foreground", 2)
+
+
+def empties(file: Path) -> dict[str, bool]:
+    with file.open(newline="") as rows:
+        return {row["name"]: row["empty"] == "True" for row in csv.DictReader(rows)}
+
+
+def test_the_values_that_are_foreground_are_remembered(dsu: Dsu, labels: Path) -> None:
+    dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
+    dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--fold", "1/2", "--out", "run")
+    dsu("predict", "--head", "run")
+    said = dsu("eval", "--predictions", "run", "--per-image", "rows.csv", "--conventions").output
+    assert "values 2" in said
+    found = empties(Path("rows.csv"))
+    assert 4 <= len(found) <= 6 and set(found.values()) == {True, False}
+    assert all(empty == (int(name[1:]) % 2 == 0) for name, empty in found.items())
+    dsu("study", "folds", labels, "-k", 2, "--epochs", 1, "--views", "none", "--adapt-last", 0, "--out", "study")
+    assert empties(Path("study/per_image.csv")) == {f"i{index}": index % 2 == 0 for index in range(10)}
+    # The same command with less said means the same masks: nothing has to be computed.
+    again = dsu("cache-features", labels, *MINE[:4], *TINY, "--views", "none").output
+    assert "The value 2" in again or "value 2 is foreground" in again
+    for words, expected in ((("--foreground", 2), "values 2"), ((), "labels other than 0")):
+        folder = labels / "maps"
+        said = dsu(
+            "eval",
+            "--predictions",
+            "run/predictions/my tiles-VAL",
+            "--truth",
+            folder,
+            "--conventions",
+            *words,
+            exit_code=1,
+        )
+        assert expected in said.output
+
+
+def test_the_command_to_type_again_can_be_typed(dsu: Dsu, labels: Path) -> None:
+    dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
+    Image.new("RGB", (80, 60)).save(labels / "pics" / "i3.png")
+    said = " ".join(dsu("train-head", "--epochs", 1, exit_code=1).output.split())
+    assert "1 changed (i3)" in said
+    assert f"dsu cache-features '{labels}' --images pics --masks maps --foreground 2`" in said
+
+
+def test_a_mask_of_another_size_than_its_image_can_be_judged(dsu: Dsu, labels: Path) -> None:
+    for path in (labels / "maps").iterdir():
+        Image.open(path).resize((40, 30), Image.Resampling.NEAREST).save(path)
+    dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
+    dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--fold", "1/2", "--out", "run")
+    dsu("predict", "--head", "run")
+    dsu("eval", "--predictions", "run")
+    # A prediction that is of neither size is still refused.
+    [first, *_] = sorted(Path("run/predictions").rglob("*.png"))
+    Image.open(first).resize((55, 55)).save(first)
+    assert "has 55x55 pixels" in dsu("eval", "--predictions", "run", exit_code=1).output
+
+
+def test_maps_beside_any_masks_are_judged_as_they_were_predicted(dsu: Dsu, labels: Path) -> None:
+    dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
+    dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--out", "run")
+    for words, form in (((), "none"), (("--normalize", "minmax"), "minmax")):
+        out = Path(f"all-{form}")
+        dsu("predict", labels / "pics", "--head", "run", "--out", out, *words)
+        for folder in (out, out / "pics"):
+            said = dsu("eval", "--predictions", folder, "--truth", labels / "maps", "--foreground", 2).output
+            assert ("not normalised" in said) == (form == "none") and ("min-max" in said) == (form == "minmax")
