@@ -100,11 +100,10 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
 
 def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
     """The one set's name and figures."""
-    from dsu.evaluation.evaluate import evaluate
     from dsu.evaluation.ground_truth import find_judged_sets
 
     [judged] = find_judged_sets([], predictions, None, data_root=predictions)
-    return judged.name, evaluate(judged.cases, normalize=judged.minmax, reading=judged.reading).metrics
+    return judged.name, judged.evaluate().metrics
 
 
 def _picture_sheet(data: Path, predictions: Path, path: Path, rows: int = 8) -> Path:

@@ -1,7 +1,7 @@
 """`dsu eval`: predictions against ground truth."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,7 +170,6 @@ class _Judging:
 
     def run(self, predictions: Path, progress: "Progress") -> dict[str, "Evaluation"]:
         """What each set of a run scored; what is not judged is said."""
-        from dsu.evaluation.evaluate import evaluate
         from dsu.evaluation.ground_truth import find_judged_sets, unjudged
 
         progress.say(f"judging {predictions}")
@@ -180,16 +179,9 @@ class _Judging:
         found = {}
         for judged in judged_sets:
             self.complete &= _name_lost(judged)
-            scored = evaluate(
-                judged.cases,
-                normalize=judged.minmax,
-                resize=self.resize,
-                reading=None if self.foreground else judged.reading,
-                foreground=self.foreground,
-                workers=self.workers,
-                progress=progress,
+            found[judged.name] = judged.evaluate(
+                resize=self.resize, foreground=self.foreground, workers=self.workers, progress=progress
             )
-            found[judged.name] = replace(scored, missing=len(judged.missing))
         left_out = [] if self.names or self.truth is not None else unjudged(predictions)
         if left_out:
             progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")

@@ -10,6 +10,7 @@ __all__ = [
     "MINMAX",
     "OBJECT",
     "PER_IMAGE",
+    "RANDOM",
     "SPOILT",
     "arrow",
     "figure_name",
@@ -55,6 +56,9 @@ FIGURES: Final = (*METRICS, *OBJECT, *IMAGE_LEVEL)
 """All that can be asked for."""
 
 LOWER_IS_BETTER: Final = ("MAE", over_objects("MAE"), "false_alarms", "misses")
+
+RANDOM: Final = "random weights: the figures say that it runs, and nothing else"
+"""Said of the encoders, among the conventions of what was predicted with such."""
 
 MINMAX: Final = "min-max normalised, image by image"
 """The convention "map" of an evaluation that stretched each map first."""

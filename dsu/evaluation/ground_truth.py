@@ -14,11 +14,12 @@ from dsu.data.images import printable
 from dsu.data.masks import MaskReading
 from dsu.data.pairing import Pair, image_and_mask_folders
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.evaluate import Case, match, match_folders, named_images
+from dsu.evaluation.evaluate import Case, Evaluation, evaluate, match, match_folders, named_images
+from dsu.evaluation.figures import RANDOM
 from dsu.features.stores import SourceFolder
 from dsu.heads.head_file import HEAD_FILE
 from dsu.prediction.predict import RECORD_FILE
-from dsu.progress import counted
+from dsu.progress import SILENT, Progress, counted
 
 __all__ = ["JudgedSet", "find_judged_sets", "name_runs", "newest_predictions", "unjudged"]
 
@@ -34,6 +35,7 @@ class JudgedSet:
         extra: names of predictions without a ground truth.
         minmax: whether maps are stretched to their full range first.
         reading: how the masks are meant, where that was found out from the whole data set.
+        random: whether random encoders made the predictions.
     """
 
     name: str
@@ -42,6 +44,28 @@ class JudgedSet:
     extra: tuple[str, ...]
     minmax: bool
     reading: MaskReading | None = None
+    random: bool = False
+
+    def evaluate(
+        self,
+        *,
+        resize: bool = False,
+        foreground: Sequence[int] | None = None,
+        workers: int | None = None,
+        progress: Progress = SILENT,
+    ) -> Evaluation:
+        """What the set scores; arguments and errors are those of `dsu.evaluation.evaluate.evaluate`."""
+        found = evaluate(
+            self.cases,
+            normalize=self.minmax,
+            resize=resize,
+            reading=None if foreground else self.reading,
+            foreground=foreground,
+            workers=workers,
+            progress=progress,
+        )
+        said = {"encoders": RANDOM} if self.random else {}
+        return replace(found, missing=len(self.missing), conventions=found.conventions | said)
 
 
 def newest_predictions(runs: Path = Path("runs"), *, with_truth: bool = False) -> Path:
@@ -165,7 +189,8 @@ def find_judged_sets(
         shown_images = named_images(images) if images else {pair.name: pair.image for pair in pairs}
         source = record.get(name, {}).get("source")
         reading = SourceFolder(**source).mask_reading if source else None
-        judged_sets.append(replace(_with_images(judged, shown_images), reading=reading))
+        random = bool(record.get(name, {}).get("random", False))
+        judged_sets.append(replace(_with_images(judged, shown_images), reading=reading, random=random))
     return judged_sets
 
 

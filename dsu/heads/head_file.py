@@ -73,6 +73,12 @@ class HeadInfo(BaseModel):
         return Tiling.of(*noted) if all(type(number) is int for number in noted) else None
 
     @property
+    def random(self) -> bool:
+        """Whether its encoders' weights are random ones, as the toy's always are."""
+        toy = "toy" in (self.architecture.hiera.name, self.architecture.dino.name)
+        return toy or bool(self.training.get("random_weights", False))
+
+    @property
     def stored_dtype(self) -> torch.dtype | None:
         """`stored` as torch's type."""
         return None if self.stored is None else torch_type(self.stored)

@@ -81,6 +81,7 @@ def predict(
             "normalization": job.normalization,
             "from": "images" if job.store is None else "store",
             "tiling": job.tiling and str(job.tiling),
+            "random": info.random,
             "source": None if job.source is None else vars(job.source),
         }
         before = record["sets"].get(job.name, {})

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from dsu.evaluation.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, arrow, figure_name, metric_of
+from dsu.evaluation.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, RANDOM, arrow, figure_name, metric_of
 from dsu.evaluation.paper import published
 from dsu.report.comparison import PLACES, Comparison, Line, Results, compare
 
@@ -182,7 +182,9 @@ def in_short(results: Results) -> str:
         for name, found in sets.items():
             kinds.setdefault(found.conventions["map"], []).append(name if len(results) == 1 else f"{name} of {run}")
     told = [kind if len(kinds) == 1 else f"{', '.join(whose)} {kind}" for kind, whose in kinds.items()]
-    return f"Maps: {'; '.join(told)}. All conventions: dsu eval --conventions, docs/metrics.md."
+    random = any("encoders" in found.conventions for sets in results.values() for found in sets.values())
+    remark = f" Encoders of {RANDOM}." if random else ""
+    return f"Maps: {'; '.join(told)}.{remark} All conventions: dsu eval --conventions, docs/metrics.md."
 
 
 def _without(line: Line) -> int | None:

@@ -11,7 +11,6 @@ import yaml
 
 from dsu.data.images import file_sha256
 from dsu.errors import DsuError
-from dsu.evaluation.evaluate import evaluate
 from dsu.evaluation.ground_truth import find_judged_sets
 from dsu.files import make_folder, write_durably
 from dsu.heads.head_file import HEAD_FILE, predictions_folder, read_head_info
@@ -122,9 +121,7 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
     if broken or lost:
         raise DsuError(f"{member.name} can't be judged: {(broken or lost)[0]}")
-    found = {
-        one.name: evaluate(one.cases, normalize=one.minmax, reading=one.reading, progress=progress) for one in judged
-    }
+    found = {one.name: one.evaluate(progress=progress) for one in judged}
     write_durably(out / "metrics.json", as_json({member.name: found}).encode())
     write_durably(out / "metrics.csv", as_csv({member.name: found}).encode())
     train_images = study.images - len(info.dataset["held_out"])

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dsu import __version__
-from dsu.evaluation.figures import FIGURES, PER_IMAGE
+from dsu.evaluation.figures import FIGURES, PER_IMAGE, RANDOM
 from dsu.features.fingerprints import library_versions
 from dsu.files import write_durably
 from dsu.study.picture import draw_study
@@ -48,7 +48,8 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
         figures: that the table and the picture show; the CSV has all that there are.
     """
     tables = "\n".join(table.to_markdown() for table in study_tables(study.kind, finished, figures))
-    notes = [f"Judged on: {study.judged_on}.", *study.lacking]
+    random = any("encoders" in found.conventions for one in finished for found in one.result.sets.values())
+    notes = [f"Judged on: {study.judged_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.lacking]
     files = {
         "study.md": tables + "".join(f"\n{note}\n" for note in notes),
         "study.csv": _csv(("set", "member", *FIGURES, "images", "seconds"), _rows(study, finished)),
