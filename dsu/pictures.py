@@ -112,8 +112,11 @@ _LOSSES: Final = {
     "loss_D3": ("D3, finest", "#08519c", "-"),
     "val_loss": ("validation, total", "#d6336c", "--"),
 }
-_AGREEMENTS: Final = {"val_S": ("S", "#2b8a3e", "-"), "val_IoU": ("IoU", "#94c973", "-")}
-_ERRORS: Final = {"val_MAE": ("MAE", "#e8590c", "-")}
+_VALIDATION: Final = {
+    "val_S": ("S", "#2b8a3e", "-"),
+    "val_IoU": ("IoU", "#94c973", "-"),
+    "val_MAE": ("MAE", "#e8590c", "-"),
+}
 
 
 def _draw_losses(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
@@ -124,14 +127,9 @@ def _draw_losses(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_validation(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
-    """S and IoU, where more is better, on the left axis; MAE, which is far smaller, on one of its own."""
-    lines = _draw(axes, rows, _AGREEMENTS)
-    axes.set(ylabel="validation S, IoU")
-    right = axes.twinx()
-    lines += _draw(right, rows, _ERRORS)
-    right.set(ylabel="validation MAE")
-    right.grid(visible=False)
-    right.spines["right"].set_visible(True)
+    """All on the whole scale of 0 to 1: on one that fits the curve, a change of 1 % would look like a plunge."""
+    lines = _draw(axes, rows, _VALIDATION)
+    axes.set(ylabel="validation", ylim=(0, 1))
     _legend_above(axes, lines)
 
 

@@ -1,6 +1,7 @@
 """What `dsu cache` prints."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsu.progress import counted
-from dsu_cli.console import bytes_text, key_table, table
+from dsu_cli.console import bytes_text, key_table, out, table
 
 if TYPE_CHECKING:
     from dsu.features.upkeep import ArrayState, StoreState, Verification
@@ -19,6 +20,10 @@ __all__ = ["print_json", "store_report", "stores_table", "verification_lines"]
 
 _SHOWN = 5
 """How many samples are named one by one."""
+
+_OTHER_COLUMNS = 62
+"""Letters that the columns beside a store's name want where the arrays are folded."""
+_LEAST_NAME = 18
 
 _DIGITS = 12
 """Of a digest, that are enough to tell weights apart; `--json` has all."""
@@ -30,11 +35,15 @@ def print_json(value: Any) -> None:
 
 
 def stores_table(states: Sequence["StoreState"]) -> Table:
-    """One row a store."""
+    """One row a store. Where it is narrow, the arrays are folded first, and names at hyphens only."""
     shown = table(("split", "encoders", "samples", "arrays", "size", "state", "last change"), {"samples", "size"})
-    for state in states:
+    names = [_folded(state.split or state.path.parent.name) for state in states]
+    shown.columns[0].no_wrap = True
+    # What is not to be folded would else be cut off on a very narrow terminal.
+    shown.columns[0].min_width = max((len(line) for name in names for line in name.splitlines()), default=0)
+    for name, state in zip(names, states, strict=True):
         shown.add_row(
-            state.split or state.path.parent.name,
+            name,
             state.path.name,
             f"{state.samples:,}" if state.split else "",
             " ".join(array.name for array in state.arrays),
@@ -43,6 +52,11 @@ def stores_table(states: Sequence["StoreState"]) -> Table:
             f"{state.changed:%Y-%m-%d %H:%M}",
         )
     return shown
+
+
+def _folded(name: str) -> str:
+    """A name on as few lines as leave the other columns their room."""
+    return textwrap.fill(name, max(_LEAST_NAME, out.width - _OTHER_COLUMNS))
 
 
 def store_report(state: "StoreState") -> RenderableType:

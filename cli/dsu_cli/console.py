@@ -14,11 +14,27 @@ from dsu.progress import Task, counted
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
-__all__ = ["ConsoleProgress", "age_text", "bytes_text", "err", "fail", "key_table", "listen", "out", "say", "table"]
+__all__ = [
+    "ConsoleProgress",
+    "Stopped",
+    "age_text",
+    "bytes_text",
+    "err",
+    "fail",
+    "key_table",
+    "listen",
+    "out",
+    "say",
+    "table",
+]
 
 # Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+class Stopped(Exception):
+    """Ctrl-C in a command that knows better than `dsu_cli.main` how to go on: one sentence says it."""
 
 
 def say(text: str) -> None:

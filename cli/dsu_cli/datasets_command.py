@@ -66,6 +66,7 @@ def look(
 
 @datasets.command()
 def check(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or a folder of yours.")],
     data_root: options.DataRoot = Path("data"),
     images: options.Images = None,
@@ -122,6 +123,25 @@ def check(
             say(f"Drawn: {sheet}")
     if found.stops:
         raise typer.Exit(1)
+    if not (json or quiet):
+        out.print(f"Next: `{_caching_command(context)}`")
+
+
+_SHARED = ("data_root", "images", "masks", "foreground", "hiera_size")
+"""Options of `check` that are options of `cache-features`, too."""
+
+
+def _caching_command(context: typer.Context) -> str:
+    """What stores the features of what was checked, read in the same way."""
+    import shlex
+
+    words = ["dsu", "cache-features", str(context.params["dataset"])]
+    for name in _SHARED:
+        source, value = context.get_parameter_source(name), context.params[name]
+        if source is not None and source.name == "COMMANDLINE":
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [f"--{name.replace('_', '-')}", str(one)]
+    return shlex.join(words)
 
 
 def _refuse_options(context: typer.Context, command: str) -> None:

@@ -37,7 +37,8 @@ def list_(
     """All heads below a folder, one a row, the newest first: data, epochs, figures, age.
 
     N is how many of Hiera's blocks, from the end, have adapters. S, MAE and IoU are of the images held out from
-    training. Exit status 1 if a head can't be read, 0 if there are none.
+    training, or of their tiles where a head was trained on tiles. Exit status 1 if a head can't be read, 0 if there
+    are none.
     """
     from dsu.heads.head_list import find_heads
     from dsu_cli.cache_reports import print_json
@@ -48,6 +49,7 @@ def list_(
         print_json([head.to_json() for head in heads])
     elif heads:
         out.print(_heads_table(heads))
+        say(_caption(heads))
     else:
         say(f"There are no heads below {folder}: `dsu train-head` makes them.")
     damage = [head.damage for head in heads if head.damage]
@@ -146,6 +148,17 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     return rows
 
 
+_TILED = " (tiles)"
+"""Behind the data of a head whose figures are of tiles."""
+
+
+def _caption(heads: "Sequence[ListedHead]") -> str:
+    """What the table's headings mean."""
+    tiled = any(head.tiled for head in heads)
+    instead = f"; at{_TILED} of tiles held out, which do not compare with whole images" if tiled else ""
+    return f"N: Hiera's last N blocks have adapters. S, MAE, IoU: of the images held out{instead}."
+
+
 def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
     import time
 
@@ -156,7 +169,8 @@ def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
     for head in heads:
         cells = ["damaged"]
         if not head.damage:
-            cells = [head.data or "not noted", head.preset or "", str(head.adapt_last)]
+            data = f"{head.data or 'not noted'}{_TILED if head.tiled else ''}"
+            cells = [data, head.preset or "", str(head.adapt_last)]
             cells.append(f"{head.epoch}/{head.epochs}" if head.epochs else "")
             cells += [f"{head.held_out[name]:.4f}" if name in head.held_out else "" for name in figures]
         cells += [""] * (len(shown.columns) - 2 - len(cells))

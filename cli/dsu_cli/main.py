@@ -96,7 +96,7 @@ _INTERRUPTED = 130
 def run() -> None:
     """Run the command line; failures that the user can mend become one sentence and an exit status."""
     from dsu.errors import DsuError, UsageError
-    from dsu_cli.console import fail, listen
+    from dsu_cli.console import Stopped, fail, listen
 
     listen(quiet="--quiet" in sys.argv)
     # Before torch starts its threads: beside other busy programs, threads that wait by spinning take the very cores
@@ -110,6 +110,9 @@ def run() -> None:
     except DsuError as error:
         fail(str(error))
         sys.exit(1)
+    except Stopped as stopped:
+        fail(str(stopped))
+        sys.exit(_INTERRUPTED)
     except SystemExit as left:
         if left.code == _INTERRUPTED:
             fail("Stopped. What was finished stays finished: run the same command again to go on.")

@@ -124,5 +124,15 @@ def predict(
     if not quiet:
         already = f", {kept:,} stood already" if kept else ""
         console.print(f"{written:,} written to {folder}{already}, {len(broken):,} skipped", markup=False)
+        if settings.kind == "mask" and any(job.source is not None for job in jobs):
+            console.print(f"Next: `{_eval_command(folder)}`", markup=False)
     if broken:
         raise typer.Exit(1)
+
+
+def _eval_command(predictions: Path) -> str:
+    """What judges these predictions: the newest below runs/ are found without being named."""
+    import shlex
+
+    found = predictions in Path("runs").glob("*/predictions")
+    return "dsu eval" if found else shlex.join(("dsu", "eval", "--predictions", str(predictions)))

@@ -184,7 +184,7 @@ def _facts(plan: "Study") -> list[tuple[str, str]]:
     from dsu.progress import counted
 
     return [
-        ("study", f"{plan.kind}, {counted(len(plan.members), 'runs')} of {plan.settings.epochs} epochs"),
+        ("study", f"{plan.kind}, {counted(len(plan.members), 'runs')} of {counted(plan.settings.epochs, 'epochs')}"),
         ("data", f"{plan.source.split}: {counted(plan.images, 'samples')}"),
         ("judged on", plan.judged_on),
         ("folder", str(plan.folder)),
@@ -192,9 +192,10 @@ def _facts(plan: "Study") -> list[tuple[str, str]]:
 
 
 def _state(member: "Member") -> str:
+    from dsu.progress import counted
     from dsu.study.results import epochs_of
 
-    epochs = f"{len(epochs_of(member.folder))} of {member.settings.epochs} epochs"
+    epochs = f"{len(epochs_of(member.folder))} of {counted(member.settings.epochs, 'epochs')}"
     words = {
         "done": "done",
         "trained": "trained, to be judged",

@@ -151,7 +151,7 @@ def train_head(
     given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
     from dsu.training.runs import open_run
-    from dsu_cli.console import ConsoleProgress, err, fail, key_table
+    from dsu_cli.console import ConsoleProgress, Stopped, err, key_table
     from dsu_cli.console import out as console
     from dsu_cli.parsing import settings_from
     from dsu_cli.training_panel import TrainingPanel
@@ -185,16 +185,22 @@ def train_head(
         else:
             trainer.run(progress)
     except KeyboardInterrupt:
-        if trainer.settings.checkpoint_steps and trainer.step_in_epoch >= trainer.settings.checkpoint_steps:
-            fail(f"Stopped within epoch {trainer.epoch + 1}: go on with `dsu train-head --resume --out {trainer.out}`.")
-        elif trainer.epoch:
-            fail(f"Stopped after epoch {trainer.epoch}: go on with `dsu train-head --resume --out {trainer.out}`.")
-        else:
-            fail("Stopped within the first epoch: nothing is kept yet.")
-        raise typer.Exit(130) from None
+        raise Stopped(_how_to_go_on(trainer)) from None
     if not quiet:
         console.print(key_table(_summary(trainer)))
         console.print("Next: `dsu predict`", markup=False)
+
+
+def _how_to_go_on(trainer: "Trainer") -> str:
+    """Where a run was stopped, and what to type: the same command again would refuse its folder, or start anew."""
+    import shlex
+
+    resume = f"go on with `dsu train-head --resume --out {shlex.quote(str(trainer.out))}`."
+    if trainer.settings.checkpoint_steps and trainer.step_in_epoch >= trainer.settings.checkpoint_steps:
+        return f"Stopped within epoch {trainer.epoch + 1}: {resume}"
+    if trainer.epoch:
+        return f"Stopped after epoch {trainer.epoch}: {resume}"
+    return "Stopped within the first epoch, of which nothing is kept: run the same command again to start anew."
 
 
 def _summary(trainer: "Trainer") -> list[tuple[str, str]]:

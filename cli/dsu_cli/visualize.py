@@ -67,7 +67,7 @@ def features(
     from dsu.visualization.features import choose_blocks, compute_features, open_network
     from dsu.visualization.figures import FeatureFigure
     from dsu.visualization.shown import MOST, find_shown
-    from dsu_cli.console import ConsoleProgress
+    from dsu_cli.console import ConsoleProgress, fail
     from dsu_cli.parsing import one_of
 
     progress = ConsoleProgress(quiet=quiet)
@@ -77,7 +77,9 @@ def features(
     one_of("--tokens", tokens, range(4, 100_001))
     runtime = choose_runtime(device, asked)
     most = one_of("--count", count, range(1, MOST + 1))
-    shown = find_shown(sources, masks, most, data_root=data_root, progress=progress)
+    shown, broken = find_shown(sources, masks, most, data_root=data_root, progress=progress)
+    for line in broken:
+        fail(line)
     network, random = open_network(
         head,
         EncoderWeights(hiera_weights, dino_weights, random_weights),
@@ -98,6 +100,8 @@ def features(
     )
     figure = FeatureFigure(shown, groups, tokens=None if no_tsne else tokens, seed=seed)
     _draw(figure, f"features of {counted(len(shown), 'images')}", out, progress, overwrite=overwrite)
+    if broken:
+        raise typer.Exit(1)
 
 
 @visualize.command()

@@ -7,6 +7,7 @@ from typing import Final
 from dsu.checkup.findings import Case, Finding, Severity, case_of, found
 from dsu.checkup.samples import Sample
 from dsu.checkup.splits import Masked, SplitCheck
+from dsu.data.masks import typed_foreground
 
 __all__ = ["IGNORED", "findings_of_masks", "is_faint"]
 
@@ -108,8 +109,8 @@ def _values(check: SplitCheck) -> Iterator[Finding]:
             for masked in check.masked()
             if is_faint(check, masked)
         ),
-        "They are read as almost black: name their values if they are labels (--foreground VALUE...), else brighten "
-        "them.",
+        f"They are read as almost black: if they are labels, give those of the object, out of "
+        f"{typed_foreground(masks)}, else brighten them.",
     )
     if reading.foreground is not None:
         return
@@ -120,7 +121,7 @@ def _values(check: SplitCheck) -> Iterator[Finding]:
             "will hurt",
             check.name,
             "Most of what is not black in the masks is darker than half",
-            "It is read as uncertain: if these are labels, name those of the object with --foreground VALUE...",
+            f"It is read as uncertain: if they are labels, give those of the object, out of {typed_foreground(greys)}.",
         )
     labels = [facts for facts in masks if facts.is_coloured or reading.labels]
     values = sorted({value for facts in labels for value in facts.values or ()} - {0})
@@ -141,7 +142,7 @@ def _values(check: SplitCheck) -> Iterator[Finding]:
             "good to know",
             check.name,
             f"Label maps of several values ({shown}{', ...' if len(values) > 10 else ''})",
-            "Every value but 0 is foreground: choose with --foreground VALUE, given once for each.",
+            f"Every value but 0 is foreground: to choose, give some of {typed_foreground(labels)}.",
         )
 
 

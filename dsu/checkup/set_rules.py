@@ -116,7 +116,7 @@ def _readings(checks: Sequence[SplitCheck]) -> Iterator[Finding]:
             "good to know",
             "",
             f"Masks are read in different ways ({ways})",
-            "Name what is foreground with --foreground VALUE... if that is not so.",
+            "If that is not so, name what is foreground with --foreground VALUE, once for each value.",
         )
 
 

@@ -154,6 +154,8 @@ class _Page:
         )
         self._write(found.splits[0].split.dataset, _GAP, 0.27, fontsize=13, weight="bold")
         line = f"read: {pairs}   ·   findings: {judged}   ·   network input {found.side}x{found.side}"
+        if any(check.reading for check in found.splits):
+            line += "   ·   yellow ring: a small object"
         self._write(line, _GAP, 0.5, fontsize=7.5, color=_FAINT_INK)
 
     @property

@@ -20,7 +20,7 @@ from dsu.data.images import (
 )
 from dsu.data.masks import MaskFacts, MaskReading, choose_reading, mask_facts, say_reading
 from dsu.data.pairing import Pair, Split
-from dsu.progress import SILENT, Progress
+from dsu.progress import SILENT, Progress, counted
 from dsu.threads import in_threads
 
 __all__ = ["Inspection", "SampleFacts", "describe", "inspect", "unreadable"]
@@ -147,19 +147,19 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
 
     Files that cannot be decoded are not among them: see `unreadable`.
     """
-    unit = "images without masks" if split.masks is None else "pairs of image and mask"
-    images = len({pair.image for pair in split.pairs})
+    things, kind = ("images", "without masks") if split.masks is None else ("pairs", "of image and mask")
+    held = f"{counted(len({pair.image for pair in split.pairs}), things)} {kind}"
     if any(pair.box for pair in split.pairs):
-        unit = f"tiles of {images:,} {unit}"
+        held = f"{counted(len(split.pairs), 'tiles')} of {held}"
     official = split.official_count
     officially = "" if official in (None, len(split.pairs)) else f" (officially {official:,})"
-    lines = [f"{split.name}: {len(split.pairs):,} {unit}{officially} in {split.images}."]
+    lines = [f"{split.name}: {held}{officially} in {split.images}."]
     if split.left_out:
-        lines.append(f"{split.left_out:,} images are left out, as by convention they neither train nor test.")
-    lines += _counted("images have no mask and are passed over", _below(split.images_without_mask, split.images))
-    lines += _counted("masks have no image", _below(split.masks_without_image, split.masks or split.images))
+        lines.append(f"{counted(split.left_out, 'images')} left out: by convention they neither train nor test.")
+    lines += _named("images", "without a mask, passed over", _below(split.images_without_mask, split.images))
+    lines += _named("masks", "without an image", _below(split.masks_without_image, split.masks or split.images))
     sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
-    lines += _counted("masks have another size than their image", sizes)
+    lines += _named("masks", "of another size than the image", sizes)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
     return lines + (say_reading(inspection.mask_reading, masks) if masks else [])
 
@@ -227,9 +227,9 @@ def _below(paths: Iterable[Path], folder: Path) -> list[str]:
     return [os.path.relpath(path, folder) for path in paths]
 
 
-def _counted(what: str, names: Sequence[str]) -> list[str]:
+def _named(things: str, what: str, names: Sequence[str]) -> list[str]:
     """A line that counts and names the first ten; none if there is nothing to name."""
     if not names:
         return []
     more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
-    return [f"{len(names):,} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}."]
+    return [f"{counted(len(names), things)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}."]

@@ -8,15 +8,27 @@ never reach half may belong to a set of ordinary grey masks. So each file yields
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsu.data.images import FEW_VALUES, WHITE_16, MaskKind, raw_mask, read_mask
 from dsu.errors import UsageError
+from dsu.progress import counted
 
-__all__ = ["MaskFacts", "MaskReading", "choose_reading", "examine_mask", "mask_facts", "say_reading"]
+__all__ = [
+    "MaskFacts",
+    "MaskReading",
+    "choose_reading",
+    "examine_mask",
+    "mask_facts",
+    "say_reading",
+    "typed_foreground",
+]
+
+_TYPED: Final = 6
+"""Values that are written out as options; more would hide the sentence that they stand in."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +150,14 @@ def choose_reading(masks: Collection[MaskFacts], foreground: Sequence[int] | Non
     if foreground is not None:
         reading = MaskReading(_with_greys_of_colours(foreground, masks), white=white)
         if masks and all(mask.is_empty(reading) for mask in masks):
-            wanted = ", ".join(map(str, foreground))
-            raise UsageError(f"no mask holds the value {wanted} of --foreground: they hold {_held(masks)}.")
+            raise UsageError(f"no mask holds {_listed(foreground)} of --foreground: they hold {_held(masks)}.")
         return reading
     reading = MaskReading(labels=_are_labels(greys, len(greys) < len(masks)), white=white)
     labels = [mask for mask in masks if mask.is_coloured or reading.labels]
     if labels and all(mask.minimum > 0 for mask in labels):
         raise UsageError(
             "the masks are labels and no pixel of any is 0, so all would be foreground: "
-            f"say which values are with --foreground VALUE... (they hold {_held(labels)})."
+            f"say which values are, out of {typed_foreground(labels)} (they hold {_held(labels)})."
         )
     return reading
 
@@ -154,31 +165,38 @@ def choose_reading(masks: Collection[MaskFacts], foreground: Sequence[int] | Non
 def say_reading(reading: MaskReading, masks: Collection[MaskFacts]) -> list[str]:
     """Say how the masks are read, and what about them may surprise, in sentences for people."""
     if reading.foreground is not None:
-        wanted = ", ".join(map(str, reading.foreground))
-        return [f"Masks: the value {wanted} is foreground, as --foreground says (they hold {_held(masks)})."]
+        named = f"{_listed(reading.foreground)} {'is' if len(reading.foreground) == 1 else 'are'}"
+        return [f"Masks: {named} foreground, as --foreground says (they hold {_held(masks)})."]
     greys = [mask for mask in masks if not mask.is_coloured]
     coloured = [mask for mask in masks if mask.is_coloured]
     lines = []
-    choice = "to choose, name them with --foreground VALUE..."
     if coloured:
         lines.append(
             f"Masks: {len(coloured):,} in colours ({_held(coloured)}): "
-            f"all but black (palettes: but index 0) is foreground; {choice}"
+            f"all but black (palettes: but index 0) is foreground{_choice(coloured)}."
         )
     if reading.labels and greys:
-        lines.append(f"Masks: labels ({_held(greys)}): every value but 0 is foreground; {choice}")
+        lines.append(f"Masks: labels ({_held(greys)}): every value but 0 is foreground{_choice(greys)}.")
     elif greys:
         lines.append("Masks: grey levels, soft edges kept.")
         dark, bright = (sum(getattr(mask, shade) for mask in greys) for shade in ("dark", "bright"))
         if dark > bright:
             lines.append(
                 "Most of what is not black in the masks is darker than half: "
-                "if they are labels, name those of the object with --foreground VALUE..."
+                f"if they are labels, give those of the object, out of {typed_foreground(greys)}."
             )
     empty = sum(mask.is_empty(reading) for mask in masks)
     if empty:
-        lines.append(f"{empty:,} masks have no foreground: kept, as images without an object.")
+        lines.append(f"{counted(empty, 'masks')} without foreground: kept, to learn from that there may be no object.")
     return lines
+
+
+def typed_foreground(masks: Iterable[MaskFacts]) -> str:
+    """The options that name what masks hold beside 0, as they are typed: `--foreground 1 --foreground 2`."""
+    values = sorted((_values(masks) or set()) - {0})
+    if 0 < len(values) <= _TYPED:
+        return f"`{' '.join(f'--foreground {value}' for value in values)}`"
+    return "`--foreground VALUE`, once for each value"
 
 
 def _half(kind: MaskKind, maximum: int) -> int:
@@ -225,4 +243,15 @@ def _held(masks: Collection[MaskFacts]) -> str:
         return f"more than {FEW_VALUES} values"
     colours = any(mask.kind == "colours" for mask in masks)
     shown = [f"{value} (#{value:06X})" if colours else str(value) for value in sorted(values)]
-    return "the values " + ", ".join(shown) if shown else "nothing"
+    return _listed(shown) if shown else "nothing"
+
+
+def _choice(labels: Collection[MaskFacts]) -> str:
+    """How to choose among labels, where there is a choice."""
+    values = _values(labels)
+    alone = values is not None and len(values - {0}) < 2
+    return "" if alone else f"; to choose, give some of {typed_foreground(labels)}"
+
+
+def _listed(values: Collection[object]) -> str:
+    return f"{'the value' if len(values) == 1 else 'the values'} {', '.join(map(str, values))}"

@@ -35,7 +35,7 @@ _FAINT_INK: Final = "#5f6368"
 class Comparison:
     """Image, truth (where the images have one) and predictions side by side, as wide as a printed page.
 
-    Each row is as high as its image wants it, so no picture is cut or framed.
+    Each row is as high as its image wants it, so no picture is cut.
 
     Attributes:
         rows: What is shown, one or more.

@@ -21,6 +21,10 @@ PAGE_WIDTH: Final = 7.16
 """Inches: the text of a printed page, over both of its columns."""
 PAGE_HEIGHT: Final = 9.2
 
+_FRAME: Final = 2
+"""Pixels around a picture: without them white at its border would go over into the paper."""
+_FRAME_INK: Final = "#9aa0a6"
+
 _LEAST_POINTS: Final = 5.0
 """Below this no one reads a line; one that is still too long then is shortened."""
 
@@ -51,13 +55,17 @@ class Page:
         return axes
 
     def picture(self, picture: Image.Image, left: float, top: float, width: float, height: float) -> None:
-        """Fit a picture into a cell, in its own proportions; where it does not fill the cell the paper shows."""
+        """Fit a picture into a cell, in its own proportions, and frame it from outside.
+
+        Where it does not fill the cell the paper shows.
+        """
         cell = (max(1, round(width * DPI)), max(1, round(height * DPI)))
         fitted = ImageOps.contain(picture, cell, Image.Resampling.LANCZOS)
-        across, down = fitted.width / DPI, fitted.height / DPI
+        framed = ImageOps.expand(fitted, _FRAME, _FRAME_INK)
+        across, down = framed.width / DPI, framed.height / DPI
         axes = self.axes(left + (width - across) / 2, top + (height - down) / 2, across, down)
         # Without interpolation a PNG has the pixels one to one, and a PDF keeps them as they are.
-        axes.imshow(np.asarray(fitted), interpolation="none", aspect="auto")
+        axes.imshow(np.asarray(framed), interpolation="none", aspect="auto")
 
     def write(self, text: str, x: float, y: float, points: float, *, room: float | None = None, **style: Any) -> None:
         """Write one line whose baseline is at `y`: smaller where `room` is short, then shortened in its middle.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dsu.data.datasets import find_dataset
 from dsu.data.folders import find_images, unwrapped
-from dsu.data.images import IMAGE_SUFFIXES, read_image
+from dsu.data.images import IMAGE_SUFFIXES, UnreadableImage, read_image
 from dsu.data.masks import choose_reading, examine_mask
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import match
@@ -36,7 +36,7 @@ class Shown:
 
 def find_shown(
     sources: Sequence[str], masks: Path | None, count: int, *, data_root: Path, progress: Progress = SILENT
-) -> list[Shown]:
+) -> tuple[list[Shown], list[str]]:
     """Read the images that a user means, with their masks.
 
     Args:
@@ -47,10 +47,13 @@ def find_shown(
         data_root: Where benchmarks lie.
         progress: Who is told of images left out.
 
+    Returns:
+        The images; and a sentence for each that was skipped, since it or its mask cannot be read.
+
     Raises:
         UsageError: More than `MOST` images, a source that is absent or has none, or a folder of masks that has none
             of these images.
-        UnreadableImage: A file that cannot be read.
+        UnreadableImage: None of the images can be read.
     """
     found: list[_Named] = []
     for source in sources:
@@ -62,9 +65,7 @@ def find_shown(
         raise UsageError(f"{len(found)} images make too tall a figure: give {MOST} at most.")
     if masks is not None:
         found = _with_masks(found, masks)
-    paths = [mask for _, _, mask in found if mask is not None]
-    reading = choose_reading([examine_mask(path)[1] for path in paths])
-    return [Shown(name, read_image(image), None if mask is None else reading.read(mask)) for name, image, mask in found]
+    return _read(found)
 
 
 _Named = tuple[str, Path, Path | None]
@@ -90,6 +91,21 @@ def _named(source: str, data_root: Path) -> list[_Named]:
         return [(image.relative_to(path).with_suffix("").as_posix(), image, None) for image in find_images(path)]
     chosen = [split for split in splits if split.kind != "train"] or splits
     return [(pair.name, pair.image, pair.mask) for split in chosen for pair in split.pairs]
+
+
+def _read(found: Sequence[_Named]) -> tuple[list[Shown], list[str]]:
+    """Images and masks, these read by one rule; and why others cannot be."""
+    opened, broken = [], []
+    for name, path, mask in found:
+        try:
+            opened.append((name, read_image(path), mask, examine_mask(mask)[1] if mask else None))
+        except UnreadableImage as error:
+            broken.append(error)
+    if broken and not opened:
+        raise broken[0]
+    reading = choose_reading([facts for *_, facts in opened if facts is not None])
+    shown = [Shown(name, image, reading.read(mask) if mask else None) for name, image, mask, _ in opened]
+    return shown, list(map(str, broken))
 
 
 def _with_masks(found: Sequence[_Named], masks: Path) -> list[_Named]:

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cached import Cached, complaint, data_files, shard
 from support import Dsu
 
+from dsu.features.upkeep import describe_stores
 from dsu.features.verification import verify_store
 from dsu_cache import CacheError, Store
+from dsu_cli import console
+from dsu_cli.cache_reports import stores_table
 
 # ---- info, list, remove ----
 
@@ -48,6 +52,26 @@ def test_info_and_list_say_what_there_is(dsu: Dsu, cached: Cached, tmp_path: Pat
     [result] = json.loads(dsu("cache", "verify", *roots, "--json", "--quiet", exit_code=1).stdout)
     assert not result["passed"] and result["findings"][0]["samples"] == ["0000", "0001", "0002", "0003", "0004"]
     assert "no store of DUTS" in dsu("cache", "info", "DUTS", *roots, exit_code=2).output
+
+
+@pytest.mark.parametrize(
+    ("width", "parts"),
+    [
+        (200, ["a-rather-long-name-of-a-data-set"]),
+        (80, ["a-rather-long-", "name-of-a-data-set"]),
+        (40, ["a-rather-long-", "name-of-a-data-set"]),
+    ],
+)
+def test_a_long_name_is_whole_or_folded_at_hyphens(
+    cached: Cached, monkeypatch: pytest.MonkeyPatch, width: int, parts: list[str]
+) -> None:
+    """The column of arrays gives way first."""
+    [state] = describe_stores((), cached.root)
+    monkeypatch.setattr(console.out, "width", width)
+    with console.out.capture() as printed:
+        console.out.print(stores_table([replace(state, split="".join(parts))]))
+    said = [line[: len(parts[-1]) + 1].strip() for line in printed.get().splitlines()[1:]]
+    assert [line for line in said if line and line in "".join(parts)] == parts
 
 
 def test_without_any_store_all_commands_say_so_and_a_name_is_refused(dsu: Dsu) -> None:

@@ -73,9 +73,23 @@ def test_masks_of_one_value_are_told_and_named(dsu: Dsu, folder: Path) -> None:
     for path in (folder / "masks").iterdir():
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 127, np.uint8(2), np.uint8(1))).save(path)
     said = dsu("datasets", "check", folder, exit_code=1).output
-    assert "--foreground VALUE" in said and "will stop" in said
+    assert "--foreground 1 --foreground 2" in " ".join(said.split()) and "will stop" in said
+    assert "Next:" not in said
     said = dsu("datasets", "check", folder, "--foreground", 2).output
     assert "foreground where 2" in said
+
+
+def test_at_the_end_stands_what_to_type_next(dsu: Dsu, folder: Path, tmp_path: Path) -> None:
+    def last(*arguments: object) -> str:
+        return str(dsu("datasets", "check", *arguments).stdout.splitlines()[-1])
+
+    assert last(folder) == f"Next: `dsu cache-features {folder}`"
+    mine = folder.rename(tmp_path / "my tiles")
+    (mine / "masks").rename(mine / "second one")
+    options = ("--images", "images", "--masks", "second one", "--foreground", "255", "--foreground", "254")
+    typed = f"'{mine}' --images images --masks 'second one' --foreground 255 --foreground 254"
+    assert last(mine, *options) == f"Next: `dsu cache-features {typed}`"
+    assert "Next" not in last(mine, *options, "--quiet")
 
 
 def test_a_sheet_is_drawn_if_asked_for_and_never_over_anything(dsu: Dsu, folder: Path) -> None:

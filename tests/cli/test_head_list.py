@@ -38,6 +38,16 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
+def test_heads_of_tiles_are_marked_and_the_headings_explained(dsu: Dsu, runs: Path) -> None:
+    said = dsu("head", "list").output
+    assert "N: Hiera's last N blocks have adapters." in said and "(tiles)" not in said
+    cut = {"split": "large-TR", "tile": 512, "overlap": 64}
+    keep_head(runs / "cut", 0, dataset=cut, metrics={"val_S": 0.9})
+    said = dsu("head", "list").output
+    assert said.count("(tiles)") == 2 and "large-TR (tiles)" in said and "at (tiles) of tiles held out" in said
+    assert [head["tiled"] for head in json.loads(dsu("head", "list", "--json").stdout)] == [True, False, False, False]
+
+
 def test_heads_are_listed_the_newest_first_with_data_adapters_epochs_figures_and_age(dsu: Dsu, runs: Path) -> None:
     first, *rows = [line.split() for line in dsu("head", "list").stdout.splitlines()]
     assert first == ["head", "data", "network", "N", "epoch", "S", "MAE", "IoU", "age"]

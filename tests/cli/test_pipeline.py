@@ -33,7 +33,7 @@ def test_the_four_commands_go_on_with_what_the_last_one_left(dsu: Dsu, drawn: Pa
     } <= {path.name for path in run.iterdir()}
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"] and all(float(row["val_S"]) > 0 for row in rows)
-    dsu("predict")
+    assert dsu("predict").stdout.endswith("Next: `dsu eval`\n")
     truths = sorted((drawn / "test" / "masks").iterdir())
     for truth in truths:
         mask = Image.open(run / "predictions" / "shapes-TE" / truth.name)
@@ -164,8 +164,10 @@ def test_folders_and_files_are_predicted_with_subfolders_kept(dsu: Dsu, drawn: P
     assert "broken.jpg" in said and "4 written" in said and "1 skipped" in said
     written = {path.relative_to(tmp_path / "masks").as_posix() for path in (tmp_path / "masks").rglob("*.png")}
     assert written == {"photos/a_jpg.png", "photos/a_png.png", "photos/deep/b.png", f"{images[3].stem}.png"}
+    assert "Next:" not in said, "nothing of it can be judged"
     said = dsu("predict", "photos", "--out", "masks", exit_code=1).output
     assert "3 stood already" in said
+    assert dsu("predict", "--out", "my masks").stdout.endswith("Next: `dsu eval --predictions 'my masks'`\n")
     said = dsu("predict", "photos", "--out", "masks", "--kind", "overlay", exit_code=1).output
     assert "--overwrite" in said
 

@@ -29,12 +29,23 @@ def test_stopped_within_epochs_and_gone_on_with(dsu: Dsu, drawn: Path, monkeypat
                 stop_at(patch, stop)
                 resume = ("--resume",) if index else ()
                 said = dsu(*train, "--out", out, *resume, exit_code=130).output
-                assert f"--resume --out {out}" in said, said
+                assert f"--resume --out {out}" in said and said.count("error:") == 1, said
         dsu("train-head", "--resume", "--out", out, "--quiet")
         assert rows(Path(out)) == rows(Path("whole"))
         for name in ("head", "last", "best"):
             whole, gone_on = (load_file(Path(run) / f"{name}.safetensors") for run in ("whole", out))
             assert all(torch.equal(whole[key], gone_on[key]) for key in whole), name
+
+
+def test_stopped_before_anything_is_kept_the_same_command_starts_anew(
+    dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = house.train("--out", "early", "--quiet")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0)
+        said = dsu(*train, exit_code=130).output
+    assert "nothing is kept: run the same command again to start anew." in said and said.count("error:") == 1
+    dsu(*train)
 
 
 def test_a_finished_run_cannot_be_prolonged_and_what_to_do_is_said(dsu: Dsu, house: House) -> None:

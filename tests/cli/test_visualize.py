@@ -29,6 +29,14 @@ def test_features_of_a_folder_with_masks_and_of_files_without(dsu: Dsu, drawn: P
     assert Path("new/some.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_features_of_a_folder_with_an_unreadable_image_are_of_the_others(dsu: Dsu, drawn: Path) -> None:
+    shutil.copytree(drawn / "test", "mine")
+    first = min(Path("mine/images").iterdir())
+    first.write_bytes(b"rubbish")
+    said = dsu("visualize", "features", "mine", "--count", 3, "--no-tsne", *TINY, exit_code=1).output
+    assert f"{first.name} cannot be read" in said and "features of 2 images" in said and Path("features.png").is_file()
+
+
 def test_features_before_and_after_a_heads_adapters(dsu: Dsu, house: House) -> None:
     image = next(iter(sorted((house.data / "train" / "images").iterdir())))
     said = dsu("visualize", "features", image, *TINY, "--no-tsne", "-o", "frozen.png").output

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -85,6 +86,20 @@ def test_training_curves(tmp_path: Path, epochs: int) -> None:
         assert drawn.format == "PNG"
         # Validation has a panel of its own once there is any.
         assert drawn.height > 1000 if epochs > 1 else drawn.height < 800
+
+
+def test_validation_is_drawn_on_the_whole_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a change of 1 % looks like a plunge."""
+    limits: list[tuple[float, float]] = []
+    save = Figure.savefig
+
+    def saved(self: Figure, *arguments: Any, **options: Any) -> None:
+        limits.extend(axes.get_ylim() for axes in self.axes if axes.get_ylabel() == "validation")
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    training_curves(history(4), tmp_path / "curves.png")
+    assert limits == [(0, 1)]
 
 
 def test_training_curves_of_a_file_are_those_of_its_rows(tmp_path: Path) -> None:

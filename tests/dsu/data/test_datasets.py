@@ -15,7 +15,7 @@ from dsu.data.datasets import SampleFacts, describe, find_dataset, find_images, 
 from dsu.data.masks import MaskReading
 from dsu.data.pairing import Split, make_split
 from dsu.errors import UsageError
-from dsu.progress import SILENT
+from dsu.progress import SILENT, counted
 
 
 def tree(root: Path, *files: str) -> Path:
@@ -104,7 +104,7 @@ def test_cod10k_s_images_without_camouflage_are_left_out_and_counted(tmp_path: P
         tree(tmp_path, f"COD10K-v3/Train/Image/{name}.jpg", f"COD10K-v3/Train/GT_Object/{name}.png")
     (split,) = find_dataset("COD10K", tmp_path)
     assert (names(split), split.left_out, split.masks_without_image) == (["COD10K-CAM-1"], 2, ())
-    assert any("2 images are left out" in line for line in describe(split, inspect(split)))
+    assert any("2 images left out: by convention" in line for line in describe(split, inspect(split)))
 
 
 COD_REPACKED = [
@@ -274,9 +274,9 @@ def test_what_does_not_pair_is_listed_and_named(tmp_path: Path) -> None:
     split = find_one(home)
     assert names(split) == ["00", "01"]
     lines = "\n".join(describe(split, inspect(split)))
-    assert "13 images have no mask and are passed over: 02.jpg, 03.jpg" in lines
+    assert "13 images without a mask, passed over: 02.jpg, 03.jpg" in lines
     assert "11.jpg and 3 more." in lines
-    assert "1 masks have no image: stray.png." in lines
+    assert "1 mask without an image: stray.png." in lines
 
 
 def test_equal_stems_keep_their_endings_and_subfolders_count(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_label_masks_are_read_as_such_and_named_values_decide(mine: Path) -> Non
     split = find_one(mine)
     inspection = inspect(split)
     assert inspection.mask_reading == MaskReading(labels=True)
-    assert any("--foreground VALUE" in line for line in describe(split, inspection))
+    assert any("`--foreground 1 --foreground 2`" in line for line in describe(split, inspection))
     assert inspect(split, foreground=[2]).mask_reading == MaskReading((2,))
     with pytest.raises(UsageError, match="no mask holds the value 7"):
         inspect(split, inspection.facts, SILENT, foreground=[7])
@@ -500,7 +500,9 @@ def test_a_factory_s_folder_needs_no_renaming(real_data: Path, name: str, pairs:
     assert (split.name, split.kind, len(split.pairs)) == (name, "all", pairs)
     inspection = inspect(split)
     assert inspection.mask_reading == MaskReading()
-    assert any(f"{empty} masks have no foreground" in line for line in describe(split, inspection)) == (empty > 0)
+    assert any(f"{counted(empty, 'masks')} without foreground" in line for line in describe(split, inspection)) == (
+        empty > 0
+    )
 
 
 @pytest.mark.data

@@ -124,7 +124,9 @@ def test_a_value_that_no_mask_holds_is_refused(tmp_path: Path) -> None:
 
 
 def test_labels_without_background_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--foreground VALUE\.\.\. \(they hold the values 1, 2, 3\)"):
+    with pytest.raises(
+        UsageError, match=r"out of `--foreground 1 --foreground 2 --foreground 3` \(they hold the values 1, 2, 3\)"
+    ):
         choose_reading(facts_of(tmp_path, [OBJECT + 1, OBJECT * 2 + 1]))
 
 
@@ -138,13 +140,19 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
         return "\n".join(say_reading(choose_reading(facts, foreground), facts))
 
     assert said([OBJECT * 255]) == "Masks: grey levels, soft edges kept."
-    assert "1 masks have no foreground" in said([OBJECT * 255, OBJECT * 0])
+    assert "1 mask without foreground" in said([OBJECT * 255, OBJECT * 0])
+    assert "2 masks without foreground" in said([OBJECT * 255, OBJECT * 0, OBJECT * 0])
     for masks in ([OBJECT * 5], [paletted(OBJECT)], [colours((128, 0, 0))]):
-        assert "--foreground VALUE" in said(masks)
+        assert "foreground" in said(masks) and "--foreground" not in said(masks), "one value leaves no choice"
+    for masks in ([OBJECT, OBJECT * 2], [paletted(OBJECT), paletted(OBJECT * 2)]):
+        assert "some of `--foreground 1 --foreground 2`." in said(masks)
+    assert "some of `--foreground VALUE`, once for each value." in said([OBJECT * value for value in range(1, 9)])
     assert "8388608 (#800000)" in said([colours((128, 0, 0))])
-    assert "value 5 is foreground" in said([OBJECT * 5], [5])
+    assert "the value 5 is foreground" in said([OBJECT * 5], [5])
+    assert "the values 1, 5 are foreground" in said([OBJECT * 5, OBJECT], [1, 5])
     many = [OBJECT * value for value in range(151)]
     assert "darker than half" in said(many), "as ADE20K's labels are: too many values to be sure"
+    assert "`--foreground VALUE`, once for each value" in said(many)
 
 
 @settings(max_examples=60, deadline=None)

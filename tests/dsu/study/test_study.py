@@ -3,10 +3,12 @@
 import math
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dsu.architecture import build_architecture
@@ -15,7 +17,8 @@ from dsu.evaluation.evaluate import Case, evaluate
 from dsu.settings import TrainingSettings
 from dsu.study.costs import Cost
 from dsu.study.members import Asked, variants
-from dsu.study.plan import Member
+from dsu.study.picture import draw_study
+from dsu.study.plan import Member, Study
 from dsu.study.results import Result, SetResult, read_result, result_of_set, write_result
 from dsu.study.summary import Finished, pooled, spread, spreads
 from dsu.study.tables import default_figures, study_tables
@@ -97,6 +100,34 @@ def test_the_table_of_depth_has_costs_and_of_seeds_mean_and_spread() -> None:
     assert "| mean | 0.5500 |" in table.to_markdown()
     [table] = study_tables("depth", [finished("depth-0", "depth-0", scored(S=0.5), [60.0, 6.0, 6.0])], ("S",))
     assert table.rows[0].cells == ("depth-0", "0.5000", "1:12", "6", "2", "0.50", "1")
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ((0.0, 0.0), (0, 0.11)),  # nothing below what can be reached
+        ((1.0, 0.9, 0.5), (0.3, 1)),
+        ((0.0, 1.0), (0, 1)),  # mean and deviation reach beyond both ends
+        ((0.912, 0.913), (0.86, 0.97)),  # chance stays small
+    ],
+)
+def test_scales_end_where_figures_do_and_are_not_too_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[float, ...], limits: tuple[float, float]
+) -> None:
+    drawn: list[tuple[float, float]] = []
+    save = Figure.savefig
+
+    def saved(self: Figure, *arguments: Any, **options: Any) -> None:
+        drawn.extend(axes.get_ylim() for axes in self.axes if axes.get_visible())
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    seeds = [finished(f"seed-{n}", "seeds", scored(misses=value), [1.0]) for n, value in enumerate(values)]
+    study = cast(Study, SimpleNamespace(kind="seeds", source=SimpleNamespace(split="tiles")))
+    draw_study(study, seeds, ("misses",), tmp_path / "study.png")
+    [(low, high)] = drawn
+    assert 0 <= low < high <= 1 and high - low > 0.099 and (tmp_path / "study.png").is_file()
+    assert (low, high) == pytest.approx(limits, abs=0.03)
 
 
 def test_images_without_an_object_call_for_other_figures() -> None:

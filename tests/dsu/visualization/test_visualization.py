@@ -1,9 +1,11 @@
 """Figures of features and predictions: what is fitted, what is chosen, what is drawn."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import toy_network
 
+from dsu.data.images import UnreadableImage
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.pictures import CELL_GROUND
@@ -24,6 +27,8 @@ from dsu.visualization.figures import FeatureFigure
 from dsu.visualization.page import DPI, Page, fill_pages
 from dsu.visualization.projections import choose_tokens, mask_of_tokens, plane, principal_colours
 from dsu.visualization.shown import Shown, find_shown
+
+FRAME_GREY: Final = (154, 160, 166)
 
 
 def noise(height: int, width: int, channels: int, seed: int = 0) -> NDArray[np.float32]:
@@ -68,7 +73,9 @@ def test_a_picture_lies_pixel_by_pixel_in_the_middle_of_its_cell() -> None:
     pixels = np.asarray(page.figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     left = 30 + (120 - 60) // 2
     assert np.array_equal(pixels[30:120, left : left + 60], drawn)
-    pixels[30:120, left : left + 60] = 255
+    pixels[30:120, left : left + 60] = FRAME_GREY
+    assert (pixels[28:122, left - 2 : left + 62] == FRAME_GREY).all(), "framed from outside"
+    pixels[28:122, left - 2 : left + 62] = 255
     assert (pixels == 255).all()
 
 
@@ -252,11 +259,11 @@ def test_tsne_is_a_phase_of_its_own_and_can_be_left_out(tmp_path: Path) -> None:
 
 def test_images_are_shown_with_the_masks_that_belong_to_them(drawn: Path, tmp_path: Path) -> None:
     train = drawn / "train"
-    shown = find_shown([str(train)], None, 3, data_root=tmp_path)
+    shown, _ = find_shown([str(train)], None, 3, data_root=tmp_path)
     assert len(shown) == 3 and all(one.mask is not None and one.mask.max() > 0 for one in shown)
     files = [str(train / "images" / f"{one.name}.jpg") for one in shown]
-    assert [one.mask for one in find_shown(files, None, 9, data_root=tmp_path)] == [None] * 3
-    again = find_shown(files, train / "masks", 9, data_root=tmp_path)
+    assert [one.mask for one in find_shown(files, None, 9, data_root=tmp_path)[0]] == [None] * 3
+    again, _ = find_shown(files, train / "masks", 9, data_root=tmp_path)
     assert all(np.array_equal(a.mask, b.mask) for a, b in zip(again, shown, strict=True))  # type: ignore[arg-type]
     (tmp_path / "other").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "other" / "unknown.png")
@@ -264,12 +271,25 @@ def test_images_are_shown_with_the_masks_that_belong_to_them(drawn: Path, tmp_pa
         find_shown(files, tmp_path / "other", 9, data_root=tmp_path)
 
 
+def test_what_cannot_be_read_is_skipped_and_named(drawn: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(drawn / "train", mine)
+    images, masks = (sorted((mine / inner).iterdir()) for inner in ("images", "masks"))
+    for path in (images[0], masks[1]):
+        path.write_bytes(b"rubbish")
+    shown, broken = find_shown([str(mine)], None, 24, data_root=tmp_path)
+    assert [one.name for one in shown] == [path.stem for path in images[2:]]
+    assert [str(path) in line for path, line in zip((images[0], masks[1]), broken, strict=True)] == [True, True]
+    with pytest.raises(UnreadableImage, match=images[0].name):
+        find_shown([str(images[0])], None, 24, data_root=tmp_path)
+
+
 def test_a_benchmarks_name_means_the_images_of_its_test_split(published: Path) -> None:
     heard = Listener()
-    shown = find_shown(["duts"], None, 2, data_root=published, progress=heard)
+    shown, _ = find_shown(["duts"], None, 2, data_root=published, progress=heard)
     assert [one.name for one in shown] == ["a", "c"] and all(one.mask is not None for one in shown)
     assert heard.said == ["duts: 2 of 3 images (--count shows more)"]
-    assert [one.name for one in find_shown(["DUTS-TR"], None, 9, data_root=published)] == ["t"]
+    assert [one.name for one in find_shown(["DUTS-TR"], None, 9, data_root=published)[0]] == ["t"]
     with pytest.raises(UsageError, match=r"neither a folder .* nor a benchmark"):
         find_shown(["nothing"], None, 2, data_root=published)
     with pytest.raises(UsageError, match=r"nothing\.jpg does not exist"):
@@ -419,7 +439,7 @@ def test_portraits_stand_on_white_paper(tmp_path: Path, names: list[str], height
     for drawn, name, down, across in ((red, "tall", height, width), (blue, "wide", 0.25, 1)):
         assert drawn.any(axis=1).sum() == pytest.approx(names.count(name) * down * cell, abs=4)
         assert drawn.any(axis=0).sum() == pytest.approx(4 * across * cell, abs=6)
-    rest = pixels[~(red | blue)]
+    rest = pixels[~(red | blue | (pixels == FRAME_GREY).all(axis=2))]
     assert not (rest == CELL_GROUND).all(axis=1).any() and (rest == 255).all(axis=1).mean() > 0.98
 
 
