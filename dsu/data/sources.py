@@ -45,8 +45,10 @@ class SourceFolder:
             and all(number is None or type(number) is int for number in (self.tile, self.overlap))
         ):
             raise TypeError("a source folder's fields are texts, numbers, and whether it is a benchmark")
-        if self.reading is not None:
-            MaskReading.from_json(self.reading)
+        try:
+            _ = self.mask_reading
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TypeError("a source folder's reading is one of masks") from error
 
     @classmethod
     def of(

@@ -1,0 +1,59 @@
+"""How images were found, kept as plain values and believed only as dsu writes them."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsu.data.masks import MaskReading
+from dsu.data.sources import SourceFolder
+from dsu.data.tiles import Tiling
+
+FIELDS = {
+    "split": "own",
+    "dataset": "own",
+    "kind": "all",
+    "benchmark": False,
+    "reference": "/a b/own",
+    "data_root": "/",
+}
+
+
+def test_it_survives_being_written_down() -> None:
+    reading = MaskReading((1, 2), labels=False, white=255)
+    source = SourceFolder(**FIELDS, images="pics", masks="maps", tile=64, overlap=8, reading=reading.to_json())
+    again = SourceFolder(**json.loads(json.dumps(vars(source))))
+    assert again == source
+    assert again.mask_reading == reading and again.tiling == Tiling(64, 8) and again.uncut.tiling is None
+
+
+def test_what_to_type_again_is_whole_and_quoted() -> None:
+    source = SourceFolder(
+        **FIELDS, images="my pics", masks="maps", tile=64, overlap=8, reading=MaskReading((3,)).to_json()
+    )
+    assert shlex.split(source.asked) == [
+        *("/a b/own", "--images", "my pics", "--masks", "maps"),
+        *("--tile", "64", "--overlap", "8", "--foreground", "3"),
+    ]
+    assert SourceFolder(**{**FIELDS, "reference": "DUTS"}).asked == "DUTS"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"reading": {}}, {"reading": "x"}, {"reading": 3}, {"reading": {"foreground": 1}}, {"tile": "64"}, {"tile": True}],
+)
+def test_other_values_are_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        SourceFolder(**{**FIELDS, **field})
+
+
+def test_a_split_is_found_again_as_it_was_cut(drawn: Path) -> None:
+    from dsu.data.datasets import find_dataset
+
+    [split] = find_dataset(drawn / "train", drawn)
+    source = SourceFolder.of(split, str(drawn / "train"), drawn, tiling=Tiling(40, 8))
+    found = source.find()
+    assert found is not None and found.name == "train-tiles-40-8" and len(found.pairs) > len(split.pairs)
+    assert source.uncut.find() == split
