@@ -57,7 +57,7 @@ def export_checkpoint(
 
     target = new_file("--out", out, overwrite=overwrite)
     file = resolve_head(head)
-    random = bool(read_head_info(file).training.get("random_weights", False))
+    random = read_head_info(file).random_weights
     state = export_head(file, EncoderWeights(hiera_weights, dino_weights, random))
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, buffer)

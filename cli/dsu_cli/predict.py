@@ -114,7 +114,7 @@ def predict(
         progress.say(
             f"{job.name or 'files'}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}"
         )
-    weights = EncoderWeights(hiera_weights, dino_weights, bool(info.training.get("random_weights", False)))
+    weights = EncoderWeights(hiera_weights, dino_weights, info.random_weights)
     outcomes = predict(jobs, head_file, folder, settings, runtime, weights, progress)
     broken = [line for outcome in outcomes.values() for line in outcome.broken]
     for line in broken:

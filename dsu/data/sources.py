@@ -90,11 +90,15 @@ class SourceFolder:
         return None if self.reading is None else MaskReading.from_json(self.reading)
 
     @property
+    def foreground(self) -> tuple[int, ...] | None:
+        """Raw mask values that the user named as foreground."""
+        return None if self.mask_reading is None else self.mask_reading.foreground
+
+    @property
     def asked(self) -> str:
         """What to type after `dsu cache-features` for the same images, read and cut the same."""
-        foreground = None if self.mask_reading is None else self.mask_reading.foreground
         options = [("images", self.images), ("masks", self.masks), ("tile", self.tile), ("overlap", self.overlap)]
-        options += [("foreground", value) for value in foreground or ()]
+        options += [("foreground", value) for value in self.foreground or ()]
         words = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
         return shlex.join([self.reference, *words])
 

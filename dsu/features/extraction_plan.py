@@ -133,8 +133,7 @@ def plan_extraction(
     if store is not None:
         _check_owner(store, source)
     previous = None if store is None else stored_facts(store)
-    noted = None if store is None else source_of(store).mask_reading
-    foreground = settings.foreground or (None if noted is None else noted.foreground)
+    foreground = settings.foreground or (None if store is None else source_of(store).foreground)
     inspection = inspect(split, previous, progress, foreground=foreground)
     if not inspection.facts:
         broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])

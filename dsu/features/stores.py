@@ -278,8 +278,7 @@ def check_samples(store: Store, source: SourceFolder, progress: Progress = SILEN
     if split is None:
         progress.say(f"The images of {source.split} are not at {source.place} any more: using the store as it is.")
         return stored
-    reading = source.mask_reading
-    facts = inspect(split, stored, progress, foreground=reading.foreground if reading else None).facts
+    facts = inspect(split, stored, progress, foreground=source.foreground).facts
     new = sorted(set(facts) - set(stored))
     gone = sorted(set(stored) - set(facts))
     changed = sorted(n for n in set(facts) & set(stored) if sample_key(facts[n]) != store.manifest.entries[n].key)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsu.data.sources import SourceFolder
+from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import library_versions
 from dsu.features.stores import architecture_of, encoders_of, open_store, source_of, store_folders
@@ -235,7 +236,7 @@ def _describe_array(store: Store, name: str, weights: Mapping[str, str]) -> Arra
     missing = store.missing(name, views)
     lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
     maps = map_names(architecture_of(store))
-    encoder = None if name in ("pixels", "mask") else "DINOv2" if name in maps else "Hiera"
+    encoder = None if name in FLIPPED_WHEN_READ else "DINOv2" if name in maps else "Hiera"
     now, fields = library_versions(), info.fingerprint
     in_use = store.manifest.rows_in_use // store.rows_per_shard
     return ArrayState(
@@ -259,7 +260,7 @@ def _describe_array(store: Store, name: str, weights: Mapping[str, str]) -> Arra
 
 
 def _is_there(source: SourceFolder) -> bool:
-    return source.find() is not None
+    return source.uncut.find() is not None
 
 
 def _last_change(folder: Path) -> datetime:

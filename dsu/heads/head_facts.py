@@ -103,7 +103,7 @@ class HeadFacts:
     @property
     def random(self) -> bool:
         """Whether its encoders are random ones: good for trying things out, for nothing else."""
-        return any(encoder.random for encoder in self.encoders)
+        return self.info.random
 
     @property
     def adapters(self) -> str:
@@ -187,7 +187,7 @@ def _judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def _encoders(info: HeadInfo) -> tuple[EncoderFacts, ...]:
     architecture = info.architecture
-    drawn = bool(info.training.get("random_weights", False))
+    drawn = info.random_weights
     hiera, dino = architecture.hiera.name, architecture.dino.name
     named = [("hiera", f"Hiera {hiera}", hiera, architecture.hiera_size)]
     if architecture.injections:

@@ -25,12 +25,14 @@ __all__ = [
     "STATE_FILE",
     "HeadInfo",
     "head_bytes",
+    "is_finished",
     "load_head",
     "predictions_folder",
     "read_head_info",
     "resolve_head",
     "save_head",
     "start_from",
+    "stopped_runs",
 ]
 
 HEAD_FILE: Final = "head.safetensors"
@@ -74,9 +76,15 @@ class HeadInfo(BaseModel):
 
     @property
     def random(self) -> bool:
-        """Whether its encoders' weights are random ones, as the toy's always are."""
-        toy = "toy" in (self.architecture.hiera.name, self.architecture.dino.name)
-        return toy or bool(self.training.get("random_weights", False))
+        """Whether any of its encoders' weights are random ones, as the toy's always are."""
+        hiera, dino = self.architecture.hiera.name, self.architecture.dino.name
+        used = (hiera, dino) if self.architecture.injections else (hiera,)
+        return self.random_weights or "toy" in used
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether it was trained with --random-weights: then every use of it draws the same ones."""
+        return bool(self.training.get("random_weights", False))
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
@@ -152,8 +160,8 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
     if given is None:
         found = sorted(runs.glob(f"*/{HEAD_FILE}"), key=lambda path: path.stat().st_mtime)
         if not found:
-            unfinished = next(runs.glob(f"*/{STATE_FILE}"), None)
-            run = "run `dsu train-head`" if unfinished is None else _go_on(unfinished.parent)
+            stopped = stopped_runs(runs)
+            run = _go_on(stopped[0]) if stopped else "run `dsu train-head`"
             raise UsageError(f"There is no trained head below {runs}/: {run}, or give one with --head.")
         return found[-1]
     if is_hub_name(given):
@@ -208,6 +216,17 @@ def start_from(head: Head, path: Path, architecture: Architecture, encoders: Map
 def _network_text(architecture: Architecture) -> str:
     ablation = "" if architecture.ablation == "none" else f", ablation {architecture.ablation}"
     return f"{architecture.preset} with {architecture.adapt_last} adapted blocks{ablation}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its last epoch: only then its result is written."""
+    return (folder / HEAD_FILE).exists()
+
+
+def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
+    """Runs with a checkpoint and no result, the one stopped last first."""
+    found = [state for state in runs.glob(f"*/{STATE_FILE}") if not is_finished(state.parent)]
+    return [state.parent for state in sorted(found, key=lambda state: state.stat().st_mtime, reverse=True)]
 
 
 def predictions_folder(given: str | Path | None, head: Path, runs: Path = Path("runs")) -> Path:

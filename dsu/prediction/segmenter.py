@@ -73,7 +73,7 @@ class Segmenter:
         weights = EncoderWeights(
             hiera=None if hiera_weights is None else Path(hiera_weights),
             dino=None if dino_weights is None else Path(dino_weights),
-            random=bool(info.training.get("random_weights", False)),
+            random=info.random_weights,
         )
         runtime = choose_runtime(device, precision)
         return cls(runtime.place(load_network(state, info, weights)), runtime, info.tiling)

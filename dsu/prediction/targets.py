@@ -277,11 +277,10 @@ class _Finder:
         for item in drift:
             self.progress.say(f"other version: {item}")
         check_samples(store, source, self.progress)
-        split = source.find()
+        split = source.uncut.find()
         chosen = [sample for sample in store.manifest.names if only is None or sample in only]
-        named = image_name if source.tiling else str
-        paths = {} if split is None else {named(pair.name): pair.image for pair in split.pairs}
-        images = dict.fromkeys(named(sample) for sample in chosen)
+        paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
+        images = dict.fromkeys(image_name(sample) if source.tiling else sample for sample in chosen)
         return self._job(name, [(image, paths.get(image, Path(image))) for image in images], source, store, point)
 
     def _split_job(self, split: Split, source: SourceFolder) -> Job:

@@ -11,11 +11,12 @@ from dsu.data.held_out import fold_out
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import SourceFolder, architecture_of, encoders_name, find_store, reading_of, stored_facts
+from dsu.heads.head_file import is_finished
 from dsu.settings import TrainingSettings
 from dsu.study.costs import Cost, Lacking, cost_of
 from dsu.study.members import FOLDER_STARTS, VARIES, Asked, Kind, variants
 from dsu.study.results import read_result
-from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, is_finished, settings_of_run
+from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
 from dsu.training.training_data import encoders_as_settings, encoders_asked
 from dsu_cache import Store
 

@@ -4,17 +4,15 @@ from pathlib import Path
 from typing import Final
 
 from dsu.errors import DsuError, UsageError
-from dsu.heads.head_file import HEAD_FILE, STATE_FILE
+from dsu.heads.head_file import HEAD_FILE, STATE_FILE, is_finished, stopped_runs
 from dsu.settings import TrainingSettings, read_settings
 
 __all__ = [
     "SETTINGS_FILE",
     "check_same_run",
     "has_state",
-    "is_finished",
     "run_folder",
     "settings_of_run",
-    "stopped_runs",
     "unfinished_run",
 ]
 
@@ -52,17 +50,6 @@ def run_folder(out: Path | None, name: str, *, resume: bool, overwrite: bool) ->
 def has_state(folder: Path) -> bool:
     """Whether a run has kept anything that it can be gone on with from."""
     return any((folder / name).exists() for name in (STATE_FILE, HEAD_FILE))
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run has come to its last epoch: only then its result is written."""
-    return (folder / HEAD_FILE).exists()
-
-
-def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
-    """Runs with a checkpoint and no result, the one stopped last first."""
-    found = [state for state in runs.glob(f"*/{STATE_FILE}") if not is_finished(state.parent)]
-    return [state.parent for state in sorted(found, key=lambda state: state.stat().st_mtime, reverse=True)]
 
 
 def unfinished_run(runs: Path = Path("runs")) -> Path:

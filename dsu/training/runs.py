@@ -20,7 +20,7 @@ from dsu.features.stores import (
     recorded_type,
 )
 from dsu.files import make_folder, write_durably
-from dsu.heads.head_file import HeadInfo, resolve_head, start_from
+from dsu.heads.head_file import HeadInfo, resolve_head, start_from, stopped_runs
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, point_block, resume_point
 from dsu.progress import SILENT, Progress
@@ -32,7 +32,6 @@ from dsu.training.run_folders import (
     has_state,
     run_folder,
     settings_of_run,
-    stopped_runs,
     unfinished_run,
 )
 from dsu.training.run_notes import run_notes

@@ -168,9 +168,8 @@ def _from_images(
         )
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
-    noted = source.mask_reading
     previous = None if store is None else stored_facts(store)
-    found = inspect(split, previous, progress, foreground=noted.foreground if noted else None)
+    found = inspect(split, previous, progress, foreground=source.foreground)
     for line in (*describe(split, found), *unreadable(found)):
         progress.say(line)
     reading = found.mask_reading if store is None else reading_of(store)

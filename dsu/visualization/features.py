@@ -102,7 +102,7 @@ def open_network(
         option = next(iter(asked)).replace("_", "-")
         raise UsageError(f"A head has its own encoders, which --{option} would change: leave it or --head away.")
     state, info = load_head(resolve_head(head))
-    weights = replace(weights, random=weights.random or bool(info.training.get("random_weights", False)))
+    weights = replace(weights, random=weights.random or info.random_weights)
     network = load_network(state, info, weights)
     if network.dino is None:  # the paper's ablation A
         network.dino = load_encoders(info.architecture, weights, hiera=False, dino=True)[1]
