@@ -20,10 +20,13 @@ from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_che
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.network import DSUNet
-from dsu.network.wavelet import SIGNS, TAP
+from dsu.network.wavelet import TAP
 from dsu.prediction.inference import load_network
 
 __all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
+
+SIGNS: Final = (((1, 1), (1, 1)), ((1, 1), (-1, -1)), ((1, -1), (1, -1)), ((1, -1), (-1, 1)))
+"""Of the 2x2 Haar filters that a published file keeps: LL, then high along the height, along the width, along both."""
 
 _ATTENTION = r"(query|key)"
 _RENAMINGS: Final = tuple(

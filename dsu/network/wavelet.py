@@ -1,7 +1,5 @@
 """Depthwise convolution with a wavelet branch (arXiv 2407.05848): a large field of view for few weights."""
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,37 +9,31 @@ __all__ = ["ChannelScale", "WaveletConv", "haar", "inverse_haar"]
 TAP = 0.4999999701976776
 """Product of two float32 taps 1/sqrt(2), the published filters' value; kept in float64 too."""
 
-SIGNS = (((1, 1), (1, 1)), ((1, 1), (-1, -1)), ((1, -1), (1, -1)), ((1, -1), (-1, 1)))
-"""LL, low along the width and high along the height, high along the width and low along the height, HH."""
-
 
 def haar(x: Tensor) -> Tensor:
     """One level of the orthonormal Haar transform.
 
-    (B, C, H, W) with even sides to (B, 4 C, H/2, W/2): channel 4 c + subband, in the order of `SIGNS`.
+    (B, C, H, W) with even sides to (B, 4 C, H/2, W/2): channel 4 c + subband, in the order LL, low along the width
+    and high along the height, high along the width and low along the height, HH.
+
+    Additions within each 2x2 cell: a grouped convolution gives the same numbers, but cuDNN runs its groups one by one.
     """
-    channels = x.shape[1]
-    return functional.conv2d(x, _filters(x, channels), stride=2, groups=channels)
+    return _butterfly(functional.pixel_unshuffle(x, 2))
 
 
 def inverse_haar(subbands: Tensor) -> Tensor:
     """Undo `haar`: (B, 4 C, H, W) to (B, C, 2 H, 2 W).
 
-    The transform is orthonormal, so its inverse is its transpose, with the same filters.
+    The transform is orthonormal and its 4x4 matrix symmetric, so the same additions undo it.
     """
-    channels = subbands.shape[1] // 4
-    return functional.conv_transpose2d(subbands.contiguous(), _filters(subbands, channels), stride=2, groups=channels)
+    return functional.pixel_shuffle(_butterfly(subbands), 2)
 
 
-def _filters(like: Tensor, channels: int) -> Tensor:
-    """(4 C, 1, 2, 2)."""
-    return _taps(like.device, like.dtype).repeat(channels, 1, 1, 1)
-
-
-@cache
-def _taps(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The four filters of one channel; kept, because a copy to the device waits for it."""
-    return (TAP * torch.tensor(SIGNS, dtype=dtype, device=device)).unsqueeze(1)
+def _butterfly(x: Tensor) -> Tensor:
+    """The sums (++++), (++--), (+-+-) and (+--+) of every four channels in a row, times the tap: same shape."""
+    a, b, c, d = x.unflatten(1, (-1, 4)).unbind(2)
+    top, bottom, left, right = a + b, c + d, a - b, c - d
+    return TAP * torch.stack([top + bottom, top - bottom, left + right, left - right], dim=2).flatten(1, 2)
 
 
 class ChannelScale(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_operations import use_published_operations
 from torch import Tensor
 from torch.nn import functional
 
@@ -122,6 +123,7 @@ def test_the_authors_five_steps(published: DSUNet, reference: dict[str, Any]) ->
     order, with as many threads as the reference had; the fast operations are held to each of these steps alone.
     """
     network = DSUNet(published.architecture, published.hiera, published.dino, as_published=True)
+    use_published_operations(network)
     network.head.load_state_dict(published.head.state_dict())
     network.double().train()
     fast = published.double().train()

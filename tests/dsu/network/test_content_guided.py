@@ -1,5 +1,8 @@
+from functools import partial
+
 import pytest
 import torch
+from published_operations import grouped_pixel_attention
 from torch.nn import functional
 
 from dsu.network.content_guided import ContentGuidedFusion
@@ -26,6 +29,22 @@ def test_it_is_channel_then_spatial_then_pixel_attention() -> None:
     mixed = s + w * x + (1 - w) * y
     expected = torch.einsum("bchw,oc->bohw", mixed, fusion.out.weight[..., 0, 0]) + fusion.out.bias[:, None, None]
     torch.testing.assert_close(fusion(x, y), expected, atol=1e-12, rtol=0)
+
+
+def test_two_depthwise_convolutions_equal_the_grouped_one() -> None:
+    """The layer that the weights belong to, on interleaved channels: outputs and gradients, float64."""
+    torch.manual_seed(0)
+    fusion = ContentGuidedFusion(8).double()
+    total, coarse = torch.randn(2, 2, 8, 6, 5, dtype=torch.float64)
+    weights = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    found = []
+    for attend in (fusion._pixel_attention, partial(grouped_pixel_attention, fusion)):
+        inputs = [total.clone().requires_grad_(), coarse.clone().requires_grad_()]
+        output = attend(*inputs)
+        leaves = [*inputs, fusion.pixel.weight, fusion.pixel.bias]
+        found.append([output, *torch.autograd.grad((output * weights).sum(), leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
 def test_either_map_keeps_a_weight_between_a_half_and_three_quarters() -> None:

@@ -1,6 +1,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_operations import grouped_haar, grouped_inverse_haar
 from torch.nn import functional
 
 from dsu.network.wavelet import ChannelScale, WaveletConv, haar, inverse_haar
@@ -33,6 +34,17 @@ def test_subbands_come_in_the_published_order() -> None:
             [functional.conv2d(x[:, [c]], taps[None, None], stride=2)[:, 0] for c in range(3)], dim=1
         )
         torch.testing.assert_close(haar(x)[:, index::4], expected, atol=1e-6, rtol=0)
+
+
+def test_additions_equal_the_grouped_convolutions_of_the_published_program() -> None:
+    """Outputs and gradients of the transform and its inverse, float64."""
+    x, subbands = random(2, 5, 8, 6).requires_grad_(), random(2, 20, 4, 3).requires_grad_()
+    for ours, theirs, argument in ((haar, grouped_haar, x), (inverse_haar, grouped_inverse_haar, subbands)):
+        got, expected = ours(argument), theirs(argument)
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+        weights = random(*got.shape)
+        gradients = [torch.autograd.grad((one * weights).sum(), argument)[0] for one in (got, expected)]
+        torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
 def test_flat_images_have_only_a_low_band_and_stripes_only_theirs() -> None:

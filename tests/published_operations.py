@@ -1,0 +1,53 @@
+"""The published program's own operations where the network computes the same numbers by others."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dsu.heads.published import SIGNS
+from dsu.network.content_guided import ContentGuidedFusion
+from dsu.network.wavelet import TAP, WaveletConv
+
+__all__ = ["grouped_haar", "grouped_inverse_haar", "grouped_pixel_attention", "use_published_operations"]
+
+
+def grouped_haar(x: Tensor) -> Tensor:
+    """As `haar`, by a convolution with a group a channel."""
+    return functional.conv2d(x, _taps(x, x.shape[1]), stride=2, groups=x.shape[1])
+
+
+def grouped_inverse_haar(subbands: Tensor) -> Tensor:
+    """As `inverse_haar`, by a transposed convolution with a group a channel."""
+    channels = subbands.shape[1] // 4
+    return functional.conv_transpose2d(subbands.contiguous(), _taps(subbands, channels), stride=2, groups=channels)
+
+
+def grouped_pixel_attention(fusion: ContentGuidedFusion, total: Tensor, coarse: Tensor) -> Tensor:
+    """The layer that the weights belong to, on the two maps' interleaved channels."""
+    attended: Tensor = fusion.pixel(torch.stack([total, coarse], dim=2).flatten(1, 2))
+    return attended
+
+
+def use_published_operations(network: nn.Module) -> None:
+    """Exchange them in one network, in place."""
+    for module in network.modules():
+        if isinstance(module, WaveletConv):
+            module.forward = partial(_wavelet, module)  # type: ignore[method-assign]
+        if isinstance(module, ContentGuidedFusion):
+            module._pixel_attention = partial(grouped_pixel_attention, module)  # type: ignore[method-assign]
+
+
+def _wavelet(conv: WaveletConv, x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    even = functional.pad(x, (0, width % 2, 0, height % 2))
+    detail = grouped_inverse_haar(conv.subband_scale(conv.subband(grouped_haar(even))))
+    base: Tensor = conv.base_scale(conv.base(x))
+    return base + detail[..., :height, :width]
+
+
+def _taps(like: Tensor, channels: int) -> Tensor:
+    """(4 C, 1, 2, 2)."""
+    signs = torch.tensor(SIGNS, dtype=like.dtype)
+    return (TAP * signs).repeat(channels, 1, 1).unsqueeze(1)
