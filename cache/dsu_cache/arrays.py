@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -19,14 +21,14 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from dsu_cache.commits import Commit, ShardId, marked, read_commit, read_commits, remove_commit, write_commit
+from dsu_cache.encoding import Encoder, ZarrArray
 from dsu_cache.errors import CorruptError
 from dsu_cache.fingerprints import Fingerprint
 from dsu_cache.metadata import METADATA, read_metadata, write_metadata
-from dsu_cache.records import sync
+from dsu_cache.records import make_folders, replacing, sync
 
 Compressor: TypeAlias = Literal["zstd", "blosc"] | None
 Rows: TypeAlias = npt.NDArray[np.int64]
-ZarrArray: TypeAlias = "zarr.Array[Any]"
 
 RESERVED: Final = ("manifest", "commits")  # the store's own folders, beside the arrays'
 
@@ -78,17 +80,17 @@ class StoredArray:
     def __init__(self, folder: Path, commits: Path) -> None:
         self.folder: Final = folder
         self.commits: Final = commits
+        # Who finds a folder made by another thread must find its name on the disk, too.
+        self._making_folders: Final = threading.Lock()
         self._open()
 
     def _open(self) -> None:
         attributes = read_metadata(self.folder)["attributes"]
         try:
-            array: ZarrArray = zarr.open_array(self.folder, mode="r+", zarr_format=3)
+            array: ZarrArray = zarr.open_array(self.folder, mode="r", zarr_format=3)
         except Exception as error:  # of a future Zarr, say: what is in the file is what was written
             raise CorruptError(f"{self.folder / METADATA} cannot be understood by Zarr ({error})") from error
-        # A sample of only zeros is a sample: left out, it could not be told from one that is missing. Zarr keeps this
-        # setting nowhere, so it is made whenever an array is opened.
-        self._zarr = array.with_config({"write_empty_chunks": True})
+        self.encoder = Encoder(array)
         self.info = ArrayInfo(
             self.folder.name,
             array.shape[2:],
@@ -148,16 +150,15 @@ class StoredArray:
         """
         self.discard(shard)
         file = self.file(shard)
-        for stray in (file, *file.parent.glob(f"{file.name}.*.partial")):
-            stray.unlink(missing_ok=True)
-        # A run of rows at a time, since Zarr's writing to a list of rows fails within shards (zarr 3.1).
-        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) > 1) + 1):
-            self._zarr[int(rows[run[0]]) : int(rows[run[-1]]) + 1, shard.view] = values[run[0] : run[-1] + 1]
-        sync(file)
-        # Zarr renames the file into place, in folders that it may just have made.
-        for folder in file.parents[: len(self._zarr.shape)]:
-            sync(folder)
-        write_commit(self.commits, shard, Commit.of(file, rows))
+        with self._making_folders:
+            make_folders(file.parent)
+        file.unlink(missing_ok=True)
+        digest, nbytes = hashlib.sha256(), 0
+        with replacing(file) as stream:
+            for piece in self.encoder.pieces(rows, values):
+                digest.update(piece)
+                nbytes += stream.write(piece)
+        write_commit(self.commits, shard, Commit(tuple(rows.tolist()), nbytes, digest.hexdigest()))
 
     def discard(self, shard: ShardId) -> None:
         """Make a shard count as missing."""

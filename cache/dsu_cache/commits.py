@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from dsu_cache.records import JSON, read_record, sync, write_record
 
 
@@ -28,11 +25,6 @@ class Commit:
     rows: tuple[int, ...]
     nbytes: int
     sha256: str
-
-    @classmethod
-    def of(cls, file: Path, rows: npt.NDArray[np.int64]) -> Commit:
-        """Return the commit of a data file that holds `rows` (n,)."""
-        return cls(tuple(rows.tolist()), file.stat().st_size, _sha256(file))
 
     def fits(self, file: Path) -> bool:
         """Whether `file` is there and has its size: instant, finds what an interrupted copy cuts off."""

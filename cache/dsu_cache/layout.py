@@ -12,8 +12,8 @@ from dsu_cache.commits import marked
 from dsu_cache.errors import CacheError, CorruptError
 from dsu_cache.locks import creating, locked
 from dsu_cache.manifest import Manifest, remove_superseded, save_manifest
-from dsu_cache.metadata import METADATA, group, read_metadata, remove_strays, write_metadata
-from dsu_cache.records import JSON, sync
+from dsu_cache.metadata import METADATA, group, read_metadata, write_metadata
+from dsu_cache.records import JSON, remove_strays, sync
 
 FORMAT: Final = 2
 
@@ -77,7 +77,7 @@ def named_arrays(path: Path) -> list[str]:
 def tidy(path: Path) -> None:
     """Remove what interrupted writers left of metadata and manifests; wants the store's lock."""
     for folder in (path, *path.glob("*/")):
-        remove_strays(folder)
+        remove_strays(folder / METADATA)
     write_groups(path)
     remove_superseded(path / "manifest")
 
@@ -109,7 +109,7 @@ def remove_store(path: Path) -> None:
         (path / METADATA).unlink(missing_ok=True)
         sync(path)
         clear(*(path / name for name in sorted(arrays - {"manifest"}) if (path / name).exists()), path / "manifest")
-        remove_strays(path)
+        remove_strays(path / METADATA)
     path.rmdir()
 
 

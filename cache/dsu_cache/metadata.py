@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
 from dsu_cache.errors import CorruptError
-from dsu_cache.records import JSON, sync
+from dsu_cache.records import JSON, replacing
 
 METADATA: Final = "zarr.json"
 _SEAL: Final = b'"seal": "'
@@ -31,14 +30,8 @@ def write_metadata(folder: Path, document: Mapping[str, JSON]) -> None:
     path, content = folder / METADATA, _sealed(document)
     if path.is_file() and path.read_bytes() == content:
         return
-    remove_strays(folder)
-    beside = folder / f"{METADATA}.{os.getpid()}.partial"
-    with beside.open("wb") as file:
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync(folder)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -58,12 +51,6 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     document = cast("dict[str, Any]", json.loads(content))
     del document["attributes"]["seal"]
     return document
-
-
-def remove_strays(folder: Path) -> None:
-    """Remove what interrupted writes of metadata left in a folder."""
-    for stray in folder.glob(f"{METADATA}.*.partial"):
-        stray.unlink(missing_ok=True)
 
 
 def _sealed(document: Mapping[str, JSON]) -> bytes:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from dsu_cache.arrays import ArrayInfo, Compressor, StoredArray
 from dsu_cache.commits import ShardId
+from dsu_cache.encoding import CHECKSUM, MISSING
 from dsu_cache.errors import CorruptError
 
 __all__ = ["FileSource", "Source", "TensorStoreSource", "open_sources"]
@@ -30,9 +31,6 @@ __all__ = ["FileSource", "Source", "TensorStoreSource", "open_sources"]
 Rows: TypeAlias = npt.NDArray[np.int64]
 Finish: TypeAlias = Callable[[], BaseException | None]
 
-CHECKSUM: Final = 4
-"""Bytes of a CRC32C, little-endian, behind every chunk and every index."""
-MISSING: Final = 2**64 - 1
 OPEN_FILES: Final = 256
 THREADS: Final = min(4, os.cpu_count() or 1)
 

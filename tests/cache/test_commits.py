@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dsu_cache import ShardId
@@ -16,8 +16,13 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+def commit_of(data: Path, rows: tuple[int, ...]) -> Commit:
+    content = data.read_bytes()
+    return Commit(rows, len(content), hashlib.sha256(content).hexdigest())
+
+
 def test_a_commit_reads_as_written_and_in_order(tmp_path: Path, data: Path) -> None:
-    commit = Commit.of(data, np.array([4, 5, 7]))
+    commit = commit_of(data, (4, 5, 7))
     shards = [ShardId(0, 2), ShardId(0, 10), ShardId(1, 1)]
     for shard in reversed(shards):
         write_commit(tmp_path, shard, commit)
@@ -27,7 +32,7 @@ def test_a_commit_reads_as_written_and_in_order(tmp_path: Path, data: Path) -> N
 
 
 def test_a_commit_tells_a_short_file_from_a_whole_and_a_changed_one(data: Path) -> None:
-    commit = Commit.of(data, np.array([0]))
+    commit = commit_of(data, (0,))
     assert commit.fits(data)
     assert commit.matches(data)
     data.write_bytes(b"0123456780")
@@ -42,7 +47,7 @@ def test_a_commit_tells_a_short_file_from_a_whole_and_a_changed_one(data: Path) 
 
 def test_a_torn_marker_is_none_and_can_be_removed(tmp_path: Path, data: Path) -> None:
     shard = ShardId(0, 0)
-    write_commit(tmp_path, shard, Commit.of(data, np.array([0])))
+    write_commit(tmp_path, shard, commit_of(data, (0,)))
     marker = tmp_path / "0.0.json"
     marker.write_bytes(marker.read_bytes()[:-5])
     assert read_commit(tmp_path, shard) is None

@@ -6,7 +6,8 @@ import pytest
 import zarr
 
 from dsu_cache import CorruptError
-from dsu_cache.metadata import group, read_metadata, remove_strays, write_metadata
+from dsu_cache.metadata import METADATA, group, read_metadata, write_metadata
+from dsu_cache.records import remove_strays
 
 NASTY = {"of the seal": '"seal": "', "nested": {"seal": "0" * 64}, "é": [1e-05, None]}
 """Attributes that could be taken for the seal."""
@@ -43,5 +44,5 @@ def test_every_single_bit_counts(tmp_path: Path) -> None:
 def test_what_an_interrupted_write_left_is_removed(tmp_path: Path) -> None:
     write_metadata(tmp_path, group({}))
     (tmp_path / "zarr.json.123.partial").write_bytes(b"{")
-    remove_strays(tmp_path)
+    remove_strays(tmp_path / METADATA)
     assert [path.name for path in tmp_path.iterdir()] == ["zarr.json"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dsu_cache.records import canonical, read_record, write_record
+from dsu_cache.records import canonical, make_folders, read_record, replacing, write_record
 
 
 def test_a_record_reads_as_written(tmp_path: Path) -> None:
@@ -49,3 +49,23 @@ def test_a_record_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_record(tmp_path / "r.json", 2)
     assert read_record(tmp_path / "r.json") == 1
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"first", b"second"):
+        with replacing(path) as stream:
+            stream.write(content)
+        assert path.read_bytes() == content
+    with pytest.raises(TypeError), replacing(path) as stream:
+        stream.write("text")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"second"
+    with replacing(path) as stream:  # which removes what was left
+        stream.write(b"third")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_folders_are_made_from_where_they_are_missing(tmp_path: Path) -> None:
+    for folder in (tmp_path / "c" / "0" / "1", tmp_path / "c" / "0" / "2", tmp_path / "c" / "0" / "2"):
+        make_folders(folder)
+        assert folder.is_dir()

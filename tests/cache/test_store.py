@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,30 @@ def test_damage_is_found_and_can_be_mended(store: Store, fill: Fill) -> None:
     store.discard("V", 1, 2)
     assert fill(store, "V", [0, 1]) == [ShardId(1, 2)]
     assert damaged(store) == []
+
+
+def test_several_threads_write_what_one_writes(
+    store: Store, tmp_path: Path, put: Put, fill: Fill, values: Values
+) -> None:
+    other = Store.create(tmp_path / "other", {"dataset": "toy"}, rows_per_shard=4)
+    put(other, "abcdefghij")
+    for array, info in store.arrays.items():
+        fill(store, array, range(info.views))
+        other.add_array(array, info.item_shape, info.dtype, info.views, info.fingerprint)
+
+    def write(array: str, shard: ShardId) -> None:
+        rows = other.rows_in_shard(shard.shard)
+        other.write_shard(array, shard.view, shard.shard, rows, values(array, rows, shard.view))
+
+    with ThreadPoolExecutor(8) as pool:
+        work = [
+            (name, shard) for name, info in other.arrays.items() for shard in other.missing(name, range(info.views))
+        ]
+        for done in [pool.submit(write, *one) for one in work]:
+            done.result()
+    contents = [{name: content for name, (_, content) in files(s.path).items()} for s in (store, other)]
+    assert contents[0] == contents[1]
+    assert damaged(other) == []
 
 
 def test_write_shard_refuses_what_does_not_fit(store: Store, values: Values) -> None:

@@ -1,0 +1,98 @@
+"""Shards' bytes are those that Zarr writes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from dsu_cache import Compressor, Fingerprint, Store
+from dsu_cache.encoding import TOGETHER
+
+ROWS = 2 * TOGETHER + 3
+CODECS: dict[Compressor, list[BytesBytesCodec]] = {
+    None: [],
+    "zstd": [ZstdCodec(level=3)],
+    "blosc": [BloscCodec(cname="zstd", clevel=3)],
+}
+SHAPES: list[tuple[tuple[int, ...], str]] = [
+    ((), "int64"),
+    ((5, 3), "uint8"),
+    ((4, 4, 8), "float16"),
+    ((7,), "float32"),
+]
+
+
+def drawn(rows: int, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
+    """Numbers of which row 2 is only zeros."""
+    values = np.asarray(np.random.default_rng(0).integers(0, 9, (rows, *shape)), dtype)
+    values[2] = 0
+    return values
+
+
+def written_by_zarr(
+    folder: Path, compressor: Compressor, length: int, rows: Iterable[int], values: np.ndarray[Any, np.dtype[Any]]
+) -> bytes:
+    """The bytes of the second shard's file, written a row at a time."""
+    array = zarr.create_array(
+        folder,
+        shape=(length, 1, *values.shape[1:]),
+        dtype=values.dtype,
+        chunks=(1, 1, *values.shape[1:]),
+        shards=(ROWS, 1, *values.shape[1:]),
+        filters=[],
+        compressors=[*CODECS[compressor], Crc32cCodec()],
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    for row, value in zip(rows, values, strict=True):
+        array[row, 0] = value
+    [file] = (path for path in (folder / "c" / "1").rglob("*") if path.is_file())
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("compressor", CODECS)
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES)
+@pytest.mark.parametrize(
+    "kept",
+    [range(ROWS), range(ROWS - 5), [0, 2, 3, 4, 11, ROWS - 1], [7]],
+    ids=["full", "partial", "with holes", "one row"],
+)
+def test_a_shard_has_the_bytes_that_zarr_writes(
+    tmp_path: Path, compressor: Compressor, shape: tuple[int, ...], dtype: str, kept: Iterable[int]
+) -> None:
+    store = Store.create(tmp_path / "store", {}, ROWS, compressor)
+    store.add_array("x", shape, dtype, 1, Fingerprint({}))
+    stored = store.stored("x")
+    rows = ROWS + np.array(kept)
+    stored.grow(int(rows[-1]) + 1)
+    values = drawn(ROWS, shape, dtype)[kept]
+    expected = written_by_zarr(tmp_path / "zarr", compressor, int(rows[-1]) + 1, rows.tolist(), values)
+    assert b"".join(stored.encoder.pieces(rows, values)) == expected
+
+
+def test_an_array_that_is_no_block_of_memory_is_encoded_as_its_copy(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, {}, 4)
+    store.add_array("x", (3, 2), "float16", 1, Fingerprint({}))
+    encoder = store.stored("x").encoder
+    values = drawn(4, (2, 3), "float16").transpose(0, 2, 1)
+    assert not values.flags.c_contiguous
+    rows = np.arange(4)
+    assert b"".join(encoder.pieces(rows, values)) == b"".join(encoder.pieces(rows, values.copy("C")))
+
+
+def test_threads_encode_at_the_same_time(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, {}, ROWS, "zstd")
+    store.add_array("x", (40, 40), "float32", 1, Fingerprint({}))
+    encoder, rows = store.stored("x").encoder, np.arange(ROWS)
+    drawings = [drawn(ROWS, (40, 40), "float32") + turn for turn in range(8)]
+    expected = [b"".join(encoder.pieces(rows, values)) for values in drawings]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda values: b"".join(encoder.pieces(rows, values)), drawings)) == expected
