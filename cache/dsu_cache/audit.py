@@ -172,16 +172,11 @@ def _uncommitted(marker: Path, file: Path) -> str:
 def _finding(store: Store, name: str, shard: ShardId, reason: str, commit: Commit | None) -> Finding:
     file = store.stored(name).file(shard)
     rows = store.rows_in_shard(shard.shard).tolist()
-    samples = _names(store, rows)
+    samples = store.manifest.names_at(*rows)
     unreadable: tuple[str, ...] = ()
     if commit is not None and file.is_file():
-        unreadable = _names(store, _unreadable(store, name, rows, shard.view))
+        unreadable = store.manifest.names_at(*_unreadable(store, name, rows, shard.view))
     return Finding(file.relative_to(store.path), reason, name, shard, samples, unreadable, commit)
-
-
-def _names(store: Store, rows: list[int]) -> tuple[str, ...]:
-    wanted = set(rows)
-    return tuple(name for name in store.manifest.names if store.manifest.row(name) in wanted)
 
 
 def _unreadable(store: Store, name: str, rows: list[int], view: int) -> list[int]:

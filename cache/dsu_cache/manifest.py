@@ -61,7 +61,7 @@ class Manifest:
         if self.rows and not 0 <= min(self.rows.values()) <= max(self.rows.values()) < self.next_row:
             raise ValueError(f"a manifest's rows must lie between 0 and next_row, {self.next_row}")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The samples' names, sorted."""
         return tuple(sorted(self.entries))
@@ -81,9 +81,16 @@ class Manifest:
             raise CacheError(f"sample {name!r} is not in the manifest: add it to the store first")
         return self.rows[self.entries[name].key]
 
-    def names_at(self, row: int) -> tuple[str, ...]:
-        """Return the names of the samples in `row`, sorted: several where files are equal, none in an orphan."""
-        return tuple(name for name in self.names if self.rows[self.entries[name].key] == row)
+    def names_at(self, *rows: int) -> tuple[str, ...]:
+        """Return the names of the samples in `rows`, sorted: several a row where files are equal, none of an orphan."""
+        return tuple(sorted(name for row in rows for name in self._names_by_row.get(row, ())))
+
+    @cached_property
+    def _names_by_row(self) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        for name, entry in self.entries.items():
+            found.setdefault(self.rows[entry.key], []).append(name)
+        return found
 
     def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> tuple[Manifest, Changes]:
         """Return the manifest of `entries`, and how they differ from this manifest's.

@@ -216,22 +216,23 @@ class Store:
 
     def rows_in_shard(self, shard: int) -> Rows:
         """Return the rows in use in a shard, ascending, int64 (n,)."""
+        first = shard * self.rows_per_shard
         in_use = self.manifest.rows_in_use
-        rows: Rows = in_use[in_use // self.rows_per_shard == shard]
+        begin, end = np.searchsorted(in_use, (first, first + self.rows_per_shard))
+        rows: Rows = in_use[begin:end]
         return rows
 
     def missing(self, array: str, views: Sequence[int]) -> list[ShardId]:
         """Return the shards of `views` that hold rows in use and are not committed, ordered by view and shard."""
-        return [
-            ShardId(view, int(shard))
-            for view in sorted(set(views))
-            for shard in np.unique(self.manifest.rows_in_use // self.rows_per_shard)
-            if not self._is_committed(array, ShardId(view, int(shard)))
-        ]
+        in_use = np.unique(self.manifest.rows_in_use // self.rows_per_shard).tolist()
+        wanted = [ShardId(view, shard) for view in sorted(set(views)) for shard in in_use]
+        return [shard for shard in wanted if not self._is_committed(array, shard)]
 
     def views_complete(self, array: str) -> tuple[int, ...]:
         """Return the views of `array` in which every row in use is committed."""
-        return tuple(view for view in range(self.stored(array).info.views) if not self.missing(array, [view]))
+        views = range(self.stored(array).info.views)
+        lacking = {shard.view for shard in self.missing(array, views)}
+        return tuple(view for view in views if view not in lacking)
 
     def write_shard(self, array: str, view: int, shard: int, rows: npt.ArrayLike, values: npt.NDArray[Any]) -> None:
         """Write a shard as a whole, flush it to the disk and commit it.

@@ -247,7 +247,7 @@ def _describe_array(store: Store, name: str, weights: Mapping[str, str]) -> Arra
         places=info.views,
         shards=len(set(in_use.tolist())) * len(views),
         missing_shards=len(missing),
-        missing_samples=tuple(n for n in store.manifest.names if store.manifest.row(n) in lost),
+        missing_samples=store.manifest.names_at(*lost),
         nbytes=files.nbytes(),
         encoder=encoder,
         weights=None if encoder is None else str(fields.fields.get("weights", "")),

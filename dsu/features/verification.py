@@ -148,9 +148,9 @@ def _forget_times(store: Store, names: tuple[str, ...]) -> None:
     if not names:
         return
     with store.lock():
-        entries = dict(store.manifest.entries)
+        entries, stored = dict(store.manifest.entries), stored_facts(store)
         for name in set(names) & set(entries):
-            facts = replace(stored_facts(store)[name], image_mtime_ns=_FORGOTTEN)
+            facts = replace(stored[name], image_mtime_ns=_FORGOTTEN)
             entries[name] = Entry(sample_key(facts), facts.to_json())
         manifest = Manifest(entries, store.manifest.rows, store.manifest.next_row)
         if manifest != store.manifest:

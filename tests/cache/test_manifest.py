@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import ItemsView, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,28 @@ def test_equal_samples_share_a_row() -> None:
     manifest, changes = Manifest().assign(entries(a="1", b="1", c="2"), 4)
     assert [manifest.row(name) for name in "abc"] == [0, 0, 1]
     assert (manifest.names_at(0), manifest.names_at(3)) == (("a", "b"), ())
+    assert manifest.names_at(1, 3, 0) == ("a", "b", "c")
     assert changes.added == ("a", "b", "c")
+
+
+def test_names_of_all_rows_are_found_in_one_pass_over_the_samples() -> None:
+    class Watched(dict[str, Entry]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.passes += 1
+            return super().__iter__()
+
+        def items(self) -> ItemsView[str, Entry]:
+            self.passes += 1
+            return super().items()
+
+    watched = Watched(entries(**{f"n{i}": str(i) for i in range(100)}))
+    manifest = Manifest(watched, {str(i): i for i in range(100)}, 100)
+    watched.passes = 0
+    assert [manifest.names_at(row) for row in range(100)] == [(f"n{i}",) for i in range(100)]
+    assert len([manifest.names for _ in range(100)]) == 100
+    assert watched.passes == 2
 
 
 def test_content_that_was_gone_is_new_when_it_returns() -> None:
