@@ -3,6 +3,7 @@
 import builtins
 import errno
 import fcntl
+import gc
 import io
 import json
 import os
@@ -13,7 +14,8 @@ import stat
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -268,46 +270,44 @@ def test_stores_are_written_where_folders_cannot_be_flushed(
 
 # ---- limits ----
 
-VIEWS: Final = "flips+12"
+
+@pytest.fixture
+def many_files(dsu: Dsu, tmp_path: Path) -> list[object]:
+    """A training that opens about forty files of its store."""
+    views = ("--views", "flips+12")
+    dsu("cache-features", plain(tmp_path / "mine", range(10)), *TINY, "--levels", "V", *views, "--quiet")
+    return ["train-head", *views, "--epochs", "6", "--val-fraction", "0", "--sheet-every", "0", "--quiet"]
 
 
-@pytest.fixture(scope="module")
-def many_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a store of which a training opens about forty files."""
-    home = tmp_path_factory.mktemp("limits")
-    command = ["cache-features", plain(home / "mine", range(10)), *TINY, "--levels", "V", "--views", VIEWS, "--quiet"]
-    subprocess.run([DSU, *map(str, command)], cwd=home, check=True)
-    return home
-
-
-def limited(out: str) -> list[str]:
-    """A training that opens them all."""
-    recipe = ("--views", VIEWS, "--epochs", "6", "--val-fraction", "0", "--sheet-every", "0")
-    return ["train-head", "mine", *recipe, "--out", out, "--quiet"]
-
-
-@pytest.mark.xfail(strict=True, reason="A limit on open files that could be raised stops a training.")
-def test_a_limit_on_open_files_is_raised(dsu: Dsu, many_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(many_files)
+@contextmanager
+def few_files(more: int) -> Iterator[None]:
+    """Let this process open so many files more than it has now; the limit could be raised."""
+    gc.collect()  # what earlier tests have left open is not to be closed meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 24, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + more, hard))
     try:
-        dsu(*limited("raised"))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.xfail(strict=True, reason="A limit on open files that could be raised stops a training.")
+def test_a_limit_on_open_files_is_raised(dsu: Dsu, many_files: list[object]) -> None:
+    with few_files(24):
+        dsu(*many_files)
+
+
 @pytest.mark.xfail(strict=True, reason="Too many open files are called damage.")
-def test_a_limit_on_open_files_is_not_called_damage(many_files: Path) -> None:
-    done = subprocess.run(
-        [DSU, *limited("limited")],
-        cwd=many_files,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (36, 36)),
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0 or not re.search("damage|discard", done.stderr), done.stderr
+def test_a_limit_on_open_files_is_not_called_damage(
+    dsu: Dsu, many_files: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(which: int, limits: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    with few_files(12), monkeypatch.context() as patch:
+        patch.setattr(resource, "setrlimit", forbidden)
+        result = dsu(*many_files, exit_code=None)
+    assert result.exit_code == 0 or not re.search("damage|discard", result.output), result.output
 
 
 # ---- data that move and go ----
@@ -344,6 +344,16 @@ def test_features_of_a_folder_that_was_away_are_kept(dsu: Dsu, tmp_path: Path) -
     before = data_files(tmp_path / "features")
     dsu("cache-features", away, *STAGE_ONE, "--quiet")
     assert data_files(tmp_path / "features") == before
+
+
+@pytest.mark.xfail(strict=True, reason="Rows leave a store without a word.")
+def test_rows_that_leave_a_store_are_said(dsu: Dsu, tmp_path: Path) -> None:
+    folder = plain(tmp_path / "mine", range(3))
+    dsu("cache-features", folder, *STAGE_ONE, "--quiet")
+    (folder / "images" / "photo-1.png").unlink()
+    (folder / "masks" / "photo-1.png").unlink()
+    said = dsu("cache-features", folder, *STAGE_ONE).output
+    assert "photo-1" in said, said
 
 
 @pytest.mark.xfail(strict=True, reason="Two data roots that hold one benchmark take each other's features away.")
