@@ -151,7 +151,7 @@ class StoredArray:
         self.discard(shard)
         file = self.file(shard)
         with self._making_folders:
-            make_folders(file.parent)
+            make_folders(self.folder, file.parent.relative_to(self.folder))
         file.unlink(missing_ok=True)
         digest, nbytes = hashlib.sha256(), 0
         with replacing(file) as stream:

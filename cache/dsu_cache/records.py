@@ -51,12 +51,17 @@ def remove_strays(path: Path) -> None:
         stray.unlink(missing_ok=True)
 
 
-def make_folders(folder: Path) -> None:
-    """Make a folder and what is missing of those above it; on return their names are on the disk."""
-    if not folder.is_dir():
-        make_folders(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync(folder.parent)
+def make_folders(within: Path, relative: Path) -> None:
+    """Make what is missing of the folders `relative` inside a folder; on return their names are on the disk.
+
+    Raises:
+        FileNotFoundError: `within` is not there.
+    """
+    for depth in range(len(relative.parts)):
+        folder = within.joinpath(*relative.parts[: depth + 1])
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            sync(folder.parent)
 
 
 def write_record(path: Path, value: JSON) -> None:

@@ -2,24 +2,23 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from torch import Tensor
 
 from dsu.architecture import PRESETS, Architecture
 from dsu.batches import Batch, ImageSamples, prefetch, prefix_of
 from dsu.data.datasets import describe, find_dataset
 from dsu.data.tiles import Tiling, tiled
-from dsu.data.views import FLIPPED_WHEN_READ, extra_of, place_of
+from dsu.data.views import FLIPPED_WHEN_READ, extra_of
 from dsu.encoders.weights import EncoderWeights, MissingWeightsError
 from dsu.errors import DsuError
 from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
 from dsu.features.stores import SourceFolder, find_stores, load_encoders, store_path
+from dsu.features.writing import writing
 from dsu.network.network import DSUNet
 from dsu.network.resume import check_points, map_names
 from dsu.progress import SILENT, Progress
@@ -163,20 +162,13 @@ class _Extraction:
         with (
             self.plan.store.lock(),
             progress.task(f"encoding {self.plan.split.name}", self.plan.encodings, "views") as task,
-            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+            writing(self.plan.store) as writer,
         ):
-            pending: list[Future[None]] = []
             for shard, extra, names, batch in self._decoded():
                 for view in sorted({view for _, view in self.plan.todo[shard] if extra_of(view) == extra}):
                     arrays = [name for name, wanted in self.plan.todo[shard] if wanted == view]
-                    values = self._encode(batch, names, arrays, view, task.advance)
-                    for future in pending:
-                        future.result()
-                    pending = [
-                        writer.submit(self._write, name, view, shard, names, parts) for name, parts in values.items()
-                    ]
-            for future in pending:
-                future.result()
+                    for name, parts in self._encode(batch, names, arrays, view, task.advance).items():
+                        writer.put(name, view, shard, names, parts)
 
     def _decoded(self) -> Iterator[tuple[int, int, list[str], Batch]]:
         """Each shard in each extra view (0: the images as they are), with its samples, decoded one shard ahead."""
@@ -208,7 +200,7 @@ class _Extraction:
     ) -> dict[str, list[Tensor]]:
         """The named arrays of one shard in one view, (rows, *item) each, in parts that are still on the device.
 
-        Nothing here waits for a card: what has been queued is fetched by the thread that writes.
+        Nothing here waits for a card: what has been queued is fetched by the threads that write.
         """
         found: dict[str, list[Tensor]] = {name: [getattr(batch, name)] for name in FLIPPED_WHEN_READ if name in arrays}
         encoded = [name for name in arrays if name not in found]
@@ -224,28 +216,3 @@ class _Extraction:
                     found[name].append(tensor)
             advance(len(ready.names))
         return found
-
-    def _write(self, name: str, view: int, shard: int, names: Sequence[str], parts: Sequence[Tensor]) -> None:
-        values = torch.cat([part.cpu() for part in parts])
-        _check_finite(name, values, names)
-        try:
-            self.plan.store.write_shard(
-                name, place_of(name, view), shard, self.plan.store.rows_in_shard(shard), values.numpy()
-            )
-        except OSError as error:
-            raise DsuError(
-                f"The features can't be written to {self.plan.store.path} ({error.strerror or error}): free some space "
-                f"or mend the folder and run the same command again; what is finished stays finished."
-            ) from error
-
-
-def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:
-    if not tensor.is_floating_point():
-        return
-    finite = tensor.isfinite().flatten(1).all(1)
-    if not bool(finite.all()):
-        sample = samples[int((~finite).nonzero()[0])]
-        raise DsuError(
-            f"{name} of {sample} has values that are not finite as {str(tensor.dtype).removeprefix('torch.')}: store "
-            f"float32 (--stored float32), or check the image and the encoder's weights."
-        )

@@ -66,6 +66,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_folders_are_made_from_where_they_are_missing(tmp_path: Path) -> None:
-    for folder in (tmp_path / "c" / "0" / "1", tmp_path / "c" / "0" / "2", tmp_path / "c" / "0" / "2"):
-        make_folders(folder)
-        assert folder.is_dir()
+    for relative in ("c/0/1", "c/0/2", "c/0/2"):
+        make_folders(tmp_path, Path(relative))
+        assert (tmp_path / relative).is_dir()
+
+
+def test_folders_of_what_is_gone_are_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        make_folders(tmp_path / "gone", Path("c/0"))
+    assert not (tmp_path / "gone").exists()

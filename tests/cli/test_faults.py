@@ -169,7 +169,13 @@ def test_a_store_that_vanishes_while_it_is_written(
     refused: Refused, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        before(patch, "dsu_cache.Store.write_shard", lambda: shutil.rmtree(tmp_path / "features"), 2)
+        # Renamed first, so that it vanishes at once: other threads are writing into it.
+        before(
+            patch,
+            "dsu_cache.Store.write_shard",
+            lambda: shutil.rmtree((tmp_path / "features").rename(tmp_path / "away")),
+            2,
+        )
         refused(stage_one(mine), "features/mine", "No such file", status=1)
     refused.handled(stage_one(mine))
     assert set(features(tmp_path / "features")) == {"V", "pixels", "mask"}
