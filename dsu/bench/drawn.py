@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from dsu.architecture import LEVELS, Architecture
 from dsu.batches import Batch
+from dsu.bench.disk import disk_rate, file_sizes
+from dsu.features.writing import writing
 from dsu.network.resume import point_block, point_shape
 from dsu.progress import SILENT, Progress
 from dsu_cache import Entry, Fingerprint, Store
@@ -53,13 +55,15 @@ class DrawnStore:
         store: of `pixels`, `mask`, `V`, S1..S4 and the tokens that the cases resume from.
         plain: a `.npy` file (samples, *item) by array.
         names: of its samples.
-        written: bytes a second, data flushed to the disk.
+        written: bytes a second, as stage one writes.
+        disk: bytes a second of plain files of the same sizes: see `disk_rate`.
     """
 
     store: Store
     plain: dict[str, Path]
     names: Sequence[str]
     written: float
+    disk: float
 
 
 @contextmanager
@@ -84,12 +88,14 @@ def draw_store(
                     np.save(plain[name], values)
                     store.add_array(name, shape, kind, 1, Fingerprint({}))
                     started = time.perf_counter()
-                    for shard in store.missing(name, [0]):
-                        rows = store.rows_in_shard(shard.shard)
-                        store.write_shard(name, 0, shard.shard, rows, values[rows])
+                    with writing(store) as writer:
+                        for _, shard in store.missing(name, [0]):
+                            rows = store.rows_in_shard(shard)
+                            some = store.manifest.names_at(*rows.tolist())
+                            writer.put(name, 0, shard, some, [torch.from_numpy(values[rows])])
                     seconds, total = seconds + time.perf_counter() - started, total + values.nbytes
                     task.advance()
-        yield DrawnStore(store, plain, names, total / seconds)
+        yield DrawnStore(store, plain, names, total / seconds, disk_rate(file_sizes(store), below))
 
 
 def _shapes(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:

@@ -79,7 +79,7 @@ def bench(
         hiera, dino, _ = load_encoders(architecture, weights, hiera=True, dino=True)
     if {"steps", "reading"} & set(parts):
         with draw_store(architecture, cache_root, STORED_SAMPLES, progress) as drawn:
-            report = replace(report, written=drawn.written)
+            report = replace(report, written=drawn.written, disk=drawn.disk)
             if "reading" in parts:
                 report = replace(
                     report, reading=tuple(measure_reading(architecture, drawn, runtime, max(rounds, 5), progress))

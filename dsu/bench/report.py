@@ -7,12 +7,15 @@ from dsu.bench.reading import ReadRow
 from dsu.bench.stages import EvalRow, StageRow
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, PUBLISHED, STORE, StepRow
 from dsu.bench.timing import ratio
+from dsu.features.writing import WRITERS
+from dsu.progress import counted
 
 __all__ = ["DUTS_TR", "Report"]
 
 DUTS_TR = 10_553
 """Images of DUTS-TR, in four views each in stage one."""
 EPOCHS = 50
+_PLAIN = f"plain files of the same sizes, {WRITERS} threads, each file flushed once"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Report:
         matrix_rate: FLOP/s of large matrix products, the machine's ceiling at this precision.
         steps, reading, stages, evaluation: see their modules.
         written: bytes a second that the store took, flushed.
+        disk: bytes a second that plain files of the same sizes took.
     """
 
     device: str
@@ -40,6 +44,7 @@ class Report:
     stages: StageRow | None = None
     evaluation: EvalRow | None = None
     written: float | None = None
+    disk: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with every round's seconds."""
@@ -94,7 +99,7 @@ class Report:
 
     def _projection(self) -> list[str]:
         head = [f"{EPOCHS} epochs of DUTS-TR", "hours", "with stage one"]
-        stage_one = 0.0 if self.stages is None else 4 * DUTS_TR / self.stages.stage_one / 3600
+        stage_one = 0.0 if self.stages is None else 4 * DUTS_TR / self.stages.mixes[0].stage_one / 3600
         body = []
         for row in self.steps:
             if row.reads:
@@ -117,8 +122,15 @@ class Report:
             ]
             for row in self.reading
         ]
-        written = "" if self.written is None else f"The store was written at {self.written / 1e6:,.0f} MB/s."
-        return ["", *markdown_table(head, body, left=1), "", " ".join([written, *self._feeds()]).strip()]
+        return ["", *markdown_table(head, body, left=1), "", " ".join([*self._written(), *self._feeds()])]
+
+    def _written(self) -> list[str]:
+        if self.written is None or self.disk is None:
+            return []
+        return [
+            f"The store was written at {self.written / 1e6:,.0f} MB/s, {self.written / self.disk:.0%} of the disk's "
+            f"own {self.disk / 1e6:,.0f} MB/s ({_PLAIN})."
+        ]
 
     def _feeds(self) -> list[str]:
         """Which depths the disk can feed, by what a sample of each reads."""
@@ -139,11 +151,26 @@ class Report:
     def _stage_lines(self) -> list[str]:
         stages = self.stages
         assert stages is not None
+        head = ["`cache-features` of a training split", "views/s", "encoders alone", "of them"]
+        head += ["MB/s", "disk alone", "of it"]
+        body = [
+            [
+                f"V in {counted(row.views // stages.images, 'views')}{', S1 to S4 in one' * ('S1' in row.levels)}",
+                f"{row.stage_one:.3g}",
+                f"{row.bare:.3g}",
+                f"{row.stage_one / row.bare:.0%}",
+                f"{row.written / 1e6:,.3g}",
+                f"{row.disk / 1e6:,.0f}",
+                f"{row.written / row.disk:.1%}",
+            ]
+            for row in stages.mixes
+        ]
         return [
             "",
-            f"Both encoders alone run {stages.bare:.3g} images/s; `cache-features` {stages.stage_one:.3g} "
-            f"({stages.stage_one / stages.bare:.0%}), decoding and writing included; `predict --end-to-end` "
-            f"{stages.prediction:.3g} ({stages.images} drawn images, one view).",
+            *markdown_table(head, body, left=1),
+            "",
+            f"Over {stages.images} drawn images, decoding and writing included. The disk alone: {_PLAIN}. "
+            f"`predict --end-to-end` runs {stages.prediction:.3g} images/s.",
         ]
 
     def _eval_line(self) -> list[str]:

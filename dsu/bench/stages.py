@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,12 +12,13 @@ import torch
 from PIL import Image
 
 from dsu.architecture import Architecture
+from dsu.bench.disk import disk_rate, file_sizes
 from dsu.bench.drawn import images
 from dsu.bench.timing import ratio, take_turns, wait_for
 from dsu.data.datasets import find_dataset
 from dsu.data.images import read_mask
 from dsu.data.synthetic import draw_dataset
-from dsu.data.views import UNFLIPPED
+from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import Case, evaluate
 from dsu.evaluation.meters import Meters
 from dsu.features.extraction import extract
@@ -33,26 +35,52 @@ if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
     from timm.models.vision_transformer import VisionTransformer
 
-__all__ = ["EvalRow", "StageRow", "measure_eval", "measure_stages"]
+__all__ = ["EvalRow", "MixRow", "StageRow", "measure_eval", "measure_stages"]
 
 SIZES = (300, 400)
 """Pixels a side, as the benchmarks' images have them."""
+MAPS_ONLY = ("V",)
+"""What `--levels V` stores beside pixels and mask."""
+
+
+@dataclass(frozen=True)
+class MixRow:
+    """Stage one of a training split, beside what bounds it.
+
+    Attributes:
+        levels: what is stored beside pixels and mask: V in every view, Hiera's levels in one.
+        views: of images that were encoded, in all: the unit of the rates.
+        bare: views a second of the encoders alone, on ready batches, in this very mix.
+        stage_one: views a second of `cache-features`: decoding, encoders, writing.
+        nbytes: what it wrote.
+        disk: bytes a second of plain files of the same sizes, by as many threads, each flushed once.
+    """
+
+    levels: tuple[str, ...]
+    views: int
+    bare: float
+    stage_one: float
+    nbytes: int
+    disk: float
+
+    @property
+    def written(self) -> float:
+        """Bytes a second of `cache-features`."""
+        return self.nbytes * self.stage_one / self.views
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """Both encoders over the same images, a view each.
+    """Stage one and prediction over the same images.
 
     Attributes:
         images: how many, drawn, of the benchmarks' usual size.
-        bare: images a second of the encoders alone, on ready batches.
-        stage_one: of `cache-features`: decoding, both encoders, writing.
-        prediction: of `predict --end-to-end`: decoding, the whole network, writing.
+        mixes: stage one as it is by default, V in four views, and with V alone (on a CPU in one view: it takes long).
+        prediction: images a second of `predict --end-to-end`: decoding, the whole network, writing.
     """
 
     images: int
-    bare: float
-    stage_one: float
+    mixes: tuple[MixRow, ...]
     prediction: float
 
 
@@ -85,48 +113,61 @@ def measure_stages(
     progress: Progress = SILENT,
 ) -> StageRow:
     """One pass each over `count` drawn images; stores and masks go below the folder `below` and away again."""
-    settings = ExtractionSettings(views=UNFLIPPED)
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
-        data, features = Path(folder) / "data", Path(folder) / "features"
+        data = Path(folder) / "data"
         draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
-        network = runtime.place(DSUNet(architecture, hiera, dino, torch.float16).eval())
-        bare = _bare(network, runtime, batch_size_for(runtime), count, progress)
         split = next(split for split in find_dataset(str(data), data) if split.kind == "train")
         source = SourceFolder.of(split, str(data), data, None, None)
-        digests = {"hiera": "bench", "dino": "bench"}
-        plan = plan_extraction(split, source, architecture, settings, runtime, digests, features)
-        started = time.perf_counter()
-        extract(plan, network, runtime, progress)
-        stage_one = count / (time.perf_counter() - started)
+        network = runtime.place(DSUNet(architecture, hiera, dino, torch.float16).eval())
+        bare = _bare(network, runtime, batch_size_for(runtime), count, progress)
+        mixes = []
+        for levels, rate in bare.items():
+            short = levels == MAPS_ONLY and runtime.device.type == "cpu"
+            settings = ExtractionSettings(levels=levels, views=UNFLIPPED if short else ALL_FLIPS)
+            digests, root = {"hiera": "bench", "dino": "bench"}, Path(folder) / "-".join(levels)
+            plan = plan_extraction(split, source, architecture, settings, runtime, digests, root)
+            started = time.perf_counter()
+            extract(plan, network, runtime, progress)
+            stage_one = plan.encodings / (time.perf_counter() - started)
+            sizes = file_sizes(plan.store)
+            mixes.append(MixRow(levels, plan.encodings, rate, stage_one, sum(sizes), disk_rate(sizes, below)))
         targets = tuple(Target(p.name, p.image, Path(folder) / "masks" / f"{p.name}.png") for p in split.pairs)
         targets[0].output.parent.mkdir()
         job = Job("drawn", targets, "none", None, None, earliest(architecture))
         started = time.perf_counter()
         predict_job(network, job, targets, PredictionSettings(), runtime, Outcome(), progress)
-        return StageRow(count, bare, stage_one, count / (time.perf_counter() - started))
+        return StageRow(count, tuple(mixes), count / (time.perf_counter() - started))
 
 
-def _bare(network: DSUNet, runtime: Runtime, batch_size: int, count: int, progress: Progress) -> float:
-    """Images a second of both encoders on batches that lie ready on the device."""
+def _bare(
+    network: DSUNet, runtime: Runtime, batch_size: int, count: int, progress: Progress
+) -> dict[tuple[str, ...], float]:
+    """Views a second of the encoders on batches that lie ready on the device, by levels."""
     batch = images(network.architecture, batch_size, dino=True).to(runtime.device)
     assert batch.pixels is not None
     assert batch.dino_pixels is not None
     pixels, dino_pixels = normalize_pixels(batch.pixels), normalize_pixels(batch.dino_pixels)
 
-    def run(size: int) -> None:
+    def run(size: int, levels: Sequence[str]) -> None:
         with runtime.autocast():
-            network.prefix(pixels[:size], dino_pixels[:size], DEFAULT_LEVELS)
+            network.prefix(pixels[:size], dino_pixels[:size], levels)
 
-    run(1)
-    wait_for(runtime.device)
-    started = time.perf_counter()
-    with progress.task("encoders alone", count) as task:
-        for start in range(0, count, batch_size):
-            run(min(batch_size, count - start))
-            task.advance(min(batch_size, count - start))
+    def seconds(levels: Sequence[str]) -> float:
+        run(1, levels)
         wait_for(runtime.device)
-    return count / (time.perf_counter() - started)
+        started = time.perf_counter()
+        for start in range(0, count, batch_size):
+            size = min(batch_size, count - start)
+            run(size, levels)
+            task.advance(size)
+        wait_for(runtime.device)
+        return time.perf_counter() - started
+
+    with progress.task("encoders alone", 2 * count, "views") as task:
+        whole, maps = seconds(DEFAULT_LEVELS), seconds(MAPS_ONLY)
+    # Of four views, the last three take as long as any that is of V alone.
+    return {DEFAULT_LEVELS: 4 * count / (whole + 3 * maps), MAPS_ONLY: count / maps}
 
 
 def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:

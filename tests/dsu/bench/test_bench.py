@@ -1,5 +1,6 @@
 """What `dsu bench` computes from its timings; that it runs is tested with the command."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,17 @@ from support import toy_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.architecture import build_architecture
+from dsu.bench.disk import disk_rate
 from dsu.bench.drawn import depths, draw_store, images
 from dsu.bench.reading import ReadRow
 from dsu.bench.report import Report, markdown_table
-from dsu.bench.stages import measure_eval
+from dsu.bench.stages import MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
 from dsu.bench.timing import Timing, matrix_rate, ratio, take_turns
-from dsu.network.resume import resume_point
+from dsu.encoders.weights import EncoderWeights
+from dsu.features.extraction_plan import ExtractionSettings
+from dsu.features.stores import load_encoders
+from dsu.network.resume import point_shape, resume_point
 from dsu.runtime import choose_runtime
 
 ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
@@ -47,7 +52,7 @@ def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
             plain = np.load(path)
             rows = [drawn.store.manifest.row(sample) for sample in drawn.names]
             assert np.array_equal(drawn.store.reader([name]).read(rows, [0] * 70)[name], plain[rows])
-        assert drawn.written > 0
+        assert drawn.written > 0 and drawn.disk > 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,6 +70,27 @@ def test_eval_gives_its_librarys_figures() -> None:
     found = measure_eval(choose_runtime("cpu", "fp32"), 2, 2, 1)
     assert found.same and found.images == 4
     assert found.speedup == pytest.approx(found.ours / found.library)
+
+
+def test_the_disk_is_measured_with_files_that_go_away(tmp_path: Path) -> None:
+    assert disk_rate([0, 1000, 5], tmp_path) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stage_one_is_measured_in_the_mix_that_it_stores_by_default(tmp_path: Path) -> None:
+    encoders = load_encoders(ARCHITECTURE, EncoderWeights(), hiera=True, dino=True)[:2]
+    found = measure_stages(ARCHITECTURE, *encoders, choose_runtime("cpu", "fp32"), 3, tmp_path)
+    assert [mix.levels for mix in found.mixes] == [ExtractionSettings().levels, ("V",)]
+    assert [mix.views for mix in found.mixes] == [12, 3]
+    size = {name: 2 * math.prod(point_shape(ARCHITECTURE, name)) for name in ("V", "S1", "S2", "S3", "S4")}
+    index, checksum = 64 * 16 + 4, 4
+    pixels_and_mask = 3 * (4 * 128 * 128 + 2 * checksum) + 2 * index
+    v = 3 * (size["V"] + checksum) + index
+    levels = sum(3 * (size[name] + checksum) + index for name in ("S1", "S2", "S3", "S4"))
+    assert [mix.nbytes for mix in found.mixes] == [pixels_and_mask + 4 * v + levels, pixels_and_mask + v]
+    assert found.mixes[0].written == pytest.approx(found.mixes[0].nbytes / 12 * found.mixes[0].stage_one)
+    assert found.prediction > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def row(name: str, seconds: float, reads: tuple[str, ...] = ("pixels", "V"), wait: float | None = 0.01) -> StepRow:
@@ -91,7 +117,18 @@ def report() -> Report:
             replace(row(f"{STORE}0", 0.5, ("S4",)), item_bytes={"S4": 20 * 10**6, "mask": 10**6}),
         ),
         reading=(ReadRow(("pixels", "mask", "V"), 740_000, 4000.0, 0.6, 100.0),),
+        stages=StageRow(
+            images=8,
+            mixes=(
+                MixRow(
+                    ("V", "S1", "S2", "S3", "S4"), views=32, bare=100.0, stage_one=95.0, nbytes=32 * 10**6, disk=1.9e8
+                ),
+                MixRow(("V",), views=8, bare=80.0, stage_one=79.2, nbytes=10**6, disk=1.9e8),
+            ),
+            prediction=3.0,
+        ),
         written=2e8,
+        disk=2.5e8,
     )
 
 
@@ -106,6 +143,14 @@ def test_the_report_says_what_the_targets_are_about(report: Report) -> None:
     assert "feeds N = all; too slow for N = 0 (336 MB/s)" in text
     # 50 x 10,553 images at 4 a second are 36.6 hours.
     assert "36.6" in text
+    # Stage one of four views each, at 95 a second, takes 7.4 minutes more.
+    assert "36.8" in text
+    assert "The store was written at 200 MB/s, 80% of the disk's own 250 MB/s" in text
+    rows = [" ".join(line.split()) for line in text.splitlines() if line.startswith("| V in")]
+    assert rows == [
+        "| V in 4 views, S1 to S4 in one | 95 | 100 | 95% | 95 | 190 | 50.0% |",
+        "| V in 1 view | 79.2 | 80 | 99% | 9.9 | 190 | 5.2% |",
+    ]
     assert report.to_json()["steps"][4]["timing"]["seconds"] == (2.0,)
 
 
