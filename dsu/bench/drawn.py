@@ -92,7 +92,7 @@ def draw_store(
                         for _, shard in store.missing(name, [0]):
                             rows = store.rows_in_shard(shard)
                             some = store.manifest.names_at(*rows.tolist())
-                            writer.put(name, 0, shard, some, [torch.from_numpy(values[rows])])
+                            writer.put(name, 0, shard, some, [torch.from_numpy(values[rows[0] : rows[-1] + 1])])
                     seconds, total = seconds + time.perf_counter() - started, total + values.nbytes
                     task.advance()
         yield DrawnStore(store, plain, names, total / seconds, disk_rate(file_sizes(store), below))

@@ -71,7 +71,7 @@ class Writer:
         parts: list[Tensor],
         computed: torch.cuda.Event | None,
     ) -> None:
-        values = torch.cat(parts) if computed is None else _fetch(parts, computed)
+        values = _joined(parts) if computed is None else _fetched(parts, computed)
         parts.clear()  # The future keeps its arguments until it is done.
         _check_finite(name, values, samples)
         try:
@@ -96,7 +96,11 @@ def writing(store: Store) -> Iterator[Writer]:
             raise
 
 
-def _fetch(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _fetched(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
     """All parts in memory, copied from a card on a stream of their own, while it computes what comes next."""
     first, filled = parts[0], 0
     values = torch.empty((sum(map(len, parts)), *first.shape[1:]), dtype=first.dtype, pin_memory=True)
