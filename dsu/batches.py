@@ -1,18 +1,16 @@
 """Batches, from the store or from the images: the same samples, the same views, the same order.
 
-A `Batch` carries what the network needs beyond what it can compute: `points_of` completes it with the prefix
-where the store did not give it, and after that nothing can know where a batch came from.
+A `Batch` carries what the network's `forward` takes: images, or the features that a store keeps in their place.
 """
 
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +25,6 @@ from dsu.data.pairing import Pair
 from dsu.data.tiles import KeptOpen
 from dsu.data.views import extra_of, flip, place_of
 from dsu.errors import DsuError
-from dsu.network.network import DSUNet, normalize_pixels
-from dsu.network.resume import ResumePoint
 from dsu_cache import CorruptError, Store
 
 __all__ = [
@@ -38,12 +34,13 @@ __all__ = [
     "Samples",
     "StoredSamples",
     "feed",
-    "points_of",
     "prefetch",
-    "prefix_of",
 ]
 
 T = TypeVar("T")
+
+FETCHERS: Final = 4
+"""Threads that fetch batches for a GPU, whose steps may be shorter than one fetch takes."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,11 @@ class Batch:
     Attributes:
         names: of the samples.
         views: number of each sample's view.
-        pixels: (B, S, S, 3) uint8 at Hiera's input size, in that view; None where no one reads them.
+        pixels: (B, S, S, 3) uint8 at Hiera's input size; None where no one reads them.
         mask: (B, S, S) uint8, likewise; None for samples without one.
         dino_pixels: (B, S', S', 3) uint8 at DINOv2's input size, likewise.
-        points: (B, H, W, C) stored tensors by name, computed in that view.
+        features: (B, H, W, C) stored features by name, computed in that view.
+        turns: (B,) int64, `views` once more: on the device, where pixels and masks are flipped.
     """
 
     names: tuple[str, ...]
@@ -64,46 +62,84 @@ class Batch:
     pixels: Tensor | None
     mask: Tensor | None
     dino_pixels: Tensor | None
-    points: Mapping[str, Tensor]
+    features: Mapping[str, Tensor]
+    turns: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        views: Sequence[int],
+        *,
+        pixels: Tensor | None = None,
+        mask: Tensor | None = None,
+        dino_pixels: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+    ) -> "Batch":
+        """A batch on the CPU, not flipped yet."""
+        return cls(tuple(names), tuple(views), pixels, mask, dino_pixels, features or {}, torch.tensor(views))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the network's `forward` takes."""
+
+        def values(pixels: Tensor | None) -> Tensor | None:
+            return None if pixels is None else pixels.permute(0, 3, 1, 2)
+
+        return {
+            "pixel_values": values(self.pixels),
+            "guide_values": values(self.dino_pixels),
+            "features": self.features,
+        }
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in a fixed order."""
+        given = (self.pixels, self.mask, self.dino_pixels, *self.features.values(), self.turns)
+        return [tensor for tensor in given if tensor is not None]
 
     def part(self, start: int, stop: int, view: int | None = None) -> "Batch":
         """Some of the samples of a batch of images; `view` puts all of them in another view."""
         names, views = self.names[start:stop], self.views[start:stop]
-        cut = self._with(lambda tensor: tensor[start:stop])
-        return replace(cut, names=names, views=views if view is None else (view,) * len(names))
+        cut = replace(self.mapped(lambda tensor: tensor[start:stop]), names=names, views=views)
+        if view is None:
+            return cut
+        return replace(cut, views=(view,) * len(names), turns=torch.full_like(cut.turns, view))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; from pinned memory without waiting for it."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """The same batch in memory from which a card copies by itself."""
-        return self._with(lambda tensor: tensor.pin_memory())
+        """The same batch in memory from which a GPU copies by itself."""
+        return self.mapped(lambda tensor: tensor.pin_memory())
 
     def flipped(self) -> "Batch":
-        """Pixels and masks, read as identity, in the samples' views. Stored points are in them already."""
-        if not any(self.views):
-            return self
+        """Pixels and masks, read as identity, in the samples' views. Stored features are in them already.
+
+        The flips always run, whatever the views: a captured GPU graph repeats what ran when it was captured.
+        """
         images = (self.pixels, self.mask, self.dino_pixels)
-        device = next(image.device for image in images if image is not None)
-        views = torch.tensor(self.views)
-        if device.type == "cuda":
-            views = views.pin_memory().to(device, non_blocking=True)
-        pixels, mask, dino_pixels = (None if image is None else flip(image, views) for image in images)
+        pixels, mask, dino_pixels = (None if image is None else flip(image, self.turns) for image in images)
         return replace(self, pixels=pixels, mask=mask, dino_pixels=dino_pixels)
 
     def used_by(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of tensors made on another stream until `stream` has passed this point."""
-        for tensor in (self.pixels, self.mask, self.dino_pixels, *self.points.values()):
-            if tensor is not None:
-                tensor.record_stream(stream)
+        for tensor in self.tensors:
+            tensor.record_stream(stream)
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Every tensor changed."""
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
         images = (self.pixels, self.mask, self.dino_pixels)
         pixels, mask, dino_pixels = (None if image is None else change(image) for image in images)
-        points = {name: change(tensor) for name, tensor in self.points.items()}
-        return replace(self, pixels=pixels, mask=mask, dino_pixels=dino_pixels, points=points)
+        return replace(
+            self,
+            pixels=pixels,
+            mask=mask,
+            dino_pixels=dino_pixels,
+            features={name: change(tensor) for name, tensor in self.features.items()},
+            turns=change(self.turns),
+        )
 
     @property
     def soft_mask(self) -> Tensor:
@@ -134,14 +170,14 @@ class StoredSamples:
     Args:
         store: an open store.
         names: samples of its manifest.
-        reads: stored points that the run resumes from (`ResumePoint.reads`).
+        reads: stored features that the run starts from (`ResumePoint.features`).
         masks: whether masks are read too.
     """
 
     def __init__(self, store: Store, names: Sequence[str], reads: Sequence[str], *, masks: bool = True) -> None:
         self.names = names
         self._manifest = store.manifest
-        self._points = [name for name in reads if name != "pixels"]
+        self._features = [name for name in reads if name != "pixels"]
         self._arrays = [*reads, *(["mask"] if masks else [])]
         self._reader = store.reader(self._arrays)
 
@@ -155,8 +191,8 @@ class StoredSamples:
                 f"{error}. Run `dsu cache verify`, then `dsu cache-features` again: it computes only what is damaged."
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
-        points = {name: tensors[name] for name in self._points}
-        return Batch(tuple(names), tuple(views), tensors.get("pixels"), tensors.get("mask"), None, points)
+        features = {name: tensors[name] for name in self._features}
+        return Batch.of(names, views, pixels=tensors.get("pixels"), mask=tensors.get("mask"), features=features)
 
 
 class ImageSamples:
@@ -193,7 +229,7 @@ class ImageSamples:
         """See `Samples.fetch`. Raises `UnreadableImage`."""
         decoded = list(self._pool.map(self._decode, names, views))
         pixels, dino_pixels, masks = zip(*decoded, strict=True)
-        return Batch(tuple(names), tuple(views), _stack(pixels), _stack(masks), _stack(dino_pixels), {})
+        return Batch.of(names, views, pixels=_stack(pixels), mask=_stack(masks), dino_pixels=_stack(dino_pixels))
 
     def _decode(self, name: str, view: int) -> tuple[np.ndarray | None, ...]:
         """Both sizes of an image and its mask, in the extra view that `view` is a flip of."""
@@ -222,25 +258,11 @@ class ImageSamples:
         return read_image(image), self._reading.read(mask) if reads else None  # type: ignore[union-attr, arg-type]
 
 
-def points_of(network: DSUNet, batch: Batch, point: ResumePoint) -> dict[str, Tensor]:
-    """What the suffix resumes from: what the batch carries, and the rest from the prefix."""
-    lacking = [name for name in point.reads if name not in batch.points]
-    points = {**batch.points, **(prefix_of(network, batch, lacking) if lacking else {})}
-    return {name: points[name] for name in point.reads}
-
-
-def prefix_of(network: DSUNet, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """The named tensors of the prefix, from a batch's pixels in its views."""
-    if batch.pixels is None:
-        raise RuntimeError(f"{', '.join(names)} were neither stored nor can they be computed without pixels")
-    dino_pixels = None if batch.dino_pixels is None else normalize_pixels(batch.dino_pixels)
-    return network.prefix(normalize_pixels(batch.pixels), dino_pixels, names)
-
-
 def feed(samples: Samples, drawn: Iterable[Drawn], device: torch.device) -> Iterator[Batch]:
-    """Batches in order on `device`, made in advance by a thread.
+    """Batches in order on `device`, made in advance.
 
-    To a card they are copied on a stream of their own, while the step before computes.
+    For a GPU several threads fetch them into pinned memory, from which they are copied on a stream of their own while
+    the step before computes.
     """
     if device.type != "cuda":
         yield from prefetch(partial(samples.fetch, *wanted) for wanted in drawn)
@@ -252,48 +274,26 @@ def feed(samples: Samples, drawn: Iterable[Drawn], device: torch.device) -> Iter
         with torch.cuda.stream(copying):
             return pinned.to(device), copying.record_event()
 
-    for batch, copied in prefetch(partial(upload, *wanted) for wanted in drawn):
+    for batch, copied in prefetch((partial(upload, *wanted) for wanted in drawn), ahead=FETCHERS, workers=FETCHERS):
         computing = torch.cuda.current_stream(device)
         computing.wait_event(copied)
         batch.used_by(computing)
         yield batch
 
 
-def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2) -> Iterator[T]:
-    """Results of `work` in order, up to `ahead` of them made in advance by a thread."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(ahead)
-    stop = threading.Event()
-
-    def put(item: tuple[T | None, BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for task in work:
-                if stop.is_set():
-                    return
-                put((task(), None))
-            put((None, StopIteration()))
-        except BaseException as error:  # handed to the consumer, which raises it
-            put((None, error))
-
-    thread = threading.Thread(target=run, name="prefetch", daemon=True)
-    thread.start()
+def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2, workers: int = 1) -> Iterator[T]:
+    """Results of `work` in order, up to `ahead` of them made in advance by threads."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
+    pending: deque[Future[T]] = deque()
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]  # an item without error is a result
+        for task in work:
+            pending.append(pool.submit(task))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor | None:

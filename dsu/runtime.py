@@ -3,17 +3,20 @@
 import platform
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dsu.errors import UsageError
 
-__all__ = ["PeakMemory", "Precision", "Runtime", "choose_runtime", "machine_name"]
+__all__ = ["PeakMemory", "Precision", "Runtime", "choose_runtime", "machine_name", "processor_name"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -29,15 +32,34 @@ class Runtime:
         device: where tensors live.
         precision: `fp32`, or `bf16` for autocast.
         why: one clause for the user.
+        deterministic: whether training uses torch's deterministic algorithms.
     """
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
     why: str
+    deterministic: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around every forward pass, of the prefix as of the suffix."""
+        """Around every forward pass, of the encoders as of what trains."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Around every step: torch's deterministic algorithms, where they are asked for."""
+        if not self.deterministic:
+            yield
+            return
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        # Nothing here reads memory before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        try:
+            # The memory-efficient attention has no deterministic backward pass.
+            with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+                yield
+        finally:
+            torch.use_deterministic_algorithms(before)
 
     def place(self, network: Module) -> Module:
         """Move a network to the device, ready for this precision; returns it.
@@ -58,7 +80,9 @@ class Runtime:
         return f"{self.device}{name} at {self.precision}: {self.why}"
 
 
-def choose_runtime(device: str = "auto", precision: Precision = "auto", because: str = "asked for") -> Runtime:
+def choose_runtime(
+    device: str = "auto", precision: Precision = "auto", because: str = "asked for", *, deterministic: bool = False
+) -> Runtime:
     """The named device and precision, or the best there is; `because` says where a named precision comes from.
 
     Raises `UsageError` for a device that this machine lacks.
@@ -78,28 +102,34 @@ def choose_runtime(device: str = "auto", precision: Precision = "auto", because:
     if precision != "auto":
         picked, because = precision, f"precision {because}"
     elif chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        picked, because = "bf16", "the card computes bf16"
+        picked, because = "bf16", "the GPU computes bf16"
     else:
         picked, because = "fp32", "exact and the default here"
-    # Rounding to TF32 behind fp32's back would make two cards disagree.
+    # Rounding to TF32 behind fp32's back would make two GPUs disagree; cuDNN's search picks kernels by the clock.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return Runtime(chosen, picked, f"{reason}; {because}")
+    torch.backends.cudnn.benchmark = False
+    return Runtime(chosen, picked, f"{reason}; {because}", deterministic)
 
 
 def machine_name(runtime: Runtime) -> str:
-    """The card, or the processor with the number of threads that compute."""
+    """The GPU, or the processor with the number of threads that compute."""
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_name(runtime.device)
-    model = ""
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+@cache
+def processor_name() -> str:
+    """The processor's model, or its kind where the system does not say."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return f"{model or platform.machine()}, {torch.get_num_threads()} threads"
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.machine()
 
 
 class PeakMemory:
-    """The most memory held since this was made: of the card, or of this process where there is none.
+    """The most memory held since this was made: of the GPU, or of this process where there is none.
 
     On Linux the process's high-water mark is set back; elsewhere it is that of the process's whole life.
     """
@@ -113,9 +143,9 @@ class PeakMemory:
                 Path("/proc/self/clear_refs").write_text("5")
 
     def bytes(self) -> int:
-        """Of the card what tensors took, of the process its resident set."""
+        """Of the GPU what torch reserved, since a replayed graph allocates nothing; of the process its resident set."""
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+            return torch.cuda.max_memory_reserved(self._device)
         with suppress(OSError, StopIteration):
             lines = Path("/proc/self/status").read_text().splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

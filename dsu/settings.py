@@ -27,6 +27,10 @@ from dsu.runtime import Precision
 
 __all__ = ["StoredType", "TrainingSettings", "read_settings", "torch_type"]
 
+_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "recompute")
+
+_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "recompute")
+
 StoredType = Literal["float16", "float32"]
 """The type to which whatever crosses the split is rounded."""
 
@@ -103,6 +107,10 @@ class TrainingSettings(BaseModel):
     """None: the store's type (float16 where there is no store)."""
     resume_from: str | None = None
     """The point to resume from; None: the latest that the store can serve."""
+    encoder_batch_size: int | None = Field(default=None, gt=0, le=4096)
+    """Samples that the frozen encoders see at once; None: the store's, or what suits the device."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms: on a GPU the same run gives the same weights, more slowly."""
     device: str = "auto"
     precision: Precision = "auto"
 
@@ -110,7 +118,7 @@ class TrainingSettings(BaseModel):
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """`epochs: yes` is a slip, and Python would take it for 1."""
-        if isinstance(value, bool) and info.field_name not in ("end_to_end", "recompute", "compile", "balance"):
+        if isinstance(value, bool) and info.field_name not in _SWITCHES:
             raise ValueError(f"must be a value, not {'yes' if value else 'no'}")
         return value
 

@@ -9,7 +9,7 @@ from support import TINY
 from dsu.batches import StoredSamples
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.errors import DsuError
-from dsu.features.stores import available_points, check_samples, find_store
+from dsu.features.stores import available_features, check_samples, find_store
 from dsu_cache import CacheError
 
 __all__ = ["LOCKS", "READS", "Cached", "complaint", "data_files", "flip", "shard"]
@@ -63,7 +63,7 @@ def data_files(root: Path) -> dict[str, tuple[int, bytes]]:
 def read_as_training_does(cached: Cached) -> None:
     """Find the store, compare it with the images and read every sample in every view; training does the same."""
     store, source = find_store(cached.root, str(cached.images), ("train", "all"))
-    if not set(READS) <= available_points(store, UNFLIPPED) or "V" not in available_points(store, ALL_FLIPS):
+    if not set(READS) <= available_features(store, UNFLIPPED) or "V" not in available_features(store, ALL_FLIPS):
         raise DsuError("not complete: training starts from another point, or not at all")
     if store.missing("mask", [0]):
         raise DsuError("not complete: training refuses")

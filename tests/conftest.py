@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-# Before anything imports torch: waiting threads must not take the cores of the other test process.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from dsu.environment import prepare_environment
+
+prepare_environment()  # before anything imports torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Consoles look their width up when they are made, which is when the first test imports them.

@@ -26,7 +26,8 @@ def grouped_inverse_haar(subbands: Tensor) -> Tensor:
 
 def grouped_pixel_attention(fusion: ContentGuidedFusion, total: Tensor, coarse: Tensor) -> Tensor:
     """The layer that the weights belong to, on the two maps' interleaved channels."""
-    attended: Tensor = fusion.pixel(torch.stack([total, coarse], dim=2).flatten(1, 2))
+    pairs = torch.stack([total, coarse], dim=2).flatten(1, 2)
+    attended: Tensor = fusion.pixel(functional.pad(pairs, (3, 3, 3, 3), mode="reflect"))
     return attended
 
 

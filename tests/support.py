@@ -28,7 +28,12 @@ def pixel_difference(first: Path, second: Path) -> int:
     return int(np.abs(a - b).max())
 
 
-def toy_network(adapt_last: int | None = None, stored: "torch.dtype | None" = None, **options: Any) -> "DSUNet":
+def toy_network(
+    adapt_last: int | None = None,
+    feature_dtype: "torch.dtype | None" = None,
+    encoder_batch_size: int | None = None,
+    **options: Any,
+) -> "DSUNet":
     """The smallest network, with the same random weights at every call, heads included."""
     import torch
 
@@ -41,4 +46,4 @@ def toy_network(adapt_last: int | None = None, stored: "torch.dtype | None" = No
     hiera, _ = load_hiera(architecture, weights)
     dino, _ = load_dino(architecture, weights)
     torch.manual_seed(0)
-    return DSUNet(architecture, hiera, dino, stored=stored)
+    return DSUNet(architecture, hiera, dino, feature_dtype=feature_dtype, encoder_batch_size=encoder_batch_size)

@@ -39,8 +39,12 @@ def cache_features(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how large it is, and stop.")
     ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images that the encoders see at once (default: 32 on a card, else 8).")
+    encoder_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images that the encoders see at once, part of what features are made of (default: the store's; a new "
+            "one takes 8 on a GPU, else 1)."
+        ),
     ] = None,
     preset: options.Preset = "large",
     hiera: options.Hiera = None,
@@ -94,7 +98,9 @@ def cache_features(
         level_views=views_of("--level-views", level_views),
         stored=one_of("--stored", stored, ("float16", "float32")),
         compressor=one_of("--compressor", compressor, (None, "zstd", "blosc")),
-        batch_size=None if batch_size is None else one_of("--batch-size", batch_size, range(1, 4097)),
+        encoder_batch_size=None
+        if encoder_batch_size is None
+        else one_of("--encoder-batch-size", encoder_batch_size, range(1, 4097)),
         foreground=tuple(foreground) if foreground else None,
         rebuild=rebuild,
     )

@@ -1,6 +1,5 @@
 """The `dsu` command."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -95,13 +94,12 @@ _INTERRUPTED = 130
 
 def run() -> None:
     """Run the command line; failures that the user can mend become one sentence and an exit status."""
+    from dsu.environment import prepare_environment
     from dsu.errors import DsuError, UsageError
     from dsu_cli.console import Stopped, fail, listen
 
     listen(quiet="--quiet" in sys.argv)
-    # Before torch starts its threads: beside other busy programs, threads that wait by spinning take the very cores
-    # that they wait for (seen: a step ten times slower on two shared cores). Results do not depend on it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    prepare_environment()
     try:
         app()
     except UsageError as error:
@@ -134,6 +132,8 @@ def _fail_known(error: Exception) -> None:
         fail(f"{error.strerror}{named}: check that the path exists, may be written and has space left.")
         sys.exit(1)
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
-        fail("The device has too little memory: lower --batch-size, or choose a smaller --preset or input size.")
+        fail(
+            "The device has too little memory: lower --batch-size or --encoder-batch-size, or choose a smaller --preset or input size."
+        )
         sys.exit(1)
     raise error

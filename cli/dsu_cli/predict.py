@@ -109,7 +109,7 @@ def predict(
         progress=progress,
     )
     for job in jobs:
-        origin = f"features ({' + '.join(job.point.reads)})" if job.store is not None else "images"
+        origin = f"features ({' + '.join(job.point.features)})" if job.store is not None else "images"
         cut = f" in tiles of {job.tiling.size} px that share {job.tiling.overlap}" if job.tiling else ""
         progress.say(
             f"{job.name or 'files'}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}"

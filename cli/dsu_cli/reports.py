@@ -69,7 +69,7 @@ def equivalence_report(report: "Report") -> RenderableType:
     rounding = report.rounding
     facts = key_table(
         (
-            ("compared", f"{report.steps} steps of {report.batch_size}, resuming from {' + '.join(report.reads)}"),
+            ("compared", f"{report.steps} steps of {report.batch_size}, from {' + '.join(report.features)}"),
             ("device", report.runtime),
             (
                 "float16 store",
@@ -85,6 +85,6 @@ def _equivalence_groups(report: "Report") -> list[tuple[str, list["Comparison"]]
     groups: dict[str, list[Comparison]] = {}
     for row in report.rows:
         part = row.what.partition(".")[0]
-        label = row.what if row.stage in ("stored", "logits", "loss") else f"{row.stage}s of {part}"
+        label = row.what if row.stage in ("stored", "logits", "masks", "loss") else f"{row.stage}s of {part}"
         groups.setdefault(label, []).append(row)
     return [(f"{label} ({len(rows)})" if len(rows) > 1 else label, rows) for label, rows in groups.items()]

@@ -141,6 +141,14 @@ def train_head(
             "--compile", help="torch.compile: minutes at the start, for long runs.", rich_help_panel="Machine"
         ),
     ] = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="On a GPU, the same weights from the same run, more slowly.",
+            rich_help_panel="Machine",
+        ),
+    ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Stage two: train the head (adapters, fusion, decoder) from the store.

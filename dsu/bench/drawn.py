@@ -15,7 +15,7 @@ from dsu.architecture import LEVELS, Architecture
 from dsu.batches import Batch
 from dsu.bench.disk import disk_rate, file_sizes
 from dsu.features.writing import writing
-from dsu.network.resume import point_block, point_shape
+from dsu.network.resume import feature_block, feature_shape
 from dsu.progress import SILENT, Progress
 from dsu_cache import Entry, Fingerprint, Store
 
@@ -37,13 +37,12 @@ def images(architecture: Architecture, count: int, *, dino: bool, seed: int = 0)
 
     side, dino_side = architecture.hiera_size, architecture.dino_size
     names = tuple(f"image{index}" for index in range(count))
-    return Batch(
+    return Batch.of(
         names,
         tuple(index % 4 for index in range(count)),
-        draw(count, side, side, 3),
-        torch.from_numpy(rng.choice(np.array([0, 255], np.uint8), (count, side, side))),
-        draw(count, dino_side, dino_side, 3) if dino else None,
-        {},
+        pixels=draw(count, side, side, 3),
+        mask=torch.from_numpy(rng.choice(np.array([0, 255], np.uint8), (count, side, side))),
+        dino_pixels=draw(count, dino_side, dino_side, 3) if dino else None,
     )
 
 
@@ -100,14 +99,14 @@ def draw_store(
 
 def _shapes(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
     side, float16 = architecture.hiera_size, np.dtype(np.float16)
-    starts = {point_block(architecture, f"S{level}") for level in LEVELS}
+    starts = {feature_block(architecture, f"S{level}") for level in LEVELS}
     firsts = {architecture.hiera.depth - depth for depth in depths(architecture)}
     tokens = [f"B{first}" for first in sorted(firsts - starts - {0})]
     return {
         "pixels": ((side, side, 3), np.dtype(np.uint8)),
         "mask": ((side, side), np.dtype(np.uint8)),
         **{
-            name: (point_shape(architecture, name), float16)
+            name: (feature_shape(architecture, name), float16)
             for name in ("V", *(f"S{level}" for level in LEVELS), *tokens)
         },
     }

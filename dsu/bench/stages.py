@@ -22,9 +22,9 @@ from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import Case, evaluate
 from dsu.evaluation.meters import Meters
 from dsu.features.extraction import extract
-from dsu.features.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, batch_size_for, plan_extraction
+from dsu.features.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, plan_extraction
 from dsu.features.stores import SourceFolder
-from dsu.network.network import DSUNet, normalize_pixels
+from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import earliest
 from dsu.prediction.predict import Outcome, predict_job
 from dsu.prediction.targets import Job, PredictionSettings, Target
@@ -119,8 +119,8 @@ def measure_stages(
         draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
         split = next(split for split in find_dataset(str(data), data) if split.kind == "train")
         source = SourceFolder.of(split, str(data), data, None, None)
-        network = runtime.place(DSUNet(architecture, hiera, dino, torch.float16).eval())
-        bare = _bare(network, runtime, batch_size_for(runtime), count, progress)
+        network = runtime.place(DSUNet(architecture, hiera, dino, feature_dtype=torch.float16).eval())
+        bare = _bare(network, runtime, default_encoder_batch_size(runtime.device), count, progress)
         mixes = []
         for levels, rate in bare.items():
             short = levels == MAPS_ONLY and runtime.device.type == "cpu"
@@ -145,13 +145,11 @@ def _bare(
 ) -> dict[tuple[str, ...], float]:
     """Views a second of the encoders on batches that lie ready on the device, by levels."""
     batch = images(network.architecture, batch_size, dino=True).to(runtime.device)
-    assert batch.pixels is not None
-    assert batch.dino_pixels is not None
-    pixels, dino_pixels = normalize_pixels(batch.pixels), normalize_pixels(batch.dino_pixels)
+    inputs = batch.inputs
 
     def run(size: int, levels: Sequence[str]) -> None:
         with runtime.autocast():
-            network.prefix(pixels[:size], dino_pixels[:size], levels)
+            network.encode(inputs["pixel_values"][:size], inputs["guide_values"][:size], levels)
 
     def seconds(levels: Sequence[str]) -> float:
         run(1, levels)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.architecture import Architecture
-from dsu.batches import StoredSamples, feed, prefix_of
+from dsu.batches import StoredSamples, feed
 from dsu.bench.drawn import DrawnStore, depths, images
 from dsu.bench.timing import Timing, ratio, take_turns, wait_for
 from dsu.heads.head_file import HeadInfo
@@ -128,8 +128,12 @@ def _bare(
     pixels = torch.randn(batch_size, 3, architecture.hiera_size, architecture.hiera_size, device=runtime.device)
     dino_pixels = torch.randn(batch_size, 3, architecture.dino_size, architecture.dino_size, device=runtime.device)
     batch = images(architecture, batch_size, dino=True)
-    network = DSUNet(architecture, hiera, dino, torch.float16)
+    network = DSUNet(architecture, hiera, dino, feature_dtype=torch.float16)
     runtime.place(network.eval())
+
+    def guide() -> object:
+        inputs = batch.to(runtime.device).flipped().inputs
+        return network.encode(None, inputs["guide_values"], ["V"])
 
     def bare(call: Callable[[], object]) -> Callable[[], object]:
         def run() -> object:
@@ -140,9 +144,9 @@ def _bare(
 
     return [
         _Case(BARE_DINO, (), bare(lambda: dino.forward_features(dino_pixels)), (dino,)),
-        _Case(DINO_PART, (), bare(lambda: prefix_of(network, batch.to(runtime.device).flipped(), ["V"])), (dino,)),
+        _Case(DINO_PART, (), bare(guide), (dino,)),
         _Case(BARE_HIERA, (), bare(lambda: hiera(pixels)), (hiera,)),
-        _Case(FAST_HIERA, (), bare(lambda: network.prefix(pixels, None, ["S1", "S2", "S3", "S4"])), (hiera,)),
+        _Case(FAST_HIERA, (), bare(lambda: network.encode(pixels, None, ["S1", "S2", "S3", "S4"])), (hiera,)),
     ]
 
 
@@ -169,16 +173,16 @@ def _training(
             adapted,
             needed,
             dino if end_to_end else None,
-            torch.float16,
+            feature_dtype=torch.float16,
             as_published=options.pop("as_published", False),
         ).train()
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
-        samples = StoredSamples(drawn.store, drawn.names, point.reads)
+        samples = StoredSamples(drawn.store, drawn.names, point.features)
         info = HeadInfo(architecture=adapted)
         trainer = Trainer(network, Phase(point, samples, None), settings, info, runtime, Path(), keep_best=False)
         batch = live if end_to_end else samples.fetch(drawn.names[:batch_size], [0] * batch_size)
         held = tuple(module for module in (network.hiera, network.dino, network.head) if module is not None)
-        return _Case(name, point.reads, lambda: trainer.step(batch), held, None if end_to_end else trainer)
+        return _Case(name, point.features, lambda: trainer.step(batch), held, None if end_to_end else trainer)
 
     deepest, *shallower = depths(architecture)
     whole = architecture.model_copy(update={"adapt_last": deepest})

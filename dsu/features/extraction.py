@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from dsu.architecture import PRESETS, Architecture
-from dsu.batches import Batch, ImageSamples, prefetch, prefix_of
+from dsu.batches import Batch, ImageSamples, prefetch
 from dsu.data.datasets import describe, find_dataset
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, extra_of
@@ -19,8 +19,9 @@ from dsu.errors import DsuError
 from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
 from dsu.features.stores import SourceFolder, find_stores, load_encoders, store_path
 from dsu.features.writing import writing
+from dsu.graphs import CapturedFunction
 from dsu.network.network import DSUNet
-from dsu.network.resume import check_points, map_names
+from dsu.network.resume import check_features, guide_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime, choose_runtime
 from dsu.settings import torch_type
@@ -75,7 +76,7 @@ def cache_features(
 
     Raises `DsuError` or `CacheError` before any work where something does not fit.
     """
-    check_points(architecture, settings.levels)
+    check_features(architecture, settings.levels)
     splits = [
         (SourceFolder.of(split, dataset, data_root, images, masks, tiling), tiled(split, tiling))
         for split in find_dataset(dataset, data_root, images, masks)
@@ -100,7 +101,7 @@ def cache_features(
         # Nothing is stored that could disagree, so no weights are wanted to say how much there is to do.
         with TemporaryDirectory(prefix="dsu-dry-run-") as folder:
             return plan_all(dict.fromkeys(("hiera", "dino"), "not loaded"), Path(folder))
-    maps = set(settings.levels) & set(map_names(architecture))
+    maps = set(settings.levels) & set(guide_names(architecture))
     try:
         hiera, dino, digests = load_encoders(
             architecture, weights, hiera=bool(set(settings.levels) - maps), dino=bool(maps)
@@ -110,7 +111,8 @@ def cache_features(
     plan = plan_all(digests, cache_root)
     if dry_run:
         return plan
-    network = runtime.place(DSUNet(architecture, hiera, dino, torch_type(settings.stored)).eval())
+    network = DSUNet(architecture, hiera, dino, feature_dtype=torch_type(settings.stored)).eval()
+    runtime.place(network)
     for work in plan.splits:
         extract(work, network, runtime, progress)
     return plan
@@ -122,6 +124,7 @@ def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: P
     A shard that is finished stays finished, whatever happens to the next one. Raises `DsuError` naming the sample
     when a value is not finite or does not fit the stored type, or when the disk is full.
     """
+    network.encoder_batch_size = plan.encoder_batch_size
     _Extraction(plan, network, runtime).run(progress)
 
 
@@ -154,6 +157,7 @@ class _Extraction:
     plan: ExtractionPlan
     network: DSUNet
     runtime: Runtime
+    _encoders: dict[tuple[str, ...], CapturedFunction] = field(default_factory=dict)
 
     def run(self, progress: Progress = SILENT) -> None:
         """See `extract`."""
@@ -208,11 +212,23 @@ class _Extraction:
             advance(len(names))
             return found
         found |= {name: [] for name in encoded}
-        size = self.plan.batch_size
+        size = self.plan.encoder_batch_size
+        encode = self._encoder(tuple(encoded))
         for start in range(0, len(names), size):
-            ready = batch.part(start, start + size, view).to(self.runtime.device).flipped()
-            with self.runtime.autocast():
-                for name, tensor in prefix_of(self.network, ready, encoded).items():
-                    found[name].append(tensor)
-            advance(len(ready.names))
+            part = batch.part(start, start + size, view).to(self.runtime.device)
+            for name, tensor in encode(part).items():
+                found[name].append(tensor)
+            advance(len(part.names))
         return found
+
+    def _encoder(self, names: tuple[str, ...]) -> CapturedFunction:
+        """What computes these features of a batch, flips included."""
+
+        def encode(batch: Batch) -> dict[str, Tensor]:
+            inputs = batch.flipped().inputs
+            with self.runtime.autocast():
+                return self.network.encode(inputs["pixel_values"], inputs["guide_values"], names)
+
+        if names not in self._encoders:
+            self._encoders[names] = CapturedFunction.on(self.runtime.device, encode)
+        return self._encoders[names]

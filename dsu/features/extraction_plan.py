@@ -16,18 +16,20 @@ from dsu.features.stores import (
     encoders_of,
     fingerprint,
     open_store,
+    recorded_encoder_batch_size,
     sample_key,
     source_of,
     store_path,
     stored_facts,
 )
-from dsu.network.resume import map_names, point_shape
+from dsu.network.network import default_encoder_batch_size
+from dsu.network.resume import feature_shape, guide_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import StoredType
 from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
 
-__all__ = ["DEFAULT_LEVELS", "ExtractionPlan", "ExtractionSettings", "batch_size_for", "plan_extraction"]
+__all__ = ["DEFAULT_LEVELS", "ExtractionPlan", "ExtractionSettings", "plan_extraction"]
 
 DEFAULT_LEVELS = ("V", "S1", "S2", "S3", "S4")
 
@@ -41,7 +43,7 @@ class ExtractionSettings:
         views: the views of DINOv2's maps that a training split keeps (test splits keep one).
         level_views: the views of Hiera's levels and tokens.
         stored: float16 or float32.
-        batch_size: samples the encoders see at once, None to suit the device; a batch never crosses a shard.
+        encoder_batch_size: samples that the encoders see at once; None: the store's, or what suits the device.
         compressor: None, zstd or blosc.
         foreground: mask values that count as foreground, None to recognise them.
         rebuild: drop arrays whose fingerprint differs instead of refusing.
@@ -51,7 +53,7 @@ class ExtractionSettings:
     views: Views = ALL_FLIPS
     level_views: Views = UNFLIPPED
     stored: StoredType = "float16"
-    batch_size: int | None = None
+    encoder_batch_size: int | None = None
     compressor: Compressor = None
     foreground: tuple[int, ...] | None = None
     rebuild: bool = False
@@ -62,7 +64,7 @@ class ExtractionSettings:
             return (0,)
         if name in FLIPPED_WHEN_READ:
             return Views(1, max(self.views.extra, self.level_views.extra)).numbers
-        return (self.views if name in map_names(architecture) else self.level_views).numbers
+        return (self.views if name in guide_names(architecture) else self.level_views).numbers
 
 
 @dataclass
@@ -76,7 +78,7 @@ class ExtractionPlan:
     drift: tuple[str, ...]
     settings: ExtractionSettings
     architecture: Architecture
-    batch_size: int
+    encoder_batch_size: int
     todo: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
     """Shard to the (array, view) that it lacks."""
 
@@ -107,7 +109,7 @@ class ExtractionPlan:
     def needs(self) -> tuple[bool, bool]:
         """Whether Hiera and DINOv2 have to run."""
         arrays = {name for lacking in self.todo.values() for name, _ in lacking} - set(FLIPPED_WHEN_READ)
-        maps = arrays & set(map_names(self.architecture))
+        maps = arrays & set(guide_names(self.architecture))
         return bool(arrays - maps), bool(maps)
 
 
@@ -145,7 +147,7 @@ def plan_extraction(
         "encoders": {**(encoders_of(store) if store else {}), **digests},
         "random": random,
     }
-    batch_size = settings.batch_size or batch_size_for(runtime)
+    encoder_batch_size = _encoder_batch_size(settings, store, runtime)
     if store is None:
         store = Store.create(path, attributes, compressor=settings.compressor)
     wanted = {
@@ -156,7 +158,7 @@ def plan_extraction(
             stored=settings.stored,
             runtime=runtime,
             digests=digests,
-            batch_size=batch_size,
+            encoder_batch_size=encoder_batch_size,
         )
         for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.levels))
     }
@@ -167,7 +169,7 @@ def plan_extraction(
         if manifest != store.manifest:
             store.set_manifest(manifest)
         _add_arrays(store, wanted, settings, architecture)
-    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, architecture, batch_size)
+    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, architecture, encoder_batch_size)
     for name in wanted:
         for view in settings.views_of(name, split.kind, architecture):
             for missing in store.missing(name, [place_of(name, view)]):
@@ -175,9 +177,10 @@ def plan_extraction(
     return plan
 
 
-def batch_size_for(runtime: Runtime) -> int:
-    """Samples that the encoders see at once: enough to fill a card; a CPU's caches hold no more than a few."""
-    return 32 if runtime.device.type == "cuda" else 8
+def _encoder_batch_size(settings: ExtractionSettings, store: Store | None, runtime: Runtime) -> int:
+    """As asked for; else what the store was begun with, since features of one store must go together."""
+    recorded = None if store is None else recorded_encoder_batch_size(store)
+    return settings.encoder_batch_size or recorded or default_encoder_batch_size(runtime.device)
 
 
 def _check_owner(store: Store, source: SourceFolder) -> None:
@@ -212,5 +215,5 @@ def _add_arrays(
         if name in store.arrays:
             continue
         raw = name in FLIPPED_WHEN_READ
-        shape: tuple[int, ...] = (side, side) if name == "mask" else point_shape(architecture, name)
+        shape: tuple[int, ...] = (side, side) if name == "mask" else feature_shape(architecture, name)
         store.add_array(name, shape, np.dtype(np.uint8 if raw else settings.stored), places_of(name), print_)

@@ -5,11 +5,13 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from dsu.architecture import Architecture
 from dsu.data.extra_views import RECIPE
 from dsu.data.masks import MaskReading
-from dsu.network.resume import map_names
-from dsu.runtime import Runtime
+from dsu.network.resume import guide_names
+from dsu.runtime import Runtime, processor_name
 from dsu_cache import Fingerprint
 
 __all__ = ["fingerprint", "library_versions"]
@@ -23,12 +25,11 @@ def fingerprint(
     stored: str,
     runtime: Runtime,
     digests: Mapping[str, str],
-    batch_size: int,
+    encoder_batch_size: int,
 ) -> Fingerprint:
     """What array `name` is made of.
 
-    Fields decide whether it may be used; what is recorded beside them (library versions, device, the encoder's
-    batch) only warns.
+    Fields decide whether it may be used; what is recorded beside them (library versions and the machine) only warns.
     """
     extra = {"extra views": RECIPE}
     if name == "pixels":
@@ -40,7 +41,7 @@ def fingerprint(
             {"size": architecture.hiera_size, "resize": "PIL bicubic", "reading": reading.to_json(), **extra},
             library_versions(),
         )
-    is_map = name in map_names(architecture)
+    is_map = name in guide_names(architecture)
     spec = architecture.dino if is_map else architecture.hiera
     fields: dict[str, Any] = {
         "encoder": spec.model_dump(mode="json", exclude={"name"}),
@@ -50,12 +51,20 @@ def fingerprint(
         "normalisation": "ImageNet",
         "precision": runtime.precision,
         "type": stored,
-        "point": name,
+        "feature": name,
+        "encoder batch size": encoder_batch_size,
         **extra,
     }
     if name == "V":
-        fields["grid"] = architecture.level_grid(4)
-    return Fingerprint(fields, {**library_versions(), "device": runtime.device.type, "batch": batch_size})
+        fields |= {"grid": architecture.level_grid(4), "grid resize": "bilinear, two products"}
+    return Fingerprint(fields, {**library_versions(), **_machine(runtime)})
+
+
+def _machine(runtime: Runtime) -> dict[str, str | int]:
+    """What may change a feature's last bits: the GPU, or the processor and its threads."""
+    if runtime.device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(runtime.device)}
+    return {"device": processor_name(), "threads": torch.get_num_threads()}
 
 
 @cache

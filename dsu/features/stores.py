@@ -24,7 +24,7 @@ from dsu_cache import CacheError, CorruptError, Store, check_readable, is_store
 __all__ = [
     "SourceFolder",
     "again",
-    "available_points",
+    "available_features",
     "check_samples",
     "ensure_readable",
     "find_store",
@@ -209,7 +209,7 @@ def sample_key(facts: SampleFacts) -> str:
     return f"{facts.content}:{facts.mask_sha256}"
 
 
-def available_points(store: Store, views: Views) -> set[str]:
+def available_features(store: Store, views: Views) -> set[str]:
     """Points and maps that hold every sample in all of `views`.
 
     Raises as `ensure_readable`.
@@ -232,6 +232,11 @@ def recorded_type(store: Store) -> StoredType:
     return cast(StoredType, next((kind for _, kind in _recorded(store, "type")), "float16"))
 
 
+def recorded_encoder_batch_size(store: Store) -> int | None:
+    """How many samples the encoders saw at once; None where no feature is stored."""
+    return next((int(size) for _, size in _recorded(store, "encoder batch size")), None)
+
+
 def _recorded(store: Store, field: str) -> list[tuple[str, Any]]:
     return [(n, a.fingerprint.fields[field]) for n, a in store.arrays.items() if field in a.fingerprint.fields]
 
@@ -250,13 +255,19 @@ def check_arrays(
     reading = reading_of(store) if "mask" in store.arrays else MaskReading()
     wanted = {
         name: fingerprint(
-            name, architecture, reading=reading, stored=stored, runtime=runtime, digests=known, batch_size=0
+            name,
+            architecture,
+            reading=reading,
+            stored=stored,
+            runtime=runtime,
+            digests=known,
+            encoder_batch_size=recorded_encoder_batch_size(store) or 0,
         )
-        for name in (*point.reads, "mask")
+        for name in (*point.features, "mask")
         if name in store.arrays
     }
     drift = store.check(wanted, "Run `dsu cache-features` again with --rebuild, or run with the store's settings.")
-    return known, tuple(str(item) for item in drift if item.field != "batch")
+    return known, tuple(map(str, drift))
 
 
 def stored_facts(store: Store) -> dict[str, SampleFacts]:

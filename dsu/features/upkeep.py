@@ -13,7 +13,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import library_versions
 from dsu.features.stores import architecture_of, encoders_of, open_store, source_of, store_folders
 from dsu.features.verification import Verification, verify_store
-from dsu.network.resume import map_names
+from dsu.network.resume import guide_names
 from dsu.progress import SILENT, Progress
 from dsu_cache import CacheError, Store, folder_nbytes, holder, is_store, orphans, remove_store
 
@@ -235,7 +235,7 @@ def _describe_array(store: Store, name: str, weights: Mapping[str, str]) -> Arra
     views = sorted({shard.view for shard in files.shards() if shard.view < info.views})
     missing = store.missing(name, views)
     lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
-    maps = map_names(architecture_of(store))
+    maps = guide_names(architecture_of(store))
     encoder = None if name in FLIPPED_WHEN_READ else "DINOv2" if name in maps else "Hiera"
     now, fields = library_versions(), info.fingerprint
     in_use = store.manifest.rows_in_use // store.rows_per_shard

@@ -87,6 +87,12 @@ class HeadInfo(BaseModel):
         return bool(self.training.get("random_weights", False))
 
     @property
+    def encoder_batch_size(self) -> int | None:
+        """How many samples the frozen encoders saw at once in training."""
+        size = self.training.get("encoder_batch_size")
+        return size if type(size) is int and size > 0 else None
+
+    @property
     def stored_dtype(self) -> torch.dtype | None:
         """`stored` as torch's type."""
         return None if self.stored is None else torch_type(self.stored)
@@ -206,7 +212,7 @@ def start_from(head: Head, path: Path, architecture: Architecture, encoders: Map
             f"one of {_network_text(architecture)}, with no more adapters than --adapt-last asks for."
         )
     head.load_state_dict({name: state.get(name, tensor) for name, tensor in new.items()})
-    head.silence_adapters({name.split(".")[1] for name in lacking})
+    head.init_adapters_identity({name.split(".")[1] for name in lacking})
     other = [name for name, digest in encoders.items() if info.encoders.get(name, digest) != digest]
     remarks = [f"other weights: the head to start from was trained with another {name}" for name in other]
     dataset = info.dataset.get("split", "an unknown data set")

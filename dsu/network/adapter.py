@@ -22,7 +22,7 @@ class Adapter(nn.Module):
         self.up = nn.Linear(HIDDEN, dim)
         self.activation = nn.GELU()
 
-    def silence(self) -> None:
+    def init_identity(self) -> None:
         """Make it the identity, from which it can still learn: only the second layer is zero, and GELU'(0) is 1/2."""
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)

@@ -23,17 +23,16 @@ class ContentGuidedFusion(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.channel = nn.Sequential(nn.Conv2d(dim, dim // SQUEEZE, 1), nn.ReLU(), nn.Conv2d(dim // SQUEEZE, dim, 1))
-        self.spatial = nn.Conv2d(2, 1, 7, padding=3, padding_mode="reflect")
-        self.pixel = nn.Conv2d(2 * dim, dim, 7, padding=3, padding_mode="reflect", groups=dim)
+        self.spatial = nn.Conv2d(2, 1, 7)
+        self.pixel = nn.Conv2d(2 * dim, dim, 7, groups=dim)
         self.out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, level: Tensor, modulated: Tensor) -> Tensor:
         """Two (B, dim, H, W) to one."""
         total = level + modulated
-        channel = self.channel(functional.adaptive_avg_pool2d(total, 1))  # (B, dim, 1, 1)
-        spatial = self.spatial(  # (B, 1, H, W)
-            torch.cat([total.mean(1, keepdim=True), total.max(1, keepdim=True).values], dim=1)
-        )
+        channel = self.channel(total.mean((2, 3), keepdim=True))  # (B, dim, 1, 1)
+        summary = torch.cat([total.mean(1, keepdim=True), total.max(1, keepdim=True).values], dim=1)
+        spatial = self.spatial(reflect_pad(summary, 3))  # (B, 1, H, W)
         coarse = channel + spatial
         weight = torch.sigmoid(torch.sigmoid(self._pixel_attention(total, coarse)))
         fused: Tensor = self.out(total + weight * level + (1 - weight) * modulated)
@@ -46,6 +45,15 @@ class ContentGuidedFusion(nn.Module):
         convolutions with the halves of its weight give the same numbers and have fast kernels; groups of two have none.
         """
         weight, dim = self.pixel.weight, len(self.pixel.weight)
-        total, coarse = (functional.pad(x, (3, 3, 3, 3), mode="reflect") for x in (total, coarse))
+        total, coarse = reflect_pad(total, 3), reflect_pad(coarse, 3)
         of_total = functional.conv2d(total, weight[:, :1], self.pixel.bias, groups=dim)
         return of_total + functional.conv2d(coarse, weight[:, 1:], groups=dim)
+
+
+def reflect_pad(x: Tensor, by: int) -> Tensor:
+    """Mirror (B, C, H, W) at its edges, which are not repeated: (B, C, H + 2 by, W + 2 by).
+
+    torch's own reflection padding has no deterministic backward pass on a GPU; copies have.
+    """
+    x = torch.cat([x[..., 1 : by + 1].flip(-1), x, x[..., -by - 1 : -1].flip(-1)], dim=-1)
+    return torch.cat([x[..., 1 : by + 1, :].flip(-2), x, x[..., -by - 1 : -1, :].flip(-2)], dim=-2)

@@ -9,8 +9,9 @@ from torch.nn import functional
 from dsu.architecture import LEVELS, Architecture
 from dsu.network.adapter import Adapter
 from dsu.network.content_guided import ContentGuidedFusion
-from dsu.network.modulation import ChannelModulation, resize_map
+from dsu.network.modulation import ChannelModulation
 from dsu.network.receptive_field import WIDTH, ReceptiveFieldBlock
+from dsu.network.resize import resize_map
 from dsu.network.spatial_fusion import SpatialFeatureFusion
 
 __all__ = ["Head"]
@@ -49,23 +50,23 @@ class Head(nn.Module):
         self.decoders = nn.ModuleList(SpatialFeatureFusion(as_published=as_published) for _ in SIDE_SCALES)
         self.sides = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1) for _ in SIDE_SCALES)
 
-    def silence_adapters(self, blocks: Iterable[str] | None = None) -> None:
+    def init_adapters_identity(self, blocks: Iterable[str] | None = None) -> None:
         """Make the adapters of some blocks, or of all, the identity."""
         for block in self.adapters if blocks is None else blocks:
-            cast(Adapter, self.adapters[block]).silence()
+            cast(Adapter, self.adapters[block]).init_identity()
 
-    def forward(self, levels: Mapping[int, Tensor], dino_maps: Mapping[str, Tensor]) -> list[Tensor]:
+    def forward(self, levels: Mapping[int, Tensor], guides: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits (B, 1, S, S) at the input's size, deepest first; the last one is the prediction.
 
-        `levels` maps 1..4 to (B, C, H, W); `dino_maps` holds the maps that `injections` names.
+        `levels` maps 1..4 to (B, C, H, W); `guides` holds the maps that `injections` names.
         """
-        features = self.features(levels, dino_maps)
+        found = self.intermediates(levels, guides)
         return [
-            functional.interpolate(side(features[f"D{index}"]), scale_factor=scale, mode="bilinear")
+            functional.interpolate(side(found[f"D{index}"]), scale_factor=scale, mode="bilinear")
             for index, (side, scale) in enumerate(zip(self.sides, SIDE_SCALES, strict=True), start=1)
         ]
 
-    def features(self, levels: Mapping[int, Tensor], dino_maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def intermediates(self, levels: Mapping[int, Tensor], guides: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every intermediate map by the paper's names: `modulated` and `fused` (of the deepest level that
         DINOv2 is fused into), R1..R4 after the receptive-field blocks, D1..D3 after the decoders, deepest
         first; where DINOv2 is fused into several levels, also `modulated1`, ... and `fused1`, ...
@@ -75,7 +76,7 @@ class Head(nn.Module):
         for level, field in zip(LEVELS, self.receptive_fields, strict=True):
             x = levels[level]
             if level in self.injections:
-                modulated = self.modulations[str(level)](resize_map(dino_maps[self.injections[level]], x.shape[-1]))
+                modulated = self.modulations[str(level)](resize_map(guides[self.injections[level]], x.shape[-1]))
                 x = self.fusions[str(level)](x, modulated)
                 suffix = str(level) if len(self.injections) > 1 else ""
                 found |= {f"modulated{suffix}": modulated, f"fused{suffix}": x}

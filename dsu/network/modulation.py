@@ -5,14 +5,7 @@ from torch.nn import functional
 
 from dsu.network.wavelet import WaveletConv
 
-__all__ = ["ChannelModulation", "resize_map"]
-
-
-def resize_map(x: Tensor, side: int) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to (B, C, side, side), corners not aligned; exact where nothing changes."""
-    if x.shape[-2:] == (side, side):
-        return x
-    return functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+__all__ = ["ChannelModulation"]
 
 
 class ChannelModulation(nn.Module):

@@ -1,16 +1,18 @@
-"""The whole network, one forward pass split in one place.
+"""The whole network: one forward pass, from images or from stored features.
 
-`network(images)` is `suffix(prefix(images))` by construction. Stage two gives the suffix what the store holds
-or what the prefix computes now; nothing downstream can know which, because the prefix ends in `settle`: the
-tensors it returns are, bit for bit and byte for byte, what the store keeps.
+Everything upstream of the first trainable layer is frozen and may be stored. `encode` computes it, and `forward` goes
+on from it: it takes the features it is given and encodes the rest. Both ways give the same numbers by construction.
+The encoders always see blocks of one fixed number of samples, so a feature depends on its own sample alone; and every
+feature passes through `to_stored`, so it is, byte for byte, what a store keeps.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from dsu.architecture import LEVELS, Architecture
@@ -18,84 +20,123 @@ from dsu.encoders.dino import dino_maps
 from dsu.encoders.hiera import embed_pixels
 from dsu.encoders.windows import run_block
 from dsu.network.head import Head
-from dsu.network.modulation import resize_map
-from dsu.network.resume import ResumePoint, earliest, map_names, point_block
+from dsu.network.resize import bilinear_weights, resize_by_products
+from dsu.network.resume import ResumePoint, feature_block, guide_names, resume_at, resume_point, serving_features
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
     from timm.models.vision_transformer import VisionTransformer
 
-__all__ = ["DSUNet", "normalize_pixels", "settle"]
+RunBlock: TypeAlias = "Callable[[MultiScaleBlock, Tensor], Tensor]"
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+__all__ = ["DSUNet", "DSUNetOutput", "default_encoder_batch_size", "normalize_pixels", "to_stored"]
 
+MEAN: Final = (0.485, 0.456, 0.406)
+STD: Final = (0.229, 0.224, 0.225)
 
-def normalize_pixels(pixels: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 RGB to (B, 3, S, S) float32 with ImageNet's mean and deviation."""
-    mean, std = _statistics(pixels.device)
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+STRIDE: Final = 32
+"""Pixels a position of S4, the deepest level."""
 
-
-@cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and deviation, (3, 1, 1) each; kept, because a copy to the device waits for it."""
-    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+ENCODER_ATTENTION: Final = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""The encoders take the first of these that can run: left to itself, torch may choose another one elsewhere."""
 
 
-def settle(tokens: Tensor, stored: torch.dtype | None) -> Tensor:
-    """(B, H, W, C) as a store keeps it: contiguous and rounded to `stored` (None: as computed)."""
-    return tokens.to(stored or tokens.dtype).contiguous()
+def default_encoder_batch_size(device: torch.device) -> int:
+    """Samples that the encoders see at once: one fills a CPU, eight a GPU."""
+    return 8 if device.type == "cuda" else 1
+
+
+def normalize_pixels(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, 3, S, S) uint8 RGB to float32 with ImageNet's mean and deviation, (3, 1, 1) each."""
+    return (pixels.float() / 255 - mean) / std
+
+
+def to_stored(tokens: Tensor, feature_dtype: torch.dtype | None) -> Tensor:
+    """(B, H, W, C) as a store keeps it: contiguous and rounded to `feature_dtype` (None: as computed)."""
+    return tokens.to(feature_dtype or tokens.dtype).contiguous()
+
+
+@dataclass(frozen=True)
+class DSUNetOutput:
+    """What the network gives.
+
+    Attributes:
+        side_logits: three maps (B, 1, S, S) at the input's size, deepest first.
+    """
+
+    side_logits: tuple[Tensor, ...]
+
+    @property
+    def logits(self) -> Tensor:
+        """The finest of `side_logits`: the prediction."""
+        return self.side_logits[-1]
 
 
 class DSUNet(nn.Module):
     """DSU-Net: DINOv2's last feature guides SAM 2's Hiera through small adapters, fusion and a U-shaped decoder.
 
-    Either encoder may be absent: what a run resumes from decides what it needs (all of DINOv2 is in the stored
-    maps; with S4 stored and no adapters, so is all of Hiera).
+    Either encoder may be absent. A run needs only what its start leaves to compute: with V stored it needs no DINOv2,
+    with S4 stored and no adapters no Hiera.
 
     Args:
         architecture: every size.
         hiera: the frozen trunk, or None.
         dino: the frozen transformer, or None.
-        stored: the type to which everything that crosses the split is rounded; None leaves it as computed.
+        feature_dtype: the type to which frozen features are rounded; None leaves them as computed.
+        encoder_batch_size: samples that the frozen encoders see at once, the last block padded. It decides which
+            kernels run, and so the features' last bits. None suits the device.
         as_published: run the authors' operations in their order (padded windows, attention written out): the same
-            numbers up to rounding, slower. What comparisons with their program and of speed are made against.
+            numbers up to rounding, slower. For comparisons with their program and of speed.
 
     Attributes:
-        recompute: whether adapted blocks keep no activations for the backward pass but run again in it: the same
-            numbers for less memory and a third more time.
+        gradient_checkpointing: whether adapted blocks keep no activations for the backward pass but run again in it:
+            the same numbers for less memory and a third more time.
 
     Example:
         >>> network = DSUNet(architecture, hiera, dino).eval()
-        >>> deepest, middle, finest = network(pixels, dino_pixels)   # logits (B, 1, S, S)
+        >>> network(pixel_values, guide_values).logits                      # (B, 1, 352, 352)
+        >>> features = network.encode(pixel_values, guide_values, ["V"])    # (B, 11, 11, 1024), as a store keeps it
+        >>> network(pixel_values, features=features).logits                 # the same numbers
     """
+
+    mean: Tensor
+    std: Tensor
+    guide_weights: Tensor
 
     def __init__(
         self,
         architecture: Architecture,
         hiera: "Hiera | None",
         dino: "VisionTransformer | None",
-        stored: torch.dtype | None = None,
         *,
+        feature_dtype: torch.dtype | None = None,
+        encoder_batch_size: int | None = None,
         as_published: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.stored = stored
+        self.feature_dtype = feature_dtype
+        self.encoder_batch_size = encoder_batch_size
         self.hiera = hiera
         self.dino = dino
         self.head = Head(architecture, as_published=as_published)
-        self.recompute = False
-        self._block: Callable[[MultiScaleBlock, Tensor], Tensor] = _published_block if as_published else run_block
+        self.gradient_checkpointing = False
+        # Buffers, since a captured GPU graph must not meet a tensor that is made on the host.
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        weights = bilinear_weights(architecture.dino_grid, architecture.level_grid(4))
+        self.register_buffer("guide_weights", weights, persistent=False)
+        self._encoder_block: RunBlock = _published_block if as_published else run_block
+        self._block = self._encoder_block
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Run Hiera's blocks, where most kernels are launched, through torch.compile: a graph a shape, when first met.
+        """Run the blocks after the start, where most kernels are launched, through torch.compile.
 
-        Fused operations round in another order, so numbers move by about the precision's rounding.
+        Each shape is compiled when it is first met. Fused operations round in another order, so numbers move by about
+        the precision's rounding; what `encode` gives does not change.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self._block = torch.compile(self._block, backend=backend)
+        self._block = torch.compile(self._encoder_block, backend=backend)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> "DSUNet":
         """Switch the head; the encoders always stay in evaluation mode."""
@@ -104,99 +145,153 @@ class DSUNet(nn.Module):
         self.head.train(mode)
         return self
 
-    def forward(self, pixels: Tensor, dino_pixels: Tensor | None) -> list[Tensor]:
-        """Three logit maps (B, 1, S, S), deepest first, from normalised pixels at both input sizes."""
-        point = earliest(self.architecture)
-        return self.suffix(self.prefix(pixels, dino_pixels, point.reads), point)
-
-    @torch.no_grad()
-    def prefix(self, pixels: Tensor, dino_pixels: Tensor | None, names: Collection[str]) -> dict[str, Tensor]:
-        """What is frozen: the named points of the encoders as they are without any adapter.
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        guide_values: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        start_feature: str | None = None,
+    ) -> DSUNetOutput:
+        """Logits from images, from stored features, or from both: what is given is not computed.
 
         Args:
-            pixels: (B, 3, S, S) normalised, at Hiera's input size.
-            dino_pixels: (B, 3, S', S') normalised, at DINOv2's; may be None where no map is asked for.
-            names: points (`pixels`, S1..S4, B<k>) and maps (V, V<k>), see `resume`.
+            pixel_values: (B, 3, S, S) at Hiera's input size: uint8 RGB, or float that is normalised already.
+            guide_values: (B, 3, S', S') at DINOv2's, likewise.
+            features: frozen features by name, (B, H, W, C) each, as `encode` and stores give them.
+            start_feature: the feature from which Hiera goes on; None: the latest that `features` can serve. A named one
+                may lie behind adapters, which are left out then: so the epochs start that train without them.
+
+        Raises `RuntimeError` where something is neither given nor can be computed.
+        """
+        levels, guides = self._levels_and_guides(pixel_values, guide_values, features, start_feature)
+        return DSUNetOutput(tuple(self.head(levels, guides)))
+
+    def forward_intermediates(
+        self,
+        pixel_values: Tensor | None = None,
+        guide_values: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        start_feature: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Every feature by the paper's names, (B, C, H, W) each: takes what `forward` takes.
+
+        S1..S4 behind the adapters, V (or V<k>, as the ablation reads them), modulated, fused, R1..R4, D1..D3.
+        """
+        levels, guides = self._levels_and_guides(pixel_values, guide_values, features, start_feature)
+        found = {f"S{level}": levels[level] for level in LEVELS}
+        return found | guides | self.head.intermediates(levels, guides)
+
+    @torch.no_grad()
+    def encode(
+        self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The named frozen features, exactly as a store keeps them.
+
+        Args:
+            pixel_values, guide_values: as `forward` takes them; each may be None where nothing asked for needs it.
+            names: of Hiera's features (S1..S4, B<k>) and of DINOv2's (V, V<k>), see `resume`.
 
         Returns:
-            The named tensors, each (B, H, W, C) settled, except `pixels`, which stay (B, 3, S, S).
+            (B, H, W, C) each, contiguous, rounded to `feature_dtype`.
         """
-        maps = [name for name in names if name in map_names(self.architecture)]
-        tokens = [name for name in names if name not in maps and name != "pixels"]
-        found = {
-            name: settle(tensor, self.stored)
-            for name, tensor in (
-                self._frozen_tokens(pixels, tokens) | self._frozen_maps(dino_pixels, maps, grid=pixels.shape[-1] // 32)
-            ).items()
-        }
-        return found | ({"pixels": pixels} if "pixels" in names else {})
+        given = pixel_values if guide_values is None else guide_values
+        if not names or given is None:
+            return self._encode_block(None, None, names)
+        count, size = len(given), self.encoder_batch_size or default_encoder_batch_size(given.device)
+        with sdpa_kernel(ENCODER_ATTENTION, set_priority=True):
+            blocks = [
+                self._encode_block(_block(pixel_values, start, size), _block(guide_values, start, size), names)
+                for start in range(0, count, size)
+            ]
+        return {name: _joined([block[name] for block in blocks], count) for name in names}
 
-    def suffix(self, points: Mapping[str, Tensor], point: ResumePoint) -> list[Tensor]:
-        """The rest: frozen blocks up to the first adapter without gradient, adapted blocks, and the head."""
-        levels, maps = self._encode(points, point)
-        outputs: list[Tensor] = self.head(levels, maps)
-        return outputs
+    def _encode_block(
+        self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        guides = [name for name in names if name in guide_names(self.architecture)]
+        tokens = [name for name in names if name not in guides]
+        side = self.architecture.hiera_size if pixel_values is None else pixel_values.shape[-1]
+        found = self._encode_hiera(pixel_values, tokens) | self._encode_dino(guide_values, guides, side // STRIDE)
+        return {name: to_stored(tensor, self.feature_dtype) for name, tensor in found.items()}
 
-    def features(self, pixels: Tensor, dino_pixels: Tensor | None) -> dict[str, Tensor]:
-        """Every feature by the paper's names: S1..S4, V (DINOv2's whole grid), modulated, fused, R1..R4, D1..D3.
-
-        All (B, C, H, W). Takes what `forward` takes.
-        """
-        point = earliest(self.architecture)
-        levels, maps = self._encode(self.prefix(pixels, dino_pixels, point.reads), point)
-        found = {f"S{level}": levels[level] for level in LEVELS}
-        if self.dino is not None and dino_pixels is not None:
-            last = self.architecture.dino.depth
-            found["V"] = dino_maps(self.dino, dino_pixels, [last])[last]
-        return found | self.head.features(levels, maps)
-
-    def _frozen_tokens(self, pixels: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """Hiera's levels and tokens by name, (B, H, W, C)."""
+    def _encode_hiera(self, pixel_values: Tensor | None, names: Collection[str]) -> dict[str, Tensor]:
+        """Hiera's features without any adapter, (B, H, W, C)."""
         if not names:
             return {}
+        if pixel_values is None:
+            raise RuntimeError(f"{', '.join(names)} were not given and can't be computed without pixel_values")
         wanted: dict[int, list[str]] = {}
         for name in names:
-            wanted.setdefault(point_block(self.architecture, name), []).append(name)
+            wanted.setdefault(feature_block(self.architecture, name), []).append(name)
         hiera = self._hiera()
-        tokens = embed_pixels(hiera, pixels)
+        tokens = embed_pixels(hiera, self._normalized(pixel_values))
         found: dict[str, Tensor] = {}
         for index in range(max(wanted)):
-            tokens = self._block(hiera.blocks[index], tokens)
+            tokens = self._encoder_block(hiera.blocks[index], tokens)
             found |= dict.fromkeys(wanted.get(index + 1, ()), tokens)
         return found
 
-    def _frozen_maps(self, dino_pixels: Tensor | None, names: Collection[str], grid: int) -> dict[str, Tensor]:
-        """DINOv2's maps by name, (B, H, W, C); V on S4's `grid`, whose side is in positions."""
+    def _encode_dino(self, guide_values: Tensor | None, names: Collection[str], grid: int) -> dict[str, Tensor]:
+        """DINOv2's features, (B, H, W, C): V on the grid of S4, `grid` positions a side, V<k> on DINOv2's own."""
         if not names:
             return {}
-        if self.dino is None or dino_pixels is None:
-            raise RuntimeError("this network was built without DINOv2 and its maps were not given")
+        if self.dino is None or guide_values is None:
+            raise RuntimeError("this network was built without DINOv2 and its features were not given")
         blocks = {name: int(name[1:] or self.architecture.dino.depth) for name in names}
-        maps = dino_maps(self.dino, dino_pixels, blocks.values())
-        found = {name: maps[block] for name, block in blocks.items()}
+        maps = dino_maps(self.dino, self._normalized(guide_values), blocks.values())
+        found = {name: maps[block].permute(0, 2, 3, 1) for name, block in blocks.items()}
         if "V" in found:
-            found["V"] = resize_map(found["V"], grid)
-        return {name: x.permute(0, 2, 3, 1) for name, x in found.items()}
+            found["V"] = resize_by_products(found["V"], self._guide_weights(found["V"].shape[1], grid))
+        return found
 
-    def _encode(self, points: Mapping[str, Tensor], point: ResumePoint) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
-        """All four levels and the maps, (B, C, H, W) in the types and layouts that they have live."""
-        live = {name: self._live(name, tensor) for name, tensor in points.items()}
+    def _guide_weights(self, source: int, target: int) -> Tensor:
+        """The buffer, or weights made now for images of another size than the architecture's."""
+        if self.guide_weights.shape == (target, source):
+            return self.guide_weights
+        return bilinear_weights(source, target).to(self.guide_weights.device)
+
+    def _levels_and_guides(
+        self,
+        pixel_values: Tensor | None,
+        guide_values: Tensor | None,
+        features: Mapping[str, Tensor] | None,
+        start_feature: str | None,
+    ) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
+        """Adapted levels and DINOv2's features, (B, C, H, W) in the types and layouts that they have live."""
+        given = dict(features or {})
+        if pixel_values is not None:
+            given["pixels"] = pixel_values
+        point = self._resume_point(given, start_feature)
+        lacking = [name for name in point.features if name not in given]
+        if lacking:
+            given |= self.encode(pixel_values, guide_values, lacking)
+        live = {name: self._live(name, given[name]) for name in point.features if name != "pixels"}
         levels = {int(name[1]): live[name].permute(0, 3, 1, 2) for name in point.levels}
         if point.block < self.architecture.hiera.depth:
-            self._run_blocks(live[point.tokens], point, levels)
-        return levels, {name: live[name].permute(0, 3, 1, 2) for name in point.maps}
+            if point.start == "pixels":
+                tokens = embed_pixels(self._hiera(), self._normalized(given["pixels"]))
+            else:
+                tokens = live[point.start]
+            self._run_blocks(tokens, point, levels)
+        return levels, {name: live[name].permute(0, 3, 1, 2) for name in point.guides}
+
+    def _resume_point(self, given: Collection[str], start_feature: str | None) -> ResumePoint:
+        if start_feature is not None:
+            return resume_at(self.architecture, start_feature)
+        if not serving_features(self.architecture, given):
+            raise RuntimeError("neither pixel_values nor features of Hiera to start from were given")
+        return resume_point(self.architecture, {*given, *self.architecture.injections.values()})
 
     def _run_blocks(self, tokens: Tensor, point: ResumePoint, levels: dict[int, Tensor]) -> None:
         """Run Hiera from `point.block` on and add the levels it ends."""
         hiera, first_adapted = self._hiera(), self.architecture.first_adapted
-        if point.tokens == "pixels":
-            tokens = embed_pixels(hiera, tokens)
         for index in range(point.block, len(hiera.blocks)):
             if index < first_adapted:
                 with torch.no_grad():
                     tokens = self._block(hiera.blocks[index], tokens)
-            elif self.recompute and torch.is_grad_enabled():
-                tokens = checkpoint(self._adapted_block, index, tokens, use_reentrant=False)
+            elif self.gradient_checkpointing and torch.is_grad_enabled():
+                # Nothing in a block is random, and a captured graph could not restore the generator's state.
+                tokens = checkpoint(self._adapted_block, index, tokens, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = self._adapted_block(index, tokens)
             if index in hiera.stage_ends:
@@ -208,7 +303,7 @@ class DSUNet(nn.Module):
         return self._block(self._hiera().blocks[index], self.head.adapters[str(index)](tokens))
 
     def _live(self, name: str, tensor: Tensor) -> Tensor:
-        """The type that a point has where it is computed; the layout, channels last, is the stored one.
+        """The type that a feature has where it is computed; the layout, channels last, is the stored one.
 
         Hiera's residual stream turns from the parameters' type to autocast's at the end of stage 1, where the
         shortcut passes through a linear layer.
@@ -222,10 +317,25 @@ class DSUNet(nn.Module):
     def _stage(self, name: str) -> int:
         return int(name[1]) if name[0] == "S" else self.architecture.hiera.stage_of(int(name[1:]))
 
+    def _normalized(self, values: Tensor) -> Tensor:
+        return normalize_pixels(values, self.mean, self.std) if values.dtype == torch.uint8 else values
+
     def _hiera(self) -> "Hiera":
         if self.hiera is None:
             raise RuntimeError("this network was built without Hiera, but blocks of it have to run")
         return self.hiera
+
+
+def _block(values: Tensor | None, start: int, size: int) -> Tensor | None:
+    """`size` samples from `start` on, the last one repeated where there are fewer."""
+    if values is None:
+        return None
+    part = values[start : start + size]
+    return part if len(part) == size else torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
+
+
+def _joined(blocks: Sequence[Tensor], count: int) -> Tensor:
+    return (blocks[0] if len(blocks) == 1 else torch.cat(list(blocks)))[:count]
 
 
 def _published_block(block: "MultiScaleBlock", tokens: Tensor) -> Tensor:

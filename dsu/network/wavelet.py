@@ -31,7 +31,8 @@ def inverse_haar(subbands: Tensor) -> Tensor:
 
 def _butterfly(x: Tensor) -> Tensor:
     """The sums (++++), (++--), (+-+-) and (+--+) of every four channels in a row, times the tap: same shape."""
-    a, b, c, d = x.unflatten(1, (-1, 4)).unbind(2)
+    batch, channels, height, width = x.shape
+    a, b, c, d = x.reshape(batch, channels // 4, 4, height, width).unbind(2)
     top, bottom, left, right = a + b, c + d, a - b, c - d
     return TAP * torch.stack([top + bottom, top - bottom, left + right, left - right], dim=2).flatten(1, 2)
 

@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from dsu.batches import Batch, points_of
+from dsu.batches import Batch
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.stores import load_encoders
+from dsu.graphs import CapturedFunction, Outputs
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import Runtime
 
-__all__ = ["Normalization", "finish_mask", "load_network", "mask_of", "predict_logits", "resize_logits"]
+__all__ = ["Normalization", "Predictor", "finish_mask", "load_network", "mask_of", "resize_logits"]
 
 Normalization = Literal["minmax", "none"]
 """`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
@@ -72,7 +73,7 @@ def load_network(
     """
     architecture = info.architecture
     start = point or earliest(architecture)
-    needs_dino = from_images and bool(start.maps)
+    needs_dino = from_images and bool(start.guides)
     needs_hiera = from_images or start.block < architecture.hiera.depth
     hiera, dino, digests = load_encoders(architecture, weights, hiera=needs_hiera, dino=needs_dino)
     for encoder, digest in digests.items():
@@ -82,7 +83,9 @@ def load_network(
                 f"The head was trained on other weights of {encoder} ({trained_on[:12]}) than those found "
                 f"({digest[:12]}): give the right ones with --{encoder}-weights."
             )
-    network = DSUNet(architecture, hiera, dino, info.stored_dtype)
+    network = DSUNet(
+        architecture, hiera, dino, feature_dtype=info.stored_dtype, encoder_batch_size=info.encoder_batch_size
+    )
     try:
         network.head.load_state_dict(dict(state))
     except RuntimeError as error:
@@ -91,9 +94,24 @@ def load_network(
     return network.eval()
 
 
-@torch.no_grad()
-def predict_logits(network: DSUNet, runtime: Runtime, batch: Batch, point: ResumePoint) -> Tensor:
-    """(B, 1, S, S) finest logits of an unflipped batch, from the store or from images."""
-    ready = batch.to(runtime.device)
-    with runtime.autocast():
-        return network.suffix(points_of(network, ready, point), point)[-1]
+class Predictor:
+    """The finest logits of unflipped batches, from the store or from images; on a GPU as one captured graph.
+
+    Args:
+        network: in evaluation mode on the runtime's device.
+        runtime: device and precision.
+        point: where every batch starts.
+    """
+
+    def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint) -> None:
+        self.network, self.runtime, self.point = network, runtime, point
+        self._forward = CapturedFunction.on(runtime.device, self._eager)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(B, 1, S, S) logits on the device."""
+        return self._forward(batch.to(self.runtime.device))["logits"]
+
+    @torch.no_grad()
+    def _eager(self, batch: Batch) -> Outputs:
+        with self.runtime.autocast():
+            return {"logits": self.network(**batch.inputs, start_feature=self.point.start).logits}

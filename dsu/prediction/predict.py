@@ -25,7 +25,7 @@ from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
-from dsu.prediction.inference import Normalization, finish_mask, load_network, mask_of, predict_logits
+from dsu.prediction.inference import Normalization, Predictor, finish_mask, load_network, mask_of
 from dsu.prediction.targets import Job, PredictionSettings, Target
 from dsu.prediction.tiled_prediction import predict_tiled
 from dsu.progress import SILENT, Progress, Task
@@ -137,7 +137,8 @@ def predict_job(
         def finish(logits: Tensor, target: Target) -> str | None:
             return _write(target, mask_of(logits, job.normalization), settings)
 
-        outcome.broken += predict_tiled(network, job, todo, settings.batch_size, runtime, finish, outcome.settle, task)
+        predictor = Predictor(network, runtime, job.point)
+        outcome.broken += predict_tiled(predictor, job, todo, settings.batch_size, finish, outcome.settle, task)
 
 
 def _predict_whole(
@@ -149,6 +150,7 @@ def _predict_whole(
     outcome: Outcome,
     task: Task,
 ) -> None:
+    predictor = Predictor(network, runtime, job.point)
     loader = _ImageLoader(network, job.point) if job.store is None else _StoreLoader(job.store, job.point)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="write") as writer:
         pending: list[Future[str | None]] = []
@@ -158,7 +160,7 @@ def _predict_whole(
             if not loaded.targets:
                 continue
             assert loaded.batch is not None
-            logits = predict_logits(network, runtime, loaded.batch, job.point)
+            logits = predictor(loaded.batch)
             outcome.settle(pending)  # of the batch before, written while this one was computed
             pending = [
                 writer.submit(_finish, one, target, size, job.normalization, settings)
@@ -200,7 +202,7 @@ class _StoreLoader:
 
     def __init__(self, store: Store, point: ResumePoint) -> None:
         self._manifest = store.manifest
-        self._samples: Samples = StoredSamples(store, store.manifest.names, point.reads, masks=False)
+        self._samples: Samples = StoredSamples(store, store.manifest.names, point.features, masks=False)
 
     def load(self, targets: tuple[Target, ...]) -> _Loaded:
         names = [target.name for target in targets]
@@ -214,7 +216,7 @@ class _ImageLoader:
     def __init__(self, network: DSUNet, point: ResumePoint) -> None:
         architecture = network.architecture
         self._size = architecture.hiera_size
-        self._dino_size = architecture.dino_size if point.maps else None
+        self._dino_size = architecture.dino_size if point.guides else None
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="decode")
 
     def load(self, targets: tuple[Target, ...]) -> _Loaded:
@@ -227,7 +229,7 @@ class _ImageLoader:
         pixels = torch.from_numpy(np.stack([item[1] for _, item in good]))
         dino = None if self._dino_size is None else torch.from_numpy(np.stack([item[2] for _, item in good]))
         names = tuple(target.name for target in kept)
-        batch = Batch(names, (0,) * len(names), pixels, None, dino, {})
+        batch = Batch.of(names, (0,) * len(names), pixels=pixels, dino_pixels=dino)
         return _Loaded(kept, tuple(item[0] for _, item in good), batch, broken)
 
     def _decode(self, target: Target) -> tuple[tuple[int, int], NDArray[np.uint8], Any] | str:

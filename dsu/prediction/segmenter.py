@@ -19,7 +19,7 @@ from dsu.errors import UsageError
 from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
 from dsu.network.resume import earliest
-from dsu.prediction.inference import Normalization, finish_mask, load_network, mask_of, predict_logits
+from dsu.prediction.inference import Normalization, Predictor, finish_mask, load_network, mask_of
 from dsu.prediction.tiled_prediction import segment_tiles, tiled_image
 from dsu.runtime import Precision, Runtime, choose_runtime
 
@@ -47,6 +47,9 @@ class Segmenter:
     network: DSUNet = field(repr=False)
     runtime: Runtime
     tiling: Tiling | None = None
+
+    def __post_init__(self) -> None:
+        self._predictor = Predictor(self.network, self.runtime, earliest(self.network.architecture))
 
     @classmethod
     def load(
@@ -141,14 +144,13 @@ class Segmenter:
 
         dino_pixels = stack(architecture.dino_size) if architecture.injections else None
         names = tuple(str(index) for index in range(len(pictures)))
-        batch = Batch(names, (0,) * len(names), stack(architecture.hiera_size), None, dino_pixels, {})
-        logits = predict_logits(self.network, self.runtime, batch, earliest(architecture))
+        zeros = (0,) * len(names)
+        logits = self._predictor(Batch.of(names, zeros, pixels=stack(architecture.hiera_size), dino_pixels=dino_pixels))
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 
     def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:
         tiles = tiled_image(self.network, picture, tiling)
-        point = earliest(self.network.architecture)
-        return mask_of(segment_tiles(self.network, self.runtime, tiles, point, _TILES_AT_ONCE), normalization)
+        return mask_of(segment_tiles(self._predictor, tiles, _TILES_AT_ONCE), normalization)
 
 
 def _as_rgb(image: Any) -> Image.Image:

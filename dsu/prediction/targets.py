@@ -14,7 +14,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.stores import (
     SourceFolder,
     again,
-    available_points,
+    available_features,
     check_arrays,
     check_samples,
     encoders_name,
@@ -269,7 +269,7 @@ class _Finder:
 
     def _stored_job(self, name: str, store: Store, source: SourceFolder, only: Collection[str] | None = None) -> Job:
         """The samples of a store, or some of them, after checking that their features still hold."""
-        available = available_points(store, UNFLIPPED)
+        available = available_features(store, UNFLIPPED)
         if "pixels" not in available:
             raise UsageError(f"{store.path} is not complete: run {again(store)} again.")
         point = resume_point(self.info.architecture, available)

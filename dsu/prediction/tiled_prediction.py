@@ -16,10 +16,9 @@ from dsu.data.inspection import SampleFacts
 from dsu.data.tiles import Canvas, Tiling, image_name
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
-from dsu.prediction.inference import predict_logits, resize_logits
+from dsu.prediction.inference import Predictor, resize_logits
 from dsu.prediction.targets import Job, Target
 from dsu.progress import Task
-from dsu.runtime import Runtime
 from dsu_cache import Store
 
 __all__ = ["TiledImage", "predict_tiled", "segment_tiles", "tiled_image"]
@@ -38,12 +37,12 @@ class TiledImage:
     fetch: Callable[[int, int], Batch]
 
 
-def segment_tiles(network: DSUNet, runtime: Runtime, image: TiledImage, point: ResumePoint, size: int) -> Tensor:
+def segment_tiles(predictor: Predictor, image: TiledImage, size: int) -> Tensor:
     """Logits (height, width) float32 of a whole image on the CPU, from its tiles, `size` of them at a time."""
     canvas = Canvas(image.boxes)
     for start in range(0, len(image.boxes), size):
         boxes = image.boxes[start : start + size]
-        logits = predict_logits(network, runtime, image.fetch(start, start + len(boxes)), point)
+        logits = predictor(image.fetch(start, start + len(boxes)))
         for box, one in zip(boxes, logits, strict=True):
             left, top, right, bottom = box
             canvas.add(box, resize_logits(one, (right - left, bottom - top)).cpu().numpy())
@@ -53,7 +52,7 @@ def segment_tiles(network: DSUNet, runtime: Runtime, image: TiledImage, point: R
 def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledImage:
     """An RGB image in tiles, cut out and resized when they are fetched."""
     architecture, boxes = network.architecture, tiling.boxes(*image.size)
-    dino_size = architecture.dino_size if earliest(architecture).maps else None
+    dino_size = architecture.dino_size if earliest(architecture).guides else None
 
     def fetch(start: int, stop: int) -> Batch:
         tiles = [image.crop(box) for box in boxes[start:stop]]
@@ -63,17 +62,16 @@ def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledIma
 
         names = tuple(f"{left},{top}" for left, top, _, _ in boxes[start:stop])
         dino_pixels = None if dino_size is None else stack(dino_size)
-        return Batch(names, (0,) * len(tiles), stack(architecture.hiera_size), None, dino_pixels, {})
+        return Batch.of(names, (0,) * len(tiles), pixels=stack(architecture.hiera_size), dino_pixels=dino_pixels)
 
     return TiledImage(boxes, fetch)
 
 
 def predict_tiled(
-    network: DSUNet,
+    predictor: Predictor,
     job: Job,
     todo: Sequence[Target],
     batch_size: int,
-    runtime: Runtime,
     finish: Callable[[Tensor, Target], str | None],
     settle: Callable[[list[Future[str | None]]], None],
     task: Task,
@@ -81,7 +79,7 @@ def predict_tiled(
     """Predict images one after the other, the next being decoded meanwhile; gives a sentence for each broken one.
 
     Args:
-        network, job, runtime: as for whole images.
+        predictor, job: as for whole images.
         todo: images of the job; it has a tiling.
         batch_size: tiles at once.
         finish: makes the mask of an image from its logits (height, width) and writes it.
@@ -89,14 +87,14 @@ def predict_tiled(
         task: told of every image.
     """
     assert job.tiling is not None
-    opened = _stored(job.store, job.point, todo) if job.store else _decoded(network, job.tiling, todo)
+    opened = _stored(job.store, job.point, todo) if job.store else _decoded(predictor.network, job.tiling, todo)
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         pending: list[Future[str | None]] = []
         for target, image in zip(todo, prefetch(opened, ahead=1), strict=True):
             if isinstance(image, str):
                 yield image
             else:
-                logits = segment_tiles(network, runtime, image, job.point, batch_size)
+                logits = segment_tiles(predictor, image, batch_size)
                 settle(pending)
                 pending = [writer.submit(finish, logits, target)]
             task.advance()
@@ -114,7 +112,7 @@ def _decoded(network: DSUNet, tiling: Tiling, todo: Sequence[Target]) -> Iterato
 
 
 def _stored(store: Store, point: ResumePoint, todo: Sequence[Target]) -> Iterator[Callable[[], TiledImage | str]]:
-    samples = StoredSamples(store, store.manifest.names, point.reads, masks=False)
+    samples = StoredSamples(store, store.manifest.names, point.features, masks=False)
     tiles: dict[str, list[str]] = {}
     for name in store.manifest.names:
         tiles.setdefault(image_name(name), []).append(name)

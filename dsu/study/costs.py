@@ -10,7 +10,7 @@ from dsu.architecture import Architecture
 from dsu.data.sources import SourceFolder
 from dsu.data.views import place_of
 from dsu.encoders.weights import EncoderWeights
-from dsu.features.stores import architecture_of, available_points, recorded_type
+from dsu.features.stores import architecture_of, available_features, recorded_type
 from dsu.network.resume import resume_point
 from dsu.settings import TrainingSettings
 from dsu.training.run_notes import item_bytes
@@ -55,7 +55,7 @@ def cost_of(
     like = architecture_of(store)
     depth = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
     architecture = like.model_copy(update={"adapt_last": depth, "ablation": settings.ablation})
-    available = available_points(store, settings.views)
+    available = available_features(store, settings.views)
     maps = [name for name in dict.fromkeys(architecture.injections.values()) if name not in available]
     if maps:
         command = _command(like, source, weights, cache_root, ("--levels", ",".join(maps)), settings)
@@ -64,10 +64,10 @@ def cost_of(
         )
     point = resume_point(architecture, available, settings.resume_from)
     stored = settings.stored or recorded_type(store)
-    sizes = {name: item_bytes(architecture, name, stored) for name in (*point.reads, "mask")}
+    sizes = {name: item_bytes(architecture, name, stored) for name in (*point.features, "mask")}
     places = {name: len({place_of(name, view) for view in settings.views.numbers}) for name in sizes}
     return Cost(
-        reads=point.reads,
+        reads=point.features,
         image_bytes=sum(sizes.values()),
         store_bytes=len(store.manifest.entries) * sum(sizes[name] * places[name] for name in sizes),
     )

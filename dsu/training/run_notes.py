@@ -2,7 +2,8 @@
 
 from dsu.architecture import Architecture
 from dsu.features.stores import again
-from dsu.network.resume import LEVEL_NAMES, point_shape, resume_point
+from dsu.graphs import EAGER_CALLS
+from dsu.network.resume import LEVEL_NAMES, feature_shape, resume_point
 from dsu.runtime import Runtime
 from dsu.settings import StoredType, torch_type
 from dsu.training.trainer import Trainer
@@ -28,21 +29,27 @@ def run_notes(trainer: Trainer, store: Store | None, runtime: Runtime) -> list[s
     notes.append(
         f"trains: {sum(p.numel() for p in trainer.network.head.parameters()) / 1e6:.3f} M parameters ({adapted})"
     )
+    if runtime.device.type == "cuda":
+        notes.append(f"steps: one captured graph each, after {EAGER_CALLS} that run kernel by kernel")
     settings = trainer.settings
     if settings.warm_up:
         notes.append(f"warm-up: {settings.warm_up} epochs without adapters, which then enter as the identity")
     if trainer.empty is not None:
         notes.append(f"balance: half of the draws from {len(trainer.empty):,} images without an object")
-    size = sum(item_bytes(architecture, name, trainer.settings.stored or "float16") for name in (*point.reads, "mask"))
+    size = sum(
+        item_bytes(architecture, name, trainer.settings.stored or "float16") for name in (*point.features, "mask")
+    )
     if store is not None and not trainer.settings.end_to_end:
         runs = f"Hiera's blocks {point.block + 1} to {depth} run" if point.block < depth else "no encoder runs"
-        notes.append(f"starts from: {' + '.join(point.reads)} ({size / 1e6:.2f} MB an image); {runs}")
+        notes.append(f"starts from: {' + '.join(point.features)} ({size / 1e6:.2f} MB an image); {runs}")
     else:
-        notes.append(f"end to end: both encoders run; rounded at {' + '.join(n for n in point.reads if n != 'pixels')}")
+        notes.append(
+            f"end to end: both encoders run; rounded at {' + '.join(n for n in point.features if n != 'pixels')}"
+        )
     if point.block < first and store is not None:
         tokens = {f"B{first}"} if first < depth else set()
-        better = resume_point(architecture, {*point.maps, *LEVEL_NAMES, "pixels", *tokens})
-        levels = [name for name in better.reads if name not in (*point.maps, "pixels")]
+        better = resume_point(architecture, {*point.guides, *LEVEL_NAMES, "pixels", *tokens})
+        levels = [name for name in better.features if name not in (*point.guides, "pixels")]
         options = f"--levels {','.join(levels)} --level-views {settings.views}"
         notes.append(
             f"faster: with {' and '.join(levels)} stored in the views {settings.views}, {first - point.block} frozen "
@@ -55,6 +62,6 @@ def item_bytes(architecture: Architecture, name: str, stored: StoredType) -> int
     """What one view of a sample takes in an array of a store, before it is compressed."""
     if name == "mask":
         return int(architecture.hiera_size**2)
-    height, width, channels = point_shape(architecture, name)
+    height, width, channels = feature_shape(architecture, name)
     each = 1 if name == "pixels" else torch_type(stored).itemsize
     return height * width * channels * each

@@ -12,17 +12,18 @@ from dsu.errors import UsageError
 from dsu.features.stores import (
     SourceFolder,
     again,
-    available_points,
+    available_features,
     check_arrays,
     encoders_name,
     load_encoders,
+    recorded_encoder_batch_size,
     recorded_precision,
     recorded_type,
 )
 from dsu.files import make_folder, write_durably
 from dsu.heads.head_file import HeadInfo, resolve_head, start_from, stopped_runs
-from dsu.network.network import DSUNet
-from dsu.network.resume import ResumePoint, point_block, resume_point
+from dsu.network.network import DSUNet, default_encoder_batch_size
+from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import TrainingSettings, torch_type
@@ -94,7 +95,7 @@ def open_run(
         architecture,
         weights,
         hiera=live or point.block < architecture.hiera.depth,
-        dino=live and bool(point.maps),
+        dino=live and bool(point.guides),
     )
     drift: tuple[str, ...] = ()
     if store is not None and not live:
@@ -107,12 +108,18 @@ def open_run(
     train_names, held_out = data.divide(resolved)
     folder = run_folder(out, f"{data.source.split}-{encoders_name(architecture)}", resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
-    network = DSUNet(architecture, hiera, dino, torch_type(resolved.stored or "float16"))
+    network = DSUNet(
+        architecture,
+        hiera,
+        dino,
+        feature_dtype=torch_type(resolved.stored or "float16"),
+        encoder_batch_size=resolved.encoder_batch_size,
+    )
     warnings = [f"other version: {item}" for item in drift]
     if resolved.init_from is not None:
         warnings += start_from(network.head, resolve_head(resolved.init_from), architecture, digests)
     if warm_point is not None:
-        network.head.silence_adapters()
+        network.head.init_adapters_identity()
 
     def phase(start: ResumePoint) -> Phase:
         held = data.samples(held_out, start, live=live) if held_out else None
@@ -149,9 +156,10 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
     """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
     architecture, store = data.architecture, data.store
     if settings.precision == "auto" and store is not None:
-        runtime = choose_runtime(settings.device, recorded_precision(store), "of the stored features")
+        precision, because = recorded_precision(store), "of the stored features"
     else:
-        runtime = choose_runtime(settings.device, settings.precision)
+        precision, because = settings.precision, "asked for"
+    runtime = choose_runtime(settings.device, precision, because, deterministic=settings.deterministic)
     point = _choose_point(settings, architecture, store)
     _check_sense(settings, data)
     fraction = settings.val_fraction
@@ -171,11 +179,24 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
             "val_fraction": fraction,
             "keep": keep,
             "stored": settings.stored or (recorded_type(store) if store is not None else "float16"),
-            "resume_from": point.tokens,
+            "resume_from": point.start,
+            "encoder_batch_size": _encoder_batch_size(settings, store, runtime),
             "precision": runtime.precision,
         }
     )
     return resolved, runtime, point
+
+
+def _encoder_batch_size(settings: TrainingSettings, store: Store | None, runtime: Runtime) -> int:
+    """The store's: what runs live beside it must compute as it was computed."""
+    recorded = None if store is None else recorded_encoder_batch_size(store)
+    asked = settings.encoder_batch_size
+    if None not in (recorded, asked) and recorded != asked:
+        raise UsageError(
+            f"The stored features were computed {recorded} samples at a time, not {asked}: leave encoder_batch_size "
+            f"away, or store them anew."
+        )
+    return recorded or asked or default_encoder_batch_size(runtime.device)
 
 
 def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
@@ -198,10 +219,10 @@ def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
 def _choose_point(settings: TrainingSettings, architecture: Architecture, store: Store | None) -> ResumePoint:
     """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
     if store is not None:
-        return resume_point(architecture, available_points(store, settings.views), settings.resume_from)
+        return resume_point(architecture, available_features(store, settings.views), settings.resume_from)
     everything = {"pixels", *architecture.injections.values()}
     if settings.resume_from is not None:
-        point_block(architecture, settings.resume_from)
+        feature_block(architecture, settings.resume_from)
         everything |= {settings.resume_from, "S1", "S2", "S3", "S4"}
     return resume_point(architecture, everything, settings.resume_from or "pixels")
 
@@ -210,7 +231,7 @@ def _warm_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
     """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
     without = data.architecture.model_copy(update={"adapt_last": 0})
     if data.store is not None:
-        lacking = {"S1", "S2", "S3", "S4"} - available_points(data.store, settings.views)
+        lacking = {"S1", "S2", "S3", "S4"} - available_features(data.store, settings.views)
         if lacking and not settings.end_to_end:
             raise UsageError(
                 f"--warm-up reads Hiera's levels, and {', '.join(sorted(lacking))} of the views {settings.views} "

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsu.batches import Batch, Drawn, Samples, feed, points_of
+from dsu.batches import Batch, Drawn, Samples, feed
 from dsu.data.views import draw_samples, draw_view
 from dsu.errors import DsuError
 from dsu.files import write_durably
+from dsu.graphs import CapturedFunction, Outputs
 from dsu.heads.head_file import HEAD_FILE, STATE_FILE, HeadInfo, save_head
 from dsu.loss import side_losses, total_loss, weighted_sum
 from dsu.network.network import DSUNet
@@ -25,6 +26,7 @@ from dsu.progress import SILENT, Progress, Task, counted
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
 from dsu.training.epoch_log import EpochLog, as_csv
+from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
 from dsu.training.watching import Watcher, probability_of
 
 __all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "Phase", "Trainer", "learning_rate"]
@@ -34,6 +36,9 @@ T = TypeVar("T")
 LAST_FILE: Final = "last.safetensors"
 BEST_FILE: Final = "best.safetensors"
 METRICS_FILE: Final = "metrics.csv"
+
+SIDES: Final = ("D1", "D2", "D3")
+"""The side outputs, deepest first."""
 
 
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:
@@ -91,15 +96,13 @@ class Trainer:
     def __post_init__(self) -> None:
         self.runtime.place(self.network)
         self.memory = PeakMemory(self.runtime.device)
-        self.network.recompute = self.settings.recompute
+        self.network.gradient_checkpointing = self.settings.recompute
         if self.settings.compile:
             self.network.compile_blocks()
-        self.optimizer = torch.optim.AdamW(
-            self.network.head.parameters(),
-            lr=self.settings.lr,
-            weight_decay=self.settings.weight_decay,
-            fused=self.runtime.device.type == "cuda",
-        )
+        self.optimizer = make_optimizer(self.network.head.parameters(), self.settings, self.runtime.device)
+        self._step = CapturedFunction.on(self.runtime.device, self._eager_step)
+        self._evaluate = CapturedFunction.on(self.runtime.device, self._eager_evaluation)
+        self._captured_phase: Phase | None = None
 
     @property
     def phase(self) -> Phase:
@@ -142,7 +145,7 @@ class Trainer:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.network.head.load_state_dict(state["head"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.history = int(state["epoch"]), list(state["history"])
             self._log = None if state["log"] is None else EpochLog.of(state["log"], self._fetch_every)
         except FileNotFoundError as error:
@@ -193,7 +196,8 @@ class Trainer:
         self.network.eval()
         unflipped = [(part, [0] * len(part)) for part in self._cut(names)]
         for batch in feed(samples, unflipped, self.runtime.device):
-            yield batch.names, *self.forward(batch)
+            found = self._evaluate(self._ready(batch))
+            yield batch.names, [found[name] for name in SIDES], found["mask"]
 
     def finish(self) -> None:
         """Put the result under the head's own name."""
@@ -214,8 +218,7 @@ class Trainer:
     def _train_epoch(self, task: Task) -> dict[str, float]:
         """Train what is left of the epoch; its row for `metrics.csv`."""
         rate = learning_rate(self.settings, self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.network.train()
         self.memory = PeakMemory(self.runtime.device)
         self._log = log = self._log or EpochLog(self._fetch_every)
@@ -238,7 +241,8 @@ class Trainer:
         to_go = self.settings.epochs - self.epoch - 1
         left = f" · {counted(to_go, 'epochs')} to go, {timedelta(seconds=round(to_go * log.seconds))}" if to_go else ""
         task.note(
-            f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB{left}"
+            f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB"
+            f"{self._step.remark}{left}"
         )
         return row
 
@@ -248,20 +252,37 @@ class Trainer:
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step; the batch's total loss and the three side outputs', still on the device."""
-        outputs, mask = self.forward(batch)
-        losses = side_losses(outputs, mask, self.settings.loss)
-        total = weighted_sum(losses)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        self.optimizer.step()
-        return torch.stack([total, *losses]).detach()
+        return self._step(self._ready(batch))["losses"]
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Logits in float32 and the soft mask of a batch as it was fetched."""
-        ready = batch.to(self.runtime.device).flipped()
+        flipped = batch.to(self.runtime.device).flipped()
         with self.runtime.autocast():
-            outputs = self.network.suffix(points_of(self.network, ready, self.phase.point), self.phase.point)
-        return [output.float() for output in outputs], ready.soft_mask
+            output = self.network(**flipped.inputs, start_feature=self.phase.point.start)
+        return [logits.float() for logits in output.side_logits], flipped.soft_mask
+
+    def _ready(self, batch: Batch) -> Batch:
+        """A batch on the device, for functions that were captured in the same phase, if at all."""
+        if self._captured_phase is not self.phase:
+            self._step.forget()
+            self._evaluate.forget()
+            self._captured_phase = self.phase
+        return batch.to(self.runtime.device)
+
+    def _eager_step(self, batch: Batch) -> Outputs:
+        with self.runtime.training():
+            outputs, mask = self.forward(batch)
+            losses = side_losses(outputs, mask, self.settings.loss)
+            total = weighted_sum(losses)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(total)
+            self.optimizer.step()
+            return {"losses": torch.stack([total, *losses]).detach()}
+
+    @torch.no_grad()
+    def _eager_evaluation(self, batch: Batch) -> Outputs:
+        outputs, mask = self.forward(batch)
+        return {**dict(zip(SIDES, outputs, strict=True)), "mask": mask}
 
     def epoch_batches(self, epoch: int) -> list[Drawn]:
         """The batches of an epoch (from 0): a pure function of the settings and the samples' names."""
@@ -294,7 +315,7 @@ class Trainer:
         torch.save(
             {
                 "head": {name: tensor.cpu() for name, tensor in self.network.head.state_dict().items()},
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer_state(self.optimizer),
                 "epoch": self.epoch,
                 "log": None if self._log is None else self._log.state(),
                 "history": self.history,

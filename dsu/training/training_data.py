@@ -69,10 +69,10 @@ class TrainingData:
                 self.architecture,
                 self.reading,
                 contents={name: fact.content for name, fact in self.facts.items()},
-                dino=bool(point.maps),
+                dino=bool(point.guides),
             )
         assert self.store is not None
-        return StoredSamples(self.store, names, point.reads)
+        return StoredSamples(self.store, names, point.features)
 
 
 def find_training_data(

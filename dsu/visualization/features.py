@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from dsu.architecture import LEVELS, Architecture, build_architecture
-from dsu.batches import Batch, prefix_of
+from dsu.batches import Batch
 from dsu.data.images import resize_image
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError
 from dsu.features.stores import load_encoders
 from dsu.heads.head_file import load_head, resolve_head
-from dsu.network.network import DSUNet, normalize_pixels
+from dsu.network.network import DSUNet
 from dsu.prediction.inference import load_network
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
@@ -143,11 +143,11 @@ def compute_features(
                 torch.from_numpy(np.stack([resize_image(image, size)])).to(runtime.device)
                 for size in (architecture.hiera_size, architecture.dino_size)
             )
-            batch = Batch(("image",), (0,), pixels, None, dino_pixels, {})
+            inputs = Batch.of(("image",), (0,), pixels=pixels, dino_pixels=dino_pixels).inputs
             with torch.no_grad(), runtime.autocast():
-                computed = prefix_of(network, batch, [*names, *maps])
+                computed = network.encode(inputs["pixel_values"], inputs["guide_values"], [*names, *maps])
                 if adapted:
-                    after = network.features(normalize_pixels(pixels), normalize_pixels(dino_pixels))
+                    after = network.forward_intermediates(**inputs)
                     computed |= {name + _ADAPTED: after[name].permute(0, 2, 3, 1) for name in names}
             for name, tensor in computed.items():
                 found.setdefault(name, []).append(_array(tensor))

@@ -147,15 +147,15 @@ def test_features_that_do_not_fit_are_named_with_their_sample(
 ) -> None:
     from dsu.network.network import DSUNet
 
-    prefix = DSUNet.prefix
+    encode = DSUNet.encode
 
     def overflowing(self: DSUNet, *arguments: Any) -> dict[str, torch.Tensor]:
-        found = prefix(self, *arguments)
-        found["V"][2] = value
+        found = encode(self, *arguments)
+        found["V"][:] = value
         return found
 
-    monkeypatch.setattr(DSUNet, "prefix", overflowing)
-    refused(stage_one(mine), "V of 0002", "not finite as float16", "--stored float32", status=1)
+    monkeypatch.setattr(DSUNet, "encode", overflowing)
+    refused(stage_one(mine), "V of 0000", "not finite as float16", "--stored float32", status=1)
 
 
 def test_a_disk_that_is_too_small(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_weights_kept_rounded_give_autocasts_numbers() -> None:
             assert network.hiera is not None and network.hiera.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
             assert network.head.adapters["0"].down.weight.dtype == torch.float32
         with at("bf16").autocast():
-            outputs = network(pixels, dino_pixels)
+            outputs = network(pixels, dino_pixels).side_logits
         sum(output.float().square().mean() for output in outputs).backward()
         found.append([*outputs, *(parameter.grad for parameter in network.head.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -58,7 +58,7 @@ def test_peak_memory_sees_what_was_held_and_given_back_since() -> None:
 
 
 @pytest.mark.gpu
-def test_a_cards_feed_gives_the_same_batches() -> None:
+def test_a_gpus_feed_gives_the_same_batches() -> None:
     from dsu.batches import Batch, feed
 
     class Counting:
@@ -66,7 +66,7 @@ def test_a_cards_feed_gives_the_same_batches() -> None:
 
         def fetch(self, names: list[str], views: list[int]) -> Batch:
             pixels = torch.full((len(names), 64, 64, 3), ord(names[0]), dtype=torch.uint8)
-            return Batch(tuple(names), tuple(views), pixels, None, None, {})
+            return Batch.of(names, views, pixels=pixels)
 
     drawn = [([name], [1]) for name in "abc" * 50]
     for (names, _), batch in zip(drawn, feed(Counting(), drawn, torch.device("cuda")), strict=True):
@@ -76,14 +76,14 @@ def test_a_cards_feed_gives_the_same_batches() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nothing_in_a_step_waits_for_the_card(precision: str, tmp_path: Path) -> None:
+def test_nothing_in_a_step_waits_for_the_gpu(precision: str, tmp_path: Path) -> None:
     from dsu.bench.drawn import images
     from dsu.heads.head_file import HeadInfo
     from dsu.network.resume import earliest
     from dsu.settings import TrainingSettings
     from dsu.training.trainer import Phase, Trainer
 
-    network = toy_network(stored=torch.float16)
+    network = toy_network(feature_dtype=torch.float16)
     architecture, runtime = network.architecture, choose_runtime("cuda", precision)  # type: ignore[arg-type]
     batch = images(architecture, 4, dino=True).pinned()
     trainer = Trainer(

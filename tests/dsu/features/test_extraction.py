@@ -17,7 +17,7 @@ from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
 from dsu.features.extraction_plan import ExtractionSettings
-from dsu.network.network import DSUNet, normalize_pixels
+from dsu.network.network import DSUNet
 from dsu_cache import Store
 
 ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
@@ -38,7 +38,7 @@ def cache(folder: Path, root: Path, **settings: Any) -> Store:
 
 
 def test_what_is_stored_is_what_the_prefix_gives_in_every_view(drawn: Path, tmp_path: Path) -> None:
-    store = cache(drawn / "train", tmp_path, batch_size=5)
+    store = cache(drawn / "train", tmp_path, encoder_batch_size=5)
     name = store.manifest.names[7]
     image_path = drawn / "train" / "images" / f"{name}.jpg"
     image = read_image(image_path)
@@ -51,13 +51,10 @@ def test_what_is_stored_is_what_the_prefix_gives_in_every_view(drawn: Path, tmp_
     assert np.array_equal(kept["mask"][0], mask)
     weights = EncoderWeights()
     hiera, dino = load_hiera(ARCHITECTURE, weights)[0], load_dino(ARCHITECTURE, weights)[0]
-    network = DSUNet(ARCHITECTURE, hiera, dino, torch.float16).eval()
+    network = DSUNet(ARCHITECTURE, hiera, dino, feature_dtype=torch.float16).eval()
     for view, turn in enumerate((lambda x: x, np.fliplr, np.flipud, lambda x: np.flipud(np.fliplr(x)))):
-        by_hand = network.prefix(
-            normalize_pixels(torch.from_numpy(turn(pixels).copy())[None]),
-            normalize_pixels(torch.from_numpy(turn(dino_pixels).copy())[None]),
-            LEVELS,
-        )
+        images = (torch.from_numpy(turn(image).copy())[None].permute(0, 3, 1, 2) for image in (pixels, dino_pixels))
+        by_hand = network.encode(*images, LEVELS)
         for array in LEVELS if view < 2 else ("V", "V2"):
             stored = store.reader([array]).read(row, [view])[array]
             assert stored.dtype == np.float16
@@ -81,18 +78,18 @@ def test_test_splits_keep_one_view(drawn: Path, tmp_path: Path) -> None:
 def test_values_that_do_not_fit_are_refused_with_the_samples_name(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = DSUNet.prefix
+    real = DSUNet.encode
 
     def overflowing(self: DSUNet, *arguments: Any) -> dict[str, torch.Tensor]:
         found = real(self, *arguments)
-        found["V"][1, 0, 0, 0] = float("inf")
+        found["V"][len(found["V"]) - 1, 0, 0, 0] = float("inf")
         return found
 
-    monkeypatch.setattr(DSUNet, "prefix", overflowing)
+    monkeypatch.setattr(DSUNet, "encode", overflowing)
     with pytest.raises(DsuError, match="float32") as caught:
         cache(drawn / "train", tmp_path, levels=("V",))
-    second = sorted(path.stem for path in (drawn / "train" / "images").iterdir())[1]
-    assert second in str(caught.value)
+    first = min(path.stem for path in (drawn / "train" / "images").iterdir())
+    assert first in str(caught.value)
 
 
 def test_too_little_disk_is_refused_before_anything_is_computed(
@@ -107,7 +104,7 @@ def test_too_little_disk_is_refused_before_anything_is_computed(
 
 def test_unknown_points_are_refused(drawn: Path, tmp_path: Path) -> None:
     for wrong in ("S5", "B7", "B0", "V9", "Q", ""):
-        with pytest.raises(UsageError, match="no point"):
+        with pytest.raises(UsageError, match="no feature"):
             cache(drawn / "train", tmp_path, levels=("V", wrong))
 
 

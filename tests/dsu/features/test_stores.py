@@ -61,7 +61,20 @@ FIELDS = [
     ("mask", "size"),
     ("mask", "resize"),
     *(("V", f) for f in ("encoder", "weights", "input size", "resize", "normalisation", "precision", "type", "grid")),
-    *(("S3", f) for f in ("encoder", "weights", "input size", "resize", "normalisation", "precision", "type", "point")),
+    *(
+        ("S3", f)
+        for f in (
+            "encoder",
+            "weights",
+            "input size",
+            "resize",
+            "normalisation",
+            "precision",
+            "type",
+            "feature",
+            "encoder batch size",
+        )
+    ),
 ]
 
 

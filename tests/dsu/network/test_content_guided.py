@@ -5,7 +5,7 @@ import torch
 from published_operations import grouped_pixel_attention
 from torch.nn import functional
 
-from dsu.network.content_guided import ContentGuidedFusion
+from dsu.network.content_guided import ContentGuidedFusion, reflect_pad
 
 
 def test_it_is_channel_then_spatial_then_pixel_attention() -> None:
@@ -56,6 +56,12 @@ def test_either_map_keeps_a_weight_between_a_half_and_three_quarters() -> None:
     for bias, weight in ((-60.0, 0.5), (60.0, torch.tensor(1.0).double().sigmoid().item())):
         torch.nn.init.constant_(fusion.pixel.bias, bias)
         torch.testing.assert_close(fusion(ones, zeros), 1 + torch.full_like(ones, weight), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sides", [(4, 4), (5, 9)])
+def test_copies_mirror_as_torchs_own_padding(sides: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *sides)
+    assert torch.equal(reflect_pad(x, 3), functional.pad(x, (3, 3, 3, 3), mode="reflect"))
 
 
 @pytest.mark.parametrize("side", [4, 11])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsu.network.network import DSUNet, normalize_pixels, settle
-from dsu.network.resume import ResumePoint, earliest, resume_point, serving_points
+from dsu.network.network import DSUNet, to_stored
+from dsu.network.resume import ResumePoint, earliest, resume_point, serving_features
 
 Build = Callable[..., DSUNet]
 Batch = tuple[Tensor, Tensor]
@@ -15,9 +15,16 @@ POINTS = ("pixels", "S1", "S2", "S3", "S4", *(f"B{block}" for block in range(1, 
 def learn(network: DSUNet, points: Mapping[str, Tensor], point: ResumePoint) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Logits and the head's gradients of one training step from some point on."""
     network.zero_grad()
-    outputs = network.suffix(points, point)
+    given = {name: feature for name, feature in points.items() if name != "pixels"}
+    outputs = list(network(points.get("pixels"), features=given, start_feature=point.start).side_logits)
     torch.stack([output.square().mean() for output in outputs]).sum().backward()
     return outputs, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def frozen(network: DSUNet, batch: Batch, point: ResumePoint) -> dict[str, Tensor]:
+    """What the network goes on from, encoded now."""
+    encoded = network.encode(*batch, [name for name in point.features if name != "pixels"])
+    return encoded | ({"pixels": batch[0]} if point.start == "pixels" else {})
 
 
 def assert_same(first: tuple[list[Tensor], dict[str, Tensor]], second: tuple[list[Tensor], dict[str, Tensor]]) -> None:
@@ -27,12 +34,12 @@ def assert_same(first: tuple[list[Tensor], dict[str, Tensor]], second: tuple[lis
 
 
 @pytest.mark.parametrize("ablation", ["none", "A", "B", "C"])
-def test_suffix_of_prefix_is_forward(build: Build, batch: Batch, ablation: str) -> None:
+def test_what_is_given_is_not_computed_and_gives_the_same(build: Build, batch: Batch, ablation: str) -> None:
     network = build(ablation=ablation).eval()
     point = earliest(network.architecture)
-    outputs = network(*batch)
+    outputs = network(*batch).side_logits
     assert [tuple(output.shape) for output in outputs] == [(2, 1, 128, 128)] * 3
-    again = network.suffix(network.prefix(*batch, point.reads), point)
+    again = network(batch[0], features=network.encode(None, batch[1], point.guides)).side_logits
     assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
 
 
@@ -43,9 +50,9 @@ def test_every_point_serves_every_depth_bit_for_bit(build: Build, batch: Batch, 
     architecture = network.architecture
     available = {*POINTS, "V"}
     reference = None
-    for name in sorted(serving_points(architecture, available), reverse=True):  # from pixels first
+    for name in sorted(serving_features(architecture, available), reverse=True):  # from pixels first
         point = resume_point(architecture, available, wanted=name)
-        result = learn(network, network.prefix(*batch, point.reads), point)
+        result = learn(network, frozen(network, batch, point), point)
         reference = reference or result
         assert_same(reference, result)
     assert reference is not None
@@ -53,23 +60,23 @@ def test_every_point_serves_every_depth_bit_for_bit(build: Build, batch: Batch, 
 
 
 @pytest.mark.parametrize("adapt_last", [7, 3, 0])
-@pytest.mark.parametrize("stored", [None, torch.float16])
+@pytest.mark.parametrize("feature_dtype", [None, torch.float16])
 def test_rows_computed_alone_are_the_batchs(
-    build: Build, batch: Batch, adapt_last: int, stored: torch.dtype | None
+    build: Build, batch: Batch, adapt_last: int, feature_dtype: torch.dtype | None
 ) -> None:
-    """What a store keeps, a row a sample, against the prefix of the whole batch."""
-    network = build(adapt_last, stored=stored).train()
+    """What a store keeps, a row a sample, against those of the whole batch."""
+    network = build(adapt_last, feature_dtype=feature_dtype).train()
     point = resume_point(network.architecture, {*POINTS, "V"})
-    live = network.prefix(*batch, point.reads)
-    rows = [network.prefix(batch[0][[i]], batch[1][[i]], point.reads) for i in range(2)]
-    cached = {name: torch.cat([row[name] for row in rows]) for name in point.reads}
-    assert all(torch.equal(live[name], cached[name]) for name in point.reads)
+    live = frozen(network, batch, point)
+    rows = [frozen(network, (batch[0][[i]], batch[1][[i]]), point) for i in range(2)]
+    cached = {name: torch.cat([row[name] for row in rows]) for name in point.features}
+    assert all(torch.equal(live[name], cached[name]) for name in point.features)
     assert_same(learn(network, live, point), learn(network, cached, point))
 
 
 def test_what_crosses_the_split_is_contiguous_and_rounded(build: Build, batch: Batch) -> None:
     names = ("S1", "S2", "S3", "S4", "B1", "B4", "V", "V2")
-    exact, rounded = build().prefix(*batch, names), build(stored=torch.float16).prefix(*batch, names)
+    exact, rounded = build().encode(*batch, names), build(feature_dtype=torch.float16).encode(*batch, names)
     for name in names:
         assert exact[name].dtype == torch.float32
         assert rounded[name].dtype == torch.float16
@@ -84,11 +91,11 @@ def test_what_crosses_the_split_is_contiguous_and_rounded(build: Build, batch: B
     }
 
 
-def test_settling_keeps_a_type_that_is_not_named() -> None:
+def test_storing_keeps_a_type_that_is_not_named() -> None:
     x = torch.randn(1, 3, 4, 5).permute(0, 2, 3, 1)
-    assert torch.equal(settle(x, None), x)
-    assert settle(x, None).is_contiguous()
-    assert settle(x, torch.float16).dtype == torch.float16
+    assert torch.equal(to_stored(x, None), x)
+    assert to_stored(x, None).is_contiguous()
+    assert to_stored(x, torch.float16).dtype == torch.float16
 
 
 def test_frozen_blocks_keep_no_graph(build: Build, batch: Batch) -> None:
@@ -113,7 +120,7 @@ def test_encoders_stay_frozen_and_in_evaluation_mode(build: Build, batch: Batch)
         assert encoder is not None
         assert not any(module.training for module in encoder.modules())
         assert not any(p.requires_grad for p in encoder.parameters())
-    sum(output.mean() for output in network(*batch)).backward()
+    sum(output.mean() for output in network(*batch).side_logits).backward()
     assert all(p.grad is None for encoder in (network.hiera, network.dino) for p in encoder.parameters())
     assert not network.eval().head.training
 
@@ -123,7 +130,7 @@ def test_levels_without_adapters_are_sam2s_own(build: Build, batch: Batch) -> No
     assert network.hiera is not None
     with torch.no_grad():
         expected = network.hiera(batch[0])
-        features = network.features(*batch)
+        features = network.forward_intermediates(*batch)
     for level, reference in enumerate(expected, start=1):
         torch.testing.assert_close(features[f"S{level}"], reference, atol=1e-5, rtol=0)
         assert features[f"S{level}"].is_contiguous(memory_format=torch.channels_last)
@@ -140,25 +147,25 @@ def test_as_published_and_fast_are_the_same_network(build: Build, batch: Batch) 
     published = DSUNet(fast.architecture, fast.hiera, fast.dino, as_published=True).double().train()
     published.head.load_state_dict(fast.head.state_dict())
     point = earliest(fast.architecture)
-    expected = learn(published, published.prefix(*images, point.reads), point)
-    found = learn(fast, fast.prefix(*images, point.reads), point)
+    expected = learn(published, frozen(published, images, point), point)
+    found = learn(fast, frozen(fast, images, point), point)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-7)
 
 
 @pytest.mark.parametrize("adapt_last", [7, 3])
-def test_recomputed_activations_change_nothing(build: Build, batch: Batch, adapt_last: int) -> None:
+def test_gradient_checkpointing_changes_nothing(build: Build, batch: Batch, adapt_last: int) -> None:
     network = build(adapt_last).train()
     point = earliest(network.architecture)
-    points = network.prefix(*batch, point.reads)
+    points = frozen(network, batch, point)
     kept = learn(network, points, point)
-    network.recompute = True
+    network.gradient_checkpointing = True
     assert_same(kept, learn(network, points, point))
 
 
 def test_only_levels_behind_an_adapter_move(build: Build, batch: Batch) -> None:
     plain, adapted = build(0).eval(), build(6).eval()  # the first block carries none: S1 ends before
     with torch.no_grad():
-        before, after = plain.features(*batch), adapted.features(*batch)
+        before, after = plain.forward_intermediates(*batch), adapted.forward_intermediates(*batch)
     assert [torch.equal(before[f"S{level}"], after[f"S{level}"]) for level in (1, 2, 3, 4)] == [True, *[False] * 3]
     assert torch.equal(before["V"], after["V"])
 
@@ -169,12 +176,26 @@ def test_only_levels_behind_an_adapter_move(build: Build, batch: Batch) -> None:
 def test_features_by_the_papers_names(build: Build, batch: Batch, ablation: str, injected: set[int]) -> None:
     network = build(ablation=ablation).eval()
     with torch.no_grad():
-        features = network.features(*batch)
-    expected = {"S1", "S2", "S3", "S4", "V", "R1", "R2", "R3", "R4", "D1", "D2", "D3"}
+        features = network.forward_intermediates(*batch)
+    expected = {
+        "S1",
+        "S2",
+        "S3",
+        "S4",
+        *network.architecture.injections.values(),
+        "R1",
+        "R2",
+        "R3",
+        "R4",
+        "D1",
+        "D2",
+        "D3",
+    }
     ends = [""] if injected == {4} else [str(level) for level in injected]
     expected |= {f"{kind}{end}" for kind in ("modulated", "fused") for end in ends}
     assert set(features) == expected
-    assert tuple(features["V"].shape) == (2, 48, 9, 9)
+    side = 4 if ablation == "none" else 9
+    assert {tuple(features[name].shape) for name in features if name[0] == "V"} <= {(2, 48, side, side)}
     assert [tuple(features[f"D{i}"].shape) for i in (1, 2, 3)] == [(2, 64, side, side) for side in (8, 16, 32)]
 
 
@@ -182,12 +203,12 @@ def test_ablation_b_reads_each_block_into_its_level(build: Build, batch: Batch) 
     """Exchanging one block's map changes what is modulated into that block's level, and nothing shallower."""
     network = build(ablation="B").eval()
     point = earliest(network.architecture)
-    points = network.prefix(*batch, point.reads)
-    assert set(point.maps) == {"V1", "V2", "V3", "V4"}
-    levels, maps = network._encode(points, point)
+    points = frozen(network, batch, point)
+    assert set(point.guides) == {"V1", "V2", "V3", "V4"}
+    levels, maps = network._levels_and_guides(batch[0], None, points, None)
     with torch.no_grad():
-        before = network.head.features(levels, maps)
-        after = network.head.features(levels, {**maps, "V2": torch.zeros_like(maps["V2"])})
+        before = network.head.intermediates(levels, maps)
+        after = network.head.intermediates(levels, {**maps, "V2": torch.zeros_like(maps["V2"])})
     changed = {name for name in before if name[0] in "mfR" and not torch.equal(before[name], after[name])}
     assert changed == {"modulated2", "fused2", "R2"}
 
@@ -195,32 +216,33 @@ def test_ablation_b_reads_each_block_into_its_level(build: Build, batch: Batch) 
 def test_an_absent_encoder_is_only_missed_where_it_is_needed(build: Build, batch: Batch) -> None:
     whole = build(0).eval()
     point = resume_point(whole.architecture, {*POINTS, "V"})
-    points = whole.prefix(*batch, point.reads)
+    points = frozen(whole, batch, point)
     bare = DSUNet(whole.architecture, None, None).eval()
     bare.head.load_state_dict(whole.head.state_dict())
-    assert torch.equal(bare.suffix(points, point)[-1], whole(*batch)[-1])
+    assert torch.equal(bare(features=points).logits, whole(*batch).logits)
     with pytest.raises(RuntimeError, match="without Hiera"):
-        bare.prefix(*batch, ["S1"])
+        bare.encode(*batch, ["S1"])
     with pytest.raises(RuntimeError, match="without DINOv2"):
-        bare.prefix(*batch, ["V"])
+        bare.encode(*batch, ["V"])
 
 
 def test_under_autocast_points_get_the_types_they_have_live(build: Build, batch: Batch) -> None:
     """bfloat16 from Hiera stage 2 on, the parameters' type before: where a point is stored does not show."""
-    network = build(2, stored=None).eval()
+    network = build(2).eval()
     available = {*POINTS, "V"}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = network(*batch)[-1]
+        expected = network(*batch).logits
         for name in ("S1", "B1", "B2", "S2", "B5"):
             point = resume_point(network.architecture, available, wanted=name)
-            assert torch.equal(network.suffix(network.prefix(*batch, point.reads), point)[-1], expected), name
+            assert torch.equal(network(features=frozen(network, batch, point)).logits, expected), name
 
 
-def test_pixels_are_normalised_as_imagenets() -> None:
+def test_pixels_are_normalised_as_imagenets(build: Build) -> None:
     pixels = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
     expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    assert normalize_pixels(pixels).shape == (1, 3, 1, 1)
-    torch.testing.assert_close(normalize_pixels(pixels).flatten(), torch.tensor(expected))
+    normalized = build()._normalized(pixels.permute(0, 3, 1, 2))
+    assert normalized.shape == (1, 3, 1, 1)
+    torch.testing.assert_close(normalized.flatten(), torch.tensor(expected))
 
 
 @pytest.mark.slow
@@ -228,7 +250,7 @@ def test_compiled_blocks_give_the_same_numbers(build: Build, batch: Batch) -> No
     """Traced, with gradients, and run by torch's own operators: compiling kernels would take minutes here."""
     network = build(1).train()
     point = resume_point(network.architecture, {*POINTS, "V"})
-    points = network.prefix(*batch, point.reads)
+    points = frozen(network, batch, point)
     expected = learn(network, points, point)
     network.compile_blocks(backend="aot_eager")
     torch.testing.assert_close(learn(network, points, point), expected, atol=1e-5, rtol=1e-4)

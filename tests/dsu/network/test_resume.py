@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from dsu.architecture import build_architecture
 from dsu.errors import UsageError
-from dsu.network.resume import check_points, earliest, point_block, point_shape, resume_point, serving_points
+from dsu.network.resume import check_features, earliest, feature_block, feature_shape, resume_point, serving_features
 
 POINTS = ("pixels", "S1", "S2", "S3", "S4", *(f"B{block}" for block in range(1, 7)))
 LEVEL_ENDS = {1: 1, 2: 3, 3: 6, 4: 7}
@@ -30,9 +30,9 @@ def test_the_latest_point_that_can_serve(
     adapt_last: int, stored: set[str], tokens: str, block: int, levels: tuple[str, ...]
 ) -> None:
     point = resume_point(build_architecture("large", adapt_last=adapt_last), stored)
-    assert (point.tokens, point.block, point.levels, point.maps) == (tokens, block, levels, ("V",))
-    assert set(point.reads) == {tokens, *levels, "V"}
-    assert len(point.reads) == len(set(point.reads))
+    assert (point.start, point.block, point.levels, point.guides) == (tokens, block, levels, ("V",))
+    assert set(point.features) == {tokens, *levels, "V"}
+    assert len(point.features) == len(set(point.features))
 
 
 @settings(max_examples=100, deadline=None)
@@ -47,22 +47,22 @@ def test_no_stored_point_that_could_serve_lies_later(adapt_last: int, stored: se
         needed = {f"S{level}" for level, end in LEVEL_ENDS.items() if end <= blocks[name]}
         return blocks[name] <= 7 - adapt_last and needed <= available
 
-    assert can_serve(point.tokens)
-    assert set(serving_points(architecture, available)) == {name for name in available - {"V"} if can_serve(name)}
+    assert can_serve(point.start)
+    assert set(serving_features(architecture, available)) == {name for name in available - {"V"} if can_serve(name)}
     assert point.block == max(blocks[name] for name in available - {"V"} if can_serve(name))
 
 
 def test_a_level_is_preferred_to_the_same_tokens_under_a_blocks_name() -> None:
     architecture = build_architecture("toy", adapt_last=2)
     for stored in (["pixels", "V", "S1", "S2", "B3"], ["B3", "V", "S2", "S1", "pixels"]):
-        assert resume_point(architecture, stored).reads == ("S2", "S1", "V")
-    assert resume_point(architecture, stored, wanted="B3").tokens == "B3"
+        assert resume_point(architecture, stored).features == ("S2", "S1", "V")
+    assert resume_point(architecture, stored, wanted="B3").start == "B3"
 
 
 def test_a_wanted_point_is_taken_or_refused() -> None:
     architecture = build_architecture("toy", adapt_last=3)
     stored = {"pixels", "V", "S1", "S2", "B5"}
-    assert resume_point(architecture, stored).tokens == "S2"
+    assert resume_point(architecture, stored).start == "S2"
     assert resume_point(architecture, stored, wanted="pixels").block == 0
     with pytest.raises(UsageError, match=r"last 3 blocks can't resume from 'B5'.*choose S1, S2, pixels"):
         resume_point(architecture, stored, wanted="B5")
@@ -73,7 +73,7 @@ def test_without_dinov2s_map_the_missing_one_is_named() -> None:
         resume_point(build_architecture("toy"), {"pixels", "S1"})
     with pytest.raises(UsageError, match="V1,V2,V3,V4"):
         resume_point(build_architecture("toy", ablation="B"), {"pixels", "V"})
-    assert resume_point(build_architecture("toy", ablation="A"), {"pixels"}).maps == ()
+    assert resume_point(build_architecture("toy", ablation="A"), {"pixels"}).guides == ()
 
 
 def test_nothing_stored_is_refused() -> None:
@@ -83,10 +83,10 @@ def test_nothing_stored_is_refused() -> None:
 
 def test_points_know_their_blocks_and_shapes() -> None:
     architecture = build_architecture("large")
-    assert [point_block(architecture, name) for name in ("pixels", "S1", "S2", "S3", "S4", "B36")] == [
+    assert [feature_block(architecture, name) for name in ("pixels", "S1", "S2", "S3", "S4", "B36")] == [
         0, 2, 8, 44, 48, 36,
     ]  # fmt: skip
-    shapes = {name: point_shape(architecture, name) for name in ("pixels", "V", "V24", "S1", "S4", "B2", "B3", "B36")}
+    shapes = {name: feature_shape(architecture, name) for name in ("pixels", "V", "V24", "S1", "S4", "B2", "B3", "B36")}
     assert shapes == {
         "pixels": (352, 352, 3),
         "V": (11, 11, 1024),
@@ -97,12 +97,12 @@ def test_points_know_their_blocks_and_shapes() -> None:
         "B3": (44, 44, 288),
         "B36": (22, 22, 576),
     }
-    assert earliest(architecture).reads == ("pixels", "V")
+    assert earliest(architecture).features == ("pixels", "V")
 
 
 @pytest.mark.parametrize("name", ["B0", "B7", "B07", "S0", "S5", "V5", "V0", "v", "x"])
 def test_unknown_points_are_named_with_what_there_is(name: str) -> None:
     architecture = build_architecture("toy")
-    with pytest.raises(UsageError, match=f"{name!r} is no point.*B1 to B6"):
-        check_points(architecture, [name])
-    check_points(architecture, ["pixels", "V", "V1", "V4", "S1", "B6"])
+    with pytest.raises(UsageError, match=f"{name!r} is no feature.*B1 to B6"):
+        check_features(architecture, [name])
+    check_features(architecture, ["pixels", "V", "V1", "V4", "S1", "B6"])

@@ -1,0 +1,40 @@
+"""Settings of the libraries below torch, which they read once, when torch is loaded.
+
+They belong into the environment before the first `import torch`. The command line sees to that; a program that imports
+dsu calls `prepare_environment` first.
+"""
+
+import os
+import sys
+import warnings
+from typing import Final
+
+__all__ = ["SETTINGS", "prepare_environment"]
+
+SETTINGS: Final = {
+    # Beside other busy programs, threads that wait by spinning take the very cores that they wait for (seen: a step
+    # ten times slower on two shared cores).
+    "OMP_WAIT_POLICY": "passive",
+    # Intel's matrix library otherwise chooses kernels by the number of threads, and results differ in their last bits.
+    "MKL_CBWR": "AUTO,STRICT",
+    # What cuBLAS wants to give the same results at every call.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+def prepare_environment() -> None:
+    """Set what is not set already; warn with `UserWarning` where torch is loaded and can't take it any more.
+
+    Example:
+        >>> from dsu.environment import prepare_environment
+        >>> prepare_environment()  # before the first import of torch
+    """
+    lacking = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+    os.environ |= lacking
+    if lacking and "torch" in sys.modules:
+        listed = ", ".join(f"{name}={value}" for name, value in lacking.items())
+        warnings.warn(
+            f"torch was imported before dsu's settings stood in the environment ({listed}): call prepare_environment() "
+            f"before the first import of torch, or results may depend on the number of threads.",
+            stacklevel=2,
+        )

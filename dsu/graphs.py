@@ -1,0 +1,150 @@
+"""Many kernels, one launch: a function of a batch, captured as a CUDA graph once it has run a few times.
+
+A training step is thousands of small kernels. Launched one by one they keep the host busy and the GPU waiting; as a
+graph they are one launch. A graph repeats kernels on fixed addresses and nothing that Python does. Whatever is to
+differ between two calls must therefore be a tensor of the batch: the samples, their views, the learning rate.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from dsu.batches import Batch
+
+__all__ = ["CapturedFunction", "Graph", "Outputs"]
+
+EAGER_CALLS: Final = 3
+"""Calls before the capture: they allocate what the function keeps, let libraries choose their kernels and compile."""
+
+Outputs = dict[str, Tensor]
+
+
+class Graph(Protocol):
+    """What records the kernels of a function and repeats them."""
+
+    def capture(self, function: Callable[[], Outputs]) -> Outputs:
+        """Record `function` without running it; its outputs are filled by every `replay`."""
+
+    def replay(self) -> None:
+        """Run what was recorded."""
+
+
+class CudaGraph:
+    """torch's CUDA graph, captured on the current stream, which must not be the default one."""
+
+    def __init__(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+
+    def capture(self, function: Callable[[], Outputs]) -> Outputs:
+        """See `Graph.capture`; other threads may go on allocating, as the feeding one does pinned memory."""
+        stream = torch.cuda.current_stream()
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            return function()
+
+    def replay(self) -> None:
+        """See `Graph.replay`."""
+        self._graph.replay()
+
+
+@cache
+def compute_stream(device: torch.device) -> "torch.cuda.Stream":
+    """The one stream on which everything that may be captured runs."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class CapturedFunction:
+    """Calls a function; on a GPU it replays the function's kernels as one graph, once it has run a few times.
+
+    The first shape of batch that has come `EAGER_CALLS` times is captured. Other shapes, such as a short last batch,
+    run eagerly, and so does everything where capturing fails (`refusal` then says why). The calls before the capture
+    are real ones, and the captured call is replayed for its own batch: no call is lost or done twice.
+
+    Args:
+        function: from a batch on the device to tensors by name. It must neither wait for the device nor look at
+            values on the host.
+        device: where it runs; on a CPU everything is eager.
+        make_graph: of an empty graph; None never captures.
+    """
+
+    function: Callable[[Batch], Outputs]
+    device: torch.device
+    make_graph: Callable[[], Graph] | None = None
+    refusal: str | None = None
+    _seen: dict[object, int] = field(default_factory=dict)
+    _graph: Graph | None = None
+    _shape: object = None
+    _inputs: Batch | None = None
+    _outputs: Outputs = field(default_factory=dict)
+
+    @classmethod
+    def on(cls, device: torch.device, function: Callable[[Batch], Outputs]) -> "CapturedFunction":
+        """Captured where `device` is a GPU."""
+        return cls(function, device, CudaGraph if device.type == "cuda" else None)
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls of the usual shape are one launch by now."""
+        return self._graph is not None
+
+    @property
+    def remark(self) -> str:
+        """How calls run, for a progress line; empty on a CPU, where there is only one way."""
+        if self.make_graph is None:
+            return ""
+        if self.refusal is not None:
+            return f" · kernel by kernel, since no graph could be captured ({self.refusal})"
+        return " · one graph a step" if self.captured else " · kernel by kernel"
+
+    def forget(self) -> None:
+        """Drop the graph, since what it was captured from has been replaced."""
+        self._graph, self._inputs, self._outputs, self._shape = None, None, {}, None
+        self._seen.clear()
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """The function's outputs for a batch on the device, never overwritten by later calls."""
+        if self.device.type != "cuda":
+            return self._call(batch)
+        stream, current = compute_stream(self.device), torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            outputs = self._call(batch)
+        current.wait_stream(stream)
+        return outputs
+
+    def _call(self, batch: Batch) -> Outputs:
+        shape = _shape_of(batch)
+        if self._graph is None and self._is_due(shape):
+            self._capture(batch, shape)
+        if self._graph is None or self._inputs is None or shape != self._shape:
+            return self.function(batch)
+        for fixed, given in zip(self._inputs.tensors, batch.tensors, strict=True):
+            fixed.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return {name: output.clone() for name, output in self._outputs.items()}
+
+    def _is_due(self, shape: object) -> bool:
+        if self.make_graph is None or self.refusal is not None:
+            return False
+        self._seen[shape] = self._seen.get(shape, 0) + 1
+        return self._seen[shape] > EAGER_CALLS
+
+    def _capture(self, batch: Batch, shape: object) -> None:
+        assert self.make_graph is not None
+        graph, inputs = self.make_graph(), batch.mapped(torch.clone)
+        try:
+            outputs = graph.capture(lambda: self.function(inputs))
+        except RuntimeError as error:
+            self.refusal = str(error).strip().split("\n")[0][:200]
+            return
+        self._graph, self._inputs, self._outputs, self._shape = graph, inputs, outputs, shape
+
+
+def _shape_of(batch: Batch) -> object:
+    """What must be equal for one graph to serve two batches."""
+    present = (batch.pixels is not None, batch.mask is not None, batch.dino_pixels is not None, *batch.features)
+    return present, tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch.tensors)

@@ -1,0 +1,49 @@
+"""AdamW whose step a CUDA graph can repeat: its learning rate is a tensor there that is filled and never replaced."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsu.settings import TrainingSettings
+
+__all__ = ["load_optimizer", "make_optimizer", "optimizer_state", "set_learning_rate"]
+
+_OF_THE_MACHINE = ("fused", "capturable", "foreach", "lr")
+"""What a parameter group holds that belongs to the machine it runs on, or is set in every epoch."""
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], settings: TrainingSettings, device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW with one parameter group, norms and biases included (paper, Section IV.C)."""
+    gpu = device.type == "cuda"
+    rate = torch.tensor(settings.lr, device=device) if gpu else settings.lr
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=gpu or None, capturable=gpu)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Fill the learning rate of every group."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state for a checkpoint, with the learning rate as a plain number."""
+    state = optimizer.state_dict()
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take up a state that was saved on this device or another: what belongs to the machine stays this run's own."""
+    own = [{name: group.get(name) for name in _OF_THE_MACHINE} for group in optimizer.param_groups]
+    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    # Loading copies the tensor that the learning rate is: the one that may be part of a graph goes back in its place.
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group["lr"] = kept["lr"]

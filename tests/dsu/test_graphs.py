@@ -1,0 +1,236 @@
+"""Captured steps against eager ones, bit for bit, on a stand-in for the GPU's graph."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from recorded_graph import RecordedGraph
+from support import toy_network
+
+from dsu.batches import Batch
+from dsu.graphs import EAGER_CALLS, CapturedFunction
+from dsu.heads.head_file import HeadInfo
+from dsu.network.resume import earliest, resume_point
+from dsu.runtime import choose_runtime
+from dsu.settings import TrainingSettings
+from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
+from dsu.training.trainer import Phase, Trainer
+
+SIDE, GUIDE = 128, 126
+STEPS = EAGER_CALLS + 4
+
+
+def batches(sizes: list[int], seed: int = 0, features: tuple[str, ...] = ()) -> Iterator[Batch]:
+    """Random images in random views; with `features`, encoded as a store would keep them."""
+    generator = torch.Generator().manual_seed(seed)
+    network = toy_network(feature_dtype=torch.float16)
+    for number, size in enumerate(sizes):
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+        views = torch.randint(0, 4, (size,), generator=generator).tolist()
+        names = [f"{number}.{index}" for index in range(size)]
+        batch = Batch.of(
+            names,
+            views,
+            pixels=draw(size, SIDE, SIDE, 3),
+            mask=draw(size, SIDE, SIDE),
+            dino_pixels=draw(size, GUIDE, GUIDE, 3),
+        )
+        if features:
+            inputs = batch.flipped().inputs
+            found = network.encode(inputs["pixel_values"], inputs["guide_values"], features)
+            batch = Batch.of(names, views, pixels=batch.pixels, mask=batch.mask, features=found)
+        yield batch
+
+
+def trainer(folder: Path, *, adapt_last: int = 7, start: str = "pixels", captured: bool, **settings: object) -> Trainer:
+    """A trainer whose optimiser is the one that a graph can repeat; its steps are captured, or eager."""
+    resolved = TrainingSettings(sheet_every=0, **settings)  # type: ignore[arg-type]
+    ablation = {} if resolved.ablation == "none" else {"ablation": resolved.ablation}
+    network = toy_network(adapt_last, feature_dtype=torch.float16, **ablation).train()
+    architecture = network.architecture
+    point = resume_point(architecture, {start, "S1", "S2", "S3", "S4", *architecture.injections.values()}, start)
+    made = Trainer(
+        network,
+        Phase(point, None, None),  # type: ignore[arg-type]  # batches are given
+        resolved,
+        HeadInfo(architecture=architecture),
+        choose_runtime("cpu", "fp32"),
+        folder,
+        keep_best=False,
+    )
+    rate = torch.tensor(resolved.lr)
+    made.optimizer = torch.optim.AdamW(network.head.parameters(), lr=rate, weight_decay=5e-4, fused=True)
+    made._step.make_graph = RecordedGraph if captured else None
+    made._evaluate.make_graph = RecordedGraph if captured else None
+    return made
+
+
+def assert_same_steps(eager: Trainer, captured: Trainer, given: list[Batch]) -> None:
+    for number, batch in enumerate(given):
+        rate = 1e-3 / (1 + number)
+        losses = []
+        for way in (eager, captured):
+            set_learning_rate(way.optimizer, rate)
+            losses.append(way.step(batch))
+        assert torch.equal(*losses), number
+    own, theirs = (way.network.head.state_dict() for way in (eager, captured))
+    assert not [name for name in own if not torch.equal(own[name], theirs[name])]
+
+
+@pytest.mark.parametrize(
+    ("start", "adapt_last", "settings"),
+    [
+        ("pixels", 7, {}),
+        ("pixels", 7, {"recompute": True}),
+        ("pixels", 7, {"region": "tversky", "bce": "focal"}),
+        ("pixels", 7, {"bce": "weighted"}),
+        ("S2", 3, {}),
+        ("S4", 0, {}),
+        ("pixels", 7, {"ablation": "A"}),
+        ("pixels", 7, {"ablation": "B"}),
+        ("pixels", 7, {"ablation": "C"}),
+    ],
+)
+def test_a_captured_step_is_the_eager_step(
+    tmp_path: Path, start: str, adapt_last: int, settings: dict[str, object]
+) -> None:
+    """Other samples, views and learning rates in every step, and a short batch in between, which runs eagerly."""
+    eager, captured = (
+        trainer(tmp_path, adapt_last=adapt_last, start=start, captured=way, **settings) for way in (False, True)
+    )
+    features = () if start == "pixels" else tuple(eager.main.point.features)
+    given = list(batches([3] * (EAGER_CALLS + 2) + [2] + [3] * 2, features=features))
+    assert_same_steps(eager, captured, given)
+    assert captured._step.captured
+    assert captured._step._graph.replays == 4  # type: ignore[union-attr]
+
+
+def test_stored_features_and_live_ones_take_the_same_captured_steps(tmp_path: Path) -> None:
+    """Two graphs of one training: the store's batches in one, images in the other."""
+    live, stored = (trainer(tmp_path, captured=True) for _ in range(2))
+    images, features = list(batches([2] * STEPS)), list(batches([2] * STEPS, features=("V",)))
+    for one, other in zip(images, features, strict=True):
+        assert torch.equal(live.step(one), stored.step(other))
+
+
+def test_evaluation_is_captured_too_and_sees_the_weights_of_now(tmp_path: Path) -> None:
+    way = trainer(tmp_path, captured=True)
+    given = list(batches([2] * STEPS))
+    for batch in given:
+        way.step(batch)
+        way.network.eval()
+        found = way._evaluate(way._ready(batch))
+        outputs, _ = way.forward(batch)
+        assert torch.equal(found["D3"], outputs[-1])
+        way.network.train()
+    assert way._evaluate.captured
+
+
+def test_another_phase_is_captured_anew(tmp_path: Path) -> None:
+    eager, captured = (trainer(tmp_path, adapt_last=3, captured=way, epochs=9) for way in (False, True))
+    frozen = resume_point(
+        eager.network.architecture.model_copy(update={"adapt_last": 0}), {"S1", "S2", "S3", "S4", "V"}
+    )
+    features = list(batches([2] * STEPS, features=frozen.features))
+    for way in (eager, captured):
+        way.warm_up = Phase(frozen, None, None)  # type: ignore[arg-type]
+        way.settings = way.settings.model_copy(update={"warm_up": 1})
+    assert_same_steps(eager, captured, features)
+    adapters = [name for name, p in captured.network.head.named_parameters() if name.startswith("adapters")]
+    assert all(captured.network.head.get_parameter(name).grad is None for name in adapters)
+    for way in (eager, captured):
+        way.epoch = 1
+    assert_same_steps(eager, captured, list(batches([2] * STEPS)))
+
+
+def test_a_resumed_step_goes_on_exactly_whatever_device_saved_it(tmp_path: Path) -> None:
+    """The saved learning rate is a number; the run's own tensor, `fused` and `capturable` stay."""
+    first, second, undisturbed = (trainer(tmp_path, captured=True) for _ in range(3))
+    given = list(batches([2] * (2 * STEPS)))
+    for batch in given[:STEPS]:
+        undisturbed.step(batch)
+        first.step(batch)
+    saved = optimizer_state(first.optimizer)
+    assert type(saved["param_groups"][0]["lr"]) is float
+    saved["param_groups"][0] |= {"fused": False, "capturable": True, "foreach": True}
+    rate = second.optimizer.param_groups[0]["lr"]
+    second.network.head.load_state_dict(first.network.head.state_dict())
+    load_optimizer(second.optimizer, saved)
+    group = second.optimizer.param_groups[0]
+    assert group["lr"] is rate
+    assert (group["fused"], group["capturable"], group["foreach"]) == (True, False, None)
+    for batch in given[STEPS:]:
+        assert torch.equal(undisturbed.step(batch), second.step(batch))
+
+
+def test_on_a_cpu_the_optimizer_is_plain() -> None:
+    settings = TrainingSettings(lr=0.01)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(3))], settings, torch.device("cpu"))
+    set_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not optimizer.param_groups[0]["capturable"]
+
+
+def test_outputs_are_not_overwritten_by_later_calls() -> None:
+    doubled = CapturedFunction(
+        lambda batch: {"sum": 2 * batch.features["x"].sum(0)}, torch.device("cpu"), make_graph=RecordedGraph
+    )
+    given = [Batch.of(["a"], [0], features={"x": torch.full((1, 2), float(number))}) for number in range(8)]
+    found = [doubled(batch)["sum"].tolist() for batch in given]
+    kept = [doubled(batch)["sum"] for batch in given]
+    assert found == [one.tolist() for one in kept] == [[2.0 * number] * 2 for number in range(8)]
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_says_why() -> None:
+    class Refusing(RecordedGraph):
+        def capture(self, function: object) -> dict[str, torch.Tensor]:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    same = CapturedFunction(lambda batch: dict(batch.features), torch.device("cpu"), make_graph=Refusing)
+    batch = Batch.of(["a"], [0], features={"x": torch.ones(1, 2)})
+    for _ in range(EAGER_CALLS + 3):
+        assert same(batch)["x"].tolist() == [[1.0, 1.0]]
+    assert same.refusal == "operation not permitted when stream is capturing"
+    assert not same.captured
+
+
+def test_the_stand_in_freezes_what_the_host_decides() -> None:
+    """It would notice a branch on the host: the first batch's branch is repeated for all."""
+
+    def flipped_on_the_host(batch: Batch) -> dict[str, torch.Tensor]:
+        x = batch.features["x"]
+        return {"x": x.flip(1) if batch.views[0] else x + 0}
+
+    captured = CapturedFunction(flipped_on_the_host, torch.device("cpu"), make_graph=RecordedGraph)
+    x = torch.tensor([[1.0, 2.0]])
+    for _ in range(EAGER_CALLS + 1):
+        captured(Batch.of(["a"], [0], features={"x": x}))
+    assert captured(Batch.of(["a"], [1], features={"x": x}))["x"].tolist() == [[1.0, 2.0]], "frozen, as on a GPU"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_the_real_graph_takes_the_eager_steps(tmp_path: Path, precision: str) -> None:
+    found = []
+    for make_graph in (None, ...):
+        network = toy_network(feature_dtype=torch.float16).train()
+        runtime = choose_runtime("cuda", precision, deterministic=True)  # type: ignore[arg-type]
+        way = Trainer(
+            network,
+            Phase(earliest(network.architecture), None, None),  # type: ignore[arg-type]
+            TrainingSettings(),
+            HeadInfo(architecture=network.architecture),
+            runtime,
+            tmp_path,
+            keep_best=False,
+        )
+        if make_graph is None:
+            way._step.make_graph = None
+        found.append([way.step(batch).cpu() for batch in batches([3] * STEPS + [2])])
+        assert way._step.refusal is None
+        assert way._step.captured == (make_graph is not None)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
