@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsu.batches import Batch
 
-__all__ = ["CapturedFunction", "Graph", "Outputs"]
+__all__ = ["EAGER_CALLS", "Graph", "GraphRunner", "Outputs"]
 
 EAGER_CALLS: Final = 3
 """Calls before the capture: they allocate what the function keeps, let libraries choose their kernels and compile."""
@@ -57,7 +57,7 @@ def compute_stream(device: torch.device) -> "torch.cuda.Stream":
 
 
 @dataclass
-class CapturedFunction:
+class GraphRunner:
     """Calls a function; on a GPU it replays the function's kernels as one graph, once it has run a few times.
 
     The first shape of batch that has come `EAGER_CALLS` times is captured. Other shapes, such as a short last batch,
@@ -65,13 +65,10 @@ class CapturedFunction:
     are real ones, and the captured call is replayed for its own batch: no call is lost or done twice.
 
     Args:
-        function: from a batch on the device to tensors by name. It must neither wait for the device nor look at
-            values on the host.
-        device: where it runs; on a CPU everything is eager.
+        device: where functions run; on a CPU everything is eager.
         make_graph: of an empty graph; None never captures.
     """
 
-    function: Callable[[Batch], Outputs]
     device: torch.device
     make_graph: Callable[[], Graph] | None = None
     refusal: str | None = None
@@ -82,9 +79,9 @@ class CapturedFunction:
     _outputs: Outputs = field(default_factory=dict)
 
     @classmethod
-    def on(cls, device: torch.device, function: Callable[[Batch], Outputs]) -> "CapturedFunction":
-        """Captured where `device` is a GPU."""
-        return cls(function, device, CudaGraph if device.type == "cuda" else None)
+    def on(cls, device: torch.device) -> "GraphRunner":
+        """One that captures where `device` is a GPU."""
+        return cls(device, CudaGraph if device.type == "cuda" else None)
 
     @property
     def captured(self) -> bool:
@@ -105,23 +102,28 @@ class CapturedFunction:
         self._graph, self._inputs, self._outputs, self._shape = None, None, {}, None
         self._seen.clear()
 
-    def __call__(self, batch: Batch) -> Outputs:
-        """The function's outputs for a batch on the device, never overwritten by later calls."""
+    def run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
+        """The function's outputs for a batch on the device, never overwritten by later calls.
+
+        Args:
+            function: always the same one. It must neither wait for the device nor look at values on the host.
+            batch: on the device.
+        """
         if self.device.type != "cuda":
-            return self._call(batch)
+            return self._run(function, batch)
         stream, current = compute_stream(self.device), torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            outputs = self._call(batch)
+            outputs = self._run(function, batch)
         current.wait_stream(stream)
         return outputs
 
-    def _call(self, batch: Batch) -> Outputs:
+    def _run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
         shape = _shape_of(batch)
         if self._graph is None and self._is_due(shape):
-            self._capture(batch, shape)
+            self._capture(function, batch, shape)
         if self._graph is None or self._inputs is None or shape != self._shape:
-            return self.function(batch)
+            return function(batch)
         for fixed, given in zip(self._inputs.tensors, batch.tensors, strict=True):
             fixed.copy_(given, non_blocking=True)
         self._graph.replay()
@@ -133,11 +135,11 @@ class CapturedFunction:
         self._seen[shape] = self._seen.get(shape, 0) + 1
         return self._seen[shape] > EAGER_CALLS
 
-    def _capture(self, batch: Batch, shape: object) -> None:
+    def _capture(self, function: Callable[[Batch], Outputs], batch: Batch, shape: object) -> None:
         assert self.make_graph is not None
         graph, inputs = self.make_graph(), batch.mapped(torch.clone)
         try:
-            outputs = graph.capture(lambda: self.function(inputs))
+            outputs = graph.capture(lambda: function(inputs))
         except RuntimeError as error:
             self.refusal = str(error).strip().split("\n")[0][:200]
             return

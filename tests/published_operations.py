@@ -1,13 +1,17 @@
 """The published program's own operations where the network computes the same numbers by others."""
 
+from collections.abc import Collection
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsu.encoders.dino import dino_maps
 from dsu.heads.published import SIGNS
 from dsu.network.content_guided import ContentGuidedFusion
+from dsu.network.network import DSUNet
+from dsu.network.resize import resize_map
 from dsu.network.wavelet import TAP, WaveletConv
 
 __all__ = ["grouped_haar", "grouped_inverse_haar", "grouped_pixel_attention", "use_published_operations"]
@@ -37,7 +41,9 @@ def use_published_operations(network: nn.Module) -> None:
         if isinstance(module, WaveletConv):
             module.forward = partial(_wavelet, module)  # type: ignore[method-assign]
         if isinstance(module, ContentGuidedFusion):
-            module._pixel_attention = partial(grouped_pixel_attention, module)  # type: ignore[method-assign]
+            module.forward = partial(_fusion, module)  # type: ignore[method-assign]
+        if isinstance(module, DSUNet):
+            module._encode_dino = partial(_encode_dino, module)  # type: ignore[method-assign]
 
 
 def _wavelet(conv: WaveletConv, x: Tensor) -> Tensor:
@@ -46,6 +52,23 @@ def _wavelet(conv: WaveletConv, x: Tensor) -> Tensor:
     detail = grouped_inverse_haar(conv.subband_scale(conv.subband(grouped_haar(even))))
     base: Tensor = conv.base_scale(conv.base(x))
     return base + detail[..., :height, :width]
+
+
+def _fusion(fusion: ContentGuidedFusion, level: Tensor, modulated: Tensor) -> Tensor:
+    total = level + modulated
+    channel = fusion.channel(functional.adaptive_avg_pool2d(total, 1))
+    summary = torch.cat([total.mean(1, keepdim=True), total.max(1, keepdim=True).values], dim=1)
+    spatial = fusion.spatial(functional.pad(summary, (3, 3, 3, 3), mode="reflect"))
+    weight = torch.sigmoid(torch.sigmoid(grouped_pixel_attention(fusion, total, channel + spatial)))
+    fused: Tensor = fusion.out(total + weight * level + (1 - weight) * modulated)
+    return fused
+
+
+def _encode_dino(network: DSUNet, guide_values: Tensor, names: Collection[str], grid: int) -> dict[str, Tensor]:
+    assert list(names) == ["V"] and network.dino is not None
+    last = network.architecture.dino.depth
+    resized = resize_map(dino_maps(network.dino, guide_values, [last])[last], grid)
+    return {"V": resized.permute(0, 2, 3, 1)}
 
 
 def _taps(like: Tensor, channels: int) -> Tensor:

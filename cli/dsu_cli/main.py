@@ -62,7 +62,7 @@ def _common(
 
 _TRAINING_WORDS = """
 While it trains, *data wait* is the share of the time in which steps wait for data to be read (much more than 0 %: the
-disk or the processor is too slow, not the card), and *peak* the most memory held so far: on the card, or without one by
+disk or the processor is too slow, not the GPU), and *peak* the most memory held so far: on the GPU, or without one by
 the process.
 """
 
@@ -133,7 +133,8 @@ def _fail_known(error: Exception) -> None:
         sys.exit(1)
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
         fail(
-            "The device has too little memory: lower --batch-size or --encoder-batch-size, or choose a smaller --preset or input size."
+            "The device has too little memory: lower --batch-size or --encoder-batch-size, or choose a smaller "
+            "--preset or input size."
         )
         sys.exit(1)
     raise error

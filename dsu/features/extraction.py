@@ -19,7 +19,7 @@ from dsu.errors import DsuError
 from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
 from dsu.features.stores import SourceFolder, find_stores, load_encoders, store_path
 from dsu.features.writing import writing
-from dsu.graphs import CapturedFunction
+from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet
 from dsu.network.resume import check_features, guide_names
 from dsu.progress import SILENT, Progress
@@ -157,7 +157,8 @@ class _Extraction:
     plan: ExtractionPlan
     network: DSUNet
     runtime: Runtime
-    _encoders: dict[tuple[str, ...], CapturedFunction] = field(default_factory=dict)
+    _graphs: dict[tuple[str, ...], GraphRunner] = field(default_factory=dict)
+    """By the features that are encoded together."""
 
     def run(self, progress: Progress = SILENT) -> None:
         """See `extract`."""
@@ -213,22 +214,17 @@ class _Extraction:
             return found
         found |= {name: [] for name in encoded}
         size = self.plan.encoder_batch_size
-        encode = self._encoder(tuple(encoded))
+        graphs = self._graphs.setdefault(tuple(encoded), GraphRunner.on(self.runtime.device))
+
+        def encode(part: Batch) -> dict[str, Tensor]:
+            inputs = part.flipped().inputs
+            with self.runtime.autocast():
+                return self.network.encode(inputs["pixel_values"], inputs["guide_values"], encoded)
+
         for start in range(0, len(names), size):
             part = batch.part(start, start + size, view).to(self.runtime.device)
-            for name, tensor in encode(part).items():
+            for name, tensor in graphs.run(encode, part).items():
                 found[name].append(tensor)
             advance(len(part.names))
         return found
 
-    def _encoder(self, names: tuple[str, ...]) -> CapturedFunction:
-        """What computes these features of a batch, flips included."""
-
-        def encode(batch: Batch) -> dict[str, Tensor]:
-            inputs = batch.flipped().inputs
-            with self.runtime.autocast():
-                return self.network.encode(inputs["pixel_values"], inputs["guide_values"], names)
-
-        if names not in self._encoders:
-            self._encoders[names] = CapturedFunction.on(self.runtime.device, encode)
-        return self._encoders[names]

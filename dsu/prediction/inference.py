@@ -13,7 +13,7 @@ from dsu.batches import Batch
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.stores import load_encoders
-from dsu.graphs import CapturedFunction, Outputs
+from dsu.graphs import GraphRunner, Outputs
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
@@ -105,11 +105,11 @@ class Predictor:
 
     def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint) -> None:
         self.network, self.runtime, self.point = network, runtime, point
-        self._forward = CapturedFunction.on(runtime.device, self._eager)
+        self._graphs = GraphRunner.on(runtime.device)
 
     def __call__(self, batch: Batch) -> Tensor:
         """(B, 1, S, S) logits on the device."""
-        return self._forward(batch.to(self.runtime.device))["logits"]
+        return self._graphs.run(self._eager, batch.to(self.runtime.device))["logits"]
 
     @torch.no_grad()
     def _eager(self, batch: Batch) -> Outputs:

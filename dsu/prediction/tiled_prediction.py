@@ -37,7 +37,7 @@ class TiledImage:
     fetch: Callable[[int, int], Batch]
 
 
-def segment_tiles(predictor: Predictor, image: TiledImage, size: int) -> Tensor:
+def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size: int) -> Tensor:
     """Logits (height, width) float32 of a whole image on the CPU, from its tiles, `size` of them at a time."""
     canvas = Canvas(image.boxes)
     for start in range(0, len(image.boxes), size):

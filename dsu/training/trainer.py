@@ -17,7 +17,7 @@ from dsu.batches import Batch, Drawn, Samples, feed
 from dsu.data.views import draw_samples, draw_view
 from dsu.errors import DsuError
 from dsu.files import write_durably
-from dsu.graphs import CapturedFunction, Outputs
+from dsu.graphs import GraphRunner, Outputs
 from dsu.heads.head_file import HEAD_FILE, STATE_FILE, HeadInfo, save_head
 from dsu.loss import side_losses, total_loss, weighted_sum
 from dsu.network.network import DSUNet
@@ -100,8 +100,8 @@ class Trainer:
         if self.settings.compile:
             self.network.compile_blocks()
         self.optimizer = make_optimizer(self.network.head.parameters(), self.settings, self.runtime.device)
-        self._step = CapturedFunction.on(self.runtime.device, self._eager_step)
-        self._evaluate = CapturedFunction.on(self.runtime.device, self._eager_evaluation)
+        self._steps = GraphRunner.on(self.runtime.device)
+        self._evaluations = GraphRunner.on(self.runtime.device)
         self._captured_phase: Phase | None = None
 
     @property
@@ -196,7 +196,7 @@ class Trainer:
         self.network.eval()
         unflipped = [(part, [0] * len(part)) for part in self._cut(names)]
         for batch in feed(samples, unflipped, self.runtime.device):
-            found = self._evaluate(self._ready(batch))
+            found = self._evaluations.run(self._eager_evaluation, self._ready(batch))
             yield batch.names, [found[name] for name in SIDES], found["mask"]
 
     def finish(self) -> None:
@@ -242,7 +242,7 @@ class Trainer:
         left = f" · {counted(to_go, 'epochs')} to go, {timedelta(seconds=round(to_go * log.seconds))}" if to_go else ""
         task.note(
             f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB"
-            f"{self._step.remark}{left}"
+            f"{self._steps.remark}{left}"
         )
         return row
 
@@ -252,7 +252,7 @@ class Trainer:
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step; the batch's total loss and the three side outputs', still on the device."""
-        return self._step(self._ready(batch))["losses"]
+        return self._steps.run(self._eager_step, self._ready(batch))["losses"]
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Logits in float32 and the soft mask of a batch as it was fetched."""
@@ -264,8 +264,8 @@ class Trainer:
     def _ready(self, batch: Batch) -> Batch:
         """A batch on the device, for functions that were captured in the same phase, if at all."""
         if self._captured_phase is not self.phase:
-            self._step.forget()
-            self._evaluate.forget()
+            self._steps.forget()
+            self._evaluations.forget()
             self._captured_phase = self.phase
         return batch.to(self.runtime.device)
 

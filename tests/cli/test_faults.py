@@ -210,7 +210,7 @@ def test_an_image_that_vanishes_while_predicting(
     image = mine / "images" / "0003.jpg"
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1", "--kind", kind)
     # For an overlay it is read once more, when it has been decoded and predicted.
-    where = "dsu.prediction.predict._ImageLoader.load" if kind == "mask" else "dsu.network.network.DSUNet.suffix"
+    where = "dsu.prediction.predict._ImageLoader.load" if kind == "mask" else "dsu.network.network.DSUNet.forward"
     with monkeypatch.context() as patch:
         before(patch, where, image.unlink, 4 if kind == "overlay" else 1)
         said = dsu(*command, exit_code=1).output

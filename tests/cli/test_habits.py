@@ -137,7 +137,7 @@ def test_no_colours_where_none_are_wanted(house: House, variables: dict[str, str
 def test_ctrl_c_ends_with_what_to_type(command: str, drawn: Path, house: House, tmp_path: Path) -> None:
     """Interrupted in the middle of its work: no traceback, status 130, and the same command finishes."""
     arguments: list[object] = {
-        "cache-features": ["cache-features", drawn, *TINY, "--levels", "V", "--batch-size", "1"],
+        "cache-features": ["cache-features", drawn, *TINY, "--levels", "V"],
         "predict": ["predict", drawn / "train" / "images", "--head", house.run, "--out", "masks", "--batch-size", "1"],
         "datasets": ["datasets", "--data-root", drawn.parent, "--overlaps"],
     }[command]
@@ -168,7 +168,7 @@ def test_ctrl_c_ends_with_what_to_type(command: str, drawn: Path, house: House, 
 def test_ctrl_c_at_the_keyboard_reaches_the_command(drawn: Path, tmp_path: Path) -> None:
     """From outside, at any moment after it has begun to speak."""
     process = subprocess.Popen(
-        [*RUN, "cache-features", str(drawn), "--preset", "toy", "--batch-size", "1"],
+        [*RUN, "cache-features", str(drawn), "--preset", "toy"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

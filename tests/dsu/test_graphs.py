@@ -9,7 +9,7 @@ from recorded_graph import RecordedGraph
 from support import toy_network
 
 from dsu.batches import Batch
-from dsu.graphs import EAGER_CALLS, CapturedFunction
+from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.heads.head_file import HeadInfo
 from dsu.network.resume import earliest, resume_point
 from dsu.runtime import choose_runtime
@@ -64,8 +64,8 @@ def trainer(folder: Path, *, adapt_last: int = 7, start: str = "pixels", capture
     )
     rate = torch.tensor(resolved.lr)
     made.optimizer = torch.optim.AdamW(network.head.parameters(), lr=rate, weight_decay=5e-4, fused=True)
-    made._step.make_graph = RecordedGraph if captured else None
-    made._evaluate.make_graph = RecordedGraph if captured else None
+    made._steps.make_graph = RecordedGraph if captured else None
+    made._evaluations.make_graph = RecordedGraph if captured else None
     return made
 
 
@@ -105,8 +105,8 @@ def test_a_captured_step_is_the_eager_step(
     features = () if start == "pixels" else tuple(eager.main.point.features)
     given = list(batches([3] * (EAGER_CALLS + 2) + [2] + [3] * 2, features=features))
     assert_same_steps(eager, captured, given)
-    assert captured._step.captured
-    assert captured._step._graph.replays == 4  # type: ignore[union-attr]
+    assert captured._steps.captured
+    assert captured._steps._graph.replays == 4  # type: ignore[union-attr]
 
 
 def test_stored_features_and_live_ones_take_the_same_captured_steps(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_evaluation_is_captured_too_and_sees_the_weights_of_now(tmp_path: Path) 
     for batch in given:
         way.step(batch)
         way.network.eval()
-        found = way._evaluate(way._ready(batch))
+        found = way._evaluations.run(way._eager_evaluation, way._ready(batch))
         outputs, _ = way.forward(batch)
         assert torch.equal(found["D3"], outputs[-1])
         way.network.train()
-    assert way._evaluate.captured
+    assert way._evaluations.captured
 
 
 def test_another_phase_is_captured_anew(tmp_path: Path) -> None:
@@ -176,9 +176,11 @@ def test_on_a_cpu_the_optimizer_is_plain() -> None:
 
 
 def test_outputs_are_not_overwritten_by_later_calls() -> None:
-    doubled = CapturedFunction(
-        lambda batch: {"sum": 2 * batch.features["x"].sum(0)}, torch.device("cpu"), make_graph=RecordedGraph
-    )
+    graphs = GraphRunner(torch.device("cpu"), RecordedGraph)
+
+    def doubled(batch: Batch) -> dict[str, torch.Tensor]:
+        return graphs.run(lambda given: {"sum": 2 * given.features["x"].sum(0)}, batch)
+
     given = [Batch.of(["a"], [0], features={"x": torch.full((1, 2), float(number))}) for number in range(8)]
     found = [doubled(batch)["sum"].tolist() for batch in given]
     kept = [doubled(batch)["sum"] for batch in given]
@@ -190,12 +192,12 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why() -> None:
         def capture(self, function: object) -> dict[str, torch.Tensor]:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    same = CapturedFunction(lambda batch: dict(batch.features), torch.device("cpu"), make_graph=Refusing)
+    graphs = GraphRunner(torch.device("cpu"), Refusing)
     batch = Batch.of(["a"], [0], features={"x": torch.ones(1, 2)})
     for _ in range(EAGER_CALLS + 3):
-        assert same(batch)["x"].tolist() == [[1.0, 1.0]]
-    assert same.refusal == "operation not permitted when stream is capturing"
-    assert not same.captured
+        assert graphs.run(lambda given: dict(given.features), batch)["x"].tolist() == [[1.0, 1.0]]
+    assert graphs.refusal == "operation not permitted when stream is capturing"
+    assert not graphs.captured
 
 
 def test_the_stand_in_freezes_what_the_host_decides() -> None:
@@ -205,11 +207,12 @@ def test_the_stand_in_freezes_what_the_host_decides() -> None:
         x = batch.features["x"]
         return {"x": x.flip(1) if batch.views[0] else x + 0}
 
-    captured = CapturedFunction(flipped_on_the_host, torch.device("cpu"), make_graph=RecordedGraph)
+    graphs = GraphRunner(torch.device("cpu"), RecordedGraph)
     x = torch.tensor([[1.0, 2.0]])
     for _ in range(EAGER_CALLS + 1):
-        captured(Batch.of(["a"], [0], features={"x": x}))
-    assert captured(Batch.of(["a"], [1], features={"x": x}))["x"].tolist() == [[1.0, 2.0]], "frozen, as on a GPU"
+        graphs.run(flipped_on_the_host, Batch.of(["a"], [0], features={"x": x}))
+    found = graphs.run(flipped_on_the_host, Batch.of(["a"], [1], features={"x": x}))
+    assert found["x"].tolist() == [[1.0, 2.0]], "frozen, as on a GPU"
 
 
 @pytest.mark.gpu
@@ -229,8 +232,8 @@ def test_on_a_gpu_the_real_graph_takes_the_eager_steps(tmp_path: Path, precision
             keep_best=False,
         )
         if make_graph is None:
-            way._step.make_graph = None
+            way._steps.make_graph = None
         found.append([way.step(batch).cpu() for batch in batches([3] * STEPS + [2])])
-        assert way._step.refusal is None
-        assert way._step.captured == (make_graph is not None)
+        assert way._steps.refusal is None
+        assert way._steps.captured == (make_graph is not None)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

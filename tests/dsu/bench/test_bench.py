@@ -62,8 +62,7 @@ def test_drawn_images_fit_the_network() -> None:
     assert batch.pixels is not None and batch.dino_pixels is not None
     network = toy_network().eval()
     with torch.no_grad():
-        outputs = network(*(x.permute(0, 3, 1, 2).float() / 255 for x in (batch.pixels, batch.dino_pixels)))
-    assert outputs[-1].shape == (3, 1, 128, 128)
+        assert network(**batch.inputs).logits.shape == (3, 1, 128, 128)
 
 
 def test_eval_gives_its_librarys_figures() -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from dsu.batches import Batch
 from dsu.data.tiles import Tiling
 from dsu.network.resume import earliest
-from dsu.prediction import tiled_prediction
-from dsu.prediction.inference import finish_mask, mask_of, predict_logits
+from dsu.prediction.inference import Predictor, finish_mask, mask_of
 from dsu.prediction.segmenter import Segmenter
 from dsu.prediction.tiled_prediction import segment_tiles, tiled_image
 from dsu.runtime import choose_runtime
@@ -26,37 +25,36 @@ def shaded(width: int, height: int) -> Image.Image:
 
 
 def test_one_tile_is_the_image(tmp_path: Path) -> None:
-    network, runtime = toy_network(stored=torch.float16).eval(), choose_runtime("cpu", "fp32")
+    network, runtime = toy_network(feature_dtype=torch.float16).eval(), choose_runtime("cpu", "fp32")
     image = shaded(90, 70)
     point = earliest(network.architecture)
     tiles = tiled_image(network, image, Tiling(100, 20))
     assert len(tiles.boxes) == 1
-    whole = finish_mask(predict_logits(network, runtime, tiles.fetch(0, 1), point)[0], image.size, "none")
-    assert np.array_equal(mask_of(segment_tiles(network, runtime, tiles, point, 8), "none"), whole)
+    predictor = Predictor(network, runtime, point)
+    whole = finish_mask(predictor(tiles.fetch(0, 1))[0], image.size, "none")
+    assert np.array_equal(mask_of(segment_tiles(predictor, tiles, 8), "none"), whole)
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_what_looks_at_single_pixels_sees_no_seam(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_what_looks_at_single_pixels_sees_no_seam(size: int) -> None:
     """With a network whose logit is the pixel's own brightness, tiles give what the whole image gives."""
 
-    def brightness(network: object, runtime: object, batch: Batch, point: object) -> Tensor:
+    def brightness(batch: Batch) -> Tensor:
         assert batch.pixels is not None and len(batch.names) <= size
         return batch.pixels[..., 1].float().unsqueeze(1) / 64 - 2
 
-    monkeypatch.setattr(tiled_prediction, "predict_logits", brightness)
     network, image = toy_network(), shaded(500, 300)
-    point = earliest(network.architecture)
     tiles = tiled_image(network, image, Tiling(128, 32))  # the network's own size: nothing is resized
     assert len(tiles.boxes) == 5 * 3
-    got = segment_tiles(network, choose_runtime("cpu", "fp32"), tiles, point, size)
+    got = segment_tiles(brightness, tiles, size)
     np.testing.assert_allclose(got, np.asarray(image)[..., 1].astype(np.float32) / 64 - 2, atol=1e-5)
 
 
 def test_python_cuts_images_as_the_heads_were() -> None:
-    network, runtime = toy_network(stored=torch.float16).eval(), choose_runtime("cpu", "fp32")
+    network, runtime = toy_network(feature_dtype=torch.float16).eval(), choose_runtime("cpu", "fp32")
     image = shaded(200, 150)
     whole, cut = (Segmenter(network, runtime, tiling).predict(image) for tiling in (None, Tiling(100, 20)))
     assert whole.shape == cut.shape == (150, 200) and not np.allclose(whole, cut, atol=1e-3)
     point = earliest(network.architecture)
     tiles = tiled_image(network, image, Tiling(100, 20))
-    assert np.array_equal(cut, mask_of(segment_tiles(network, runtime, tiles, point, 8), "none"))
+    assert np.array_equal(cut, mask_of(segment_tiles(Predictor(network, runtime, point), tiles, 8), "none"))
