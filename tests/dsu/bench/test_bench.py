@@ -21,7 +21,7 @@ from dsu.bench.timing import Timing, matrix_rate, ratio, take_turns
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction_plan import ExtractionSettings
 from dsu.features.stores import load_encoders
-from dsu.network.resume import point_shape, resume_point
+from dsu.network.resume import feature_shape, resume_point
 from dsu.runtime import choose_runtime
 
 ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
@@ -81,7 +81,7 @@ def test_stage_one_is_measured_in_the_mix_that_it_stores_by_default(tmp_path: Pa
     found = measure_stages(ARCHITECTURE, *encoders, choose_runtime("cpu", "fp32"), 3, tmp_path)
     assert [mix.levels for mix in found.mixes] == [ExtractionSettings().levels, ("V",)]
     assert [mix.views for mix in found.mixes] == [12, 3]
-    size = {name: 2 * math.prod(point_shape(ARCHITECTURE, name)) for name in ("V", "S1", "S2", "S3", "S4")}
+    size = {name: 2 * math.prod(feature_shape(ARCHITECTURE, name)) for name in ("V", "S1", "S2", "S3", "S4")}
     index, checksum = 64 * 16 + 4, 4
     pixels_and_mask = 3 * (4 * 128 * 128 + 2 * checksum) + 2 * index
     v = 3 * (size["V"] + checksum) + index
