@@ -17,19 +17,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsu.architecture import Architecture
-from dsu.data.extra_views import extra_view
+from dsu.config import DSUNetConfig
+from dsu.data.augmentation import augmentation
 from dsu.data.images import mask_box, read_image, resize_image, resize_mask
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair
-from dsu.data.tiles import KeptOpen
-from dsu.data.views import extra_of, flip, place_of
+from dsu.data.tiles import LastUsed
+from dsu.data.views import augmentation_of, flip, view_index
 from dsu.errors import DsuError
 from dsu_cache import CorruptError, Store
 
 __all__ = [
     "Batch",
-    "Drawn",
+    "BatchIndices",
     "ImageSamples",
     "Samples",
     "StoredSamples",
@@ -149,7 +149,7 @@ class Batch:
         return self.mask.unsqueeze(1).float() / 255
 
 
-Drawn = tuple[Sequence[str], Sequence[int]]
+BatchIndices = tuple[Sequence[str], Sequence[int]]
 """A batch that is still to be fetched: names, and the number of the view drawn for each."""
 
 
@@ -185,7 +185,7 @@ class StoredSamples:
         """See `Samples.fetch`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""
         try:
             rows = [self._manifest.row(name) for name in names]
-            found = self._reader.read(rows, {name: [place_of(name, view) for view in views] for name in self._arrays})
+            found = self._reader.read(rows, {name: [view_index(name, view) for view in views] for name in self._arrays})
         except CorruptError as error:
             raise DsuError(
                 f"{error}. Run `dsu cache verify`, then `dsu cache-features` again: it computes only what is damaged."
@@ -200,9 +200,9 @@ class ImageSamples:
 
     Args:
         pairs: images or tiles, each with its mask (None for samples without one).
-        architecture: gives both input sizes.
-        reading: how masks are read; None without masks.
-        contents: name to what the sample is (`SampleFacts.content`), which extra views follow from.
+        config: gives both input sizes.
+        mask_format: how masks are read; None without masks.
+        contents: name to what the sample is (`SampleMetadata.content`), which cached augmentations follow from.
         dino: whether DINOv2's input is wanted.
         workers: threads that decode; None: as many as there are cores, 4 to 16.
     """
@@ -210,8 +210,8 @@ class ImageSamples:
     def __init__(
         self,
         pairs: Iterable[Pair],
-        architecture: Architecture,
-        reading: MaskReading | None,
+        config: DSUNetConfig,
+        mask_format: MaskFormat | None,
         *,
         contents: Mapping[str, str],
         dino: bool = True,
@@ -219,10 +219,10 @@ class ImageSamples:
     ) -> None:
         self._pairs = {pair.name: pair for pair in pairs}
         self.names = sorted(self._pairs)
-        self._sizes = (architecture.hiera_size, architecture.dino_size if dino else None)
-        self._reading = reading
+        self._sizes = (config.hiera_size, config.dino_size if dino else None)
+        self._mask_format = mask_format
         self._contents = contents
-        self._whole = KeptOpen(self._read)
+        self._whole = LastUsed(self._read)
         self._pool = ThreadPoolExecutor(workers or min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
 
     def fetch(self, names: Sequence[str], views: Sequence[int]) -> Batch:
@@ -232,10 +232,10 @@ class ImageSamples:
         return Batch.of(names, views, pixels=_stack(pixels), mask=_stack(masks), dino_pixels=_stack(dino_pixels))
 
     def _decode(self, name: str, view: int) -> tuple[np.ndarray | None, ...]:
-        """Both sizes of an image and its mask, in the extra view that `view` is a flip of."""
+        """Both sizes of an image and its mask, in the cached augmentation that `view` is a flip of."""
         image, mask = self._cut(self._pairs[name])
-        if extra_of(view):
-            image, mask = extra_view(self._contents[name], extra_of(view)).apply(image, mask)
+        if augmentation_of(view):
+            image, mask = augmentation(self._contents[name], augmentation_of(view)).apply(image, mask)
         size, dino_size = self._sizes
         return (
             resize_image(image, size),
@@ -254,11 +254,11 @@ class ImageSamples:
 
     def _read(self, files: tuple[Path, Path | None]) -> tuple[Image.Image, np.ndarray | None]:
         image, mask = files
-        reads = self._reading is not None and mask is not None
-        return read_image(image), self._reading.read(mask) if reads else None  # type: ignore[union-attr, arg-type]
+        reads = self._mask_format is not None and mask is not None
+        return read_image(image), self._mask_format.read(mask) if reads else None  # type: ignore[union-attr, arg-type]
 
 
-def feed(samples: Samples, drawn: Iterable[Drawn], device: torch.device) -> Iterator[Batch]:
+def feed(samples: Samples, drawn: Iterable[BatchIndices], device: torch.device) -> Iterator[Batch]:
     """Batches in order on `device`, made in advance.
 
     For a GPU several threads fetch them into pinned memory, from which they are copied on a stream of their own while

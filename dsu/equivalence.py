@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsu.batches import Drawn, ImageSamples
+from dsu.batches import BatchIndices, ImageSamples
 from dsu.data.views import view_name
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
@@ -114,7 +114,13 @@ def check_equivalence(
         def trainer(name: str, *, end_to_end: bool) -> Trainer:
             return open_run(
                 settings.model_copy(
-                    update={"end_to_end": end_to_end, "val_fraction": 0.0, "fold": None, "keep": "last", "warm_up": 0}
+                    update={
+                        "end_to_end": end_to_end,
+                        "val_fraction": 0.0,
+                        "fold": None,
+                        "keep": "last",
+                        "freeze_adapter_epochs": 0,
+                    }
                 ),
                 data_root=data_root,
                 cache_root=cache_root,
@@ -143,7 +149,7 @@ def check_equivalence(
 def _twin(network: DSUNet) -> DSUNet:
     """Another head of the same weights around the same encoders."""
     twin = DSUNet(
-        network.architecture,
+        network.config,
         network.hiera,
         network.dino,
         feature_dtype=network.feature_dtype,
@@ -153,9 +159,9 @@ def _twin(network: DSUNet) -> DSUNet:
     return twin
 
 
-def _batches(trainer: Trainer, steps: int) -> list[Drawn]:
+def _batches(trainer: Trainer, steps: int) -> list[BatchIndices]:
     """The first `steps` batches of training, epoch after epoch."""
-    drawn: list[Drawn] = []
+    drawn: list[BatchIndices] = []
     epoch = 0
     while len(drawn) < steps:
         drawn += trainer.epoch_batches(epoch)
@@ -163,7 +169,9 @@ def _batches(trainer: Trainer, steps: int) -> list[Drawn]:
     return drawn[:steps]
 
 
-def _compare_features(stored: Trainer, live: Trainer, batches: Sequence[Drawn], progress: Progress) -> list[Comparison]:
+def _compare_features(
+    stored: Trainer, live: Trainer, batches: Sequence[BatchIndices], progress: Progress
+) -> list[Comparison]:
     """Everything that is read, for every sample and view that the steps draw."""
     found: dict[str, Comparison] = {}
     with progress.task("comparing stored features", sum(len(names) for names, _ in batches)) as task:
@@ -179,7 +187,7 @@ def _compare_features(stored: Trainer, live: Trainer, batches: Sequence[Drawn], 
     return list(found.values())
 
 
-def _features(trainer: Trainer, drawn: Drawn) -> dict[str, Tensor]:
+def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
     """What the network goes on from: as stored, or encoded now."""
     batch = trainer.main.train.fetch(*drawn).to(trainer.runtime.device).flipped()
     inputs = batch.inputs
@@ -189,7 +197,7 @@ def _features(trainer: Trainer, drawn: Drawn) -> dict[str, Tensor]:
     return {"pixels": inputs["pixel_values"], **batch.features, **encoded}
 
 
-def _compare_outputs(stored: Trainer, live: Trainer, batch: Drawn) -> list[Comparison]:
+def _compare_outputs(stored: Trainer, live: Trainer, batch: BatchIndices) -> list[Comparison]:
     """The initial head in evaluation mode: its three outputs, and the masks that it would write."""
     logits, masks = [], []
     for way in (stored, live):
@@ -208,7 +216,7 @@ def _masks(logits: Tensor) -> NDArray[np.uint8]:
     return (maps * 255).astype(np.uint8)
 
 
-def _compare_training(ways: Sequence[Trainer], batches: Sequence[Drawn], progress: Progress) -> list[Comparison]:
+def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], progress: Progress) -> list[Comparison]:
     """Losses of all steps, gradients of the first, weights and statistics after the last."""
     gradients: list[Comparison] = []
     losses: dict[str, Comparison] = {}
@@ -259,7 +267,7 @@ def _worse(first: Comparison | None, second: Comparison) -> Comparison:
     return replace(worst, allowance=max(first.allowance, second.allowance))
 
 
-def _rounding(live: Trainer, batch: Drawn) -> Rounding:
+def _rounding(live: Trainer, batch: BatchIndices) -> Rounding:
     """Logits, masks and MAE of the initial head with the features rounded to float16 and to float32."""
     fetched = live.main.train.fetch(*batch)
     kept = live.network.feature_dtype

@@ -10,7 +10,7 @@ from typing import Final
 
 from dsu.errors import DsuError
 
-__all__ = ["make_folder", "write_durably"]
+__all__ = ["atomic_write", "make_folder"]
 
 
 PARTIAL: Final = ".partial"
@@ -28,7 +28,7 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes) -> None:
     """Write beside, flush to disk, then take the name: a reader finds the old content or the new, never half.
 
     The folder must be there: one that has vanished (an unmounted disk) is not quietly made anew somewhere else.

@@ -3,7 +3,7 @@
 Beside it, for rare foreground, either part can be exchanged (`Loss`).
 
 An image without an object has a loss like any other. Its region term is 1 - 1 / (1 + c), where c is the sum of w p
-(of a Tversky term: c times 1 - misses): 0 for an empty prediction, and the more is predicted the closer to 1.
+(of a Tversky term: c times 1 - beta): 0 for an empty prediction, and the more is predicted the closer to 1.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ SIDE_WEIGHTS: Final = (0.25, 0.5, 1.0)
 
 BceKind = Literal["plain", "weighted", "focal"]
 """In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
-`focal` weighs each pixel by |m - p|^gamma, its error, which leaves the many easy ones little (arXiv 1708.02002)."""
+`focal` weighs each pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
 
 RegionKind = Literal["iou", "tversky"]
 """The paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own
@@ -44,14 +44,14 @@ class Loss:
     Attributes:
         region: see `RegionKind`.
         bce: see `BceKind`.
-        misses: share of the misses' weight in the Tversky index, between 0 and 1; the false alarms' is the rest.
-        gamma: the exponent of a focal BCE.
+        tversky_beta: the misses' share of the weight in the Tversky index, between 0 and 1; false alarms have the rest.
+        focal_gamma: the exponent of a focal BCE.
     """
 
     region: RegionKind = "iou"
     bce: BceKind = "plain"
-    misses: float = 0.7
-    gamma: float = 2.0
+    tversky_beta: float = 0.7
+    focal_gamma: float = 2.0
 
 
 PAPER_LOSS: Final = Loss()
@@ -105,7 +105,7 @@ def _region(logits: Tensor, mask: Tensor, weight: Tensor, loss: Loss) -> Tensor:
         return 1 - (both + 1) / (union - both + 1)
     alarms = (probability * (1 - mask) * weight).sum((2, 3))
     misses = ((1 - probability) * mask * weight).sum((2, 3))
-    return 1 - (both + 1) / (both + (1 - loss.misses) * alarms + loss.misses * misses + 1)
+    return 1 - (both + 1) / (both + (1 - loss.tversky_beta) * alarms + loss.tversky_beta * misses + 1)
 
 
 def _bce(logits: Tensor, mask: Tensor, weight: Tensor, loss: Loss) -> Tensor:
@@ -114,5 +114,5 @@ def _bce(logits: Tensor, mask: Tensor, weight: Tensor, loss: Loss) -> Tensor:
         return functional.binary_cross_entropy_with_logits(logits, mask)
     pixels = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
     if loss.bce == "focal":
-        return ((mask - logits.sigmoid()).abs() ** loss.gamma * pixels).mean((2, 3))
+        return ((mask - logits.sigmoid()).abs() ** loss.focal_gamma * pixels).mean((2, 3))
     return (weight * pixels).sum((2, 3)) / weight.sum((2, 3))

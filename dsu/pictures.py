@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from dsu.data.images import read_image, read_mask
 from dsu.errors import DsuError, UsageError
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +101,7 @@ def training_curves(history: Path | Sequence[Mapping[str, Any]], path: Path) -> 
     make_folder(path.parent)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    write_durably(path, drawn.getvalue())
+    atomic_write(path, drawn.getvalue())
 
 
 # D1 is the deepest side output, D3 the finest: the one that becomes the prediction.

@@ -18,26 +18,26 @@ from pydantic import (
     field_validator,
 )
 
-from dsu.architecture import Ablation
+from dsu.config import Ablation
 from dsu.data.tiles import Tiling
 from dsu.data.views import Views
 from dsu.errors import UsageError, validation_reasons
 from dsu.loss import BceKind, Loss, RegionKind
 from dsu.runtime import Precision
 
-__all__ = ["StoredType", "TrainingSettings", "read_settings", "torch_type"]
+__all__ = ["FeatureDtype", "TrainingSettings", "read_settings", "torch_type"]
 
-_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "recompute")
+_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "gradient_checkpointing")
 
-_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "recompute")
+_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "gradient_checkpointing")
 
-StoredType = Literal["float16", "float32"]
+FeatureDtype = Literal["float16", "float32"]
 """The type to which whatever crosses the split is rounded."""
 
 
-def torch_type(stored: StoredType) -> torch.dtype:
+def torch_type(feature_dtype: FeatureDtype) -> torch.dtype:
     """`float16` or `float32` as torch's type."""
-    return {"float16": torch.float16, "float32": torch.float32}[stored]
+    return {"float16": torch.float16, "float32": torch.float32}[feature_dtype]
 
 
 class TrainingSettings(BaseModel):
@@ -68,19 +68,19 @@ class TrainingSettings(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
     region: RegionKind = "iou"
     """The loss's region term: the paper's `iou`, or `tversky` for rare foreground."""
-    misses: float = Field(default=0.7, gt=0, lt=1)
+    tversky_beta: float = Field(default=0.7, gt=0, lt=1)
     """What a miss weighs in the Tversky index; a false alarm weighs the rest of 1."""
     bce: BceKind = "plain"
-    gamma: float = Field(default=2.0, ge=1)
+    focal_gamma: float = Field(default=2.0, ge=1)
     """Of a `focal` BCE."""
     balance: bool = False
     """Draw images with and without an object equally often."""
-    warm_up: int = Field(default=0, ge=0)
+    freeze_adapter_epochs: int = Field(default=0, ge=0)
     """Epochs at the start that train fusion and decoder without adapters, which then enter as the identity."""
     init_from: str | None = None
     """A head to start from."""
     views: Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)] = Views()
-    """`flips` of both axes, of the `width`, `none`; with extra views that are kept: `flips+K`."""
+    """`flips` of both axes, of the `width`, `none`; with cached augmentations that are kept: `flips+K`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     val_fraction: float | None = Field(default=None, ge=0, lt=1)
@@ -93,19 +93,19 @@ class TrainingSettings(BaseModel):
     """Which state is the result; None: the last for a benchmark, the best for one's own data."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
     """Optimiser steps between checkpoints, from which `--resume` goes on; None: they are made after every epoch."""
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     """Run adapted blocks again in the backward pass instead of keeping their activations: less memory, slower."""
     compile: bool = False
-    """Run Hiera's blocks through torch.compile: minutes at the start, for long runs on a card."""
+    """Run Hiera's blocks through torch.compile: minutes at the start, for long runs on a GPU."""
     sheet_every: int = Field(default=5, ge=0)
     """Epochs between two sheets of the same images with the predictions of then; 0: none."""
     track: str | None = None
     """A tracker by the name that accelerate knows it by, such as `tensorboard`."""
 
     end_to_end: bool = False
-    stored: StoredType | None = None
+    feature_dtype: FeatureDtype | None = None
     """None: the store's type (float16 where there is no store)."""
-    resume_from: str | None = None
+    start_feature: str | None = None
     """The point to resume from; None: the latest that the store can serve."""
     encoder_batch_size: int | None = Field(default=None, gt=0, le=4096)
     """Samples that the frozen encoders see at once; None: the store's, or what suits the device."""
@@ -133,7 +133,7 @@ class TrainingSettings(BaseModel):
     @property
     def loss(self) -> Loss:
         """What the loss consists of."""
-        return Loss(self.region, self.bce, self.misses, self.gamma)
+        return Loss(self.region, self.bce, self.tversky_beta, self.focal_gamma)
 
     @property
     def tiling(self) -> Tiling | None:

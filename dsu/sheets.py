@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dsu.errors import UsageError
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 from dsu.pictures import CELL_GROUND, Picture, as_rgb
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def sheet(
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
     layout = _Layout(len(titles), cell, _cell_height([row[0] for row in rows], cell), dpi, labels is not None)
-    # Drawn by whoever saves it, where letters that the font lacks are forgiven.
+    # BatchIndices by whoever saves it, where letters that the font lacks are forgiven.
     figures = (_page(*content, layout) for content in [(rows, titles, labels)])
     save_figures(figures, page_files(path, 1), dpi)
 
@@ -111,10 +111,10 @@ def save_figures(figures: Iterator["Figure"], files: Sequence[Path], dpi: int) -
             with rc_context({"pdf.fonttype": 42}), PdfPages(buffer, metadata={"CreationDate": None}) as pages:
                 for figure in figures:
                     pages.savefig(figure, dpi=dpi)
-            write_durably(files[0], buffer.getvalue())
+            atomic_write(files[0], buffer.getvalue())
             return list(files)
         for file, figure in zip(files, figures, strict=True):
-            write_durably(file, _png(figure, dpi))
+            atomic_write(file, _png(figure, dpi))
     return list(files)
 
 

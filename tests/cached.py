@@ -41,7 +41,7 @@ class Cached:
 
     def command(self, *more: object) -> list[object]:
         """The command that made it."""
-        return ["cache-features", self.images, *TINY, "--levels", "V,S3", "--cache-root", self.root, *more]
+        return ["cache-features", self.images, *TINY, "--features", "V,S3", "--cache-root", self.root, *more]
 
 
 def flip(path: Path, at: int, bit: int = 0) -> None:

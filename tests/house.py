@@ -12,7 +12,7 @@ from support import TINY
 
 __all__ = ["WIDE", "House", "build_house", "stage_one"]
 
-WIDE: Final = ("--levels", "V", "--views", "1")
+WIDE: Final = ("--features", "V", "--views", "1")
 """Options of the fastest stage one."""
 
 
@@ -65,7 +65,7 @@ def build_house(drawn: Path, home: Path) -> House:
     made = House(home / "shapes", home / "features", home / "run")
     roots = ("--cache-root", made.features, "--quiet")
     commands: list[Sequence[object]] = [
-        ("cache-features", made.data, *TINY, "--levels", "V", *roots),
+        ("cache-features", made.data, *TINY, "--features", "V", *roots),
         ("train-head", "--epochs", "1", "--out", made.run, *roots),
         ("predict", "--head", made.run, *roots),
     ]

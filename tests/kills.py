@@ -166,14 +166,14 @@ def _warm_up() -> None:
     import dsu_cli.cache_reports
     import dsu_cli.console
     import dsu_cli.reports  # noqa: F401
-    from dsu.architecture import build_architecture
+    from dsu.config import build_config
     from dsu.encoders.weights import EncoderWeights
     from dsu.features.stores import load_encoders
     from dsu.network.network import DSUNet
 
     # What Python and torch do slowly the first time: plugins, and checks against abstract classes.
     Image.init()
-    toy = build_architecture("toy", hiera_size=128, dino_size=126)
+    toy = build_config("toy", hiera_size=128, dino_size=126)
     DSUNet(toy, *load_encoders(toy, EncoderWeights(), hiera=True, dino=True)[:2])
 
 

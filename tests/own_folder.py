@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.checkup import Checkup, Finding, check_dataset
+from dsu.dataset_check import DatasetCheck, Finding, check_dataset
 
 __all__ = ["SIZE", "Mask", "boxed", "check", "finding", "photo", "plain", "write"]
 
@@ -47,12 +47,12 @@ def plain(count: int, start: int = 0) -> dict[str, tuple[Image.Image, Mask | Non
     return {f"plain{start + index}.png": (photo(start + index), boxed(255)) for index in range(count)}
 
 
-def check(folder: Path, **options: Any) -> Checkup:
+def check(folder: Path, **options: Any) -> DatasetCheck:
     """`dsu datasets check FOLDER`."""
     return check_dataset(str(folder), folder.parent, **options)
 
 
-def finding(found: Checkup, key: str) -> Finding:
+def finding(found: DatasetCheck, key: str) -> Finding:
     """The one finding of this kind."""
     [one] = [finding for finding in found.findings if finding.key == key]
     return one

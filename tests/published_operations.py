@@ -66,7 +66,7 @@ def _fusion(fusion: ContentGuidedFusion, level: Tensor, modulated: Tensor) -> Te
 
 def _encode_dino(network: DSUNet, guide_values: Tensor, names: Collection[str], grid: int) -> dict[str, Tensor]:
     assert list(names) == ["V"] and network.dino is not None
-    last = network.architecture.dino.depth
+    last = network.config.dino.depth
     resized = resize_map(dino_maps(network.dino, guide_values, [last])[last], grid)
     return {"V": resized.permute(0, 2, 3, 1)}
 

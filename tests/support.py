@@ -37,13 +37,13 @@ def toy_network(
     """The smallest network, with the same random weights at every call, heads included."""
     import torch
 
-    from dsu.architecture import build_architecture
+    from dsu.config import build_config
     from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
     from dsu.network.network import DSUNet
 
-    architecture = build_architecture("toy", hiera_size=128, dino_size=126, adapt_last=adapt_last, **options)
+    config = build_config("toy", hiera_size=128, dino_size=126, adapt_last=adapt_last, **options)
     weights = EncoderWeights(random=True)
-    hiera, _ = load_hiera(architecture, weights)
-    dino, _ = load_dino(architecture, weights)
+    hiera, _ = load_hiera(config, weights)
+    dino, _ = load_dino(config, weights)
     torch.manual_seed(0)
-    return DSUNet(architecture, hiera, dino, feature_dtype=feature_dtype, encoder_batch_size=encoder_batch_size)
+    return DSUNet(config, hiera, dino, feature_dtype=feature_dtype, encoder_batch_size=encoder_batch_size)

@@ -11,21 +11,21 @@ from dsu_cli import options
 
 def bench(
     parts: Annotated[
-        str, typer.Option("--parts", help="Some of steps,reading,stages,eval.")
-    ] = "steps,reading,stages,eval",
+        str, typer.Option("--parts", help="Some of steps,mask_format,stages,eval.")
+    ] = "steps,mask_format,stages,eval",
     batch_size: Annotated[
-        int | None, typer.Option(help="Of a training step (default: 8 on a card, 2 on a CPU).", show_default=False)
+        int | None, typer.Option(help="Of a training step (default: 8 on a GPU, 2 on a CPU).", show_default=False)
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Turns each case takes (default: 20 on a card, 3 on a CPU).", show_default=False)
+        int | None, typer.Option(help="Turns each case takes (default: 20 on a GPU, 3 on a CPU).", show_default=False)
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(help="For stage one and prediction (default: 256 on a card, 8 on a CPU).", show_default=False),
+        typer.Option(help="For stage one and prediction (default: 256 on a GPU, 8 on a CPU).", show_default=False),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Add a step with torch.compile.")] = False,
     memory_limit: Annotated[
-        float | None, typer.Option(help="GB of a card's memory to make do with, such as 24.", show_default=False)
+        float | None, typer.Option(help="GB of a GPU's memory to make do with, such as 24.", show_default=False)
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write every figure here.", show_default=False)] = None,
     preset: options.Preset = "large",
@@ -46,17 +46,15 @@ def bench(
     Cases take turns, and a speedup is the median of the ratios within a round: only these carry over to other days.
     Random weights (`--random-weights`) take the same time as real ones. Prints Markdown.
     """
-    from dsu.architecture import build_architecture
     from dsu.bench.measure import PARTS
     from dsu.bench.measure import bench as measure
+    from dsu.config import build_config
     from dsu.encoders.weights import EncoderWeights
-    from dsu.files import write_durably
+    from dsu.files import atomic_write
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.parsing import one_of
 
-    architecture = build_architecture(
-        preset or "large", hiera=hiera, dino=dino, hiera_size=hiera_size, dino_size=dino_size
-    )
+    config = build_config(preset or "large", hiera=hiera, dino=dino, hiera_size=hiera_size, dino_size=dino_size)
     counts = {
         option: None if value is None else one_of(option, value, range(1, most + 1))
         for option, value, most in (
@@ -66,7 +64,7 @@ def bench(
         )
     }
     report = measure(
-        architecture,
+        config,
         EncoderWeights(hiera_weights, dino_weights, random_weights),
         cache_root=cache_root,
         device=device,
@@ -80,5 +78,5 @@ def bench(
         progress=ConsoleProgress(quiet=quiet),
     )
     if json is not None:
-        write_durably(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
+        atomic_write(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
     typer.echo(report.to_markdown())

@@ -19,7 +19,7 @@ def cache_features(
     images: options.Images = None,
     masks: options.Masks = None,
     foreground: options.Foreground = None,
-    levels: Annotated[
+    features: Annotated[
         str,
         typer.Option(
             help="What to store beside pixels and mask: V, V1, ... (DINOv2's blocks), S1 to S4, B1, ... (tokens "
@@ -33,7 +33,7 @@ def cache_features(
     level_views: Annotated[str, typer.Option(help="Views that keep Hiera's levels, likewise.")] = "none",
     tile: options.Tile = None,
     overlap: options.Overlap = None,
-    stored: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    feature_dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     compressor: Annotated[str | None, typer.Option(help="zstd or blosc: 8 to 16 % smaller.")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Compute anew what was made of something else.")] = False,
     dry_run: Annotated[
@@ -62,7 +62,7 @@ def cache_features(
 
     Run it again at any time: it computes only what is new, changed or missing.
 
-    `--levels V` is all that the paper's setting reads in training; Hiera's levels serve figures, heads with fewer
+    `--features V` is all that the paper's setting reads in training; Hiera's levels serve figures, heads with fewer
     adapters (`train-head --adapt-last N`) and training without flips.
 
     For few images, `--views flips+8` keeps eight more views of each, turned, cut out and recoloured; for large ones,
@@ -70,7 +70,7 @@ def cache_features(
     """
     import shlex
 
-    from dsu.architecture import build_architecture
+    from dsu.config import build_config
     from dsu.data.datasets import unreadable
     from dsu.data.tiles import Tiling
     from dsu.encoders.weights import EncoderWeights
@@ -93,10 +93,10 @@ def cache_features(
                 )
 
     settings = ExtractionSettings(
-        levels=tuple(dict.fromkeys(level.strip() for level in levels.split(",") if level.strip())),
+        features=tuple(dict.fromkeys(name.strip() for name in features.split(",") if name.strip())),
         views=views_of("--views", views),
         level_views=views_of("--level-views", level_views),
-        stored=one_of("--stored", stored, ("float16", "float32")),
+        feature_dtype=one_of("--feature-dtype", feature_dtype, ("float16", "float32")),
         compressor=one_of("--compressor", compressor, (None, "zstd", "blosc")),
         encoder_batch_size=None
         if encoder_batch_size is None
@@ -106,7 +106,7 @@ def cache_features(
     )
     result = cache_features(
         dataset,
-        build_architecture(preset or "large", hiera=hiera, dino=dino, hiera_size=hiera_size, dino_size=dino_size),
+        build_config(preset or "large", hiera=hiera, dino=dino, hiera_size=hiera_size, dino_size=dino_size),
         settings,
         EncoderWeights(hiera_weights, dino_weights, random_weights),
         data_root=data_root,
@@ -134,4 +134,4 @@ def cache_features(
 def _holds_empty_masks(split: "Split", inspection: "Inspection") -> bool:
     """Whether masks of one's own are read as empty, which may be meant, or be faint labels."""
     masks = [facts.mask for facts in inspection.facts.values() if facts.mask]
-    return not split.benchmark and any(mask.is_empty(inspection.mask_reading) for mask in masks)
+    return not split.benchmark and any(mask.is_empty(inspection.mask_format) for mask in masks)

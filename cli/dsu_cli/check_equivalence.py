@@ -17,8 +17,8 @@ def check_equivalence(
     batch_size: Annotated[int, typer.Option(help="Of training.")] = 8,
     adapt_last: options.AdaptLast = None,
     ablation: Annotated[str | None, typer.Option(help="A, B or C.", rich_help_panel="Network")] = None,
-    resume_from: Annotated[
-        str | None, typer.Option("--resume-from", help="Stored point to check (default: the latest that can serve).")
+    start_feature: Annotated[
+        str | None, typer.Option("--start-feature", help="Stored point to check (default: the latest that can serve).")
     ] = None,
     views: Annotated[str | None, typer.Option(help="Views drawn: flips, width, none or flips+K.")] = None,
     tile: options.Tile = None,
@@ -56,7 +56,7 @@ def check_equivalence(
     given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
     from dsu.equivalence import check_equivalence
-    from dsu.files import make_folder, write_durably
+    from dsu.files import atomic_write, make_folder
     from dsu_cli.console import ConsoleProgress, fail, out
     from dsu_cli.parsing import one_of, settings_from
     from dsu_cli.reports import equivalence_report
@@ -72,7 +72,7 @@ def check_equivalence(
     )
     if json is not None:
         make_folder(json.parent)
-        write_durably(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
+        atomic_write(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
     out.print(equivalence_report(report))
     if not report.passed:
         for row in report.rows:

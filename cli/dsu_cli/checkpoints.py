@@ -33,7 +33,7 @@ def import_checkpoint(
     save_head(target, state, info)
     for note in notes:
         console.print(note, markup=False)
-    console.print(f"{target}: Hiera {info.architecture.hiera.name}, DINOv2 {info.architecture.dino.name}", markup=False)
+    console.print(f"{target}: Hiera {info.config.hiera.name}, DINOv2 {info.config.dino.name}", markup=False)
 
 
 def export_checkpoint(
@@ -49,7 +49,7 @@ def export_checkpoint(
     import torch
 
     from dsu.encoders.weights import EncoderWeights
-    from dsu.files import make_folder, write_durably
+    from dsu.files import atomic_write, make_folder
     from dsu.heads.head_file import read_head_info, resolve_head
     from dsu.heads.published import export_head
     from dsu_cli.console import out as console
@@ -62,5 +62,5 @@ def export_checkpoint(
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, buffer)
     make_folder(target.parent)
-    write_durably(target, buffer.getvalue())
+    atomic_write(target, buffer.getvalue())
     console.print(f"{target}: {len(state):,} tensors", markup=False)

@@ -93,11 +93,11 @@ def check(
 
     Exit status: 1 where something will stop `dsu` from training, 2 where images and masks cannot be told apart, else 0.
     """
-    from dsu.architecture import build_architecture
-    from dsu.checkup import check_dataset
+    from dsu.config import build_config
+    from dsu.dataset_check import check_dataset
     from dsu_cli.cache_reports import print_json
-    from dsu_cli.checkup_report import checkup_report
     from dsu_cli.console import ConsoleProgress, out, say
+    from dsu_cli.dataset_check_report import dataset_check_report
 
     progress = ConsoleProgress(quiet=quiet)
     if sheet is not None:
@@ -108,19 +108,19 @@ def check(
         images=images,
         masks=masks,
         foreground=foreground or None,
-        side=build_architecture(hiera_size=hiera_size).hiera_size,
+        side=build_config(hiera_size=hiera_size).hiera_size,
         progress=progress,
     )
     if json:
         print_json(found.to_json())
     else:
-        out.print(checkup_report(found))
+        out.print(dataset_check_report(found))
     if sheet is not None:
-        from dsu.checkup.sheet import draw_sheet
+        from dsu.dataset_check.sheet import draw_sheet
 
         draw_sheet(found, sheet, progress)
         if not quiet:
-            say(f"Drawn: {sheet}")
+            say(f"BatchIndices: {sheet}")
     if found.stops:
         raise typer.Exit(1)
     if not (json or quiet):

@@ -29,7 +29,7 @@ def demo(
     """
     from dsu.data.synthetic import draw_dataset
     from dsu.errors import DsuError
-    from dsu.training.watching import PROGRESS_FILE, SHEETS_FOLDER
+    from dsu.training.callbacks import PROGRESS_FILE, SHEETS_FOLDER
     from dsu_cli.cache_features import cache_features
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.console import out as console
@@ -45,8 +45,8 @@ def demo(
         console.print(f"\n$ dsu {command}", style="bold", markup=False)
 
     draw_dataset(data, train=train_images, test=test_images, seed=seed, progress=progress)
-    step(f"cache-features {data} --preset toy --levels V")
-    cache_features(str(data), cache_root=features, preset="toy", levels="V", quiet=quiet)
+    step(f"cache-features {data} --preset toy --features V")
+    cache_features(str(data), cache_root=features, preset="toy", features="V", quiet=quiet)
     untrained = _untrained_head(data, features, out / "untrained", seed)
     step(f"train-head {data} --epochs {epochs}")
     train_head(
@@ -67,7 +67,7 @@ def demo(
         f"pictures:       {sheet}\n"
         f"as it learnt:   {run / SHEETS_FOLDER / PROGRESS_FILE}\n\n"
         f"Your own images and masks:\n"
-        f"  dsu cache-features FOLDER      (--preset large wants a card and the pretrained encoders)\n"
+        f"  dsu cache-features FOLDER      (--preset large wants a GPU and the pretrained encoders)\n"
         f"  dsu train-head\n  dsu predict\n  dsu eval\n"
         f"A benchmark: dsu cache-features DUTS --data-root DIR",
         markup=False,

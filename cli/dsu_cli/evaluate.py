@@ -230,11 +230,11 @@ def _format_of(out: Path | None) -> str:
 
 def _write(path: Path, text: str) -> str:
     """Write a file, in a folder that is made for it if need be; what to call it."""
-    from dsu.files import make_folder, write_durably
+    from dsu.files import atomic_write, make_folder
 
     made = not path.parent.is_dir()
     make_folder(path.parent)
-    write_durably(path, text.encode())
+    atomic_write(path, text.encode())
     return _named(path, made=made)
 
 

@@ -119,7 +119,7 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     from dsu.progress import counted
     from dsu_cli.console import bytes_text
 
-    info, network = facts.info, facts.info.architecture
+    info, network = facts.info, facts.info.config
     rows = [
         ("head", f"{facts.path} ({bytes_text(facts.nbytes)})"),
         ("written by", f"dsu {info.version}, after epoch {info.epoch}"),
@@ -129,7 +129,7 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     ]
     if network.ablation != "none":
         rows.append(("ablation", network.ablation))
-    rows.append(("stored type", info.stored or "none: nothing is rounded"))
+    rows.append(("stored type", info.feature_dtype or "none: nothing is rounded"))
     for encoder in facts.encoders:
         of = "random weights"
         if encoder.source and not encoder.random:

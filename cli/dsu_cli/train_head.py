@@ -37,9 +37,9 @@ def train_head(
     ablation: Annotated[
         str | None, typer.Option(help="A, B or C of the paper's Tables VII and VIII.", rich_help_panel="Network")
     ] = None,
-    resume_from: Annotated[
+    start_feature: Annotated[
         str | None,
-        typer.Option("--resume-from", help="Stored point to start from (default: the latest that can serve)."),
+        typer.Option("--start-feature", help="Stored point to start from (default: the latest that can serve)."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Default 50.", rich_help_panel=_RECIPE)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default 8.", rich_help_panel=_RECIPE)] = None,
@@ -62,7 +62,7 @@ def train_head(
         str | None,
         typer.Option(help="Region term of the loss: iou (default) or tversky.", rich_help_panel=_RECIPE),
     ] = None,
-    misses: Annotated[
+    tversky_beta: Annotated[
         float | None,
         typer.Option(
             help="A miss's weight in tversky, default 0.7; a false alarm has the rest.", rich_help_panel=_RECIPE
@@ -71,8 +71,8 @@ def train_head(
     bce: Annotated[
         str | None, typer.Option(help="plain (default), weighted or focal.", rich_help_panel=_RECIPE)
     ] = None,
-    gamma: Annotated[float | None, typer.Option(help="Of focal, default 2.", rich_help_panel=_RECIPE)] = None,
-    warm_up: Annotated[
+    focal_gamma: Annotated[float | None, typer.Option(help="Of focal, default 2.", rich_help_panel=_RECIPE)] = None,
+    freeze_adapter_epochs: Annotated[
         int | None,
         typer.Option(help="Epochs at the start without adapters, from Hiera's stored levels.", rich_help_panel=_RECIPE),
     ] = None,
@@ -129,10 +129,12 @@ def train_head(
     precision: Annotated[
         str | None, typer.Option("--precision", help="Default: the store's.", rich_help_panel="Machine")
     ] = None,
-    recompute: Annotated[
+    gradient_checkpointing: Annotated[
         bool,
         typer.Option(
-            "--recompute", help="Keep no activations of adapted blocks: less memory.", rich_help_panel="Machine"
+            "--gradient-checkpointing",
+            help="Keep no activations of adapted blocks: less memory.",
+            rich_help_panel="Machine",
         ),
     ] = False,
     compile: Annotated[
@@ -187,7 +189,7 @@ def train_head(
     try:
         if err.is_terminal and not quiet:
             panel = TrainingPanel(err, trainer)
-            trainer.watchers.append(panel)
+            trainer.callbacks.append(panel)
             with panel.shown():
                 trainer.run(panel)
         else:
@@ -213,7 +215,7 @@ def _how_to_go_on(trainer: "Trainer") -> str:
 
 def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
     """What was reached, and which state is the result."""
-    from dsu.training.watching import CURVES_FILE, PROGRESS_FILE, SHEETS_FOLDER
+    from dsu.training.callbacks import CURVES_FILE, PROGRESS_FILE, SHEETS_FOLDER
 
     last = trainer.history[-1]
     rows = [("loss", f"{last['loss']:.4f} after epoch {int(last['epoch'])}")]

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsu.progress import Task
-from dsu.training.watching import Watcher
+from dsu.training.callbacks import Callback
 
 if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
@@ -35,8 +35,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class TrainingPanel(Watcher):
-    """Both who is told of progress (`dsu.progress.Progress`) and who watches the run (`dsu.training.watching.Watcher`).
+class TrainingPanel(Callback):
+    """The run's progress (`dsu.progress.Progress`) and its callback (`dsu.training.callbacks.Callback`) in one.
 
     A step only leaves its counts behind; the panel is drawn from them by a thread of its own, a few times a second.
     Above it one line an epoch stays.
@@ -86,14 +86,14 @@ class TrainingPanel(Watcher):
     def note(self, text: str) -> None:
         """The panel has better than a remark: the facts themselves."""
 
-    # ---- Watcher ----
+    # ---- Callback ----
 
-    def stepped(self, trainer: "Trainer", log: "EpochLog") -> None:
+    def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
         """Take the running epoch's counts."""
         # The trainer counts the epoch as done a little before `epoch_ended`, where its log is let go.
         self._log, self._epochs_before = log, trainer.epoch
 
-    def epoch_ended(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
         """Leave one line of the epoch."""
         self._log = None
         text = f"epoch {trainer.epoch}/{trainer.settings.epochs} in {clock(row['seconds'])}: loss {row['loss']:.4f}"

@@ -85,7 +85,7 @@ def features(
         EncoderWeights(hiera_weights, dino_weights, random_weights),
         {"preset": preset, "hiera": hiera, "dino": dino, "hiera_size": hiera_size, "dino_size": dino_size},
     )
-    blocks = choose_blocks(network.architecture, _numbers(dino_blocks))
+    blocks = choose_blocks(network.config, _numbers(dino_blocks))
     progress.say(f"features on {runtime.describe()}")
     if random:
         progress.say("random encoders: this shows the way, not what pretrained features look like")
@@ -94,7 +94,7 @@ def features(
         runtime,
         [one.image for one in shown],
         blocks,
-        adapted=head is not None and network.architecture.adapt_last > 0,
+        adapted=head is not None and network.config.adapt_last > 0,
         random=random,
         progress=progress,
     )

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsu.architecture import LEVELS, Architecture
 from dsu.batches import Batch
 from dsu.bench.disk import disk_rate, file_sizes
+from dsu.config import LEVELS, DSUNetConfig
 from dsu.features.writing import writing
 from dsu.network.resume import feature_block, feature_shape
 from dsu.progress import SILENT, Progress
@@ -22,20 +22,20 @@ from dsu_cache import Entry, Fingerprint, Store
 __all__ = ["DrawnStore", "depths", "draw_store", "images"]
 
 
-def depths(architecture: Architecture) -> list[int]:
+def depths(config: DSUNetConfig) -> list[int]:
     """How many blocks carry adapters in the cases: all, a half, a quarter, the last Hiera stage, none."""
-    depth = architecture.hiera.depth
-    return sorted({depth, depth // 2, depth // 4, architecture.hiera.stages[3], 0}, reverse=True)
+    depth = config.hiera.depth
+    return sorted({depth, depth // 2, depth // 4, config.hiera.stages[3], 0}, reverse=True)
 
 
-def images(architecture: Architecture, count: int, *, dino: bool, seed: int = 0) -> Batch:
+def images(config: DSUNetConfig, count: int, *, dino: bool, seed: int = 0) -> Batch:
     """Decoded images as they come from a folder, in all four views."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
 
-    side, dino_side = architecture.hiera_size, architecture.dino_size
+    side, dino_side = config.hiera_size, config.dino_size
     names = tuple(f"image{index}" for index in range(count))
     return Batch.of(
         names,
@@ -66,9 +66,7 @@ class DrawnStore:
 
 
 @contextmanager
-def draw_store(
-    architecture: Architecture, below: Path, samples: int, progress: Progress = SILENT
-) -> Iterator[DrawnStore]:
+def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progress = SILENT) -> Iterator[DrawnStore]:
     """A store below the folder where stores lie, gone afterwards."""
     below.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -78,7 +76,7 @@ def draw_store(
         with store.lock():
             manifest, _ = store.manifest.assign({n: Entry(n, {}) for n in names}, store.rows_per_shard)
             store.set_manifest(manifest)
-            shapes = _shapes(architecture)
+            shapes = _shapes(config)
             plain = {name: Path(folder) / f"{name}.npy" for name in shapes}
             seconds, total = 0.0, 0
             with progress.task("writing random features", len(shapes), "arrays") as task:
@@ -97,18 +95,15 @@ def draw_store(
         yield DrawnStore(store, plain, names, total / seconds, disk_rate(file_sizes(store), below))
 
 
-def _shapes(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-    side, float16 = architecture.hiera_size, np.dtype(np.float16)
-    starts = {feature_block(architecture, f"S{level}") for level in LEVELS}
-    firsts = {architecture.hiera.depth - depth for depth in depths(architecture)}
+def _shapes(config: DSUNetConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
+    side, float16 = config.hiera_size, np.dtype(np.float16)
+    starts = {feature_block(config, f"S{level}") for level in LEVELS}
+    firsts = {config.hiera.depth - depth for depth in depths(config)}
     tokens = [f"B{first}" for first in sorted(firsts - starts - {0})]
     return {
         "pixels": ((side, side, 3), np.dtype(np.uint8)),
         "mask": ((side, side), np.dtype(np.uint8)),
-        **{
-            name: (feature_shape(architecture, name), float16)
-            for name in ("V", *(f"S{level}" for level in LEVELS), *tokens)
-        },
+        **{name: (feature_shape(config, name), float16) for name in ("V", *(f"S{level}" for level in LEVELS), *tokens)},
     }
 
 

@@ -8,13 +8,13 @@ from typing import Final
 
 import torch
 
-from dsu.architecture import Architecture
 from dsu.bench.drawn import draw_store
 from dsu.bench.reading import measure_reading
 from dsu.bench.report import Report
 from dsu.bench.stages import measure_eval, measure_stages
 from dsu.bench.steps import measure_steps
 from dsu.bench.timing import matrix_rate
+from dsu.config import DSUNetConfig
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.fingerprints import library_versions
 from dsu.features.stores import encoders_name, load_encoders
@@ -28,7 +28,7 @@ STORED_SAMPLES: Final = 256
 
 
 def bench(
-    architecture: Architecture,
+    config: DSUNetConfig,
     weights: EncoderWeights,
     *,
     cache_root: Path,
@@ -45,16 +45,16 @@ def bench(
     """Measure this machine.
 
     Args:
-        architecture: preset and sizes; all of its depths are measured.
+        config: preset and sizes; all of its depths are measured.
         weights: of the encoders; random ones take the same time.
         cache_root: where stores lie; this disk is measured.
         device, precision: see `choose_runtime`.
         parts: some of `PARTS`.
-        batch_size: of a step; None: 8 on a card, 2 on a CPU.
-        rounds: turns that each case takes; None: 20 on a card, 3 on a CPU.
-        images: that stage one and prediction run over; None: 256 on a card, 8 on a CPU.
+        batch_size: of a step; None: 8 on a GPU, 2 on a CPU.
+        rounds: turns that each case takes; None: 20 on a GPU, 3 on a CPU.
+        images: that stage one and prediction run over; None: 256 on a GPU, 8 on a CPU.
         compiled: add a case with torch.compile, which takes minutes to get ready.
-        memory_limit: GB of a card's memory that may be used; None: all.
+        memory_limit: GB of a GPU's memory that may be used; None: all.
         progress: who is told.
     """
     runtime = choose_runtime(device, precision)
@@ -69,24 +69,24 @@ def bench(
         device=machine_name(runtime),
         libraries=versions,
         date=date.today().isoformat(),
-        preset=architecture.preset if architecture.preset != "custom" else encoders_name(architecture),
+        preset=config.preset if config.preset != "custom" else encoders_name(config),
         precision=runtime.precision,
         batch_size=batch_size,
         rounds=rounds,
         matrix_rate=matrix_rate(runtime),
     )
     if {"steps", "stages"} & set(parts):
-        hiera, dino, _ = load_encoders(architecture, weights, hiera=True, dino=True)
+        hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
     if {"steps", "reading"} & set(parts):
-        with draw_store(architecture, cache_root, STORED_SAMPLES, progress) as drawn:
+        with draw_store(config, cache_root, STORED_SAMPLES, progress) as drawn:
             report = replace(report, written=drawn.written, disk=drawn.disk)
             if "reading" in parts:
                 report = replace(
-                    report, reading=tuple(measure_reading(architecture, drawn, runtime, max(rounds, 5), progress))
+                    report, reading=tuple(measure_reading(config, drawn, runtime, max(rounds, 5), progress))
                 )
             if "steps" in parts:
                 steps = measure_steps(
-                    architecture,
+                    config,
                     hiera,
                     dino,
                     drawn,
@@ -99,7 +99,7 @@ def bench(
                 report = replace(report, steps=tuple(steps), matrix_rate=max(report.matrix_rate, matrix_rate(runtime)))
     if "stages" in parts:
         count = images or (256 if card else 8)
-        report = replace(report, stages=measure_stages(architecture, hiera, dino, runtime, count, cache_root, progress))
+        report = replace(report, stages=measure_stages(config, hiera, dino, runtime, count, cache_root, progress))
     if "eval" in parts:
         report = replace(report, evaluation=measure_eval(runtime, 100, 12, 2, progress))
     return report

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsu.architecture import Architecture
 from dsu.batches import StoredSamples, prefetch
 from dsu.bench.drawn import DrawnStore
 from dsu.bench.timing import Timing, ratio, take_turns
+from dsu.config import DSUNetConfig
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 
@@ -38,7 +38,7 @@ class ReadRow:
 
 
 def measure_reading(
-    architecture: Architecture, drawn: DrawnStore, runtime: Runtime, rounds: int, progress: Progress = SILENT
+    config: DSUNetConfig, drawn: DrawnStore, runtime: Runtime, rounds: int, progress: Progress = SILENT
 ) -> list[ReadRow]:
     """What the paper's setting reads, and what resuming from S3 reads."""
     order = [drawn.names[index] for index in np.random.default_rng(1).permutation(len(drawn.names))]

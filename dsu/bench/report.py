@@ -155,7 +155,7 @@ class Report:
         head += ["MB/s", "disk alone", "of it"]
         body = [
             [
-                f"V in {counted(row.views // stages.images, 'views')}{', S1 to S4 in one' * ('S1' in row.levels)}",
+                f"V in {counted(row.views // stages.images, 'views')}{', S1 to S4 in one' * ('S1' in row.features)}",
                 f"{row.stage_one:.3g}",
                 f"{row.bare:.3g}",
                 f"{row.stage_one / row.bare:.0%}",

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsu.architecture import Architecture
 from dsu.batches import Batch
 from dsu.bench.disk import disk_rate, file_sizes
 from dsu.bench.drawn import images
 from dsu.bench.timing import ratio, take_turns, wait_for
+from dsu.config import DSUNetConfig
 from dsu.data.datasets import find_dataset
 from dsu.data.images import read_mask
 from dsu.data.synthetic import draw_dataset
@@ -24,7 +24,7 @@ from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import Case, evaluate
 from dsu.evaluation.meters import Meters
 from dsu.features.extraction import extract
-from dsu.features.extraction_plan import DEFAULT_LEVELS, ExtractionSettings, plan_extraction
+from dsu.features.extraction_plan import DEFAULT_FEATURES, ExtractionSettings, plan_extraction
 from dsu.features.stores import SourceFolder
 from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.network.network import DSUNet, default_encoder_batch_size
@@ -42,8 +42,8 @@ __all__ = ["EvalRow", "MixRow", "StageRow", "measure_eval", "measure_stages"]
 
 SIZES = (300, 400)
 """Pixels a side, as the benchmarks' images have them."""
-MAPS_ONLY = ("V",)
-"""What `--levels V` stores beside pixels and mask."""
+GUIDE_ONLY = ("V",)
+"""What `--features V` stores beside pixels and mask."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MixRow:
     """Stage one of a training split, beside what bounds it.
 
     Attributes:
-        levels: what is stored beside pixels and mask: V in every view, Hiera's levels in one.
+        features: what is stored beside pixels and mask: V in every view, Hiera's features in one.
         views: of images that were encoded, in all: the unit of the rates.
         bare: views a second of the encoders alone, on ready batches, in this very mix.
         stage_one: views a second of `cache-features`: decoding, encoders, writing.
@@ -59,7 +59,7 @@ class MixRow:
         disk: bytes a second of plain files of the same sizes, by as many threads, each flushed once.
     """
 
-    levels: tuple[str, ...]
+    features: tuple[str, ...]
     views: int
     bare: float
     stage_one: float
@@ -107,7 +107,7 @@ class EvalRow:
 
 
 def measure_stages(
-    architecture: Architecture,
+    config: DSUNetConfig,
     hiera: "Hiera",
     dino: "VisionTransformer",
     runtime: Runtime,
@@ -122,22 +122,22 @@ def measure_stages(
         draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
         split = next(split for split in find_dataset(str(data), data) if split.kind == "train")
         source = SourceFolder.of(split, str(data), data, None, None)
-        network = runtime.place(DSUNet(architecture, hiera, dino, feature_dtype=torch.float16).eval())
+        network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
         bare = _bare(network, runtime, default_encoder_batch_size(runtime.device), count, progress)
         mixes = []
-        for levels, rate in bare.items():
-            short = levels == MAPS_ONLY and runtime.device.type == "cpu"
-            settings = ExtractionSettings(levels=levels, views=UNFLIPPED if short else ALL_FLIPS)
-            digests, root = {"hiera": "bench", "dino": "bench"}, Path(folder) / "-".join(levels)
-            plan = plan_extraction(split, source, architecture, settings, runtime, digests, root)
+        for features, rate in bare.items():
+            short = features == GUIDE_ONLY and runtime.device.type == "cpu"
+            settings = ExtractionSettings(features=features, views=UNFLIPPED if short else ALL_FLIPS)
+            digests, root = {"hiera": "bench", "dino": "bench"}, Path(folder) / "-".join(features)
+            plan = plan_extraction(split, source, config, settings, runtime, digests, root)
             started = time.perf_counter()
             extract(plan, network, runtime, progress)
             stage_one = plan.encodings / (time.perf_counter() - started)
             sizes = file_sizes(plan.store)
-            mixes.append(MixRow(levels, plan.encodings, rate, stage_one, sum(sizes), disk_rate(sizes, below)))
+            mixes.append(MixRow(features, plan.encodings, rate, stage_one, sum(sizes), disk_rate(sizes, below)))
         targets = tuple(Target(p.name, p.image, Path(folder) / "masks" / f"{p.name}.png") for p in split.pairs)
         targets[0].output.parent.mkdir()
-        job = Job("drawn", targets, "none", None, None, earliest(architecture))
+        job = Job("drawn", targets, "none", None, None, earliest(config))
         started = time.perf_counter()
         predict_job(network, job, targets, PredictionSettings(), runtime, Outcome(), progress)
         return StageRow(count, tuple(mixes), count / (time.perf_counter() - started))
@@ -146,16 +146,16 @@ def measure_stages(
 def _bare(
     network: DSUNet, runtime: Runtime, batch_size: int, count: int, progress: Progress
 ) -> dict[tuple[str, ...], float]:
-    """Views a second of the encoders by levels, run as in stage one, on batches that lie ready on the device."""
-    batch = images(network.architecture, batch_size, dino=True).to(runtime.device)
+    """Views a second of the encoders by features, run as in stage one, on batches that lie ready on the device."""
+    batch = images(network.config, batch_size, dino=True).to(runtime.device)
 
-    def seconds(levels: Sequence[str]) -> float:
+    def seconds(features: Sequence[str]) -> float:
         graphs = GraphRunner.on(runtime.device)
 
         def encode(part: Batch) -> dict[str, Tensor]:
             inputs = part.inputs
             with runtime.autocast():
-                return network.encode(inputs["pixel_values"], inputs["guide_values"], levels)
+                return network.encode(inputs["pixel_values"], inputs["guide_values"], features)
 
         for _ in range(1 if runtime.device.type == "cpu" else EAGER_CALLS + 1):
             graphs.run(encode, batch)
@@ -169,13 +169,13 @@ def _bare(
         return time.perf_counter() - started
 
     with progress.task("encoders alone", 2 * count, "views") as task:
-        whole, maps = seconds(DEFAULT_LEVELS), seconds(MAPS_ONLY)
+        whole, maps = seconds(DEFAULT_FEATURES), seconds(GUIDE_ONLY)
     # Of four views, the last three take as long as any that is of V alone.
-    return {DEFAULT_LEVELS: 4 * count / (whole + 3 * maps), MAPS_ONLY: count / maps}
+    return {DEFAULT_FEATURES: 4 * count / (whole + 3 * maps), GUIDE_ONLY: count / maps}
 
 
 def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
-    """Drawn masks and blurred ones in place of predictions, each judged several times over, both ways."""
+    """BatchIndices masks and blurred ones in place of predictions, each judged several times over, both ways."""
     with TemporaryDirectory(prefix="dsu-bench-") as folder:
         draw_dataset(Path(folder), train=drawn, test=1, sizes=SIZES, progress=progress)
         truths = sorted((Path(folder) / "train" / "masks").iterdir())

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsu.architecture import Architecture
 from dsu.batches import StoredSamples, feed
 from dsu.bench.drawn import DrawnStore, depths, images
 from dsu.bench.timing import Timing, ratio, take_turns, wait_for
+from dsu.config import DSUNetConfig
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
-from dsu.training.trainer import Phase, Trainer
+from dsu.training.trainer import Trainer, TrainingPhase
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -77,7 +77,7 @@ class _Case:
 
 
 def measure_steps(
-    architecture: Architecture,
+    config: DSUNetConfig,
     hiera: "Hiera",
     dino: "VisionTransformer",
     drawn: DrawnStore,
@@ -91,8 +91,8 @@ def measure_steps(
     """All cases in turn, on random weights or real ones: the time does not depend on them."""
     runtime.place(hiera)
     runtime.place(dino)
-    cases = _bare(architecture, hiera, dino, runtime, batch_size)
-    cases += _training(architecture, hiera, dino, drawn, runtime, batch_size, compiled=compiled)
+    cases = _bare(config, hiera, dino, runtime, batch_size)
+    cases += _training(config, hiera, dino, drawn, runtime, batch_size, compiled=compiled)
     flop, peak = {}, {}
     with progress.task("warming up", len(cases), "cases") as task:
         for case in cases:
@@ -122,13 +122,13 @@ def measure_steps(
 
 
 def _bare(
-    architecture: Architecture, hiera: "Hiera", dino: "VisionTransformer", runtime: Runtime, batch_size: int
+    config: DSUNetConfig, hiera: "Hiera", dino: "VisionTransformer", runtime: Runtime, batch_size: int
 ) -> list[_Case]:
     """The frozen encoders by themselves, forward, on ready batches."""
-    pixels = torch.randn(batch_size, 3, architecture.hiera_size, architecture.hiera_size, device=runtime.device)
-    dino_pixels = torch.randn(batch_size, 3, architecture.dino_size, architecture.dino_size, device=runtime.device)
-    batch = images(architecture, batch_size, dino=True)
-    network = DSUNet(architecture, hiera, dino, feature_dtype=torch.float16)
+    pixels = torch.randn(batch_size, 3, config.hiera_size, config.hiera_size, device=runtime.device)
+    dino_pixels = torch.randn(batch_size, 3, config.dino_size, config.dino_size, device=runtime.device)
+    batch = images(config, batch_size, dino=True)
+    network = DSUNet(config, hiera, dino, feature_dtype=torch.float16)
     runtime.place(network.eval())
 
     def guide() -> object:
@@ -151,7 +151,7 @@ def _bare(
 
 
 def _training(
-    architecture: Architecture,
+    config: DSUNetConfig,
     hiera: "Hiera",
     dino: "VisionTransformer",
     drawn: DrawnStore,
@@ -161,14 +161,14 @@ def _training(
     compiled: bool,
 ) -> list[_Case]:
     """Steps of training, each on a batch that is there already."""
-    live = images(architecture, batch_size, dino=True)
+    live = images(config, batch_size, dino=True)
     store_names = set(drawn.store.arrays) - {"mask"}
 
     def case(name: str, depth: int, point: ResumePoint | None = None, **options: bool) -> _Case:
-        adapted = architecture.model_copy(update={"adapt_last": depth})
+        adapted = config.model_copy(update={"adapt_last": depth})
         end_to_end = point is not None
-        point = point or resume_point(adapted, {"pixels", "V"} if depth == architecture.hiera.depth else store_names)
-        needed = hiera if end_to_end or point.block < architecture.hiera.depth else None
+        point = point or resume_point(adapted, {"pixels", "V"} if depth == config.hiera.depth else store_names)
+        needed = hiera if end_to_end or point.block < config.hiera.depth else None
         network = DSUNet(
             adapted,
             needed,
@@ -178,19 +178,21 @@ def _training(
         ).train()
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
         samples = StoredSamples(drawn.store, drawn.names, point.features)
-        info = HeadInfo(architecture=adapted)
-        trainer = Trainer(network, Phase(point, samples, None), settings, info, runtime, Path(), keep_best=False)
+        info = HeadInfo(config=adapted)
+        trainer = Trainer(
+            network, TrainingPhase(point, samples, None), settings, info, runtime, Path(), keep_best=False
+        )
         batch = live if end_to_end else samples.fetch(drawn.names[:batch_size], [0] * batch_size)
         held = tuple(module for module in (network.hiera, network.dino, network.head) if module is not None)
         return _Case(name, point.features, lambda: trainer.step(batch), held, None if end_to_end else trainer)
 
-    deepest, *shallower = depths(architecture)
-    whole = architecture.model_copy(update={"adapt_last": deepest})
+    deepest, *shallower = depths(config)
+    whole = config.model_copy(update={"adapt_last": deepest})
     return [
         case(END_TO_END, deepest, earliest(whole)),
         case(PUBLISHED, deepest, as_published=True),
         case(f"{STORE}all", deepest),
-        case(RECOMPUTED, deepest, recompute=True),
+        case(RECOMPUTED, deepest, gradient_checkpointing=True),
         *([case(COMPILED, deepest, compile=True)] if compiled else []),
         *(case(f"{STORE}{depth}", depth) for depth in shallower),
     ]

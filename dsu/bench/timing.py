@@ -36,7 +36,7 @@ def ratio(of: Timing, to: Timing) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a card has done all that was asked of it."""
+    """Until a GPU has done all that was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -49,7 +49,7 @@ def take_turns(
     *,
     repeat: int = 1,
 ) -> dict[str, Timing]:
-    """Time every case once a round; `repeat` calls make one value, and a card is waited for only after them."""
+    """Time every case once a round; `repeat` calls make one value, and a GPU is waited for only after them."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     with progress.task("timing", rounds * len(cases), "measurements") as task:
         for _ in range(rounds):

@@ -12,14 +12,14 @@ from typing import Final
 from dsu.data.benchmarks import BENCHMARK_SPLITS, COD_TEST, COD_TRAIN, BenchmarkSplit, Place
 from dsu.data.folders import find_images, find_subfolder, has_images, list_images, plain, subfolders, unwrapped
 from dsu.data.images import printable
-from dsu.data.inspection import Inspection, SampleFacts, describe, inspect, unreadable
+from dsu.data.inspection import Inspection, SampleMetadata, describe, inspect, unreadable
 from dsu.data.pairing import IMAGE_FOLDERS, Kind, Pair, Split, image_and_mask_folders, make_split
 from dsu.errors import UsageError, did_you_mean
 
 __all__ = [
     "Inspection",
     "Pair",
-    "SampleFacts",
+    "SampleMetadata",
     "Split",
     "describe",
     "find_benchmark",

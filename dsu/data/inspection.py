@@ -18,18 +18,18 @@ from dsu.data.images import (
     read_bytes,
     read_image,
 )
-from dsu.data.masks import MaskFacts, MaskReading, choose_reading, mask_facts, say_reading
+from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, describe_mask_format, mask_facts
 from dsu.data.pairing import Pair, Split
 from dsu.progress import SILENT, Progress, counted
 from dsu.threads import in_threads
 
-__all__ = ["Inspection", "SampleFacts", "describe", "inspect", "unreadable"]
+__all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unreadable"]
 
 _NAMES_SHOWN: Final = 10
 
 
 @dataclass(frozen=True)
-class SampleFacts:
+class SampleMetadata:
     """What an image and its mask were when they were read. Sizes are (width, height), upright.
 
     Hashes are SHA-256 of the files; times are modification times. What concerns the mask is None without one. Of a
@@ -57,7 +57,7 @@ class SampleFacts:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "SampleFacts":
+    def from_json(cls, fields: Mapping[str, Any]) -> "SampleMetadata":
         """The facts that `to_json` wrote."""
         size, mask_size, mask, box = fields["size"], fields["mask_size"], fields["mask"], fields.get("box")
         read = {
@@ -85,18 +85,18 @@ class Inspection:
         facts: By sample name, in the split's order; samples that cannot be decoded are not among them.
         undecodable: Files that cannot be decoded, and why.
         size_mismatches: Names of samples whose mask has another size than the image.
-        mask_reading: How the masks of the split are read.
+        mask_format: How the masks of the split are read.
     """
 
-    facts: dict[str, SampleFacts]
+    facts: dict[str, SampleMetadata]
     undecodable: tuple[tuple[Path, str], ...]
     size_mismatches: tuple[str, ...]
-    mask_reading: MaskReading
+    mask_format: MaskFormat
 
 
 def inspect(
     split: Split,
-    previous: Mapping[str, SampleFacts] | None = None,
+    previous: Mapping[str, SampleMetadata] | None = None,
     progress: Progress = SILENT,
     workers: int | None = None,
     foreground: Sequence[int] | None = None,
@@ -111,16 +111,16 @@ def inspect(
         foreground: Raw mask values that are foreground, where the user named them.
 
     Raises:
-        UsageError: As `dsu.data.masks.choose_reading`.
+        UsageError: As `dsu.data.masks.choose_mask_format`.
     """
     known = previous or {}
-    facts: dict[str, SampleFacts] = {}
+    facts: dict[str, SampleMetadata] = {}
     undecodable: list[tuple[Path, str]] = []
 
     # Tiles of an image lie side by side: it is read once for all of them.
     images = [list(pairs) for _, pairs in groupby(split.pairs, key=lambda pair: (pair.image, pair.mask))]
 
-    def examine(pairs: Sequence[Pair]) -> list[SampleFacts] | UnreadableImage:
+    def examine(pairs: Sequence[Pair]) -> list[SampleMetadata] | UnreadableImage:
         noted = [known.get(pair.name) for pair in pairs]
         try:
             same = [facts for facts, pair in zip(noted, pairs, strict=True) if facts and facts.are_of(pair)]
@@ -138,7 +138,7 @@ def inspect(
         facts=facts,
         undecodable=tuple(undecodable),
         size_mismatches=tuple(name for name, fact in facts.items() if fact.mask_size not in (None, fact.size)),
-        mask_reading=choose_reading([fact.mask for fact in facts.values() if fact.mask], foreground),
+        mask_format=choose_mask_format([fact.mask for fact in facts.values() if fact.mask], foreground),
     )
 
 
@@ -161,7 +161,7 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
     sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
     lines += _named("masks", "of another size than the image", sizes)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
-    return lines + (say_reading(inspection.mask_reading, masks) if masks else [])
+    return lines + (describe_mask_format(inspection.mask_format, masks) if masks else [])
 
 
 def unreadable(inspection: Inspection) -> list[str]:
@@ -173,12 +173,12 @@ def unreadable(inspection: Inspection) -> list[str]:
     ]
 
 
-def _read(pairs: Sequence[Pair]) -> list[SampleFacts]:
+def _read(pairs: Sequence[Pair]) -> list[SampleMetadata]:
     """The facts of the tiles of one image, or of the image alone."""
     first = pairs[0]
     image_bytes, image_mtime_ns = file_bytes_and_time(first.image)
     image = read_bytes(first.image)
-    facts = SampleFacts(
+    facts = SampleMetadata(
         image_sha256=hashlib.sha256(image).hexdigest(),
         image_bytes=image_bytes,
         image_mtime_ns=image_mtime_ns,
@@ -205,7 +205,7 @@ def _read(pairs: Sequence[Pair]) -> list[SampleFacts]:
     return found
 
 
-def _part(facts: SampleFacts, box: Box | None) -> SampleFacts:
+def _part(facts: SampleMetadata, box: Box | None) -> SampleMetadata:
     """An image's facts as those of a part of it."""
     if box is None:
         return facts
@@ -217,7 +217,7 @@ def _part(facts: SampleFacts, box: Box | None) -> SampleFacts:
     return replace(facts, size=(right - left, bottom - top), mask_size=mask_size, box=box)
 
 
-def _sizes(name: str, facts: SampleFacts) -> str:
+def _sizes(name: str, facts: SampleMetadata) -> str:
     (width, height), (mask_width, mask_height) = facts.size, facts.mask_size or facts.size
     turned = ", as if one were turned" if (width, height) == (mask_height, mask_width) else ""
     return f"{name} ({width}x{height}, mask {mask_width}x{mask_height}{turned})"

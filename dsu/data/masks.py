@@ -2,7 +2,7 @@
 
 One file cannot say. A mask of 0s and 1s may be a label map or an almost black picture, and one whose grey edges
 never reach half may belong to a set of ordinary grey masks. So each file yields compact `MaskFacts`, and
-`choose_reading` decides from all of them on one `MaskReading`.
+`choose_mask_format` decides from all of them on one `MaskFormat`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,11 +19,11 @@ from dsu.progress import counted
 
 __all__ = [
     "MaskFacts",
-    "MaskReading",
-    "choose_reading",
+    "MaskFormat",
+    "choose_mask_format",
+    "describe_mask_format",
     "examine_mask",
     "mask_facts",
-    "say_reading",
     "typed_foreground",
 ]
 
@@ -32,7 +32,7 @@ _TYPED: Final = 6
 
 
 @dataclass(frozen=True)
-class MaskReading:
+class MaskFormat:
     """How the masks of one data set become grey levels: one rule for all its files, part of fingerprints.
 
     Whatever it says, coloured masks are labels: every palette index but 0, every colour but black is
@@ -58,8 +58,8 @@ class MaskReading:
         return {"foreground": foreground, "labels": self.labels, "white": self.white}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "MaskReading":
-        """The reading that `to_json` wrote."""
+    def from_json(cls, fields: Mapping[str, Any]) -> "MaskFormat":
+        """The format that `to_json` wrote."""
         foreground = fields["foreground"]
         return cls(None if foreground is None else tuple(foreground), fields["labels"], fields["white"])
 
@@ -89,11 +89,11 @@ class MaskFacts:
         """Whether it is labels, whatever the rest of its set is."""
         return self.kind in ("indices", "colours")
 
-    def is_empty(self, reading: MaskReading) -> bool:
+    def is_empty(self, mask_format: MaskFormat) -> bool:
         """Whether nothing in it is foreground, read so."""
-        if reading.foreground is not None:
-            return self.values is not None and not set(self.values) & set(reading.foreground)
-        return self.maximum == 0 if reading.labels else self.bright == 0
+        if mask_format.foreground is not None:
+            return self.values is not None and not set(self.values) & set(mask_format.foreground)
+        return self.maximum == 0 if mask_format.labels else self.bright == 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -107,7 +107,7 @@ class MaskFacts:
 
 
 def examine_mask(path: Path, data: bytes | None = None) -> tuple[tuple[int, int], MaskFacts]:
-    """Look at a mask before any reading is chosen: its size (width, height), and what it holds.
+    """Look at a mask before any mask_format is chosen: its size (width, height), and what it holds.
 
     Raises:
         UnreadableImage: As `dsu.data.images.read_mask`.
@@ -130,7 +130,7 @@ def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:
     )
 
 
-def choose_reading(masks: Collection[MaskFacts], foreground: Sequence[int] | None = None) -> MaskReading:
+def choose_mask_format(masks: Collection[MaskFacts], foreground: Sequence[int] | None = None) -> MaskFormat:
     """Decide how the masks of one data set are read, so that no label map is taken for an almost black picture.
 
     Grey masks are labels where no pixel of the whole set reaches half of white; also where the set has few
@@ -148,24 +148,24 @@ def choose_reading(masks: Collection[MaskFacts], foreground: Sequence[int] | Non
     deepest = max((mask.maximum for mask in greys if mask.kind == "deep"), default=WHITE_16)
     white = 255 if deepest <= 255 else WHITE_16
     if foreground is not None:
-        reading = MaskReading(_with_greys_of_colours(foreground, masks), white=white)
-        if masks and all(mask.is_empty(reading) for mask in masks):
+        mask_format = MaskFormat(_with_greys_of_colours(foreground, masks), white=white)
+        if masks and all(mask.is_empty(mask_format) for mask in masks):
             raise UsageError(f"no mask holds {_listed(foreground)} of --foreground: they hold {_held(masks)}.")
-        return reading
-    reading = MaskReading(labels=_are_labels(greys, len(greys) < len(masks)), white=white)
-    labels = [mask for mask in masks if mask.is_coloured or reading.labels]
+        return mask_format
+    mask_format = MaskFormat(labels=_are_labels(greys, len(greys) < len(masks)), white=white)
+    labels = [mask for mask in masks if mask.is_coloured or mask_format.labels]
     if labels and all(mask.minimum > 0 for mask in labels):
         raise UsageError(
             "the masks are labels and no pixel of any is 0, so all would be foreground: "
             f"say which values are, out of {typed_foreground(labels)} (they hold {_held(labels)})."
         )
-    return reading
+    return mask_format
 
 
-def say_reading(reading: MaskReading, masks: Collection[MaskFacts]) -> list[str]:
+def describe_mask_format(mask_format: MaskFormat, masks: Collection[MaskFacts]) -> list[str]:
     """Say how the masks are read, and what about them may surprise, in sentences for people."""
-    if reading.foreground is not None:
-        named = f"{_listed(reading.foreground)} {'is' if len(reading.foreground) == 1 else 'are'}"
+    if mask_format.foreground is not None:
+        named = f"{_listed(mask_format.foreground)} {'is' if len(mask_format.foreground) == 1 else 'are'}"
         return [f"Masks: {named} foreground, as --foreground says (they hold {_held(masks)})."]
     greys = [mask for mask in masks if not mask.is_coloured]
     coloured = [mask for mask in masks if mask.is_coloured]
@@ -175,7 +175,7 @@ def say_reading(reading: MaskReading, masks: Collection[MaskFacts]) -> list[str]
             f"Masks: {len(coloured):,} in colours ({_held(coloured)}): "
             f"all but black (palettes: but index 0) is foreground{_choice(coloured)}."
         )
-    if reading.labels and greys:
+    if mask_format.labels and greys:
         lines.append(f"Masks: labels ({_held(greys)}): every value but 0 is foreground{_choice(greys)}.")
     elif greys:
         lines.append("Masks: grey levels, soft edges kept.")
@@ -185,7 +185,7 @@ def say_reading(reading: MaskReading, masks: Collection[MaskFacts]) -> list[str]
                 "Most of what is not black in the masks is darker than half: "
                 f"if they are labels, give those of the object, out of {typed_foreground(greys)}."
             )
-    empty = sum(mask.is_empty(reading) for mask in masks)
+    empty = sum(mask.is_empty(mask_format) for mask in masks)
     if empty:
         lines.append(f"{counted(empty, 'masks')} without foreground: kept, to learn from that there may be no object.")
     return lines

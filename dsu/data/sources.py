@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsu.data.datasets import Split, find_dataset, is_benchmark
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
 from dsu.data.tiles import Tiling, tiled
 from dsu.errors import DsuError
 
@@ -19,8 +19,8 @@ __all__ = ["SourceFolder"]
 class SourceFolder:
     """How a split's images were found, to find them again: kept in its store and in heads trained on it.
 
-    `tile` and `overlap` say how they were cut; None: not at all. `reading` is how the masks of the whole split were
-    read (`MaskReading.to_json`), which a part of it may not show; None: that is not known.
+    `tile` and `overlap` say how they were cut; None: not at all. `mask_format` is how the masks of the whole split were
+    read (`MaskFormat.to_json`), which a part of it may not show; None: that is not known.
     """
 
     split: str
@@ -33,7 +33,7 @@ class SourceFolder:
     masks: str | None = None
     tile: int | None = None
     overlap: int | None = None
-    reading: Mapping[str, Any] | None = None
+    mask_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         texts = (self.split, self.dataset, self.kind, self.reference, self.data_root)
@@ -46,9 +46,9 @@ class SourceFolder:
         ):
             raise TypeError("a source folder's fields are texts, numbers, and whether it is a benchmark")
         try:
-            _ = self.mask_reading
+            _ = self.parsed_mask_format
         except (KeyError, TypeError, AttributeError) as error:
-            raise TypeError("a source folder's reading is one of masks") from error
+            raise TypeError("a source folder's mask_format is one of masks") from error
 
     @classmethod
     def of(
@@ -85,14 +85,15 @@ class SourceFolder:
         return replace(self, tile=None, overlap=None)
 
     @property
-    def mask_reading(self) -> MaskReading | None:
+    def parsed_mask_format(self) -> MaskFormat | None:
         """How the masks of the split were read, where that is known."""
-        return None if self.reading is None else MaskReading.from_json(self.reading)
+        return None if self.mask_format is None else MaskFormat.from_json(self.mask_format)
 
     @property
     def foreground(self) -> tuple[int, ...] | None:
         """Raw mask values that the user named as foreground."""
-        return None if self.mask_reading is None else self.mask_reading.foreground
+        known = self.parsed_mask_format
+        return None if known is None else known.foreground
 
     @property
     def asked(self) -> str:

@@ -19,7 +19,7 @@ from dsu.data.images import Box, UnreadableImage, upright_size
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 
-__all__ = ["Canvas", "KeptOpen", "Tiling", "image_name", "tiled"]
+__all__ = ["LastUsed", "TileBlender", "Tiling", "image_name", "tiled"]
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def image_name(tile: str) -> str:
     return tile.rpartition("@")[0]
 
 
-class Canvas:
+class TileBlender:
     """Logits of a whole image, put together from those of its tiles.
 
     At each pixel the tiles' logits are averaged with weights that rise from a tile's edge to where its neighbour
@@ -144,7 +144,7 @@ def _fades(spans: set[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.floa
     return {(start, end): (weight / total[start:end]).astype(np.float32) for (start, end), weight in rises.items()}
 
 
-class KeptOpen(Generic[K, T]):
+class LastUsed(Generic[K, T]):
     """What was made last, for those who ask again: an image is decoded once for its tiles, by any number of threads.
 
     Args:

@@ -1,12 +1,12 @@
 """Views: the four flips and any number of extra ones, and which of them a sample gets.
 
 Encoders are not flip-equivariant, so features are kept once a view. Pixels and masks of the flips are flipped when
-they are read; those of an extra view (`extra_views`) are kept, since no array turns into them. What a run draws
-is a pure function of seed, epoch and sample, never of worker, batch or mode: cached and end-to-end runs see the same
-data.
+they are read; those of a cached augmentation (`augmentation`) are kept, since no array turns into them. What a run
+draws is a pure function of seed, epoch and sample, never of worker, batch or mode: cached and end-to-end runs see the
+same data.
 
-A view is a number: its two lowest bits are the flip (1: of the width, 2: of the height), the rest is the extra view
-that is flipped, 0 being the image itself.
+A view is a number: its two lowest bits are the flip (1: of the width, 2: of the height), the rest is the cached
+augmentation that is flipped, 0 being the image itself.
 """
 
 import hashlib
@@ -22,23 +22,23 @@ __all__ = [
     "ALL_FLIPS",
     "FLIPPED_WHEN_READ",
     "FLIPS",
-    "MAX_EXTRA",
+    "MAX_AUGMENTATIONS",
     "UNFLIPPED",
     "Views",
+    "augmentation_of",
     "draw_samples",
     "draw_view",
     "epoch_order",
-    "extra_of",
     "flip",
-    "place_of",
-    "places_of",
+    "view_count",
+    "view_index",
     "view_name",
 ]
 
 FLIPS: Final = ("identity", "horizontal", "vertical", "both")
 
-MAX_EXTRA: Final = 60
-"""So many extra views of a sample a store has places for."""
+MAX_AUGMENTATIONS: Final = 60
+"""So many cached augmentations of a sample a store has places for."""
 
 FLIPPED_WHEN_READ: Final = ("pixels", "mask")
 """Arrays that keep no flips."""
@@ -50,7 +50,7 @@ class Views:
 
     Attributes:
         flips: how many of `FLIPS`, counted from the first: 1, 2 or 4.
-        extra: how many extra views beside them.
+        extra: how many cached augmentations beside them.
     """
 
     flips: int = 4
@@ -63,8 +63,8 @@ class Views:
             return text
         named = {"none": 1, "1": 1, "width": 2, "2": 2, "flips": 4, "4": 4}
         found = re.fullmatch(r"(\w+?)(?:\+(\d+))?", str(text))
-        if found is None or found[1] not in named or int(found[2] or 0) > MAX_EXTRA:
-            raise ValueError(f"must be none, width or flips, or flips+K with K up to {MAX_EXTRA}, not {text!r}")
+        if found is None or found[1] not in named or int(found[2] or 0) > MAX_AUGMENTATIONS:
+            raise ValueError(f"must be none, width or flips, or flips+K with K up to {MAX_AUGMENTATIONS}, not {text!r}")
         return cls(named[found[1]], int(found[2] or 0))
 
     def __str__(self) -> str:
@@ -86,32 +86,32 @@ UNFLIPPED: Final = Views(1)
 
 def view_name(view: int) -> str:
     """What a view is called."""
-    extra, flip = extra_of(view), FLIPS[view % 4]
+    extra, flip = augmentation_of(view), FLIPS[view % 4]
     return flip if not extra else f"extra{extra}" if not view % 4 else f"extra{extra} {flip}"
 
 
-def extra_of(view: int) -> int:
-    """Which extra view a view is, or is a flip of; 0 for the image itself."""
+def augmentation_of(view: int) -> int:
+    """Which cached augmentation a view is, or is a flip of; 0 for the image itself."""
     return view // 4
 
 
-def places_of(array: str) -> int:
+def view_count(array: str) -> int:
     """How many places an array has, all from the start: one with a single place would serve it for every view."""
-    return len(FLIPS) + MAX_EXTRA if array not in FLIPPED_WHEN_READ else 1 + MAX_EXTRA
+    return len(FLIPS) + MAX_AUGMENTATIONS if array not in FLIPPED_WHEN_READ else 1 + MAX_AUGMENTATIONS
 
 
-def place_of(array: str, view: int) -> int:
-    """Where `array` keeps a view: all flips in one place, or each in its own; extra views behind them.
+def view_index(array: str, view: int) -> int:
+    """Where `array` keeps a view: all flips in one place, or each in its own; cached augmentations behind them.
 
-    Raises `ValueError` for flips of extra views, which only arrays that are flipped when read can give.
+    Raises `ValueError` for flips of cached augmentations, which only arrays that are flipped when read can give.
     """
     if array in FLIPPED_WHEN_READ:
-        return extra_of(view)
+        return augmentation_of(view)
     if view < len(FLIPS):
         return view
     if view % 4:
         raise ValueError(f"{view_name(view)} has no place in a store")
-    return len(FLIPS) - 1 + extra_of(view)
+    return len(FLIPS) - 1 + augmentation_of(view)
 
 
 def draw_view(seed: int, epoch: int, name: str, views: Views, turn: int = 0) -> int:
@@ -148,7 +148,7 @@ def draw_samples(seed: int, epoch: int, names: Sequence[str], empty: Collection[
 def flip(batch: Tensor, views: Tensor) -> Tensor:
     """Each sample of (B, H, W, ...) flipped as its view, by number in `views` (B,); exact, and its own inverse.
 
-    Nothing is looked up on the host: on a card this waits for nothing.
+    Nothing is looked up on the host: on a GPU this waits for nothing.
     """
     for bit, side in ((1, 2), (2, 1)):
         turned = (views & bit).bool().view(-1, *(1,) * (batch.ndim - 1))

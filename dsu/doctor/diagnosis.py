@@ -166,7 +166,7 @@ def _sizes(total: int, free: int) -> str:
 def _weights() -> tuple[Finding, ...]:
     from huggingface_hub import constants
 
-    from dsu.architecture import PRESETS
+    from dsu.config import PRESETS
 
     presets = [_preset(name, hiera, dino) for name, (hiera, dino, *_) in PRESETS.items()]
     found = [*presets]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dsu.architecture import DinoSpec
+from dsu.config import DinoSpec
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

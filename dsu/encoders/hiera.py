@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dsu.architecture import HieraSpec
+from dsu.config import HieraSpec
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dsu.architecture import Architecture
+from dsu.config import DSUNetConfig
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.errors import DsuError, UsageError
@@ -117,16 +117,16 @@ class EncoderWeights:
     download: bool = True
 
 
-def load_hiera(architecture: Architecture, weights: EncoderWeights) -> tuple["Hiera", str]:
+def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", str]:
     """The frozen trunk and its weights' digest.
 
     Raises `DsuError` where the weights can't be read or do not fit, and `MissingWeightsError` where there are none. It
     names DINOv2's as well, if they are not here either: who has to go for files goes once.
     """
-    spec = architecture.hiera
+    spec = config.hiera
     if weights.random or spec.name == "toy":
         return _random(lambda: build_hiera(spec), seed=1)
-    path = _find(_hiera(architecture, weights), weights.download, [_dino(architecture, weights)])
+    path = _find(_hiera(config, weights), weights.download, [_dino(config, weights)])
     state = read_checkpoint(path)
     trunk_state = {key.removeprefix(_SAM_PREFIX): value for key, value in state.items() if key.startswith(_SAM_PREFIX)}
     trunk = build_hiera(spec)
@@ -134,17 +134,17 @@ def load_hiera(architecture: Architecture, weights: EncoderWeights) -> tuple["Hi
     return trunk, weights_digest(trunk)
 
 
-def load_dino(architecture: Architecture, weights: EncoderWeights) -> tuple["VisionTransformer", str]:
+def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTransformer", str]:
     """The frozen transformer, its position table resampled timm's way to the input size, and its digest.
 
     Raises `DsuError` where the weights can't be read or do not fit, and `MissingWeightsError` where there are none.
     """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    spec, size = architecture.dino, architecture.dino_size
+    spec, size = config.dino, config.dino_size
     if weights.random or spec.name == "toy":
         return _random(lambda: build_dino(spec, size), seed=2)
-    path = _find(_dino(architecture, weights), weights.download)
+    path = _find(_dino(config, weights), weights.download)
     state = read_checkpoint(path)
     encoder = build_dino(spec, size)
     what = f"DINOv2 checkpoint of {spec.name}"
@@ -210,12 +210,12 @@ class _Wanted:
         return self.given is None and self.source is not None and locate(self.source) is None
 
 
-def _hiera(architecture: Architecture, weights: EncoderWeights) -> _Wanted:
-    return _wanted("SAM 2.1's Hiera", _HIERA_SOURCES, architecture.hiera.name, weights.hiera)
+def _hiera(config: DSUNetConfig, weights: EncoderWeights) -> _Wanted:
+    return _wanted("SAM 2.1's Hiera", _HIERA_SOURCES, config.hiera.name, weights.hiera)
 
 
-def _dino(architecture: Architecture, weights: EncoderWeights) -> _Wanted:
-    return _wanted("DINOv2", _DINO_SOURCES, architecture.dino.name, weights.dino)
+def _dino(config: DSUNetConfig, weights: EncoderWeights) -> _Wanted:
+    return _wanted("DINOv2", _DINO_SOURCES, config.dino.name, weights.dino)
 
 
 def _wanted(what: str, sources: Mapping[str, Source], name: str, path: Path | None) -> _Wanted:

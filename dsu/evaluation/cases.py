@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.images import IMAGE_SUFFIXES, UnreadableImage, read_mask, upright_size
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
 from dsu.errors import DsuError, UsageError
 
 __all__ = ["Case", "match", "match_folders", "named_images", "read_case"]
@@ -84,7 +84,7 @@ def named_images(folder: Path) -> dict[str, Path]:
     return named
 
 
-def read_case(case: Case, reading: MaskReading, *, resize: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_case(case: Case, mask_format: MaskFormat, *, resize: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read one pair, prediction and ground truth, both uint8 (H, W) of the ground truth's size.
 
     A prediction of its image's own size is brought to the mask's where that is another: there the data are at fault.
@@ -92,7 +92,7 @@ def read_case(case: Case, reading: MaskReading, *, resize: bool) -> tuple[NDArra
     Raises:
         DsuError: A file that cannot be read, or different sizes without `resize`.
     """
-    prediction, truth = read_mask(case.prediction), reading.read(case.truth)
+    prediction, truth = read_mask(case.prediction), mask_format.read(case.truth)
     if prediction.shape == truth.shape:
         return prediction, truth
     height, width = truth.shape

@@ -52,7 +52,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dsu.data.masks import MaskFacts, MaskReading, choose_reading, examine_mask
+from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.cases import Case, match, match_folders, named_images, read_case
 from dsu.evaluation.figures import IMAGE_LEVEL, METRICS, MINMAX
@@ -90,7 +90,7 @@ class Evaluation:
         conventions: What the figures rest on, in words.
         cases: What was judged.
         normalize: Whether each map was stretched first.
-        reading: How the ground truths were read.
+        mask_format: How the ground truths were read.
         object_metrics: `METRICS` over the images with an object alone; nothing where no image has one.
         image_level: The images' responses and what follows from them.
         missing: How many more ground truths the set has, without a prediction and so in no figure.
@@ -103,7 +103,7 @@ class Evaluation:
     conventions: dict[str, str]
     cases: tuple[Case, ...]
     normalize: bool
-    reading: MaskReading
+    mask_format: MaskFormat
     object_metrics: dict[str, float]
     image_level: ImageLevel
     missing: int = 0
@@ -114,7 +114,7 @@ def evaluate(
     *,
     normalize: bool = True,
     resize: bool = False,
-    reading: MaskReading | None = None,
+    mask_format: MaskFormat | None = None,
     foreground: Sequence[int] | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
@@ -127,7 +127,7 @@ def evaluate(
             turns 1/255 of noise into a full-range map, so leave it off to judge images without an object.
         resize: Bring maps of another size to their mask's size, bilinearly (Pillow's, which filters when it
             shrinks), instead of refusing them.
-        reading: How the ground truths are meant, where that is known; else they are all looked at first, since
+        mask_format: How the ground truths are meant, where that is known; else they are all looked at first, since
             label maps of 0 and 1 would pass for masks without an object.
         foreground: Raw values of the ground truths that are foreground, where the user named them.
         workers: Processes; by default up to one a core where there are images enough, and 1 measures in this
@@ -148,8 +148,10 @@ def evaluate(
     chunks = [cases[start : start + _CHUNK] for start in range(0, len(cases), _CHUNK)]
     meters = Meters()
     with _mapping(workers) as map_chunks:
-        reading = reading or choose_reading(list(chain.from_iterable(map_chunks(_examine, chunks))), foreground)
-        measure = partial(_measure, normalize=normalize, resize=resize, reading=reading)
+        mask_format = mask_format or choose_mask_format(
+            list(chain.from_iterable(map_chunks(_examine, chunks))), foreground
+        )
+        measure = partial(_measure, normalize=normalize, resize=resize, mask_format=mask_format)
         with progress.task("evaluating", total=len(cases)) as task:
             for chunk, measured in zip(chunks, map_chunks(measure, chunks), strict=True):
                 meters.extend(measured)
@@ -161,10 +163,10 @@ def evaluate(
         images=len(cases),
         per_image=meters.per_image([case.name for case in cases]),
         curves=curves,
-        conventions=_conventions(normalize, resize, reading) | _conventions_of_empties(image_level),
+        conventions=_conventions(normalize, resize, mask_format) | _conventions_of_empties(image_level),
         cases=tuple(cases),
         normalize=normalize,
-        reading=reading,
+        mask_format=mask_format,
         object_metrics=_object_metrics(metrics, meters),
         image_level=image_level,
     )
@@ -174,10 +176,10 @@ def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
     return [examine_mask(case.truth)[1] for case in cases]
 
 
-def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, reading: MaskReading) -> Meters:
+def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> Meters:
     meters = Meters()
     for case in cases:
-        meters.step(*read_case(case, reading, resize=resize), normalize=normalize)
+        meters.step(*read_case(case, mask_format, resize=resize), normalize=normalize)
     return meters
 
 
@@ -215,12 +217,14 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
         ) from error
 
 
-def _conventions(normalize: bool, resize: bool, reading: MaskReading) -> dict[str, str]:
-    if reading.foreground is not None:
-        truth = f"foreground: values {', '.join(map(str, reading.foreground))}"
+def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat) -> dict[str, str]:
+    if mask_format.foreground is not None:
+        truth = f"foreground: values {', '.join(map(str, mask_format.foreground))}"
     else:
         truth = (
-            "foreground: labels other than 0" if reading.labels else "foreground above 128, in colours all but black"
+            "foreground: labels other than 0"
+            if mask_format.labels
+            else "foreground above 128, in colours all but black"
         )
     return {
         "ground truth": truth,

@@ -11,7 +11,7 @@ from typing import Any
 from dsu.data.datasets import Split, find_dataset, is_benchmark
 from dsu.data.folders import unwrapped
 from dsu.data.images import printable
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, image_and_mask_folders
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Case, Evaluation, evaluate, match, match_folders, named_images
@@ -34,7 +34,7 @@ class JudgedSet:
         missing: names of ground truths without a prediction.
         extra: names of predictions without a ground truth.
         minmax: whether maps are stretched to their full range first.
-        reading: how the masks are meant, where that was found out from the whole data set.
+        mask_format: how the masks are meant, where that was found out from the whole data set.
         random: whether random encoders made the predictions.
     """
 
@@ -43,7 +43,7 @@ class JudgedSet:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     minmax: bool
-    reading: MaskReading | None = None
+    mask_format: MaskFormat | None = None
     random: bool = False
 
     def evaluate(
@@ -59,7 +59,7 @@ class JudgedSet:
             self.cases,
             normalize=self.minmax,
             resize=resize,
-            reading=None if foreground else self.reading,
+            mask_format=None if foreground else self.mask_format,
             foreground=foreground,
             workers=workers,
             progress=progress,
@@ -188,9 +188,9 @@ def find_judged_sets(
         judged = _set(name, *match(predictions / name, masks), record.get(name, {}), minmax)
         shown_images = named_images(images) if images else {pair.name: pair.image for pair in pairs}
         source = record.get(name, {}).get("source")
-        reading = SourceFolder(**source).mask_reading if source else None
+        mask_format = SourceFolder(**source).parsed_mask_format if source else None
         random = bool(record.get(name, {}).get("random", False))
-        judged_sets.append(replace(_with_images(judged, shown_images), reading=reading, random=random))
+        judged_sets.append(replace(_with_images(judged, shown_images), mask_format=mask_format, random=random))
     return judged_sets
 
 

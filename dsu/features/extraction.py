@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from dsu.architecture import PRESETS, Architecture
 from dsu.batches import Batch, ImageSamples, prefetch
+from dsu.config import PRESETS, DSUNetConfig
 from dsu.data.datasets import describe, find_dataset
 from dsu.data.tiles import Tiling, tiled
-from dsu.data.views import FLIPPED_WHEN_READ, extra_of
+from dsu.data.views import FLIPPED_WHEN_READ, augmentation_of
 from dsu.encoders.weights import EncoderWeights, MissingWeightsError
 from dsu.errors import DsuError
 from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
@@ -45,7 +45,7 @@ class CachePlan:
 
 def cache_features(
     dataset: str,
-    architecture: Architecture,
+    config: DSUNetConfig,
     settings: ExtractionSettings,
     weights: EncoderWeights,
     *,
@@ -64,7 +64,7 @@ def cache_features(
 
     Args:
         dataset: a benchmark's name or a folder.
-        architecture: encoders and input sizes (its depth of adaptation does not matter).
+        config: encoders and input sizes (its depth of adaptation does not matter).
         settings: what is stored.
         weights: where the encoders' weights come from.
         data_root, cache_root, images, masks: where images lie and stores go.
@@ -76,7 +76,7 @@ def cache_features(
 
     Raises `DsuError` or `CacheError` before any work where something does not fit.
     """
-    check_features(architecture, settings.levels)
+    check_features(config, settings.features)
     splits = [
         (SourceFolder.of(split, dataset, data_root, images, masks, tiling), tiled(split, tiling))
         for split in find_dataset(dataset, data_root, images, masks)
@@ -88,7 +88,7 @@ def cache_features(
         for source, split in splits:
             plans.append(
                 plan_extraction(
-                    split, source, architecture, settings, runtime, digests, root, progress, random=weights.random
+                    split, source, config, settings, runtime, digests, root, progress, random=weights.random
                 )
             )
             for line in describe(split, plans[-1].inspection):
@@ -97,21 +97,21 @@ def cache_features(
         before(plan)
         return plan
 
-    if dry_run and not any(store_path(cache_root, split.name, architecture).exists() for _, split in splits):
+    if dry_run and not any(store_path(cache_root, split.name, config).exists() for _, split in splits):
         # Nothing is stored that could disagree, so no weights are wanted to say how much there is to do.
         with TemporaryDirectory(prefix="dsu-dry-run-") as folder:
             return plan_all(dict.fromkeys(("hiera", "dino"), "not loaded"), Path(folder))
-    maps = set(settings.levels) & set(guide_names(architecture))
+    maps = set(settings.features) & set(guide_names(config))
     try:
         hiera, dino, digests = load_encoders(
-            architecture, weights, hiera=bool(set(settings.levels) - maps), dino=bool(maps)
+            config, weights, hiera=bool(set(settings.features) - maps), dino=bool(maps)
         )
     except MissingWeightsError as error:
         raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, cache_root)}.") from error
     plan = plan_all(digests, cache_root)
     if dry_run:
         return plan
-    network = DSUNet(architecture, hiera, dino, feature_dtype=torch_type(settings.stored)).eval()
+    network = DSUNet(config, hiera, dino, feature_dtype=torch_type(settings.feature_dtype)).eval()
     runtime.place(network)
     for work in plan.splits:
         extract(work, network, runtime, progress)
@@ -144,7 +144,7 @@ def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
     if needed > free:
         raise DsuError(
             f"The features need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free: leave Hiera's "
-            f"levels out (--levels V), keep fewer views (--views none, --level-views none), compress (--compressor "
+            f"levels out (--features V), keep fewer views (--views none, --level-views none), compress (--compressor "
             f"zstd) or give another --cache-root."
         )
     return free
@@ -170,26 +170,26 @@ class _Extraction:
             writing(self.plan.store) as writer,
         ):
             for shard, extra, names, batch in self._decoded():
-                for view in sorted({view for _, view in self.plan.todo[shard] if extra_of(view) == extra}):
+                for view in sorted({view for _, view in self.plan.todo[shard] if augmentation_of(view) == extra}):
                     arrays = [name for name, wanted in self.plan.todo[shard] if wanted == view]
                     for name, parts in self._encode(batch, names, arrays, view, task.advance).items():
                         writer.put(name, view, shard, names, parts)
 
     def _decoded(self) -> Iterator[tuple[int, int, list[str], Batch]]:
-        """Each shard in each extra view (0: the images as they are), with its samples, decoded one shard ahead."""
+        """Each shard in each augmentation (0: the images as they are), with its samples, decoded one shard ahead."""
         _, dino = self.plan.needs
         inspection, store = self.plan.inspection, self.plan.store
         samples = ImageSamples(
             self.plan.split.pairs,
-            self.network.architecture,
-            inspection.mask_reading,
+            self.network.config,
+            inspection.mask_format,
             contents={name: facts.content for name, facts in inspection.facts.items()},
             dino=dino,
         )
         wanted = [
             (shard, extra, [store.manifest.names_at(int(row))[0] for row in store.rows_in_shard(shard)])
             for shard, todo in sorted(self.plan.todo.items())
-            for extra in sorted({extra_of(view) for _, view in todo})
+            for extra in sorted({augmentation_of(view) for _, view in todo})
         ]
 
         def decode(extra: int, names: list[str]) -> Batch:
@@ -205,7 +205,7 @@ class _Extraction:
     ) -> dict[str, list[Tensor]]:
         """The named arrays of one shard in one view, (rows, *item) each, in parts that are still on the device.
 
-        Nothing here waits for a card: what has been queued is fetched by the threads that write.
+        Nothing here waits for a GPU: what has been queued is fetched by the threads that write.
         """
         found: dict[str, list[Tensor]] = {name: [getattr(batch, name)] for name in FLIPPED_WHEN_READ if name in arrays}
         encoded = [name for name in arrays if name not in found]
@@ -227,4 +227,3 @@ class _Extraction:
                 found[name].append(tensor)
             advance(len(part.names))
         return found
-

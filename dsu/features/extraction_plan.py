@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dsu.architecture import Architecture
+from dsu.config import DSUNetConfig
 from dsu.data.datasets import Inspection, Split, inspect
-from dsu.data.views import ALL_FLIPS, FLIPPED_WHEN_READ, UNFLIPPED, Views, extra_of, place_of, places_of
+from dsu.data.views import ALL_FLIPS, FLIPPED_WHEN_READ, UNFLIPPED, Views, augmentation_of, view_count, view_index
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import (
     SourceFolder,
@@ -26,12 +26,12 @@ from dsu.network.network import default_encoder_batch_size
 from dsu.network.resume import feature_shape, guide_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.settings import StoredType
+from dsu.settings import FeatureDtype
 from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
 
-__all__ = ["DEFAULT_LEVELS", "ExtractionPlan", "ExtractionSettings", "plan_extraction"]
+__all__ = ["DEFAULT_FEATURES", "ExtractionPlan", "ExtractionSettings", "plan_extraction"]
 
-DEFAULT_LEVELS = ("V", "S1", "S2", "S3", "S4")
+DEFAULT_FEATURES = ("V", "S1", "S2", "S3", "S4")
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,32 @@ class ExtractionSettings:
     """What stage one stores, and how.
 
     Attributes:
-        levels: points and maps beside pixels and mask, which are always stored.
+        features: what is stored beside pixels and mask, which always are.
         views: the views of DINOv2's maps that a training split keeps (test splits keep one).
         level_views: the views of Hiera's levels and tokens.
-        stored: float16 or float32.
+        feature_dtype: float16 or float32.
         encoder_batch_size: samples that the encoders see at once; None: the store's, or what suits the device.
         compressor: None, zstd or blosc.
         foreground: mask values that count as foreground, None to recognise them.
         rebuild: drop arrays whose fingerprint differs instead of refusing.
     """
 
-    levels: tuple[str, ...] = DEFAULT_LEVELS
+    features: tuple[str, ...] = DEFAULT_FEATURES
     views: Views = ALL_FLIPS
     level_views: Views = UNFLIPPED
-    stored: StoredType = "float16"
+    feature_dtype: FeatureDtype = "float16"
     encoder_batch_size: int | None = None
     compressor: Compressor = None
     foreground: tuple[int, ...] | None = None
     rebuild: bool = False
 
-    def views_of(self, name: str, kind: str, architecture: Architecture) -> tuple[int, ...]:
-        """The views in which array `name` is kept; of pixels and masks no flips, but every extra view."""
+    def views_of(self, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:
+        """The views in which array `name` is kept; of pixels and masks no flips, but every cached augmentation."""
         if kind == "test":
             return (0,)
         if name in FLIPPED_WHEN_READ:
             return Views(1, max(self.views.extra, self.level_views.extra)).numbers
-        return (self.views if name in guide_names(architecture) else self.level_views).numbers
+        return (self.views if name in guide_names(config) else self.level_views).numbers
 
 
 @dataclass
@@ -77,7 +77,7 @@ class ExtractionPlan:
     changes: Changes
     drift: tuple[str, ...]
     settings: ExtractionSettings
-    architecture: Architecture
+    config: DSUNetConfig
     encoder_batch_size: int
     todo: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
     """Shard to the (array, view) that it lacks."""
@@ -94,9 +94,9 @@ class ExtractionPlan:
 
     @property
     def images(self) -> int:
-        """Images that have to be decoded, for extra views once more each."""
+        """Images that have to be decoded, for cached augmentations once more each."""
         return sum(
-            len(self.store.rows_in_shard(s)) * len({extra_of(view) for _, view in todo})
+            len(self.store.rows_in_shard(s)) * len({augmentation_of(view) for _, view in todo})
             for s, todo in self.todo.items()
         )
 
@@ -109,14 +109,14 @@ class ExtractionPlan:
     def needs(self) -> tuple[bool, bool]:
         """Whether Hiera and DINOv2 have to run."""
         arrays = {name for lacking in self.todo.values() for name, _ in lacking} - set(FLIPPED_WHEN_READ)
-        maps = arrays & set(guide_names(self.architecture))
+        maps = arrays & set(guide_names(self.config))
         return bool(arrays - maps), bool(maps)
 
 
 def plan_extraction(
     split: Split,
     source: SourceFolder,
-    architecture: Architecture,
+    config: DSUNetConfig,
     settings: ExtractionSettings,
     runtime: Runtime,
     digests: Mapping[str, str],
@@ -130,7 +130,7 @@ def plan_extraction(
     Nothing but the store's metadata is written; `random` notes there that the encoders' weights are random. Raises
     `StaleError` where a stored array was made of something else, unless `settings.rebuild`.
     """
-    path = store_path(cache_root, split.name, architecture)
+    path = store_path(cache_root, split.name, config)
     store = open_store(path) if (path / "zarr.json").exists() else None
     if store is not None:
         _check_owner(store, source)
@@ -142,8 +142,8 @@ def plan_extraction(
         raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
     attributes: dict[str, Any] = {
-        "source": vars(replace(source, reading=inspection.mask_reading.to_json() if split.masks else None)),
-        "architecture": architecture.model_dump(mode="json"),
+        "source": vars(replace(source, mask_format=inspection.mask_format.to_json() if split.masks else None)),
+        "config": config.model_dump(mode="json"),
         "encoders": {**(encoders_of(store) if store else {}), **digests},
         "random": random,
     }
@@ -153,14 +153,14 @@ def plan_extraction(
     wanted = {
         name: fingerprint(
             name,
-            architecture,
-            reading=inspection.mask_reading,
-            stored=settings.stored,
+            config,
+            mask_format=inspection.mask_format,
+            feature_dtype=settings.feature_dtype,
             runtime=runtime,
             digests=digests,
             encoder_batch_size=encoder_batch_size,
         )
-        for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.levels))
+        for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.features))
     }
     with store.lock():
         drift = _reconcile(store, wanted, settings)
@@ -168,11 +168,11 @@ def plan_extraction(
         manifest, changes = store.manifest.assign(entries, store.rows_per_shard)
         if manifest != store.manifest:
             store.set_manifest(manifest)
-        _add_arrays(store, wanted, settings, architecture)
-    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, architecture, encoder_batch_size)
+        _add_arrays(store, wanted, settings, config)
+    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, config, encoder_batch_size)
     for name in wanted:
-        for view in settings.views_of(name, split.kind, architecture):
-            for missing in store.missing(name, [place_of(name, view)]):
+        for view in settings.views_of(name, split.kind, config):
+            for missing in store.missing(name, [view_index(name, view)]):
                 plan.todo.setdefault(missing.shard, []).append((name, view))
     return plan
 
@@ -208,12 +208,12 @@ def _reconcile(store: Store, wanted: Mapping[str, Fingerprint], settings: Extrac
 
 
 def _add_arrays(
-    store: Store, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings, architecture: Architecture
+    store: Store, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings, config: DSUNetConfig
 ) -> None:
-    side = architecture.hiera_size
+    side = config.hiera_size
     for name, print_ in wanted.items():
         if name in store.arrays:
             continue
         raw = name in FLIPPED_WHEN_READ
-        shape: tuple[int, ...] = (side, side) if name == "mask" else feature_shape(architecture, name)
-        store.add_array(name, shape, np.dtype(np.uint8 if raw else settings.stored), places_of(name), print_)
+        shape: tuple[int, ...] = (side, side) if name == "mask" else feature_shape(config, name)
+        store.add_array(name, shape, np.dtype(np.uint8 if raw else settings.feature_dtype), view_count(name), print_)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from dsu.architecture import Architecture
-from dsu.data.extra_views import RECIPE
-from dsu.data.masks import MaskReading
+from dsu.config import DSUNetConfig
+from dsu.data.augmentation import RECIPE
+from dsu.data.masks import MaskFormat
 from dsu.network.resume import guide_names
 from dsu.runtime import Runtime, processor_name
 from dsu_cache import Fingerprint
@@ -19,10 +19,10 @@ __all__ = ["fingerprint", "library_versions"]
 
 def fingerprint(
     name: str,
-    architecture: Architecture,
+    config: DSUNetConfig,
     *,
-    reading: MaskReading,
-    stored: str,
+    mask_format: MaskFormat,
+    feature_dtype: str,
     runtime: Runtime,
     digests: Mapping[str, str],
     encoder_batch_size: int,
@@ -31,32 +31,32 @@ def fingerprint(
 
     Fields decide whether it may be used; what is recorded beside them (library versions and the machine) only warns.
     """
-    extra = {"extra views": RECIPE}
+    extra = {"cached augmentations": RECIPE}
     if name == "pixels":
         return Fingerprint(
-            {"size": architecture.hiera_size, "resize": "PIL bilinear", "mode": "RGB", **extra}, library_versions()
+            {"size": config.hiera_size, "resize": "PIL bilinear", "mode": "RGB", **extra}, library_versions()
         )
     if name == "mask":
         return Fingerprint(
-            {"size": architecture.hiera_size, "resize": "PIL bicubic", "reading": reading.to_json(), **extra},
+            {"size": config.hiera_size, "resize": "PIL bicubic", "mask_format": mask_format.to_json(), **extra},
             library_versions(),
         )
-    is_map = name in guide_names(architecture)
-    spec = architecture.dino if is_map else architecture.hiera
+    is_map = name in guide_names(config)
+    spec = config.dino if is_map else config.hiera
     fields: dict[str, Any] = {
         "encoder": spec.model_dump(mode="json", exclude={"name"}),
         "weights": digests["dino" if is_map else "hiera"],
-        "input size": architecture.dino_size if is_map else architecture.hiera_size,
+        "input size": config.dino_size if is_map else config.hiera_size,
         "resize": "PIL bilinear",
         "normalisation": "ImageNet",
         "precision": runtime.precision,
-        "type": stored,
+        "type": feature_dtype,
         "feature": name,
         "encoder batch size": encoder_batch_size,
         **extra,
     }
     if name == "V":
-        fields |= {"grid": architecture.level_grid(4), "grid resize": "bilinear, two products"}
+        fields |= {"grid": config.level_grid(4), "grid resize": "bilinear, two products"}
     return Fingerprint(fields, {**library_versions(), **_machine(runtime)})
 
 

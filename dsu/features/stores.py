@@ -6,19 +6,19 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from dsu.architecture import Architecture
-from dsu.data.datasets import SampleFacts, inspect
-from dsu.data.masks import MaskReading
+from dsu.config import DSUNetConfig
+from dsu.data.datasets import SampleMetadata, inspect
+from dsu.data.masks import MaskFormat
 from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling
-from dsu.data.views import Views, place_of
+from dsu.data.views import Views, view_index
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import fingerprint
 from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, Runtime
-from dsu.settings import StoredType
+from dsu.settings import FeatureDtype
 from dsu_cache import CacheError, CorruptError, Store, check_readable, is_store
 
 __all__ = [
@@ -37,19 +37,16 @@ __all__ = [
 ]
 
 
-def store_path(cache_root: Path, split: str, architecture: Architecture) -> Path:
+def store_path(cache_root: Path, split: str, config: DSUNetConfig) -> Path:
     """One store a split, a pair of encoders and their input sizes; depth and ablation share it."""
-    return cache_root / split / encoders_name(architecture)
+    return cache_root / split / encoders_name(config)
 
 
-def encoders_name(architecture: Architecture) -> str:
+def encoders_name(config: DSUNetConfig) -> str:
     """The preset's name, or the parts' where they are no preset's."""
-    if architecture.preset != "custom":
-        return architecture.preset
-    return (
-        f"hiera-{architecture.hiera.name}-{architecture.hiera_size}"
-        f"+dino-{architecture.dino.name}-{architecture.dino_size}"
-    )
+    if config.preset != "custom":
+        return config.preset
+    return f"hiera-{config.hiera.name}-{config.hiera_size}+dino-{config.dino.name}-{config.dino_size}"
 
 
 def open_store(path: Path) -> Store:
@@ -99,10 +96,10 @@ def source_of(store: Store) -> SourceFolder:
         raise _foreign(store) from error
 
 
-def architecture_of(store: Store) -> Architecture:
+def config_of(store: Store) -> DSUNetConfig:
     """The encoders and sizes that a store was made with (its depth of adaptation has no meaning)."""
     try:
-        return Architecture.model_validate(_mapping(store, "architecture"))
+        return DSUNetConfig.model_validate(_mapping(store, "config"))
     except ValidationError as error:
         raise _foreign(store) from error
 
@@ -112,11 +109,11 @@ def encoders_of(store: Store) -> dict[str, str]:
     return _mapping(store, "encoders")
 
 
-def reading_of(store: Store) -> MaskReading:
+def mask_format_of(store: Store) -> MaskFormat:
     """How a store's masks were read. Raises `DsuError` for a store without masks."""
     if "mask" not in store.arrays:
         raise DsuError(f"The store {store.path} has no masks: they are needed to train, and to compare with.")
-    return MaskReading.from_json(cast(dict[str, Any], store.arrays["mask"].fingerprint.fields["reading"]))
+    return MaskFormat.from_json(cast(dict[str, Any], store.arrays["mask"].fingerprint.fields["mask_format"]))
 
 
 def _mapping(store: Store, name: str) -> dict[str, Any]:
@@ -132,7 +129,7 @@ def _foreign(store: Store) -> DsuError:
 
 def again(store: Store, options: str = "") -> str:
     """The command that made a store, to be typed again where something of it is missing, with other `options`."""
-    preset = architecture_of(store).preset
+    preset = config_of(store).preset
     words = f" --preset {preset}" if preset not in ("large", "custom") else ""
     return f"`dsu cache-features {source_of(store).asked}{words}{options and f' {options}'}`"
 
@@ -204,7 +201,7 @@ def _means(name: str, source: SourceFolder) -> bool:
     return Path(name).expanduser().resolve() == Path(source.reference)
 
 
-def sample_key(facts: SampleFacts) -> str:
+def sample_key(facts: SampleMetadata) -> str:
     """What a row is keyed by: the content of image and mask."""
     return f"{facts.content}:{facts.mask_sha256}"
 
@@ -218,7 +215,7 @@ def available_features(store: Store, views: Views) -> set[str]:
     return {
         name
         for name in store.arrays
-        if name != "mask" and not store.missing(name, [place_of(name, view) for view in views.numbers])
+        if name != "mask" and not store.missing(name, [view_index(name, view) for view in views.numbers])
     }
 
 
@@ -227,9 +224,9 @@ def recorded_precision(store: Store) -> Precision:
     return cast(Precision, next((p for _, p in _recorded(store, "precision")), "auto"))
 
 
-def recorded_type(store: Store) -> StoredType:
+def recorded_feature_dtype(store: Store) -> FeatureDtype:
     """The type in which a store keeps its features."""
-    return cast(StoredType, next((kind for _, kind in _recorded(store, "type")), "float16"))
+    return cast(FeatureDtype, next((kind for _, kind in _recorded(store, "type")), "float16"))
 
 
 def recorded_encoder_batch_size(store: Store) -> int | None:
@@ -242,7 +239,7 @@ def _recorded(store: Store, field: str) -> list[tuple[str, Any]]:
 
 
 def check_arrays(
-    store: Store, point: ResumePoint, digests: Mapping[str, str], runtime: Runtime, stored: str
+    store: Store, point: ResumePoint, digests: Mapping[str, str], runtime: Runtime, feature_dtype: str
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Compare what is to be read with what this run's encoders would compute.
 
@@ -250,15 +247,15 @@ def check_arrays(
     Returns the digests of both encoders, and what was made with another library version or device, to warn of.
     Raises `StaleError` listing the differing fields.
     """
-    architecture = architecture_of(store)
+    config = config_of(store)
     known = {**encoders_of(store), **digests}
-    reading = reading_of(store) if "mask" in store.arrays else MaskReading()
+    mask_format = mask_format_of(store) if "mask" in store.arrays else MaskFormat()
     wanted = {
         name: fingerprint(
             name,
-            architecture,
-            reading=reading,
-            stored=stored,
+            config,
+            mask_format=mask_format,
+            feature_dtype=feature_dtype,
             runtime=runtime,
             digests=known,
             encoder_batch_size=recorded_encoder_batch_size(store) or 0,
@@ -270,15 +267,15 @@ def check_arrays(
     return known, tuple(map(str, drift))
 
 
-def stored_facts(store: Store) -> dict[str, SampleFacts]:
+def stored_facts(store: Store) -> dict[str, SampleMetadata]:
     """What every sample was when it was stored. Raises `DsuError` where that is not in the manifest."""
     try:
-        return {name: SampleFacts.from_json(entry.info) for name, entry in store.manifest.entries.items()}
+        return {name: SampleMetadata.from_json(entry.info) for name, entry in store.manifest.entries.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(store) from error
 
 
-def check_samples(store: Store, source: SourceFolder, progress: Progress = SILENT) -> dict[str, SampleFacts]:
+def check_samples(store: Store, source: SourceFolder, progress: Progress = SILENT) -> dict[str, SampleMetadata]:
     """Facts of every stored sample, after comparing the data set with the manifest.
 
     Sizes and times are compared; a file is hashed again only where they differ. Raises `DsuError` naming what is
@@ -307,13 +304,13 @@ def check_samples(store: Store, source: SourceFolder, progress: Progress = SILEN
 
 
 def load_encoders(
-    architecture: Architecture, weights: EncoderWeights, *, hiera: bool, dino: bool
+    config: DSUNetConfig, weights: EncoderWeights, *, hiera: bool, dino: bool
 ) -> tuple[Any, Any, dict[str, str]]:
     """Those of the two encoders that are wanted, and their digests."""
     digests: dict[str, str] = {}
     trunk = transformer = None
     if hiera:
-        trunk, digests["hiera"] = load_hiera(architecture, weights)
+        trunk, digests["hiera"] = load_hiera(config, weights)
     if dino:
-        transformer, digests["dino"] = load_dino(architecture, weights)
+        transformer, digests["dino"] = load_dino(config, weights)
     return trunk, transformer, digests

@@ -11,7 +11,7 @@ from dsu.data.sources import SourceFolder
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import library_versions
-from dsu.features.stores import architecture_of, encoders_of, open_store, source_of, store_folders
+from dsu.features.stores import config_of, encoders_of, open_store, source_of, store_folders
 from dsu.features.verification import Verification, verify_store
 from dsu.network.resume import guide_names
 from dsu.progress import SILENT, Progress
@@ -206,11 +206,11 @@ def _describe(folder: Path) -> StoreState:
     nbytes, changed = folder_nbytes(folder), _last_change(folder)
     try:
         store = open_store(folder)
-        source, architecture = source_of(store), architecture_of(store)
+        source, config = source_of(store), config_of(store)
     except (DsuError, CacheError) as error:
         return StoreState(folder, nbytes, changed, (str(error),), writer=holder(folder / "manifest" / "lock"))
     noted = store.attributes.get("random")
-    toy = {architecture.hiera.name, architecture.dino.name} == {"toy"}
+    toy = {config.hiera.name, config.dino.name} == {"toy"}
     return StoreState(
         path=folder,
         nbytes=nbytes,
@@ -235,7 +235,7 @@ def _describe_array(store: Store, name: str, weights: Mapping[str, str]) -> Arra
     views = sorted({shard.view for shard in files.shards() if shard.view < info.views})
     missing = store.missing(name, views)
     lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
-    maps = guide_names(architecture_of(store))
+    maps = guide_names(config_of(store))
     encoder = None if name in FLIPPED_WHEN_READ else "DINOv2" if name in maps else "Hiera"
     now, fields = library_versions(), info.fingerprint
     in_use = store.manifest.rows_in_use // store.rows_per_shard

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsu.data.datasets import Pair, Split
 from dsu.data.images import UnreadableImage, file_sha256, raw_mask, read_image
-from dsu.data.tiles import KeptOpen
+from dsu.data.tiles import LastUsed
 from dsu.errors import DsuError
 from dsu.features.stores import open_store, sample_key, source_of, stored_facts
 from dsu.progress import SILENT, Progress, Task
@@ -110,7 +110,7 @@ def _compare(
     stored = stored_facts(store)
     pairs = {pair.name: pair for pair in split.pairs}
 
-    hashed = KeptOpen(file_sha256, most=2 * workers)  # once for all tiles of an image
+    hashed = LastUsed(file_sha256, most=2 * workers)  # once for all tiles of an image
 
     def differs(name: str) -> bool:
         facts, pair = stored[name], pairs[name]

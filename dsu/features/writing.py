@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dsu.data.views import place_of
+from dsu.data.views import view_index
 from dsu.errors import DsuError
 from dsu_cache import Store
 
@@ -75,7 +75,9 @@ class Writer:
         parts.clear()  # The future keeps its arguments until it is done.
         _check_finite(name, values, samples)
         try:
-            self._store.write_shard(name, place_of(name, view), shard, self._store.rows_in_shard(shard), values.numpy())
+            self._store.write_shard(
+                name, view_index(name, view), shard, self._store.rows_in_shard(shard), values.numpy()
+            )
         except OSError as error:
             raise DsuError(
                 f"The features can't be written to {self._store.path} ({error.strerror or error}): free some space "
@@ -123,5 +125,5 @@ def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:
     sample = samples[int((~finite).nonzero()[0])]
     raise DsuError(
         f"{name} of {sample} has values that are not finite as {str(tensor.dtype).removeprefix('torch.')}: store "
-        f"float32 (--stored float32), or check the image and the encoder's weights."
+        f"float32 (--feature-dtype float32), or check the image and the encoder's weights."
     )

@@ -31,12 +31,22 @@ _RECIPE: Final = (
     "views",
     "seed",
     "keep",
-    "resume_from",
+    "start_feature",
     "precision",
 )
 """What of a run's settings people ask for first."""
 
-_UNUSUAL: Final = ("tile", "overlap", "balance", "region", "misses", "gamma", "warm_up", "init_from", "fold")
+_UNUSUAL: Final = (
+    "tile",
+    "overlap",
+    "balance",
+    "region",
+    "tversky_beta",
+    "focal_gamma",
+    "freeze_adapter_epochs",
+    "init_from",
+    "fold",
+)
 """What they want to know where it is not the default."""
 
 
@@ -108,7 +118,7 @@ class HeadFacts:
     @property
     def adapters(self) -> str:
         """Which of Hiera's blocks have adapters, in words."""
-        depth, adapted = self.info.architecture.hiera.depth, self.info.architecture.adapt_last
+        depth, adapted = self.info.config.hiera.depth, self.info.config.adapt_last
         if adapted in (0, depth):
             return f"in front of all {depth} Hiera blocks" if adapted else "none"
         return f"in front of the last {adapted} of {depth} Hiera blocks"
@@ -186,12 +196,12 @@ def _judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoders(info: HeadInfo) -> tuple[EncoderFacts, ...]:
-    architecture = info.architecture
+    config = info.config
     drawn = info.random_weights
-    hiera, dino = architecture.hiera.name, architecture.dino.name
-    named = [("hiera", f"Hiera {hiera}", hiera, architecture.hiera_size)]
-    if architecture.injections:
-        named.append(("dino", f"DINOv2 {dino}", dino, architecture.dino_size))
+    hiera, dino = config.hiera.name, config.dino.name
+    named = [("hiera", f"Hiera {hiera}", hiera, config.hiera_size)]
+    if config.injections:
+        named.append(("dino", f"DINOv2 {dino}", dino, config.dino_size))
     return tuple(
         EncoderFacts(
             name=shown,

@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dsu import __version__
-from dsu.architecture import Architecture
+from dsu.config import DSUNetConfig
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError, validation_reasons
-from dsu.files import write_durably
+from dsu.files import atomic_write
 from dsu.heads.hub import fetch, is_hub_name
 from dsu.network.head import Head
-from dsu.settings import StoredType, torch_type
+from dsu.settings import FeatureDtype, torch_type
 
 __all__ = [
     "CONFIG_FILE",
@@ -47,8 +47,8 @@ class HeadInfo(BaseModel):
     """What stands in the metadata of a head's file.
 
     Attributes:
-        architecture: of the network that the head belongs to.
-        stored: the type to which the split rounds.
+        config: of the network that the head belongs to.
+        feature_dtype: the type to which frozen features are rounded.
         encoders: digests of the frozen weights it was trained on, `hiera` and `dino`.
         dataset: the training split, and how to find its images again.
         training: the resolved settings of the run.
@@ -60,8 +60,8 @@ class HeadInfo(BaseModel):
 
     format: int = FORMAT
     version: str = __version__
-    architecture: Architecture
-    stored: StoredType | None = "float16"
+    config: DSUNetConfig
+    feature_dtype: FeatureDtype | None = "float16"
     encoders: dict[str, str] = {}
     dataset: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -77,8 +77,8 @@ class HeadInfo(BaseModel):
     @property
     def random(self) -> bool:
         """Whether any of its encoders' weights are random ones, as the toy's always are."""
-        hiera, dino = self.architecture.hiera.name, self.architecture.dino.name
-        used = (hiera, dino) if self.architecture.injections else (hiera,)
+        hiera, dino = self.config.hiera.name, self.config.dino.name
+        used = (hiera, dino) if self.config.injections else (hiera,)
         return self.random_weights or "toy" in used
 
     @property
@@ -93,14 +93,14 @@ class HeadInfo(BaseModel):
         return size if type(size) is int and size > 0 else None
 
     @property
-    def stored_dtype(self) -> torch.dtype | None:
-        """`stored` as torch's type."""
-        return None if self.stored is None else torch_type(self.stored)
+    def torch_feature_dtype(self) -> torch.dtype | None:
+        """`feature_dtype` as torch's type."""
+        return None if self.feature_dtype is None else torch_type(self.feature_dtype)
 
 
 def save_head(path: Path, state: Mapping[str, Tensor], info: HeadInfo) -> None:
-    """Write a head so that at no moment a part of a file stands under its name. Raises as `write_durably`."""
-    write_durably(path, head_bytes(state, info))
+    """Write a head so that at no moment a part of a file stands under its name. Raises as `atomic_write`."""
+    atomic_write(path, head_bytes(state, info))
 
 
 def head_bytes(state: Mapping[str, Tensor], info: HeadInfo) -> bytes:
@@ -187,7 +187,7 @@ def _go_on(run: Path) -> str:
     return f"its training was stopped, go on with it by `dsu train-head --resume --out {run}`"
 
 
-def start_from(head: Head, path: Path, architecture: Architecture, encoders: Mapping[str, str]) -> list[str]:
+def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[str, str]) -> list[str]:
     """Give a new head the weights of a trained one, and say what its user should know.
 
     Blocks that have an adapter now and had none then get one that does nothing yet.
@@ -195,7 +195,7 @@ def start_from(head: Head, path: Path, architecture: Architecture, encoders: Map
     Args:
         head: the new one.
         path: the trained one's file.
-        architecture: of the new one's network.
+        config: of the new one's network.
         encoders: digests of the encoders that it will be trained with.
 
     Raises `UsageError` where the two differ in more than how many blocks have adapters.
@@ -208,8 +208,8 @@ def start_from(head: Head, path: Path, architecture: Architecture, encoders: Map
     )
     if odd is not None:
         raise UsageError(
-            f"The head {path} is of another network ({odd} differs; {_network_text(info.architecture)}): start from "
-            f"one of {_network_text(architecture)}, with no more adapters than --adapt-last asks for."
+            f"The head {path} is of another network ({odd} differs; {_network_text(info.config)}): start from "
+            f"one of {_network_text(config)}, with no more adapters than --adapt-last asks for."
         )
     head.load_state_dict({name: state.get(name, tensor) for name, tensor in new.items()})
     head.init_adapters_identity({name.split(".")[1] for name in lacking})
@@ -219,9 +219,9 @@ def start_from(head: Head, path: Path, architecture: Architecture, encoders: Map
     return [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
 
 
-def _network_text(architecture: Architecture) -> str:
-    ablation = "" if architecture.ablation == "none" else f", ablation {architecture.ablation}"
-    return f"{architecture.preset} with {architecture.adapt_last} adapted blocks{ablation}"
+def _network_text(config: DSUNetConfig) -> str:
+    ablation = "" if config.ablation == "none" else f", ablation {config.ablation}"
+    return f"{config.preset} with {config.adapt_last} adapted blocks{ablation}"
 
 
 def is_finished(folder: Path) -> bool:

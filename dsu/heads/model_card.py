@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from dsu.data.benchmarks import COD_TEST, PAGES
 from dsu.errors import UsageError
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 from dsu.heads.card_metrics import eval_results, metrics_section
 from dsu.heads.head_facts import HeadFacts, head_facts
 from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, head_bytes, load_head
@@ -60,7 +60,7 @@ def export_folder(
         overwrite: write over files of an earlier export; others in the folder are left alone.
 
     Returns the files. Raises `UsageError` where something stands in the way, and `DsuError` as `load_head` and
-    `write_durably`.
+    `atomic_write`.
     """
     if name is not None and not is_repository(name):
         raise UsageError(f"--name {name} is no OWNER/NAME as the hub has them: give letters, digits, '.', '_' and '-'.")
@@ -76,7 +76,7 @@ def export_folder(
     }
     make_folder(out)
     for filename, content in contents.items():
-        write_durably(out / filename, content)
+        atomic_write(out / filename, content)
     return [out / filename for filename in contents]
 
 
@@ -186,15 +186,15 @@ def _data(facts: HeadFacts) -> str:
 
 
 def _settings(facts: HeadFacts) -> str:
-    info, architecture = facts.info, facts.info.architecture
+    info, config = facts.info, facts.info.config
     rows = [
         ("input", ", ".join(f"{encoder.name} at {encoder.size} px" for encoder in facts.encoders)),
         ("adapters", facts.adapters),
-        ("features rounded to", info.stored or "nothing"),
+        ("features rounded to", info.feature_dtype or "nothing"),
         ("state after epoch", str(info.epoch)),
     ]
-    if architecture.ablation != "none":
-        rows.append(("ablation", f"{architecture.ablation} of the paper's Tables VII and VIII"))
+    if config.ablation != "none":
+        rows.append(("ablation", f"{config.ablation} of the paper's Tables VII and VIII"))
     rows += facts.recipe.items()
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
 

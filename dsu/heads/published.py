@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dsu.architecture import DINOS, HIERAS, PRESETS, Architecture, DinoSpec, HieraSpec
+from dsu.config import DINOS, HIERAS, PRESETS, DinoSpec, DSUNetConfig, HieraSpec
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
@@ -118,10 +118,8 @@ def load_published_checkpoint(
 
 
 def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, dino: Mapping[str, Any] | None) -> DSUNet:
-    architecture = _recognise(state, hiera, dino)
-    network = DSUNet(
-        architecture, build_hiera(architecture.hiera), build_dino(architecture.dino, architecture.dino_size)
-    )
+    config = _recognise(state, hiera, dino)
+    network = DSUNet(config, build_hiera(config.hiera), build_dino(config.dino, config.dino_size))
     _check_haar(state)
     wanted = {published_name(own): own for own in network.state_dict()}
     missing = sorted(set(wanted) - set(state))
@@ -147,8 +145,8 @@ def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, di
 def export_published(network: DSUNet) -> dict[str, Tensor]:
     """The network's state under the authors' names, as their program loads it (Haar taps included)."""
     state = {published_name(own): tensor for own, tensor in network.state_dict().items()}
-    haar_filter = _haar_filter(network.architecture.dino.embed_dim)
-    mask_token = torch.zeros(1, network.architecture.dino.embed_dim)
+    haar_filter = _haar_filter(network.config.dino.embed_dim)
+    mask_token = torch.zeros(1, network.config.dino.embed_dim)
     return state | dict.fromkeys(_HAAR_KEYS, haar_filter) | dict.fromkeys(_IGNORED, mask_token)
 
 
@@ -159,20 +157,20 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
     Raises `DsuError` as `load_published_checkpoint`.
     """
     network = load_published_checkpoint(path)
-    architecture = network.architecture
+    config = network.config
     inside = {"hiera": weights_digest(_present(network.hiera)), "dino": weights_digest(_present(network.dino))}
     notes = []
     for name, load in (("hiera", load_hiera), ("dino", load_dino)):
         try:
-            official = load(architecture, replace(weights, download=False))[1]
+            official = load(config, replace(weights, download=False))[1]
         except DsuError:
             notes.append(f"{name}: not compared with the official weights, which are not at hand")
             continue
         verdict = "the official weights" if official == inside[name] else "NOT the official weights"
         notes.append(f"{name}: {verdict} ({inside[name][:12]})")
     info = HeadInfo(
-        architecture=architecture,
-        stored=None,
+        config=config,
+        feature_dtype=None,
         encoders=inside,
         training={"imported_from": path.name},
     )
@@ -186,8 +184,8 @@ def export_head(head: Path, weights: EncoderWeights) -> dict[str, Tensor]:
     encoders' weights are not those that it was trained on.
     """
     state, info = load_head(head)
-    architecture = info.architecture
-    if architecture.adapt_last != architecture.hiera.depth or architecture.ablation != "none":
+    config = info.config
+    if config.adapt_last != config.hiera.depth or config.ablation != "none":
         raise DsuError(
             f"The published program has adapters in front of all blocks and no ablation; the head {head} has not: only "
             f"a head trained without --adapt-last and --ablation can be exported."
@@ -202,7 +200,7 @@ def _present(module: nn.Module | None) -> nn.Module:
 
 def _recognise(
     state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, dino: Mapping[str, Any] | None
-) -> Architecture:
+) -> DSUNetConfig:
     try:
         sam_width = state["backbone_sam.sam_encoder.patch_embed.proj.weight"].shape[0]
         dino_width = state["backbone_dino.dino_encoder.patch_embed.proj.weight"].shape[0]
@@ -237,7 +235,7 @@ def _recognise(
         (name for name, (h, d, *_) in PRESETS.items() if (h, d) == (hiera_spec.name, dino_spec.name)), "custom"
     )
     try:
-        return Architecture(
+        return DSUNetConfig(
             preset=preset,
             hiera=hiera_spec,
             dino=dino_spec,

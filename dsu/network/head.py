@@ -6,7 +6,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsu.architecture import LEVELS, Architecture
+from dsu.config import LEVELS, DSUNetConfig
 from dsu.network.adapter import Adapter
 from dsu.network.content_guided import ContentGuidedFusion
 from dsu.network.modulation import ChannelModulation
@@ -26,22 +26,19 @@ class Head(nn.Module):
     Adapters are called by the network from inside Hiera; `forward` is everything after the encoders.
 
     Args:
-        architecture: fixes every width, which blocks carry adapters and which levels DINOv2 is fused into.
+        config: fixes every width, which blocks carry adapters and which levels DINOv2 is fused into.
         as_published: see `DSUNet`.
     """
 
-    def __init__(self, architecture: Architecture, *, as_published: bool = False) -> None:
+    def __init__(self, config: DSUNetConfig, *, as_published: bool = False) -> None:
         super().__init__()
-        hiera = architecture.hiera
-        self.injections = architecture.injections
+        hiera = config.hiera
+        self.injections = config.injections
         self.adapters = nn.ModuleDict(
-            {str(block): Adapter(hiera.input_dim(block)) for block in range(architecture.first_adapted, hiera.depth)}
+            {str(block): Adapter(hiera.input_dim(block)) for block in range(config.first_adapted, hiera.depth)}
         )
         self.modulations = nn.ModuleDict(
-            {
-                str(level): ChannelModulation(architecture.dino.embed_dim, hiera.level_dim(level))
-                for level in self.injections
-            }
+            {str(level): ChannelModulation(config.dino.embed_dim, hiera.level_dim(level)) for level in self.injections}
         )
         self.fusions = nn.ModuleDict(
             {str(level): ContentGuidedFusion(hiera.level_dim(level)) for level in self.injections}

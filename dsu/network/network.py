@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from dsu.architecture import LEVELS, Architecture
+from dsu.config import LEVELS, DSUNetConfig
 from dsu.encoders.dino import dino_maps
 from dsu.encoders.hiera import embed_pixels
 from dsu.encoders.windows import run_block
@@ -79,7 +79,7 @@ class DSUNet(nn.Module):
     with S4 stored and no adapters no Hiera.
 
     Args:
-        architecture: every size.
+        config: every size.
         hiera: the frozen trunk, or None.
         dino: the frozen transformer, or None.
         feature_dtype: the type to which frozen features are rounded; None leaves them as computed.
@@ -93,7 +93,7 @@ class DSUNet(nn.Module):
             the same numbers for less memory and a third more time.
 
     Example:
-        >>> network = DSUNet(architecture, hiera, dino).eval()
+        >>> network = DSUNet(config, hiera, dino).eval()
         >>> network(pixel_values, guide_values).logits                      # (B, 1, 352, 352)
         >>> features = network.encode(pixel_values, guide_values, ["V"])    # (B, 11, 11, 1024), as a store keeps it
         >>> network(pixel_values, features=features).logits                 # the same numbers
@@ -105,7 +105,7 @@ class DSUNet(nn.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        config: DSUNetConfig,
         hiera: "Hiera | None",
         dino: "VisionTransformer | None",
         *,
@@ -114,17 +114,17 @@ class DSUNet(nn.Module):
         as_published: bool = False,
     ) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.config = config
         self.feature_dtype = feature_dtype
         self.encoder_batch_size = encoder_batch_size
         self.hiera = hiera
         self.dino = dino
-        self.head = Head(architecture, as_published=as_published)
+        self.head = Head(config, as_published=as_published)
         self.gradient_checkpointing = False
         # Buffers, since a captured GPU graph must not meet a tensor that is made on the host.
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-        weights = bilinear_weights(architecture.dino_grid, architecture.level_grid(4))
+        weights = bilinear_weights(config.dino_grid, config.level_grid(4))
         self.register_buffer("guide_weights", weights, persistent=False)
         self._encoder_block: RunBlock = _published_block if as_published else run_block
         self._block = self._encoder_block
@@ -208,9 +208,9 @@ class DSUNet(nn.Module):
     def _encode_block(
         self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
-        guides = [name for name in names if name in guide_names(self.architecture)]
+        guides = [name for name in names if name in guide_names(self.config)]
         tokens = [name for name in names if name not in guides]
-        side = self.architecture.hiera_size if pixel_values is None else pixel_values.shape[-1]
+        side = self.config.hiera_size if pixel_values is None else pixel_values.shape[-1]
         found = self._encode_hiera(pixel_values, tokens) | self._encode_dino(guide_values, guides, side // STRIDE)
         return {name: to_stored(tensor, self.feature_dtype) for name, tensor in found.items()}
 
@@ -222,7 +222,7 @@ class DSUNet(nn.Module):
             raise RuntimeError(f"{', '.join(names)} were not given and can't be computed without pixel_values")
         wanted: dict[int, list[str]] = {}
         for name in names:
-            wanted.setdefault(feature_block(self.architecture, name), []).append(name)
+            wanted.setdefault(feature_block(self.config, name), []).append(name)
         hiera = self._hiera()
         tokens = embed_pixels(hiera, self._normalized(pixel_values))
         found: dict[str, Tensor] = {}
@@ -237,7 +237,7 @@ class DSUNet(nn.Module):
             return {}
         if self.dino is None or guide_values is None:
             raise RuntimeError("this network was built without DINOv2 and its features were not given")
-        blocks = {name: int(name[1:] or self.architecture.dino.depth) for name in names}
+        blocks = {name: int(name[1:] or self.config.dino.depth) for name in names}
         maps = dino_maps(self.dino, self._normalized(guide_values), blocks.values())
         found = {name: maps[block].permute(0, 2, 3, 1) for name, block in blocks.items()}
         if "V" in found:
@@ -245,7 +245,7 @@ class DSUNet(nn.Module):
         return found
 
     def _guide_weights(self, source: int, target: int) -> Tensor:
-        """The buffer, or weights made now for images of another size than the architecture's."""
+        """The buffer, or weights made now for images of another size than the config's."""
         if self.guide_weights.shape == (target, source):
             return self.guide_weights
         return bilinear_weights(source, target).to(self.guide_weights.device)
@@ -267,7 +267,7 @@ class DSUNet(nn.Module):
             given |= self.encode(pixel_values, guide_values, lacking)
         live = {name: self._live(name, given[name]) for name in point.features if name != "pixels"}
         levels = {int(name[1]): live[name].permute(0, 3, 1, 2) for name in point.levels}
-        if point.block < self.architecture.hiera.depth:
+        if point.block < self.config.hiera.depth:
             if point.start == "pixels":
                 tokens = embed_pixels(self._hiera(), self._normalized(given["pixels"]))
             else:
@@ -277,14 +277,14 @@ class DSUNet(nn.Module):
 
     def _resume_point(self, given: Collection[str], start_feature: str | None) -> ResumePoint:
         if start_feature is not None:
-            return resume_at(self.architecture, start_feature)
-        if not serving_features(self.architecture, given):
+            return resume_at(self.config, start_feature)
+        if not serving_features(self.config, given):
             raise RuntimeError("neither pixel_values nor features of Hiera to start from were given")
-        return resume_point(self.architecture, {*given, *self.architecture.injections.values()})
+        return resume_point(self.config, {*given, *self.config.injections.values()})
 
     def _run_blocks(self, tokens: Tensor, point: ResumePoint, levels: dict[int, Tensor]) -> None:
         """Run Hiera from `point.block` on and add the levels it ends."""
-        hiera, first_adapted = self._hiera(), self.architecture.first_adapted
+        hiera, first_adapted = self._hiera(), self.config.first_adapted
         for index in range(point.block, len(hiera.blocks)):
             if index < first_adapted:
                 with torch.no_grad():
@@ -315,7 +315,7 @@ class DSUNet(nn.Module):
         return tensor.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype)
 
     def _stage(self, name: str) -> int:
-        return int(name[1]) if name[0] == "S" else self.architecture.hiera.stage_of(int(name[1:]))
+        return int(name[1]) if name[0] == "S" else self.config.hiera.stage_of(int(name[1:]))
 
     def _normalized(self, values: Tensor) -> Tensor:
         return normalize_pixels(values, self.mean, self.std) if values.dtype == torch.uint8 else values

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from dsu.architecture import LEVELS, Architecture
+from dsu.config import LEVELS, DSUNetConfig
 from dsu.errors import UsageError
 
 __all__ = [
@@ -50,12 +50,12 @@ class ResumePoint:
         return tuple(dict.fromkeys((self.start, *self.levels, *self.guides)))
 
 
-def feature_block(architecture: Architecture, name: str) -> int:
+def feature_block(config: DSUNetConfig, name: str) -> int:
     """The Hiera block that goes on from a feature: 0 from pixels, k from `B<k>`, the next stage's first from a level.
 
     Raises `UsageError` for a name that is no feature of this trunk.
     """
-    hiera = architecture.hiera
+    hiera = config.hiera
     if name == "pixels":
         return 0
     if name in LEVEL_NAMES:
@@ -64,89 +64,89 @@ def feature_block(architecture: Architecture, name: str) -> int:
     if tokens and int(tokens[1]) < hiera.depth:
         return int(tokens[1])
     raise UsageError(
-        f"{name!r} is no feature of this network: choose V, V1 to V{architecture.dino.depth} (DINOv2's blocks on its "
+        f"{name!r} is no feature of this network: choose V, V1 to V{config.dino.depth} (DINOv2's blocks on its "
         f"own grid), S1 to S4 or B1 to B{hiera.depth - 1} (the tokens entering that Hiera block)."
     )
 
 
-def feature_shape(architecture: Architecture, name: str) -> tuple[int, int, int]:
+def feature_shape(config: DSUNetConfig, name: str) -> tuple[int, int, int]:
     """(H, W, C) of a feature as it is stored."""
     if name == "V":
-        side, channels = architecture.level_grid(4), architecture.dino.embed_dim
-    elif name in guide_names(architecture):
-        side, channels = architecture.dino_grid, architecture.dino.embed_dim
+        side, channels = config.level_grid(4), config.dino.embed_dim
+    elif name in guide_names(config):
+        side, channels = config.dino_grid, config.dino.embed_dim
     elif name == "pixels":
-        side, channels = architecture.hiera_size, 3
+        side, channels = config.hiera_size, 3
     else:
-        level = architecture.hiera.stage_of(feature_block(architecture, name))
-        side, channels = architecture.level_grid(level), architecture.hiera.level_dim(level)
+        level = config.hiera.stage_of(feature_block(config, name))
+        side, channels = config.level_grid(level), config.hiera.level_dim(level)
     return (side, side, channels)
 
 
-def check_features(architecture: Architecture, names: Collection[str]) -> None:
+def check_features(config: DSUNetConfig, names: Collection[str]) -> None:
     """Raise `UsageError` for a name that can't be stored of this network."""
     for name in names:
-        if name not in guide_names(architecture):
-            feature_block(architecture, name)
+        if name not in guide_names(config):
+            feature_block(config, name)
 
 
-def guide_names(architecture: Architecture) -> tuple[str, ...]:
+def guide_names(config: DSUNetConfig) -> tuple[str, ...]:
     """DINOv2's features that may be stored: V on S4's grid, V<k> of block k (from 1) on DINOv2's own."""
-    return ("V", *(f"V{block}" for block in range(1, architecture.dino.depth + 1)))
+    return ("V", *(f"V{block}" for block in range(1, config.dino.depth + 1)))
 
 
-def resume_point(architecture: Architecture, available: Collection[str], wanted: str | None = None) -> ResumePoint:
+def resume_point(config: DSUNetConfig, available: Collection[str], wanted: str | None = None) -> ResumePoint:
     """The latest point at or before the first adapted block that `available` features can serve.
 
     `available` names what is stored in every view that the run draws, `pixels` included; `wanted` asks for one
     of those that can serve. Raises `UsageError` when DINOv2's features are not among what is available (they
     stand beside every start), or when `wanted` can't serve.
     """
-    guides = tuple(dict.fromkeys(architecture.injections.values()))
+    guides = tuple(dict.fromkeys(config.injections.values()))
     lacking = [name for name in guides if name not in available]
     if lacking:
         raise UsageError(
             f"{', '.join(lacking)} is not stored in all the views that this run draws: run your `dsu cache-features` "
-            f"again with --levels {','.join(lacking)} and these --views, or draw fewer, with --views none."
+            f"again with --features {','.join(lacking)} and these --views, or draw fewer, with --views none."
         )
-    serving = serving_features(architecture, available)
+    serving = serving_features(config, available)
     if not serving:
         raise UsageError("Nothing is stored to resume from, not even pixels: run your `dsu cache-features` again.")
     if wanted is not None and wanted not in serving:
         raise UsageError(
-            f"A run with adapters in the last {architecture.adapt_last} blocks can't resume from {wanted!r} with what "
+            f"A run with adapters in the last {config.adapt_last} blocks can't resume from {wanted!r} with what "
             f"is stored in the views that it draws: choose {', '.join(sorted(serving))}."
         )
     # Where a level is also stored as the next block's tokens, the level alone is read.
-    latest = max(serving, key=lambda name: (feature_block(architecture, name), name in LEVEL_NAMES))
-    return resume_at(architecture, wanted or latest)
+    latest = max(serving, key=lambda name: (feature_block(config, name), name in LEVEL_NAMES))
+    return resume_at(config, wanted or latest)
 
 
-def serving_features(architecture: Architecture, available: Collection[str]) -> list[str]:
+def serving_features(config: DSUNetConfig, available: Collection[str]) -> list[str]:
     """Those of `available` from which a run of this depth of adaptation can start."""
     found = []
     for name in available:
-        if name in guide_names(architecture):
+        if name in guide_names(config):
             continue
-        block = feature_block(architecture, name)
-        needed = _levels_before(architecture, block)
-        if block <= architecture.first_adapted and all(level in available for level in needed):
+        block = feature_block(config, name)
+        needed = _levels_before(config, block)
+        if block <= config.first_adapted and all(level in available for level in needed):
             found.append(name)
     return found
 
 
-def earliest(architecture: Architecture) -> ResumePoint:
+def earliest(config: DSUNetConfig) -> ResumePoint:
     """Starting from the pixels, beside DINOv2's features: what needs no level stored."""
-    return resume_at(architecture, "pixels")
+    return resume_at(config, "pixels")
 
 
-def resume_at(architecture: Architecture, start: str) -> ResumePoint:
+def resume_at(config: DSUNetConfig, start: str) -> ResumePoint:
     """The point at a named feature, whichever blocks carry adapters."""
-    block = feature_block(architecture, start)
-    guides = tuple(dict.fromkeys(architecture.injections.values()))
-    return ResumePoint(start, block, tuple(_levels_before(architecture, block)), guides)
+    block = feature_block(config, start)
+    guides = tuple(dict.fromkeys(config.injections.values()))
+    return ResumePoint(start, block, tuple(_levels_before(config, block)), guides)
 
 
-def _levels_before(architecture: Architecture, block: int) -> list[str]:
+def _levels_before(config: DSUNetConfig, block: int) -> list[str]:
     """Levels whose Hiera stage has ended before `block`: starting there, they can't be computed any more."""
-    return [f"S{level}" for level in LEVELS if sum(architecture.hiera.stages[:level]) <= block]
+    return [f"S{level}" for level in LEVELS if sum(config.hiera.stages[:level]) <= block]

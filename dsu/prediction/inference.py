@@ -71,11 +71,11 @@ def load_network(
     Raises `DsuError` where the encoders' weights are not those that the head was trained on, or the head's tensors
     do not fit its own settings.
     """
-    architecture = info.architecture
-    start = point or earliest(architecture)
+    config = info.config
+    start = point or earliest(config)
     needs_dino = from_images and bool(start.guides)
-    needs_hiera = from_images or start.block < architecture.hiera.depth
-    hiera, dino, digests = load_encoders(architecture, weights, hiera=needs_hiera, dino=needs_dino)
+    needs_hiera = from_images or start.block < config.hiera.depth
+    hiera, dino, digests = load_encoders(config, weights, hiera=needs_hiera, dino=needs_dino)
     for encoder, digest in digests.items():
         trained_on = info.encoders.get(encoder)
         if trained_on is not None and trained_on != digest:
@@ -84,7 +84,7 @@ def load_network(
                 f"({digest[:12]}): give the right ones with --{encoder}-weights."
             )
     network = DSUNet(
-        architecture, hiera, dino, feature_dtype=info.stored_dtype, encoder_batch_size=info.encoder_batch_size
+        config, hiera, dino, feature_dtype=info.torch_feature_dtype, encoder_batch_size=info.encoder_batch_size
     )
     try:
         network.head.load_state_dict(dict(state))

@@ -20,7 +20,7 @@ from dsu.batches import Batch, Samples, StoredSamples, prefetch
 from dsu.data.images import UnreadableImage, file_sha256, read_image, resize_image
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
@@ -49,7 +49,7 @@ class Outcome:
     """One sentence for each image that could not be read or got no mask."""
 
     def settle(self, writes: Iterable[Future[str | None]]) -> None:
-        """Wait for masks to be written, and count them or note what is wrong with them. Raises as `write_durably`."""
+        """Wait for masks to be written, and count them or note what is wrong with them. Raises as `atomic_write`."""
         for complaint in [write.result() for write in writes]:
             if complaint is None:
                 self.written += 1
@@ -102,7 +102,7 @@ def predict(
         for folder in {target.output.parent for target in todo}:
             make_folder(folder)
         record["sets"][job.name] = {**how, "names": list(stamps), "stamps": stamps}
-        write_durably(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
+        atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
         if todo and (network is None or (network.hiera is None or network.dino is None)):
             network = load_network(state, info, weights, point=job.point, from_images=job.store is None)
             runtime.place(network)
@@ -214,9 +214,9 @@ class _ImageLoader:
     """Batches of decoded images; those that can't be read are left out and named."""
 
     def __init__(self, network: DSUNet, point: ResumePoint) -> None:
-        architecture = network.architecture
-        self._size = architecture.hiera_size
-        self._dino_size = architecture.dino_size if point.guides else None
+        config = network.config
+        self._size = config.hiera_size
+        self._dino_size = config.dino_size if point.guides else None
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="decode")
 
     def load(self, targets: tuple[Target, ...]) -> _Loaded:
@@ -261,7 +261,7 @@ def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettin
             return str(error)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=3)
-    write_durably(target.output, buffer.getvalue())
+    atomic_write(target.output, buffer.getvalue())
     return None
 
 

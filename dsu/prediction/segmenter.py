@@ -49,7 +49,7 @@ class Segmenter:
     tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
-        self._predictor = Predictor(self.network, self.runtime, earliest(self.network.architecture))
+        self._predictor = Predictor(self.network, self.runtime, earliest(self.network.config))
 
     @classmethod
     def load(
@@ -137,15 +137,15 @@ class Segmenter:
         pictures = [_as_rgb(image) for image in images]
         if self.tiling is not None:
             return [self._predict_tiles(picture, self.tiling, normalization) for picture in pictures]
-        architecture = self.network.architecture
+        config = self.network.config
 
         def stack(size: int) -> Tensor:
             return torch.from_numpy(np.stack([resize_image(picture, size) for picture in pictures]))
 
-        dino_pixels = stack(architecture.dino_size) if architecture.injections else None
+        dino_pixels = stack(config.dino_size) if config.injections else None
         names = tuple(str(index) for index in range(len(pictures)))
         zeros = (0,) * len(names)
-        logits = self._predictor(Batch.of(names, zeros, pixels=stack(architecture.hiera_size), dino_pixels=dino_pixels))
+        logits = self._predictor(Batch.of(names, zeros, pixels=stack(config.hiera_size), dino_pixels=dino_pixels))
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 
     def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:

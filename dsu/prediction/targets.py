@@ -180,7 +180,7 @@ class _Finder:
         chosen = [split for split in splits if split.kind != "train"] or list(splits)
         sources = [SourceFolder.of(split, name, root, self.images, self.masks) for split in chosen]
         if self.info.dataset.get("reference") == sources[0].reference:  # its masks are read as they were in training
-            sources = [replace(source, reading=self._trained_on().reading) for source in sources]
+            sources = [replace(source, mask_format=self._trained_on().mask_format) for source in sources]
         return [self._split_job(split, source) for split, source in zip(chosen, sources, strict=True)]
 
     def folder(self, folder: Path) -> Job:
@@ -225,7 +225,7 @@ class _Finder:
             )
         name = f"{source.split}-VAL"
         if not self.end_to_end:
-            for store, origin in find_stores(self.cache_root, source.split, encoders_name(self.info.architecture)):
+            for store, origin in find_stores(self.cache_root, source.split, encoders_name(self.info.config)):
                 if origin.reference == source.reference and origin.tiling == self.tiling == source.tiling:
                     return self._stored_job(name, store, origin, held_out)
         if source.tiling is not None:
@@ -264,7 +264,7 @@ class _Finder:
 
     def _from_stores(self, name: str) -> list[Job]:
         """Jobs from the stores of a data set's test splits."""
-        splits = _stored_splits(self.cache_root, name, encoders_name(self.info.architecture), self.tiling)
+        splits = _stored_splits(self.cache_root, name, encoders_name(self.info.config), self.tiling)
         return [self._stored_job(source.split, store, source) for store, source in splits]
 
     def _stored_job(self, name: str, store: Store, source: SourceFolder, only: Collection[str] | None = None) -> Job:
@@ -272,8 +272,8 @@ class _Finder:
         available = available_features(store, UNFLIPPED)
         if "pixels" not in available:
             raise UsageError(f"{store.path} is not complete: run {again(store)} again.")
-        point = resume_point(self.info.architecture, available)
-        _, drift = check_arrays(store, point, self.info.encoders, self.runtime, self.info.stored or "float16")
+        point = resume_point(self.info.config, available)
+        _, drift = check_arrays(store, point, self.info.encoders, self.runtime, self.info.feature_dtype or "float16")
         for item in drift:
             self.progress.say(f"other version: {item}")
         check_samples(store, source, self.progress)
@@ -287,7 +287,7 @@ class _Finder:
         return self._images_job(split.name, [(pair.name, pair.image) for pair in split.pairs], source)
 
     def _images_job(self, name: str, images: Sequence[tuple[str, Path]], source: SourceFolder | None) -> Job:
-        return self._job(name, images, source, None, earliest(self.info.architecture))
+        return self._job(name, images, source, None, earliest(self.info.config))
 
     def _job(
         self,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dsu.batches import Batch, StoredSamples, prefetch
 from dsu.data.images import Box, UnreadableImage, read_image, resize_image
-from dsu.data.inspection import SampleFacts
-from dsu.data.tiles import Canvas, Tiling, image_name
+from dsu.data.inspection import SampleMetadata
+from dsu.data.tiles import TileBlender, Tiling, image_name
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.prediction.inference import Predictor, resize_logits
@@ -39,20 +39,20 @@ class TiledImage:
 
 def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size: int) -> Tensor:
     """Logits (height, width) float32 of a whole image on the CPU, from its tiles, `size` of them at a time."""
-    canvas = Canvas(image.boxes)
+    blender = TileBlender(image.boxes)
     for start in range(0, len(image.boxes), size):
         boxes = image.boxes[start : start + size]
         logits = predictor(image.fetch(start, start + len(boxes)))
         for box, one in zip(boxes, logits, strict=True):
             left, top, right, bottom = box
-            canvas.add(box, resize_logits(one, (right - left, bottom - top)).cpu().numpy())
-    return torch.from_numpy(canvas.logits)
+            blender.add(box, resize_logits(one, (right - left, bottom - top)).cpu().numpy())
+    return torch.from_numpy(blender.logits)
 
 
 def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledImage:
     """An RGB image in tiles, cut out and resized when they are fetched."""
-    architecture, boxes = network.architecture, tiling.boxes(*image.size)
-    dino_size = architecture.dino_size if earliest(architecture).guides else None
+    config, boxes = network.config, tiling.boxes(*image.size)
+    dino_size = config.dino_size if earliest(config).guides else None
 
     def fetch(start: int, stop: int) -> Batch:
         tiles = [image.crop(box) for box in boxes[start:stop]]
@@ -62,7 +62,7 @@ def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledIma
 
         names = tuple(f"{left},{top}" for left, top, _, _ in boxes[start:stop])
         dino_pixels = None if dino_size is None else stack(dino_size)
-        return Batch.of(names, (0,) * len(tiles), pixels=stack(architecture.hiera_size), dino_pixels=dino_pixels)
+        return Batch.of(names, (0,) * len(tiles), pixels=stack(config.hiera_size), dino_pixels=dino_pixels)
 
     return TiledImage(boxes, fetch)
 
@@ -119,7 +119,7 @@ def _stored(store: Store, point: ResumePoint, todo: Sequence[Target]) -> Iterato
 
     def open_image(target: Target) -> TiledImage | str:
         names = tiles[target.name]
-        facts = [SampleFacts.from_json(store.manifest.entries[name].info) for name in names]
+        facts = [SampleMetadata.from_json(store.manifest.entries[name].info) for name in names]
         boxes: list[Box] = [one.box or (0, 0, *one.size) for one in facts]
 
         def fetch(start: int, stop: int) -> Batch:

@@ -21,7 +21,7 @@ from dsu import __version__
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import Evaluation
 from dsu.evaluation.figures import LOWER_IS_BETTER, PER_IMAGE
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 from dsu.progress import SILENT, Progress
 from dsu.report.comparison import Results
 from dsu.report.markup import metric_html
@@ -67,7 +67,7 @@ def write_report(path: Path, results: Results, *, progress: Progress = SILENT) -
                 strips[run, name] = draw_strips(found, folder, quote(beside.name), task)
     for complaint in dict.fromkeys(strip.complaint for drawn in strips.values() for strip in drawn if strip.complaint):
         progress.say(f"The report lacks an image: {complaint}")
-    write_durably(path, _page(results, strips).encode("utf-8", "replace"))
+    atomic_write(path, _page(results, strips).encode("utf-8", "replace"))
     _sweep(beside, {Path(strip.source).name for drawn in strips.values() for strip in drawn} if folder else set())
 
 

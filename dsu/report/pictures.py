@@ -21,7 +21,7 @@ from PIL import Image
 
 from dsu.data.images import UnreadableImage, read_image
 from dsu.evaluation.evaluate import Case, Evaluation, read_case
-from dsu.files import write_durably
+from dsu.files import atomic_write
 from dsu.progress import Task
 
 __all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strips"]
@@ -112,7 +112,7 @@ def draw_panels(
 
 
 def _strip(case: Case, found: Evaluation, folder: Path | None, place: str) -> Strip:
-    prediction, truth = read_case(case, found.reading, resize=True)
+    prediction, truth = read_case(case, found.mask_format, resize=True)
     image, complaint = None, ""
     if case.image is not None:
         try:
@@ -135,7 +135,7 @@ def _kept(content: bytes, folder: Path | None, place: str) -> str:
         return f"data:image/webp;base64,{b64encode(content).decode()}"
     name = hashlib.sha256(content).hexdigest()[:20] + SUFFIX
     if not (folder / name).exists():
-        write_durably(folder / name, content)
+        atomic_write(folder / name, content)
     return f"{place}/{name}"
 
 

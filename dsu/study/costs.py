@@ -6,11 +6,11 @@ from pathlib import Path
 from shlex import join
 from typing import Final
 
-from dsu.architecture import Architecture
+from dsu.config import DSUNetConfig
 from dsu.data.sources import SourceFolder
-from dsu.data.views import place_of
+from dsu.data.views import view_index
 from dsu.encoders.weights import EncoderWeights
-from dsu.features.stores import architecture_of, available_features, recorded_type
+from dsu.features.stores import available_features, config_of, recorded_feature_dtype
 from dsu.network.resume import resume_point
 from dsu.settings import TrainingSettings
 from dsu.training.run_notes import item_bytes
@@ -52,20 +52,20 @@ def cost_of(
 
     Raises `UsageError` where it can't resume as asked.
     """
-    like = architecture_of(store)
+    like = config_of(store)
     depth = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
-    architecture = like.model_copy(update={"adapt_last": depth, "ablation": settings.ablation})
+    config = like.model_copy(update={"adapt_last": depth, "ablation": settings.ablation})
     available = available_features(store, settings.views)
-    maps = [name for name in dict.fromkeys(architecture.injections.values()) if name not in available]
+    maps = [name for name in dict.fromkeys(config.injections.values()) if name not in available]
     if maps:
-        command = _command(like, source, weights, cache_root, ("--levels", ",".join(maps)), settings)
+        command = _command(like, source, weights, cache_root, ("--features", ",".join(maps)), settings)
         return Lacking(
             f"since the store lacks {', '.join(maps)} in the views that are drawn ({settings.views}): run `{command}`."
         )
-    point = resume_point(architecture, available, settings.resume_from)
-    stored = settings.stored or recorded_type(store)
-    sizes = {name: item_bytes(architecture, name, stored) for name in (*point.features, "mask")}
-    places = {name: len({place_of(name, view) for view in settings.views.numbers}) for name in sizes}
+    point = resume_point(config, available, settings.start_feature)
+    stored = settings.feature_dtype or recorded_feature_dtype(store)
+    sizes = {name: item_bytes(config, name, stored) for name in (*point.features, "mask")}
+    places = {name: len({view_index(name, view) for view in settings.views.numbers}) for name in sizes}
     return Cost(
         reads=point.features,
         image_bytes=sum(sizes.values()),
@@ -74,7 +74,7 @@ def cost_of(
 
 
 def _command(
-    like: Architecture,
+    like: DSUNetConfig,
     source: SourceFolder,
     weights: EncoderWeights,
     cache_root: Path,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from dsu.architecture import Ablation, Architecture
 from dsu.bench.drawn import depths as usual_depths
+from dsu.config import Ablation, DSUNetConfig
 from dsu.errors import UsageError
 
 __all__ = ["FOLDER_STARTS", "VARIES", "Asked", "Kind", "Variant", "variants"]
@@ -60,12 +60,12 @@ class Variant:
     settings: Mapping[str, Any]
 
 
-def variants(asked: Asked, architecture: Architecture, first_seed: int) -> list[Variant]:
+def variants(asked: Asked, config: DSUNetConfig, first_seed: int) -> list[Variant]:
     """The members of a study, in the order in which they are run.
 
     Args:
         asked: what is to be varied.
-        architecture: whose depth bounds a study of depth.
+        config: whose depth bounds a study of depth.
         first_seed: of the settings, from which repeats count.
 
     Raises `UsageError` for a depth that there is not, or fewer members than can be compared.
@@ -76,7 +76,7 @@ def variants(asked: Asked, architecture: Architecture, first_seed: int) -> list[
     if asked.kind == "seeds":
         return [Variant(f"seed-{seed}", "seeds", {"seed": seed}) for seed in range(asked.count)]
     if asked.kind == "depth":
-        cases: Sequence[tuple[str, Any]] = [(str(depth), depth) for depth in _depths(asked.depths, architecture)]
+        cases: Sequence[tuple[str, Any]] = [(str(depth), depth) for depth in _depths(asked.depths, config)]
     else:
         cases = [(ablation, ablation) for ablation in get_args(Ablation)]
     [field], start = VARIES[asked.kind], FOLDER_STARTS[asked.kind]
@@ -87,11 +87,11 @@ def variants(asked: Asked, architecture: Architecture, first_seed: int) -> list[
     ]
 
 
-def _depths(asked: Sequence[str], architecture: Architecture) -> list[int]:
+def _depths(asked: Sequence[str], config: DSUNetConfig) -> list[int]:
     """Numbers of adapted blocks, ascending, each once."""
-    depth = architecture.hiera.depth
+    depth = config.hiera.depth
     if not asked:
-        return sorted(usual_depths(architecture))
+        return sorted(usual_depths(config))
     for text in asked:
         if text != "all" and not (text.isdecimal() and int(text) <= depth):
             raise UsageError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dsu.evaluation.figures import arrow, figure_name
-from dsu.files import write_durably
+from dsu.files import atomic_write
 from dsu.progress import counted
 from dsu.study.members import FOLDER_STARTS, Kind
 from dsu.study.plan import Study
@@ -76,7 +76,7 @@ def draw_study(study: Study, finished: Sequence[Finished], figures: Sequence[str
     page.suptitle(f"{study.source.split}: {_words(study, finished)}", fontsize=8, color=INK, x=0.01, ha="left")
     drawn = io.BytesIO()
     page.savefig(drawn, format="png")
-    write_durably(path, drawn.getvalue())
+    atomic_write(path, drawn.getvalue())
 
 
 def _figure(name: str, figure: str) -> Value:

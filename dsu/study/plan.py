@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dsu.data.datasets import find_dataset
-from dsu.data.held_out import fold_out
+from dsu.data.splitting import kfold_split
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import SourceFolder, architecture_of, encoders_name, find_store, reading_of, stored_facts
+from dsu.features.stores import SourceFolder, config_of, encoders_name, find_store, mask_format_of, stored_facts
 from dsu.heads.head_file import is_finished
 from dsu.settings import TrainingSettings
 from dsu.study.costs import Cost, Lacking, cost_of
@@ -117,7 +117,7 @@ def open_study(
     Raises `UsageError` for what can't be studied, or an `out` that holds another study.
     """
     store, source = _find_store(settings, cache_root)
-    like = architecture_of(store)
+    like = config_of(store)
     tests = () if asked.kind == "folds" else _test_splits(source)
     shared = _shared_settings(asked.kind, settings, store, source, held_out=not tests)
     if asked.kind == "folds":
@@ -189,7 +189,7 @@ def _shared_settings(
         )
     given = {name: value for name, value in _given(settings).items() if name not in VARIES[kind]}
     found = {"dataset": source.split, "tile": source.tile, "overlap": source.overlap}
-    found |= encoders_as_settings(architecture_of(store)) | ({"keep": "last"} if held_out else {})
+    found |= encoders_as_settings(config_of(store)) | ({"keep": "last"} if held_out else {})
     return TrainingSettings(**{**given, **{name: value for name, value in found.items() if value is not None}})
 
 
@@ -201,9 +201,9 @@ def _given(settings: TrainingSettings) -> dict[str, Any]:
 
 def _check_parts(store: Store, source: SourceFolder, parts: int) -> None:
     """Raise `UsageError` where a part would be empty: before the others are trained."""
-    facts, reading = stored_facts(store), reading_of(store)
-    empty = {name for name, fact in facts.items() if fact.mask and fact.mask.is_empty(reading)}
-    _, last = fold_out({name: fact.image_sha256 for name, fact in facts.items()}, empty, f"{parts}/{parts}")
+    facts, mask_format = stored_facts(store), mask_format_of(store)
+    empty = {name for name, fact in facts.items() if fact.mask and fact.mask.is_empty(mask_format)}
+    _, last = kfold_split({name: fact.image_sha256 for name, fact in facts.items()}, empty, f"{parts}/{parts}")
     if not last:
         raise UsageError(f"{source.split} has too few images for {parts} folds: give a smaller -k.")
 

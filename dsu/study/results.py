@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from dsu.data.images import file_sha256
 from dsu.evaluation.evaluate import Evaluation
-from dsu.files import write_durably
+from dsu.files import atomic_write
 from dsu.heads.head_file import HEAD_FILE
 from dsu.report import compare
 from dsu.training.trainer import METRICS_FILE
@@ -79,8 +79,8 @@ def result_of_set(found: Evaluation) -> SetResult:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Keep a result in its run's folder. Raises as `write_durably`."""
-    write_durably(folder / RESULT_FILE, (json.dumps(asdict(result)) + "\n").encode())
+    """Keep a result in its run's folder. Raises as `atomic_write`."""
+    atomic_write(folder / RESULT_FILE, (json.dumps(asdict(result)) + "\n").encode())
 
 
 def read_result(folder: Path) -> Result | None:

@@ -12,7 +12,7 @@ import yaml
 from dsu.data.images import file_sha256
 from dsu.errors import DsuError
 from dsu.evaluation.ground_truth import find_judged_sets
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HEAD_FILE, predictions_folder, read_head_info
 from dsu.prediction.predict import predict
 from dsu.prediction.targets import PredictionSettings, prepare_jobs
@@ -49,7 +49,7 @@ def run_study(
     """
     make_folder(study.folder)
     settings = yaml.safe_dump(study.settings.model_dump(mode="json"), sort_keys=False)
-    write_durably(study.folder / SETTINGS_FILE, settings.encode())
+    atomic_write(study.folder / SETTINGS_FILE, settings.encode())
     results: list[Finished] = []
     finished(results)
     clock = _Clock(sum(map(_epochs_left, study.members)))
@@ -122,8 +122,8 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     if broken or lost:
         raise DsuError(f"{member.name} can't be judged: {(broken or lost)[0]}")
     found = {one.name: one.evaluate(progress=progress) for one in judged}
-    write_durably(out / "metrics.json", as_json({member.name: found}).encode())
-    write_durably(out / "metrics.csv", as_csv({member.name: found}).encode())
+    atomic_write(out / "metrics.json", as_json({member.name: found}).encode())
+    atomic_write(out / "metrics.csv", as_csv({member.name: found}).encode())
     train_images = study.images - len(info.dataset["held_out"])
     result = Result(
         head_sha256=file_sha256(head),

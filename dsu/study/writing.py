@@ -11,7 +11,7 @@ from typing import Any
 from dsu import __version__
 from dsu.evaluation.figures import FIGURES, PER_IMAGE, RANDOM
 from dsu.features.fingerprints import library_versions
-from dsu.files import write_durably
+from dsu.files import atomic_write
 from dsu.study.picture import draw_study
 from dsu.study.plan import STUDY_FILE, Study
 from dsu.study.summary import Finished, pooled, pooled_rows, spreads
@@ -36,7 +36,7 @@ def write_record(study: Study, finished: Sequence[Finished]) -> None:
         "sets": {name: _summary(study, finished, name) for name in set_names(finished)},
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_durably(study.folder / STUDY_FILE, (text + "\n").encode())
+    atomic_write(study.folder / STUDY_FILE, (text + "\n").encode())
 
 
 def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[str]) -> list[str]:
@@ -59,7 +59,7 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
         ),
     }
     for name, text in files.items():
-        write_durably(study.folder / name, text.encode())
+        atomic_write(study.folder / name, text.encode())
     draw_study(study, finished, figures, study.folder / "study.png")
     return [STUDY_FILE, *files, "study.png"]
 

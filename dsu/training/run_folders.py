@@ -19,7 +19,16 @@ __all__ = [
 SETTINGS_FILE: Final = "settings.yaml"
 
 _FREE: Final = frozenset(
-    {"checkpoint_steps", "recompute", "compile", "val_every", "device", "end_to_end", "sheet_every", "track"}
+    {
+        "checkpoint_steps",
+        "gradient_checkpointing",
+        "compile",
+        "val_every",
+        "device",
+        "end_to_end",
+        "sheet_every",
+        "track",
+    }
 )
 """Settings that a run may be gone on with otherwise: they change nothing of what is trained."""
 

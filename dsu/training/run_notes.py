@@ -1,11 +1,11 @@
 """What the user of a training run should know before it starts."""
 
-from dsu.architecture import Architecture
+from dsu.config import DSUNetConfig
 from dsu.features.stores import again
 from dsu.graphs import EAGER_CALLS
 from dsu.network.resume import LEVEL_NAMES, feature_shape, resume_point
 from dsu.runtime import Runtime
-from dsu.settings import StoredType, torch_type
+from dsu.settings import FeatureDtype, torch_type
 from dsu.training.trainer import Trainer
 from dsu_cache import Store
 
@@ -20,24 +20,24 @@ def run_notes(trainer: Trainer, store: Store | None, runtime: Runtime) -> list[s
         store: of its training split, if there is one.
         runtime: device and precision.
     """
-    architecture, point = trainer.network.architecture, trainer.main.point
-    depth, first = architecture.hiera.depth, architecture.first_adapted
+    config, point = trainer.network.config, trainer.main.point
+    depth, first = config.hiera.depth, config.first_adapted
     notes = [f"device: {runtime.describe()}"]
-    adapted = (
-        f"adapters in front of the last {architecture.adapt_last} of {depth} blocks" if first < depth else "no adapters"
-    )
+    adapted = f"adapters in front of the last {config.adapt_last} of {depth} blocks" if first < depth else "no adapters"
     notes.append(
         f"trains: {sum(p.numel() for p in trainer.network.head.parameters()) / 1e6:.3f} M parameters ({adapted})"
     )
     if runtime.device.type == "cuda":
         notes.append(f"steps: one captured graph each, after {EAGER_CALLS} that run kernel by kernel")
     settings = trainer.settings
-    if settings.warm_up:
-        notes.append(f"warm-up: {settings.warm_up} epochs without adapters, which then enter as the identity")
+    if settings.freeze_adapter_epochs:
+        notes.append(
+            f"warm-up: {settings.freeze_adapter_epochs} epochs without adapters, which then enter as the identity"
+        )
     if trainer.empty is not None:
         notes.append(f"balance: half of the draws from {len(trainer.empty):,} images without an object")
     size = sum(
-        item_bytes(architecture, name, trainer.settings.stored or "float16") for name in (*point.features, "mask")
+        item_bytes(config, name, trainer.settings.feature_dtype or "float16") for name in (*point.features, "mask")
     )
     if store is not None and not trainer.settings.end_to_end:
         runs = f"Hiera's blocks {point.block + 1} to {depth} run" if point.block < depth else "no encoder runs"
@@ -48,9 +48,9 @@ def run_notes(trainer: Trainer, store: Store | None, runtime: Runtime) -> list[s
         )
     if point.block < first and store is not None:
         tokens = {f"B{first}"} if first < depth else set()
-        better = resume_point(architecture, {*point.guides, *LEVEL_NAMES, "pixels", *tokens})
+        better = resume_point(config, {*point.guides, *LEVEL_NAMES, "pixels", *tokens})
         levels = [name for name in better.features if name not in (*point.guides, "pixels")]
-        options = f"--levels {','.join(levels)} --level-views {settings.views}"
+        options = f"--features {','.join(levels)} --level-views {settings.views}"
         notes.append(
             f"faster: with {' and '.join(levels)} stored in the views {settings.views}, {first - point.block} frozen "
             f"blocks need not run ({again(store, options)})"
@@ -58,10 +58,10 @@ def run_notes(trainer: Trainer, store: Store | None, runtime: Runtime) -> list[s
     return notes
 
 
-def item_bytes(architecture: Architecture, name: str, stored: StoredType) -> int:
+def item_bytes(config: DSUNetConfig, name: str, feature_dtype: FeatureDtype) -> int:
     """What one view of a sample takes in an array of a store, before it is compressed."""
     if name == "mask":
-        return int(architecture.hiera_size**2)
-    height, width, channels = feature_shape(architecture, name)
-    each = 1 if name == "pixels" else torch_type(stored).itemsize
+        return int(config.hiera_size**2)
+    height, width, channels = feature_shape(config, name)
+    each = 1 if name == "pixels" else torch_type(feature_dtype).itemsize
     return height * width * channels * each

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from dsu.architecture import Architecture
+from dsu.config import DSUNetConfig
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError
 from dsu.features.stores import (
@@ -17,16 +17,17 @@ from dsu.features.stores import (
     encoders_name,
     load_encoders,
     recorded_encoder_batch_size,
+    recorded_feature_dtype,
     recorded_precision,
-    recorded_type,
 )
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, resolve_head, start_from, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import TrainingSettings, torch_type
+from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
 from dsu.training.run_folders import (
     SETTINGS_FILE,
     check_same_run,
@@ -37,9 +38,8 @@ from dsu.training.run_folders import (
 )
 from dsu.training.run_notes import run_notes
 from dsu.training.tracking import Tracking, check_tracker
-from dsu.training.trainer import Phase, Trainer
+from dsu.training.trainer import Trainer, TrainingPhase
 from dsu.training.training_data import TrainingData, encoders_as_settings, find_training_data
-from dsu.training.watching import Curves, Sheets, Watcher, sheet_names
 from dsu_cache import Store
 
 __all__ = ["Run", "open_run"]
@@ -88,52 +88,52 @@ def open_run(
     if settings.track is not None:
         check_tracker(settings.track)
     data = find_training_data(settings, data_root, cache_root, images, masks, progress)
-    architecture, store, live = data.architecture, data.store, settings.end_to_end
+    config, store, live = data.config, data.store, settings.end_to_end
     resolved, runtime, point = _resolve(settings, data)
-    warm_point = _warm_point(resolved, data) if resolved.warm_up else None
+    frozen_point = _frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
     hiera, dino, digests = load_encoders(
-        architecture,
+        config,
         weights,
-        hiera=live or point.block < architecture.hiera.depth,
+        hiera=live or point.block < config.hiera.depth,
         dino=live and bool(point.guides),
     )
     drift: tuple[str, ...] = ()
     if store is not None and not live:
-        for read in (point, *([warm_point] if warm_point else [])):
-            digests, drift = check_arrays(store, read, digests, runtime, resolved.stored or "float16")
+        for read in (point, *([frozen_point] if frozen_point else [])):
+            digests, drift = check_arrays(store, read, digests, runtime, resolved.feature_dtype or "float16")
     if out is None and (stopped := stopped_runs()):
         progress.say(
             f"A run in {stopped[0]} was stopped and is left as it is: `dsu train-head --resume` would go on with it."
         )
     train_names, held_out = data.divide(resolved)
-    folder = run_folder(out, f"{data.source.split}-{encoders_name(architecture)}", resume=resume, overwrite=overwrite)
+    folder = run_folder(out, f"{data.source.split}-{encoders_name(config)}", resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
     network = DSUNet(
-        architecture,
+        config,
         hiera,
         dino,
-        feature_dtype=torch_type(resolved.stored or "float16"),
+        feature_dtype=torch_type(resolved.feature_dtype or "float16"),
         encoder_batch_size=resolved.encoder_batch_size,
     )
     warnings = [f"other version: {item}" for item in drift]
     if resolved.init_from is not None:
-        warnings += start_from(network.head, resolve_head(resolved.init_from), architecture, digests)
-    if warm_point is not None:
+        warnings += start_from(network.head, resolve_head(resolved.init_from), config, digests)
+    if frozen_point is not None:
         network.head.init_adapters_identity()
 
-    def phase(start: ResumePoint) -> Phase:
+    def phase(start: ResumePoint) -> TrainingPhase:
         held = data.samples(held_out, start, live=live) if held_out else None
-        return Phase(start, data.samples(train_names, start, live=live), held)
+        return TrainingPhase(start, data.samples(train_names, start, live=live), held)
 
     trainer = Trainer(
         network=network,
         main=phase(point),
-        warm_up=phase(warm_point) if warm_point else None,
+        frozen_adapters=phase(frozen_point) if frozen_point else None,
         empty=data.empty & set(train_names) if resolved.balance else None,
         settings=resolved,
         info=HeadInfo(
-            architecture=architecture,
-            stored=resolved.stored,
+            config=config,
+            feature_dtype=resolved.feature_dtype,
             encoders=digests,
             dataset={**vars(data.source), "held_out": held_out},
             training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
@@ -142,25 +142,25 @@ def open_run(
         out=folder,
         keep_best=resolved.keep == "best",
     )
-    trainer.watchers += _watchers(trainer, data)
+    trainer.callbacks += _callbacks(trainer, data)
     if resume:
         check_same_run(folder, resolved)
         if has_state(folder):  # else it was stopped before its first epoch was kept
             trainer.resume()
     make_folder(folder)
-    write_durably(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
+    atomic_write(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
     return Run(trainer, data.source, (*run_notes(trainer, data.store, runtime), *warnings))
 
 
 def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSettings, Runtime, ResumePoint]:
     """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
-    architecture, store = data.architecture, data.store
+    config, store = data.config, data.store
     if settings.precision == "auto" and store is not None:
         precision, because = recorded_precision(store), "of the stored features"
     else:
         precision, because = settings.precision, "asked for"
     runtime = choose_runtime(settings.device, precision, because, deterministic=settings.deterministic)
-    point = _choose_point(settings, architecture, store)
+    point = _choose_point(settings, config, store)
     _check_sense(settings, data)
     fraction = settings.val_fraction
     if fraction is None and settings.fold is None:
@@ -172,14 +172,15 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
     resolved = settings.model_copy(
         update={
             "dataset": data.source.split,
-            **encoders_as_settings(architecture),
-            "adapt_last": architecture.adapt_last,
+            **encoders_as_settings(config),
+            "adapt_last": config.adapt_last,
             "tile": data.source.tile,
             "overlap": data.source.overlap,
             "val_fraction": fraction,
             "keep": keep,
-            "stored": settings.stored or (recorded_type(store) if store is not None else "float16"),
-            "resume_from": point.start,
+            "feature_dtype": settings.feature_dtype
+            or (recorded_feature_dtype(store) if store is not None else "float16"),
+            "start_feature": point.start,
             "encoder_batch_size": _encoder_batch_size(settings, store, runtime),
             "precision": runtime.precision,
         }
@@ -203,50 +204,52 @@ def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
     """Raise `UsageError` for settings that contradict each other, or the data."""
     if settings.fold is not None and settings.val_fraction is not None:
         raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
-    if settings.warm_up and settings.init_from is not None:
-        raise UsageError("--warm-up is for a new head, --init-from starts from a trained one: give one of them.")
-    if settings.warm_up >= settings.epochs:
+    if settings.freeze_adapter_epochs and settings.init_from is not None:
+        raise UsageError("--freeze-adapter-epochs is for a new head, --init-from for a trained one: give one of them.")
+    if settings.freeze_adapter_epochs >= settings.epochs:
         raise UsageError(
-            f"--warm-up {settings.warm_up} leaves no epoch of {settings.epochs} to the adapters: warm up for fewer."
+            f"--freeze-adapter-epochs {settings.freeze_adapter_epochs} leaves none of {settings.epochs} epochs to the "
+            f"adapters: give fewer."
         )
-    if settings.warm_up and not data.architecture.adapt_last:
-        raise UsageError("--warm-up is for heads with adapters, and --adapt-last 0 has none: leave it away.")
+    if settings.freeze_adapter_epochs and not data.config.adapt_last:
+        raise UsageError("--freeze-adapter-epochs needs adapters, and --adapt-last 0 has none: leave it away.")
     if settings.balance and len(data.empty) in (0, len(data.facts)):
         what = "an object" if not data.empty else "no object"
         raise UsageError(f"Every image of {data.source.split} has {what}, so nothing can be balanced: no --balance.")
 
 
-def _choose_point(settings: TrainingSettings, architecture: Architecture, store: Store | None) -> ResumePoint:
+def _choose_point(settings: TrainingSettings, config: DSUNetConfig, store: Store | None) -> ResumePoint:
     """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
     if store is not None:
-        return resume_point(architecture, available_features(store, settings.views), settings.resume_from)
-    everything = {"pixels", *architecture.injections.values()}
-    if settings.resume_from is not None:
-        feature_block(architecture, settings.resume_from)
-        everything |= {settings.resume_from, "S1", "S2", "S3", "S4"}
-    return resume_point(architecture, everything, settings.resume_from or "pixels")
+        return resume_point(config, available_features(store, settings.views), settings.start_feature)
+    everything = {"pixels", *config.injections.values()}
+    if settings.start_feature is not None:
+        feature_block(config, settings.start_feature)
+        everything |= {settings.start_feature, "S1", "S2", "S3", "S4"}
+    return resume_point(config, everything, settings.start_feature or "pixels")
 
 
-def _warm_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
+def _frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
     """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
-    without = data.architecture.model_copy(update={"adapt_last": 0})
+    without = data.config.model_copy(update={"adapt_last": 0})
     if data.store is not None:
         lacking = {"S1", "S2", "S3", "S4"} - available_features(data.store, settings.views)
         if lacking and not settings.end_to_end:
             raise UsageError(
-                f"--warm-up reads Hiera's levels, and {', '.join(sorted(lacking))} of the views {settings.views} "
-                f"are not stored: run {again(data.store, f'--level-views {settings.views}')}, or draw fewer --views."
+                f"--freeze-adapter-epochs reads Hiera's levels, and {', '.join(sorted(lacking))} of the views "
+                f"{settings.views} are not stored: run {again(data.store, f'--level-views {settings.views}')}, or draw "
+                f"fewer --views."
             )
     return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
 
 
-def _watchers(trainer: Trainer, data: TrainingData) -> list[Watcher]:
+def _callbacks(trainer: Trainer, data: TrainingData) -> list[Callback]:
     """Whoever follows this run: curves, sheets and a tracker, as its settings say."""
-    settings, watchers = trainer.settings, list[Watcher]([Curves()])
+    settings, callbacks = trainer.settings, list[Callback]([Curves()])
     if settings.sheet_every:
         names = sheet_names((trainer.main.validation or trainer.main.train).names, settings.seed)
         pictures = data.samples(names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
-        watchers.append(Sheets(pictures, settings.sheet_every))
+        callbacks.append(Sheets(pictures, settings.sheet_every))
     if settings.track is not None:
-        watchers.append(Tracking(settings.track))
-    return watchers
+        callbacks.append(Tracking(settings.track))
+    return callbacks

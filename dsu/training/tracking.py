@@ -5,7 +5,7 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final
 
 from dsu.errors import DsuError, UsageError, did_you_mean
-from dsu.training.watching import Watcher
+from dsu.training.callbacks import Callback
 
 if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
@@ -56,7 +56,7 @@ def check_tracker(name: str) -> None:
         raise DsuError(f"--track {name} wants a package that is not installed: run `pip install {wanted}`.")
 
 
-class Tracking(Watcher):
+class Tracking(Callback):
     """Notes every epoch's figures, and the loss every few steps, with one of accelerate's trackers.
 
     All are noted over the same axis, the optimiser's steps since the run began, so that a run that is gone on with
@@ -71,7 +71,7 @@ class Tracking(Watcher):
         self._accelerator: Any = None
         self._noted = 0
 
-    def started(self, trainer: "Trainer") -> None:
+    def on_train_start(self, trainer: "Trainer") -> None:
         """Open the tracker. Raises `DsuError` where it can't be (a service that wants a login, a full disk)."""
         from accelerate import Accelerator  # type: ignore[import-untyped]
         from accelerate.utils import ProjectConfiguration
@@ -93,18 +93,18 @@ class Tracking(Watcher):
         except Exception as error:  # whatever a service makes of a missing login or connection
             raise self._failed(error) from error
 
-    def stepped(self, trainer: "Trainer", log: "EpochLog") -> None:
+    def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
         """Note the loss, if it is time; it was fetched from the device already."""
         done = self._step(trainer)
         if done - self._noted >= STEPS and log.fetched:
             self._noted = done
             self._log({"step/loss": log.recent}, done)
 
-    def epoch_ended(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
         """Note the epoch's row of `metrics.csv`."""
         self._log({tag: row[name] for name, tag in _EPOCH_TAGS.items() if name in row}, self._step(trainer))
 
-    def ended(self, trainer: "Trainer") -> None:
+    def on_train_end(self, trainer: "Trainer") -> None:
         """Write out what is pending and close the tracker."""
         if self._accelerator is not None:
             self._accelerator.end_training()

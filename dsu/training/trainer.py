@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsu.batches import Batch, Drawn, Samples, feed
+from dsu.batches import Batch, BatchIndices, Samples, feed
 from dsu.data.views import draw_samples, draw_view
 from dsu.errors import DsuError
-from dsu.files import write_durably
+from dsu.files import atomic_write
 from dsu.graphs import GraphRunner, Outputs
 from dsu.heads.head_file import HEAD_FILE, STATE_FILE, HeadInfo, save_head
 from dsu.loss import side_losses, total_loss, weighted_sum
@@ -25,11 +25,11 @@ from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress, Task, counted
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
+from dsu.training.callbacks import Callback, probability_of
 from dsu.training.epoch_log import EpochLog, as_csv
 from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
-from dsu.training.watching import Watcher, probability_of
 
-__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "Phase", "Trainer", "learning_rate"]
+__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "Trainer", "TrainingPhase", "learning_rate"]
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def learning_rate(settings: TrainingSettings, epoch: int) -> float:
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingPhase:
     """What a stretch of epochs trains from.
 
     Attributes:
@@ -67,47 +67,51 @@ class Trainer:
     Attributes:
         network: with those encoders that its phases need.
         main: what the run trains from.
-        warm_up: what its first `settings.warm_up` epochs train from; their point lies behind all adapters, which
-            have no gradient there and so are left alone by the optimiser.
+        frozen_adapters: what its first `settings.freeze_adapter_epochs` epochs train from. Their point lies behind all
+            adapters, which have no gradient there, so the optimiser leaves them alone.
         empty: names of samples without an object, where these are to be drawn as often as others.
         settings, info: as resolved; `info` becomes the head's metadata.
         runtime: device and precision.
         out: the run's folder.
         keep_best: whether the best validated state is the result, or the last one.
-        watchers: who follows the run.
+        callbacks: who follows the run.
         memory: the most that this epoch has held.
     """
 
     network: DSUNet
-    main: Phase
+    main: TrainingPhase
     settings: TrainingSettings
     info: HeadInfo
     runtime: Runtime
     out: Path
     keep_best: bool
-    warm_up: Phase | None = None
+    frozen_adapters: TrainingPhase | None = None
     empty: Collection[str] | None = None
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    watchers: list[Watcher] = field(default_factory=list)
+    callbacks: list[Callback] = field(default_factory=list)
     _log: EpochLog | None = None
     """Of an epoch that is not over."""
 
     def __post_init__(self) -> None:
         self.runtime.place(self.network)
         self.memory = PeakMemory(self.runtime.device)
-        self.network.gradient_checkpointing = self.settings.recompute
+        self.network.gradient_checkpointing = self.settings.gradient_checkpointing
         if self.settings.compile:
             self.network.compile_blocks()
         self.optimizer = make_optimizer(self.network.head.parameters(), self.settings, self.runtime.device)
         self._steps = GraphRunner.on(self.runtime.device)
         self._evaluations = GraphRunner.on(self.runtime.device)
-        self._captured_phase: Phase | None = None
+        self._captured_phase: TrainingPhase | None = None
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> TrainingPhase:
         """What the epoch that is next, or not over, trains from."""
-        return self.warm_up if self.warm_up is not None and self.epoch < self.settings.warm_up else self.main
+        return (
+            self.frozen_adapters
+            if self.frozen_adapters is not None and self.epoch < self.settings.freeze_adapter_epochs
+            else self.main
+        )
 
     def run(self, progress: Progress = SILENT) -> None:
         """Train up to `settings.epochs`, from wherever this trainer is.
@@ -116,14 +120,14 @@ class Trainer:
         `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite.
         """
         try:
-            for watcher in self.watchers:
-                watcher.started(self)
+            for callback in self.callbacks:
+                callback.on_train_start(self)
             while self.epoch < self.settings.epochs:
                 self._run_epoch(progress)
             self.finish()
         finally:
-            for watcher in self.watchers:
-                watcher.ended(self)
+            for callback in self.callbacks:
+                callback.on_train_end(self)
 
     def _run_epoch(self, progress: Progress) -> None:
         label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
@@ -136,8 +140,8 @@ class Trainer:
         self.history.append(row)
         self._log = None
         self._save(row)
-        for watcher in self.watchers:
-            watcher.epoch_ended(self, row)
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, row)
 
     def resume(self) -> None:
         """Take up the state of a killed run. Raises `DsuError` where there is none or it does not fit."""
@@ -178,8 +182,8 @@ class Trainer:
                     for meter in (structure, error, *([overlap] if truth.any() else [])):
                         meter.step(pred=predicted, gt=truth, normalize=False)
                     objects += int(truth.any())
-                for watcher in self.watchers:
-                    watcher.validated(names, probability)
+                for callback in self.callbacks:
+                    callback.on_validation_batch(names, probability)
                 task.advance(len(names))
         return {
             "val_loss": sum(losses) / len(samples.names),
@@ -202,7 +206,7 @@ class Trainer:
     def finish(self) -> None:
         """Put the result under the head's own name."""
         chosen = self.out / (BEST_FILE if self.keep_best and (self.out / BEST_FILE).exists() else LAST_FILE)
-        write_durably(self.out / HEAD_FILE, chosen.read_bytes())
+        atomic_write(self.out / HEAD_FILE, chosen.read_bytes())
 
     @property
     def best_epoch(self) -> int | None:
@@ -233,8 +237,8 @@ class Trainer:
             log.add(batch.names, self.step(batch), waited)
             task.advance(len(batch.names))
             task.note(log.remark())
-            for watcher in self.watchers:
-                watcher.stepped(self, log)
+            for callback in self.callbacks:
+                callback.on_step_end(self, log)
             if self.settings.checkpoint_steps and log.steps % self.settings.checkpoint_steps == 0:
                 self._save_state()
         row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": self.memory.bytes() / 1e9}
@@ -284,7 +288,7 @@ class Trainer:
         outputs, mask = self.forward(batch)
         return {**dict(zip(SIDES, outputs, strict=True)), "mask": mask}
 
-    def epoch_batches(self, epoch: int) -> list[Drawn]:
+    def epoch_batches(self, epoch: int) -> list[BatchIndices]:
         """The batches of an epoch (from 0): a pure function of the settings and the samples' names."""
         seed, views = self.settings.seed, self.settings.views
         drawn = draw_samples(seed, epoch, self.main.train.names, self.empty)
@@ -300,7 +304,7 @@ class Trainer:
 
     def _save(self, row: Mapping[str, float]) -> None:
         """Write metrics, heads and the whole state, each so that no half of it can be met."""
-        write_durably(self.out / METRICS_FILE, as_csv(self.history))
+        atomic_write(self.out / METRICS_FILE, as_csv(self.history))
         metrics = {key: value for key, value in row.items() if key.startswith("val_")}
         info = self.info.model_copy(update={"epoch": self.epoch, "metrics": metrics})
         state = self.network.head.state_dict()
@@ -322,4 +326,4 @@ class Trainer:
             },
             buffer,
         )
-        write_durably(self.out / STATE_FILE, buffer.getvalue())
+        atomic_write(self.out / STATE_FILE, buffer.getvalue())

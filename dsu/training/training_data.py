@@ -4,22 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsu.architecture import Architecture, build_architecture
 from dsu.batches import ImageSamples, Samples, StoredSamples
-from dsu.data.datasets import SampleFacts, Split, describe, find_dataset, inspect, unreadable
-from dsu.data.held_out import fold_out, hold_out
-from dsu.data.masks import MaskReading
+from dsu.config import DSUNetConfig, build_config
+from dsu.data.datasets import SampleMetadata, Split, describe, find_dataset, inspect, unreadable
+from dsu.data.masks import MaskFormat
+from dsu.data.splitting import kfold_split, train_val_split
 from dsu.data.tiles import Tiling
-from dsu.data.views import FLIPPED_WHEN_READ, place_of
+from dsu.data.views import FLIPPED_WHEN_READ, view_index
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import (
     SourceFolder,
     again,
-    architecture_of,
     check_samples,
+    config_of,
     encoders_name,
     find_store,
-    reading_of,
+    mask_format_of,
     stored_facts,
 )
 from dsu.network.resume import ResumePoint
@@ -35,24 +35,24 @@ class TrainingData:
     """A training split as a run sees it, whether it comes from a store or from images."""
 
     source: SourceFolder
-    facts: Mapping[str, SampleFacts]
-    architecture: Architecture
+    facts: Mapping[str, SampleMetadata]
+    config: DSUNetConfig
     store: Store | None
     split: Split | None
-    reading: MaskReading
+    mask_format: MaskFormat
 
     @property
     def empty(self) -> frozenset[str]:
         """Samples without an object."""
-        return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.reading))
+        return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.mask_format))
 
     def divide(self, settings: TrainingSettings) -> tuple[list[str], list[str]]:
         """Names to train on and names held out, at least one of the former."""
         images = {name: fact.image_sha256 for name, fact in self.facts.items()}
         if settings.fold is not None:
-            train, held_out = fold_out(images, self.empty, settings.fold)
+            train, held_out = kfold_split(images, self.empty, settings.fold)
         else:
-            train, held_out = hold_out(images, settings.val_fraction or 0.0)
+            train, held_out = train_val_split(images, settings.val_fraction or 0.0)
         if not train:
             raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
         if settings.fold is not None and not held_out:
@@ -66,8 +66,8 @@ class TrainingData:
             chosen = set(names)
             return ImageSamples(
                 [pair for pair in self.split.pairs if pair.name in chosen],
-                self.architecture,
-                self.reading,
+                self.config,
+                self.mask_format,
                 contents={name: fact.content for name, fact in self.facts.items()},
                 dino=bool(point.guides),
             )
@@ -91,40 +91,40 @@ def find_training_data(
         if not settings.end_to_end or settings.dataset is None:
             raise
         source = _source_from_images(settings.dataset, data_root, images, masks, settings.tiling)
-        return _from_images(source, _architecture(settings, None), None, progress)
+        return _from_images(source, _config_of_settings(settings, None), None, progress)
     lacking = [
         name
         for name in FLIPPED_WHEN_READ
-        if name in store.arrays and store.missing(name, [place_of(name, view) for view in settings.views.numbers])
+        if name in store.arrays and store.missing(name, [view_index(name, view) for view in settings.views.numbers])
     ]
     if lacking:
         raise DsuError(
             f"The store {store.path} lacks {' and '.join(lacking)} of some samples or views ({settings.views}): run "
             f"{again(store)} with as many --views; it computes only what is missing."
         )
-    architecture = _architecture(settings, store)
+    config = _config_of_settings(settings, store)
     if settings.end_to_end:
-        return _from_images(source, architecture, store, progress)
-    reading = reading_of(store)
+        return _from_images(source, config, store, progress)
+    mask_format = mask_format_of(store)
     facts = check_samples(store, source, progress)
-    return TrainingData(source, facts, architecture, store, None, reading)
+    return TrainingData(source, facts, config, store, None, mask_format)
 
 
 def encoders_asked(settings: TrainingSettings) -> str | None:
     """The name of the encoders that settings ask for; None where they leave that to the store."""
     asked = (settings.preset, settings.hiera, settings.dino, settings.hiera_size, settings.dino_size)
-    return None if all(value is None for value in asked) else encoders_name(_architecture(settings, None))
+    return None if all(value is None for value in asked) else encoders_name(_config_of_settings(settings, None))
 
 
-def _architecture(settings: TrainingSettings, store: Store | None) -> Architecture:
+def _config_of_settings(settings: TrainingSettings, store: Store | None) -> DSUNetConfig:
     """As asked for; the store's encoders where a store decides."""
     if store is not None:
-        like = architecture_of(store)
+        like = config_of(store)
         adapt_last = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
         if adapt_last > like.hiera.depth:
             raise UsageError(f"This Hiera has {like.hiera.depth} blocks: --adapt-last {adapt_last} is too many.")
         return like.model_copy(update={"adapt_last": adapt_last, "ablation": settings.ablation})
-    return build_architecture(
+    return build_config(
         settings.preset or "large",
         hiera=settings.hiera,
         dino=settings.dino,
@@ -135,16 +135,16 @@ def _architecture(settings: TrainingSettings, store: Store | None) -> Architectu
     )
 
 
-def encoders_as_settings(architecture: Architecture) -> dict[str, str | int | None]:
+def encoders_as_settings(config: DSUNetConfig) -> dict[str, str | int | None]:
     """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
-    if architecture.preset != "custom":
-        return {"preset": architecture.preset}
+    if config.preset != "custom":
+        return {"preset": config.preset}
     return {
         "preset": None,
-        "hiera": architecture.hiera.name,
-        "dino": architecture.dino.name,
-        "hiera_size": architecture.hiera_size,
-        "dino_size": architecture.dino_size,
+        "hiera": config.hiera.name,
+        "dino": config.dino.name,
+        "hiera_size": config.hiera_size,
+        "dino_size": config.dino_size,
     }
 
 
@@ -158,9 +158,7 @@ def _source_from_images(
     return SourceFolder.of(split, reference, data_root, images, masks, tiling)
 
 
-def _from_images(
-    source: SourceFolder, architecture: Architecture, store: Store | None, progress: Progress
-) -> TrainingData:
+def _from_images(source: SourceFolder, config: DSUNetConfig, store: Store | None, progress: Progress) -> TrainingData:
     split = source.find()
     if split is None:
         raise DsuError(
@@ -172,5 +170,7 @@ def _from_images(
     found = inspect(split, previous, progress, foreground=source.foreground)
     for line in (*describe(split, found), *unreadable(found)):
         progress.say(line)
-    reading = found.mask_reading if store is None else reading_of(store)
-    return TrainingData(replace(source, reading=reading.to_json()), found.facts, architecture, store, split, reading)
+    mask_format = found.mask_format if store is None else mask_format_of(store)
+    return TrainingData(
+        replace(source, mask_format=mask_format.to_json()), found.facts, config, store, split, mask_format
+    )

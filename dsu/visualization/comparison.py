@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from dsu.data.images import upright_size
-from dsu.data.masks import MaskReading, choose_reading, examine_mask
+from dsu.data.masks import MaskFormat, choose_mask_format, examine_mask
 from dsu.errors import UsageError
 from dsu.pictures import Picture, as_rgb
 from dsu.progress import SILENT, Progress, Task
@@ -79,9 +79,9 @@ class Comparison:
         """
         pages = self.pages()
         files = page_files(path, len(pages))
-        reading = choose_reading([examine_mask(row.truth)[1] for row in self.rows if row.truth is not None])
+        mask_format = choose_mask_format([examine_mask(row.truth)[1] for row in self.rows if row.truth is not None])
         with progress.task("drawing", len(self.rows)) as task:
-            return save_figures((self._page(page, reading, task) for page in pages), files, DPI)
+            return save_figures((self._page(page, mask_format, task) for page in pages), files, DPI)
 
     @property
     def _has_truth(self) -> bool:
@@ -114,7 +114,7 @@ class Comparison:
     def _row_height(self, row: ComparedImage) -> float:
         return self._label_height + self._picture_height(row) + _GAP
 
-    def _page(self, rows: Sequence[ComparedImage], reading: MaskReading, task: Task) -> "Figure":
+    def _page(self, rows: Sequence[ComparedImage], mask_format: MaskFormat, task: Task) -> "Figure":
         """Files are read here, page by page: a comparison may have any number of rows."""
         page = Page(PAGE_WIDTH, self._first_top + sum(map(self._row_height, rows)) + self._note_height)
         lefts = [_GAP + column * (self._cell + _GAP) for column in range(len(self.titles))]
@@ -125,7 +125,7 @@ class Comparison:
             height = self._picture_height(row)
             if self.named:
                 _write_label(page, " · ".join(filter(None, (row.name, row.remark))), top)
-            for left, picture in zip(lefts, self._pictures(row, reading), strict=True):
+            for left, picture in zip(lefts, self._pictures(row, mask_format), strict=True):
                 page.picture(as_rgb(picture), left, top + self._label_height, self._cell, height)
             top += self._row_height(row)
             task.advance()
@@ -133,10 +133,10 @@ class Comparison:
             _write_label(page, self.note, top)
         return page.figure
 
-    def _pictures(self, row: ComparedImage, reading: MaskReading) -> Iterator[Picture]:
+    def _pictures(self, row: ComparedImage, mask_format: MaskFormat) -> Iterator[Picture]:
         yield row.image
         if self._has_truth and row.truth is not None:
-            yield reading.read(row.truth)
+            yield mask_format.read(row.truth)
         yield from row.predictions
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dsu.architecture import LEVELS, Architecture, build_architecture
 from dsu.batches import Batch
+from dsu.config import LEVELS, DSUNetConfig, build_config
 from dsu.data.images import resize_image
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError
@@ -63,12 +63,12 @@ class FeatureGroup:
     remark: str = ""
 
 
-def choose_blocks(architecture: Architecture, asked: Sequence[int] | None) -> list[int]:
+def choose_blocks(config: DSUNetConfig, asked: Sequence[int] | None) -> list[int]:
     """The DINOv2 blocks to look at, counted from 1; None takes those at the quarters (6, 12, 18, 24 of ViT-L).
 
     Raises `UsageError` for a block that there is not.
     """
-    depth = architecture.dino.depth
+    depth = config.dino.depth
     if asked is None:
         return sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
     outside = [block for block in asked if not 1 <= block <= depth]
@@ -88,16 +88,16 @@ def open_network(
     Args:
         head: a run folder or a head's file; None: the encoders alone (their head is nobody's).
         weights: where the encoders' weights come from.
-        encoders: `preset`, `hiera`, ... as of `build_architecture`, those not asked for being None; a head says them
+        encoders: `preset`, `hiera`, ... as of `build_config`, those not asked for being None; a head says them
             itself.
 
     Raises `UsageError` where a head and encoders are both named, `DsuError` where one of them can't be loaded.
     """
     asked = {name: value for name, value in encoders.items() if value is not None}
     if head is None:
-        architecture = build_architecture(asked.pop("preset", "large"), **asked)
-        hiera, dino, _ = load_encoders(architecture, weights, hiera=True, dino=True)
-        return DSUNet(architecture, hiera, dino).eval(), _random(architecture, weights)
+        config = build_config(asked.pop("preset", "large"), **asked)
+        hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
+        return DSUNet(config, hiera, dino).eval(), _random(config, weights)
     if asked:
         option = next(iter(asked)).replace("_", "-")
         raise UsageError(f"A head has its own encoders, which --{option} would change: leave it or --head away.")
@@ -105,8 +105,8 @@ def open_network(
     weights = replace(weights, random=weights.random or info.random_weights)
     network = load_network(state, info, weights)
     if network.dino is None:  # the paper's ablation A
-        network.dino = load_encoders(info.architecture, weights, hiera=False, dino=True)[1]
-    return network, _random(info.architecture, weights)
+        network.dino = load_encoders(info.config, weights, hiera=False, dino=True)[1]
+    return network, _random(info.config, weights)
 
 
 def compute_features(
@@ -133,7 +133,7 @@ def compute_features(
     Returns:
         Hiera's group (S1 to S4, or S1, S1 adapted, ...) and DINOv2's.
     """
-    architecture = network.architecture
+    config = network.config
     names = [f"S{level}" for level in LEVELS]
     maps = [f"V{block}" for block in blocks]
     found: dict[str, list[NDArray[np.float32]]] = {}
@@ -141,7 +141,7 @@ def compute_features(
         for image in images:
             pixels, dino_pixels = (
                 torch.from_numpy(np.stack([resize_image(image, size)])).to(runtime.device)
-                for size in (architecture.hiera_size, architecture.dino_size)
+                for size in (config.hiera_size, config.dino_size)
             )
             inputs = Batch.of(("image",), (0,), pixels=pixels, dino_pixels=dino_pixels).inputs
             with torch.no_grad(), runtime.autocast():
@@ -155,12 +155,12 @@ def compute_features(
     levels = [wanted for name in names for wanted in ([name, name + _ADAPTED] if adapted else [name])]
     return [
         FeatureGroup(
-            f"SAM 2 Hiera ({architecture.hiera.name})",
+            f"SAM 2 Hiera ({config.hiera.name})",
             tuple(_level(name, found[name]) for name in levels),
             _RANDOM["hiera"] if "hiera" in random else "",
         ),
         FeatureGroup(
-            f"DINOv2 ({architecture.dino.name})",
+            f"DINOv2 ({config.dino.name})",
             tuple(_level(f"block {name[1:]}", found[name]) for name in maps),
             _RANDOM["dino"] if "dino" in random else "",
         ),
@@ -178,6 +178,6 @@ def _level(name: str, maps: Sequence[NDArray[np.float32]]) -> FeatureLevel:
     return FeatureLevel(f"{name}\n{height}×{width}×{channels}", tuple(maps), name.endswith(_ADAPTED))
 
 
-def _random(architecture: Architecture, weights: EncoderWeights) -> frozenset[str]:
-    names = {"hiera": architecture.hiera.name, "dino": architecture.dino.name}
+def _random(config: DSUNetConfig, weights: EncoderWeights) -> frozenset[str]:
+    names = {"hiera": config.hiera.name, "dino": config.dino.name}
     return frozenset(encoder for encoder, name in names.items() if weights.random or name == "toy")

@@ -12,7 +12,7 @@ from PIL import Image
 from dsu.data.datasets import find_dataset
 from dsu.data.folders import find_images, unwrapped
 from dsu.data.images import IMAGE_SUFFIXES, UnreadableImage, read_image
-from dsu.data.masks import choose_reading, examine_mask
+from dsu.data.masks import choose_mask_format, examine_mask
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import match
 from dsu.progress import SILENT, Progress
@@ -103,8 +103,8 @@ def _read(found: Sequence[_Named]) -> tuple[list[Shown], list[str]]:
             broken.append(error)
     if broken and not opened:
         raise broken[0]
-    reading = choose_reading([facts for *_, facts in opened if facts is not None])
-    shown = [Shown(name, image, reading.read(mask) if mask else None) for name, image, mask, _ in opened]
+    mask_format = choose_mask_format([facts for *_, facts in opened if facts is not None])
+    shown = [Shown(name, image, mask_format.read(mask) if mask else None) for name, image, mask, _ in opened]
     return shown, list(map(str, broken))
 
 

@@ -9,7 +9,7 @@ from house import House, build_house
 from rubbish import Refused
 from support import Dsu
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
 from dsu.features.extraction_plan import ExtractionSettings
@@ -46,8 +46,8 @@ def cached(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Cached:
             shutil.copy(path, home / "tiles" / inner)
     cache_features(
         str(home / "tiles"),
-        build_architecture("toy", hiera_size=128, dino_size=126),
-        ExtractionSettings(levels=("V", "S3")),
+        build_config("toy", hiera_size=128, dino_size=126),
+        ExtractionSettings(features=("V", "S3")),
         EncoderWeights(),
         data_root=home,
         cache_root=home / "features",

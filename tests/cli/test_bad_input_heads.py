@@ -37,8 +37,8 @@ def _without(content: dict[str, Any], field: str) -> dict[str, Any]:
 
 
 def _deeper(content: dict[str, Any], part: str, **changes: object) -> dict[str, Any]:
-    architecture = content["architecture"]
-    return {**content, "architecture": {**architecture, part: {**architecture[part], **changes}}}
+    config = content["config"]
+    return {**content, "config": {**config, part: {**config[part], **changes}}}
 
 
 def _with_hiera(path: Path, **changes: object) -> None:
@@ -54,8 +54,11 @@ def _with_hiera(path: Path, **changes: object) -> None:
         (lambda path: save_file({"a": torch.zeros(1)}, path), ("no dsu head", "give a head.safetensors")),
         (lambda path: _rewritten(path, lambda c: {**c, "format": 99, "version": "9.9"}), ("dsu 9.9", "update dsu")),
         (lambda path: _rewritten(path, lambda c: {**c, "format": "new"}), ("settings",)),
-        (lambda path: _rewritten(path, lambda c: {**c, "stored": "int8"}), ("stored", "'float16' or 'float32'")),
-        (lambda path: _rewritten(path, lambda c: _without(c, "architecture")), ("architecture is missing",)),
+        (
+            lambda path: _rewritten(path, lambda c: {**c, "feature_dtype": "int8"}),
+            ("feature_dtype", "'float16' or 'float32'"),
+        ),
+        (lambda path: _rewritten(path, lambda c: _without(c, "config")), ("config is missing",)),
         (lambda path: _rewritten(path, lambda c: "{ not JSON"), ("damaged settings",)),
         (lambda path: _rewritten(path, lambda c: "[1]"), ("settings",)),
         (lambda path: _rewritten(path, lambda c: "[" * 100_000), ("damaged settings",)),
@@ -88,7 +91,7 @@ def test_heads_that_are_none(
 def test_a_head_whose_tensors_do_not_fit(refused: Refused, house: House, tmp_path: Path) -> None:
     head = tmp_path / "head.safetensors"
     shutil.copy(house.run / head.name, head)
-    _rewritten(head, lambda c: {**c, "architecture": {**c["architecture"], "ablation": "C"}})
+    _rewritten(head, lambda c: {**c, "config": {**c["config"], "ablation": "C"}})
     refused(["predict", house.data / "test", "--head", head], "tensors do not fit", "train it again", status=1)
 
 

@@ -24,9 +24,9 @@ def test_training_without_any_store(refused: Refused) -> None:
 def test_what_was_made_otherwise_is_refused_by_field(refused: Refused, house: House) -> None:
     roots = ("--cache-root", house.features)
     for options, field in (
-        (("--stored", "float32"), "V: type is 'float16' in the store, 'float32' is wanted"),
+        (("--feature-dtype", "float32"), "V: type is 'float16' in the store, 'float32' is wanted"),
         (("--precision", "bf16"), "V: precision is 'fp32' in the store, 'bf16' is wanted"),
-        (("--foreground", 255), "mask: reading is"),
+        (("--foreground", 255), "mask: mask_format is"),
     ):
         refused(stage_one(house.data, *roots, *options), field, "--rebuild", "--cache-root", status=1)
     refused(house.train("--precision", "bf16"), "V: precision is 'fp32'", status=1)
@@ -50,7 +50,7 @@ def test_a_store_with_a_damaged_part_is_named(refused: Refused, house: House, tm
             truncate(path)
     else:
         content = json.loads((mine.store / "zarr.json").read_text())
-        content["attributes"]["attributes"] = {"source": {}, "architecture": {}}
+        content["attributes"]["attributes"] = {"source": {}, "config": {}}
         (mine.store / "zarr.json").write_text(json.dumps(content))
     refused(mine.train(), mine.store, status=1)
 
@@ -104,7 +104,7 @@ def test_a_store_with_foreign_encoders(
     refused: Refused, house: House, tmp_path: Path, part: str, changes: dict[str, object]
 ) -> None:
     mine = house.copied(tmp_path)
-    _noted(mine.store, lambda attributes: attributes["architecture"][part].update(changes))
+    _noted(mine.store, lambda attributes: attributes["config"][part].update(changes))
     refused(mine.train(), mine.store, "was not written by this dsu", "remove it", status=1)
 
 
@@ -118,7 +118,7 @@ def test_a_shard_that_was_deleted(dsu: Dsu, refused: Refused, house: House, tmp_
     _shard(mine.store, name).unlink()
     error = refused(mine.train(), name, "dsu cache-features", status=1 if name != "V" else 2)
     assert "every sample" not in error
-    dsu("cache-features", mine.data, *TINY, "--levels", "V", "--cache-root", mine.features)
+    dsu("cache-features", mine.data, *TINY, "--features", "V", "--cache-root", mine.features)
     if name == "V":
         dsu(*mine.train())
 
@@ -155,13 +155,13 @@ def test_features_that_do_not_fit_are_named_with_their_sample(
         return found
 
     monkeypatch.setattr(DSUNet, "encode", overflowing)
-    refused(stage_one(mine), "V of 0000", "not finite as float16", "--stored float32", status=1)
+    refused(stage_one(mine), "V of 0000", "not finite as float16", "--feature-dtype float32", status=1)
 
 
 def test_a_disk_that_is_too_small(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    refused(stage_one(drawn), "0.0 GB free", "--levels V", "--views none", "--compressor", "--cache-root", status=1)
+    refused(stage_one(drawn), "0.0 GB free", "--features V", "--views none", "--compressor", "--cache-root", status=1)
 
 
 def test_a_disk_that_fills_up(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_pretrained_weights_that_are_not_there(refused: Refused, drawn: Path, level: str, words: Sequence[str]) -> None:
-    refused(["cache-features", drawn, "--preset", "tiny", "--levels", level], *words, status=1)
+    refused(["cache-features", drawn, "--preset", "tiny", "--features", level], *words, status=1)
 
 
 def _run_code_in_zip(path: Path) -> None:
@@ -70,18 +70,18 @@ def test_files_of_weights_that_are_none(
 ) -> None:
     path = tmp_path / "weights.pt"
     make(path)
-    command = ["cache-features", drawn, "--preset", "tiny", "--levels", level, option, path]
+    command = ["cache-features", drawn, "--preset", "tiny", "--features", level, option, path]
     refused(command, path, *words, status=1)
     assert not (tmp_path / "ran").exists()
 
 
 def test_weights_of_another_size(refused: Refused, drawn: Path, tmp_path: Path) -> None:
-    from dsu.architecture import DINOS
+    from dsu.config import DINOS
     from dsu.encoders.dino import build_dino
 
     path = tmp_path / "other.safetensors"
     save_file(build_dino(DINOS["toy"], 126).state_dict(), path)
-    command = ["cache-features", drawn, "--preset", "tiny", "--levels", "V", "--dino-weights", path]
+    command = ["cache-features", drawn, "--preset", "tiny", "--features", "V", "--dino-weights", path]
     refused(command, path, "DINOv2 checkpoint of vits14", "published file of that size", status=1)
 
 

@@ -206,14 +206,14 @@ def test_a_store_that_is_being_read_is_neither_rebuilt_nor_removed(dsu: Dsu, cac
     mine = cached.copied(tmp_path)
     with held(mine.store, "read") as other:
         for command in (
-            mine.command("--stored", "float32", "--rebuild"),
+            mine.command("--feature-dtype", "float32", "--rebuild"),
             ["cache", "remove", "tiles", "--cache-root", mine.root, "--yes"],
         ):
             said = dsu(*command, exit_code=1).output
             assert f"being read by process {other.pid} on " in said
         assert "all there" in dsu(*mine.command()).output  # what readers do not notice goes on
         assert complaint(mine) is None
-    dsu(*mine.command("--stored", "float32", "--rebuild"))
+    dsu(*mine.command("--feature-dtype", "float32", "--rebuild"))
 
 
 def test_predictions_do_not_read_a_store_that_is_being_written(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
@@ -229,6 +229,6 @@ def test_predictions_do_not_read_a_store_that_is_being_written(dsu: Dsu, cached:
 def test_a_reader_opened_before_a_rebuild_is_told(cached: Cached, tmp_path: Path, dsu: Dsu) -> None:
     mine = cached.copied(tmp_path)
     store = Store.open(mine.store)
-    dsu(*mine.command("--stored", "float32", "--rebuild"))
+    dsu(*mine.command("--feature-dtype", "float32", "--rebuild"))
     with pytest.raises(CacheError, match="made anew since it was opened"):
         store.reader(["V"])

@@ -13,7 +13,7 @@ from dsu.heads.published import published_name
 
 @pytest.fixture
 def head(dsu: Dsu, drawn: Path, tmp_path: Path) -> Path:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1", "--out", "run")
     return tmp_path / "run" / "head.safetensors"
 
@@ -64,13 +64,13 @@ def test_nothing_is_written_over_unasked(dsu: Dsu, head: Path, tmp_path: Path) -
 
 
 def test_what_the_published_program_lacks_is_refused(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1", "--adapt-last", "2", "--out", "run")
     assert "--adapt-last" in dsu("export-checkpoint", "run", exit_code=1).output
 
 
 def test_check_equivalence_passes_and_says_so_to_machines(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     said = dsu("check-equivalence", "--steps", "2", "--json", "report.json").output
     assert "pass" in said and "FAIL" not in said
     report = json.loads((tmp_path / "report.json").read_text())

@@ -45,7 +45,7 @@ def test_json_has_all_names_and_nothing_else_is_printed(dsu: Dsu, folder: Path) 
     found = json.loads(dsu("datasets", "check", folder, "--json", "--quiet").output)
     assert found["stops"] is False and found["input_size"] == 352
     [split] = found["splits"]
-    assert split["pairs"] == 11 and split["unreadable"] == 1 and split["reading"]["labels"] is False
+    assert split["pairs"] == 11 and split["unreadable"] == 1 and split["mask_format"]["labels"] is False
     by_key = {one["key"]: one for one in found["findings"]}
     assert by_key["unreadable"]["count"] == len(by_key["unreadable"]["names"]) == 1
     assert {entry["what"] for entry in found["files"]} == {"images", "masks"}
@@ -96,13 +96,13 @@ def test_a_sheet_is_drawn_if_asked_for_and_never_over_anything(dsu: Dsu, folder:
     dsu("datasets", "check", folder)
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiles"]
     said = dsu("datasets", "check", folder, "--sheet", "look/sheet.png").output
-    assert "Drawn: look/sheet.png" in said
+    assert "BatchIndices: look/sheet.png" in said
     with Image.open("look/sheet.png") as sheet:
         assert sheet.width > 2000
     mask = max((folder / "masks").iterdir())
     for taken in ("look/sheet.png", mask):
         said = dsu("datasets", "check", folder, "--sheet", taken, exit_code=2).output
-        assert "stands already" in said and "reading" not in said
+        assert "stands already" in said and "mask_format" not in said
     dsu("datasets", "check", folder, "--sheet", "look/sheet.png", "--overwrite")
     assert "name a .png or a .pdf" in dsu("datasets", "check", folder, "--sheet", "a.txt", exit_code=2).output
 

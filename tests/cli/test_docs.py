@@ -23,7 +23,7 @@ SMALLER = {
     "train-head": ("--epochs", "1"),
     "check-equivalence": ("--steps", "1", "--batch-size", "2"),
     "visualize features": (*TINY, "--count", "2"),
-    "bench": (*TINY, "--rounds", "1", "--images", "2", "--parts", "reading"),
+    "bench": (*TINY, "--rounds", "1", "--images", "2", "--parts", "mask_format"),
     "cache remove": ("--yes",),
     "study folds": ("--epochs", "1", "-k", "2"),
     "study": ("--epochs", "1"),
@@ -57,7 +57,7 @@ def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pyt
             shutil.copy(path, here / "tiles" / kind)
     monkeypatch.setenv("HOME", str(here))
     if not any("cache-features" in line for line in lines):
-        dsu("cache-features", "DUTS", *TINY, "--levels", "V", "--quiet")
+        dsu("cache-features", "DUTS", *TINY, "--features", "V", "--quiet")
         dsu("train-head", "--epochs", 1, "--quiet")
     for line in lines:
         for paper, toy in TOY.items():

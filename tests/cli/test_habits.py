@@ -137,7 +137,7 @@ def test_no_colours_where_none_are_wanted(house: House, variables: dict[str, str
 def test_ctrl_c_ends_with_what_to_type(command: str, drawn: Path, house: House, tmp_path: Path) -> None:
     """Interrupted in the middle of its work: no traceback, status 130, and the same command finishes."""
     arguments: list[object] = {
-        "cache-features": ["cache-features", drawn, *TINY, "--levels", "V"],
+        "cache-features": ["cache-features", drawn, *TINY, "--features", "V"],
         "predict": ["predict", drawn / "train" / "images", "--head", house.run, "--out", "masks", "--batch-size", "1"],
         "datasets": ["datasets", "--data-root", drawn.parent, "--overlaps"],
     }[command]

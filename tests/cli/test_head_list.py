@@ -8,14 +8,14 @@ import pytest
 import torch
 from support import Dsu
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, save_head
 
 
 def keep_head(run: Path, hours_ago: float, adapt_last: int = 7, **fields: object) -> None:
     run.mkdir(parents=True)
-    architecture = build_architecture("toy", adapt_last=adapt_last)
-    info = HeadInfo.model_validate({"architecture": architecture.model_dump(), **fields})
+    config = build_config("toy", adapt_last=adapt_last)
+    info = HeadInfo.model_validate({"config": config.model_dump(), **fields})
     save_head(run / HEAD_FILE, {"weight": torch.zeros(1)}, info)
     written = (run / HEAD_FILE).stat().st_mtime - hours_ago * 3600
     os.utime(run / HEAD_FILE, (written, written))

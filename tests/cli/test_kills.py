@@ -58,7 +58,7 @@ def test_a_killed_stage_one_leaves_the_store_of_an_uninterrupted_one(
     forks: Forks, shapes: Path, record_property: Callable[[str, object], None]
 ) -> None:
     root = forks.folder / "features"
-    command = ["cache-features", shapes, *TINY, "--levels", "V,S1", "--cache-root", root, "--quiet"]
+    command = ["cache-features", shapes, *TINY, "--features", "V,S1", "--cache-root", root, "--quiet"]
     wanted: dict[str, bytes] = {}
 
     def check_finished() -> None:
@@ -85,7 +85,7 @@ def head(forks: Forks, shapes: Path) -> Path:
     """A head of one epoch, and the features of the test split."""
     root = forks.folder / "for-predict"
     for command in (
-        ["cache-features", shapes, *TINY, "--levels", "V", "--views", 1, "--cache-root", root],
+        ["cache-features", shapes, *TINY, "--features", "V", "--views", 1, "--cache-root", root],
         ["train-head", shapes, "--cache-root", root, "--epochs", 1, "--views", 1, "--out", forks.folder / "run"],
     ):
         outcome = forks.run([*command, "--quiet"])
@@ -141,7 +141,7 @@ def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(
 ) -> None:
     """A checkpoint after every step of two epochs, of two batches each."""
     root, run = forks.folder / "for-training", forks.folder / "killed-run"
-    cached = forks.run(["cache-features", shapes, *TINY, "--levels", "V", "--cache-root", root, "--quiet"])
+    cached = forks.run(["cache-features", shapes, *TINY, "--features", "V", "--cache-root", root, "--quiet"])
     assert cached.status == 0, cached.said
     wanted: dict[str, object] = {}
 

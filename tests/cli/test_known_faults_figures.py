@@ -20,7 +20,7 @@ from dsu import Segmenter
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
 """Options of a training that takes as little time as there can be."""
 
-STAGE_ONE: Final = (*TINY, "--levels", "V", "--views", "1", "--quiet")
+STAGE_ONE: Final = (*TINY, "--features", "V", "--views", "1", "--quiet")
 
 
 @pytest.fixture(scope="module")

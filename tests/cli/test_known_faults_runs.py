@@ -32,7 +32,7 @@ DSU: Final = Path(sys.executable).with_name("dsu")
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
 """Options of a training that takes as little time as there can be."""
 
-STAGE_ONE: Final = (*TINY, "--levels", "V", "--views", "1", "--quiet")
+STAGE_ONE: Final = (*TINY, "--features", "V", "--views", "1", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_a_run_is_not_resumed_with_other_encoders(dsu: Dsu, photos: Path, monkey
     save_file(dino, "one.safetensors")
     save_file(dino | {"norm.bias": dino["norm.bias"] + 1}, "other.safetensors")
     sizes = ("--hiera", "toy", "--dino", "vits14", "--hiera-size", "128", "--dino-size", "126")
-    cache = ("cache-features", photos, *sizes, "--levels", "V", "--views", "1", "--quiet")
+    cache = ("cache-features", photos, *sizes, "--features", "V", "--views", "1", "--quiet")
     dsu(*cache, "--dino-weights", "one.safetensors")
     with monkeypatch.context() as patch:
         stop_at(patch, 1)

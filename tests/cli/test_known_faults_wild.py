@@ -39,7 +39,7 @@ DSU: Final = Path(sys.executable).with_name("dsu")
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
 """Options of a training that takes as little time as there can be."""
 
-STAGE_ONE: Final = (*TINY, "--levels", "V", "--views", "1")
+STAGE_ONE: Final = (*TINY, "--features", "V", "--views", "1")
 
 
 def photo(seed: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
@@ -275,7 +275,7 @@ def test_stores_are_written_where_folders_cannot_be_flushed(
 def many_files(dsu: Dsu, tmp_path: Path) -> list[object]:
     """A training that opens about forty files of its store."""
     views = ("--views", "flips+12")
-    dsu("cache-features", plain(tmp_path / "mine", range(10)), *TINY, "--levels", "V", *views, "--quiet")
+    dsu("cache-features", plain(tmp_path / "mine", range(10)), *TINY, "--features", "V", *views, "--quiet")
     return ["train-head", *views, "--epochs", "6", "--val-fraction", "0", "--sheet-every", "0", "--quiet"]
 
 
@@ -500,7 +500,7 @@ def test_nobody_is_told_to_remove_a_folder(house: House, drawn: Path) -> None:
 
 # ---- checkpoints ----
 
-SMALL: Final = ("--hiera", "toy", "--dino", "vits14", "--hiera-size", "128", "--dino-size", "126", "--levels", "V")
+SMALL: Final = ("--hiera", "toy", "--dino", "vits14", "--hiera-size", "128", "--dino-size", "126", "--features", "V")
 
 
 @pytest.fixture(scope="module")

@@ -81,11 +81,11 @@ def test_training_from_the_store_and_end_to_end_gives_the_same_weights(
 
 
 def test_a_second_run_of_stage_one_computes_nothing(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("c/**/*") if path.is_file()}
-    said = dsu("cache-features", drawn, *TINY, "--levels", "V").output
+    said = dsu("cache-features", drawn, *TINY, "--features", "V").output
     assert "all there" in said
-    dsu("cache-features", drawn, *TINY, "--levels", "V,S4")
+    dsu("cache-features", drawn, *TINY, "--features", "V,S4")
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("c/**/*") if path.is_file()}
     assert before.items() <= after.items() and len(after) == len(before) + 2
 
@@ -95,7 +95,7 @@ def test_new_and_changed_images_are_computed_alone_and_training_says_so_before(
 ) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(drawn / "train", mine)
-    dsu("cache-features", mine, *TINY, "--levels", "V")
+    dsu("cache-features", mine, *TINY, "--features", "V")
     first, second = sorted((mine / "images").iterdir())[:2]
     Image.open(second).convert("L").save(first)
     for folder, ending in (("images", ".jpg"), ("masks", ".png")):
@@ -103,22 +103,22 @@ def test_new_and_changed_images_are_computed_alone_and_training_says_so_before(
     said = dsu("train-head", mine, "--epochs", "1", exit_code=1).output
     assert "1 new (added)" in said and f"1 changed ({first.stem})" in said and "dsu cache-features" in said
     # The added image is a copy, whose row is there already: one row to compute.
-    said = dsu("cache-features", mine, *TINY, "--levels", "V").output
+    said = dsu("cache-features", mine, *TINY, "--features", "V").output
     assert "4 views" in said
     dsu("train-head", mine, "--epochs", "1")
 
 
 def test_other_weights_sizes_or_types_are_refused_naming_the_field(dsu: Dsu, drawn: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
-    said = dsu("cache-features", drawn, *TINY, "--levels", "V", "--stored", "float32", exit_code=1).output
+    dsu("cache-features", drawn, *TINY, "--features", "V")
+    said = dsu("cache-features", drawn, *TINY, "--features", "V", "--feature-dtype", "float32", exit_code=1).output
     assert "type" in said and "float16" in said and "float32" in said and "--rebuild" in said
-    dsu("cache-features", drawn, *TINY, "--levels", "V", "--stored", "float32", "--rebuild")
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--feature-dtype", "float32", "--rebuild")
     said = dsu("train-head", "--precision", "bf16", exit_code=1).output
     assert "precision" in said and "fp32" in said and "bf16" in said
 
 
 def test_a_killed_run_resumes_to_the_same_weights(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     recipe = ["--epochs", "6", "--batch-size", "4"]
     dsu("train-head", *recipe, "--out", "whole")
     command = [sys.executable, "-c", "from dsu_cli.main import run; run()", "train-head", *recipe, "--out", "killed"]
@@ -141,7 +141,7 @@ def _column(run: Path, name: str) -> list[str]:
 
 def test_ones_own_folder_without_splits_is_judged_on_what_was_held_out(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn / "train", tmp_path / "tiles")
-    dsu("cache-features", "tiles", *TINY, "--levels", "V")
+    dsu("cache-features", "tiles", *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1", "--val-fraction", "0.3")
     dsu("predict")
     dsu("eval", "--json", "figures.json")
@@ -152,7 +152,7 @@ def test_ones_own_folder_without_splits_is_judged_on_what_was_held_out(dsu: Dsu,
 
 
 def test_folders_and_files_are_predicted_with_subfolders_kept(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     images = sorted((drawn / "test" / "images").iterdir())
     (tmp_path / "photos" / "deep").mkdir(parents=True)
@@ -173,7 +173,7 @@ def test_folders_and_files_are_predicted_with_subfolders_kept(dsu: Dsu, drawn: P
 
 
 def test_pictures_instead_of_masks(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     image = sorted((drawn / "test" / "images").iterdir())[0]
     dsu("predict", image, "--out", "over", "--kind", "overlay")
@@ -186,7 +186,7 @@ def test_pictures_instead_of_masks(dsu: Dsu, drawn: Path, tmp_path: Path) -> Non
 
 
 def test_settings_from_a_file_with_options_on_top(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     (tmp_path / "mine.yaml").write_text("epochs: 3\nbatch_size: 6\nlr: 0.0005\n")
     dsu("train-head", "--config", "mine.yaml", "--epochs", "1", "--out", "run")
     settings = (tmp_path / "run" / "settings.yaml").read_text()
@@ -200,7 +200,7 @@ def test_help_and_version_answer_at_once() -> None:
 
 
 def test_a_run_goes_on_with_its_own_settings(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     (tmp_path / "mine.yaml").write_text("epochs: 2\nlr: 0.0005\nseed: 7\n")
     dsu("train-head", "--config", "mine.yaml")
     [run] = (tmp_path / "runs").iterdir()
@@ -213,7 +213,7 @@ def test_a_run_goes_on_with_its_own_settings(dsu: Dsu, drawn: Path, tmp_path: Pa
 
 
 def test_an_image_that_has_changed_is_predicted_again(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     photos = tmp_path / "photos"
     shutil.copytree(drawn / "test" / "images", photos)
@@ -225,7 +225,7 @@ def test_an_image_that_has_changed_is_predicted_again(dsu: Dsu, drawn: Path, tmp
 
 
 def test_folders_of_images_and_masks_are_told_apart_in_predict_and_eval(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V")
+    dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     said = dsu("predict", drawn / "test", "--out", "masks").output
     assert "5 written" in said and "5 masks" in said

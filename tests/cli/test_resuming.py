@@ -19,7 +19,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_stopped_within_epochs_and_gone_on_with(dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 samples in batches of 4: three steps an epoch, a checkpoint every two."""
-    dsu("cache-features", drawn, *TINY, "--levels", "V", "--quiet")
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     train = ("train-head", "--epochs", 3, "--batch-size", 4, "--checkpoint-steps", 2, "--val-fraction", 0.01, "--quiet")
     dsu(*train, "--out", "whole")
     for stops in ((2,), (5, 1), (4, 2, 1)):

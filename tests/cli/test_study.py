@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from stopping import stop_at
 from support import TINY, Dsu
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.data.views import UNFLIPPED
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
@@ -39,7 +39,7 @@ def stored(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in (drawn, home / "tiles"):
         cache_features(
             str(folder),
-            build_architecture("toy", hiera_size=128, dino_size=126),
+            build_config("toy", hiera_size=128, dino_size=126),
             ExtractionSettings(views=UNFLIPPED),
             EncoderWeights(),
             data_root=home,

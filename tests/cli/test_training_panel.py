@@ -10,23 +10,23 @@ from rich.console import Console
 
 from dsu.encoders.weights import EncoderWeights
 from dsu.settings import TrainingSettings
+from dsu.training.callbacks import Callback
 from dsu.training.epoch_log import EpochLog
 from dsu.training.runs import open_run
 from dsu.training.trainer import Trainer
-from dsu.training.watching import Watcher
 from dsu_cli.training_panel import CAPTION, TrainingPanel
 
 
-class Looks(Watcher):
-    """Draws the panel whenever the trainer speaks to its watchers, and before the panel itself is told."""
+class Looks(Callback):
+    """Draws the panel whenever the trainer speaks to its callbacks, and before the panel itself is told."""
 
     def __init__(self, panel: TrainingPanel) -> None:
         self.panel, self.frames = panel, list[str]()
 
-    def stepped(self, trainer: Trainer, log: EpochLog) -> None:
+    def on_step_end(self, trainer: Trainer, log: EpochLog) -> None:
         self.look()
 
-    def epoch_ended(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+    def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         self.look()
 
     def look(self) -> None:
@@ -45,7 +45,7 @@ def test_the_run_never_goes_back_nor_beyond_its_end_and_the_words_are_explained(
     )
     panel = TrainingPanel(Console(file=io.StringIO(), width=90), run.trainer)
     looks = Looks(panel)
-    run.trainer.watchers += [looks, panel]
+    run.trainer.callbacks += [looks, panel]
     run.trainer.run(panel)
     looks.look()
     done = [int(percent) for frame in looks.frames for percent in re.findall(r"│ run .* (\d+)%", frame)]

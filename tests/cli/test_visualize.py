@@ -184,7 +184,7 @@ def test_the_panel_says_how_far_the_run_is_and_leaves_a_line_an_epoch(house: Hou
     advance = panel.advance
     panel.advance = lambda units=1: (advance(units), frame())[0]  # type: ignore[method-assign, misc]
     frame()
-    run.trainer.watchers.append(panel)
+    run.trainer.callbacks.append(panel)
     with panel.shown():
         run.trainer.run(panel)
     assert "epoch 1/2" in frames[0] and "not validated yet" in frames[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import Report, check_equivalence
@@ -16,7 +16,7 @@ from dsu.features.extraction_plan import ExtractionSettings
 from dsu.settings import TrainingSettings
 from dsu_cache import Store
 
-ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
+CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 POINTS = ("V", "V1", "V2", "V3", "V4", "S1", "S2", "S3", "S4", "B4", "B5")
 Rewrite = Callable[[np.ndarray, int], np.ndarray]
 
@@ -27,8 +27,8 @@ def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("features")
     cache_features(
         str(drawn / "train"),
-        ARCHITECTURE,
-        ExtractionSettings(levels=POINTS, views=ALL_FLIPS, level_views=ALL_FLIPS),
+        CONFIG,
+        ExtractionSettings(features=POINTS, views=ALL_FLIPS, level_views=ALL_FLIPS),
         EncoderWeights(),
         data_root=drawn,
         cache_root=root,
@@ -55,7 +55,7 @@ def test_every_depth_of_adaptation_is_exact(features: Path, drawn: Path, adapt_l
 
 @pytest.mark.parametrize("point", ["pixels", "S1", "S2", "B4", "B5", "S3"])
 def test_every_resume_point_is_exact(features: Path, drawn: Path, point: str) -> None:
-    report = check(features, drawn, adapt_last=1, resume_from=point)
+    report = check(features, drawn, adapt_last=1, start_feature=point)
     assert report.passed
     assert point in report.features
 
@@ -121,7 +121,7 @@ def test_a_resume_point_off_by_one_block_is_caught(features: Path, drawn: Path, 
     rows = store.rows_in_shard(0)
     later = {view: store.reader(["B5"]).read(rows, [view] * len(rows))["B5"] for view in range(4)}
     changed = rewritten(features, tmp_path / "f", "B4", lambda values, view: later[view])
-    assert failed(check(changed, drawn, adapt_last=2, resume_from="B4")) == {"B4"}
+    assert failed(check(changed, drawn, adapt_last=2, start_feature="B4")) == {"B4"}
 
 
 def test_features_of_other_weights_are_caught(
@@ -143,10 +143,10 @@ def test_features_of_other_weights_are_caught(
 def _with_digests(digests: dict[str, str]) -> Callable[..., object]:
     from dsu.encoders.weights import load_dino, load_hiera
 
-    def load(architecture: object, weights: object, *, hiera: bool, dino: bool) -> object:
+    def load(config: object, weights: object, *, hiera: bool, dino: bool) -> object:
         return (
-            load_hiera(architecture, weights)[0] if hiera else None,  # type: ignore[arg-type]
-            load_dino(architecture, weights)[0] if dino else None,  # type: ignore[arg-type]
+            load_hiera(config, weights)[0] if hiera else None,  # type: ignore[arg-type]
+            load_dino(config, weights)[0] if dino else None,  # type: ignore[arg-type]
             digests,
         )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.loss import total_loss
 from dsu.network.network import DSUNet
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def network() -> DSUNet:
     """With adapters in the last stage alone, so that a step goes on from S3."""
-    architecture = build_architecture("tiny", adapt_last=2)
+    config = build_config("tiny", adapt_last=2)
     weights = EncoderWeights(random=True)
     torch.manual_seed(0)
     return DSUNet(
-        architecture,
-        load_hiera(architecture, weights)[0],
-        load_dino(architecture, weights)[0],
+        config,
+        load_hiera(config, weights)[0],
+        load_dino(config, weights)[0],
         feature_dtype=torch.float16,
     )
 

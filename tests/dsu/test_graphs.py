@@ -15,7 +15,7 @@ from dsu.network.resume import earliest, resume_point
 from dsu.runtime import choose_runtime
 from dsu.settings import TrainingSettings
 from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
-from dsu.training.trainer import Phase, Trainer
+from dsu.training.trainer import Trainer, TrainingPhase
 
 SIDE, GUIDE = 128, 126
 STEPS = EAGER_CALLS + 4
@@ -51,13 +51,13 @@ def trainer(folder: Path, *, adapt_last: int = 7, start: str = "pixels", capture
     resolved = TrainingSettings(sheet_every=0, **settings)  # type: ignore[arg-type]
     ablation = {} if resolved.ablation == "none" else {"ablation": resolved.ablation}
     network = toy_network(adapt_last, feature_dtype=torch.float16, **ablation).train()
-    architecture = network.architecture
-    point = resume_point(architecture, {start, "S1", "S2", "S3", "S4", *architecture.injections.values()}, start)
+    config = network.config
+    point = resume_point(config, {start, "S1", "S2", "S3", "S4", *config.injections.values()}, start)
     made = Trainer(
         network,
-        Phase(point, None, None),  # type: ignore[arg-type]  # batches are given
+        TrainingPhase(point, None, None),  # type: ignore[arg-type]  # batches are given
         resolved,
-        HeadInfo(architecture=architecture),
+        HeadInfo(config=config),
         choose_runtime("cpu", "fp32"),
         folder,
         keep_best=False,
@@ -85,7 +85,7 @@ def assert_same_steps(eager: Trainer, captured: Trainer, given: list[Batch]) -> 
     ("start", "adapt_last", "settings"),
     [
         ("pixels", 7, {}),
-        ("pixels", 7, {"recompute": True}),
+        ("pixels", 7, {"gradient_checkpointing": True}),
         ("pixels", 7, {"region": "tversky", "bce": "focal"}),
         ("pixels", 7, {"bce": "weighted"}),
         ("S2", 3, {}),
@@ -132,13 +132,11 @@ def test_evaluation_is_captured_too_and_sees_the_weights_of_now(tmp_path: Path) 
 
 def test_another_phase_is_captured_anew(tmp_path: Path) -> None:
     eager, captured = (trainer(tmp_path, adapt_last=3, captured=way, epochs=9) for way in (False, True))
-    frozen = resume_point(
-        eager.network.architecture.model_copy(update={"adapt_last": 0}), {"S1", "S2", "S3", "S4", "V"}
-    )
+    frozen = resume_point(eager.network.config.model_copy(update={"adapt_last": 0}), {"S1", "S2", "S3", "S4", "V"})
     features = list(batches([2] * STEPS, features=frozen.features))
     for way in (eager, captured):
-        way.warm_up = Phase(frozen, None, None)  # type: ignore[arg-type]
-        way.settings = way.settings.model_copy(update={"warm_up": 1})
+        way.frozen_adapters = TrainingPhase(frozen, None, None)  # type: ignore[arg-type]
+        way.settings = way.settings.model_copy(update={"freeze_adapter_epochs": 1})
     assert_same_steps(eager, captured, features)
     adapters = [name for name, p in captured.network.head.named_parameters() if name.startswith("adapters")]
     assert all(captured.network.head.get_parameter(name).grad is None for name in adapters)
@@ -224,9 +222,9 @@ def test_on_a_gpu_the_real_graph_takes_the_eager_steps(tmp_path: Path, precision
         runtime = choose_runtime("cuda", precision, deterministic=True)  # type: ignore[arg-type]
         way = Trainer(
             network,
-            Phase(earliest(network.architecture), None, None),  # type: ignore[arg-type]
+            TrainingPhase(earliest(network.config), None, None),  # type: ignore[arg-type]
             TrainingSettings(),
-            HeadInfo(architecture=network.architecture),
+            HeadInfo(config=network.config),
             runtime,
             tmp_path,
             keep_best=False,

@@ -26,9 +26,9 @@ def logits(batch: int, side: int, seed: int = 1) -> list[Tensor]:
 LOSSES = [
     Loss(),
     Loss(bce="weighted"),
-    Loss(bce="focal", gamma=2.0),
-    Loss(region="tversky", misses=0.7),
-    Loss(region="tversky", misses=0.2, bce="focal", gamma=1.0),
+    Loss(bce="focal", focal_gamma=2.0),
+    Loss(region="tversky", tversky_beta=0.7),
+    Loss(region="tversky", tversky_beta=0.2, bce="focal", focal_gamma=1.0),
 ]
 
 
@@ -37,16 +37,16 @@ def image_loss(z: Tensor, m: Tensor, loss: Loss) -> Tensor:
     w = 1 + 5 * (functional.avg_pool2d(m[None, None], 31, stride=1, padding=15)[0, 0] - m).abs()
     p = 1 / (1 + torch.exp(-z))
     both = (w * p * m).sum()
-    alarms, misses = (w * p).sum() - both, (w * m).sum() - both
+    alarms, tversky_beta = (w * p).sum() - both, (w * m).sum() - both
     if loss.region == "iou":
-        region = (both + 1) / (both + alarms + misses + 1)
+        region = (both + 1) / (both + alarms + tversky_beta + 1)
     else:
-        region = (both + 1) / (both + (1 - loss.misses) * alarms + loss.misses * misses + 1)
+        region = (both + 1) / (both + (1 - loss.tversky_beta) * alarms + loss.tversky_beta * tversky_beta + 1)
     entropy = -(m * torch.log(p) + (1 - m) * torch.log(1 - p))
     mean = {
         "plain": lambda: entropy.mean(),
         "weighted": lambda: (w * entropy).sum() / w.sum(),
-        "focal": lambda: ((m - p).abs() ** loss.gamma * entropy).mean(),
+        "focal": lambda: ((m - p).abs() ** loss.focal_gamma * entropy).mean(),
     }[loss.bce]()
     return 1 - region + mean
 
@@ -77,11 +77,11 @@ def test_a_miss_costs_more_than_a_false_alarm_where_it_weighs_more() -> None:
     missed, alarm = [mask.clone() for _ in range(2)]
     missed[..., 16, 16], alarm[..., 16, 111] = 0, 1
     costs = {
-        misses: [
-            float(total_loss([(m * 2 - 1) * 50] * 3, mask, Loss(region="tversky", misses=misses)))
+        tversky_beta: [
+            float(total_loss([(m * 2 - 1) * 50] * 3, mask, Loss(region="tversky", tversky_beta=tversky_beta)))
             for m in (missed, alarm)
         ]
-        for misses in (0.5, 0.9)
+        for tversky_beta in (0.5, 0.9)
     }
     assert costs[0.5][0] == pytest.approx(costs[0.5][1], rel=1e-3)
     assert costs[0.9][0] > costs[0.5][0] > costs[0.9][1]
@@ -92,7 +92,7 @@ def test_without_an_object_the_region_term_is_as_stated() -> None:
     mask, z = torch.zeros(1, 1, 32, 32, dtype=torch.float64), logits(1, 32)[0]
     mass = float(z.sigmoid().sum())
     entropy = float(functional.binary_cross_entropy_with_logits(z, mask))
-    for loss, share in ((Loss(), 1.0), (Loss(region="tversky", misses=0.7), 0.3)):
+    for loss, share in ((Loss(), 1.0), (Loss(region="tversky", tversky_beta=0.7), 0.3)):
         [region, *_] = side_losses([z], mask, loss)
         assert float(region) - entropy == pytest.approx(1 - 1 / (1 + share * mass), abs=1e-12)
 

@@ -81,16 +81,16 @@ def test_nothing_in_a_step_waits_for_the_gpu(precision: str, tmp_path: Path) -> 
     from dsu.heads.head_file import HeadInfo
     from dsu.network.resume import earliest
     from dsu.settings import TrainingSettings
-    from dsu.training.trainer import Phase, Trainer
+    from dsu.training.trainer import Trainer, TrainingPhase
 
     network = toy_network(feature_dtype=torch.float16)
-    architecture, runtime = network.architecture, choose_runtime("cuda", precision)  # type: ignore[arg-type]
-    batch = images(architecture, 4, dino=True).pinned()
+    config, runtime = network.config, choose_runtime("cuda", precision)  # type: ignore[arg-type]
+    batch = images(config, 4, dino=True).pinned()
     trainer = Trainer(
         network.train(),
-        Phase(earliest(architecture), None, None),  # type: ignore[arg-type]  # batches are given
+        TrainingPhase(earliest(config), None, None),  # type: ignore[arg-type]  # batches are given
         TrainingSettings(),
-        HeadInfo(architecture=architecture),
+        HeadInfo(config=config),
         runtime,
         tmp_path,
         keep_best=False,

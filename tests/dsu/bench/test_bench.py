@@ -10,7 +10,6 @@ import torch
 from support import toy_network
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsu.architecture import build_architecture
 from dsu.bench.disk import disk_rate
 from dsu.bench.drawn import depths, draw_store, images
 from dsu.bench.reading import ReadRow
@@ -18,17 +17,18 @@ from dsu.bench.report import Report, markdown_table
 from dsu.bench.stages import MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
 from dsu.bench.timing import Timing, matrix_rate, ratio, take_turns
+from dsu.config import build_config
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction_plan import ExtractionSettings
 from dsu.features.stores import load_encoders
 from dsu.network.resume import feature_shape, resume_point
 from dsu.runtime import choose_runtime
 
-ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
+CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 
 
 def test_the_papers_depths() -> None:
-    assert depths(build_architecture("large")) == [48, 24, 12, 4, 0]
+    assert depths(build_config("large")) == [48, 24, 12, 4, 0]
 
 
 def test_cases_take_turns_and_a_ratio_is_the_median_of_the_rounds_own() -> None:
@@ -43,10 +43,10 @@ def test_cases_take_turns_and_a_ratio_is_the_median_of_the_rounds_own() -> None:
 
 
 def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
-    with draw_store(ARCHITECTURE, tmp_path, samples=70) as drawn:
+    with draw_store(CONFIG, tmp_path, samples=70) as drawn:
         available = set(drawn.store.arrays) - {"mask"}
-        for depth in depths(ARCHITECTURE):
-            adapted = ARCHITECTURE.model_copy(update={"adapt_last": depth})
+        for depth in depths(CONFIG):
+            adapted = CONFIG.model_copy(update={"adapt_last": depth})
             assert resume_point(adapted, available).block == adapted.first_adapted
         for name, path in drawn.plain.items():
             plain = np.load(path)
@@ -57,7 +57,7 @@ def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
 
 
 def test_drawn_images_fit_the_network() -> None:
-    batch = images(ARCHITECTURE, 3, dino=True)
+    batch = images(CONFIG, 3, dino=True)
     assert batch.views == (0, 1, 2)
     assert batch.pixels is not None and batch.dino_pixels is not None
     network = toy_network().eval()
@@ -77,11 +77,11 @@ def test_the_disk_is_measured_with_files_that_go_away(tmp_path: Path) -> None:
 
 
 def test_stage_one_is_measured_in_the_mix_that_it_stores_by_default(tmp_path: Path) -> None:
-    encoders = load_encoders(ARCHITECTURE, EncoderWeights(), hiera=True, dino=True)[:2]
-    found = measure_stages(ARCHITECTURE, *encoders, choose_runtime("cpu", "fp32"), 3, tmp_path)
-    assert [mix.levels for mix in found.mixes] == [ExtractionSettings().levels, ("V",)]
+    encoders = load_encoders(CONFIG, EncoderWeights(), hiera=True, dino=True)[:2]
+    found = measure_stages(CONFIG, *encoders, choose_runtime("cpu", "fp32"), 3, tmp_path)
+    assert [mix.features for mix in found.mixes] == [ExtractionSettings().features, ("V",)]
     assert [mix.views for mix in found.mixes] == [12, 3]
-    size = {name: 2 * math.prod(feature_shape(ARCHITECTURE, name)) for name in ("V", "S1", "S2", "S3", "S4")}
+    size = {name: 2 * math.prod(feature_shape(CONFIG, name)) for name in ("V", "S1", "S2", "S3", "S4")}
     index, checksum = 64 * 16 + 4, 4
     pixels_and_mask = 3 * (4 * 128 * 128 + 2 * checksum) + 2 * index
     v = 3 * (size["V"] + checksum) + index
@@ -99,7 +99,7 @@ def row(name: str, seconds: float, reads: tuple[str, ...] = ("pixels", "V"), wai
 @pytest.fixture
 def report() -> Report:
     return Report(
-        device="a card",
+        device="a GPU",
         libraries="torch 2",
         date="2026-01-01",
         preset="large",

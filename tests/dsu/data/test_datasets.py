@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dsu.data.datasets import SampleFacts, describe, find_dataset, find_images, inspect, is_benchmark, unreadable
-from dsu.data.masks import MaskReading
+from dsu.data.datasets import SampleMetadata, describe, find_dataset, find_images, inspect, is_benchmark, unreadable
+from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Split, make_split
 from dsu.errors import UsageError
 from dsu.progress import SILENT, counted
@@ -387,7 +387,7 @@ def test_a_sound_split_is_inspected_without_complaint(mine: Path) -> None:
     assert list(inspection.facts) == ["a", "b", "c"]
     assert inspection.facts["a"].size == inspection.facts["a"].mask_size == (20, 12)
     assert (inspection.undecodable, inspection.size_mismatches) == ((), ())
-    assert inspection.mask_reading == MaskReading()
+    assert inspection.mask_format == MaskFormat()
     assert describe(split, inspection) == [
         f"mine: 3 pairs of image and mask in {mine / 'images'}.",
         "Masks: grey levels, soft edges kept.",
@@ -422,7 +422,7 @@ def test_only_what_changed_is_read_again(mine: Path, monkeypatch: pytest.MonkeyP
     split = find_one(mine)
     first = inspect(split)
     known = {
-        name: SampleFacts.from_json(json.loads(json.dumps(facts.to_json()))) for name, facts in first.facts.items()
+        name: SampleMetadata.from_json(json.loads(json.dumps(facts.to_json()))) for name, facts in first.facts.items()
     }
     assert known == first.facts
     Image.new("L", (20, 12), 200).save(mine / "masks" / "b.png")
@@ -442,7 +442,7 @@ def test_a_split_without_masks_is_inspected(mine: Path) -> None:
     inspection = inspect(split)
     assert inspection.facts["a"].mask is None
     assert describe(split, inspection) == [f"images: 3 images without masks in {mine / 'images'}."]
-    known = {name: SampleFacts.from_json(facts.to_json()) for name, facts in inspection.facts.items()}
+    known = {name: SampleMetadata.from_json(facts.to_json()) for name, facts in inspection.facts.items()}
     assert inspect(split, known) == inspection
     assert inspect(find_one(mine), known).facts["a"].mask_sha256 is not None, "a mask that has come since is read"
 
@@ -454,9 +454,9 @@ def test_label_masks_are_read_as_such_and_named_values_decide(mine: Path) -> Non
         )
     split = find_one(mine)
     inspection = inspect(split)
-    assert inspection.mask_reading == MaskReading(labels=True)
+    assert inspection.mask_format == MaskFormat(labels=True)
     assert any("`--foreground 1 --foreground 2`" in line for line in describe(split, inspection))
-    assert inspect(split, foreground=[2]).mask_reading == MaskReading((2,))
+    assert inspect(split, foreground=[2]).mask_format == MaskFormat((2,))
     with pytest.raises(UsageError, match="no mask holds the value 7"):
         inspect(split, inspection.facts, SILENT, foreground=[7])
 
@@ -499,7 +499,7 @@ def test_a_factory_s_folder_needs_no_renaming(real_data: Path, name: str, pairs:
     split = find_one(real_data / "MagneticTile" / name)
     assert (split.name, split.kind, len(split.pairs)) == (name, "all", pairs)
     inspection = inspect(split)
-    assert inspection.mask_reading == MaskReading()
+    assert inspection.mask_format == MaskFormat()
     assert any(f"{counted(empty, 'masks')} without foreground" in line for line in describe(split, inspection)) == (
         empty > 0
     )

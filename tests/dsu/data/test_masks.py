@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.masks import MaskFacts, MaskReading, choose_reading, examine_mask, say_reading
+from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, describe_mask_format, examine_mask
 from dsu.errors import UsageError
 
 Masks = Sequence[NDArray[np.generic] | Image.Image]
@@ -31,8 +31,8 @@ def facts_of(folder: Path, masks: Masks) -> list[MaskFacts]:
 
 
 def read_all(folder: Path, masks: Masks, foreground: Sequence[int] | None = None) -> list[NDArray[np.uint8]]:
-    reading = choose_reading(facts_of(folder, masks), foreground)
-    return [reading.read(folder / f"{index}.png") for index in range(len(masks))]
+    mask_format = choose_mask_format(facts_of(folder, masks), foreground)
+    return [mask_format.read(folder / f"{index}.png") for index in range(len(masks))]
 
 
 def paletted(indices: NDArray[np.uint8]) -> Image.Image:
@@ -120,24 +120,24 @@ def test_naming_white_among_coloured_masks_finds_masks_of_white_alone(tmp_path: 
 
 def test_a_value_that_no_mask_holds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"value 9 of --foreground: they hold the values 0, 1, 3\."):
-        choose_reading(facts_of(tmp_path, [OBJECT, OBJECT * 3]), [9])
+        choose_mask_format(facts_of(tmp_path, [OBJECT, OBJECT * 3]), [9])
 
 
 def test_labels_without_background_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"out of `--foreground 1 --foreground 2 --foreground 3` \(they hold the values 1, 2, 3\)"
     ):
-        choose_reading(facts_of(tmp_path, [OBJECT + 1, OBJECT * 2 + 1]))
+        choose_mask_format(facts_of(tmp_path, [OBJECT + 1, OBJECT * 2 + 1]))
 
 
 def test_white_masks_without_background_are_legal(tmp_path: Path) -> None:
-    assert choose_reading(facts_of(tmp_path, [OBJECT * 0 + 255])) == MaskReading()
+    assert choose_mask_format(facts_of(tmp_path, [OBJECT * 0 + 255])) == MaskFormat()
 
 
 def test_what_is_assumed_is_said(tmp_path: Path) -> None:
     def said(masks: Masks, foreground: Sequence[int] | None = None) -> str:
         facts = facts_of(tmp_path, masks)
-        return "\n".join(say_reading(choose_reading(facts, foreground), facts))
+        return "\n".join(describe_mask_format(choose_mask_format(facts, foreground), facts))
 
     assert said([OBJECT * 255]) == "Masks: grey levels, soft edges kept."
     assert "1 mask without foreground" in said([OBJECT * 255, OBJECT * 0])
@@ -170,19 +170,19 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
     )
 )
 def test_any_facts_give_a_reading_and_survive_json(facts: list[MaskFacts]) -> None:
-    reading = choose_reading(facts)
-    assert MaskReading.from_json(json.loads(json.dumps(reading.to_json()))) == reading
+    mask_format = choose_mask_format(facts)
+    assert MaskFormat.from_json(json.loads(json.dumps(mask_format.to_json()))) == mask_format
     assert [MaskFacts.from_json(json.loads(json.dumps(mask.to_json()))) for mask in facts] == facts
-    say_reading(reading, facts)
+    describe_mask_format(mask_format, facts)
 
 
 def test_a_foreground_survives_json() -> None:
-    reading = MaskReading((2, 5))
-    assert MaskReading.from_json(json.loads(json.dumps(reading.to_json()))) == reading
+    mask_format = MaskFormat((2, 5))
+    assert MaskFormat.from_json(json.loads(json.dumps(mask_format.to_json()))) == mask_format
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("folder", ["DUTS/DUTS-TR/DUTS-TR-Mask", "CAMO/GT", "MagneticTile/MT_Uneven/masks"])
 def test_real_sets_are_grey(real_data: Path, folder: str) -> None:
     masks = sorted((real_data / folder).iterdir())[:150]
-    assert choose_reading([examine_mask(path)[1] for path in masks]) == MaskReading()
+    assert choose_mask_format([examine_mask(path)[1] for path in masks]) == MaskFormat()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
 from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling
 
@@ -22,16 +22,16 @@ FIELDS = {
 
 
 def test_it_survives_being_written_down() -> None:
-    reading = MaskReading((1, 2), labels=False, white=255)
-    source = SourceFolder(**FIELDS, images="pics", masks="maps", tile=64, overlap=8, reading=reading.to_json())
+    mask_format = MaskFormat((1, 2), labels=False, white=255)
+    source = SourceFolder(**FIELDS, images="pics", masks="maps", tile=64, overlap=8, mask_format=mask_format.to_json())
     again = SourceFolder(**json.loads(json.dumps(vars(source))))
     assert again == source
-    assert again.mask_reading == reading and again.tiling == Tiling(64, 8) and again.uncut.tiling is None
+    assert again.parsed_mask_format == mask_format and again.tiling == Tiling(64, 8) and again.uncut.tiling is None
 
 
 def test_what_to_type_again_is_whole_and_quoted() -> None:
     source = SourceFolder(
-        **FIELDS, images="my pics", masks="maps", tile=64, overlap=8, reading=MaskReading((3,)).to_json()
+        **FIELDS, images="my pics", masks="maps", tile=64, overlap=8, mask_format=MaskFormat((3,)).to_json()
     )
     assert shlex.split(source.asked) == [
         *("/a b/own", "--images", "my pics", "--masks", "maps"),
@@ -42,7 +42,14 @@ def test_what_to_type_again_is_whole_and_quoted() -> None:
 
 @pytest.mark.parametrize(
     "field",
-    [{"reading": {}}, {"reading": "x"}, {"reading": 3}, {"reading": {"foreground": 1}}, {"tile": "64"}, {"tile": True}],
+    [
+        {"mask_format": {}},
+        {"mask_format": "x"},
+        {"mask_format": 3},
+        {"mask_format": {"foreground": 1}},
+        {"tile": "64"},
+        {"tile": True},
+    ],
 )
 def test_other_values_are_refused(field: dict[str, Any]) -> None:
     with pytest.raises(TypeError):

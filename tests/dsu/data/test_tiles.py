@@ -14,7 +14,7 @@ from dsu.data.datasets import find_dataset, inspect
 from dsu.data.images import Box, mask_box, read_image, read_mask, upright_size
 from dsu.data.masks import examine_mask
 from dsu.data.pairing import Pair
-from dsu.data.tiles import Canvas, KeptOpen, Tiling, image_name, tiled
+from dsu.data.tiles import LastUsed, TileBlender, Tiling, image_name, tiled
 from dsu.errors import UsageError
 
 SIZES = st.integers(1, 700)
@@ -44,20 +44,20 @@ def test_a_canvas_of_what_agrees_is_that(width: int, height: int, size: int, dat
     """Tiles that say the same of every pixel give it back: weights add up to one everywhere."""
     boxes = Tiling(size, data.draw(st.integers(0, size // 2))).boxes(width, height)
     image = np.random.default_rng(0).normal(0, 5, (height, width)).astype(np.float32)
-    canvas = Canvas(boxes)
+    blender = TileBlender(boxes)
     for left, top, right, bottom in reversed(boxes):
-        canvas.add((left, top, right, bottom), image[top:bottom, left:right])
-    np.testing.assert_allclose(canvas.logits, image, atol=2e-5)
+        blender.add((left, top, right, bottom), image[top:bottom, left:right])
+    np.testing.assert_allclose(blender.logits, image, atol=2e-5)
 
 
 def test_tiles_that_disagree_fade_into_each_other() -> None:
     """One tile says 0, the next 1: no step is larger than the overlap allows, and each is itself beyond it."""
     boxes = Tiling(100, 40).boxes(160, 50)
     assert boxes == [(0, 0, 100, 50), (60, 0, 160, 50)]
-    canvas = Canvas(boxes)
+    blender = TileBlender(boxes)
     for value, box in enumerate(boxes):
-        canvas.add(box, np.full((50, 100), value, np.float32))
-    row = canvas.logits[25]
+        blender.add(box, np.full((50, 100), value, np.float32))
+    row = blender.logits[25]
     assert (row[:60] == 0).all() and (row[100:] == 1).all()
     assert np.diff(row).max() <= 1 / 40 + 1e-6 and (np.diff(row) >= 0).all()
 
@@ -160,7 +160,7 @@ def test_what_is_kept_open_is_made_once_for_all_threads() -> None:
         started.wait(0.05)
         return key * key
 
-    kept = KeptOpen(make, most=2)
+    kept = LastUsed(make, most=2)
     threads = [threading.Thread(target=kept, args=(key,)) for key in (1, 2, 1, 2, 1)]
     for thread in threads:
         thread.start()
@@ -175,7 +175,7 @@ def test_what_cannot_be_made_says_so_to_all() -> None:
     def make(key: str) -> str:
         raise UsageError(key)
 
-    kept = KeptOpen(make)
+    kept = LastUsed(make)
     for _ in range(2):
         with pytest.raises(UsageError, match="broken"):
             kept("broken")

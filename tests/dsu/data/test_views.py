@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsu.data.views import (
-    MAX_EXTRA,
+    MAX_AUGMENTATIONS,
     Views,
     draw_samples,
     draw_view,
     epoch_order,
     flip,
-    place_of,
-    places_of,
+    view_count,
+    view_index,
     view_name,
 )
 
@@ -73,13 +73,13 @@ def test_other_views_are_refused_with_those_there_are(text: str | None) -> None:
 
 
 def test_every_view_has_a_place_of_its_own_and_raw_arrays_share_one_for_all_flips() -> None:
-    views = Views(4, MAX_EXTRA).numbers
-    for array, distinct in (("V", 4 + MAX_EXTRA), ("pixels", 1 + MAX_EXTRA)):
-        places = {place_of(array, view) for view in views}
-        assert places == set(range(places_of(array))) and len(places) == distinct
-    assert {place_of("mask", view) for view in range(4)} == {0}
+    views = Views(4, MAX_AUGMENTATIONS).numbers
+    for array, distinct in (("V", 4 + MAX_AUGMENTATIONS), ("pixels", 1 + MAX_AUGMENTATIONS)):
+        places = {view_index(array, view) for view in views}
+        assert places == set(range(view_count(array))) and len(places) == distinct
+    assert {view_index("mask", view) for view in range(4)} == {0}
     with pytest.raises(ValueError, match="extra2 horizontal"):
-        place_of("V", 9)
+        view_index("V", 9)
 
 
 def test_an_extra_view_is_not_flipped() -> None:

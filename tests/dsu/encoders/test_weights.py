@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from dsu.architecture import Architecture, DinoSpec, HieraSpec
+from dsu.config import DinoSpec, DSUNetConfig, HieraSpec
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.encoders.weights import (
@@ -27,8 +27,8 @@ HIERA = HieraSpec(name="custom", embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), 
 DINO = DinoSpec(name="custom", embed_dim=12, depth=2, num_heads=2)
 
 
-def architecture(dino_size: int = 126, hiera: HieraSpec = HIERA, dino: DinoSpec = DINO) -> Architecture:
-    return Architecture(hiera=hiera, dino=dino, hiera_size=128, dino_size=dino_size, adapt_last=0)
+def config(dino_size: int = 126, hiera: HieraSpec = HIERA, dino: DinoSpec = DINO) -> DSUNetConfig:
+    return DSUNetConfig(hiera=hiera, dino=dino, hiera_size=128, dino_size=dino_size, adapt_last=0)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def as_meta_publishes(timm: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(path: Path) -> str:
-    return load_hiera(architecture(), EncoderWeights(hiera=path))[1]
+    return load_hiera(config(), EncoderWeights(hiera=path))[1]
 
 
 def sam_checkpoint(trunk: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -67,7 +67,7 @@ def sam_checkpoint(trunk: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def test_hiera_out_of_a_sam_checkpoint(tmp_path: Path, trunk: dict[str, Tensor]) -> None:
     torch.save(sam_checkpoint(trunk), tmp_path / "sam.pt")
-    loaded, digest = load_hiera(architecture(), EncoderWeights(hiera=tmp_path / "sam.pt"))
+    loaded, digest = load_hiera(config(), EncoderWeights(hiera=tmp_path / "sam.pt"))
     assert all(torch.equal(value, trunk[name]) for name, value in loaded.state_dict().items())
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
@@ -82,10 +82,10 @@ def test_the_environment_names_a_file_too(
     torch.save(trunk, tmp_path / "bare.pt")
     spec = HIERA.model_copy(update={"name": "tiny"})
     monkeypatch.setenv("DSU_HIERA", str(tmp_path / "bare.pt"))
-    assert load_hiera(architecture(hiera=spec), EncoderWeights())[1] == load(tmp_path / "bare.pt")
+    assert load_hiera(config(hiera=spec), EncoderWeights())[1] == load(tmp_path / "bare.pt")
     monkeypatch.setenv("DSU_HIERA", str(tmp_path / "gone.pt"))
     with pytest.raises(DsuError, match=r"not at .*gone\.pt: check --hiera-weights or DSU_HIERA"):
-        load_hiera(architecture(hiera=spec), EncoderWeights())
+        load_hiera(config(hiera=spec), EncoderWeights())
 
 
 def test_metas_and_timms_file_are_the_same_weights(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
@@ -93,7 +93,7 @@ def test_metas_and_timms_file_are_the_same_weights(tmp_path: Path, transformer: 
     save_file(transformer, tmp_path / "model.safetensors")
     for size in (518, 126):
         digests = {
-            load_dino(architecture(size), EncoderWeights(dino=tmp_path / name))[1]
+            load_dino(config(size), EncoderWeights(dino=tmp_path / name))[1]
             for name in ("dinov2_vit_pretrain.pth", "model.safetensors")
         }
         assert len(digests) == 1
@@ -102,9 +102,9 @@ def test_metas_and_timms_file_are_the_same_weights(tmp_path: Path, transformer: 
 def test_the_position_table_is_resampled_timms_way(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
     save_file(transformer, tmp_path / "model.safetensors")
     weights = EncoderWeights(dino=tmp_path / "model.safetensors")
-    published, digest = load_dino(architecture(518), weights)
+    published, digest = load_dino(config(518), weights)
     assert torch.equal(published.pos_embed, transformer["pos_embed"])
-    small, other = load_dino(architecture(126), weights)
+    small, other = load_dino(config(126), weights)
     assert small.pos_embed.shape == (1, 1 + 9 * 9, 12)
     expected = resample_abs_pos_embed(transformer["pos_embed"], [9, 9], num_prefix_tokens=1)
     assert torch.equal(small.pos_embed, expected)
@@ -202,7 +202,7 @@ def test_files_that_will_not_do_are_named_in_one_sentence(
 ) -> None:
     path = make(tmp_path)
     with pytest.raises(DsuError, match=reason) as caught:
-        load_hiera(architecture(), EncoderWeights(hiera=path))
+        load_hiera(config(), EncoderWeights(hiera=path))
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -215,7 +215,7 @@ def test_a_dino_file_of_another_size_is_refused(tmp_path: Path, transformer: dic
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     for name in ("wide", "other"):
         with pytest.raises(DsuError, match=f"{name}.safetensors is no DINOv2 checkpoint of custom") as caught:
-            load_dino(architecture(), EncoderWeights(dino=tmp_path / f"{name}.safetensors"))
+            load_dino(config(), EncoderWeights(dino=tmp_path / f"{name}.safetensors"))
         assert "\n" not in str(caught.value)
 
 
@@ -261,7 +261,7 @@ def cache_file(cache: Path, repository: str, filename: str) -> Path:
 
 def missing(weights: EncoderWeights, dino: DinoSpec = PUBLISHED_DINO) -> str:
     with pytest.raises(MissingWeightsError) as caught:
-        load_hiera(architecture(hiera=PUBLISHED_HIERA, dino=dino), weights)
+        load_hiera(config(hiera=PUBLISHED_HIERA, dino=dino), weights)
     message = str(caught.value)
     assert "\n" not in message and "HF_HUB_OFFLINE is set" in message and "--preset toy" in message
     assert [way for way in HIERA_WAYS if way not in message] == []
@@ -272,7 +272,7 @@ def test_both_encoders_that_are_missing_are_named_with_the_ways_to_get_them(offl
     message = missing(EncoderWeights())
     assert [way for way in DINO_WAYS if way not in message] == []
     with pytest.raises(MissingWeightsError) as caught:
-        load_dino(architecture(dino=PUBLISHED_DINO), EncoderWeights())
+        load_dino(config(dino=PUBLISHED_DINO), EncoderWeights())
     assert [way for way in DINO_WAYS if way not in str(caught.value)] == [] and "Hiera" not in str(caught.value)
 
 
@@ -292,7 +292,7 @@ def test_weights_in_the_hubs_cache_are_read_without_asking(
     monkeypatch.setattr("dsu.encoders.weights.download", lambda *_: pytest.fail("the hub was asked"))
     file = cache_file(offline, "facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt")
     torch.save(sam_checkpoint(trunk), file)
-    assert load_hiera(architecture(hiera=PUBLISHED_HIERA), EncoderWeights())[1] == load(file)
+    assert load_hiera(config(hiera=PUBLISHED_HIERA), EncoderWeights())[1] == load(file)
 
 
 def test_why_the_hub_gives_nothing_is_said(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,25 +301,25 @@ def test_why_the_hub_gives_nothing_is_said(offline: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("dsu.encoders.weights.download", fail)
     with pytest.raises(MissingWeightsError, match=r"can't be fetched \(No space left on device\): "):
-        load_hiera(architecture(hiera=PUBLISHED_HIERA), EncoderWeights())
+        load_hiera(config(hiera=PUBLISHED_HIERA), EncoderWeights())
     with pytest.raises(MissingWeightsError, match="may not be asked"):
-        load_hiera(architecture(hiera=PUBLISHED_HIERA), EncoderWeights(download=False))
+        load_hiera(config(hiera=PUBLISHED_HIERA), EncoderWeights(download=False))
 
 
 def test_sizes_that_nobody_published_want_a_file() -> None:
     with pytest.raises(UsageError, match=r"Hiera \(custom\) is of no official size.*--hiera-weights FILE"):
-        load_hiera(architecture(), EncoderWeights())
+        load_hiera(config(), EncoderWeights())
     with pytest.raises(UsageError, match=r"DINOv2 \(custom\) is of no official size.*--dino-weights FILE"):
-        load_dino(architecture(), EncoderWeights())
+        load_dino(config(), EncoderWeights())
 
 
 def test_random_weights_are_the_same_at_every_call_and_leave_the_generator_alone() -> None:
     torch.manual_seed(11)
-    first = [load(architecture(), EncoderWeights(random=True)) for load in (load_hiera, load_dino)]
+    first = [load(config(), EncoderWeights(random=True)) for load in (load_hiera, load_dino)]
     drawn = torch.rand(3)
     torch.manual_seed(11)
     assert torch.equal(drawn, torch.rand(3))
-    second = [load(architecture(), EncoderWeights(random=True)) for load in (load_hiera, load_dino)]
+    second = [load(config(), EncoderWeights(random=True)) for load in (load_hiera, load_dino)]
     assert [digest for _, digest in first] == [digest for _, digest in second]
     assert first[0][0].pos_embed.any()
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
 from torch import Tensor
 
-from dsu.architecture import HIERAS
+from dsu.config import HIERAS
 from dsu.encoders.hiera import build_hiera, embed_pixels
 from dsu.encoders.windows import run_block
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
 
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import METRICS, Case, Evaluation, evaluate, match, match_folders
 
@@ -151,7 +151,7 @@ def test_label_maps_are_not_taken_for_empty_masks(cases: list[Case]) -> None:
     for case in cases:
         Image.fromarray(np.asarray(Image.open(case.truth)) // 255 * 2).save(case.truth)
     labels = evaluate(cases, workers=1)
-    named = evaluate(cases, reading=MaskReading(foreground=(2,)), workers=1)
+    named = evaluate(cases, mask_format=MaskFormat(foreground=(2,)), workers=1)
     assert labels.metrics == named.metrics == grey.metrics
     stated = [found.conventions["ground truth"] for found in (grey, labels, named)]
     assert stated == [

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.data.images import read_image, resize_image, resize_mask
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
 from dsu.data.views import Views
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
@@ -20,15 +20,15 @@ from dsu.features.extraction_plan import ExtractionSettings
 from dsu.network.network import DSUNet
 from dsu_cache import Store
 
-ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
-LEVELS = ("V", "V2", "S1", "S2", "S3", "S4", "B5")
+CONFIG = build_config("toy", hiera_size=128, dino_size=126)
+FEATURES = ("V", "V2", "S1", "S2", "S3", "S4", "B5")
 
 
 def cache(folder: Path, root: Path, **settings: Any) -> Store:
     plan = cache_features(
         str(folder),
-        ARCHITECTURE,
-        ExtractionSettings(**{"levels": LEVELS, "level_views": Views(2), **settings}),
+        CONFIG,
+        ExtractionSettings(**{"features": FEATURES, "level_views": Views(2), **settings}),
         EncoderWeights(),
         data_root=folder,
         cache_root=root,
@@ -42,27 +42,27 @@ def test_what_is_stored_is_what_the_prefix_gives_in_every_view(drawn: Path, tmp_
     name = store.manifest.names[7]
     image_path = drawn / "train" / "images" / f"{name}.jpg"
     image = read_image(image_path)
-    pixels = resize_image(image, ARCHITECTURE.hiera_size)
-    dino_pixels = resize_image(image, ARCHITECTURE.dino_size)
-    mask = resize_mask(MaskReading().read(drawn / "train" / "masks" / f"{name}.png"), ARCHITECTURE.hiera_size)
+    pixels = resize_image(image, CONFIG.hiera_size)
+    dino_pixels = resize_image(image, CONFIG.dino_size)
+    mask = resize_mask(MaskFormat().read(drawn / "train" / "masks" / f"{name}.png"), CONFIG.hiera_size)
     row = [store.manifest.row(name)]
     kept = store.reader(["pixels", "mask"]).read(row, [0])
     assert np.array_equal(kept["pixels"][0], pixels)
     assert np.array_equal(kept["mask"][0], mask)
     weights = EncoderWeights()
-    hiera, dino = load_hiera(ARCHITECTURE, weights)[0], load_dino(ARCHITECTURE, weights)[0]
-    network = DSUNet(ARCHITECTURE, hiera, dino, feature_dtype=torch.float16).eval()
+    hiera, dino = load_hiera(CONFIG, weights)[0], load_dino(CONFIG, weights)[0]
+    network = DSUNet(CONFIG, hiera, dino, feature_dtype=torch.float16).eval()
     for view, turn in enumerate((lambda x: x, np.fliplr, np.flipud, lambda x: np.flipud(np.fliplr(x)))):
         images = (torch.from_numpy(turn(image).copy())[None].permute(0, 3, 1, 2) for image in (pixels, dino_pixels))
-        by_hand = network.encode(*images, LEVELS)
-        for array in LEVELS if view < 2 else ("V", "V2"):
+        by_hand = network.encode(*images, FEATURES)
+        for array in FEATURES if view < 2 else ("V", "V2"):
             stored = store.reader([array]).read(row, [view])[array]
             assert stored.dtype == np.float16
             assert np.array_equal(stored, by_hand[array].numpy()), (array, view)
 
 
 def test_mirrored_features_are_not_the_features_of_the_mirrored_image(drawn: Path, tmp_path: Path) -> None:
-    store = cache(drawn / "train", tmp_path, levels=("V",))
+    store = cache(drawn / "train", tmp_path, features=("V",))
     rows = store.manifest.rows_in_use
     reader = store.reader(["V"])
     identity, horizontal = (reader.read(rows, [view] * len(rows))["V"] for view in (0, 1))
@@ -70,7 +70,7 @@ def test_mirrored_features_are_not_the_features_of_the_mirrored_image(drawn: Pat
 
 
 def test_test_splits_keep_one_view(drawn: Path, tmp_path: Path) -> None:
-    cache(drawn, tmp_path, levels=("V", "S4"))
+    cache(drawn, tmp_path, features=("V", "S4"))
     views = {path.parent.name: Store.open(path).views_complete("V") for path in tmp_path.glob("*/*")}
     assert views == {"shapes-TR": (0, 1, 2, 3), "shapes-TE": (0,)}
 
@@ -87,7 +87,7 @@ def test_values_that_do_not_fit_are_refused_with_the_samples_name(
 
     monkeypatch.setattr(DSUNet, "encode", overflowing)
     with pytest.raises(DsuError, match="float32") as caught:
-        cache(drawn / "train", tmp_path, levels=("V",))
+        cache(drawn / "train", tmp_path, features=("V",))
     first = min(path.stem for path in (drawn / "train" / "images").iterdir())
     assert first in str(caught.value)
 
@@ -97,7 +97,7 @@ def test_too_little_disk_is_refused_before_anything_is_computed(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(DsuError, match="--levels V"):
+    with pytest.raises(DsuError, match="--features V"):
         cache(drawn / "train", tmp_path / "features")
     assert not list((tmp_path / "features").rglob("c/**/*"))
 
@@ -105,7 +105,7 @@ def test_too_little_disk_is_refused_before_anything_is_computed(
 def test_unknown_points_are_refused(drawn: Path, tmp_path: Path) -> None:
     for wrong in ("S5", "B7", "B0", "V9", "Q", ""):
         with pytest.raises(UsageError, match="no feature"):
-            cache(drawn / "train", tmp_path, levels=("V", wrong))
+            cache(drawn / "train", tmp_path, features=("V", wrong))
 
 
 def test_a_broken_image_is_left_out_and_counted(drawn: Path, tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_a_broken_image_is_left_out_and_counted(drawn: Path, tmp_path: Path) -> 
     first.write_bytes(first.read_bytes()[:300])
     plan = cache_features(
         str(folder),
-        ARCHITECTURE,
-        ExtractionSettings(levels=("V",)),
+        CONFIG,
+        ExtractionSettings(features=("V",)),
         EncoderWeights(),
         data_root=folder,
         cache_root=tmp_path / "features",
@@ -131,7 +131,7 @@ def test_an_image_of_only_black_is_stored(tmp_path: Path) -> None:
         (tmp_path / "own" / kind).mkdir(parents=True)
         for name in ("black", "white"):
             Image.new(mode, (40, 30), name).save(tmp_path / "own" / kind / f"{name}.png")
-    store = cache(tmp_path / "own", tmp_path / "features", levels=("V",))
+    store = cache(tmp_path / "own", tmp_path / "features", features=("V",))
     read = store.reader(["pixels", "mask"]).read([store.manifest.row("black")], [0])
     assert not read["pixels"].any()
     assert not read["mask"].any()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
@@ -19,14 +19,14 @@ from dsu.training.runs import Run, open_run
 from dsu_cache import StaleError, Store
 from dsu_cache.metadata import read_metadata, write_metadata
 
-ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
+CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 
 
 def cache(folder: Path, root: Path, **settings: Any) -> CachePlan:
     return cache_features(
         str(folder),
-        ARCHITECTURE,
-        ExtractionSettings(**{"levels": ("V", "S1", "S2", "S3"), "level_views": ALL_FLIPS, **settings}),
+        CONFIG,
+        ExtractionSettings(**{"features": ("V", "S1", "S2", "S3"), "level_views": ALL_FLIPS, **settings}),
         EncoderWeights(),
         data_root=folder,
         cache_root=root,
@@ -91,9 +91,9 @@ def test_one_differing_field_refuses_that_array_and_no_other(
     fields[field] = "something else"
     write_metadata(store / array, document)
     # From S3 on, pixels are not read; with all blocks adapted, S3 is not.
-    reading = {"adapt_last": 7} if array in ("pixels", "V", "mask") else {"adapt_last": 1}
+    mask_format = {"adapt_last": 7} if array in ("pixels", "V", "mask") else {"adapt_last": 1}
     with pytest.raises(StaleError) as caught:
-        open_training(folder, tmp_path / "features", tmp_path / "run", **reading)
+        open_training(folder, tmp_path / "features", tmp_path / "run", **mask_format)
     [difference] = caught.value.differences
     assert (difference.array, difference.field) == (array, field)
     assert "something else" in str(caught.value)
@@ -119,7 +119,7 @@ def test_another_library_version_alone_only_warns(cached: tuple[Path, Path], tmp
 def test_a_new_array_is_computed_alone(cached: tuple[Path, Path], tmp_path: Path) -> None:
     folder, root = cached
     shutil.copytree(root, tmp_path / "features")
-    [plan] = cache(folder, tmp_path / "features", levels=("V", "S4")).splits
+    [plan] = cache(folder, tmp_path / "features", features=("V", "S4")).splits
     assert set(plan.bytes_by_array) == {"S4"}
 
 

@@ -3,42 +3,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.errors import DsuError, UsageError
-from dsu.files import write_durably
+from dsu.files import atomic_write
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, read_head_info, resolve_head, save_head
 from dsu.network.head import Head
 
 
 def test_a_head_loads_alone_with_its_settings_and_statistics(tmp_path: Path) -> None:
-    architecture = build_architecture("toy", adapt_last=3, hiera_size=128)
-    head = Head(architecture)
+    config = build_config("toy", adapt_last=3, hiera_size=128)
+    head = Head(config)
     head.decoders[0].small[1].running_mean.fill_(2.5)
-    info = HeadInfo(architecture=architecture, encoders={"hiera": "a", "dino": "b"}, epoch=3, metrics={"val_S": 0.5})
+    info = HeadInfo(config=config, encoders={"hiera": "a", "dino": "b"}, epoch=3, metrics={"val_S": 0.5})
     save_head(tmp_path / HEAD_FILE, head.state_dict(), info)
     state, read = load_head(tmp_path / HEAD_FILE)
     assert read == info == read_head_info(tmp_path / HEAD_FILE)
-    again = Head(read.architecture)
+    again = Head(read.config)
     again.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(head.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_the_papers_head_is_about_29_megabytes(tmp_path: Path) -> None:
-    architecture = build_architecture("large")
-    save_head(tmp_path / HEAD_FILE, Head(architecture).state_dict(), HeadInfo(architecture=architecture))
+    config = build_config("large")
+    save_head(tmp_path / HEAD_FILE, Head(config).state_dict(), HeadInfo(config=config))
     assert 28e6 < (tmp_path / HEAD_FILE).stat().st_size < 30e6
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "file"
-    write_durably(target, b"old")
+    atomic_write(target, b"old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DsuError, match="No space left"):
-        write_durably(target, b"new")
+        atomic_write(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -10,7 +10,7 @@ import torch
 from hub import FakeHub, serving
 
 from dsu import Segmenter
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, predictions_folder, read_head_info, resolve_head, save_head
 from dsu.heads.hub import is_hub_name
@@ -21,9 +21,9 @@ from dsu.network.head import Head
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    architecture = build_architecture("toy", hiera_size=128, dino_size=126)
+    config = build_config("toy", hiera_size=128, dino_size=126)
     torch.manual_seed(0)
-    save_head(folder / HEAD_FILE, Head(architecture).state_dict(), HeadInfo(architecture=architecture))
+    save_head(folder / HEAD_FILE, Head(config).state_dict(), HeadInfo(config=config))
     export_folder(folder / HEAD_FILE, folder / "exported")
     return folder / "exported"
 
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_head_is_refused(hub: FakeHub) -> None:
 
 
 def test_a_revision_is_taken_from_the_hub_alone(hub: FakeHub, exported: Path) -> None:
-    assert read_head_info(resolve_head("me/tiles", revision="v1")).architecture.preset == "custom"
+    assert read_head_info(resolve_head("me/tiles", revision="v1")).config.preset == "custom"
     for given in (exported, None):
         with pytest.raises(UsageError, match="--revision"):
             resolve_head(given, revision="v1")

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.data.images import file_sha256
 from dsu.data.tiles import Tiling
 from dsu.encoders.weights import EncoderWeights
@@ -26,12 +26,12 @@ SECRET = "/home/someone/secret"
 
 def make_head(folder: Path, preset: str = "toy", **fields: Any) -> Path:
     """A head as a run of DUTS leaves it; `fields` replace those of its info."""
-    architecture = build_architecture(preset)
+    config = build_config(preset)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     dataset = {"split": "DUTS-TR", "dataset": "DUTS", "kind": "train", "benchmark": True, "reference": "DUTS"}
     info = HeadInfo(
-        architecture=architecture,
+        config=config,
         **{
             "encoders": {"hiera": "a" * 64, "dino": "b" * 64},
             "dataset": {**dataset, "data_root": SECRET, "held_out": ["patient_7", "patient_9"]},
@@ -41,7 +41,7 @@ def make_head(folder: Path, preset: str = "toy", **fields: Any) -> Path:
             **fields,
         },
     )
-    save_head(folder / HEAD_FILE, Head(architecture).state_dict(), info)
+    save_head(folder / HEAD_FILE, Head(config).state_dict(), info)
     return folder / HEAD_FILE
 
 
@@ -79,8 +79,8 @@ def test_random_encoders_and_a_network_without_dinov2_are_said(tmp_path: Path) -
     drawn = make_head(tmp_path / "tiny", "tiny", training={"random_weights": True})
     assert head_facts(drawn).random and not head_facts(drawn).encoders[0].source
     assert "random ones" in model_card(head_facts(drawn), "me/x")
-    architecture = build_architecture("toy", ablation="A")
-    save_head(tmp_path / HEAD_FILE, Head(architecture).state_dict(), HeadInfo(architecture=architecture))
+    config = build_config("toy", ablation="A")
+    save_head(tmp_path / HEAD_FILE, Head(config).state_dict(), HeadInfo(config=config))
     assert [encoder.name for encoder in head_facts(tmp_path / HEAD_FILE).encoders] == ["Hiera toy"]
 
 
@@ -172,7 +172,7 @@ def test_an_export_keeps_the_tensors_and_tells_no_paths_and_no_names(tmp_path: P
         content = path.read_bytes()
         assert SECRET.encode() not in content and b"patient" not in content and str(tmp_path).encode() not in content
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["architecture"]["preset"] == "toy" and config["training"]["epochs"] == 3
+    assert config["config"]["preset"] == "toy" and config["training"]["epochs"] == 3
     assert config["dataset"] == {"split": "DUTS-TR", "dataset": "DUTS", "kind": "train", "benchmark": True}
     assert load_head(files[0])[1].encoders == {"hiera": "a" * 64, "dino": "b" * 64}
     assert "2 images were held out" in (tmp_path / "out" / CARD_FILE).read_text()
@@ -210,13 +210,13 @@ def test_the_random_toy_is_the_one_that_everyone_draws() -> None:
     """The card says so: two loads of the toy's encoders have one digest."""
     from dsu.encoders.weights import load_hiera
 
-    architecture = build_architecture("toy")
-    assert load_hiera(architecture, EncoderWeights())[1] == load_hiera(architecture, EncoderWeights())[1]
+    config = build_config("toy")
+    assert load_hiera(config, EncoderWeights())[1] == load_hiera(config, EncoderWeights())[1]
 
 
 def test_what_is_shared_still_cuts_images_and_tells_no_path() -> None:
     info = HeadInfo(
-        architecture=build_architecture("toy"),
+        config=build_config("toy"),
         dataset={"split": "own", "reference": "/home/me/own", "data_root": "/home/me", "tile": 512, "overlap": 64},
         training={"init_from": "/home/me/runs/DUTS-TR-large", "epochs": 3},
     )

@@ -14,7 +14,7 @@ from published_operations import use_published_operations
 from torch import Tensor
 from torch.nn import functional
 
-from dsu.architecture import Architecture, DinoSpec, HieraSpec, build_architecture
+from dsu.config import DinoSpec, DSUNetConfig, HieraSpec, build_config
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError
 from dsu.heads.published import export_published, load_published_checkpoint, published_name
@@ -57,7 +57,7 @@ def test_the_authors_outputs_and_features(published: DSUNet, reference: dict[str
     with torch.no_grad():
         images = reference["x_sam"].float(), reference["x_dino"].float()
         features = published.eval().forward_intermediates(*images)
-        whole = f"V{published.architecture.dino.depth}"  # theirs is DINOv2's whole grid
+        whole = f"V{published.config.dino.depth}"  # theirs is DINOv2's whole grid
         features["V"] = published.encode(*images, [whole])[whole].permute(0, 3, 1, 2)
     assert set(features) == set(reference["eval_features"])
     for name, expected in reference["eval_features"].items():
@@ -135,7 +135,7 @@ def test_the_authors_five_steps(published: DSUNet, reference: dict[str, Any]) ->
         subprocess.run([sys.executable, "-m", "pytest", "-q", this], env={**without, "MKL_CBWR": ""}, check=True)
         return
     network = DSUNet(
-        published.architecture,
+        published.config,
         published.hiera,
         published.dino,
         encoder_batch_size=len(reference["x_sam"]),  # all at once, as theirs
@@ -168,7 +168,7 @@ def test_the_authors_five_steps(published: DSUNet, reference: dict[str, Any]) ->
 @pytest.fixture(scope="module")
 def small() -> DSUNet:
     """Sizes that are nobody's, statistics that are no defaults."""
-    architecture = Architecture(
+    config = DSUNetConfig(
         hiera=HieraSpec(embed_dim=8, num_heads=1, stages=(1, 2, 1, 1), global_att_blocks=(2,)),
         dino=DinoSpec(embed_dim=24, depth=2, num_heads=2),
         hiera_size=128,
@@ -177,7 +177,7 @@ def small() -> DSUNet:
     )
     weights = EncoderWeights(random=True)
     torch.manual_seed(0)
-    network = DSUNet(architecture, load_hiera(architecture, weights)[0], load_dino(architecture, weights)[0])
+    network = DSUNet(config, load_hiera(config, weights)[0], load_dino(config, weights)[0])
     for module in network.head.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean)
@@ -187,9 +187,9 @@ def small() -> DSUNet:
 
 def settings(network: DSUNet) -> tuple[dict[str, Any], dict[str, Any]]:
     """A network's sizes as the reference file has them."""
-    architecture = network.architecture
-    dino = architecture.dino.model_dump(include={"embed_dim", "depth", "num_heads", "patch_size"})
-    return architecture.hiera.model_dump(exclude={"name"}), {**dino, "img_size": architecture.dino_size}
+    config = network.config
+    dino = config.dino.model_dump(include={"embed_dim", "depth", "num_heads", "patch_size"})
+    return config.hiera.model_dump(exclude={"name"}), {**dino, "img_size": config.dino_size}
 
 
 @pytest.mark.parametrize("through_a_file", [False, True])
@@ -201,7 +201,7 @@ def test_what_is_exported_loads_back(small: DSUNet, tmp_path: Path, through_a_fi
     again = load_published_checkpoint(state, *settings(small))
     assert not again.training
     assert again.feature_dtype is None
-    assert again.architecture.dino_size == 70
+    assert again.config.dino_size == 70
     own = small.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in again.state_dict().items())
     images = torch.randn(1, 3, 128, 128), torch.randn(1, 3, 70, 70)
@@ -229,11 +229,11 @@ def test_every_name_is_translated_and_none_twice(small: DSUNet) -> None:
 
 
 def test_official_sizes_are_recognised_without_settings() -> None:
-    architecture = build_architecture("toy")
+    config = build_config("toy")
     weights = EncoderWeights(random=True)
-    network = DSUNet(architecture, load_hiera(architecture, weights)[0], load_dino(architecture, weights)[0])
-    again = load_published_checkpoint(export_published(network)).architecture
-    assert (again.hiera, again.dino, again.adapt_last) == (architecture.hiera, architecture.dino, 7)
+    network = DSUNet(config, load_hiera(config, weights)[0], load_dino(config, weights)[0])
+    again = load_published_checkpoint(export_published(network)).config
+    assert (again.hiera, again.dino, again.adapt_last) == (config.hiera, config.dino, 7)
 
 
 def test_other_sizes_want_their_settings(small: DSUNet) -> None:

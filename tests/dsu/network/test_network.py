@@ -36,7 +36,7 @@ def assert_same(first: tuple[list[Tensor], dict[str, Tensor]], second: tuple[lis
 @pytest.mark.parametrize("ablation", ["none", "A", "B", "C"])
 def test_what_is_given_is_not_computed_and_gives_the_same(build: Build, batch: Batch, ablation: str) -> None:
     network = build(ablation=ablation).eval()
-    point = earliest(network.architecture)
+    point = earliest(network.config)
     outputs = network(*batch).side_logits
     assert [tuple(output.shape) for output in outputs] == [(2, 1, 128, 128)] * 3
     again = network(batch[0], features=network.encode(None, batch[1], point.guides)).side_logits
@@ -47,11 +47,11 @@ def test_what_is_given_is_not_computed_and_gives_the_same(build: Build, batch: B
 def test_every_point_serves_every_depth_bit_for_bit(build: Build, batch: Batch, adapt_last: int) -> None:
     """Logits and all gradients, in training mode, without any rounding at the split."""
     network = build(adapt_last).train()
-    architecture = network.architecture
+    config = network.config
     available = {*POINTS, "V"}
     reference = None
-    for name in sorted(serving_features(architecture, available), reverse=True):  # from pixels first
-        point = resume_point(architecture, available, wanted=name)
+    for name in sorted(serving_features(config, available), reverse=True):  # from pixels first
+        point = resume_point(config, available, wanted=name)
         result = learn(network, frozen(network, batch, point), point)
         reference = reference or result
         assert_same(reference, result)
@@ -66,7 +66,7 @@ def test_rows_computed_alone_are_the_batchs(
 ) -> None:
     """What a store keeps, a row a sample, against those of the whole batch."""
     network = build(adapt_last, feature_dtype=feature_dtype).train()
-    point = resume_point(network.architecture, {*POINTS, "V"})
+    point = resume_point(network.config, {*POINTS, "V"})
     live = frozen(network, batch, point)
     rows = [frozen(network, (batch[0][[i]], batch[1][[i]]), point) for i in range(2)]
     cached = {name: torch.cat([row[name] for row in rows]) for name in point.features}
@@ -144,9 +144,9 @@ def test_as_published_and_fast_are_the_same_network(build: Build, batch: Batch) 
     for parameter in fast.hiera.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, std=0.5)
-    published = DSUNet(fast.architecture, fast.hiera, fast.dino, as_published=True).double().train()
+    published = DSUNet(fast.config, fast.hiera, fast.dino, as_published=True).double().train()
     published.head.load_state_dict(fast.head.state_dict())
-    point = earliest(fast.architecture)
+    point = earliest(fast.config)
     expected = learn(published, frozen(published, images, point), point)
     found = learn(fast, frozen(fast, images, point), point)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-7)
@@ -155,7 +155,7 @@ def test_as_published_and_fast_are_the_same_network(build: Build, batch: Batch) 
 @pytest.mark.parametrize("adapt_last", [7, 3])
 def test_gradient_checkpointing_changes_nothing(build: Build, batch: Batch, adapt_last: int) -> None:
     network = build(adapt_last).train()
-    point = earliest(network.architecture)
+    point = earliest(network.config)
     points = frozen(network, batch, point)
     kept = learn(network, points, point)
     network.gradient_checkpointing = True
@@ -182,7 +182,7 @@ def test_features_by_the_papers_names(build: Build, batch: Batch, ablation: str,
         "S2",
         "S3",
         "S4",
-        *network.architecture.injections.values(),
+        *network.config.injections.values(),
         "R1",
         "R2",
         "R3",
@@ -202,7 +202,7 @@ def test_features_by_the_papers_names(build: Build, batch: Batch, ablation: str,
 def test_ablation_b_reads_each_block_into_its_level(build: Build, batch: Batch) -> None:
     """Exchanging one block's map changes what is modulated into that block's level, and nothing shallower."""
     network = build(ablation="B").eval()
-    point = earliest(network.architecture)
+    point = earliest(network.config)
     points = frozen(network, batch, point)
     assert set(point.guides) == {"V1", "V2", "V3", "V4"}
     levels, maps = network._levels_and_guides(batch[0], None, points, None)
@@ -215,9 +215,9 @@ def test_ablation_b_reads_each_block_into_its_level(build: Build, batch: Batch) 
 
 def test_an_absent_encoder_is_only_missed_where_it_is_needed(build: Build, batch: Batch) -> None:
     whole = build(0).eval()
-    point = resume_point(whole.architecture, {*POINTS, "V"})
+    point = resume_point(whole.config, {*POINTS, "V"})
     points = frozen(whole, batch, point)
-    bare = DSUNet(whole.architecture, None, None).eval()
+    bare = DSUNet(whole.config, None, None).eval()
     bare.head.load_state_dict(whole.head.state_dict())
     assert torch.equal(bare(features=points).logits, whole(*batch).logits)
     with pytest.raises(RuntimeError, match="without Hiera"):
@@ -233,7 +233,7 @@ def test_under_autocast_points_get_the_types_they_have_live(build: Build, batch:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = network(*batch).logits
         for name in ("S1", "B1", "B2", "S2", "B5"):
-            point = resume_point(network.architecture, available, wanted=name)
+            point = resume_point(network.config, available, wanted=name)
             assert torch.equal(network(features=frozen(network, batch, point)).logits, expected), name
 
 
@@ -249,7 +249,7 @@ def test_pixels_are_normalised_as_imagenets(build: Build) -> None:
 def test_compiled_blocks_give_the_same_numbers(build: Build, batch: Batch) -> None:
     """Traced, with gradients, and run by torch's own operators: compiling kernels would take minutes here."""
     network = build(1).train()
-    point = resume_point(network.architecture, {*POINTS, "V"})
+    point = resume_point(network.config, {*POINTS, "V"})
     points = frozen(network, batch, point)
     expected = learn(network, points, point)
     network.compile_blocks(backend="aot_eager")

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.errors import UsageError
 from dsu.network.resume import check_features, earliest, feature_block, feature_shape, resume_point, serving_features
 
@@ -29,7 +29,7 @@ LEVEL_ENDS = {1: 1, 2: 3, 3: 6, 4: 7}
 def test_the_latest_point_that_can_serve(
     adapt_last: int, stored: set[str], tokens: str, block: int, levels: tuple[str, ...]
 ) -> None:
-    point = resume_point(build_architecture("large", adapt_last=adapt_last), stored)
+    point = resume_point(build_config("large", adapt_last=adapt_last), stored)
     assert (point.start, point.block, point.levels, point.guides) == (tokens, block, levels, ("V",))
     assert set(point.features) == {tokens, *levels, "V"}
     assert len(point.features) == len(set(point.features))
@@ -38,9 +38,9 @@ def test_the_latest_point_that_can_serve(
 @settings(max_examples=100, deadline=None)
 @given(adapt_last=st.integers(0, 7), stored=st.sets(st.sampled_from(POINTS)))
 def test_no_stored_point_that_could_serve_lies_later(adapt_last: int, stored: set[str]) -> None:
-    architecture = build_architecture("toy", adapt_last=adapt_last)
+    config = build_config("toy", adapt_last=adapt_last)
     available = stored | {"pixels", "V"}
-    point = resume_point(architecture, available)
+    point = resume_point(config, available)
     blocks = {"pixels": 0} | {f"S{level}": end for level, end in LEVEL_ENDS.items()} | {f"B{k}": k for k in range(1, 7)}
 
     def can_serve(name: str) -> bool:
@@ -48,45 +48,45 @@ def test_no_stored_point_that_could_serve_lies_later(adapt_last: int, stored: se
         return blocks[name] <= 7 - adapt_last and needed <= available
 
     assert can_serve(point.start)
-    assert set(serving_features(architecture, available)) == {name for name in available - {"V"} if can_serve(name)}
+    assert set(serving_features(config, available)) == {name for name in available - {"V"} if can_serve(name)}
     assert point.block == max(blocks[name] for name in available - {"V"} if can_serve(name))
 
 
 def test_a_level_is_preferred_to_the_same_tokens_under_a_blocks_name() -> None:
-    architecture = build_architecture("toy", adapt_last=2)
+    config = build_config("toy", adapt_last=2)
     for stored in (["pixels", "V", "S1", "S2", "B3"], ["B3", "V", "S2", "S1", "pixels"]):
-        assert resume_point(architecture, stored).features == ("S2", "S1", "V")
-    assert resume_point(architecture, stored, wanted="B3").start == "B3"
+        assert resume_point(config, stored).features == ("S2", "S1", "V")
+    assert resume_point(config, stored, wanted="B3").start == "B3"
 
 
 def test_a_wanted_point_is_taken_or_refused() -> None:
-    architecture = build_architecture("toy", adapt_last=3)
+    config = build_config("toy", adapt_last=3)
     stored = {"pixels", "V", "S1", "S2", "B5"}
-    assert resume_point(architecture, stored).start == "S2"
-    assert resume_point(architecture, stored, wanted="pixels").block == 0
+    assert resume_point(config, stored).start == "S2"
+    assert resume_point(config, stored, wanted="pixels").block == 0
     with pytest.raises(UsageError, match=r"last 3 blocks can't resume from 'B5'.*choose S1, S2, pixels"):
-        resume_point(architecture, stored, wanted="B5")
+        resume_point(config, stored, wanted="B5")
 
 
 def test_without_dinov2s_map_the_missing_one_is_named() -> None:
-    with pytest.raises(UsageError, match=r"V is not stored.*--levels V"):
-        resume_point(build_architecture("toy"), {"pixels", "S1"})
+    with pytest.raises(UsageError, match=r"V is not stored.*--features V"):
+        resume_point(build_config("toy"), {"pixels", "S1"})
     with pytest.raises(UsageError, match="V1,V2,V3,V4"):
-        resume_point(build_architecture("toy", ablation="B"), {"pixels", "V"})
-    assert resume_point(build_architecture("toy", ablation="A"), {"pixels"}).guides == ()
+        resume_point(build_config("toy", ablation="B"), {"pixels", "V"})
+    assert resume_point(build_config("toy", ablation="A"), {"pixels"}).guides == ()
 
 
 def test_nothing_stored_is_refused() -> None:
     with pytest.raises(UsageError, match="not even pixels"):
-        resume_point(build_architecture("toy"), {"V"})
+        resume_point(build_config("toy"), {"V"})
 
 
 def test_points_know_their_blocks_and_shapes() -> None:
-    architecture = build_architecture("large")
-    assert [feature_block(architecture, name) for name in ("pixels", "S1", "S2", "S3", "S4", "B36")] == [
+    config = build_config("large")
+    assert [feature_block(config, name) for name in ("pixels", "S1", "S2", "S3", "S4", "B36")] == [
         0, 2, 8, 44, 48, 36,
     ]  # fmt: skip
-    shapes = {name: feature_shape(architecture, name) for name in ("pixels", "V", "V24", "S1", "S4", "B2", "B3", "B36")}
+    shapes = {name: feature_shape(config, name) for name in ("pixels", "V", "V24", "S1", "S4", "B2", "B3", "B36")}
     assert shapes == {
         "pixels": (352, 352, 3),
         "V": (11, 11, 1024),
@@ -97,12 +97,12 @@ def test_points_know_their_blocks_and_shapes() -> None:
         "B3": (44, 44, 288),
         "B36": (22, 22, 576),
     }
-    assert earliest(architecture).features == ("pixels", "V")
+    assert earliest(config).features == ("pixels", "V")
 
 
 @pytest.mark.parametrize("name", ["B0", "B7", "B07", "S0", "S5", "V5", "V0", "v", "x"])
 def test_unknown_points_are_named_with_what_there_is(name: str) -> None:
-    architecture = build_architecture("toy")
+    config = build_config("toy")
     with pytest.raises(UsageError, match=f"{name!r} is no feature.*B1 to B6"):
-        check_features(architecture, [name])
-    check_features(architecture, ["pixels", "V", "V1", "V4", "S1", "B6"])
+        check_features(config, [name])
+    check_features(config, ["pixels", "V", "V1", "V4", "S1", "B6"])

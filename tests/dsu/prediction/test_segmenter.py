@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from dsu import Segmenter
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.errors import UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, save_head
 from dsu.network.head import Head
@@ -13,10 +13,10 @@ from dsu.prediction.inference import finish_mask
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    architecture = build_architecture("toy", hiera_size=128, dino_size=126)
+    config = build_config("toy", hiera_size=128, dino_size=126)
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save_head(folder / HEAD_FILE, Head(architecture).state_dict(), HeadInfo(architecture=architecture))
+    save_head(folder / HEAD_FILE, Head(config).state_dict(), HeadInfo(config=config))
     return Segmenter.load(folder, device="cpu")
 
 

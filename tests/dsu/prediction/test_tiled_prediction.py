@@ -27,7 +27,7 @@ def shaded(width: int, height: int) -> Image.Image:
 def test_one_tile_is_the_image(tmp_path: Path) -> None:
     network, runtime = toy_network(feature_dtype=torch.float16).eval(), choose_runtime("cpu", "fp32")
     image = shaded(90, 70)
-    point = earliest(network.architecture)
+    point = earliest(network.config)
     tiles = tiled_image(network, image, Tiling(100, 20))
     assert len(tiles.boxes) == 1
     predictor = Predictor(network, runtime, point)
@@ -55,6 +55,6 @@ def test_python_cuts_images_as_the_heads_were() -> None:
     image = shaded(200, 150)
     whole, cut = (Segmenter(network, runtime, tiling).predict(image) for tiling in (None, Tiling(100, 20)))
     assert whole.shape == cut.shape == (150, 200) and not np.allclose(whole, cut, atol=1e-3)
-    point = earliest(network.architecture)
+    point = earliest(network.config)
     tiles = tiled_image(network, image, Tiling(100, 20))
     assert np.array_equal(cut, mask_of(segment_tiles(Predictor(network, runtime, point), tiles, 8), "none"))

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dsu.architecture import build_architecture
+from dsu.config import build_config
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import Case, evaluate
 from dsu.settings import TrainingSettings
@@ -25,7 +25,7 @@ from dsu.study.tables import default_figures, study_tables
 
 
 def cases(folder: Path, count: int, empty: int) -> list[Case]:
-    """Drawn maps and masks, the last `empty` masks without an object."""
+    """BatchIndices maps and masks, the last `empty` masks without an object."""
     rng = np.random.default_rng(count)
     folder.mkdir()
     found = []
@@ -153,7 +153,7 @@ def test_a_result_is_of_the_head_that_was_judged(tmp_path: Path) -> None:
 
 
 def test_what_members_vary() -> None:
-    large = build_architecture("large")
+    large = build_config("large")
     assert [one.settings for one in variants(Asked("folds", 2), large, 0)] == [{"fold": "1/2"}, {"fold": "2/2"}]
     assert [one.settings for one in variants(Asked("seeds", 2), large, 7)] == [{"seed": 0}, {"seed": 1}]
     ladder = variants(Asked("depth"), large, 7)

@@ -1,4 +1,4 @@
-"""What few images and rare objects call for, from the store and end to end alike: extra views, tiles, balance,
+"""What few images and rare objects call for, from the store and end to end alike: cached augmentations, tiles, balance,
 warm-up, and starting from another head."""
 
 from pathlib import Path
@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dsu.architecture import build_architecture
-from dsu.data.extra_views import extra_view
+from dsu.config import build_config
+from dsu.data.augmentation import augmentation
 from dsu.data.images import file_sha256, read_image, resize_image
 from dsu.data.tiles import Tiling
-from dsu.data.views import Views, place_of
+from dsu.data.views import Views, view_index
 from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import check_equivalence
 from dsu.errors import DsuError, UsageError
@@ -25,7 +25,7 @@ from dsu.progress import SILENT
 from dsu.settings import TrainingSettings
 from dsu.training.runs import Run, open_run
 
-ARCHITECTURE = build_architecture("toy", hiera_size=128, dino_size=126)
+CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 VIEWS = Views(4, 2)
 TILING = Tiling(40, 8)
 
@@ -33,7 +33,7 @@ TILING = Tiling(40, 8)
 def cache(data: Path, root: Path, tiling: Tiling | None = None, views: Views = VIEWS) -> None:
     cache_features(
         str(data / "train"),
-        ARCHITECTURE,
+        CONFIG,
         ExtractionSettings(views=views, level_views=views),
         EncoderWeights(),
         data_root=data,
@@ -45,7 +45,7 @@ def cache(data: Path, root: Path, tiling: Tiling | None = None, views: Views = V
 
 @pytest.fixture(scope="module")
 def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two extra views of everything, and in a second store the tiles."""
+    """Two cached augmentations of everything, and in a second store the tiles."""
     root = tmp_path_factory.mktemp("features")
     cache(drawn, root)
     cache(drawn, root, TILING, Views(1))
@@ -86,11 +86,11 @@ def test_extra_views_are_the_images_own_turned_before_they_are_resized(features:
     split = source.find()
     assert split is not None and source.tiling is None
     pair = split.pairs[2]
-    expected, _ = extra_view(file_sha256(pair.image), 2).apply(
+    expected, _ = augmentation(file_sha256(pair.image), 2).apply(
         read_image(pair.image), np.asarray(Image.open(pair.mask))
     )
     row = [store.manifest.row(pair.name)]
-    stored = store.reader(["pixels"]).read(row, [place_of("pixels", 8)])["pixels"][0]
+    stored = store.reader(["pixels"]).read(row, [view_index("pixels", 8)])["pixels"][0]
     assert np.array_equal(stored, resize_image(expected, 128))
 
 
@@ -141,7 +141,7 @@ def test_balance_draws_the_same_from_both_ways_and_needs_both_kinds(
 
 
 def test_a_warm_up_is_the_same_end_to_end(features: Path, drawn: Path, tmp_path: Path) -> None:
-    schedule = {"warm_up": 1, "epochs": 3, "resume_from": "pixels"}
+    schedule = {"freeze_adapter_epochs": 1, "epochs": 3, "start_feature": "pixels"}
     stored, live = (trained(drawn, features, tmp_path / str(way), end_to_end=way, **schedule) for way in (False, True))
     assert same(stored, live)
 
@@ -149,11 +149,11 @@ def test_a_warm_up_is_the_same_end_to_end(features: Path, drawn: Path, tmp_path:
 def test_a_warm_up_leaves_the_adapters_alone_and_they_learn_afterwards(
     features: Path, drawn: Path, tmp_path: Path
 ) -> None:
-    trainer = run(drawn, features, tmp_path / "run", warm_up=1, epochs=2).trainer
+    trainer = run(drawn, features, tmp_path / "run", freeze_adapter_epochs=1, epochs=2).trainer
     adapters = trainer.network.head.adapters
     before = {name: tensor.clone() for name, tensor in adapters.state_dict().items()}
     others = trainer.network.head.sides[0].weight.clone()
-    assert trainer.phase.point.block == ARCHITECTURE.hiera.depth
+    assert trainer.phase.point.block == CONFIG.hiera.depth
     for batch in trainer.epoch_batches(0):
         trainer.step(trainer.phase.train.fetch(*batch))
     assert same(dict(adapters.state_dict()), before)
@@ -174,8 +174,8 @@ def test_a_warm_up_leaves_the_adapters_alone_and_they_learn_afterwards(
 
 
 def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path, tmp_path: Path) -> None:
-    whole = trained(drawn, features, tmp_path / "whole", warm_up=1, epochs=2)
-    first = run(drawn, features, tmp_path / "run", warm_up=1, epochs=2).trainer
+    whole = trained(drawn, features, tmp_path / "whole", freeze_adapter_epochs=1, epochs=2)
+    first = run(drawn, features, tmp_path / "run", freeze_adapter_epochs=1, epochs=2).trainer
     first._run_epoch(SILENT)
     again = open_run(
         TrainingSettings(device="cpu"),
@@ -193,9 +193,9 @@ def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path,
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"warm_up": 2}, "leaves no epoch"),
-        ({"warm_up": 1, "adapt_last": 0}, "for heads with adapters"),
-        ({"warm_up": 1, "init_from": "x"}, "starts from a trained one"),
+        ({"freeze_adapter_epochs": 2}, "leaves none of"),
+        ({"freeze_adapter_epochs": 1, "adapt_last": 0}, "needs adapters"),
+        ({"freeze_adapter_epochs": 1, "init_from": "x"}, "for a trained one"),
         ({"fold": "1/3", "val_fraction": 0.2}, "both say what is held out"),
         ({"tile": 40, "overlap": 8, "views": "flips+1"}, r"lacks pixels .* --tile 40 --overlap 8` with as many"),
     ],

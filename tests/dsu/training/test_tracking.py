@@ -56,7 +56,7 @@ def test_figures_are_noted_over_the_steps_of_the_run(
     dsu: Dsu, drawn: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dsu.training.tracking.STEPS", 2)
-    dsu("cache-features", drawn, *TINY, "--levels", "V", "--quiet")
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     train = ("train-head", "--epochs", 2, "--batch-size", 4, "--val-fraction", 0.1, "--quiet", "--track", "notebook")
     dsu(*train, "--out", "run")
     [config] = CONFIGS
@@ -76,7 +76,7 @@ def test_figures_are_noted_over_the_steps_of_the_run(
 def test_a_tracker_that_fails_is_one_sentence(
     dsu: Dsu, drawn: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dsu("cache-features", drawn, *TINY, "--levels", "V", "--quiet")
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
 
     def full(self: Notebook, *given: Any, **options: Any) -> None:
         raise RuntimeError("the notebook is full")
@@ -108,7 +108,7 @@ def test_the_command_refuses_a_tracker_before_any_work(dsu: Dsu) -> None:
 def test_tensorboard_reads_what_was_noted(dsu: Dsu, drawn: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    dsu("cache-features", drawn, *TINY, "--levels", "V", "--quiet")
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     dsu("train-head", "--epochs", 2, "--out", "run", "--quiet", "--track", "tensorboard")
     events = EventAccumulator(str(Path("run/tracking/dsu")))
     events.Reload()

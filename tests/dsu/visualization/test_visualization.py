@@ -186,11 +186,11 @@ def test_levels_before_and_after_adapters_and_blocks_on_their_own_grid() -> None
 
 
 def test_blocks_are_the_quarters_unless_named() -> None:
-    architecture = toy_network().architecture
-    assert choose_blocks(architecture, None) == [1, 2, 3, 4]
-    assert choose_blocks(architecture, [3, 1, 3]) == [1, 3]
+    config = toy_network().config
+    assert choose_blocks(config, None) == [1, 2, 3, 4]
+    assert choose_blocks(config, [3, 1, 3]) == [1, 3]
     with pytest.raises(UsageError, match=r"--dino-blocks names block 5, but .* 1 to 4"):
-        choose_blocks(architecture, [2, 5])
+        choose_blocks(config, [2, 5])
 
 
 def test_encoders_of_random_weights_are_marked() -> None:

@@ -8,13 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dsu.checkup.summary import file_counts, summary
+from dsu.dataset_check.summary import file_counts, summary
 from dsu_cli.console import table as empty_table
 
 if TYPE_CHECKING:
-    from dsu.checkup import Checkup, Finding, Severity, SplitCheck
+    from dsu.dataset_check import DatasetCheck, Finding, Severity, SplitCheck
 
-__all__ = ["checkup_report"]
+__all__ = ["dataset_check_report"]
 
 _STYLES: Final[dict["Severity", str]] = {"will stop": "bold red", "will hurt": "yellow", "good to know": "cyan"}
 _VALUES_SHOWN: Final = 4
@@ -22,14 +22,14 @@ _VALUES_SHOWN: Final = 4
 Row = Mapping[str, Any]
 
 
-def checkup_report(found: "Checkup") -> RenderableType:
+def dataset_check_report(found: "DatasetCheck") -> RenderableType:
     """The whole page."""
     parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("What will bite", style="bold")]
     parts.append(_findings(found.findings) if found.findings else "Nothing was found that will bite.")
     return Group(*parts)
 
 
-def _figures(found: "Checkup") -> Table:
+def _figures(found: "DatasetCheck") -> Table:
     """A row a figure, a column a split."""
     names = [check.name for check in found.splits]
     table = empty_table(["", *names], right=names)

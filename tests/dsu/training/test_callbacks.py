@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import TINY, Dsu
 
+from dsu.training.callbacks import Callback, sheet_names
 from dsu.training.epoch_log import EpochLog
 from dsu.training.trainer import Trainer
-from dsu.training.watching import Watcher, sheet_names
 
 RECIPE = ("--epochs", 4, "--batch-size", 4, "--quiet")
 
@@ -20,7 +20,7 @@ RECIPE = ("--epochs", 4, "--batch-size", 4, "--quiet")
 @pytest.fixture
 def stored(dsu: Dsu, drawn: Path) -> Dsu:
     """The command, in a folder where stage one has been."""
-    dsu("cache-features", drawn, *TINY, "--levels", "V", "--quiet")
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     return dsu
 
 
@@ -99,19 +99,19 @@ def test_watchers_are_told_in_order_and_of_the_end_even_of_a_run_that_fails(
 ) -> None:
     told: list[str] = []
 
-    class Diary(Watcher):
-        def started(self, trainer: Trainer) -> None:
+    class Diary(Callback):
+        def on_train_start(self, trainer: Trainer) -> None:
             told.append("started")
 
-        def stepped(self, trainer: Trainer, log: EpochLog) -> None:
+        def on_step_end(self, trainer: Trainer, log: EpochLog) -> None:
             told.append(f"step {log.steps}")
             if trainer.epoch == 1:
                 raise KeyboardInterrupt
 
-        def epoch_ended(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> None:
             told.append(f"epoch {trainer.epoch}")
 
-        def ended(self, trainer: Trainer) -> None:
+        def on_train_end(self, trainer: Trainer) -> None:
             told.append("ended")
 
     monkeypatch.setattr("dsu.training.runs.Curves", Diary)

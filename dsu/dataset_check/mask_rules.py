@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Final
 
-from dsu.checkup.findings import Case, Finding, Severity, case_of, found
-from dsu.checkup.samples import Sample
-from dsu.checkup.splits import Masked, SplitCheck
 from dsu.data.masks import typed_foreground
+from dsu.dataset_check.findings import Case, Finding, Severity, case_of, found
+from dsu.dataset_check.samples import Sample
+from dsu.dataset_check.splits import Masked, SplitCheck
 
 __all__ = ["IGNORED", "findings_of_masks", "is_faint"]
 
@@ -53,7 +53,7 @@ def findings_of_masks(check: SplitCheck, side: int) -> Iterator[Finding]:
     """What will bite; `side` is the network's input in pixels."""
     yield from _refusal(check)
     yield from _sizes(check)
-    if check.reading is not None:
+    if check.mask_format is not None:
         yield from _values(check)
         yield from _extent(check)
         yield from _vanishing(check, side)
@@ -62,8 +62,10 @@ def findings_of_masks(check: SplitCheck, side: int) -> Iterator[Finding]:
 
 def is_faint(check: SplitCheck, masked: Masked) -> bool:
     """Whether a mask is not black, but its brightest pixel is no foreground, read as grey levels."""
-    reading, facts = check.reading, masked.facts
-    as_greys = reading is not None and reading.foreground is None and not reading.labels and not facts.is_coloured
+    mask_format, facts = check.mask_format, masked.facts
+    as_greys = (
+        mask_format is not None and mask_format.foreground is None and not mask_format.labels and not facts.is_coloured
+    )
     return as_greys and facts.maximum > 0 and facts.bright == 0
 
 
@@ -97,8 +99,8 @@ def _mismatch(sample: Sample) -> str:
 
 
 def _values(check: SplitCheck) -> Iterator[Finding]:
-    reading, masks = check.reading, check.masks
-    assert reading is not None
+    mask_format, masks = check.mask_format, check.masks
+    assert mask_format is not None
     yield from found(
         "faint-masks",
         "will hurt",
@@ -112,10 +114,10 @@ def _values(check: SplitCheck) -> Iterator[Finding]:
         f"They are read as almost black: if they are labels, give those of the object, out of "
         f"{typed_foreground(masks)}, else brighten them.",
     )
-    if reading.foreground is not None:
+    if mask_format.foreground is not None:
         return
     greys = [facts for facts in masks if not facts.is_coloured]
-    if not reading.labels and sum(facts.dark for facts in greys) > sum(facts.bright for facts in greys):
+    if not mask_format.labels and sum(facts.dark for facts in greys) > sum(facts.bright for facts in greys):
         yield Finding(
             "dark-masks",
             "will hurt",
@@ -123,7 +125,7 @@ def _values(check: SplitCheck) -> Iterator[Finding]:
             "Most of what is not black in the masks is darker than half",
             f"It is read as uncertain: if they are labels, give those of the object, out of {typed_foreground(greys)}.",
         )
-    labels = [facts for facts in masks if facts.is_coloured or reading.labels]
+    labels = [facts for facts in masks if facts.is_coloured or mask_format.labels]
     values = sorted({value for facts in labels for value in facts.values or ()} - {0})
     coloured = any(facts.kind == "colours" for facts in labels)
     if IGNORED in values and len(values) > 1 and not coloured:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.checkup.findings import SEVERITIES, Finding, case_of
-from dsu.checkup.plots import draw_shares, draw_sizes, draw_values
-from dsu.checkup.samples import HALF, Sample, object_boxes
 from dsu.data.images import read_image
+from dsu.dataset_check.findings import SEVERITIES, Finding, case_of
+from dsu.dataset_check.plots import draw_shares, draw_sizes, draw_values
+from dsu.dataset_check.samples import HALF, Sample, object_boxes
 from dsu.pictures import CELL_GROUND, overlay
 from dsu.progress import SILENT, Progress
 from dsu.sheets import page_files, save_figures
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dsu.checkup import Checkup
+    from dsu.dataset_check import DatasetCheck
 
 __all__ = ["draw_sheet"]
 
@@ -64,7 +64,7 @@ class _Cell:
     colour: str = _INK
 
 
-def draw_sheet(found: "Checkup", path: Path, progress: Progress = SILENT) -> Path:
+def draw_sheet(found: "DatasetCheck", path: Path, progress: Progress = SILENT) -> Path:
     """Draw what a check found, as .png (200 dpi) or .pdf.
 
     Masks are laid over their images, tinted and outlined, read as training reads them; small objects are ringed.
@@ -101,7 +101,7 @@ def draw_sheet(found: "Checkup", path: Path, progress: Progress = SILENT) -> Pat
 # ---- what is shown ----
 
 
-def _sections(found: "Checkup") -> Iterator[tuple[str, list[_Cell]]]:
+def _sections(found: "DatasetCheck") -> Iterator[tuple[str, list[_Cell]]]:
     samples = [sample for check in found.splits for sample in check.samples]
     chosen = np.linspace(0, len(samples) - 1, min(_COLUMNS, len(samples))).round().astype(int)
     yield "Some of them, evenly spread", [_Cell(samples[index], _size(samples[index])) for index in chosen]
@@ -139,7 +139,7 @@ def _size(sample: Sample) -> str:
 class _Page:
     """The figure, filled from its top; places are inches from its top left."""
 
-    def __init__(self, found: "Checkup", cells: Sequence[int]) -> None:
+    def __init__(self, found: "DatasetCheck", cells: Sequence[int]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -154,7 +154,7 @@ class _Page:
         )
         self._write(found.splits[0].split.dataset, _GAP, 0.27, fontsize=13, weight="bold")
         line = f"read: {pairs}   ·   findings: {judged}   ·   network input {found.side}x{found.side}"
-        if any(check.reading for check in found.splits):
+        if any(check.mask_format for check in found.splits):
             line += "   ·   yellow ring: a small object"
         self._write(line, _GAP, 0.5, fontsize=7.5, color=_FAINT_INK)
 
@@ -180,7 +180,7 @@ class _Page:
         """Go on below so many cells."""
         self._top += -(-cells // _COLUMNS) * self._pitch
 
-    def plots(self, found: "Checkup") -> None:
+    def plots(self, found: "DatasetCheck") -> None:
         """The histograms, below everything else."""
         self.section("Foreground, mask values, sizes")
         room = (self._width - _GAP) / 3
@@ -197,7 +197,7 @@ class _Page:
         self.figure.text(x / self._width, 1 - y / self._height, text, **style)
 
 
-def _draw_cell(axes: "Axes", cell: _Cell, found: "Checkup") -> None:
+def _draw_cell(axes: "Axes", cell: _Cell, found: "DatasetCheck") -> None:
     image, mask = _pair(cell.sample, found)
     image = image.resize(_fitted(image.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if mask is not None:
@@ -224,10 +224,10 @@ def _fitted(size: tuple[int, int]) -> tuple[int, int]:
     return max(_THINNEST, round(size[0] * scale)), max(_THINNEST, round(size[1] * scale))
 
 
-def _pair(sample: Sample, found: "Checkup") -> tuple[Image.Image, NDArray[np.uint8] | None]:
+def _pair(sample: Sample, found: "DatasetCheck") -> tuple[Image.Image, NDArray[np.uint8] | None]:
     """An image and its mask, (H, W) of its own size; None where it has none or it cannot be read."""
-    reading = next(check.reading for check in found.splits if check.name == sample.signature.split)
-    mask = reading.read(sample.mask.path) if reading and sample.mask else None
+    mask_format = next(check.mask_format for check in found.splits if check.name == sample.signature.split)
+    mask = mask_format.read(sample.mask.path) if mask_format and sample.mask else None
     return read_image(sample.image), mask
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from dsu.checkup.samples import Sample
 from dsu.data.images import printable
+from dsu.dataset_check.samples import Sample
 
 __all__ = ["SEVERITIES", "Case", "Finding", "Severity", "case_of", "file_case", "found"]
 

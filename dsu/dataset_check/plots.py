@@ -9,7 +9,7 @@ from dsu.data.images import FEW_VALUES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from dsu.checkup import Checkup
+    from dsu.dataset_check import DatasetCheck
 
 __all__ = ["draw_shares", "draw_sizes", "draw_values"]
 
@@ -19,7 +19,7 @@ _LEAST: Final = 1e-4
 """Share of foreground from which the scale begins; what has less stands at its beginning."""
 
 
-def draw_shares(axes: "Axes", found: "Checkup") -> None:
+def draw_shares(axes: "Axes", found: "DatasetCheck") -> None:
     """How many masks have how much foreground, on a logarithmic scale; those without any are left out."""
     from matplotlib.ticker import MaxNLocator
 
@@ -38,7 +38,7 @@ def draw_shares(axes: "Axes", found: "Checkup") -> None:
         axes.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1)
 
 
-def draw_values(axes: "Axes", found: "Checkup") -> None:
+def draw_values(axes: "Axes", found: "DatasetCheck") -> None:
     """Which raw values the masks hold, by their share of all pixels, on a logarithmic scale."""
     _dress(axes, "raw value in the masks", "% of pixels")
     values = sorted({value for check in found.splits for value in check.values})
@@ -62,7 +62,7 @@ def draw_values(axes: "Axes", found: "Checkup") -> None:
         axes.set_xticklabels([f"#{value:06X}" if coloured else str(value) for value in shown])
 
 
-def draw_sizes(axes: "Axes", found: "Checkup") -> None:
+def draw_sizes(axes: "Axes", found: "DatasetCheck") -> None:
     """Width and height of every image, the network's input among them."""
     _dress(axes, "width, pixels", "height, pixels")
     for check, colour in zip(found.splits, _cycle(found), strict=True):
@@ -95,7 +95,7 @@ def _scale_lengths(axes: "Axes", least: int, most: int) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _cycle(found: "Checkup") -> list[str]:
+def _cycle(found: "DatasetCheck") -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(len(found.splits))]
 
 

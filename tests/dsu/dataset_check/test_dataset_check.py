@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from own_folder import SIZE, Mask, boxed, check, finding, photo, plain, write
 from PIL import Image, ImageFilter
 
-from dsu.checkup import SEVERITIES, Finding, check_dataset
-from dsu.checkup.image_rules import FEW
-from dsu.checkup.set_rules import other_files
-from dsu.checkup.summary import summary
+from dsu.dataset_check import SEVERITIES, Finding, check_dataset
+from dsu.dataset_check.image_rules import FEW
+from dsu.dataset_check.set_rules import other_files
+from dsu.dataset_check.summary import summary
 from dsu.errors import UsageError
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from dsu.checkup.samples import Foreground, Sample, look_at, measure
 from dsu.data.images import UnreadableImage
-from dsu.data.masks import MaskFacts, MaskReading, choose_reading
+from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format
 from dsu.data.pairing import Pair, Split
+from dsu.dataset_check.samples import Foreground, Sample, look_at, measure
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress
 from dsu.threads import in_threads
@@ -35,7 +35,7 @@ class SplitCheck:
         samples: Pairs of which both files can be read; images alone where it has no masks.
         unreadable: Files that cannot, and why.
         values: How many pixels of the masks have which raw value, masks of very many values (16-bit greys) left out.
-        reading: How the masks are read; None where there are none or none was found.
+        mask_format: How the masks are read; None where there are none or none was found.
         refusal: Why none was found.
         foreground: What the masks mark, read so, by sample name.
     """
@@ -44,7 +44,7 @@ class SplitCheck:
     samples: tuple[Sample, ...]
     unreadable: tuple[tuple[Path, str], ...]
     values: Counter[int]
-    reading: MaskReading | None = None
+    mask_format: MaskFormat | None = None
     refusal: str | None = None
     foreground: dict[str, Foreground] = field(default_factory=dict)
 
@@ -99,13 +99,13 @@ def read_split(
     if not check.masks:
         return check
     try:
-        reading = choose_reading(check.masks, foreground)
+        mask_format = choose_mask_format(check.masks, foreground)
     except UsageError as error:
         return replace(check, refusal=str(error))
     paths = {sample.name: sample.mask.path for sample in samples if sample.mask}
-    work, label = partial(measure, reading=reading, side=side), f"measuring masks of {split.name}"
+    work, label = partial(measure, mask_format=mask_format, side=side), f"measuring masks of {split.name}"
     marked = in_threads(work, list(paths.values()), label, progress, workers, "masks")
-    return replace(check, reading=reading, foreground=dict(zip(paths, marked, strict=True)))
+    return replace(check, mask_format=mask_format, foreground=dict(zip(paths, marked, strict=True)))
 
 
 def _look(pair: Pair, split: str) -> tuple[Sample, Counter[int]] | UnreadableImage:

@@ -7,7 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from dsu.architecture import DINOS, HIERAS, PRESETS, Architecture, build_architecture
+from dsu.config import DINOS, HIERAS, PRESETS, DSUNetConfig, build_config
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.errors import UsageError
@@ -21,7 +21,7 @@ def count(*modules: nn.Module) -> int:
 @pytest.fixture(scope="module")
 def large() -> Head:
     with torch.device("meta"):
-        return Head(build_architecture("large"))
+        return Head(build_config("large"))
 
 
 def test_the_papers_head_counts_to_the_integer(large: Head) -> None:
@@ -35,17 +35,17 @@ def test_the_papers_head_counts_to_the_integer(large: Head) -> None:
 
 
 def test_the_papers_encoders_count_to_the_integer(large: Head) -> None:
-    architecture = build_architecture("large")
+    config = build_config("large")
     with init_empty_weights():  # sam2's trunk reads values while it is built, which torch's meta device forbids
-        hiera = build_hiera(architecture.hiera)
-        dino = build_dino(architecture.dino, architecture.dino_size)
+        hiera = build_hiera(config.hiera)
+        dino = build_dino(config.dino, config.dino_size)
     assert count(hiera) == 212_149_296
     assert count(dino) == 304_367_616
-    taps = 2 * 4 * architecture.dino.embed_dim * 4
+    taps = 2 * 4 * config.dino.embed_dim * 4
     assert taps == 32_768
     assert count(hiera, dino, large) + taps == 523_775_510
     assert round(100 * count(large) / 523_775_510, 2) == 1.38
-    assert hiera.channel_list[::-1] == [architecture.hiera.level_dim(level) for level in (1, 2, 3, 4)]
+    assert hiera.channel_list[::-1] == [config.hiera.level_dim(level) for level in (1, 2, 3, 4)]
     assert not any(p.requires_grad for p in (*hiera.parameters(), *dino.parameters()))
 
 
@@ -72,54 +72,54 @@ def _plain(value: object) -> object:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset: str) -> None:
-    architecture = build_architecture(preset)
-    assert architecture.preset == preset
-    assert architecture.adapt_last == architecture.hiera.depth
-    assert Architecture.model_validate_json(architecture.model_dump_json()) == architecture
+    config = build_config(preset)
+    assert config.preset == preset
+    assert config.adapt_last == config.hiera.depth
+    assert DSUNetConfig.model_validate_json(config.model_dump_json()) == config
     with init_empty_weights():
-        hiera = build_hiera(architecture.hiera)
-        build_dino(architecture.dino, architecture.dino_size)
-        head = Head(architecture)
-    dims = [architecture.hiera.input_dim(block) for block in range(architecture.hiera.depth)]
+        hiera = build_hiera(config.hiera)
+        build_dino(config.dino, config.dino_size)
+        head = Head(config)
+    dims = [config.hiera.input_dim(block) for block in range(config.hiera.depth)]
     assert dims == [block.dim for block in hiera.blocks]
     assert [adapter.down.in_features for adapter in head.adapters.values()] == dims
-    assert list(head.adapters) == [str(block) for block in range(architecture.hiera.depth)]
+    assert list(head.adapters) == [str(block) for block in range(config.hiera.depth)]
 
 
 def test_the_papers_grids() -> None:
-    architecture = build_architecture()
-    assert [architecture.level_grid(level) for level in (1, 2, 3, 4)] == [88, 44, 22, 11]
-    assert architecture.dino_grid == 37
-    assert architecture.injections == {4: "V"}
-    assert architecture.hiera.stage_starts == (0, 2, 8, 44)
+    config = build_config()
+    assert [config.level_grid(level) for level in (1, 2, 3, 4)] == [88, 44, 22, 11]
+    assert config.dino_grid == 37
+    assert config.injections == {4: "V"}
+    assert config.hiera.stage_starts == (0, 2, 8, 44)
 
 
 def test_sizes_that_do_not_divide_are_refused_naming_one_that_does() -> None:
     with pytest.raises(UsageError, match="multiple of 32, not 350: try 352"):
-        build_architecture(hiera_size=350)
+        build_config(hiera_size=350)
     with pytest.raises(UsageError, match="multiple of 14, not 512: try 518"):
-        build_architecture(dino_size=512)
+        build_config(dino_size=512)
     with pytest.raises(UsageError, match=r"hiera_size.*128"):
-        build_architecture(hiera_size=96)
-    assert build_architecture(hiera_size=384, dino_size=224).preset == "custom"
+        build_config(hiera_size=96)
+    assert build_config(hiera_size=384, dino_size=224).preset == "custom"
 
 
 @pytest.mark.parametrize("size", range(129, 250, 7))
 def test_the_size_that_a_refusal_names_works(size: int) -> None:
     for option in ("hiera_size", "dino_size"):
         try:
-            build_architecture("toy", **{option: size})
+            build_config("toy", **{option: size})
         except UsageError as error:
             named = int(str(error).split("try ")[1].rstrip("."))
-            build_architecture("toy", **{option: named})
+            build_config("toy", **{option: named})
 
 
 def test_more_adapters_than_blocks_are_refused() -> None:
     with pytest.raises(UsageError, match=r"last 49 blocks .* has 48 blocks"):
-        build_architecture(adapt_last=49)
+        build_config(adapt_last=49)
     with pytest.raises(UsageError, match="adapt_last"):
-        build_architecture(adapt_last=-1)
-    assert build_architecture(adapt_last=0).first_adapted == 48
+        build_config(adapt_last=-1)
+    assert build_config(adapt_last=0).first_adapted == 48
 
 
 @pytest.mark.parametrize(
@@ -132,20 +132,20 @@ def test_more_adapters_than_blocks_are_refused() -> None:
 )
 def test_unknown_names_are_answered_with_the_known_ones(names: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        build_architecture(**names)
+        build_config(**names)
 
 
 def test_ablations_read_the_blocks_of_the_tables() -> None:
-    assert build_architecture(ablation="A").injections == {}
-    assert build_architecture(ablation="B").injections == {1: "V6", 2: "V12", 3: "V18", 4: "V24"}
-    assert build_architecture(ablation="C").injections == dict.fromkeys((1, 2, 3, 4), "V24")
-    assert build_architecture("toy", ablation="B").injections == {1: "V1", 2: "V2", 3: "V3", 4: "V4"}
+    assert build_config(ablation="A").injections == {}
+    assert build_config(ablation="B").injections == {1: "V6", 2: "V12", 3: "V18", 4: "V24"}
+    assert build_config(ablation="C").injections == dict.fromkeys((1, 2, 3, 4), "V24")
+    assert build_config("toy", ablation="B").injections == {1: "V1", 2: "V2", 3: "V3", 4: "V4"}
 
 
 @pytest.mark.parametrize("ablation", ["A", "B", "C"])
 def test_ablations_have_a_modulation_and_a_fusion_for_each_of_their_levels(ablation: str) -> None:
     with torch.device("meta"):
-        head = Head(build_architecture(ablation=ablation))
+        head = Head(build_config(ablation=ablation))
     levels = [] if ablation == "A" else ["1", "2", "3", "4"]
     assert list(head.modulations) == list(head.fusions) == levels
     for level, dim in zip(levels, (144, 288, 576, 1152), strict=False):

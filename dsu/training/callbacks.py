@@ -14,7 +14,7 @@ from PIL import Image
 from dsu.batches import Samples
 from dsu.data.images import UnreadableImage, read_mask
 from dsu.data.views import epoch_order
-from dsu.files import make_folder, write_durably
+from dsu.files import atomic_write, make_folder
 from dsu.pictures import training_curves
 from dsu.sheets import sheet
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
     from dsu.training.trainer import Trainer
 
-__all__ = ["CURVES_FILE", "PROGRESS_FILE", "SHEETS_FOLDER", "Curves", "Sheets", "Watcher", "sheet_names"]
+__all__ = ["CURVES_FILE", "PROGRESS_FILE", "SHEETS_FOLDER", "Callback", "Curves", "Sheets", "sheet_names"]
 
 CURVES_FILE: Final = "curves.png"
 PROGRESS_FILE: Final = "progress.png"
@@ -33,38 +33,38 @@ _PROGRESS_PIXELS: Final = 2400
 """Width that `progress.png` keeps to by making its cells smaller."""
 
 
-class Watcher:
+class Callback:
     """Someone who follows a run and leaves it as it is; what does not matter to them is left as here.
 
     All methods are called on the training thread, so they should be quick, and they neither draw random numbers nor
     change the network. A failure ends the run: its state was kept before.
     """
 
-    def started(self, trainer: "Trainer") -> None:
+    def on_train_start(self, trainer: "Trainer") -> None:
         """Called before anything is trained; `trainer.epoch` epochs are done already where a run is gone on with."""
 
-    def stepped(self, trainer: "Trainer", log: "EpochLog") -> None:
+    def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
         """Called after an optimiser step. Reading `log` costs nothing; fetching from the device would."""
 
-    def validated(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
+    def on_validation_batch(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
         """Called with every batch of a validation: its samples' names and finest outputs (B, S, S) in [0, 1]."""
 
-    def epoch_ended(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
         """Called when an epoch's row of `metrics.csv` and its checkpoint stand; `trainer.epoch` counts it already."""
 
-    def ended(self, trainer: "Trainer") -> None:
+    def on_train_end(self, trainer: "Trainer") -> None:
         """Called once at last, however the run ended."""
 
 
-class Curves(Watcher):
+class Curves(Callback):
     """Keeps `curves.png` in the run's folder."""
 
-    def started(self, trainer: "Trainer") -> None:
+    def on_train_start(self, trainer: "Trainer") -> None:
         """Draw what a run that was stopped between its checkpoint and its curves lacks."""
         if trainer.history:
-            self.epoch_ended(trainer, trainer.history[-1])
+            self.on_epoch_end(trainer, trainer.history[-1])
 
-    def epoch_ended(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
         """Draw all epochs so far."""
         training_curves(trainer.history, trainer.out / CURVES_FILE)
 
@@ -74,7 +74,7 @@ def sheet_names(names: Sequence[str], seed: int) -> list[str]:
     return sorted(epoch_order(seed, 0, names)[:SHEET_IMAGES])
 
 
-class Sheets(Watcher):
+class Sheets(Callback):
     """Every few epochs a sheet of the same images (image, truth, prediction now), so that one sees the head learn.
 
     Predictions are those that validation computes; only where an epoch was not validated, or nothing is held out,
@@ -93,7 +93,7 @@ class Sheets(Watcher):
         self._labels = self.names
         self._maps: dict[str, NDArray[np.uint8]] = {}
 
-    def started(self, trainer: "Trainer") -> None:
+    def on_train_start(self, trainer: "Trainer") -> None:
         """Remove sheets of epochs that have not been (of a run that is started anew); draw one that is lacking."""
         if trainer.main.validation is None:
             self._labels = [f"{name} (trained on)" for name in self.names]
@@ -106,21 +106,21 @@ class Sheets(Watcher):
             (folder / PROGRESS_FILE).unlink(missing_ok=True)
         # Within an epoch the weights are no longer those that the epoch before ended with.
         if trainer.epoch and not _sheet_file(folder, trainer.epoch).exists() and not trainer.step_in_epoch:
-            self.epoch_ended(trainer, {})
+            self.on_epoch_end(trainer, {})
 
-    def validated(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
+    def on_validation_batch(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
         """Keep the maps of the images drawn."""
         for name, values in zip(names, probability, strict=True):
             if name in self.names:
                 self._maps[name] = (values * 255).astype(np.uint8)
 
-    def epoch_ended(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
         """Draw this epoch's sheet and all epochs' progress, if one is due."""
         if trainer.epoch % self._every == 0 or trainer.epoch == trainer.settings.epochs:
             lacking = [name for name in self.names if name not in self._maps]
             samples = trainer.phase.validation or trainer.phase.train
             for names, outputs, _ in trainer.evaluated(samples, lacking):
-                self.validated(names, probability_of(outputs))
+                self.on_validation_batch(names, probability_of(outputs))
             self._draw(trainer.out / SHEETS_FOLDER, trainer.epoch)
         self._maps = {}
 
@@ -164,7 +164,7 @@ def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
 def _write_maps(path: Path, maps: Sequence[NDArray[np.uint8]]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(maps)).save(buffer, "PNG")
-    write_durably(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
 
 
 def _kept_maps(folder: Path, like: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:

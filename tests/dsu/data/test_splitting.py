@@ -3,7 +3,7 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsu.data.held_out import fold_out, hold_out
+from dsu.data.splitting import kfold_split, train_val_split
 
 
 def contents(count: int) -> dict[str, str]:
@@ -13,30 +13,30 @@ def contents(count: int) -> dict[str, str]:
 @given(count=st.integers(2, 200), fraction=st.sampled_from([0.05, 0.1, 0.3, 0.5]))
 @settings(max_examples=40, deadline=None)
 def test_held_out_samples_stay_held_out_when_others_come(count: int, fraction: float) -> None:
-    train, held = hold_out(contents(count), fraction)
+    train, held = train_val_split(contents(count), fraction)
     assert sorted(train + held) == sorted(contents(count))
     assert held
-    more_train, more_held = hold_out(contents(count + 50), fraction)
+    more_train, more_held = train_val_split(contents(count + 50), fraction)
     # Only the one that a small set holds out for want of any other may change sides.
     assert len(set(held) - set(more_held)) <= (1 if len(held) == 1 else 0)
     assert set(train) <= set(more_train)
 
 
 def test_the_share_is_about_the_fraction_and_nothing_without_one() -> None:
-    _, held = hold_out(contents(5000), 0.1)
+    _, held = train_val_split(contents(5000), 0.1)
     assert 400 < len(held) < 600
-    assert hold_out(contents(50), 0.0)[1] == []
+    assert train_val_split(contents(50), 0.0)[1] == []
 
 
 def test_copies_of_an_image_stay_on_one_side() -> None:
     doubled = contents(300) | {f"copy-{name}": content for name, content in contents(300).items()}
-    train, held = hold_out(doubled, 0.3)
+    train, held = train_val_split(doubled, 0.3)
     assert {name.removeprefix("copy-") for name in held}.isdisjoint({name.removeprefix("copy-") for name in train})
 
 
 def test_a_set_of_one_image_can_still_be_trained_on() -> None:
-    assert hold_out({"a": "x", "b": "x"}, 0.5)[0] or hold_out({"a": "x", "b": "x"}, 0.5)[1]
-    assert hold_out({"a": hashlib.sha256(b"3").hexdigest()}, 0.0) == (["a"], [])
+    assert train_val_split({"a": "x", "b": "x"}, 0.5)[0] or train_val_split({"a": "x", "b": "x"}, 0.5)[1]
+    assert train_val_split({"a": hashlib.sha256(b"3").hexdigest()}, 0.0) == (["a"], [])
 
 
 @given(count=st.integers(2, 60), parts=st.integers(2, 7), empties=st.integers(0, 60), tiles=st.integers(1, 3))
@@ -46,7 +46,7 @@ def test_folds_share_the_images_out(count: int, parts: int, empties: int, tiles:
     images = contents(count)
     samples = {f"{name}@{tile}": content for name, content in images.items() for tile in range(tiles)}
     empty = {name for name in samples if int(name[1:4]) < empties}
-    folds = [fold_out(samples, empty, f"{part}/{parts}") for part in range(1, parts + 1)]
+    folds = [kfold_split(samples, empty, f"{part}/{parts}") for part in range(1, parts + 1)]
     assert sorted(name for _, held in folds for name in held) == sorted(samples)
     for train, held in folds:
         assert sorted(train + held) == sorted(samples)
@@ -60,5 +60,5 @@ def test_a_tile_without_an_object_does_not_make_its_image_one_without() -> None:
     contents_of = {f"{image}@{tile}": image for image in "abcd" for tile in range(2)}
     empty = {"a@0", "b@0", "c@0", "c@1", "d@0", "d@1"}  # a and b have an object in one tile
     for part in ("1/2", "2/2"):
-        _, held = fold_out(contents_of, empty, part)
+        _, held = kfold_split(contents_of, empty, part)
         assert len({name[0] for name in held} & {"a", "b"}) == 1

@@ -13,12 +13,12 @@ from own_folder import SIZE, Mask, boxed, check, finding, photo, write
 from PIL import Image
 from rubbish import ODD, UNREADABLE
 
-from dsu.checkup.samples import measure, object_boxes
-from dsu.checkup.sheet import draw_sheet
-from dsu.checkup.summary import file_counts, summary
 from dsu.data.datasets import find_dataset, inspect
 from dsu.data.images import resize_mask
-from dsu.data.masks import MaskReading
+from dsu.data.masks import MaskFormat
+from dsu.dataset_check.samples import measure, object_boxes
+from dsu.dataset_check.sheet import draw_sheet
+from dsu.dataset_check.summary import file_counts, summary
 from dsu.errors import UsageError
 from dsu.threads import in_threads
 
@@ -50,7 +50,7 @@ def test_what_a_mask_marks_is_what_counting_pixels_gives(
     grey = np.where(rng.random((height, width)) < rng.random() / 2, rng.integers(0, 256, (height, width)), 0)
     path = tmp_path_factory.mktemp("mask") / "mask.png"
     Image.fromarray(grey.astype(np.uint8)).save(path)
-    found = measure(path, MaskReading(), side)
+    found = measure(path, MaskFormat(), side)
     small = resize_mask(grey.astype(np.uint8), side) >= 128
     areas = flooded(grey >= 128)
     kept = 0
@@ -95,7 +95,7 @@ def test_masks_are_read_as_stage_one_reads_them(tmp_path: Path, masks: Sequence[
     [split] = find_dataset(str(folder), tmp_path)
     inspection = inspect(split)
     [seen] = check(folder).splits
-    assert seen.reading == inspection.mask_reading
+    assert seen.mask_format == inspection.mask_format
     assert seen.masks == [facts.mask for facts in inspection.facts.values()]
     assert [sample.size for sample in seen.samples] == [facts.size for facts in inspection.facts.values()]
 

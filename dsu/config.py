@@ -1,6 +1,6 @@
 """What the network is made of, as data: encoder sizes, input sizes, depth of adaptation, presets.
 
-An `Architecture` says everything that fixes the shapes of the network and of whatever is stored of it. It
+An `DSUNetConfig` says everything that fixes the shapes of the network and of whatever is stored of it. It
 is written into a head's file, so that a head loads alone.
 """
 
@@ -15,10 +15,10 @@ __all__ = [
     "HIERAS",
     "PRESETS",
     "Ablation",
-    "Architecture",
+    "DSUNetConfig",
     "DinoSpec",
     "HieraSpec",
-    "build_architecture",
+    "build_config",
 ]
 
 LEVELS: Final = (1, 2, 3, 4)
@@ -113,7 +113,7 @@ class DinoSpec(BaseModel):
         return self
 
 
-class Architecture(BaseModel):
+class DSUNetConfig(BaseModel):
     """Both encoders, their input sizes in pixels, and what trains inside Hiera."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,7 +128,7 @@ class Architecture(BaseModel):
     ablation: Ablation = "none"
 
     @model_validator(mode="after")
-    def _check(self) -> "Architecture":
+    def _check(self) -> "DSUNetConfig":
         if self.hiera_size % 32:
             raise ValueError(
                 f"Hiera's input size must be a multiple of 32, not {self.hiera_size}: try "
@@ -237,7 +237,7 @@ PRESETS: Final[dict[str, tuple[str, str, int, int]]] = {
 """Hiera, DINOv2, and their input sizes in pixels; `large` is the paper's."""
 
 
-def build_architecture(
+def build_config(
     preset: str = "large",
     *,
     hiera: str | None = None,
@@ -246,7 +246,7 @@ def build_architecture(
     dino_size: int | None = None,
     adapt_last: int | None = None,
     ablation: Ablation = "none",
-) -> Architecture:
+) -> DSUNetConfig:
     """A preset with some of its parts exchanged.
 
     Raises `UsageError` for an unknown name, an impossible size or more adapters than blocks.
@@ -256,7 +256,7 @@ def build_architecture(
     dino_spec = _known("DINOv2", dino or defaults[1], DINOS)
     exchanged = any(value is not None for value in (hiera, dino, hiera_size, dino_size))
     try:
-        return Architecture(
+        return DSUNetConfig(
             preset="custom" if exchanged else preset,
             hiera=hiera_spec,
             dino=dino_spec,

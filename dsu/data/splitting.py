@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Collection, Mapping
 
-__all__ = ["fold_out", "hold_out"]
+__all__ = ["kfold_split", "train_val_split"]
 
 
-def hold_out(contents: Mapping[str, str], fraction: float) -> tuple[list[str], list[str]]:
+def train_val_split(contents: Mapping[str, str], fraction: float) -> tuple[list[str], list[str]]:
     """Names to train on and names to validate on, by the hash of each image's content.
 
     A sample stays on its side when others come or go, and copies of an image, or its tiles, stay together. With a
@@ -19,7 +19,7 @@ def hold_out(contents: Mapping[str, str], fraction: float) -> tuple[list[str], l
     return sorted(set(contents) - set(held)), held
 
 
-def fold_out(contents: Mapping[str, str], empty: Collection[str], fold: str) -> tuple[list[str], list[str]]:
+def kfold_split(contents: Mapping[str, str], empty: Collection[str], fold: str) -> tuple[list[str], list[str]]:
     """Names to train on and names to validate on, for a part such as `2/5` of a cross-validation.
 
     Args:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Final
 
-from dsu.checkup.findings import Case, Finding, Severity, case_of, file_case, found
-from dsu.checkup.samples import Sample
-from dsu.checkup.splits import SplitCheck
+from dsu.dataset_check.findings import Case, Finding, Severity, case_of, file_case, found
+from dsu.dataset_check.samples import Sample
+from dsu.dataset_check.splits import SplitCheck
 
 __all__ = ["FEW", "FLAT", "LARGE", "LONG", "SMALL", "findings_of_images"]
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from dsu.checkup.samples import Sample, Storage
-from dsu.checkup.splits import SplitCheck
-from dsu.data.masks import MaskFacts, MaskReading
+from dsu.data.masks import MaskFacts, MaskFormat
+from dsu.dataset_check.samples import Sample, Storage
+from dsu.dataset_check.splits import SplitCheck
 
-__all__ = ["FileCount", "file_counts", "reading_of", "summary"]
+__all__ = ["FileCount", "file_counts", "mask_format_of", "summary"]
 
 _SHARES: Final = (0.25, 0.5, 0.75)
 
@@ -58,7 +58,7 @@ def file_counts(checks: Sequence[SplitCheck]) -> list[FileCount]:
             storage = sample.storage
             counts.setdefault(("images", _kind(storage), _image_read_as(storage)), Counter())[check.name] += 1
             if sample.mask:
-                key = ("masks", _kind(sample.mask.storage), _mask_read_as(sample.mask.facts, check.reading))
+                key = ("masks", _kind(sample.mask.storage), _mask_read_as(sample.mask.facts, check.mask_format))
                 counts.setdefault(key, Counter())[check.name] += 1
     ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1].total(), item[0]))
     return [FileCount(*key, dict(count)) for key, count in ordered]
@@ -86,8 +86,8 @@ def summary(check: SplitCheck) -> dict[str, Any]:
         "median": sizes[len(sizes) // 2] if sizes else None,
         "largest": sizes[-1] if sizes else None,
         "masks_of_another_size": sum(_is_mismatched(sample) for sample in check.samples),
-        "masks_read_as": reading_of(check),
-        "reading": check.reading.to_json() if check.reading else None,
+        "masks_read_as": mask_format_of(check),
+        "mask_format": check.mask_format.to_json() if check.mask_format else None,
         "mask_values": {str(value): pixels for value, pixels in check.values.most_common()},
         "foreground_quartiles": shares,
         "empty_masks": sum(one.share == 0 for one in marked),
@@ -98,11 +98,11 @@ def summary(check: SplitCheck) -> dict[str, Any]:
     }
 
 
-def reading_of(check: SplitCheck) -> str | None:
+def mask_format_of(check: SplitCheck) -> str | None:
     """How the masks of a split are read, in a few words; None where there are none or none was found."""
-    if check.reading is None:
+    if check.mask_format is None:
         return None
-    return ", ".join(dict.fromkeys(_mask_read_as(facts, check.reading) for facts in check.masks))
+    return ", ".join(dict.fromkeys(_mask_read_as(facts, check.mask_format) for facts in check.masks))
 
 
 def _is_mismatched(sample: Sample) -> bool:
@@ -128,18 +128,18 @@ def _image_read_as(storage: Storage) -> str:
     return ", ".join(steps)
 
 
-def _mask_read_as(facts: MaskFacts, reading: MaskReading | None) -> str:
-    """What `dsu.data.masks.MaskReading.read` does with it."""
-    if reading is None:
+def _mask_read_as(facts: MaskFacts, mask_format: MaskFormat | None) -> str:
+    """What `dsu.data.masks.MaskFormat.read` does with it."""
+    if mask_format is None:
         return "nothing: see below"
-    if reading.foreground is not None:
-        return f"foreground where {' or '.join(map(str, reading.foreground))}"
+    if mask_format.foreground is not None:
+        return f"foreground where {' or '.join(map(str, mask_format.foreground))}"
     if facts.kind == "indices":
         return "palette: every index but 0 is foreground"
     if facts.kind == "colours":
         return "every colour but black is foreground"
-    if reading.labels:
+    if mask_format.labels:
         return "labels: every value but 0 is foreground"
     if facts.kind == "deep":
-        return f"grey levels of 16 bits, {reading.white} is white"
+        return f"grey levels of 16 bits, {mask_format.white} is white"
     return "grey levels"

@@ -13,7 +13,7 @@ from PIL import Image, ImageStat
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from dsu.data.images import FEW_VALUES, MaskKind, raw_mask, read_bytes, read_image, resize_mask
-from dsu.data.masks import MaskFacts, MaskReading, mask_facts
+from dsu.data.masks import MaskFacts, MaskFormat, mask_facts
 from dsu.data.overlaps import ImageSignature
 from dsu.data.pairing import Pair
 
@@ -140,9 +140,9 @@ def look_at(pair: Pair, split: str) -> tuple[Sample, Counter[int]]:
     return sample, values
 
 
-def measure(mask: Path, reading: MaskReading, side: int) -> Foreground:
+def measure(mask: Path, mask_format: MaskFormat, side: int) -> Foreground:
     """Read a mask and measure what it marks, at its own size and at the network's. Raises `UnreadableImage`."""
-    grey = reading.read(mask)
+    grey = mask_format.read(mask)
     small = resize_mask(grey, side) >= HALF
     foreground = grey >= HALF
     objects, vanished = _count_objects(foreground, small)

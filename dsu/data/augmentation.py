@@ -1,6 +1,6 @@
-"""Extra views: an image and its mask turned, cut out and recoloured, for training sets of few images.
+"""Cached augmentations: an image and its mask turned, cut out and recoloured, for training sets of few images.
 
-What an extra view is follows from the sample's content and the view's number alone, so that it may be kept: a
+What a cached augmentation is follows from the sample's content and the view's number alone, so that it may be kept: a
 training set of 100 images with `--views flips+8` has 1,200 views, and costs the disk of as many. All of it is done to
 the image at its own size, before it is resized for the encoders.
 """
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-__all__ = ["RECIPE", "ExtraView", "extra_view"]
+__all__ = ["RECIPE", "Augmentation", "augmentation"]
 
 RECIPE: Final = 1
-"""Counts the ways in which extra views were ever made: part of fingerprints."""
+"""Counts the ways in which cached augmentations were ever made: part of fingerprints."""
 
 _LEAST_SIDE: Final = 0.5
 _RECOLOURING: Final = 0.3
@@ -25,7 +25,7 @@ _FOREGROUND: Final = 128
 
 
 @dataclass(frozen=True)
-class ExtraView:
+class Augmentation:
     """What is done to an image, and but for the colours to its mask.
 
     Attributes:
@@ -61,8 +61,8 @@ class ExtraView:
         return image, np.ascontiguousarray(mask[:, ::-1] if self.mirrored else mask)
 
 
-def extra_view(content: str, index: int) -> ExtraView:
-    """Extra view `index` (from 1) of the sample whose content has the hash `content`."""
+def augmentation(content: str, index: int) -> Augmentation:
+    """Cached augmentation `index` (from 1) of the sample whose content has the hash `content`."""
     shares = [
         int.from_bytes(hashlib.blake2b(f"extra/{content}/{index}/{n}".encode(), digest_size=8).digest(), "big") / 2**64
         for n in range(5 + 3 * _ATTEMPTS)
@@ -73,7 +73,7 @@ def extra_view(content: str, index: int) -> ExtraView:
         (_LEAST_SIDE + (1 - _LEAST_SIDE) * side, x, y)
         for side, x, y in zip(shares[5::3], shares[6::3], shares[7::3], strict=True)
     )
-    return ExtraView(crops, int(4 * turning), mirroring < 0.5, brightness, contrast, saturation)
+    return Augmentation(crops, int(4 * turning), mirroring < 0.5, brightness, contrast, saturation)
 
 
 def _box(crop: tuple[float, float, float], width: int, height: int) -> tuple[int, int, int, int]:

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsu.checkup.findings import SEVERITIES, Finding, Severity
-from dsu.checkup.image_rules import findings_of_images
-from dsu.checkup.mask_rules import findings_of_masks
-from dsu.checkup.set_rules import findings_of_copies, findings_of_set, other_files
-from dsu.checkup.splits import SplitCheck, read_split
-from dsu.checkup.summary import file_counts, summary
 from dsu.data.datasets import find_dataset
 from dsu.data.overlaps import ImageSignature, compare
+from dsu.dataset_check.findings import SEVERITIES, Finding, Severity
+from dsu.dataset_check.image_rules import findings_of_images
+from dsu.dataset_check.mask_rules import findings_of_masks
+from dsu.dataset_check.set_rules import findings_of_copies, findings_of_set, other_files
+from dsu.dataset_check.splits import SplitCheck, read_split
+from dsu.dataset_check.summary import file_counts, summary
 from dsu.progress import SILENT, Progress
 
-__all__ = ["SEVERITIES", "Checkup", "Finding", "Severity", "SplitCheck", "check_dataset"]
+__all__ = ["SEVERITIES", "DatasetCheck", "Finding", "Severity", "SplitCheck", "check_dataset"]
 
 
 @dataclass(frozen=True)
-class Checkup:
+class DatasetCheck:
     """What a data set holds and what of it will bite.
 
     Attributes:
@@ -66,7 +66,7 @@ def check_dataset(
     side: int = 352,
     progress: Progress = SILENT,
     workers: int | None = None,
-) -> Checkup:
+) -> DatasetCheck:
     """Read every image and mask of a data set and say what will bite; nothing is written.
 
     Memory holds one decoded image a thread, and some 5 kB for each that has been read.
@@ -90,7 +90,7 @@ def check_dataset(
     findings += findings_of_copies(checks, *compare(_signatures(checks, "train"), _signatures(checks, "test")))
     findings += findings_of_set(checks, _other_files(name_or_folder, data_root, checks))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return Checkup(name_or_folder, side, tuple(checks), tuple(findings))
+    return DatasetCheck(name_or_folder, side, tuple(checks), tuple(findings))
 
 
 def _signatures(checks: Sequence[SplitCheck], kind: str) -> list[ImageSignature]:

@@ -1,11 +1,11 @@
-"""Extra views follow from content and number alone, do the same to image and mask, and keep the object."""
+"""Cached augmentations follow from content and number alone, do the same to image and mask, and keep the object."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dsu.data.extra_views import ExtraView, extra_view
+from dsu.data.augmentation import Augmentation, augmentation
 
 
 def painted(width: int, height: int, seed: int) -> tuple[Image.Image, np.ndarray]:
@@ -18,8 +18,8 @@ def painted(width: int, height: int, seed: int) -> tuple[Image.Image, np.ndarray
 @settings(max_examples=100, deadline=None)
 def test_image_and_mask_stay_together(width: int, height: int, index: int, seed: int) -> None:
     image, mask = painted(width, height, seed)
-    view = extra_view(f"content{seed}", index)
-    plain = ExtraView(view.crops, view.turns, view.mirrored, 1, 1, 1)  # colours as they are
+    view = augmentation(f"content{seed}", index)
+    plain = Augmentation(view.crops, view.turns, view.mirrored, 1, 1, 1)  # colours as they are
     turned, turned_mask = plain.apply(image, mask)
     assert turned_mask is not None
     assert np.array_equal(np.asarray(turned)[..., 0], turned_mask)
@@ -31,14 +31,14 @@ def test_image_and_mask_stay_together(width: int, height: int, index: int, seed:
 def test_the_object_is_never_cut_away(index: int, seed: int, x: int, y: int) -> None:
     mask = np.zeros((48, 64), np.uint8)
     mask[y, x] = 255
-    _, cut = extra_view(str(seed), index).apply(Image.new("RGB", (64, 48)), mask)
+    _, cut = augmentation(str(seed), index).apply(Image.new("RGB", (64, 48)), mask)
     assert cut is not None and cut.max() == 255
 
 
 def test_a_mask_of_another_size_is_cut_in_proportion() -> None:
     image, mask = painted(40, 20, 0)
     double = np.repeat(np.repeat(mask, 2, 0), 2, 1)
-    view = ExtraView(((0.5, 1.0, 0.0),), 1, False, 1, 1, 1)
+    view = Augmentation(((0.5, 1.0, 0.0),), 1, False, 1, 1, 1)
     turned, cut = view.apply(image, double)
     assert cut is not None
     assert turned.size == (10, 20) and cut.shape == (40, 20)
@@ -46,8 +46,8 @@ def test_a_mask_of_another_size_is_cut_in_proportion() -> None:
 
 
 def test_it_follows_from_content_and_number_alone_and_they_are_many() -> None:
-    assert extra_view("a", 3) == extra_view("a", 3)
-    views = [extra_view(content, index) for content in ("a", "b") for index in range(1, 61)]
+    assert augmentation("a", 3) == augmentation("a", 3)
+    views = [augmentation(content, index) for content in ("a", "b") for index in range(1, 61)]
     assert len(set(views)) == 120
     assert {view.turns for view in views} == {0, 1, 2, 3} and {view.mirrored for view in views} == {True, False}
     assert all(0.5 <= side <= 1 and 0 <= x <= 1 and 0 <= y <= 1 for view in views for side, x, y in view.crops)
@@ -55,8 +55,8 @@ def test_it_follows_from_content_and_number_alone_and_they_are_many() -> None:
 
 
 def test_the_recipe_is_the_one_that_its_number_stands_for() -> None:
-    """Whoever changes what an extra view is has to raise `RECIPE`, or stores would hold two kinds."""
-    view = extra_view("content", 1)
+    """Whoever changes what a cached augmentation is has to raise `RECIPE`, or stores would hold two kinds."""
+    view = augmentation("content", 1)
     assert (view.turns, view.mirrored) == (2, False)
     assert np.round(view.crops[0], 6).tolist() == [0.779089, 0.031271, 0.146404]
     assert np.round([view.brightness, view.contrast, view.saturation], 6).tolist() == [0.921337, 1.210485, 0.829196]

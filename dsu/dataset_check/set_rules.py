@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from dsu.checkup.findings import Case, Finding, case_of, found
-from dsu.checkup.samples import Sample
-from dsu.checkup.splits import SplitCheck
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.data.overlaps import Overlap, copies
+from dsu.dataset_check.findings import Case, Finding, case_of, found
+from dsu.dataset_check.samples import Sample
+from dsu.dataset_check.splits import SplitCheck
 
 __all__ = ["findings_of_copies", "findings_of_set", "other_files"]
 
@@ -108,9 +108,11 @@ def other_files(folder: Path) -> Counter[str]:
 
 def _readings(checks: Sequence[SplitCheck]) -> Iterator[Finding]:
     """Labels in one split and grey levels in another may be right, but are seldom meant."""
-    read = {check.name: check.reading for check in checks if check.reading}
-    if len({reading.labels for reading in read.values()}) > 1:
-        ways = ", ".join(f"{name} {'labels' if reading.labels else 'grey levels'}" for name, reading in read.items())
+    read = {check.name: check.mask_format for check in checks if check.mask_format}
+    if len({mask_format.labels for mask_format in read.values()}) > 1:
+        ways = ", ".join(
+            f"{name} {'labels' if mask_format.labels else 'grey levels'}" for name, mask_format in read.items()
+        )
         yield Finding(
             "readings-differ",
             "good to know",
