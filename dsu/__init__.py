@@ -3,18 +3,32 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsu.heads.published import load_published_checkpoint
-    from dsu.loss import total_loss
+    from dsu.config import DSUNetConfig
+    from dsu.environment import prepare_environment
+    from dsu.loss import SegmentationLoss
+    from dsu.network.network import DSUNet
+    from dsu.network.pretrained import create_model
     from dsu.prediction.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
-__all__ = ["Segmenter", "__version__", "load_published_checkpoint", "total_loss"]
+__all__ = [
+    "DSUNet",
+    "DSUNetConfig",
+    "SegmentationLoss",
+    "Segmenter",
+    "__version__",
+    "create_model",
+    "prepare_environment",
+]
 
 _HOMES = {
+    "DSUNet": "dsu.network.network",
+    "DSUNetConfig": "dsu.config",
+    "SegmentationLoss": "dsu.loss",
     "Segmenter": "dsu.prediction.segmenter",
-    "load_published_checkpoint": "dsu.heads.published",
-    "total_loss": "dsu.loss",
+    "create_model": "dsu.network.pretrained",
+    "prepare_environment": "dsu.environment",
 }
 
 
@@ -25,3 +39,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,9 +15,11 @@ __all__ = [
     "HIERAS",
     "PRESETS",
     "Ablation",
+    "BceKind",
     "DSUNetConfig",
     "DinoSpec",
     "HieraSpec",
+    "RegionKind",
     "build_config",
 ]
 
@@ -26,6 +28,14 @@ LEVELS: Final = (1, 2, 3, 4)
 
 Ablation = Literal["none", "A", "B", "C"]
 """Table VII and VIII of the paper: A without DINOv2, B four DINOv2 blocks into four levels, C the last into four."""
+
+BceKind = Literal["plain", "weighted", "focal"]
+"""In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
+`focal` weighs each pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
+
+RegionKind = Literal["iou", "tversky"]
+"""The paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own
+(arXiv 1706.05721)."""
 
 Count = Annotated[int, Field(ge=1, le=8192)]
 """Of blocks, channels, heads and pixels: bounded, since a file may say anything."""
@@ -155,6 +165,12 @@ class DSUNetConfig(BaseModel):
     def first_adapted(self) -> int:
         """Index of the first Hiera block with an adapter; everything before it is frozen (depth: none)."""
         return self.hiera.depth - self.adapt_last
+
+    @property
+    def usual_depths(self) -> list[int]:
+        """Depths of adaptation worth comparing: all blocks, a half, a quarter, the last Hiera stage, none."""
+        depth = self.hiera.depth
+        return sorted({depth, depth // 2, depth // 4, self.hiera.stages[3], 0}, reverse=True)
 
     @property
     def dino_grid(self) -> int:

@@ -8,44 +8,43 @@ An image without an object has a loss like any other. Its region term is 1 - 1 /
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = [
-    "PAPER_LOSS",
-    "SIDE_WEIGHTS",
-    "BceKind",
-    "Loss",
-    "RegionKind",
-    "boundary_weight",
-    "side_losses",
-    "total_loss",
-    "weighted_sum",
-]
+from dsu.config import BceKind, RegionKind
+
+__all__ = ["SIDE_WEIGHTS", "SegmentationLoss", "boundary_weight"]
 
 SIDE_WEIGHTS: Final = (0.25, 0.5, 1.0)
 """w1, w2, w3 of equation 2, from the deepest side output to the finest."""
 
-BceKind = Literal["plain", "weighted", "focal"]
-"""In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
-`focal` weighs each pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
+WINDOW: Final = 31
 
-RegionKind = Literal["iou", "tversky"]
-"""The paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own
-(arXiv 1706.05721)."""
+
+class Output(Protocol):
+    """What the network gives."""
+
+    @property
+    def side_logits(self) -> Sequence[Tensor]:
+        """Logits (B, 1, H, W), deepest first."""
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What the loss of a side output consists of.
+class SegmentationLoss:
+    """Deep supervision of three side outputs: a region term and a BCE each (paper, equations 2 to 4).
 
-    Attributes:
-        region: see `RegionKind`.
-        bce: see `BceKind`.
+    Args:
+        region: the paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own.
+        bce: plain (the paper), weighted at boundaries, or focal.
         tversky_beta: the misses' share of the weight in the Tversky index, between 0 and 1; false alarms have the rest.
         focal_gamma: the exponent of a focal BCE.
+
+    Example:
+        >>> loss = SegmentationLoss()(model(**inputs), batch["mask"])
+        >>> loss.backward()
     """
 
     region: RegionKind = "iou"
@@ -53,10 +52,44 @@ class Loss:
     tversky_beta: float = 0.7
     focal_gamma: float = 2.0
 
+    def __call__(self, output: Output, mask: Tensor) -> Tensor:
+        """0.25, 0.5 and 1 times the losses of the side outputs, deepest first, as one scalar.
 
-PAPER_LOSS: Final = Loss()
+        Args:
+            output: of the network; its logits may be of any floating type.
+            mask: (B, 1, H, W) in [0, 1], soft edges kept.
+        """
+        return self.total(self.side_losses([_precise(logits) for logits in output.side_logits], mask))
 
-WINDOW: Final = 31
+    def side_losses(self, side_logits: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+        """The unweighted loss of each side output: the mean over images of region term plus BCE, a scalar each."""
+        weight = boundary_weight(mask)
+        return [(self._region(z, mask, weight) + self._bce(z, mask, weight)).mean() for z in side_logits]
+
+    def total(self, side_losses: Sequence[Tensor]) -> Tensor:
+        """Equation 2: the side outputs' losses, deepest first, to one."""
+        start = side_losses[0].new_zeros(())
+        return sum((w * loss for w, loss in zip(SIDE_WEIGHTS, side_losses, strict=True)), start=start)
+
+    def _region(self, logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        """(B, 1): one minus the region's agreement."""
+        probability = logits.sigmoid()
+        both = (probability * mask * weight).sum((2, 3))
+        if self.region == "iou":
+            union = (weight * (probability + mask)).sum((2, 3))
+            return 1 - (both + 1) / (union - both + 1)
+        alarms = (probability * (1 - mask) * weight).sum((2, 3))
+        misses = ((1 - probability) * mask * weight).sum((2, 3))
+        return 1 - (both + 1) / (both + (1 - self.tversky_beta) * alarms + self.tversky_beta * misses + 1)
+
+    def _bce(self, logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        """Binary cross-entropy, one figure for all images or (B, 1)."""
+        if self.bce == "plain":
+            return functional.binary_cross_entropy_with_logits(logits, mask)
+        pixels = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+        if self.bce == "focal":
+            return ((mask - logits.sigmoid()).abs() ** self.focal_gamma * pixels).mean((2, 3))
+        return (weight * pixels).sum((2, 3)) / weight.sum((2, 3))
 
 
 def boundary_weight(mask: Tensor) -> Tensor:
@@ -71,48 +104,6 @@ def boundary_weight(mask: Tensor) -> Tensor:
     return 1 + 5 * (square / WINDOW**2 - mask).abs()
 
 
-def side_losses(outputs: Sequence[Tensor], mask: Tensor, loss: Loss = PAPER_LOSS) -> list[Tensor]:
-    """The unweighted loss of every side output.
-
-    Args:
-        outputs: logits (B, 1, H, W), deepest first.
-        mask: (B, 1, H, W) in [0, 1], soft edges kept.
-        loss: see `Loss`.
-
-    Returns:
-        One scalar an output: the mean over images of region term plus BCE.
-    """
-    weight = boundary_weight(mask)
-    return [(_region(logits, mask, weight, loss) + _bce(logits, mask, weight, loss)).mean() for logits in outputs]
-
-
-def total_loss(outputs: Sequence[Tensor], mask: Tensor, loss: Loss = PAPER_LOSS) -> Tensor:
-    """0.25, 0.5 and 1 times the losses of the side outputs, deepest first (shapes as in `side_losses`)."""
-    return weighted_sum(side_losses(outputs, mask, loss))
-
-
-def weighted_sum(losses: Sequence[Tensor]) -> Tensor:
-    """Equation 2: the side outputs' losses, deepest first, to one."""
-    return sum((w * loss for w, loss in zip(SIDE_WEIGHTS, losses, strict=True)), start=losses[0].new_zeros(()))
-
-
-def _region(logits: Tensor, mask: Tensor, weight: Tensor, loss: Loss) -> Tensor:
-    """(B, 1): one minus the region's agreement."""
-    probability = logits.sigmoid()
-    both = (probability * mask * weight).sum((2, 3))
-    if loss.region == "iou":
-        union = (weight * (probability + mask)).sum((2, 3))
-        return 1 - (both + 1) / (union - both + 1)
-    alarms = (probability * (1 - mask) * weight).sum((2, 3))
-    misses = ((1 - probability) * mask * weight).sum((2, 3))
-    return 1 - (both + 1) / (both + (1 - loss.tversky_beta) * alarms + loss.tversky_beta * misses + 1)
-
-
-def _bce(logits: Tensor, mask: Tensor, weight: Tensor, loss: Loss) -> Tensor:
-    """Binary cross-entropy, one figure for all images or (B, 1)."""
-    if loss.bce == "plain":
-        return functional.binary_cross_entropy_with_logits(logits, mask)
-    pixels = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-    if loss.bce == "focal":
-        return ((mask - logits.sigmoid()).abs() ** loss.focal_gamma * pixels).mean((2, 3))
-    return (weight * pixels).sum((2, 3)) / weight.sum((2, 3))
+def _precise(logits: Tensor) -> Tensor:
+    """float32 at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -18,11 +18,10 @@ from pydantic import (
     field_validator,
 )
 
-from dsu.config import Ablation
+from dsu.config import Ablation, BceKind, RegionKind
 from dsu.data.tiles import Tiling
 from dsu.data.views import Views
 from dsu.errors import UsageError, validation_reasons
-from dsu.loss import BceKind, Loss, RegionKind
 from dsu.runtime import Precision
 
 __all__ = ["FeatureDtype", "TrainingSettings", "read_settings", "torch_type"]
@@ -129,11 +128,6 @@ class TrainingSettings(BaseModel):
         if found is None or int(found[1]) > int(found[2]) or int(found[2]) < 2:
             raise ValueError(f"must be a part of at least two, such as 2/5, not {value!r}")
         return value
-
-    @property
-    def loss(self) -> Loss:
-        """What the loss consists of."""
-        return Loss(self.region, self.bce, self.tversky_beta, self.focal_gamma)
 
     @property
     def tiling(self) -> Tiling | None:

@@ -167,8 +167,7 @@ def _warm_up() -> None:
     import dsu_cli.console
     import dsu_cli.reports  # noqa: F401
     from dsu.config import build_config
-    from dsu.encoders.weights import EncoderWeights
-    from dsu.features.stores import load_encoders
+    from dsu.encoders.weights import EncoderWeights, load_encoders
     from dsu.network.network import DSUNet
 
     # What Python and torch do slowly the first time: plugins, and checks against abstract classes.

@@ -23,7 +23,7 @@ def import_checkpoint(
     from dsu.encoders.weights import EncoderWeights
     from dsu.files import make_folder
     from dsu.heads.head_file import save_head
-    from dsu.heads.published import import_head
+    from dsu.sharing.published import import_head
     from dsu_cli.console import out as console
     from dsu_cli.parsing import new_file
 
@@ -51,7 +51,7 @@ def export_checkpoint(
     from dsu.encoders.weights import EncoderWeights
     from dsu.files import atomic_write, make_folder
     from dsu.heads.head_file import read_head_info, resolve_head
-    from dsu.heads.published import export_head
+    from dsu.sharing.published import export_head
     from dsu_cli.console import out as console
     from dsu_cli.parsing import new_file
 

@@ -103,7 +103,7 @@ def evaluate(
     Several runs stand side by side: `--predictions Ours=A --predictions B`. Writes `metrics.json` and `metrics.csv`
     beside the predictions.
     """
-    from dsu.evaluation.figures import FIGURES
+    from dsu.metrics.figures import FIGURES
     from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
     from dsu_cli.console import ConsoleProgress

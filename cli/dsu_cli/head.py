@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from dsu.heads.head_facts import HeadFacts
-    from dsu.heads.head_list import ListedHead
+    from dsu.sharing.head_facts import HeadFacts
+    from dsu.sharing.head_list import ListedHead
 
 __all__ = ["head"]
 
@@ -40,7 +40,7 @@ def list_(
     training, or of their tiles where a head was trained on tiles. Exit status 1 if a head can't be read, 0 if there
     are none.
     """
-    from dsu.heads.head_list import find_heads
+    from dsu.sharing.head_list import find_heads
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import fail, out, say
 
@@ -65,8 +65,8 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """What a head is: network, encoders and their licences, data, settings, metrics."""
-    from dsu.heads.head_facts import head_facts
     from dsu.heads.head_file import resolve_head
+    from dsu.sharing.head_facts import head_facts
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import key_table, out
 
@@ -95,7 +95,7 @@ def export(
     Nothing is uploaded. Where your images lie and what they are called is left out.
     """
     from dsu.heads.head_file import resolve_head
-    from dsu.heads.model_card import export_folder
+    from dsu.sharing.model_card import export_folder
     from dsu_cli.console import bytes_text, key_table
     from dsu_cli.console import out as console
 
@@ -115,7 +115,7 @@ _DIGITS = 12
 
 
 def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
-    from dsu.evaluation.figures import figure_name
+    from dsu.metrics.figures import figure_name
     from dsu.progress import counted
     from dsu_cli.console import bytes_text
 

@@ -39,7 +39,7 @@ def metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | Non
 
 def comparison_tables(results: "Results", *, with_paper: bool, metrics: Sequence[str] | None = None) -> RenderableType:
     """A table a set: a row a figure, a column a run or published method, the best of each row bold."""
-    from dsu.evaluation.paper import published
+    from dsu.metrics.paper import published
     from dsu.report import compare
 
     parts: list[RenderableType] = []
@@ -68,7 +68,7 @@ def _figures(
     is_best: Callable[["Line", str], bool],
 ) -> Table:
     """The figures asked for; else all metrics and, in parts of their own, what images without an object call for."""
-    from dsu.evaluation.figures import IMAGE_LEVEL, METRICS
+    from dsu.metrics.figures import IMAGE_LEVEL, METRICS
 
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(comparison.name, no_wrap=True)
@@ -91,7 +91,7 @@ def _figures(
 def _add_rows(
     table: Table, lines: Sequence["Line"], figures: Sequence[str], is_best: Callable[["Line", str], bool]
 ) -> None:
-    from dsu.evaluation.figures import arrow, figure_name
+    from dsu.metrics.figures import arrow, figure_name
 
     for figure in figures:
         cells = []

@@ -61,7 +61,7 @@ def predict(
     """
     from dsu.encoders.weights import EncoderWeights
     from dsu.heads.head_file import predictions_folder, read_head_info, resolve_head
-    from dsu.heads.hub import is_hub_name
+    from dsu.hub import is_hub_name
     from dsu.prediction.predict import predict
     from dsu.prediction.targets import PredictionSettings, prepare_jobs
     from dsu.runtime import Precision, choose_runtime

@@ -145,7 +145,7 @@ def ablations(
 
 def _run(asked: "Asked", recipe: Mapping[str, Any], out: Path | None, metrics: str | None, *, dry_run: bool) -> None:
     from dsu.encoders.weights import EncoderWeights
-    from dsu.evaluation.figures import FIGURES
+    from dsu.metrics.figures import FIGURES
     from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
     from dsu_cli.console import ConsoleProgress, key_table
     from dsu_cli.console import out as console

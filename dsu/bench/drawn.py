@@ -19,13 +19,7 @@ from dsu.network.resume import feature_block, feature_shape
 from dsu.progress import SILENT, Progress
 from dsu_cache import Entry, Fingerprint, Store
 
-__all__ = ["DrawnStore", "depths", "draw_store", "images"]
-
-
-def depths(config: DSUNetConfig) -> list[int]:
-    """How many blocks carry adapters in the cases: all, a half, a quarter, the last Hiera stage, none."""
-    depth = config.hiera.depth
-    return sorted({depth, depth // 2, depth // 4, config.hiera.stages[3], 0}, reverse=True)
+__all__ = ["DrawnStore", "draw_store", "images"]
 
 
 def images(config: DSUNetConfig, count: int, *, dino: bool, seed: int = 0) -> Batch:
@@ -98,7 +92,7 @@ def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progre
 def _shapes(config: DSUNetConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
     side, float16 = config.hiera_size, np.dtype(np.float16)
     starts = {feature_block(config, f"S{level}") for level in LEVELS}
-    firsts = {config.hiera.depth - depth for depth in depths(config)}
+    firsts = {config.hiera.depth - depth for depth in config.usual_depths}
     tokens = [f"B{first}" for first in sorted(firsts - starts - {0})]
     return {
         "pixels": ((side, side, 3), np.dtype(np.uint8)),

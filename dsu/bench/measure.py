@@ -15,9 +15,9 @@ from dsu.bench.stages import measure_eval, measure_stages
 from dsu.bench.steps import measure_steps
 from dsu.bench.timing import matrix_rate
 from dsu.config import DSUNetConfig
-from dsu.encoders.weights import EncoderWeights
+from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.features.fingerprints import library_versions
-from dsu.features.stores import encoders_name, load_encoders
+from dsu.features.stores import encoders_name
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Precision, choose_runtime, machine_name
 

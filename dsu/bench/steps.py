@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.batches import StoredSamples, feed
-from dsu.bench.drawn import DrawnStore, depths, images
+from dsu.bench.drawn import DrawnStore, images
 from dsu.bench.timing import Timing, ratio, take_turns, wait_for
 from dsu.config import DSUNetConfig
 from dsu.heads.head_file import HeadInfo
@@ -186,7 +186,7 @@ def _training(
         held = tuple(module for module in (network.hiera, network.dino, network.head) if module is not None)
         return _Case(name, point.features, lambda: trainer.step(batch), held, None if end_to_end else trainer)
 
-    deepest, *shallower = depths(config)
+    deepest, *shallower = config.usual_depths
     whole = config.model_copy(update={"adapt_last": deepest})
     return [
         case(END_TO_END, deepest, earliest(whole)),

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from dsu.config import DSUNetConfig
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
 from dsu.errors import DsuError, UsageError
-from dsu.heads.hub import OutOfReachError, download, reason_of
+from dsu.hub import OutOfReachError, download, reason_of
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -33,6 +33,7 @@ __all__ = [
     "MissingWeightsError",
     "Source",
     "load_dino",
+    "load_encoders",
     "load_hiera",
     "locate",
     "published_source",
@@ -154,6 +155,19 @@ def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTra
         raise DsuError(_misfit(path, what, str(error))) from error
     _load(encoder, {key: value for key, value in converted.items() if key != "mask_token"}, path, what)
     return encoder, weights_digest(encoder)
+
+
+def load_encoders(
+    config: DSUNetConfig, weights: EncoderWeights, *, hiera: bool, dino: bool
+) -> tuple[Any, Any, dict[str, str]]:
+    """Those of the two encoders that are wanted, and their digests."""
+    digests: dict[str, str] = {}
+    trunk = transformer = None
+    if hiera:
+        trunk, digests["hiera"] = load_hiera(config, weights)
+    if dino:
+        transformer, digests["dino"] = load_dino(config, weights)
+    return trunk, transformer, digests
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -24,7 +24,7 @@ An empty ground truth, one without a foreground pixel, is legal. There S is 1 - 
 is the share of pixels left background: S, E_mean, E_max and MAE are right, of maps that were not normalised. Every
 F, IoU and Dice is 0 there whatever was predicted, and E_adaptive is 0 for the all-black map, which is the perfect
 one. So sets that have such images get, beside the figures over all images, `object_metrics`, the same over the
-images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.evaluation.image_level`).
+images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.metrics.image_level`).
 
 Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 
@@ -55,9 +55,9 @@ from numpy.typing import NDArray
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.cases import Case, match, match_folders, named_images, read_case
-from dsu.evaluation.figures import IMAGE_LEVEL, METRICS, MINMAX
-from dsu.evaluation.image_level import ImageLevel
-from dsu.evaluation.meters import Meters
+from dsu.metrics.figures import IMAGE_LEVEL, METRICS, MINMAX
+from dsu.metrics.image_level import ImageLevel
+from dsu.metrics.meters import Meters
 from dsu.progress import SILENT, Progress
 
 __all__ = [
@@ -240,7 +240,7 @@ def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat) -> dict
 
 
 def _conventions_of_empties(found: ImageLevel) -> dict[str, str]:
-    """What is said only where there are images without an object; `dsu.evaluation.image_level` says it at length."""
+    """What is said only where there are images without an object; `dsu.metrics.image_level` says it at length."""
     if not found.without_object:
         return {}
     return {

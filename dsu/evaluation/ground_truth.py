@@ -15,9 +15,9 @@ from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, image_and_mask_folders
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Case, Evaluation, evaluate, match, match_folders, named_images
-from dsu.evaluation.figures import RANDOM
 from dsu.features.stores import SourceFolder
 from dsu.heads.head_file import HEAD_FILE
+from dsu.metrics.figures import RANDOM
 from dsu.prediction.predict import RECORD_FILE
 from dsu.progress import SILENT, Progress, counted
 

@@ -14,10 +14,10 @@ from dsu.config import PRESETS, DSUNetConfig
 from dsu.data.datasets import describe, find_dataset
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, augmentation_of
-from dsu.encoders.weights import EncoderWeights, MissingWeightsError
+from dsu.encoders.weights import EncoderWeights, MissingWeightsError, load_encoders
 from dsu.errors import DsuError
 from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
-from dsu.features.stores import SourceFolder, find_stores, load_encoders, store_path
+from dsu.features.stores import SourceFolder, find_stores, store_path
 from dsu.features.writing import writing
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet

@@ -12,7 +12,6 @@ from dsu.data.masks import MaskFormat
 from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling
 from dsu.data.views import Views, view_index
-from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import fingerprint
 from dsu.network.resume import ResumePoint
@@ -301,16 +300,3 @@ def check_samples(store: Store, source: SourceFolder, progress: Progress = SILEN
             f"again: it computes only those."
         )
     return facts
-
-
-def load_encoders(
-    config: DSUNetConfig, weights: EncoderWeights, *, hiera: bool, dino: bool
-) -> tuple[Any, Any, dict[str, str]]:
-    """Those of the two encoders that are wanted, and their digests."""
-    digests: dict[str, str] = {}
-    trunk = transformer = None
-    if hiera:
-        trunk, digests["hiera"] = load_hiera(config, weights)
-    if dino:
-        transformer, digests["dino"] = load_dino(config, weights)
-    return trunk, transformer, digests

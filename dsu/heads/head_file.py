@@ -15,8 +15,7 @@ from dsu.config import DSUNetConfig
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.files import atomic_write
-from dsu.heads.hub import fetch, is_hub_name
-from dsu.network.head import Head
+from dsu.hub import fetch, is_hub_name
 from dsu.settings import FeatureDtype, torch_type
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "read_head_info",
     "resolve_head",
     "save_head",
-    "start_from",
     "stopped_runs",
 ]
 
@@ -156,7 +154,7 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
         runs: where run folders lie.
         revision: branch, tag or commit of a repository on the hub.
 
-    Raises `UsageError` where there is none, and as `dsu.heads.hub.fetch`.
+    Raises `UsageError` where there is none, and as `dsu.hub.fetch`.
     """
     if revision is not None and (given is None or not is_hub_name(given)):
         raise UsageError(
@@ -185,43 +183,6 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
 
 def _go_on(run: Path) -> str:
     return f"its training was stopped, go on with it by `dsu train-head --resume --out {run}`"
-
-
-def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[str, str]) -> list[str]:
-    """Give a new head the weights of a trained one, and say what its user should know.
-
-    Blocks that have an adapter now and had none then get one that does nothing yet.
-
-    Args:
-        head: the new one.
-        path: the trained one's file.
-        config: of the new one's network.
-        encoders: digests of the encoders that it will be trained with.
-
-    Raises `UsageError` where the two differ in more than how many blocks have adapters.
-    """
-    state, info = load_head(path)
-    new = head.state_dict()
-    lacking = {name for name in new.keys() - state.keys() if name.startswith("adapters.")}
-    odd = next((name for name in sorted(new.keys() ^ state.keys()) if name not in lacking), None) or next(
-        (name for name in sorted(state) if name in new and state[name].shape != new[name].shape), None
-    )
-    if odd is not None:
-        raise UsageError(
-            f"The head {path} is of another network ({odd} differs; {_network_text(info.config)}): start from "
-            f"one of {_network_text(config)}, with no more adapters than --adapt-last asks for."
-        )
-    head.load_state_dict({name: state.get(name, tensor) for name, tensor in new.items()})
-    head.init_adapters_identity({name.split(".")[1] for name in lacking})
-    other = [name for name, digest in encoders.items() if info.encoders.get(name, digest) != digest]
-    remarks = [f"other weights: the head to start from was trained with another {name}" for name in other]
-    dataset = info.dataset.get("split", "an unknown data set")
-    return [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
-
-
-def _network_text(config: DSUNetConfig) -> str:
-    ablation = "" if config.ablation == "none" else f", ablation {config.ablation}"
-    return f"{config.preset} with {config.adapt_last} adapted blocks{ablation}"
 
 
 def is_finished(folder: Path) -> bool:

@@ -8,6 +8,7 @@ feature passes through `to_stored`, so it is, byte for byte, what a store keeps.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
@@ -26,6 +27,8 @@ from dsu.network.resume import ResumePoint, feature_block, guide_names, resume_a
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
     from timm.models.vision_transformer import VisionTransformer
+
+    from dsu.network.pretrained import WeightsOf
 
 RunBlock: TypeAlias = "Callable[[MultiScaleBlock, Tensor], Tensor]"
 
@@ -89,6 +92,8 @@ class DSUNet(nn.Module):
             numbers up to rounding, slower. For comparisons with their program and of speed.
 
     Attributes:
+        encoder_digests: sha256 of the encoders' weights by `hiera` and `dino`, as far as they were loaded.
+        random_encoders: whether these are random ones.
         gradient_checkpointing: whether adapted blocks keep no activations for the backward pass but run again in it:
             the same numbers for less memory and a third more time.
 
@@ -121,6 +126,8 @@ class DSUNet(nn.Module):
         self.dino = dino
         self.head = Head(config, as_published=as_published)
         self.gradient_checkpointing = False
+        self.encoder_digests: dict[str, str] = {}
+        self.random_encoders = False
         # Buffers, since a captured GPU graph must not meet a tensor that is made on the host.
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
@@ -128,6 +135,44 @@ class DSUNet(nn.Module):
         self.register_buffer("guide_weights", weights, persistent=False)
         self._encoder_block: RunBlock = _published_block if as_published else run_block
         self._block = self._encoder_block
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        revision: str | None = None,
+        encoder_weights: "WeightsOf" = "official",
+        load_guide: bool = True,
+    ) -> "DSUNet":
+        """A trained head with its encoders, in evaluation mode.
+
+        Args:
+            folder_or_hub_id: a run's folder, one that `save_pretrained` or `dsu head export` wrote, a head's file, or
+                OWNER/NAME on the Hugging Face hub.
+            revision: branch, tag or commit on the hub.
+            encoder_weights, load_guide: see `create_model`.
+
+        Raises `DsuError` where the encoders' weights are not, by digest, those that the head was trained on.
+        """
+        from dsu.network.pretrained import from_pretrained
+
+        return from_pretrained(
+            folder_or_hub_id, revision=revision, encoder_weights=encoder_weights, load_guide=load_guide
+        )
+
+    def save_pretrained(self, folder: str | Path, *, metrics: Mapping[str, float] | None = None) -> Path:
+        """Write `head.safetensors` and `config.json`, which `from_pretrained` and `dsu predict --head FOLDER` load.
+
+        Args:
+            folder: made where it is not there.
+            metrics: figures of a held-out share, such as `{"val_S": 0.9}`, to be kept with the head.
+
+        Returns the folder. Raises `DsuError` where weights are not finite or the folder can't be written.
+        """
+        from dsu.network.pretrained import save_pretrained
+
+        return save_pretrained(self, folder, metrics=metrics)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Run the blocks after the start, where most kernels are launched, through torch.compile.

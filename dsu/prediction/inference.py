@@ -1,6 +1,5 @@
 """From a head's file to a network, and from its logits to masks: what every way of predicting shares."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,16 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from dsu.batches import Batch
-from dsu.encoders.weights import EncoderWeights
-from dsu.errors import DsuError
-from dsu.features.stores import load_encoders
 from dsu.graphs import GraphRunner, Outputs
-from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
-from dsu.network.resume import ResumePoint, earliest
+from dsu.network.resume import ResumePoint
 from dsu.runtime import Runtime
 
-__all__ = ["Normalization", "Predictor", "finish_mask", "load_network", "mask_of", "resize_logits"]
+__all__ = ["Normalization", "Predictor", "finish_mask", "mask_of", "resize_logits"]
 
 Normalization = Literal["minmax", "none"]
 """`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
@@ -56,42 +51,6 @@ def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]
         low, high = mask.min(), mask.max()
         mask = mask.sub_(low).div_(high - low + 1e-8)
     return mask.cpu().numpy()
-
-
-def load_network(
-    state: Mapping[str, Tensor],
-    info: HeadInfo,
-    weights: EncoderWeights,
-    *,
-    point: ResumePoint | None = None,
-    from_images: bool = True,
-) -> DSUNet:
-    """The network of a head in evaluation mode, with the encoders that predicting from images or from `point` needs.
-
-    Raises `DsuError` where the encoders' weights are not those that the head was trained on, or the head's tensors
-    do not fit its own settings.
-    """
-    config = info.config
-    start = point or earliest(config)
-    needs_dino = from_images and bool(start.guides)
-    needs_hiera = from_images or start.block < config.hiera.depth
-    hiera, dino, digests = load_encoders(config, weights, hiera=needs_hiera, dino=needs_dino)
-    for encoder, digest in digests.items():
-        trained_on = info.encoders.get(encoder)
-        if trained_on is not None and trained_on != digest:
-            raise DsuError(
-                f"The head was trained on other weights of {encoder} ({trained_on[:12]}) than those found "
-                f"({digest[:12]}): give the right ones with --{encoder}-weights."
-            )
-    network = DSUNet(
-        config, hiera, dino, feature_dtype=info.torch_feature_dtype, encoder_batch_size=info.encoder_batch_size
-    )
-    try:
-        network.head.load_state_dict(dict(state))
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()[:160]
-        raise DsuError(f"The head's tensors do not fit its own settings ({detail}): train it again.") from error
-    return network.eval()
 
 
 class Predictor:

@@ -23,9 +23,10 @@ from dsu.errors import DsuError
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.network import DSUNet
+from dsu.network.pretrained import load_network
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
-from dsu.prediction.inference import Normalization, Predictor, finish_mask, load_network, mask_of
+from dsu.prediction.inference import Normalization, Predictor, finish_mask, mask_of
 from dsu.prediction.targets import Job, PredictionSettings, Target
 from dsu.prediction.tiled_prediction import predict_tiled
 from dsu.progress import SILENT, Progress, Task

@@ -18,8 +18,9 @@ from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError
 from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
+from dsu.network.pretrained import load_network
 from dsu.network.resume import earliest
-from dsu.prediction.inference import Normalization, Predictor, finish_mask, load_network, mask_of
+from dsu.prediction.inference import Normalization, Predictor, finish_mask, mask_of
 from dsu.prediction.tiled_prediction import segment_tiles, tiled_image
 from dsu.runtime import Precision, Runtime, choose_runtime
 

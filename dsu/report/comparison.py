@@ -6,9 +6,9 @@ from itertools import chain
 from typing import Final
 
 from dsu.evaluation.evaluate import Evaluation
-from dsu.evaluation.figures import FIGURES, IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, SPOILT, figure_name, over_objects
-from dsu.evaluation.image_level import ImageLevel
-from dsu.evaluation.paper import Row, incomparable, judged_in_part, published
+from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, SPOILT, figure_name, over_objects
+from dsu.metrics.image_level import ImageLevel
+from dsu.metrics.paper import Row, incomparable, judged_in_part, published
 
 __all__ = ["PLACES", "Comparison", "Line", "Results", "compare"]
 
@@ -128,7 +128,7 @@ def compare(results: Results, paper: Callable[[str], tuple[Row, ...]] | None = p
 
     Args:
         results: What was judged.
-        paper: Gives the published rows of a set (`published` or `ablations` of `dsu.evaluation.paper`); None: without
+        paper: Gives the published rows of a set (`published` or `ablations` of `dsu.metrics.paper`); None: without
             them.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from dsu.evaluation.figures import IMAGE_LEVEL, METRICS
+from dsu.metrics.figures import IMAGE_LEVEL, METRICS
 from dsu.report.comparison import Comparison, Line
 from dsu.report.markup import cells, figure, head, table
 from dsu.report.plots import histogram, style_class

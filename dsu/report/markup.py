@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from dsu.evaluation.figures import LOWER_IS_BETTER, METRICS, arrow, figure_name, metric_of
+from dsu.metrics.figures import LOWER_IS_BETTER, METRICS, arrow, figure_name, metric_of
 from dsu.report.comparison import PLACES, Comparison, Line
 
 __all__ = ["cells", "figure", "head", "metric_html", "table"]

@@ -20,8 +20,8 @@ from urllib.parse import quote
 from dsu import __version__
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import Evaluation
-from dsu.evaluation.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.files import atomic_write, make_folder
+from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.progress import SILENT, Progress
 from dsu.report.comparison import Results
 from dsu.report.markup import metric_html

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 
 from dsu.evaluation.evaluate import Evaluation
-from dsu.evaluation.figures import LOWER_IS_BETTER, METRICS, PER_IMAGE
-from dsu.evaluation.paper import TABLES, ablations
+from dsu.metrics.figures import LOWER_IS_BETTER, METRICS, PER_IMAGE
+from dsu.metrics.paper import TABLES, ablations
 from dsu.progress import counted
 from dsu.report.comparison import Comparison, Results, compare
 from dsu.report.empties import empties

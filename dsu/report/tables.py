@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from dsu.evaluation.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, RANDOM, arrow, figure_name, metric_of
-from dsu.evaluation.paper import published
+from dsu.metrics.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, RANDOM, arrow, figure_name, metric_of
+from dsu.metrics.paper import published
 from dsu.report.comparison import PLACES, Comparison, Line, Results, compare
 
 __all__ = [

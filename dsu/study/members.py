@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from dsu.bench.drawn import depths as usual_depths
 from dsu.config import Ablation, DSUNetConfig
 from dsu.errors import UsageError
 
@@ -91,7 +90,7 @@ def _depths(asked: Sequence[str], config: DSUNetConfig) -> list[int]:
     """Numbers of adapted blocks, ascending, each once."""
     depth = config.hiera.depth
     if not asked:
-        return sorted(usual_depths(config))
+        return sorted(config.usual_depths)
     for text in asked:
         if text != "all" and not (text.isdecimal() and int(text) <= depth):
             raise UsageError(

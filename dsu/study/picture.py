@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dsu.evaluation.figures import arrow, figure_name
 from dsu.files import atomic_write
+from dsu.metrics.figures import arrow, figure_name
 from dsu.progress import counted
 from dsu.study.members import FOLDER_STARTS, Kind
 from dsu.study.plan import Study

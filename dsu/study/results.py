@@ -26,7 +26,7 @@ class SetResult:
     """What a run scored on one set.
 
     Attributes:
-        figures: by a name of `dsu.evaluation.figures.FIGURES`; what is not defined is left out.
+        figures: by a name of `dsu.metrics.figures.FIGURES`; what is not defined is left out.
         images, without_object: how many were judged, and how many of them have no object.
         conventions: what the figures rest on, in words.
         per_image: a row an image, as `dsu.evaluation.evaluate.Evaluation.per_image`.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from dsu.evaluation.figures import PER_IMAGE, over_objects
-from dsu.evaluation.image_level import ImageLevel
+from dsu.metrics.figures import PER_IMAGE, over_objects
+from dsu.metrics.image_level import ImageLevel
 from dsu.study.plan import Member
 from dsu.study.results import Result, SetResult
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dsu.evaluation.figures import IMAGE_LEVEL, SPOILT, arrow, figure_name, over_objects
+from dsu.metrics.figures import IMAGE_LEVEL, SPOILT, arrow, figure_name, over_objects
 from dsu.study.members import Kind
 from dsu.study.summary import Finished, groups, pooled, spread, spreads
 
@@ -63,7 +63,7 @@ def study_tables(kind: Kind, finished: Sequence[Finished], figures: Sequence[str
     Args:
         kind: of study: depth also tells costs, folds all images together.
         finished: members with their results.
-        figures: which to tell, in order, of `dsu.evaluation.figures.FIGURES`.
+        figures: which to tell, in order, of `dsu.metrics.figures.FIGURES`.
     """
     heads = (*(f"{figure_name(figure)} {arrow(figure)}" for figure in figures), "time")
     costs = ("s/epoch", "s/step", "MB/image", "store GB") if kind == "depth" else ()

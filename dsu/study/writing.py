@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dsu import __version__
-from dsu.evaluation.figures import FIGURES, PER_IMAGE, RANDOM
 from dsu.features.fingerprints import library_versions
 from dsu.files import atomic_write
+from dsu.metrics.figures import FIGURES, PER_IMAGE, RANDOM
 from dsu.study.picture import draw_study
 from dsu.study.plan import STUDY_FILE, Study
 from dsu.study.summary import Finished, pooled, pooled_rows, spreads

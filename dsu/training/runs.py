@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from dsu.config import DSUNetConfig
-from dsu.encoders.weights import EncoderWeights
+from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
 from dsu.features.stores import (
     SourceFolder,
@@ -15,19 +15,19 @@ from dsu.features.stores import (
     available_features,
     check_arrays,
     encoders_name,
-    load_encoders,
     recorded_encoder_batch_size,
     recorded_feature_dtype,
     recorded_precision,
 )
 from dsu.files import atomic_write, make_folder
-from dsu.heads.head_file import HeadInfo, resolve_head, start_from, stopped_runs
+from dsu.heads.head_file import HeadInfo, resolve_head, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import TrainingSettings, torch_type
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
+from dsu.training.init_from import start_from
 from dsu.training.run_folders import (
     SETTINGS_FILE,
     check_same_run,

@@ -19,7 +19,7 @@ from dsu.errors import DsuError
 from dsu.files import atomic_write
 from dsu.graphs import GraphRunner, Outputs
 from dsu.heads.head_file import HEAD_FILE, STATE_FILE, HeadInfo, save_head
-from dsu.loss import side_losses, total_loss, weighted_sum
+from dsu.loss import SegmentationLoss
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress, Task, counted
@@ -100,6 +100,8 @@ class Trainer:
         if self.settings.compile:
             self.network.compile_blocks()
         self.optimizer = make_optimizer(self.network.head.parameters(), self.settings, self.runtime.device)
+        parts = self.settings
+        self.loss = SegmentationLoss(parts.region, parts.bce, parts.tversky_beta, parts.focal_gamma)
         self._steps = GraphRunner.on(self.runtime.device)
         self._evaluations = GraphRunner.on(self.runtime.device)
         self._captured_phase: TrainingPhase | None = None
@@ -167,7 +169,7 @@ class Trainer:
         """
         from py_sod_metrics import MAE, FmeasureV2, IOUHandler
 
-        from dsu.evaluation.meters import StructureMeasure
+        from dsu.metrics.meters import StructureMeasure
 
         structure, error = StructureMeasure(), MAE()
         overlap = FmeasureV2(
@@ -176,7 +178,7 @@ class Trainer:
         losses, objects = [], 0
         with progress.task("validating", len(samples.names)) as task:
             for names, outputs, mask in self.evaluated(samples, samples.names):
-                losses.append(float(total_loss(outputs, mask, self.settings.loss)) * len(names))
+                losses.append(float(self.loss.total(self.loss.side_losses(outputs, mask))) * len(names))
                 probability = probability_of(outputs)
                 for predicted, truth in zip(probability, mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
                     for meter in (structure, error, *([overlap] if truth.any() else [])):
@@ -276,8 +278,8 @@ class Trainer:
     def _eager_step(self, batch: Batch) -> Outputs:
         with self.runtime.training():
             outputs, mask = self.forward(batch)
-            losses = side_losses(outputs, mask, self.settings.loss)
-            total = weighted_sum(losses)
+            losses = self.loss.side_losses(outputs, mask)
+            total = self.loss.total(losses)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(total)
             self.optimizer.step()

@@ -13,11 +13,11 @@ from dsu.data.pairing import image_and_mask_folders
 from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.evaluate import Case, evaluate, named_images
 from dsu.evaluation.ground_truth import find_judged_sets
-from dsu.evaluation.meters import PER_IMAGE
-from dsu.heads.head_facts import head_facts
 from dsu.heads.head_file import HEAD_FILE
+from dsu.metrics.meters import PER_IMAGE
 from dsu.prediction.predict import RECORD_FILE
 from dsu.progress import SILENT, Progress
+from dsu.sharing.head_facts import head_facts
 
 __all__ = ["ComparedImage", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
 
@@ -98,7 +98,7 @@ def choose_worst(
     Args:
         rows: With a prediction each at least.
         count: How many.
-        metric: One of `dsu.evaluation.meters.PER_IMAGE`; maps are stretched to their full range first, as benchmarks
+        metric: One of `dsu.metrics.meters.PER_IMAGE`; maps are stretched to their full range first, as benchmarks
             do, and brought to their truth's size.
         progress: Told of every image measured.
 

@@ -13,12 +13,11 @@ from torch import Tensor
 from dsu.batches import Batch
 from dsu.config import LEVELS, DSUNetConfig, build_config
 from dsu.data.images import resize_image
-from dsu.encoders.weights import EncoderWeights
+from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
-from dsu.features.stores import load_encoders
 from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
-from dsu.prediction.inference import load_network
+from dsu.network.pretrained import load_network
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 

@@ -94,7 +94,7 @@ _SAM, _DINO = "backbone_sam.sam_encoder.", "backbone_dino.dino_encoder."
 def published(house: House) -> dict[str, torch.Tensor]:
     """A checkpoint under the authors' names."""
     from dsu.encoders.weights import EncoderWeights
-    from dsu.heads.published import export_head
+    from dsu.sharing.published import export_head
 
     return export_head(house.run / "head.safetensors", EncoderWeights())
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from support import TINY, Dsu
 
-from dsu.heads.published import published_name
+from dsu.sharing.published import published_name
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_features_of_other_weights_are_caught(
     digest = {"hiera": "0", "dino": "0"}
     right = Store.open(next(features.glob("*/*"))).attributes["encoders"]
     digest.update(right)  # type: ignore[arg-type]
-    monkeypatch.setattr("dsu.features.stores.load_encoders", _with_digests(digest))
+    monkeypatch.setattr("dsu.encoders.weights.load_encoders", _with_digests(digest))
     monkeypatch.setattr("dsu.training.runs.load_encoders", _with_digests(digest))
     assert {"V", "S1", "S2", "S3"} <= failed(check(features, drawn, adapt_last=1))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsu.config import build_config
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
-from dsu.loss import total_loss
+from dsu.loss import SegmentationLoss
 from dsu.network.network import DSUNet
 
 FEATURES = ("V", "S1", "S2", "S3", "S4", "B6")
@@ -102,7 +102,7 @@ def test_a_step_from_stored_features_is_the_step_from_images(
     found = []
     for inputs in ({"features": stored}, {"pixel_values": pixels, "guide_values": guides, "start_feature": "S3"}):
         network.zero_grad()
-        loss = total_loss(network(**inputs).side_logits, mask)
+        loss = SegmentationLoss()(network(**inputs), mask)
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
         found.append((loss.detach(), gradients))

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from dsu.loss import Loss, boundary_weight, side_losses, total_loss
+from dsu.loss import SegmentationLoss, boundary_weight
+from dsu.network.network import DSUNetOutput
 
 
 def soft_masks(batch: int, side: int, seed: int = 0) -> Tensor:
@@ -24,15 +27,19 @@ def logits(batch: int, side: int, seed: int = 1) -> list[Tensor]:
 
 
 LOSSES = [
-    Loss(),
-    Loss(bce="weighted"),
-    Loss(bce="focal", focal_gamma=2.0),
-    Loss(region="tversky", tversky_beta=0.7),
-    Loss(region="tversky", tversky_beta=0.2, bce="focal", focal_gamma=1.0),
+    SegmentationLoss(),
+    SegmentationLoss(bce="weighted"),
+    SegmentationLoss(bce="focal", focal_gamma=2.0),
+    SegmentationLoss(region="tversky", tversky_beta=0.7),
+    SegmentationLoss(region="tversky", tversky_beta=0.2, bce="focal", focal_gamma=1.0),
 ]
 
 
-def image_loss(z: Tensor, m: Tensor, loss: Loss) -> Tensor:
+def total(loss: SegmentationLoss, side_logits: Sequence[Tensor], mask: Tensor) -> Tensor:
+    return loss(DSUNetOutput(tuple(side_logits)), mask)
+
+
+def image_loss(z: Tensor, m: Tensor, loss: SegmentationLoss) -> Tensor:
     """The definition for one image (H, W)."""
     w = 1 + 5 * (functional.avg_pool2d(m[None, None], 31, stride=1, padding=15)[0, 0] - m).abs()
     p = 1 / (1 + torch.exp(-z))
@@ -52,21 +59,21 @@ def image_loss(z: Tensor, m: Tensor, loss: Loss) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_it_is_the_mean_over_images_of_the_definition(loss: Loss) -> None:
+def test_it_is_the_mean_over_images_of_the_definition(loss: SegmentationLoss) -> None:
     masks, outputs = soft_masks(3, 40), logits(3, 40)
     assert ((masks > 0) & (masks < 1)).float().mean() > 0
-    losses = side_losses(outputs, masks, loss)
+    losses = loss.side_losses(outputs, masks)
     for z, got in zip(outputs, losses, strict=True):
         expected = torch.stack([image_loss(z[i, 0], masks[i, 0], loss) for i in range(3)]).mean()
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
     weighted = 0.25 * losses[0] + 0.5 * losses[1] + losses[2]
-    torch.testing.assert_close(total_loss(outputs, masks, loss), weighted, atol=1e-12, rtol=0)
+    torch.testing.assert_close(total(loss, outputs, masks), weighted, atol=1e-12, rtol=0)
 
 
 def test_the_parts_make_a_difference_and_the_papers_are_the_default() -> None:
     masks, outputs = soft_masks(2, 40), logits(2, 40)
-    by_loss = [total_loss(outputs, masks, loss) for loss in LOSSES]
-    assert torch.equal(by_loss[0], total_loss(outputs, masks))
+    by_loss = [total(loss, outputs, masks) for loss in LOSSES]
+    assert torch.equal(by_loss[0], total(SegmentationLoss(), outputs, masks))
     assert all(abs(a - b) > 1e-3 for index, a in enumerate(by_loss) for b in by_loss[:index])
 
 
@@ -78,7 +85,7 @@ def test_a_miss_costs_more_than_a_false_alarm_where_it_weighs_more() -> None:
     missed[..., 16, 16], alarm[..., 16, 111] = 0, 1
     costs = {
         tversky_beta: [
-            float(total_loss([(m * 2 - 1) * 50] * 3, mask, Loss(region="tversky", tversky_beta=tversky_beta)))
+            float(total(SegmentationLoss(region="tversky", tversky_beta=tversky_beta), [(m * 2 - 1) * 50] * 3, mask))
             for m in (missed, alarm)
         ]
         for tversky_beta in (0.5, 0.9)
@@ -92,8 +99,8 @@ def test_without_an_object_the_region_term_is_as_stated() -> None:
     mask, z = torch.zeros(1, 1, 32, 32, dtype=torch.float64), logits(1, 32)[0]
     mass = float(z.sigmoid().sum())
     entropy = float(functional.binary_cross_entropy_with_logits(z, mask))
-    for loss, share in ((Loss(), 1.0), (Loss(region="tversky", tversky_beta=0.7), 0.3)):
-        [region, *_] = side_losses([z], mask, loss)
+    for loss, share in ((SegmentationLoss(), 1.0), (SegmentationLoss(region="tversky", tversky_beta=0.7), 0.3)):
+        [region, *_] = loss.side_losses([z], mask)
         assert float(region) - entropy == pytest.approx(1 - 1 / (1 + share * mass), abs=1e-12)
 
 
@@ -120,9 +127,11 @@ def test_the_padding_counts() -> None:
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 @pytest.mark.parametrize("sure", [-200.0, 0.0, 200.0])
 @pytest.mark.parametrize("parts", LOSSES, ids=str)
-def test_masks_without_an_object_or_without_a_background_are_finite(fill: float, sure: float, parts: Loss) -> None:
+def test_masks_without_an_object_or_without_a_background_are_finite(
+    fill: float, sure: float, parts: SegmentationLoss
+) -> None:
     outputs = [torch.full((1, 1, 32, 32), sure, requires_grad=True) for _ in range(3)]
-    loss = total_loss(outputs, torch.full((1, 1, 32, 32), fill), parts)
+    loss = total(parts, outputs, torch.full((1, 1, 32, 32), fill))
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(x.grad).all() for x in outputs if x.grad is not None)
@@ -130,17 +139,17 @@ def test_masks_without_an_object_or_without_a_background_are_finite(fill: float,
 
 def test_an_image_counts_the_same_whatever_else_is_in_its_batch() -> None:
     masks, outputs = soft_masks(3, 32), logits(3, 32)
-    alone = [total_loss([z[[i]] for z in outputs], masks[[i]]) for i in range(3)]
-    torch.testing.assert_close(total_loss(outputs, masks), torch.stack(alone).mean(), atol=1e-12, rtol=0)
+    alone = [total(SegmentationLoss(), [z[[i]] for z in outputs], masks[[i]]) for i in range(3)]
+    torch.testing.assert_close(total(SegmentationLoss(), outputs, masks), torch.stack(alone).mean(), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_gradients(loss: Loss) -> None:
+def test_gradients(loss: SegmentationLoss) -> None:
     masks = soft_masks(2, 5)
     outputs = [z.requires_grad_() for z in logits(2, 5)]
-    assert torch.autograd.gradcheck(lambda *z: total_loss(z, masks, loss), tuple(outputs))
+    assert torch.autograd.gradcheck(lambda *z: total(loss, z, masks), tuple(outputs))
 
 
 def test_a_perfect_prediction_has_next_to_no_loss() -> None:
     mask = (soft_masks(1, 40) > 0.5).double()
-    assert total_loss([(mask * 2 - 1) * 50] * 3, mask) < 1e-10
+    assert total(SegmentationLoss(), [(mask * 2 - 1) * 50] * 3, mask) < 1e-10

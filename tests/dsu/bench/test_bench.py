@@ -11,16 +11,15 @@ from support import toy_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.bench.disk import disk_rate
-from dsu.bench.drawn import depths, draw_store, images
+from dsu.bench.drawn import draw_store, images
 from dsu.bench.reading import ReadRow
 from dsu.bench.report import Report, markdown_table
 from dsu.bench.stages import MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
 from dsu.bench.timing import Timing, matrix_rate, ratio, take_turns
 from dsu.config import build_config
-from dsu.encoders.weights import EncoderWeights
+from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.features.extraction_plan import ExtractionSettings
-from dsu.features.stores import load_encoders
 from dsu.network.resume import feature_shape, resume_point
 from dsu.runtime import choose_runtime
 
@@ -28,7 +27,7 @@ CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 
 
 def test_the_papers_depths() -> None:
-    assert depths(build_config("large")) == [48, 24, 12, 4, 0]
+    assert build_config("large").usual_depths == [48, 24, 12, 4, 0]
 
 
 def test_cases_take_turns_and_a_ratio_is_the_median_of_the_rounds_own() -> None:
@@ -45,7 +44,7 @@ def test_cases_take_turns_and_a_ratio_is_the_median_of_the_rounds_own() -> None:
 def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
     with draw_store(CONFIG, tmp_path, samples=70) as drawn:
         available = set(drawn.store.arrays) - {"mask"}
-        for depth in depths(CONFIG):
+        for depth in CONFIG.usual_depths:
             adapted = CONFIG.model_copy(update={"adapt_last": depth})
             assert resume_point(adapted, available).block == adapted.first_adapted
         for name, path in drawn.plain.items():

@@ -16,9 +16,9 @@ from PIL import Image
 
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import METRICS, Evaluation
-from dsu.evaluation.figures import PER_IMAGE, SPOILT, metric_of
-from dsu.evaluation.image_level import ImageLevel
-from dsu.evaluation.paper import IMAGES, ablations, published
+from dsu.metrics.figures import PER_IMAGE, SPOILT, metric_of
+from dsu.metrics.image_level import ImageLevel
+from dsu.metrics.paper import IMAGES, ablations, published
 from dsu.progress import SILENT
 from dsu.report import page as page_module
 from dsu.report import write_report

@@ -10,9 +10,9 @@ import pytest
 from judged import judge
 
 from dsu.evaluation.evaluate import METRICS, Evaluation
-from dsu.evaluation.figures import FIGURES, IMAGE_LEVEL, OBJECT
-from dsu.evaluation.image_level import ImageLevel
-from dsu.evaluation.paper import IMAGES, published
+from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, OBJECT
+from dsu.metrics.image_level import ImageLevel
+from dsu.metrics.paper import IMAGES, published
 from dsu.report import as_csv, as_json, as_latex, as_markdown, as_per_image, compare
 
 

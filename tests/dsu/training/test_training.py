@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from dsu.loss import PAPER_LOSS
 from dsu.settings import TrainingSettings
 from dsu.training.trainer import learning_rate
 
@@ -23,4 +22,5 @@ def test_the_learning_rate_is_torchs_cosine_stepped_once_an_epoch(epochs: int) -
 def test_the_papers_recipe_is_the_default() -> None:
     recipe = TrainingSettings()
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.lr_min) == (50, 8, 1e-3, 1e-7)
-    assert (recipe.weight_decay, str(recipe.views), recipe.loss) == (5e-4, "flips", PAPER_LOSS)
+    assert (recipe.weight_decay, str(recipe.views)) == (5e-4, "flips")
+    assert (recipe.region, recipe.bce) == ("iou", "plain")

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
-from dsu.evaluation.figures import FIGURES, LOWER_IS_BETTER, METRICS, figure_name, metric_of
-from dsu.evaluation.paper import judged_in_part
-from dsu.heads.head_facts import HeadFacts
+from dsu.metrics.figures import FIGURES, LOWER_IS_BETTER, METRICS, figure_name, metric_of
+from dsu.metrics.paper import judged_in_part
+from dsu.sharing.head_facts import HeadFacts
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -7,8 +7,8 @@ import numpy as np
 import py_sod_metrics as sod
 from numpy.typing import NDArray
 
-from dsu.evaluation.figures import METRICS, PER_IMAGE
-from dsu.evaluation.image_level import ImageLevel
+from dsu.metrics.figures import METRICS, PER_IMAGE
+from dsu.metrics.image_level import ImageLevel
 
 __all__ = ["METRICS", "PER_IMAGE", "Meters", "StructureMeasure"]
 
@@ -48,7 +48,7 @@ class Meters:
         pair = (prediction, truth) if normalize else (prediction / 255, truth > 128)
         for meter in (self.s, self.weighted, self.e, self.mae, self.f):
             meter.step(*pair, normalize=normalize)
-        # Of the map as it is, whatever `normalize` says: see `dsu.evaluation.image_level`.
+        # Of the map as it is, whatever `normalize` says: see `dsu.metrics.image_level`.
         self.responses.append(float(prediction.max()) / 255)
         self.empty.append(not (truth > 128).any())
 

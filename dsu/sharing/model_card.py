@@ -7,11 +7,11 @@ from typing import Any, Final
 from dsu.data.benchmarks import COD_TEST, PAGES
 from dsu.errors import UsageError
 from dsu.files import atomic_write, make_folder
-from dsu.heads.card_metrics import eval_results, metrics_section
-from dsu.heads.head_facts import HeadFacts, head_facts
 from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, head_bytes, load_head
-from dsu.heads.hub import is_repository
+from dsu.hub import is_repository
 from dsu.progress import counted
+from dsu.sharing.card_metrics import eval_results, metrics_section
+from dsu.sharing.head_facts import HeadFacts, head_facts
 
 __all__ = ["CARD_FILE", "export_folder", "model_card", "public_info"]
 

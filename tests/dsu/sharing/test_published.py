@@ -17,10 +17,10 @@ from torch.nn import functional
 from dsu.config import DinoSpec, DSUNetConfig, HieraSpec, build_config
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError
-from dsu.heads.published import export_published, load_published_checkpoint, published_name
-from dsu.loss import total_loss
+from dsu.loss import SegmentationLoss
 from dsu.network.content_guided import ContentGuidedFusion
 from dsu.network.network import DSUNet
+from dsu.sharing.published import export_published, load_published_checkpoint, published_name
 
 WITHOUT_GRADIENT = ("fusion4.conv.bias", "dino2sam_down14.depthwise.base_conv.bias")
 """A batch norm follows both: their gradient is zero, and what is computed of it is rounding alone."""
@@ -104,8 +104,8 @@ def test_a_fault_would_be_noticed(
 def test_the_authors_first_step(published: DSUNet, reference: dict[str, Any]) -> None:
     """In double precision, with any number of threads."""
     network = published.double().train()
-    outputs = network(reference["x_sam"].double(), reference["x_dino"].double()).side_logits
-    loss = total_loss(outputs, reference["mask"].double())
+    output = network(reference["x_sam"].double(), reference["x_dino"].double())
+    loss = SegmentationLoss()(output, reference["mask"].double())
     loss.backward()
     assert abs(loss.item() - reference["train_losses"][0]) < 1e-12
     gradients = {published_name(n): p.grad for n, p in network.named_parameters() if p.grad is not None}
@@ -151,8 +151,8 @@ def test_the_authors_five_steps(published: DSUNet, reference: dict[str, Any]) ->
     losses = []
     for _ in range(5):
         fast.head.load_state_dict(network.head.state_dict())
-        loss = total_loss(network(*images).side_logits, reference["mask"].double())
-        assert abs(total_loss(fast(*images).side_logits, reference["mask"].double()).item() - loss.item()) < 1e-10
+        loss, again = (SegmentationLoss()(one(*images), reference["mask"].double()) for one in (network, fast))
+        assert abs(again.item() - loss.item()) < 1e-10
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -20,8 +20,8 @@ from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_che
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.network import DSUNet
+from dsu.network.pretrained import load_network
 from dsu.network.wavelet import TAP
-from dsu.prediction.inference import load_network
 
 __all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
 

@@ -15,11 +15,11 @@ from dsu.data.images import file_sha256
 from dsu.data.tiles import Tiling
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.figures import METRICS
-from dsu.heads.head_facts import evaluated_metrics, head_facts
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, save_head
-from dsu.heads.model_card import CARD_FILE, export_folder, model_card, public_info
+from dsu.metrics.figures import METRICS
 from dsu.network.head import Head
+from dsu.sharing.head_facts import evaluated_metrics, head_facts
+from dsu.sharing.model_card import CARD_FILE, export_folder, model_card, public_info
 
 SECRET = "/home/someone/secret"
 

@@ -54,7 +54,7 @@ class ImageLevel:
         return len(self.empty) - self.without_object
 
     def figures(self) -> dict[str, float]:
-        """`dsu.evaluation.figures.IMAGE_LEVEL`, in [0, 1]; those that are not defined are left out, see `lacking`."""
+        """`dsu.metrics.figures.IMAGE_LEVEL`, in [0, 1]; those that are not defined are left out, see `lacking`."""
         alarms = np.array(self.responses) >= ALARM
         empty = np.array(self.empty, dtype=bool)
         found = {}

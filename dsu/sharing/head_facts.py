@@ -10,9 +10,9 @@ from safetensors import safe_open
 
 from dsu.data.images import file_sha256
 from dsu.encoders.weights import Source, published_source
-from dsu.evaluation.figures import MINMAX
-from dsu.evaluation.paper import incomparable
 from dsu.heads.head_file import HeadInfo, read_head_info
+from dsu.metrics.figures import MINMAX
+from dsu.metrics.paper import incomparable
 from dsu.prediction.predict import RECORD_FILE
 from dsu.settings import TrainingSettings
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dsu.evaluation.paper import IMAGES, TABLES, Row, ablations, published
+from dsu.metrics.paper import IMAGES, TABLES, Row, ablations, published
 
 COLUMNS = {"S": "S", "F": "F_adaptive", "E": "E_mean", "MAE": "MAE"}
 

@@ -1,0 +1,168 @@
+"""Models with their encoders' weights: new ones, and those of trained heads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dsu.config import Ablation, build_config
+from dsu.encoders.weights import EncoderWeights, load_encoders
+from dsu.errors import DsuError, UsageError
+from dsu.files import atomic_write, make_folder
+from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, load_head, resolve_head, save_head
+from dsu.network.network import DSUNet
+from dsu.network.resume import ResumePoint, earliest
+from dsu.settings import FeatureDtype, torch_type
+
+__all__ = ["WeightsOf", "create_model", "from_pretrained", "load_network", "save_pretrained"]
+
+WeightsOf = Literal["official"] | Mapping[str, str | Path] | None
+"""Where the encoders' weights come from: the published files, files by `hiera` and `dino`, or None for random ones."""
+
+
+def create_model(
+    preset: str = "large",
+    *,
+    encoder_weights: WeightsOf = "official",
+    load_guide: bool = True,
+    hiera: str | None = None,
+    dino: str | None = None,
+    hiera_size: int | None = None,
+    dino_size: int | None = None,
+    adapt_last: int | None = None,
+    ablation: Ablation = "none",
+    feature_dtype: FeatureDtype | None = "float16",
+    encoder_batch_size: int | None = None,
+) -> DSUNet:
+    """A new model with frozen encoders and an untrained head, in training mode.
+
+    Args:
+        preset: `large` (the paper), `base`, `small`, `tiny` or `toy`.
+        encoder_weights: `official` takes the published files from the hub's cache or the hub; a mapping gives files
+            by `hiera` and `dino`; None draws random weights, the same ones at every call.
+        load_guide: whether DINOv2 is loaded; without it V has to be given.
+        hiera, dino, hiera_size, dino_size: parts of the preset to exchange, sizes in pixels.
+        adapt_last: how many of Hiera's blocks carry an adapter, counted from the end; None: all of them.
+        ablation: A, B or C of the paper's Tables VII and VIII.
+        feature_dtype: what frozen features are rounded to; None leaves them as computed.
+        encoder_batch_size: samples that the encoders see at once; None suits the device.
+
+    Raises `UsageError` for an unknown name or an impossible size, and `DsuError` where weights can't be found or read.
+
+    Example:
+        >>> model = create_model("toy", adapt_last=2, encoder_weights=None)
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # what trains
+    """
+    config = build_config(
+        preset,
+        hiera=hiera,
+        dino=dino,
+        hiera_size=hiera_size,
+        dino_size=dino_size,
+        adapt_last=adapt_last,
+        ablation=ablation,
+    )
+    weights = _weights(encoder_weights)
+    trunk, guide, digests = load_encoders(config, weights, hiera=True, dino=load_guide and bool(config.injections))
+    model = DSUNet(
+        config,
+        trunk,
+        guide,
+        feature_dtype=None if feature_dtype is None else torch_type(feature_dtype),
+        encoder_batch_size=encoder_batch_size,
+    )
+    model.encoder_digests, model.random_encoders = digests, weights.random
+    return model.train()
+
+
+def load_network(
+    state: Mapping[str, Tensor],
+    info: HeadInfo,
+    weights: EncoderWeights,
+    *,
+    point: ResumePoint | None = None,
+    from_images: bool = True,
+) -> DSUNet:
+    """The model of a head in evaluation mode, with the encoders that predicting from images or from `point` needs.
+
+    Raises `DsuError` where the encoders' weights are not those that the head was trained on, or the head's tensors
+    do not fit its own settings.
+    """
+    config = info.config
+    start = point or earliest(config)
+    needs_dino = from_images and bool(start.guides)
+    needs_hiera = from_images or start.block < config.hiera.depth
+    hiera, dino, digests = load_encoders(config, weights, hiera=needs_hiera, dino=needs_dino)
+    for encoder, digest in digests.items():
+        trained_on = info.encoders.get(encoder)
+        if trained_on is not None and trained_on != digest:
+            raise DsuError(
+                f"The head was trained on other weights of {encoder} ({trained_on[:12]}) than those found "
+                f"({digest[:12]}): give the right ones with --{encoder}-weights."
+            )
+    model = DSUNet(
+        config, hiera, dino, feature_dtype=info.torch_feature_dtype, encoder_batch_size=info.encoder_batch_size
+    )
+    model.encoder_digests, model.random_encoders = {**info.encoders, **digests}, info.random_weights
+    try:
+        model.head.load_state_dict(dict(state))
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()[:160]
+        raise DsuError(f"The head's tensors do not fit its own settings ({detail}): train it again.") from error
+    return model.eval()
+
+
+def from_pretrained(
+    folder_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    encoder_weights: WeightsOf = "official",
+    load_guide: bool = True,
+) -> DSUNet:
+    """See `DSUNet.from_pretrained`."""
+    state, info = load_head(resolve_head(folder_or_hub_id, revision=revision))
+    weights = EncoderWeights(random=True) if info.random_weights else _weights(encoder_weights)
+    model = load_network(state, info, weights)
+    if not load_guide:
+        model.dino = None
+    return model
+
+
+def save_pretrained(model: DSUNet, folder: str | Path, *, metrics: Mapping[str, float] | None = None) -> Path:
+    """See `DSUNet.save_pretrained`."""
+    dtype = None if model.feature_dtype is None else str(model.feature_dtype).removeprefix("torch.")
+    training: dict[str, Any] = {"random_weights": model.random_encoders, "trained_by": "a loop of one's own"}
+    if model.encoder_batch_size is not None:
+        training["encoder_batch_size"] = model.encoder_batch_size
+    info = HeadInfo(
+        config=model.config,
+        feature_dtype=dtype,  # type: ignore[arg-type]  # checked by the model
+        encoders=model.encoder_digests,
+        training=training,
+        metrics=dict(metrics or {}),
+    )
+    broken = [name for name, tensor in model.head.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise DsuError(f"The model has weights that are not finite ({broken[0]}), so it is not saved: train it again.")
+    out = Path(folder)
+    make_folder(out)
+    save_head(out / HEAD_FILE, model.head.state_dict(), info)
+    atomic_write(out / CONFIG_FILE, (json.dumps(info.model_dump(mode="json"), indent=2) + "\n").encode())
+    return out
+
+
+def _weights(encoder_weights: WeightsOf) -> EncoderWeights:
+    if encoder_weights is None:
+        return EncoderWeights(random=True)
+    if encoder_weights == "official":
+        return EncoderWeights()
+    if isinstance(encoder_weights, Mapping) and set(encoder_weights) <= {"hiera", "dino"}:
+        files = {name: Path(path) for name, path in encoder_weights.items()}
+        return EncoderWeights(files.get("hiera"), files.get("dino"))
+    raise UsageError(
+        f"encoder_weights can't be {encoder_weights!r}: give 'official', None for random ones, or files by 'hiera' "
+        f"and 'dino'."
+    )
