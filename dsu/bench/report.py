@@ -67,6 +67,8 @@ class Report:
 
     def _step_table(self) -> list[str]:
         head = ["", "reads", "ms", "range", "images/s", "speedup", "TFLOP/image", "TFLOP/s", "of peak", "GB", "wait"]
+        on_gpu = any(row.gpu for row in self.steps)
+        head += ["kernels", "busy", "eager ms"] if on_gpu else []
         body = []
         for row in self.steps:
             low, high = row.timing.spread
@@ -84,6 +86,7 @@ class Report:
                     f"{rate / self.matrix_rate:.0%}",
                     f"{row.peak / 1e9:.1f}",
                     "" if row.wait is None else f"{row.wait:.1%}",
+                    *(_gpu_cells(row) if on_gpu else []),
                 ]
             )
         return ["", *markdown_table(head, body, left=2), "", *self._step_ratios()]
@@ -182,6 +185,14 @@ class Report:
             f"`eval` judges {found.ours:.3g} images/s with {found.workers} processes, pysodmetrics in a loop "
             f"{found.library:.3g}: {found.speedup:.2f}x, {same} ({found.images} images).",
         ]
+
+
+def _gpu_cells(row: StepRow) -> list[str]:
+    """Kernels, the share of the time in which the GPU is busy, and milliseconds kernel by kernel."""
+    if row.gpu is None:
+        return ["", "", ""]
+    eager = "" if row.gpu.eager is None else f"{row.gpu.eager * 1e3:,.0f}"
+    return [f"{row.gpu.kernels:,}", f"{row.gpu.busy / row.timing.median:.0%}", eager]
 
 
 def markdown_table(head: list[str], body: list[list[str]], *, left: int) -> list[str]:

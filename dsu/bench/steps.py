@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.batches import StoredSamples, feed
 from dsu.bench.drawn import DrawnStore, images
-from dsu.bench.timing import Timing, ratio, take_turns, wait_for
+from dsu.bench.timing import GpuWork, Timing, gpu_work, ratio, take_turns, wait_for
 from dsu.config import DSUNetConfig
+from dsu.graphs import EAGER_CALLS
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest, resume_point
@@ -54,6 +56,7 @@ class StepRow:
         peak: bytes: the case's network, its optimiser and what a step adds.
         wait: share of the time that steps in a row waited for data; None where nothing is read.
         item_bytes: of one sample, by array that it reads.
+        gpu: what a step makes the GPU do; None without one.
     """
 
     name: str
@@ -65,6 +68,7 @@ class StepRow:
     peak: int
     wait: float | None
     item_bytes: dict[str, int]
+    gpu: GpuWork | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class _Case:
     call: Callable[[], object]
     holds: tuple[torch.nn.Module, ...]
     trainer: Trainer | None = None
+    eager: Callable[[], object] | None = None
 
 
 def measure_steps(
@@ -116,6 +121,7 @@ def measure_steps(
                 peak[case.name],
                 _wait(case, drawn, timing, progress),
                 {name: drawn.store.item_nbytes(name) for name in (*case.reads, "mask")} if case.trainer else {},
+                gpu_work(case.call, case.eager, runtime.device),
             )
         )
     return rows
@@ -184,7 +190,9 @@ def _training(
         )
         batch = live if end_to_end else samples.fetch(drawn.names[:batch_size], [0] * batch_size)
         held = tuple(module for module in (network.hiera, network.dino, network.head) if module is not None)
-        return _Case(name, point.features, lambda: trainer.step(batch), held, None if end_to_end else trainer)
+        ready = batch.to(runtime.device)
+        eager = partial(trainer._eager_step, ready)
+        return _Case(name, point.features, lambda: trainer.step(ready), held, None if end_to_end else trainer, eager)
 
     deepest, *shallower = config.usual_depths
     whole = config.model_copy(update={"adapt_last": deepest})
@@ -211,6 +219,9 @@ def _warm_up(case: _Case, runtime: Runtime, batch_size: int) -> tuple[float, int
         with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
             case.call()
         flop = counter.get_total_flops() / batch_size
+    if runtime.device.type == "cuda":
+        for _ in range(EAGER_CALLS + 1):  # up to the capture and one replay
+            case.call()
     wait_for(runtime.device)
     parameters = {id(p): p for module in case.holds for p in (*module.parameters(), *module.buffers())}.values()
     trained = sum(p.nbytes for p in parameters if p.requires_grad) if case.trainer or case.name == END_TO_END else 0

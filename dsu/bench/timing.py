@@ -2,15 +2,16 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 
-__all__ = ["Timing", "matrix_rate", "ratio", "take_turns", "wait_for"]
+__all__ = ["GpuWork", "Timing", "gpu_work", "matrix_rate", "ratio", "take_turns", "wait_for"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,51 @@ def take_turns(
                 found[name].append((time.perf_counter() - started) / repeat)
                 task.advance()
     return {name: Timing(tuple(values)) for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class GpuWork:
+    """What one call makes a GPU do.
+
+    Attributes:
+        kernels: launched, or replayed by a graph.
+        busy: seconds in which any of them ran.
+        eager: seconds of the same call kernel by kernel; None where it is not captured at all.
+    """
+
+    kernels: int
+    busy: float
+    eager: float | None
+
+
+def gpu_work(call: Callable[[], object], eager: Callable[[], object] | None, device: torch.device) -> GpuWork | None:
+    """Profile one call, which has warmed up; None without a GPU."""
+    if device.type != "cuda":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        call()
+        wait_for(device)
+    work = summed(profiled.key_averages())
+    if eager is None:
+        return work
+    eager()
+    wait_for(device)
+    started = time.perf_counter()
+    for _ in range(5):
+        eager()
+    wait_for(device)
+    return replace(work, eager=(time.perf_counter() - started) / 5)
+
+
+def summed(events: Iterable[Any]) -> GpuWork:
+    """The device's share of a profile: its own times are in microseconds."""
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
+
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA]
+    busy = sum(event.self_device_time_total for event in on_device) / 1e6
+    return GpuWork(sum(event.count for event in on_device), busy, None)
 
 
 def matrix_rate(runtime: Runtime, sides: Sequence[int] = ()) -> float:

@@ -10,7 +10,8 @@ HOUSE = Path(__file__).parents[2]
 
 ROOMS = (
     ("environment", "errors", "progress"),
-    ("config", "files", "hub", "loss", "runtime", "threads"),
+    ("config", "files", "hub", "runtime", "threads"),
+    ("loss",),
     ("data",),
     ("batches", "pictures", "settings"),
     ("sheets",),

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from dsu.bench.reading import ReadRow
 from dsu.bench.report import Report, markdown_table
 from dsu.bench.stages import MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
-from dsu.bench.timing import Timing, matrix_rate, ratio, take_turns
+from dsu.bench.timing import GpuWork, Timing, matrix_rate, ratio, summed, take_turns
 from dsu.config import build_config
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.features.extraction_plan import ExtractionSettings
@@ -93,6 +94,20 @@ def test_stage_one_is_measured_in_the_mix_that_it_stores_by_default(tmp_path: Pa
 
 def row(name: str, seconds: float, reads: tuple[str, ...] = ("pixels", "V"), wait: float | None = 0.01) -> StepRow:
     return StepRow(name, reads, Timing((seconds,)), 8 / seconds, 1e12, 8 / seconds, 10**9, wait, {"pixels": 10**6})
+
+
+def test_a_gpus_work_is_summed_over_kernels() -> None:
+    kernel = SimpleNamespace(device_type=torch.autograd.DeviceType.CUDA, self_device_time_total=1500.0, count=3)
+    host = SimpleNamespace(device_type=torch.autograd.DeviceType.CPU, self_device_time_total=9e9, count=1000)
+    assert summed([kernel, host, kernel]) == GpuWork(kernels=6, busy=0.003, eager=None)
+
+
+def test_a_gpus_work_has_columns_of_its_own(report: Report) -> None:
+    assert "kernels" not in report.to_markdown()
+    with_work = replace(report, steps=tuple(replace(one, gpu=GpuWork(4297, 0.5, 2.0)) for one in report.steps))
+    head, _, first, *_ = with_work._step_table()[1:]
+    assert [cell.strip() for cell in head.split("|")][-4:-1] == ["kernels", "busy", "eager ms"]
+    assert [cell.strip() for cell in first.split("|")][-4:-1] == ["4,297", "12%", "2,000"]
 
 
 @pytest.fixture
