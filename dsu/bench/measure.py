@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,8 @@ __all__ = ["PARTS", "bench"]
 
 PARTS: Final = ("steps", "reading", "stages", "eval")
 STORED_SAMPLES: Final = 256
+WIDE: Final = 32
+"""Samples of a second batch size on a GPU, where launches weigh less."""
 
 
 def bench(
@@ -85,18 +88,13 @@ def bench(
                     report, reading=tuple(measure_reading(config, drawn, runtime, max(rounds, 5), progress))
                 )
             if "steps" in parts:
-                steps = measure_steps(
-                    config,
-                    hiera,
-                    dino,
-                    drawn,
-                    runtime,
-                    batch_size=batch_size,
-                    rounds=rounds,
-                    compiled=compiled,
-                    progress=progress,
+                steps = partial(
+                    measure_steps, config, hiera, dino, drawn, runtime, compiled=compiled, progress=progress
                 )
-                report = replace(report, steps=tuple(steps), matrix_rate=max(report.matrix_rate, matrix_rate(runtime)))
+                report = replace(report, steps=tuple(steps(batch_size=batch_size, rounds=rounds)))
+                if card and batch_size != WIDE:
+                    report = replace(report, wide=tuple(steps(batch_size=WIDE, rounds=max(rounds // 4, 1))))
+                report = replace(report, matrix_rate=max(report.matrix_rate, matrix_rate(runtime)))
     if "stages" in parts:
         count = images or (256 if card else 8)
         report = replace(report, stages=measure_stages(config, hiera, dino, runtime, count, cache_root, progress))

@@ -1,5 +1,6 @@
 """One run's figures, as JSON and as the Markdown that a README can take."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Report:
         preset, precision, batch_size, rounds: what was run.
         matrix_rate: FLOP/s of large matrix products, the machine's ceiling at this precision.
         steps, reading, stages, evaluation: see their modules.
+        wide: steps at a larger batch size, on a GPU.
         written: bytes a second that the store took, flushed.
         disk: bytes a second that plain files of the same sizes took.
     """
@@ -40,6 +42,7 @@ class Report:
     rounds: int
     matrix_rate: float
     steps: tuple[StepRow, ...] = ()
+    wide: tuple[StepRow, ...] = ()
     reading: tuple[ReadRow, ...] = ()
     stages: StageRow | None = None
     evaluation: EvalRow | None = None
@@ -57,7 +60,8 @@ class Report:
                 f"`dsu bench`, {self.date}: {self.device}, {self.precision}, preset {self.preset}, batch "
                 f"{self.batch_size}, {self.rounds} rounds ({self.libraries}). Matrix products reach "
                 f"{self.matrix_rate / 1e12:.3g} TFLOP/s.",
-                *(self._step_table() if self.steps else []),
+                *([*self._step_table(self.steps), "", *self._step_ratios()] if self.steps else []),
+                *(["", "The same at batch 32:", *self._step_table(self.wide)] if self.wide else []),
                 *(self._projection() if self.steps else []),
                 *(self._reading_table() if self.reading else []),
                 *(self._stage_lines() if self.stages else []),
@@ -65,12 +69,12 @@ class Report:
             ]
         )
 
-    def _step_table(self) -> list[str]:
+    def _step_table(self, steps: Sequence[StepRow]) -> list[str]:
         head = ["", "reads", "ms", "range", "images/s", "speedup", "TFLOP/image", "TFLOP/s", "of peak", "GB", "wait"]
-        on_gpu = any(row.gpu for row in self.steps)
+        on_gpu = any(row.gpu for row in steps)
         head += ["kernels", "busy", "eager ms"] if on_gpu else []
         body = []
-        for row in self.steps:
+        for row in steps:
             low, high = row.timing.spread
             rate = row.flop * row.images
             body.append(
@@ -89,7 +93,7 @@ class Report:
                     *(_gpu_cells(row) if on_gpu else []),
                 ]
             )
-        return ["", *markdown_table(head, body, left=2), "", *self._step_ratios()]
+        return ["", *markdown_table(head, body, left=2)]
 
     def _step_ratios(self) -> list[str]:
         by_name = {row.name: row.timing for row in self.steps}

@@ -103,9 +103,10 @@ def test_a_gpus_work_is_summed_over_kernels() -> None:
 
 
 def test_a_gpus_work_has_columns_of_its_own(report: Report) -> None:
-    assert "kernels" not in report.to_markdown()
+    assert "kernels" not in report.to_markdown() and "batch 32" not in report.to_markdown()
+    assert "The same at batch 32" in replace(report, wide=report.steps).to_markdown()
     with_work = replace(report, steps=tuple(replace(one, gpu=GpuWork(4297, 0.5, 2.0)) for one in report.steps))
-    head, _, first, *_ = with_work._step_table()[1:]
+    head, _, first, *_ = with_work._step_table(with_work.steps)[1:]
     assert [cell.strip() for cell in head.split("|")][-4:-1] == ["kernels", "busy", "eager ms"]
     assert [cell.strip() for cell in first.split("|")][-4:-1] == ["4,297", "12%", "2,000"]
 
