@@ -15,11 +15,9 @@ __all__ = [
     "HIERAS",
     "PRESETS",
     "Ablation",
-    "BceKind",
     "DSUNetConfig",
     "DinoSpec",
     "HieraSpec",
-    "RegionKind",
     "build_config",
 ]
 
@@ -28,14 +26,6 @@ LEVELS: Final = (1, 2, 3, 4)
 
 Ablation = Literal["none", "A", "B", "C"]
 """Table VII and VIII of the paper: A without DINOv2, B four DINOv2 blocks into four levels, C the last into four."""
-
-BceKind = Literal["plain", "weighted", "focal"]
-"""In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
-`focal` weighs each pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
-
-RegionKind = Literal["iou", "tversky"]
-"""The paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own
-(arXiv 1706.05721)."""
 
 Count = Annotated[int, Field(ge=1, le=8192)]
 """Of blocks, channels, heads and pixels: bounded, since a file may say anything."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dsu.config import BceKind, RegionKind
+from dsu.choices import BceKind, RegionKind
 
 __all__ = ["SIDE_WEIGHTS", "SegmentationLoss", "boundary_weight"]
 

@@ -14,12 +14,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dsu.choices import FeatureDtype, Precision
 from dsu.errors import UsageError
 
-__all__ = ["PeakMemory", "Precision", "Runtime", "choose_runtime", "machine_name", "processor_name"]
-
-Precision = Literal["auto", "fp32", "bf16"]
-
+__all__ = ["PeakMemory", "Runtime", "choose_runtime", "machine_name", "processor_name", "torch_type"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -110,6 +108,11 @@ def choose_runtime(
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     return Runtime(chosen, picked, f"{reason}; {because}", deterministic)
+
+
+def torch_type(feature_dtype: FeatureDtype) -> torch.dtype:
+    """`float16` or `float32` as torch's type."""
+    return {"float16": torch.float16, "float32": torch.float32}[feature_dtype]
 
 
 def machine_name(runtime: Runtime) -> str:

@@ -1,125 +1,242 @@
-"""What a training run can be told, with the paper's recipe as the default, and settings files."""
+"""What stage one, training and prediction can be told, with the paper's recipe as the default.
+
+Each field is declared once, with its help: it is an option of the command line (`dsu_cli.settings_options`), a line of
+a settings file (`dsu.settings_file`) and a row of docs/settings.md. Nothing here imports torch, so that `--help` is
+quick.
+"""
 
 import re
-from collections.abc import Hashable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-import torch
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo, field_validator
 
-from dsu.config import Ablation, BceKind, RegionKind
-from dsu.data.tiles import Tiling
-from dsu.data.views import Views
-from dsu.errors import UsageError, validation_reasons
-from dsu.runtime import Precision
+from dsu.choices import BceKind, FeatureDtype, MaskKind, Normalization, Precision, RegionKind
+from dsu.config import Ablation, DSUNetConfig, build_config
+from dsu.data.views import ALL_FLIPS, UNFLIPPED, Views
 
-__all__ = ["FeatureDtype", "TrainingSettings", "read_settings", "torch_type"]
+if TYPE_CHECKING:
+    from dsu.data.tiles import Tiling
 
-_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "gradient_checkpointing")
+__all__ = [
+    "MACHINE",
+    "NETWORK",
+    "PANELS",
+    "WHERE",
+    "ExtractionSettings",
+    "NetworkSettings",
+    "PredictionSettings",
+    "RuntimeSettings",
+    "Settings",
+    "TilingSettings",
+    "TrainingSettings",
+]
 
-_SWITCHES = ("balance", "compile", "deterministic", "end_to_end", "gradient_checkpointing")
+WHERE: Final = "Where things are"
+NETWORK: Final = "Network"
+_RECIPE: Final = "Recipe (the paper's by default)"
+_WATCHING: Final = "Watching it"
+MACHINE: Final = "Machine"
 
-FeatureDtype = Literal["float16", "float32"]
-"""The type to which whatever crosses the split is rounded."""
-
-
-def torch_type(feature_dtype: FeatureDtype) -> torch.dtype:
-    """`float16` or `float32` as torch's type."""
-    return {"float16": torch.float16, "float32": torch.float32}[feature_dtype]
+PANELS: Final = ("Options", WHERE, NETWORK, _RECIPE, _WATCHING, MACHINE)
+"""Under which options stand in the help, in order."""
 
 
-class TrainingSettings(BaseModel):
-    """A run's settings (paper, Section IV.C): AdamW, cosine schedule stepped once an epoch, flips."""
+def option(
+    default: Any,
+    help: str,
+    panel: str = PANELS[0],
+    *,
+    metavar: str | None = None,
+    positional: bool = False,
+    **bounds: Any,
+) -> Any:
+    """A field with what the command line shows of it; its default is shown beside `help`, unless that is None."""
+    shown: dict[str, Any] = {"panel": panel, "metavar": metavar, "positional": positional}
+    return Field(default, description=help, json_schema_extra=shown, **bounds)
+
+
+def _listed(text: object) -> object:
+    """`V,S1` taken apart, each name once."""
+    return dict.fromkeys(name.strip() for name in text.split(",") if name.strip()) if isinstance(text, str) else text
+
+
+_Views = Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)]
+_Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Settings(BaseModel):
+    """Checked values that nothing changes afterwards; a field that there is not is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    dataset: str | None = None
-    """A benchmark's name or a folder; None: the training set cached last."""
-    preset: str | None = None
-    """None: the preset of the store."""
-    hiera: str | None = None
-    dino: str | None = None
-    hiera_size: int | None = Field(default=None, gt=0)
-    dino_size: int | None = Field(default=None, gt=0)
-    tile: int | None = Field(default=None, gt=0)
-    """Side of the tiles that images are cut into; None: what is stored."""
-    overlap: int | None = Field(default=None, ge=0)
-    """Pixels that tiles share at least; None: an eighth of their side."""
-    adapt_last: int | None = Field(default=None, ge=0)
-    """None: adapters in front of all of Hiera's blocks, as in the paper."""
-    ablation: Ablation = "none"
-
-    epochs: int = Field(default=50, gt=0)
-    batch_size: int = Field(default=8, gt=0)
-    lr: float = Field(default=1e-3, gt=0)
-    lr_min: float = Field(default=1e-7, ge=0)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    region: RegionKind = "iou"
-    """The loss's region term: the paper's `iou`, or `tversky` for rare foreground."""
-    tversky_beta: float = Field(default=0.7, gt=0, lt=1)
-    """What a miss weighs in the Tversky index; a false alarm weighs the rest of 1."""
-    bce: BceKind = "plain"
-    focal_gamma: float = Field(default=2.0, ge=1)
-    """Of a `focal` BCE."""
-    balance: bool = False
-    """Draw images with and without an object equally often."""
-    freeze_adapter_epochs: int = Field(default=0, ge=0)
-    """Epochs at the start that train fusion and decoder without adapters, which then enter as the identity."""
-    init_from: str | None = None
-    """A head to start from."""
-    views: Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)] = Views()
-    """`flips` of both axes, of the `width`, `none`; with cached augmentations that are kept: `flips+K`."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-
-    val_fraction: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the training set held out; None: 0 for a benchmark, 0.1 for one's own data."""
-    fold: str | None = None
-    """`2/5` holds out the second of five parts, instead of a fraction."""
-    val_every: int = Field(default=1, gt=0)
-    """Epochs between validations."""
-    keep: Literal["last", "best"] | None = None
-    """Which state is the result; None: the last for a benchmark, the best for one's own data."""
-    checkpoint_steps: int | None = Field(default=None, gt=0)
-    """Optimiser steps between checkpoints, from which `--resume` goes on; None: they are made after every epoch."""
-    gradient_checkpointing: bool = False
-    """Run adapted blocks again in the backward pass instead of keeping their activations: less memory, slower."""
-    compile: bool = False
-    """Run Hiera's blocks through torch.compile: minutes at the start, for long runs on a GPU."""
-    sheet_every: int = Field(default=5, ge=0)
-    """Epochs between two sheets of the same images with the predictions of then; 0: none."""
-    track: str | None = None
-    """A tracker by the name that accelerate knows it by, such as `tensorboard`."""
-
-    end_to_end: bool = False
-    feature_dtype: FeatureDtype | None = None
-    """None: the store's type (float16 where there is no store)."""
-    start_feature: str | None = None
-    """The point to resume from; None: the latest that the store can serve."""
-    encoder_batch_size: int | None = Field(default=None, gt=0, le=4096)
-    """Samples that the frozen encoders see at once; None: the store's, or what suits the device."""
-    deterministic: bool = False
-    """Use torch's deterministic algorithms: on a GPU the same run gives the same weights, more slowly."""
-    device: str = "auto"
-    precision: Precision = "auto"
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """`epochs: yes` is a slip, and Python would take it for 1."""
-        if isinstance(value, bool) and info.field_name not in _SWITCHES:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError(f"must be a value, not {'yes' if value else 'no'}")
         return value
+
+
+class NetworkSettings(Settings):
+    """Which encoders, at which input sizes."""
+
+    preset: str | None = option(
+        None, "large (the paper), base, small, tiny or toy (default: the store's, else large).", NETWORK
+    )
+    hiera: str | None = option(None, "Another Hiera: large, base_plus, small, tiny, toy.", NETWORK)
+    dino: str | None = option(None, "Another DINOv2: vitl14, vitb14, vits14, toy.", NETWORK)
+    hiera_size: int | None = option(None, "Hiera's input in pixels, a multiple of 32.", NETWORK, gt=0)
+    dino_size: int | None = option(None, "DINOv2's input in pixels, a multiple of 14.", NETWORK, gt=0)
+
+    def config(self, *, adapt_last: int | None = None, ablation: Ablation = "none") -> DSUNetConfig:
+        """The network that is asked for. Raises `UsageError` for an unknown name or an impossible size."""
+        return build_config(
+            self.preset or "large",
+            hiera=self.hiera,
+            dino=self.dino,
+            hiera_size=self.hiera_size,
+            dino_size=self.dino_size,
+            adapt_last=adapt_last,
+            ablation=ablation,
+        )
+
+
+class TilingSettings(Settings):
+    """How large images are cut."""
+
+    tile: int | None = option(None, "Cut images into tiles of this side in pixels, for large images.", gt=0)
+    overlap: int | None = option(None, "Pixels that tiles share at least (default: an eighth of --tile).", ge=0)
+
+    @property
+    def tiling(self) -> "Tiling | None":
+        """How images are cut. Raises `UsageError` for an overlap that does not fit."""
+        from dsu.data.tiles import Tiling
+
+        return Tiling.of(self.tile, self.overlap)
+
+
+class RuntimeSettings(Settings):
+    """What computes, and how precisely."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", MACHINE)
+    precision: Precision = option(
+        "auto", "auto is the store's or the head's, else bf16 on a GPU that computes it, else fp32.", MACHINE
+    )
+
+
+class ExtractionSettings(Settings):
+    """What stage one stores, and how."""
+
+    features: _Names = option(
+        ("V", "S1", "S2", "S3", "S4"),
+        "What to store beside pixels and mask: V, V1, ... (DINOv2's blocks), S1 to S4, B1, ... (tokens entering that "
+        "block of Hiera).",
+        metavar="NAME,...",
+    )
+    views: _Views = option(
+        ALL_FLIPS, "Views of training images that keep V: none, width, flips, or flips+K with K cached augmentations."
+    )
+    level_views: _Views = option(UNFLIPPED, "Views that keep Hiera's levels, likewise.")
+    feature_dtype: FeatureDtype = option("float16", "The type in which features are stored.")
+    encoder_batch_size: int | None = option(
+        None,
+        "Images that the encoders see at once, part of what features are made of (default: the store's; a new one "
+        "takes 8 on a GPU, else 1).",
+        gt=0,
+        le=4096,
+    )
+    compressor: Literal["zstd", "blosc"] | None = option(None, "8 to 16 % smaller (default: not compressed).")
+    foreground: tuple[int, ...] | None = option(
+        None, "Mask value that is foreground; may be given several times (default: recognised)."
+    )
+    rebuild: bool = option(False, "Compute anew what was made of something else, instead of refusing.")
+
+
+class PredictionSettings(Settings):
+    """How masks are made and written."""
+
+    kind: MaskKind = option("mask", "An 8-bit mask, the image under a coloured mask, or the object cut out.")
+    threshold: float | None = option(None, "Cut the mask at this value in [0, 1] (default: it stays soft).", ge=0, le=1)
+    normalize: Normalization | None = option(
+        None, "Stretch each mask (default: minmax for benchmarks, as in the paper; none for everything else)."
+    )
+    tile: int | None = option(
+        None, "Cut images into tiles of this side in pixels (default: as in training; 0: whole).", ge=0
+    )
+    overlap: int | None = option(None, "Pixels that tiles share at least (default: an eighth of --tile).", ge=0)
+    batch_size: int = option(8, "Images, or tiles, at once.", gt=0, le=4096)
+    overwrite: bool = option(False, "Write over predictions of another head or other settings.")
+
+
+class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
+    """A run's settings (paper, Section IV.C): AdamW, cosine schedule stepped once an epoch, flips."""
+
+    dataset: str | None = option(
+        None,
+        "A benchmark's name or a folder of yours (default: what was cached last).",
+        metavar="[NAME|FOLDER]",
+        positional=True,
+    )
+    end_to_end: bool = option(False, "Compute everything from the images, same data and order.")
+    start_feature: str | None = option(None, "Stored feature to start from (default: the latest that can serve).")
+    feature_dtype: FeatureDtype | None = option(
+        None, "Type to which features are rounded (default: the store's, else float16)."
+    )
+    encoder_batch_size: int | None = option(
+        None,
+        "Images that the frozen encoders see at once (default: the store's, else 8 on a GPU and 1 on a CPU).",
+        gt=0,
+        le=4096,
+    )
+
+    adapt_last: int | None = option(
+        None, "How many of Hiera's blocks, from the end, carry adapters (default: all, the paper).", NETWORK, ge=0
+    )
+    ablation: Ablation = option("none", "A, B or C of the paper's Tables VII and VIII.", NETWORK)
+
+    epochs: int = option(50, "Times that each image is drawn.", _RECIPE, gt=0)
+    batch_size: int = option(8, "Images in a training step.", _RECIPE, gt=0)
+    lr: float = option(1e-3, "Learning rate at the start.", _RECIPE, gt=0)
+    lr_min: float = option(1e-7, "Learning rate at the end of its cosine.", _RECIPE, ge=0)
+    weight_decay: float = option(5e-4, "AdamW's weight decay.", _RECIPE, ge=0)
+    views: _Views = option(
+        ALL_FLIPS, "Views drawn: flips, width, none, or flips+K with K cached augmentations that are stored.", _RECIPE
+    )
+    balance: bool = option(False, "Draw images with and without an object equally often.", _RECIPE)
+    region: RegionKind = option("iou", "Region term of the loss; tversky is for rare foreground.", _RECIPE)
+    tversky_beta: float = option(
+        0.7, "A miss's weight in the Tversky index; a false alarm has the rest of 1.", _RECIPE, gt=0, lt=1
+    )
+    bce: BceKind = option("plain", "Cross-entropy term of the loss.", _RECIPE)
+    focal_gamma: float = option(2.0, "Exponent of a focal BCE.", _RECIPE, ge=1)
+    freeze_adapter_epochs: int = option(
+        0, "Epochs at the start without adapters, from Hiera's stored levels.", _RECIPE, ge=0
+    )
+    init_from: str | None = option(None, "Start from another head.", _RECIPE, metavar="PATH|OWNER/NAME")
+    seed: int = option(0, "Of the head and of what is drawn.", _RECIPE, ge=0, lt=2**63)
+    val_fraction: float | None = option(
+        None, "Share held out to validate on (default: 0 for a benchmark, else 0.1).", _RECIPE, ge=0, lt=1
+    )
+    fold: str | None = option(None, "Hold out part I of K instead, as 2/5.", _RECIPE, metavar="I/K")
+    val_every: int = option(1, "Epochs between validations.", _RECIPE, gt=0)
+    keep: Literal["last", "best"] | None = option(
+        None, "Which state is the result (default: last for a benchmark, else best).", _RECIPE
+    )
+    checkpoint_steps: int | None = option(
+        None, "Steps between checkpoints, for --resume (default: after every epoch).", _RECIPE, gt=0
+    )
+
+    sheet_every: int = option(
+        5, "Epochs between sheets of the same images as the head learns (0: none).", _WATCHING, ge=0
+    )
+    track: Literal["tensorboard", "wandb"] | None = option(None, "Follow the figures there too.", _WATCHING)
+
+    gradient_checkpointing: bool = option(
+        False, "Run adapted blocks again in the backward pass: less memory, slower.", MACHINE
+    )
+    compile: bool = option(False, "torch.compile: minutes at the start, for long runs on a GPU.", MACHINE)
+    deterministic: bool = option(False, "On a GPU, the same weights from the same run, more slowly.", MACHINE)
 
     @field_validator("fold")
     @classmethod
@@ -128,69 +245,3 @@ class TrainingSettings(BaseModel):
         if found is None or int(found[1]) > int(found[2]) or int(found[2]) < 2:
             raise ValueError(f"must be a part of at least two, such as 2/5, not {value!r}")
         return value
-
-    @property
-    def tiling(self) -> Tiling | None:
-        """How images are cut. Raises `UsageError` for an overlap that does not fit."""
-        return Tiling.of(self.tile, self.overlap)
-
-
-def read_settings(path: Path | None, overrides: Mapping[str, Any]) -> TrainingSettings:
-    """Settings out of a YAML file with `overrides` on top (those that are not None).
-
-    Raises `UsageError` naming the file and the field, or the option.
-    """
-    from_file = {} if path is None else _read_yaml(path)
-    options = {name: value for name, value in overrides.items() if value is not None}
-
-    def spell(field: str) -> str:
-        return f"--{field.replace('_', '-')}" if field in options else field
-
-    try:
-        return TrainingSettings(**(from_file | options))
-    except ValidationError as error:
-        of_options = path is None or {item["loc"][0] for item in error.errors()} <= options.keys()
-        where = "" if of_options else f"In the settings file {path}, "
-        reasons = validation_reasons(error, TrainingSettings.model_fields, spell)
-        raise UsageError(f"{where}{reasons}{'' if reasons.endswith('?') else '.'}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only, and no field twice: YAML's own would quietly take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key.value, str):
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UsageError(f"The settings file {path} can't be read ({error.strerror}): check the path.") from error
-    # Nesting without end exhausts the parser, dates that there are not are plain ValueErrors.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"The settings file {path} is no valid YAML ({_yaml_reason(error)}): write `field: value` lines, such as "
-            f"`epochs: 20`."
-        ) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"The settings file {path} must hold `field: value` lines, such as `epochs: 20`.")
-    return content
-
-
-def _yaml_reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "it is no UTF-8 text"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"{error.problem} in line {error.problem_mark.line + 1}"
-    return " ".join(str(error).split())[:160]

@@ -1,15 +1,20 @@
 """`dsu bench`: how fast this machine is, in one run and as ratios."""
 
 import json as json_library
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from dsu.settings import NetworkSettings, RuntimeSettings
 from dsu_cli import options
+from dsu_cli.settings_options import with_settings
 
 
+@with_settings(NetworkSettings, RuntimeSettings)
 def bench(
+    given: Mapping[str, Any],
     parts: Annotated[
         str, typer.Option("--parts", help="Some of steps,mask_format,stages,eval.")
     ] = "steps,mask_format,stages,eval",
@@ -28,17 +33,10 @@ def bench(
         float | None, typer.Option(help="GB of a GPU's memory to make do with, such as 24.", show_default=False)
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write every figure here.", show_default=False)] = None,
-    preset: options.Preset = "large",
-    hiera: options.Hiera = None,
-    dino: options.Dino = None,
-    hiera_size: options.HieraSize = None,
-    dino_size: options.DinoSize = None,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
     random_weights: options.RandomWeights = False,
     cache_root: options.CacheRoot = Path("features"),
-    device: options.Device = "auto",
-    precision: options.PrecisionOption = "auto",
     quiet: options.Quiet = False,
 ) -> None:
     """Measure this machine: training end to end and from the store, stage one, the reader, the disk, eval.
@@ -48,13 +46,13 @@ def bench(
     """
     from dsu.bench.measure import PARTS
     from dsu.bench.measure import bench as measure
-    from dsu.config import build_config
     from dsu.encoders.weights import EncoderWeights
     from dsu.files import atomic_write
+    from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.parsing import one_of
 
-    config = build_config(preset or "large", hiera=hiera, dino=dino, hiera_size=hiera_size, dino_size=dino_size)
+    runtime = read_settings(RuntimeSettings, given)
     counts = {
         option: None if value is None else one_of(option, value, range(1, most + 1))
         for option, value, most in (
@@ -64,11 +62,11 @@ def bench(
         )
     }
     report = measure(
-        config,
+        read_settings(NetworkSettings, given).config(),
         EncoderWeights(hiera_weights, dino_weights, random_weights),
         cache_root=cache_root,
-        device=device,
-        precision=one_of("--precision", precision, ("auto", "fp32", "bf16")),
+        device=runtime.device,
+        precision=runtime.precision,
         parts=[one_of("--parts", part.strip(), PARTS) for part in parts.split(",")],
         batch_size=counts["--batch-size"],
         rounds=counts["--rounds"],

@@ -1,50 +1,34 @@
 """`dsu check-equivalence`: training from the store is end-to-end training."""
 
 import json as json_library
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
+from dsu.settings import TrainingSettings
 from dsu_cli import options
+from dsu_cli.settings_options import with_settings
+
+_NOT_HERE: Final = (
+    *("end_to_end", "epochs", "freeze_adapter_epochs", "val_fraction", "fold", "val_every", "keep"),
+    *("checkpoint_steps", "sheet_every", "track"),
+)
+"""What the check sets itself, or what is no part of the steps that it compares."""
 
 
+@with_settings(TrainingSettings, without=_NOT_HERE)
 def check_equivalence(
-    dataset: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FOLDER]", help="Default: what was cached last.", show_default=False)
-    ] = None,
+    given: Mapping[str, Any],
     steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Of training.")] = 8,
-    adapt_last: options.AdaptLast = None,
-    ablation: Annotated[str | None, typer.Option(help="A, B or C.", rich_help_panel="Network")] = None,
-    start_feature: Annotated[
-        str | None, typer.Option("--start-feature", help="Stored point to check (default: the latest that can serve).")
-    ] = None,
-    views: Annotated[str | None, typer.Option(help="Views drawn: flips, width, none or flips+K.")] = None,
-    tile: options.Tile = None,
-    overlap: options.Overlap = None,
-    seed: Annotated[int, typer.Option(help="Of the head and of what is drawn.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Write every row here.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Settings in YAML; options override it.")] = None,
-    preset: options.Preset = None,
-    hiera: options.Hiera = None,
-    dino: options.Dino = None,
-    hiera_size: options.HieraSize = None,
-    dino_size: options.DinoSize = None,
+    config: options.Config = None,
+    data_root: options.DataRoot = Path("data"),
+    cache_root: options.CacheRoot = Path("features"),
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
     random_weights: options.RandomWeights = False,
-    data_root: options.DataRoot = Path("data"),
-    cache_root: options.CacheRoot = Path("features"),
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", help="Default: the store's.", rich_help_panel="Machine")
-    ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="On a GPU too, ask for equal gradients and weights.")
-    ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train some steps from the store and end to end, and compare every number on the way.
@@ -53,17 +37,16 @@ def check_equivalence(
     gradients and weights, on a CPU and with --deterministic; without it a GPU may differ by as much as training live
     differs from itself, run twice. Exit status 1 if a row fails.
     """
-    given = dict(locals())
     from dsu.encoders.weights import EncoderWeights
     from dsu.equivalence import check_equivalence
     from dsu.files import atomic_write, make_folder
+    from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress, fail, out
-    from dsu_cli.parsing import one_of, settings_from
+    from dsu_cli.parsing import one_of
     from dsu_cli.reports import equivalence_report
 
-    settings = settings_from(config, given)
     report = check_equivalence(
-        settings,
+        read_settings(TrainingSettings, given, config),
         data_root=data_root,
         cache_root=cache_root,
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),

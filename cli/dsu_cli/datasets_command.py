@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsu.settings import ExtractionSettings
 from dsu_cli import options
+from dsu_cli.settings_options import option_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,7 +73,7 @@ def check(
     data_root: options.DataRoot = Path("data"),
     images: options.Images = None,
     masks: options.Masks = None,
-    foreground: options.Foreground = None,
+    foreground: Annotated[list[int] | None, option_of(ExtractionSettings, "foreground")] = None,
     hiera_size: Annotated[
         int | None,
         typer.Option("--hiera-size", help="The network's input, at which objects are looked for (default: 352)."),

@@ -46,11 +46,18 @@ def demo(
 
     draw_dataset(data, train=train_images, test=test_images, seed=seed, progress=progress)
     step(f"cache-features {data} --preset toy --features V")
-    cache_features(str(data), cache_root=features, preset="toy", features="V", quiet=quiet)
+    cache_features(dataset=str(data), cache_root=features, preset="toy", features="V", quiet=quiet)
     untrained = _untrained_head(data, features, out / "untrained", seed)
     step(f"train-head {data} --epochs {epochs}")
     train_head(
-        str(data), cache_root=features, out=run, epochs=epochs, seed=seed, val_fraction=0.0, overwrite=True, quiet=quiet
+        dataset=str(data),
+        cache_root=features,
+        out=run,
+        epochs=epochs,
+        seed=seed,
+        val_fraction=0.0,
+        overwrite=True,
+        quiet=quiet,
     )
     step(f"predict --head {run}")
     predict(head=run, cache_root=features, overwrite=True, quiet=quiet)

@@ -1,16 +1,12 @@
 """Turning what was typed into what the library takes, with errors that name the option."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from dsu.errors import UsageError, did_you_mean
 
-if TYPE_CHECKING:
-    from dsu.data.views import Views
-    from dsu.settings import TrainingSettings
-
-__all__ = ["file_to_write", "named_predictions", "names_of", "new_file", "one_of", "settings_from", "views_of"]
+__all__ = ["file_to_write", "named_predictions", "names_of", "new_file", "one_of"]
 
 T = TypeVar("T")
 
@@ -33,27 +29,6 @@ def new_file(option: str, path: Path, *, overwrite: bool) -> Path:
     if path.exists() and not (overwrite and path.is_file()):
         raise UsageError(f"{path} stands already: give another {option}, or --overwrite for a file.")
     return path
-
-
-def views_of(option: str, text: str) -> "Views":
-    """Views as they are written. Raises `UsageError` naming the option."""
-    from dsu.data.views import Views
-
-    try:
-        return Views.parse(text)
-    except ValueError as error:
-        raise UsageError(f"{option} {error}.") from error
-
-
-def settings_from(config: Path | None, given: Mapping[str, Any]) -> "TrainingSettings":
-    """Settings of a file with a command's options on top: those that are called like a field and were given.
-
-    An option that was not given is None, or False for a switch. Raises `UsageError` naming the file and the field.
-    """
-    from dsu.settings import TrainingSettings, read_settings
-
-    fields = TrainingSettings.model_fields
-    return read_settings(config, {n: v for n, v in given.items() if n in fields and v is not False})
 
 
 def named_predictions(given: Sequence[str | Path] | None) -> dict[str, Path]:

@@ -1,14 +1,19 @@
 """`dsu predict`: masks for benchmarks, folders and files."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from dsu.settings import PredictionSettings, RuntimeSettings
 from dsu_cli import options
+from dsu_cli.settings_options import with_settings
 
 
+@with_settings(PredictionSettings, RuntimeSettings)
 def predict(
+    given: Mapping[str, Any],
     sources: Annotated[
         list[str] | None,
         typer.Argument(metavar="SOURCE", help="Benchmarks, folders or image files.", show_default=False),
@@ -30,28 +35,12 @@ def predict(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="From the images even where features are stored.")
     ] = False,
-    kind: Annotated[str, typer.Option(help="mask, overlay or cutout.")] = "mask",
-    threshold: Annotated[float | None, typer.Option(help="Cut the mask at this value in [0, 1].")] = None,
-    normalize: Annotated[
-        str | None, typer.Option(help="minmax (default for benchmarks, the paper) or none (for everything else).")
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option("--tile", help="Cut images into tiles of this side (default: as in training; 0: whole).", min=0),
-    ] = None,
-    overlap: options.Overlap = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over earlier predictions.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 8,
     data_root: options.DataRoot = Path("data"),
     cache_root: options.CacheRoot = Path("features"),
     images: options.Images = None,
     masks: options.Masks = None,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
-    device: options.Device = "auto",
-    precision: Annotated[
-        str, typer.Option("--precision", help="Default: that of training.", rich_help_panel="Machine")
-    ] = "auto",
     quiet: options.Quiet = False,
 ) -> None:
     """Predict 8-bit masks at the images' own sizes.
@@ -59,12 +48,14 @@ def predict(
     Without a SOURCE: the test splits of the head's data set, or the share of it that was held out. No ground truth is
     needed.
     """
+    from dsu.choices import Precision
     from dsu.encoders.weights import EncoderWeights
     from dsu.heads.head_file import predictions_folder, read_head_info, resolve_head
     from dsu.hub import is_hub_name
     from dsu.prediction.predict import predict
-    from dsu.prediction.targets import PredictionSettings, prepare_jobs
-    from dsu.runtime import Precision, choose_runtime
+    from dsu.prediction.targets import prepare_jobs
+    from dsu.runtime import choose_runtime
+    from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress, fail
     from dsu_cli.console import out as console
     from dsu_cli.parsing import one_of
@@ -75,25 +66,14 @@ def predict(
     head_file = resolve_head(head, revision=revision)
     info = read_head_info(head_file)
     folder = out or predictions_folder(head, head_file)
-    if threshold is not None and not 0 <= threshold <= 1:
-        one_of("--threshold", threshold, range(2))
-    settings = PredictionSettings(
-        kind=one_of("--kind", kind, ("mask", "overlay", "cutout")),
-        threshold=threshold,
-        normalization=one_of("--normalize", normalize, (None, "minmax", "none")),
-        overwrite=overwrite,
-        batch_size=one_of("--batch-size", batch_size, range(1, 4097)),
-        tile=tile,
-        overlap=overlap,
-    )
-    asked: Precision = one_of("--precision", precision, ("auto", "fp32", "bf16"))
+    settings, asked = read_settings(PredictionSettings, given), read_settings(RuntimeSettings, given)
     trained: Precision = one_of(
         f"The precision in {head_file}", info.training.get("precision", "auto"), ("auto", "fp32", "bf16")
     )
-    if asked == "auto" and trained != "auto":
-        runtime = choose_runtime(device, trained, "of training")
+    if asked.precision == "auto" and trained != "auto":
+        runtime = choose_runtime(asked.device, trained, "of training")
     else:
-        runtime = choose_runtime(device, asked)
+        runtime = choose_runtime(asked.device, asked.precision)
     progress.say(f"{head_file} on {runtime.describe()}")
     jobs = prepare_jobs(
         sources or [],

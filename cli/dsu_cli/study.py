@@ -1,13 +1,15 @@
 """`dsu study`: several runs from one store that differ in one thing."""
 
 from collections.abc import Callable, Mapping
-from inspect import Parameter, Signature, signature
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsu_cli.train_head import train_head
+from dsu.settings import TrainingSettings
+from dsu_cli import options
+from dsu_cli.settings_options import with_parameters, with_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,146 +24,49 @@ study = typer.Typer(
     help="Several runs from one store that differ in one thing: one table, one picture, mean and spread.",
 )
 
-_NOT_HERE: Final = ("images", "masks", "out", "end_to_end", "resume", "overwrite", "track")
-"""What `dsu train-head` has and a study does itself, or can't have."""
-
-_Out = Annotated[
-    Path | None, typer.Option("--out", help="The study's folder (default: named after data and study, in studies/).")
-]
-_Metrics = Annotated[
-    str | None,
-    typer.Option("--metrics", metavar="NAME,...", help="Figures to tell, such as S,MAE (an unknown name lists all)."),
-]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and what is to do, and stop.")]
 _Seeds = Annotated[int, typer.Option("-n", "--seeds", help="Runs of each, by seed.", min=1)]
 
 
-def _with_recipe(*set_by_study: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the data set and all options of `dsu train-head`, but for those that the study sets itself.
-
-    The command takes them together, as `recipe`: so they are called, explained and checked the same, and written once.
-    Typer asks a function for its signature and annotations, which are put together here.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [one for one in signature(command).parameters.values() if one.name != "recipe"]
-        left_out = {*_NOT_HERE, *set_by_study}
-        shared = [one for one in signature(train_head).parameters.values() if one.name not in left_out]
-        parameters: list[Parameter] = [shared[0], *own, *shared[1:]]
-
-        def called(**given: Any) -> None:
-            command(**{one.name: given.pop(one.name) for one in own}, recipe=given)
-
-        called.__name__, called.__doc__ = command.__name__, command.__doc__
-        called.__annotations__ = {one.name: one.annotation for one in parameters}
-        called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        return called
-
-    return decorate
-
-
-@study.command()
-@_with_recipe("fold", "val_fraction", "keep")
-def folds(
-    recipe: Mapping[str, Any],
-    k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)] = 5,
-    out: _Out = None,
-    metrics: _Metrics = None,
-    dry_run: _DryRun = False,
-) -> None:
-    """Cross-validate: K runs, each judged on the part that it was not trained on; together every image once.
-
-    Images with an object and without one are dealt out apart; copies and tiles of an image stay together. The last
-    state of each run is judged, never the best: the fold that judges must not choose.
-    """
-    from dsu.study import Asked
-
-    _run(Asked("folds", k), recipe, out, metrics, dry_run=dry_run)
-
-
-@study.command()
-@_with_recipe("seed")
-def seeds(
-    recipe: Mapping[str, Any],
-    n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1.", min=2)] = 5,
-    out: _Out = None,
-    metrics: _Metrics = None,
-    dry_run: _DryRun = False,
-) -> None:
-    """Train with several seeds and nothing else changed: how much of a difference is chance.
-
-    All are judged on the test split, or without one on the same images held out. A larger N later adds runs.
-    """
-    from dsu.study import Asked
-
-    _run(Asked("seeds", n), recipe, out, metrics, dry_run=dry_run)
-
-
-@study.command()
-@_with_recipe("adapt_last")
-def depth(
-    recipe: Mapping[str, Any],
-    depths: Annotated[
+def _run(
+    given: Mapping[str, Any],
+    asked: "Asked",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The study's folder (default: named after data and study, in studies/)."),
+    ] = None,
+    config: options.Config = None,
+    metrics: Annotated[
         str | None,
         typer.Option(
-            "--depths",
-            metavar="N,...",
-            help="Numbers of adapted blocks, or all (default: none, the last Hiera stage, a quarter, a half, all).",
+            "--metrics", metavar="NAME,...", help="Figures to tell, such as S,MAE (an unknown name lists all)."
         ),
     ] = None,
-    n: _Seeds = 1,
-    out: _Out = None,
-    metrics: _Metrics = None,
-    dry_run: _DryRun = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is done and what is to do, and stop.")] = False,
+    data_root: options.DataRoot = Path("data"),
+    cache_root: options.CacheRoot = Path("features"),
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+    random_weights: options.RandomWeights = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Train with adapters in front of the last N of Hiera's blocks, for several N: accuracy, time, disk.
-
-    What a run reads, and so how fast it is, depends on the levels that are stored in all the views that it draws:
-    MB/image is what a step reads for an image, store GB what that is for all images in all these views.
-    """
-    from dsu.study import Asked
-
-    asked = tuple(part.strip() for part in depths.split(",")) if depths is not None else ()
-    _run(Asked("depth", n, asked), recipe, out, metrics, dry_run=dry_run)
-
-
-@study.command()
-@_with_recipe("ablation")
-def ablations(
-    recipe: Mapping[str, Any],
-    n: _Seeds = 1,
-    out: _Out = None,
-    metrics: _Metrics = None,
-    dry_run: _DryRun = False,
-) -> None:
-    """Train the paper's setting (none) and its ablations A, B and C (its Tables VII and VIII).
-
-    Those whose DINOv2 maps the store lacks are left out, and the command that stores them is named (exit status 1).
-    """
-    from dsu.study import Asked
-
-    _run(Asked("ablations", n), recipe, out, metrics, dry_run=dry_run)
-
-
-def _run(asked: "Asked", recipe: Mapping[str, Any], out: Path | None, metrics: str | None, *, dry_run: bool) -> None:
     from dsu.encoders.weights import EncoderWeights
     from dsu.metrics.figures import FIGURES
+    from dsu.settings_file import read_settings
     from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
     from dsu_cli.console import ConsoleProgress, key_table
     from dsu_cli.console import out as console
     from dsu_cli.metric_tables import as_text
-    from dsu_cli.parsing import names_of, settings_from
+    from dsu_cli.parsing import names_of
 
     chosen = names_of("--metrics", metrics, FIGURES)
     plan = open_study(
         asked,
-        settings_from(recipe["config"], recipe),
-        data_root=recipe["data_root"],
-        cache_root=recipe["cache_root"],
-        weights=EncoderWeights(recipe["hiera_weights"], recipe["dino_weights"], recipe["random_weights"]),
+        read_settings(TrainingSettings, given, config),
+        data_root=data_root,
+        cache_root=cache_root,
+        weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         out=out,
     )
-    quiet = recipe["quiet"]
     if dry_run or not quiet:
         console.print(key_table(_facts(plan)))
     progress = ConsoleProgress(quiet=quiet)
@@ -178,6 +83,78 @@ def _run(asked: "Asked", recipe: Mapping[str, Any], out: Path | None, metrics: s
     progress.say(f"Written to {plan.folder}: {', '.join(files)}")
     if plan.lacking:
         raise typer.Exit(1)
+
+
+def _command(*set_by_study: str) -> Callable[[Callable[..., "Asked"]], Callable[..., "Asked"]]:
+    """Make a command of a function that says what is asked: with its own options, those of `_run`, and the settings."""
+
+    def decorate(asks: Callable[..., "Asked"]) -> Callable[..., "Asked"]:
+        own, (given, _, *shared) = signature(asks).parameters, signature(_run).parameters.values()
+
+        def called(given: Mapping[str, Any], **values: Any) -> None:
+            _run(given, asks(**{name: values.pop(name) for name in own}), **values)
+
+        command = with_parameters(called, [given, *own.values(), *shared], asks)
+        study.command()(with_settings(TrainingSettings, without=("end_to_end", "track", *set_by_study))(command))
+        return asks
+
+    return decorate
+
+
+@_command("fold", "val_fraction", "keep")
+def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)] = 5) -> "Asked":
+    """Cross-validate: K runs, each judged on the part that it was not trained on; together every image once.
+
+    Images with an object and without one are dealt out apart; copies and tiles of an image stay together. The last
+    state of each run is judged, never the best: the fold that judges must not choose.
+    """
+    from dsu.study import Asked
+
+    return Asked("folds", k)
+
+
+@_command("seed")
+def seeds(n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1.", min=2)] = 5) -> "Asked":
+    """Train with several seeds and nothing else changed: how much of a difference is chance.
+
+    All are judged on the test split, or without one on the same images held out. A larger N later adds runs.
+    """
+    from dsu.study import Asked
+
+    return Asked("seeds", n)
+
+
+@_command("adapt_last")
+def depth(
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            "--depths",
+            metavar="N,...",
+            help="Numbers of adapted blocks, or all (default: none, the last Hiera stage, a quarter, a half, all).",
+        ),
+    ] = None,
+    n: _Seeds = 1,
+) -> "Asked":
+    """Train with adapters in front of the last N of Hiera's blocks, for several N: accuracy, time, disk.
+
+    What a run reads, and so how fast it is, depends on the levels that are stored in all the views that it draws:
+    MB/image is what a step reads for an image, store GB what that is for all images in all these views.
+    """
+    from dsu.study import Asked
+
+    return Asked("depth", n, tuple(part.strip() for part in depths.split(",")) if depths is not None else ())
+
+
+@_command("ablation")
+def ablations(n: _Seeds = 1) -> "Asked":
+    """Train the paper's setting (none) and its ablations A, B and C (its Tables VII and VIII).
+
+    Those whose DINOv2 maps the store lacks are left out, and the command that stores them is named (exit status 1).
+    """
+    from dsu.study import Asked
+
+    return Asked("ablations", n)
 
 
 def _facts(plan: "Study") -> list[tuple[str, str]]:

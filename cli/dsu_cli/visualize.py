@@ -1,12 +1,14 @@
 """`dsu visualize`: figures of features and of predictions, for print."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsu.settings import NetworkSettings, RuntimeSettings
 from dsu_cli import options
+from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
     from dsu.progress import Progress
@@ -22,7 +24,9 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an exi
 
 
 @visualize.command()
+@with_settings(NetworkSettings, RuntimeSettings)
 def features(
+    given: Mapping[str, Any],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Image files, folders or benchmarks.")],
     out: _Out = Path("features.png"),
     head: Annotated[
@@ -43,16 +47,9 @@ def features(
     seed: Annotated[int, typer.Option(help="Of t-SNE.")] = 0,
     overwrite: _Overwrite = False,
     data_root: options.DataRoot = Path("data"),
-    preset: options.Preset = None,
-    hiera: options.Hiera = None,
-    dino: options.Dino = None,
-    hiera_size: options.HieraSize = None,
-    dino_size: options.DinoSize = None,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
     random_weights: options.RandomWeights = False,
-    device: options.Device = "auto",
-    precision: options.PrecisionOption = "auto",
     quiet: options.Quiet = False,
 ) -> None:
     """What the encoders see: the paper's Figures 1 and 2 from your own images.
@@ -63,7 +60,8 @@ def features(
     """
     from dsu.encoders.weights import EncoderWeights
     from dsu.progress import counted
-    from dsu.runtime import Precision, choose_runtime
+    from dsu.runtime import choose_runtime
+    from dsu.settings_file import read_settings
     from dsu.visualization.features import choose_blocks, compute_features, open_network
     from dsu.visualization.figures import FeatureFigure
     from dsu.visualization.shown import MOST, find_shown
@@ -72,10 +70,10 @@ def features(
 
     progress = ConsoleProgress(quiet=quiet)
     _refuse_standing([_figure(out)], overwrite=overwrite)
-    asked: Precision = one_of("--precision", precision, ("auto", "fp32", "bf16"))
+    asked = read_settings(RuntimeSettings, given)
     one_of("--seed", seed, range(2**32))
     one_of("--tokens", tokens, range(4, 100_001))
-    runtime = choose_runtime(device, asked)
+    runtime = choose_runtime(asked.device, asked.precision)
     most = one_of("--count", count, range(1, MOST + 1))
     shown, broken = find_shown(sources, masks, most, data_root=data_root, progress=progress)
     for line in broken:
@@ -83,7 +81,7 @@ def features(
     network, random = open_network(
         head,
         EncoderWeights(hiera_weights, dino_weights, random_weights),
-        {"preset": preset, "hiera": hiera, "dino": dino, "hiera_size": hiera_size, "dino_size": dino_size},
+        read_settings(NetworkSettings, given).model_dump(),
     )
     blocks = choose_blocks(network.config, _numbers(dino_blocks))
     progress.say(f"features on {runtime.describe()}")

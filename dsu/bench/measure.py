@@ -15,12 +15,13 @@ from dsu.bench.report import Report
 from dsu.bench.stages import measure_eval, measure_stages
 from dsu.bench.steps import measure_steps
 from dsu.bench.timing import matrix_rate
+from dsu.choices import Precision
 from dsu.config import DSUNetConfig
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.features.fingerprints import library_versions
 from dsu.features.stores import encoders_name
 from dsu.progress import SILENT, Progress
-from dsu.runtime import Precision, choose_runtime, machine_name
+from dsu.runtime import choose_runtime, machine_name
 
 __all__ = ["PARTS", "bench"]
 

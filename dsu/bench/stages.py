@@ -23,16 +23,17 @@ from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import Case, evaluate
 from dsu.features.extraction import extract
-from dsu.features.extraction_plan import DEFAULT_FEATURES, ExtractionSettings, plan_extraction
+from dsu.features.extraction_plan import plan_extraction
 from dsu.features.stores import SourceFolder
 from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.metrics.meters import Meters
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import earliest
 from dsu.prediction.predict import Outcome, predict_job
-from dsu.prediction.targets import Job, PredictionSettings, Target
+from dsu.prediction.targets import Job, Target
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
+from dsu.settings import ExtractionSettings, PredictionSettings
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -169,9 +170,9 @@ def _bare(
         return time.perf_counter() - started
 
     with progress.task("encoders alone", 2 * count, "views") as task:
-        whole, maps = seconds(DEFAULT_FEATURES), seconds(GUIDE_ONLY)
+        whole, maps = seconds(usual := ExtractionSettings().features), seconds(GUIDE_ONLY)
     # Of four views, the last three take as long as any that is of V alone.
-    return {DEFAULT_FEATURES: 4 * count / (whole + 3 * maps), GUIDE_ONLY: count / maps}
+    return {usual: 4 * count / (whole + 3 * maps), GUIDE_ONLY: count / maps}
 
 
 def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:

@@ -13,10 +13,10 @@ import hashlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ALL_FLIPS",
@@ -145,14 +145,14 @@ def draw_samples(seed: int, epoch: int, names: Sequence[str], empty: Collection[
     return sorted(drawn, key=lambda one: (_draw(f"order/{seed}/{epoch}/{one[0]}/{one[1]}"), one))
 
 
-def flip(batch: Tensor, views: Tensor) -> Tensor:
+def flip(batch: "Tensor", views: "Tensor") -> "Tensor":
     """Each sample of (B, H, W, ...) flipped as its view, by number in `views` (B,); exact, and its own inverse.
 
     Nothing is looked up on the host: on a GPU this waits for nothing.
     """
     for bit, side in ((1, 2), (2, 1)):
         turned = (views & bit).bool().view(-1, *(1,) * (batch.ndim - 1))
-        batch = torch.where(turned, batch.flip(side), batch)
+        batch = batch.flip(side).where(turned, batch)
     return batch
 
 

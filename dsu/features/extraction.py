@@ -10,21 +10,22 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from dsu.batches import Batch, ImageSamples, prefetch
+from dsu.choices import Precision
 from dsu.config import PRESETS, DSUNetConfig
 from dsu.data.datasets import describe, find_dataset
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, augmentation_of
 from dsu.encoders.weights import EncoderWeights, MissingWeightsError, load_encoders
 from dsu.errors import DsuError
-from dsu.features.extraction_plan import ExtractionPlan, ExtractionSettings, plan_extraction
+from dsu.features.extraction_plan import ExtractionPlan, plan_extraction
 from dsu.features.stores import SourceFolder, find_stores, store_path
 from dsu.features.writing import writing
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet
 from dsu.network.resume import check_features, guide_names
 from dsu.progress import SILENT, Progress
-from dsu.runtime import Precision, Runtime, choose_runtime
-from dsu.settings import torch_type
+from dsu.runtime import Runtime, choose_runtime, torch_type
+from dsu.settings import ExtractionSettings
 
 __all__ = ["CachePlan", "cache_features", "extract"]
 

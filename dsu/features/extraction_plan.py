@@ -9,7 +9,7 @@ import numpy as np
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Inspection, Split, inspect
-from dsu.data.views import ALL_FLIPS, FLIPPED_WHEN_READ, UNFLIPPED, Views, augmentation_of, view_count, view_index
+from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import (
     SourceFolder,
@@ -26,45 +26,10 @@ from dsu.network.network import default_encoder_batch_size
 from dsu.network.resume import feature_shape, guide_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.settings import FeatureDtype
-from dsu_cache import Changes, Compressor, Entry, Fingerprint, Store
+from dsu.settings import ExtractionSettings
+from dsu_cache import Changes, Entry, Fingerprint, Store
 
-__all__ = ["DEFAULT_FEATURES", "ExtractionPlan", "ExtractionSettings", "plan_extraction"]
-
-DEFAULT_FEATURES = ("V", "S1", "S2", "S3", "S4")
-
-
-@dataclass(frozen=True)
-class ExtractionSettings:
-    """What stage one stores, and how.
-
-    Attributes:
-        features: what is stored beside pixels and mask, which always are.
-        views: the views of DINOv2's maps that a training split keeps (test splits keep one).
-        level_views: the views of Hiera's levels and tokens.
-        feature_dtype: float16 or float32.
-        encoder_batch_size: samples that the encoders see at once; None: the store's, or what suits the device.
-        compressor: None, zstd or blosc.
-        foreground: mask values that count as foreground, None to recognise them.
-        rebuild: drop arrays whose fingerprint differs instead of refusing.
-    """
-
-    features: tuple[str, ...] = DEFAULT_FEATURES
-    views: Views = ALL_FLIPS
-    level_views: Views = UNFLIPPED
-    feature_dtype: FeatureDtype = "float16"
-    encoder_batch_size: int | None = None
-    compressor: Compressor = None
-    foreground: tuple[int, ...] | None = None
-    rebuild: bool = False
-
-    def views_of(self, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:
-        """The views in which array `name` is kept; of pixels and masks no flips, but every cached augmentation."""
-        if kind == "test":
-            return (0,)
-        if name in FLIPPED_WHEN_READ:
-            return Views(1, max(self.views.extra, self.level_views.extra)).numbers
-        return (self.views if name in guide_names(config) else self.level_views).numbers
+__all__ = ["ExtractionPlan", "plan_extraction"]
 
 
 @dataclass
@@ -171,10 +136,19 @@ def plan_extraction(
         _add_arrays(store, wanted, settings, config)
     plan = ExtractionPlan(split, inspection, store, changes, drift, settings, config, encoder_batch_size)
     for name in wanted:
-        for view in settings.views_of(name, split.kind, config):
+        for view in _kept_views(settings, name, split.kind, config):
             for missing in store.missing(name, [view_index(name, view)]):
                 plan.todo.setdefault(missing.shard, []).append((name, view))
     return plan
+
+
+def _kept_views(settings: ExtractionSettings, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:
+    """The views in which array `name` is kept; of pixels and masks no flips, but every cached augmentation."""
+    if kind == "test":
+        return (0,)
+    if name in FLIPPED_WHEN_READ:
+        return Views(1, max(settings.views.extra, settings.level_views.extra)).numbers
+    return (settings.views if name in guide_names(config) else settings.level_views).numbers
 
 
 def _encoder_batch_size(settings: ExtractionSettings, store: Store | None, runtime: Runtime) -> int:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import SampleMetadata, inspect
 from dsu.data.masks import MaskFormat
@@ -16,8 +17,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import fingerprint
 from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress
-from dsu.runtime import Precision, Runtime
-from dsu.settings import FeatureDtype
+from dsu.runtime import Runtime
 from dsu_cache import CacheError, CorruptError, Store, check_readable, is_store
 
 __all__ = [

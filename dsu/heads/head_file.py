@@ -11,12 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dsu import __version__
+from dsu.choices import FeatureDtype
 from dsu.config import DSUNetConfig
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.files import atomic_write
 from dsu.hub import fetch, is_hub_name
-from dsu.settings import FeatureDtype, torch_type
+from dsu.runtime import torch_type
 
 __all__ = [
     "CONFIG_FILE",

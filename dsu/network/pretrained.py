@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dsu.choices import FeatureDtype
 from dsu.config import Ablation, build_config
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import DsuError, UsageError
@@ -15,7 +16,7 @@ from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, load_head, resolve_head, save_head
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
-from dsu.settings import FeatureDtype, torch_type
+from dsu.runtime import torch_type
 
 __all__ = ["WeightsOf", "create_model", "from_pretrained", "load_network", "save_pretrained"]
 

@@ -1,7 +1,5 @@
 """From a head's file to a network, and from its logits to masks: what every way of predicting shares."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,16 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dsu.batches import Batch
+from dsu.choices import Normalization
 from dsu.graphs import GraphRunner, Outputs
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
 from dsu.runtime import Runtime
 
-__all__ = ["Normalization", "Predictor", "finish_mask", "mask_of", "resize_logits"]
-
-Normalization = Literal["minmax", "none"]
-"""`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
-without any object into a full-range mask."""
+__all__ = ["Predictor", "finish_mask", "mask_of", "resize_logits"]
 
 
 def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalization) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsu.batches import Batch, Samples, StoredSamples, prefetch
+from dsu.choices import Normalization
 from dsu.data.images import UnreadableImage, file_sha256, read_image, resize_image
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
@@ -26,11 +27,12 @@ from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
-from dsu.prediction.inference import Normalization, Predictor, finish_mask, mask_of
-from dsu.prediction.targets import Job, PredictionSettings, Target
+from dsu.prediction.inference import Predictor, finish_mask, mask_of
+from dsu.prediction.targets import Job, Target
 from dsu.prediction.tiled_prediction import predict_tiled
 from dsu.progress import SILENT, Progress, Task
 from dsu.runtime import Runtime
+from dsu.settings import PredictionSettings
 from dsu_cache import Store
 
 __all__ = ["RECORD_FILE", "Outcome", "predict", "predict_job"]

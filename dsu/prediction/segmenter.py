@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsu.batches import Batch
+from dsu.choices import Normalization, Precision
 from dsu.data.images import read_image, resize_image
 from dsu.data.tiles import Tiling
 from dsu.encoders.weights import EncoderWeights
@@ -20,9 +21,9 @@ from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.network.resume import earliest
-from dsu.prediction.inference import Normalization, Predictor, finish_mask, mask_of
+from dsu.prediction.inference import Predictor, finish_mask, mask_of
 from dsu.prediction.tiled_prediction import segment_tiles, tiled_image
-from dsu.runtime import Precision, Runtime, choose_runtime
+from dsu.runtime import Runtime, choose_runtime
 
 __all__ = ["Segmenter"]
 

@@ -4,8 +4,9 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from dsu.choices import Normalization
 from dsu.data.datasets import Split, find_dataset, find_images, is_benchmark
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.data.tiles import Tiling, image_name
@@ -22,40 +23,15 @@ from dsu.features.stores import (
 )
 from dsu.heads.head_file import HeadInfo, read_head_info
 from dsu.network.resume import ResumePoint, earliest, resume_point
-from dsu.prediction.inference import Normalization
 from dsu.prediction.outputs import check_outputs, output_files
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
+from dsu.settings import PredictionSettings
 from dsu_cache import Store
 
-__all__ = ["Job", "Kind", "PredictionSettings", "Target", "prepare_jobs"]
-
-Kind = Literal["mask", "overlay", "cutout"]
+__all__ = ["Job", "Target", "prepare_jobs"]
 
 _SHOWN: Final = 10
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """How masks are made and written.
-
-    Attributes:
-        kind: an 8-bit mask, the image under a coloured mask, or the object with alpha.
-        threshold: in [0, 1]; None keeps the soft mask.
-        normalization: None takes min-max for benchmarks and none for everything else.
-        overwrite: write over predictions of another head or other settings.
-        batch_size: images, or tiles, that the network sees at once.
-        tile, overlap: how images are cut; None: as those were that the head was trained on, and with `tile` 0 they
-            stay whole.
-    """
-
-    kind: Kind = "mask"
-    threshold: float | None = None
-    normalization: Normalization | None = None
-    overwrite: bool = False
-    batch_size: int = 8
-    tile: int | None = None
-    overlap: int | None = None
 
 
 @dataclass(frozen=True)
@@ -298,7 +274,7 @@ class _Finder:
         point: ResumePoint,
     ) -> Job:
         benchmark = source is not None and source.benchmark
-        normalization = self.settings.normalization or ("minmax" if benchmark else "none")
+        normalization = self.settings.normalize or ("minmax" if benchmark else "none")
         # A data set's samples are called without ending already, but for those that differ in nothing else.
         outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]

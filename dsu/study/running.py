@@ -15,11 +15,12 @@ from dsu.evaluation.ground_truth import find_judged_sets
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HEAD_FILE, predictions_folder, read_head_info
 from dsu.prediction.predict import predict
-from dsu.prediction.targets import PredictionSettings, prepare_jobs
+from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress, Task, counted
 from dsu.report import as_csv, as_json
 from dsu.runtime import Runtime, choose_runtime, machine_name
-from dsu.settings import read_settings
+from dsu.settings import PredictionSettings, TrainingSettings
+from dsu.settings_file import read_settings
 from dsu.study.plan import Member, Study
 from dsu.study.results import Result, epochs_of, read_result, result_of_set, write_result
 from dsu.study.summary import Finished
@@ -139,7 +140,7 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
 
 def _runtime(member: Member) -> Runtime:
     """The device that is asked for, at the precision of training."""
-    precision = read_settings(member.folder / SETTINGS_FILE, {}).precision
+    precision = read_settings(TrainingSettings, {}, member.folder / SETTINGS_FILE).precision
     return choose_runtime(member.settings.device, precision, "of training")
 
 

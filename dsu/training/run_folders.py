@@ -5,7 +5,8 @@ from typing import Final
 
 from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, STATE_FILE, is_finished, stopped_runs
-from dsu.settings import TrainingSettings, read_settings
+from dsu.settings import TrainingSettings
+from dsu.settings_file import read_settings
 
 __all__ = [
     "SETTINGS_FILE",
@@ -107,6 +108,6 @@ def _cannot_go_on(folder: Path) -> str:
 
 def _read_run(folder: Path) -> TrainingSettings:
     try:
-        return read_settings(folder / SETTINGS_FILE, {})
+        return read_settings(TrainingSettings, {}, folder / SETTINGS_FILE)
     except UsageError as error:
         raise DsuError(f"{folder} has no readable {SETTINGS_FILE} to resume by: start the run anew.") from error

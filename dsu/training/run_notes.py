@@ -1,11 +1,11 @@
 """What the user of a training run should know before it starts."""
 
+from dsu.choices import FeatureDtype
 from dsu.config import DSUNetConfig
 from dsu.features.stores import again
 from dsu.graphs import EAGER_CALLS
 from dsu.network.resume import LEVEL_NAMES, feature_shape, resume_point
-from dsu.runtime import Runtime
-from dsu.settings import FeatureDtype, torch_type
+from dsu.runtime import Runtime, torch_type
 from dsu.training.trainer import Trainer
 from dsu_cache import Store
 

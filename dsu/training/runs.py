@@ -24,8 +24,8 @@ from dsu.heads.head_file import HeadInfo, resolve_head, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress
-from dsu.runtime import Runtime, choose_runtime
-from dsu.settings import TrainingSettings, torch_type
+from dsu.runtime import Runtime, choose_runtime, torch_type
+from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
 from dsu.training.init_from import start_from
 from dsu.training.run_folders import (

@@ -12,7 +12,7 @@ from support import Dsu
 from dsu.config import build_config
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
-from dsu.features.extraction_plan import ExtractionSettings
+from dsu.settings import ExtractionSettings
 
 
 @pytest.fixture(scope="session")

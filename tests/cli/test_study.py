@@ -19,7 +19,7 @@ from dsu.config import build_config
 from dsu.data.views import UNFLIPPED
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
-from dsu.features.extraction_plan import ExtractionSettings
+from dsu.settings import ExtractionSettings
 
 RECIPE = ("--adapt-last", 0, "--views", "none", "--epochs", 2, "--batch-size", 2, "--sheet-every", 0)
 

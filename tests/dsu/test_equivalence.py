@@ -12,8 +12,7 @@ from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import Report, check_equivalence
 from dsu.features.extraction import cache_features
-from dsu.features.extraction_plan import ExtractionSettings
-from dsu.settings import TrainingSettings
+from dsu.settings import ExtractionSettings, TrainingSettings
 from dsu_cache import Store
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)

@@ -9,11 +9,12 @@ import pytest
 HOUSE = Path(__file__).parents[2]
 
 ROOMS = (
-    ("environment", "errors", "progress"),
+    ("choices", "environment", "errors", "progress"),
     ("config", "files", "hub", "runtime", "threads"),
     ("loss",),
     ("data",),
     ("batches", "pictures", "settings"),
+    ("settings_file",),
     ("sheets",),
     ("encoders",),
     ("heads",),

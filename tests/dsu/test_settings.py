@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from dsu.errors import UsageError
-from dsu.settings import TrainingSettings, read_settings
+from dsu.settings import TrainingSettings
+from dsu.settings_file import read_settings
 
 
 def test_options_go_over_the_file_and_none_means_not_given(tmp_path: Path) -> None:

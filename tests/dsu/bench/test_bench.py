@@ -20,9 +20,9 @@ from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED
 from dsu.bench.timing import GpuWork, Timing, matrix_rate, ratio, summed, take_turns
 from dsu.config import build_config
 from dsu.encoders.weights import EncoderWeights, load_encoders
-from dsu.features.extraction_plan import ExtractionSettings
 from dsu.network.resume import feature_shape, resume_point
 from dsu.runtime import choose_runtime
+from dsu.settings import ExtractionSettings
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 

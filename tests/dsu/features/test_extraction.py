@@ -16,8 +16,8 @@ from dsu.data.views import Views
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
-from dsu.features.extraction_plan import ExtractionSettings
 from dsu.network.network import DSUNet
+from dsu.settings import ExtractionSettings
 from dsu_cache import Store
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)

@@ -12,9 +12,8 @@ from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.extraction import CachePlan, cache_features
-from dsu.features.extraction_plan import ExtractionSettings
 from dsu.features.stores import check_samples, source_of
-from dsu.settings import TrainingSettings
+from dsu.settings import ExtractionSettings, TrainingSettings
 from dsu.training.runs import Run, open_run
 from dsu_cache import StaleError, Store
 from dsu_cache.metadata import read_metadata, write_metadata

@@ -18,11 +18,10 @@ from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import check_equivalence
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
-from dsu.features.extraction_plan import ExtractionSettings
 from dsu.features.stores import find_store
 from dsu.heads.head_file import HEAD_FILE
 from dsu.progress import SILENT
-from dsu.settings import TrainingSettings
+from dsu.settings import ExtractionSettings, TrainingSettings
 from dsu.training.runs import Run, open_run
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)

@@ -1,0 +1,25 @@
+"""The words that settings choose among. Nothing here imports torch: the command line's help reads them."""
+
+from typing import Literal
+
+__all__ = ["BceKind", "FeatureDtype", "MaskKind", "Normalization", "Precision", "RegionKind"]
+
+FeatureDtype = Literal["float16", "float32"]
+"""The type to which whatever is stored is rounded."""
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+RegionKind = Literal["iou", "tversky"]
+"""The paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own
+(arXiv 1706.05721)."""
+
+BceKind = Literal["plain", "weighted", "focal"]
+"""In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
+`focal` weighs each pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
+
+MaskKind = Literal["mask", "overlay", "cutout"]
+"""An 8-bit mask, the image under a coloured mask, or the object with alpha."""
+
+Normalization = Literal["minmax", "none"]
+"""`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
+without any object into a full-range mask."""

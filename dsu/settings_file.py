@@ -1,0 +1,76 @@
+"""Settings out of options and YAML files, with errors that name the option or the field."""
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from dsu.errors import UsageError, validation_reasons
+from dsu.settings import Settings
+
+__all__ = ["read_settings"]
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(kind: type[S], options: Mapping[str, Any], file: Path | None = None) -> S:
+    """Settings out of a YAML file with options on top: those called like a field of `kind` that are not None.
+
+    Raises `UsageError` naming the file and the field, or the option.
+    """
+    from_file = {} if file is None else _read_yaml(file)
+    given = {name: options[name] for name in kind.model_fields if options.get(name) is not None}
+
+    def spell(field: str) -> str:
+        return f"--{field.replace('_', '-')}" if field in given else field
+
+    try:
+        return kind(**(from_file | given))
+    except ValidationError as error:
+        of_options = file is None or {item["loc"][0] for item in error.errors()} <= given.keys()
+        where = "" if of_options else f"In the settings file {file}, "
+        reasons = validation_reasons(error, kind.model_fields, spell)
+        raise UsageError(f"{where}{reasons}{'' if reasons.endswith('?') else '.'}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no field twice: YAML's own would quietly take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UsageError(f"The settings file {path} can't be read ({error.strerror}): check the path.") from error
+    # Nesting without end exhausts the parser, dates that there are not are plain ValueErrors.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"The settings file {path} is no valid YAML ({_yaml_reason(error)}): write `field: value` lines, such as "
+            f"`epochs: 20`."
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"The settings file {path} must hold `field: value` lines, such as `epochs: 20`.")
+    return content
+
+
+def _yaml_reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())[:160]
