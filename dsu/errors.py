@@ -77,5 +77,7 @@ def _reason(item: "ErrorDetails", known: Collection[str], spell: Callable[[str],
         # reprlib: a value out of a file may be of any length and depth.
         # pydantic gives the bounds of numbers as 1.0.
         context = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in context.items()}
-        return f"{field or 'it'} must be {_WANTED[item['type']].format(**context)}, not {reprlib.repr(item['input'])}"
+        wanted = _WANTED[item["type"]].format(**context)
+        near = did_you_mean(str(item["input"]), wanted.split("'")[1::2]) if item["type"] == "literal_error" else ""
+        return f"{field or 'it'} must be {wanted}, not {reprlib.repr(item['input'])}{near}"
     return f"{field} {item['msg'].removeprefix('Value error, ')}".strip()

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from dsu.errors import DsuError
 
 __all__ = ["atomic_write", "make_folder"]
@@ -59,10 +61,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 def _sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder: looked at once, when this process first writes there."""
     for stray in folder.glob(f".*{PARTIAL}"):
-        # Here, since Zarr comes with it, and there is hardly ever anything to sweep.
-        from dsu_cache.locks import is_running
-
         writer = stray.name.split(".")[2]
-        if writer.isdecimal() and not is_running(int(writer)):
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
             with suppress(OSError):
                 stray.unlink()

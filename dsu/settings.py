@@ -57,7 +57,9 @@ def option(
 
 def _listed(text: object) -> object:
     """`V,S1` taken apart, each name once."""
-    return dict.fromkeys(name.strip() for name in text.split(",") if name.strip()) if isinstance(text, str) else text
+    if isinstance(text, str):
+        return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    return text
 
 
 _Views = Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)]
@@ -67,7 +69,7 @@ _Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 class Settings(BaseModel):
     """Checked values that nothing changes afterwards; a field that there is not is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,8 +1,10 @@
 """What tests of several rooms share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
 
 import numpy as np
 from click.testing import Result
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
     from dsu.network.network import DSUNet
 
-__all__ = ["TINY", "Dsu", "pixel_difference", "toy_network"]
+__all__ = ["TINY", "Dsu", "empty_weights", "pixel_difference", "toy_network"]
 
 TINY: Final = ("--preset", "toy", "--hiera-size", "128", "--dino-size", "126")
 """The smallest network there is: reflect padding wants S4 of 4x4, which is an input of 128."""
@@ -26,6 +28,25 @@ def pixel_difference(first: Path, second: Path) -> int:
     """The largest difference of two grey pictures, in grey levels."""
     a, b = (np.asarray(Image.open(path)).astype(int) for path in (first, second))
     return int(np.abs(a - b).max())
+
+
+@contextmanager
+def empty_weights() -> "Iterator[None]":
+    """Modules that are built inside have parameters without memory: for counting what would take gigabytes.
+
+    torch's own meta device forbids reading values, which sam2's trunk does while it is built.
+    """
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    with patch.object(nn.Module, "register_parameter", on_meta):
+        yield
 
 
 def toy_network(

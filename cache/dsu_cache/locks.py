@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from dsu_cache.errors import BusyError
 
 _PATIENCE: Final = 0.3
@@ -97,17 +99,6 @@ def holder(path: Path) -> str | None:
         os.close(descriptor)
 
 
-def is_running(process: int) -> bool:
-    """Whether a process of this machine is alive, whoever's it is."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool:
     deadline = time.monotonic() + patience
     while True:
@@ -136,4 +127,4 @@ def _may_live(line: str) -> bool:
     words = line.split()
     if len(words) < 4 or not words[1].isdecimal() or words[3] != socket.gethostname():
         return bool(words)
-    return is_running(int(words[1]))
+    return bool(psutil.pid_exists(int(words[1])))

@@ -12,6 +12,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Final
 
+import psutil
+
 from dsu import __version__
 from dsu.doctor.findings import Finding
 from dsu.doctor.next_steps import next_steps
@@ -20,7 +22,7 @@ from dsu.errors import DsuError
 __all__ = ["Diagnosis", "diagnose"]
 
 _LIBRARIES: Final = (
-    *("torch", "torchvision", "sam2", "timm", "accelerate", "safetensors", "huggingface_hub", "zarr", "numcodecs"),
+    *("torch", "torchvision", "sam2", "timm", "safetensors", "huggingface_hub", "zarr", "numcodecs"),
     *("tensorstore", "numpy", "pillow", "pysodmetrics", "pydantic", "matplotlib"),
 )
 
@@ -122,14 +124,15 @@ def _machine() -> tuple[Finding, ...]:
     threads = torch.get_num_threads()
     limit = os.environ.get("OMP_NUM_THREADS")
     why = f"OMP_NUM_THREADS={limit}" if limit else "one a core"
-    found = [
+    memory = psutil.virtual_memory()
+    sizes = {"bytes": memory.total, "free_bytes": memory.available}
+    return (
         Finding("device", runtime.describe(), value=str(runtime.device)),
         Finding("precision", runtime.precision),
         *cards,
         Finding("threads", f"{threads} ({why}; {os.cpu_count()} cores)", value=threads),
-    ]
-    memory = _memory()
-    return (*found, memory) if memory else tuple(found)
+        Finding("memory", _sizes(memory.total, memory.available), value=sizes),
+    )
 
 
 def _cards() -> list[Finding]:
@@ -147,16 +150,6 @@ def _cards() -> list[Finding]:
         value = {"name": name, "bytes": total, "free_bytes": free}
         found.append(Finding(f"cuda:{index}", f"{name}, {_sizes(total, free)}", value=value))
     return found
-
-
-def _memory() -> Finding | None:
-    """The machine's, where the system says."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    except (OSError, ValueError, KeyError):
-        return None
-    return Finding("memory", _sizes(total, free), value={"bytes": total, "free_bytes": free})
 
 
 def _sizes(total: int, free: int) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import init_empty_weights
+from support import empty_weights
 from torch import nn
 
 from dsu.config import DINOS, HIERAS, PRESETS, DSUNetConfig, build_config
@@ -36,7 +36,7 @@ def test_the_papers_head_counts_to_the_integer(large: Head) -> None:
 
 def test_the_papers_encoders_count_to_the_integer(large: Head) -> None:
     config = build_config("large")
-    with init_empty_weights():  # sam2's trunk reads values while it is built, which torch's meta device forbids
+    with empty_weights():  # sam2's trunk reads values while it is built, which torch's meta device forbids
         hiera = build_hiera(config.hiera)
         dino = build_dino(config.dino, config.dino_size)
     assert count(hiera) == 212_149_296
@@ -76,7 +76,7 @@ def test_every_preset_builds(preset: str) -> None:
     assert config.preset == preset
     assert config.adapt_last == config.hiera.depth
     assert DSUNetConfig.model_validate_json(config.model_dump_json()) == config
-    with init_empty_weights():
+    with empty_weights():
         hiera = build_hiera(config.hiera)
         build_dino(config.dino, config.dino_size)
         head = Head(config)

@@ -10,11 +10,18 @@ from dsu.settings_file import read_settings
 def test_options_go_over_the_file_and_none_means_not_given(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("epochs: 7\nlr: 1e-4\nviews: 2\n")
-    settings = read_settings(file, {"epochs": 3, "lr": None})
+    settings = read_settings(TrainingSettings, {"epochs": 3, "lr": None}, file)
     assert (settings.epochs, settings.lr, str(settings.views)) == (3, 1e-4, "width")
-    assert read_settings(None, {}) == TrainingSettings()
+    assert read_settings(TrainingSettings, {}) == TrainingSettings()
     file.write_text("# nothing\n")
-    assert read_settings(file, {}) == TrainingSettings()
+    assert read_settings(TrainingSettings, {}, file) == TrainingSettings()
+
+
+def test_what_a_file_switches_on_an_option_switches_off(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("balance: true\ncompile: true\n")
+    settings = read_settings(TrainingSettings, {"balance": False, "compile": None}, file)
+    assert (settings.balance, settings.compile) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,6 @@ def test_a_bad_file_is_named_with_its_field(tmp_path: Path, text: str, named: st
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
-        read_settings(file, {})
+        read_settings(TrainingSettings, {}, file)
     assert "bad.yaml" in str(caught.value)
     assert named in str(caught.value)

@@ -1,52 +1,45 @@
 """Figures in a tracker: what is noted, when, and what a missing package is called."""
 
+import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from safetensors.torch import load_file
 from support import TINY, Dsu
 
-from dsu.errors import DsuError, UsageError
-from dsu.training.tracking import check_tracker
+from dsu.errors import DsuError
+from dsu.training.tracking import TRACKERS, Tracker, WeightsAndBiases, check_tracker
 
 NOTED: list[tuple[int, dict[str, float]]] = []
 CONFIGS: list[dict[str, Any]] = []
 
 
-class Notebook(GeneralTracker):  # type: ignore[misc]
+class Notebook(Tracker):
     """A tracker that keeps what it is given."""
 
-    name = "notebook"
-    requires_logging_directory = False
     finished = 0
 
-    def __init__(self, run_name: str, **options: Any) -> None:
-        super().__init__()
-        self.run_name = run_name
+    def open(self, out: Path, recipe: Mapping[str, Any]) -> None:
+        CONFIGS.append(dict(recipe))
 
-    @property
-    def tracker(self) -> "Notebook":
-        return self
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        CONFIGS.append(values)
-
-    def log(self, values: dict[str, float], step: int | None = None, **options: Any) -> None:
-        assert step is not None
+    def log(self, values: Mapping[str, float], step: int) -> None:
         if any(value != value for value in values.values()):
             raise RuntimeError("the notebook is full")
-        NOTED.append((step, values))
+        NOTED.append((step, dict(values)))
 
-    def finish(self) -> None:
+    def close(self) -> None:
         type(self).finished += 1
 
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> type[Notebook]:
-    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    """In TensorBoard's place, which need not be installed."""
+    monkeypatch.setitem(TRACKERS, "tensorboard", Notebook)  # type: ignore[arg-type]
+    monkeypatch.setattr("dsu.training.tracking.find_spec", lambda name: object())
     NOTED.clear(), CONFIGS.clear()
     Notebook.finished = 0
     return Notebook
@@ -57,7 +50,7 @@ def test_figures_are_noted_over_the_steps_of_the_run(
 ) -> None:
     monkeypatch.setattr("dsu.training.tracking.STEPS", 2)
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
-    train = ("train-head", "--epochs", 2, "--batch-size", 4, "--val-fraction", 0.1, "--quiet", "--track", "notebook")
+    train = ("train-head", "--epochs", 2, "--batch-size", 4, "--val-fraction", 0.1, "--quiet", "--track", "tensorboard")
     dsu(*train, "--out", "run")
     [config] = CONFIGS
     assert config["epochs"] == 2 and None not in config.values()
@@ -82,26 +75,38 @@ def test_a_tracker_that_fails_is_one_sentence(
         raise RuntimeError("the notebook is full")
 
     monkeypatch.setattr(Notebook, "log", full)
-    said = dsu("train-head", "--epochs", 1, "--out", "run", "--track", "notebook", exit_code=1).output
-    assert "notebook has failed (the notebook is full)" in said and "--resume" in said
+    said = dsu("train-head", "--epochs", 1, "--out", "run", "--track", "tensorboard", exit_code=1).output
+    assert "tensorboard has failed (the notebook is full)" in said and "--resume" in said
     assert Notebook.finished == 1
     monkeypatch.undo()
     dsu("train-head", "--resume", "--out", "run", exit_code=None)
 
 
-def test_unknown_and_missing_trackers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"can't be 'tensorbord': give .*did you mean 'tensorboard'"):
-        check_tracker("tensorbord")
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
-    with pytest.raises(DsuError, match=r"pip install 'dsu\[tracking\]'"):
-        check_tracker("tensorboard")
-    with pytest.raises(DsuError, match="pip install wandb"):
-        check_tracker("wandb")
+def test_missing_trackers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsu.training.tracking.find_spec", lambda name: None)
+    for name in TRACKERS:
+        with pytest.raises(DsuError, match=f"--track {name} wants .*: run `pip install {name}`"):
+            check_tracker(name)
+
+
+def test_weights_and_biases_is_given_the_run_its_settings_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+    run = SimpleNamespace(log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append(("end",)))
+    wandb = ModuleType("wandb")
+    wandb.init = lambda **given: seen.append((given["project"], given["name"], given["config"])) or run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    tracker = WeightsAndBiases()
+    tracker.open(tmp_path / "run", {"epochs": 2})
+    tracker.log({"epoch/loss": 0.5}, 4)
+    tracker.close()
+    assert seen == [("dsu", "run", {"epochs": 2}), (4, {"epoch/loss": 0.5}), ("end",)]
 
 
 def test_the_command_refuses_a_tracker_before_any_work(dsu: Dsu) -> None:
-    said = dsu("train-head", "--track", "paper", exit_code=2).output
-    assert "--track can't be 'paper'" in said
+    said = dsu("train-head", "--track", "tensorbord", exit_code=2).output
+    assert "--track must be 'tensorboard' or 'wandb', not 'tensorbord'; did you mean 'tensorboard'?" in said
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
@@ -110,7 +115,7 @@ def test_tensorboard_reads_what_was_noted(dsu: Dsu, drawn: Path) -> None:
 
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     dsu("train-head", "--epochs", 2, "--out", "run", "--quiet", "--track", "tensorboard")
-    events = EventAccumulator(str(Path("run/tracking/dsu")))
+    events = EventAccumulator(str(Path("run/tracking")))
     events.Reload()
     assert [event.step for event in events.Scalars("epoch/loss")] == [2, 4]
     assert {"validation/S", "epoch/lr", "speed/images_per_second"} <= set(events.Tags()["scalars"])
