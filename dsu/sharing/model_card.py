@@ -125,7 +125,7 @@ def _check_free(head: Path, out: Path, overwrite: bool) -> None:
 def _config(facts: HeadFacts, public: HeadInfo) -> dict[str, Any]:
     """Read by people and tools; dsu itself goes by the head's file alone."""
     fields = {**facts.to_json(), **public.model_dump(mode="json"), "encoders": facts.to_json()["encoders"]}
-    return {"library_name": "dsu", **{key: value for key, value in fields.items() if key not in ("path", "bytes")}}
+    return {"library_name": "dsu-net", **{key: value for key, value in fields.items() if key not in ("path", "bytes")}}
 
 
 def _front_matter(facts: HeadFacts, name: str, licence: str) -> str:
@@ -135,7 +135,7 @@ def _front_matter(facts: HeadFacts, name: str, licence: str) -> str:
     repositories = [encoder.source.repository for encoder in facts.encoders if encoder.source]
     card = ModelCardData(
         license=licence,
-        library_name="dsu",
+        library_name="dsu-net",
         pipeline_tag="image-segmentation",
         tags=["dsu", "dsu-net", "image-segmentation", "sam2", "dinov2", *_task_tags(facts)],
         base_model=repositories or None,
@@ -168,6 +168,7 @@ def _what_it_is(facts: HeadFacts) -> str:
 
 def _how_to_use(name: str) -> str:
     return (
+        "With the package `dsu-net`, installed from its source (`dsu` in the package registry is another program):\n\n"
         "```python\nfrom dsu import Segmenter\n"
         f'segmenter = Segmenter.from_pretrained("{name}")\n'
         'mask = segmenter.predict("photo.jpg")  # float32 (height, width) in [0, 1]\n```\n\n'

@@ -2,11 +2,14 @@
 
 import itertools
 import os
+import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
+from settings_page import PAGE, settings_page
 from support import TINY, Dsu
 
 HOUSE = Path(__file__).parents[2]
@@ -40,6 +43,25 @@ def commands(document: Path) -> list[str]:
 
 def test_there_are_commands_to_run() -> None:
     assert sum(len(commands(document)) for document in DOCUMENTS) > 20
+
+
+def test_the_page_of_settings_is_made_of_their_fields() -> None:
+    assert PAGE.read_text(encoding="utf-8") == settings_page(), "run `python tests/settings_page.py`"
+
+
+def test_no_install_line_fetches_a_strangers_package() -> None:
+    """The registry's `dsu` is another program, and `dsu-net` is not in it: a path or an address is installed."""
+    assert tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]["name"] == "dsu-net"
+    folders = [HOUSE / name for name in ("dsu", "cache", "cli", "docs", ".ci")]
+    files = [HOUSE / "README.md", HOUSE / "Makefile", *(path for folder in folders for path in folder.rglob("*"))]
+    lines = [
+        line
+        for path in files
+        if path.is_file() and path.suffix != ".pyc"
+        for line in re.findall(r"pip install ([^`\n]*)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(lines) > 4
+    assert [line for line in lines if re.search(r"(^|[\s'\"])dsu(-net)?(\[\w+\])?($|[\s'\"=<>~!](?! *@))", line)] == []
 
 
 @pytest.mark.slow

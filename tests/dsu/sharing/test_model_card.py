@@ -91,7 +91,7 @@ def test_the_hubs_own_reader_understands_the_card(tmp_path: Path) -> None:
     assert card_file.name == CARD_FILE
     card = ModelCard.load(card_file, ignore_metadata_errors=False)
     fields = card.data.to_dict()
-    assert fields["license"] == "apache-2.0" and fields["library_name"] == "dsu"
+    assert fields["license"] == "apache-2.0" and fields["library_name"] == "dsu-net"
     assert fields["pipeline_tag"] == "image-segmentation" and fields["datasets"] == ["DUTS"]
     assert "salient-object-detection" in fields["tags"] and fields["base_model_relation"] == "adapter"
     assert fields["base_model"] == ["facebook/sam2.1-hiera-large", "timm/vit_large_patch14_dinov2.lvd142m"]
