@@ -41,18 +41,9 @@ PANELS: Final = ("Options", WHERE, NETWORK, _RECIPE, _WATCHING, MACHINE)
 """Under which options stand in the help, in order."""
 
 
-def option(
-    default: Any,
-    help: str,
-    panel: str = PANELS[0],
-    *,
-    metavar: str | None = None,
-    positional: bool = False,
-    **bounds: Any,
-) -> Any:
-    """A field with what the command line shows of it; its default is shown beside `help`, unless that is None."""
-    shown: dict[str, Any] = {"panel": panel, "metavar": metavar, "positional": positional}
-    return Field(default, description=help, json_schema_extra=shown, **bounds)
+def option(default: Any, help: str, panel: str = PANELS[0], *, metavar: str | None = None, **bounds: Any) -> Any:
+    """A field with what the command line shows of it; a metavar in brackets is that of an argument."""
+    return Field(default, description=help, json_schema_extra={"panel": panel, "metavar": metavar}, **bounds)
 
 
 def _listed(text: object) -> object:
@@ -175,10 +166,7 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
     """A run's settings (paper, Section IV.C): AdamW, cosine schedule stepped once an epoch, flips."""
 
     dataset: str | None = option(
-        None,
-        "A benchmark's name or a folder of yours (default: what was cached last).",
-        metavar="[NAME|FOLDER]",
-        positional=True,
+        None, "A benchmark's name or a folder of yours (default: what was cached last).", metavar="[NAME|FOLDER]"
     )
     end_to_end: bool = option(False, "Compute everything from the images, same data and order.")
     start_feature: str | None = option(None, "Stored feature to start from (default: the latest that can serve).")

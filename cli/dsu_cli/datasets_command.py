@@ -73,7 +73,7 @@ def check(
     data_root: options.DataRoot = Path("data"),
     images: options.Images = None,
     masks: options.Masks = None,
-    foreground: Annotated[list[int] | None, option_of(ExtractionSettings, "foreground")] = None,
+    foreground: Annotated[list[int] | None, option_of(ExtractionSettings.model_fields["foreground"])] = None,
     hiera_size: Annotated[
         int | None,
         typer.Option("--hiera-size", help="The network's input, at which objects are looked for (default: 352)."),

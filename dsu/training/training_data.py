@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsu.batches import ImageSamples, Samples, StoredSamples
-from dsu.config import DSUNetConfig, build_config
+from dsu.config import DSUNetConfig
 from dsu.data.datasets import SampleMetadata, Split, describe, find_dataset, inspect, unreadable
 from dsu.data.masks import MaskFormat
 from dsu.data.splitting import kfold_split, train_val_split
@@ -24,7 +24,7 @@ from dsu.features.stores import (
 )
 from dsu.network.resume import ResumePoint
 from dsu.progress import Progress
-from dsu.settings import TrainingSettings
+from dsu.settings import NetworkSettings, TrainingSettings
 from dsu_cache import Store
 
 __all__ = ["TrainingData", "encoders_as_settings", "encoders_asked", "find_training_data"]
@@ -112,8 +112,12 @@ def find_training_data(
 
 def encoders_asked(settings: TrainingSettings) -> str | None:
     """The name of the encoders that settings ask for; None where they leave that to the store."""
-    asked = (settings.preset, settings.hiera, settings.dino, settings.hiera_size, settings.dino_size)
-    return None if all(value is None for value in asked) else encoders_name(_config_of_settings(settings, None))
+    asked = NetworkSettings.model_fields
+    return (
+        None
+        if all(getattr(settings, name) is None for name in asked)
+        else encoders_name(_config_of_settings(settings, None))
+    )
 
 
 def _config_of_settings(settings: TrainingSettings, store: Store | None) -> DSUNetConfig:
@@ -124,15 +128,7 @@ def _config_of_settings(settings: TrainingSettings, store: Store | None) -> DSUN
         if adapt_last > like.hiera.depth:
             raise UsageError(f"This Hiera has {like.hiera.depth} blocks: --adapt-last {adapt_last} is too many.")
         return like.model_copy(update={"adapt_last": adapt_last, "ablation": settings.ablation})
-    return build_config(
-        settings.preset or "large",
-        hiera=settings.hiera,
-        dino=settings.dino,
-        hiera_size=settings.hiera_size,
-        dino_size=settings.dino_size,
-        adapt_last=settings.adapt_last,
-        ablation=settings.ablation,
-    )
+    return settings.config(adapt_last=settings.adapt_last, ablation=settings.ablation)
 
 
 def encoders_as_settings(config: DSUNetConfig) -> dict[str, str | int | None]:
