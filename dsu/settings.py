@@ -146,7 +146,7 @@ class ExtractionSettings(Settings):
     rebuild: bool = option(False, "Compute anew what was made of something else, instead of refusing.")
 
 
-class PredictionSettings(Settings):
+class PredictionSettings(TilingSettings):
     """How masks are made and written."""
 
     kind: MaskKind = option("mask", "An 8-bit mask, the image under a coloured mask, or the object cut out.")
@@ -157,7 +157,6 @@ class PredictionSettings(Settings):
     tile: int | None = option(
         None, "Cut images into tiles of this side in pixels (default: as in training; 0: whole).", ge=0
     )
-    overlap: int | None = option(None, "Pixels that tiles share at least (default: an eighth of --tile).", ge=0)
     batch_size: int = option(8, "Images, or tiles, at once.", gt=0, le=4096)
     overwrite: bool = option(False, "Write over predictions of another head or other settings.")
 

@@ -37,7 +37,7 @@ from dsu.training.run_folders import (
     unfinished_run,
 )
 from dsu.training.run_notes import run_notes
-from dsu.training.tracking import TRACKERS, check_tracker
+from dsu.training.tracking import Tracking, check_tracker
 from dsu.training.trainer import Trainer, TrainingPhase
 from dsu.training.training_data import TrainingData, encoders_as_settings, find_training_data
 from dsu_cache import Store
@@ -251,5 +251,5 @@ def _callbacks(trainer: Trainer, data: TrainingData) -> list[Callback]:
         pictures = data.samples(names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
         callbacks.append(Sheets(pictures, settings.sheet_every))
     if settings.track is not None:
-        callbacks.append(TRACKERS[settings.track]())
+        callbacks.append(Tracking(settings.track))
     return callbacks

@@ -1,11 +1,11 @@
-"""A run's figures in TensorBoard or Weights & Biases, as callbacks."""
+"""A run's figures in TensorBoard or Weights & Biases."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from dsu.errors import DsuError
 from dsu.training.callbacks import Callback
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
     from dsu.training.trainer import Trainer
 
-__all__ = ["TRACKERS", "TRACKING_FOLDER", "Tracker", "check_tracker"]
+__all__ = ["TRACKERS", "TRACKING_FOLDER", "Tracking", "check_tracker"]
 
 TRACKING_FOLDER: Final = "tracking"
 """In the run's folder: for trackers that write files. `tensorboard --logdir runs` finds it."""
@@ -39,104 +39,33 @@ _EPOCH_TAGS: Final = {
 }
 
 
-class Tracker(Callback, ABC):
-    """Notes every epoch's figures, and the loss every few steps.
-
-    All are noted over the same axis, the optimiser's steps since the run began, so that a run that is gone on with
-    goes on where it was.
-    """
-
-    _noted = 0
-    _opened = False
-
-    @abstractmethod
-    def open(self, out: Path, recipe: Mapping[str, Any]) -> None:
-        """Begin with the run in the folder `out`; `recipe` is its settings."""
-
-    @abstractmethod
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Note figures by their tags."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Write out what is pending."""
-
-    def on_train_start(self, trainer: "Trainer") -> None:
-        """Open the tracker. Raises `DsuError` where it can't be (a service that wants a login, a full disk)."""
-        if not trainer.epoch and not trainer.step_in_epoch:  # another run's, started anew in its folder
-            rmtree(trainer.out / TRACKING_FOLDER, ignore_errors=True)
-        recipe = {name: value for name, value in trainer.settings.model_dump(mode="json").items() if value is not None}
-        try:
-            self.open(trainer.out, recipe)
-        except Exception as error:  # whatever a service makes of a missing login or connection
-            raise _failed(trainer, error) from error
-        self._opened = True
-
-    def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
-        """Note the loss, if it is time; it was fetched from the device already."""
-        done = _step(trainer)
-        if done - self._noted >= STEPS and log.fetched:
-            self._noted = done
-            self._log(trainer, {"step/loss": log.recent})
-
-    def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
-        """Note the epoch's row of `metrics.csv`."""
-        self._log(trainer, {tag: row[name] for name, tag in _EPOCH_TAGS.items() if name in row})
-
-    def on_train_end(self, trainer: "Trainer") -> None:
-        """Close the tracker."""
-        if self._opened:
-            self.close()
-
-    def _log(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
-        try:
-            self.log(values, _step(trainer))
-        except Exception as error:
-            raise _failed(trainer, error) from error
+Opened: TypeAlias = tuple[Callable[[Mapping[str, float], int], None], Callable[[], None]]
+"""What notes figures by their tags at a step, and what writes out the pending ones at the end."""
 
 
-class TensorBoard(Tracker):
-    """Event files in the run's folder."""
+def _tensorboard(out: Path, recipe: Mapping[str, Any]) -> Opened:
+    from torch.utils.tensorboard import SummaryWriter
 
-    def open(self, out: Path, recipe: Mapping[str, Any]) -> None:
-        """The settings are noted as a text."""
-        from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(str(out / TRACKING_FOLDER))
+    writer.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in recipe.items()))
 
-        self._writer = SummaryWriter(str(out / TRACKING_FOLDER))
-        lines = [f"    {name}: {value}" for name, value in recipe.items()]
-        self._writer.add_text("settings", "\n".join(lines))
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """One scalar a tag, to be seen at once."""
+    def log(values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+            writer.add_scalar(tag, value, step)
+        writer.flush()  # to be seen at once
 
-    def close(self) -> None:
-        """Write out what is pending."""
-        self._writer.close()
+    return log, writer.close
 
 
-class WeightsAndBiases(Tracker):
-    """A run of that name in the project `dsu`."""
+def _wandb(out: Path, recipe: Mapping[str, Any]) -> Opened:
+    import wandb
 
-    def open(self, out: Path, recipe: Mapping[str, Any]) -> None:
-        """The settings are the run's config."""
-        import wandb
-
-        self._run = wandb.init(project="dsu", name=out.name, dir=str(out), config=dict(recipe))
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """One row a step."""
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Send what is pending."""
-        self._run.finish()
+    run = wandb.init(project="dsu", name=out.name, dir=str(out), config=dict(recipe))
+    return lambda values, step: run.log(dict(values), step=step), run.finish
 
 
-TRACKERS: Final[Mapping[str, type[Tracker]]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
-"""By the name of `--track`, which is that of the package, too."""
+TRACKERS: Final = {"tensorboard": _tensorboard, "wandb": _wandb}
+"""How each is opened for the run in a folder, with its settings; called like its package."""
 
 
 def check_tracker(name: str) -> None:
@@ -145,15 +74,59 @@ def check_tracker(name: str) -> None:
         raise DsuError(f"--track {name} wants a package that is not installed: run `pip install {name}`.")
 
 
+class Tracking(Callback):
+    """Notes every epoch's figures, and the loss every few steps, in one of `TRACKERS`.
+
+    All are noted over the same axis, the optimiser's steps since the run began, so that a run that is gone on with
+    goes on where it was.
+    """
+
+    def __init__(self, tracker: str) -> None:
+        self._tracker, self._noted = tracker, 0
+        self._opened: Opened | None = None
+
+    def on_train_start(self, trainer: "Trainer") -> None:
+        """Open the tracker. Raises `DsuError` where it can't be (a service that wants a login, a full disk)."""
+        if not trainer.epoch and not trainer.step_in_epoch:  # another run's, started anew in its folder
+            rmtree(trainer.out / TRACKING_FOLDER, ignore_errors=True)
+        recipe = {name: value for name, value in trainer.settings.model_dump(mode="json").items() if value is not None}
+        with self._failing():
+            self._opened = TRACKERS[self._tracker](trainer.out, recipe)
+
+    def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
+        """Note the loss, if it is time; it was fetched from the device already."""
+        done = _step(trainer)
+        if done - self._noted >= STEPS and log.fetched:
+            self._noted = done
+            self._log({"step/loss": log.recent}, done)
+
+    def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+        """Note the epoch's row of `metrics.csv`."""
+        self._log({tag: row[name] for name, tag in _EPOCH_TAGS.items() if name in row}, _step(trainer))
+
+    def on_train_end(self, trainer: "Trainer") -> None:
+        """Write out what is pending and close the tracker."""
+        if self._opened is not None:
+            self._opened[1]()
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        assert self._opened is not None
+        with self._failing():
+            self._opened[0](values, step)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a service makes of a missing login or connection
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise DsuError(
+                f"The tracker {self._tracker} has failed ({reason}): mend it, or go on without --track (--resume keeps "
+                f"what is finished)."
+            ) from error
+
+
 def _step(trainer: "Trainer") -> int:
     """Optimiser steps since the run began."""
     an_epoch = -(-len(trainer.main.train.names) // trainer.settings.batch_size)
     return trainer.epoch * an_epoch + trainer.step_in_epoch
-
-
-def _failed(trainer: "Trainer", error: Exception) -> DsuError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-    return DsuError(
-        f"The tracker {trainer.settings.track} has failed ({reason}): mend it, or go on without --track (--resume "
-        f"keeps what is finished)."
-    )

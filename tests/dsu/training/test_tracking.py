@@ -12,33 +12,35 @@ from safetensors.torch import load_file
 from support import TINY, Dsu
 
 from dsu.errors import DsuError
-from dsu.training.tracking import TRACKERS, Tracker, WeightsAndBiases, check_tracker
+from dsu.training.tracking import TRACKERS, Opened, check_tracker
 
 NOTED: list[tuple[int, dict[str, float]]] = []
 CONFIGS: list[dict[str, Any]] = []
 
 
-class Notebook(Tracker):
+class Notebook:
     """A tracker that keeps what it is given."""
 
     finished = 0
 
-    def open(self, out: Path, recipe: Mapping[str, Any]) -> None:
+    @classmethod
+    def opened(cls, out: Path, recipe: Mapping[str, Any]) -> Opened:
         CONFIGS.append(dict(recipe))
+        return lambda values, step: cls.log(values, step), cls.close
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        if any(value != value for value in values.values()):
-            raise RuntimeError("the notebook is full")
+    @staticmethod
+    def log(values: Mapping[str, float], step: int) -> None:
         NOTED.append((step, dict(values)))
 
-    def close(self) -> None:
-        type(self).finished += 1
+    @classmethod
+    def close(cls) -> None:
+        cls.finished += 1
 
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> type[Notebook]:
     """In TensorBoard's place, which need not be installed."""
-    monkeypatch.setitem(TRACKERS, "tensorboard", Notebook)  # type: ignore[arg-type]
+    monkeypatch.setitem(TRACKERS, "tensorboard", Notebook.opened)
     monkeypatch.setattr("dsu.training.tracking.find_spec", lambda name: object())
     NOTED.clear(), CONFIGS.clear()
     Notebook.finished = 0
@@ -71,7 +73,7 @@ def test_a_tracker_that_fails_is_one_sentence(
 ) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
 
-    def full(self: Notebook, *given: Any, **options: Any) -> None:
+    def full(*given: Any) -> None:
         raise RuntimeError("the notebook is full")
 
     monkeypatch.setattr(Notebook, "log", full)
@@ -97,10 +99,9 @@ def test_weights_and_biases_is_given_the_run_its_settings_and_figures(
     wandb = ModuleType("wandb")
     wandb.init = lambda **given: seen.append((given["project"], given["name"], given["config"])) or run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    tracker = WeightsAndBiases()
-    tracker.open(tmp_path / "run", {"epochs": 2})
-    tracker.log({"epoch/loss": 0.5}, 4)
-    tracker.close()
+    log, close = TRACKERS["wandb"](tmp_path / "run", {"epochs": 2})
+    log({"epoch/loss": 0.5}, 4)
+    close()
     assert seen == [("dsu", "run", {"epochs": 2}), (4, {"epoch/loss": 0.5}), ("end",)]
 
 
