@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsu.config import DSUNetConfig
+    from dsu.datasets import ImageDataset
     from dsu.environment import prepare_environment
+    from dsu.features.feature_dataset import FeatureDataset
     from dsu.loss import SegmentationLoss
     from dsu.network.network import DSUNet
     from dsu.network.pretrained import create_model
@@ -15,6 +17,8 @@ __version__ = "0.1.0"
 __all__ = [
     "DSUNet",
     "DSUNetConfig",
+    "FeatureDataset",
+    "ImageDataset",
     "SegmentationLoss",
     "Segmenter",
     "__version__",
@@ -25,6 +29,8 @@ __all__ = [
 _HOMES = {
     "DSUNet": "dsu.network.network",
     "DSUNetConfig": "dsu.config",
+    "FeatureDataset": "dsu.features.feature_dataset",
+    "ImageDataset": "dsu.datasets",
     "SegmentationLoss": "dsu.loss",
     "Segmenter": "dsu.prediction.segmenter",
     "create_model": "dsu.network.pretrained",

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsu.batches import BatchIndices, ImageSamples
+from dsu.batches import BatchIndices
 from dsu.data.views import view_name
+from dsu.datasets import ImageDataset
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.network.network import DSUNet
@@ -130,7 +131,7 @@ def check_equivalence(
             ).trainer
 
         stored, live = trainer("stored", end_to_end=False), trainer("live", end_to_end=True)
-        if not isinstance(live.main.train, ImageSamples):
+        if not isinstance(live.main.train, ImageDataset):
             raise DsuError("The images are gone: there is nothing to compare the store with.")
         if stored.network.hiera is not None:
             stored.network.hiera = live.network.hiera  # one copy of the frozen weights in memory
@@ -189,7 +190,7 @@ def _compare_features(
 
 def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
     """What the network goes on from: as stored, or encoded now."""
-    batch = trainer.main.train.fetch(*drawn).to(trainer.runtime.device).flipped()
+    batch = trainer.main.train.read(*drawn).to(trainer.runtime.device).flipped()
     inputs = batch.inputs
     lacking = [name for name in trainer.main.point.features if name not in ("pixels", *batch.features)]
     with trainer.runtime.autocast():
@@ -203,7 +204,7 @@ def _compare_outputs(stored: Trainer, live: Trainer, batch: BatchIndices) -> lis
     for way in (stored, live):
         way.network.eval()
         with torch.no_grad():
-            outputs, _ = way.forward(way.main.train.fetch(*batch))
+            outputs, _ = way.forward(way.main.train.read(*batch))
         logits.append(torch.cat(outputs, dim=1))
         masks.append(torch.from_numpy(_masks(outputs[-1])))
     return [_row("logits", "logits", logits), _row("masks", "masks", masks)]
@@ -224,7 +225,7 @@ def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], 
         way.network.train()
     with progress.task(f"training {len(ways)} ways", len(batches), "steps") as task:
         for step, batch in enumerate(batches, start=1):
-            found = [way.step(way.main.train.fetch(*batch)) for way in ways]
+            found = [way.step(way.main.train.read(*batch)) for way in ways]
             what = "first loss" if step == 1 else "later losses"
             row = _row(what, "loss", found[:2] if step == 1 else found, where=f"step {step}")
             losses[what] = _worse(losses.get(what), row)
@@ -269,7 +270,7 @@ def _worse(first: Comparison | None, second: Comparison) -> Comparison:
 
 def _rounding(live: Trainer, batch: BatchIndices) -> Rounding:
     """Logits, masks and MAE of the initial head with the features rounded to float16 and to float32."""
-    fetched = live.main.train.fetch(*batch)
+    fetched = live.main.train.read(*batch)
     kept = live.network.feature_dtype
     live.network.eval()
     logits, masks, errors = [], [], []

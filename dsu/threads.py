@@ -1,13 +1,13 @@
-"""Many files looked at by a few threads, in order, with progress and an end that does not wait."""
+"""Threads: many files looked at by a few of them, and what holds threads in each of several processes."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 from dsu.progress import SILENT, Progress
 
-__all__ = ["in_threads"]
+__all__ = ["PerProcess", "in_threads"]
 
 MOST: Final = 16
 """Threads by default: more decode no faster, and each holds an image."""
@@ -44,3 +44,24 @@ def in_threads(
     finally:
         # So that an interrupted user does not wait for the rest.
         pool.shutdown(cancel_futures=True)
+
+
+class PerProcess(Generic[T]):
+    """Something that every process makes for itself, since neither threads nor locks pass into another one.
+
+    Args:
+        make: makes it. Called at once, and in each other process that a copy of this gets into.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._process, self._made = os.getpid(), make()
+
+    def __call__(self) -> T:
+        """What this process has made."""
+        if self._process != os.getpid():  # forked since
+            self._process, self._made = os.getpid(), self._make()
+        return self._made
+
+    def __reduce__(self) -> tuple[type["PerProcess[T]"], tuple[Callable[[], T]]]:
+        return type(self), (self._make,)

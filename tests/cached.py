@@ -6,10 +6,10 @@ from pathlib import Path
 
 from support import TINY
 
-from dsu.batches import StoredSamples
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.errors import DsuError
-from dsu.features.stores import available_features, check_samples, find_store
+from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.stores import find_store
 from dsu_cache import CacheError
 
 __all__ = ["LOCKS", "READS", "Cached", "complaint", "data_files", "flip", "shard"]
@@ -62,16 +62,16 @@ def data_files(root: Path) -> dict[str, tuple[int, bytes]]:
 
 def read_as_training_does(cached: Cached) -> None:
     """Find the store, compare it with the images and read every sample in every view; training does the same."""
-    store, source = find_store(cached.root, str(cached.images), ("train", "all"))
-    if not set(READS) <= available_features(store, UNFLIPPED) or "V" not in available_features(store, ALL_FLIPS):
+    store = find_store(cached.root, str(cached.images), ("train", "all"))
+    if not set(READS) <= store.available(UNFLIPPED) or "V" not in store.available(ALL_FLIPS):
         raise DsuError("not complete: training starts from another point, or not at all")
     if store.missing("mask", [0]):
         raise DsuError("not complete: training refuses")
-    names = sorted(check_samples(store, source))
-    samples = StoredSamples(store, names, ("pixels", "V"))
+    names = sorted(store.check_samples())
+    samples = FeatureDataset(store, ("pixels", "V"), names=names)
     for view in range(4):
-        samples.fetch(names, [view] * len(names))
-    StoredSamples(store, names, ("S3",), masks=False).fetch(names, [0] * len(names))
+        samples.read(names, [view] * len(names))
+    FeatureDataset(store, ("S3",), names=names, masks=False).read(names, [0] * len(names))
 
 
 def complaint(cached: Cached) -> str | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import cast
 
 from dsu_cache.records import JSON, canonical
@@ -51,11 +49,6 @@ class Fingerprint:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", json.loads(canonical(self.fields)))
         object.__setattr__(self, "recorded", json.loads(canonical(self.recorded)))
-
-    @cached_property
-    def digest(self) -> str:
-        """The sha256 of `fields` in canonical JSON: equal if and only if `differences` is empty."""
-        return hashlib.sha256(canonical(self.fields).encode()).hexdigest()
 
     def differences(self, wanted: Fingerprint, array: str) -> tuple[FieldDifference, ...]:
         """Return the fields that make an array with this fingerprint stale, by name."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +18,6 @@ from dsu_cache.sources import Source
 Indices: TypeAlias = npt.NDArray[np.int64] | Sequence[int]
 Views: TypeAlias = Indices | Mapping[str, Indices]
 Batch: TypeAlias = dict[str, npt.NDArray[Any]]
-Allocate: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
 
 class Reader:
@@ -27,7 +25,7 @@ class Reader:
 
     Every chunk's checksum is verified. Reading runs in threads of its own, past Python's lock; make the reader in the
     process that uses it, since threads do not survive a fork. It sees the store as it was when the reader was made,
-    and knows nothing of commits: ask `Store.views_complete` first.
+    and knows nothing of commits: ask `Store.missing` first.
 
     Example:
         >>> reader = store.reader(["pixels", "V"])
@@ -41,7 +39,6 @@ class Reader:
         arrays: Sequence[ArrayInfo],
         manifest: Manifest,
         rows_per_shard: int,
-        allocate: Allocate,
         sharing: int | None = None,
     ) -> None:
         """Read `arrays` from `sources`: see `Store.reader`; `sharing` is closed when the reader is."""
@@ -50,7 +47,6 @@ class Reader:
         self._sources = sources
         self._manifest = manifest
         self._rows_per_shard = rows_per_shard
-        self._allocate = allocate
 
     def close(self) -> None:
         """Let others remove arrays again; what is not closed is when no one uses it any more."""
@@ -72,40 +68,16 @@ class Reader:
             CorruptError: a sample is damaged, or was never written; names array, row, shard and sample.
             ValueError: a row or view that is not in the store, or not as many views as rows.
         """
-        return self._start(rows, views)()
-
-    def batches(self, requests: Iterable[tuple[Indices, Views]], ahead: int = 2) -> Iterator[Batch]:
-        """Yield the batch of each (rows, views) in turn, while the next `ahead` are being read.
-
-        Raises what `read` raises, when it is the failing batch's turn.
-        """
-        pending: deque[Callable[[], Batch]] = deque()
-        for rows, views in requests:
-            pending.append(self._start(rows, views))
-            if len(pending) > ahead:
-                yield pending.popleft()()
-        while pending:
-            yield pending.popleft()()
-
-    def _start(self, rows: Indices, views: Views) -> Callable[[], Batch]:
-        """Begin to read a batch; the function returned waits for it."""
         row = _checked("rows", rows, self._manifest.next_row)
         view = {name: self._views_of(info, views, len(row)) for name, info in self._arrays.items()}
-        batch, reading = {}, {}
-        for name, info in self._arrays.items():
-            batch[name] = self._allocate((len(row), *info.item_shape), info.dtype)
-            if len(row):
-                reading[name] = self._sources[name].begin(row, view[name], batch[name])
-
-        def finish() -> Batch:
-            # All are waited for before one is complained of: none may go on writing into a batch given up.
-            errors = {name: end() for name, end in reading.items()}
-            for name, error in errors.items():
-                if error is not None:
-                    raise self._diagnosis(name, row, view[name], error) from error
-            return batch
-
-        return finish
+        batch = {name: np.empty((len(row), *info.item_shape), info.dtype) for name, info in self._arrays.items()}
+        reading = {name: self._sources[name].begin(row, view[name], batch[name]) for name in batch if len(row)}
+        # All are waited for before one is complained of: none may go on writing into a batch given up.
+        errors = {name: end() for name, end in reading.items()}
+        for name, error in errors.items():
+            if error is not None:
+                raise self._diagnosis(name, row, view[name], error) from error
+        return batch
 
     def _views_of(self, info: ArrayInfo, views: Views, count: int) -> npt.NDArray[np.int64]:
         if info.views == 1:

@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from dsu_cache.arrays import ArrayInfo, Compressor, StoredArray
 from dsu_cache.commits import ShardId
 from dsu_cache.encoding import CHECKSUM, MISSING
-from dsu_cache.errors import CorruptError
+from dsu_cache.errors import CacheError, CorruptError
 
 __all__ = ["FileSource", "Source", "TensorStoreSource", "open_sources"]
 
@@ -91,6 +92,7 @@ def open_sources(
 
     Raises:
         CorruptError: an array cannot be opened.
+        CacheError: it is compressed, and this process was forked from one that has read through tensorstore.
     """
     if compressor is None and sys.byteorder == "little" and crc32c.hardware_based:
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
@@ -98,11 +100,22 @@ def open_sources(
             array.info.name: FileSource(array.info, array.file, rows_per_shard, pool, keep=cache_bytes > 0)
             for array in arrays
         }
+    if _started_in() != os.getpid():
+        raise CacheError(
+            f"{arrays[0].folder.parent} is compressed, and what reads it does not survive a fork: start this process "
+            f"another way (multiprocessing_context='spawn'), or store without a compressor"
+        )
     # Imported only here: most stores are not compressed, and it takes its time.
     import tensorstore as ts
 
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     return {array.info.name: TensorStoreSource(array.folder, context) for array in arrays}
+
+
+@cache
+def _started_in() -> int:
+    """The process in which tensorstore's threads run: the first one that reads through it."""
+    return os.getpid()
 
 
 class FileSource:

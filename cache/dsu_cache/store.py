@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from dsu_cache.layout import lay_out, named_arrays, read_layout, tidy
 from dsu_cache.locks import locked, share
 from dsu_cache.manifest import Manifest, load_manifest, save_manifest
 from dsu_cache.metadata import METADATA, group, write_metadata
-from dsu_cache.reader import Allocate, Reader
+from dsu_cache.reader import Reader
 from dsu_cache.records import JSON
 from dsu_cache.sources import open_sources
 
@@ -73,7 +73,7 @@ class Store:
     @classmethod
     def create(
         cls, path: Path | str, attributes: Mapping[str, JSON], rows_per_shard: int = 64, compressor: Compressor = None
-    ) -> Store:
+    ) -> Self:
         """Make an empty store in the folder `path`, which must be new or empty.
 
         Raises:
@@ -85,7 +85,7 @@ class Store:
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path | str) -> Store:
+    def open(cls, path: Path | str) -> Self:
         """Open the store in the folder `path`.
 
         Raises:
@@ -278,14 +278,13 @@ class Store:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    def reader(self, names: Sequence[str], cache_bytes: int = 64 << 20, allocate: Allocate = np.empty) -> Reader:
+    def reader(self, names: Sequence[str], cache_bytes: int = 64 << 20) -> Reader:
         """Open arrays for reading batches.
 
         Args:
             names: the arrays to read.
             cache_bytes: memory for the shards' indices and the chunks read last. With none, each chunk's read is
                 preceded by one of its shard's index.
-            allocate: makes the memory of a batch's array from (shape, dtype): pinned memory, say.
 
         Raises:
             CacheError: there is no array of a name in `names`.
@@ -296,7 +295,7 @@ class Store:
         # From here on no one removes arrays, so what is compared now stays so.
         sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
         sources = open_sources([self.stored(name) for name in names], self.rows_per_shard, self.compressor, cache_bytes)
-        reader = Reader(sources, infos, self.manifest, self.rows_per_shard, allocate, sharing)
+        reader = Reader(sources, infos, self.manifest, self.rows_per_shard, sharing)
         if [StoredArray(*self._folders(name)).info for name in names] != infos:
             raise BusyError(f"the store {self.path} was made anew since it was opened: run the same command again")
         return reader

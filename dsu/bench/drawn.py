@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from dsu.batches import Batch
 from dsu.bench.disk import disk_rate, file_sizes
 from dsu.config import LEVELS, DSUNetConfig
+from dsu.features.stores import FeatureStore
 from dsu.features.writing import writing
 from dsu.network.resume import feature_block, feature_shape
 from dsu.progress import SILENT, Progress
-from dsu_cache import Entry, Fingerprint, Store
+from dsu_cache import Entry, Fingerprint
 
 __all__ = ["DrawnStore", "draw_store", "images"]
 
@@ -52,7 +53,7 @@ class DrawnStore:
         disk: bytes a second of plain files of the same sizes: see `disk_rate`.
     """
 
-    store: Store
+    store: FeatureStore
     plain: dict[str, Path]
     names: Sequence[str]
     written: float
@@ -65,7 +66,7 @@ def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progre
     below.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
-        store = Store.create(Path(folder) / "store", {})
+        store = FeatureStore.create(Path(folder) / "store", {})
         names = [f"sample{index:05}" for index in range(samples)]
         with store.lock():
             manifest, _ = store.manifest.assign({n: Entry(n, {}) for n in names}, store.rows_per_shard)

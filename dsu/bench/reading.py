@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsu.batches import StoredSamples, prefetch
+from dsu.batches import prefetch
 from dsu.bench.drawn import DrawnStore
 from dsu.bench.timing import Timing, ratio, take_turns
 from dsu.config import DSUNetConfig
+from dsu.features.feature_dataset import FeatureDataset
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 
@@ -67,10 +68,10 @@ def _rate(order: Sequence[str], timing: Timing) -> float:
 
 
 def _reader(drawn: DrawnStore, arrays: Sequence[str], batches: Sequence[Sequence[str]]) -> Callable[[], None]:
-    samples = StoredSamples(drawn.store, drawn.names, [name for name in arrays if name != "mask"])
+    samples = FeatureDataset(drawn.store, [name for name in arrays if name != "mask"], names=drawn.names)
 
     def read() -> None:
-        for batch in prefetch(lambda names=names: samples.fetch(names, [0] * len(names)) for names in batches):  # type: ignore[misc]
+        for batch in prefetch(lambda names=names: samples.read(names, [0] * len(names)) for names in batches):  # type: ignore[misc]
             assert batch.mask is not None
 
     return read

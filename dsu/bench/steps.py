@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsu.batches import StoredSamples, feed
+from dsu.batches import feed
 from dsu.bench.drawn import DrawnStore, images
 from dsu.bench.timing import GpuWork, Timing, gpu_work, ratio, take_turns, wait_for
 from dsu.config import DSUNetConfig
+from dsu.features.feature_dataset import FeatureDataset
 from dsu.graphs import EAGER_CALLS
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
@@ -183,12 +184,12 @@ def _training(
             as_published=options.pop("as_published", False),
         ).train()
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
-        samples = StoredSamples(drawn.store, drawn.names, point.features)
+        samples = FeatureDataset(drawn.store, point.features, names=drawn.names)
         info = HeadInfo(config=adapted)
         trainer = Trainer(
             network, TrainingPhase(point, samples, None), settings, info, runtime, Path(), keep_best=False
         )
-        batch = live if end_to_end else samples.fetch(drawn.names[:batch_size], [0] * batch_size)
+        batch = live if end_to_end else samples.read(drawn.names[:batch_size], [0] * batch_size)
         held = tuple(module for module in (network.hiera, network.dino, network.head) if module is not None)
         ready = batch.to(runtime.device)
         eager = partial(trainer._eager_step, ready)

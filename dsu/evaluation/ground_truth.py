@@ -13,9 +13,9 @@ from dsu.data.folders import unwrapped
 from dsu.data.images import printable
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, image_and_mask_folders
+from dsu.data.sources import SourceFolder
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Case, Evaluation, evaluate, match, match_folders, named_images
-from dsu.features.stores import SourceFolder
 from dsu.heads.head_file import HEAD_FILE
 from dsu.metrics.figures import RANDOM
 from dsu.prediction.predict import RECORD_FILE

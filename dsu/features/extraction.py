@@ -9,16 +9,18 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from dsu.batches import Batch, ImageSamples, prefetch
+from dsu.batches import Batch, prefetch
 from dsu.choices import Precision
 from dsu.config import PRESETS, DSUNetConfig
 from dsu.data.datasets import describe, find_dataset
+from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, augmentation_of
+from dsu.datasets import ImageDataset
 from dsu.encoders.weights import EncoderWeights, MissingWeightsError, load_encoders
 from dsu.errors import DsuError
 from dsu.features.extraction_plan import ExtractionPlan, plan_extraction
-from dsu.features.stores import SourceFolder, find_stores, store_path
+from dsu.features.stores import find_stores, store_path
 from dsu.features.writing import writing
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet
@@ -131,7 +133,7 @@ def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: P
 
 def _stored_otherwise(dataset: str, cache_root: Path) -> str:
     """With which presets the features of a data set are stored already, as a clause."""
-    presets = sorted({store.path.name for store, _ in find_stores(cache_root, dataset, None)} & set(PRESETS))
+    presets = sorted({store.path.name for store in find_stores(cache_root, dataset, None)} & set(PRESETS))
     return (
         f"; features of {dataset} are stored already with --preset {' and --preset '.join(presets)}" if presets else ""
     )
@@ -180,12 +182,12 @@ class _Extraction:
         """Each shard in each augmentation (0: the images as they are), with its samples, decoded one shard ahead."""
         _, dino = self.plan.needs
         inspection, store = self.plan.inspection, self.plan.store
-        samples = ImageSamples(
-            self.plan.split.pairs,
+        samples = ImageDataset(
+            self.plan.split,
             self.network.config,
-            inspection.mask_format,
-            contents={name: facts.content for name, facts in inspection.facts.items()},
-            dino=dino,
+            metadata=inspection.facts,
+            mask_format=inspection.mask_format,
+            guide=dino,
         )
         wanted = [
             (shard, extra, [store.manifest.names_at(int(row))[0] for row in store.rows_in_shard(shard)])
@@ -194,7 +196,7 @@ class _Extraction:
         ]
 
         def decode(extra: int, names: list[str]) -> Batch:
-            batch = samples.fetch(names, [4 * extra] * len(names))
+            batch = samples.read(names, [4 * extra] * len(names))
             return batch.pinned() if self.runtime.device.type == "cuda" else batch
 
         work = (partial(decode, extra, names) for _, extra, names in wanted)

@@ -9,25 +9,17 @@ import numpy as np
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Inspection, Split, inspect
+from dsu.data.sources import SourceFolder
 from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import (
-    SourceFolder,
-    encoders_of,
-    fingerprint,
-    open_store,
-    recorded_encoder_batch_size,
-    sample_key,
-    source_of,
-    store_path,
-    stored_facts,
-)
+from dsu.features.fingerprints import fingerprint
+from dsu.features.stores import FeatureStore, sample_key, store_path
 from dsu.network.network import default_encoder_batch_size
 from dsu.network.resume import feature_shape, guide_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import ExtractionSettings
-from dsu_cache import Changes, Entry, Fingerprint, Store
+from dsu_cache import Changes, Entry, Fingerprint
 
 __all__ = ["ExtractionPlan", "plan_extraction"]
 
@@ -38,7 +30,7 @@ class ExtractionPlan:
 
     split: Split
     inspection: Inspection
-    store: Store
+    store: FeatureStore
     changes: Changes
     drift: tuple[str, ...]
     settings: ExtractionSettings
@@ -96,12 +88,11 @@ def plan_extraction(
     `StaleError` where a stored array was made of something else, unless `settings.rebuild`.
     """
     path = store_path(cache_root, split.name, config)
-    store = open_store(path) if (path / "zarr.json").exists() else None
+    store = FeatureStore.open(path) if (path / "zarr.json").exists() else None
     if store is not None:
         _check_owner(store, source)
-    previous = None if store is None else stored_facts(store)
-    foreground = settings.foreground or (None if store is None else source_of(store).foreground)
-    inspection = inspect(split, previous, progress, foreground=foreground)
+    foreground = settings.foreground or (store.source.foreground if store else None)
+    inspection = inspect(split, store.metadata if store else None, progress, foreground=foreground)
     if not inspection.facts:
         broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
         raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
@@ -109,12 +100,14 @@ def plan_extraction(
     attributes: dict[str, Any] = {
         "source": vars(replace(source, mask_format=inspection.mask_format.to_json() if split.masks else None)),
         "config": config.model_dump(mode="json"),
-        "encoders": {**(encoders_of(store) if store else {}), **digests},
+        "encoders": {**(store.encoders if store else {}), **digests},
         "random": random,
     }
-    encoder_batch_size = _encoder_batch_size(settings, store, runtime)
     if store is None:
-        store = Store.create(path, attributes, compressor=settings.compressor)
+        store = FeatureStore.create(path, attributes, compressor=settings.compressor)
+    # Features of one store must go together: what it was begun with goes before what suits the device.
+    begun_with = store.encoder_batch_size or default_encoder_batch_size(runtime.device)
+    encoder_batch_size = settings.encoder_batch_size or begun_with
     wanted = {
         name: fingerprint(
             name,
@@ -151,15 +144,9 @@ def _kept_views(settings: ExtractionSettings, name: str, kind: str, config: DSUN
     return (settings.views if name in guide_names(config) else settings.level_views).numbers
 
 
-def _encoder_batch_size(settings: ExtractionSettings, store: Store | None, runtime: Runtime) -> int:
-    """As asked for; else what the store was begun with, since features of one store must go together."""
-    recorded = None if store is None else recorded_encoder_batch_size(store)
-    return settings.encoder_batch_size or recorded or default_encoder_batch_size(runtime.device)
-
-
-def _check_owner(store: Store, source: SourceFolder) -> None:
+def _check_owner(store: FeatureStore, source: SourceFolder) -> None:
     """Two folders of one name must not take turns in one store."""
-    owner = source_of(store)
+    owner = store.source
     if not source.benchmark and owner.reference != source.reference and Path(owner.reference).exists():
         raise UsageError(
             f"{store.path} holds the features of {owner.reference}: give another --cache-root for {source.reference}, "
@@ -167,7 +154,7 @@ def _check_owner(store: Store, source: SourceFolder) -> None:
         )
 
 
-def _reconcile(store: Store, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings) -> tuple[str, ...]:
+def _reconcile(store: FeatureStore, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings) -> tuple[str, ...]:
     """Refuse or drop arrays that were made of something else; return what differs only in versions."""
     present = {name: print_ for name, print_ in wanted.items() if name in store.arrays}
     if settings.rebuild:
@@ -182,7 +169,7 @@ def _reconcile(store: Store, wanted: Mapping[str, Fingerprint], settings: Extrac
 
 
 def _add_arrays(
-    store: Store, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings, config: DSUNetConfig
+    store: FeatureStore, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings, config: DSUNetConfig
 ) -> None:
     side = config.hiera_size
     for name, print_ in wanted.items():

@@ -1,7 +1,7 @@
 """Looking after stores: what they hold, whether it is whole and still what the images are, and removing them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +11,11 @@ from dsu.data.sources import SourceFolder
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import library_versions
-from dsu.features.stores import config_of, encoders_of, open_store, source_of, store_folders
+from dsu.features.stores import FeatureStore, plain_name, store_folders
 from dsu.features.verification import Verification, verify_store
 from dsu.network.resume import guide_names
 from dsu.progress import SILENT, Progress
-from dsu_cache import CacheError, Store, folder_nbytes, holder, is_store, orphans, remove_store
+from dsu_cache import CacheError, folder_nbytes, holder, is_store, orphans, remove_store
 
 __all__ = ["ArrayState", "StoreState", "Verification", "describe_stores", "remove_stores", "verify_stores"]
 
@@ -177,20 +177,13 @@ def _is_called(name: str, folder: Path, cache_root: Path) -> bool:
     here = Path(os.path.abspath(folder))
     if given in (here, here.parent):
         return True
-    called = {folder.parent.name, str(folder.relative_to(cache_root))}
+    called = [folder.parent.name, str(folder.relative_to(cache_root))]
     try:
-        source = source_of(open_store(folder))
-    except (DsuError, CacheError):
-        called.add(folder.parent.name.rpartition("-")[0])  # all there is to go by: a split is DATASET-TR or -TE
-    else:
-        called |= {source.split, source.dataset}
-        if str(Path(name).expanduser().resolve()) == source.reference:
+        if FeatureStore.open(folder).is_of(name):
             return True
-    return _plain(name) in {_plain(one) for one in called}
-
-
-def _plain(name: str) -> str:
-    return name.casefold().replace("_", "-").rstrip("/")
+    except (DsuError, CacheError):
+        called.append(folder.parent.name.rpartition("-")[0])  # all there is to go by: a split is DATASET-TR or -TE
+    return plain_name(name.rstrip("/")) in map(plain_name, called)
 
 
 def _check_removable(folder: Path, cache_root: Path) -> None:
@@ -205,8 +198,8 @@ def _check_removable(folder: Path, cache_root: Path) -> None:
 def _describe(folder: Path) -> StoreState:
     nbytes, changed = folder_nbytes(folder), _last_change(folder)
     try:
-        store = open_store(folder)
-        source, config = source_of(store), config_of(store)
+        store = FeatureStore.open(folder)
+        source, config = store.source, store.config
     except (DsuError, CacheError) as error:
         return StoreState(folder, nbytes, changed, (str(error),), writer=holder(folder / "manifest" / "lock"))
     noted = store.attributes.get("random")
@@ -226,16 +219,16 @@ def _describe(folder: Path) -> StoreState:
         samples=len(store.manifest.entries),
         orphaned_rows=orphans(store),
         compressor=store.compressor,
-        arrays=tuple(_describe_array(store, name, encoders_of(store)) for name in store.arrays),
+        arrays=tuple(_describe_array(store, name) for name in store.arrays),
     )
 
 
-def _describe_array(store: Store, name: str, weights: Mapping[str, str]) -> ArrayState:
+def _describe_array(store: FeatureStore, name: str) -> ArrayState:
     info, files = store.arrays[name], store.stored(name)
     views = sorted({shard.view for shard in files.shards() if shard.view < info.views})
     missing = store.missing(name, views)
     lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
-    maps = guide_names(config_of(store))
+    maps = guide_names(store.config)
     encoder = None if name in FLIPPED_WHEN_READ else "DINOv2" if name in maps else "Hiera"
     now, fields = library_versions(), info.fingerprint
     in_use = store.manifest.rows_in_use // store.rows_per_shard

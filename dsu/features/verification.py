@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import Pair, Split
+from dsu.data.datasets import Pair, SampleMetadata, Split
 from dsu.data.images import UnreadableImage, file_sha256, raw_mask, read_image
 from dsu.data.tiles import LastUsed
 from dsu.errors import DsuError
-from dsu.features.stores import open_store, sample_key, source_of, stored_facts
+from dsu.features.stores import FeatureStore, sample_key
 from dsu.progress import SILENT, Progress, Task
-from dsu_cache import BusyError, CacheError, Entry, Finding, Manifest, Store, audit, audited_nbytes, discard_refuted
+from dsu_cache import BusyError, CacheError, Entry, Finding, Manifest, audit, audited_nbytes, discard_refuted
 
 __all__ = ["Verification", "verify_store"]
 
@@ -67,12 +67,12 @@ class Verification:
 def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT) -> Verification:
     """Verify one store: see `dsu.features.upkeep.verify_stores`. What is wrong is in the result, not raised."""
     try:
-        store = open_store(path)
-        source = source_of(store)
+        store = FeatureStore.open(path)
+        source = store.source
     except (DsuError, CacheError) as error:
         return Verification(path, unopenable=str(error))
     split = source.find()
-    nbytes = audited_nbytes(store) + (0 if split is None else _source_nbytes(store))
+    nbytes = audited_nbytes(store) + (0 if split is None else sum(map(_source_nbytes, store.metadata.values())))
     with progress.task(f"verifying {path.parent.name}", max(1, round(nbytes / 1e6)), "MB") as task:
         advance = _in_megabytes(task)
         findings = tuple(audit(store, advance, workers))
@@ -99,15 +99,15 @@ def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: P
     return replace(found, marked=marked)
 
 
-def _source_nbytes(store: Store) -> int:
-    return sum(facts.image_bytes + (facts.mask_bytes or 0) for facts in stored_facts(store).values())
+def _source_nbytes(facts: SampleMetadata) -> int:
+    return facts.image_bytes + (facts.mask_bytes or 0)
 
 
 def _compare(
-    store: Store, split: Split, advance: Callable[[int], None], workers: int
+    store: FeatureStore, split: Split, advance: Callable[[int], None], workers: int
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of samples that are changed, new and gone."""
-    stored = stored_facts(store)
+    stored = store.metadata
     pairs = {pair.name: pair for pair in split.pairs}
 
     hashed = LastUsed(file_sha256, most=2 * workers)  # once for all tiles of an image
@@ -125,7 +125,7 @@ def _compare(
     changed = []
     with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
         for name, different in zip(known, pool.map(differs, known), strict=True):
-            advance(stored[name].image_bytes + (stored[name].mask_bytes or 0))
+            advance(_source_nbytes(stored[name]))
             if different:
                 changed.append(name)
     new = sorted(name for name in set(pairs) - set(stored) if _decodes(pairs[name]))
@@ -143,12 +143,12 @@ def _decodes(pair: Pair) -> bool:
     return True
 
 
-def _forget_times(store: Store, names: tuple[str, ...]) -> None:
+def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
     """Let changed files be hashed anew, even where they have kept size and time: by these they are known else."""
     if not names:
         return
     with store.lock():
-        entries, stored = dict(store.manifest.entries), stored_facts(store)
+        entries, stored = dict(store.manifest.entries), store.metadata
         for name in set(names) & set(entries):
             facts = replace(stored[name], image_mtime_ns=_FORGOTTEN)
             entries[name] = Entry(sample_key(facts), facts.to_json())

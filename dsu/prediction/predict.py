@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dsu.batches import Batch, Samples, StoredSamples, prefetch
+from dsu.batches import Batch, prefetch
 from dsu.choices import Normalization
 from dsu.data.images import UnreadableImage, file_sha256, read_image, resize_image
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
+from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.stores import FeatureStore
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.network import DSUNet
@@ -33,7 +35,6 @@ from dsu.prediction.tiled_prediction import predict_tiled
 from dsu.progress import SILENT, Progress, Task
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
-from dsu_cache import Store
 
 __all__ = ["RECORD_FILE", "Outcome", "predict", "predict_job"]
 
@@ -203,14 +204,14 @@ def _loads(
 class _StoreLoader:
     """Batches of stored features, with the images' own sizes from the manifest."""
 
-    def __init__(self, store: Store, point: ResumePoint) -> None:
+    def __init__(self, store: FeatureStore, point: ResumePoint) -> None:
         self._manifest = store.manifest
-        self._samples: Samples = StoredSamples(store, store.manifest.names, point.features, masks=False)
+        self._samples = FeatureDataset(store, point.features, masks=False)
 
     def load(self, targets: tuple[Target, ...]) -> _Loaded:
         names = [target.name for target in targets]
         sizes = tuple(tuple(self._manifest.entries[name].info["size"]) for name in names)  # type: ignore[arg-type]
-        return _Loaded(targets, sizes, self._samples.fetch(names, [0] * len(names)), [])  # type: ignore[arg-type]
+        return _Loaded(targets, sizes, self._samples.read(names, [0] * len(names)), [])  # type: ignore[arg-type]
 
 
 class _ImageLoader:

@@ -9,25 +9,17 @@ from typing import Final
 from dsu.choices import Normalization
 from dsu.data.datasets import Split, find_dataset, find_images, is_benchmark
 from dsu.data.images import IMAGE_SUFFIXES
+from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import (
-    SourceFolder,
-    again,
-    available_features,
-    check_arrays,
-    check_samples,
-    encoders_name,
-    find_stores,
-)
+from dsu.features.stores import FeatureStore, encoders_name, find_stores
 from dsu.heads.head_file import HeadInfo, read_head_info
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.prediction.outputs import check_outputs, output_files
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
-from dsu_cache import Store
 
 __all__ = ["Job", "Target", "prepare_jobs"]
 
@@ -61,7 +53,7 @@ class Job:
     targets: tuple[Target, ...]
     normalization: Normalization
     source: SourceFolder | None
-    store: Store | None
+    store: FeatureStore | None
     point: ResumePoint
     tiling: Tiling | None = None
 
@@ -201,9 +193,10 @@ class _Finder:
             )
         name = f"{source.split}-VAL"
         if not self.end_to_end:
-            for store, origin in find_stores(self.cache_root, source.split, encoders_name(self.info.config)):
+            for store in find_stores(self.cache_root, source.split, encoders_name(self.info.config)):
+                origin = store.source
                 if origin.reference == source.reference and origin.tiling == self.tiling == source.tiling:
-                    return self._stored_job(name, store, origin, held_out)
+                    return self._stored_job(name, store, held_out)
         if source.tiling is not None:
             held_out = {image_name(tile) for tile in held_out}
         splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
@@ -240,19 +233,19 @@ class _Finder:
 
     def _from_stores(self, name: str) -> list[Job]:
         """Jobs from the stores of a data set's test splits."""
-        splits = _stored_splits(self.cache_root, name, encoders_name(self.info.config), self.tiling)
-        return [self._stored_job(source.split, store, source) for store, source in splits]
+        stores = _stored_splits(self.cache_root, name, encoders_name(self.info.config), self.tiling)
+        return [self._stored_job(store.source.split, store) for store in stores]
 
-    def _stored_job(self, name: str, store: Store, source: SourceFolder, only: Collection[str] | None = None) -> Job:
+    def _stored_job(self, name: str, store: FeatureStore, only: Collection[str] | None = None) -> Job:
         """The samples of a store, or some of them, after checking that their features still hold."""
-        available = available_features(store, UNFLIPPED)
+        source, available = store.source, store.available(UNFLIPPED)
         if "pixels" not in available:
-            raise UsageError(f"{store.path} is not complete: run {again(store)} again.")
+            raise UsageError(f"{store.path} is not complete: run {store.again()} again.")
         point = resume_point(self.info.config, available)
-        _, drift = check_arrays(store, point, self.info.encoders, self.runtime, self.info.feature_dtype or "float16")
+        _, drift = store.check_arrays(point, self.info.encoders, self.runtime, self.info.feature_dtype or "float16")
         for item in drift:
             self.progress.say(f"other version: {item}")
-        check_samples(store, source, self.progress)
+        store.check_samples(self.progress)
         split = source.uncut.find()
         chosen = [sample for sample in store.manifest.names if only is None or sample in only]
         paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
@@ -270,7 +263,7 @@ class _Finder:
         name: str,
         images: Sequence[tuple[str, Path]],
         source: SourceFolder | None,
-        store: Store | None,
+        store: FeatureStore | None,
         point: ResumePoint,
     ) -> Job:
         benchmark = source is not None and source.benchmark
@@ -298,12 +291,10 @@ def _masks_in(folder: Path) -> set[str]:
     return masks
 
 
-def _stored_splits(
-    cache_root: Path, name: str, encoders: str, tiling: Tiling | None
-) -> list[tuple[Store, SourceFolder]]:
+def _stored_splits(cache_root: Path, name: str, encoders: str, tiling: Tiling | None) -> list[FeatureStore]:
     """The stores of a data set's test splits, or of the one split that is named, of images cut so."""
-    found = [item for item in find_stores(cache_root, name, encoders) if item[1].tiling == tiling]
-    tests = [(store, source) for store, source in found if source.kind == "test"] or found
+    found = [store for store in find_stores(cache_root, name, encoders) if store.source.tiling == tiling]
+    tests = [store for store in found if store.source.kind == "test"] or found
     if not tests:
         raise UsageError(f"There are no features of {name}: run `dsu cache-features {name}` first.")
     return tests

@@ -10,16 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsu.batches import Batch, StoredSamples, prefetch
+from dsu.batches import Batch, prefetch
 from dsu.data.images import Box, UnreadableImage, read_image, resize_image
 from dsu.data.inspection import SampleMetadata
 from dsu.data.tiles import TileBlender, Tiling, image_name
+from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.stores import FeatureStore
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.prediction.inference import Predictor, resize_logits
 from dsu.prediction.targets import Job, Target
 from dsu.progress import Task
-from dsu_cache import Store
 
 __all__ = ["TiledImage", "predict_tiled", "segment_tiles", "tiled_image"]
 
@@ -111,8 +112,10 @@ def _decoded(network: DSUNet, tiling: Tiling, todo: Sequence[Target]) -> Iterato
     return (partial(open_image, target) for target in todo)
 
 
-def _stored(store: Store, point: ResumePoint, todo: Sequence[Target]) -> Iterator[Callable[[], TiledImage | str]]:
-    samples = StoredSamples(store, store.manifest.names, point.features, masks=False)
+def _stored(
+    store: FeatureStore, point: ResumePoint, todo: Sequence[Target]
+) -> Iterator[Callable[[], TiledImage | str]]:
+    samples = FeatureDataset(store, point.features, masks=False)
     tiles: dict[str, list[str]] = {}
     for name in store.manifest.names:
         tiles.setdefault(image_name(name), []).append(name)
@@ -124,7 +127,7 @@ def _stored(store: Store, point: ResumePoint, todo: Sequence[Target]) -> Iterato
 
         def fetch(start: int, stop: int) -> Batch:
             chosen = names[start:stop]
-            return samples.fetch(chosen, [0] * len(chosen))
+            return samples.read(chosen, [0] * len(chosen))
 
         return TiledImage(boxes, fetch)
 

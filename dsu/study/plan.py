@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dsu.data.datasets import find_dataset
+from dsu.data.sources import SourceFolder
 from dsu.data.splitting import kfold_split
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import SourceFolder, config_of, encoders_name, find_store, mask_format_of, stored_facts
+from dsu.features.stores import FeatureStore, encoder_settings, encoders_name, find_store
 from dsu.heads.head_file import is_finished
 from dsu.settings import TrainingSettings
 from dsu.study.costs import Cost, Lacking, cost_of
 from dsu.study.members import FOLDER_STARTS, VARIES, Asked, Kind, variants
 from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
-from dsu.training.training_data import encoders_as_settings, encoders_asked
-from dsu_cache import Store
+from dsu.training.training_data import encoders_asked
 
 __all__ = ["STUDY_FILE", "Member", "State", "Study", "open_study"]
 
@@ -116,18 +116,18 @@ def open_study(
 
     Raises `UsageError` for what can't be studied, or an `out` that holds another study.
     """
-    store, source = _find_store(settings, cache_root)
-    like = config_of(store)
+    store = _find_store(settings, cache_root)
+    source, like = store.source, store.config
     tests = () if asked.kind == "folds" else _test_splits(source)
-    shared = _shared_settings(asked.kind, settings, store, source, held_out=not tests)
+    shared = _shared_settings(asked.kind, settings, store, held_out=not tests)
     if asked.kind == "folds":
-        _check_parts(store, source, asked.count)
+        _check_parts(store, asked.count)
     name = f"{store.path.parent.name}-{encoders_name(like)}-{asked.kind}"
     folder = out or Path("studies") / (f"{name}-{asked.count}" if asked.kind == "folds" else name)
     members, lacking = [], {}
     for variant in variants(asked, like, shared.seed):
         own = TrainingSettings(**{**_given(shared), **variant.settings})
-        cost = cost_of(own, store, source, weights, cache_root)
+        cost = cost_of(own, store, weights, cache_root)
         if not isinstance(cost, Lacking):
             members.append(Member(variant.name, variant.group, own, folder / variant.name, cost))
         elif asked.kind == "ablations":
@@ -154,7 +154,7 @@ def open_study(
     return study
 
 
-def _find_store(settings: TrainingSettings, cache_root: Path) -> tuple[Store, SourceFolder]:
+def _find_store(settings: TrainingSettings, cache_root: Path) -> FeatureStore:
     if settings.end_to_end:
         raise UsageError("A study shares one store, and end_to_end reads none: leave it away.")
     try:
@@ -174,9 +174,10 @@ def _test_splits(source: SourceFolder) -> tuple[str, ...]:
 
 
 def _shared_settings(
-    kind: Kind, settings: TrainingSettings, store: Store, source: SourceFolder, *, held_out: bool
+    kind: Kind, settings: TrainingSettings, store: FeatureStore, *, held_out: bool
 ) -> TrainingSettings:
     """What was given, naming the store that was found, without what the study varies."""
+    source = store.source
     nothing_held_out = settings.val_fraction == 0 or (settings.val_fraction is None and source.benchmark)
     if held_out and kind != "folds" and settings.fold is None and nothing_held_out:
         raise UsageError(
@@ -189,7 +190,7 @@ def _shared_settings(
         )
     given = {name: value for name, value in _given(settings).items() if name not in VARIES[kind]}
     found = {"dataset": source.split, "tile": source.tile, "overlap": source.overlap}
-    found |= encoders_as_settings(config_of(store)) | ({"keep": "last"} if held_out else {})
+    found |= encoder_settings(store.config) | ({"keep": "last"} if held_out else {})
     return TrainingSettings(**{**given, **{name: value for name, value in found.items() if value is not None}})
 
 
@@ -199,16 +200,16 @@ def _given(settings: TrainingSettings) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value not in (None, "auto")}
 
 
-def _check_parts(store: Store, source: SourceFolder, parts: int) -> None:
+def _check_parts(store: FeatureStore, parts: int) -> None:
     """Raise `UsageError` where a part would be empty: before the others are trained."""
-    facts, mask_format = stored_facts(store), mask_format_of(store)
+    facts, mask_format = store.metadata, store.mask_format
     empty = {name for name, fact in facts.items() if fact.mask and fact.mask.is_empty(mask_format)}
     _, last = kfold_split({name: fact.image_sha256 for name, fact in facts.items()}, empty, f"{parts}/{parts}")
     if not last:
-        raise UsageError(f"{source.split} has too few images for {parts} folds: give a smaller -k.")
+        raise UsageError(f"{store.source.split} has too few images for {parts} folds: give a smaller -k.")
 
 
-def _content(store: Store) -> str:
+def _content(store: FeatureStore) -> str:
     entries = store.manifest.entries
     return hashlib.sha256("\n".join(f"{name}\t{entries[name].key}" for name in sorted(entries)).encode()).hexdigest()
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.batches import Samples
 from dsu.data.images import UnreadableImage, read_mask
 from dsu.data.views import epoch_order
+from dsu.datasets import SampleDataset
 from dsu.files import atomic_write, make_folder
 from dsu.pictures import training_curves
 from dsu.sheets import sheet
@@ -87,7 +87,7 @@ class Sheets(Callback):
         every: epochs between two sheets; the last epoch has one too.
     """
 
-    def __init__(self, pictures: Samples, every: int) -> None:
+    def __init__(self, pictures: SampleDataset, every: int) -> None:
         self.names = list(pictures.names)
         self._pictures, self._every = pictures, every
         self._labels = self.names
@@ -125,7 +125,7 @@ class Sheets(Callback):
         self._maps = {}
 
     def _draw(self, folder: Path, epoch: int) -> None:
-        batch = self._pictures.fetch(self.names, [0] * len(self.names))
+        batch = self._pictures.read(self.names, [0] * len(self.names))
         if batch.pixels is None or batch.mask is None:
             raise RuntimeError("a sheet was asked for of samples without pixels or masks")
         maps = [self._maps[name] for name in self.names]

@@ -2,17 +2,16 @@
 
 from dsu.choices import FeatureDtype
 from dsu.config import DSUNetConfig
-from dsu.features.stores import again
+from dsu.features.stores import FeatureStore
 from dsu.graphs import EAGER_CALLS
 from dsu.network.resume import LEVEL_NAMES, feature_shape, resume_point
 from dsu.runtime import Runtime, torch_type
 from dsu.training.trainer import Trainer
-from dsu_cache import Store
 
 __all__ = ["item_bytes", "run_notes"]
 
 
-def run_notes(trainer: Trainer, store: Store | None, runtime: Runtime) -> list[str]:
+def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) -> list[str]:
     """Where the run resumes, what that costs, and what stored level would make it faster.
 
     Args:
@@ -50,10 +49,10 @@ def run_notes(trainer: Trainer, store: Store | None, runtime: Runtime) -> list[s
         tokens = {f"B{first}"} if first < depth else set()
         better = resume_point(config, {*point.guides, *LEVEL_NAMES, "pixels", *tokens})
         levels = [name for name in better.features if name not in (*point.guides, "pixels")]
-        options = f"--features {','.join(levels)} --level-views {settings.views}"
+        command = store.again("--features", ",".join(levels), "--level-views", settings.views)
         notes.append(
             f"faster: with {' and '.join(levels)} stored in the views {settings.views}, {first - point.block} frozen "
-            f"blocks need not run ({again(store, options)})"
+            f"blocks need not run ({command})"
         )
     return notes
 

@@ -7,18 +7,10 @@ import torch
 import yaml
 
 from dsu.config import DSUNetConfig
+from dsu.data.sources import SourceFolder
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
-from dsu.features.stores import (
-    SourceFolder,
-    again,
-    available_features,
-    check_arrays,
-    encoders_name,
-    recorded_encoder_batch_size,
-    recorded_feature_dtype,
-    recorded_precision,
-)
+from dsu.features.stores import FeatureStore, encoder_settings, encoders_name
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, resolve_head, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
@@ -39,8 +31,7 @@ from dsu.training.run_folders import (
 from dsu.training.run_notes import run_notes
 from dsu.training.tracking import Tracking, check_tracker
 from dsu.training.trainer import Trainer, TrainingPhase
-from dsu.training.training_data import TrainingData, encoders_as_settings, find_training_data
-from dsu_cache import Store
+from dsu.training.training_data import TrainingData, find_training_data
 
 __all__ = ["Run", "open_run"]
 
@@ -100,7 +91,7 @@ def open_run(
     drift: tuple[str, ...] = ()
     if store is not None and not live:
         for read in (point, *([frozen_point] if frozen_point else [])):
-            digests, drift = check_arrays(store, read, digests, runtime, resolved.feature_dtype or "float16")
+            digests, drift = store.check_arrays(read, digests, runtime, resolved.feature_dtype or "float16")
     if out is None and (stopped := stopped_runs()):
         progress.say(
             f"A run in {stopped[0]} was stopped and is left as it is: `dsu train-head --resume` would go on with it."
@@ -156,7 +147,7 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
     """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
     config, store = data.config, data.store
     if settings.precision == "auto" and store is not None:
-        precision, because = recorded_precision(store), "of the stored features"
+        precision, because = store.precision, "of the stored features"
     else:
         precision, because = settings.precision, "asked for"
     runtime = choose_runtime(settings.device, precision, because, deterministic=settings.deterministic)
@@ -172,14 +163,13 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
     resolved = settings.model_copy(
         update={
             "dataset": data.source.split,
-            **encoders_as_settings(config),
+            **encoder_settings(config),
             "adapt_last": config.adapt_last,
             "tile": data.source.tile,
             "overlap": data.source.overlap,
             "val_fraction": fraction,
             "keep": keep,
-            "feature_dtype": settings.feature_dtype
-            or (recorded_feature_dtype(store) if store is not None else "float16"),
+            "feature_dtype": settings.feature_dtype or (store.feature_dtype if store else "float16"),
             "start_feature": point.start,
             "encoder_batch_size": _encoder_batch_size(settings, store, runtime),
             "precision": runtime.precision,
@@ -188,9 +178,9 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
     return resolved, runtime, point
 
 
-def _encoder_batch_size(settings: TrainingSettings, store: Store | None, runtime: Runtime) -> int:
+def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, runtime: Runtime) -> int:
     """The store's: what runs live beside it must compute as it was computed."""
-    recorded = None if store is None else recorded_encoder_batch_size(store)
+    recorded = store.encoder_batch_size if store else None
     asked = settings.encoder_batch_size
     if None not in (recorded, asked) and recorded != asked:
         raise UsageError(
@@ -218,10 +208,10 @@ def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
         raise UsageError(f"Every image of {data.source.split} has {what}, so nothing can be balanced: no --balance.")
 
 
-def _choose_point(settings: TrainingSettings, config: DSUNetConfig, store: Store | None) -> ResumePoint:
+def _choose_point(settings: TrainingSettings, config: DSUNetConfig, store: FeatureStore | None) -> ResumePoint:
     """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
     if store is not None:
-        return resume_point(config, available_features(store, settings.views), settings.start_feature)
+        return resume_point(config, store.available(settings.views), settings.start_feature)
     everything = {"pixels", *config.injections.values()}
     if settings.start_feature is not None:
         feature_block(config, settings.start_feature)
@@ -233,11 +223,11 @@ def _frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint
     """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
     without = data.config.model_copy(update={"adapt_last": 0})
     if data.store is not None:
-        lacking = {"S1", "S2", "S3", "S4"} - available_features(data.store, settings.views)
+        lacking = {"S1", "S2", "S3", "S4"} - data.store.available(settings.views)
         if lacking and not settings.end_to_end:
             raise UsageError(
                 f"--freeze-adapter-epochs reads Hiera's levels, and {', '.join(sorted(lacking))} of the views "
-                f"{settings.views} are not stored: run {again(data.store, f'--level-views {settings.views}')}, or draw "
+                f"{settings.views} are not stored: run {data.store.again('--level-views', settings.views)}, or draw "
                 f"fewer --views."
             )
     return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")

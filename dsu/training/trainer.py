@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsu.batches import Batch, BatchIndices, Samples, feed
+from dsu.batches import Batch, BatchIndices, feed
 from dsu.data.views import draw_samples, draw_view
+from dsu.datasets import SampleDataset
 from dsu.errors import DsuError
 from dsu.files import atomic_write
 from dsu.graphs import GraphRunner, Outputs
@@ -56,8 +57,8 @@ class TrainingPhase:
     """
 
     point: ResumePoint
-    train: Samples
-    validation: Samples | None
+    train: SampleDataset
+    validation: SampleDataset | None
 
 
 @dataclass
@@ -161,7 +162,7 @@ class Trainer:
                 f"The checkpoint {path} is damaged or of another network: start the run anew with --overwrite."
             ) from error
 
-    def validate(self, samples: Samples, progress: Progress = SILENT) -> dict[str, float]:
+    def validate(self, samples: SampleDataset, progress: Progress = SILENT) -> dict[str, float]:
         """Loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
 
         IoU is cut at 0.5 and averaged over the samples that have an object (0 where none has): on the others it says
@@ -196,7 +197,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluated(
-        self, samples: Samples, names: Sequence[str]
+        self, samples: SampleDataset, names: Sequence[str]
     ) -> Iterator[tuple[tuple[str, ...], list[Tensor], Tensor]]:
         """Batches of unflipped samples in evaluation mode: names, logits (as `forward`) and soft masks."""
         self.network.eval()
@@ -261,7 +262,7 @@ class Trainer:
         return self._steps.run(self._eager_step, self._ready(batch))["losses"]
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Logits in float32 and the soft mask of a batch as it was fetched."""
+        """Logits in float32 and the soft mask of a batch as it was read."""
         flipped = batch.to(self.runtime.device).flipped()
         with self.runtime.autocast():
             output = self.network(**flipped.inputs, start_feature=self.phase.point.start)

@@ -4,30 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsu.batches import ImageSamples, Samples, StoredSamples
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import SampleMetadata, Split, describe, find_dataset, inspect, unreadable
 from dsu.data.masks import MaskFormat
+from dsu.data.sources import SourceFolder
 from dsu.data.splitting import kfold_split, train_val_split
 from dsu.data.tiles import Tiling
-from dsu.data.views import FLIPPED_WHEN_READ, view_index
+from dsu.datasets import ImageDataset, SampleDataset
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import (
-    SourceFolder,
-    again,
-    check_samples,
-    config_of,
-    encoders_name,
-    find_store,
-    mask_format_of,
-    stored_facts,
-)
+from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.stores import FeatureStore, encoders_name, find_store
 from dsu.network.resume import ResumePoint
 from dsu.progress import Progress
 from dsu.settings import NetworkSettings, TrainingSettings
-from dsu_cache import Store
 
-__all__ = ["TrainingData", "encoders_as_settings", "encoders_asked", "find_training_data"]
+__all__ = ["TrainingData", "config_asked", "encoders_asked", "find_training_data"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ class TrainingData:
     source: SourceFolder
     facts: Mapping[str, SampleMetadata]
     config: DSUNetConfig
-    store: Store | None
+    store: FeatureStore | None
     split: Split | None
     mask_format: MaskFormat
 
@@ -59,20 +50,20 @@ class TrainingData:
             raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
         return train, held_out
 
-    def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> Samples:
+    def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> SampleDataset:
         """The named samples, as a run that resumes from `point` reads them: from the store, or `live` images."""
         if live:
             assert self.split is not None
-            chosen = set(names)
-            return ImageSamples(
-                [pair for pair in self.split.pairs if pair.name in chosen],
+            return ImageDataset(
+                self.split,
                 self.config,
-                self.mask_format,
-                contents={name: fact.content for name, fact in self.facts.items()},
-                dino=bool(point.guides),
+                metadata=self.facts,
+                mask_format=self.mask_format,
+                names=names,
+                guide=bool(point.guides),
             )
         assert self.store is not None
-        return StoredSamples(self.store, names, point.features)
+        return FeatureDataset(self.store, point.features, names=names)
 
 
 def find_training_data(
@@ -86,62 +77,35 @@ def find_training_data(
     """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
     encoders = encoders_asked(settings)
     try:
-        store, source = find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
+        store = find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
     except UsageError:
         if not settings.end_to_end or settings.dataset is None:
             raise
         source = _source_from_images(settings.dataset, data_root, images, masks, settings.tiling)
-        return _from_images(source, _config_of_settings(settings, None), None, progress)
-    lacking = [
-        name
-        for name in FLIPPED_WHEN_READ
-        if name in store.arrays and store.missing(name, [view_index(name, view) for view in settings.views.numbers])
-    ]
-    if lacking:
-        raise DsuError(
-            f"The store {store.path} lacks {' and '.join(lacking)} of some samples or views ({settings.views}): run "
-            f"{again(store)} with as many --views; it computes only what is missing."
-        )
-    config = _config_of_settings(settings, store)
+        return _from_images(source, config_asked(settings, None), None, progress)
+    store.check_views(settings.views)
+    config = config_asked(settings, store)
     if settings.end_to_end:
-        return _from_images(source, config, store, progress)
-    mask_format = mask_format_of(store)
-    facts = check_samples(store, source, progress)
-    return TrainingData(source, facts, config, store, None, mask_format)
+        return _from_images(store.source, config, store, progress)
+    mask_format = store.mask_format
+    return TrainingData(store.source, store.check_samples(progress), config, store, None, mask_format)
 
 
 def encoders_asked(settings: TrainingSettings) -> str | None:
     """The name of the encoders that settings ask for; None where they leave that to the store."""
-    asked = NetworkSettings.model_fields
-    return (
-        None
-        if all(getattr(settings, name) is None for name in asked)
-        else encoders_name(_config_of_settings(settings, None))
-    )
+    given = [getattr(settings, name) for name in NetworkSettings.model_fields]
+    return None if all(value is None for value in given) else encoders_name(config_asked(settings, None))
 
 
-def _config_of_settings(settings: TrainingSettings, store: Store | None) -> DSUNetConfig:
+def config_asked(settings: TrainingSettings, store: FeatureStore | None) -> DSUNetConfig:
     """As asked for; the store's encoders where a store decides."""
     if store is not None:
-        like = config_of(store)
+        like = store.config
         adapt_last = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
         if adapt_last > like.hiera.depth:
             raise UsageError(f"This Hiera has {like.hiera.depth} blocks: --adapt-last {adapt_last} is too many.")
         return like.model_copy(update={"adapt_last": adapt_last, "ablation": settings.ablation})
     return settings.config(adapt_last=settings.adapt_last, ablation=settings.ablation)
-
-
-def encoders_as_settings(config: DSUNetConfig) -> dict[str, str | int | None]:
-    """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
-    if config.preset != "custom":
-        return {"preset": config.preset}
-    return {
-        "preset": None,
-        "hiera": config.hiera.name,
-        "dino": config.dino.name,
-        "hiera_size": config.hiera_size,
-        "dino_size": config.dino_size,
-    }
 
 
 def _source_from_images(
@@ -154,7 +118,9 @@ def _source_from_images(
     return SourceFolder.of(split, reference, data_root, images, masks, tiling)
 
 
-def _from_images(source: SourceFolder, config: DSUNetConfig, store: Store | None, progress: Progress) -> TrainingData:
+def _from_images(
+    source: SourceFolder, config: DSUNetConfig, store: FeatureStore | None, progress: Progress
+) -> TrainingData:
     split = source.find()
     if split is None:
         raise DsuError(
@@ -162,11 +128,10 @@ def _from_images(source: SourceFolder, config: DSUNetConfig, store: Store | None
         )
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
-    previous = None if store is None else stored_facts(store)
-    found = inspect(split, previous, progress, foreground=source.foreground)
+    found = inspect(split, store.metadata if store else None, progress, foreground=source.foreground)
     for line in (*describe(split, found), *unreadable(found)):
         progress.say(line)
-    mask_format = found.mask_format if store is None else mask_format_of(store)
+    mask_format = store.mask_format if store else found.mask_format
     return TrainingData(
         replace(source, mask_format=mask_format.to_json()), found.facts, config, store, split, mask_format
     )

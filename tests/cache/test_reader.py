@@ -68,28 +68,6 @@ def test_views_may_differ_from_array_to_array(store: Store, fill: Fill, values: 
     np.testing.assert_array_equal(batch["label"], values("label", [5], 0))
 
 
-def test_batches_come_in_order_however_many_are_ahead(full: Store, values: Values) -> None:
-    requests = [([i, (3 * i) % 10], [i % 4, 0]) for i in range(10)]
-    for ahead in (0, 2, 50):
-        got = list(full.reader(["V"]).batches(iter(requests), ahead))
-        assert len(got) == len(requests)
-        for batch, (rows, views) in zip(got, requests, strict=True):
-            for i in range(2):
-                np.testing.assert_array_equal(batch["V"][i], values("V", [rows[i]], views[i])[0])
-
-
-def test_batches_live_in_the_memory_asked_for(full: Store, values: Values) -> None:
-    given = []
-
-    def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        given.append(np.full(shape, 9, dtype))
-        return given[-1]
-
-    batch = full.reader(["V"], allocate=allocate).read([2, 3], [0, 0])
-    assert batch["V"] is given[0]
-    np.testing.assert_array_equal(given[0], values("V", [2, 3], 0))
-
-
 @pytest.mark.parametrize("written", ["nothing", "the rest of the shard"])
 def test_what_is_missing_never_reads_as_zeros(store: Store, put: Put, fill: Fill, written: str) -> None:
     if written == "the rest of the shard":
@@ -118,10 +96,6 @@ def test_a_flipped_bit_names_the_sample(full: Store, values: Values, put: Put) -
     with pytest.raises(CorruptError, match=r"array 'V', row 5, view 2 \(shard 1; 'f', 'f:copy'\) is damaged"):
         reader.read([0, 4, 5, 6], [2, 2, 2, 2])
     np.testing.assert_array_equal(reader.read([4, 6], [2, 2])["V"], values("V", [4, 6], 2))
-    batches = reader.batches([([0], [0]), ([5], [2]), ([1], [0])])
-    next(batches)
-    with pytest.raises(CorruptError, match="'f'"):
-        next(batches)
 
 
 def test_a_damaged_index_and_damaged_metadata_are_corrupt(full: Store) -> None:

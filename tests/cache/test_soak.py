@@ -49,8 +49,8 @@ def growth(store: Store, batches: int, keep: Callable[[Any], None]) -> tuple[int
     reader = store.reader(["x"], cache_bytes=1 << 20)
     requests = ((chance.integers(0, ROWS, BATCH), chance.integers(0, VIEWS, BATCH)) for _ in range(warm + batches))
     before = (0, 0)
-    for number, batch in enumerate(reader.batches(requests)):
-        keep(batch)
+    for number, (rows, views) in enumerate(requests):
+        keep(reader.read(rows, views))
         if number == warm:
             before = resident(), descriptors()
     return resident() - before[0], descriptors() - before[1]

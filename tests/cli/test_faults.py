@@ -153,7 +153,7 @@ def test_a_mask_that_vanishes_in_the_middle(
             "check-equivalence": ["check-equivalence", "--views", "1", "--steps", "1"],
         }[command]
     call = 2 if command == "train-head" else 1
-    where = "dsu.training.trainer.Trainer._train_epoch" if command == "train-head" else "dsu.batches.ImageSamples.fetch"
+    where = "dsu.training.trainer.Trainer._train_epoch" if command == "train-head" else "dsu.datasets.ImageDataset.read"
     with monkeypatch.context() as patch:
         before(patch, where, mask.unlink, call)
         said = " ".join(dsu(*again, exit_code=1).output.split())

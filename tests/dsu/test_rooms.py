@@ -15,7 +15,7 @@ ROOMS = (
     ("data",),
     ("batches", "pictures", "settings"),
     ("settings_file",),
-    ("sheets",),
+    ("datasets", "sheets"),
     ("encoders",),
     ("heads",),
     ("network",),

@@ -64,7 +64,7 @@ def test_a_gpus_feed_gives_the_same_batches() -> None:
     class Counting:
         names = ("a", "b", "c")
 
-        def fetch(self, names: list[str], views: list[int]) -> Batch:
+        def read(self, names: list[str], views: list[int]) -> Batch:
             pixels = torch.full((len(names), 64, 64, 3), ord(names[0]), dtype=torch.uint8)
             return Batch.of(names, views, pixels=pixels)
 

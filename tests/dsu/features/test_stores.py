@@ -12,10 +12,10 @@ from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.extraction import CachePlan, cache_features
-from dsu.features.stores import check_samples, source_of
+from dsu.features.stores import FeatureStore
 from dsu.settings import ExtractionSettings, TrainingSettings
 from dsu.training.runs import Run, open_run
-from dsu_cache import StaleError, Store
+from dsu_cache import StaleError
 from dsu_cache.metadata import read_metadata, write_metadata
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)
@@ -131,10 +131,9 @@ def test_a_changed_sample_is_said_before_training_and_only_its_row_is_computed(
     shutil.copytree(original, folder)
     shutil.copytree(root, tmp_path / "features")
     [path] = (tmp_path / "features").glob("*/*")
-    store = Store.open(path)
-    source = source_of(store)
+    store = FeatureStore.open(path)
     with store.lock():
-        moved = {**vars(source), "reference": str(folder.resolve()), "data_root": str(folder.resolve())}
+        moved = {**vars(store.source), "reference": str(folder.resolve()), "data_root": str(folder.resolve())}
         store.set_attributes({**store.attributes, "source": moved})
     image, other = sorted((folder / "images").iterdir())[:2]
     mask = folder / "masks" / f"{image.stem}.png"
@@ -160,13 +159,13 @@ def test_a_changed_sample_is_said_before_training_and_only_its_row_is_computed(
         "removed": "gone",
     }
     with pytest.raises(DsuError) as caught:
-        check_samples(Store.open(path), source_of(Store.open(path)))
+        FeatureStore.open(path).check_samples()
     assert said[what] in str(caught.value)
     assert "dsu cache-features" in str(caught.value)
     [plan] = cache(folder, tmp_path / "features").splits
     assert plan.images == computed
-    check_samples(Store.open(path), source_of(Store.open(path)))
-    assert other.stem in Store.open(path).manifest.names
+    FeatureStore.open(path).check_samples()
+    assert other.stem in FeatureStore.open(path).manifest.names
 
 
 def test_two_folders_of_one_name_do_not_take_turns_in_one_store(

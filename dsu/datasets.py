@@ -1,0 +1,184 @@
+"""Samples as torch data sets: what they have in common, and those decoded from image files.
+
+Those out of a store are in `dsu.features.feature_dataset`.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dsu.batches import Batch
+from dsu.config import DSUNetConfig
+from dsu.data.augmentation import augmentation
+from dsu.data.datasets import SampleMetadata, Split, find_dataset, inspect, unreadable
+from dsu.data.images import mask_box, read_image, resize_image, resize_mask
+from dsu.data.masks import MaskFormat
+from dsu.data.pairing import Pair
+from dsu.data.tiles import LastUsed
+from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
+from dsu.errors import DsuError, UsageError
+from dsu.threads import PerProcess
+
+if TYPE_CHECKING:
+    from dsu.network.network import DSUNet
+
+__all__ = ["ImageDataset", "SampleDataset"]
+
+
+class SampleDataset(Dataset[dict[str, Any]]):
+    """Samples in the views that training draws, as a torch data set.
+
+    An item is a dict of what the network's `forward` takes of it, with its mask and name:
+
+    * `pixel_values`, `guide_values`: (3, S, S) uint8 at Hiera's and DINOv2's input size, where they are read;
+    * `features`: stored features by name, (H, W, C) each;
+    * `mask`: (1, S, S) float32 in [0, 1], soft edges kept, where there are masks;
+    * `name`.
+
+    All of it is in the sample's view: which one is a pure function of seed, epoch and name. A `DataLoader` takes data
+    sets as they are, with workers however started: each opens for itself what it reads from.
+
+    Args:
+        names: of the samples.
+        views: those that are drawn from: `none`, `width`, `flips`, `flips+3`, as `dsu train-head --views` takes them.
+        seed: of the draws.
+
+    Attributes:
+        names, views, seed: as given.
+    """
+
+    def __init__(self, names: Sequence[str], views: Views | str = UNFLIPPED, seed: int = 0) -> None:
+        try:
+            self.views = Views.parse(views)
+        except ValueError as error:
+            raise UsageError(f"The views {error}.") from error
+        self.names = names
+        self.seed = seed
+        # Shared, so that workers that live on see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the views of `epoch` (from 0) from now on."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several items, read at once."""
+        names, epoch = [self.names[index] for index in indices], int(self._epoch)
+        return self.read(names, [draw_view(self.seed, epoch, name, self.views) for name in names]).items()
+
+    def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
+        """The named samples, each for a view by number; pixels and masks not flipped yet, everything on the CPU."""
+        raise NotImplementedError
+
+
+class ImageDataset(SampleDataset):
+    """Samples decoded from their files.
+
+    Args:
+        images: a folder of images and masks, laid out as `dsu cache-features` takes it (of a training and a test part
+            the former), or a split that was found.
+        model: the network that is to take them, or its config.
+        metadata, mask_format: what every sample is and how masks are read, where that is known; every file is read once
+            to find out otherwise.
+        names: of the samples; None takes all.
+        guide: whether DINOv2's input is wanted; None: where the network fuses it.
+        views, seed: see `SampleDataset`.
+
+    Example:
+        >>> data = ImageDataset("tiles", model, views="flips")
+        >>> batch = next(iter(DataLoader(data, batch_size=8, num_workers=2)))
+        >>> model(batch["pixel_values"], batch["guide_values"]).logits          # (8, 1, 352, 352)
+    """
+
+    def __init__(
+        self,
+        images: Split | Path | str,
+        model: "DSUNet | DSUNetConfig",
+        *,
+        metadata: Mapping[str, SampleMetadata] | None = None,
+        mask_format: MaskFormat | None = None,
+        names: Iterable[str] | None = None,
+        guide: bool | None = None,
+        views: Views | str = UNFLIPPED,
+        seed: int = 0,
+    ) -> None:
+        split = images if isinstance(images, Split) else find_dataset(images, Path())[0]
+        if metadata is None or mask_format is None:
+            found = inspect(split)
+            metadata, mask_format = found.facts, found.mask_format
+            for line in unreadable(found):
+                warnings.warn(line, stacklevel=2)
+        super().__init__(sorted(metadata if names is None else names), views, seed)
+        if not self.names:
+            raise DsuError(f"{split.images} has no image that can be read: give a folder that holds some.")
+        config = model if isinstance(model, DSUNetConfig) else model.config
+        wants_guide = bool(config.injections) if guide is None else guide
+        self._sizes = (config.hiera_size, config.dino_size if wants_guide else None)
+        self._pairs = {pair.name: pair for pair in split.pairs}
+        self._contents = {name: metadata[name].content for name in self.names}
+        self._files = PerProcess(partial(_Files, mask_format))
+
+    def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
+        """See `SampleDataset.read`. Raises `UnreadableImage`."""
+        decoded = list(self._files().pool.map(self._decode, names, views))
+        pixels, dino_pixels, masks = zip(*decoded, strict=True)
+        return Batch.of(names, views, pixels=_stack(pixels), mask=_stack(masks), dino_pixels=_stack(dino_pixels))
+
+    def _decode(self, name: str, view: int) -> tuple[np.ndarray | None, ...]:
+        """Both sizes of an image and its mask, in the cached augmentation that `view` is a flip of."""
+        image, mask = self._cut(self._pairs[name])
+        if augmentation_of(view):
+            image, mask = augmentation(self._contents[name], augmentation_of(view)).apply(image, mask)
+        size, dino_size = self._sizes
+        return (
+            resize_image(image, size),
+            None if dino_size is None else resize_image(image, dino_size),
+            None if mask is None else resize_mask(mask, size),
+        )
+
+    def _cut(self, pair: Pair) -> tuple[Image.Image, np.ndarray | None]:
+        if pair.box is None:
+            return self._files().read((pair.image, pair.mask))
+        image, mask = self._files().whole((pair.image, pair.mask))
+        if mask is not None:
+            left, top, right, bottom = mask_box(pair.box, image.size, (mask.shape[1], mask.shape[0]))
+            mask = mask[top:bottom, left:right]
+        return image.crop(pair.box), mask
+
+
+class _Files:
+    """Threads that decode files, and the whole images that tiles were last cut from."""
+
+    def __init__(self, mask_format: MaskFormat) -> None:
+        self.pool = ThreadPoolExecutor(min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
+        self.whole = LastUsed(self.read)
+        self._mask_format = mask_format
+
+    def read(self, files: tuple[Path, Path | None]) -> tuple[Image.Image, np.ndarray | None]:
+        image, mask = files
+        return read_image(image), None if mask is None else self._mask_format.read(mask)
+
+
+def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+    present = [array for array in arrays if array is not None]
+    if not present:
+        return None
+    if len(present) != len(arrays):
+        raise DsuError("Some samples have a mask and some have none: complete the masks or leave them all away.")
+    return torch.from_numpy(np.stack(present))

@@ -1,0 +1,105 @@
+"""Samples out of a store."""
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from dsu.batches import Batch
+from dsu.data.views import UNFLIPPED, Views, view_index
+from dsu.datasets import SampleDataset
+from dsu.errors import DsuError, UsageError
+from dsu.features.stores import FeatureStore, encoders_name
+from dsu.network.network import DSUNet
+from dsu.network.resume import resume_point
+from dsu.threads import PerProcess
+from dsu_cache import CorruptError, is_store
+
+__all__ = ["FeatureDataset"]
+
+ENCODERS: Final = ("hiera", "dino", "hiera_size", "dino_size")
+"""The fields of a config that a store is of."""
+
+
+class FeatureDataset(SampleDataset):
+    """Stored features, pixels and masks of a split, in any order.
+
+    Args:
+        store: a store, its folder, or a split's folder that holds the store of the model's encoders.
+        model: the network that is to take them, which says what is read, and notes of which encoders it is, to save
+            that with its head; or the names of what is to be read.
+        names: of the samples; None takes all.
+        masks: whether masks are read, where the store has any.
+        views, seed: see `SampleDataset`.
+
+    Raises `DsuError` where the store is of other encoders, or lacks what is to be read in the views drawn.
+
+    Example:
+        >>> data = FeatureDataset("features/DUTS-TR", model, views="flips")
+        >>> for epoch in range(50):
+        ...     data.set_epoch(epoch)
+        ...     for batch in DataLoader(data, batch_size=8, shuffle=True):
+        ...         outputs = model(batch.get("pixel_values"), features=batch["features"])
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore | Path | str,
+        model: DSUNet | Collection[str],
+        *,
+        names: Sequence[str] | None = None,
+        masks: bool = True,
+        views: Views | str = UNFLIPPED,
+        seed: int = 0,
+    ) -> None:
+        self._store = store if isinstance(store, FeatureStore) else _open_store(Path(store), model)
+        super().__init__(self._store.manifest.names if names is None else names, views, seed)
+        reads = _reads(self._store, model, self.views) if isinstance(model, DSUNet) else model
+        self._features = [name for name in reads if name != "pixels"]
+        self._arrays = [*reads, *(["mask"] if masks and "mask" in self._store.arrays else [])]
+        # At once: from here on no one removes what is going to be read.
+        self._reader = PerProcess(partial(self._store.reader, self._arrays))
+
+    def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
+        """See `SampleDataset.read`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""
+        try:
+            rows = [self._store.manifest.row(name) for name in names]
+            places = {name: [view_index(name, view) for view in views] for name in self._arrays}
+            found = self._reader().read(rows, places)
+        except CorruptError as error:
+            raise DsuError(
+                f"{error}. Run `dsu cache verify`, then `dsu cache-features` again: it computes only what is damaged."
+            ) from error
+        tensors = {name: torch.from_numpy(array) for name, array in found.items()}
+        features = {name: tensors[name] for name in self._features}
+        return Batch.of(names, views, pixels=tensors.get("pixels"), mask=tensors.get("mask"), features=features)
+
+
+def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:
+    if not is_store(folder) and isinstance(model, DSUNet):
+        folder /= encoders_name(model.config)
+    if not is_store(folder):
+        raise UsageError(f"There is no store at {folder}: run `dsu cache-features` first, or give a store's folder.")
+    return FeatureStore.open(folder)
+
+
+def _reads(store: FeatureStore, model: DSUNet, views: Views) -> tuple[str, ...]:
+    """What the model resumes from, as far as the store can serve it; the model notes the encoders of that."""
+    stored = store.config
+    if any(getattr(stored, part) != getattr(model.config, part) for part in ENCODERS):
+        raise UsageError(
+            f"The store {store.path} is of {encoders_name(stored)}, and the model of {encoders_name(model.config)}: "
+            f"make the model of the same encoders and sizes, or give a store of its own."
+        )
+    differing = [name for name, digest in model.encoder_digests.items() if store.encoders.get(name, digest) != digest]
+    if differing:
+        raise UsageError(
+            f"The features in {store.path} were made with other weights of {' and '.join(differing)} than the model "
+            f"has: give the model the same weights, or store features of its own with another --cache-root."
+        )
+    store.check_views(views)
+    model.encoder_digests = {**store.encoders, **model.encoder_digests}
+    model.encoder_batch_size = model.encoder_batch_size or store.encoder_batch_size
+    return resume_point(model.config, store.available(views)).features

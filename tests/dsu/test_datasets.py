@@ -1,0 +1,208 @@
+"""Samples as torch data sets: what a plain `DataLoader` gives is what training reads, flipped."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import toy_network
+from torch.utils.data import DataLoader, Dataset
+
+from dsu.batches import feed, prefetch
+from dsu.config import build_config
+from dsu.data.views import draw_view, flip, view_index
+from dsu.datasets import ImageDataset, SampleDataset
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import DsuError, UsageError
+from dsu.features.extraction import cache_features
+from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.stores import FeatureStore
+from dsu.settings import ExtractionSettings
+from dsu_cache import CacheError, Compressor
+
+SEED = 7
+
+
+def store_of(drawn: Path, root: Path, compressor: Compressor = None) -> Path:
+    """The store of `drawn`'s training images, all of V in four views."""
+    cache_features(
+        str(drawn / "train"),
+        build_config("toy", hiera_size=128, dino_size=126),
+        ExtractionSettings(features=("V",), compressor=compressor),
+        EncoderWeights(),
+        data_root=drawn,
+        cache_root=root,
+        device="cpu",
+    )
+    [folder] = root.glob("*/*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store_of(drawn, tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def both(drawn: Path, store: Path) -> tuple[FeatureDataset, ImageDataset]:
+    network = toy_network()
+    return (
+        FeatureDataset(store, network, views="flips", seed=SEED),
+        ImageDataset(drawn / "train", network, views="flips", seed=SEED),
+    )
+
+
+def same(first: dict[str, object], second: dict[str, object]) -> None:
+    """Two items, or two batches of them, are equal to the last bit."""
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        other = second[key]
+        if isinstance(value, dict) and isinstance(other, dict):
+            same(value, other)
+        elif isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+            assert value.dtype == other.dtype and torch.equal(value, other)
+        else:
+            assert value == other
+
+
+def test_items_are_what_training_reads_flipped(both: tuple[FeatureDataset, ImageDataset], store: Path) -> None:
+    stored, images = both
+    opened = FeatureStore.open(store)
+    stored.set_epoch(3)
+    drawn = set()
+    for index, name in enumerate(stored.names):
+        view = draw_view(SEED, 3, name, stored.views)
+        drawn.add(view)
+        read, item = stored.read([name], [view]), stored[index]
+        assert read.pixels is not None and read.mask is not None
+        turned = torch.tensor([view])
+        assert torch.equal(item["pixel_values"], flip(read.pixels, turned)[0].permute(2, 0, 1))
+        assert torch.equal(item["mask"][0], flip(read.mask, turned)[0].float() / 255)
+        kept = opened.reader(["V"]).read([opened.manifest.row(name)], [view_index("V", view)])["V"][0]
+        assert np.array_equal(item["features"]["V"].numpy(), kept)
+        assert (item["name"], item["pixel_values"].dtype, item["mask"].dtype) == (name, torch.uint8, torch.float32)
+    assert drawn == {0, 1, 2, 3}
+    stored.set_epoch(0)
+    item, live = stored[2], images[2]
+    assert live.pop("guide_values").shape == (3, 126, 126)
+    same({**item, "features": {}}, live)
+
+
+def test_the_network_takes_batches_of_either(both: tuple[FeatureDataset, ImageDataset]) -> None:
+    network = toy_network(feature_dtype=torch.float16).eval()
+    batches = [next(iter(DataLoader(dataset, batch_size=3))) for dataset in both]
+    with torch.no_grad():
+        first, second = (
+            network(batch["pixel_values"], batch.get("guide_values"), batch["features"]).logits for batch in batches
+        )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("kind", [0, 1], ids=["features", "images"])
+def test_a_plain_loader_gives_the_same_with_workers_however_started(
+    both: tuple[FeatureDataset, ImageDataset], kind: int, method: str
+) -> None:
+    dataset: SampleDataset = both[kind]
+    assert isinstance(dataset, Dataset) and len(dataset) == len(dataset.names)
+    dataset.set_epoch(1)
+    expected = list(DataLoader(dataset, batch_size=5))
+    workers = 2 if method == "fork" else 1  # to start one anew takes seconds
+    found = list(DataLoader(dataset, batch_size=5, num_workers=workers, multiprocessing_context=method))
+    assert [len(batch["name"]) for batch in expected] == [5, 5, 2]
+    for one, other in zip(expected, found, strict=True):
+        same(one, other)
+    same(dataset[0], {**dataset[0]})  # this process reads on
+
+
+def test_a_compressed_store_is_read_by_workers_too(drawn: Path, tmp_path: Path) -> None:
+    dataset = FeatureDataset(store_of(drawn, tmp_path, "zstd"), ("pixels", "V"))
+    [expected] = DataLoader(dataset, batch_size=12)
+    [found] = DataLoader(dataset, batch_size=12, num_workers=1, multiprocessing_context="spawn")
+    same(expected, found)
+    with pytest.raises(CacheError, match="is compressed, and what reads it does not survive a fork: start"):
+        list(DataLoader(dataset, batch_size=12, num_workers=1, multiprocessing_context="fork"))
+
+
+def test_set_epoch_reaches_workers_that_live_on(store: Path) -> None:
+    dataset = FeatureDataset(store, toy_network(), views="flips", seed=SEED)
+    loader = DataLoader(dataset, batch_size=12, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    for epoch in (0, 1, 5):
+        dataset.set_epoch(epoch)
+        [batch] = loader
+        views = [draw_view(SEED, epoch, name, dataset.views) for name in dataset.names]
+        same(batch, next(iter(DataLoader(dataset, batch_size=12))))
+        assert torch.equal(batch["features"]["V"], dataset.read(dataset.names, views).features["V"])
+
+
+def test_names_arrays_and_masks_can_be_chosen(store: Path) -> None:
+    opened = FeatureStore.open(store)
+    chosen = opened.manifest.names[3:5]
+    dataset = FeatureDataset(opened, ("V",), names=chosen, masks=False)
+    assert [item["name"] for item in dataset] == list(chosen)  # iterates, and ends
+    assert dataset[1].keys() == {"name", "features"}
+
+
+def test_a_model_notes_which_encoders_its_features_come_from(store: Path) -> None:
+    network = toy_network()
+    FeatureDataset(store, network)
+    opened = FeatureStore.open(store)
+    assert network.encoder_digests == opened.encoders and "dino" in opened.encoders
+    assert network.encoder_batch_size == opened.encoder_batch_size == 1
+
+
+def test_a_splits_folder_will_do_for_a_store(store: Path) -> None:
+    assert len(FeatureDataset(store.parent, toy_network())) == 12
+
+
+def test_images_without_masks_are_items_without_masks(drawn: Path, tmp_path: Path) -> None:
+    for image in sorted((drawn / "train" / "images").iterdir())[:2]:
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    dataset = ImageDataset(tmp_path, toy_network())
+    assert dataset[0].keys() == {"name", "features", "pixel_values", "guide_values"}
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"There is no store at .*: run `dsu cache-features` first"):
+        FeatureDataset(tmp_path, toy_network())
+    with pytest.raises(UsageError, match=r"The views must be none, width or flips, .* not 'sideways'\.$"):
+        FeatureDataset(store, toy_network(), views="sideways")
+    with pytest.raises(DsuError, match=r"lacks pixels and mask of some samples or views \(flips\+2\)"):
+        FeatureDataset(store, toy_network(), views="flips+2")
+    with pytest.raises(UsageError, match=r"V1, V2, V3, V4 is not stored"):
+        FeatureDataset(store, toy_network(ablation="B"))
+    strange = toy_network()
+    strange.encoder_digests = {"dino": "0" * 64}
+    with pytest.raises(UsageError, match=r"were made with other weights of dino than the model has: give"):
+        FeatureDataset(store, strange)
+    other = toy_network()
+    other.config = build_config("toy")
+    with pytest.raises(UsageError, match=r"is of hiera-toy-128\+dino-toy-126, and the model of toy"):
+        FeatureDataset(store, other)
+
+
+def test_what_is_made_in_advance_comes_in_order_and_fails_in_its_turn() -> None:
+    def slow(number: int) -> int:
+        time.sleep(0.002 * (number % 3))
+        if number == 7:
+            raise ValueError(number)
+        return number
+
+    for ahead, workers in ((0, 1), (2, 1), (50, 4)):
+        made = prefetch((partial(slow, number) for number in range(10)), ahead, workers)
+        assert [next(made) for _ in range(7)] == list(range(7))
+        with pytest.raises(ValueError, match="7"):
+            next(made)
+
+
+def test_batches_fed_are_batches_read(store: Path) -> None:
+    dataset = FeatureDataset(store, ("pixels", "V"))
+    drawn = [
+        (dataset.names[start : start + 5], [start % 4] * len(dataset.names[start : start + 5])) for start in (0, 5, 10)
+    ]
+    for batch, indices in zip(feed(dataset, drawn, torch.device("cpu")), drawn, strict=True):
+        expected = dataset.read(*indices)
+        assert (batch.names, batch.views) == (expected.names, expected.views)
+        assert all(torch.equal(one, other) for one, other in zip(batch.tensors, expected.tensors, strict=True))
