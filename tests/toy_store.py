@@ -24,7 +24,7 @@ def run() -> None:
     assert isinstance(step, int)
     for number in range(step, len(NAMES)):
         with store.lock():
-            manifest, _ = store.manifest.assign({name.lower(): Entry(name) for name in NAMES[number]}, 3)
+            manifest = store.manifest.assign({name.lower(): Entry(name) for name in NAMES[number]}, 3)
             if manifest != store.manifest:
                 store.set_manifest(manifest)
             # In the last step y is made anew, its first shard with a gap where b was.

@@ -7,7 +7,7 @@ from dsu_cache.errors import BusyError, CacheError, CorruptError, StaleError
 from dsu_cache.fingerprints import FieldDifference, Fingerprint
 from dsu_cache.layout import is_store, remove_store
 from dsu_cache.locks import holder
-from dsu_cache.manifest import Changes, Entry, Manifest
+from dsu_cache.manifest import Entry, Manifest
 from dsu_cache.reader import Reader
 from dsu_cache.records import JSON
 from dsu_cache.store import Store
@@ -17,7 +17,6 @@ __all__ = [
     "ArrayInfo",
     "BusyError",
     "CacheError",
-    "Changes",
     "Compressor",
     "CorruptError",
     "Entry",

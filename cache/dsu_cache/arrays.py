@@ -177,10 +177,6 @@ class StoredArray:
         """Return the bytes that the array takes on the disk."""
         return folder_nbytes(self.folder)
 
-    def views_begun(self) -> set[int]:
-        """Return the views in which any shard is committed."""
-        return {shard.view for shard, _ in read_commits(self.commits)}
-
     def shards(self) -> set[ShardId]:
         """Return the shards that have a data file or a marker, whole or not."""
         depth = len(self.info.item_shape) + 2

@@ -24,19 +24,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What `Manifest.assign` found, as sorted names; a renamed sample appears by its new name only."""
-
-    added: tuple[str, ...]
-    changed: tuple[str, ...]
-    renamed: tuple[str, ...]
-    removed: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.renamed or self.removed)
-
-
-@dataclass(frozen=True)
 class Manifest:
     """The samples of a store and their rows; never altered, `assign` gives the next one.
 
@@ -92,8 +79,8 @@ class Manifest:
             found.setdefault(self.rows[entry.key], []).append(name)
         return found
 
-    def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> tuple[Manifest, Changes]:
-        """Return the manifest of `entries`, and how they differ from this manifest's.
+    def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> Manifest:
+        """Return the manifest of `entries`.
 
         Known content keeps its row under any name, and equal samples share one. New content gets new rows, in the
         order of the names, beginning on a fresh shard, so that no shard that is already written is touched. Rows
@@ -107,26 +94,7 @@ class Manifest:
             first = -(-next_row // rows_per_shard) * rows_per_shard
             rows |= {key: first + i for i, key in enumerate(fresh)}
             next_row = first + len(fresh)
-        return Manifest(dict(entries), rows, next_row), self._changes(keys)
-
-    def _changes(self, keys: Mapping[str, str]) -> Changes:
-        new = [name for name in keys if name not in self.entries]
-        # Each name that is gone explains one new name with the same content.
-        gone: dict[str, list[str]] = {}
-        for name in self.names:
-            if name not in keys:
-                gone.setdefault(self.entries[name].key, []).append(name)
-        renamed = []
-        for name in new:
-            if gone.get(keys[name]):
-                gone[keys[name]].pop(0)
-                renamed.append(name)
-        return Changes(
-            added=tuple(sorted(set(new) - set(renamed))),
-            changed=tuple(n for n in keys if n in self.entries and self.entries[n].key != keys[n]),
-            renamed=tuple(renamed),
-            removed=tuple(sorted(name for names in gone.values() for name in names)),
-        )
+        return Manifest(dict(entries), rows, next_row)
 
     def to_json(self) -> dict[str, JSON]:
         """Return the manifest as JSON."""

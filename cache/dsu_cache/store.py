@@ -43,7 +43,7 @@ class Store:
     Example:
         >>> store = Store.create(folder, {"dataset": "DUTS"})
         >>> with store.lock():
-        ...     store.set_manifest(store.manifest.assign(entries, store.rows_per_shard)[0])
+        ...     store.set_manifest(store.manifest.assign(entries, store.rows_per_shard))
         ...     store.add_array("mask", (352, 352), "uint8", views=1, fingerprint=Fingerprint({"size": 352}))
         ...     for view, shard in store.missing("mask", [0]):
         ...         rows = store.rows_in_shard(shard)
@@ -207,10 +207,6 @@ class Store:
             there = ", ".join(self._arrays) or "none"
             raise CacheError(f"the store {self.path} has no array {name!r} ({there} there): add it first")
         return self._arrays[name]
-
-    def item_nbytes(self, array: str) -> int:
-        """Return the bytes of one row of `array` in one view, uncompressed."""
-        return self.stored(array).info.item_nbytes
 
     # -- shards --------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progre
         store = FeatureStore.create(Path(folder) / "store", {})
         names = [f"sample{index:05}" for index in range(samples)]
         with store.lock():
-            manifest, _ = store.manifest.assign({n: Entry(n, {}) for n in names}, store.rows_per_shard)
+            manifest = store.manifest.assign({n: Entry(n, {}) for n in names}, store.rows_per_shard)
             store.set_manifest(manifest)
             shapes = _shapes(config)
             plain = {name: Path(folder) / f"{name}.npy" for name in shapes}

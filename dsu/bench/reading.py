@@ -54,7 +54,7 @@ def measure_reading(
         rows.append(
             ReadRow(
                 arrays,
-                sum(drawn.store.item_nbytes(name) for name in arrays),
+                sum(drawn.store.arrays[name].item_nbytes for name in arrays),
                 _rate(order, taken["reader"]),
                 ratio(taken["reader"], taken["memory map"]),
                 _rate(order, cold),

@@ -121,7 +121,7 @@ def measure_steps(
                 batch_size / timing.median,
                 peak[case.name],
                 _wait(case, drawn, timing, progress),
-                {name: drawn.store.item_nbytes(name) for name in (*case.reads, "mask")} if case.trainer else {},
+                {name: drawn.store.arrays[name].item_nbytes for name in (*case.reads, "mask")} if case.trainer else {},
                 gpu_work(case.call, case.eager, runtime.device),
             )
         )

@@ -19,7 +19,7 @@ from dsu.network.resume import feature_shape, guide_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import ExtractionSettings
-from dsu_cache import Changes, Entry, Fingerprint
+from dsu_cache import Entry, Fingerprint
 
 __all__ = ["ExtractionPlan", "plan_extraction"]
 
@@ -31,7 +31,6 @@ class ExtractionPlan:
     split: Split
     inspection: Inspection
     store: FeatureStore
-    changes: Changes
     drift: tuple[str, ...]
     settings: ExtractionSettings
     config: DSUNetConfig
@@ -46,7 +45,7 @@ class ExtractionPlan:
         for shard, lacking in self.todo.items():
             rows = len(self.store.rows_in_shard(shard))
             for name, _ in lacking:
-                found[name] = found.get(name, 0) + rows * self.store.item_nbytes(name)
+                found[name] = found.get(name, 0) + rows * self.store.arrays[name].item_nbytes
         return found
 
     @property
@@ -123,11 +122,11 @@ def plan_extraction(
     with store.lock():
         drift = _reconcile(store, wanted, settings)
         store.set_attributes(attributes)
-        manifest, changes = store.manifest.assign(entries, store.rows_per_shard)
+        manifest = store.manifest.assign(entries, store.rows_per_shard)
         if manifest != store.manifest:
             store.set_manifest(manifest)
         _add_arrays(store, wanted, settings, config)
-    plan = ExtractionPlan(split, inspection, store, changes, drift, settings, config, encoder_batch_size)
+    plan = ExtractionPlan(split, inspection, store, drift, settings, config, encoder_batch_size)
     for name in wanted:
         for view in _kept_views(settings, name, split.kind, config):
             for missing in store.missing(name, [view_index(name, view)]):

@@ -41,7 +41,7 @@ def put() -> Put:
 
     def put(store: Store, names: Iterable[str]) -> None:
         entries = {name: Entry(name.partition(":")[0]) for name in names}
-        store.set_manifest(store.manifest.assign(entries, store.rows_per_shard)[0])
+        store.set_manifest(store.manifest.assign(entries, store.rows_per_shard))
 
     return put
 

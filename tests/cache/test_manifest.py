@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsu_cache import JSON, CacheError, Changes, CorruptError, Entry, Manifest
+from dsu_cache import JSON, CacheError, CorruptError, Entry, Manifest
 from dsu_cache.manifest import load_manifest, save_manifest
 from dsu_cache.records import read_record
 
 samples = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123456").map(Entry), max_size=8)
 histories = st.lists(samples, min_size=1, max_size=5)
-NOTHING = Changes((), (), (), ())
 
 
 def entries(**keys: str) -> dict[str, Entry]:
@@ -22,39 +21,35 @@ def entries(**keys: str) -> dict[str, Entry]:
 
 
 def test_new_samples_get_rows_in_the_order_of_their_names() -> None:
-    manifest, changes = Manifest().assign(entries(c="3", a="1", b="2"), 4)
+    manifest = Manifest().assign(entries(c="3", a="1", b="2"), 4)
     assert [manifest.row(name) for name in "abc"] == [0, 1, 2]
     assert manifest.names == ("a", "b", "c")
-    assert changes == Changes(added=("a", "b", "c"), changed=(), renamed=(), removed=())
 
 
 def test_added_samples_begin_on_a_fresh_shard() -> None:
-    before, _ = Manifest().assign(entries(b="2", c="3"), 4)
-    after, changes = before.assign(entries(a="1", b="2", c="3", d="4"), 4)
+    before = Manifest().assign(entries(b="2", c="3"), 4)
+    after = before.assign(entries(a="1", b="2", c="3", d="4"), 4)
     assert [after.row(name) for name in "abcd"] == [4, 0, 1, 5]
-    assert (changes.added, after.next_row) == (("a", "d"), 6)
+    assert after.next_row == 6
 
 
 def test_changed_content_gets_a_new_row() -> None:
-    before, _ = Manifest().assign(entries(a="1", b="2"), 4)
-    after, changes = before.assign(entries(a="1", b="9"), 4)
+    before = Manifest().assign(entries(a="1", b="2"), 4)
+    after = before.assign(entries(a="1", b="9"), 4)
     assert (after.row("a"), after.row("b"), "2" in after.rows) == (0, 4, False)
-    assert changes == Changes(added=(), changed=("b",), renamed=(), removed=())
 
 
 def test_a_renamed_sample_keeps_its_row() -> None:
-    before, _ = Manifest().assign(entries(a="1", b="2"), 4)
-    after, changes = before.assign(entries(a="1", z="2"), 4)
+    before = Manifest().assign(entries(a="1", b="2"), 4)
+    after = before.assign(entries(a="1", z="2"), 4)
     assert (after.row("z"), after.next_row) == (1, 2)
-    assert changes == Changes(added=(), changed=(), renamed=("z",), removed=())
 
 
 def test_equal_samples_share_a_row() -> None:
-    manifest, changes = Manifest().assign(entries(a="1", b="1", c="2"), 4)
+    manifest = Manifest().assign(entries(a="1", b="1", c="2"), 4)
     assert [manifest.row(name) for name in "abc"] == [0, 0, 1]
     assert (manifest.names_at(0), manifest.names_at(3)) == (("a", "b"), ())
     assert manifest.names_at(1, 3, 0) == ("a", "b", "c")
-    assert changes.added == ("a", "b", "c")
 
 
 def test_names_of_all_rows_are_found_in_one_pass_over_the_samples() -> None:
@@ -78,17 +73,15 @@ def test_names_of_all_rows_are_found_in_one_pass_over_the_samples() -> None:
 
 
 def test_content_that_was_gone_is_new_when_it_returns() -> None:
-    manifest, _ = Manifest().assign(entries(a="1", b="2"), 4)
-    manifest, changes = manifest.assign(entries(a="1"), 4)
-    assert changes.removed == ("b",)
-    manifest, changes = manifest.assign(entries(a="1", b="2"), 4)
-    assert (manifest.row("b"), changes.added) == (4, ("b",))
+    manifest = Manifest().assign(entries(a="1", b="2"), 4)
+    manifest = manifest.assign(entries(a="1"), 4)
+    manifest = manifest.assign(entries(a="1", b="2"), 4)
+    assert manifest.row("b") == 4
 
 
 def test_other_info_is_no_change_and_is_kept() -> None:
-    before, _ = Manifest().assign({"a": Entry("1", {"size": 5})}, 4)
-    after, changes = before.assign({"a": Entry("1", {"size": 6})}, 4)
-    assert not changes
+    before = Manifest().assign({"a": Entry("1", {"size": 5})}, 4)
+    after = before.assign({"a": Entry("1", {"size": 6})}, 4)
     assert after.entries["a"].info == {"size": 6}
 
 
@@ -112,7 +105,7 @@ def test_rows_are_never_moved_and_never_given_twice(history: list[dict[str, Entr
     written: dict[int, str] = {}  # the content that each row was given out for, ever
     for wanted in history:
         before = manifest
-        manifest, _ = before.assign(wanted, rows_per_shard)
+        manifest = before.assign(wanted, rows_per_shard)
         assert {name: entry.key for name, entry in manifest.entries.items()} == {n: e.key for n, e in wanted.items()}
         fresh = sorted(set(manifest.rows.values()) - set(before.rows.values()))
         for key, row in manifest.rows.items():
@@ -125,21 +118,7 @@ def test_rows_are_never_moved_and_never_given_twice(history: list[dict[str, Entr
         else:
             assert manifest.next_row == before.next_row
         assert manifest.rows_in_use.tolist() == sorted(manifest.rows.values())
-        assert manifest.assign(wanted, rows_per_shard) == (manifest, NOTHING)
-
-
-@settings(deadline=None)
-@given(samples, samples)
-def test_changes_account_for_every_name(before: dict[str, Entry], after: dict[str, Entry]) -> None:
-    _, changes = Manifest().assign(before, 4)[0].assign(after, 4)
-    assert set(changes.changed) == {n for n in before.keys() & after.keys() if before[n] != after[n]}
-    assert set(changes.added) | set(changes.renamed) == after.keys() - before.keys()
-    assert set(changes.removed) <= before.keys() - after.keys()
-    assert len(before) + len(changes.added) - len(changes.removed) == len(after)
-    gone = {before[name].key for name in before.keys() - after.keys()}
-    assert all(after[name].key in gone for name in changes.renamed)
-    for names in (changes.added, changes.changed, changes.renamed, changes.removed):
-        assert list(names) == sorted(names)
+        assert manifest.assign(wanted, rows_per_shard) == manifest
 
 
 @settings(deadline=None)
@@ -147,23 +126,23 @@ def test_changes_account_for_every_name(before: dict[str, Entry], after: dict[st
 def test_json_brings_a_manifest_back(history: list[dict[str, Entry]]) -> None:
     manifest = Manifest()
     for wanted in history:
-        manifest, _ = manifest.assign(wanted, 4)
+        manifest = manifest.assign(wanted, 4)
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
 def test_only_the_newest_generation_is_kept(tmp_path: Path) -> None:
     for key in "123":
-        save_manifest(tmp_path, Manifest().assign(entries(a=key), 4)[0])
+        save_manifest(tmp_path, Manifest().assign(entries(a=key), 4))
     assert [path.name for path in tmp_path.iterdir()] == ["00000003.json"]
     assert load_manifest(tmp_path).entries["a"].key == "3"
 
 
 def test_a_torn_generation_is_passed_over_and_then_replaced(tmp_path: Path) -> None:
-    save_manifest(tmp_path, Manifest().assign(entries(a="1"), 4)[0])
+    save_manifest(tmp_path, Manifest().assign(entries(a="1"), 4))
     whole = (tmp_path / "00000001.json").read_bytes()
     (tmp_path / "00000002.json").write_bytes(whole[:-20])
     assert load_manifest(tmp_path).entries["a"].key == "1"
-    save_manifest(tmp_path, Manifest().assign(entries(a="3"), 4)[0])
+    save_manifest(tmp_path, Manifest().assign(entries(a="3"), 4))
     assert [path.name for path in tmp_path.iterdir()] == ["00000003.json"]
     assert load_manifest(tmp_path).entries["a"].key == "3"
 
@@ -171,11 +150,11 @@ def test_a_torn_generation_is_passed_over_and_then_replaced(tmp_path: Path) -> N
 def test_a_generation_replaced_while_it_is_read_is_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_manifest(tmp_path, Manifest().assign(entries(a="1"), 4)[0])
+    save_manifest(tmp_path, Manifest().assign(entries(a="1"), 4))
 
     def replaced(path: Path) -> JSON:
         monkeypatch.undo()
-        save_manifest(tmp_path, Manifest().assign(entries(a="2"), 4)[0])
+        save_manifest(tmp_path, Manifest().assign(entries(a="2"), 4))
         return read_record(path)
 
     monkeypatch.setattr("dsu_cache.manifest.read_record", replaced)

@@ -43,7 +43,7 @@ def written(
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", {}, rows_per_shard, compressor)
         entries = {f"n{i:03d}": Entry(str(i)) for i in range(count)}
-        store.set_manifest(store.manifest.assign(entries, rows_per_shard)[0])
+        store.set_manifest(store.manifest.assign(entries, rows_per_shard))
         store.add_array("x", shape, dtype, VIEWS, Fingerprint({}))
         for view, shard in order(store.missing("x", range(VIEWS))):
             rows = store.rows_in_shard(shard)

@@ -26,7 +26,7 @@ ALLOWANCE: Final = 8 << 20
 def large(tmp_path: Path) -> Store:
     """A store of 6 MB: more than its readers may keep in memory."""
     store = Store.create(tmp_path / "s", {}, 16)
-    store.set_manifest(store.manifest.assign({f"{row:02d}": Entry(str(row)) for row in range(ROWS)}, 16)[0])
+    store.set_manifest(store.manifest.assign({f"{row:02d}": Entry(str(row)) for row in range(ROWS)}, 16))
     store.add_array("x", SHAPE, "float16", VIEWS, Fingerprint({}))
     for view, shard in store.missing("x", range(VIEWS)):
         store.write_shard("x", view, shard, store.rows_in_shard(shard), np.full((16, *SHAPE), shard, "float16"))

@@ -129,7 +129,7 @@ def test_a_partial_shard_takes_the_space_of_its_rows(store: Store, fill: Fill) -
     index = 4 * 16 + 4
     assert sizes == [4 * (48 + 4) + index, 4 * (48 + 4) + index, 2 * (48 + 4) + index]
     assert store.stored("pixels").nbytes() == sum(sizes) + (store.path / "pixels" / "zarr.json").stat().st_size
-    assert store.item_nbytes("pixels") == 48
+    assert store.arrays["pixels"].item_nbytes == 48
 
 
 def test_missing_shrinks_as_shards_are_written(store: Store, fill: Fill) -> None:

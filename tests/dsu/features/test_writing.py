@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Store:
     """Shards of four rows, nothing written."""
     store = Store.create(tmp_path / "store", {}, ROWS)
     entries = {f"{index:03}": Entry(str(index)) for index in range(SHARDS * ROWS)}
-    store.set_manifest(store.manifest.assign(entries, ROWS)[0])
+    store.set_manifest(store.manifest.assign(entries, ROWS))
     store.add_array("V", (2,), "float16", 2, Fingerprint({}))
     return store
 
