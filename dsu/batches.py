@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import torch
 from torch import Tensor
 
+from dsu.data.decoding import Decoded, stack
 from dsu.data.views import flip, flip_one
 
 if TYPE_CHECKING:
@@ -65,6 +66,17 @@ class Batch:
     ) -> "Batch":
         """A batch on the CPU, not flipped yet."""
         return cls(tuple(names), tuple(views), pixels, mask, dino_pixels, features or {}, torch.tensor(views))
+
+    @classmethod
+    def decoded(cls, names: Sequence[str], images: Sequence[Decoded], views: Sequence[int] | None = None) -> "Batch":
+        """A batch of decoded images, unflipped where no views are given."""
+        return cls.of(
+            names,
+            [0] * len(names) if views is None else views,
+            pixels=stack([one.pixels for one in images]),
+            mask=stack([one.mask for one in images]),
+            dino_pixels=stack([one.guide_pixels for one in images]),
+        )
 
     @property
     def inputs(self) -> dict[str, Any]:

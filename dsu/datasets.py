@@ -11,19 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from dsu.batches import Batch
 from dsu.config import DSUNetConfig
 from dsu.data.augmentation import augmentation
-from dsu.data.datasets import SampleMetadata, Split, find_dataset, inspect, unreadable
-from dsu.data.images import mask_box, read_image, resize_image, resize_mask
+from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspect, unreadable
+from dsu.data.decoding import Decoded, ImageProcessor, SampleFiles, open_sample
 from dsu.data.masks import MaskFormat
-from dsu.data.pairing import Pair
 from dsu.data.tiles import LastUsed
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
 from dsu.errors import DsuError, UsageError
@@ -118,7 +114,7 @@ class ImageDataset(SampleDataset):
         views: Views | str = UNFLIPPED,
         seed: int = 0,
     ) -> None:
-        split = images if isinstance(images, Split) else find_dataset(images, Path())[0]
+        split = images if isinstance(images, Split) else find_dataset(images, Paths(Path()))[0]
         if metadata is None or mask_format is None:
             found = inspect(split)
             metadata, mask_format = found.facts, found.mask_format
@@ -129,37 +125,21 @@ class ImageDataset(SampleDataset):
             raise DsuError(f"{split.images} has no image that can be read: give a folder that holds some.")
         config = model if isinstance(model, DSUNetConfig) else model.config
         wants_guide = bool(config.injections) if guide is None else guide
-        self._sizes = (config.hiera_size, config.dino_size if wants_guide else None)
+        self._processor = ImageProcessor(config, wants_guide)
         self._pairs = {pair.name: pair for pair in split.pairs}
-        self._contents = {name: metadata[name].content for name in self.names}
+        self._metadata = {name: metadata[name] for name in self.names}
         self._files = PerProcess(partial(_Files, mask_format))
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
-        """See `SampleDataset.read`. Raises `UnreadableImage`."""
-        decoded = list(self._files().pool.map(self._decode, names, views))
-        pixels, dino_pixels, masks = zip(*decoded, strict=True)
-        return Batch.of(names, views, pixels=_stack(pixels), mask=_stack(masks), dino_pixels=_stack(dino_pixels))
+        """See `SampleDataset.read`. Raises `UnreadableImage`, and `DsuError` for a file that has changed."""
+        return Batch.decoded(names, list(self._files().pool.map(self._decode, names, views)), views)
 
-    def _decode(self, name: str, view: int) -> tuple[np.ndarray | None, ...]:
-        """Both sizes of an image and its mask, in the cached augmentation that `view` is a flip of."""
-        image, mask = self._cut(self._pairs[name])
-        if augmentation_of(view):
-            image, mask = augmentation(self._contents[name], augmentation_of(view)).apply(image, mask)
-        size, dino_size = self._sizes
-        return (
-            resize_image(image, size),
-            None if dino_size is None else resize_image(image, dino_size),
-            None if mask is None else resize_mask(mask, size),
-        )
-
-    def _cut(self, pair: Pair) -> tuple[Image.Image, np.ndarray | None]:
-        if pair.box is None:
-            return self._files().read((pair.image, pair.mask))
-        image, mask = self._files().whole((pair.image, pair.mask))
-        if mask is not None:
-            left, top, right, bottom = mask_box(pair.box, image.size, (mask.shape[1], mask.shape[0]))
-            mask = mask[top:bottom, left:right]
-        return image.crop(pair.box), mask
+    def _decode(self, name: str, view: int) -> Decoded:
+        """An image and its mask, in the cached augmentation that `view` is a flip of."""
+        pair, known, index = self._pairs[name], self._metadata[name], augmentation_of(view)
+        files = SampleFiles(pair.image, known.image_sha256, pair.mask, known.mask_sha256)
+        image, mask = self._files().open(files) if pair.box is None else self._files().last_opened(files)
+        return self._processor.fit(image, mask, pair.box, augmentation(known.content, index) if index else None)
 
 
 class _Files:
@@ -167,18 +147,5 @@ class _Files:
 
     def __init__(self, mask_format: MaskFormat) -> None:
         self.pool = ThreadPoolExecutor(min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
-        self.whole = LastUsed(self.read)
-        self._mask_format = mask_format
-
-    def read(self, files: tuple[Path, Path | None]) -> tuple[Image.Image, np.ndarray | None]:
-        image, mask = files
-        return read_image(image), None if mask is None else self._mask_format.read(mask)
-
-
-def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
-    present = [array for array in arrays if array is not None]
-    if not present:
-        return None
-    if len(present) != len(arrays):
-        raise DsuError("Some samples have a mask and some have none: complete the masks or leave them all away.")
-    return torch.from_numpy(np.stack(present))
+        self.open = partial(open_sample, mask_format=mask_format)
+        self.last_opened = LastUsed(self.open)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsu.batches import BatchIndices
+from dsu.data.datasets import Paths
 from dsu.data.views import view_name
 from dsu.datasets import ImageDataset
 from dsu.encoders.weights import EncoderWeights
@@ -100,8 +101,7 @@ class Report:
 def check_equivalence(
     settings: TrainingSettings,
     *,
-    data_root: Path,
-    cache_root: Path,
+    paths: Paths,
     weights: EncoderWeights,
     steps: int = 20,
     progress: Progress = SILENT,
@@ -123,8 +123,7 @@ def check_equivalence(
                         "freeze_adapter_epochs": 0,
                     }
                 ),
-                data_root=data_root,
-                cache_root=cache_root,
+                paths=paths,
                 weights=weights,
                 out=Path(folder) / name,
                 progress=progress,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsu.data.datasets import Paths
 from dsu.dataset_check import DatasetCheck, Finding, check_dataset
 
 __all__ = ["SIZE", "Mask", "boxed", "check", "finding", "photo", "plain", "write"]
@@ -49,7 +50,7 @@ def plain(count: int, start: int = 0) -> dict[str, tuple[Image.Image, Mask | Non
 
 def check(folder: Path, **options: Any) -> DatasetCheck:
     """`dsu datasets check FOLDER`."""
-    return check_dataset(str(folder), folder.parent, **options)
+    return check_dataset(str(folder), Paths(folder.parent), **options)
 
 
 def finding(found: DatasetCheck, key: str) -> Finding:

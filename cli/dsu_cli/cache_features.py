@@ -43,7 +43,7 @@ def cache_features(
     """
     import shlex
 
-    from dsu.data.datasets import unreadable
+    from dsu.data.datasets import Paths, unreadable
     from dsu.encoders.weights import EncoderWeights
     from dsu.features.extraction import CachePlan, cache_features
     from dsu.settings_file import read_settings
@@ -68,10 +68,7 @@ def cache_features(
         read_settings(NetworkSettings, given).config(),
         read_settings(ExtractionSettings, given),
         EncoderWeights(hiera_weights, dino_weights, random_weights),
-        data_root=data_root,
-        cache_root=cache_root,
-        images=images,
-        masks=masks,
+        paths=Paths(data_root, cache_root, images, masks),
         tiling=read_settings(TilingSettings, given).tiling,
         device=runtime.device,
         precision=runtime.precision,

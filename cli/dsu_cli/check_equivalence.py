@@ -37,6 +37,7 @@ def check_equivalence(
     gradients and weights, on a CPU and with --deterministic; without it a GPU may differ by as much as training live
     differs from itself, run twice. Exit status 1 if a row fails.
     """
+    from dsu.data.datasets import Paths
     from dsu.encoders.weights import EncoderWeights
     from dsu.equivalence import check_equivalence
     from dsu.files import atomic_write, make_folder
@@ -47,8 +48,7 @@ def check_equivalence(
 
     report = check_equivalence(
         read_settings(TrainingSettings, given, config),
-        data_root=data_root,
-        cache_root=cache_root,
+        paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         steps=one_of("--steps", steps, range(1, 100_001)),
         progress=ConsoleProgress(quiet=quiet),

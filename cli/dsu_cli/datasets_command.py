@@ -96,6 +96,7 @@ def check(
     Exit status: 1 where something will stop `dsu` from training, 2 where images and masks cannot be told apart, else 0.
     """
     from dsu.config import build_config
+    from dsu.data.datasets import Paths
     from dsu.dataset_check import check_dataset
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import ConsoleProgress, out, say
@@ -106,9 +107,7 @@ def check(
         _new_sheet(sheet, overwrite=overwrite)
     found = check_dataset(
         dataset,
-        data_root,
-        images=images,
-        masks=masks,
+        Paths(data_root, images=images, masks=masks),
         foreground=foreground or None,
         side=build_config(hiera_size=hiera_size).hiera_size,
         progress=progress,

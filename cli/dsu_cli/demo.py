@@ -88,6 +88,7 @@ def demo(
 
 def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path:
     """The head that training starts from, to compare with."""
+    from dsu.data.datasets import Paths
     from dsu.encoders.weights import EncoderWeights
     from dsu.heads.head_file import HEAD_FILE, save_head
     from dsu.settings import TrainingSettings
@@ -95,8 +96,7 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
 
     trainer = open_run(
         TrainingSettings(dataset=str(data), seed=seed, val_fraction=0.0),
-        data_root=data,
-        cache_root=features,
+        paths=Paths(data, features),
         weights=EncoderWeights(),
         out=folder,
         overwrite=True,
@@ -107,9 +107,10 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
 
 def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
     """The one set's name and figures."""
+    from dsu.data.datasets import Paths
     from dsu.evaluation.ground_truth import find_judged_sets
 
-    [judged] = find_judged_sets([], predictions, None, data_root=predictions)
+    [judged] = find_judged_sets([], predictions, None, Paths(predictions))
     return judged.name, judged.evaluate().metrics
 
 

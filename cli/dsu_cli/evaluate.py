@@ -12,6 +12,7 @@ from dsu_cli import options
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from dsu.data.datasets import Paths
     from dsu.evaluation.evaluate import Evaluation
     from dsu.evaluation.ground_truth import JudgedSet
     from dsu.progress import Progress
@@ -103,6 +104,7 @@ def evaluate(
     Several runs stand side by side: `--predictions Ours=A --predictions B`. Writes `metrics.json` and `metrics.csv`
     beside the predictions.
     """
+    from dsu.data.datasets import Paths
     from dsu.metrics.figures import FIGURES
     from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
@@ -125,7 +127,14 @@ def evaluate(
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
     wanted = names or ([truth.resolve().name] if truth is not None and len(runs) > 1 else [])
     judging = _Judging(
-        wanted, truth, images, data_root, None if asked is None else asked == "minmax", resize, foreground, workers
+        wanted,
+        truth,
+        images,
+        Paths(data_root),
+        None if asked is None else asked == "minmax",
+        resize,
+        foreground,
+        workers,
     )
     results = {run: judging.run(folder, progress) for run, folder in runs.items()}
 
@@ -161,7 +170,7 @@ class _Judging:
     names: list[str]
     truth: Path | None
     images: Path | None
-    data_root: Path
+    paths: "Paths"
     minmax: bool | None
     resize: bool
     foreground: list[int] | None
@@ -174,7 +183,7 @@ class _Judging:
 
         progress.say(f"judging {predictions}")
         judged_sets = find_judged_sets(
-            self.names, predictions, self.truth, data_root=self.data_root, minmax=self.minmax, images=self.images
+            self.names, predictions, self.truth, self.paths, minmax=self.minmax, images=self.images
         )
         found = {}
         for judged in judged_sets:

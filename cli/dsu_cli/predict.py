@@ -49,6 +49,7 @@ def predict(
     needed.
     """
     from dsu.choices import Precision
+    from dsu.data.datasets import Paths
     from dsu.encoders.weights import EncoderWeights
     from dsu.heads.head_file import predictions_folder, read_head_info, resolve_head
     from dsu.hub import is_hub_name
@@ -81,11 +82,8 @@ def predict(
         folder,
         settings,
         runtime,
-        data_root=data_root,
-        cache_root=cache_root,
+        paths=Paths(data_root, cache_root, images, masks),
         end_to_end=end_to_end,
-        images=images,
-        masks=masks,
         progress=progress,
     )
     for job in jobs:

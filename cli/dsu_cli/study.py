@@ -49,6 +49,7 @@ def _run(
     random_weights: options.RandomWeights = False,
     quiet: options.Quiet = False,
 ) -> None:
+    from dsu.data.datasets import Paths
     from dsu.encoders.weights import EncoderWeights
     from dsu.metrics.figures import FIGURES
     from dsu.settings_file import read_settings
@@ -62,8 +63,7 @@ def _run(
     plan = open_study(
         asked,
         read_settings(TrainingSettings, given, config),
-        data_root=data_root,
-        cache_root=cache_root,
+        paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         out=out,
     )

@@ -37,6 +37,7 @@ def train_head(
     Writes a run folder: `head.safetensors` (the result), `last` and `best`, `settings.yaml`, `metrics.csv`,
     `curves.png`, `sheets/` (the same images every few epochs) and the checkpoint that `--resume` goes on from.
     """
+    from dsu.data.datasets import Paths
     from dsu.encoders.weights import EncoderWeights
     from dsu.settings_file import read_settings
     from dsu.training.runs import open_run
@@ -47,12 +48,9 @@ def train_head(
     progress = ConsoleProgress(quiet=quiet)
     run = open_run(
         read_settings(TrainingSettings, given, config),
-        data_root=data_root,
-        cache_root=cache_root,
+        paths=Paths(data_root, cache_root, images, masks),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         out=out,
-        images=images,
-        masks=masks,
         resume=resume,
         overwrite=overwrite,
         progress=progress,

@@ -58,6 +58,7 @@ def features(
     over all images together, and t-SNE of their tokens, coloured by the masks where there are any. With a head each
     Hiera level stands before and after the adapters, side by side.
     """
+    from dsu.data.datasets import Paths
     from dsu.encoders.weights import EncoderWeights
     from dsu.progress import counted
     from dsu.runtime import choose_runtime
@@ -75,7 +76,7 @@ def features(
     one_of("--tokens", tokens, range(4, 100_001))
     runtime = choose_runtime(asked.device, asked.precision)
     most = one_of("--count", count, range(1, MOST + 1))
-    shown, broken = find_shown(sources, masks, most, data_root=data_root, progress=progress)
+    shown, broken = find_shown(sources, masks, most, Paths(data_root), progress)
     for line in broken:
         fail(line)
     network, random = open_network(
@@ -143,6 +144,7 @@ def predictions(
 
     `dsu visualize predictions --predictions Ours=runs/DUTS-TR-large` shows what that run has predicted.
     """
+    from dsu.data.datasets import Paths
     from dsu.errors import UsageError
     from dsu.progress import counted
     from dsu.visualization.compared import are_of_random_encoders, choose_worst, find_compared, pick_names
@@ -161,7 +163,7 @@ def predictions(
     for name, folder in methods.items():
         if name != str(folder):
             progress.say(f"{name}: {folder}")
-    rows, lacking = find_compared(source, methods, data_root=data_root, truth=truth)
+    rows, lacking = find_compared(source, methods, Paths(data_root), truth)
     for what, missing in lacking.items():
         progress.say(f"left out: {missing:,} without {what}")
     if names is not None:

@@ -17,7 +17,7 @@ from dsu.bench.disk import disk_rate, file_sizes
 from dsu.bench.drawn import images
 from dsu.bench.timing import ratio, take_turns, wait_for
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import find_dataset
+from dsu.data.datasets import Paths, find_dataset
 from dsu.data.images import read_mask
 from dsu.data.sources import SourceFolder
 from dsu.data.synthetic import draw_dataset
@@ -121,8 +121,8 @@ def measure_stages(
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
         data = Path(folder) / "data"
         draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
-        split = next(split for split in find_dataset(str(data), data) if split.kind == "train")
-        source = SourceFolder.of(split, str(data), data, None, None)
+        split = next(split for split in find_dataset(str(data), Paths(data)) if split.kind == "train")
+        source = SourceFolder.of(split, str(data), Paths(data))
         network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
         bare = _bare(network, runtime, default_encoder_batch_size(runtime.device), count, progress)
         mixes = []

@@ -5,13 +5,13 @@ Behind it stand `benchmarks` (names and places), `pairing` (files to pairs) and 
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from dsu.data.benchmarks import BENCHMARK_SPLITS, COD_TEST, COD_TRAIN, BenchmarkSplit, Place
 from dsu.data.folders import find_images, find_subfolder, has_images, list_images, plain, subfolders, unwrapped
-from dsu.data.images import printable
+from dsu.data.images import IMAGE_SUFFIXES, printable
 from dsu.data.inspection import Inspection, SampleMetadata, describe, inspect, unreadable
 from dsu.data.pairing import IMAGE_FOLDERS, Kind, Pair, Split, image_and_mask_folders, make_split
 from dsu.errors import UsageError, did_you_mean
@@ -19,16 +19,41 @@ from dsu.errors import UsageError, did_you_mean
 __all__ = [
     "Inspection",
     "Pair",
+    "Paths",
     "SampleMetadata",
     "Split",
     "describe",
     "find_benchmark",
     "find_dataset",
     "find_images",
+    "find_samples",
     "inspect",
     "is_benchmark",
+    "masks_below",
+    "test_splits",
     "unreadable",
 ]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where data sets are looked for and stores are kept.
+
+    Attributes:
+        data_root: The folder that the benchmarks lie in.
+        cache_root: The folder of the stores.
+        images: In a folder of one's own, the subfolder with the images; "." is the folder itself; None: to be found.
+        masks: Likewise the masks.
+    """
+
+    data_root: Path = Path("data")
+    cache_root: Path = Path("features")
+    images: str | None = None
+    masks: str | None = None
+
+    def folder(self, name: str) -> Path | None:
+        """The folder that is meant by a path, here or below the data root; None where there is none."""
+        return next((place for place in (Path(name), self.data_root / name) if os.path.isdir(place)), None)
 
 
 def is_benchmark(name: str) -> bool:
@@ -36,9 +61,7 @@ def is_benchmark(name: str) -> bool:
     return bool(_benchmark_splits(name))
 
 
-def find_dataset(
-    name_or_folder: str | Path, data_root: Path, images: str | None = None, masks: str | None = None
-) -> tuple[Split, ...]:
+def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
     """Find a data set by a benchmark's name, a benchmark split's name, or its folder.
 
     Benchmarks are DUTS, DUT-OMRON, HKU-IS, PASCAL-S, ECSSD, CAMO, COD10K, CHAMELEON, NC4K, and COD, which is the
@@ -47,9 +70,7 @@ def find_dataset(
 
     Args:
         name_or_folder: The name, or a folder (a path, or below the data root).
-        data_root: The folder that the benchmarks lie in.
-        images: In a folder of one's own, the subfolder with the images; "." is the folder itself.
-        masks: Likewise the masks.
+        paths: Where it may lie, and how it is laid out.
 
     Returns:
         The splits that are there, training first.
@@ -57,6 +78,7 @@ def find_dataset(
     Raises:
         UsageError: There is no such data set, or it cannot be told which files are images and which masks.
     """
+    data_root, images, masks = paths.data_root, paths.images, paths.masks
     if (images is None) != (masks is None):
         raise UsageError("--images and --masks go together: name both subfolders.")
     text = str(name_or_folder)
@@ -66,11 +88,11 @@ def find_dataset(
     found = _find_benchmark(wanted, data_root) if images is None else ()
     if found:
         return found
-    folder = next((place for place in (Path(text), data_root / text) if os.path.isdir(place)), None)
+    folder = paths.folder(text)
     if folder is None:
         raise _not_found(text, wanted, data_root)
     folder = Path(os.path.abspath(folder))
-    if not _is_text(folder):
+    if printable(folder) != str(folder):  # it could not be noted down
         raise UsageError(f"The name of the folder {printable(folder)} is no valid UTF-8: rename it.")
     if images is None or masks is None:
         as_benchmark = _find_benchmark(_benchmark_splits(folder.name), folder.parent)
@@ -87,13 +109,45 @@ def find_benchmark(name: str, data_root: Path) -> tuple[Split, ...]:
     return _find_benchmark(_benchmark_splits(name), data_root)
 
 
-def _is_text(path: Path) -> bool:
-    """Whether a path can be noted down: names of other encodings cannot."""
+def find_samples(source: str | Path, paths: Paths) -> tuple[Split, ...]:
+    """What is meant by an image file, a data set's name or a folder; of a folder that is no data set, all its images.
+
+    Where a data set has test splits, these are meant. Raises `UsageError` where there is no such thing.
+    """
+    path = Path(source)
+    if path.is_file() or (path.suffix.lower() in IMAGE_SUFFIXES and not path.exists()):
+        [file] = find_images(path)
+        return (Split(path.stem, path.stem, "all", False, path.parent, None, (Pair(path.stem, file, None),)),)
     try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return test_splits(find_dataset(source, paths))
+    except UsageError:
+        if not path.is_dir():
+            raise
+    find_images(path)  # which says so where there are none
+    return (make_split(path.name, path.name, "all", path, None),)
+
+
+def test_splits(splits: Sequence[Split]) -> tuple[Split, ...]:
+    """Those of a data set's splits that are not for training; all of them where each is."""
+    return tuple(split for split in splits if split.kind != "train") or tuple(splits)
+
+
+def masks_below(folder: Path) -> set[str]:
+    """The masks below a folder that holds images and masks, or such folders: real paths, however it was named."""
+    home = Path(os.path.realpath(folder))
+    places = {place for image in list_images(home) for place in image.parents if place.is_relative_to(home)}
+    masks: set[str] = set()
+    for place in sorted(places):
+        try:
+            splits = find_dataset(place, Paths(home))
+        except UsageError:
+            continue
+        paired = {(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None}
+        alone = {mask for split in splits for mask in split.masks_without_image}
+        # Beside its image, a file of the same name may be a photograph in another format.
+        apart = {mask for image, mask in paired if mask.with_suffix("") != image.with_suffix("")}
+        masks |= {os.path.realpath(mask) for mask in apart | alone}
+    return masks
 
 
 def _benchmark_splits(name: str) -> list[BenchmarkSplit]:

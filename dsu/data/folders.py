@@ -8,7 +8,16 @@ from pathlib import Path
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.errors import UsageError
 
-__all__ = ["find_images", "find_subfolder", "has_images", "list_images", "plain", "subfolders", "unwrapped"]
+__all__ = [
+    "find_images",
+    "find_subfolder",
+    "has_images",
+    "list_files",
+    "list_images",
+    "plain",
+    "subfolders",
+    "unwrapped",
+]
 
 
 def find_images(source: Path) -> list[Path]:
@@ -27,16 +36,31 @@ def find_images(source: Path) -> list[Path]:
     return images
 
 
+def list_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder; hidden ones are passed over.
+
+    Symbolic links are followed, since large data sets live behind them, but no folder is entered twice.
+    """
+    entered = {os.path.realpath(folder)}
+    for where, inner, files in os.walk(folder, followlinks=True):
+        candidates = [(name, os.path.realpath(os.path.join(where, name))) for name in sorted(inner)]
+        inner.clear()
+        for name, real in candidates:
+            if real not in entered and not _is_hidden(name):
+                entered.add(real)
+                inner.append(name)
+        yield from (Path(where, name) for name in files if not _is_hidden(name))
+
+
 def list_images(folder: Path) -> list[Path]:
-    """List all image files below a folder by their endings, sorted; hidden ones are passed over."""
-    return sorted(_walk_images(folder))
+    """All image files below a folder by their endings, sorted."""
+    return sorted(filter(_is_image, list_files(folder)))
 
 
 def has_images(folder: Path, below: bool = True) -> bool:
     """Whether images lie in a folder: right in it, or also anywhere below."""
-    if below:
-        return any(True for _ in _walk_images(folder))
-    return any(_is_image_name(entry.name) and entry.is_file() for entry in folder.iterdir())
+    files = list_files(folder) if below else (entry for entry in folder.iterdir() if entry.is_file())
+    return any(map(_is_image, files))
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -66,21 +90,8 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _walk_images(folder: Path) -> Iterator[Path]:
-    """Symbolic links are followed, since large data sets live behind them, but no folder is entered twice."""
-    entered = {os.path.realpath(folder)}
-    for where, inner, files in os.walk(folder, followlinks=True):
-        candidates = [(name, os.path.realpath(os.path.join(where, name))) for name in sorted(inner)]
-        inner.clear()
-        for name, real in candidates:
-            if real not in entered and not _is_hidden(name):
-                entered.add(real)
-                inner.append(name)
-        yield from (Path(where, name) for name in files if _is_image_name(name))
-
-
-def _is_image_name(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(file.name)
 
 
 def _is_hidden(name: str) -> bool:

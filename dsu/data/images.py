@@ -5,10 +5,11 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ __all__ = [
     "file_bytes_and_time",
     "file_sha256",
     "mask_box",
+    "or_unreadable",
     "printable",
     "raw_mask",
     "read_bytes",
@@ -34,8 +36,12 @@ __all__ = [
     "read_mask",
     "resize_image",
     "resize_mask",
+    "upright_rgb",
     "upright_size",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"}
@@ -85,6 +91,19 @@ class UnreadableImage(DsuError):  # noqa: N818 - named after the file's state
     def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[Path, str, str]]:
         # Exceptions are rebuilt from their message otherwise, and this one could not come out of a process.
         return type(self), (self.path, self.reason, self.remedy)
+
+
+def or_unreadable(read: Callable[P, T]) -> Callable[P, T | UnreadableImage]:
+    """`read`, except that it returns what it would raise: one image that can't be read does not stop the others."""
+
+    @wraps(read)
+    def attempt(*args: P.args, **options: P.kwargs) -> T | UnreadableImage:
+        try:
+            return read(*args, **options)
+        except UnreadableImage as error:
+            return error
+
+    return attempt
 
 
 def printable(path: Path) -> str:
@@ -149,10 +168,19 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
         UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
     """
     with _decoded(path, data) as image:
-        image.info.pop("transparency", None)  # of which a conversion to RGB would warn
-        if _is_deep(image):
-            return Image.fromarray(_to_8_bits(_deep_values(image), WHITE_16)).convert("RGB")
-        return image.convert("RGB")
+        return _rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as `read_image` reads its file; the caller's own is left as it is."""
+    return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.info.pop("transparency", None)  # of which a conversion to RGB would warn
+    if _is_deep(image):
+        return Image.fromarray(_to_8_bits(_deep_values(image), WHITE_16)).convert("RGB")
+    return image.convert("RGB")
 
 
 def upright_size(path: Path) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from dsu.data.images import (
     UnreadableImage,
     file_bytes_and_time,
     mask_box,
+    or_unreadable,
     printable,
     raw_mask,
     read_bytes,
@@ -120,13 +121,11 @@ def inspect(
     # Tiles of an image lie side by side: it is read once for all of them.
     images = [list(pairs) for _, pairs in groupby(split.pairs, key=lambda pair: (pair.image, pair.mask))]
 
-    def examine(pairs: Sequence[Pair]) -> list[SampleMetadata] | UnreadableImage:
-        noted = [known.get(pair.name) for pair in pairs]
-        try:
-            same = [facts for facts, pair in zip(noted, pairs, strict=True) if facts and facts.are_of(pair)]
-            return same if len(same) == len(pairs) else _read(pairs)
-        except UnreadableImage as error:
-            return error
+    @or_unreadable
+    def examine(pairs: Sequence[Pair]) -> list[SampleMetadata]:
+        noted = [(known.get(pair.name), pair) for pair in pairs]
+        same = [facts for facts, pair in noted if facts and facts.are_of(pair)]
+        return same if len(same) == len(pairs) else _read(pairs)
 
     label = f"{'comparing' if known else 'reading'} {split.name}"
     for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):

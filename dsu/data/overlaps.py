@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import UnreadableImage, read_image
+from dsu.data.images import or_unreadable, read_image
 from dsu.data.pairing import Split
 from dsu.progress import SILENT, Progress
 from dsu.threads import in_threads
@@ -152,12 +152,10 @@ def copies(images: Iterable[ImageSignature]) -> list[list[ImageSignature]]:
     return [group for group in by_content.values() if len(group) > 1]
 
 
-def _read(work: tuple[str, str, Path]) -> ImageSignature | UnreadableImage:
+@or_unreadable
+def _read(work: tuple[str, str, Path]) -> ImageSignature:
     split, name, path = work
-    try:
-        return ImageSignature.of(read_image(path), split, name, path)
-    except UnreadableImage as error:
-        return error
+    return ImageSignature.of(read_image(path), split, name, path)
 
 
 def _exact(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:

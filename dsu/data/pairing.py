@@ -1,17 +1,28 @@
 """Which files are images, which are masks, and which mask belongs to which image."""
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from dsu.data.folders import has_images, list_images, plain, subfolders
+from dsu.data.folders import find_images, has_images, list_images, plain, subfolders
 from dsu.data.images import Box
-from dsu.errors import UsageError
+from dsu.errors import DsuError, UsageError
 
-__all__ = ["IMAGE_FOLDERS", "Kind", "Pair", "Split", "image_and_mask_folders", "make_split"]
+__all__ = [
+    "IMAGE_FOLDERS",
+    "Kind",
+    "Pair",
+    "Split",
+    "image_and_mask_folders",
+    "make_split",
+    "name_files",
+    "named_images",
+    "pair_names",
+]
 
 Kind = Literal["train", "test", "all"]
 
@@ -26,6 +37,11 @@ _MASK_FOLDERS: Final = frozenset(
 _MASK_ENDING: Final = re.compile(
     r"(?<=.)[-_. ](masks?|gt|ground[-_]?truth|seg|segmentation|labels?|annotation)$", re.IGNORECASE
 )
+_SIDE_BEGINNING: Final = re.compile(
+    r"^(images?|imgs?|photos?|pictures?|masks?|gt|ground[-_]?truth|seg|segmentation|labels?)[-_. ](?=.)", re.IGNORECASE
+)
+_SIDE_ENDING: Final = re.compile(r"(?<=.)_0000$")
+"""The first channel of an image, as nnU-Net counts them."""
 _SEEN: Final = 10
 _LOSSY: Final = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
 
@@ -140,7 +156,12 @@ def make_split(
     if masks is None:
         return replace(split, pairs=tuple(_name_images(kept, images)))
     kept_masks = [file for file in mask_files if not without or without not in file.name]
-    pairs = _give_masks(_name_images(kept, images), images, kept_masks, masks)
+    named = name_files(kept_masks, masks)
+    unmasked = _name_images(kept, images)
+    stems = [_stem(pair.image, images) for pair in unmasked]
+    wanted = [(f"{stem}{pair.image.suffix}", stem) for stem, pair in zip(stems, unmasked, strict=True)]
+    found = [None if name is None else named[name] for name in pair_names(wanted, named)]
+    pairs = [replace(pair, mask=mask) for pair, mask in zip(unmasked, found, strict=True)]
     if not any(pair.mask for pair in pairs):
         example = f"{_first(kept, images)} and {_first(kept_masks, masks)}"
         raise UsageError(
@@ -175,7 +196,8 @@ def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
 def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Tell images from masks that lie side by side.
 
-    `a_mask.png` beside `a.jpg` or `a.png` is a mask (or -gt, _seg, _label, ...), and so is `a.png` beside `a.jpg`.
+    `a_mask.png` beside `a.jpg` or `a.png` is a mask (or -gt, _seg, _label, ...), and so is `a.png` beside `a.jpg`. A
+    program on Windows may have left `images\\a.jpg` and `masks\\a.png` for folders.
     """
     stems = {file.with_suffix("") for file in files}
     photographs = {file.with_suffix("") for file in files if file.suffix.lower() in _LOSSY}
@@ -185,14 +207,15 @@ def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         stem = file.with_suffix("")
         described = stem.with_name(_MASK_ENDING.sub("", stem.name))
         beside_photograph = stem in photographs and file.suffix.lower() not in _LOSSY
-        is_mask = beside_photograph or (described != stem and described in stems)
+        inside = plain(file.name.partition("\\")[0]) if "\\" in file.name else ""
+        is_mask = beside_photograph or (described != stem and described in stems) or inside in _MASK_FOLDERS
         (masks if is_mask else images).append(file)
     return images, masks
 
 
 def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
     """Pairs, masks yet unknown, sorted by name."""
-    full = [image.relative_to(folder).as_posix() for image in images]
+    full = [f"{_stem(image, folder)}{image.suffix}" for image in images]
     stems = [_stem(image, folder) for image in images]
     count = Counter(stems)
     names = [stem if count[stem] == 1 else name for stem, name in zip(stems, full, strict=True)]
@@ -201,45 +224,84 @@ def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
     return [Pair(name, image, None) for name, image in sorted(zip(names, images, strict=True))]
 
 
-def _give_masks(pairs: Sequence[Pair], image_folder: Path, masks: Sequence[Path], mask_folder: Path) -> list[Pair]:
-    """Give each image the mask of its name.
+def pair_names(wanted: Sequence[Sequence[str]], given: Iterable[str]) -> list[str | None]:
+    """Give each wanted name the one that belongs to it: the rule by which images, masks and predictions pair.
 
-    A mask's name may be the image's own with or without its ending (`a.jpg.png`, `a.png`), and may end in _mask,
-    _gt and the like. Folders below count; where they differ, a name that is unique on both sides suffices.
+    A given name may be the wanted one with or without its ending (`a.jpg`, `a`), and may end in _mask, _gt and the
+    like. Folders below count; where they differ, a last part that is unique on both sides suffices, and so it does
+    without beginnings (`image_a`, `mask_a`) and endings of either side.
+
+    Args:
+        wanted: What each may be called, the likeliest first, the one without ending last.
+        given: Names without ending; of two that would do the first is taken.
     """
-    by_name = _by_name(masks, mask_folder)
-    found = [
-        by_name.get(pair.image.relative_to(image_folder).as_posix()) or by_name.get(_stem(pair.image, image_folder))
-        for pair in pairs
-    ]
-    elsewhere = _by_last_part(set(masks) - set(found))
-    count = Counter(pair.image.stem for pair in pairs)
-    return [
-        replace(pair, mask=mask or (elsewhere.get(pair.image.stem) if count[pair.image.stem] == 1 else None))
-        for pair, mask in zip(pairs, found, strict=True)
-    ]
+    given = list(given)
+    by_name: dict[str, str] = {}
+    for name in given:
+        by_name.setdefault(_key(name), name)
+    for name in given:
+        by_name.setdefault(_MASK_ENDING.sub("", _key(name)), name)
+    found = [next((by_name[key] for key in map(_key, names) if key in by_name), None) for names in wanted]
+    for of_wanted, of_given in ((_last, lambda name: _MASK_ENDING.sub("", _last(name))), (_bare, _bare)):
+        sought = [of_wanted(names[-1]) for names in wanted]
+        spare = _unique({name: of_given(name) for name in given if name not in set(found)})
+        count = Counter(sought)
+        found = [name or (spare.get(key) if count[key] == 1 else None) for name, key in zip(found, sought, strict=True)]
+    return found
 
 
-def _by_name(masks: Sequence[Path], folder: Path) -> dict[str, Path]:
-    """Of several masks for one name, the exact one goes before a_mask, and a lossless one before a JPEG."""
-    ranked = sorted(masks, key=lambda mask: (mask.suffix.lower() in _LOSSY, mask))
-    by_name: dict[str, Path] = {}
-    for mask in ranked:
-        by_name.setdefault(_stem(mask, folder), mask)
-    for mask in ranked:
-        by_name.setdefault(_MASK_ENDING.sub("", _stem(mask, folder)), mask)
-    return by_name
+def pair_files(wanted: Iterable[str], files: Mapping[str, Path]) -> list[Path | None]:
+    """Give each name without ending the file that belongs to it, by the rule of `pair_names`."""
+    return [None if name is None else files[name] for name in pair_names([(name,) for name in wanted], files)]
 
 
-def _by_last_part(masks: Collection[Path]) -> dict[str, Path]:
-    """By their names without folders, where those are unique."""
-    lasts = {mask: _MASK_ENDING.sub("", mask.stem) for mask in masks}
-    count = Counter(lasts.values())
-    return {last: mask for mask, last in lasts.items() if count[last] == 1}
+def name_files(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Files by their paths below a folder, without ending; of two of one name the lossless one."""
+    named: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: (file.suffix.lower() in _LOSSY, file)):
+        named.setdefault(_stem(file, folder), file)
+    return named
+
+
+def named_images(folder: Path) -> dict[str, Path]:
+    """All images below a folder by their paths in it, without ending, in order.
+
+    Raises:
+        UsageError: A folder that is absent or has no images.
+        DsuError: Two files that differ in ending only.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: name the one that holds the images.")
+    named: dict[str, Path] = {}
+    for path in find_images(folder):
+        if (other := named.setdefault(_stem(path, folder), path)) != path:
+            raise DsuError(f"{other} and {path} have one name: keep one of them, so that it is plain which counts.")
+    return named
+
+
+def _unique(keys: Mapping[str, str]) -> dict[str, str]:
+    """Names by their keys, where no other has the same one."""
+    count = Counter(keys.values())
+    return {key: name for name, key in keys.items() if count[key] == 1}
+
+
+def _key(name: str) -> str:
+    """A name as it is compared: accents and their letters are one character."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _last(name: str) -> str:
+    return _key(name).rpartition("/")[2]
+
+
+def _bare(name: str) -> str:
+    """The last part of a name without what says whether it is an image or a mask."""
+    return _SIDE_ENDING.sub("", _MASK_ENDING.sub("", _SIDE_BEGINNING.sub("", _last(name))))
 
 
 def _stem(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).with_suffix("").as_posix()
+    """A file's path below a folder, without ending; programs on Windows leave backslashes in names."""
+    return file.relative_to(folder).with_suffix("").as_posix().replace("\\", "/")
 
 
 def _first(files: Sequence[Path], folder: Path) -> str:

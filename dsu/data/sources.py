@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import Split, find_dataset, is_benchmark
+from dsu.data.datasets import Paths, Split, find_dataset, is_benchmark
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import Tiling, tiled
 from dsu.errors import DsuError
@@ -55,9 +55,7 @@ class SourceFolder:
         cls,
         split: Split,
         reference: str,
-        data_root: Path,
-        images: str | None = None,
-        masks: str | None = None,
+        paths: Paths,
         tiling: Tiling | None = None,
     ) -> "SourceFolder":
         """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
@@ -66,10 +64,10 @@ class SourceFolder:
             dataset=split.dataset,
             kind=split.kind,
             benchmark=split.benchmark,
-            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, data_root),
-            data_root=os.path.realpath(data_root.expanduser()),
-            images=images,
-            masks=masks,
+            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, paths),
+            data_root=os.path.realpath(paths.data_root.expanduser()),
+            images=paths.images,
+            masks=paths.masks,
             tile=tiling.size if tiling else None,
             overlap=tiling.overlap if tiling else None,
         )
@@ -78,6 +76,11 @@ class SourceFolder:
     def tiling(self) -> Tiling | None:
         """How its images were cut."""
         return Tiling.of(self.tile, self.overlap)
+
+    @property
+    def paths(self) -> Paths:
+        """Where and how it was found."""
+        return Paths(Path(self.data_root), images=self.images, masks=self.masks)
 
     @property
     def uncut(self) -> "SourceFolder":
@@ -108,16 +111,20 @@ class SourceFolder:
         """Where its images were: the data root, or the folder itself."""
         return self.reference if Path(self.reference).is_absolute() else self.data_root
 
+    def splits(self) -> tuple[Split, ...]:
+        """All splits of its data set as they are now, uncut. Raises `UsageError` where they are gone."""
+        return find_dataset(self.reference, self.paths)
+
     def find(self) -> Split | None:
         """The split as it is now, or None where its images are gone."""
         try:
-            found = find_dataset(self.reference, Path(self.data_root), self.images, self.masks)
+            found = self.splits()
         except DsuError:
             return None
         return next((tiled(split, self.tiling) for split in found if split.name == self.split), None)
 
 
-def _absolute(folder: str, data_root: Path) -> str:
+def _absolute(folder: str, paths: Paths) -> str:
     here = Path(folder).expanduser()
     # realpath, since Path.resolve fails on links that lead round in a circle.
-    return os.path.realpath(here if here.is_dir() else data_root.expanduser() / folder)
+    return os.path.realpath(here if here.is_dir() else paths.data_root.expanduser() / folder)

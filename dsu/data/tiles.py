@@ -5,10 +5,9 @@ an image into squares of 1,024 pixels that overlap by at least `--overlap`. Wher
 into each other, so no edge of a tile can be seen as a step.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -153,24 +152,13 @@ class LastUsed(Generic[K, T]):
     """
 
     def __init__(self, make: Callable[[K], T], most: int = 2) -> None:
-        self._make = make
-        self._most = most
-        self._made: OrderedDict[K, Future[T]] = OrderedDict()
         self._lock = Lock()
+        # One lock a key, so that others wait for what is being made instead of making it, too.
+        self._entries = lru_cache(most)(lambda key: (Lock(), lru_cache(1)(partial(make, key))))
 
     def __call__(self, key: K) -> T:
         """What is made by `key`. Raises what making it raises."""
         with self._lock:
-            future = self._made.get(key)
-            mine = future is None
-            if future is None:
-                future = self._made[key] = Future()
-                while len(self._made) > self._most:
-                    self._made.popitem(last=False)
-            self._made.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(self._make(key))
-            except BaseException as error:
-                future.set_exception(error)
-        return future.result()
+            lock, made = self._entries(key)
+        with lock:
+            return made()

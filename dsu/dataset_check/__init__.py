@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import find_dataset
+from dsu.data.datasets import Paths, find_dataset
 from dsu.data.overlaps import ImageSignature, compare
 from dsu.dataset_check.findings import SEVERITIES, Finding, Severity
 from dsu.dataset_check.image_rules import findings_of_images
@@ -58,10 +58,8 @@ class DatasetCheck:
 
 def check_dataset(
     name_or_folder: str,
-    data_root: Path,
+    paths: Paths,
     *,
-    images: str | None = None,
-    masks: str | None = None,
     foreground: Sequence[int] | None = None,
     side: int = 352,
     progress: Progress = SILENT,
@@ -72,7 +70,7 @@ def check_dataset(
     Memory holds one decoded image a thread, and some 5 kB for each that has been read.
 
     Args:
-        name_or_folder, data_root, images, masks: As `dsu.data.datasets.find_dataset`.
+        name_or_folder, paths: As `dsu.data.datasets.find_dataset`.
         foreground: Raw mask values that are foreground.
         side: The network's input in pixels (`hiera_size`).
         progress: Who is told.
@@ -81,14 +79,14 @@ def check_dataset(
     Raises:
         UsageError: There is no such data set, or it cannot be told which files are images and which masks.
     """
-    found = find_dataset(name_or_folder, data_root, images, masks)
+    found = find_dataset(name_or_folder, paths)
     checks = [read_split(split, side, foreground, progress, workers) for split in found]
     findings: list[Finding] = []
     for check in checks:
         findings += findings_of_images(check, side)
         findings += findings_of_masks(check, side)
     findings += findings_of_copies(checks, *compare(_signatures(checks, "train"), _signatures(checks, "test")))
-    findings += findings_of_set(checks, _other_files(name_or_folder, data_root, checks))
+    findings += findings_of_set(checks, _other_files(paths.folder(name_or_folder), checks))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return DatasetCheck(name_or_folder, side, tuple(checks), tuple(findings))
 
@@ -97,9 +95,8 @@ def _signatures(checks: Sequence[SplitCheck], kind: str) -> list[ImageSignature]
     return [sample.signature for check in checks if check.split.kind == kind for sample in check.samples]
 
 
-def _other_files(name: str, data_root: Path, checks: Sequence[SplitCheck]) -> Counter[str]:
+def _other_files(folder: Path | None, checks: Sequence[SplitCheck]) -> Counter[str]:
     """Of a folder of one's own; what else comes with a benchmark is known to be no harm."""
-    folder = next((place for place in (Path(name), data_root / name) if place.is_dir()), None)
     if folder is None or any(check.split.benchmark for check in checks):
         return Counter()
     return other_files(folder)

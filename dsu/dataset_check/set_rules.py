@@ -1,11 +1,11 @@
 """What will bite of a data set as a whole: copies, splits that do not go together, files that nobody reads."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from dsu.data.folders import list_files
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.data.overlaps import Overlap, copies
 from dsu.dataset_check.findings import Case, Finding, case_of, found
@@ -99,10 +99,7 @@ def findings_of_copies(
 
 def other_files(folder: Path) -> Counter[str]:
     """How many files below a folder have which other ending than an image's; hidden ones are passed over."""
-    endings: Counter[str] = Counter()
-    for _, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith((".", "__MACOSX"))]
-        endings.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
+    endings = Counter(file.suffix.lower() for file in list_files(folder))
     return Counter({ending: count for ending, count in endings.items() if ending not in IMAGE_SUFFIXES})
 
 

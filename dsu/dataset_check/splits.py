@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from dsu.data.images import UnreadableImage
+from dsu.data.images import UnreadableImage, or_unreadable
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format
-from dsu.data.pairing import Pair, Split
+from dsu.data.pairing import Split
 from dsu.dataset_check.samples import Foreground, Sample, look_at, measure
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress
@@ -89,7 +89,8 @@ def read_split(
     samples: list[Sample] = []
     unreadable: list[tuple[Path, str]] = []
     values: Counter[int] = Counter()
-    for seen in in_threads(partial(_look, split=split.name), split.pairs, f"reading {split.name}", progress, workers):
+    look = or_unreadable(partial(look_at, split=split.name))
+    for seen in in_threads(look, split.pairs, f"reading {split.name}", progress, workers):
         if isinstance(seen, UnreadableImage):
             unreadable.append((seen.path, seen.reason))
         else:
@@ -106,10 +107,3 @@ def read_split(
     work, label = partial(measure, mask_format=mask_format, side=side), f"measuring masks of {split.name}"
     marked = in_threads(work, list(paths.values()), label, progress, workers, "masks")
     return replace(check, mask_format=mask_format, foreground=dict(zip(paths, marked, strict=True)))
-
-
-def _look(pair: Pair, split: str) -> tuple[Sample, Counter[int]] | UnreadableImage:
-    try:
-        return look_at(pair, split)
-    except UnreadableImage as error:
-        return error

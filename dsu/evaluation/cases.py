@@ -1,6 +1,6 @@
 """Predictions paired with their ground truths, and one such pair read."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import IMAGE_SUFFIXES, UnreadableImage, read_mask, upright_size
+from dsu.data.datasets import Paths, find_samples
+from dsu.data.images import or_unreadable, read_mask, upright_size
 from dsu.data.masks import MaskFormat
-from dsu.errors import DsuError, UsageError
+from dsu.data.pairing import Pair, make_split, named_images, pair_names
+from dsu.errors import DsuError
 
-__all__ = ["Case", "match", "match_folders", "named_images", "read_case"]
+__all__ = ["Case", "match", "read_case", "truths_in"]
 
 
 @dataclass(frozen=True)
@@ -28,60 +30,42 @@ class Case:
     image: Path | None = None
 
 
-def match_folders(predictions: Path, truth: Path) -> tuple[list[Case], list[str], list[str]]:
-    """Pair the images of two folders by path without suffix, subfolders included.
+def truths_in(truth: str | Path, paths: Paths) -> list[Pair]:
+    """The samples that masks are of: a data set's, or one for each mask of any other folder.
+
+    A folder in which but few files lie beside a mask of theirs is taken for one of masks.
+    """
+    splits = find_samples(truth, paths)
+    if any(split.masks == split.images and split.images_without_mask for split in splits):
+        splits = (make_split("", "", "all", Path(truth), None),)
+    return [pair for split in splits for pair in split.pairs]
+
+
+def match(predictions: Path, samples: Sequence[Pair]) -> tuple[list[Case], list[str], list[str]]:
+    """Pair a folder of predictions with samples and their masks, by the rule by which these pair in training.
+
+    Args:
+        predictions: A folder of maps, subfolders included.
+        samples: Each with its mask; where there is none the image is one, as `truths_in` gives them.
 
     Returns:
-        The cases; the names of ground truths without a prediction; the names of predictions without a ground
-        truth. All in the order of their paths.
+        The cases in the order of `samples`; the names of ground truths without a prediction; the names of
+        predictions without a ground truth.
 
     Raises:
         UsageError: A folder that is absent or has no images.
-        DsuError: Two files of one folder that differ in suffix only.
+        DsuError: Two predictions that differ in ending only.
     """
-    return match(predictions, named_images(truth).items())
-
-
-def match(predictions: Path, truths: Iterable[tuple[str, Path]]) -> tuple[list[Case], list[str], list[str]]:
-    """Pair a folder of predictions with named masks, as `match_folders` does, in the order of `truths`.
-
-    A name is a prediction's path inside its folder, without suffix: `val/0001` finds `val/0001.png`.
-    """
-    found = named_images(predictions)
-    wanted = dict(truths)
-    cases = [Case(name, found[name], mask) for name, mask in wanted.items() if name in found]
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    return cases, missing, extra
-
-
-def named_images(folder: Path) -> dict[str, Path]:
-    """Index a folder's images, hidden ones left out, by path without suffix, in order.
-
-    Raises:
-        UsageError: A folder that is absent or has no images.
-        DsuError: Two files that differ in suffix only.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: name the one that holds the images.")
-    named: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inside.parts):
-            continue
-        if path.is_dir():
-            continue
-        name = inside.with_suffix("").as_posix()
-        if name in named:
-            raise DsuError(
-                f"{named[name]} and {path} have one name: keep one of them, so that it is plain which counts."
-            )
-        named[name] = path
-    if not named:
-        raise UsageError(
-            f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): name the folder that holds them."
-        )
-    return named
+    files = named_images(predictions)
+    found = pair_names([(sample.name,) for sample in samples], files)
+    cases = [
+        Case(sample.name, files[name], sample.mask or sample.image, sample.image if sample.mask else None)
+        for sample, name in zip(samples, found, strict=True)
+        if name is not None
+    ]
+    missing = [sample.name for sample, name in zip(samples, found, strict=True) if name is None]
+    used = set(found)
+    return cases, missing, [name for name in files if name not in used]
 
 
 def read_case(case: Case, mask_format: MaskFormat, *, resize: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -107,7 +91,4 @@ def read_case(case: Case, mask_format: MaskFormat, *, resize: bool) -> tuple[NDA
 
 
 def _is_of_its_image(case: Case, shape: tuple[int, ...]) -> bool:
-    try:
-        return case.image is not None and upright_size(case.image) == (shape[1], shape[0])
-    except UnreadableImage:
-        return False
+    return case.image is not None and or_unreadable(upright_size)(case.image) == (shape[1], shape[0])

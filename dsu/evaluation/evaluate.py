@@ -54,7 +54,7 @@ from numpy.typing import NDArray
 
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.cases import Case, match, match_folders, named_images, read_case
+from dsu.evaluation.cases import Case, read_case
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, MINMAX
 from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.meters import Meters
@@ -65,9 +65,6 @@ __all__ = [
     "Case",
     "Evaluation",
     "evaluate",
-    "match",
-    "match_folders",
-    "named_images",
     "read_case",
 ]
 
@@ -139,7 +136,7 @@ def evaluate(
         DsuError: A file that cannot be read, or a pair of different sizes without `resize`.
 
     Example:
-        >>> cases, missing, extra = match_folders(Path("predictions/ECSSD"), Path("ECSSD/masks"))
+        >>> cases, missing, extra = match(Path("predictions/ECSSD"), truths_in("ECSSD", Paths()))
         >>> evaluate(cases).metrics["S"]
         0.953
     """

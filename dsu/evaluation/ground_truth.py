@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import Split, find_dataset, is_benchmark
+from dsu.data.datasets import Paths, Split, find_dataset, is_benchmark, test_splits
 from dsu.data.folders import unwrapped
 from dsu.data.images import printable
 from dsu.data.masks import MaskFormat
-from dsu.data.pairing import Pair, image_and_mask_folders
+from dsu.data.pairing import Pair, named_images, pair_files
 from dsu.data.sources import SourceFolder
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.evaluate import Case, Evaluation, evaluate, match, match_folders, named_images
+from dsu.evaluation.cases import match, truths_in
+from dsu.evaluation.evaluate import Case, Evaluation, evaluate
 from dsu.heads.head_file import HEAD_FILE
 from dsu.metrics.figures import RANDOM
 from dsu.prediction.predict import RECORD_FILE
@@ -147,8 +148,8 @@ def find_judged_sets(
     names: Sequence[str],
     predictions: Path,
     truth: Path | None,
+    paths: Paths,
     *,
-    data_root: Path,
     minmax: bool | None = None,
     images: Path | None = None,
 ) -> list[JudgedSet]:
@@ -157,12 +158,12 @@ def find_judged_sets(
     Args:
         names: sets, each a folder of `predictions`; none: all that have a ground truth.
         predictions: the folder that `dsu predict` wrote into, or with `truth` any folder of maps.
-        truth: a folder of masks that `predictions` are judged against.
-        data_root: where benchmarks lie.
+        truth: a folder of masks, or of images and masks, that `predictions` are judged against.
+        paths: where benchmarks lie.
         minmax: None takes what the maps were predicted with, and min-max (the benchmarks' convention and
             pysodmetrics' default) where that is not known.
-        images: a folder of the images, which go by the masks' names; None: those that are found with `truth` or
-            belong to the data set. They are shown in reports, and nothing is measured on them.
+        images: a folder of the images; None: those that are found with `truth` or belong to the data set. They are
+            shown in reports, and nothing is measured on them.
 
     Raises `UsageError` for a set without predictions or without ground truth.
     """
@@ -173,24 +174,21 @@ def find_judged_sets(
         if len(names) > 1:
             raise UsageError("Two folders make one set: give at most one name with --truth.")
         name = names[0] if names else predictions.resolve().name
-        image_folder, mask_folder = _image_and_mask_folders(truth)
-        judged = _set(name, *match_folders(unwrapped(predictions), mask_folder), _how(predictions, record), minmax)
-        return [_with_images(judged, named_images(images) if images else _images_if_plain(image_folder))]
+        how, samples = _how(predictions, record), truths_in(truth, paths)
+        return [_judged(name, unwrapped(predictions), samples, how, minmax, images)]
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
         raise UsageError(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
-    splits = [item for name in chosen for item in _truths(name, predictions, record, data_root)]
+    splits = [item for name in chosen for item in _truths(name, predictions, record, paths)]
     judged_sets = []
     for name, pairs in splits:
-        masks = [(pair.name, pair.mask) for pair in pairs if pair.mask is not None]
-        judged = _set(name, *match(predictions / name, masks), record.get(name, {}), minmax)
-        shown_images = named_images(images) if images else {pair.name: pair.image for pair in pairs}
-        source = record.get(name, {}).get("source")
+        masked, how = [pair for pair in pairs if pair.mask is not None], record.get(name, {})
+        judged = _judged(name, predictions / name, masked, how, minmax, images)
+        source = how.get("source")
         mask_format = SourceFolder(**source).parsed_mask_format if source else None
-        random = bool(record.get(name, {}).get("random", False))
-        judged_sets.append(replace(_with_images(judged, shown_images), mask_format=mask_format, random=random))
+        judged_sets.append(replace(judged, mask_format=mask_format, random=bool(how.get("random", False))))
     return judged_sets
 
 
@@ -201,37 +199,21 @@ def _how(predictions: Path, record: dict[str, Any]) -> dict[str, Any]:
     return of_set or dict(_read_record(folder.parent).get(folder.name, {}))
 
 
-def _image_and_mask_folders(truth: Path) -> tuple[Path | None, Path]:
-    """Both, in a folder of images and masks; any other folder is one of masks."""
-    if not truth.is_dir():
-        return None, truth
-    try:
-        images, masks = image_and_mask_folders(truth)
-    except UsageError:
-        return None, truth
-    # Side by side, an image and its mask differ by their names' ends, and no folder tells one from the other.
-    return (images, masks) if masks not in (None, images) else (None, masks or truth)
-
-
-def _images_if_plain(folder: Path | None) -> dict[str, Path]:
-    """Images that nobody asked for by name: where they can't be told apart, the judging goes on without them."""
-    if folder is None:
-        return {}
-    try:
-        return named_images(folder)
-    except DsuError:
-        return {}
-
-
-def _with_images(judged: JudgedSet, images: Mapping[str, Path]) -> JudgedSet:
-    return replace(judged, cases=tuple(replace(case, image=images.get(case.name)) for case in judged.cases))
-
-
-def _set(
-    name: str, cases: list[Case], missing: list[str], extra: list[str], how: dict[str, Any], minmax: bool | None
+def _judged(
+    name: str,
+    predictions: Path,
+    samples: Sequence[Pair],
+    how: Mapping[str, Any],
+    minmax: bool | None,
+    images: Path | None,
 ) -> JudgedSet:
+    """A set from a folder of maps; images of a folder, where one is given, go before those that were found."""
+    cases, missing, extra = match(predictions, samples)
     if not cases:
         raise UsageError(f"No prediction of {name} has a ground truth of the same name: check both folders.")
+    if images is not None:
+        shown = pair_files([case.name for case in cases], named_images(images))
+        cases = [replace(case, image=image) for case, image in zip(cases, shown, strict=True)]
     stretched = how.get("normalization", "minmax") == "minmax" if minmax is None else minmax
     return JudgedSet(name, tuple(cases), tuple(missing), tuple(extra), stretched)
 
@@ -242,12 +224,12 @@ def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
     return [name for name in folders if record.get(name, {}).get("source") or is_benchmark(name)]
 
 
-def _truths(name: str, predictions: Path, record: dict[str, Any], data_root: Path) -> list[tuple[str, list[Pair]]]:
+def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) -> list[tuple[str, list[Pair]]]:
     """Sets meant by `name`, each with its samples."""
     source = record.get(name, {}).get("source")
     if source is not None:
         origin = SourceFolder(**source)
-        split = origin.find() or replace(origin, data_root=str(data_root)).find()
+        split = origin.find() or replace(origin, data_root=str(paths.data_root)).find()
         if split is None:
             raise DsuError(f"The ground truth of {name} is not at {origin.place}: give --data-root or --truth.")
         # A set that is not a whole split is the share of it that the record names.
@@ -255,14 +237,13 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], data_root: Pat
         return [(name, _pairs(split, only))]
     same = [known for known, how in record.items() if how["source"] and how["source"]["dataset"] == name]
     if same:
-        return [item for known in same for item in _truths(known, predictions, record, data_root)]
+        return [item for known in same for item in _truths(known, predictions, record, paths)]
     if record and not is_benchmark(name):
         raise UsageError(f"{predictions} holds no set called {name!r}: it holds {', '.join(filter(None, record))}.")
-    splits = find_dataset(name, data_root)
-    tests = [split for split in splits if split.kind != "train"] or list(splits)
-    present = [split for split in tests if (predictions / split.name).is_dir()]
+    splits = test_splits(find_dataset(name, paths))
+    present = [split for split in splits if (predictions / split.name).is_dir()]
     if not present:
-        wanted = " or ".join(split.name for split in tests)
+        wanted = " or ".join(split.name for split in splits)
         raise UsageError(f"{predictions} has no folder {wanted}: run `dsu predict {name}` first.")
     return [(split.name, _pairs(split, None)) for split in present]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsu.batches import Batch, prefetch
 from dsu.choices import Precision
 from dsu.config import PRESETS, DSUNetConfig
-from dsu.data.datasets import describe, find_dataset
+from dsu.data.datasets import Paths, describe, find_dataset
 from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, augmentation_of
@@ -52,10 +52,7 @@ def cache_features(
     settings: ExtractionSettings,
     weights: EncoderWeights,
     *,
-    data_root: Path,
-    cache_root: Path,
-    images: str | None = None,
-    masks: str | None = None,
+    paths: Paths,
     tiling: Tiling | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -70,7 +67,7 @@ def cache_features(
         config: encoders and input sizes (its depth of adaptation does not matter).
         settings: what is stored.
         weights: where the encoders' weights come from.
-        data_root, cache_root, images, masks: where images lie and stores go.
+        paths: where images lie and stores go.
         tiling: how images are cut; None keeps them whole.
         device, precision: see `choose_runtime`.
         before: called with the plan once everything is known and nothing has been computed.
@@ -81,8 +78,7 @@ def cache_features(
     """
     check_features(config, settings.features)
     splits = [
-        (SourceFolder.of(split, dataset, data_root, images, masks, tiling), tiled(split, tiling))
-        for split in find_dataset(dataset, data_root, images, masks)
+        (SourceFolder.of(split, dataset, paths, tiling), tiled(split, tiling)) for split in find_dataset(dataset, paths)
     ]
     runtime = choose_runtime(device, precision)
 
@@ -96,11 +92,11 @@ def cache_features(
             )
             for line in describe(split, plans[-1].inspection):
                 progress.say(line)
-        plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, cache_root))
+        plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, paths.cache_root))
         before(plan)
         return plan
 
-    if dry_run and not any(store_path(cache_root, split.name, config).exists() for _, split in splits):
+    if dry_run and not any(store_path(paths.cache_root, split.name, config).exists() for _, split in splits):
         # Nothing is stored that could disagree, so no weights are wanted to say how much there is to do.
         with TemporaryDirectory(prefix="dsu-dry-run-") as folder:
             return plan_all(dict.fromkeys(("hiera", "dino"), "not loaded"), Path(folder))
@@ -110,8 +106,8 @@ def cache_features(
             config, weights, hiera=bool(set(settings.features) - maps), dino=bool(maps)
         )
     except MissingWeightsError as error:
-        raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, cache_root)}.") from error
-    plan = plan_all(digests, cache_root)
+        raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, paths.cache_root)}.") from error
+    plan = plan_all(digests, paths.cache_root)
     if dry_run:
         return plan
     network = DSUNet(config, hiera, dino, feature_dtype=torch_type(settings.feature_dtype)).eval()

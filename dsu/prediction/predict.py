@@ -3,22 +3,21 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from dsu.batches import Batch, prefetch
-from dsu.choices import Normalization
-from dsu.data.images import UnreadableImage, file_sha256, read_image, resize_image
+from dsu.data.decoding import Decoded, ImageProcessor
+from dsu.data.images import UnreadableImage, file_sha256, or_unreadable, read_image
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.feature_dataset import FeatureDataset
@@ -37,6 +36,9 @@ from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
 
 __all__ = ["RECORD_FILE", "Outcome", "predict", "predict_job"]
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 RECORD_FILE: Final = "predictions.json"
 """Beside the sets' folders: which head made them, how, and where their ground truth is."""
@@ -154,95 +156,60 @@ def _predict_whole(
     outcome: Outcome,
     task: Task,
 ) -> None:
+    def finish(logits: Tensor, target: Target, size: Size) -> str | None:
+        return _write(target, finish_mask(logits, size, job.normalization), settings)
+
     predictor = Predictor(network, runtime, job.point)
-    loader = _ImageLoader(network, job.point) if job.store is None else _StoreLoader(job.store, job.point)
+    load = _from_images(network, job.point) if job.store is None else _from_store(job.store, job.point)
+    chunks = [todo[start : start + settings.batch_size] for start in range(0, len(todo), settings.batch_size)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="write") as writer:
         pending: list[Future[str | None]] = []
-        for loaded in prefetch(_loads(loader.load, todo, settings.batch_size)):
+        for loaded in prefetch(partial(load, chunk) for chunk in chunks):
             outcome.broken += loaded.broken
-            task.advance(len(loaded.broken))
-            if not loaded.targets:
-                continue
-            assert loaded.batch is not None
-            logits = predictor(loaded.batch)
-            outcome.settle(pending)  # of the batch before, written while this one was computed
-            pending = [
-                writer.submit(_finish, one, target, size, job.normalization, settings)
-                for one, target, size in zip(logits, loaded.targets, loaded.sizes, strict=True)
-            ]
-            task.advance(len(loaded.targets))
+            if loaded.batch is not None:
+                logits = predictor(loaded.batch)
+                outcome.settle(pending)  # of the batch before, written while this one was computed
+                good = zip(logits, loaded.targets, loaded.sizes, strict=True)
+                pending = [writer.submit(finish, *one) for one in good]
+            task.advance(len(loaded.broken) + len(loaded.targets))
         outcome.settle(pending)
 
 
-def _finish(
-    logits: Tensor,
-    target: Target,
-    size: tuple[int, int],
-    normalization: Normalization,
-    settings: PredictionSettings,
-) -> str | None:
-    """One image from logits, which may still be being computed, to its file; see `_write`."""
-    return _write(target, finish_mask(logits, size, normalization), settings)
+class _Loaded(NamedTuple):
+    """Some images to predict, their own sizes and what the network reads of them; and why others can't be read."""
 
-
-@dataclass(frozen=True)
-class _Loaded:
-    targets: tuple[Target, ...]
-    sizes: tuple[tuple[int, int], ...]
+    targets: Sequence[Target]
+    sizes: Sequence[Size]
     batch: Batch | None
-    broken: list[str]
+    broken: Sequence[str] = ()
 
 
-def _loads(
-    load: Callable[[tuple[Target, ...]], _Loaded], targets: Sequence[Target], size: int
-) -> Iterator[Callable[[], _Loaded]]:
-    """One call a batch."""
-    for start in range(0, len(targets), size):
-        yield partial(load, tuple(targets[start : start + size]))
+def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[Target]], _Loaded]:
+    """Reads stored features, and the images' own sizes from the manifest."""
+    samples, metadata = FeatureDataset(store, point.features, masks=False), store.metadata
 
-
-class _StoreLoader:
-    """Batches of stored features, with the images' own sizes from the manifest."""
-
-    def __init__(self, store: FeatureStore, point: ResumePoint) -> None:
-        self._manifest = store.manifest
-        self._samples = FeatureDataset(store, point.features, masks=False)
-
-    def load(self, targets: tuple[Target, ...]) -> _Loaded:
+    def load(targets: Sequence[Target]) -> _Loaded:
         names = [target.name for target in targets]
-        sizes = tuple(tuple(self._manifest.entries[name].info["size"]) for name in names)  # type: ignore[arg-type]
-        return _Loaded(targets, sizes, self._samples.read(names, [0] * len(names)), [])  # type: ignore[arg-type]
+        sizes = [metadata[name].size for name in names]
+        return _Loaded(targets, sizes, samples.read(names, [0] * len(names)))
+
+    return load
 
 
-class _ImageLoader:
-    """Batches of decoded images; those that can't be read are left out and named."""
+def _from_images(network: DSUNet, point: ResumePoint) -> Callable[[Sequence[Target]], _Loaded]:
+    """Decodes images."""
+    processor = ImageProcessor(network.config, bool(point.guides))
+    pool = ThreadPoolExecutor(4, thread_name_prefix="decode")
+    decode = or_unreadable(lambda target: processor.fit(read_image(target.image)))
 
-    def __init__(self, network: DSUNet, point: ResumePoint) -> None:
-        config = network.config
-        self._size = config.hiera_size
-        self._dino_size = config.dino_size if point.guides else None
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="decode")
+    def load(targets: Sequence[Target]) -> _Loaded:
+        found = list(zip(targets, pool.map(decode, targets), strict=True))
+        broken = [str(one) for _, one in found if isinstance(one, UnreadableImage)]
+        good = {target: one for target, one in found if isinstance(one, Decoded)}
+        batch = Batch.decoded([target.name for target in good], list(good.values())) if good else None
+        return _Loaded(list(good), [one.size for one in good.values()], batch, broken)
 
-    def load(self, targets: tuple[Target, ...]) -> _Loaded:
-        decoded = list(self._pool.map(self._decode, targets))
-        good = [(target, item) for target, item in zip(targets, decoded, strict=True) if not isinstance(item, str)]
-        broken = [item for item in decoded if isinstance(item, str)]
-        if not good:
-            return _Loaded((), (), None, broken)
-        kept = tuple(target for target, _ in good)
-        pixels = torch.from_numpy(np.stack([item[1] for _, item in good]))
-        dino = None if self._dino_size is None else torch.from_numpy(np.stack([item[2] for _, item in good]))
-        names = tuple(target.name for target in kept)
-        batch = Batch.of(names, (0,) * len(names), pixels=pixels, dino_pixels=dino)
-        return _Loaded(kept, tuple(item[0] for _, item in good), batch, broken)
-
-    def _decode(self, target: Target) -> tuple[tuple[int, int], NDArray[np.uint8], Any] | str:
-        try:
-            image = read_image(target.image)
-        except UnreadableImage as error:
-            return str(error)
-        dino = None if self._dino_size is None else resize_image(image, self._dino_size)
-        return image.size, resize_image(image, self._size), dino
+    return load
 
 
 def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettings) -> str | None:

@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from dsu.batches import Batch
 from dsu.choices import Normalization, Precision
-from dsu.data.images import read_image, resize_image
+from dsu.data.decoding import ImageLike, ImageProcessor, open_image
 from dsu.data.tiles import Tiling
 from dsu.encoders.weights import EncoderWeights
-from dsu.errors import UsageError
 from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
@@ -26,8 +23,6 @@ from dsu.prediction.tiled_prediction import segment_tiles, tiled_image
 from dsu.runtime import Runtime, choose_runtime
 
 __all__ = ["Segmenter"]
-
-Picture = Image.Image | NDArray[np.uint8] | str | Path
 
 _TILES_AT_ONCE: Final = 8
 
@@ -118,7 +113,7 @@ class Segmenter:
             dino_weights=dino_weights,
         )
 
-    def predict(self, image: Picture, normalization: Normalization = "none") -> NDArray[np.float32]:
+    def predict(self, image: ImageLike, normalization: Normalization = "none") -> NDArray[np.float32]:
         """The mask of one image.
 
         Args:
@@ -131,35 +126,19 @@ class Segmenter:
         return self.predict_batch([image], normalization)[0]
 
     def predict_batch(
-        self, images: Sequence[Picture], normalization: Normalization = "none"
+        self, images: Sequence[ImageLike], normalization: Normalization = "none"
     ) -> list[NDArray[np.float32]]:
         """As `predict`, for several images of any sizes at once."""
         if not images:
             return []
-        pictures = [_as_rgb(image) for image in images]
+        pictures = [open_image(image) for image in images]
         if self.tiling is not None:
             return [self._predict_tiles(picture, self.tiling, normalization) for picture in pictures]
-        config = self.network.config
-
-        def stack(size: int) -> Tensor:
-            return torch.from_numpy(np.stack([resize_image(picture, size) for picture in pictures]))
-
-        dino_pixels = stack(config.dino_size) if config.injections else None
-        names = tuple(str(index) for index in range(len(pictures)))
-        zeros = (0,) * len(names)
-        logits = self._predictor(Batch.of(names, zeros, pixels=stack(config.hiera_size), dino_pixels=dino_pixels))
+        processor = ImageProcessor(self.network.config, bool(self._predictor.point.guides))
+        batch = Batch.decoded([str(index) for index in range(len(images))], list(map(processor.fit, pictures)))
+        logits = self._predictor(batch)
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 
     def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:
         tiles = tiled_image(self.network, picture, tiling)
         return mask_of(segment_tiles(self._predictor, tiles, _TILES_AT_ONCE), normalization)
-
-
-def _as_rgb(image: Any) -> Image.Image:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        return Image.fromarray(image).convert("RGB")
-    raise UsageError("An image must be a PIL image, a path or a uint8 array (height, width[, 3]): convert it first.")

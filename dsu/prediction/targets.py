@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from dsu.choices import Normalization
-from dsu.data.datasets import Split, find_dataset, find_images, is_benchmark
+from dsu.data.datasets import Paths, find_dataset, find_images, is_benchmark, masks_below, test_splits
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling, image_name
@@ -65,11 +65,8 @@ def prepare_jobs(
     settings: PredictionSettings,
     runtime: Runtime,
     *,
-    data_root: Path,
-    cache_root: Path,
+    paths: Paths,
     end_to_end: bool,
-    images: str | None = None,
-    masks: str | None = None,
     held_out: bool = False,
     progress: Progress = SILENT,
 ) -> list[Job]:
@@ -84,7 +81,7 @@ def prepare_jobs(
         raise UsageError(f"--out {out} must be a folder: a mask keeps its image's name.")
     if not sources and "reference" not in info.dataset:
         raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
-    finder = _Finder(info, out, settings, runtime, data_root, cache_root, end_to_end, images, masks, progress)
+    finder = _Finder(info, out, settings, runtime, paths, end_to_end, progress)
     jobs: list[Job] = []
     files = [Path(source) for source in sources if Path(source).is_file()]
     for source in sources:
@@ -114,11 +111,8 @@ class _Finder:
     out: Path
     settings: PredictionSettings
     runtime: Runtime
-    data_root: Path
-    cache_root: Path
+    paths: Paths
     end_to_end: bool
-    images: str | None
-    masks: str | None
     progress: Progress
 
     @property
@@ -131,34 +125,31 @@ class _Finder:
 
     def named(self, name: str) -> list[Job]:
         """A data set's test splits (a split's own name: that split)."""
-        if not self.end_to_end:
-            try:
-                return self._from_stores(name)
-            except UsageError:
-                pass  # No store has it: predict from its images, as long as they are there.
-        root = self.data_root
+        if stored := self._from_stores(name):
+            return stored
+        paths = self.paths
         try:
-            splits = find_dataset(name, root, self.images, self.masks)
+            splits = find_dataset(name, paths)
         except UsageError:
             # A benchmark may still lie where the head's own data set lay.
             if "data_root" not in self.info.dataset:
                 raise
-            root = Path(self._trained_on().data_root)
-            splits = find_dataset(name, root, self.images, self.masks)
-        chosen = [split for split in splits if split.kind != "train"] or list(splits)
-        sources = [SourceFolder.of(split, name, root, self.images, self.masks) for split in chosen]
-        if self.info.dataset.get("reference") == sources[0].reference:  # its masks are read as they were in training
-            sources = [replace(source, mask_format=self._trained_on().mask_format) for source in sources]
-        return [self._split_job(split, source) for split, source in zip(chosen, sources, strict=True)]
+            paths = replace(paths, data_root=Path(self._trained_on().data_root))
+            splits = find_dataset(name, paths)
+        jobs = []
+        for split in test_splits(splits):
+            source = SourceFolder.of(split, name, paths)
+            if self.info.dataset.get("reference") == source.reference:  # its masks are read as they were in training
+                source = replace(source, mask_format=self._trained_on().mask_format)
+            jobs.append(self._job(split.name, [(pair.name, pair.image) for pair in split.pairs], source))
+        return jobs
 
     def folder(self, folder: Path) -> Job:
         """All images below a folder, subfolders kept."""
         name = folder.resolve().name
-        masks = _masks_in(folder)
+        masks = masks_below(folder)
         if masks:
-            shown = ", ".join(sorted(os.path.basename(path) for path in masks)[:_SHOWN]) + (
-                ", ..." if len(masks) > _SHOWN else ""
-            )
+            shown = ", ".join(sorted(map(os.path.basename, masks))[:_SHOWN]) + ", ..." * (len(masks) > _SHOWN)
             self.progress.say(
                 f"{name}: {len(masks):,} masks lie among the images and are left out ({shown}): name them one by "
                 f"one to predict them too."
@@ -167,20 +158,21 @@ class _Finder:
         found = [(path.relative_to(folder).as_posix(), path) for path in images]
         if not found:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
-        return self._images_job(name, found, None)
+        return self._job(name, found)
 
     def files(self, files: Sequence[Path]) -> Job:
         """Image files given one by one; their masks lie in OUT itself."""
-        return self._images_job("", [(path.name, path) for path in files], None)
+        return self._job("", [(path.name, path) for path in files])
 
     def of_the_head(self) -> list[Job]:
         """What the head was not trained on: its data set's test splits, else the share held out."""
-        source = self._trained_on()
-        splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
-        tests = [split for split in splits if split.kind == "test"]
-        if tests:
-            return [job for split in tests for job in self.named_by(split.name, source)]
-        return [self.held_out_share()]
+        like, jobs = self._trained_on(), []
+        for split in like.splits():
+            if split.kind == "test":
+                source = replace(like, split=split.name, dataset=split.dataset, kind=split.kind)
+                images = [(pair.name, pair.image) for pair in split.pairs]
+                jobs += self._from_stores(split.name) or [self._job(split.name, images, source)]
+        return jobs or [self.held_out_share()]
 
     def held_out_share(self) -> Job:
         """Those samples of the head's training split that it was not trained on."""
@@ -193,48 +185,38 @@ class _Finder:
             )
         name = f"{source.split}-VAL"
         if not self.end_to_end:
-            for store in find_stores(self.cache_root, source.split, encoders_name(self.info.config)):
+            for store in find_stores(self.paths.cache_root, source.split, encoders_name(self.info.config)):
                 origin = store.source
                 if origin.reference == source.reference and origin.tiling == self.tiling == source.tiling:
                     return self._stored_job(name, store, held_out)
         if source.tiling is not None:
             held_out = {image_name(tile) for tile in held_out}
-        splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
-        own = [split for split in splits if split.name == source.split]
-        pairs = [(pair.name, pair.image) for split in own for pair in split.pairs if pair.name in held_out]
-        return self._images_job(name, pairs, source)
+        own = [pair for split in source.splits() if split.name == source.split for pair in split.pairs]
+        pairs = [(pair.name, pair.image) for pair in own if pair.name in held_out]
+        return self._job(name, pairs, source)
 
     def _trained_on(self) -> SourceFolder:
         """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
         noted = {name: value for name, value in self.info.dataset.items() if name != "held_out"}
         held_out = self.info.dataset.get("held_out", [])
-        texts = all(isinstance(value, str | int | dict | None) for value in noted.values())
         try:
-            if texts and isinstance(held_out, list) and all(isinstance(name, str) for name in held_out):
+            if isinstance(held_out, list) and all(isinstance(name, str) for name in held_out):
                 return SourceFolder(**noted)
         except TypeError:  # other fields
             pass
         raise DsuError("The head does not say rightly what it was trained on: name what to predict, or train it again.")
 
-    def named_by(self, split: str, like: SourceFolder) -> list[Job]:
-        """A split found the way another one was."""
-        again = replace(self, data_root=Path(like.data_root), images=like.images, masks=like.masks)
-        if like.benchmark:
-            return again.named(split)
-        splits = find_dataset(like.reference, Path(like.data_root), like.images, like.masks)
-        found = next(item for item in splits if item.name == split)
-        if not self.end_to_end:
-            try:
-                return self._from_stores(split)
-            except UsageError:
-                pass
-        source = replace(like, split=found.name, kind=found.kind)
-        return [self._split_job(found, source)]
-
     def _from_stores(self, name: str) -> list[Job]:
-        """Jobs from the stores of a data set's test splits."""
-        stores = _stored_splits(self.cache_root, name, encoders_name(self.info.config), self.tiling)
-        return [self._stored_job(store.source.split, store) for store in stores]
+        """Jobs from the stores of a data set's test splits, or of the one split that is named; none from images."""
+        if self.end_to_end:
+            return []
+        stores = find_stores(self.paths.cache_root, name, encoders_name(self.info.config))
+        found = [store for store in stores if store.source.tiling == self.tiling]
+        tests = [store for store in found if store.source.kind == "test"] or found
+        try:
+            return [self._stored_job(store.source.split, store) for store in tests]
+        except UsageError:  # not complete
+            return []
 
     def _stored_job(self, name: str, store: FeatureStore, only: Collection[str] | None = None) -> Job:
         """The samples of a store, or some of them, after checking that their features still hold."""
@@ -252,49 +234,19 @@ class _Finder:
         images = dict.fromkeys(image_name(sample) if source.tiling else sample for sample in chosen)
         return self._job(name, [(image, paths.get(image, Path(image))) for image in images], source, store, point)
 
-    def _split_job(self, split: Split, source: SourceFolder) -> Job:
-        return self._images_job(split.name, [(pair.name, pair.image) for pair in split.pairs], source)
-
-    def _images_job(self, name: str, images: Sequence[tuple[str, Path]], source: SourceFolder | None) -> Job:
-        return self._job(name, images, source, None, earliest(self.info.config))
-
     def _job(
         self,
         name: str,
         images: Sequence[tuple[str, Path]],
-        source: SourceFolder | None,
-        store: FeatureStore | None,
-        point: ResumePoint,
+        source: SourceFolder | None = None,
+        store: FeatureStore | None = None,
+        point: ResumePoint | None = None,
     ) -> Job:
+        """A set that is predicted from its images, or where `point` is given from there on from a store."""
         benchmark = source is not None and source.benchmark
         normalization = self.settings.normalize or ("minmax" if benchmark else "none")
         # A data set's samples are called without ending already, but for those that differ in nothing else.
         outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
+        point = point or earliest(self.info.config)
         return Job(name, tuple(targets), normalization, source and source.uncut, store, point, self.tiling)
-
-
-def _masks_in(folder: Path) -> set[str]:
-    """The masks below a folder that holds images and masks, or such folders: real paths, however it was named."""
-    home = Path(os.path.realpath(folder))
-    masks: set[str] = set()
-    for place in (home, *(below for below in sorted(home.glob("**/")) if below != home)):
-        try:
-            splits = find_dataset(place, home)
-        except UsageError:
-            continue
-        paired = [(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None]
-        alone = {mask for split in splits for mask in split.masks_without_image}
-        # Beside its image, a file of the same name may be a photograph in another format.
-        apart = {mask for image, mask in paired if mask.parent != image.parent}
-        masks |= {os.path.realpath(mask) for mask in apart | alone}
-    return masks
-
-
-def _stored_splits(cache_root: Path, name: str, encoders: str, tiling: Tiling | None) -> list[FeatureStore]:
-    """The stores of a data set's test splits, or of the one split that is named, of images cut so."""
-    found = [store for store in find_stores(cache_root, name, encoders) if store.source.tiling == tiling]
-    tests = [store for store in found if store.source.kind == "test"] or found
-    if not tests:
-        raise UsageError(f"There are no features of {name}: run `dsu cache-features {name}` first.")
-    return tests

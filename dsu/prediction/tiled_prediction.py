@@ -5,13 +5,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dsu.batches import Batch, prefetch
-from dsu.data.images import Box, UnreadableImage, read_image, resize_image
+from dsu.data.decoding import ImageProcessor
+from dsu.data.images import Box, UnreadableImage, or_unreadable, read_image
 from dsu.data.inspection import SampleMetadata
 from dsu.data.tiles import TileBlender, Tiling, image_name
 from dsu.features.feature_dataset import FeatureDataset
@@ -52,18 +52,12 @@ def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size:
 
 def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledImage:
     """An RGB image in tiles, cut out and resized when they are fetched."""
-    config, boxes = network.config, tiling.boxes(*image.size)
-    dino_size = config.dino_size if earliest(config).guides else None
+    boxes = tiling.boxes(*image.size)
+    processor = ImageProcessor(network.config, bool(earliest(network.config).guides))
 
     def fetch(start: int, stop: int) -> Batch:
-        tiles = [image.crop(box) for box in boxes[start:stop]]
-
-        def stack(side: int) -> Tensor:
-            return torch.from_numpy(np.stack([resize_image(tile, side) for tile in tiles]))
-
-        names = tuple(f"{left},{top}" for left, top, _, _ in boxes[start:stop])
-        dino_pixels = None if dino_size is None else stack(dino_size)
-        return Batch.of(names, (0,) * len(tiles), pixels=stack(config.hiera_size), dino_pixels=dino_pixels)
+        names = [f"{left},{top}" for left, top, _, _ in boxes[start:stop]]
+        return Batch.decoded(names, [processor.fit(image, box=box) for box in boxes[start:stop]])
 
     return TiledImage(boxes, fetch)
 
@@ -88,12 +82,13 @@ def predict_tiled(
         task: told of every image.
     """
     assert job.tiling is not None
+    opened: Iterator[Callable[[], TiledImage | UnreadableImage]]
     opened = _stored(job.store, job.point, todo) if job.store else _decoded(predictor.network, job.tiling, todo)
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         pending: list[Future[str | None]] = []
         for target, image in zip(todo, prefetch(opened, ahead=1), strict=True):
-            if isinstance(image, str):
-                yield image
+            if isinstance(image, UnreadableImage):
+                yield str(image)
             else:
                 logits = segment_tiles(predictor, image, batch_size)
                 settle(pending)
@@ -102,25 +97,23 @@ def predict_tiled(
         settle(pending)
 
 
-def _decoded(network: DSUNet, tiling: Tiling, todo: Sequence[Target]) -> Iterator[Callable[[], TiledImage | str]]:
-    def open_image(target: Target) -> TiledImage | str:
-        try:
-            return tiled_image(network, read_image(target.image), tiling)
-        except UnreadableImage as error:
-            return str(error)
+def _decoded(
+    network: DSUNet, tiling: Tiling, todo: Sequence[Target]
+) -> Iterator[Callable[[], TiledImage | UnreadableImage]]:
+    @or_unreadable
+    def open_image(target: Target) -> TiledImage:
+        return tiled_image(network, read_image(target.image), tiling)
 
     return (partial(open_image, target) for target in todo)
 
 
-def _stored(
-    store: FeatureStore, point: ResumePoint, todo: Sequence[Target]
-) -> Iterator[Callable[[], TiledImage | str]]:
+def _stored(store: FeatureStore, point: ResumePoint, todo: Sequence[Target]) -> Iterator[Callable[[], TiledImage]]:
     samples = FeatureDataset(store, point.features, masks=False)
     tiles: dict[str, list[str]] = {}
     for name in store.manifest.names:
         tiles.setdefault(image_name(name), []).append(name)
 
-    def open_image(target: Target) -> TiledImage | str:
+    def open_image(target: Target) -> TiledImage:
         names = tiles[target.name]
         facts = [SampleMetadata.from_json(store.manifest.entries[name].info) for name in names]
         boxes: list[Box] = [one.box or (0, 0, *one.size) for one in facts]

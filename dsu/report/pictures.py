@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import UnreadableImage, read_image
+from dsu.data.images import UnreadableImage, or_unreadable, read_image
 from dsu.evaluation.evaluate import Case, Evaluation, read_case
 from dsu.files import atomic_write
 from dsu.progress import Task
@@ -113,12 +113,8 @@ def draw_panels(
 
 def _strip(case: Case, found: Evaluation, folder: Path | None, place: str) -> Strip:
     prediction, truth = read_case(case, found.mask_format, resize=True)
-    image, complaint = None, ""
-    if case.image is not None:
-        try:
-            image = read_image(case.image)
-        except UnreadableImage as error:
-            complaint = str(error)
+    found_image = None if case.image is None else or_unreadable(read_image)(case.image)
+    image, complaint = (None, str(found_image)) if isinstance(found_image, UnreadableImage) else (found_image, "")
     panels = draw_panels(truth, prediction, image, normalize=found.normalize)
     width, height = panels[0].size
     # Every panel is continued by its own edge: scaled, it takes no colour from its neighbour.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from dsu.data.datasets import find_dataset
+from dsu.data.datasets import Paths
 from dsu.data.sources import SourceFolder
 from dsu.data.splitting import kfold_split
 from dsu.encoders.weights import EncoderWeights
@@ -68,7 +68,7 @@ class Study:
         content: a digest of these samples, by which other images or masks are noticed.
         tests: the test splits that are judged on; without any it is what is held out of training.
         weights: where the encoders' weights come from.
-        data_root, cache_root: where data sets and stores lie.
+        paths: where data sets and stores lie.
     """
 
     kind: Kind
@@ -81,8 +81,7 @@ class Study:
     content: str
     tests: tuple[str, ...]
     weights: EncoderWeights
-    data_root: Path
-    cache_root: Path
+    paths: Paths
 
     @property
     def judged_on(self) -> str:
@@ -96,8 +95,7 @@ def open_study(
     asked: Asked,
     settings: TrainingSettings,
     *,
-    data_root: Path,
-    cache_root: Path,
+    paths: Paths,
     weights: EncoderWeights,
     out: Path | None = None,
 ) -> Study:
@@ -110,13 +108,13 @@ def open_study(
     Args:
         asked: what is varied.
         settings: what all members share; fields that the study varies it sets itself.
-        data_root, cache_root: where data sets and stores lie.
+        paths: where data sets and stores lie.
         weights: where the encoders' weights come from.
         out: the study's folder; None: one named after data, encoders and kind, below `studies/`.
 
     Raises `UsageError` for what can't be studied, or an `out` that holds another study.
     """
-    store = _find_store(settings, cache_root)
+    store = _find_store(settings, paths.cache_root)
     source, like = store.source, store.config
     tests = () if asked.kind == "folds" else _test_splits(source)
     shared = _shared_settings(asked.kind, settings, store, held_out=not tests)
@@ -127,7 +125,7 @@ def open_study(
     members, lacking = [], {}
     for variant in variants(asked, like, shared.seed):
         own = TrainingSettings(**{**_given(shared), **variant.settings})
-        cost = cost_of(own, store, weights, cache_root)
+        cost = cost_of(own, store, weights, paths.cache_root)
         if not isinstance(cost, Lacking):
             members.append(Member(variant.name, variant.group, own, folder / variant.name, cost))
         elif asked.kind == "ablations":
@@ -147,8 +145,7 @@ def open_study(
         content=_content(store),
         tests=tests,
         weights=weights,
-        data_root=data_root,
-        cache_root=cache_root,
+        paths=paths,
     )
     _check_folder(study)
     return study
@@ -165,8 +162,7 @@ def _find_store(settings: TrainingSettings, cache_root: Path) -> FeatureStore:
 
 def _test_splits(source: SourceFolder) -> tuple[str, ...]:
     """The data set's test splits, which `dsu predict` takes. Raises `UsageError` for one without masks."""
-    splits = find_dataset(source.reference, Path(source.data_root), source.images, source.masks)
-    tests = [split for split in splits if split.kind == "test"]
+    tests = [split for split in source.splits() if split.kind == "test"]
     for split in tests:
         if split.masks is None:
             raise UsageError(f"{split.name} has no masks to judge by: add them, or move the test images elsewhere.")

@@ -77,8 +77,7 @@ def _run_member(study: Study, member: Member, progress: Progress) -> Result:
 def _train(study: Study, member: Member, progress: Progress) -> None:
     run = open_run(
         member.settings,
-        data_root=study.data_root,
-        cache_root=study.cache_root,
+        paths=study.paths,
         weights=study.weights,
         out=member.folder,
         resume=(member.folder / SETTINGS_FILE).exists(),
@@ -110,15 +109,14 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
         out,
         how,
         runtime,
-        data_root=study.data_root,
-        cache_root=study.cache_root,
+        paths=study.paths,
         end_to_end=False,
         held_out=not study.tests,
         progress=progress,
     )
     outcomes = predict(jobs, head, out, how, runtime, study.weights, progress)
     broken = [line for outcome in outcomes.values() for line in outcome.broken]
-    judged = find_judged_sets([job.name for job in jobs], out, None, data_root=study.data_root)
+    judged = find_judged_sets([job.name for job in jobs], out, None, study.paths)
     lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
     if broken or lost:
         raise DsuError(f"{member.name} can't be judged: {(broken or lost)[0]}")

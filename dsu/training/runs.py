@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from dsu.config import DSUNetConfig
+from dsu.data.datasets import Paths
 from dsu.data.sources import SourceFolder
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
@@ -48,12 +49,9 @@ class Run:
 def open_run(
     settings: TrainingSettings,
     *,
-    data_root: Path,
-    cache_root: Path,
+    paths: Paths,
     weights: EncoderWeights,
     out: Path | None = None,
-    images: str | None = None,
-    masks: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -62,10 +60,9 @@ def open_run(
 
     Args:
         settings: what was asked for.
-        data_root, cache_root: where data sets and stores lie.
+        paths: where data sets and stores lie; subfolders of one's own folder are for `end_to_end`.
         weights: where the encoders' weights come from.
         out: the run's folder; None makes one below `runs/`.
-        images, masks: subfolders of one's own folder, for `end_to_end`.
         resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that has not finished), with
             the run's own settings where none are given.
         overwrite: start anew in an `out` that holds a run.
@@ -78,7 +75,7 @@ def open_run(
         settings = settings_of_run(out, settings)
     if settings.track is not None:
         check_tracker(settings.track)
-    data = find_training_data(settings, data_root, cache_root, images, masks, progress)
+    data = find_training_data(settings, paths, progress)
     config, store, live = data.config, data.store, settings.end_to_end
     resolved, runtime, point = _resolve(settings, data)
     frozen_point = _frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import SampleMetadata, Split, describe, find_dataset, inspect, unreadable
+from dsu.data.datasets import Paths, SampleMetadata, Split, describe, find_dataset, inspect, unreadable
 from dsu.data.masks import MaskFormat
 from dsu.data.sources import SourceFolder
 from dsu.data.splitting import kfold_split, train_val_split
@@ -66,22 +65,15 @@ class TrainingData:
         return FeatureDataset(self.store, point.features, names=names)
 
 
-def find_training_data(
-    settings: TrainingSettings,
-    data_root: Path,
-    cache_root: Path,
-    images: str | None,
-    masks: str | None,
-    progress: Progress,
-) -> TrainingData:
+def find_training_data(settings: TrainingSettings, paths: Paths, progress: Progress) -> TrainingData:
     """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
     encoders = encoders_asked(settings)
     try:
-        store = find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
+        store = find_store(paths.cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
     except UsageError:
         if not settings.end_to_end or settings.dataset is None:
             raise
-        source = _source_from_images(settings.dataset, data_root, images, masks, settings.tiling)
+        source = _source_from_images(settings.dataset, paths, settings.tiling)
         return _from_images(source, config_asked(settings, None), None, progress)
     store.check_views(settings.views)
     config = config_asked(settings, store)
@@ -108,14 +100,11 @@ def config_asked(settings: TrainingSettings, store: FeatureStore | None) -> DSUN
     return settings.config(adapt_last=settings.adapt_last, ablation=settings.ablation)
 
 
-def _source_from_images(
-    reference: str, data_root: Path, images: str | None, masks: str | None, tiling: Tiling | None
-) -> SourceFolder:
-    found = find_dataset(reference, data_root, images, masks)
-    split = next((split for split in found if split.kind in ("train", "all")), None)
+def _source_from_images(reference: str, paths: Paths, tiling: Tiling | None) -> SourceFolder:
+    split = next((split for split in find_dataset(reference, paths) if split.kind in ("train", "all")), None)
     if split is None:
         raise UsageError(f"{reference} has no training split: its benchmark is for testing only.")
-    return SourceFolder.of(split, reference, data_root, images, masks, tiling)
+    return SourceFolder.of(split, reference, paths, tiling)
 
 
 def _from_images(

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from dsu.data.datasets import find_dataset
+from dsu.data.datasets import Paths, find_dataset, find_samples, test_splits
 from dsu.data.folders import find_images, unwrapped
-from dsu.data.pairing import image_and_mask_folders
+from dsu.data.pairing import named_images, pair_files, pair_names
 from dsu.errors import DsuError, UsageError, did_you_mean
-from dsu.evaluation.evaluate import Case, evaluate, named_images
+from dsu.evaluation.cases import truths_in
+from dsu.evaluation.evaluate import Case, evaluate
 from dsu.evaluation.ground_truth import find_judged_sets
 from dsu.heads.head_file import HEAD_FILE
 from dsu.metrics.meters import PER_IMAGE
@@ -39,7 +40,7 @@ class ComparedImage:
 
 
 def find_compared(
-    source: str | None, predictions: Mapping[str, Path], *, data_root: Path, truth: Path | None = None
+    source: str | None, predictions: Mapping[str, Path], paths: Paths, truth: Path | None = None
 ) -> tuple[list[ComparedImage], dict[str, int]]:
     """Pair images, masks and predictions by their names: paths below their folders, without ending.
 
@@ -47,7 +48,7 @@ def find_compared(
         source: A benchmark, a set that was predicted, or a folder of images (or of images and masks). None takes the
             sets that the predictions' own record names.
         predictions: Each method's name and its folder: one that `dsu predict` wrote into, or any folder of maps.
-        data_root: Where benchmarks lie.
+        paths: Where benchmarks lie.
         truth: The masks' folder, beside a folder of images.
 
     Returns:
@@ -61,17 +62,15 @@ def find_compared(
         _check_folder(folder)
     lacking: Counter[str] = Counter()
     rows: list[ComparedImage] = []
-    sets = _find_sets(source, predictions, truth, data_root, lacking)
+    sets = _find_sets(source, predictions, truth, paths, lacking)
     for name, samples in sets.items():
-        found = {method: named_images(_maps_of(folder, name)) for method, folder in predictions.items()}
+        found = {method: _maps_of(samples, folder, name) for method, folder in predictions.items()}
         for method, maps in found.items():
-            lacking[f"a prediction of {method}"] += sum(sample.name not in maps for sample in samples)
-        whole = [sample for sample in samples if all(sample.name in maps for maps in found.values())]
+            lacking[f"a prediction of {method}"] += maps.count(None)
         before = f"{name}/" if len(sets) > 1 else ""
-        rows += [
-            replace(sample, name=before + sample.name, predictions=tuple(maps[sample.name] for maps in found.values()))
-            for sample in whole
-        ]
+        for sample, *maps in zip(samples, *found.values(), strict=True):
+            if None not in maps:
+                rows.append(replace(sample, name=before + sample.name, predictions=tuple(maps)))
     if not rows:
         raise UsageError(
             f"No image of {source or ', '.join(sets)} has all it takes under one name (without "
@@ -138,34 +137,40 @@ def _check_folder(folder: Path) -> None:
 
 
 def _find_sets(
-    source: str | None, predictions: Mapping[str, Path], truth: Path | None, data_root: Path, lacking: Counter[str]
+    source: str | None, predictions: Mapping[str, Path], truth: Path | None, paths: Paths, lacking: Counter[str]
 ) -> _Sets:
     recorded = next(((name, path) for name, path in predictions.items() if (path / RECORD_FILE).is_file()), None)
     if source is None and truth is not None:
         raise UsageError(f"--truth {truth} goes with a folder of images: name that, too.")
     if source is not None and truth is not None:
-        return _in_two_folders(Path(source), truth, lacking)
+        return _in_two_folders(source, truth, paths, lacking)
     if recorded is not None and (source is None or not Path(source).is_dir()):
-        return _in_record(source, *recorded, data_root, lacking)
+        return _in_record(source, *recorded, paths, lacking)
     if source is None:
         raise UsageError(
             f"{', '.join(map(str, predictions.values()))} does not say which images were predicted: name them, a "
             f"benchmark or a folder."
         )
-    return _in_dataset(source, data_root)
+    return _in_dataset(source, paths)
 
 
-def _in_two_folders(images: Path, truth: Path, lacking: Counter[str]) -> _Sets:
-    pictures, masks = named_images(_inner(images, 0)), named_images(_inner(truth, 1))
-    samples = [ComparedImage(name, pictures[name], mask) for name, mask in masks.items() if name in pictures]
-    lacking["an image"] = len(masks) - len(samples)
-    return {images.resolve().name: samples}
+def _in_two_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str]) -> _Sets:
+    images = {pair.name: pair.image for split in find_samples(source, paths) for pair in split.pairs}
+    truths = truths_in(truth, paths)
+    found = pair_names([(one.name,) for one in truths], images)
+    lacking["an image"] = found.count(None)
+    samples = [
+        ComparedImage(name, images[name], one.mask or one.image)
+        for one, name in zip(truths, found, strict=True)
+        if name is not None
+    ]
+    return {Path(source).resolve().name: samples}
 
 
-def _in_record(source: str | None, method: str, folder: Path, data_root: Path, lacking: Counter[str]) -> _Sets:
+def _in_record(source: str | None, method: str, folder: Path, paths: Paths, lacking: Counter[str]) -> _Sets:
     """The sets that `dsu predict` noted down, with what they were predicted from."""
     try:
-        judged = find_judged_sets([] if source is None else [source], folder, None, data_root=data_root)
+        judged = find_judged_sets([] if source is None else [source], folder, None, paths)
     except UsageError as error:
         if source is not None:
             raise
@@ -179,10 +184,10 @@ def _in_record(source: str | None, method: str, folder: Path, data_root: Path, l
     }
 
 
-def _in_dataset(source: str, data_root: Path) -> _Sets:
+def _in_dataset(source: str, paths: Paths) -> _Sets:
     """A benchmark's test splits, or what a folder holds; masks where it has any."""
     try:
-        splits = find_dataset(source, data_root)
+        splits = find_dataset(source, paths)
     except UsageError as error:
         if not Path(source).is_dir():
             raise
@@ -191,20 +196,14 @@ def _in_dataset(source: str, data_root: Path) -> _Sets:
             f"Images and masks in {source} can't be told apart or do not pair: name the images' folder, and the "
             f"masks' with --truth."
         ) from error
-    chosen = [split for split in splits if split.kind != "train"] or splits
-    return {split.name: [ComparedImage(pair.name, pair.image, pair.mask) for pair in split.pairs] for split in chosen}
+    return {
+        split.name: [ComparedImage(pair.name, pair.image, pair.mask) for pair in split.pairs]
+        for split in test_splits(splits)
+    }
 
 
-def _maps_of(folder: Path, name: str) -> Path:
-    """Where a set's maps lie in a folder of predictions: in a folder of the set's name, or right in it."""
+def _maps_of(samples: Sequence[ComparedImage], folder: Path, name: str) -> list[Path | None]:
+    """Each sample's map in a folder of predictions: in a folder of the set's name, or right in it."""
     inner = folder / name
-    maps = inner if inner.is_dir() else folder
-    return unwrapped(maps) if maps.is_dir() else maps
-
-
-def _inner(folder: Path, which: int) -> Path:
-    """The images (0) or the masks (1) of a folder that holds both; any other folder as it is."""
-    try:
-        return image_and_mask_folders(folder)[which] or folder
-    except (UsageError, OSError):
-        return folder
+    maps = named_images(unwrapped(inner if inner.is_dir() else folder))
+    return pair_files([sample.name for sample in samples], maps)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dsu.batches import Batch
 from dsu.config import LEVELS, DSUNetConfig, build_config
-from dsu.data.images import resize_image
+from dsu.data.decoding import ImageProcessor
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
 from dsu.heads.head_file import load_head, resolve_head
@@ -133,16 +132,13 @@ def compute_features(
         Hiera's group (S1 to S4, or S1, S1 adapted, ...) and DINOv2's.
     """
     config = network.config
+    processor = ImageProcessor(config)
     names = [f"S{level}" for level in LEVELS]
     maps = [f"V{block}" for block in blocks]
     found: dict[str, list[NDArray[np.float32]]] = {}
     with progress.task("computing features", len(images)) as task:
         for image in images:
-            pixels, dino_pixels = (
-                torch.from_numpy(np.stack([resize_image(image, size)])).to(runtime.device)
-                for size in (config.hiera_size, config.dino_size)
-            )
-            inputs = Batch.of(("image",), (0,), pixels=pixels, dino_pixels=dino_pixels).inputs
+            inputs = {name: pixels.to(runtime.device) for name, pixels in processor([image]).items()}
             with torch.no_grad(), runtime.autocast():
                 computed = network.encode(inputs["pixel_values"], inputs["guide_values"], [*names, *maps])
                 if adapted:

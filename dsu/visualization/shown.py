@@ -1,7 +1,7 @@
 """Which images a figure of features shows, and their masks."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.datasets import find_dataset
-from dsu.data.folders import find_images, unwrapped
-from dsu.data.images import IMAGE_SUFFIXES, UnreadableImage, read_image
+from dsu.data.datasets import Paths, find_samples
+from dsu.data.decoding import open_image
+from dsu.data.folders import unwrapped
+from dsu.data.images import UnreadableImage
 from dsu.data.masks import choose_mask_format, examine_mask
+from dsu.data.pairing import Pair, named_images, pair_files
 from dsu.errors import UsageError
-from dsu.evaluation.evaluate import match
 from dsu.progress import SILENT, Progress
 
 __all__ = ["MOST", "Shown", "find_shown"]
@@ -35,7 +36,7 @@ class Shown:
 
 
 def find_shown(
-    sources: Sequence[str], masks: Path | None, count: int, *, data_root: Path, progress: Progress = SILENT
+    sources: Sequence[str], masks: Path | None, count: int, paths: Paths, progress: Progress = SILENT
 ) -> tuple[list[Shown], list[str]]:
     """Read the images that a user means, with their masks.
 
@@ -44,7 +45,7 @@ def find_shown(
             splits, these are meant.
         masks: A folder of masks of the same names (paths below a folder, without ending).
         count: How many images of each folder are taken, evenly spread: neighbours are often alike.
-        data_root: Where benchmarks lie.
+        paths: Where benchmarks lie.
         progress: Who is told of images left out.
 
     Returns:
@@ -55,9 +56,9 @@ def find_shown(
             of these images.
         UnreadableImage: None of the images can be read.
     """
-    found: list[_Named] = []
+    found: list[Pair] = []
     for source in sources:
-        named = _named(source, data_root)
+        named = [pair for split in find_samples(source, paths) for pair in split.pairs]
         if len(named) > count:
             progress.say(f"{source}: {count} of {len(named):,} images (--count shows more)")
         found += _spread(named, count)
@@ -68,37 +69,19 @@ def find_shown(
     return _read(found)
 
 
-_Named = tuple[str, Path, Path | None]
-"""A name, an image and its mask."""
-
-
 def _spread(items: Sequence[T], count: int) -> list[T]:
     """So many of the items, or all, from the first to the last, at even distances."""
     count = min(count, len(items))
     return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
-def _named(source: str, data_root: Path) -> list[_Named]:
-    """What a file, a folder or a benchmark's name means; of a folder that is no data set the images below it."""
-    path = Path(source)
-    if path.is_file() or (path.suffix.lower() in IMAGE_SUFFIXES and not path.exists()):
-        return [(path.stem, image, None) for image in find_images(path)]
-    try:
-        splits = find_dataset(source, data_root)
-    except UsageError:
-        if not path.is_dir():
-            raise
-        return [(image.relative_to(path).with_suffix("").as_posix(), image, None) for image in find_images(path)]
-    chosen = [split for split in splits if split.kind != "train"] or splits
-    return [(pair.name, pair.image, pair.mask) for split in chosen for pair in split.pairs]
-
-
-def _read(found: Sequence[_Named]) -> tuple[list[Shown], list[str]]:
+def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
     """Images and masks, these read by one rule; and why others cannot be."""
     opened, broken = [], []
-    for name, path, mask in found:
+    for pair in found:
         try:
-            opened.append((name, read_image(path), mask, examine_mask(mask)[1] if mask else None))
+            facts = examine_mask(pair.mask)[1] if pair.mask else None
+            opened.append((pair.name, open_image(pair.image), pair.mask, facts))
         except UnreadableImage as error:
             broken.append(error)
     if broken and not opened:
@@ -108,10 +91,9 @@ def _read(found: Sequence[_Named]) -> tuple[list[Shown], list[str]]:
     return shown, list(map(str, broken))
 
 
-def _with_masks(found: Sequence[_Named], masks: Path) -> list[_Named]:
-    named: Mapping[str, Path] = {name: image for name, image, _ in found}
-    cases, missing, _ = match(unwrapped(masks) if masks.is_dir() else masks, named.items())
-    if not cases:
-        raise UsageError(f"{masks} holds no mask called like {missing[0]}: give --masks the folder of their masks.")
-    by_name = {case.name: case.prediction for case in cases}
-    return [(name, image, by_name.get(name)) for name, image, _ in found]
+def _with_masks(found: Sequence[Pair], folder: Path) -> list[Pair]:
+    masks = named_images(unwrapped(folder) if folder.is_dir() else folder)
+    files = pair_files([pair.name for pair in found], masks)
+    if not any(files):
+        raise UsageError(f"{folder} holds no mask called like {found[0].name}: give --masks the folder of their masks.")
+    return [replace(pair, mask=mask) for pair, mask in zip(found, files, strict=True)]

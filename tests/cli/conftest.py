@@ -10,6 +10,7 @@ from rubbish import Refused
 from support import Dsu
 
 from dsu.config import build_config
+from dsu.data.datasets import Paths
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
 from dsu.settings import ExtractionSettings
@@ -49,8 +50,7 @@ def cached(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Cached:
         build_config("toy", hiera_size=128, dino_size=126),
         ExtractionSettings(features=("V", "S3")),
         EncoderWeights(),
-        data_root=home,
-        cache_root=home / "features",
+        paths=Paths(home, home / "features"),
         device="cpu",
     )
     return Cached(home / "tiles", home / "features")

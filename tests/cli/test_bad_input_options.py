@@ -114,7 +114,7 @@ def test_options_of_prediction(refused: Refused, house: House, options: Sequence
         (("--workers", "0"), ("workers", "1 or more")),
         (("nonsense",), ("'nonsense'", "shapes-TE")),
         (("ECSSD",), ("ECSSD", "--data-root")),
-        (("--truth", "absent"), ("absent", "not a folder")),
+        (("--truth", "absent"), ("absent", "neither a folder")),
         (("one", "two", "--truth", "."), ("--truth", "at most one name")),
     ],
 )

@@ -144,7 +144,6 @@ LAYOUTS: Final = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.xfail(strict=True, reason="eval --truth does not pair images and masks as training does.")
 def test_ground_truth_pairs_as_in_training(dsu: Dsu, tmp_path: Path, layout: str) -> None:
     images, masks, ending = LAYOUTS[layout]
     saved(tmp_path / "maps", {f"{name}.png": box(60, 40) for name in NAMES})
@@ -299,7 +298,6 @@ def test_every_figure_of_one_pixel_is_in_its_range(dsu: Dsu, tmp_path: Path, val
 
 
 @pytest.mark.parametrize("kind", ["turned", "deep"])
-@pytest.mark.xfail(strict=True, reason="A picture that was opened is read otherwise than its file.")
 def test_an_opened_picture_is_read_as_its_file(house: House, tmp_path: Path, kind: str) -> None:
     if kind == "turned":
         exif = Image.Exif()

@@ -103,7 +103,6 @@ NAMES: Final[dict[str, tuple[Callable[[str], str], Callable[[str], str]]]] = {
 
 
 @pytest.mark.parametrize("kind", NAMES)
-@pytest.mark.xfail(strict=True, reason="Names that differ in nothing that matters do not pair.")
 def test_names_pair_as_people_have_them(dsu: Dsu, tmp_path: Path, kind: str) -> None:
     image, truth = NAMES[kind]
     names = ("café", "naïve", "plain", "über")
@@ -115,7 +114,6 @@ def test_names_pair_as_people_have_them(dsu: Dsu, tmp_path: Path, kind: str) -> 
     assert (split["pairs"], split["images_without_mask"], split["masks_without_image"]) == (4, 0, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="Masks with a backslash in their names are predicted as images.")
 def test_masks_from_windows_are_not_predicted(dsu: Dsu, house: House, tmp_path: Path) -> None:
     folder = written(
         tmp_path / "mine", {f"images\\{n}.jpg": photo(ord(n)) for n in "ab"}, ("masks\\a.png", "masks\\b.png")
@@ -368,7 +366,6 @@ def test_features_of_a_benchmark_below_two_data_roots_are_kept(dsu: Dsu, tmp_pat
     assert data_files(tmp_path / "features") == before
 
 
-@pytest.mark.xfail(strict=True, reason="Features of an image that was replaced lie under the hash of the old one.")
 def test_what_was_decoded_is_what_is_hashed(dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image is another one from its second reading on, and itself again when the command has ended."""
     image = plain(tmp_path / "mine", range(2)) / "images" / "photo-1.png"

@@ -16,6 +16,7 @@ from stopping import stop_at
 from support import TINY, Dsu
 
 from dsu.config import build_config
+from dsu.data.datasets import Paths
 from dsu.data.views import UNFLIPPED
 from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
@@ -42,8 +43,7 @@ def stored(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             build_config("toy", hiera_size=128, dino_size=126),
             ExtractionSettings(views=UNFLIPPED),
             EncoderWeights(),
-            data_root=home,
-            cache_root=home / "features",
+            paths=Paths(home, home / "features"),
             device="cpu",
         )
     return home

@@ -8,6 +8,7 @@ from pathlib import Path
 from house import House
 from rich.console import Console
 
+from dsu.data.datasets import Paths
 from dsu.encoders.weights import EncoderWeights
 from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback
@@ -38,8 +39,7 @@ class Looks(Callback):
 def test_the_run_never_goes_back_nor_beyond_its_end_and_the_words_are_explained(house: House, tmp_path: Path) -> None:
     run = open_run(
         TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
-        data_root=house.data,
-        cache_root=house.features,
+        paths=Paths(house.data, house.features),
         weights=EncoderWeights(),
         out=tmp_path / "run",
     )

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from support import TINY, Dsu
 
+from dsu.data.datasets import Paths
 from dsu.encoders.weights import EncoderWeights
 from dsu.settings import TrainingSettings
 from dsu.training.runs import open_run
@@ -167,8 +168,7 @@ def test_the_clock(seconds: float, text: str) -> None:
 def test_the_panel_says_how_far_the_run_is_and_leaves_a_line_an_epoch(house: House, tmp_path: Path, width: int) -> None:
     run = open_run(
         TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
-        data_root=house.data,
-        cache_root=house.features,
+        paths=Paths(house.data, house.features),
         weights=EncoderWeights(),
         out=tmp_path / "run",
     )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dsu.batches import feed, prefetch
 from dsu.config import build_config
+from dsu.data.datasets import Paths
 from dsu.data.views import draw_view, flip, view_index
 from dsu.datasets import ImageDataset, SampleDataset
 from dsu.encoders.weights import EncoderWeights
@@ -32,8 +33,7 @@ def store_of(drawn: Path, root: Path, compressor: Compressor = None) -> Path:
         build_config("toy", hiera_size=128, dino_size=126),
         ExtractionSettings(features=("V",), compressor=compressor),
         EncoderWeights(),
-        data_root=drawn,
-        cache_root=root,
+        paths=Paths(drawn, root),
         device="cpu",
     )
     [folder] = root.glob("*/*")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dsu.config import build_config
+from dsu.data.datasets import Paths
 from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import Report, check_equivalence
@@ -29,8 +30,7 @@ def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         CONFIG,
         ExtractionSettings(features=POINTS, views=ALL_FLIPS, level_views=ALL_FLIPS),
         EncoderWeights(),
-        data_root=drawn,
-        cache_root=root,
+        paths=Paths(drawn, root),
         device="cpu",
     )
     return root
@@ -38,9 +38,7 @@ def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(root: Path, data: Path, steps: int = 2, **settings: object) -> Report:
     given = {"dataset": str(data / "train"), "batch_size": 5, "device": "cpu", **settings}
-    return check_equivalence(
-        TrainingSettings(**given), data_root=data, cache_root=root, weights=EncoderWeights(), steps=steps
-    )
+    return check_equivalence(TrainingSettings(**given), paths=Paths(data, root), weights=EncoderWeights(), steps=steps)
 
 
 @pytest.mark.parametrize("adapt_last", range(8))

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dsu.data.datasets import SampleMetadata, describe, find_dataset, find_images, inspect, is_benchmark, unreadable
+from dsu.data.datasets import (
+    Paths,
+    SampleMetadata,
+    describe,
+    find_dataset,
+    find_images,
+    inspect,
+    is_benchmark,
+    unreadable,
+)
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Split, make_split
 from dsu.errors import UsageError
@@ -36,7 +45,7 @@ def relative(path: Path | None, root: Path) -> str | None:
 
 
 def find_one(folder: Path, **options: str) -> Split:
-    (split,) = find_dataset(folder, folder / "no data root", **options)
+    (split,) = find_dataset(folder, Paths(folder / "no data root", **options))
     return split
 
 
@@ -81,7 +90,7 @@ def find_one(folder: Path, **options: str) -> Split:
 def test_benchmarks_are_found_as_published_and_as_repacked(
     tmp_path: Path, wanted: str, files: str, expected: str
 ) -> None:
-    (split,) = find_dataset(wanted, tree(tmp_path, *files.split()))
+    (split,) = find_dataset(wanted, Paths(tree(tmp_path, *files.split())))
     assert (split.name, names(split), split.benchmark) == (expected, ["a"], True)
     assert split.kind == ("train" if expected.endswith("-TR") else "test")
     assert not split.images_without_mask
@@ -92,9 +101,9 @@ def test_benchmarks_are_found_as_published_and_as_repacked(
 def test_one_folder_of_masks_for_two_splits_is_no_pairing_trouble(tmp_path: Path) -> None:
     tree(tmp_path, "CAMO/Images/Train/a.jpg", "CAMO/Images/Test/b.jpg")
     tree(tmp_path, "CAMO/GT/a.png", "CAMO/GT/b.png", "CAMO/GT/c.png")
-    train, test = find_dataset("CAMO", tmp_path)
+    train, test = find_dataset("CAMO", Paths(tmp_path))
     assert (train.name, names(train), test.name, names(test)) == ("CAMO-TR", ["a"], "CAMO-TE", ["b"])
-    (alone,) = find_dataset("CAMO-TE", tmp_path)
+    (alone,) = find_dataset("CAMO-TE", Paths(tmp_path))
     for split in (train, test, alone):
         assert [relative(mask, tmp_path) for mask in split.masks_without_image] == ["CAMO/GT/c.png"]
 
@@ -102,7 +111,7 @@ def test_one_folder_of_masks_for_two_splits_is_no_pairing_trouble(tmp_path: Path
 def test_cod10k_s_images_without_camouflage_are_left_out_and_counted(tmp_path: Path) -> None:
     for name in ("COD10K-CAM-1", "COD10K-NonCAM-2", "COD10K-NonCAM-3"):
         tree(tmp_path, f"COD10K-v3/Train/Image/{name}.jpg", f"COD10K-v3/Train/GT_Object/{name}.png")
-    (split,) = find_dataset("COD10K", tmp_path)
+    (split,) = find_dataset("COD10K", Paths(tmp_path))
     assert (names(split), split.left_out, split.masks_without_image) == (["COD10K-CAM-1"], 2, ())
     assert any("2 images left out: by convention" in line for line in describe(split, inspect(split)))
 
@@ -132,32 +141,32 @@ COD_PUBLISHED = [
 
 @pytest.mark.parametrize("files", [COD_REPACKED, COD_PUBLISHED, [f"COD/{file}" for file in COD_REPACKED]])
 def test_cod_is_one_training_split_and_the_tests_that_are_there(tmp_path: Path, files: list[str]) -> None:
-    splits = {split.name: split for split in find_dataset("COD", tree(tmp_path, *files))}
+    splits = {split.name: split for split in find_dataset("COD", Paths(tree(tmp_path, *files)))}
     assert list(splits) == ["COD-TR", "COD10K-TE", "NC4K"]
     assert names(splits["COD-TR"]) == ["COD10K-CAM-2", "camourflage_1"]
     assert splits["COD-TR"].official_count == 4040
     for name, member in (("CAMO-TR", "camourflage_1"), ("COD10K-TR", "COD10K-CAM-2")):
-        (alone,) = find_dataset(name, tmp_path)
+        (alone,) = find_dataset(name, Paths(tmp_path))
         assert (names(alone), alone.masks_without_image) == ([member], ())
 
 
 def test_a_benchmark_s_folder_is_that_benchmark(tmp_path: Path) -> None:
     tree(tmp_path, "DUTS/DUTS-TE/DUTS-TE-Image/a.jpg", "DUTS/DUTS-TE/DUTS-TE-Mask/a.png")
     for folder in (tmp_path / "DUTS", tmp_path / "DUTS/DUTS-TE"):
-        (split,) = find_dataset(folder, tmp_path / "elsewhere")
+        (split,) = find_dataset(folder, Paths(tmp_path / "elsewhere"))
         assert (split.name, split.benchmark) == ("DUTS-TE", True)
 
 
 def test_an_absent_benchmark_is_refused_with_the_folders_looked_for(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UsageError, match=r"DUTS-TE was not found below .*DUTS/DUTS-TE, DUTS-TE.*--data-root"):
-            find_dataset("DUTS-TE", root)
+            find_dataset("DUTS-TE", Paths(root))
 
 
 @pytest.mark.parametrize("name", ["nope", "\0", "x" * 5000, "a/b/c"])
 def test_an_unknown_name_is_refused_with_what_is_known(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"neither a folder .*DUTS, DUT-OMRON.*NC4K, COD.*--data-root.*DSU_DATA"):
-        find_dataset(name, tmp_path)
+        find_dataset(name, Paths(tmp_path))
 
 
 def test_names_of_benchmarks() -> None:
@@ -219,7 +228,7 @@ def test_side_by_side_below_subfolders(tmp_path: Path) -> None:
 )
 def test_folders_train_and_test_are_splits(tmp_path: Path, files: str, expected: dict[str, str]) -> None:
     home = tree(tmp_path / "mine", *files.split())
-    splits = find_dataset(home, tmp_path)
+    splits = find_dataset(home, Paths(tmp_path))
     assert {split.name: names(split)[0] for split in splits} == expected
     assert [split.kind for split in splits] == ["train", "test", "test"][: len(splits)]
     assert not any(split.masks_without_image for split in splits)
@@ -254,7 +263,7 @@ def test_named_subfolders_decide(tmp_path: Path) -> None:
 
 def test_a_folder_is_also_found_below_the_data_root(tmp_path: Path) -> None:
     tree(tmp_path, "mine/images/a.jpg", "mine/masks/a.png")
-    (split,) = find_dataset("mine", tmp_path)
+    (split,) = find_dataset("mine", Paths(tmp_path))
     assert names(split) == ["a"]
 
 
@@ -474,7 +483,7 @@ def test_a_file_that_vanished_since_is_named(mine: Path) -> None:
 
 @pytest.mark.data
 def test_duts(real_data: Path) -> None:
-    train, test = find_dataset("DUTS", real_data)
+    train, test = find_dataset("DUTS", Paths(real_data))
     assert (len(train.pairs), len(test.pairs)) == (1200, 299)
     assert (train.official_count, test.official_count) == (10_553, 5_019)
     inspection = inspect(test)
@@ -484,10 +493,10 @@ def test_duts(real_data: Path) -> None:
 
 @pytest.mark.data
 def test_camo(real_data: Path) -> None:
-    train, test = find_dataset("camo", real_data)
+    train, test = find_dataset("camo", Paths(real_data))
     assert (len(train.pairs), len(test.pairs)) == (100, 30)
     assert not train.masks_without_image
-    assert [split.name for split in find_dataset("COD", real_data)] == ["CAMO-TE"]
+    assert [split.name for split in find_dataset("COD", Paths(real_data))] == ["CAMO-TE"]
     assert not inspect(train).undecodable
 
 

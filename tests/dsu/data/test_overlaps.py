@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from dsu.data.datasets import find_dataset
+from dsu.data.datasets import Paths, find_dataset
 from dsu.data.overlaps import NEAR, ImageSignature, Overlaps, copies, find_overlaps
 from dsu.data.pairing import Split
 from dsu.data.survey import survey
@@ -28,7 +28,7 @@ def duts(root: Path, train: dict[str, Image.Image], test: dict[str, Image.Image]
             image.save(root / f"DUTS/DUTS-{part}/DUTS-{part}-Image/{name}")
             mask = Image.new("L", image.size, 255)
             mask.save(root / f"DUTS/DUTS-{part}/DUTS-{part}-Mask/{Path(name).stem}.png")
-    return find_dataset("DUTS", root)
+    return find_dataset("DUTS", Paths(root))
 
 
 def names(overlaps: Overlaps) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
@@ -106,11 +106,11 @@ def test_of_real_photographs_copies_alone_are_alike(real_data: Path, tmp_path: P
     others = sorted((real_data / "CAMO" / "Images" / "Test").iterdir())
     for image in others:
         shutil.copy(image, tmp_path / "CAMO" / "Images" / "Test")
-    assert find_overlaps(find_dataset("CAMO", tmp_path)).near == ()
+    assert find_overlaps(find_dataset("CAMO", Paths(tmp_path))).near == ()
     small = Image.open(copied).convert("RGB")
     small.thumbnail((200, 200))
     small.save(tmp_path / "CAMO" / "Images" / "Test" / others[0].name, quality=60)
-    [found] = find_overlaps(find_dataset("CAMO", tmp_path)).near
+    [found] = find_overlaps(find_dataset("CAMO", Paths(tmp_path))).near
     assert (found.train_name, found.test_name) == (copied.stem, others[0].stem)
 
 

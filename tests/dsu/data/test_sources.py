@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dsu.data.datasets import Paths
 from dsu.data.masks import MaskFormat
 from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling
@@ -59,8 +60,8 @@ def test_other_values_are_refused(field: dict[str, Any]) -> None:
 def test_a_split_is_found_again_as_it_was_cut(drawn: Path) -> None:
     from dsu.data.datasets import find_dataset
 
-    [split] = find_dataset(drawn / "train", drawn)
-    source = SourceFolder.of(split, str(drawn / "train"), drawn, tiling=Tiling(40, 8))
+    [split] = find_dataset(drawn / "train", Paths(drawn))
+    source = SourceFolder.of(split, str(drawn / "train"), Paths(drawn), Tiling(40, 8))
     found = source.find()
     assert found is not None and found.name == "train-tiles-40-8" and len(found.pairs) > len(split.pairs)
     assert source.uncut.find() == split

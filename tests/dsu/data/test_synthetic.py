@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsu.data.datasets import describe, find_dataset, inspect
+from dsu.data.datasets import Paths, describe, find_dataset, inspect
 from dsu.data.synthetic import draw_dataset, draw_sample
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -25,7 +25,7 @@ def digest(folder: Path) -> list[tuple[str, str]]:
 
 def test_it_is_a_data_set_that_pairs_without_complaint(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "shapes", train=4, test=2)
-    splits = find_dataset(tmp_path / "shapes", tmp_path)
+    splits = find_dataset(tmp_path / "shapes", Paths(tmp_path))
     assert [(split.name, split.kind, len(split.pairs)) for split in splits] == [
         ("shapes-TR", "train", 4),
         ("shapes-TE", "test", 2),

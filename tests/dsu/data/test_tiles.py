@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dsu.data.datasets import find_dataset, inspect
+from dsu.data.datasets import Paths, find_dataset, inspect
 from dsu.data.images import Box, mask_box, read_image, read_mask, upright_size
 from dsu.data.masks import examine_mask
 from dsu.data.pairing import Pair
@@ -101,7 +101,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_samples_of_a_tiled_split_are_its_tiles(folder: Path) -> None:
-    [split] = find_dataset(folder, folder.parent)
+    [split] = find_dataset(folder, Paths(folder.parent))
     tiles = tiled(split, Tiling(64, 16))
     assert tiles.name == "own-tiles-64-16"
     by_image: dict[str, list[Pair]] = {}
@@ -116,7 +116,7 @@ def test_the_samples_of_a_tiled_split_are_its_tiles(folder: Path) -> None:
 
 
 def test_the_facts_of_a_tile_are_its_own(folder: Path) -> None:
-    [split] = find_dataset(folder, folder.parent)
+    [split] = find_dataset(folder, Paths(folder.parent))
     tiles = tiled(split, Tiling(64, 16))
     facts = inspect(tiles).facts
     assert facts.keys() == {pair.name for pair in tiles.pairs}
@@ -139,7 +139,7 @@ def test_the_facts_of_a_tile_are_its_own(folder: Path) -> None:
 
 def test_an_image_that_cannot_be_read_is_named_once_and_the_others_are_cut(folder: Path) -> None:
     (folder / "images" / "large.png").write_bytes(b"nothing")
-    [split] = find_dataset(folder, folder.parent)
+    [split] = find_dataset(folder, Paths(folder.parent))
     found = inspect(tiled(split, Tiling(64, 16)))
     assert [path.name for path, _ in found.undecodable] == ["large.png"]
     assert {image_name(name) for name in found.facts} == {"small", "turned", "shrunk"}

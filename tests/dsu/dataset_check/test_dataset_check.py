@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from own_folder import SIZE, Mask, boxed, check, finding, photo, plain, write
 from PIL import Image, ImageFilter
 
+from dsu.data.datasets import Paths
 from dsu.dataset_check import SEVERITIES, Finding, check_dataset
 from dsu.dataset_check.image_rules import FEW
 from dsu.dataset_check.set_rules import other_files
@@ -221,7 +222,7 @@ def test_test_images_alone_stop_but_a_benchmark_that_is_for_judging_does_not(tmp
     write(tmp_path / "mine" / "test", plain(2))
     assert finding(check(tmp_path / "mine"), "no-training-split").severity == "will stop"
     write(tmp_path / "ECSSD", plain(2))
-    found = check_dataset("ECSSD", tmp_path)
+    found = check_dataset("ECSSD", Paths(tmp_path))
     assert finding(found, "no-training-split").severity == "good to know" and not found.stops
 
 
@@ -269,7 +270,7 @@ def test_a_crowd_of_copies_makes_a_short_sentence(tmp_path: Path) -> None:
     ],
 )
 def test_of_real_defects(real_data: Path, name: str, pairs: int, empty: int, keys: set[str]) -> None:
-    found = check_dataset(f"MagneticTile/{name}", real_data)
+    found = check_dataset(f"MagneticTile/{name}", Paths(real_data))
     row = summary(found.splits[0])
     assert (row["pairs"], row["empty_masks"], row["masks_read_as"]) == (pairs, empty, "grey levels")
     assert {one.key for one in found.findings} == keys and not found.stops
@@ -277,4 +278,4 @@ def test_of_real_defects(real_data: Path, name: str, pairs: int, empty: int, key
 
 @pytest.mark.data
 def test_of_real_photographs_nothing_bad_is_said(real_data: Path) -> None:
-    assert check_dataset("CAMO", real_data).findings == ()
+    assert check_dataset("CAMO", Paths(real_data)).findings == ()

@@ -13,7 +13,7 @@ from own_folder import SIZE, Mask, boxed, check, finding, photo, write
 from PIL import Image
 from rubbish import ODD, UNREADABLE
 
-from dsu.data.datasets import find_dataset, inspect
+from dsu.data.datasets import Paths, find_dataset, inspect
 from dsu.data.images import resize_mask
 from dsu.data.masks import MaskFormat
 from dsu.dataset_check.samples import measure, object_boxes
@@ -92,7 +92,7 @@ def test_figures_are_those_of_the_files(tmp_path: Path) -> None:
 )
 def test_masks_are_read_as_stage_one_reads_them(tmp_path: Path, masks: Sequence[Mask]) -> None:
     folder = write(tmp_path / "mine", {f"{index}.png": (photo(index), mask) for index, mask in enumerate(masks)})
-    [split] = find_dataset(str(folder), tmp_path)
+    [split] = find_dataset(str(folder), Paths(tmp_path))
     inspection = inspect(split)
     [seen] = check(folder).splits
     assert seen.mask_format == inspection.mask_format

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
 
+from dsu.data.datasets import Paths
 from dsu.data.masks import MaskFormat
+from dsu.data.pairing import Pair
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.evaluate import METRICS, Case, Evaluation, evaluate, match, match_folders
+from dsu.evaluation.cases import match, truths_in
+from dsu.evaluation.evaluate import METRICS, Case, Evaluation, evaluate
 
 Grey = NDArray[np.uint8]
 
@@ -212,7 +215,7 @@ def test_folders_pair_by_path_without_suffix(tmp_path: Path) -> None:
     for name in ("a.JPG", "deep/b.c.png", "a2/a.png", "new/d.png", ".thumbs/a.png"):
         save(tmp_path / "maps" / name, prediction)
     (tmp_path / "maps" / "notes.txt").write_text("no image")
-    cases, missing, extra = match_folders(tmp_path / "maps", tmp_path / "masks")
+    cases, missing, extra = match(tmp_path / "maps", truths_in(tmp_path / "masks", Paths()))
     assert [case.name for case in cases] == ["a", "a2/a", "deep/b.c"]
     assert cases[0] == Case("a", tmp_path / "maps/a.JPG", tmp_path / "masks/a.png")
     assert missing == ["deep/lost"]
@@ -220,8 +223,8 @@ def test_folders_pair_by_path_without_suffix(tmp_path: Path) -> None:
 
 
 def test_named_masks_keep_their_order(cases: list[Case], tmp_path: Path) -> None:
-    named = [(case.name, case.truth) for case in cases[::-1]]
-    found, missing, extra = match(tmp_path / "maps", [*named[:-1], ("gone", tmp_path / "gone.png")])
+    named = [Pair(case.name, case.truth, None) for case in cases[::-1]]
+    found, missing, extra = match(tmp_path / "maps", [*named[:-1], Pair("gone", tmp_path / "gone.png", None)])
     assert found == cases[:0:-1]
     assert (missing, extra) == (["gone"], ["00"])
 
@@ -230,14 +233,14 @@ def test_a_folder_that_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     _, truth = pair(0)
     save(tmp_path / "masks" / "a.png", truth)
     with pytest.raises(UsageError, match="absent is not a folder"):
-        match_folders(tmp_path / "absent", tmp_path / "masks")
+        match(tmp_path / "absent", truths_in(tmp_path / "masks", Paths()))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty has no images"):
-        match_folders(tmp_path / "empty", tmp_path / "masks")
+    with pytest.raises(UsageError, match="empty holds no images"):
+        match(tmp_path / "empty", truths_in(tmp_path / "masks", Paths()))
     shutil.copytree(tmp_path / "masks", tmp_path / "maps")
     save(tmp_path / "maps" / "a.bmp", truth)
     with pytest.raises(DsuError, match=r"a\.bmp and .*a\.png"):
-        match_folders(tmp_path / "maps", tmp_path / "masks")
+        match(tmp_path / "maps", truths_in(tmp_path / "masks", Paths()))
 
 
 def test_workers_start_without_torch() -> None:
@@ -249,7 +252,7 @@ def test_workers_start_without_torch() -> None:
 
 
 def folders(predictions: Path, truth: Path, workers: int = 1) -> Evaluation:
-    cases, missing, extra = match_folders(predictions, truth)
+    cases, missing, extra = match(predictions, truths_in(truth, Paths()))
     assert not missing
     assert not extra
     return evaluate(cases, workers=workers)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from dsu.config import build_config
+from dsu.data.datasets import Paths
 from dsu.data.images import read_image, resize_image, resize_mask
 from dsu.data.masks import MaskFormat
 from dsu.data.views import Views
@@ -30,8 +31,7 @@ def cache(folder: Path, root: Path, **settings: Any) -> Store:
         CONFIG,
         ExtractionSettings(**{"features": FEATURES, "level_views": Views(2), **settings}),
         EncoderWeights(),
-        data_root=folder,
-        cache_root=root,
+        paths=Paths(folder, root),
         device="cpu",
     )
     return plan.splits[0].store
@@ -118,8 +118,7 @@ def test_a_broken_image_is_left_out_and_counted(drawn: Path, tmp_path: Path) -> 
         CONFIG,
         ExtractionSettings(features=("V",)),
         EncoderWeights(),
-        data_root=folder,
-        cache_root=tmp_path / "features",
+        paths=Paths(folder, tmp_path / "features"),
         device="cpu",
     )
     assert [path.name for path, _ in plan.skipped] == [first.name]

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dsu.config import build_config
+from dsu.data.datasets import Paths
 from dsu.data.views import ALL_FLIPS
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
@@ -27,8 +28,7 @@ def cache(folder: Path, root: Path, **settings: Any) -> CachePlan:
         CONFIG,
         ExtractionSettings(**{"features": ("V", "S1", "S2", "S3"), "level_views": ALL_FLIPS, **settings}),
         EncoderWeights(),
-        data_root=folder,
-        cache_root=root,
+        paths=Paths(folder, root),
         device="cpu",
     )
 
@@ -46,8 +46,7 @@ def cached(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def open_training(folder: Path, root: Path, out: Path, **settings: Any) -> Run:
     return open_run(
         TrainingSettings(dataset=str(folder), device="cpu", **settings),
-        data_root=folder,
-        cache_root=root,
+        paths=Paths(folder, root),
         weights=EncoderWeights(),
         out=out,
     )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from dsu.config import build_config
 from dsu.data.augmentation import augmentation
+from dsu.data.datasets import Paths
 from dsu.data.images import file_sha256, read_image, resize_image
 from dsu.data.tiles import Tiling
 from dsu.data.views import Views, view_index
@@ -35,8 +36,7 @@ def cache(data: Path, root: Path, tiling: Tiling | None = None, views: Views = V
         CONFIG,
         ExtractionSettings(views=views, level_views=views),
         EncoderWeights(),
-        data_root=data,
-        cache_root=root,
+        paths=Paths(data, root),
         tiling=tiling,
         device="cpu",
     )
@@ -55,8 +55,7 @@ def run(drawn: Path, features: Path, out: Path, **given: object) -> Run:
     settings = {"dataset": str(drawn / "train"), "batch_size": 5, "epochs": 2, "device": "cpu", "sheet_every": 0}
     return open_run(
         TrainingSettings(**{**settings, **given}),
-        data_root=drawn,
-        cache_root=features,
+        paths=Paths(drawn, features),
         weights=EncoderWeights(),
         out=out,
     )
@@ -76,7 +75,7 @@ def test_extra_views_are_exact_from_every_resume_point(features: Path, drawn: Pa
     settings = TrainingSettings(
         dataset=str(drawn / "train"), batch_size=5, device="cpu", views=VIEWS, adapt_last=adapt_last
     )
-    report = check_equivalence(settings, data_root=drawn, cache_root=features, weights=EncoderWeights(), steps=4)
+    report = check_equivalence(settings, paths=Paths(drawn, features), weights=EncoderWeights(), steps=4)
     assert report.passed and {row.allowance for row in report.rows} == {0.0}
 
 
@@ -111,7 +110,7 @@ def test_tiles_are_exact(features: Path, drawn: Path) -> None:
     settings = TrainingSettings(
         dataset=str(drawn / "train"), batch_size=5, device="cpu", views="none", tile=40, overlap=8, adapt_last=1
     )
-    report = check_equivalence(settings, data_root=drawn, cache_root=features, weights=EncoderWeights(), steps=4)
+    report = check_equivalence(settings, paths=Paths(drawn, features), weights=EncoderWeights(), steps=4)
     assert report.passed and {row.allowance for row in report.rows} == {0.0}
 
 
@@ -178,8 +177,7 @@ def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path,
     first._run_epoch(SILENT)
     again = open_run(
         TrainingSettings(device="cpu"),
-        data_root=drawn,
-        cache_root=features,
+        paths=Paths(drawn, features),
         weights=EncoderWeights(),
         out=tmp_path / "run",
         resume=True,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import toy_network
 
+from dsu.data.datasets import Paths
 from dsu.data.images import UnreadableImage
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
@@ -259,16 +260,16 @@ def test_tsne_is_a_phase_of_its_own_and_can_be_left_out(tmp_path: Path) -> None:
 
 def test_images_are_shown_with_the_masks_that_belong_to_them(drawn: Path, tmp_path: Path) -> None:
     train = drawn / "train"
-    shown, _ = find_shown([str(train)], None, 3, data_root=tmp_path)
+    shown, _ = find_shown([str(train)], None, 3, paths=Paths(tmp_path))
     assert len(shown) == 3 and all(one.mask is not None and one.mask.max() > 0 for one in shown)
     files = [str(train / "images" / f"{one.name}.jpg") for one in shown]
-    assert [one.mask for one in find_shown(files, None, 9, data_root=tmp_path)[0]] == [None] * 3
-    again, _ = find_shown(files, train / "masks", 9, data_root=tmp_path)
+    assert [one.mask for one in find_shown(files, None, 9, paths=Paths(tmp_path))[0]] == [None] * 3
+    again, _ = find_shown(files, train / "masks", 9, paths=Paths(tmp_path))
     assert all(np.array_equal(a.mask, b.mask) for a, b in zip(again, shown, strict=True))  # type: ignore[arg-type]
     (tmp_path / "other").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "other" / "unknown.png")
     with pytest.raises(UsageError, match="holds no mask called like"):
-        find_shown(files, tmp_path / "other", 9, data_root=tmp_path)
+        find_shown(files, tmp_path / "other", 9, paths=Paths(tmp_path))
 
 
 def test_what_cannot_be_read_is_skipped_and_named(drawn: Path, tmp_path: Path) -> None:
@@ -277,23 +278,23 @@ def test_what_cannot_be_read_is_skipped_and_named(drawn: Path, tmp_path: Path) -
     images, masks = (sorted((mine / inner).iterdir()) for inner in ("images", "masks"))
     for path in (images[0], masks[1]):
         path.write_bytes(b"rubbish")
-    shown, broken = find_shown([str(mine)], None, 24, data_root=tmp_path)
+    shown, broken = find_shown([str(mine)], None, 24, paths=Paths(tmp_path))
     assert [one.name for one in shown] == [path.stem for path in images[2:]]
     assert [str(path) in line for path, line in zip((images[0], masks[1]), broken, strict=True)] == [True, True]
     with pytest.raises(UnreadableImage, match=images[0].name):
-        find_shown([str(images[0])], None, 24, data_root=tmp_path)
+        find_shown([str(images[0])], None, 24, paths=Paths(tmp_path))
 
 
 def test_a_benchmarks_name_means_the_images_of_its_test_split(published: Path) -> None:
     heard = Listener()
-    shown, _ = find_shown(["duts"], None, 2, data_root=published, progress=heard)
+    shown, _ = find_shown(["duts"], None, 2, paths=Paths(published), progress=heard)
     assert [one.name for one in shown] == ["a", "c"] and all(one.mask is not None for one in shown)
     assert heard.said == ["duts: 2 of 3 images (--count shows more)"]
-    assert [one.name for one in find_shown(["DUTS-TR"], None, 9, data_root=published)[0]] == ["t"]
+    assert [one.name for one in find_shown(["DUTS-TR"], None, 9, paths=Paths(published))[0]] == ["t"]
     with pytest.raises(UsageError, match=r"neither a folder .* nor a benchmark"):
-        find_shown(["nothing"], None, 2, data_root=published)
+        find_shown(["nothing"], None, 2, paths=Paths(published))
     with pytest.raises(UsageError, match=r"nothing\.jpg does not exist"):
-        find_shown(["nothing.jpg"], None, 2, data_root=published)
+        find_shown(["nothing.jpg"], None, 2, paths=Paths(published))
 
 
 # ---- comparisons ----
@@ -334,7 +335,7 @@ def published(tmp_path: Path) -> Path:
 
 def test_rows_are_what_has_all_pictures(folders: Path) -> None:
     methods = {"Good": folders / "good", "Bad": folders / "bad"}
-    places = {"data_root": folders / "data", "truth": folders / "masks"}
+    places = {"paths": Paths(folders / "data"), "truth": folders / "masks"}
     rows, lacking = find_compared(str(folders / "images"), methods, **places)
     assert [row.name for row in rows] == ["a", "b", "c"] and lacking == {"a prediction of Good": 1}
     assert rows[0].predictions == (folders / "good" / "a.png", folders / "bad" / "a.png")
@@ -343,16 +344,16 @@ def test_rows_are_what_has_all_pictures(folders: Path) -> None:
     with pytest.raises(UsageError, match=r"--truth .* goes with a folder of images"):
         find_compared(None, methods, **places)
     with pytest.raises(UsageError, match="does not say which images were predicted"):
-        find_compared(None, methods, data_root=folders)
+        find_compared(None, methods, paths=Paths(folders))
 
 
 def test_a_folder_brings_its_own_truth_and_images_alone_have_none(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "tiles").mkdir()
     for kind in ("images", "masks"):
         (folders / kind).rename(tmp_path / "tiles" / kind)
-    rows, _ = find_compared(str(tmp_path / "tiles"), {"Bad": folders / "bad"}, data_root=tmp_path / "data")
+    rows, _ = find_compared(str(tmp_path / "tiles"), {"Bad": folders / "bad"}, paths=Paths(tmp_path / "data"))
     assert [row.truth for row in rows] == [tmp_path / "tiles" / "masks" / f"{name}.png" for name in "abcd"]
-    rows, _ = find_compared(str(tmp_path / "tiles" / "images"), {"Bad": folders / "bad"}, data_root=tmp_path)
+    rows, _ = find_compared(str(tmp_path / "tiles" / "images"), {"Bad": folders / "bad"}, paths=Paths(tmp_path))
     assert [(row.name, row.truth) for row in rows] == [(name, None) for name in "abcd"]
     assert Comparison(rows, ["Bad"]).titles == ["Image", "Bad"]
     with pytest.raises(UsageError, match="--worst goes by the ground truth, and there is none"):
@@ -363,7 +364,7 @@ def test_a_benchmark_by_name_with_maps_right_in_a_folder_or_in_one_of_its_name(p
     (published / "run" / "DUTS-TE").mkdir(parents=True)
     Image.new("L", (30, 40)).save(published / "run" / "DUTS-TE" / "b.png")
     methods = {"Theirs": published / "maps", "Ours": published / "run"}
-    rows, lacking = find_compared("DUTS", methods, data_root=published)
+    rows, lacking = find_compared("DUTS", methods, paths=Paths(published))
     [row] = rows
     assert row.name == "b" and row.image.name == "b.jpg" and row.truth is not None and row.truth.name == "b.png"
     assert row.predictions == (published / "maps" / "b.png", published / "run" / "DUTS-TE" / "b.png")
@@ -380,11 +381,11 @@ def test_a_record_of_predictions_names_images_and_truth(published: Path) -> None
     (run / "predictions.json").write_text(json.dumps({"kind": "mask", "sets": {"DUTS-TE": how}}))
     elsewhere = published / "nothing-here"
     for asked in (None, "DUTS-TE", "DUTS"):
-        rows, lacking = find_compared(asked, {"Ours": run}, data_root=elsewhere)
+        rows, lacking = find_compared(asked, {"Ours": run}, paths=Paths(elsewhere))
         assert [row.name for row in rows] == ["a", "c"] and lacking == {"a prediction of Ours": 1}
         assert [row.truth and row.truth.stem for row in rows] == ["a", "c"]
     with pytest.raises(UsageError, match="holds no set called 'tiles'"):
-        find_compared("tiles", {"Ours": run}, data_root=elsewhere)
+        find_compared("tiles", {"Ours": run}, paths=Paths(elsewhere))
 
 
 def test_the_worst_and_the_named(folders: Path) -> None:
@@ -401,7 +402,7 @@ def test_the_worst_and_the_named(folders: Path) -> None:
 
 
 def compared(folders: Path) -> list[ComparedImage]:
-    rows, _ = find_compared(str(folders), {"Bad": folders / "bad"}, data_root=folders, truth=folders / "masks")
+    rows, _ = find_compared(str(folders), {"Bad": folders / "bad"}, paths=Paths(folders), truth=folders / "masks")
     return rows
 
 
