@@ -9,7 +9,7 @@ from support import TINY, Dsu
 def test_bench_measures_the_network_and_leaves_nothing(dsu: Dsu) -> None:
     arguments = (
         "--parts",
-        "steps,mask_format,stages",
+        "steps,reading,stages",
         "--random-weights",
         "--rounds",
         1,
@@ -35,5 +35,5 @@ def test_bench_measures_the_network_and_leaves_nothing(dsu: Dsu) -> None:
 
 
 def test_bench_names_what_it_does_not_know(dsu: Dsu) -> None:
-    assert "steps, mask_format, stages, eval" in dsu("bench", "--parts", "speed", exit_code=2).output
+    assert "steps, reading, stages, eval" in dsu("bench", "--parts", "speed", exit_code=2).output
     assert "--rounds" in dsu("bench", "--rounds", 0, exit_code=2).output
