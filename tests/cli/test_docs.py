@@ -26,7 +26,7 @@ SMALLER = {
     "train-head": ("--epochs", "1"),
     "check-equivalence": ("--steps", "1", "--batch-size", "2"),
     "visualize features": (*TINY, "--count", "2"),
-    "bench": (*TINY, "--rounds", "1", "--images", "2", "--parts", "mask_format"),
+    "bench": (*TINY, "--rounds", "1", "--images", "2", "--parts", "reading"),
     "cache remove": ("--yes",),
     "study folds": ("--epochs", "1", "-k", "2"),
     "study": ("--epochs", "1"),
