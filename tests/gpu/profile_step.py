@@ -1,0 +1,125 @@
+"""Where a training step's time goes on a GPU: kernels by their share, kernel by kernel and as one graph.
+
+Usage, in the project's root: python tests/gpu/profile_step.py PRESET CASE...
+
+A case is DEPTH[xBATCH][e][c]: how many blocks carry adapters (`all` for every one), the batch size (8), `e` for end to
+end, `c` for compiled, such as `all`, `12x32`, `allx8e`, `allc`. Without a GPU each case runs one step, which shows that
+it can.
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dsu.batches import Batch
+from dsu.bench.drawn import images
+from dsu.bench.timing import summed, wait_for
+from dsu.config import DSUNetConfig, build_config
+from dsu.encoders.weights import EncoderWeights, load_encoders
+from dsu.graphs import EAGER_CALLS
+from dsu.heads.head_file import HeadInfo
+from dsu.network.network import DSUNet
+from dsu.network.resume import earliest, feature_shape, resume_point
+from dsu.runtime import choose_runtime
+from dsu.settings import TrainingSettings
+from dsu.training.trainer import Trainer, TrainingPhase
+
+SHOWN = 20
+LEVELS = ("S1", "S2", "S3", "S4")
+
+
+def build(
+    config: DSUNetConfig, encoders: tuple, size: int, *, end_to_end: bool, compiled: bool
+) -> tuple[Trainer, Batch]:
+    """A trainer and a batch of random numbers for it, on the device."""
+    first = config.first_adapted
+    stored = (
+        {"pixels", "V"}
+        if first == 0
+        else {"pixels", "V", *LEVELS, *([f"B{first}"] if 0 < first < config.hiera.depth else [])}
+    )
+    point = earliest(config) if end_to_end else resume_point(config, stored)
+    hiera, dino = encoders
+    network = DSUNet(config, hiera, dino if end_to_end else None, feature_dtype=torch.float16).train()
+    trainer = Trainer(
+        network,
+        TrainingPhase(point, None, None),  # type: ignore[arg-type]  # batches are given
+        TrainingSettings(batch_size=size, compile=compiled),
+        HeadInfo(config=config),
+        choose_runtime(),
+        Path(),
+        keep_best=False,
+    )
+    drawn = images(config, size, dino=end_to_end)
+    features = {
+        name: torch.randn(size, *feature_shape(config, name)).half() for name in point.features if name != "pixels"
+    }
+    batch = Batch.of(
+        drawn.names,
+        drawn.views,
+        pixels=drawn.pixels if "pixels" in point.features or end_to_end else None,
+        mask=drawn.mask,
+        dino_pixels=drawn.dino_pixels,
+        features={} if end_to_end else features,
+    )
+    return trainer, batch.to(trainer.runtime.device)
+
+
+def milliseconds(call: object, device: torch.device, times: int) -> float:
+    wait_for(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        call()  # type: ignore[operator]
+    wait_for(device)
+    return (time.perf_counter() - started) / times * 1e3
+
+
+def run(name: str, config: DSUNetConfig, encoders: tuple) -> None:
+    found = re.fullmatch(r"(all|\d+)(?:x(\d+))?(e?)(c?)", name)
+    if found is None:
+        raise SystemExit(f"{name!r} is no case: give DEPTH[xBATCH][e][c], such as all, 12x32 or allx8e.")
+    depth = config.hiera.depth if found[1] == "all" else int(found[1])
+    size = int(found[2] or 8)
+    adapted = config.model_copy(update={"adapt_last": depth})
+    trainer, batch = build(adapted, encoders, size, end_to_end=bool(found[3]), compiled=bool(found[4]))
+    device = trainer.runtime.device
+    if device.type != "cuda":
+        trainer.step(batch)
+        print(f"{name}: one step taken on a CPU", flush=True)
+        return
+    for _ in range(EAGER_CALLS + 2):
+        trainer.step(batch)
+    eager = milliseconds(lambda: trainer._eager_step(batch), device, 5)
+    graph = milliseconds(lambda: trainer.step(batch), device, 20)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        trainer.step(batch)
+        wait_for(device)
+    events = [event for event in profiled.key_averages() if event.self_device_time_total]
+    work = summed(events)
+    reserved = torch.cuda.max_memory_reserved(device) / 1e9
+    print(
+        f"{name}: eager {eager:.1f} ms, {'graph' if trainer._steps.captured else 'NOT CAPTURED'} {graph:.1f} ms "
+        f"({size / graph * 1e3:.0f} images/s), {work.kernels:,} kernels busy {work.busy * 1e3:.1f} ms, "
+        f"{reserved:.1f} GB reserved {trainer._steps.refusal or ''}",
+        flush=True,
+    )
+    for event in sorted(events, key=lambda event: -event.self_device_time_total)[:SHOWN]:
+        print(f"  {event.self_device_time_total / 1e3:8.2f} ms x{event.count:5d}  {event.key[:110]}", flush=True)
+
+
+def main(preset: str, *cases: str) -> None:
+    config = build_config(preset)
+    hiera, dino, _ = load_encoders(config, EncoderWeights(random=True), hiera=True, dino=True)
+    runtime = choose_runtime()
+    runtime.place(hiera)
+    runtime.place(dino)
+    print(runtime.describe(), flush=True)
+    for name in cases:
+        run(name, config, (hiera, dino))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
