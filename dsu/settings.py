@@ -213,7 +213,7 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
         None, "Which state is the result (default: last for a benchmark, else best).", _RECIPE
     )
     checkpoint_steps: int | None = option(
-        None, "Steps between checkpoints, where a stopped run goes on (default: after every epoch).", _RECIPE, gt=0
+        None, "Steps between checkpoints that a stopped run goes on from (default: after every epoch).", _RECIPE, gt=0
     )
 
     sheet_every: int = option(

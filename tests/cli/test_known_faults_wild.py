@@ -564,7 +564,6 @@ def test_encoders_of_an_imported_head_are_not_called_official(dsu: Dsu, house: H
 # ---- another device ----
 
 
-@pytest.mark.xfail(strict=True, reason="A run that goes on without a GPU keeps the GPU's fused optimiser.")
 def test_a_run_from_a_gpu_goes_on_with_the_optimiser_of_this_device(
     dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ def test_features_of_a_benchmark(dsu: Dsu, drawn: Path) -> None:
         (("--tokens", "2"), ("--tokens", "from 4")),
         (("--count", "0"), ("--count", "from 1")),
         (("--masks", "nowhere"), ("nowhere", "not a folder")),
-        (("--precision", "fp8"), ("--precision", "auto, fp32, bf16")),
+        (("--precision", "fp8"), ("--precision", "'auto', 'fp32' or 'bf16'")),
     ],
 )
 def test_bad_options_of_features(dsu: Dsu, drawn: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
