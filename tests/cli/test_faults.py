@@ -197,7 +197,7 @@ def test_a_folder_for_masks_that_vanishes(
 ) -> None:
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1")
     with monkeypatch.context() as patch:
-        before(patch, "dsu.prediction.predict._ImageLoader.load", lambda: shutil.rmtree(tmp_path / "out"), 4)
+        before(patch, "dsu.data.decoding.ImageProcessor.fit", lambda: shutil.rmtree(tmp_path / "out"), 4)
         refused(command, "out/images/000", "can't be written (No such file or directory)", "mend the", status=1)
     refused.handled(command, "4 written")
     assert len(pictures(tmp_path / "out")) == 4
@@ -210,7 +210,7 @@ def test_an_image_that_vanishes_while_predicting(
     image = mine / "images" / "0003.jpg"
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1", "--kind", kind)
     # For an overlay it is read once more, when it has been decoded and predicted.
-    where = "dsu.prediction.predict._ImageLoader.load" if kind == "mask" else "dsu.network.network.DSUNet.forward"
+    where = "dsu.data.decoding.ImageProcessor.fit" if kind == "mask" else "dsu.network.network.DSUNet.forward"
     with monkeypatch.context() as patch:
         before(patch, where, image.unlink, 4 if kind == "overlay" else 1)
         said = dsu(*command, exit_code=1).output

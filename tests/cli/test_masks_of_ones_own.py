@@ -68,7 +68,8 @@ def test_the_command_to_type_again_can_be_typed(dsu: Dsu, labels: Path) -> None:
     Image.new("RGB", (80, 60)).save(labels / "pics" / "i3.png")
     said = " ".join(dsu("train-head", "--epochs", 1, exit_code=1).output.split())
     assert "1 changed (i3)" in said
-    assert f"dsu cache-features '{labels}' --images pics --masks maps --foreground 2`" in said
+    network = "--hiera toy --dino toy --hiera-size 128 --dino-size 126"
+    assert f"dsu cache-features '{labels}' --images pics --masks maps --foreground 2 {network}`" in said
 
 
 def test_a_mask_of_another_size_than_its_image_can_be_judged(dsu: Dsu, labels: Path) -> None:
