@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsu.config import DSUNetConfig
+    from dsu.data.decoding import ImageProcessor
     from dsu.datasets import ImageDataset
     from dsu.environment import prepare_environment
     from dsu.features.feature_dataset import FeatureDataset
@@ -19,6 +20,7 @@ __all__ = [
     "DSUNetConfig",
     "FeatureDataset",
     "ImageDataset",
+    "ImageProcessor",
     "SegmentationLoss",
     "Segmenter",
     "__version__",
@@ -31,6 +33,7 @@ _HOMES = {
     "DSUNetConfig": "dsu.config",
     "FeatureDataset": "dsu.features.feature_dataset",
     "ImageDataset": "dsu.datasets",
+    "ImageProcessor": "dsu.data.decoding",
     "SegmentationLoss": "dsu.loss",
     "Segmenter": "dsu.prediction.segmenter",
     "create_model": "dsu.network.pretrained",
