@@ -38,7 +38,7 @@ class Writer:
 
         Args:
             samples: names of the shard's samples, one a row.
-            parts: (rows, *item) of some of them each, in order; may still be being computed by a card. Emptied.
+            parts: (rows, *item) of some of them each, in order; may still be being computed by a GPU. Emptied.
 
         Raises `DsuError` for this or an earlier shard: see `Writer.wait`.
         """
@@ -103,7 +103,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _fetched(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
-    """All parts in memory, copied from a card on a stream of their own, while it computes what comes next."""
+    """All parts in memory, copied from a GPU on a stream of their own, while it computes what comes next."""
     first, filled = parts[0], 0
     values = torch.empty((sum(map(len, parts)), *first.shape[1:]), dtype=first.dtype, pin_memory=True)
     stream = torch.cuda.Stream(first.device)  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RunBlock: TypeAlias = "Callable[[MultiScaleBlock, Tensor], Tensor]"
 
-__all__ = ["DSUNet", "DSUNetOutput", "default_encoder_batch_size", "normalize_pixels", "to_stored"]
+__all__ = ["DSUNet", "DSUNetOutput", "default_encoder_batch_size", "to_stored"]
 
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
@@ -47,11 +47,6 @@ ENCODER_ATTENTION: Final = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATT
 def default_encoder_batch_size(device: torch.device) -> int:
     """Samples that the encoders see at once: one fills a CPU, eight a GPU."""
     return 8 if device.type == "cuda" else 1
-
-
-def normalize_pixels(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, 3, S, S) uint8 RGB to float32 with ImageNet's mean and deviation, (3, 1, 1) each."""
-    return (pixels.float() / 255 - mean) / std
 
 
 def to_stored(tokens: Tensor, feature_dtype: torch.dtype | None) -> Tensor:
@@ -363,7 +358,8 @@ class DSUNet(nn.Module):
         return int(name[1]) if name[0] == "S" else self.config.hiera.stage_of(int(name[1:]))
 
     def _normalized(self, values: Tensor) -> Tensor:
-        return normalize_pixels(values, self.mean, self.std) if values.dtype == torch.uint8 else values
+        """uint8 RGB to float32 with ImageNet's mean and deviation; floats are normalised already."""
+        return (values.float() / 255 - self.mean) / self.std if values.dtype == torch.uint8 else values
 
     def _hiera(self) -> "Hiera":
         if self.hiera is None:
