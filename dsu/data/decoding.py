@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -17,32 +17,81 @@ from torch import Tensor
 
 from dsu.config import DSUNetConfig
 from dsu.data.augmentation import Augmentation
-from dsu.data.images import Box, mask_box, printable, read_bytes, read_image, resize_image, resize_mask, upright_rgb
+from dsu.data.images import (
+    WHITE_16,
+    Box,
+    mask_box,
+    printable,
+    read_bytes,
+    read_image,
+    resize_image,
+    resize_mask,
+    upright_rgb,
+)
 from dsu.data.masks import MaskFormat
 from dsu.errors import DsuError, UsageError
 
-__all__ = ["Decoded", "ImageLike", "ImageProcessor", "SampleFiles", "open_image", "open_sample", "stack"]
+__all__ = ["Decoded", "ImageLike", "ImageProcessor", "SampleFiles", "as_images", "open_image", "open_sample", "stack"]
 
-ImageLike = Image.Image | NDArray[np.uint8] | str | Path
-"""A picture of Pillow's, a file, or an array of uint8, (height, width, 3) or (height, width)."""
+_CHANNELS: Final = (1, 3, 4)
+
+ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
+"""A picture of Pillow's, a file, or an array or tensor of pixels; `open_image` says which."""
 
 
 def open_image(image: ImageLike) -> Image.Image:
     """An image as RGB, upright; an opened picture is read exactly as its file.
 
+    Args:
+        image: A path; a PIL image (its EXIF orientation and its depth are respected); or an array or tensor, (H, W),
+            (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, uint16 (white is 65,535) or floats from 0 to 1.
+
     Raises:
         UnreadableImage: A file that cannot be read or decoded.
-        UsageError: Something else than an image.
+        UsageError: Something else than an image, or floats outside of 0 to 1.
     """
     if isinstance(image, str | Path):
+        if Path(image).is_dir():
+            raise UsageError(f"{printable(Path(image))} is a folder: give its images, or use `dsu predict`.")
         return read_image(Path(image))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        image = Image.fromarray(image)
+    if isinstance(image, Tensor):
+        image = _picture(image.detach().float().cpu().numpy() if image.is_floating_point() else image.cpu().numpy())
+    elif isinstance(image, np.ndarray):
+        image = _picture(image)
     if not isinstance(image, Image.Image):
         raise UsageError(
-            "An image must be a PIL image, a path or a uint8 array (height, width[, 3]): convert it first."
+            f"A {type(image).__name__} is no image: give a path, a PIL image, or an array or tensor of pixels."
         )
     return upright_rgb(image)
+
+
+def _picture(pixels: NDArray[Any]) -> Image.Image:
+    """An array of pixels as Pillow has it."""
+    if pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS):
+        raise UsageError(
+            f"An array of shape {pixels.shape} is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 "
+            f"channels."
+        )
+    if pixels.dtype.kind == "f":
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused, too
+            raise UsageError(
+                f"Floats must lie from 0 to 1, and these reach from {pixels.min():g} to {pixels.max():g}: scale them, "
+                f"or give uint8."
+            )
+        pixels = (pixels * 255).round().astype(np.uint8)
+    elif pixels.dtype == np.uint16:
+        pixels = (pixels * (255 / WHITE_16)).round().astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise UsageError(f"Pixels of type {pixels.dtype} have no range of their own: give uint8, uint16 or floats.")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels)
+
+
+def as_images(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+    """One image or several as several; an array or tensor of four dimensions is several."""
+    one = images.ndim < 4 if isinstance(images, np.ndarray | Tensor) else isinstance(images, Image.Image | str | Path)
+    return [images] if one else images  # type: ignore[list-item, return-value]
 
 
 class SampleFiles(NamedTuple):
@@ -109,9 +158,12 @@ class ImageProcessor:
     config: DSUNetConfig
     guide: bool = True
 
-    def __call__(self, images: Sequence[ImageLike]) -> dict[str, Any]:
-        """`pixel_values` (B, 3, S, S) and `guide_values` (B, 3, S', S'), uint8: what the network's `forward` takes."""
-        decoded = [self.fit(open_image(image)) for image in images]
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> dict[str, Any]:
+        """`pixel_values` (B, 3, S, S) and `guide_values` (B, 3, S', S'), uint8: what the network's `forward` takes.
+
+        One image is a batch of one. Raises as `open_image`.
+        """
+        decoded = [self.fit(open_image(image)) for image in as_images(images)]
         given = {"pixel_values": stack([one.pixels for one in decoded])}
         given["guide_values"] = stack([one.guide_pixels for one in decoded])
         return {name: pixels.permute(0, 3, 1, 2) for name, pixels in given.items() if pixels is not None}

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.batches import Batch
 from dsu.choices import Normalization, Precision
-from dsu.data.decoding import ImageLike, ImageProcessor, open_image
+from dsu.data.decoding import ImageLike, ImageProcessor, as_images, open_image
 from dsu.data.tiles import Tiling
 from dsu.encoders.weights import EncoderWeights
 from dsu.heads.head_file import load_head, resolve_head
@@ -33,7 +34,7 @@ class Segmenter:
 
     Example:
         >>> segmenter = Segmenter.load("runs/DUTS-TR-large")
-        >>> mask = segmenter.predict(Image.open("photo.jpg"))   # float32 (height, width) in [0, 1]
+        >>> mask = segmenter(Image.open("photo.jpg"))   # float32 (height, width) in [0, 1]
 
     Attributes:
         network: in evaluation mode on `runtime.device`.
@@ -103,7 +104,7 @@ class Segmenter:
 
         Example:
             >>> segmenter = Segmenter.from_pretrained("owner/name")
-            >>> mask = segmenter.predict("photo.jpg")
+            >>> mask = segmenter("photo.jpg")
         """
         return cls.load(
             resolve_head(folder_or_hub_id, revision=revision),
@@ -113,29 +114,49 @@ class Segmenter:
             dino_weights=dino_weights,
         )
 
-    def predict(self, image: ImageLike, normalization: Normalization = "none") -> NDArray[np.float32]:
-        """The mask of one image.
+    def to(self, device: str | torch.device) -> "Segmenter":
+        """Move the network, keeping its precision; returns this segmenter. Raises `UsageError` for an absent device."""
+        self.runtime = choose_runtime(str(device), self.runtime.precision, "as before")
+        self.runtime.place(self.network)
+        self._predictor = Predictor(self.network, self.runtime, self._predictor.point)
+        return self
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str
+        self, images: ImageLike, normalization: Normalization = "none"
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[ImageLike], normalization: Normalization = "none"
+    ) -> list[NDArray[np.float32]]: ...
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], normalization: Normalization = "none"
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """The mask of an image, or the masks of several of any sizes, which are predicted together.
 
         Args:
-            image: PIL, a path, or (height, width, 3) or (height, width) uint8, RGB or grey.
+            images: one, or a sequence: paths, PIL images, arrays or tensors, as `dsu.data.decoding.open_image` reads
+                them.
             normalization: `none` gives probabilities; see `Normalization`.
 
         Returns:
-            (height, width) float32 in [0, 1], at the image's own size.
-        """
-        return self.predict_batch([image], normalization)[0]
+            (height, width) float32 in [0, 1] at the image's own size; a list of these for a sequence.
 
-    def predict_batch(
-        self, images: Sequence[ImageLike], normalization: Normalization = "none"
-    ) -> list[NDArray[np.float32]]:
-        """As `predict`, for several images of any sizes at once."""
-        if not images:
-            return []
-        pictures = [open_image(image) for image in images]
+        Raises:
+            UnreadableImage: A file that cannot be read or decoded.
+            UsageError: Something else than an image.
+        """
+        several = as_images(images)
+        masks = self._predict([open_image(image) for image in several], normalization) if len(several) else []
+        return masks if several is images else masks[0]
+
+    def _predict(self, pictures: Sequence[Image.Image], normalization: Normalization) -> list[NDArray[np.float32]]:
         if self.tiling is not None:
             return [self._predict_tiles(picture, self.tiling, normalization) for picture in pictures]
         processor = ImageProcessor(self.network.config, bool(self._predictor.point.guides))
-        batch = Batch.decoded([str(index) for index in range(len(images))], list(map(processor.fit, pictures)))
+        batch = Batch.decoded([str(index) for index in range(len(pictures))], list(map(processor.fit, pictures)))
         logits = self._predictor(batch)
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 

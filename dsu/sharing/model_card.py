@@ -171,7 +171,7 @@ def _how_to_use(name: str) -> str:
         "With the package `dsu-net`, installed from its source (`dsu` in the package registry is another program):\n\n"
         "```python\nfrom dsu import Segmenter\n"
         f'segmenter = Segmenter.from_pretrained("{name}")\n'
-        'mask = segmenter.predict("photo.jpg")  # float32 (height, width) in [0, 1]\n```\n\n'
+        'mask = segmenter("photo.jpg")  # float32 (height, width) in [0, 1]\n```\n\n'
         f"Or for a folder of images: `dsu predict FOLDER --head {name} --out masks`."
     )
 

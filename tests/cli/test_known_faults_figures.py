@@ -308,5 +308,5 @@ def test_an_opened_picture_is_read_as_its_file(house: House, tmp_path: Path, kin
         path = tmp_path / "deep.png"
         Image.fromarray(np.linspace(0, 65535, 60 * 40).astype(np.uint16).reshape(40, 60)).save(path)
     segmenter = Segmenter.load(house.run, device="cpu")
-    opened, read = segmenter.predict(Image.open(path)), segmenter.predict(path)
+    opened, read = segmenter(Image.open(path)), segmenter(path)
     assert opened.shape == read.shape and np.array_equal(opened, read)

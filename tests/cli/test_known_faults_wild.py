@@ -487,11 +487,10 @@ def test_a_check_advises_nothing_that_is_not_needed(dsu: Dsu, tmp_path: Path) ->
     assert "another size" in said and "--resize" not in said, said
 
 
-@pytest.mark.xfail(strict=True, reason="Who gives a folder to Segmenter.predict is told to remove it.")
 def test_nobody_is_told_to_remove_a_folder(house: House, drawn: Path) -> None:
     segmenter = Segmenter.load(house.run, device="cpu")
     with pytest.raises(Exception, match="images") as refused:
-        segmenter.predict(drawn / "test" / "images")
+        segmenter(drawn / "test" / "images")
     assert "remove" not in str(refused.value)
 
 

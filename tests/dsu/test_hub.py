@@ -62,7 +62,7 @@ def test_a_head_is_fetched_once_and_predicts_as_the_folder_does(hub: FakeHub, ex
     fetched = Segmenter.from_pretrained("me/tiles", device="cpu")
     picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     local = Segmenter.from_pretrained(exported, device="cpu")
-    assert np.array_equal(fetched.predict(picture), local.predict(picture))
+    assert np.array_equal(fetched(picture), local(picture))
     assert resolve_head("me/tiles").read_bytes() == (exported / HEAD_FILE).read_bytes()
     files = [path for path in hub.asked if "/resolve/" in path]
     assert files and all(path.endswith(HEAD_FILE) for path in files), "more than the head was fetched"

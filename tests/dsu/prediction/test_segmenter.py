@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 def test_a_mask_has_the_images_own_size_and_is_a_probability(segmenter: Segmenter) -> None:
-    mask = segmenter.predict(picture(90, 60))
+    mask = segmenter(picture(90, 60))
     assert mask.shape == (60, 90)
     assert mask.dtype == np.float32
     assert 0 < mask.min() < mask.max() < 1
@@ -34,16 +36,59 @@ def test_a_mask_has_the_images_own_size_and_is_a_probability(segmenter: Segmente
 
 def test_pil_and_arrays_and_batches_agree(segmenter: Segmenter) -> None:
     images = [picture(90, 60), picture(33, 47)]
-    alone = [segmenter.predict(image) for image in images]
-    together = segmenter.predict_batch([np.asarray(image) for image in images])
+    alone = [segmenter(image) for image in images]
+    together = segmenter([np.asarray(image) for image in images])
     for a, b in zip(alone, together, strict=True):
         assert np.allclose(a, b, atol=1e-5)
 
 
-def test_a_grey_array_is_taken_and_floats_are_refused(segmenter: Segmenter) -> None:
-    assert segmenter.predict(np.zeros((20, 30), np.uint8)).shape == (20, 30)
-    with pytest.raises(UsageError, match="uint8"):
-        segmenter.predict(np.zeros((20, 30, 3), np.float32))  # type: ignore[arg-type]
+def test_arrays_and_tensors_are_read_as_their_picture(segmenter: Segmenter) -> None:
+    grey = picture(30, 20).convert("L")
+    colours = np.asarray(picture(30, 20))
+    mask = segmenter(picture(30, 20))
+    deep = colours.astype(np.uint16) * 257
+    chw = torch.from_numpy(colours.copy()).permute(2, 0, 1)
+    same = [colours, deep, colours / 255, (colours / 255).astype(np.float32), chw, chw / 255, chw.numpy()]
+    opaque = np.dstack([colours, np.full((20, 30), 255, np.uint8)])
+    for one in (*same, opaque):
+        assert np.array_equal(segmenter(one), mask)
+    assert np.allclose(segmenter((chw / 255).bfloat16()), mask, atol=0.02)
+    for one in (np.asarray(grey), np.asarray(grey)[..., None], torch.from_numpy(np.array(grey))[None]):
+        assert np.array_equal(segmenter(one), segmenter(grey))
+    batch = segmenter(torch.stack([chw, chw]))
+    assert isinstance(batch, list)
+    assert len(batch) == 2, "a tensor of four dimensions is several images"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (np.full((20, 30, 3), 2.0), "0 to 1"),
+        (np.full((20, 30, 3), np.nan), "0 to 1"),
+        (np.zeros((20, 30, 5), np.uint8), "shape"),
+        (np.zeros((0, 30), np.uint8), "shape"),
+        (np.zeros((20, 30), np.int64), "int64"),
+        (3, "int"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_what_it_is(segmenter: Segmenter, wrong: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        segmenter([wrong])  # type: ignore[list-item]
+
+
+def test_a_folder_is_not_read_as_a_damaged_image(segmenter: Segmenter, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder") as refused:
+        segmenter(tmp_path)
+    assert "remove" not in str(refused.value)
+
+
+def test_no_image_has_no_mask_and_a_segmenter_moves(segmenter: Segmenter) -> None:
+    assert segmenter([]) == []
+    image = picture(30, 20)
+    before = segmenter(image)
+    assert np.array_equal(segmenter.to("cpu")(image), before)
+    with pytest.raises(UsageError, match="nowhere"):
+        segmenter.to("nowhere")
 
 
 def test_finishing_is_bilinear_resize_sigmoid_and_minmax_only_where_asked() -> None:

@@ -53,7 +53,7 @@ def test_what_looks_at_single_pixels_sees_no_seam(size: int) -> None:
 def test_python_cuts_images_as_the_heads_were() -> None:
     network, runtime = toy_network(feature_dtype=torch.float16).eval(), choose_runtime("cpu", "fp32")
     image = shaded(200, 150)
-    whole, cut = (Segmenter(network, runtime, tiling).predict(image) for tiling in (None, Tiling(100, 20)))
+    whole, cut = (Segmenter(network, runtime, tiling)(image) for tiling in (None, Tiling(100, 20)))
     assert whole.shape == cut.shape == (150, 200) and not np.allclose(whole, cut, atol=1e-3)
     point = earliest(network.config)
     tiles = tiled_image(network, image, Tiling(100, 20))
