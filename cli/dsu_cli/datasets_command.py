@@ -13,8 +13,8 @@ from dsu_cli.settings_options import option_of
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from dsu.data.benchmarks import SplitState
     from dsu.data.overlaps import Overlap, Overlaps
-    from dsu.data.survey import SplitState
 
 __all__ = ["datasets"]
 
@@ -46,7 +46,7 @@ def look(
     if context.invoked_subcommand is not None:
         _refuse_options(context, context.invoked_subcommand)
         return
-    from dsu.data.survey import survey
+    from dsu.data.benchmarks import survey
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import out, say
 

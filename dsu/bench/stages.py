@@ -17,9 +17,8 @@ from dsu.bench.disk import disk_rate, file_sizes
 from dsu.bench.drawn import images
 from dsu.bench.timing import ratio, take_turns, wait_for
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import Paths, find_dataset
+from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.images import read_mask
-from dsu.data.sources import SourceFolder
 from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import Case, evaluate

@@ -5,13 +5,14 @@ training set of 100 images with `--views flips+8` has 1,200 views, and costs the
 the image at its own size, before it is resized for the encoders.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+
+from dsu.data.views import hashed_share
 
 __all__ = ["RECIPE", "Augmentation", "augmentation"]
 
@@ -63,10 +64,7 @@ class Augmentation:
 
 def augmentation(content: str, index: int) -> Augmentation:
     """Cached augmentation `index` (from 1) of the sample whose content has the hash `content`."""
-    shares = [
-        int.from_bytes(hashlib.blake2b(f"extra/{content}/{index}/{n}".encode(), digest_size=8).digest(), "big") / 2**64
-        for n in range(5 + 3 * _ATTEMPTS)
-    ]
+    shares = [hashed_share(f"extra/{content}/{index}/{n}") for n in range(5 + 3 * _ATTEMPTS)]
     turning, mirroring, *colours = shares[:5]
     brightness, contrast, saturation = (1 + _RECOLOURING * (2 * share - 1) for share in colours)
     crops = tuple(

@@ -1,15 +1,41 @@
-"""The nine benchmarks as data: their splits, official sizes, and where they lie once unpacked.
+"""The nine benchmarks: their splits, official sizes, where they lie once unpacked, and finding them there.
 
 Places are as published by the data sets' authors and as commonly repacked, below one data root. Neither case nor
 hyphens nor underscores matter in any of these names.
 """
 
-from dataclasses import dataclass
-from typing import Final
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
-from dsu.data.pairing import Kind
+from dsu.data.pairing import (
+    Kind,
+    Split,
+    find_subfolder,
+    has_images,
+    image_and_mask_folders,
+    list_images,
+    make_split,
+    plain,
+    unwrapped,
+)
+from dsu.errors import UsageError
 
-__all__ = ["BENCHMARK_SPLITS", "COD_TEST", "COD_TRAIN", "PAGES", "BenchmarkSplit", "Place"]
+__all__ = [
+    "BENCHMARK_SPLITS",
+    "COD_TEST",
+    "COD_TRAIN",
+    "PAGES",
+    "BenchmarkSplit",
+    "Place",
+    "SplitState",
+    "benchmark_splits",
+    "find_benchmark",
+    "sharing_masks",
+    "survey",
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,9 @@ def _cod10k(part: str) -> tuple[Place, ...]:
     return _homes(f"COD10K-v3/{part}", f"COD10K/{part}", f"COD10K/COD10K-v3/{part}")
 
 
+COD_TRAIN: Final = BenchmarkSplit("COD", "COD-TR", "train", 4_040, _homes(*_COD_TRAIN_HOMES), without="NonCAM")
+"""The camouflaged sets' common training split: CAMO-TR and COD10K-TR together."""
+
 BENCHMARK_SPLITS: Final = (
     BenchmarkSplit("DUTS", "DUTS-TR", "train", 10_553, _homes("DUTS/DUTS-TR", "DUTS-TR", "DUTS/train")),
     BenchmarkSplit("DUTS", "DUTS-TE", "test", 5_019, _homes("DUTS/DUTS-TE", "DUTS-TE", "DUTS/test")),
@@ -127,10 +156,8 @@ BENCHMARK_SPLITS: Final = (
     ),
     _test_only("CHAMELEON", 76),
     _test_only("NC4K", 4_121),
+    COD_TRAIN,
 )
-
-COD_TRAIN: Final = BenchmarkSplit("COD", "COD-TR", "train", 4_040, _homes(*_COD_TRAIN_HOMES), without="NonCAM")
-"""The camouflaged sets' common training split: CAMO-TR and COD10K-TR together."""
 
 COD_TEST: Final = ("CAMO-TE", "COD10K-TE", "CHAMELEON", "NC4K")
 """The splits that a network trained on COD-TR is tested on."""
@@ -148,3 +175,150 @@ PAGES: Final = {
     "COD": "https://github.com/DengPingFan/SINet",
 }
 """Where each data set's authors publish it; COD's page is that of the repacked TrainDataset and TestDataset."""
+
+
+# ---- finding them ----
+
+
+def benchmark_splits(name: str) -> list[BenchmarkSplit]:
+    """The splits that a benchmark's or a split's name means, training first; none if it is neither.
+
+    Neither case nor hyphens matter.
+    """
+    if plain(name) == "cod":
+        return [COD_TRAIN, *(split for split in BENCHMARK_SPLITS if split.name in COD_TEST)]
+    return [split for split in BENCHMARK_SPLITS if plain(name) in (plain(split.dataset), plain(split.name))]
+
+
+def find_benchmark(wanted: Sequence[BenchmarkSplit], root: Path) -> tuple[Split, ...]:
+    """Those of some splits of a benchmark that lie below a data root.
+
+    Raises `UsageError` where a folder of its name is there and it cannot be told which files are images and which
+    masks.
+    """
+    if not os.path.isdir(root):
+        return ()
+    datasets = {split.dataset for split in wanted}
+    related = [split for split in BENCHMARK_SPLITS if split.dataset in datasets]
+    found = sharing_masks([split for sought in related if (split := _find_split(sought, root))])
+    by_name = {split.name: split for split in found}
+    return tuple(by_name[split.name] for split in wanted if split.name in by_name)
+
+
+def _find_split(sought: BenchmarkSplit, root: Path) -> Split | None:
+    for place in sought.places:
+        folders = _folders_at(place, root)
+        if folders:
+            images, masks = unwrapped(folders[0]), folders[1] and unwrapped(folders[1])
+            split = make_split(
+                sought.name, sought.dataset, sought.kind, images, masks, only=place.only, without=sought.without
+            )
+            return replace(split, benchmark=True, official_count=sought.official_count)
+    return _joined_cod_train(root) if sought is COD_TRAIN else None
+
+
+def _folders_at(place: Place, root: Path) -> tuple[Path, Path | None] | None:
+    """The folders of images and masks at a place, if it is there and holds images of the split."""
+    home = find_subfolder(root, place.home)
+    if home is None:
+        return None
+    home = unwrapped(home) if place.home else home
+    if place.images is None or place.masks is None:
+        if not any(image.name.startswith(place.only) for image in list_images(home)):
+            return None
+        return image_and_mask_folders(home)
+    images, masks = find_subfolder(home, place.images), find_subfolder(home, place.masks)
+    return (images, masks) if images and masks and has_images(images) else None
+
+
+def _joined_cod_train(root: Path) -> Split | None:
+    """COD-TR from CAMO's and COD10K's own folders."""
+    parts = {split.name: split for name in ("CAMO", "COD10K") for split in find_benchmark(benchmark_splits(name), root)}
+    if not {"CAMO-TR", "COD10K-TR"} <= parts.keys():
+        return None
+    camo, cod10k = parts["CAMO-TR"], parts["COD10K-TR"]
+    return replace(
+        cod10k,
+        name=COD_TRAIN.name,
+        dataset=COD_TRAIN.dataset,
+        images=Path(os.path.commonpath([camo.images, cod10k.images])),
+        masks=Path(os.path.commonpath([camo.masks or camo.images, cod10k.masks or cod10k.images])),
+        pairs=tuple(sorted((*camo.pairs, *cod10k.pairs), key=lambda pair: pair.name)),
+        images_without_mask=(*camo.images_without_mask, *cod10k.images_without_mask),
+        masks_without_image=(*camo.masks_without_image, *cod10k.masks_without_image),
+        official_count=COD_TRAIN.official_count,
+    )
+
+
+def sharing_masks(splits: Sequence[Split]) -> tuple[Split, ...]:
+    """Take masks that another split uses off the lists of masks without an image."""
+    used = {pair.mask for split in splits for pair in split.pairs}
+    return tuple(
+        replace(split, masks_without_image=tuple(mask for mask in split.masks_without_image if mask not in used))
+        for split in splits
+    )
+
+
+# ---- what of them is there ----
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """A benchmark's split as it is below a data root.
+
+    Attributes:
+        sought: the split, with its official number of pairs.
+        found: what is there; None where nothing is.
+        problem: why a folder of its name cannot be read as the split.
+    """
+
+    sought: BenchmarkSplit
+    found: Split | None = None
+    problem: str | None = None
+
+    @property
+    def page(self) -> str:
+        """Where its authors publish it."""
+        return PAGES[self.sought.dataset]
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of image and mask are there."""
+        return len(self.found.pairs) if self.found else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether exactly the official pairs are there, by their number."""
+        return self.pairs == self.sought.official_count
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        found = self.found
+        return {
+            "split": self.sought.name,
+            "dataset": self.sought.dataset,
+            "kind": self.sought.kind,
+            "pairs": self.pairs,
+            "official": self.sought.official_count,
+            "complete": self.complete,
+            "images": str(found.images) if found else None,
+            "masks": str(found.masks) if found and found.masks else None,
+            "images_without_mask": len(found.images_without_mask) if found else 0,
+            "masks_without_image": len(found.masks_without_image) if found else 0,
+            "problem": self.problem,
+            "page": self.page,
+        }
+
+
+def survey(data_root: Path) -> list[SplitState]:
+    """The state of every benchmark's splits below `data_root`, those that are not there too; no image is opened."""
+    states = []
+    for dataset in PAGES:
+        wanted = [split for split in BENCHMARK_SPLITS if split.dataset == dataset]
+        problem, found = None, {}
+        try:
+            found = {split.name: split for split in find_benchmark(benchmark_splits(dataset), data_root)}
+        except UsageError as error:
+            problem = str(error)
+        states += [SplitState(split, found.get(split.name), problem) for split in wanted]
+    return states

@@ -1,29 +1,45 @@
-"""Finding data sets: the nine benchmarks by name, any folder of one's own, and what a user sees of them first.
+"""Finding data sets: the nine benchmarks by name, any folder of one's own, and in words that find them again.
 
 Behind it stand `benchmarks` (names and places), `pairing` (files to pairs) and `inspection` (every file read once).
 """
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from dsu.data.benchmarks import BENCHMARK_SPLITS, COD_TEST, COD_TRAIN, BenchmarkSplit, Place
-from dsu.data.folders import find_images, find_subfolder, has_images, list_images, plain, subfolders, unwrapped
+from dsu.data.benchmarks import BENCHMARK_SPLITS, BenchmarkSplit, benchmark_splits, find_benchmark, sharing_masks
 from dsu.data.images import IMAGE_SUFFIXES, printable
 from dsu.data.inspection import Inspection, SampleMetadata, describe, inspect, unreadable
-from dsu.data.pairing import IMAGE_FOLDERS, Kind, Pair, Split, image_and_mask_folders, make_split
-from dsu.errors import UsageError, did_you_mean
+from dsu.data.masks import MaskFormat
+from dsu.data.pairing import (
+    IMAGE_FOLDERS,
+    Kind,
+    Pair,
+    Split,
+    find_images,
+    find_subfolder,
+    has_images,
+    image_and_mask_folders,
+    list_images,
+    make_split,
+    plain,
+    subfolders,
+    unwrapped,
+)
+from dsu.data.tiles import Tiling, tiled
+from dsu.errors import DsuError, UsageError, did_you_mean
 
 __all__ = [
     "Inspection",
     "Pair",
     "Paths",
     "SampleMetadata",
+    "SourceFolder",
     "Split",
     "describe",
-    "find_benchmark",
     "find_dataset",
     "find_images",
     "find_samples",
@@ -58,7 +74,7 @@ class Paths:
 
 def is_benchmark(name: str) -> bool:
     """Whether a name is a benchmark's or a benchmark split's; neither case nor hyphens matter."""
-    return bool(_benchmark_splits(name))
+    return bool(benchmark_splits(name))
 
 
 def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
@@ -84,8 +100,8 @@ def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
     text = str(name_or_folder)
     if not text:  # which Python would take for the working folder
         raise UsageError("The name of the data set is empty: give a benchmark's name or a folder.")
-    wanted = _benchmark_splits(text)
-    found = _find_benchmark(wanted, data_root) if images is None else ()
+    wanted = benchmark_splits(text)
+    found = find_benchmark(wanted, data_root) if images is None else ()
     if found:
         return found
     folder = paths.folder(text)
@@ -95,18 +111,9 @@ def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
     if printable(folder) != str(folder):  # it could not be noted down
         raise UsageError(f"The name of the folder {printable(folder)} is no valid UTF-8: rename it.")
     if images is None or masks is None:
-        as_benchmark = _find_benchmark(_benchmark_splits(folder.name), folder.parent)
+        as_benchmark = find_benchmark(benchmark_splits(folder.name), folder.parent)
         return as_benchmark or _find_own(folder)
     return _parts(folder, _named_subfolder(folder, images), _named_subfolder(folder, masks))
-
-
-def find_benchmark(name: str, data_root: Path) -> tuple[Split, ...]:
-    """The splits of a benchmark that lie below the data root, training first; none where there are none.
-
-    Raises `UsageError` where a folder of its name is there and it cannot be told which files are images and which
-    masks.
-    """
-    return _find_benchmark(_benchmark_splits(name), data_root)
 
 
 def find_samples(source: str | Path, paths: Paths) -> tuple[Split, ...]:
@@ -150,78 +157,12 @@ def masks_below(folder: Path) -> set[str]:
     return masks
 
 
-def _benchmark_splits(name: str) -> list[BenchmarkSplit]:
-    """The splits that a name means; none if it is no benchmark's."""
-    if plain(name) == "cod":
-        return [COD_TRAIN, *(split for split in BENCHMARK_SPLITS if split.name in COD_TEST)]
-    return [
-        split for split in (*BENCHMARK_SPLITS, COD_TRAIN) if plain(name) in (plain(split.dataset), plain(split.name))
-    ]
-
-
-def _find_benchmark(wanted: Sequence[BenchmarkSplit], root: Path) -> tuple[Split, ...]:
-    if not os.path.isdir(root):
-        return ()
-    datasets = {split.dataset for split in wanted}
-    related = [split for split in (*BENCHMARK_SPLITS, COD_TRAIN) if split.dataset in datasets]
-    found = _sharing_masks([split for sought in related if (split := _find_split(sought, root))])
-    by_name = {split.name: split for split in found}
-    return tuple(by_name[split.name] for split in wanted if split.name in by_name)
-
-
-def _find_split(sought: BenchmarkSplit, root: Path) -> Split | None:
-    for place in sought.places:
-        folders = _folders_at(place, root)
-        if folders:
-            images, masks = unwrapped(folders[0]), folders[1] and unwrapped(folders[1])
-            split = make_split(
-                sought.name, sought.dataset, sought.kind, images, masks, only=place.only, without=sought.without
-            )
-            return replace(split, benchmark=True, official_count=sought.official_count)
-    return _joined_cod_train(root) if sought is COD_TRAIN else None
-
-
-def _folders_at(place: Place, root: Path) -> tuple[Path, Path | None] | None:
-    """The folders of images and masks at a place, if it is there and holds images of the split."""
-    home = find_subfolder(root, place.home)
-    if home is None:
-        return None
-    home = unwrapped(home) if place.home else home
-    if place.images is None or place.masks is None:
-        if not any(image.name.startswith(place.only) for image in list_images(home)):
-            return None
-        return image_and_mask_folders(home)
-    images, masks = find_subfolder(home, place.images), find_subfolder(home, place.masks)
-    return (images, masks) if images and masks and has_images(images) else None
-
-
-def _joined_cod_train(root: Path) -> Split | None:
-    """COD-TR from CAMO's and COD10K's own folders."""
-    parts = {
-        split.name: split for name in ("CAMO", "COD10K") for split in _find_benchmark(_benchmark_splits(name), root)
-    }
-    if not {"CAMO-TR", "COD10K-TR"} <= parts.keys():
-        return None
-    camo, cod10k = parts["CAMO-TR"], parts["COD10K-TR"]
-    return replace(
-        cod10k,
-        name=COD_TRAIN.name,
-        dataset=COD_TRAIN.dataset,
-        images=Path(os.path.commonpath([camo.images, cod10k.images])),
-        masks=Path(os.path.commonpath([camo.masks or camo.images, cod10k.masks or cod10k.images])),
-        pairs=tuple(sorted((*camo.pairs, *cod10k.pairs), key=lambda pair: pair.name)),
-        images_without_mask=(*camo.images_without_mask, *cod10k.images_without_mask),
-        masks_without_image=(*camo.masks_without_image, *cod10k.masks_without_image),
-        official_count=COD_TRAIN.official_count,
-    )
-
-
 def _not_found(name: str, wanted: Sequence[BenchmarkSplit], data_root: Path) -> UsageError:
     give = "give the folder that it lies in with --data-root FOLDER or DSU_DATA, or name its own folder"
     if wanted:
         places = ", ".join(dict.fromkeys(str(place) for split in wanted for place in split.places))
         return UsageError(f"{name} was not found below {data_root} (looked for {places}): {give}.")
-    known = list(dict.fromkeys(split.dataset for split in (*BENCHMARK_SPLITS, COD_TRAIN)))
+    known = list(dict.fromkeys(split.dataset for split in BENCHMARK_SPLITS))
     near = did_you_mean(name, [*known, *(split.name for split in BENCHMARK_SPLITS)])
     return UsageError(
         f"{name!r} is neither a folder (here or below {data_root}) nor a benchmark known here ({', '.join(known)}): "
@@ -259,7 +200,7 @@ def _parts(folder: Path, images: Path, masks: Path | None) -> tuple[Split, ...]:
         )
         for ending, kind, part in inner
     ]
-    return _sharing_masks(splits)
+    return sharing_masks(splits)
 
 
 def _part_folders(folder: Path) -> list[tuple[str, Kind, Path]]:
@@ -283,10 +224,119 @@ def _named_subfolder(folder: Path, name: str) -> Path:
     return Path(os.path.abspath(inner))
 
 
-def _sharing_masks(splits: Sequence[Split]) -> tuple[Split, ...]:
-    """Take masks that another split uses off the lists of masks without an image."""
-    used = {pair.mask for split in splits for pair in split.pairs}
-    return tuple(
-        replace(split, masks_without_image=tuple(mask for mask in split.masks_without_image if mask not in used))
-        for split in splits
-    )
+# ---- finding them again ----
+
+
+@dataclass(frozen=True)
+class SourceFolder:
+    """How a split's images were found, to find them again: kept in its store and in heads trained on it.
+
+    `tile` and `overlap` say how they were cut; None: not at all. `mask_format` is how the masks of the whole split were
+    read (`MaskFormat.to_json`), which a part of it may not show; None: that is not known.
+    """
+
+    split: str
+    dataset: str
+    kind: str
+    benchmark: bool
+    reference: str
+    data_root: str
+    images: str | None = None
+    masks: str | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    mask_format: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        texts = (self.split, self.dataset, self.kind, self.reference, self.data_root)
+        subfolders = (self.images, self.masks)
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(self.benchmark, bool)
+            and all(name is None or isinstance(name, str) for name in subfolders)
+            and all(number is None or type(number) is int for number in (self.tile, self.overlap))
+        ):
+            raise TypeError("a source folder's fields are texts, numbers, and whether it is a benchmark")
+        try:
+            _ = self.parsed_mask_format
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TypeError("a source folder's mask_format is one of masks") from error
+
+    @classmethod
+    def of(
+        cls,
+        split: Split,
+        reference: str,
+        paths: Paths,
+        tiling: Tiling | None = None,
+    ) -> "SourceFolder":
+        """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
+        return cls(
+            split=split.name,
+            dataset=split.dataset,
+            kind=split.kind,
+            benchmark=split.benchmark,
+            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, paths),
+            data_root=os.path.realpath(paths.data_root.expanduser()),
+            images=paths.images,
+            masks=paths.masks,
+            tile=tiling.size if tiling else None,
+            overlap=tiling.overlap if tiling else None,
+        )
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How its images were cut."""
+        return Tiling.of(self.tile, self.overlap)
+
+    @property
+    def paths(self) -> Paths:
+        """Where and how it was found."""
+        return Paths(Path(self.data_root), images=self.images, masks=self.masks)
+
+    @property
+    def uncut(self) -> "SourceFolder":
+        """The same images whole."""
+        return replace(self, tile=None, overlap=None)
+
+    @property
+    def parsed_mask_format(self) -> MaskFormat | None:
+        """How the masks of the split were read, where that is known."""
+        return None if self.mask_format is None else MaskFormat.from_json(self.mask_format)
+
+    @property
+    def foreground(self) -> tuple[int, ...] | None:
+        """Raw mask values that the user named as foreground."""
+        known = self.parsed_mask_format
+        return None if known is None else known.foreground
+
+    @property
+    def asked(self) -> str:
+        """What to type after `dsu cache-features` for the same images, read and cut the same."""
+        options = [("images", self.images), ("masks", self.masks), ("tile", self.tile), ("overlap", self.overlap)]
+        options += [("foreground", value) for value in self.foreground or ()]
+        words = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
+        return shlex.join([self.reference, *words])
+
+    @property
+    def place(self) -> str:
+        """Where its images were: the data root, or the folder itself."""
+        return self.reference if Path(self.reference).is_absolute() else self.data_root
+
+    def splits(self) -> tuple[Split, ...]:
+        """All splits of its data set as they are now, uncut. Raises `UsageError` where they are gone."""
+        return find_dataset(self.reference, self.paths)
+
+    def find(self) -> Split | None:
+        """The split as it is now, or None where its images are gone."""
+        try:
+            found = self.splits()
+        except DsuError:
+            return None
+        return next((tiled(split, self.tiling) for split in found if split.name == self.split), None)
+
+
+def _absolute(folder: str, paths: Paths) -> str:
+    here = Path(folder).expanduser()
+    # realpath, since Path.resolve fails on links that lead round in a circle.
+    return os.path.realpath(here if here.is_dir() else paths.data_root.expanduser() / folder)

@@ -1,15 +1,15 @@
-"""Which files are images, which are masks, and which mask belongs to which image."""
+"""Looking into folders: which files are images, which are masks, and which mask belongs to which image."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from dsu.data.folders import find_images, has_images, list_images, plain, subfolders
-from dsu.data.images import Box
+from dsu.data.images import IMAGE_SUFFIXES, Box
 from dsu.errors import DsuError, UsageError
 
 __all__ = [
@@ -17,11 +17,19 @@ __all__ = [
     "Kind",
     "Pair",
     "Split",
+    "find_images",
+    "find_subfolder",
+    "has_images",
     "image_and_mask_folders",
+    "list_files",
+    "list_images",
     "make_split",
-    "name_files",
     "named_images",
+    "pair_files",
     "pair_names",
+    "plain",
+    "subfolders",
+    "unwrapped",
 ]
 
 Kind = Literal["train", "test", "all"]
@@ -92,6 +100,90 @@ class Split:
     left_out: int = 0
 
 
+# ---- folders ----
+
+
+def find_images(source: Path) -> list[Path]:
+    """List the images that a user means by a file (that file) or a folder (all below it, sorted).
+
+    Raises:
+        UsageError: Nothing is there, or a folder without images.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError(f"{source} does not exist: give an image or a folder of images.")
+    images = list_images(source)
+    if not images:
+        raise UsageError(f"{source} holds no images: give a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files.")
+    return images
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder; hidden ones are passed over.
+
+    Symbolic links are followed, since large data sets live behind them, but no folder is entered twice.
+    """
+    entered = {os.path.realpath(folder)}
+    for where, inner, files in os.walk(folder, followlinks=True):
+        candidates = [(name, os.path.realpath(os.path.join(where, name))) for name in sorted(inner)]
+        inner.clear()
+        for name, real in candidates:
+            if real not in entered and not _is_hidden(name):
+                entered.add(real)
+                inner.append(name)
+        yield from (Path(where, name) for name in files if not _is_hidden(name))
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All image files below a folder by their endings, sorted."""
+    return sorted(filter(_is_image, list_files(folder)))
+
+
+def has_images(folder: Path, below: bool = True) -> bool:
+    """Whether images lie in a folder: right in it, or also anywhere below."""
+    files = list_files(folder) if below else (entry for entry in folder.iterdir() if entry.is_file())
+    return any(map(_is_image, files))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders right below a folder, sorted; hidden ones are passed over."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+
+
+def find_subfolder(folder: Path, path: str) -> Path | None:
+    """Find a folder by its path below another, neither case nor hyphens mattering; None if there is none."""
+    for part in filter(None, path.split("/")):
+        matches = [entry for entry in subfolders(folder) if plain(entry.name) == plain(part)]
+        if not matches:
+            return None
+        folder = matches[0]
+    return folder
+
+
+def unwrapped(folder: Path) -> Path:
+    """Go down while a folder holds nothing but one folder, as unpacked archives often do."""
+    while len(inner := subfolders(folder)) == 1 and not has_images(folder, below=False):
+        folder = inner[0]
+    return folder
+
+
+def plain(name: str) -> str:
+    """A name without case, hyphens, underscores and the like: what names are compared by."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(file.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+# ---- images and their masks ----
+
+
 def image_and_mask_folders(home: Path) -> tuple[Path, Path | None]:
     """Find where the images and the masks of a folder are, by the usual names of folders and files.
 
@@ -148,21 +240,16 @@ def make_split(
     Raises:
         UsageError: There are masks, but none for any image.
     """
-    image_files, mask_files = _files(images, masks)
-    image_files = [file for file in image_files if file.name.startswith(only)]
-    mask_files = [file for file in mask_files if file.name.startswith(only)]
-    kept = [file for file in image_files if not without or without not in file.name]
-    split = Split(name, dataset, kind, False, images, masks, (), left_out=len(image_files) - len(kept))
-    if masks is None:
-        return replace(split, pairs=tuple(_name_images(kept, images)))
-    kept_masks = [file for file in mask_files if not without or without not in file.name]
-    named = name_files(kept_masks, masks)
+    of_split = [[file for file in files if file.name.startswith(only)] for files in _files(images, masks)]
+    kept, kept_masks = ([file for file in files if not without or without not in file.name] for files in of_split)
+    split = Split(name, dataset, kind, False, images, masks, (), left_out=len(of_split[0]) - len(kept))
     unmasked = _name_images(kept, images)
-    stems = [_stem(pair.image, images) for pair in unmasked]
-    wanted = [(f"{stem}{pair.image.suffix}", stem) for stem, pair in zip(stems, unmasked, strict=True)]
-    found = [None if name is None else named[name] for name in pair_names(wanted, named)]
+    if masks is None:
+        return replace(split, pairs=tuple(unmasked))
+    wanted = [(_full_name(pair.image, images), _stem(pair.image, images)) for pair in unmasked]
+    found = _files_of(wanted, _name_masks(kept_masks, masks))
     pairs = [replace(pair, mask=mask) for pair, mask in zip(unmasked, found, strict=True)]
-    if not any(pair.mask for pair in pairs):
+    if not any(found):
         example = f"{_first(kept, images)} and {_first(kept_masks, masks)}"
         raise UsageError(
             f"no image in {images} has a mask of its name in {masks} (they begin with {example}): "
@@ -215,7 +302,7 @@ def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
     """Pairs, masks yet unknown, sorted by name."""
-    full = [f"{_stem(image, folder)}{image.suffix}" for image in images]
+    full = [_full_name(image, folder) for image in images]
     stems = [_stem(image, folder) for image in images]
     count = Counter(stems)
     names = [stem if count[stem] == 1 else name for stem, name in zip(stems, full, strict=True)]
@@ -252,14 +339,18 @@ def pair_names(wanted: Sequence[Sequence[str]], given: Iterable[str]) -> list[st
 
 def pair_files(wanted: Iterable[str], files: Mapping[str, Path]) -> list[Path | None]:
     """Give each name without ending the file that belongs to it, by the rule of `pair_names`."""
-    return [None if name is None else files[name] for name in pair_names([(name,) for name in wanted], files)]
+    return _files_of([(name,) for name in wanted], files)
 
 
-def name_files(files: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Files by their paths below a folder, without ending; of two of one name the lossless one."""
+def _files_of(wanted: Sequence[Sequence[str]], files: Mapping[str, Path]) -> list[Path | None]:
+    return [None if name is None else files[name] for name in pair_names(wanted, files)]
+
+
+def _name_masks(masks: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Masks by their paths below a folder, without ending; of two of one name the lossless one."""
     named: dict[str, Path] = {}
-    for file in sorted(files, key=lambda file: (file.suffix.lower() in _LOSSY, file)):
-        named.setdefault(_stem(file, folder), file)
+    for mask in sorted(masks, key=lambda mask: (mask.suffix.lower() in _LOSSY, mask)):
+        named.setdefault(_stem(mask, folder), mask)
     return named
 
 
@@ -302,6 +393,10 @@ def _bare(name: str) -> str:
 def _stem(file: Path, folder: Path) -> str:
     """A file's path below a folder, without ending; programs on Windows leave backslashes in names."""
     return file.relative_to(folder).with_suffix("").as_posix().replace("\\", "/")
+
+
+def _full_name(file: Path, folder: Path) -> str:
+    return f"{_stem(file, folder)}{file.suffix}"
 
 
 def _first(files: Sequence[Path], folder: Path) -> str:

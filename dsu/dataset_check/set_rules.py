@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from dsu.data.folders import list_files
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.data.overlaps import Overlap, copies
+from dsu.data.pairing import list_files
 from dsu.dataset_check.findings import Case, Finding, case_of, found
 from dsu.dataset_check.samples import Sample
 from dsu.dataset_check.splits import SplitCheck

@@ -215,7 +215,7 @@ def _preset(name: str, hiera: str, dino: str) -> Finding:
 
 
 def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Finding, ...]:
-    from dsu.data.survey import survey
+    from dsu.data.benchmarks import survey
     from dsu.features.stores import store_folders
 
     try:

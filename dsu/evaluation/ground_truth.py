@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import Paths, Split, find_dataset, is_benchmark, test_splits
-from dsu.data.folders import unwrapped
+from dsu.data.datasets import Paths, SourceFolder, Split, find_dataset, is_benchmark, test_splits
 from dsu.data.images import printable
 from dsu.data.masks import MaskFormat
-from dsu.data.pairing import Pair, named_images, pair_files
-from dsu.data.sources import SourceFolder
+from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.cases import match, truths_in
 from dsu.evaluation.evaluate import Case, Evaluation, evaluate

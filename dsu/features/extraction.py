@@ -12,8 +12,7 @@ from torch import Tensor
 from dsu.batches import Batch, prefetch
 from dsu.choices import Precision
 from dsu.config import PRESETS, DSUNetConfig
-from dsu.data.datasets import Paths, describe, find_dataset
-from dsu.data.sources import SourceFolder
+from dsu.data.datasets import Paths, SourceFolder, describe, find_dataset
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, augmentation_of
 from dsu.datasets import ImageDataset

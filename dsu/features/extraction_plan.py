@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import Inspection, Split, inspect
-from dsu.data.sources import SourceFolder
+from dsu.data.datasets import Inspection, SourceFolder, Split, inspect
 from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import fingerprint

@@ -8,9 +8,8 @@ from pydantic import ValidationError
 
 from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import SampleMetadata, inspect
+from dsu.data.datasets import SampleMetadata, SourceFolder, inspect
 from dsu.data.masks import MaskFormat
-from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling
 from dsu.data.views import FLIPPED_WHEN_READ, Views, view_index
 from dsu.errors import DsuError, UsageError

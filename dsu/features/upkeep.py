@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dsu.data.sources import SourceFolder
+from dsu.data.datasets import SourceFolder
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
 from dsu.features.fingerprints import library_versions

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from dsu.choices import Normalization
-from dsu.data.datasets import Paths, find_dataset, find_images, is_benchmark, masks_below, test_splits
+from dsu.data.datasets import Paths, SourceFolder, find_dataset, find_images, is_benchmark, masks_below, test_splits
 from dsu.data.images import IMAGE_SUFFIXES
-from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError

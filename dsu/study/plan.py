@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from dsu.data.datasets import Paths
-from dsu.data.sources import SourceFolder
-from dsu.data.splitting import kfold_split
+from dsu.data.datasets import Paths, SourceFolder
+from dsu.data.views import kfold_split
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, encoder_settings, encoders_name, find_store

@@ -7,8 +7,7 @@ import torch
 import yaml
 
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import Paths
-from dsu.data.sources import SourceFolder
+from dsu.data.datasets import Paths, SourceFolder
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
 from dsu.features.stores import FeatureStore, encoder_settings, encoders_name

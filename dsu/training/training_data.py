@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import Paths, SampleMetadata, Split, describe, find_dataset, inspect, unreadable
+from dsu.data.datasets import Paths, SampleMetadata, SourceFolder, Split, describe, find_dataset, inspect, unreadable
 from dsu.data.masks import MaskFormat
-from dsu.data.sources import SourceFolder
-from dsu.data.splitting import kfold_split, train_val_split
 from dsu.data.tiles import Tiling
+from dsu.data.views import kfold_split, train_val_split
 from dsu.datasets import ImageDataset, SampleDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.feature_dataset import FeatureDataset

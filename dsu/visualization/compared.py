@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from dsu.data.datasets import Paths, find_dataset, find_samples, test_splits
-from dsu.data.folders import find_images, unwrapped
-from dsu.data.pairing import named_images, pair_files, pair_names
+from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.cases import truths_in
 from dsu.evaluation.evaluate import Case, evaluate

@@ -11,10 +11,9 @@ from PIL import Image
 
 from dsu.data.datasets import Paths, find_samples
 from dsu.data.decoding import open_image
-from dsu.data.folders import unwrapped
 from dsu.data.images import UnreadableImage
 from dsu.data.masks import choose_mask_format, examine_mask
-from dsu.data.pairing import Pair, named_images, pair_files
+from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from dsu.data.benchmarks import survey
 from dsu.data.datasets import Paths, find_dataset
 from dsu.data.overlaps import NEAR, ImageSignature, Overlaps, copies, find_overlaps
 from dsu.data.pairing import Split
-from dsu.data.survey import survey
 
 
 def picture(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:

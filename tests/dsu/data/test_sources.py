@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from dsu.data.datasets import Paths
+from dsu.data.datasets import Paths, SourceFolder
 from dsu.data.masks import MaskFormat
-from dsu.data.sources import SourceFolder
 from dsu.data.tiles import Tiling
 
 FIELDS = {

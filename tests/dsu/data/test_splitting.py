@@ -3,7 +3,7 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsu.data.splitting import kfold_split, train_val_split
+from dsu.data.views import kfold_split, train_val_split
 
 
 def contents(count: int) -> dict[str, str]:
