@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from dsu.sharing.head_facts import HeadFacts
-    from dsu.sharing.head_list import ListedHead
+    from dsu.sharing.head_facts import HeadFacts, ListedHead
 
 __all__ = ["head"]
 
@@ -40,7 +39,7 @@ def list_(
     training, or of their tiles where a head was trained on tiles. Exit status 1 if a head can't be read, 0 if there
     are none.
     """
-    from dsu.sharing.head_list import find_heads
+    from dsu.sharing.head_facts import find_heads
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import fail, out, say
 
@@ -121,7 +120,7 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
 
     info, network = facts.info, facts.info.config
     rows = [
-        ("head", f"{facts.path} ({bytes_text(facts.nbytes)})"),
+        ("head", f"{facts.path} ({bytes_text(facts.path.stat().st_size)})"),
         ("written by", f"dsu {info.version}, after epoch {info.epoch}"),
         ("network", f"{network.preset}: {', '.join(f'{e.name} at {e.size} px' for e in facts.encoders)}"),
         ("trains", f"{facts.parameters / 1e6:.3f} M parameters"),

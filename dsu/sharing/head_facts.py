@@ -1,8 +1,10 @@
-"""What can be said of a head without loading its encoders: for people (`dsu head info`) and for its model card."""
+"""What can be said of heads without loading their encoders: for people (`dsu head`) and for model cards."""
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,13 +12,14 @@ from safetensors import safe_open
 
 from dsu.data.images import file_sha256
 from dsu.encoders.weights import Source, published_source
-from dsu.heads.head_file import HeadInfo, read_head_info
+from dsu.errors import DsuError, UsageError
+from dsu.heads.head_file import HEAD_FILE, HeadInfo, read_head_info
 from dsu.metrics.figures import MINMAX
 from dsu.metrics.paper import incomparable
 from dsu.prediction.predict import RECORD_FILE
 from dsu.settings import TrainingSettings
 
-__all__ = ["EncoderFacts", "HeadFacts", "evaluated_metrics", "head_facts"]
+__all__ = ["EncoderFacts", "HeadFacts", "ListedHead", "find_heads", "head_facts"]
 
 _STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 """Endings of what batch norms keep beside what trains."""
@@ -71,22 +74,66 @@ class EncoderFacts:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """A head's file: what stands in it, how large it is, and what it was judged at.
+    """What stands in a head's file, how large it is, and what it was judged at.
 
     Attributes:
-        path, nbytes: of the file.
+        path: of the file.
         info: its metadata.
-        parameters: numbers that train, the batch norms' statistics not among them.
-        encoders: those that it needs.
-        evaluated: what `dsu eval` found of its predictions, a mapping of metrics by set; see `evaluated_metrics`.
     """
 
     path: Path
-    nbytes: int
     info: HeadInfo
-    parameters: int
-    encoders: tuple[EncoderFacts, ...]
-    evaluated: dict[str, dict[str, Any]]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers that train, the batch norms' statistics not among them."""
+        with safe_open(self.path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+        return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
+
+    @cached_property
+    def evaluated(self) -> dict[str, dict[str, Any]]:
+        """What `dsu eval` wrote of the predictions in its run folder, by set.
+
+        Of each set its figures, `images`, `conventions`, where there are any `images_without_object` and `missing`
+        ones (without a prediction), and where it is not to be held against the published figures `not_comparable`:
+        why.
+
+        Nothing where nothing was judged, or where the predictions are pictures, cut at a threshold or of another head.
+        """
+        folder = self.path.parent / "predictions"
+        try:
+            made = json.loads((folder / RECORD_FILE).read_text())
+            judged = json.loads((folder / "metrics.json").read_text())
+            mine = (
+                made["head_sha256"] == file_sha256(self.path) and made["kind"] == "mask" and made["threshold"] is None
+            )
+            return {name: _judged(name, found) for name, found in judged.items() if mine and name in made["sets"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not as dsu writes them
+            return {}
+
+    @property
+    def encoders(self) -> list[EncoderFacts]:
+        """The frozen encoders that it needs."""
+        config, drawn = self.info.config, self.info.random_weights
+        hiera, dino = config.hiera.name, config.dino.name
+        found = [
+            EncoderFacts(
+                name=f"Hiera {hiera}",
+                size=config.hiera_size,
+                sha256=self.info.encoders.get("hiera"),
+                random=drawn or hiera == "toy",
+                source=None if drawn else published_source("hiera", hiera),
+            ),
+            EncoderFacts(
+                name=f"DINOv2 {dino}",
+                size=config.dino_size,
+                sha256=self.info.encoders.get("dino"),
+                random=drawn or dino == "toy",
+                source=None if drawn else published_source("dino", dino),
+            ),
+        ]
+        return found if config.injections else found[:1]
 
     @property
     def data_name(self) -> str | None:
@@ -109,11 +156,6 @@ class HeadFacts:
     def unit(self) -> str:
         """What it was trained on: images, or their tiles."""
         return "images" if self.info.tiling is None else "tiles"
-
-    @property
-    def random(self) -> bool:
-        """Whether its encoders are random ones: good for trying things out, for nothing else."""
-        return self.info.random
 
     @property
     def adapters(self) -> str:
@@ -139,7 +181,7 @@ class HeadFacts:
         """Plain JSON values."""
         return {
             "path": str(self.path),
-            "bytes": self.nbytes,
+            "bytes": self.path.stat().st_size,
             "parameters": self.parameters,
             **self.info.model_dump(mode="json"),
             "encoders": [
@@ -157,31 +199,73 @@ class HeadFacts:
         }
 
 
+@dataclass(frozen=True)
+class ListedHead:
+    """A trained head in one line. Of one that can't be read only path, time and damage are known.
+
+    Attributes:
+        path: of its run folder.
+        written: when it was.
+        damage: why it can't be read, a sentence.
+        data: the training split; None for a head of a published checkpoint.
+        preset: of its network.
+        adapt_last, depth: how many of Hiera's blocks have adapters, and how many there are.
+        epoch, epochs: after which epoch of how many it was taken; of a published checkpoint the latter is None.
+        tiled: whether it was trained, and so validated, on tiles of images.
+        held_out: its metrics on the images (or tiles) held out; nothing where none were.
+    """
+
+    path: Path
+    written: datetime
+    damage: str | None = None
+    data: str | None = None
+    preset: str | None = None
+    adapt_last: int = 0
+    depth: int = 0
+    epoch: int = 0
+    epochs: int | None = None
+    tiled: bool = False
+    held_out: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"path": str(self.path), "written": self.written.isoformat(timespec="seconds")}
+
+
 def head_facts(path: Path) -> HeadFacts:
     """The facts of a head's file. Raises `DsuError` as `read_head_info`."""
-    info = read_head_info(path)
-    with safe_open(path, framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
-    parameters = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
-    return HeadFacts(path, path.stat().st_size, info, parameters, _encoders(info), evaluated_metrics(path))
+    return HeadFacts(path, read_head_info(path))
 
 
-def evaluated_metrics(head: Path) -> dict[str, dict[str, Any]]:
-    """What `dsu eval` wrote of the predictions in a head's run folder, by set.
+def find_heads(folder: Path) -> list[ListedHead]:
+    """All heads below a folder, the newest first; damaged ones are among them.
 
-    Of each set its figures, `images`, `conventions`, where there are any `images_without_object` and `missing` ones
-    (without a prediction), and where it is not to be held against the published figures `not_comparable`: why.
-
-    Nothing where nothing was judged, or where the predictions are pictures, cut at a threshold or of another head.
+    Raises `UsageError` where there is no such folder; a `runs` that no run has made yet is merely empty.
     """
-    folder = head.parent / "predictions"
+    if not folder.is_dir() and folder != Path("runs"):
+        raise UsageError(f"There is no folder {folder}: give one that holds run folders.")
+    return sorted((_listed(file) for file in folder.rglob(HEAD_FILE)), key=lambda head: head.written, reverse=True)
+
+
+def _listed(file: Path) -> ListedHead:
+    written = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
     try:
-        record = json.loads((folder / RECORD_FILE).read_text())
-        judged = json.loads((folder / "metrics.json").read_text())
-        mine = record["head_sha256"] == file_sha256(head) and record["kind"] == "mask" and record["threshold"] is None
-        return {name: _judged(name, found) for name, found in judged.items() if mine and name in record["sets"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not as dsu writes them
-        return {}
+        facts = head_facts(file)
+    except DsuError as error:
+        return ListedHead(file.parent, written, str(error))
+    config, epochs = facts.info.config, facts.info.training.get("epochs")
+    return ListedHead(
+        path=file.parent,
+        written=written,
+        data=facts.data_name,
+        preset=config.preset,
+        adapt_last=config.adapt_last,
+        depth=config.hiera.depth,
+        epoch=facts.info.epoch,
+        epochs=epochs if isinstance(epochs, int) else None,
+        tiled=facts.info.tiling is not None,
+        held_out=facts.held_out_metrics,
+    )
 
 
 def _judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -193,22 +277,3 @@ def _judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
         "conventions": conventions,
         **({"not_comparable": remark} if remark else {}),
     }
-
-
-def _encoders(info: HeadInfo) -> tuple[EncoderFacts, ...]:
-    config = info.config
-    drawn = info.random_weights
-    hiera, dino = config.hiera.name, config.dino.name
-    named = [("hiera", f"Hiera {hiera}", hiera, config.hiera_size)]
-    if config.injections:
-        named.append(("dino", f"DINOv2 {dino}", dino, config.dino_size))
-    return tuple(
-        EncoderFacts(
-            name=shown,
-            size=size,
-            sha256=info.encoders.get(encoder),
-            random=drawn or name == "toy",
-            source=None if drawn else published_source("hiera" if encoder == "hiera" else "dino", name),
-        )
-        for encoder, shown, name, size in named
-    )

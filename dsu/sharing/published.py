@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsu.config import DINOS, HIERAS, PRESETS, DinoSpec, DSUNetConfig, HieraSpec
 from dsu.encoders.dino import build_dino
@@ -158,9 +158,11 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
     """
     network = load_published_checkpoint(path)
     config = network.config
-    inside = {"hiera": weights_digest(_present(network.hiera)), "dino": weights_digest(_present(network.dino))}
+    inside: dict[str, str] = {}
     notes = []
-    for name, load in (("hiera", load_hiera), ("dino", load_dino)):
+    for name, module, load in (("hiera", network.hiera, load_hiera), ("dino", network.dino, load_dino)):
+        assert module is not None  # a published file holds both
+        inside[name] = weights_digest(module)
         try:
             official = load(config, replace(weights, download=False))[1]
         except DsuError:
@@ -168,12 +170,7 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
             continue
         verdict = "the official weights" if official == inside[name] else "NOT the official weights"
         notes.append(f"{name}: {verdict} ({inside[name][:12]})")
-    info = HeadInfo(
-        config=config,
-        feature_dtype=None,
-        encoders=inside,
-        training={"imported_from": path.name},
-    )
+    info = HeadInfo(config=config, feature_dtype=None, encoders=inside, training={"imported_from": path.name})
     return network.head.state_dict(), info, notes
 
 
@@ -191,11 +188,6 @@ def export_head(head: Path, weights: EncoderWeights) -> dict[str, Tensor]:
             f"a head trained without --adapt-last and --ablation can be exported."
         )
     return export_published(load_network(state, info, weights))
-
-
-def _present(module: nn.Module | None) -> nn.Module:
-    assert module is not None
-    return module
 
 
 def _recognise(
@@ -255,12 +247,7 @@ def _check_haar(state: Mapping[str, Tensor]) -> None:
     for key in _HAAR_KEYS:
         taps = state.get(key)
         haar = _haar_filter(taps.shape[0] // 4) if taps is not None and taps.ndim else None
-        if (
-            taps is None
-            or haar is None
-            or taps.shape != haar.shape
-            or not taps.float().allclose(haar, atol=1e-6, rtol=0)
-        ):
+        if taps is None or haar is None or taps.shape != haar.shape or not taps.float().allclose(haar, 0, 1e-6):
             raise DsuError(f"The checkpoint's {key} is missing or no Haar filter: it is of another network.")
 
 

@@ -13,11 +13,10 @@ from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.cases import truths_in
 from dsu.evaluation.evaluate import Case, evaluate
 from dsu.evaluation.ground_truth import find_judged_sets
-from dsu.heads.head_file import HEAD_FILE
+from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.meters import PER_IMAGE
 from dsu.prediction.predict import RECORD_FILE
 from dsu.progress import SILENT, Progress
-from dsu.sharing.head_facts import head_facts
 
 __all__ = ["ComparedImage", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
 
@@ -120,7 +119,7 @@ def are_of_random_encoders(predictions: Path) -> bool:
     head = predictions.parent / HEAD_FILE
     if (predictions / RECORD_FILE).is_file() and head.is_file():
         with suppress(DsuError):  # of a damaged head: its predictions can be shown all the same
-            return head_facts(head).random
+            return read_head_info(head).random
     return False
 
 

@@ -18,7 +18,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, save_head
 from dsu.metrics.figures import METRICS
 from dsu.network.head import Head
-from dsu.sharing.head_facts import evaluated_metrics, head_facts
+from dsu.sharing.head_facts import head_facts
 from dsu.sharing.model_card import CARD_FILE, export_folder, model_card, public_info
 
 SECRET = "/home/someone/secret"
@@ -70,14 +70,14 @@ def test_the_papers_head_is_counted_and_its_encoders_are_named(tmp_path: Path) -
         "timm/vit_large_patch14_dinov2.lvd142m",
     ]
     assert {source and source.licence for source in sources} == {"apache-2.0"}
-    assert not facts.random and facts.held_out == 2 and facts.nbytes > 28e6
+    assert not facts.info.random and facts.held_out == 2 and facts.path.stat().st_size > 28e6
     assert json.loads(json.dumps(facts.to_json()))["encoders"][0]["licence"] == "apache-2.0"
 
 
 def test_random_encoders_and_a_network_without_dinov2_are_said(tmp_path: Path) -> None:
-    assert head_facts(make_head(tmp_path / "toy")).random
+    assert head_facts(make_head(tmp_path / "toy")).info.random
     drawn = make_head(tmp_path / "tiny", "tiny", training={"random_weights": True})
-    assert head_facts(drawn).random and not head_facts(drawn).encoders[0].source
+    assert head_facts(drawn).info.random and not head_facts(drawn).encoders[0].source
     assert "random ones" in model_card(head_facts(drawn), "me/x")
     config = build_config("toy", ablation="A")
     save_head(tmp_path / HEAD_FILE, Head(config).state_dict(), HeadInfo(config=config))
@@ -152,7 +152,7 @@ def test_what_training_found_is_the_result_where_nothing_was_judged(tmp_path: Pa
 def test_figures_of_other_predictions_are_not_taken_for_the_heads(tmp_path: Path, record: dict[str, Any]) -> None:
     head = make_head(tmp_path)
     judge(head, **record)
-    assert evaluated_metrics(head) == {}
+    assert head_facts(head).evaluated == {}
 
 
 def test_names_out_of_the_world_do_not_break_the_front_matter(tmp_path: Path) -> None:
