@@ -1,12 +1,12 @@
-"""One array of a store as Zarr v3 keeps it: one chunk a sample and view, `rows_per_shard` of them in a file."""
+"""One array of a store as Zarr v3 keeps it: one chunk a sample and view, `rows_per_shard` of them in a file.
 
-from __future__ import annotations
+Beside it lie its commits: the markers that make shards count, each written after its shard's data is on the disk.
+"""
 
 import hashlib
 import json
 import math
 import re
-import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,31 @@ import zarr
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
-from dsu_cache.commits import Commit, ShardId, marked, read_commit, read_commits, remove_commit, write_commit
-from dsu_cache.encoding import Encoder, ZarrArray
 from dsu_cache.errors import CorruptError
+from dsu_cache.files import (
+    METADATA,
+    clear,
+    make_folders,
+    read_metadata,
+    read_record,
+    replacing,
+    sync,
+    write_metadata,
+    write_record,
+)
 from dsu_cache.fingerprints import Fingerprint
-from dsu_cache.metadata import METADATA, read_metadata, write_metadata
-from dsu_cache.records import make_folders, replacing, sync
+from dsu_cache.shards import Encoder, Rows, ShardId, ZarrArray
 
 Compressor: TypeAlias = Literal["zstd", "blosc"] | None
-Rows: TypeAlias = npt.NDArray[np.int64]
 
 RESERVED: Final = ("manifest", "commits")  # the store's own folders, beside the arrays'
+
+COMPRESSORS: Final[dict[Compressor, tuple[BytesBytesCodec, ...]]] = {
+    None: (),
+    "zstd": (ZstdCodec(level=3),),
+    "blosc": (BloscCodec(cname="zstd", clevel=3),),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,26 @@ class ArrayInfo:
         return math.prod(self.item_shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Commit:
+    """What a marker says of a shard's data file."""
+
+    rows: list[int]
+    nbytes: int
+    sha256: str
+
+    def fits(self, file: Path) -> bool:
+        """Whether `file` is there and has its size: instant, finds what an interrupted copy cuts off."""
+        return file.is_file() and file.stat().st_size == self.nbytes
+
+    def matches(self, file: Path) -> bool:
+        """Whether `file` holds the very bytes that were committed: reads them all."""
+        if not self.fits(file):
+            return False
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == self.sha256
+
+
 class StoredArray:
     """An array's folders: the Zarr array, and the commits that say which of its shards count.
 
@@ -96,30 +128,25 @@ class StoredArray:
             array.shape[2:],
             array.dtype,
             array.shape[1],
-            Fingerprint.from_json(attributes["fingerprint"]),
+            Fingerprint(**attributes["fingerprint"]),
         )
 
     @classmethod
     def create(
         cls, info: ArrayInfo, folder: Path, commits: Path, rows: int, rows_per_shard: int, compressor: Compressor
-    ) -> StoredArray:
+    ) -> "StoredArray":
         """Create the array that `info` describes, with `rows` rows, all missing."""
-        compressors: list[BytesBytesCodec] = [Crc32cCodec()]
-        if compressor == "zstd":
-            compressors.insert(0, ZstdCodec(level=3))
-        elif compressor == "blosc":
-            compressors.insert(0, BloscCodec(cname="zstd", clevel=3))
         # In memory, for its metadata: on the disk that is written sealed from the first.
         pattern: ZarrArray = zarr.create_array(
-            MemoryStore(),
+            {},
             shape=(rows, info.views, *info.item_shape),
             dtype=info.dtype,
             chunks=(1, 1, *info.item_shape),
             shards=(rows_per_shard, 1, *info.item_shape),
             filters=[],
-            compressors=compressors,
+            compressors=[*COMPRESSORS[compressor], Crc32cCodec()],
             fill_value=0,
-            attributes={"fingerprint": info.fingerprint.to_json()},
+            attributes={"fingerprint": vars(info.fingerprint)},
         )
         described = pattern.metadata.to_buffer_dict(default_buffer_prototype())[METADATA]
         for made in (commits, folder):
@@ -158,24 +185,27 @@ class StoredArray:
             for piece in self.encoder.pieces(rows, values):
                 digest.update(piece)
                 nbytes += stream.write(piece)
-        write_commit(self.commits, shard, Commit(tuple(rows.tolist()), nbytes, digest.hexdigest()))
+        write_record(self.marker(shard), vars(Commit(rows.tolist(), nbytes, digest.hexdigest())))
 
     def discard(self, shard: ShardId) -> None:
-        """Make a shard count as missing."""
-        remove_commit(self.commits, shard)
+        """Make a shard count as missing, so that it can be written again: its marker, torn or whole, goes."""
+        self.marker(shard).unlink(missing_ok=True)
+        sync(self.commits)
+
+    def commit(self, shard: ShardId) -> Commit | None:
+        """Return the commit of a shard, or None where there is none or its marker is torn."""
+        record = read_record(self.marker(shard))
+        return None if record is None else Commit(**record)
 
     def holds(self, shard: ShardId, rows: Rows) -> bool:
         """Whether the shard is committed, with all of `rows` (n,) in it."""
-        commit = read_commit(self.commits, shard)
+        commit = self.commit(shard)
         return commit is not None and commit.fits(self.file(shard)) and set(commit.rows).issuperset(rows.tolist())
 
     def written_rows(self) -> set[int]:
         """Return the rows that are committed in any view."""
-        return {row for _, commit in read_commits(self.commits) for row in commit.rows}
-
-    def nbytes(self) -> int:
-        """Return the bytes that the array takes on the disk."""
-        return folder_nbytes(self.folder)
+        commits = [self.commit(shard) for shard in marked(self.commits)]
+        return {row for commit in commits if commit is not None for row in commit.rows}
 
     def shards(self) -> set[ShardId]:
         """Return the shards that have a data file or a marker, whole or not."""
@@ -190,22 +220,12 @@ class StoredArray:
         chunk = (shard.shard, shard.view, *(0 for _ in self.info.item_shape))
         return self.folder.joinpath("c", *map(str, chunk))
 
-
-def folder_nbytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder; others may be writing and removing some meanwhile."""
-    return sum(size for path in folder.rglob("*") if (size := _file_nbytes(path)) is not None)
-
-
-def _file_nbytes(path: Path) -> int | None:
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except FileNotFoundError:
-        return None
+    def marker(self, shard: ShardId) -> Path:
+        """Return where a shard's commit is."""
+        return self.commits / f"{shard.view}.{shard.shard}.json"
 
 
-def clear(*folders: Path) -> None:
-    """Remove folders with all that is in them, one after the other, where they are there."""
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
-        sync(folder.parent)
+def marked(commits: Path) -> set[ShardId]:
+    """Return the shards that have a marker, torn or whole, in an array's folder of commits."""
+    names = [path.name.split(".") for path in commits.glob("*.json")]
+    return {ShardId(int(n[0]), int(n[1])) for n in names if len(n) == 3 and n[0].isdecimal() and n[1].isdecimal()}

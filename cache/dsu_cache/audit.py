@@ -1,35 +1,16 @@
 """Auditing a store: every byte of every file against the checksum that it was written with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsu_cache.arrays import RESERVED
-from dsu_cache.commits import Commit, ShardId, read_commit
-from dsu_cache.errors import BusyError, CorruptError
-from dsu_cache.locks import holder
-from dsu_cache.manifest import torn
-from dsu_cache.metadata import METADATA, read_metadata
+from dsu_cache.arrays import RESERVED, Commit, StoredArray
+from dsu_cache.errors import CorruptError
+from dsu_cache.files import METADATA, read_metadata, read_record
+from dsu_cache.manifest import generations
+from dsu_cache.shards import ShardId
 from dsu_cache.store import Store
-
-
-def check_readable(store: Store) -> None:
-    """Check what chunks' checksums do not cover, before anything is read.
-
-    Raises:
-        BusyError: another process is writing to the store; names it.
-        CorruptError: metadata is damaged or missing; names the file.
-    """
-    writer = holder(store.path / "manifest" / "lock")
-    if writer is not None:
-        raise BusyError(f"the store {store.path} is being written by {writer}: wait until it ends, or stop it")
-    for folder in (store.path, *(store.path / name for name in RESERVED)):
-        read_metadata(folder)
-    for reason in store.damaged.values():
-        raise CorruptError(reason)
 
 
 @dataclass(frozen=True)
@@ -72,10 +53,10 @@ def audit(store: Store, advance: Callable[[int], None] = lambda count: None, wor
     shards = [(name, shard) for name in store.arrays for shard in _expected(store, name)]
     with ThreadPoolExecutor(workers, thread_name_prefix="audit") as pool:
         try:
-            for name, shard, nbytes, reason, commit in pool.map(lambda which: _examine(store, *which), shards):
+            for nbytes, finding in pool.map(lambda which: _examine(store, *which), shards):
                 advance(nbytes)
-                if reason:
-                    findings.append(_finding(store, name, shard, reason, commit))
+                if finding is not None:
+                    findings.append(finding)
         except BaseException:
             # So that who interrupts it does not wait for the rest.
             pool.shutdown(cancel_futures=True)
@@ -108,7 +89,7 @@ def discard_refuted(store: Store, findings: list[Finding]) -> list[Finding]:
                 assert finding.array is not None
                 assert finding.shard is not None
                 stored = store.stored(finding.array)
-                if read_commit(stored.commits, finding.shard) == finding.commit:
+                if stored.commit(finding.shard) == finding.commit:
                     stored.discard(finding.shard)
                     discarded.append(finding)
     return discarded
@@ -125,12 +106,16 @@ def _metadata(store: Store) -> Iterator[Finding]:
         try:
             read_metadata(store.path / name)
         except CorruptError as error:
-            yield Finding(Path(name) / METADATA, _without(store.path / name, str(error)))
+            yield _of_metadata(store, name, str(error))
     for name, reason in store.damaged.items():
-        reason = _without(store.path / name, reason)
-        yield Finding(Path(name) / METADATA, reason, name, samples=store.manifest.names)
-    for path in torn(store.path / "manifest"):
-        yield Finding(path.relative_to(store.path), "is torn or damaged, so an older manifest is in use")
+        yield replace(_of_metadata(store, name, reason), array=name, samples=store.manifest.names)
+    for path in generations(store.path / "manifest"):
+        if read_record(path) is None:
+            yield Finding(path.relative_to(store.path), "is torn or damaged, so an older manifest is in use")
+
+
+def _of_metadata(store: Store, folder: str, reason: str) -> Finding:
+    return Finding(Path(folder) / METADATA, reason.removeprefix(f"{store.path / folder / METADATA} "))
 
 
 def _expected(store: Store, name: str) -> list[ShardId]:
@@ -140,43 +125,35 @@ def _expected(store: Store, name: str) -> list[ShardId]:
     return sorted(found | set(store.missing(name, views)))
 
 
-def _examine(store: Store, name: str, shard: ShardId) -> tuple[str, ShardId, int, str, Commit | None]:
-    """What is wrong with a shard, if anything; the bytes read; its commit."""
-    stored = store.stored(name)
-    file, commit = stored.file(shard), read_commit(stored.commits, shard)
-    nbytes = file.stat().st_size if file.is_file() else 0
-    lost = bool(len(store.rows_in_shard(shard.shard)))
+def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Finding | None]:
+    """The bytes of a shard that were read, and what is wrong with it, if anything."""
+    stored, rows = store.stored(name), store.rows_in_shard(shard.shard).tolist()
+    file, commit, unreadable = stored.file(shard), stored.commit(shard), []
+    nbytes = file.stat().st_size if commit is not None and file.is_file() else 0
     if commit is None:
         # Without rows in use nothing will ever write it again, and nothing reads it.
-        reason = _uncommitted(stored.commits / f"{shard.view}.{shard.shard}.json", file) if lost else ""
-        return name, shard, 0, reason, None
-    if not file.is_file():
+        reason = _uncommitted(stored, shard) if rows else ""
+    elif not file.is_file():
         reason = "is missing"
-    elif nbytes != commit.nbytes:
-        reason = f"has {nbytes:,} bytes instead of {commit.nbytes:,}"
     elif not commit.matches(file):
-        reason = "does not hold the bytes that were written"
-    elif not set(commit.rows).issuperset(store.rows_in_shard(shard.shard).tolist()):
-        return name, shard, nbytes, "lacks some of its rows", None
+        differs = f"has {nbytes:,} bytes instead of {commit.nbytes:,}"
+        reason = differs if nbytes != commit.nbytes else "does not hold the bytes that were written"
+        unreadable = _unreadable(store, name, rows, shard.view)
+    elif not set(commit.rows).issuperset(rows):
+        reason, commit = "lacks some of its rows", None
     else:
         reason = ""
-    return name, shard, nbytes, reason, commit
+    if not reason:
+        return nbytes, None
+    samples, unread = store.manifest.names_at(*rows), store.manifest.names_at(*unreadable)
+    return nbytes, Finding(file.relative_to(store.path), reason, name, shard, samples, unread, commit)
 
 
-def _uncommitted(marker: Path, file: Path) -> str:
-    if marker.exists():
+def _uncommitted(stored: StoredArray, shard: ShardId) -> str:
+    if stored.marker(shard).exists():
         return "has a damaged marker"
-    return "was not finished, or its marker is missing" if file.is_file() else "is not written yet, or was deleted"
-
-
-def _finding(store: Store, name: str, shard: ShardId, reason: str, commit: Commit | None) -> Finding:
-    file = store.stored(name).file(shard)
-    rows = store.rows_in_shard(shard.shard).tolist()
-    samples = store.manifest.names_at(*rows)
-    unreadable: tuple[str, ...] = ()
-    if commit is not None and file.is_file():
-        unreadable = store.manifest.names_at(*_unreadable(store, name, rows, shard.view))
-    return Finding(file.relative_to(store.path), reason, name, shard, samples, unreadable, commit)
+    is_there = stored.file(shard).is_file()
+    return "was not finished, or its marker is missing" if is_there else "is not written yet, or was deleted"
 
 
 def _unreadable(store: Store, name: str, rows: list[int], view: int) -> list[int]:
@@ -188,7 +165,3 @@ def _unreadable(store: Store, name: str, rows: list[int], view: int) -> list[int
             found.append(row)
     reader.close()
     return found
-
-
-def _without(folder: Path, reason: str) -> str:
-    return reason.removeprefix(f"{folder / METADATA} ")

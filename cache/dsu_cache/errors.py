@@ -1,8 +1,4 @@
-"""What can go wrong with a store, as one family of exceptions."""
-
-from __future__ import annotations
-
-from dsu_cache.fingerprints import FieldDifference
+"""What can go wrong with a store, as one family of exceptions; `StaleError` is in `fingerprints`."""
 
 
 class CacheError(Exception):
@@ -15,22 +11,3 @@ class CorruptError(CacheError):
 
 class BusyError(CacheError):
     """Another process is writing to the store."""
-
-
-class StaleError(CacheError):
-    """Stored arrays were made with other settings than the ones wanted.
-
-    Args:
-        differences: every field that differs.
-        advice: the way out, as the caller's user would type it; ends the message.
-    """
-
-    def __init__(self, differences: tuple[FieldDifference, ...], advice: str = "") -> None:
-        # Both go to the base class as they are: exceptions are pickled by their arguments.
-        super().__init__(differences, advice)
-        self.differences = differences
-        self.advice = advice
-
-    def __str__(self) -> str:
-        listed = "; ".join(str(difference) for difference in self.differences)
-        return f"the store was made with other settings: {listed}" + (f". {self.advice}" if self.advice else "")

@@ -1,13 +1,11 @@
 """Fingerprints: what an array was computed with, so that a stale one is refused and never read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
-from dsu_cache.records import JSON, canonical
+from dsu_cache.errors import CacheError
+from dsu_cache.files import JSON, canonical
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,31 @@ class FieldDifference:
         return f"{self.array}: {self.field} is {self.stored!r} in the store, {self.wanted!r} is wanted"
 
 
+class StaleError(CacheError):
+    """Stored arrays were made with other settings than the ones wanted.
+
+    Args:
+        differences: every field that differs.
+        advice: the way out, as the caller's user would type it; ends the message.
+    """
+
+    def __init__(self, differences: tuple[FieldDifference, ...], advice: str = "") -> None:
+        # Both go to the base class as they are: exceptions are pickled by their arguments.
+        super().__init__(differences, advice)
+        self.differences = differences
+        self.advice = advice
+
+    def __str__(self) -> str:
+        listed = "; ".join(map(str, self.differences))
+        return f"the store was made with other settings: {listed}" + (f". {self.advice}" if self.advice else "")
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """What an array's numbers depend on.
 
     Values are brought to the form in which JSON gives them back (a tuple becomes a list), so that a fingerprint
-    made in the program equals the same one read from a store.
+    made in the program equals the same one read from a store. `vars` gives it as JSON.
 
     Args:
         fields: decide validity: when one differs, the array is stale.
@@ -50,32 +67,19 @@ class Fingerprint:
         object.__setattr__(self, "fields", json.loads(canonical(self.fields)))
         object.__setattr__(self, "recorded", json.loads(canonical(self.recorded)))
 
-    def differences(self, wanted: Fingerprint, array: str) -> tuple[FieldDifference, ...]:
+    def differences(self, wanted: "Fingerprint", array: str) -> tuple[FieldDifference, ...]:
         """Return the fields that make an array with this fingerprint stale, by name."""
         return _compare(self.fields, wanted.fields, array)
 
-    def drift(self, wanted: Fingerprint, array: str) -> tuple[FieldDifference, ...]:
+    def drift(self, wanted: "Fingerprint", array: str) -> tuple[FieldDifference, ...]:
         """Return the recorded fields that differ, by name: a reason to warn, not to refuse."""
         return _compare(self.recorded, wanted.recorded, array)
 
-    def to_json(self) -> dict[str, JSON]:
-        """Return the fingerprint as JSON."""
-        return {"fields": self.fields, "recorded": self.recorded}
-
-    @classmethod
-    def from_json(cls, value: JSON) -> Fingerprint:
-        """Return the fingerprint that `to_json` gave."""
-        parts = cast("Mapping[str, Mapping[str, JSON]]", value)
-        return cls(parts["fields"], parts["recorded"])
-
 
 def _compare(stored: Mapping[str, JSON], wanted: Mapping[str, JSON], array: str) -> tuple[FieldDifference, ...]:
-    # As JSON text, since in Python 1 == 1.0 == True.
-    def text(fields: Mapping[str, JSON], name: str) -> str | None:
-        return canonical(fields[name]) if name in fields else None
-
+    # As JSON text, since in Python 1 == 1.0 == True; as lists, since a null is not a field that is not there.
     return tuple(
         FieldDifference(array, name, stored.get(name), wanted.get(name))
         for name in sorted({*stored, *wanted})
-        if text(stored, name) != text(wanted, name)
+        if canonical([stored[name]] if name in stored else []) != canonical([wanted[name]] if name in wanted else [])
     )

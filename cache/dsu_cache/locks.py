@@ -1,7 +1,5 @@
 """Who may touch a store: operating system's locks that a dead process cannot keep, and who holds them."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket
@@ -30,7 +28,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         BusyError: it is held already; names the holder.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = _open(path)
     try:
         if not _try(descriptor, fcntl.LOCK_EX):
             raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
@@ -71,15 +69,11 @@ def share(path: Path, what: str) -> int | None:
         BusyError: someone holds it alone; names the holder.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = _open(path)
     except OSError:
         return None
-    try:
-        # Alone for a moment: then everyone named in the file is gone.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if _try(descriptor, fcntl.LOCK_EX, patience=0):  # alone for a moment: then everyone named in the file is gone
         os.ftruncate(descriptor, 0)
-    except BlockingIOError:
-        pass
     if not _try(descriptor, fcntl.LOCK_SH):
         os.close(descriptor)
         raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
@@ -97,6 +91,10 @@ def holder(path: Path) -> str | None:
         return None if _try(descriptor, fcntl.LOCK_SH, patience=0) else _holders(path)
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
 
 
 def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool:

@@ -1,18 +1,15 @@
 """The manifest: which sample lies in which row, keyed by content."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from dsu_cache.errors import BusyError, CacheError, CorruptError
-from dsu_cache.records import JSON, read_record, write_record
+from dsu_cache.files import JSON, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Manifest:
             found.setdefault(self.rows[entry.key], []).append(name)
         return found
 
-    def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> Manifest:
+    def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> "Manifest":
         """Return the manifest of `entries`.
 
         Known content keeps its row under any name, and equal samples share one. New content gets new rows, in the
@@ -96,20 +93,6 @@ class Manifest:
             next_row = first + len(fresh)
         return Manifest(dict(entries), rows, next_row)
 
-    def to_json(self) -> dict[str, JSON]:
-        """Return the manifest as JSON."""
-        entries: dict[str, JSON] = {
-            name: {"key": entry.key, "info": entry.info} for name, entry in self.entries.items()
-        }
-        return {"entries": entries, "rows": self.rows, "next_row": self.next_row}
-
-    @classmethod
-    def from_json(cls, value: JSON) -> Manifest:
-        """Return the manifest that `to_json` gave."""
-        parts = cast("Mapping[str, Any]", value)
-        entries = {name: Entry(entry["key"], entry["info"]) for name, entry in parts["entries"].items()}
-        return cls(entries, parts["rows"], parts["next_row"])
-
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` as the newest generation in `folder`, then delete the older ones.
@@ -117,10 +100,13 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         BusyError: another process wrote a generation at the same time.
     """
-    older = _generations(folder)
+    older = generations(folder)
     number = 1 + (int(older[0].stem) if older else 0)
+    entries = {name: vars(entry) for name, entry in manifest.entries.items()}
     try:
-        write_record(folder / f"{number:08d}.json", manifest.to_json())
+        write_record(
+            folder / f"{number:08d}.json", {"entries": entries, "rows": manifest.rows, "next_row": manifest.next_row}
+        )
     except FileExistsError:
         raise BusyError(f"{folder} is being written by another process: take the store's lock first") from None
     for path in older:
@@ -133,34 +119,28 @@ def load_manifest(folder: Path) -> Manifest:
     Raises:
         CorruptError: there is none.
     """
-    paths = _generations(folder)
-    while True:
+    seen: list[Path] | None = None
+    while (paths := generations(folder)) != seen:
         for path in paths:
             record = read_record(path)
             if record is not None:
-                return Manifest.from_json(record)
-        # A writer may have replaced the generations listed while they were read: look once more.
-        paths, seen = _generations(folder), paths
-        if paths == seen:
-            raise CorruptError(
-                f"{folder} holds no whole manifest, so it is not known which sample lies where: make the store again"
-            )
+                entries = {name: Entry(**entry) for name, entry in record["entries"].items()}
+                return Manifest(entries, record["rows"], record["next_row"])
+        seen = paths  # A writer may have replaced them while they were read: look once more.
+    raise CorruptError(
+        f"{folder} holds no whole manifest, so it is not known which sample lies where: make the store again"
+    )
 
 
 def remove_superseded(folder: Path) -> None:
     """Remove what interrupted writers left in `folder`: torn generations, and older ones than the newest whole."""
-    paths = _generations(folder)
+    paths = generations(folder)
     newest = next((path for path in paths if read_record(path) is not None), None)
     for path in paths:
         if newest not in (None, path):
             path.unlink(missing_ok=True)
 
 
-def torn(folder: Path) -> list[Path]:
-    """Return the generations in `folder` that are not whole."""
-    return [path for path in _generations(folder) if read_record(path) is None]
-
-
-def _generations(folder: Path) -> list[Path]:
-    found: Iterable[Path] = folder.glob("[0-9]" * 8 + ".json")
-    return sorted(found, reverse=True)
+def generations(folder: Path) -> list[Path]:
+    """Return the manifests in `folder`, the newest first, torn ones too."""
+    return sorted(folder.glob("[0-9]" * 8 + ".json"), reverse=True)

@@ -1,27 +1,25 @@
 """The store: one Zarr v3 group with a dataset split's arrays side by side, and the record of what is in them."""
 
-from __future__ import annotations
-
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from dsu_cache.arrays import ArrayInfo, Compressor, Rows, StoredArray, clear
-from dsu_cache.commits import ShardId
-from dsu_cache.errors import BusyError, CacheError, CorruptError, StaleError
-from dsu_cache.fingerprints import FieldDifference, Fingerprint
-from dsu_cache.layout import lay_out, named_arrays, read_layout, tidy
-from dsu_cache.locks import locked, share
-from dsu_cache.manifest import Manifest, load_manifest, save_manifest
-from dsu_cache.metadata import METADATA, group, write_metadata
-from dsu_cache.reader import Reader
-from dsu_cache.records import JSON
-from dsu_cache.sources import open_sources
+from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, Compressor, StoredArray, marked
+from dsu_cache.errors import BusyError, CacheError, CorruptError
+from dsu_cache.files import JSON, METADATA, clear, group, read_metadata, remove_strays, sync, write_metadata
+from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
+from dsu_cache.locks import creating, holder, locked, share
+from dsu_cache.manifest import Manifest, load_manifest, remove_superseded, save_manifest
+from dsu_cache.reader import Reader, open_sources
+from dsu_cache.shards import Rows, ShardId
+
+FORMAT: Final = 2
 
 
 class Store:
@@ -33,12 +31,19 @@ class Store:
     * `commits/<array>/<view>.<shard>.json`: a marker for each shard that is whole, with the rows it holds and its
       file's size and sha256. It is written last: a shard without one counts as missing, whatever is in its file.
 
-    Every `zarr.json` carries a seal (`dsu_cache.metadata`), manifest and markers their checksum, chunks and indices
+    Every `zarr.json` carries a seal (`dsu_cache.files`), manifest and markers their checksum, chunks and indices
     of shards theirs: no byte of a store is read unchecked. An array whose metadata is damaged is not among `arrays`
     but in `damaged`, and can be added anew.
 
     The shard is the unit of writing, written once and whole. Several processes may write different shards at a time;
     everything else that changes a store wants its lock. Readers hold a lock of theirs, against removal only.
+
+    Attributes:
+        path: its folder.
+        rows_per_shard, compressor: as it was created.
+        attributes: what its owner notes about it.
+        manifest: the samples and their rows, as of opening, locking or setting it.
+        damaged: what is wrong with the metadata of arrays, by name.
 
     Example:
         >>> store = Store.create(folder, {"dataset": "DUTS"})
@@ -50,21 +55,21 @@ class Store:
         ...         store.write_shard("mask", view, shard, rows, compute(rows))
     """
 
-    def __init__(self, attributes: Mapping[str, Any], path: Path) -> None:
-        """Wrap the store of which `attributes` is the layout: use `create` or `open`."""
+    def __init__(self, path: Path) -> None:
+        """Use `create` or `open`."""
+        noted = _read_layout(path)
         self.path: Final = path
-        self._layout: Final[JSON] = attributes["store"]
-        self._attributes: Mapping[str, JSON] = attributes["attributes"]
-        self.rows_per_shard: Final[int] = attributes["store"]["rows_per_shard"]
-        self.compressor: Final[Compressor] = attributes["store"]["compressor"]
+        self._layout: Final[Mapping[str, Any]] = noted["store"]
+        self.rows_per_shard: Final[int] = self._layout["rows_per_shard"]
+        self.compressor: Final[Compressor] = self._layout["compressor"]
+        self.attributes: Mapping[str, JSON] = noted["attributes"]
         self._load()
 
     def _load(self) -> None:
-        self._manifest = load_manifest(self.path / "manifest")
+        self.manifest = load_manifest(self.path / "manifest")
         self._arrays: dict[str, StoredArray] = {}
         self.damaged: dict[str, str] = {}
-        """What is wrong with the metadata of arrays, by name."""
-        for name in named_arrays(self.path):
+        for name in _named_arrays(self.path):
             try:
                 self._arrays[name] = StoredArray(*self._folders(name))
             except CorruptError as error:
@@ -81,7 +86,29 @@ class Store:
             BusyError: another process is making a store there.
             ValueError: `rows_per_shard` is below 1, or no such compressor.
         """
-        lay_out(Path(path), attributes, rows_per_shard, compressor)
+        path = Path(path)
+        if rows_per_shard < 1 or compressor not in COMPRESSORS:
+            raise ValueError(
+                f"a store cannot have {rows_per_shard} rows a shard and compressor {compressor!r}: "
+                "use at least 1 row, and None, 'zstd' or 'blosc'"
+            )
+        if path.exists() and not path.is_dir():
+            raise CacheError(f"{path} is there already and is no folder: choose a new or empty folder for the store")
+        path.mkdir(parents=True, exist_ok=True)
+        with creating(path):
+            if (path / METADATA).is_file():
+                raise CacheError(
+                    f"the store {path} is there already: if another process has just made it, run the same command "
+                    "again"
+                )
+            # An interrupted creation leaves no more than the store's own folders: the group's file comes last.
+            if not all(_left_by_creation(entry) for entry in path.iterdir()):
+                raise CacheError(f"{path} is there already: open it, or choose a new or empty folder for the store")
+            clear(*(path / name for name in RESERVED if (path / name).exists()))
+            _write_groups(path)
+            save_manifest(path / "manifest", Manifest())
+            layout = {"format": FORMAT, "rows_per_shard": rows_per_shard, "compressor": compressor}
+            write_metadata(path, group({"store": layout, "attributes": attributes}))
         return cls.open(path)
 
     @classmethod
@@ -92,25 +119,13 @@ class Store:
             CacheError: there is none, or one of another format.
             CorruptError: its own metadata or its manifest is damaged.
         """
-        return cls(read_layout(Path(path)), Path(path))
-
-    # -- what the store says of itself ---------------------------------------------------------------------------
-
-    @property
-    def attributes(self) -> Mapping[str, JSON]:
-        """What the store's owner notes about it."""
-        return self._attributes
+        return cls(Path(path))
 
     def set_attributes(self, attributes: Mapping[str, JSON]) -> None:
-        """Replace `attributes`."""
-        write_metadata(self.path, group({"store": self._layout, "attributes": dict(attributes)}))
-        self._attributes = read_layout(self.path)["attributes"]
+        """Replace `attributes`, on the disk."""
+        write_metadata(self.path, group({"store": self._layout, "attributes": attributes}))
+        self.attributes = read_metadata(self.path)["attributes"]["attributes"]
         os.utime(self.path)  # the same attributes again are a sign of life, too
-
-    @property
-    def manifest(self) -> Manifest:
-        """The samples and their rows, as of opening, locking or setting it."""
-        return self._manifest
 
     def set_manifest(self, manifest: Manifest) -> None:
         """Make `manifest` the store's, on the disk, and let every array grow to its rows."""
@@ -118,7 +133,7 @@ class Store:
         for array in self._arrays.values():
             array.grow(manifest.next_row)
         save_manifest(self.path / "manifest", manifest)
-        self._manifest = manifest
+        self.manifest = manifest
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -129,16 +144,28 @@ class Store:
         Raises:
             BusyError: another process holds it; names its id, host, time and command.
         """
-        with locked(self.path / "manifest" / "lock", f"the store {self.path} is being written"):
-            tidy(self.path)
+        with _unwritten(self.path):
+            for folder in (self.path, *self.path.glob("*/")):
+                remove_strays(folder / METADATA)
+            _write_groups(self.path)
+            remove_superseded(self.path / "manifest")
             self._load()
             yield
 
-    @contextmanager
-    def _unread(self) -> Iterator[None]:
-        """Keep readers away inside a `with`: for what takes away data that they may be reading."""
-        with locked(self.path / "manifest" / "readers", f"the store {self.path} is being read"):
-            yield
+    def check_readable(self) -> None:
+        """Check what chunks' checksums do not cover, before anything is read.
+
+        Raises:
+            BusyError: another process is writing to the store; names it.
+            CorruptError: metadata is damaged or missing; names the file.
+        """
+        writer = writer_of(self.path)
+        if writer is not None:
+            raise BusyError(f"the store {self.path} is being written by {writer}: wait until it ends, or stop it")
+        for folder in (self.path, *(self.path / name for name in RESERVED)):
+            read_metadata(folder)
+        for reason in self.damaged.values():
+            raise CorruptError(reason)
 
     # -- arrays --------------------------------------------------------------------------------------------------
 
@@ -149,7 +176,7 @@ class Store:
 
     def add_array(
         self, name: str, item_shape: Sequence[int], dtype: npt.DTypeLike, views: int, fingerprint: Fingerprint
-    ) -> ArrayInfo:
+    ) -> None:
         """Add an array in which every row is missing, in place of a damaged one of that name.
 
         Raises:
@@ -162,13 +189,12 @@ class Store:
         if (folder / METADATA).exists() and name not in self.damaged:
             raise CacheError(f"the store {self.path} has an array {name!r} already: remove it first")
         if folder.exists() or commits.exists():
-            with self._unread():
+            with _unread(self.path):
                 clear(folder, commits)  # what an interrupted removal left, or an array whose metadata is damaged
         self.damaged.pop(name, None)
         self._arrays[name] = StoredArray.create(
             info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor
         )
-        return info
 
     def remove_array(self, name: str) -> None:
         """Remove an array with all its data.
@@ -177,7 +203,7 @@ class Store:
             CacheError: there is none of that name.
             BusyError: another process is reading the store.
         """
-        with self._unread():
+        with _unread(self.path):
             self.stored(name).remove()
         del self._arrays[name]
 
@@ -208,6 +234,9 @@ class Store:
             raise CacheError(f"the store {self.path} has no array {name!r} ({there} there): add it first")
         return self._arrays[name]
 
+    def _folders(self, name: str) -> tuple[Path, Path]:
+        return self.path / name, self.path / "commits" / name
+
     # -- shards --------------------------------------------------------------------------------------------------
 
     def rows_in_shard(self, shard: int) -> Rows:
@@ -223,12 +252,6 @@ class Store:
         in_use = np.unique(self.manifest.rows_in_use // self.rows_per_shard).tolist()
         wanted = [ShardId(view, shard) for view in sorted(set(views)) for shard in in_use]
         return [shard for shard in wanted if not self._is_committed(array, shard)]
-
-    def views_complete(self, array: str) -> tuple[int, ...]:
-        """Return the views of `array` in which every row in use is committed."""
-        views = range(self.stored(array).info.views)
-        lacking = {shard.view for shard in self.missing(array, views)}
-        return tuple(view for view in views if view not in lacking)
 
     def write_shard(self, array: str, view: int, shard: int, rows: npt.ArrayLike, values: npt.NDArray[Any]) -> None:
         """Write a shard as a whole, flush it to the disk and commit it.
@@ -259,20 +282,13 @@ class Store:
             )
         stored.write(ShardId(view, shard), wanted, values)
 
-    def discard(self, array: str, view: int, shard: int) -> None:
-        """Make a shard count as missing, so that it can be written again."""
-        self.stored(array).discard(ShardId(view, shard))
-
     def _is_committed(self, array: str, shard: ShardId) -> bool:
-        views = self.stored(array).info.views
-        if not 0 <= shard.view < views:
-            raise CacheError(f"array {array!r} has no view {shard.view}: choose one of its {views}, from 0 on")
-        return self.stored(array).holds(shard, self.rows_in_shard(shard.shard))
-
-    def _folders(self, name: str) -> tuple[Path, Path]:
-        return self.path / name, self.path / "commits" / name
-
-    # -- reading -------------------------------------------------------------------------------------------------
+        stored = self.stored(array)
+        if not 0 <= shard.view < stored.info.views:
+            raise CacheError(
+                f"array {array!r} has no view {shard.view}: choose one of its {stored.info.views}, from 0 on"
+            )
+        return stored.holds(shard, self.rows_in_shard(shard.shard))
 
     def reader(self, names: Sequence[str], cache_bytes: int = 64 << 20) -> Reader:
         """Open arrays for reading batches.
@@ -287,11 +303,97 @@ class Store:
             CorruptError: an array's metadata is damaged.
             BusyError: arrays are being removed, or were made anew since the store was opened.
         """
-        infos = [self.stored(name).info for name in names]
+        arrays = [self.stored(name) for name in names]
         # From here on no one removes arrays, so what is compared now stays so.
         sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
-        sources = open_sources([self.stored(name) for name in names], self.rows_per_shard, self.compressor, cache_bytes)
-        reader = Reader(sources, infos, self.manifest, self.rows_per_shard, sharing)
-        if [StoredArray(*self._folders(name)).info for name in names] != infos:
+        sources = open_sources(arrays, self.rows_per_shard, self.compressor, cache_bytes)
+        reader = Reader(arrays, sources, self.manifest, self.rows_per_shard, sharing)
+        if any(StoredArray(array.folder, array.commits).info != array.info for array in arrays):
             raise BusyError(f"the store {self.path} was made anew since it was opened: run the same command again")
         return reader
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a store, perhaps a damaged or unfinished one: has two of what only stores have together."""
+    return sum(((path / METADATA).is_file(), *((path / name).is_dir() for name in RESERVED))) >= 2
+
+
+def writer_of(path: Path) -> str | None:
+    """Say who is writing to the store in a folder, damaged or not; None if no one is."""
+    return holder(path / "manifest" / "lock")
+
+
+def remove_store(path: Path) -> None:
+    """Remove a store with all its data, and the folder.
+
+    Raises:
+        CacheError: the folder is no store, or holds something else besides.
+        BusyError: another process is writing to the store or reading it.
+    """
+    if not is_store(path):
+        raise CacheError(f"{path} is no store, so it is not removed: check the name")
+    arrays = {*RESERVED, *_named_arrays(path), *(folder.parent.name for folder in path.glob("*/c/"))}
+    foreign = sorted(e.name for e in path.iterdir() if e.name not in arrays and not e.name.startswith(METADATA))
+    if foreign:
+        raise CacheError(f"{path} holds {', '.join(foreign[:3])}, no part of a store: move it elsewhere first")
+    (path / "manifest").mkdir(exist_ok=True)
+    with _unwritten(path), _unread(path):
+        # First what makes it a store, last what tells that it was one: an interrupted removal can be done again.
+        (path / METADATA).unlink(missing_ok=True)
+        sync(path)
+        clear(*(path / name for name in sorted(arrays - {"manifest"}) if (path / name).exists()), path / "manifest")
+        remove_strays(path / METADATA)
+    path.rmdir()
+
+
+def _unwritten(path: Path) -> AbstractContextManager[None]:
+    """Keep writers away inside a `with`."""
+    return locked(path / "manifest" / "lock", f"the store {path} is being written")
+
+
+def _unread(path: Path) -> AbstractContextManager[None]:
+    """Keep readers away inside a `with`: for what takes away data that they may be reading."""
+    return locked(path / "manifest" / "readers", f"the store {path} is being read")
+
+
+def _read_layout(path: Path) -> dict[str, Any]:
+    """A store's metadata: its layout as `store`, its owner's notes as `attributes`."""
+    if not (path / METADATA).is_file() and not (path / "manifest").is_dir():
+        raise CacheError(f"there is no store in {path}: create one, or correct the path")
+    try:
+        attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    except CorruptError:
+        _refuse_other_formats(path)
+        raise
+    return attributes
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Raise `CacheError` for what is whole but not of this format: it has no seal, or another one."""
+    try:
+        found = json.loads((path / METADATA).read_bytes())["attributes"].get("store", {}).get("format")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return
+    if found != FORMAT:
+        raise CacheError(
+            f"{path} is not a store of format {FORMAT} but {found}: "
+            "use the version of the program that wrote it, or make the store again"
+        )
+
+
+def _write_groups(path: Path) -> None:
+    """Write the store's own folders: Zarr groups too, so that who lists the store finds nothing without a name."""
+    for name in RESERVED:
+        (path / name).mkdir(parents=True, exist_ok=True)
+        write_metadata(path / name, group({}))
+
+
+def _named_arrays(path: Path) -> list[str]:
+    """The arrays that have metadata or any marker: an interrupted removal leaves neither for long."""
+    with_metadata = {file.parent.name for file in path.glob(f"*/{METADATA}")} - set(RESERVED)
+    with_markers = {folder.name for folder in (path / "commits").glob("*/") if marked(folder)}
+    return sorted(with_metadata | with_markers)
+
+
+def _left_by_creation(entry: Path) -> bool:
+    return entry.name in RESERVED or (entry.name.startswith(f"{METADATA}.") and entry.suffix == ".partial")

@@ -17,7 +17,7 @@ from dsu.features.fingerprints import fingerprint
 from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu_cache import CacheError, CorruptError, Store, check_readable, is_store
+from dsu_cache import CacheError, CorruptError, Store, is_store
 
 __all__ = [
     "FeatureStore",
@@ -65,7 +65,7 @@ class FeatureStore(Store):
         Raises `DsuError` naming the damaged file, and `BusyError` naming the process.
         """
         try:
-            check_readable(self)
+            self.check_readable()
         except CorruptError as error:
             raise DsuError(
                 f"The store {self.path} is damaged ({_below(self.path, error)}): run {self.again()} again, it computes "

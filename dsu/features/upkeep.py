@@ -15,7 +15,7 @@ from dsu.features.stores import FeatureStore, plain_name, store_folders
 from dsu.features.verification import Verification, verify_store
 from dsu.network.resume import guide_names
 from dsu.progress import SILENT, Progress
-from dsu_cache import CacheError, folder_nbytes, holder, is_store, orphans, remove_store
+from dsu_cache import CacheError, folder_nbytes, is_store, orphans, remove_store, writer_of
 
 __all__ = ["ArrayState", "StoreState", "Verification", "describe_stores", "remove_stores", "verify_stores"]
 
@@ -201,7 +201,7 @@ def _describe(folder: Path) -> StoreState:
         store = FeatureStore.open(folder)
         source, config = store.source, store.config
     except (DsuError, CacheError) as error:
-        return StoreState(folder, nbytes, changed, (str(error),), writer=holder(folder / "manifest" / "lock"))
+        return StoreState(folder, nbytes, changed, (str(error),), writer=writer_of(folder))
     noted = store.attributes.get("random")
     toy = {config.hiera.name, config.dino.name} == {"toy"}
     return StoreState(
@@ -209,7 +209,7 @@ def _describe(folder: Path) -> StoreState:
         nbytes=nbytes,
         changed=changed,
         damage=tuple(reason.replace(f"{folder}/", "") for reason in store.damaged.values()),
-        writer=holder(folder / "manifest" / "lock"),
+        writer=writer_of(folder),
         split=folder.parent.name,
         kind=source.kind,
         source=source.place,
@@ -241,7 +241,7 @@ def _describe_array(store: FeatureStore, name: str) -> ArrayState:
         shards=len(set(in_use.tolist())) * len(views),
         missing_shards=len(missing),
         missing_samples=store.manifest.names_at(*lost),
-        nbytes=files.nbytes(),
+        nbytes=folder_nbytes(files.folder),
         encoder=encoder,
         weights=None if encoder is None else str(fields.fields.get("weights", "")),
         drift=tuple(

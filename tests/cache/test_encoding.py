@@ -14,7 +14,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dsu_cache import Compressor, Fingerprint, Store
-from dsu_cache.encoding import TOGETHER
+from dsu_cache.shards import TOGETHER
 
 ROWS = 2 * TOGETHER + 3
 CODECS: dict[Compressor, list[BytesBytesCodec]] = {

@@ -91,7 +91,7 @@ def test_verify_says_what_it_has_read(dsu: Dsu, cached: Cached, tmp_path: Path) 
 
 
 def test_drift_of_versions_is_said(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
-    from dsu_cache.metadata import read_metadata, write_metadata
+    from dsu_cache.files import read_metadata, write_metadata
 
     mine = cached.copied(tmp_path)
     document = read_metadata(mine.store / "V")

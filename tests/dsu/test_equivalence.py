@@ -14,7 +14,7 @@ from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import Report, check_equivalence
 from dsu.features.extraction import cache_features
 from dsu.settings import ExtractionSettings, TrainingSettings
-from dsu_cache import Store
+from dsu_cache import ShardId, Store
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 POINTS = ("V", "V1", "V2", "V3", "V4", "S1", "S2", "S3", "S4", "B4", "B5")
@@ -71,10 +71,10 @@ def rewritten(features: Path, to: Path, array: str, change: Rewrite) -> Path:
     [folder] = to.glob("*/*")
     store = Store.open(folder)
     with store.lock():
-        for view in store.views_complete(array):
+        for view in [view for view in range(store.arrays[array].views) if not store.missing(array, [view])]:
             rows = store.rows_in_shard(0)
             values = store.reader([array]).read(rows, [view] * len(rows))[array]
-            store.discard(array, view, 0)
+            store.stored(array).discard(ShardId(view, 0))
             store.write_shard(array, view, 0, rows, change(values, view))
     return to
 

@@ -17,7 +17,7 @@ from dsu.features.stores import FeatureStore
 from dsu.settings import ExtractionSettings, TrainingSettings
 from dsu.training.runs import Run, open_run
 from dsu_cache import StaleError
-from dsu_cache.metadata import read_metadata, write_metadata
+from dsu_cache.files import read_metadata, write_metadata
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 

@@ -1,0 +1,167 @@
+"""Files that survive a crash: each carries its own checksum, and is flushed down to its folder.
+
+Records are small JSON files with a checksum line. Zarr's metadata files carry a seal: the sha256 of their own other
+bytes, kept among their attributes. Zarr checks chunks, but not the `zarr.json` that says what they are: a flipped bit
+there may be a valid shape, type or fingerprint. Zarr readers know nothing of the seal and need not.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias
+
+from dsu_cache.errors import CorruptError
+
+JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
+
+METADATA: Final = "zarr.json"
+_SEAL: Final = b'"seal": "'
+_DIGITS: Final = 64
+
+
+def canonical(value: JSON) -> str:
+    """Return the one JSON text of `value`: sorted keys, no spaces, ASCII, and no NaN or infinity.
+
+    Raises:
+        TypeError: `value` holds something that JSON has no word for.
+        ValueError: `value` holds a NaN or an infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` once the `with` is left: whole, and on the disk, or not at all."""
+    remove_strays(path)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with beside.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync(path.parent)
+
+
+def remove_strays(path: Path) -> None:
+    """Remove what interrupted writes of `path` left beside it."""
+    for stray in path.parent.glob(f"{path.name}.*.partial"):
+        stray.unlink(missing_ok=True)
+
+
+def make_folders(within: Path, relative: Path) -> None:
+    """Make what is missing of the folders `relative` inside a folder; on return their names are on the disk.
+
+    Raises:
+        FileNotFoundError: `within` is not there.
+    """
+    for depth in range(len(relative.parts)):
+        folder = within.joinpath(*relative.parts[: depth + 1])
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            sync(folder.parent)
+
+
+def clear(*folders: Path) -> None:
+    """Remove folders with all that is in them, one after the other, where they are there."""
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+        sync(folder.parent)
+
+
+def folder_nbytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; others may be writing and removing some meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+# -- records -----------------------------------------------------------------------------------------------------
+
+
+def write_record(path: Path, value: JSON) -> None:
+    """Write `value` as JSON and a checksum line to the new file `path`; on return it is on the disk.
+
+    The checksum makes a torn write visible, so the file is written in place: no rename is needed.
+
+    Raises:
+        FileExistsError: there is a file of that name already.
+    """
+    body = canonical(value).encode() + b"\n"
+    with path.open("xb") as file:
+        file.write(body + _checksum(body))
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
+
+
+def read_record(path: Path) -> Any:
+    """Return the record in `path`, or None where there is none or only part of one."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    body, newline, checksum = content.partition(b"\n")
+    return json.loads(body) if checksum == _checksum(body + newline) else None
+
+
+def _checksum(body: bytes) -> bytes:
+    return b"sha256:" + _digest(body) + b"\n"
+
+
+# -- Zarr's metadata ---------------------------------------------------------------------------------------------
+
+
+def group(attributes: Mapping[str, JSON]) -> dict[str, Any]:
+    """Return the metadata of a Zarr v3 group."""
+    return {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+
+
+def write_metadata(folder: Path, document: Mapping[str, Any]) -> None:
+    """Make `document`, sealed, the metadata of a Zarr folder: at once, and on return it is on the disk."""
+    # Last among the attributes, so that the seal is found from the end, whatever they hold.
+    unsealed = {**document, "attributes": {**document["attributes"], "seal": ""}}
+    before, key, after = json.dumps(unsealed, indent=2, allow_nan=False).encode().rpartition(_SEAL)
+    path, content = folder / METADATA, before + key + _digest(before + key + after) + after
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with replacing(path) as file:
+        file.write(content)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata of a Zarr folder as it was written, without the seal.
+
+    Raises:
+        CorruptError: it is missing, or its seal does not fit it.
+    """
+    path = folder / METADATA
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptError(f"{path} is missing") from None
+    before, key, after = content.rpartition(_SEAL)
+    if after[:_DIGITS] != _digest(before + key + after[_DIGITS:]):
+        raise CorruptError(f"{path} is damaged (its bytes do not match their checksum)")
+    document: dict[str, Any] = json.loads(content)
+    del document["attributes"]["seal"]
+    return document
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
