@@ -1,19 +1,21 @@
 """What stands side by side: every run's figures on a set, the paper's rows, and which of them are best."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
+from typing import Final, TypeVar
 
 from dsu.evaluation.evaluate import Evaluation
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, SPOILT, figure_name, over_objects
 from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import Row, incomparable, judged_in_part, published
 
-__all__ = ["PLACES", "Comparison", "Line", "Results", "compare"]
+__all__ = ["PLACES", "Comparison", "Line", "Results", "by_kind", "compare"]
 
 Results = Mapping[str, Mapping[str, Evaluation]]
 """Of every run, by its name, what each set scored, by the set's name."""
+
+T = TypeVar("T", bound=Hashable)
 
 PLACES: Final = 3
 """Decimals that stand beside the paper's, which prints as many."""
@@ -99,11 +101,15 @@ class Comparison:
         """
         beside_paper = any(other.published for other in self.lines)
         rivals = [other for other in self.lines if metric in other.figures and not (beside_paper and other.remark)]
-        if line not in rivals or len(rivals) < 2:
-            return False
         choose = min if metric in LOWER_IS_BETTER else max
         figures = [round(other.figures[metric], PLACES) for other in rivals]
-        return round(line.figures[metric], PLACES) == choose(figures)
+        return line in rivals and len(rivals) > 1 and round(line.figures[metric], PLACES) == choose(figures)
+
+    @property
+    def printed(self) -> list[str]:
+        """The metrics that the paper prints of the set; none for sets of which it prints nothing."""
+        paper = [line for line in self.lines if line.published]
+        return [name for name in METRICS if any(name in line.figures for line in paper)]
 
     def shown(self, metrics: Sequence[str] | None = None) -> tuple[str, ...]:
         """The figures to tell: those asked for, else all metrics, and what images without an object call for."""
@@ -145,6 +151,14 @@ def compare(results: Results, paper: Callable[[str], tuple[Row, ...]] | None = p
         )
         for name in names
     ]
+
+
+def by_kind(named: Iterable[tuple[str, T]]) -> dict[T, list[str]]:
+    """The names of those that are alike."""
+    kinds: dict[T, list[str]] = {}
+    for name, kind in named:
+        kinds.setdefault(kind, []).append(name)
+    return kinds
 
 
 def _line(run: str, name: str, found: Evaluation) -> Line:

@@ -1,34 +1,39 @@
 """One HTML page of an evaluation, which opens from disk without any network: figures, curves, all images.
 
-Its style, script and frame are the files beside this module. What scripts need is one block of JSON; names of sets,
+Its style, script and template are the files beside this module. What scripts need is one block of JSON; names of sets,
 runs and images are escaped wherever they stand, so an image may be called anything.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from html import escape
+from functools import partial
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 from urllib.parse import quote
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from dsu import __version__
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import Evaluation
 from dsu.files import atomic_write, make_folder
-from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
-from dsu.progress import SILENT, Progress
-from dsu.report.comparison import Results
-from dsu.report.markup import metric_html
-from dsu.report.pictures import SUFFIX, Strip, draw_strips
-from dsu.report.sections import overview, set_navigation, set_sections
+from dsu.metrics.figures import IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, PER_IMAGE, SPOILT, arrow, figure_name, metric_of
+from dsu.metrics.paper import TABLES, ablations, published
+from dsu.progress import SILENT, Progress, counted
+from dsu.report.comparison import PLACES, Comparison, Line, Results, by_kind, compare
+from dsu.report.pictures import SUFFIX, Strip, draw_strip
+from dsu.report.plots import Axis, Chart, histogram, line_chart
+from dsu.threads import in_threads
 
-__all__ = ["INLINE_PICTURES", "check_report_path", "pictures_folder", "write_report"]
+__all__ = ["INLINE_PICTURES", "check_report_path", "write_report"]
 
 INLINE_PICTURES: Final = 200
 """Up to so many cases are in the page itself; beyond, a browser would take long to read it, and they lie beside it."""
@@ -36,6 +41,13 @@ INLINE_PICTURES: Final = 200
 _PLACES: Final = 6
 """Decimals of single images' scores in the page: the full figures of 5,000 images would triple it."""
 _OWN_FILE: Final = re.compile(rf"[0-9a-f]{{20}}{re.escape(SUFFIX)}")
+_ERROR_RANGES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Where a histogram of a measure that is near 0 may end."""
+
+Judged = Mapping[str, tuple[int, Evaluation]]
+"""Of one set, by the run's name: the run's number and what it scored."""
+Figure = tuple[str, list[str], Chart]
+"""A drawing with its title and remarks."""
 
 
 def write_report(path: Path, results: Results, *, progress: Progress = SILENT) -> None:
@@ -54,21 +66,17 @@ def write_report(path: Path, results: Results, *, progress: Progress = SILENT) -
         DsuError: A picture that can't be read or a file that can't be written.
     """
     check_report_path(path)
-    total = sum(len(found.cases) for sets in results.values() for found in sets.values())
-    make_folder(path.parent)
-    beside = pictures_folder(path)
-    folder = beside if total > INLINE_PICTURES else None
-    if folder is not None:
-        make_folder(folder)
-    strips: dict[tuple[str, str], list[Strip]] = {}
-    with progress.task("drawing", total, "pictures") as task:
-        for run, sets in results.items():
-            for name, found in sets.items():
-                strips[run, name] = draw_strips(found, folder, quote(beside.name), task)
-    for complaint in dict.fromkeys(strip.complaint for drawn in strips.values() for strip in drawn if strip.complaint):
+    cases = [(found, case) for sets in results.values() for found in sets.values() for case in found.cases]
+    # As browsers call what they save with a page.
+    beside = path.with_name(f"{path.stem}_files")
+    folder = beside if len(cases) > INLINE_PICTURES else None
+    make_folder(folder or path.parent)
+    draw = partial(draw_strip, folder=folder, place=quote(beside.name))
+    strips = list(in_threads(draw, cases, "drawing", progress, unit="pictures"))
+    for complaint in dict.fromkeys(strip.complaint for strip in strips if strip.complaint):
         progress.say(f"The report lacks an image: {complaint}")
     atomic_write(path, _page(results, strips).encode("utf-8", "replace"))
-    _sweep(beside, {Path(strip.source).name for drawn in strips.values() for strip in drawn} if folder else set())
+    _sweep(beside, {Path(strip.source).name for strip in strips} if folder else set())
 
 
 def check_report_path(path: Path) -> None:
@@ -77,64 +85,6 @@ def check_report_path(path: Path) -> None:
         raise UsageError(f"--report {path} must be a page: give a name that ends in .html.")
     if path.is_dir():
         raise UsageError(f"--report {path} is a folder: give a name for the page in it.")
-
-
-def pictures_folder(path: Path) -> Path:
-    """Where the pictures of a page with many images are, as browsers call what they save with a page."""
-    return path.with_name(f"{path.stem}_files")
-
-
-def _page(results: Results, strips: Mapping[tuple[str, str], Sequence[Strip]]) -> str:
-    runs = ", ".join(results)
-    made = datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
-    room = files("dsu.report")
-    text = {name: (room / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
-    # One pass, so that nothing that is put in is taken for a place to put something else.
-    return Template(text["html"]).substitute(
-        title=escape(f"Evaluation of {runs}"),
-        runs=escape(runs),
-        made=escape(f"dsu {__version__}, {made}"),
-        navigation=set_navigation(results),
-        overview=overview(results),
-        sections=set_sections(results),
-        style=text["css"],
-        script=text["js"],
-        data=_json(_gallery(results, strips)),
-    )
-
-
-def _gallery(results: Results, strips: Mapping[tuple[str, str], Sequence[Strip]]) -> dict[str, Any]:
-    """What the script shows: of every set and run names, scores and pictures of all images, column by column.
-
-    Images without an object are named by their places.
-    """
-    return {
-        "metrics": [
-            {"key": metric, "html": metric_html(metric), "lower": metric in LOWER_IS_BETTER} for metric in PER_IMAGE
-        ],
-        "groups": [
-            {
-                "set": name,
-                "run": run,
-                "names": [row["name"] for row in found.per_image],
-                "empty": [index for index, row in enumerate(found.per_image) if row["empty"]],
-                "scores": {metric: _scores(found, metric) for metric in PER_IMAGE},
-                "strips": [[strip.source, strip.width, strip.height, strip.panels] for strip in strips[run, name]],
-            }
-            for run, sets in results.items()
-            for name, found in sets.items()
-        ],
-    }
-
-
-def _scores(found: Evaluation, metric: str) -> list[float | None]:
-    values = [float(row[metric]) for row in found.per_image]
-    return [round(value, _PLACES) if math.isfinite(value) else None for value in values]
-
-
-def _json(data: dict[str, Any]) -> str:
-    """JSON that can stand inside a script element: no `<` in it ends the element or opens a comment."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _sweep(folder: Path, used: set[str]) -> None:
@@ -147,3 +97,154 @@ def _sweep(folder: Path, used: set[str]) -> None:
     if not used:
         with suppress(OSError):  # something else lies there
             folder.rmdir()
+
+
+def _page(results: Results, strips: Iterable[Strip]) -> str:
+    text = {name: (files("dsu.report") / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    data = json.dumps(_gallery(results, strips), separators=(",", ":"), allow_nan=False)
+    page: str = environment.from_string(text["html"]).render(
+        runs=", ".join(results),
+        several=len(results) > 1,
+        sets=list(_sets(results)),
+        made=f"dsu {__version__}, {datetime.now().astimezone().strftime('%d %B %Y, %H:%M')}",
+        style=Markup(text["css"]),
+        script=Markup(text["js"]),
+        # Inside a script element, no `<` may end the element or open a comment.
+        data=Markup(data.replace("<", "\\u003c")),
+        metric_html=metric_html,
+        arrow=arrow,
+        METRICS=METRICS,
+        IMAGE_LEVEL=IMAGE_LEVEL,
+        SPOILT=SPOILT,
+        LOWER_IS_BETTER=LOWER_IS_BETTER,
+        PRINTED=f"%.{PLACES}f",
+    )
+    return page
+
+
+def _gallery(results: Results, strips: Iterable[Strip]) -> dict[str, Any]:
+    """What the script shows: of every set and run names, scores and pictures of all images, column by column.
+
+    Images without an object are named by their places.
+    """
+    drawn = iter(strips)
+    return {
+        "metrics": [
+            {"key": metric, "html": metric_html(metric), "lower": metric in LOWER_IS_BETTER} for metric in PER_IMAGE
+        ],
+        "groups": [
+            {
+                "set": name,
+                "run": run,
+                "names": [row["name"] for row in found.per_image],
+                "empty": [index for index, row in enumerate(found.per_image) if row["empty"]],
+                "scores": {metric: _scores(found, metric) for metric in PER_IMAGE},
+                "strips": [
+                    [strip.source, strip.width, strip.height, strip.panels] for strip in islice(drawn, len(found.cases))
+                ],
+            }
+            for run, sets in results.items()
+            for name, found in sets.items()
+        ],
+    }
+
+
+def _scores(found: Evaluation, metric: str) -> list[float | None]:
+    values = [float(row[metric]) for row in found.per_image]
+    return [round(value, _PLACES) if math.isfinite(value) else None for value in values]
+
+
+def metric_html(figure: str) -> Markup:
+    """A figure's name with its kind as index: F_max is F with a low "max", whatever images it is over."""
+    metric, _ = metric_of(figure)
+    letter, _, kind = metric.partition("_")
+    if metric not in METRICS or not kind:
+        return Markup(letter if metric in METRICS else figure_name(figure))
+    return Markup(f"{letter}<sub>{kind}</sub>")
+
+
+def _sets(results: Results) -> Iterator[dict[str, Any]]:
+    """What the template tells of each set."""
+    for alone, beside, variants in zip(*(compare(results, rows) for rows in (None, published, ablations)), strict=True):
+        # Numbered as all runs are, which draws a run alike in every set.
+        judged = {
+            run: (number, sets[alone.name]) for number, (run, sets) in enumerate(results.items()) if alone.name in sets
+        }
+        counts = by_kind((run, counted(found.images, "images")) for run, (_, found) in judged.items())
+        conventions = by_kind((run, tuple(found.conventions.items())) for run, (_, found) in judged.items())
+        yield {
+            "name": alone.name,
+            "facts": ", ".join(
+                count if len(counts) == 1 else f"{count} ({', '.join(runs)})" for count, runs in counts.items()
+            ),
+            "alone": alone,
+            "beside": beside,
+            "tables": [(_title(one, ablation=one is variants), one) for one in (beside, variants) if one.printed],
+            "notes": " ".join(dict.fromkeys([*beside.notes(), *variants.notes()])),
+            "numbers": {run: number for run, (number, _) in judged.items()},
+            "curves": _curves(judged),
+            "responses": _responses([line for line in beside.lines if line.without_object]),
+            "distributions": _distributions(judged),
+            "conventions": [(runs, dict(kind)) for kind, runs in conventions.items()],
+        }
+
+
+def _title(comparison: Comparison, *, ablation: bool) -> str:
+    numbers = [table.number for table in TABLES if table.ablation is ablation and comparison.name in table.sets]
+    return f"Beside the paper’s{' ablations,' if ablation else ''} Table {' '.join(numbers)}"
+
+
+def _remarks(of_runs: Mapping[str, str]) -> list[str]:
+    """What is remarked of each run; what is the same for all is said once."""
+    several = len({*of_runs.values()}) > 1
+    return list(dict.fromkeys(f"{run}: {remark}" if several else remark for run, remark in of_runs.items()))
+
+
+def _curves(judged: Judged) -> list[Figure]:
+    thresholds = np.arange(255, -1, -1, dtype=np.float64)
+    precision_recall = line_chart(
+        {number: (found.curves["recall"], found.curves["precision"]) for number, found in judged.values()},
+        Axis("recall", 0, 1),
+        Axis("precision", 0, 1),
+        "Precision over recall, averaged over images",
+    )
+    f_measure = line_chart(
+        {number: (thresholds, found.curves["F"]) for number, found in judged.values()},
+        Axis("threshold (grey level)", 0, 255, places=0),
+        Axis("F (beta² 0.3)", 0, 1),
+        "F over the threshold, averaged over images",
+    )
+    greatest = {
+        run: f"greatest {found.metrics['F_max']:.3f} at {255 - int(found.curves['F'].argmax())}"
+        for run, (_, found) in judged.items()
+    }
+    return [
+        ("Precision over recall", ["256 thresholds"], precision_recall),
+        ("F over the threshold", _remarks(greatest), f_measure),
+    ]
+
+
+def _distributions(judged: Judged) -> Iterator[Figure]:
+    for metric in PER_IMAGE:
+        scores = {run: np.array([row[metric] for row in found.per_image], float) for run, (_, found) in judged.items()}
+        greatest = max(float(values.max()) for values in scores.values())
+        high = next((end for end in _ERROR_RANGES if end >= greatest), 1.0) if metric in LOWER_IS_BETTER else 1.0
+        plain = metric.replace("_", " ")
+        numbered = {judged[run][0]: values for run, values in scores.items()}
+        centres = {run: f"mean {v.mean():.3f}, median {np.median(v):.3f}" for run, v in scores.items()}
+        drawing = histogram(numbered, plain, high, f"How many images score what {plain}")
+        yield metric_html(metric), _remarks(centres), drawing
+
+
+def _responses(lines: Sequence[Line]) -> list[Figure]:
+    """Of each run that was judged on images without an object: how strongly images with (0) and without (1) respond."""
+    drawings: list[Figure] = []
+    for line in lines:
+        assert line.image_level is not None  # a run's
+        responses, empty = np.array(line.image_level.responses), np.array(line.image_level.empty)
+        kinds = {kind: values for kind, values in enumerate((responses[~empty], responses[empty])) if values.size}
+        summary = "How many images with and without an object respond how strongly"
+        title = f"Responses of {line.label}" if len(lines) > 1 else "Responses"
+        drawings.append((title, [], histogram(kinds, "response", 1.0, summary)))
+    return drawings

@@ -6,12 +6,8 @@ of it at a time.
 
 import hashlib
 import io
-import os
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import UnreadableImage, or_unreadable, read_image
+from dsu.data.images import UnreadableImage, read_image
 from dsu.evaluation.evaluate import Case, Evaluation, read_case
 from dsu.files import atomic_write
-from dsu.progress import Task
 
-__all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strips"]
+__all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strip"]
 
 # Orange and blue of Okabe and Ito's palette: apart for every kind of colour vision, and in lightness alone.
 FALSE_POSITIVE: Final = (230, 159, 0)
@@ -35,11 +30,7 @@ SUFFIX: Final = ".webp"
 
 _LONGEST: Final = 320
 """Pixels of a panel's longer side: sharp in the gallery on a dense screen, and a strip stays at about 20 kB."""
-_QUALITY: Final = 80
-# Of 0 to 6: the default, 4, takes more than twice as long for files 4 % smaller.
-_EFFORT: Final = 2
 _GUTTER: Final = 4
-_NO_IMAGE: Final = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -57,29 +48,42 @@ class Strip:
     complaint: str = ""
 
 
-def draw_strips(found: Evaluation, folder: Path | None, place: str, task: Task) -> list[Strip]:
-    """Draw a strip a case, in the order of `found.cases`, several at a time.
+def draw_strip(judged: tuple[Evaluation, Case], folder: Path | None, place: str) -> Strip:
+    """Draw a case's strip.
 
     A file is called by its content's hash: a page that was made before and is still open or stands finds its own
     pictures until another takes its name, and what is drawn already is not written again.
 
     Args:
-        found: What was judged.
-        folder: Where the files go; None keeps the pictures in the page, as data URIs.
+        judged: The case, and what its set scored.
+        folder: Where the file goes; None keeps the picture in the page, as a data URI.
         place: The folder's address relative to the page.
-        task: Told of each case.
 
     Raises:
         DsuError: A file that can't be read or written.
     """
-    draw = partial(_strip, found=found, folder=folder, place=place)
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="draw") as pool:
-        try:
-            return list(_told(pool.map(draw, found.cases), task))
-        except BaseException:
-            # Leaving the pool would otherwise draw all the rest first.
-            pool.shutdown(cancel_futures=True)
-            raise
+    found, case = judged
+    prediction, truth = read_case(case, found.mask_format, resize=True)
+    image, complaint = None, ""
+    try:
+        image = None if case.image is None else read_image(case.image)
+    except UnreadableImage as error:
+        complaint = str(error)
+    panels = draw_panels(truth, prediction, image, normalize=found.normalize)
+    # Every panel is continued by its own edge: scaled, it takes no colour from its neighbour.
+    padded = [np.pad(np.asarray(panel), ((0, 0), (_GUTTER, _GUTTER), (0, 0)), mode="edge") for panel in panels]
+    encoded = io.BytesIO()
+    # The default method, 4 of 6, takes more than twice as long for files 4 % smaller.
+    Image.fromarray(np.hstack(padded)[:, _GUTTER:-_GUTTER]).save(encoded, "WEBP", quality=80, method=2)
+    content = encoded.getvalue()
+    if folder is None:
+        source = f"data:image/webp;base64,{b64encode(content).decode()}"
+    else:
+        name = hashlib.sha256(content).hexdigest()[:20] + SUFFIX
+        source = f"{place}/{name}"
+        if not (folder / name).exists():
+            atomic_write(folder / name, content)
+    return Strip(source, *panels[0].size, len(panels), complaint)
 
 
 def draw_panels(
@@ -94,13 +98,17 @@ def draw_panels(
         truth: Ground truth (H, W).
         prediction: The map (H, W), 0..255.
         image: What was segmented, of any size.
-        normalize: Whether the map was judged stretched to its full range, and so is shown.
+        normalize: Whether the map was judged stretched from its own minimum to its own maximum, and so is shown; a
+            constant map stays as it is.
     """
-    level = _stretched(prediction) if normalize else prediction / 255
+    low, high = int(prediction.min()), int(prediction.max())
+    level = (prediction - float(low)) / (high - low) if normalize and low < high else prediction / 255
     wanted, given = truth > 128, level > 0.5
-    size = _fitted(truth.shape[1], truth.shape[0])
+    height, width = truth.shape
+    scale = min(1.0, _LONGEST / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     small = None if image is None else image.resize(size, Image.Resampling.BICUBIC)
-    grey = Image.new("RGB", size, _NO_IMAGE) if small is None else small.convert("L").convert("RGB")
+    grey = Image.new("RGB", size, (128, 128, 128)) if small is None else small.convert("L").convert("RGB")
     # Foreground stays bright and background is dimmed, so that hits are told from what was rightly left out.
     dimmed = grey.point(lambda value: value // 3)
     errors = Image.composite(grey, dimmed, _shrunk(wanted, size))
@@ -111,47 +119,6 @@ def draw_panels(
     return panels if small is None else [small, *panels]
 
 
-def _strip(case: Case, found: Evaluation, folder: Path | None, place: str) -> Strip:
-    prediction, truth = read_case(case, found.mask_format, resize=True)
-    found_image = None if case.image is None else or_unreadable(read_image)(case.image)
-    image, complaint = (None, str(found_image)) if isinstance(found_image, UnreadableImage) else (found_image, "")
-    panels = draw_panels(truth, prediction, image, normalize=found.normalize)
-    width, height = panels[0].size
-    # Every panel is continued by its own edge: scaled, it takes no colour from its neighbour.
-    padded = [np.pad(np.asarray(panel), ((0, 0), (_GUTTER, _GUTTER), (0, 0)), mode="edge") for panel in panels]
-    joined = Image.fromarray(np.hstack(padded)[:, _GUTTER:-_GUTTER])
-    content = io.BytesIO()
-    joined.save(content, "WEBP", quality=_QUALITY, method=_EFFORT)
-    return Strip(_kept(content.getvalue(), folder, place), width, height, len(panels), complaint)
-
-
-def _kept(content: bytes, folder: Path | None, place: str) -> str:
-    """The picture's address, under which it then is."""
-    if folder is None:
-        return f"data:image/webp;base64,{b64encode(content).decode()}"
-    name = hashlib.sha256(content).hexdigest()[:20] + SUFFIX
-    if not (folder / name).exists():
-        atomic_write(folder / name, content)
-    return f"{place}/{name}"
-
-
-def _told(strips: Iterator[Strip], task: Task) -> Iterator[Strip]:
-    for strip in strips:
-        task.advance()
-        yield strip
-
-
-def _stretched(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(H, W) in 0..1 as it was judged: from its own minimum to its own maximum; a constant map as it is."""
-    low, high = int(grey.min()), int(grey.max())
-    return grey / 255 if low == high else (grey.astype(np.float64) - low) / (high - low)
-
-
-def _fitted(width: int, height: int) -> tuple[int, int]:
-    scale = min(1.0, _LONGEST / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _shrunk(region: NDArray[np.bool_], size: Sequence[int]) -> Image.Image:
+def _shrunk(region: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
     """A region's share of each small pixel, in 0..255."""
-    return Image.fromarray(region.astype(np.uint8) * 255).resize((size[0], size[1]), Image.Resampling.BOX)
+    return Image.fromarray(region.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)

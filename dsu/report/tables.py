@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, RANDOM, arrow, figure_name, metric_of
 from dsu.metrics.paper import published
-from dsu.report.comparison import PLACES, Comparison, Line, Results, compare
+from dsu.report.comparison import PLACES, Comparison, Line, Results, by_kind, compare
 
 __all__ = [
     "FORMATS",
@@ -107,7 +107,13 @@ def as_csv(
     with_empties = any(comparison.with_empties for comparison in comparisons) and metrics is None
     extra = (_WITHOUT, *IMAGE_LEVEL, *OBJECT) if with_empties else ()
     rows = [
-        {"run": line.title, "set": comparison.name, "images": line.images, _WITHOUT: _without(line), **line.figures}
+        {
+            "run": line.title,
+            "set": comparison.name,
+            "images": line.images,
+            _WITHOUT: None if line.published else line.without_object,
+            **line.figures,
+        }
         for comparison in comparisons
         for line in comparison.lines
     ]
@@ -168,27 +174,25 @@ FORMATS: Final[Mapping[str, Callable[..., str]]] = {
 
 def conventions_by_kind(results: Results) -> list[tuple[list[str], dict[str, str]]]:
     """The kinds of conventions among sets and runs, each after those that it is of: `ECSSD of run`."""
-    kinds: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for run, sets in results.items():
-        for name, found in sets.items():
-            kinds.setdefault(tuple(found.conventions.items()), []).append(f"{name} of {run}")
-    return [(whose, dict(kind)) for kind, whose in kinds.items()]
+    named = (
+        (f"{name} of {run}", tuple(found.conventions.items()))
+        for run, sets in results.items()
+        for name, found in sets.items()
+    )
+    return [(whose, dict(kind)) for kind, whose in by_kind(named).items()]
 
 
 def in_short(results: Results) -> str:
     """Whether maps were stretched, of sets and runs apart where they differ in it, and where to read the rest."""
-    kinds: dict[str, list[str]] = {}
-    for run, sets in results.items():
-        for name, found in sets.items():
-            kinds.setdefault(found.conventions["map"], []).append(name if len(results) == 1 else f"{name} of {run}")
+    found = {(run, name): one.conventions for run, sets in results.items() for name, one in sets.items()}
+    kinds = by_kind(
+        (name if len(results) == 1 else f"{name} of {run}", conventions["map"])
+        for (run, name), conventions in found.items()
+    )
     told = [kind if len(kinds) == 1 else f"{', '.join(whose)} {kind}" for kind, whose in kinds.items()]
-    random = any("encoders" in found.conventions for sets in results.values() for found in sets.values())
+    random = any("encoders" in conventions for conventions in found.values())
     remark = f" Encoders of {RANDOM}." if random else ""
     return f"Maps: {'; '.join(told)}.{remark} All conventions: dsu eval --conventions, docs/metrics.md."
-
-
-def _without(line: Line) -> int | None:
-    return None if line.published else line.without_object
 
 
 def _known(lines: Iterable[Line], names: Sequence[str]) -> list[str]:
