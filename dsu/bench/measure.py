@@ -18,8 +18,7 @@ from dsu.bench.timing import matrix_rate
 from dsu.choices import Precision
 from dsu.config import DSUNetConfig
 from dsu.encoders.weights import EncoderWeights, load_encoders
-from dsu.features.fingerprints import library_versions
-from dsu.features.stores import encoders_name
+from dsu.features.stores import encoders_name, library_versions
 from dsu.progress import SILENT, Progress
 from dsu.runtime import choose_runtime, machine_name
 

@@ -22,8 +22,7 @@ from dsu.data.images import read_mask
 from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import Case, evaluate
-from dsu.features.extraction import extract
-from dsu.features.extraction_plan import plan_extraction
+from dsu.features.extraction import extract, plan_extraction
 from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.metrics.meters import Meters
 from dsu.network.network import DSUNet, default_encoder_batch_size

@@ -1,34 +1,89 @@
-"""Stage one: run what is frozen, once, and store it."""
+"""Stage one: find out what is new or missing, run what is frozen, once, and store it."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from dsu.batches import Batch, prefetch
 from dsu.choices import Precision
 from dsu.config import PRESETS, DSUNetConfig
-from dsu.data.datasets import Paths, SourceFolder, describe, find_dataset
+from dsu.data.datasets import Inspection, Paths, SourceFolder, Split, describe, find_dataset, inspect
 from dsu.data.tiles import Tiling, tiled
-from dsu.data.views import FLIPPED_WHEN_READ, augmentation_of
+from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.datasets import ImageDataset
 from dsu.encoders.weights import EncoderWeights, MissingWeightsError, load_encoders
-from dsu.errors import DsuError
-from dsu.features.extraction_plan import ExtractionPlan, plan_extraction
-from dsu.features.stores import find_stores, store_path
+from dsu.errors import DsuError, UsageError
+from dsu.features.stores import FeatureStore, find_stores, fingerprint, sample_key, store_path
 from dsu.features.writing import writing
 from dsu.graphs import GraphRunner
-from dsu.network.network import DSUNet
-from dsu.network.resume import check_features, guide_names
+from dsu.network.network import DSUNet, default_encoder_batch_size
+from dsu.network.resume import check_features, feature_shape, guide_names
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import ExtractionSettings
+from dsu_cache import Entry, Fingerprint
 
-__all__ = ["CachePlan", "cache_features", "extract"]
+__all__ = ["CachePlan", "ExtractionPlan", "cache_features", "extract", "plan_extraction"]
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """One split's work, known before it starts.
+
+    Attributes:
+        split, inspection, store: whose features are computed, what was found of its files, and where they go.
+        drift: what was made with another library version or device, to warn of.
+        guides: DINOv2's features, all that its network has.
+        encoder_batch_size: how many samples the encoders see at once.
+        todo: by shard the (array, view) that it lacks.
+    """
+
+    split: Split
+    inspection: Inspection
+    store: FeatureStore
+    drift: tuple[str, ...]
+    guides: tuple[str, ...]
+    encoder_batch_size: int
+    todo: dict[int, list[tuple[str, int]]]
+
+    @property
+    def bytes_by_array(self) -> dict[str, int]:
+        """Bytes still to be written, before any compression."""
+        found: dict[str, int] = {}
+        for shard, lacking in self.todo.items():
+            rows = len(self.store.rows_in_shard(shard))
+            for name, _ in lacking:
+                found[name] = found.get(name, 0) + rows * self.store.arrays[name].item_nbytes
+        return found
+
+    @property
+    def images(self) -> int:
+        """Images that have to be decoded, for cached augmentations once more each."""
+        return self._count(augmentation_of)
+
+    @property
+    def encodings(self) -> int:
+        """Views of images that have to be encoded or written: the unit of progress."""
+        return self._count(int)
+
+    def _count(self, what: Callable[[int], int]) -> int:
+        """Samples times the different values that the views they lack have."""
+        return sum(
+            len(self.store.rows_in_shard(shard)) * len({what(view) for _, view in lacking})
+            for shard, lacking in self.todo.items()
+        )
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether DINOv2 has to run."""
+        return any(name in self.guides for lacking in self.todo.values() for name, _ in lacking)
 
 
 @dataclass(frozen=True)
@@ -84,16 +139,15 @@ def cache_features(
     def plan_all(digests: Mapping[str, str], root: Path) -> CachePlan:
         plans = []
         for source, split in splits:
-            plans.append(
-                plan_extraction(
-                    split, source, config, settings, runtime, digests, root, progress, random=weights.random
-                )
+            plan = plan_extraction(
+                split, source, config, settings, runtime, digests, root, progress, random=weights.random
             )
-            for line in describe(split, plans[-1].inspection):
+            for line in describe(split, plan.inspection):
                 progress.say(line)
-        plan = CachePlan(tuple(plans), runtime, _free_bytes(plans, paths.cache_root))
-        before(plan)
-        return plan
+            plans.append(plan)
+        planned = CachePlan(tuple(plans), runtime, _free_bytes(plans, paths.cache_root))
+        before(planned)
+        return planned
 
     if dry_run and not any(store_path(paths.cache_root, split.name, config).exists() for _, split in splits):
         # Nothing is stored that could disagree, so no weights are wanted to say how much there is to do.
@@ -106,24 +160,13 @@ def cache_features(
         )
     except MissingWeightsError as error:
         raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, paths.cache_root)}.") from error
-    plan = plan_all(digests, paths.cache_root)
+    planned = plan_all(digests, paths.cache_root)
     if dry_run:
-        return plan
-    network = DSUNet(config, hiera, dino, feature_dtype=torch_type(settings.feature_dtype)).eval()
-    runtime.place(network)
-    for work in plan.splits:
-        extract(work, network, runtime, progress)
-    return plan
-
-
-def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: Progress = SILENT) -> None:
-    """Decode, encode and write what a split's store is missing, the three overlapping, a shard at a time.
-
-    A shard that is finished stays finished, whatever happens to the next one. Raises `DsuError` naming the sample
-    when a value is not finite or does not fit the stored type, or when the disk is full.
-    """
-    network.encoder_batch_size = plan.encoder_batch_size
-    _Extraction(plan, network, runtime).run(progress)
+        return planned
+    network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch_type(settings.feature_dtype)).eval())
+    for plan in planned.splits:
+        extract(plan, network, runtime, progress)
+    return planned
 
 
 def _stored_otherwise(dataset: str, cache_root: Path) -> str:
@@ -148,80 +191,194 @@ def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
     return free
 
 
-@dataclass(frozen=True)
-class _Extraction:
-    """One split's plan being carried out."""
+# -- what there is to do -----------------------------------------------------------------------------------------
 
-    plan: ExtractionPlan
+
+def plan_extraction(
+    split: Split,
+    source: SourceFolder,
+    config: DSUNetConfig,
+    settings: ExtractionSettings,
+    runtime: Runtime,
+    digests: Mapping[str, str],
+    cache_root: Path,
+    progress: Progress = SILENT,
+    *,
+    random: bool = False,
+) -> ExtractionPlan:
+    """Look at the images, open or make the split's store, and find out what it lacks.
+
+    Nothing but the store's metadata is written; `random` notes there that the encoders' weights are random. Raises
+    `StaleError` where a stored array was made of something else, unless `settings.rebuild`.
+    """
+    path = store_path(cache_root, split.name, config)
+    store = FeatureStore.open(path) if (path / "zarr.json").exists() else None
+    if store is not None:
+        _check_owner(store, source)
+    foreground = settings.foreground or (store.source.foreground if store else None)
+    inspection = inspect(split, store.metadata if store else None, progress, foreground=foreground)
+    if not inspection.facts:
+        broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
+        raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
+    entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
+    attributes: dict[str, Any] = {
+        "source": vars(replace(source, mask_format=inspection.mask_format.to_json() if split.masks else None)),
+        "config": config.model_dump(mode="json"),
+        "encoders": {**(store.encoders if store else {}), **digests},
+        "random": random,
+    }
+    if store is None:
+        store = FeatureStore.create(path, attributes, compressor=settings.compressor)
+    # Features of one store must go together: what it was begun with goes before what suits the device.
+    begun_with = store.encoder_batch_size or default_encoder_batch_size(runtime.device)
+    encoder_batch_size = settings.encoder_batch_size or begun_with
+    wanted = {
+        name: fingerprint(
+            name,
+            config,
+            mask_format=inspection.mask_format,
+            feature_dtype=settings.feature_dtype,
+            runtime=runtime,
+            digests=digests,
+            encoder_batch_size=encoder_batch_size,
+        )
+        for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.features))
+    }
+    with store.lock():
+        drift = _reconcile(store, wanted, rebuild=settings.rebuild)
+        store.set_attributes(attributes)
+        manifest = store.manifest.assign(entries, store.rows_per_shard)
+        if manifest != store.manifest:
+            store.set_manifest(manifest)
+        _add_arrays(store, wanted, settings, config)
+    todo: dict[int, list[tuple[str, int]]] = {}
+    for name in wanted:
+        for view in _kept_views(settings, name, split.kind, config):
+            for missing in store.missing(name, [view_index(name, view)]):
+                todo.setdefault(missing.shard, []).append((name, view))
+    return ExtractionPlan(split, inspection, store, drift, guide_names(config), encoder_batch_size, todo)
+
+
+def _check_owner(store: FeatureStore, source: SourceFolder) -> None:
+    """Two folders of one name must not take turns in one store."""
+    owner = store.source
+    if not source.benchmark and owner.reference != source.reference and Path(owner.reference).exists():
+        raise UsageError(
+            f"{store.path} holds the features of {owner.reference}: give another --cache-root for {source.reference}, "
+            f"or rename the folder."
+        )
+
+
+def _reconcile(store: FeatureStore, wanted: Mapping[str, Fingerprint], *, rebuild: bool) -> tuple[str, ...]:
+    """Refuse or drop arrays that were made of something else; return what differs only in versions."""
+    for name, print_ in wanted.items():
+        if rebuild and name in store.arrays and store.arrays[name].fingerprint.differences(print_, name):
+            store.remove_array(name)
+    drift = store.check(
+        {name: print_ for name, print_ in wanted.items() if name in store.arrays},
+        "Run again with --rebuild to compute these arrays anew, or give another --cache-root to keep both.",
+    )
+    return tuple(map(str, drift))
+
+
+def _add_arrays(
+    store: FeatureStore, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings, config: DSUNetConfig
+) -> None:
+    side = config.hiera_size
+    for name, print_ in wanted.items():
+        if name in store.arrays:
+            continue
+        shape = (side, side) if name == "mask" else feature_shape(config, name)
+        kind = np.uint8 if name in FLIPPED_WHEN_READ else settings.feature_dtype
+        store.add_array(name, shape, kind, view_count(name), print_)
+
+
+def _kept_views(settings: ExtractionSettings, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:
+    """The views in which array `name` is kept; of pixels and masks no flips, but every cached augmentation."""
+    if kind == "test":
+        return (0,)
+    if name in FLIPPED_WHEN_READ:
+        return Views(1, max(settings.views.extra, settings.level_views.extra)).numbers
+    return (settings.views if name in guide_names(config) else settings.level_views).numbers
+
+
+# -- doing it ----------------------------------------------------------------------------------------------------
+
+
+def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: Progress = SILENT) -> None:
+    """Decode, encode and write what a split's store is missing, the three overlapping, a shard at a time.
+
+    A shard that is finished stays finished, whatever happens to the next one. Raises `DsuError` naming the sample
+    when a value is not finite or does not fit the stored type, or when the disk is full.
+    """
+    if not plan.todo:
+        return
+    network.encoder_batch_size = plan.encoder_batch_size
+    encoding = _Encoding(network, runtime, {})
+    with (
+        plan.store.lock(),
+        progress.task(f"encoding {plan.split.name}", plan.encodings, "views") as task,
+        writing(plan.store) as writer,
+    ):
+        for shard, extra, batch in _decoded(plan, network.config, runtime):
+            for view in sorted({view for _, view in plan.todo[shard] if augmentation_of(view) == extra}):
+                arrays = [name for name, wanted in plan.todo[shard] if wanted == view]
+                for name, parts in encoding.run(batch, view, arrays, task.advance).items():
+                    writer.put(name, view, shard, batch.names, parts)
+
+
+def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:
+    """Each shard in each augmentation (0: the images as they are), its samples decoded one shard ahead."""
+    inspection, manifest = plan.inspection, plan.store.manifest
+    samples = ImageDataset(
+        plan.split, config, metadata=inspection.facts, mask_format=inspection.mask_format, guide=plan.needs_guide
+    )
+    wanted = [
+        (shard, extra)
+        for shard, todo in sorted(plan.todo.items())
+        for extra in sorted({augmentation_of(view) for _, view in todo})
+    ]
+
+    def decode(shard: int, extra: int) -> tuple[int, int, Batch]:
+        names = [manifest.names_at(row)[0] for row in plan.store.rows_in_shard(shard).tolist()]
+        batch = samples.read(names, [4 * extra] * len(names))
+        return shard, extra, batch.pinned() if runtime.device.type == "cuda" else batch
+
+    return prefetch((partial(decode, *one) for one in wanted), ahead=1)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """Runs the encoders on batches of images; `graphs` by the features that are encoded together."""
+
     network: DSUNet
     runtime: Runtime
-    _graphs: dict[tuple[str, ...], GraphRunner] = field(default_factory=dict)
-    """By the features that are encoded together."""
+    graphs: dict[tuple[str, ...], GraphRunner]
 
-    def run(self, progress: Progress = SILENT) -> None:
-        """See `extract`."""
-        if not self.plan.todo:
-            return
-        with (
-            self.plan.store.lock(),
-            progress.task(f"encoding {self.plan.split.name}", self.plan.encodings, "views") as task,
-            writing(self.plan.store) as writer,
-        ):
-            for shard, extra, names, batch in self._decoded():
-                for view in sorted({view for _, view in self.plan.todo[shard] if augmentation_of(view) == extra}):
-                    arrays = [name for name, wanted in self.plan.todo[shard] if wanted == view]
-                    for name, parts in self._encode(batch, names, arrays, view, task.advance).items():
-                        writer.put(name, view, shard, names, parts)
-
-    def _decoded(self) -> Iterator[tuple[int, int, list[str], Batch]]:
-        """Each shard in each augmentation (0: the images as they are), with its samples, decoded one shard ahead."""
-        _, dino = self.plan.needs
-        inspection, store = self.plan.inspection, self.plan.store
-        samples = ImageDataset(
-            self.plan.split,
-            self.network.config,
-            metadata=inspection.facts,
-            mask_format=inspection.mask_format,
-            guide=dino,
-        )
-        wanted = [
-            (shard, extra, [store.manifest.names_at(int(row))[0] for row in store.rows_in_shard(shard)])
-            for shard, todo in sorted(self.plan.todo.items())
-            for extra in sorted({augmentation_of(view) for _, view in todo})
-        ]
-
-        def decode(extra: int, names: list[str]) -> Batch:
-            batch = samples.read(names, [4 * extra] * len(names))
-            return batch.pinned() if self.runtime.device.type == "cuda" else batch
-
-        work = (partial(decode, extra, names) for _, extra, names in wanted)
-        for (shard, extra, names), batch in zip(wanted, prefetch(work, ahead=1), strict=True):
-            yield shard, extra, names, batch
-
-    def _encode(
-        self, batch: Batch, names: list[str], arrays: list[str], view: int, advance: Callable[[int], None]
+    def run(
+        self, batch: Batch, view: int, arrays: Sequence[str], advance: Callable[[int], None]
     ) -> dict[str, list[Tensor]]:
-        """The named arrays of one shard in one view, (rows, *item) each, in parts that are still on the device.
+        """The named arrays in one view, (rows, *item) each, in parts that are still on the device.
 
         Nothing here waits for a GPU: what has been queued is fetched by the threads that write.
         """
-        found: dict[str, list[Tensor]] = {name: [getattr(batch, name)] for name in FLIPPED_WHEN_READ if name in arrays}
-        encoded = [name for name in arrays if name not in found]
+        raw = {"pixels": batch.pixels, "mask": batch.mask}
+        found = {name: [image] for name, image in raw.items() if name in arrays and image is not None}
+        encoded = tuple(name for name in arrays if name not in raw)
         if not encoded:
-            advance(len(names))
+            advance(len(batch.names))
             return found
-        found |= {name: [] for name in encoded}
-        size = self.plan.encoder_batch_size
-        graphs = self._graphs.setdefault(tuple(encoded), GraphRunner.on(self.runtime.device))
 
         def encode(part: Batch) -> dict[str, Tensor]:
             inputs = part.flipped().inputs
             with self.runtime.autocast():
                 return self.network.encode(inputs["pixel_values"], inputs["guide_values"], encoded)
 
-        for start in range(0, len(names), size):
+        graphs = self.graphs.setdefault(encoded, GraphRunner.on(self.runtime.device))
+        size = self.network.encoder_batch_size or len(batch.names)
+        for start in range(0, len(batch.names), size):
             part = batch.part(start, start + size, view).to(self.runtime.device)
             for name, tensor in graphs.run(encode, part).items():
-                found[name].append(tensor)
+                found.setdefault(name, []).append(tensor)
             advance(len(part.names))
         return found

@@ -1,23 +1,28 @@
 """The stored features of data sets: finding a split's store, what it was made of, and whether that still holds."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import ValidationError
 
 from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
+from dsu.data.augmentation import RECIPE
 from dsu.data.datasets import SampleMetadata, SourceFolder, inspect
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import Tiling
 from dsu.data.views import FLIPPED_WHEN_READ, Views, view_index
 from dsu.errors import DsuError, UsageError
-from dsu.features.fingerprints import fingerprint
-from dsu.network.resume import ResumePoint
+from dsu.network.resume import ResumePoint, guide_names
 from dsu.progress import SILENT, Progress
-from dsu.runtime import Runtime
-from dsu_cache import CacheError, CorruptError, Store, is_store
+from dsu.runtime import Runtime, processor_name
+from dsu_cache import CacheError, CorruptError, Fingerprint, Store, is_store
 
 __all__ = [
     "FeatureStore",
@@ -25,7 +30,9 @@ __all__ = [
     "encoders_name",
     "find_store",
     "find_stores",
-    "plain_name",
+    "fingerprint",
+    "library_versions",
+    "named_folders",
     "sample_key",
     "store_folders",
     "store_path",
@@ -100,25 +107,22 @@ class FeatureStore(Store):
         """How its masks were read. Raises `DsuError` for a store without masks."""
         if "mask" not in self.arrays:
             raise DsuError(f"The store {self.path} has no masks: they are needed to train, and to compare with.")
-        return MaskFormat.from_json(self._recorded("mask_format", None))
+        return MaskFormat.from_json(self._recorded("mask_format"))
 
     @property
     def precision(self) -> Precision:
         """The precision at which its features were computed; auto where it has none."""
-        found: Precision = self._recorded("precision", "auto")
-        return found
+        return self._recorded("precision", "auto")  # type: ignore[no-any-return]
 
     @property
     def feature_dtype(self) -> FeatureDtype:
         """The type in which it keeps its features."""
-        found: FeatureDtype = self._recorded("type", "float16")
-        return found
+        return self._recorded("type", "float16")  # type: ignore[no-any-return]
 
     @property
     def encoder_batch_size(self) -> int | None:
         """How many samples the encoders saw at once; None where no feature is stored."""
-        found: int | None = self._recorded("encoder batch size", None)
-        return found
+        return self._recorded("encoder batch size")  # type: ignore[no-any-return]
 
     @property
     def metadata(self) -> dict[str, SampleMetadata]:
@@ -131,7 +135,7 @@ class FeatureStore(Store):
     def is_of(self, name: str) -> bool:
         """Whether `name` is its data set, its split or the folder of its images."""
         source = self.source
-        if plain_name(name) in (plain_name(source.split), plain_name(source.dataset)):
+        if _plain(name) in (_plain(source.split), _plain(source.dataset)):
             return True
         return Path(name).expanduser().resolve() == Path(source.reference)
 
@@ -150,10 +154,10 @@ class FeatureStore(Store):
     def _foreign(self) -> DsuError:
         return DsuError(f"The store {self.path} was not written by this dsu: remove it, or give another --cache-root.")
 
-    def _recorded(self, field: str, default: Any) -> Any:
+    def _recorded(self, field: str, default: Any = None) -> Any:
         """A field of the fingerprints: it is the same in all that have it."""
-        fields = [info.fingerprint.fields for info in self.arrays.values()]
-        return next((found[field] for found in fields if field in found), default)
+        prints = [info.fingerprint.fields for info in self.arrays.values()]
+        return next((fields[field] for fields in prints if field in fields), default)
 
     # -- whether it still holds ----------------------------------------------------------------------------------
 
@@ -244,6 +248,65 @@ def _below(folder: Path, error: CorruptError) -> str:
     return str(error).replace(f"{folder}/", "")
 
 
+# -- what decides whether an array may be used -------------------------------------------------------------------
+
+
+def fingerprint(
+    name: str,
+    config: DSUNetConfig,
+    *,
+    mask_format: MaskFormat,
+    feature_dtype: str,
+    runtime: Runtime,
+    digests: Mapping[str, str],
+    encoder_batch_size: int,
+) -> Fingerprint:
+    """What array `name` is made of.
+
+    Fields decide whether it may be used; what is recorded beside them (library versions and the machine) only warns.
+    """
+    extra = {"cached augmentations": RECIPE}
+    if name == "pixels":
+        return Fingerprint(
+            {"size": config.hiera_size, "resize": "PIL bilinear", "mode": "RGB", **extra}, library_versions()
+        )
+    if name == "mask":
+        return Fingerprint(
+            {"size": config.hiera_size, "resize": "PIL bicubic", "mask_format": mask_format.to_json(), **extra},
+            library_versions(),
+        )
+    is_map = name in guide_names(config)
+    spec = config.dino if is_map else config.hiera
+    fields: dict[str, Any] = {
+        "encoder": spec.model_dump(mode="json", exclude={"name"}),
+        "weights": digests["dino" if is_map else "hiera"],
+        "input size": config.dino_size if is_map else config.hiera_size,
+        "resize": "PIL bilinear",
+        "normalisation": "ImageNet",
+        "precision": runtime.precision,
+        "type": feature_dtype,
+        "feature": name,
+        "encoder batch size": encoder_batch_size,
+        **extra,
+    }
+    if name == "V":
+        fields |= {"grid": config.level_grid(4), "grid resize": "bilinear, two products"}
+    return Fingerprint(fields, {**library_versions(), **_machine(runtime)})
+
+
+def _machine(runtime: Runtime) -> dict[str, str | int]:
+    """What may change a feature's last bits: the GPU, or the processor and its threads."""
+    if runtime.device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(runtime.device)}
+    return {"device": processor_name(), "threads": torch.get_num_threads()}
+
+
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Versions of the libraries that change numbers, if only in their last digits."""
+    return {library: version(library) for library in ("torch", "timm", "sam2", "pillow")}
+
+
 # -- finding stores ----------------------------------------------------------------------------------------------
 
 
@@ -263,13 +326,8 @@ def encoder_settings(config: DSUNetConfig) -> dict[str, str | int | None]:
     """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
     if config.preset != "custom":
         return {"preset": config.preset}
-    return {
-        "preset": None,
-        "hiera": config.hiera.name,
-        "dino": config.dino.name,
-        "hiera_size": config.hiera_size,
-        "dino_size": config.dino_size,
-    }
+    sizes = {"hiera_size": config.hiera_size, "dino_size": config.dino_size}
+    return {"preset": None, "hiera": config.hiera.name, "dino": config.dino.name, **sizes}
 
 
 def store_folders(cache_root: Path) -> list[Path]:
@@ -324,7 +382,7 @@ def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> lis
         try:
             store = FeatureStore.open(folder)
         except (CacheError, DsuError):
-            if name is not None and _is_split_of(folder.parent.name, Path(name).name):
+            if name is not None and _may_be_of(Path(name).name, folder):
                 raise
             continue
         if name is None or store.is_of(name):
@@ -332,11 +390,33 @@ def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> lis
     return found
 
 
-def _is_split_of(split: str, name: str) -> bool:
-    """Whether a split's name is a data set's, or begins with it: all there is to go by where a store is damaged."""
-    return f"{plain_name(split)}-".startswith(f"{plain_name(name)}-")
+def named_folders(cache_root: Path, name: str) -> list[Path]:
+    """The folders of the stores that a user may mean, damaged ones too.
+
+    As `find_stores` finds them, or named by a store's folder, its split's folder or `SPLIT/ENCODERS`.
+    """
+    given, word = os.path.abspath(Path(name).expanduser()), _plain(name.rstrip("/"))
+
+    def is_meant(folder: Path) -> bool:
+        split = folder.parent.name
+        if given in map(os.path.abspath, (folder, folder.parent)) or word in map(
+            _plain, (split, f"{split}/{folder.name}")
+        ):
+            return True
+        try:
+            return FeatureStore.open(folder).is_of(name)
+        except (DsuError, CacheError):
+            return _may_be_of(word, folder)
+
+    return [folder for folder in store_folders(cache_root) if is_meant(folder)]
 
 
-def plain_name(name: str) -> str:
+def _may_be_of(name: str, folder: Path) -> bool:
+    """Whether a damaged store may be of a data set or a split: its folder is all there is to go by."""
+    split = re.sub(r"-tiles-\d+-\d+$", "", folder.parent.name)  # DATASET-TR or -TE then
+    return _plain(name) in map(_plain, (folder.parent.name, split, split.rpartition("-")[0]))
+
+
+def _plain(name: str) -> str:
     """A name without what does not matter in names of data sets and splits."""
     return name.casefold().replace("_", "-")

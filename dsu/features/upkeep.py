@@ -2,22 +2,48 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import SourceFolder
+from dsu.data.datasets import Pair, SampleMetadata, Split
+from dsu.data.images import UnreadableImage, file_sha256, raw_mask, read_image
+from dsu.data.tiles import LastUsed
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
-from dsu.features.fingerprints import library_versions
-from dsu.features.stores import FeatureStore, plain_name, store_folders
-from dsu.features.verification import Verification, verify_store
+from dsu.features.stores import FeatureStore, library_versions, named_folders, sample_key, store_folders
 from dsu.network.resume import guide_names
-from dsu.progress import SILENT, Progress
-from dsu_cache import CacheError, folder_nbytes, is_store, orphans, remove_store, writer_of
+from dsu.progress import SILENT, Progress, Task
+from dsu_cache import (
+    BusyError,
+    CacheError,
+    Entry,
+    Finding,
+    Manifest,
+    audit,
+    audited_nbytes,
+    discard_refuted,
+    folder_nbytes,
+    is_store,
+    orphans,
+    remove_store,
+    writer_of,
+)
 
-__all__ = ["ArrayState", "StoreState", "Verification", "describe_stores", "remove_stores", "verify_stores"]
+__all__ = [
+    "ArrayState",
+    "StoreState",
+    "Verification",
+    "describe_stores",
+    "remove_stores",
+    "verify_store",
+    "verify_stores",
+]
+
+_FORGOTTEN = -1
+"""A time of change that no file has: the file is hashed anew by whoever looks at it next."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,72 @@ class StoreState:
         return {**fields, "complete": self.complete}
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What came of verifying a store.
+
+    Attributes:
+        path, split, reference: its folder, and which images it is of.
+        findings: files of the store that are not as they were written, or are missing.
+        changed, new, gone: names of samples whose image or mask is not what its features were made of, of such as
+            have no features, and of such as have no image any more.
+        source_there: whether the images are there to be compared with.
+        nbytes: how much was read.
+        marked: how many shards have been made to count as missing.
+        unmarked: why they have not been, where they could not be.
+        unopenable: why the store cannot be opened, where it cannot.
+    """
+
+    path: Path
+    split: str = ""
+    reference: str = ""
+    findings: tuple[Finding, ...] = ()
+    changed: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    source_there: bool = False
+    nbytes: int = 0
+    marked: int = 0
+    unmarked: str | None = None
+    unopenable: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is there, as it was written, and of the images as they are."""
+        return not (self.unopenable or self.findings or self.changed or self.new or self.gone)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        findings = []
+        for finding in self.findings:
+            fields = {**asdict(finding), "file": str(finding.file)}
+            del fields["commit"]
+            findings.append(fields | {"shard": finding.shard and finding.shard._asdict()})
+        return {**asdict(self), "path": str(self.path), "findings": findings, "passed": self.passed}
+
+
+def _find(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
+    """Stores' folders by name (none: all), in the order of `store_folders`, none twice.
+
+    That there are none at all is said. Raises `UsageError` for a name without a store.
+    """
+    if not names:
+        stored = store_folders(cache_root)
+        if not stored:
+            progress.say(f"There are no stores below {cache_root}: `dsu cache-features` makes them.")
+        return stored
+    found: dict[Path, None] = {}
+    for name in names:
+        mine = named_folders(cache_root, name) or [Path(name)]
+        if not is_store(mine[0]):
+            raise UsageError(f"There is no store of {name} below {cache_root}: `dsu cache list` shows what there is.")
+        found |= dict.fromkeys(mine)
+    return list(found)
+
+
+# -- what there is -----------------------------------------------------------------------------------------------
+
+
 def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[StoreState]:
     """The state of the named stores (none: of all), the one written last first; damaged ones are among them.
 
@@ -105,94 +197,6 @@ def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress =
     Raises `UsageError` for a name without a store.
     """
     return [_describe(folder) for folder in _find(names, cache_root, progress)]
-
-
-def verify_stores(
-    names: Sequence[str], cache_root: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT
-) -> list[Verification]:
-    """Compare every byte of the named stores (none: of all), and the images that they are of, with their checksums.
-
-    Args:
-        names: data sets, splits, own folders, or stores' folders.
-        cache_root: where stores lie.
-        mark: whether damaged shards are made to count as missing, and changed images to be looked at anew, so that
-            the next `dsu cache-features` computes exactly these. Nothing is removed but the shards' markers, which
-            say that they are whole, and are refuted.
-        workers: files read at a time.
-        progress: who is told.
-
-    Raises `UsageError` for a name without a store.
-    """
-    folders = _find(names, cache_root, progress)
-    return [verify_store(folder, mark=mark, workers=workers, progress=progress) for folder in folders]
-
-
-def remove_stores(name: str, cache_root: Path, before: Callable[[list[StoreState]], None]) -> list[StoreState]:
-    """Remove the stores of a data set, a split or a folder, and nothing else.
-
-    Args:
-        name: a data set, a split, one's own folder, or a store's folder.
-        cache_root: what lies outside of it is never removed, by whatever name or link it is reached.
-        before: called with what is to be removed; raises in order to stop.
-
-    Raises `UsageError` where there is no such store, it lies elsewhere or is none, `BusyError` while another
-    process writes or reads it.
-    """
-    folders = _find([name], cache_root)
-    for folder in folders:
-        _check_removable(folder, cache_root)
-    states = [_describe(folder) for folder in folders]
-    before(states)
-    for folder in folders:
-        remove_store(folder)
-        if not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
-    return states
-
-
-def _find(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
-    """Stores' folders by name (none: all), in the order of `store_folders`, none twice.
-
-    That there are none at all is said. Raises `UsageError` for a name without a store.
-    """
-    stored = store_folders(cache_root)
-    if not names:
-        if not stored:
-            progress.say(f"There are no stores below {cache_root}: `dsu cache-features` makes them.")
-        return stored
-    found: list[Path] = []
-    for name in names:
-        mine = [folder for folder in stored if _is_called(name, folder, cache_root)]
-        if not mine and is_store(Path(name)):
-            mine = [Path(name)]
-        if not mine:
-            raise UsageError(f"There is no store of {name} below {cache_root}: `dsu cache list` shows what there is.")
-        found += [folder for folder in mine if folder not in found]
-    return found
-
-
-def _is_called(name: str, folder: Path, cache_root: Path) -> bool:
-    """Whether a user may mean this store: by its folder, its split's folder, its data set or the images."""
-    given = Path(os.path.abspath(Path(name).expanduser()))
-    here = Path(os.path.abspath(folder))
-    if given in (here, here.parent):
-        return True
-    called = [folder.parent.name, str(folder.relative_to(cache_root))]
-    try:
-        if FeatureStore.open(folder).is_of(name):
-            return True
-    except (DsuError, CacheError):
-        called.append(folder.parent.name.rpartition("-")[0])  # all there is to go by: a split is DATASET-TR or -TE
-    return plain_name(name.rstrip("/")) in map(plain_name, called)
-
-
-def _check_removable(folder: Path, cache_root: Path) -> None:
-    root, path = Path(os.path.abspath(cache_root)), Path(os.path.abspath(folder))
-    if not path.is_relative_to(root) or len(path.relative_to(root).parts) != 2:
-        raise UsageError(f"{folder} does not lie below {cache_root} as stores do: give the --cache-root that it is in.")
-    # Not through a link, be it of the store or of its split's folder: what it leads to may be anyone's.
-    if path.resolve() != root.resolve() / path.relative_to(root):
-        raise UsageError(f"{folder} is a link to {path.resolve()}: remove the link, or give that store's --cache-root.")
 
 
 def _describe(folder: Path) -> StoreState:
@@ -213,7 +217,7 @@ def _describe(folder: Path) -> StoreState:
         split=folder.parent.name,
         kind=source.kind,
         source=source.place,
-        source_there=_is_there(source),
+        source_there=source.uncut.find() is not None,
         encoders=folder.name,
         random=True if toy else noted if isinstance(noted, bool) else None,
         samples=len(store.manifest.entries),
@@ -252,11 +256,162 @@ def _describe_array(store: FeatureStore, name: str) -> ArrayState:
     )
 
 
-def _is_there(source: SourceFolder) -> bool:
-    return source.uncut.find() is not None
-
-
 def _last_change(folder: Path) -> datetime:
     """Of the folder and of what every writer touches: manifest and markers."""
     touched = [folder, *folder.glob("manifest/*.json"), *folder.glob("commits/*/")]
     return datetime.fromtimestamp(max(path.stat().st_mtime for path in touched)).astimezone()
+
+
+# -- whether it is whole -----------------------------------------------------------------------------------------
+
+
+def verify_stores(
+    names: Sequence[str], cache_root: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT
+) -> list[Verification]:
+    """Compare every byte of the named stores (none: of all), and the images that they are of, with their checksums.
+
+    Args:
+        names: data sets, splits, own folders, or stores' folders.
+        cache_root: where stores lie.
+        mark: whether damaged shards are made to count as missing, and changed images to be looked at anew, so that
+            the next `dsu cache-features` computes exactly these. Nothing is removed but the shards' markers, which
+            say that they are whole, and are refuted.
+        workers: files read at a time.
+        progress: who is told.
+
+    Raises `UsageError` for a name without a store.
+    """
+    folders = _find(names, cache_root, progress)
+    return [verify_store(folder, mark=mark, workers=workers, progress=progress) for folder in folders]
+
+
+def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT) -> Verification:
+    """Verify one store: see `verify_stores`. What is wrong is in the result, not raised."""
+    try:
+        store = FeatureStore.open(path)
+        source = store.source
+    except (DsuError, CacheError) as error:
+        return Verification(path, unopenable=str(error))
+    split = source.find()
+    nbytes = audited_nbytes(store) + (0 if split is None else sum(map(_source_nbytes, store.metadata.values())))
+    with progress.task(f"verifying {path.parent.name}", max(1, round(nbytes / 1e6)), "MB") as task:
+        advance = _in_megabytes(task)
+        findings = tuple(audit(store, advance, workers))
+        changed, new, gone = ((), (), ()) if split is None else _compare(store, split, advance, workers)
+        advance(0)
+    marked, unmarked = 0, None if mark else "--keep was given"
+    if mark:
+        try:
+            _forget_times(store, changed)
+            marked = len(discard_refuted(store, list(findings)))
+        except (BusyError, OSError) as error:
+            unmarked = str(error)
+    there, asked = split is not None, source.asked
+    return Verification(path, path.parent.name, asked, findings, changed, new, gone, there, nbytes, marked, unmarked)
+
+
+def _source_nbytes(facts: SampleMetadata) -> int:
+    return facts.image_bytes + (facts.mask_bytes or 0)
+
+
+def _compare(
+    store: FeatureStore, split: Split, advance: Callable[[int], None], workers: int
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names of samples that are changed, new and gone."""
+    stored = store.metadata
+    pairs = {pair.name: pair for pair in split.pairs}
+
+    hashed = LastUsed(file_sha256, most=2 * workers)  # once for all tiles of an image
+
+    def differs(name: str) -> bool:
+        facts, pair = stored[name], pairs[name]
+        try:
+            image = hashed(pair.image)
+            mask = None if pair.mask is None else hashed(pair.mask)
+        except UnreadableImage:
+            return True
+        return (image, mask) != (facts.image_sha256, facts.mask_sha256)
+
+    known = [name for name in store.manifest.names if name in pairs]
+    changed = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
+        for name, different in zip(known, pool.map(differs, known), strict=True):
+            advance(_source_nbytes(stored[name]))
+            if different:
+                changed.append(name)
+    new = sorted(name for name in set(pairs) - set(stored) if _decodes(pairs[name]))
+    return tuple(changed), tuple(new), tuple(sorted(set(stored) - set(pairs)))
+
+
+def _decodes(pair: Pair) -> bool:
+    """Whether stage one would take a pair: it skips, and names, what it cannot read."""
+    try:
+        read_image(pair.image)
+        if pair.mask is not None:
+            raw_mask(pair.mask)
+    except UnreadableImage:
+        return False
+    return True
+
+
+def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
+    """Let changed files be hashed anew, even where they have kept size and time: by these they are known else."""
+    if not names:
+        return
+    with store.lock():
+        entries, stored = dict(store.manifest.entries), store.metadata
+        for name in set(names) & set(entries):
+            facts = replace(stored[name], image_mtime_ns=_FORGOTTEN)
+            entries[name] = Entry(sample_key(facts), facts.to_json())
+        manifest = Manifest(entries, store.manifest.rows, store.manifest.next_row)
+        if manifest != store.manifest:
+            store.set_manifest(manifest)
+
+
+def _in_megabytes(task: Task) -> Callable[[int], None]:
+    """Count bytes, and tell the task of whole megabytes."""
+    counted, told = 0, 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal counted, told
+        counted += nbytes
+        if (due := round(counted / 1e6) - told) > 0:
+            task.advance(due)
+            told += due
+
+    return advance
+
+
+# -- removing it -------------------------------------------------------------------------------------------------
+
+
+def remove_stores(name: str, cache_root: Path, before: Callable[[list[StoreState]], None]) -> list[StoreState]:
+    """Remove the stores of a data set, a split or a folder, and nothing else.
+
+    Args:
+        name: a data set, a split, one's own folder, or a store's folder.
+        cache_root: what lies outside of it is never removed, by whatever name or link it is reached.
+        before: called with what is to be removed; raises in order to stop.
+
+    Raises `UsageError` where there is no such store, it lies elsewhere or is none, `BusyError` while another
+    process writes or reads it.
+    """
+    folders = _find([name], cache_root)
+    for folder in folders:
+        _check_removable(folder, cache_root)
+    states = [_describe(folder) for folder in folders]
+    before(states)
+    for folder in folders:
+        remove_store(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    return states
+
+
+def _check_removable(folder: Path, cache_root: Path) -> None:
+    root, path = Path(os.path.abspath(cache_root)), Path(os.path.abspath(folder))
+    if not path.is_relative_to(root) or len(path.relative_to(root).parts) != 2:
+        raise UsageError(f"{folder} does not lie below {cache_root} as stores do: give the --cache-root that it is in.")
+    # Not through a link, be it of the store or of its split's folder: what it leads to may be anyone's.
+    if path.resolve() != root.resolve() / path.relative_to(root):
+        raise UsageError(f"{folder} is a link to {path.resolve()}: remove the link, or give that store's --cache-root.")

@@ -71,7 +71,7 @@ class Writer:
         parts: list[Tensor],
         computed: torch.cuda.Event | None,
     ) -> None:
-        values = _joined(parts) if computed is None else _fetched(parts, computed)
+        values = torch.cat(parts) if computed is None else _fetched(parts, computed)
         parts.clear()  # The future keeps its arguments until it is done.
         _check_finite(name, values, samples)
         try:
@@ -96,10 +96,6 @@ def writing(store: Store) -> Iterator[Writer]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _fetched(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:

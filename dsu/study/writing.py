@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dsu import __version__
-from dsu.features.fingerprints import library_versions
+from dsu.features.stores import library_versions
 from dsu.files import atomic_write
 from dsu.metrics.figures import FIGURES, PER_IMAGE, RANDOM
 from dsu.study.picture import draw_study

@@ -241,7 +241,7 @@ def test_interruption_is_one_sentence(refused: Refused, drawn: Path, monkeypatch
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsu.features.extraction._Extraction.run", interrupt)
+    monkeypatch.setattr("dsu.features.extraction.extract", interrupt)
     refused(stage_one(drawn), "Stopped.", "run the same command again", status=130)
 
 
@@ -251,7 +251,7 @@ def test_too_little_memory_is_one_sentence(refused: Refused, drawn: Path, monkey
     def exhaust(*arguments: object, **options: object) -> None:
         raise errors.pop()
 
-    monkeypatch.setattr("dsu.features.extraction._Extraction.run", exhaust)
+    monkeypatch.setattr("dsu.features.extraction.extract", exhaust)
     while errors:
         refused(stage_one(drawn), "too little memory", "--batch-size", "--preset", status=1)
 

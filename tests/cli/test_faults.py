@@ -130,7 +130,7 @@ def test_images_that_vanish_between_plan_and_work(
     dsu: Dsu, refused: Refused, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        before(patch, "dsu.features.extraction._Extraction.run", lambda: mine.rename(tmp_path / "away"))
+        before(patch, "dsu.features.extraction.extract", lambda: mine.rename(tmp_path / "away"))
         said = dsu(*stage_one(mine), exit_code=1).output
     assert f"error: {mine}/images/000" in " ".join(said.split()) and "No such file or directory" in said
     assert "bring it back" in said
