@@ -16,8 +16,8 @@ from dsu_cli.settings_options import with_settings
 def bench(
     given: Mapping[str, Any],
     parts: Annotated[
-        str, typer.Option("--parts", help="Some of steps,mask_format,stages,eval.")
-    ] = "steps,mask_format,stages,eval",
+        str, typer.Option("--parts", help="Some of steps,reading,stages,eval.")
+    ] = "steps,reading,stages,eval",
     batch_size: Annotated[
         int | None, typer.Option(help="Of a training step (default: 8 on a GPU, 2 on a CPU).", show_default=False)
     ] = None,

@@ -1,33 +1,221 @@
-"""`dsu bench`: every part in one run."""
+"""`dsu bench`: every part in one run, as JSON and as the Markdown that a README can take."""
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
-from dsu.bench.drawn import draw_store
-from dsu.bench.reading import measure_reading
-from dsu.bench.report import Report
-from dsu.bench.stages import measure_eval, measure_stages
-from dsu.bench.steps import measure_steps
-from dsu.bench.timing import matrix_rate
+from dsu.bench.stages import EvalRow, StageRow, measure_eval, measure_stages
+from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, PUBLISHED, STORE, StepRow, measure_steps
+from dsu.bench.store import ReadRow, draw_store, measure_reading
+from dsu.bench.timing import matrix_rate, ratio
 from dsu.choices import Precision
 from dsu.config import DSUNetConfig
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.features.stores import encoders_name, library_versions
-from dsu.progress import SILENT, Progress
+from dsu.features.writing import WRITERS
+from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import choose_runtime, machine_name
 
-__all__ = ["PARTS", "bench"]
+__all__ = ["PARTS", "Report", "bench", "markdown_table"]
 
 PARTS: Final = ("steps", "reading", "stages", "eval")
 STORED_SAMPLES: Final = 256
 WIDE: Final = 32
 """Samples of a second batch size on a GPU, where launches weigh less."""
+DUTS_TR: Final = 10_553
+"""Images of DUTS-TR, in four views each in stage one."""
+EPOCHS: Final = 50
+_PLAIN: Final = f"plain files of the same sizes, {WRITERS} threads, each file flushed once"
+
+
+@dataclass
+class Report:
+    """Everything that `dsu bench` measured; parts that were left out are None or empty.
+
+    Attributes:
+        device, libraries, date: of this run.
+        preset, precision, batch_size, rounds: what was run.
+        matrix_rate: FLOP/s of large matrix products, the machine's ceiling at this precision.
+        steps, reading, stages, evaluation: see their modules.
+        wide: steps at a larger batch size, on a GPU.
+        written: bytes a second that the store took, flushed.
+        disk: bytes a second that plain files of the same sizes took.
+    """
+
+    device: str
+    libraries: str
+    date: str
+    preset: str
+    precision: str
+    batch_size: int
+    rounds: int
+    matrix_rate: float
+    steps: tuple[StepRow, ...] = ()
+    wide: tuple[StepRow, ...] = ()
+    reading: tuple[ReadRow, ...] = ()
+    stages: StageRow | None = None
+    evaluation: EvalRow | None = None
+    written: float | None = None
+    disk: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with every round's seconds."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """All tables, aligned to be read as they are."""
+        return "\n\n".join(self._paragraphs())
+
+    def _paragraphs(self) -> Iterator[str]:
+        yield (
+            f"`dsu bench`, {self.date}: {self.device}, {self.precision}, preset {self.preset}, batch "
+            f"{self.batch_size}, {self.rounds} rounds ({self.libraries}). Matrix products reach "
+            f"{self.matrix_rate / 1e12:.3g} TFLOP/s."
+        )
+        if self.steps:
+            yield self._step_table(self.steps)
+            yield self._step_ratios()
+        if self.wide:
+            yield f"The same at batch {WIDE}:"
+            yield self._step_table(self.wide)
+        if self.steps:
+            yield self._projection()
+        if self.reading:
+            yield self._reading_table()
+            yield " ".join([*self._written(), *self._feeds()])
+        if self.stages:
+            yield _stage_table(self.stages)
+            yield (
+                f"Over {self.stages.images} drawn images, decoding and writing included. The disk alone: {_PLAIN}. "
+                f"`predict --end-to-end` runs {self.stages.prediction:.3g} images/s."
+            )
+        if found := self.evaluation:
+            same = "the same to every digit" if found.same else "NOT THE SAME FIGURES"
+            yield (
+                f"`eval` judges {found.ours:.3g} images/s with {found.workers} processes, pysodmetrics in a loop "
+                f"{found.library:.3g}: {found.speedup:.2f}x, {same} ({found.images} images)."
+            )
+
+    def _step_table(self, steps: Sequence[StepRow]) -> str:
+        head = ["", "reads", "ms", "range", "images/s", "speedup", "TFLOP/image", "TFLOP/s", "of peak", "GB", "wait"]
+        body = [
+            [
+                row.name,
+                " ".join(row.reads),
+                f"{row.timing.median * 1e3:,.0f}",
+                f"{min(row.timing.seconds) * 1e3:,.0f} to {max(row.timing.seconds) * 1e3:,.0f}",
+                f"{row.images:.3g}",
+                f"{row.speedup:.2f}x" if row.reads else "",
+                f"{row.flop / 1e12:.3f}",
+                f"{row.flop * row.images / 1e12:.3g}",
+                f"{row.flop * row.images / self.matrix_rate:.0%}",
+                f"{row.peak / 1e9:.1f}",
+                "" if row.wait is None else f"{row.wait:.1%}",
+            ]
+            for row in steps
+        ]
+        if any(row.gpu for row in steps):
+            head += ["kernels", "busy", "eager ms"]
+            for row, cells in zip(steps, body, strict=True):
+                cells += _gpu_cells(row)
+        return markdown_table(head, body, left=2)
+
+    def _step_ratios(self) -> str:
+        by_name = {row.name: row.timing for row in self.steps}
+        return (
+            f"The step with all blocks adapted takes {ratio(by_name[PUBLISHED], by_name[f'{STORE}all']):.2f} of the "
+            f"same step with padded windows and attention written out. DINOv2's part of an end-to-end step takes "
+            f"{ratio(by_name[BARE_DINO], by_name[DINO_PART]):.2f} of DINOv2 alone."
+        )
+
+    def _projection(self) -> str:
+        stage_one = 4 * DUTS_TR / self.stages.mixes[0].stage_one / 3600 if self.stages else 0.0
+        body = []
+        for row in self.steps:
+            if row.reads:
+                hours = EPOCHS * DUTS_TR / row.images / 3600
+                both = hours if row.name == END_TO_END else hours + stage_one
+                body.append([row.name, f"{hours:,.1f}", f"{both:,.1f}" if self.stages else ""])
+        return markdown_table([f"{EPOCHS} epochs of DUTS-TR", "hours", "with stage one"], body, left=1)
+
+    def _reading_table(self) -> str:
+        head = ["reading", "MB/sample", "samples/s", "GB/s", "of memory maps", "cold samples/s", "cold MB/s"]
+        body = [
+            [
+                " ".join(row.what),
+                f"{row.bytes_per_sample / 1e6:.2f}",
+                f"{row.samples:,.0f}",
+                f"{row.samples * row.bytes_per_sample / 1e9:.2f}",
+                f"{row.against_plain:.0%}",
+                f"{row.cold:,.0f}",
+                f"{row.cold * row.bytes_per_sample / 1e6:,.0f}",
+            ]
+            for row in self.reading
+        ]
+        return markdown_table(head, body, left=1)
+
+    def _written(self) -> Iterator[str]:
+        if self.written and self.disk:
+            yield (
+                f"The store was written at {self.written / 1e6:,.0f} MB/s, {self.written / self.disk:.0%} of the "
+                f"disk's own {self.disk / 1e6:,.0f} MB/s ({_PLAIN})."
+            )
+
+    def _feeds(self) -> Iterator[str]:
+        """Which depths the disk can feed, by what a sample of each reads."""
+        if not self.steps:
+            return
+        cold = max(row.cold * row.bytes_per_sample for row in self.reading)
+        size = {name: count for row in self.steps for name, count in row.item_bytes.items()}
+        needs = {
+            row.name.removeprefix(STORE): row.images * sum(size[name] for name in {*row.reads, "mask"})
+            for row in self.steps
+            if row.wait is not None and row.name.removeprefix(STORE).isalnum()
+        }
+        fed = ", ".join(name for name, need in needs.items() if need <= cold) or "none"
+        starved = ", ".join(f"{name} ({need / 1e6:,.0f} MB/s)" for name, need in needs.items() if need > cold)
+        yield f"From a cold disk it feeds N = {fed}{f'; too slow for N = {starved}' if starved else ''}."
+
+
+def _gpu_cells(row: StepRow) -> list[str]:
+    """Kernels, the share of the time in which the GPU is busy, and milliseconds kernel by kernel."""
+    if row.gpu is None:
+        return ["", "", ""]
+    eager = "" if row.gpu.eager is None else f"{row.gpu.eager * 1e3:,.0f}"
+    return [f"{row.gpu.kernels:,}", f"{row.gpu.busy / row.timing.median:.0%}", eager]
+
+
+def _stage_table(stages: StageRow) -> str:
+    head = ["`cache-features` of a training split", "views/s", "encoders alone", "of them"]
+    body = [
+        [
+            f"V in {counted(row.views // stages.images, 'views')}{', S1 to S4 in one' * ('S1' in row.features)}",
+            f"{row.stage_one:.3g}",
+            f"{row.bare:.3g}",
+            f"{row.stage_one / row.bare:.0%}",
+            f"{row.written / 1e6:,.3g}",
+            f"{row.disk / 1e6:,.0f}",
+            f"{row.written / row.disk:.1%}",
+        ]
+        for row in stages.mixes
+    ]
+    return markdown_table([*head, "MB/s", "disk alone", "of it"], body, left=1)
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int) -> str:
+    """A table whose first `left` columns are flush left, the others flush right, all padded."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *body, strict=True)]
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    padded = [
+        [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in (head, rule, *body)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def bench(
@@ -61,43 +249,38 @@ def bench(
         progress: who is told.
     """
     runtime = choose_runtime(device, precision)
-    card = runtime.device.type == "cuda"
-    if card and memory_limit is not None:
+    on_gpu = runtime.device.type == "cuda"
+    if on_gpu and memory_limit is not None:
         total = torch.cuda.get_device_properties(runtime.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_limit * 1e9 / total), runtime.device)
-    batch_size = batch_size or (8 if card else 2)
-    rounds = rounds or (20 if card else 3)
-    versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
     report = Report(
         device=machine_name(runtime),
-        libraries=versions,
+        libraries=", ".join(f"{name} {number}" for name, number in library_versions().items()),
         date=date.today().isoformat(),
         preset=config.preset if config.preset != "custom" else encoders_name(config),
         precision=runtime.precision,
-        batch_size=batch_size,
-        rounds=rounds,
+        batch_size=batch_size or (8 if on_gpu else 2),
+        rounds=rounds or (20 if on_gpu else 3),
         matrix_rate=matrix_rate(runtime),
     )
     if {"steps", "stages"} & set(parts):
         hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
     if {"steps", "reading"} & set(parts):
         with draw_store(config, cache_root, STORED_SAMPLES, progress) as drawn:
-            report = replace(report, written=drawn.written, disk=drawn.disk)
+            report.written, report.disk = drawn.written, drawn.disk
             if "reading" in parts:
-                report = replace(
-                    report, reading=tuple(measure_reading(config, drawn, runtime, max(rounds, 5), progress))
-                )
+                report.reading = measure_reading(drawn, runtime, max(report.rounds, 5), progress)
             if "steps" in parts:
                 steps = partial(
                     measure_steps, config, hiera, dino, drawn, runtime, compiled=compiled, progress=progress
                 )
-                report = replace(report, steps=tuple(steps(batch_size=batch_size, rounds=rounds)))
-                if card and batch_size != WIDE:
-                    report = replace(report, wide=tuple(steps(batch_size=WIDE, rounds=max(rounds // 4, 1))))
-                report = replace(report, matrix_rate=max(report.matrix_rate, matrix_rate(runtime)))
+                report.steps = steps(batch_size=report.batch_size, rounds=report.rounds)
+                if on_gpu and report.batch_size != WIDE:
+                    report.wide = steps(batch_size=WIDE, rounds=max(report.rounds // 4, 1))
+                report.matrix_rate = max(report.matrix_rate, matrix_rate(runtime))
     if "stages" in parts:
-        count = images or (256 if card else 8)
-        report = replace(report, stages=measure_stages(config, hiera, dino, runtime, count, cache_root, progress))
+        count = images or (256 if on_gpu else 8)
+        report.stages = measure_stages(config, hiera, dino, runtime, count, cache_root, progress)
     if "eval" in parts:
-        report = replace(report, evaluation=measure_eval(runtime, 100, 12, 2, progress))
+        report.evaluation = measure_eval(runtime, 100, 12, 2, progress)
     return report

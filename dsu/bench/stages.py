@@ -1,9 +1,9 @@
 """Whole commands: stage one against a bare loop of the encoders, prediction against it, eval against its library."""
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from dsu.batches import Batch
-from dsu.bench.disk import disk_rate, file_sizes
-from dsu.bench.drawn import images
-from dsu.bench.timing import ratio, take_turns, wait_for
+from dsu.bench.store import disk_rate, file_sizes, images
+from dsu.bench.timing import ratio, seconds_of, take_turns
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.images import read_mask
@@ -129,43 +128,36 @@ def measure_stages(
             settings = ExtractionSettings(features=features, views=UNFLIPPED if short else ALL_FLIPS)
             digests, root = {"hiera": "bench", "dino": "bench"}, Path(folder) / "-".join(features)
             plan = plan_extraction(split, source, config, settings, runtime, digests, root)
-            started = time.perf_counter()
-            extract(plan, network, runtime, progress)
-            stage_one = plan.encodings / (time.perf_counter() - started)
+            stage_one = plan.encodings / seconds_of(partial(extract, plan, network, runtime, progress))
             sizes = file_sizes(plan.store)
             mixes.append(MixRow(features, plan.encodings, rate, stage_one, sum(sizes), disk_rate(sizes, below)))
-        targets = tuple(Target(p.name, p.image, Path(folder) / "masks" / f"{p.name}.png") for p in split.pairs)
-        targets[0].output.parent.mkdir()
+        masks = Path(folder) / "masks"
+        masks.mkdir()
+        targets = tuple(Target(pair.name, pair.image, masks / f"{pair.name}.png") for pair in split.pairs)
         job = Job("drawn", targets, "none", None, None, earliest(config))
-        started = time.perf_counter()
-        predict_job(network, job, targets, PredictionSettings(), runtime, Outcome(), progress)
-        return StageRow(count, tuple(mixes), count / (time.perf_counter() - started))
+        predict = partial(predict_job, network, job, targets, PredictionSettings(), runtime, Outcome(), progress)
+        return StageRow(count, tuple(mixes), count / seconds_of(predict))
 
 
-def _bare(
-    network: DSUNet, runtime: Runtime, batch_size: int, count: int, progress: Progress
-) -> dict[tuple[str, ...], float]:
+def _bare(network: DSUNet, runtime: Runtime, size: int, count: int, progress: Progress) -> dict[tuple[str, ...], float]:
     """Views a second of the encoders by features, run as in stage one, on batches that lie ready on the device."""
-    batch = images(network.config, batch_size, dino=True).to(runtime.device)
+    batch = images(network.config, size, dino=True).to(runtime.device)
 
     def seconds(features: Sequence[str]) -> float:
         graphs = GraphRunner.on(runtime.device)
 
         def encode(part: Batch) -> dict[str, Tensor]:
-            inputs = part.inputs
             with runtime.autocast():
-                return network.encode(inputs["pixel_values"], inputs["guide_values"], features)
+                return network.encode(part.inputs["pixel_values"], part.inputs["guide_values"], features)
+
+        def encode_all() -> None:
+            for start in range(0, count, size):
+                graphs.run(encode, batch.part(0, min(size, count - start)))
+                task.advance(min(size, count - start))
 
         for _ in range(1 if runtime.device.type == "cpu" else EAGER_CALLS + 1):
             graphs.run(encode, batch)
-        wait_for(runtime.device)
-        started = time.perf_counter()
-        for start in range(0, count, batch_size):
-            size = min(batch_size, count - start)
-            graphs.run(encode, batch.part(0, size))
-            task.advance(size)
-        wait_for(runtime.device)
-        return time.perf_counter() - started
+        return seconds_of(encode_all, runtime.device)
 
     with progress.task("encoders alone", 2 * count, "views") as task:
         whole, maps = seconds(usual := ExtractionSettings().features), seconds(GUIDE_ONLY)
@@ -174,19 +166,18 @@ def _bare(
 
 
 def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
-    """BatchIndices masks and blurred ones in place of predictions, each judged several times over, both ways."""
+    """Drawn masks and blurred ones in place of predictions, each judged several times over, both ways."""
     with TemporaryDirectory(prefix="dsu-bench-") as folder:
         draw_dataset(Path(folder), train=drawn, test=1, sizes=SIZES, progress=progress)
-        truths = sorted((Path(folder) / "train" / "masks").iterdir())
         predictions = Path(folder) / "predictions"
         predictions.mkdir()
         cases = []
-        for truth in truths:
+        for truth in sorted((Path(folder) / "train" / "masks").iterdir()):
+            case = Case(truth.stem, predictions / f"{truth.stem}.png", truth)
             with Image.open(truth) as mask:
                 small = mask.convert("L").resize((24, 24), Image.Resampling.BILINEAR)
-                small.resize(mask.size, Image.Resampling.BILINEAR).save(predictions / f"{truth.stem}.png")
-            cases.append(Case(truth.stem, predictions / f"{truth.stem}.png", truth))
-        cases = [replace(case, name=f"{case.name}-{turn}") for turn in range(times) for case in cases]
+                small.resize(mask.size, Image.Resampling.BILINEAR).save(case.prediction)
+            cases += [replace(case, name=f"{case.name}-{turn}") for turn in range(times)]
         figures: dict[str, dict[str, float]] = {}
 
         def library() -> None:
@@ -199,12 +190,11 @@ def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress
             figures["ours"] = evaluate(cases).metrics
 
         taken = take_turns({"library": library, "ours": ours}, rounds, runtime, progress)
-    count = len(cases)
     return EvalRow(
-        count,
+        len(cases),
         os.cpu_count() or 1,
-        count / taken["library"].median,
-        count / taken["ours"].median,
+        len(cases) / taken["library"].median,
+        len(cases) / taken["ours"].median,
         ratio(taken["ours"], taken["library"]),
         figures["library"] == figures["ours"],
     )

@@ -4,6 +4,7 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.batches import feed
-from dsu.bench.drawn import DrawnStore, images
-from dsu.bench.timing import GpuWork, Timing, gpu_work, ratio, take_turns, wait_for
+from dsu.bench.store import DrawnStore, images
+from dsu.bench.timing import GpuWork, Timing, gpu_work, ratio, seconds_of, take_turns
 from dsu.config import DSUNetConfig
 from dsu.features.feature_dataset import FeatureDataset
 from dsu.graphs import EAGER_CALLS
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
-from dsu.network.resume import ResumePoint, earliest, resume_point
+from dsu.network.resume import earliest, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
@@ -74,10 +75,15 @@ class StepRow:
 
 @dataclass(frozen=True)
 class _Case:
+    """What is timed: `call`, which `eager` does kernel by kernel, and the `module` in memory.
+
+    What trains names what it `reads`, and where that comes from the store its `trainer`.
+    """
+
     name: str
-    reads: tuple[str, ...]
     call: Callable[[], object]
-    holds: tuple[torch.nn.Module, ...]
+    module: torch.nn.Module
+    reads: tuple[str, ...] = ()
     trainer: Trainer | None = None
     eager: Callable[[], object] | None = None
 
@@ -93,7 +99,7 @@ def measure_steps(
     rounds: int,
     compiled: bool,
     progress: Progress = SILENT,
-) -> list[StepRow]:
+) -> tuple[StepRow, ...]:
     """All cases in turn, on random weights or real ones: the time does not depend on them."""
     runtime.place(hiera)
     runtime.place(dino)
@@ -105,55 +111,49 @@ def measure_steps(
             task.note(case.name)
             flop[case.name], peak[case.name] = _warm_up(case, runtime, batch_size)
             task.advance()
-    flop |= {case.name: flop[f"{STORE}all"] for case in cases if case.name == COMPILED}
+    flop[COMPILED] = flop[f"{STORE}all"]
     repeat = 10 if runtime.device.type == "cuda" else 1
     timings = take_turns({case.name: case.call for case in cases}, rounds, runtime, progress, repeat=repeat)
-    rows = []
-    for case in cases:
-        timing = timings[case.name]
-        rows.append(
-            StepRow(
-                case.name,
-                case.reads,
-                timing,
-                ratio(timing, timings[END_TO_END]),
-                flop[case.name],
-                batch_size / timing.median,
-                peak[case.name],
-                _wait(case, drawn, timing, progress),
-                {name: drawn.store.arrays[name].item_nbytes for name in (*case.reads, "mask")} if case.trainer else {},
-                gpu_work(case.call, case.eager, runtime.device),
-            )
+    return tuple(
+        StepRow(
+            case.name,
+            case.reads,
+            timings[case.name],
+            ratio(timings[case.name], timings[END_TO_END]),
+            flop[case.name],
+            batch_size / timings[case.name].median,
+            peak[case.name],
+            _wait(case, drawn, timings[case.name], progress),
+            {name: drawn.store.arrays[name].item_nbytes for name in (*case.reads, "mask")} if case.trainer else {},
+            gpu_work(case.call, case.eager, runtime.device),
         )
-    return rows
+        for case in cases
+    )
 
 
 def _bare(
     config: DSUNetConfig, hiera: "Hiera", dino: "VisionTransformer", runtime: Runtime, batch_size: int
 ) -> list[_Case]:
     """The frozen encoders by themselves, forward, on ready batches."""
-    pixels = torch.randn(batch_size, 3, config.hiera_size, config.hiera_size, device=runtime.device)
-    dino_pixels = torch.randn(batch_size, 3, config.dino_size, config.dino_size, device=runtime.device)
+    pixels, dino_pixels = (
+        torch.randn(batch_size, 3, side, side, device=runtime.device) for side in (config.hiera_size, config.dino_size)
+    )
     batch = images(config, batch_size, dino=True)
-    network = DSUNet(config, hiera, dino, feature_dtype=torch.float16)
-    runtime.place(network.eval())
+    network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
 
     def guide() -> object:
-        inputs = batch.to(runtime.device).flipped().inputs
-        return network.encode(None, inputs["guide_values"], ["V"])
+        return network.encode(None, batch.to(runtime.device).flipped().inputs["guide_values"], ["V"])
 
-    def bare(call: Callable[[], object]) -> Callable[[], object]:
-        def run() -> object:
-            with torch.no_grad(), runtime.autocast():
-                return call()
+    def run(forward: Callable[[], object]) -> None:
+        with torch.no_grad(), runtime.autocast():
+            forward()
 
-        return run
-
+    levels = ["S1", "S2", "S3", "S4"]
     return [
-        _Case(BARE_DINO, (), bare(lambda: dino.forward_features(dino_pixels)), (dino,)),
-        _Case(DINO_PART, (), bare(guide), (dino,)),
-        _Case(BARE_HIERA, (), bare(lambda: hiera(pixels)), (hiera,)),
-        _Case(FAST_HIERA, (), bare(lambda: network.encode(pixels, None, ["S1", "S2", "S3", "S4"])), (hiera,)),
+        _Case(BARE_DINO, partial(run, partial(dino.forward_features, dino_pixels)), dino),
+        _Case(DINO_PART, partial(run, guide), dino),
+        _Case(BARE_HIERA, partial(run, partial(hiera, pixels)), hiera),
+        _Case(FAST_HIERA, partial(run, partial(network.encode, pixels, None, levels)), hiera),
     ]
 
 
@@ -169,36 +169,38 @@ def _training(
 ) -> list[_Case]:
     """Steps of training, each on a batch that is there already."""
     live = images(config, batch_size, dino=True)
-    store_names = set(drawn.store.arrays) - {"mask"}
+    stored = set(drawn.store.arrays) - {"mask"}
 
-    def case(name: str, depth: int, point: ResumePoint | None = None, **options: bool) -> _Case:
+    def case(name: str, depth: int, *, as_published: bool = False, **options: bool) -> _Case:
         adapted = config.model_copy(update={"adapt_last": depth})
-        end_to_end = point is not None
-        point = point or resume_point(adapted, {"pixels", "V"} if depth == config.hiera.depth else store_names)
-        needed = hiera if end_to_end or point.block < config.hiera.depth else None
+        end_to_end = name == END_TO_END
+        available = {"pixels", "V"} if depth == config.hiera.depth else stored
+        point = earliest(adapted) if end_to_end else resume_point(adapted, available)
         network = DSUNet(
             adapted,
-            needed,
+            hiera if end_to_end or point.block < config.hiera.depth else None,
             dino if end_to_end else None,
             feature_dtype=torch.float16,
-            as_published=options.pop("as_published", False),
+            as_published=as_published,
         ).train()
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
         samples = FeatureDataset(drawn.store, point.features, names=drawn.names)
-        info = HeadInfo(config=adapted)
-        trainer = Trainer(
-            network, TrainingPhase(point, samples, None), settings, info, runtime, Path(), keep_best=False
-        )
+        phase, info = TrainingPhase(point, samples, None), HeadInfo(config=adapted)
+        trainer = Trainer(network, phase, settings, info, runtime, Path(), keep_best=False)
         batch = live if end_to_end else samples.read(drawn.names[:batch_size], [0] * batch_size)
-        held = tuple(module for module in (network.hiera, network.dino, network.head) if module is not None)
         ready = batch.to(runtime.device)
-        eager = partial(trainer._eager_step, ready)
-        return _Case(name, point.features, lambda: trainer.step(ready), held, None if end_to_end else trainer, eager)
+        return _Case(
+            name,
+            partial(trainer.step, ready),
+            network,
+            point.features,
+            None if end_to_end else trainer,
+            partial(trainer._eager_step, ready),
+        )
 
     deepest, *shallower = config.usual_depths
-    whole = config.model_copy(update={"adapt_last": deepest})
     return [
-        case(END_TO_END, deepest, earliest(whole)),
+        case(END_TO_END, deepest),
         case(PUBLISHED, deepest, as_published=True),
         case(f"{STORE}all", deepest),
         case(RECOMPUTED, deepest, gradient_checkpointing=True),
@@ -209,25 +211,19 @@ def _training(
 
 def _warm_up(case: _Case, runtime: Runtime, batch_size: int) -> tuple[float, int]:
     """Operations of an image, and peak memory in bytes; what is compiled is not counted."""
-    before = _held_now(runtime)
+    before, counter = _held_now(runtime), FlopCounterMode(display=False, custom_mapping=GROUPED)
     if case.name == COMPILED:
         case.call()
-        memory = PeakMemory(runtime.device)
+    memory = PeakMemory(runtime.device)
+    with nullcontext() if case.name == COMPILED else counter:
         case.call()
-        flop = 0.0
-    else:
-        memory = PeakMemory(runtime.device)
-        with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-            case.call()
-        flop = counter.get_total_flops() / batch_size
     if runtime.device.type == "cuda":
         for _ in range(EAGER_CALLS + 1):  # up to the capture and one replay
             case.call()
-    wait_for(runtime.device)
-    parameters = {id(p): p for module in case.holds for p in (*module.parameters(), *module.buffers())}.values()
-    trained = sum(p.nbytes for p in parameters if p.requires_grad) if case.trainer or case.name == END_TO_END else 0
-    held = sum(p.nbytes for p in parameters) + 2 * trained  # AdamW keeps two numbers a parameter
-    return flop, max(memory.bytes() - before, 0) + held
+    tensors = [*case.module.parameters(), *case.module.buffers()]
+    trained = sum(tensor.nbytes for tensor in tensors if tensor.requires_grad)
+    held = sum(tensor.nbytes for tensor in tensors) + 2 * trained  # AdamW keeps two numbers a parameter
+    return counter.get_total_flops() / batch_size, max(memory.bytes() - before, 0) + held
 
 
 def _convolution_backward(
@@ -257,20 +253,22 @@ def _wait(case: _Case, drawn: DrawnStore, timing: Timing, progress: Progress) ->
     """The share of their time that some steps in a row wait for their data; the first batch is not counted."""
     if case.trainer is None:
         return None
-    trainer, device = case.trainer, case.trainer.runtime.device
-    size = trainer.settings.batch_size
+    trainer, device, size = case.trainer, case.trainer.runtime.device, case.trainer.settings.batch_size
     steps = int(min(max(3 / timing.median, 2), 100)) + 1
     names = [drawn.names[index % len(drawn.names)] for index in range(steps * size)]
     fed = feed(trainer.main.train, [(names[i : i + size], [0] * size) for i in range(0, len(names), size)], device)
     waited = 0.0
-    with progress.task(f"data wait, {case.name}", steps, "steps") as task:
-        trainer.step(next(fed))
-        wait_for(device)
-        started = asked = time.perf_counter()
+
+    def steps_in_a_row() -> None:
+        nonlocal waited
+        asked = time.perf_counter()
         for batch in fed:
             waited += time.perf_counter() - asked
             trainer.step(batch)
             task.advance()
             asked = time.perf_counter()
-        wait_for(device)
-    return waited / (time.perf_counter() - started)
+
+    with progress.task(f"data wait, {case.name}", steps, "steps") as task:
+        trainer.step(next(fed))
+        taken = seconds_of(steps_in_a_row, device)
+    return waited / taken

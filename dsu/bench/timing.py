@@ -4,14 +4,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import torch
 
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 
-__all__ = ["GpuWork", "Timing", "gpu_work", "matrix_rate", "ratio", "take_turns", "wait_for"]
+__all__ = ["CPU", "GpuWork", "Timing", "gpu_work", "matrix_rate", "ratio", "seconds_of", "summed", "take_turns"]
+
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,23 @@ class Timing:
         """Over the rounds."""
         return statistics.median(self.seconds)
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The fastest and the slowest round."""
-        return min(self.seconds), max(self.seconds)
-
 
 def ratio(of: Timing, to: Timing) -> float:
     """How many times longer `to` takes than `of`: the median of the rounds' own ratios."""
     return statistics.median(b / a for a, b in zip(of.seconds, to.seconds, strict=True))
 
 
-def wait_for(device: torch.device) -> None:
-    """Until a GPU has done all that was asked of it."""
+def seconds_of(call: Callable[[], object], device: torch.device = CPU, repeat: int = 1) -> float:
+    """Seconds of a call, on average over `repeat` in a row; a GPU is waited for before the first and after the last."""
+    _wait_for(device)
+    started = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    _wait_for(device)
+    return (time.perf_counter() - started) / repeat
+
+
+def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -50,18 +57,13 @@ def take_turns(
     *,
     repeat: int = 1,
 ) -> dict[str, Timing]:
-    """Time every case once a round; `repeat` calls make one value, and a GPU is waited for only after them."""
+    """Time every case once a round; `repeat` calls make one value."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     with progress.task("timing", rounds * len(cases), "measurements") as task:
         for _ in range(rounds):
             for name, call in cases.items():
                 task.note(name)
-                wait_for(runtime.device)
-                started = time.perf_counter()
-                for _ in range(repeat):
-                    call()
-                wait_for(runtime.device)
-                found[name].append((time.perf_counter() - started) / repeat)
+                found[name].append(seconds_of(call, runtime.device, repeat))
                 task.advance()
     return {name: Timing(tuple(values)) for name, values in found.items()}
 
@@ -88,18 +90,12 @@ def gpu_work(call: Callable[[], object], eager: Callable[[], object] | None, dev
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        call()
-        wait_for(device)
+        seconds_of(call, device)
     work = summed(profiled.key_averages())
     if eager is None:
         return work
     eager()
-    wait_for(device)
-    started = time.perf_counter()
-    for _ in range(5):
-        eager()
-    wait_for(device)
-    return replace(work, eager=(time.perf_counter() - started) / 5)
+    return replace(work, eager=seconds_of(eager, device, repeat=5))
 
 
 def summed(events: Iterable[Any]) -> GpuWork:
@@ -113,12 +109,12 @@ def summed(events: Iterable[Any]) -> GpuWork:
 
 def matrix_rate(runtime: Runtime, sides: Sequence[int] = ()) -> float:
     """FLOP/s of the largest square matrix products at the precision, the best of several: the machine's ceiling."""
-    card = runtime.device.type == "cuda"
+    on_gpu = runtime.device.type == "cuda"
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
     best = 0.0
-    for side in sides or ((4096, 8192) if card else (1024, 2048)):
+    for side in sides or ((4096, 8192) if on_gpu else (1024, 2048)):
         a, b = (torch.randn(side, side, device=runtime.device).to(dtype) for _ in range(2))
-        repeat = 20 if card else 1
-        taken = take_turns({"": lambda a=a, b=b: a @ b}, 7, runtime, repeat=repeat)[""]  # type: ignore[misc]
-        best = max(best, 2 * side**3 / taken.spread[0])
+        product = partial(torch.matmul, a, b)
+        fastest = min(seconds_of(product, runtime.device, 20 if on_gpu else 1) for _ in range(7))
+        best = max(best, 2 * side**3 / fastest)
     return best

@@ -34,6 +34,20 @@ def test_bench_measures_the_network_and_leaves_nothing(dsu: Dsu) -> None:
     assert list(Path("features").iterdir()) == []
 
 
+def test_bench_measures_all_parts_unless_told(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsu.bench import measure
+
+    asked: list[str] = []
+
+    def bench(*_: object, parts: list[str], **__: object) -> measure.Report:
+        asked.extend(parts)
+        return measure.Report("a CPU", "torch 2", "2026-01-01", "toy", "fp32", 2, 3, 1e12)
+
+    monkeypatch.setattr(measure, "bench", bench)
+    assert "a CPU" in dsu("bench", *TINY).output
+    assert asked == list(measure.PARTS)
+
+
 def test_bench_names_what_it_does_not_know(dsu: Dsu) -> None:
     assert "steps, reading, stages, eval" in dsu("bench", "--parts", "speed", exit_code=2).output
     assert "--rounds" in dsu("bench", "--rounds", 0, exit_code=2).output

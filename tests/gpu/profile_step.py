@@ -9,14 +9,13 @@ it can.
 
 import re
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 from dsu.batches import Batch
-from dsu.bench.drawn import images
-from dsu.bench.timing import summed, wait_for
+from dsu.bench.store import images
+from dsu.bench.timing import seconds_of, summed
 from dsu.config import DSUNetConfig, build_config
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.graphs import EAGER_CALLS
@@ -68,15 +67,6 @@ def build(
     return trainer, batch.to(trainer.runtime.device)
 
 
-def milliseconds(call: object, device: torch.device, times: int) -> float:
-    wait_for(device)
-    started = time.perf_counter()
-    for _ in range(times):
-        call()  # type: ignore[operator]
-    wait_for(device)
-    return (time.perf_counter() - started) / times * 1e3
-
-
 def run(name: str, config: DSUNetConfig, encoders: tuple) -> None:
     found = re.fullmatch(r"(all|\d+)(?:x(\d+))?(e?)(c?)", name)
     if found is None:
@@ -92,11 +82,10 @@ def run(name: str, config: DSUNetConfig, encoders: tuple) -> None:
         return
     for _ in range(EAGER_CALLS + 2):
         trainer.step(batch)
-    eager = milliseconds(lambda: trainer._eager_step(batch), device, 5)
-    graph = milliseconds(lambda: trainer.step(batch), device, 20)
+    eager = seconds_of(lambda: trainer._eager_step(batch), device, 5) * 1e3
+    graph = seconds_of(lambda: trainer.step(batch), device, 20) * 1e3
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
-        trainer.step(batch)
-        wait_for(device)
+        seconds_of(lambda: trainer.step(batch), device)
     events = [event for event in profiled.key_averages() if event.self_device_time_total]
     work = summed(events)
     reserved = torch.cuda.max_memory_reserved(device) / 1e9

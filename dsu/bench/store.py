@@ -1,0 +1,216 @@
+"""Random images, and a store of random features of the real shapes and types: how fast it is written and read."""
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsu.batches import Batch, prefetch
+from dsu.bench.timing import ratio, seconds_of, take_turns
+from dsu.config import LEVELS, DSUNetConfig
+from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.stores import FeatureStore
+from dsu.features.writing import WRITERS, writing
+from dsu.network.resume import feature_block, feature_shape
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime
+from dsu_cache import Entry, Fingerprint, Store
+
+__all__ = ["DrawnStore", "ReadRow", "disk_rate", "draw_store", "file_sizes", "images", "measure_reading"]
+
+
+def images(config: DSUNetConfig, count: int, *, dino: bool) -> Batch:
+    """Decoded images as they come from a folder, in all four views."""
+    rng = np.random.default_rng(0)
+
+    def draw(side: int) -> torch.Tensor:
+        return torch.from_numpy(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+    side = config.hiera_size
+    return Batch.of(
+        tuple(f"image{index}" for index in range(count)),
+        tuple(index % 4 for index in range(count)),
+        pixels=draw(side),
+        mask=torch.from_numpy(rng.choice(np.array([0, 255], np.uint8), (count, side, side))),
+        dino_pixels=draw(config.dino_size) if dino else None,
+    )
+
+
+# ---- writing ----
+
+
+@dataclass(frozen=True)
+class DrawnStore:
+    """A store in one view, and the same arrays as plain files.
+
+    Attributes:
+        store: of `pixels`, `mask`, `V`, S1..S4 and the tokens that the cases resume from.
+        plain: a `.npy` file (samples, *item) by array; a sample's place in it is that of its name.
+        names: of its samples.
+        written: bytes a second, as stage one writes.
+        disk: bytes a second of plain files of the same sizes: see `disk_rate`.
+    """
+
+    store: FeatureStore
+    plain: dict[str, Path]
+    names: Sequence[str]
+    written: float
+    disk: float
+
+
+@contextmanager
+def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progress = SILENT) -> Iterator[DrawnStore]:
+    """A store below the folder where stores lie, gone afterwards."""
+    below.mkdir(parents=True, exist_ok=True)
+    rng, shapes = np.random.default_rng(0), _shapes(config)
+    with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
+        store = FeatureStore.create(Path(folder) / "store", {})
+        names = [f"sample{index:05}" for index in range(samples)]
+        plain = {name: Path(folder) / f"{name}.npy" for name in shapes}
+        seconds, total = 0.0, 0
+        with store.lock(), progress.task("writing random features", len(shapes), "arrays") as task:
+            store.set_manifest(store.manifest.assign({n: Entry(n, {}) for n in names}, store.rows_per_shard))
+            for name, (shape, kind) in shapes.items():
+                values = _draw(rng, (samples, *shape), kind)
+                np.save(plain[name], values)
+                store.add_array(name, shape, kind, 1, Fingerprint({}))
+                seconds += seconds_of(partial(_write, store, name, values))
+                total += values.nbytes
+                task.advance()
+        yield DrawnStore(store, plain, names, total / seconds, disk_rate(file_sizes(store), below))
+
+
+def _write(store: FeatureStore, name: str, values: NDArray[np.generic]) -> None:
+    with writing(store) as writer:
+        for _, shard in store.missing(name, [0]):
+            rows = store.rows_in_shard(shard)
+            some = store.manifest.names_at(*rows.tolist())
+            writer.put(name, 0, shard, some, [torch.from_numpy(values[rows[0] : rows[-1] + 1])])
+
+
+def _shapes(config: DSUNetConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
+    side, uint8, float16 = config.hiera_size, np.dtype(np.uint8), np.dtype(np.float16)
+    levels = [f"S{level}" for level in LEVELS]
+    firsts = {config.hiera.depth - depth for depth in config.usual_depths}
+    tokens = [f"B{first}" for first in sorted(firsts - {feature_block(config, level) for level in levels} - {0})]
+    features = {name: (feature_shape(config, name), float16) for name in ("V", *levels, *tokens)}
+    return {"pixels": ((side, side, 3), uint8), "mask": ((side, side), uint8), **features}
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
+    """Random rows of which a tenth is new and the rest shifted copies: numbers enough, drawn quickly."""
+    first = (min(shape[0], 16), *shape[1:])
+    fresh = rng.integers(0, 256, first) if kind == np.uint8 else rng.standard_normal(first, np.float32)
+    turned = [np.roll(fresh.astype(kind), turn, axis=1) for turn in range(-(-shape[0] // len(fresh)))]
+    values: NDArray[np.generic] = np.concatenate(turned)
+    return values[: shape[0]]
+
+
+def disk_rate(sizes: Sequence[int], below: Path) -> float:
+    """Bytes a second of plain files, each written at once and flushed once, by as many threads as stage one has.
+
+    The median of three rounds, in a folder below `below` that goes away again.
+    """
+    content = memoryview(np.random.default_rng(0).bytes(max(sizes)))
+
+    def write(path: Path, size: int) -> None:
+        with path.open("wb") as file:
+            file.write(content[:size])
+            file.flush()
+            os.fsync(file.fileno())
+
+    rates = []
+    for _ in range(3):
+        with TemporaryDirectory(prefix=".bench-", dir=below) as folder, ThreadPoolExecutor(WRITERS) as pool:
+            paths = [Path(folder) / str(number) for number in range(len(sizes))]
+            started = time.perf_counter()
+            list(pool.map(write, paths, sizes))
+            rates.append(sum(sizes) / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+def file_sizes(store: Store) -> list[int]:
+    """Bytes of each of a store's data files."""
+    return [path.stat().st_size for path in store.path.glob("*/c/**/*") if path.is_file()]
+
+
+# ---- reading ----
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """One set of arrays, read a sample at a time in random order.
+
+    Attributes:
+        what: the arrays.
+        bytes_per_sample: of one sample.
+        samples: a second, through the training path, checksums verified, files in the page cache.
+        against_plain: the reader's rate over that of numpy memory maps.
+        cold: samples a second with the files out of the page cache.
+    """
+
+    what: tuple[str, ...]
+    bytes_per_sample: int
+    samples: float
+    against_plain: float
+    cold: float
+
+
+def measure_reading(
+    drawn: DrawnStore, runtime: Runtime, rounds: int, progress: Progress = SILENT
+) -> tuple[ReadRow, ...]:
+    """What the paper's setting reads, and what resuming from S3 reads, in batches of 8."""
+    order = np.random.default_rng(1).permutation(len(drawn.names))
+    batches = [order[start : start + 8].tolist() for start in range(0, len(order), 8)]
+    named = [[drawn.names[index] for index in batch] for batch in batches]
+    rows = []
+    for arrays in (("pixels", "mask", "V"), ("mask", "V", "S1", "S2", "S3")):
+        samples = FeatureDataset(drawn.store, [name for name in arrays if name != "mask"], names=drawn.names)
+        maps = [np.load(drawn.plain[name], mmap_mode="r") for name in arrays]
+        read, plain = partial(_read_all, samples, named), partial(_index_all, maps, batches)
+        read(), plain()
+        taken = take_turns({"reader": read, "memory map": plain}, rounds, runtime, progress)
+        _forget(drawn)
+        cold = take_turns({"cold": read}, 1, runtime, progress)["cold"]
+        rows.append(
+            ReadRow(
+                arrays,
+                sum(drawn.store.arrays[name].item_nbytes for name in arrays),
+                len(order) / taken["reader"].median,
+                ratio(taken["reader"], taken["memory map"]),
+                len(order) / cold.median,
+            )
+        )
+    return tuple(rows)
+
+
+def _read_all(samples: FeatureDataset, batches: Sequence[Sequence[str]]) -> None:
+    for batch in prefetch(partial(samples.read, names, [0] * len(names)) for names in batches):
+        assert batch.mask is not None
+
+
+def _index_all(maps: Sequence[NDArray[np.generic]], batches: Sequence[Sequence[int]]) -> None:
+    for rows in batches:
+        for array in maps:
+            array[rows]
+
+
+def _forget(drawn: DrawnStore) -> None:
+    """Ask the kernel to drop the store's files from the page cache, where there is such a request."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    os.sync()
+    for path in drawn.store.path.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
