@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dsu.dataset_check.summary import file_counts, summary
+from dsu.dataset_check import file_counts, summary
 from dsu_cli.console import table as empty_table
 
 if TYPE_CHECKING:

@@ -1,26 +1,35 @@
 """A check of a data set before any work: what it holds, and what of it will bite.
 
-Each image and mask is read once (`samples`, `splits`), what is found is judged by rules (`image_rules`, `mask_rules`,
-`set_rules`), counted in a table (`summary`) and shown on one sheet (`sheet`).
+Each image and mask is read once (`reading`), what is found is judged by rules (`rules` of a split, `set_rules` of all),
+counted in a table (`summary`, `file_counts`) and shown on one sheet (`sheet`).
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from dsu.data.datasets import Paths, find_dataset
+from dsu.data.masks import MaskFacts, MaskFormat
 from dsu.data.overlaps import ImageSignature, compare
-from dsu.dataset_check.findings import SEVERITIES, Finding, Severity
-from dsu.dataset_check.image_rules import findings_of_images
-from dsu.dataset_check.mask_rules import findings_of_masks
-from dsu.dataset_check.set_rules import findings_of_copies, findings_of_set, other_files
-from dsu.dataset_check.splits import SplitCheck, read_split
-from dsu.dataset_check.summary import file_counts, summary
+from dsu.dataset_check.reading import SplitCheck, read_split
+from dsu.dataset_check.rules import SEVERITIES, Finding, Severity, findings_of_split
+from dsu.dataset_check.set_rules import findings_of_set, other_files
 from dsu.progress import SILENT, Progress
 
-__all__ = ["SEVERITIES", "DatasetCheck", "Finding", "Severity", "SplitCheck", "check_dataset"]
+__all__ = [
+    "SEVERITIES",
+    "DatasetCheck",
+    "FileCount",
+    "Finding",
+    "Severity",
+    "SplitCheck",
+    "check_dataset",
+    "file_counts",
+    "summary",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class DatasetCheck:
             "input_size": self.side,
             "stops": self.stops,
             "splits": [summary(check) for check in self.splits],
-            "files": [entry.to_json() for entry in file_counts(self.splits)],
+            "files": [asdict(entry) for entry in file_counts(self.splits)],
             "findings": [finding.to_json() for finding in self.findings],
         }
 
@@ -79,24 +88,92 @@ def check_dataset(
     Raises:
         UsageError: There is no such data set, or it cannot be told which files are images and which masks.
     """
-    found = find_dataset(name_or_folder, paths)
-    checks = [read_split(split, side, foreground, progress, workers) for split in found]
-    findings: list[Finding] = []
+    checks = [read_split(split, side, foreground, progress, workers) for split in find_dataset(name_or_folder, paths)]
+    findings = [finding for check in checks for finding in findings_of_split(check, side)]
+    signatures: dict[str, list[ImageSignature]] = {"train": [], "test": [], "all": []}
     for check in checks:
-        findings += findings_of_images(check, side)
-        findings += findings_of_masks(check, side)
-    findings += findings_of_copies(checks, *compare(_signatures(checks, "train"), _signatures(checks, "test")))
-    findings += findings_of_set(checks, _other_files(paths.folder(name_or_folder), checks))
+        signatures[check.split.kind] += [sample.signature for sample in check.samples]
+    folder = paths.folder(name_or_folder)
+    # What else comes with a benchmark is known to be no harm.
+    own = folder is not None and not any(check.split.benchmark for check in checks)
+    files = other_files(folder) if folder and own else Counter[str]()
+    findings += findings_of_set(checks, compare(signatures["train"], signatures["test"]), files)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return DatasetCheck(name_or_folder, side, tuple(checks), tuple(findings))
 
 
-def _signatures(checks: Sequence[SplitCheck], kind: str) -> list[ImageSignature]:
-    return [sample.signature for check in checks if check.split.kind == kind for sample in check.samples]
+@dataclass(frozen=True)
+class FileCount:
+    """How many files of one kind there are, by split: `kind` ("JPEG, grey"), and what is made of them."""
+
+    what: str
+    kind: str
+    read_as: str
+    count: dict[str, int]
 
 
-def _other_files(folder: Path | None, checks: Sequence[SplitCheck]) -> Counter[str]:
-    """Of a folder of one's own; what else comes with a benchmark is known to be no harm."""
-    if folder is None or any(check.split.benchmark for check in checks):
-        return Counter()
-    return other_files(folder)
+def file_counts(checks: Sequence[SplitCheck]) -> list[FileCount]:
+    """Kinds of files of all splits, images before masks, the most frequent first."""
+    counts: dict[tuple[str, str, str], Counter[str]] = {}
+    for check in checks:
+        for sample in check.samples:
+            keys = [("images", sample.storage.kind, sample.storage.read_as)]
+            if sample.mask:
+                keys.append(("masks", sample.mask.storage.kind, _read_as(sample.mask.facts, check.mask_format)))
+            for key in keys:
+                counts.setdefault(key, Counter())[check.name] += 1
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1].total(), item[0]))
+    return [FileCount(*key, dict(count)) for key, count in ordered]
+
+
+def summary(check: SplitCheck) -> dict[str, Any]:
+    """Plain JSON values of one split. Sizes are [width, height], shares 0 to 1; None where nothing was measured."""
+    split = check.split
+    sizes = sorted((sample.size for sample in check.samples), key=lambda size: size[0] * size[1])
+    marked = [one.foreground for one in check.masked]
+    formats = dict.fromkeys(_read_as(facts, check.mask_format) for facts in check.masks)
+    return {
+        "split": split.name,
+        "kind": split.kind,
+        "images_folder": str(split.images),
+        "masks_folder": str(split.masks) if split.masks else None,
+        "images": len(split.pairs) + len(split.images_without_mask) + split.left_out,
+        "pairs": len(split.pairs) if split.masks else 0,
+        "official_pairs": split.official_count,
+        "images_without_mask": len(split.images_without_mask) if split.masks else len(split.pairs),
+        "masks_without_image": len(split.masks_without_image),
+        "left_out": split.left_out,
+        "unreadable": len(check.unreadable),
+        "smallest": sizes[0] if sizes else None,
+        "median": sizes[len(sizes) // 2] if sizes else None,
+        "largest": sizes[-1] if sizes else None,
+        "masks_of_another_size": sum(bool(one.mask and one.mask.size != one.size) for one in check.samples),
+        "masks_read_as": ", ".join(formats) if check.mask_format else None,
+        "mask_format": check.mask_format.to_json() if check.mask_format else None,
+        "mask_values": {str(value): pixels for value, pixels in check.values.most_common()},
+        "foreground_quartiles": np.quantile([one.share for one in marked], (0.25, 0.5, 0.75)).tolist()
+        if marked
+        else None,
+        "empty_masks": sum(one.share == 0 for one in marked),
+        "soft_masks": sum(one.soft > 0 for one in marked),
+        "objects": sum(one.objects for one in marked),
+        "vanishing_objects": sum(one.vanished for one in marked),
+        "masks_that_become_empty": sum(one.objects > 0 and one.left == 0 for one in marked),
+    }
+
+
+def _read_as(facts: MaskFacts, mask_format: MaskFormat | None) -> str:
+    """What `dsu.data.masks.MaskFormat.read` does with a mask."""
+    if mask_format is None:
+        return "nothing: see below"
+    if mask_format.foreground is not None:
+        return f"foreground where {' or '.join(map(str, mask_format.foreground))}"
+    if facts.kind == "indices":
+        return "palette: every index but 0 is foreground"
+    if facts.kind == "colours":
+        return "every colour but black is foreground"
+    if mask_format.labels:
+        return "labels: every value but 0 is foreground"
+    if facts.kind == "deep":
+        return f"grey levels of 16 bits, {mask_format.white} is white"
+    return "grey levels"

@@ -26,9 +26,9 @@ def draw_shares(axes: "Axes", found: "DatasetCheck") -> None:
     _dress(axes, "foreground of a mask, % of its pixels", "masks")
     bins = (np.logspace(np.log10(_LEAST), 0, 25) * 100).tolist()
     for check, colour in zip(found.splits, _cycle(found), strict=True):
-        shares = [100 * max(one.share, _LEAST) for one in check.foreground.values() if one.share > 0]
+        shares = [100 * max(one.foreground.share, _LEAST) for one in check.masked if one.foreground.share > 0]
         axes.hist(shares, bins=bins, label=check.name, **_bars(colour))
-    if not any(one.share > 0 for check in found.splits for one in check.foreground.values()):
+    if not any(one.foreground.share > 0 for check in found.splits for one in check.masked):
         _say_none(axes)
         return
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

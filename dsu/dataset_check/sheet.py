@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.images import read_image
-from dsu.dataset_check.findings import SEVERITIES, Finding, case_of
 from dsu.dataset_check.plots import draw_shares, draw_sizes, draw_values
-from dsu.dataset_check.samples import HALF, Sample, object_boxes
+from dsu.dataset_check.reading import HALF, Sample, object_boxes
+from dsu.dataset_check.rules import SEVERITIES, Finding, case_of
 from dsu.pictures import CELL_GROUND, overlay
 from dsu.progress import SILENT, Progress
 from dsu.sheets import page_files, save_figures
@@ -105,7 +105,7 @@ def _sections(found: "DatasetCheck") -> Iterator[tuple[str, list[_Cell]]]:
     samples = [sample for check in found.splits for sample in check.samples]
     chosen = np.linspace(0, len(samples) - 1, min(_COLUMNS, len(samples))).round().astype(int)
     yield "Some of them, evenly spread", [_Cell(samples[index], _size(samples[index])) for index in chosen]
-    marked = [(one.foreground.share, one.sample) for check in found.splits for one in check.masked()]
+    marked = [(one.foreground.share, one.sample) for check in found.splits for one in check.masked]
     ordered = sorted((pair for pair in marked if pair[0] > 0), key=lambda pair: pair[0])
     half = _COLUMNS // 2
     extremes = [*ordered[:half], *ordered[max(half, len(ordered) - half) :]]

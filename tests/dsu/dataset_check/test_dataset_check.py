@@ -1,4 +1,4 @@
-"""A check of a data set: every finding on a folder made for it (what is counted: `test_checkup_figures`)."""
+"""A check of a data set: every finding on a folder made for it (what is counted: `test_dataset_check_figures`)."""
 
 from pathlib import Path
 from typing import Final
@@ -10,10 +10,9 @@ from own_folder import SIZE, Mask, boxed, check, finding, photo, plain, write
 from PIL import Image, ImageFilter
 
 from dsu.data.datasets import Paths
-from dsu.dataset_check import SEVERITIES, Finding, check_dataset
-from dsu.dataset_check.image_rules import FEW
+from dsu.dataset_check import SEVERITIES, Finding, check_dataset, summary
+from dsu.dataset_check.rules import FEW
 from dsu.dataset_check.set_rules import other_files
-from dsu.dataset_check.summary import summary
 from dsu.errors import UsageError
 
 

@@ -16,9 +16,9 @@ from rubbish import ODD, UNREADABLE
 from dsu.data.datasets import Paths, find_dataset, inspect
 from dsu.data.images import resize_mask
 from dsu.data.masks import MaskFormat
-from dsu.dataset_check.samples import measure, object_boxes
+from dsu.dataset_check import file_counts, summary
+from dsu.dataset_check.reading import measure, object_boxes
 from dsu.dataset_check.sheet import draw_sheet
-from dsu.dataset_check.summary import file_counts, summary
 from dsu.errors import UsageError
 from dsu.threads import in_threads
 

@@ -1,9 +1,11 @@
-"""What one image and its mask hold, as far as a check asks: read once, and the mask once more when it can be read."""
+"""All that a check reads of a split: every image and mask once, and each mask once more when its format is known."""
 
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +14,35 @@ from numpy.typing import NDArray
 from PIL import Image, ImageStat
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from dsu.data.images import FEW_VALUES, MaskKind, raw_mask, read_bytes, read_image, resize_mask
-from dsu.data.masks import MaskFacts, MaskFormat, mask_facts
+from dsu.data.images import (
+    FEW_VALUES,
+    MaskKind,
+    UnreadableImage,
+    or_unreadable,
+    raw_mask,
+    read_bytes,
+    read_image,
+    resize_mask,
+)
+from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, mask_facts
 from dsu.data.overlaps import ImageSignature
-from dsu.data.pairing import Pair
+from dsu.data.pairing import Pair, Split
+from dsu.errors import UsageError
+from dsu.progress import SILENT, Progress
+from dsu.threads import in_threads
 
-__all__ = ["HALF", "Foreground", "MaskFile", "Sample", "Storage", "look_at", "measure", "object_boxes"]
+__all__ = [
+    "HALF",
+    "Foreground",
+    "MaskFile",
+    "Masked",
+    "Sample",
+    "SplitCheck",
+    "Storage",
+    "measure",
+    "object_boxes",
+    "read_split",
+]
 
 HALF: Final = 128
 """From this grey level on a pixel of a mask is foreground, wherever a check counts."""
@@ -27,6 +52,25 @@ _MOST_COUNTED: Final = 256
 """Masks of more distinct values are not counted value by value: they are 16-bit greys."""
 
 _CORNERS_TOUCH: Final = np.ones((3, 3))
+
+_MODES: Final = {
+    **{"L": "grey", "LA": "grey", "1": "1 bit", "P": "palette", "PA": "palette"},
+    **{"RGBA": "RGB", "F": "float"},
+}
+"""Pillow's modes in words; transparency is said apart."""
+
+_READ_AS: Final = {
+    "RGB": "as it is",
+    "RGBA": "as it is",
+    "L": "grey, the same in all three channels",
+    "LA": "grey, the same in all three channels",
+    "1": "black and white",
+    "P": "the palette's colours",
+    "PA": "the palette's colours",
+    "CMYK": "converted to RGB, its colour profile left aside",
+    "F": "0 to 1 is black to white; larger values as 16 bits",
+}
+"""What `dsu.data.images.read_image` makes of an image, by Pillow's mode."""
 
 Size = tuple[int, int]
 """Width and height in pixels, upright."""
@@ -46,14 +90,31 @@ class Storage:
 
     format: str
     mode: str
-    alpha: bool = False
-    turned: bool = False
-    frames: bool = False
+    alpha: bool
+    turned: bool
+    frames: bool
 
     @property
     def deep(self) -> bool:
         """Whether it is grey of more than 8 bits."""
         return self.mode in ("I", "F") or self.mode.startswith("I;16")
+
+    @property
+    def kind(self) -> str:
+        """`PNG, grey, alpha`: the format and what is remarkable."""
+        mode = "16-bit grey" if self.deep else self.mode
+        extras = (("alpha", self.alpha), ("turned by EXIF", self.turned), ("several pictures", self.frames))
+        return ", ".join([self.format, _MODES.get(self.mode, mode), *(name for name, there in extras if there)])
+
+    @property
+    def read_as(self) -> str:
+        """What `dsu.data.images.read_image` does with it."""
+        deep = self.deep and self.mode != "F"
+        steps = ["scaled to 8 bits: 65535 is white" if deep else _READ_AS.get(self.mode, "converted to RGB")]
+        steps += ["alpha dropped"] if self.alpha else []
+        steps += ["turned upright"] if self.turned else []
+        steps += ["the first picture only"] if self.frames else []
+        return ", ".join(steps)
 
 
 @dataclass(frozen=True)
@@ -114,7 +175,95 @@ class Foreground:
     sha256: str
 
 
-def look_at(pair: Pair, split: str) -> tuple[Sample, Counter[int]]:
+@dataclass(frozen=True)
+class Masked:
+    """A sample whose mask could be read: its sample, what its file holds, and what it marks."""
+
+    sample: Sample
+    facts: MaskFacts
+    foreground: Foreground
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """What a split holds.
+
+    Attributes:
+        split: What pairs in it and what does not.
+        samples: Pairs of which both files can be read; images alone where it has no masks.
+        unreadable: Files that cannot, and why.
+        values: How many pixels of the masks have which raw value, masks of very many values (16-bit greys) left out.
+        mask_format: How the masks are read; None where there are none or none was found.
+        refusal: Why none was found.
+        masked: The samples with what their masks mark, read so.
+    """
+
+    split: Split
+    samples: tuple[Sample, ...]
+    unreadable: tuple[tuple[Path, str], ...]
+    values: Counter[int]
+    mask_format: MaskFormat | None
+    refusal: str | None
+    masked: tuple[Masked, ...]
+
+    @property
+    def name(self) -> str:
+        """The split's."""
+        return self.split.name
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is trained on."""
+        return self.split.kind != "test"
+
+    @property
+    def masks(self) -> list[MaskFacts]:
+        """What each mask's file holds."""
+        return [sample.mask.facts for sample in self.samples if sample.mask]
+
+
+def read_split(
+    split: Split,
+    side: int,
+    foreground: Sequence[int] | None = None,
+    progress: Progress = SILENT,
+    workers: int | None = None,
+) -> SplitCheck:
+    """Read every image and mask of a split, one a thread at a time.
+
+    Args:
+        split: What to read.
+        side: The network's input in pixels, at which objects are looked for again.
+        foreground: Raw mask values that are foreground, where the user named them.
+        progress: Who is told.
+        workers: How many files are read at once; by default as many as there are processors, at most 16.
+    """
+    samples: list[Sample] = []
+    unreadable: list[tuple[Path, str]] = []
+    values: Counter[int] = Counter()
+    look = or_unreadable(partial(_look_at, split=split.name))
+    for seen in in_threads(look, split.pairs, f"reading {split.name}", progress, workers):
+        if isinstance(seen, UnreadableImage):
+            unreadable.append((seen.path, seen.reason))
+        else:
+            samples.append(seen[0])
+            values.update(seen[1])
+    pairs = [(sample, sample.mask) for sample in samples if sample.mask]
+    mask_format, refusal = None, None
+    masked: list[Masked] = []
+    if pairs:
+        try:
+            mask_format = choose_mask_format([mask.facts for _, mask in pairs], foreground)
+        except UsageError as error:
+            refusal = str(error)
+    if mask_format:
+        work, paths = partial(measure, mask_format=mask_format, side=side), [mask.path for _, mask in pairs]
+        marked = in_threads(work, paths, f"measuring masks of {split.name}", progress, workers, "masks")
+        masked = [Masked(sample, mask.facts, one) for (sample, mask), one in zip(pairs, marked, strict=True)]
+    return SplitCheck(split, tuple(samples), tuple(unreadable), values, mask_format, refusal, tuple(masked))
+
+
+def _look_at(pair: Pair, split: str) -> tuple[Sample, Counter[int]]:
     """Read an image and its mask, before it is known how the masks are read.
 
     Returns:
@@ -146,10 +295,11 @@ def measure(mask: Path, mask_format: MaskFormat, side: int) -> Foreground:
     small = resize_mask(grey, side) >= HALF
     foreground = grey >= HALF
     objects, vanished = _count_objects(foreground, small)
+    border = np.concatenate((foreground[0], foreground[-1], foreground[:, 0], foreground[:, -1]))
     return Foreground(
         share=float(foreground.mean()),
         soft=float(((grey > 0) & (grey < 255)).mean()),
-        border=_border_share(foreground),
+        border=float(border.mean()),
         objects=objects,
         vanished=vanished,
         left=int(small.sum()),
@@ -194,11 +344,6 @@ def _count_objects(foreground: NDArray[np.bool_], small: NDArray[np.bool_]) -> t
     kept = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST))
     seen = np.unique(labels[kept & foreground])
     return int(count), int(count - len(seen))
-
-
-def _border_share(foreground: NDArray[np.bool_]) -> float:
-    border = (foreground[0], foreground[-1], foreground[:, 0], foreground[:, -1])
-    return float(np.concatenate(border).mean())
 
 
 def _value_counts(raw: NDArray[Any], kind: MaskKind) -> Counter[int]:

@@ -1,0 +1,443 @@
+"""What a check finds: one line each, how bad it is, how many, which, and what to do about it; and the rules of a split.
+
+A rule is a `Finding` with all the cases that it concerns; those that concern none fall out.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, Literal
+
+from dsu.data.images import printable
+from dsu.data.masks import MaskFormat, typed_foreground
+from dsu.dataset_check.reading import Masked, Sample, Size, SplitCheck
+
+__all__ = [
+    "FEW",
+    "SEVERITIES",
+    "Case",
+    "Finding",
+    "Severity",
+    "case_of",
+    "findings_of_split",
+    "if_any",
+]
+
+Severity = Literal["will stop", "will hurt", "good to know"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("will stop", "will hurt", "good to know")
+"""From worst to mildest. `dsu` does not train on what will stop it, and trains on the rest, for better or worse."""
+
+FEW: Final = 50
+"""Training pairs below which a head learns them by heart."""
+
+FLAT: Final = 3.0
+"""Standard deviation, in grey levels, below which an image shows nothing: the dullest of 1,900 images of DUTS, CAMO
+and MagneticTile has 6.5."""
+
+DIM: Final = 32
+"""Grey level (of 255) that images of more than 8 bits should pass: 12 bits in a file of 16 reach 16."""
+
+LARGE: Final = 2048
+"""Longer side, in pixels, from which an image loses most of its detail at any usual input size."""
+
+SMALL: Final = 64
+"""Shorter side, in pixels, below which an image has hardly any."""
+
+LONG: Final = 4.0
+"""Longer over shorter side from which squeezing into a square distorts too much."""
+
+SAME_SHAPE: Final = 0.02
+"""Relative difference of proportions, of a mask and its image, that rounding explains."""
+
+IGNORED: Final = 255
+"""What label maps since Pascal VOC's mark pixels with that are to be ignored."""
+
+FULL: Final = 0.999
+"""Share of foreground from which a mask has no background to speak of."""
+
+INVERTED: Final = 0.9
+"""Share of the border that is foreground in most masks of a set that has black and white exchanged."""
+
+MANY: Final = 0.05
+"""Share of all objects whose loss is more than specks."""
+
+TINY: Final = 64
+"""Pixels of foreground, at the network's size, below which an object is a few cells of the finest features."""
+
+_NAMES_SHOWN: Final = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample, file or group that a finding concerns: its name, what is remarkable, and what can be shown of it."""
+
+    name: str
+    remark: str = ""
+    samples: tuple[Sample, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.remark}" if self.remark else self.name
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that will bite, in one split or, where `split` is empty, in the data set.
+
+    Attributes:
+        key: Its kind, for programs: "unreadable", "vanishing".
+        severity: What it does.
+        what: The thing that is counted, for people: "images without a mask".
+        remedy: What follows from it and what to do, in whole sentences.
+        cases: All that are concerned; none where the thing is the split itself.
+        split: The split's name.
+    """
+
+    key: str
+    severity: Severity
+    what: str
+    remedy: str
+    cases: Sequence[Case] = ()
+    split: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many are concerned; 0 where the thing is the split itself."""
+        return len(self.cases)
+
+    def sentence(self) -> str:
+        """All of it but severity and split, with the first names."""
+        if not self.cases:
+            return f"{self.what}. {self.remedy}"
+        separator = "; " if any(case.remark for case in self.cases) else ", "
+        names = separator.join(map(str, self.cases[:_NAMES_SHOWN]))
+        more = f" and {self.count - _NAMES_SHOWN:,} more" if self.count > _NAMES_SHOWN else ""
+        return f"{self.what}: {self.count:,} ({names}{more}). {self.remedy}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with all names."""
+        names = [str(case) for case in self.cases]
+        words = {name: getattr(self, name) for name in ("key", "severity", "split", "what", "remedy")}
+        return {**words, "count": self.count, "names": names}
+
+
+def case_of(sample: Sample, remark: str = "") -> Case:
+    """A sample, with what is remarkable about it."""
+    return Case(_clean(sample.name), remark, (sample,))
+
+
+def _file_case(path: Path, folder: Path, remark: str = "") -> Case:
+    """A file that is no sample, by its path below a folder."""
+    return Case(_clean(printable(Path(os.path.relpath(path, folder)))), _clean(remark))
+
+
+def _clean(name: str) -> str:
+    """A name may hold line feeds and a terminal's escapes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def if_any(*findings: Finding) -> list[Finding]:
+    """Those that concern any sample or file."""
+    return [finding for finding in findings if finding.cases]
+
+
+# ---- one split ----
+
+
+def findings_of_split(check: SplitCheck, side: int) -> list[Finding]:
+    """What will bite of a split's files, images and masks; `side` is the network's input in pixels."""
+    found = [*_of_pairing(check), *_of_images(check.samples, side), *_of_mask_files(check)]
+    if check.mask_format:
+        found += [*_of_values(check, check.mask_format), *_of_foreground(check.masked), *_of_size(check.masked, side)]
+        found += _of_edges(check)
+    return [replace(finding, split=check.name) for finding in found]
+
+
+def _of_pairing(check: SplitCheck) -> list[Finding]:
+    split = check.split
+    return _too_few(check) + if_any(
+        Finding(
+            "images-without-mask",
+            "will hurt",
+            "images without a mask",
+            "They are passed over: name a mask like each image, or give those without an object an all black one.",
+            [_file_case(path, split.images) for path in split.images_without_mask],
+        ),
+        Finding(
+            "masks-without-image",
+            "will hurt" if split.images_without_mask else "good to know",
+            "masks without an image",
+            "They are passed over: name each like its image, or remove it.",
+            [_file_case(path, split.masks or split.images) for path in split.masks_without_image],
+        ),
+        Finding(
+            "unreadable",
+            "will hurt",
+            "files that cannot be read",
+            "Their pairs are left out, and dsu cache-features ends with status 1: save them anew as PNG or JPEG, or "
+            "remove them.",
+            [_file_case(path, split.images, reason) for path, reason in check.unreadable],
+        ),
+    )
+
+
+def _too_few(check: SplitCheck) -> list[Finding]:
+    pairs = len(check.masks)
+    if check.split.masks is None and check.trains:
+        remedy = (
+            "Training wants pairs: put masks, named like the images, into masks/ beside images/, or name the "
+            "subfolders with --images and --masks. Without masks there is only predicting."
+        )
+        return [Finding("no-masks", "will stop", "No image has a mask", remedy)]
+    if check.split.masks is None:
+        remedy = "There is predicting, but no judging."
+        return [Finding("no-masks", "good to know", "No image has a mask", remedy)]
+    if pairs >= FEW or not check.trains:
+        return []
+    if not pairs:
+        return [Finding("no-pairs", "will stop", "No pair can be read", "Mend the files, or give another folder.")]
+    remedy = (
+        "A head learns so few by heart: store extra augmented views (dsu cache-features --views flips+8), "
+        "adapt fewer blocks (--adapt-last), and trust no figure of a few held-out images."
+    )
+    return [Finding("few", "will hurt", f"Only {pairs} pairs to train on", remedy)]
+
+
+def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
+    large = sorted((sample for sample in samples if max(sample.size) >= LARGE), key=lambda one: -max(one.size))
+    return if_any(
+        Finding(
+            "large",
+            "good to know",
+            f"images of {LARGE:,} pixels and more on a side",
+            f"The network sees each at {side}x{side}: where detail matters, cut tiles (dsu cache-features --tile SIZE "
+            "--overlap PIXELS).",
+            [case_of(sample, _times(sample.size)) for sample in large],
+        ),
+        Finding(
+            "small",
+            "good to know",
+            f"images of less than {SMALL} pixels on a side",
+            f"They are blown up to {side}x{side}: see that they are no thumbnails.",
+            [case_of(sample, _times(sample.size)) for sample in samples if min(sample.size) < SMALL],
+        ),
+        Finding(
+            "long",
+            "good to know",
+            f"images more than {LONG:g} times as long as wide",
+            f"They are squeezed to {side}x{side}: crop them, or cut tiles (dsu cache-features --tile SIZE).",
+            [case_of(sample, _times(sample.size)) for sample in samples if max(sample.size) > LONG * min(sample.size)],
+        ),
+        Finding(
+            "flat",
+            "will hurt",
+            f"images of hardly any contrast (standard deviation below {FLAT:g} of 255 grey levels)",
+            "Nothing can be seen in them: check how they were exported, or remove them.",
+            [
+                case_of(sample, f"{sample.contrast:.1f}")
+                for sample in samples
+                if sample.contrast < FLAT and not _is_dim(sample)
+            ],
+        ),
+        Finding(
+            "dim",
+            "will hurt",
+            "images of 16 bits that use only the lowest eighth of them",
+            "White is 65535, so they are almost black: stretch 10- and 12-bit values to the full range.",
+            [case_of(sample, f"brightest {sample.brightest} of 255") for sample in samples if _is_dim(sample)],
+        ),
+        Finding(
+            "alpha",
+            "good to know",
+            "images with transparency",
+            "It is dropped, and the colours beneath show: lay them over a ground of your choice if those are "
+            "arbitrary.",
+            [case_of(sample) for sample in samples if sample.storage.alpha],
+        ),
+        Finding(
+            "turned",
+            "good to know",
+            "images that EXIF turns",
+            "They are turned upright before anything else: see (--sheet) that their masks were drawn on upright ones.",
+            [case_of(sample) for sample in samples if sample.storage.turned],
+        ),
+        Finding(
+            "frames",
+            "good to know",
+            "files of several pictures",
+            "Only the first is read: save the others as files of their own.",
+            [case_of(sample) for sample in samples if sample.storage.frames],
+        ),
+    )
+
+
+def _times(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _is_dim(sample: Sample) -> bool:
+    """Whether stretching an image of more than 8 bits would show something in it."""
+    dark = sample.storage.deep and 0 < sample.brightest < DIM
+    return dark and sample.contrast * 255 / sample.brightest >= FLAT
+
+
+def _of_mask_files(check: SplitCheck) -> list[Finding]:
+    cases: dict[str, list[Case]] = {"turned": [], "shape": [], "scaled": []}
+    for sample in check.samples:
+        if sample.mask and sample.mask.size != sample.size:
+            remark = f"{_times(sample.size)}, mask {_times(sample.mask.size)}"
+            cases[_mismatch(sample.size, sample.mask.size)].append(case_of(sample, remark))
+    found = if_any(
+        Finding(
+            "mask-turned",
+            "will hurt",
+            "masks that lie across their images",
+            "Image or mask was turned by 90 degrees, often by EXIF: turn one of them.",
+            cases["turned"],
+        ),
+        Finding(
+            "mask-shape",
+            "will hurt",
+            "masks of other proportions than their images",
+            "Image and mask are squeezed into the same square, so they do not lie on each other: export them alike.",
+            cases["shape"],
+        ),
+        Finding(
+            "mask-scaled",
+            "good to know",
+            "masks of another size than their images",
+            "Both are brought to the network's size, so training is right; dsu eval wants --resize.",
+            cases["scaled"],
+        ),
+    )
+    if not check.refusal:
+        return found
+    reason, severity = check.refusal[0].upper() + check.refusal[1:], SEVERITIES[0 if check.trains else 1]
+    return [Finding("unclear-masks", severity, "Masks that cannot be read as foreground", reason), *found]
+
+
+def _mismatch(size: Size, mask_size: Size) -> str:
+    """How a mask's size differs from its image's."""
+    if size == mask_size[::-1]:
+        return "turned"
+    stretch = (mask_size[0] * size[1]) / (size[0] * mask_size[1])
+    # A pixel more or less on a small mask is rounding, too.
+    return "scaled" if abs(stretch - 1) <= SAME_SHAPE + 1 / min(size + mask_size) else "shape"
+
+
+def _of_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
+    """What raw values may mean; nothing where the user has said it."""
+    if mask_format.foreground is not None:
+        return []
+    greys = [facts for facts in check.masks if not facts.is_coloured]
+    labels = [facts for facts in check.masks if facts.is_coloured or mask_format.labels]
+    faint = [
+        case_of(one.sample, f"brightest {one.facts.maximum}")
+        for one in check.masked
+        if not (one.facts.is_coloured or mask_format.labels) and one.facts.maximum > 0 and one.facts.bright == 0
+    ]
+    found = if_any(
+        Finding(
+            "faint-masks",
+            "will hurt",
+            "masks that are not black but never reach half of white",
+            f"They are read as almost black: if they are labels, give those of the object, out of "
+            f"{typed_foreground(check.masks)}, else brighten them.",
+            faint,
+        )
+    )
+    if not mask_format.labels and sum(facts.dark for facts in greys) > sum(facts.bright for facts in greys):
+        what = "Most of what is not black in the masks is darker than half"
+        remedy = "It is read as uncertain: if they are labels, give those of the object, out of"
+        found.append(Finding("dark-masks", "will hurt", what, f"{remedy} {typed_foreground(greys)}."))
+    values = sorted({value for facts in labels for value in facts.values or ()} - {0})
+    coloured = any(facts.kind == "colours" for facts in labels)
+    if IGNORED in values and len(values) > 1 and not coloured:
+        what = f"Label {IGNORED}, which usually marks pixels to be ignored, is read as foreground"
+        others = " ".join(f"--foreground {value}" for value in values if value != IGNORED)
+        found.append(Finding("ignored-label", "will hurt", what, f"Name the others: {others}."))
+    elif len(values) > 1:
+        shown = ", ".join(f"{value} (#{value:06X})" if coloured else str(value) for value in values[:10])
+        what = f"Label maps of several values ({shown}{', ...' if len(values) > 10 else ''})"
+        remedy = f"Every value but 0 is foreground: to choose, give some of {typed_foreground(labels)}."
+        found.append(Finding("several-labels", "good to know", what, remedy))
+    return found
+
+
+def _of_foreground(masked: Sequence[Masked]) -> list[Finding]:
+    empty = [case_of(one.sample) for one in masked if one.foreground.share == 0]
+    most = 2 * len(empty) > len(masked)
+    found = if_any(
+        Finding(
+            "empty-masks",
+            "will hurt" if most else "good to know",
+            "masks without foreground",
+            "Most images have nothing to find: see that the right values are foreground (--foreground), or leave some "
+            "out."
+            if most
+            else "They are kept, as images without an object.",
+            empty,
+        ),
+        Finding(
+            "full-masks",
+            "will hurt",
+            "masks that are foreground all over",
+            "Nothing is told apart in them: see how they were exported, or remove them.",
+            [case_of(one.sample) for one in masked if one.foreground.share >= FULL],
+        ),
+    )
+    marked = [one.foreground for one in masked if 0 < one.foreground.share < FULL]
+    if marked and median(one.border for one in marked) > INVERTED and median(one.share for one in marked) > 0.5:
+        what = "Most masks are white along their border, as if black and white were exchanged"
+        remedy = "White is what is looked for: invert the masks if it is the background."
+        found.append(Finding("inverted-masks", "will hurt", what, remedy))
+    return found
+
+
+def _of_size(masked: Sequence[Masked], side: int) -> list[Finding]:
+    """What the network's size leaves of objects."""
+    objects = sum(one.foreground.objects for one in masked)
+    lost = sum(one.foreground.vanished for one in masked)
+    emptied = sum(one.foreground.objects > 0 and not one.foreground.left for one in masked)
+    many = emptied or lost > MANY * objects
+    emptied_first = sorted(masked, key=lambda one: one.foreground.left > 0)
+    tiles = f"cut tiles (dsu cache-features --tile SIZE; {side} keeps every pixel) or give a larger --hiera-size"
+    return if_any(
+        Finding(
+            "vanishing",
+            "will hurt" if many else "good to know",
+            f"{lost:,} of {objects:,} objects leave no pixel at {side}x{side}; masks with such objects",
+            f"Masks that become empty so: {emptied:,}; they teach that nothing is there: {tiles}."
+            if many
+            else f"If they are more than specks, {tiles}.",
+            [case_of(one.sample) for one in emptied_first if one.foreground.vanished],
+        ),
+        Finding(
+            "tiny",
+            "good to know",
+            f"masks of less than {TINY} pixels of foreground at {side}x{side}",
+            f"The network's finest features have one cell for 4x4 pixels: {tiles}.",
+            [case_of(one.sample, f"{one.foreground.left}") for one in masked if 0 < one.foreground.left < TINY],
+        ),
+    )
+
+
+def _of_edges(check: SplitCheck) -> list[Finding]:
+    jpegs = [sample for sample in check.samples if sample.mask and sample.mask.storage.format in ("JPEG", "MPO")]
+    return if_any(
+        Finding(
+            "jpeg-masks",
+            "good to know",
+            "masks saved as JPEG",
+            "Its noise blurs their edges: keep masks as PNG.",
+            [case_of(sample) for sample in jpegs],
+        ),
+        Finding(
+            "grey-masks",
+            "good to know",
+            "masks more of which is grey than foreground",
+            "Grey is kept, as what the network is to be unsure of; evaluation cuts at half of white.",
+            [case_of(one.sample) for one in check.masked if one.foreground.soft > one.foreground.share > 0],
+        ),
+    )
