@@ -1,19 +1,26 @@
-"""From a head's file to a network, and from its logits to masks: what every way of predicting shares."""
+"""From batches and tiles to logits, and from logits to masks: what every way of predicting shares."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from dsu.batches import Batch
 from dsu.choices import Normalization
+from dsu.data.decoding import ImageProcessor
+from dsu.data.images import Box
+from dsu.data.tiles import TileBlender, Tiling
 from dsu.graphs import GraphRunner, Outputs
 from dsu.network.network import DSUNet
-from dsu.network.resume import ResumePoint
+from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import Runtime
 
-__all__ = ["Predictor", "finish_mask", "mask_of", "resize_logits"]
+__all__ = ["Predictor", "TiledImage", "finish_mask", "mask_of", "resize_logits", "segment_tiles", "tiled_image"]
 
 
 def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalization) -> NDArray[np.float32]:
@@ -69,3 +76,40 @@ class Predictor:
     def _eager(self, batch: Batch) -> Outputs:
         with self.runtime.autocast():
             return {"logits": self.network(**batch.inputs, start_feature=self.point.start).logits}
+
+
+@dataclass(frozen=True)
+class TiledImage:
+    """An image in tiles.
+
+    Attributes:
+        boxes: where each tile lies.
+        fetch: gives some of them, by their first and last place in `boxes`, as a batch.
+    """
+
+    boxes: Sequence[Box]
+    fetch: Callable[[int, int], Batch]
+
+
+def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size: int) -> Tensor:
+    """Logits (height, width) float32 of a whole image on the CPU, from its tiles, `size` of them at a time."""
+    blender = TileBlender(image.boxes)
+    for start in range(0, len(image.boxes), size):
+        boxes = image.boxes[start : start + size]
+        logits = predictor(image.fetch(start, start + len(boxes)))
+        for box, one in zip(boxes, logits, strict=True):
+            left, top, right, bottom = box
+            blender.add(box, resize_logits(one, (right - left, bottom - top)).cpu().numpy())
+    return torch.from_numpy(blender.logits)
+
+
+def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledImage:
+    """An RGB image in tiles, cut out and resized when they are fetched."""
+    boxes = tiling.boxes(*image.size)
+    processor = ImageProcessor(network.config, bool(earliest(network.config).guides))
+
+    def fetch(start: int, stop: int) -> Batch:
+        names = [f"{left},{top}" for left, top, _, _ in boxes[start:stop]]
+        return Batch.decoded(names, [processor.fit(image, box=box) for box in boxes[start:stop]])
+
+    return TiledImage(boxes, fetch)

@@ -3,12 +3,13 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from dsu.batches import Batch, prefetch
 from dsu.data.decoding import Decoded, ImageProcessor
-from dsu.data.images import UnreadableImage, file_sha256, or_unreadable, read_image
+from dsu.data.images import UnreadableImage, file_bytes_and_time, file_sha256, or_unreadable, read_image
+from dsu.data.tiles import Tiling, image_name
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.feature_dataset import FeatureDataset
@@ -28,10 +30,9 @@ from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
-from dsu.prediction.inference import Predictor, finish_mask, mask_of
+from dsu.prediction.inference import Predictor, TiledImage, mask_of, resize_logits, segment_tiles, tiled_image
 from dsu.prediction.targets import Job, Target
-from dsu.prediction.tiled_prediction import predict_tiled
-from dsu.progress import SILENT, Progress, Task
+from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
 
@@ -54,13 +55,11 @@ class Outcome:
     broken: list[str] = field(default_factory=list)
     """One sentence for each image that could not be read or got no mask."""
 
-    def settle(self, writes: Iterable[Future[str | None]]) -> None:
+    def count(self, writes: Iterable[Future[str | None]]) -> None:
         """Wait for masks to be written, and count them or note what is wrong with them. Raises as `atomic_write`."""
-        for complaint in [write.result() for write in writes]:
-            if complaint is None:
-                self.written += 1
-            else:
-                self.broken.append(complaint)
+        complaints = [write.result() for write in writes]
+        self.written += complaints.count(None)
+        self.broken += filter(None, complaints)
 
 
 def predict(
@@ -78,7 +77,7 @@ def predict(
     """
     state, info = load_head(head)
     make_folder(out)
-    record = _open_record(out, _record_of(head, info, settings), settings.overwrite)
+    record = _open_record(out, head, info, settings)
     outcomes = {}
     network: DSUNet | None = None
     for job in jobs:
@@ -91,39 +90,33 @@ def predict(
             "source": None if job.source is None else vars(job.source),
         }
         before = record["sets"].get(job.name, {})
-        same = all(before.get(key) == how[key] for key in ("normalization", "from", "tiling"))
+        same = not settings.overwrite and all(
+            before.get(key) == how[key] for key in ("normalization", "from", "tiling")
+        )
         stamps = {target.name: _stamp(target.image) for target in job.targets}
-        unchanged = {name for name, stamp in before.get("stamps", {}).items() if stamp == stamps.get(name)}
-        todo = [
-            t
-            for t in job.targets
-            if not (same and not settings.overwrite and t.name in unchanged and t.output.exists())
-        ]
+        noted = before.get("stamps", {}) if same else {}
+        todo = [t for t in job.targets if noted.get(t.name, ()) != stamps[t.name] or not t.output.exists()]
         standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
         if standing:
             raise DsuError(f"{standing[0]} stands already: give --overwrite or another --out.")
         outcome.kept = len(job.targets) - len(todo)
         for target in todo:  # of an image that has changed since: gone before the record calls it new
             target.output.unlink(missing_ok=True)
-        for folder in {target.output.parent for target in todo}:
-            make_folder(folder)
+            make_folder(target.output.parent)
         record["sets"][job.name] = {**how, "names": list(stamps), "stamps": stamps}
         atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
-        if todo and (network is None or (network.hiera is None or network.dino is None)):
-            network = load_network(state, info, weights, point=job.point, from_images=job.store is None)
-            runtime.place(network)
-        if todo and network is not None:
+        if todo:
+            if network is None or network.hiera is None or network.dino is None:
+                loaded = load_network(state, info, weights, point=job.point, from_images=job.store is None)
+                network = runtime.place(loaded)
             predict_job(network, job, todo, settings, runtime, outcome, progress)
     return outcomes
 
 
 def _stamp(image: Path) -> list[int] | None:
     """Size in bytes and time of change: by these an image is known to be the one that was predicted."""
-    try:
-        stat = image.stat()
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
+    found = or_unreadable(file_bytes_and_time)(image)
+    return None if isinstance(found, UnreadableImage) else list(found)
 
 
 def predict_job(
@@ -136,52 +129,46 @@ def predict_job(
     progress: Progress,
 ) -> None:
     """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it."""
-    with progress.task(f"predicting {job.name or 'files'}", len(todo)) as task:
-        if job.tiling is None:
-            return _predict_whole(network, job, todo, settings, runtime, outcome, task)
-
-        def finish(logits: Tensor, target: Target) -> str | None:
-            return _write(target, mask_of(logits, job.normalization), settings)
-
-        predictor = Predictor(network, runtime, job.point)
-        outcome.broken += predict_tiled(predictor, job, todo, settings.batch_size, finish, outcome.settle, task)
-
-
-def _predict_whole(
-    network: DSUNet,
-    job: Job,
-    todo: Sequence[Target],
-    settings: PredictionSettings,
-    runtime: Runtime,
-    outcome: Outcome,
-    task: Task,
-) -> None:
-    def finish(logits: Tensor, target: Target, size: Size) -> str | None:
-        return _write(target, finish_mask(logits, size, job.normalization), settings)
-
     predictor = Predictor(network, runtime, job.point)
-    load = _from_images(network, job.point) if job.store is None else _from_store(job.store, job.point)
-    chunks = [todo[start : start + settings.batch_size] for start in range(0, len(todo), settings.batch_size)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="write") as writer:
+    # Of images in tiles memory holds one, a batch of its tiles, and what is written of the one before.
+    ahead, writers = (2, min(8, os.cpu_count() or 1)) if job.tiling is None else (1, 1)
+    work = (_batches if job.tiling is None else _tiled)(network, job, todo, settings.batch_size)
+
+    def finish(target: Target, logits: Tensor, size: Size | None) -> str | None:
+        logits = logits if size is None else resize_logits(logits, size)
+        return _write(target, mask_of(logits, job.normalization), settings)
+
+    label = f"predicting {job.name or 'files'}"
+    with progress.task(label, len(todo)) as task, ThreadPoolExecutor(writers, thread_name_prefix="write") as writer:
         pending: list[Future[str | None]] = []
-        for loaded in prefetch(partial(load, chunk) for chunk in chunks):
+        for loaded in prefetch(work, ahead):
             outcome.broken += loaded.broken
-            if loaded.batch is not None:
-                logits = predictor(loaded.batch)
-                outcome.settle(pending)  # of the batch before, written while this one was computed
-                good = zip(logits, loaded.targets, loaded.sizes, strict=True)
-                pending = [writer.submit(finish, *one) for one in good]
+            if loaded.targets:
+                logits = loaded.segment(predictor)
+                outcome.count(pending)  # of those before, written while these were computed
+                done = zip(loaded.targets, logits, loaded.sizes, strict=True)
+                pending = [writer.submit(finish, *one) for one in done]
             task.advance(len(loaded.broken) + len(loaded.targets))
-        outcome.settle(pending)
+        outcome.count(pending)
 
 
-class _Loaded(NamedTuple):
-    """Some images to predict, their own sizes and what the network reads of them; and why others can't be read."""
+@dataclass(frozen=True)
+class _Loaded:
+    """Some images, and how their logits come of what was read of them; and why others can't be read.
+
+    `sizes` are the images' own, to which logits are resized; None where they have it.
+    """
 
     targets: Sequence[Target]
-    sizes: Sequence[Size]
-    batch: Batch | None
+    segment: Callable[[Predictor], Iterable[Tensor]]
+    sizes: Sequence[Size | None] = (None,)
     broken: Sequence[str] = ()
+
+
+def _batches(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -> Iterator[Callable[[], _Loaded]]:
+    """Reads whole images or their stored features, a batch at a time."""
+    load = _from_images(network, job.point) if job.store is None else _from_store(job.store, job.point)
+    return (partial(load, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size))
 
 
 def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[Target]], _Loaded]:
@@ -190,8 +177,8 @@ def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[T
 
     def load(targets: Sequence[Target]) -> _Loaded:
         names = [target.name for target in targets]
-        sizes = [metadata[name].size for name in names]
-        return _Loaded(targets, sizes, samples.read(names, [0] * len(names)))
+        batch = samples.read(names, [0] * len(names))
+        return _Loaded(targets, lambda predictor: predictor(batch), [metadata[name].size for name in names])
 
     return load
 
@@ -206,10 +193,42 @@ def _from_images(network: DSUNet, point: ResumePoint) -> Callable[[Sequence[Targ
         found = list(zip(targets, pool.map(decode, targets), strict=True))
         broken = [str(one) for _, one in found if isinstance(one, UnreadableImage)]
         good = {target: one for target, one in found if isinstance(one, Decoded)}
-        batch = Batch.decoded([target.name for target in good], list(good.values())) if good else None
-        return _Loaded(list(good), [one.size for one in good.values()], batch, broken)
+        batch = Batch.decoded([target.name for target in good], list(good.values()))
+        return _Loaded(list(good), lambda predictor: predictor(batch), [one.size for one in good.values()], broken)
 
     return load
+
+
+def _tiled(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -> Iterator[Callable[[], _Loaded]]:
+    """Opens images, or finds their stored features, to be read tile by tile."""
+    assert job.tiling is not None
+    open_tiles = _tiles_of_images(network, job.tiling) if job.store is None else _tiles_of_store(job.store, job.point)
+
+    def load(target: Target) -> _Loaded:
+        tiles = open_tiles(target)
+        if isinstance(tiles, UnreadableImage):
+            return _Loaded([], lambda predictor: [], broken=[str(tiles)])
+        return _Loaded([target], lambda predictor: [segment_tiles(predictor, tiles, batch_size)])
+
+    return (partial(load, target) for target in todo)
+
+
+def _tiles_of_images(network: DSUNet, tiling: Tiling) -> Callable[[Target], TiledImage | UnreadableImage]:
+    return or_unreadable(lambda target: tiled_image(network, read_image(target.image), tiling))
+
+
+def _tiles_of_store(store: FeatureStore, point: ResumePoint) -> Callable[[Target], TiledImage]:
+    samples, metadata = FeatureDataset(store, point.features, masks=False), store.metadata
+    tiles = defaultdict(list)
+    for name in store.manifest.names:
+        tiles[image_name(name)].append(name)
+
+    def open_tiles(target: Target) -> TiledImage:
+        names = tiles[target.name]
+        boxes = [metadata[name].box or (0, 0, *metadata[name].size) for name in names]
+        return TiledImage(boxes, lambda start, stop: samples.read(names[start:stop], [0] * (stop - start)))
+
+    return open_tiles
 
 
 def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettings) -> str | None:
@@ -222,9 +241,8 @@ def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettin
     if settings.threshold is not None:
         mask = (mask >= settings.threshold).astype(np.float32)
     grey = (mask * 255).astype(np.uint8)
-    if settings.kind == "mask":
-        picture = Image.fromarray(grey)
-    else:
+    picture = Image.fromarray(grey)
+    if settings.kind != "mask":
         make = overlay if settings.kind == "overlay" else cutout
         try:
             picture = make(read_image(target.image), grey)
@@ -236,29 +254,24 @@ def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettin
     return None
 
 
-def _record_of(head: Path, info: HeadInfo, settings: PredictionSettings) -> dict[str, Any]:
-    return {
+def _open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSettings) -> dict[str, Any]:
+    """The record of `out`, gone on with where it is of the same head and settings."""
+    record = {
         "head": str(head),
         "head_sha256": file_sha256(head),
         "version": info.version,
         "kind": settings.kind,
         "threshold": settings.threshold,
-        "sets": {},
     }
-
-
-def _open_record(out: Path, record: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The record of `out`, gone on with where it is of the same head and settings."""
     path = out / RECORD_FILE
     if not path.exists():
-        return record
+        return {**record, "sets": {}}
     try:
         before = json.loads(path.read_text())
-        same = all(before[key] == record[key] for key in ("head_sha256", "kind", "threshold"))
-        sets = before["sets"]
+        same, sets = all(before[key] == record[key] for key in ("head_sha256", "kind", "threshold")), before["sets"]
     except (OSError, ValueError, KeyError, TypeError):
         same, sets = False, {}
-    if not same and not overwrite:
+    if not same and not settings.overwrite:
         raise DsuError(
             f"{out} holds predictions of another head or made with other settings: give --overwrite or another --out."
         )

@@ -1,13 +1,26 @@
-"""What to predict: from what a user names to sets of images, where each resumes and which files come of it."""
+"""What to predict: from what a user names to sets of images, where each resumes and which files come of it.
+
+No file that comes of it is an input, another prediction, or outside of the output folder.
+"""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from dsu.choices import Normalization
-from dsu.data.datasets import Paths, SourceFolder, find_dataset, find_images, is_benchmark, masks_below, test_splits
+from dsu.data.datasets import (
+    Paths,
+    SourceFolder,
+    Split,
+    find_dataset,
+    find_images,
+    is_benchmark,
+    masks_below,
+    test_splits,
+)
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
@@ -15,7 +28,6 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, encoders_name, find_stores
 from dsu.heads.head_file import HeadInfo, read_head_info
 from dsu.network.resume import ResumePoint, earliest, resume_point
-from dsu.prediction.outputs import check_outputs, output_files
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
@@ -81,24 +93,13 @@ def prepare_jobs(
     if not sources and "reference" not in info.dataset:
         raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
     finder = _Finder(info, out, settings, runtime, paths, end_to_end, progress)
-    jobs: list[Job] = []
     files = [Path(source) for source in sources if Path(source).is_file()]
-    for source in sources:
-        if not source:  # which Python would take for the working folder
-            raise UsageError("A name of what to predict is empty: give a benchmark, a folder or image files.")
-        if Path(source).is_file():
-            continue
-        if Path(source).suffix.lower() in IMAGE_SUFFIXES and not Path(source).exists():
-            raise UsageError(f"There is no image at {source}: check the path.")
-        if is_benchmark(source) or not Path(source).is_dir():
-            jobs += finder.named(source)
-        else:
-            jobs.append(finder.folder(Path(source)))
+    jobs = [job for source in sources if Path(source) not in files for job in finder.find(source)]
     if files:
-        jobs.append(finder.files(files))
+        jobs.append(finder.images("", [(path.name, path) for path in files]))
     if not sources:
-        jobs += [finder.held_out_share()] if held_out else finder.of_the_head()
-    check_outputs([job.name for job in jobs], [(target.image, target.output) for job in jobs for target in job.targets])
+        jobs = [finder.held_out_share()] if held_out else finder.of_the_head()
+    _check_outputs(jobs)
     return jobs
 
 
@@ -119,10 +120,19 @@ class _Finder:
         """How images are cut: as asked for, else as those that the head was trained on."""
         trained, size, overlap = self.info.tiling, self.settings.tile, self.settings.overlap
         if size is None and trained is not None:
-            return trained if overlap is None else Tiling(trained.size, overlap)
+            return Tiling(trained.size, trained.overlap if overlap is None else overlap)
         return Tiling.of(size or None, overlap)
 
-    def named(self, name: str) -> list[Job]:
+    def find(self, source: str) -> list[Job]:
+        """What is meant by a benchmark's name, a folder, or the name of one below the data root."""
+        path = Path(source)
+        if not source:  # which Python would take for the working folder
+            raise UsageError("A name of what to predict is empty: give a benchmark, a folder or image files.")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.exists():
+            raise UsageError(f"There is no image at {source}: check the path.")
+        return [self._folder(path)] if path.is_dir() and not is_benchmark(source) else self._named(source)
+
+    def _named(self, name: str) -> list[Job]:
         """A data set's test splits (a split's own name: that split)."""
         if stored := self._from_stores(name):
             return stored
@@ -140,10 +150,10 @@ class _Finder:
             source = SourceFolder.of(split, name, paths)
             if self.info.dataset.get("reference") == source.reference:  # its masks are read as they were in training
                 source = replace(source, mask_format=self._trained_on().mask_format)
-            jobs.append(self._job(split.name, [(pair.name, pair.image) for pair in split.pairs], source))
+            jobs.append(self.images(split.name, _images_of(split), source))
         return jobs
 
-    def folder(self, folder: Path) -> Job:
+    def _folder(self, folder: Path) -> Job:
         """All images below a folder, subfolders kept."""
         name = folder.resolve().name
         masks = masks_below(folder)
@@ -154,14 +164,9 @@ class _Finder:
                 f"one to predict them too."
             )
         images = [path for path in find_images(folder) if os.path.realpath(path) not in masks]
-        found = [(path.relative_to(folder).as_posix(), path) for path in images]
-        if not found:
+        if not images:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
-        return self._job(name, found)
-
-    def files(self, files: Sequence[Path]) -> Job:
-        """Image files given one by one; their masks lie in OUT itself."""
-        return self._job("", [(path.name, path) for path in files])
+        return self.images(name, [(path.relative_to(folder).as_posix(), path) for path in images])
 
     def of_the_head(self) -> list[Job]:
         """What the head was not trained on: its data set's test splits, else the share held out."""
@@ -169,8 +174,7 @@ class _Finder:
         for split in like.splits():
             if split.kind == "test":
                 source = replace(like, split=split.name, dataset=split.dataset, kind=split.kind)
-                images = [(pair.name, pair.image) for pair in split.pairs]
-                jobs += self._from_stores(split.name) or [self._job(split.name, images, source)]
+                jobs += self._from_stores(split.name) or [self.images(split.name, _images_of(split), source)]
         return jobs or [self.held_out_share()]
 
     def held_out_share(self) -> Job:
@@ -190,9 +194,8 @@ class _Finder:
                     return self._stored_job(name, store, held_out)
         if source.tiling is not None:
             held_out = {image_name(tile) for tile in held_out}
-        own = [pair for split in source.splits() if split.name == source.split for pair in split.pairs]
-        pairs = [(pair.name, pair.image) for pair in own if pair.name in held_out]
-        return self._job(name, pairs, source)
+        own = [image for split in source.splits() if split.name == source.split for image in _images_of(split)]
+        return self.images(name, [(image, path) for image, path in own if image in held_out], source)
 
     def _trained_on(self) -> SourceFolder:
         """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
@@ -229,11 +232,11 @@ class _Finder:
         store.check_samples(self.progress)
         split = source.uncut.find()
         chosen = [sample for sample in store.manifest.names if only is None or sample in only]
-        paths = {} if split is None else {pair.name: pair.image for pair in split.pairs}
+        paths = {} if split is None else dict(_images_of(split))
         images = dict.fromkeys(image_name(sample) if source.tiling else sample for sample in chosen)
-        return self._job(name, [(image, paths.get(image, Path(image))) for image in images], source, store, point)
+        return self.images(name, [(image, paths.get(image, Path(image))) for image in images], source, store, point)
 
-    def _job(
+    def images(
         self,
         name: str,
         images: Sequence[tuple[str, Path]],
@@ -241,11 +244,60 @@ class _Finder:
         store: FeatureStore | None = None,
         point: ResumePoint | None = None,
     ) -> Job:
-        """A set that is predicted from its images, or where `point` is given from there on from a store."""
+        """A set of images, by name and file, predicted from these, or from a store on where its `point` is given.
+
+        Files that were given one by one have no set's name: their masks lie in OUT itself.
+        """
         benchmark = source is not None and source.benchmark
         normalization = self.settings.normalize or ("minmax" if benchmark else "none")
         # A data set's samples are called without ending already, but for those that differ in nothing else.
-        outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
+        outputs = _output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
         point = point or earliest(self.info.config)
         return Job(name, tuple(targets), normalization, source and source.uncut, store, point, self.tiling)
+
+
+def _images_of(split: Split) -> list[tuple[str, Path]]:
+    return [(pair.name, pair.image) for pair in split.pairs]
+
+
+def _output_files(out: Path, name: str, items: Sequence[str], *, stems: bool) -> list[Path]:
+    """The PNG of each image of a set, in a folder called like the set.
+
+    Args:
+        out: the output folder.
+        name: of the set; images given alone have none, and their masks lie in `out` itself.
+        items: names of the images, with their folders inside the set.
+        stems: whether the names end in .jpg and the like, which goes.
+
+    Raises `DsuError` for names that lead out of the folder: they may come out of a store's or a head's file.
+    """
+    for part in (name, *items):
+        if os.path.isabs(part) or ".." in Path(part).parts:
+            raise DsuError(f"The prediction of {part!r} would lie outside of {out}: rename it.")
+    written = [str(Path(item).with_suffix("")) if stems else item for item in items]
+    count = Counter(written)
+    # a.jpg and a.png of one folder must not meet in a.png.
+    unique = [stem if count[stem] == 1 else item.replace(".", "_") for stem, item in zip(written, items, strict=True)]
+    return [out / name / f"{file}.png" for file in unique]
+
+
+def _check_outputs(jobs: Sequence[Job]) -> None:
+    """No prediction may fall on an input or on another one, and no set's record on another's.
+
+    Raises `UsageError` naming what would meet.
+    """
+    for name, count in Counter(job.name for job in jobs).items():
+        if count > 1:
+            raise UsageError(f"{count} of the sources are called {name}: predict them apart, each with its own --out.")
+    targets = [target for job in jobs for target in job.targets]
+    # realpath, since Path.resolve fails on links that lead round in a circle.
+    inputs = {os.path.realpath(target.image) for target in targets}
+    outputs: set[str] = set()
+    for target in targets:
+        place = os.path.realpath(target.output)
+        if place in inputs:
+            raise UsageError(f"The prediction of {target.image} would be written over an input: give another --out.")
+        if place in outputs:
+            raise UsageError(f"Two images would be written to {target.output}: predict them one after the other.")
+        outputs.add(place)
