@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from dsu.evaluation.evaluate import Case, Evaluation, evaluate
+from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate
 
 __all__ = ["ODD_NAMES", "draw_cases", "judge"]
 
@@ -22,7 +22,9 @@ ODD_NAMES: Final = (
 """Names that images may have and that mean something to HTML, to scripts, to templates or to addresses."""
 
 
-def draw_cases(folder: Path, names: Sequence[str], *, size: tuple[int, int] = (40, 30), seed: int = 0) -> list[Case]:
+def draw_cases(
+    folder: Path, names: Sequence[str], *, size: tuple[int, int] = (40, 30), seed: int = 0
+) -> list[JudgedImage]:
     """Images of `size` (width, height), masks with a box, and maps with the box moved and noise."""
     rng = np.random.default_rng(seed)
     width, height = size
@@ -39,7 +41,7 @@ def draw_cases(folder: Path, names: Sequence[str], *, size: tuple[int, int] = (4
         paths = {part: folder / part / f"{name}.png" for part in ("images", "masks", "maps")}
         for part, pixels in (("images", image), ("masks", truth), ("maps", noisy)):
             Image.fromarray(pixels.astype(np.uint8)).save(paths[part])
-        cases.append(Case(name, paths["maps"], paths["masks"], paths["images"]))
+        cases.append(JudgedImage(name, paths["maps"], paths["masks"], paths["images"]))
     return cases
 
 

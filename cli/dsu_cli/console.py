@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,7 @@ def age_text(seconds: float) -> str:
     return "now"
 
 
-def key_table(rows: Sequence[tuple[str, str]]) -> Table:
+def key_table(rows: Iterable[tuple[str, str]]) -> Table:
     """Names and values, aligned, without any frame."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")

@@ -1,7 +1,6 @@
 """`dsu eval`: predictions against ground truth."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +11,8 @@ from dsu_cli import options
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsu.data.datasets import Paths
     from dsu.evaluation.evaluate import Evaluation
     from dsu.evaluation.ground_truth import JudgedSet
-    from dsu.progress import Progress
     from dsu.report import Results
 
 SHOWN = 10
@@ -105,13 +102,14 @@ def evaluate(
     beside the predictions.
     """
     from dsu.data.datasets import Paths
+    from dsu.evaluation.ground_truth import find_judged_sets, named_predictions, unjudged
     from dsu.metrics.figures import FIGURES
     from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.console import out as console
     from dsu_cli.metric_tables import as_text
-    from dsu_cli.parsing import file_to_write, named_predictions, names_of, one_of
+    from dsu_cli.parsing import file_to_write, names_of, one_of
 
     progress = ConsoleProgress(quiet=quiet)
     form = one_of("--format", format_ or _format_of(out), ("table", *FORMATS))
@@ -121,22 +119,23 @@ def evaluate(
         check_report_path(report)
     asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
     for option, path in asked_for.items():
-        if path is not None:
-            file_to_write(option, path)
-    runs = named_predictions(predictions)
+        file_to_write(option, path)
+    runs = named_predictions(predictions or [])
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
     wanted = names or ([truth.resolve().name] if truth is not None and len(runs) > 1 else [])
-    judging = _Judging(
-        wanted,
-        truth,
-        images,
-        Paths(data_root),
-        None if asked is None else asked == "minmax",
-        resize,
-        foreground,
-        workers,
-    )
-    results = {run: judging.run(folder, progress) for run, folder in runs.items()}
+    minmax = None if asked is None else asked == "minmax"
+    results: dict[str, dict[str, Evaluation]] = {run: {} for run in runs}
+    complete = True
+    for run, folder in runs.items():
+        progress.say(f"judging {folder}")
+        for judged in find_judged_sets(wanted, folder, truth, Paths(data_root), minmax=minmax, images=images):
+            complete &= _name_lost(judged)
+            results[run][judged.name] = judged.evaluate(
+                resize=resize, foreground=foreground, workers=workers, progress=progress
+            )
+        left_out = [] if wanted or truth is not None else unjudged(folder)
+        if left_out:
+            progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
 
     shown = _tables(results, chosen, published=published, conventions=conventions, quiet=quiet)
     told = as_text(shown) if form == "table" else ""
@@ -150,51 +149,16 @@ def evaluate(
             texts += [(folder / "metrics.json", as_json(alone)), (folder / "metrics.csv", as_csv(alone))]
     written = [_write(path, text) for path, text in texts if path is not None]
     if report is not None:
-        made = not report.parent.is_dir()
+        written.append(_named(report))
         write_report(report, results, progress=progress)
-        written.append(_named(report, made=made))
     if form == "table" or out is not None:
         console.print(shown)
     else:
         typer.echo(told, nl=False)
     for name in written:
         progress.say(f"Written: {name}")
-    if not judging.complete:
+    if not complete:
         raise typer.Exit(1)
-
-
-@dataclass
-class _Judging:
-    """How runs are judged, and whether nothing was missing so far."""
-
-    names: list[str]
-    truth: Path | None
-    images: Path | None
-    paths: "Paths"
-    minmax: bool | None
-    resize: bool
-    foreground: list[int] | None
-    workers: int | None
-    complete: bool = True
-
-    def run(self, predictions: Path, progress: "Progress") -> dict[str, "Evaluation"]:
-        """What each set of a run scored; what is not judged is said."""
-        from dsu.evaluation.ground_truth import find_judged_sets, unjudged
-
-        progress.say(f"judging {predictions}")
-        judged_sets = find_judged_sets(
-            self.names, predictions, self.truth, self.paths, minmax=self.minmax, images=self.images
-        )
-        found = {}
-        for judged in judged_sets:
-            self.complete &= _name_lost(judged)
-            found[judged.name] = judged.evaluate(
-                resize=self.resize, foreground=self.foreground, workers=self.workers, progress=progress
-            )
-        left_out = [] if self.names or self.truth is not None else unjudged(predictions)
-        if left_out:
-            progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
-        return found
 
 
 def _tables(
@@ -209,16 +173,16 @@ def _tables(
     from dsu_cli.console import key_table
     from dsu_cli.metric_tables import comparison_tables, metrics_table
 
-    parts: list[RenderableType] = []
-    if published or len(results) > 1:
-        parts.append(comparison_tables(results, with_paper=published, metrics=metrics))
-    else:
-        parts += [metrics_table(sets, metrics) for sets in results.values()]
+    parts: list[RenderableType] = (
+        [comparison_tables(results, with_paper=published, metrics=metrics)]
+        if published or len(results) > 1
+        else [metrics_table(sets, metrics) for sets in results.values()]
+    )
     if conventions:
         kinds = conventions_by_kind(results)
         for whose, kind in kinds:
             heading = [Text(", ".join(whose), style="dim")] if len(kinds) > 1 else []
-            parts += [*heading, Styled(key_table(list(kind.items())), "dim")]
+            parts += [*heading, Styled(key_table(kind.items()), "dim")]
     elif not quiet:
         parts.append(Text(in_short(results), style="dim"))
     return Group(*parts)
@@ -241,14 +205,15 @@ def _write(path: Path, text: str) -> str:
     """Write a file, in a folder that is made for it if need be; what to call it."""
     from dsu.files import atomic_write, make_folder
 
-    made = not path.parent.is_dir()
+    named = _named(path)
     make_folder(path.parent)
     atomic_write(path, text.encode())
-    return _named(path, made=made)
+    return named
 
 
-def _named(path: Path, *, made: bool) -> str:
-    return f"{path} (the folder {path.parent} is new)" if made else str(path)
+def _named(path: Path) -> str:
+    """What to call a file that is about to be written."""
+    return str(path) if path.parent.is_dir() else f"{path} (the folder {path.parent} is new)"
 
 
 def _name_lost(judged: "JudgedSet") -> bool:

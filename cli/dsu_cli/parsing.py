@@ -1,12 +1,12 @@
 """Turning what was typed into what the library takes, with errors that name the option."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
 from dsu.errors import UsageError, did_you_mean
 
-__all__ = ["file_to_write", "named_predictions", "names_of", "new_file", "one_of"]
+__all__ = ["file_to_write", "names_of", "new_file", "one_of"]
 
 T = TypeVar("T")
 
@@ -31,36 +31,6 @@ def new_file(option: str, path: Path, *, overwrite: bool) -> Path:
     return path
 
 
-def named_predictions(given: Sequence[str | Path] | None) -> dict[str, Path]:
-    """Folders of predictions by name: each as NAME=FOLDER, or as FOLDER, which is called like its run or itself.
-
-    A run's folder stands for the predictions in it; without any, it is the newest run's. Raises `UsageError` for a
-    name or a folder that is given twice, and as `newest_predictions`.
-    """
-    from dsu.evaluation.ground_truth import name_runs, newest_predictions
-
-    if not given:
-        return name_runs([newest_predictions(with_truth=True)])
-    split = [_name_and_folder(str(text)) for text in given]
-    found = name_runs([folder for _, folder in split])
-    named: dict[str, Path] = {}
-    for (name, _), (own_name, predictions) in zip(split, found.items(), strict=True):
-        if (name or own_name) in named:
-            raise UsageError(f"--predictions names {name or own_name} twice: give NAME=FOLDER, each name once.")
-        named[name or own_name] = predictions
-    return named
-
-
-def _name_and_folder(text: str) -> tuple[str, Path]:
-    """`NAME=FOLDER` taken apart; the name is empty for a folder alone, which may have a `=` in it."""
-    if "=" not in text or Path(text).exists():
-        return "", Path(text)
-    name, _, folder = text.partition("=")
-    if not name.strip() or not folder:
-        raise UsageError(f"--predictions can't be {text!r}: give FOLDER or NAME=FOLDER.")
-    return name.strip(), Path(folder)
-
-
 def names_of(option: str, text: str | None, known: Collection[str]) -> list[str] | None:
     """Names separated by commas, each among `known` and once; None for None. Raises `UsageError` naming the option."""
     if text is None:
@@ -68,18 +38,19 @@ def names_of(option: str, text: str | None, known: Collection[str]) -> list[str]
     return list(dict.fromkeys(one_of(option, name.strip(), known) for name in text.split(",")))
 
 
-def file_to_write(option: str, path: Path) -> Path:
-    """`path`, if a file can be written there: in a folder that is there, or in one that is made where its own is.
+def file_to_write(option: str, path: Path | None) -> None:
+    """Check that a file can be written: in a folder that is there, or in one that is made where its own is.
 
     More than one folder that is not there is taken for a slip of the pen. Raises `UsageError` naming the option, and
     `DsuError` where a file stands in a folder's place.
     """
     from dsu.files import make_folder
 
+    if path is None:
+        return
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder: give a name for the file in it.")
     if path.parent.exists():
         make_folder(path.parent)
     elif not path.parent.parent.is_dir():
         raise UsageError(f"{option} can't be {path}: there is no folder {path.parent}; make it, or mend the path.")
-    return path

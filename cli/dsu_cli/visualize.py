@@ -146,11 +146,12 @@ def predictions(
     """
     from dsu.data.datasets import Paths
     from dsu.errors import UsageError
+    from dsu.evaluation.ground_truth import named_predictions
     from dsu.progress import counted
     from dsu.visualization.compared import are_of_random_encoders, choose_worst, find_compared, pick_names
     from dsu.visualization.comparison import Comparison
     from dsu_cli.console import ConsoleProgress
-    from dsu_cli.parsing import named_predictions, one_of
+    from dsu_cli.parsing import one_of
 
     progress = ConsoleProgress(quiet=quiet)
     _refuse_standing([_figure(out)], overwrite=overwrite)
@@ -159,7 +160,7 @@ def predictions(
     one_of("--first", first, range(1, 10_001))
     if worst is not None:
         one_of("--worst", worst, range(1, 10_001))
-    methods = named_predictions(predictions)
+    methods = named_predictions(predictions or [])
     for name, folder in methods.items():
         if name != str(folder):
             progress.say(f"{name}: {folder}")

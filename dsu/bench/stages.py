@@ -20,7 +20,7 @@ from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.images import read_mask
 from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
-from dsu.evaluation.evaluate import Case, evaluate
+from dsu.evaluation.evaluate import JudgedImage, evaluate
 from dsu.features.extraction import extract, plan_extraction
 from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.metrics.meters import Meters
@@ -173,7 +173,7 @@ def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress
         predictions.mkdir()
         cases = []
         for truth in sorted((Path(folder) / "train" / "masks").iterdir()):
-            case = Case(truth.stem, predictions / f"{truth.stem}.png", truth)
+            case = JudgedImage(truth.stem, predictions / f"{truth.stem}.png", truth)
             with Image.open(truth) as mask:
                 small = mask.convert("L").resize((24, 24), Image.Resampling.BILINEAR)
                 small.resize(mask.size, Image.Resampling.BILINEAR).save(case.prediction)

@@ -24,7 +24,7 @@ An empty ground truth, one without a foreground pixel, is legal. There S is 1 - 
 is the share of pixels left background: S, E_mean, E_max and MAE are right, of maps that were not normalised. Every
 F, IoU and Dice is 0 there whatever was predicted, and E_adaptive is 0 for the all-black map, which is the perfect
 one. So sets that have such images get, beside the figures over all images, `object_metrics`, the same over the
-images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.metrics.image_level`).
+images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.metrics.meters`).
 
 Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 
@@ -47,30 +47,103 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from dsu.data.datasets import Paths, find_samples
+from dsu.data.images import or_unreadable, read_mask, upright_size
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
+from dsu.data.pairing import Pair, make_split, named_images, pair_names
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.cases import Case, read_case
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, MINMAX
-from dsu.metrics.image_level import ImageLevel
-from dsu.metrics.meters import Meters
+from dsu.metrics.meters import ImageLevel, Meters
 from dsu.progress import SILENT, Progress
 
-__all__ = [
-    "METRICS",
-    "Case",
-    "Evaluation",
-    "evaluate",
-    "read_case",
-]
+__all__ = ["METRICS", "Evaluation", "JudgedImage", "evaluate", "match", "read_judged", "truths_in"]
 
 _CHUNK: Final = 8
 # A process takes about as long to start as it takes to measure this many images.
 _IMAGES_WORTH_A_PROCESS: Final = 64
+
+
+@dataclass(frozen=True)
+class JudgedImage:
+    """One predicted map and its ground truth; `name` is what errors and per-image tables call it.
+
+    `image` is what was segmented, where that is known: it is shown to people, and no figure depends on it.
+    """
+
+    name: str
+    prediction: Path
+    truth: Path
+    image: Path | None = None
+
+
+def truths_in(truth: str | Path, paths: Paths) -> list[Pair]:
+    """The samples that masks are of: a data set's, or one for each mask of any other folder.
+
+    A folder in which but few files lie beside a mask of theirs is taken for one of masks.
+    """
+    splits = find_samples(truth, paths)
+    if any(split.masks == split.images and split.images_without_mask for split in splits):
+        splits = (make_split("", "", "all", Path(truth), None),)
+    return [pair for split in splits for pair in split.pairs]
+
+
+def match(predictions: Path, samples: Sequence[Pair]) -> tuple[list[JudgedImage], list[str], list[str]]:
+    """Pair a folder of predictions with samples and their masks, by the rule by which these pair in training.
+
+    Args:
+        predictions: A folder of maps, subfolders included.
+        samples: Each with its mask; where there is none the image is one, as `truths_in` gives them.
+
+    Returns:
+        What can be judged, in the order of `samples`; the names of ground truths without a prediction; the names of
+        predictions without a ground truth.
+
+    Raises:
+        UsageError: A folder that is absent or has no images.
+        DsuError: Two predictions that differ in ending only.
+    """
+    files = named_images(predictions)
+    found = pair_names([(sample.name,) for sample in samples], files)
+    judged = [
+        JudgedImage(sample.name, files[name], sample.mask or sample.image, sample.image if sample.mask else None)
+        for sample, name in zip(samples, found, strict=True)
+        if name is not None
+    ]
+    missing = [sample.name for sample, name in zip(samples, found, strict=True) if name is None]
+    used = set(found)
+    return judged, missing, [name for name in files if name not in used]
+
+
+def read_judged(
+    judged: JudgedImage, mask_format: MaskFormat, *, resize: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one pair, prediction and ground truth, both uint8 (H, W) of the ground truth's size.
+
+    A prediction of its image's own size is brought to the mask's where that is another: there the data are at fault.
+
+    Raises:
+        DsuError: A file that cannot be read, or different sizes without `resize`.
+    """
+    prediction, truth = read_mask(judged.prediction), mask_format.read(judged.truth)
+    if prediction.shape == truth.shape:
+        return prediction, truth
+    height, width = truth.shape
+    of_image = judged.image is not None and or_unreadable(upright_size)(judged.image) == prediction.shape[::-1]
+    if not resize and not of_image:
+        raise DsuError(
+            f"the prediction {judged.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and "
+            f"its ground truth {judged.truth} {width}x{height}: predict at the images' own size, or bring "
+            "predictions to their masks' size with --resize."
+        )
+    resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized), truth
 
 
 @dataclass(frozen=True)
@@ -80,12 +153,12 @@ class Evaluation:
     Attributes:
         metrics: Each of `METRICS`, in that order, with the set's figure.
         images: How many were judged.
-        per_image: A row a case, in the order given: its "name", what of the metrics exists for a single image,
+        per_image: A row an image, in the order given: its "name", what of the metrics exists for a single image,
             its "response" in [0, 1] and whether its ground truth is "empty".
         curves: Precision, recall, F and E, each (256,), averaged over images; entry k is for the pixels of at
             least 255 - k.
         conventions: What the figures rest on, in words.
-        cases: What was judged.
+        judged: What was.
         normalize: Whether each map was stretched first.
         mask_format: How the ground truths were read.
         object_metrics: `METRICS` over the images with an object alone; nothing where no image has one.
@@ -98,7 +171,7 @@ class Evaluation:
     per_image: list[dict[str, str | float]]
     curves: dict[str, NDArray[np.float64]]
     conventions: dict[str, str]
-    cases: tuple[Case, ...]
+    judged: tuple[JudgedImage, ...]
     normalize: bool
     mask_format: MaskFormat
     object_metrics: dict[str, float]
@@ -107,7 +180,7 @@ class Evaluation:
 
 
 def evaluate(
-    cases: Iterable[Case],
+    images: Iterable[JudgedImage],
     *,
     normalize: bool = True,
     resize: bool = False,
@@ -119,7 +192,7 @@ def evaluate(
     """Score predictions against their ground truths, in several processes, to the digits of one.
 
     Args:
-        cases: Pairs of 8-bit grey images (H, W), maps and masks.
+        images: Pairs of 8-bit grey images (H, W), maps and masks.
         normalize: Stretch each map to 0..1 first (the benchmarks' convention, and pysodmetrics' default). It
             turns 1/255 of noise into a full-range map, so leave it off to judge images without an object.
         resize: Bring maps of another size to their mask's size, bilinearly (Pillow's, which filters when it
@@ -132,58 +205,51 @@ def evaluate(
         progress: Told of every image measured.
 
     Raises:
-        UsageError: No cases, fewer than one worker, or ground truths that leave open what is foreground.
+        UsageError: No images, fewer than one worker, or ground truths that leave open what is foreground.
         DsuError: A file that cannot be read, or a pair of different sizes without `resize`.
 
     Example:
-        >>> cases, missing, extra = match(Path("predictions/ECSSD"), truths_in("ECSSD", Paths()))
-        >>> evaluate(cases).metrics["S"]
+        >>> judged, missing, extra = match(Path("predictions/ECSSD"), truths_in("ECSSD", Paths()))
+        >>> evaluate(judged).metrics["S"]
         0.953
     """
-    cases = list(cases)
-    workers = _workers(workers, len(cases))
-    chunks = [cases[start : start + _CHUNK] for start in range(0, len(cases), _CHUNK)]
+    images = list(images)
+    workers = _workers(workers, len(images))
+    chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     meters = Meters()
     with _mapping(workers) as map_chunks:
         mask_format = mask_format or choose_mask_format(
             list(chain.from_iterable(map_chunks(_examine, chunks))), foreground
         )
         measure = partial(_measure, normalize=normalize, resize=resize, mask_format=mask_format)
-        with progress.task("evaluating", total=len(cases)) as task:
+        with progress.task("evaluating", total=len(images)) as task:
             for chunk, measured in zip(chunks, map_chunks(measure, chunks), strict=True):
                 meters.extend(measured)
                 task.advance(len(chunk))
     metrics, curves = meters.averages()
-    image_level = meters.image_level
     return Evaluation(
         metrics=metrics,
-        images=len(cases),
-        per_image=meters.per_image([case.name for case in cases]),
+        images=len(images),
+        per_image=meters.per_image([image.name for image in images]),
         curves=curves,
-        conventions=_conventions(normalize, resize, mask_format) | _conventions_of_empties(image_level),
-        cases=tuple(cases),
+        conventions=_conventions(normalize, resize, mask_format, meters.image_level),
+        judged=tuple(images),
         normalize=normalize,
         mask_format=mask_format,
-        object_metrics=_object_metrics(metrics, meters),
-        image_level=image_level,
+        object_metrics=meters.with_object().averages()[0] if meters.image_level.with_object else {},
+        image_level=meters.image_level,
     )
 
 
-def _examine(cases: Sequence[Case]) -> list[MaskFacts]:
-    return [examine_mask(case.truth)[1] for case in cases]
+def _examine(images: Sequence[JudgedImage]) -> list[MaskFacts]:
+    return [examine_mask(image.truth)[1] for image in images]
 
 
-def _measure(cases: Sequence[Case], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> Meters:
+def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> Meters:
     meters = Meters()
-    for case in cases:
-        meters.step(*read_case(case, mask_format, resize=resize), normalize=normalize)
+    for image in images:
+        meters.step(*read_judged(image, mask_format, resize=resize), normalize=normalize)
     return meters
-
-
-def _object_metrics(metrics: dict[str, float], meters: Meters) -> dict[str, float]:
-    if not meters.image_level.without_object:
-        return dict(metrics)
-    return meters.with_object().averages()[0] if meters.image_level.with_object else {}
 
 
 def _workers(asked: int | None, images: int) -> int:
@@ -214,16 +280,13 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
         ) from error
 
 
-def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat) -> dict[str, str]:
+def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat, found: ImageLevel) -> dict[str, str]:
+    truth = (
+        "foreground: labels other than 0" if mask_format.labels else "foreground above 128, in colours all but black"
+    )
     if mask_format.foreground is not None:
         truth = f"foreground: values {', '.join(map(str, mask_format.foreground))}"
-    else:
-        truth = (
-            "foreground: labels other than 0"
-            if mask_format.labels
-            else "foreground above 128, in colours all but black"
-        )
-    return {
+    said = {
         "ground truth": truth,
         "map": MINMAX if normalize else "value / 255, not normalised",
         "other sizes": "map resized bilinearly to its mask"
@@ -234,13 +297,9 @@ def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat) -> dict
         "IoU, Dice": "map > 0.5, averaged over images",
         "library": f"pysodmetrics {version('pysodmetrics')}",
     }
-
-
-def _conventions_of_empties(found: ImageLevel) -> dict[str, str]:
-    """What is said only where there are images without an object; `dsu.metrics.image_level` says it at length."""
-    if not found.without_object:
-        return {}
-    return {
-        ", ".join(IMAGE_LEVEL): "of each map's largest value / 255, never normalised; alarm from 0.5 (128 of 255)",
-        "with an object": "over those images alone; on the others F, IoU and Dice are 0 whatever is predicted",
-    }
+    if found.without_object:  # said at length in `dsu.metrics.meters`
+        said |= {
+            ", ".join(IMAGE_LEVEL): "of each map's largest value / 255, never normalised; alarm from 0.5 (128 of 255)",
+            "with an object": "over those images alone; on the others F, IoU and Dice are 0 whatever is predicted",
+        }
+    return said

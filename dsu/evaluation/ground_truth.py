@@ -8,19 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import Paths, SourceFolder, Split, find_dataset, is_benchmark, test_splits
+from dsu.data.datasets import Paths, SourceFolder, find_dataset, is_benchmark, test_splits
 from dsu.data.images import printable
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.cases import match, truths_in
-from dsu.evaluation.evaluate import Case, Evaluation, evaluate
+from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE
 from dsu.metrics.figures import RANDOM
 from dsu.prediction.predict import RECORD_FILE
 from dsu.progress import SILENT, Progress, counted
 
-__all__ = ["JudgedSet", "find_judged_sets", "name_runs", "newest_predictions", "unjudged"]
+__all__ = ["JudgedSet", "find_judged_sets", "named_predictions", "unjudged"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class JudgedSet:
 
     Attributes:
         name: of the set.
-        cases: what is judged.
+        judged: What is.
         missing: names of ground truths without a prediction.
         extra: names of predictions without a ground truth.
         minmax: whether maps are stretched to their full range first.
@@ -38,7 +37,7 @@ class JudgedSet:
     """
 
     name: str
-    cases: tuple[Case, ...]
+    judged: tuple[JudgedImage, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     minmax: bool
@@ -55,7 +54,7 @@ class JudgedSet:
     ) -> Evaluation:
         """What the set scores; arguments and errors are those of `dsu.evaluation.evaluate.evaluate`."""
         found = evaluate(
-            self.cases,
+            self.judged,
             normalize=self.minmax,
             resize=resize,
             mask_format=None if foreground else self.mask_format,
@@ -67,11 +66,55 @@ class JudgedSet:
         return replace(found, missing=len(self.missing), conventions=found.conventions | said)
 
 
-def newest_predictions(runs: Path = Path("runs"), *, with_truth: bool = False) -> Path:
+def named_predictions(given: Sequence[str | Path]) -> dict[str, Path]:
+    """Folders of predictions by name: each as NAME=FOLDER, or as FOLDER, which is called by what tells it apart.
+
+    That is the run's folder where it is a run's, else its own name; where two share one, paths as given are the names.
+    A run's folder stands for the predictions in it; without any, it is the newest run's below runs/.
+
+    Raises `UsageError` for a name or a folder that is given twice, and where the newest run can't be meant.
+    """
+    asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(Path("runs")))]
+    found = [_predictions_of(folder) for _, folder in asked]
+    # realpath, since Path.resolve fails on links that lead round in a circle.
+    for place, count in Counter(map(os.path.realpath, found)).items():
+        if count > 1:
+            raise UsageError(f"--predictions names {place} {count} times: give every folder once.")
+    own_names = [_run_name(folder) for folder in found]
+    named: dict[str, Path] = {}
+    for (name, folder), own_name, predictions in zip(asked, own_names, found, strict=True):
+        name = name or (printable(folder) if own_names.count(own_name) > 1 else own_name)
+        if name in named:
+            raise UsageError(f"--predictions names {name} twice: give NAME=FOLDER, each name once.")
+        named[name] = predictions
+    return named
+
+
+def _name_and_folder(text: str) -> tuple[str, Path]:
+    """`NAME=FOLDER` taken apart; the name is empty for a folder alone, which may have a `=` in it."""
+    if "=" not in text or Path(text).exists():
+        return "", Path(text)
+    name, _, folder = text.partition("=")
+    if not name.strip() or not folder:
+        raise UsageError(f"--predictions can't be {text!r}: give FOLDER or NAME=FOLDER.")
+    return name.strip(), Path(folder)
+
+
+def _predictions_of(folder: Path) -> Path:
+    inner = folder / "predictions"
+    return inner if inner.is_dir() and not (folder / RECORD_FILE).exists() else folder
+
+
+def _run_name(predictions: Path) -> str:
+    folder = Path(os.path.realpath(predictions))
+    return printable(Path((folder.parent if folder.name == "predictions" else folder).name))
+
+
+def _newest_predictions(runs: Path) -> Path:
     """The folder that was predicted into last.
 
-    Raises `UsageError` where there is none, where another run was trained since, or `with_truth` where only older
-    ones hold a set with known ground truth: what an older run scores must not be taken for what the newest does.
+    Raises `UsageError` where there is none, where another run was trained since, or where only older ones hold a set
+    with known ground truth: what an older run scores must not be taken for what the newest does.
     """
     found = _newest_first(runs.glob(f"*/predictions/{RECORD_FILE}"))
     if not found:
@@ -83,23 +126,13 @@ def newest_predictions(runs: Path = Path("runs"), *, with_truth: bool = False) -
             f"The newest run, {head.parent}, is not predicted with yet: run `dsu predict`, or give --predictions "
             f"{newest.parent} for the newest predictions there are."
         )
-    if with_truth and not _has_truth(newest):
-        judged = next(filter(_has_truth, older), None)
-        if judged is not None:
-            raise UsageError(
-                f"The newest predictions, {newest}, are of no set with known ground truth: predict a data set, or give "
-                f"--truth DIR, or --predictions {judged.parent} for the newest that are."
-            )
+    judged = next(filter(_has_truth, [newest, *older]), newest)
+    if judged != newest:
+        raise UsageError(
+            f"The newest predictions, {newest}, are of no set with known ground truth: predict a data set, or give "
+            f"--truth DIR, or --predictions {judged.parent} for the newest that are."
+        )
     return newest
-
-
-def unjudged(predictions: Path) -> list[str]:
-    """What `dsu predict` wrote into a folder without knowing a ground truth, in words: folders, and single files."""
-    return [
-        f"{name or 'files given one by one'} ({counted(len(how['names']), 'images')})"
-        for name, how in _read_record(predictions).items()
-        if how["source"] is None and not is_benchmark(name)
-    ]
 
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:
@@ -113,33 +146,13 @@ def _has_truth(predictions: Path) -> bool:
         return False
 
 
-def name_runs(folders: Sequence[Path]) -> dict[str, Path]:
-    """Call folders of predictions by what tells them apart: the run's folder where they are a run's, else their own.
-
-    A run's folder stands for the predictions in it. Where two share a name, paths as given are the names. Raises
-    `UsageError` where one folder is given twice.
-    """
-    found = [_predictions_of(folder) for folder in folders]
-    # realpath, since Path.resolve fails on links that lead round in a circle.
-    for folder, count in Counter(map(os.path.realpath, found)).items():
-        if count > 1:
-            raise UsageError(f"--predictions names {folder} {count} times: give every folder once.")
-    names = [_run_name(folder) for folder in found]
-    shared = {name for name, count in Counter(names).items() if count > 1}
-    return {
-        printable(given) if name in shared else name: folder
-        for name, given, folder in zip(names, folders, found, strict=True)
-    }
-
-
-def _predictions_of(folder: Path) -> Path:
-    inner = folder / "predictions"
-    return inner if inner.is_dir() and not (folder / RECORD_FILE).exists() else folder
-
-
-def _run_name(predictions: Path) -> str:
-    folder = Path(os.path.realpath(predictions))
-    return printable(Path((folder.parent if folder.name == "predictions" else folder).name))
+def unjudged(predictions: Path) -> list[str]:
+    """What `dsu predict` wrote into a folder without knowing a ground truth, in words: folders, and single files."""
+    return [
+        f"{name or 'files given one by one'} ({counted(len(how['names']), 'images')})"
+        for name, how in _read_record(predictions).items()
+        if how["source"] is None and not is_benchmark(name)
+    ]
 
 
 def find_judged_sets(
@@ -171,30 +184,22 @@ def find_judged_sets(
     if truth is not None:
         if len(names) > 1:
             raise UsageError("Two folders make one set: give at most one name with --truth.")
-        name = names[0] if names else predictions.resolve().name
-        how, samples = _how(predictions, record), truths_in(truth, paths)
-        return [_judged(name, unwrapped(predictions), samples, how, minmax, images)]
+        name, folder = names[0] if names else predictions.resolve().name, unwrapped(predictions)
+        # What is noted of the folder, which may be a set's own or the one that holds its alone.
+        how = record.get("" if folder == predictions else folder.name) or _read_record(folder.parent).get(folder.name)
+        return [_judged(name, folder, truths_in(truth, paths), how or {}, minmax, images)]
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
         raise UsageError(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
-    splits = [item for name in chosen for item in _truths(name, predictions, record, paths)]
     judged_sets = []
-    for name, pairs in splits:
-        masked, how = [pair for pair in pairs if pair.mask is not None], record.get(name, {})
-        judged = _judged(name, predictions / name, masked, how, minmax, images)
-        source = how.get("source")
-        mask_format = SourceFolder(**source).parsed_mask_format if source else None
+    for name, samples in (item for asked in chosen for item in _truths(asked, predictions, record, paths)):
+        how = record.get(name, {})
+        judged = _judged(name, predictions / name, samples, how, minmax, images)
+        mask_format = SourceFolder(**how["source"]).parsed_mask_format if how.get("source") else None
         judged_sets.append(replace(judged, mask_format=mask_format, random=bool(how.get("random", False))))
     return judged_sets
-
-
-def _how(predictions: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """What `dsu predict` noted of a folder of maps, which may be a set's own or the one that holds its alone."""
-    folder = unwrapped(predictions)
-    of_set: dict[str, Any] = record.get("" if folder == predictions else folder.name, {})
-    return of_set or dict(_read_record(folder.parent).get(folder.name, {}))
 
 
 def _judged(
@@ -206,14 +211,14 @@ def _judged(
     images: Path | None,
 ) -> JudgedSet:
     """A set from a folder of maps; images of a folder, where one is given, go before those that were found."""
-    cases, missing, extra = match(predictions, samples)
-    if not cases:
+    judged, missing, extra = match(predictions, samples)
+    if not judged:
         raise UsageError(f"No prediction of {name} has a ground truth of the same name: check both folders.")
     if images is not None:
-        shown = pair_files([case.name for case in cases], named_images(images))
-        cases = [replace(case, image=image) for case, image in zip(cases, shown, strict=True)]
+        shown = pair_files([one.name for one in judged], named_images(images))
+        judged = [replace(one, image=image) for one, image in zip(judged, shown, strict=True)]
     stretched = how.get("normalization", "minmax") == "minmax" if minmax is None else minmax
-    return JudgedSet(name, tuple(cases), tuple(missing), tuple(extra), stretched)
+    return JudgedSet(name, tuple(judged), tuple(missing), tuple(extra), stretched)
 
 
 def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
@@ -223,7 +228,7 @@ def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
 
 
 def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) -> list[tuple[str, list[Pair]]]:
-    """Sets meant by `name`, each with its samples."""
+    """Sets meant by `name`, each with its samples that have a mask."""
     source = record.get(name, {}).get("source")
     if source is not None:
         origin = SourceFolder(**source)
@@ -231,8 +236,8 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
         if split is None:
             raise DsuError(f"The ground truth of {name} is not at {origin.place}: give --data-root or --truth.")
         # A set that is not a whole split is the share of it that the record names.
-        only = None if split.name == name else set(record[name]["names"])
-        return [(name, _pairs(split, only))]
+        only = set(record[name]["names"])
+        return [(name, [pair for pair in split.pairs if pair.mask and (split.name == name or pair.name in only)])]
     same = [known for known, how in record.items() if how["source"] and how["source"]["dataset"] == name]
     if same:
         return [item for known in same for item in _truths(known, predictions, record, paths)]
@@ -243,19 +248,14 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
     if not present:
         wanted = " or ".join(split.name for split in splits)
         raise UsageError(f"{predictions} has no folder {wanted}: run `dsu predict {name}` first.")
-    return [(split.name, _pairs(split, None)) for split in present]
-
-
-def _pairs(split: Split, only: set[str] | None) -> list[Pair]:
-    return [pair for pair in split.pairs if only is None or pair.name in only]
+    return [(split.name, [pair for pair in split.pairs if pair.mask]) for split in present]
 
 
 def _read_record(predictions: Path) -> dict[str, Any]:
     """What `dsu predict` wrote of each set; nothing for other folders."""
     try:
         content = json.loads((predictions / RECORD_FILE).read_text())
-        sets = dict(content["sets"])
-        kind = content["kind"]
+        sets, kind = dict(content["sets"]), content["kind"]
         for how in sets.values():
             if how["source"] is not None:
                 SourceFolder(**how["source"])

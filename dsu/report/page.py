@@ -66,7 +66,7 @@ def write_report(path: Path, results: Results, *, progress: Progress = SILENT) -
         DsuError: A picture that can't be read or a file that can't be written.
     """
     check_report_path(path)
-    cases = [(found, case) for sets in results.values() for found in sets.values() for case in found.cases]
+    cases = [(found, case) for sets in results.values() for found in sets.values() for case in found.judged]
     # As browsers call what they save with a page.
     beside = path.with_name(f"{path.stem}_files")
     folder = beside if len(cases) > INLINE_PICTURES else None
@@ -141,7 +141,8 @@ def _gallery(results: Results, strips: Iterable[Strip]) -> dict[str, Any]:
                 "empty": [index for index, row in enumerate(found.per_image) if row["empty"]],
                 "scores": {metric: _scores(found, metric) for metric in PER_IMAGE},
                 "strips": [
-                    [strip.source, strip.width, strip.height, strip.panels] for strip in islice(drawn, len(found.cases))
+                    [strip.source, strip.width, strip.height, strip.panels]
+                    for strip in islice(drawn, len(found.judged))
                 ],
             }
             for run, sets in results.items()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.images import UnreadableImage, read_image
-from dsu.evaluation.evaluate import Case, Evaluation, read_case
+from dsu.evaluation.evaluate import Evaluation, JudgedImage, read_judged
 from dsu.files import atomic_write
 
 __all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strip"]
@@ -48,7 +48,7 @@ class Strip:
     complaint: str = ""
 
 
-def draw_strip(judged: tuple[Evaluation, Case], folder: Path | None, place: str) -> Strip:
+def draw_strip(judged: tuple[Evaluation, JudgedImage], folder: Path | None, place: str) -> Strip:
     """Draw a case's strip.
 
     A file is called by its content's hash: a page that was made before and is still open or stands finds its own
@@ -63,7 +63,7 @@ def draw_strip(judged: tuple[Evaluation, Case], folder: Path | None, place: str)
         DsuError: A file that can't be read or written.
     """
     found, case = judged
-    prediction, truth = read_case(case, found.mask_format, resize=True)
+    prediction, truth = read_judged(case, found.mask_format, resize=True)
     image, complaint = None, ""
     try:
         image = None if case.image is None else read_image(case.image)

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from dsu.metrics.figures import PER_IMAGE, over_objects
-from dsu.metrics.image_level import ImageLevel
+from dsu.metrics.meters import ImageLevel
 from dsu.study.plan import Member
 from dsu.study.results import Result, SetResult
 

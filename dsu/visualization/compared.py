@@ -10,8 +10,7 @@ from typing import Final
 from dsu.data.datasets import Paths, find_dataset, find_samples, test_splits
 from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.errors import DsuError, UsageError, did_you_mean
-from dsu.evaluation.cases import truths_in
-from dsu.evaluation.evaluate import Case, evaluate
+from dsu.evaluation.evaluate import JudgedImage, evaluate, truths_in
 from dsu.evaluation.ground_truth import find_judged_sets
 from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.meters import PER_IMAGE
@@ -106,7 +105,7 @@ def choose_worst(
     if metric not in PER_IMAGE:
         near = did_you_mean(metric, PER_IMAGE)
         raise UsageError(f"--by can't be {metric!r}: give {', '.join(PER_IMAGE)}{near or '.'}")
-    cases = [Case(row.name, row.predictions[0], row.truth) for row in rows if row.truth is not None]
+    cases = [JudgedImage(row.name, row.predictions[0], row.truth) for row in rows if row.truth is not None]
     if len(cases) < len(rows):
         raise UsageError("--worst goes by the ground truth, and there is none: give it with --truth, or give --names.")
     figures = [float(found[metric]) for found in evaluate(cases, resize=True, progress=progress).per_image]
@@ -177,7 +176,7 @@ def _in_record(source: str | None, method: str, folder: Path, paths: Paths, lack
         ) from error
     lacking[f"a prediction of {method}"] = sum(len(one.missing) for one in judged)
     return {
-        one.name: [ComparedImage(case.name, case.image, case.truth) for case in one.cases if case.image is not None]
+        one.name: [ComparedImage(case.name, case.image, case.truth) for case in one.judged if case.image is not None]
         for one in judged
     }
 

@@ -148,10 +148,10 @@ def test_the_keyboard_opens_moves_and_closes(at_page: Browser, found: Evaluation
 def test_a_panel_shows_its_part_of_the_strip(browser: Browser, tmp_path: Path) -> None:
     """Image, truth, prediction and errors of one image whose panels can be told by their colour."""
     found = judge(tmp_path, ["only"], size=(200, 100))
-    for path, grey in ((found.cases[0].truth, 255), (found.cases[0].prediction, 0)):
+    for path, grey in ((found.judged[0].truth, 255), (found.judged[0].prediction, 0)):
         Image.fromarray(np.full((100, 200), grey, np.uint8)).save(path)
-    assert found.cases[0].image is not None
-    Image.new("RGB", (200, 100), (200, 30, 30)).save(found.cases[0].image)
+    assert found.judged[0].image is not None
+    Image.new("RGB", (200, 100), (200, 30, 30)).save(found.judged[0].image)
     write_report(tmp_path / "report.html", {"run": {"set": found}})
     browser.look()
     browser.open(tmp_path / "report.html")

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dsu.evaluation.evaluate import METRICS, Case, Evaluation, evaluate
-from dsu.metrics.image_level import ImageLevel, auroc
+from dsu.evaluation.evaluate import METRICS, Evaluation, JudgedImage, evaluate
+from dsu.metrics.meters import ImageLevel, auroc
 
 # Of 8-bit maps, and few enough for ties to be common.
 RESPONSES = st.lists(st.sampled_from([0, 1, 100, 127, 128, 200, 255]), min_size=1, max_size=12)
 
 
-def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[Case]:
+def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[JudgedImage]:
     """Maps of 6x8 that are 20 but for one pixel, `peaks` by name, and masks with a box, or empty ones."""
     made = []
     for name, (peak, empty) in peaks.items():
@@ -27,7 +27,7 @@ def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[Case]:
         paths = [folder / f"{name}-{kind}.png" for kind in ("map", "mask")]
         for path, pixels in zip(paths, (prediction, truth), strict=True):
             Image.fromarray(pixels).save(path)
-        made.append(Case(name, *paths))
+        made.append(JudgedImage(name, *paths))
     return made
 
 
@@ -35,12 +35,12 @@ PEAKS = {"a": (255, False), "b": (200, True), "c": (128, False), "d": (100, True
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> list[Case]:
+def mixed(tmp_path: Path) -> list[JudgedImage]:
     return cases(tmp_path, PEAKS)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_set_counted_by_hand(mixed: list[Case], normalize: bool) -> None:
+def test_a_set_counted_by_hand(mixed: list[JudgedImage], normalize: bool) -> None:
     """One of two empty images is above half, one of three objects is not; of six pairs, four are in order."""
     found = evaluate(mixed, normalize=normalize, workers=1)
     assert found.image_level.without_object == 2 and found.image_level.with_object == 3
@@ -51,7 +51,7 @@ def test_a_set_counted_by_hand(mixed: list[Case], normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_figures_with_an_object_are_those_of_these_images_alone(mixed: list[Case], normalize: bool) -> None:
+def test_figures_with_an_object_are_those_of_these_images_alone(mixed: list[JudgedImage], normalize: bool) -> None:
     found = evaluate(mixed, normalize=normalize, workers=1)
     alone = evaluate([mixed[0], mixed[2], mixed[4]], normalize=normalize, workers=1)
     assert found.object_metrics == alone.metrics == alone.object_metrics

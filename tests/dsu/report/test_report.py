@@ -17,7 +17,7 @@ from PIL import Image
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import METRICS, Evaluation
 from dsu.metrics.figures import PER_IMAGE, SPOILT, metric_of
-from dsu.metrics.image_level import ImageLevel
+from dsu.metrics.meters import ImageLevel
 from dsu.metrics.paper import IMAGES, ablations, published
 from dsu.progress import SILENT
 from dsu.report import page as page_module
@@ -199,14 +199,14 @@ def test_stopped_while_drawing_the_earlier_page_stands(
 def test_images_that_are_unknown_or_unreadable_leave_three_panels(found: Evaluation, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_text("no image")
-    cases = (replace(found.cases[0], image=None), replace(found.cases[1], image=broken), *found.cases[2:])
+    cases = (replace(found.judged[0], image=None), replace(found.judged[1], image=broken), *found.judged[2:])
     said: list[str] = []
 
     class Listener:
         say = staticmethod(said.append)
         task = staticmethod(SILENT.task)
 
-    write_report(tmp_path / "report.html", {"run": {"s": replace(found, cases=cases)}}, progress=Listener())
+    write_report(tmp_path / "report.html", {"run": {"s": replace(found, judged=cases)}}, progress=Listener())
     strips = Page(tmp_path / "report.html").data["groups"][0]["strips"]
     assert [strip[3] for strip in strips] == [3, 3, 4, 4, 4, 4]
     [complaint] = said

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dsu.config import build_config
 from dsu.errors import UsageError
-from dsu.evaluation.evaluate import Case, evaluate
+from dsu.evaluation.evaluate import JudgedImage, evaluate
 from dsu.settings import TrainingSettings
 from dsu.study.costs import Cost
 from dsu.study.members import Asked, variants
@@ -24,7 +24,7 @@ from dsu.study.summary import Finished, pooled, spread, spreads
 from dsu.study.tables import default_figures, study_tables
 
 
-def cases(folder: Path, count: int, empty: int) -> list[Case]:
+def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:
     """BatchIndices maps and masks, the last `empty` masks without an object."""
     rng = np.random.default_rng(count)
     folder.mkdir()
@@ -37,7 +37,7 @@ def cases(folder: Path, count: int, empty: int) -> list[Case]:
         paths = folder / f"{index}-map.png", folder / f"{index}-mask.png"
         for array, path in zip((noisy, mask), paths, strict=True):
             Image.fromarray(array).save(path)
-        found.append(Case(f"{folder.name}-{index}", *paths))
+        found.append(JudgedImage(f"{folder.name}-{index}", *paths))
     return found
 
 
