@@ -1,6 +1,7 @@
 """The `dsu` command."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -66,26 +67,32 @@ disk or the processor is too slow, not the GPU), and *peak* the most memory held
 the process.
 """
 
-_STEPS = "The four steps"
-_HEADS = "Heads"
-_LOOK = "What is here"
-_TRY = "Trying, measuring, showing"
+_PANELS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
+    "The four steps": {
+        "cache-features": cache_features,
+        "train-head": train_head,
+        "predict": predict,
+        "eval": evaluate,
+    },
+    "Heads": {"head": head, "import-checkpoint": import_checkpoint, "export-checkpoint": export_checkpoint},
+    "What is here": {"doctor": doctor, "datasets": datasets, "cache": cache},
+    "Trying, measuring, showing": {
+        "demo": demo,
+        "check-equivalence": check_equivalence,
+        "bench": bench,
+        "study": study,
+        "visualize": visualize,
+    },
+}
+"""Commands, and groups of them, as the help shows them."""
 
-app.command("cache-features", rich_help_panel=_STEPS)(cache_features)
-app.command("train-head", rich_help_panel=_STEPS, epilog=_TRAINING_WORDS)(train_head)
-app.command("predict", rich_help_panel=_STEPS)(predict)
-app.command("eval", rich_help_panel=_STEPS)(evaluate)
-app.add_typer(head, name="head", rich_help_panel=_HEADS)
-app.command("import-checkpoint", rich_help_panel=_HEADS)(import_checkpoint)
-app.command("export-checkpoint", rich_help_panel=_HEADS)(export_checkpoint)
-app.command("doctor", rich_help_panel=_LOOK)(doctor)
-app.add_typer(datasets, name="datasets", rich_help_panel=_LOOK)
-app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
-app.command("demo", rich_help_panel=_TRY)(demo)
-app.command("check-equivalence", rich_help_panel=_TRY)(check_equivalence)
-app.command("bench", rich_help_panel=_TRY)(bench)
-app.add_typer(study, name="study", rich_help_panel=_TRY)
-app.add_typer(visualize, name="visualize", rich_help_panel=_TRY)
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, name=_name, rich_help_panel=_panel)
+        else:
+            _words = _TRAINING_WORDS if _command is train_head else None
+            app.command(_name, rich_help_panel=_panel, epilog=_words)(_command)
 
 
 _INTERRUPTED = 130
@@ -102,39 +109,33 @@ def run() -> None:
     prepare_environment()
     try:
         app()
-    except UsageError as error:
+    except (DsuError, Stopped) as error:
         fail(str(error))
-        sys.exit(2)
-    except DsuError as error:
-        fail(str(error))
-        sys.exit(1)
-    except Stopped as stopped:
-        fail(str(stopped))
-        sys.exit(_INTERRUPTED)
+        sys.exit(_INTERRUPTED if isinstance(error, Stopped) else 2 if isinstance(error, UsageError) else 1)
     except SystemExit as left:
         if left.code == _INTERRUPTED:
             fail("Stopped. What was finished stays finished: run the same command again to go on.")
         raise
     except Exception as error:
-        _fail_known(error)
+        sentence = _sentence(error)
+        if sentence is None:  # a defect keeps its traceback
+            raise
+        fail(sentence)
+        sys.exit(1)
 
 
-def _fail_known(error: Exception) -> None:
-    """Failures of libraries that a user can cause; anything else is a defect and keeps its traceback."""
+def _sentence(error: Exception) -> str | None:
+    """What to say of a library's failure that a user can cause; None for a defect."""
     from dsu_cache.errors import CacheError
-    from dsu_cli.console import fail
 
     if isinstance(error, CacheError):
-        fail(str(error))
-        sys.exit(1)
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         named = f" ({error.filename})" if error.filename else ""
-        fail(f"{error.strerror}{named}: check that the path exists, may be written and has space left.")
-        sys.exit(1)
+        return f"{error.strerror}{named}: check that the path exists, may be written and has space left."
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
-        fail(
+        return (
             "The device has too little memory: lower --batch-size or --encoder-batch-size, or choose a smaller "
             "--preset or input size."
         )
-        sys.exit(1)
-    raise error
+    return None
