@@ -14,8 +14,7 @@ from dsu_cli.settings_options import with_parameters, with_settings
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsu.study import Asked, Member, Study
-    from dsu.study.tables import StudyTable
+    from dsu.study import Asked, Member, Study, StudyTable
 
 __all__ = ["study"]
 
@@ -190,9 +189,7 @@ def _shown(found: "StudyTable") -> "RenderableType":
     for column in shown.columns:
         column.no_wrap = True
         column.justify = "left" if column is shown.columns[0] else "right"
-    members = sum(not row.summary for row in found.rows)
-    for index, row in enumerate(found.rows):
-        if index == members:
-            shown.add_row()
-        shown.add_row(*row.cells)
+    gap: list[tuple[str, ...]] = [()] if found.summaries else []
+    for cells in (*found.members, *gap, *found.summaries):
+        shown.add_row(*cells)
     return shown

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Final
 from dsu.files import atomic_write
 from dsu.metrics.figures import arrow, figure_name
 from dsu.progress import counted
-from dsu.study.members import FOLDER_STARTS, Kind
-from dsu.study.plan import Study
-from dsu.study.summary import Finished, Spread, groups, spread
-from dsu.study.tables import set_names
+from dsu.study.plan import FOLDER_STARTS, Kind, Study
+from dsu.study.results import Finished, Spread, groups, set_names, spread
 from dsu.visualization.page import DPI, INK, PAGE_WIDTH
 
 if TYPE_CHECKING:

@@ -1,29 +1,82 @@
-"""From what is asked to a study's folder and members: what each trains, on what it is judged, what is done already."""
+"""From what is asked to a study's folder and members: what varies, what each reads, on what it is judged."""
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from shlex import quote
+from typing import Any, Final, Literal, get_args
 
+from dsu.config import Ablation, DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder
-from dsu.data.views import kfold_split
+from dsu.data.views import kfold_split, view_index
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, encoder_settings, encoders_name, find_store
 from dsu.heads.head_file import is_finished
+from dsu.network.resume import resume_point
 from dsu.settings import TrainingSettings
-from dsu.study.costs import Cost, Lacking, cost_of
-from dsu.study.members import FOLDER_STARTS, VARIES, Asked, Kind, variants
 from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
-from dsu.training.training_data import encoders_asked
+from dsu.training.run_notes import item_bytes
+from dsu.training.training_data import config_asked, encoders_asked
 
-__all__ = ["STUDY_FILE", "Member", "State", "Study", "open_study"]
+__all__ = ["FOLDER_STARTS", "STUDY_FILE", "Asked", "Cost", "Kind", "Member", "Study", "open_study", "variants"]
 
 STUDY_FILE: Final = "study.json"
 
-State = Literal["done", "trained", "begun", "to do"]
+Kind = Literal["folds", "seeds", "depth", "ablations"]
+
+VARIES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "folds": ("fold", "val_fraction"),
+    "seeds": ("seed",),
+    "depth": ("adapt_last",),
+    "ablations": ("ablation",),
+}
+"""The settings that a study sets itself, whatever else is given."""
+
+FOLDER_STARTS: Final[Mapping[Kind, str]] = {
+    "folds": "fold-",
+    "seeds": "seed-",
+    "depth": "depth-",
+    "ablations": "ablation-",
+}
+"""How the names of the members' folders begin."""
+
+_CACHE_ROOT: Final = Path("features")
+"""Where commands look for stores by themselves."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a study is asked to vary.
+
+    Attributes:
+        kind: which study.
+        count: parts of a cross-validation; of the other kinds how many seeds, each, from the settings' own (of a
+            study of seeds from 0).
+        depths: of a study of depth: numbers of adapted blocks or `all`; none: those that fit the Hiera.
+    """
+
+    kind: Kind
+    count: int = 1
+    depths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run reads.
+
+    Attributes:
+        reads: the arrays that a step resumes from.
+        image_bytes: for an image, its mask included.
+        store_bytes: of all samples in all views that the run draws: what it needs of the store, before compression.
+    """
+
+    reads: tuple[str, ...]
+    image_bytes: int
+    store_bytes: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +98,7 @@ class Member:
     cost: Cost
 
     @property
-    def state(self) -> State:
+    def state(self) -> Literal["done", "trained", "begun", "to do"]:
         """How far it has come."""
         if is_finished(self.folder):
             return "trained" if read_result(self.folder) is None else "done"
@@ -114,40 +167,107 @@ def open_study(
     Raises `UsageError` for what can't be studied, or an `out` that holds another study.
     """
     store = _find_store(settings, paths.cache_root)
-    source, like = store.source, store.config
-    tests = () if asked.kind == "folds" else _test_splits(source)
+    tests = () if asked.kind == "folds" else _test_splits(store.source)
     shared = _shared_settings(asked.kind, settings, store, held_out=not tests)
     if asked.kind == "folds":
         _check_parts(store, asked.count)
-    name = f"{store.path.parent.name}-{encoders_name(like)}-{asked.kind}"
-    folder = out or Path("studies") / (f"{name}-{asked.count}" if asked.kind == "folds" else name)
+    kind = f"folds-{asked.count}" if asked.kind == "folds" else asked.kind
+    folder = out or Path("studies") / f"{store.path.parent.name}-{encoders_name(store.config)}-{kind}"
     members, lacking = [], {}
-    for variant in variants(asked, like, shared.seed):
-        own = TrainingSettings(**{**_given(shared), **variant.settings})
-        cost = cost_of(own, store, weights, paths.cache_root)
-        if not isinstance(cost, Lacking):
-            members.append(Member(variant.name, variant.group, own, folder / variant.name, cost))
+    for name, (group, varied) in variants(asked, store.config, shared.seed).items():
+        own = TrainingSettings(**{**_given(shared), **varied})
+        cost = _cost(own, store, weights, paths.cache_root)
+        if isinstance(cost, Cost):
+            members.append(Member(name, group, own, folder / name, cost))
         elif asked.kind == "ablations":
-            lacking[variant.group] = f"{variant.group} is left out, {cost.reason}"
+            lacking[group] = f"{group} is left out, {cost}"
         else:
-            raise UsageError(f"{variant.name} can't be run, {cost.reason}")
+            raise UsageError(f"{name} can't be run, {cost}")
     if not members:
         raise UsageError(f"Nothing is left to study: {' '.join(lacking.values())}")
+    entries = store.manifest.entries
+    content = "\n".join(f"{name}\t{entries[name].key}" for name in sorted(entries))
     study = Study(
         kind=asked.kind,
         settings=shared,
         folder=folder,
         members=tuple(members),
         lacking=tuple(lacking.values()),
-        source=source,
-        images=len(store.manifest.entries),
-        content=_content(store),
+        source=store.source,
+        images=len(entries),
+        content=hashlib.sha256(content.encode()).hexdigest(),
         tests=tests,
         weights=weights,
         paths=paths,
     )
     _check_folder(study)
     return study
+
+
+def variants(asked: Asked, config: DSUNetConfig, first_seed: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The members of a study by name, in the order in which they are run: of which group each is, and what it sets.
+
+    Args:
+        asked: what is to be varied.
+        config: whose depth bounds a study of depth.
+        first_seed: of the settings, from which repeats count.
+
+    Raises `UsageError` for a depth that there is not.
+    """
+    if asked.kind == "folds":
+        return {f"fold-{n}": ("folds", {"fold": f"{n}/{asked.count}"}) for n in range(1, asked.count + 1)}
+    if asked.kind == "seeds":
+        return {f"seed-{seed}": ("seeds", {"seed": seed}) for seed in range(asked.count)}
+    [field], start = VARIES[asked.kind], FOLDER_STARTS[asked.kind]
+    values = _depths(asked.depths, config) if asked.kind == "depth" else get_args(Ablation)
+    found = {}
+    for value in values:
+        group = f"{start}{value}"
+        for seed in range(first_seed, first_seed + asked.count):
+            name = group if seed == first_seed else f"{group}-seed-{seed}"
+            found[name] = group, {field: value, "seed": seed}
+    return found
+
+
+def _depths(asked: Sequence[str], config: DSUNetConfig) -> list[int]:
+    """Numbers of adapted blocks, ascending, each once."""
+    depth = config.hiera.depth
+    for text in asked:
+        if text != "all" and not (text.isdecimal() and int(text) <= depth):
+            raise UsageError(
+                f"--depths can't have {text!r}: this Hiera has {depth} blocks, so give numbers from 0 to {depth}, or "
+                f"all."
+            )
+    return sorted({depth if text == "all" else int(text) for text in asked} or config.usual_depths)
+
+
+def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeights, cache_root: Path) -> Cost | str:
+    """What a run reads of the store; or why it can't, a clause that ends with the command that stores what it lacks.
+
+    Raises `UsageError` where it can't resume as asked.
+    """
+    config = config_asked(settings, store)
+    available = store.available(settings.views)
+    maps = [name for name in dict.fromkeys(config.injections.values()) if name not in available]
+    if maps:
+        places = {"--hiera-weights": weights.hiera, "--dino-weights": weights.dino}
+        places["--cache-root"] = None if cache_root == _CACHE_ROOT else cache_root
+        words = ["--features", ",".join(maps), "--views", settings.views]
+        words += [word for option, path in places.items() if path is not None for word in (option, quote(str(path)))]
+        words += ["--random-weights"] if weights.random else []
+        return (
+            f"since the store lacks {', '.join(maps)} in the views that are drawn ({settings.views}): run "
+            f"{store.again(*words)}."
+        )
+    point = resume_point(config, available, settings.start_feature)
+    stored = settings.feature_dtype or store.feature_dtype
+    sizes = {name: item_bytes(config, name, stored) for name in (*point.features, "mask")}
+    views = {name: len({view_index(name, view) for view in settings.views.numbers}) for name in sizes}
+    return Cost(
+        reads=point.features,
+        image_bytes=sum(sizes.values()),
+        store_bytes=len(store.manifest.entries) * sum(sizes[name] * views[name] for name in sizes),
+    )
 
 
 def _find_store(settings: TrainingSettings, cache_root: Path) -> FeatureStore:
@@ -202,11 +322,6 @@ def _check_parts(store: FeatureStore, parts: int) -> None:
     _, last = kfold_split({name: fact.image_sha256 for name, fact in facts.items()}, empty, f"{parts}/{parts}")
     if not last:
         raise UsageError(f"{store.source.split} has too few images for {parts} folds: give a smaller -k.")
-
-
-def _content(store: FeatureStore) -> str:
-    entries = store.manifest.entries
-    return hashlib.sha256("\n".join(f"{name}\t{entries[name].key}" for name in sorted(entries)).encode()).hexdigest()
 
 
 def _check_folder(study: Study) -> None:

@@ -1,21 +1,41 @@
-"""What came of one run of a study, kept in its folder, so that a run that is judged needs no second look."""
+"""What came of the runs of a study, kept in their folders; means and spreads, and all images of the folds together."""
 
 import csv
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any, Final
+from statistics import mean, median, stdev
+from typing import TYPE_CHECKING, Any, Final
 
 from dsu.data.images import file_sha256
 from dsu.evaluation.evaluate import Evaluation
 from dsu.files import atomic_write
 from dsu.heads.head_file import HEAD_FILE
+from dsu.metrics.figures import PER_IMAGE, over_objects
+from dsu.metrics.meters import ImageLevel
 from dsu.report import compare
 from dsu.training.trainer import METRICS_FILE
 
-__all__ = ["RESULT_FILE", "Result", "SetResult", "epochs_of", "read_result", "result_of_set", "write_result"]
+if TYPE_CHECKING:
+    from dsu.study.plan import Member
+
+__all__ = [
+    "Finished",
+    "Result",
+    "SetResult",
+    "Spread",
+    "epochs_of",
+    "groups",
+    "pooled",
+    "read_result",
+    "result_of_set",
+    "set_names",
+    "spread",
+    "spreads",
+    "write_result",
+]
 
 RESULT_FILE: Final = "judged.json"
 """In a member's folder, written last: where it stands and is of this head, the member is done."""
@@ -102,3 +122,91 @@ def epochs_of(folder: Path) -> list[float]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [float(row["seconds"]) for row in csv.DictReader(file)]
+
+
+# ---- several runs ----
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A member and what came of it."""
+
+    member: "Member"
+    result: Result
+
+    @property
+    def seconds(self) -> float:
+        """Of its training."""
+        return sum(self.result.seconds)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1) of `count` values; NaN where there is none, or only one."""
+
+    mean: float
+    sd: float
+    count: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of any number of values."""
+    return Spread(mean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+def set_names(finished: Sequence[Finished]) -> list[str]:
+    """The sets that members were judged on, in order."""
+    return list(dict.fromkeys(name for one in finished for name in one.result.sets))
+
+
+def groups(finished: Sequence[Finished]) -> dict[str, list[Finished]]:
+    """Members that measure the same, by what they measure, in order."""
+    found: dict[str, list[Finished]] = {}
+    for one in finished:
+        found.setdefault(one.member.group, []).append(one)
+    return found
+
+
+def spreads(finished: Sequence[Finished], name: str, figures: Sequence[str]) -> dict[str, dict[str, Spread]]:
+    """Mean and spread of each figure on the set `name`, a group of several members at a time.
+
+    A figure that is not defined for a member (a fold without an image without an object, say) is left out of it.
+    """
+    return {
+        group: {
+            figure: spread([found.figures[figure] for found in _sets(members, name) if figure in found.figures])
+            for figure in figures
+        }
+        for group, members in groups(finished).items()
+        if len(members) > 1
+    }
+
+
+def _sets(finished: Sequence[Finished], name: str) -> list[SetResult]:
+    return [one.result.sets[name] for one in finished if name in one.result.sets]
+
+
+def pooled(finished: Sequence[Finished], name: str) -> dict[str, float]:
+    """Figures over all images of all members' sets `name`, as if one set had been judged.
+
+    Means of the images' own figures; of the mean F and E, whose curves are averaged over images first, the members'
+    figures weighted by their images, which is the same. F_max and E_max are left out: their curves are not kept.
+    AUROC compares responses of different heads here, which need not be on one scale: it may lie below each fold's.
+    """
+    sets = _sets(finished, name)
+    rows = [row for found in sets for row in found.per_image]
+    objects = [row for row in rows if not row["empty"]]
+    found = {figure: mean(row[figure] for row in rows) for figure in PER_IMAGE}
+    found |= {over_objects(figure): mean(row[figure] for row in objects) for figure in PER_IMAGE if objects}
+    for figure in ("F_mean", "E_mean"):
+        found[figure] = _weighted(sets, figure, [one.images for one in sets])
+        if objects:
+            with_object = [one.images - one.without_object for one in sets]
+            found[over_objects(figure)] = _weighted(sets, over_objects(figure), with_object)
+    level = ImageLevel(tuple(row["response"] for row in rows), tuple(row["empty"] for row in rows))
+    return found | level.figures()
+
+
+def _weighted(sets: Sequence[SetResult], figure: str, weights: Sequence[int]) -> float:
+    """A figure's mean; a set of no weight may lack it."""
+    return sum(w * one.figures[figure] for one, w in zip(sets, weights, strict=True) if w) / sum(weights)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import yaml
@@ -18,12 +18,11 @@ from dsu.prediction.predict import predict
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress, Task, counted
 from dsu.report import as_csv, as_json
-from dsu.runtime import Runtime, choose_runtime, machine_name
+from dsu.runtime import choose_runtime, machine_name
 from dsu.settings import PredictionSettings, TrainingSettings
 from dsu.settings_file import read_settings
 from dsu.study.plan import Member, Study
-from dsu.study.results import Result, epochs_of, read_result, result_of_set, write_result
-from dsu.study.summary import Finished
+from dsu.study.results import Finished, Result, epochs_of, read_result, result_of_set, write_result
 from dsu.training.run_folders import SETTINGS_FILE
 from dsu.training.runs import open_run
 
@@ -53,14 +52,17 @@ def run_study(
     atomic_write(study.folder / SETTINGS_FILE, settings.encode())
     results: list[Finished] = []
     finished(results)
-    clock = _Clock(sum(map(_epochs_left, study.members)))
+    started, trained, left = time.perf_counter(), 0, sum(map(_epochs_left, study.members))
     for member in study.members:
         told = _Named(progress, member.name)
         result = read_result(member.folder)
         if result is None:
             epochs = _epochs_left(member)
-            result = _run_member(study, member, told)
-            told.say(f"done{clock.left(epochs)}")
+            if not (member.folder / HEAD_FILE).exists():
+                _train(study, member, told)
+            result = _judge(study, member, told)
+            trained, left = trained + epochs, left - epochs
+            told.say(f"done{_time_left(left, time.perf_counter() - started, trained)}")
         else:
             told.say("done already, skipped")
         results.append(Finished(member, result))
@@ -68,10 +70,16 @@ def run_study(
     return results
 
 
-def _run_member(study: Study, member: Member, progress: Progress) -> Result:
-    if not (member.folder / HEAD_FILE).exists():
-        _train(study, member, progress)
-    return _judge(study, member, progress)
+def _epochs_left(member: Member) -> int:
+    return member.settings.epochs - len(epochs_of(member.folder))
+
+
+def _time_left(epochs: int, seconds: float, trained: int) -> str:
+    """When the epochs that are left will be trained, by the seconds that others took; nothing where there are none."""
+    if not epochs or not trained:
+        return ""
+    minutes, rest = divmod(round(seconds / trained * epochs), 60)
+    return f"; {counted(epochs, 'epochs')} to go, about {minutes}:{rest:02d}"
 
 
 def _train(study: Study, member: Member, progress: Progress) -> None:
@@ -99,8 +107,9 @@ def _train(study: Study, member: Member, progress: Progress) -> None:
 def _judge(study: Study, member: Member, progress: Progress) -> Result:
     """Predict and measure at the images' own sizes, and leave what `dsu predict` and `dsu eval` leave."""
     head = member.folder / HEAD_FILE
-    info = read_head_info(head)
-    runtime = _runtime(member)
+    # At the precision of training.
+    precision = read_settings(TrainingSettings, {}, member.folder / SETTINGS_FILE).precision
+    runtime = choose_runtime(member.settings.device, precision, "of training")
     out = predictions_folder(member.folder, head)
     how = PredictionSettings()
     jobs = prepare_jobs(
@@ -123,7 +132,7 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     found = {one.name: one.evaluate(progress=progress) for one in judged}
     atomic_write(out / "metrics.json", as_json({member.name: found}).encode())
     atomic_write(out / "metrics.csv", as_csv({member.name: found}).encode())
-    train_images = study.images - len(info.dataset["held_out"])
+    train_images = study.images - len(read_head_info(head).dataset["held_out"])
     result = Result(
         head_sha256=file_sha256(head),
         machine=machine_name(runtime),
@@ -134,34 +143,6 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     )
     write_result(member.folder, result)
     return result
-
-
-def _runtime(member: Member) -> Runtime:
-    """The device that is asked for, at the precision of training."""
-    precision = read_settings(TrainingSettings, {}, member.folder / SETTINGS_FILE).precision
-    return choose_runtime(member.settings.device, precision, "of training")
-
-
-def _epochs_left(member: Member) -> int:
-    return member.settings.epochs - len(epochs_of(member.folder))
-
-
-@dataclass
-class _Clock:
-    """How long the epochs that are left will take, by those that were trained since it was made."""
-
-    epochs: int
-    trained: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def left(self, trained: int) -> str:
-        """Count epochs as trained, and say when the others will be; nothing where there are none."""
-        self.trained += trained
-        rest = self.epochs - self.trained
-        if not rest or not self.trained:
-            return ""
-        minutes, seconds = divmod(round((time.perf_counter() - self.started) / self.trained * rest), 60)
-        return f"; {counted(rest, 'epochs')} to go, about {minutes}:{seconds:02d}"
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,19 @@ from dsu.config import build_config
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import JudgedImage, evaluate
 from dsu.settings import TrainingSettings
-from dsu.study.costs import Cost
-from dsu.study.members import Asked, variants
 from dsu.study.picture import draw_study
-from dsu.study.plan import Member, Study
-from dsu.study.results import Result, SetResult, read_result, result_of_set, write_result
-from dsu.study.summary import Finished, pooled, spread, spreads
+from dsu.study.plan import Asked, Cost, Member, Study, variants
+from dsu.study.results import (
+    Finished,
+    Result,
+    SetResult,
+    pooled,
+    read_result,
+    result_of_set,
+    spread,
+    spreads,
+    write_result,
+)
 from dsu.study.tables import default_figures, study_tables
 
 
@@ -91,7 +98,7 @@ def test_the_table_of_depth_has_costs_and_of_seeds_mean_and_spread() -> None:
     seeds = [finished(f"seed-{n}", "seeds", scored(S=0.5 + 0.1 * n, MAE=0.1), [60.0, 5.0]) for n in range(2)]
     [table] = study_tables("seeds", seeds, ("S", "MAE", "IoU"))
     assert table.headings == ("tiles-VAL", "S ↑", "MAE ↓", "IoU ↑", "time")
-    assert [row.cells for row in table.rows] == [
+    assert [*table.members, *table.summaries] == [
         ("seed-0", "0.5000", "0.1000", "–", "1:05"),
         ("seed-1", "0.6000", "0.1000", "–", "1:05"),
         ("mean", "0.5500", "0.1000", "–", "1:05"),
@@ -99,7 +106,7 @@ def test_the_table_of_depth_has_costs_and_of_seeds_mean_and_spread() -> None:
     ]
     assert "| mean | 0.5500 |" in table.to_markdown()
     [table] = study_tables("depth", [finished("depth-0", "depth-0", scored(S=0.5), [60.0, 6.0, 6.0])], ("S",))
-    assert table.rows[0].cells == ("depth-0", "0.5000", "1:12", "6", "2", "0.50", "1")
+    assert table.members == [("depth-0", "0.5000", "1:12", "6", "2", "0.50", "1")]
 
 
 @pytest.mark.parametrize(
@@ -154,14 +161,17 @@ def test_a_result_is_of_the_head_that_was_judged(tmp_path: Path) -> None:
 
 def test_what_members_vary() -> None:
     large = build_config("large")
-    assert [one.settings for one in variants(Asked("folds", 2), large, 0)] == [{"fold": "1/2"}, {"fold": "2/2"}]
-    assert [one.settings for one in variants(Asked("seeds", 2), large, 7)] == [{"seed": 0}, {"seed": 1}]
-    ladder = variants(Asked("depth"), large, 7)
-    assert [one.settings for one in ladder] == [{"adapt_last": depth, "seed": 7} for depth in (0, 4, 12, 24, 48)]
+
+    def varied(asked: Asked, first_seed: int = 0) -> list[dict[str, Any]]:
+        return [settings for _, settings in variants(asked, large, first_seed).values()]
+
+    assert varied(Asked("folds", 2)) == [{"fold": "1/2"}, {"fold": "2/2"}]
+    assert varied(Asked("seeds", 2), 7) == [{"seed": 0}, {"seed": 1}]
+    assert varied(Asked("depth"), 7) == [{"adapt_last": depth, "seed": 7} for depth in (0, 4, 12, 24, 48)]
     chosen = variants(Asked("depth", 2, ("all", "0", "48")), large, 7)
-    assert [one.name for one in chosen] == ["depth-0", "depth-0-seed-8", "depth-48", "depth-48-seed-8"]
-    ablations = variants(Asked("ablations"), large, 0)
-    assert [one.settings["ablation"] for one in ablations] == ["none", "A", "B", "C"]
+    assert list(chosen) == ["depth-0", "depth-0-seed-8", "depth-48", "depth-48-seed-8"]
+    assert [group for group, _ in chosen.values()] == ["depth-0", "depth-0", "depth-48", "depth-48"]
+    assert [settings["ablation"] for settings in varied(Asked("ablations"))] == ["none", "A", "B", "C"]
     for odd in ("49", "-1", "half", ""):
         with pytest.raises(UsageError, match="from 0 to 48"):
             variants(Asked("depth", 1, (odd,)), large, 0)
