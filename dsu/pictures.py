@@ -1,27 +1,16 @@
-"""Pictures for people: training curves, masks laid over images, cut-outs (sheets of many: `dsu.sheets`).
+"""Pictures for people: masks laid over images, cut-outs (pages of many: `dsu.drawing`)."""
 
-Everything is drawn off screen, so it works on a machine without a display.
-"""
-
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from dsu.data.images import read_image, read_mask
-from dsu.errors import DsuError, UsageError
-from dsu.files import atomic_write, make_folder
+from dsu.errors import DsuError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay", "training_curves"]
+__all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay"]
 
 Picture = Image.Image | NDArray[Any] | Path
 """An image: Pillow's, a file, or an array (H, W) or (H, W, 3) of uint8 0..255, floats 0..1 or booleans."""
@@ -67,118 +56,6 @@ def cutout(image: Picture, mask: Picture) -> Image.Image:
     ground, grey = _of_one_size(image, mask)
     ground.putalpha(grey)
     return ground
-
-
-def training_curves(history: Path | Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a run's history as a PNG: losses, validation figures where there are any, learning rate.
-
-    Args:
-        history: A CSV file, or its rows: epoch, lr, loss, loss_D1, loss_D2, loss_D3, and val_loss, val_S,
-            val_MAE, val_IoU. A column may be absent, and an entry empty, where nothing was measured.
-        path: The file to write; its folder is made.
-
-    Raises:
-        UsageError: The file is absent, or there is no epoch in the history.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    rows = _history(history)
-    validated = any(_series(rows, key)[0] for key in ("val_S", "val_IoU", "val_MAE"))
-    shares = [3.0, 2.0, 0.9] if validated else [3.0, 0.9]
-    figure = Figure(figsize=(7.5, 1.2 * sum(shares)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(shares), 1, sharex=True, squeeze=False, height_ratios=shares)[:, 0]
-    _draw_losses(panels[0], rows)
-    if validated:
-        _draw_validation(panels[1], rows)
-    _draw(panels[-1], rows, {"lr": ("", "#5f6368", "-")})
-    panels[-1].set(ylabel="learning rate", xlabel="epoch")
-    _from_zero(panels[-1])
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    figure.align_ylabels(panels)
-    make_folder(path.parent)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    atomic_write(path, drawn.getvalue())
-
-
-# D1 is the deepest side output, D3 the finest: the one that becomes the prediction.
-_LOSSES: Final = {
-    "loss": ("total", "#202124", "-"),
-    "loss_D1": ("D1, deepest", "#9ecae1", "-"),
-    "loss_D2": ("D2", "#4292c6", "-"),
-    "loss_D3": ("D3, finest", "#08519c", "-"),
-    "val_loss": ("validation, total", "#d6336c", "--"),
-}
-_VALIDATION: Final = {
-    "val_S": ("S", "#2b8a3e", "-"),
-    "val_IoU": ("IoU", "#94c973", "-"),
-    "val_MAE": ("MAE", "#e8590c", "-"),
-}
-
-
-def _draw_losses(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
-    lines = _draw(axes, rows, _LOSSES)
-    axes.set(ylabel="loss")
-    _from_zero(axes)
-    _legend_above(axes, lines)
-
-
-def _draw_validation(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
-    """All on the whole scale of 0 to 1: on one that fits the curve, a change of 1 % would look like a plunge."""
-    lines = _draw(axes, rows, _VALIDATION)
-    axes.set(ylabel="validation", ylim=(0, 1))
-    _legend_above(axes, lines)
-
-
-def _from_zero(axes: "Axes") -> None:
-    """Start the scale at 0, with room above the highest point."""
-    if axes.has_data():
-        axes.set_ylim(0, 1.1 * axes.dataLim.y1)
-
-
-def _legend_above(axes: "Axes", lines: Sequence[Any]) -> None:
-    """Name the lines above their panel, where they cover no curve."""
-    axes.legend(handles=lines, ncols=len(lines), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-
-
-def _draw(axes: "Axes", rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str, str]]) -> list[Any]:
-    """Draw the columns that `styles` names (label, colour, line) and return the lines."""
-    axes.grid(visible=True, color="#e8eaed", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    lines = []
-    for key, (label, colour, style) in styles.items():
-        epochs, values = _series(rows, key)
-        # A line alone would hide how few points it joins, and a single one altogether.
-        marker = "o" if len(epochs) <= 20 else ""
-        if epochs:
-            lines += axes.plot(
-                epochs, values, style, label=label, color=colour, marker=marker, markersize=3, linewidth=1.6
-            )
-    return lines
-
-
-def _history(history: Path | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]]
-    if isinstance(history, Path):
-        if not history.is_file():
-            raise UsageError(f"{history} is not a file: name a run's history (CSV).")
-        with history.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    else:
-        rows = history
-    if not _series(rows, "loss")[0]:
-        raise UsageError("the history has no epoch with a loss: train for one epoch at least before drawing it.")
-    return rows
-
-
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """One column's epochs and values, where it has any."""
-    filled = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
-    measured = [point for point in filled if isfinite(point[1])]
-    return [epoch for epoch, _ in measured], [value for _, value in measured]
 
 
 def _of_one_size(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Image]:

@@ -121,7 +121,7 @@ def check(
 
         draw_sheet(found, sheet, progress)
         if not quiet:
-            say(f"BatchIndices: {sheet}")
+            say(f"Drawn: {sheet}")
     if found.stops:
         raise typer.Exit(1)
     if not (json or quiet):
@@ -160,7 +160,7 @@ def _refuse_options(context: typer.Context, command: str) -> None:
 
 def _new_sheet(path: Path, *, overwrite: bool) -> None:
     """Before minutes of work: that it can be drawn, and that nothing stands there."""
-    from dsu.sheets import page_files
+    from dsu.drawing import page_files
     from dsu_cli.parsing import new_file
 
     page_files(path, 1)

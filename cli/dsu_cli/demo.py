@@ -116,7 +116,7 @@ def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
 
 def _picture_sheet(data: Path, predictions: Path, path: Path, rows: int = 8) -> Path:
     """Image, truth and prediction side by side, for some of the held-out images."""
-    from dsu.sheets import sheet
+    from dsu.drawing import sheet
 
     chosen = sorted((data / "test" / "images").iterdir())[:rows]
     sheet(

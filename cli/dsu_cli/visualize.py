@@ -65,7 +65,7 @@ def features(
     from dsu.settings_file import read_settings
     from dsu.visualization.features import choose_blocks, compute_features, open_network
     from dsu.visualization.figures import FeatureFigure
-    from dsu.visualization.shown import MOST, find_shown
+    from dsu.visualization.images import MOST, find_shown
     from dsu_cli.console import ConsoleProgress, fail
     from dsu_cli.parsing import one_of
 
@@ -148,8 +148,8 @@ def predictions(
     from dsu.errors import UsageError
     from dsu.evaluation.ground_truth import named_predictions
     from dsu.progress import counted
-    from dsu.visualization.compared import are_of_random_encoders, choose_worst, find_compared, pick_names
     from dsu.visualization.comparison import Comparison
+    from dsu.visualization.images import are_of_random_encoders, choose_worst, find_compared, pick_names
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.parsing import one_of
 
@@ -182,7 +182,7 @@ def predictions(
 
 def _figure(path: Path) -> Path:
     """`path`, if its ending can be drawn. Raises `UsageError` else."""
-    from dsu.sheets import page_files
+    from dsu.drawing import page_files
 
     return page_files(path, 1)[0]
 
@@ -201,8 +201,8 @@ def _refuse_standing(files: Sequence[Path], *, overwrite: bool) -> None:
 
 def _draw(figure: "Comparison | FeatureFigure", what: str, out: Path, progress: "Progress", *, overwrite: bool) -> None:
     """Say how many pages there will be, draw them unless other files stand there, and name them all."""
+    from dsu.drawing import page_files
     from dsu.progress import counted
-    from dsu.sheets import page_files
 
     pages = len(figure.pages())
     _refuse_standing(page_files(out, pages), overwrite=overwrite)

@@ -1,28 +1,28 @@
 """A check on one page: some pairs, the least and the most foreground, odd ones, and three histograms."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import cycle, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import read_image
-from dsu.dataset_check.plots import draw_shares, draw_sizes, draw_values
+from dsu.data.images import FEW_VALUES, read_image
 from dsu.dataset_check.reading import HALF, Sample, object_boxes
 from dsu.dataset_check.rules import SEVERITIES, Finding, case_of
+from dsu.drawing import FAINT_INK, INK, Page, dress, page_files, save_figures
 from dsu.pictures import CELL_GROUND, overlay
-from dsu.progress import SILENT, Progress
-from dsu.sheets import page_files, save_figures
+from dsu.progress import SILENT, Progress, Task
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from dsu.dataset_check import DatasetCheck
+    from dsu.dataset_check import DatasetCheck, SplitCheck
 
 __all__ = ["draw_sheet"]
 
@@ -40,28 +40,20 @@ _HEADER: Final = 0.62
 _PLOTS: Final = 2.1
 """Height of the histograms with all that is written around them."""
 
-_INK: Final = "#202124"
-_FAINT_INK: Final = "#5f6368"
 _RING: Final = "#ffd400"
-_SEVERITY_INK: Final = dict(zip(SEVERITIES, ("#c5221f", "#b06000", _INK), strict=True))
-_LETTERS: Final = 31
-"""That go below a cell, at the size in which names are written."""
+_SEVERITY_INK: Final = dict(zip(SEVERITIES, ("#c5221f", "#b06000", INK), strict=True))
+_COLOURS: Final = ("#08519c", "#e8590c", "#2b8a3e", "#9c36b5", "#5f6368")
+"""Of the splits in the histograms."""
 
 _SMALL: Final = 0.07
 """Of an image's longer side: an object that is smaller is ringed, since it is hardly seen."""
 _RINGS: Final = 4
 """At most on one picture."""
-_THINNEST: Final = 6
-"""Pixels."""
+_LEAST: Final = 1e-4
+"""Share of foreground from which the scale begins; what has less stands at its beginning."""
 
-
-@dataclass(frozen=True)
-class _Cell:
-    """One picture: an image with its mask, and the two lines below it."""
-
-    sample: Sample
-    title: str
-    colour: str = _INK
+Cell = tuple[Sample, str, str]
+"""One picture: an image with its mask, the bold line below it, and that one's colour; the other line is its name."""
 
 
 def draw_sheet(found: "DatasetCheck", path: Path, progress: Progress = SILENT) -> Path:
@@ -79,176 +71,186 @@ def draw_sheet(found: "DatasetCheck", path: Path, progress: Progress = SILENT) -
         UnreadableImage: A file that could be read before is gone.
         DsuError: The file cannot be written.
     """
-    [file] = page_files(path, 1)
+    [file] = page_files(path)
     sections = [(title, cells) for title, cells in _sections(found) if cells]
     with progress.task("drawing", sum(len(cells) for _, cells in sections), "pictures") as task:
-
-        def figures() -> Iterator["Figure"]:
-            page = _Page(found, [len(cells) for _, cells in sections])
-            for title, cells in sections:
-                page.section(title)
-                for column, cell in enumerate(cells):
-                    _draw_cell(page.cell(column), cell, found)
-                    task.advance()
-                page.end_section(len(cells))
-            page.plots(found)
-            yield page.figure
-
-        save_figures(figures(), [file], DPI)
+        save_figures(map(partial(_page, found, task=task), [sections]), [file], DPI)
     return file
 
 
 # ---- what is shown ----
 
 
-def _sections(found: "DatasetCheck") -> Iterator[tuple[str, list[_Cell]]]:
+def _sections(found: "DatasetCheck") -> Iterator[tuple[str, list[Cell]]]:
     samples = [sample for check in found.splits for sample in check.samples]
     chosen = np.linspace(0, len(samples) - 1, min(_COLUMNS, len(samples))).round().astype(int)
-    yield "Some of them, evenly spread", [_Cell(samples[index], _size(samples[index])) for index in chosen]
+    sizes = [(sample, f"{sample.size[0]}x{sample.size[1]}", INK) for sample in (samples[index] for index in chosen)]
+    yield "Some of them, evenly spread", sizes
     marked = [(one.foreground.share, one.sample) for check in found.splits for one in check.masked]
     ordered = sorted((pair for pair in marked if pair[0] > 0), key=lambda pair: pair[0])
     half = _COLUMNS // 2
     extremes = [*ordered[:half], *ordered[max(half, len(ordered) - half) :]]
-    yield "The least and the most foreground", [_Cell(sample, f"{100 * share:.3g} %") for share, sample in extremes]
+    shares = [(sample, f"{100 * share:.3g} %", INK) for share, sample in extremes]
+    yield "The least and the most foreground", shares
     yield "Odd ones, by finding", _odd(found.findings)
 
 
-def _odd(findings: Sequence[Finding]) -> list[_Cell]:
+def _odd(findings: Sequence[Finding]) -> list[Cell]:
     """One case of each finding, then a second one as far as there is room; those of a finding side by side."""
     shown = [finding for finding in findings if any(case.samples for case in finding.cases)]
-    taken: dict[int, list[_Cell]] = {}
+    taken: dict[int, list[Cell]] = {}
     room = _COLUMNS * _ODD_ROWS
     for cases in zip_longest(*(finding.cases[:2] for finding in shown)):
         for index, (finding, case) in enumerate(zip(shown, cases, strict=True)):
             samples = case.samples[:2] if case else ()
             if len(samples) <= room:
                 room -= len(samples)
-                words = finding.key.replace("-", " ")
-                cells = [_Cell(sample, words, _SEVERITY_INK[finding.severity]) for sample in samples]
-                taken.setdefault(index, []).extend(cells)
+                words, colour = finding.key.replace("-", " "), _SEVERITY_INK[finding.severity]
+                taken.setdefault(index, []).extend((sample, words, colour) for sample in samples)
     return [cell for index in sorted(taken) for cell in taken[index]]
-
-
-def _size(sample: Sample) -> str:
-    return f"{sample.size[0]}x{sample.size[1]}"
 
 
 # ---- how it is drawn ----
 
 
-class _Page:
-    """The figure, filled from its top; places are inches from its top left."""
-
-    def __init__(self, found: "DatasetCheck", cells: Sequence[int]) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self._width = _GAP + _COLUMNS * (_CELL[0] + _GAP)
-        self._height = _HEADER + sum(_SECTION + -(-count // _COLUMNS) * self._pitch for count in cells) + _PLOTS
-        self.figure = Figure(figsize=(self._width, self._height), dpi=DPI)
-        FigureCanvasAgg(self.figure)
-        self._top = _HEADER
-        pairs = ", ".join(f"{check.name} {len(check.samples):,}" for check in found.splits)
-        judged = ", ".join(
-            f"{sum(finding.severity == severity for finding in found.findings)} {severity}" for severity in SEVERITIES
-        )
-        self._write(found.splits[0].split.dataset, _GAP, 0.27, fontsize=13, weight="bold")
-        line = f"read: {pairs}   ·   findings: {judged}   ·   network input {found.side}x{found.side}"
-        if any(check.mask_format for check in found.splits):
-            line += "   ·   yellow ring: a small object"
-        self._write(line, _GAP, 0.5, fontsize=7.5, color=_FAINT_INK)
-
-    @property
-    def _pitch(self) -> float:
-        return _CELL[1] + _CAPTION
-
-    def section(self, title: str) -> None:
-        """Write a title; cells follow."""
-        self._write(title, _GAP, self._top + 0.2, fontsize=9, weight="bold")
-        self._top += _SECTION
-
-    def cell(self, index: int) -> "Axes":
-        """The axes of one of the section's cells."""
-        row, column = divmod(index, _COLUMNS)
-        left, top = _GAP + column * (_CELL[0] + _GAP), self._top + row * self._pitch
-        axes = self._axes(left, top, *_CELL)
-        axes.set(xticks=[], yticks=[], facecolor=[value / 255 for value in CELL_GROUND])
-        axes.spines[:].set_visible(False)
-        return axes
-
-    def end_section(self, cells: int) -> None:
-        """Go on below so many cells."""
-        self._top += -(-cells // _COLUMNS) * self._pitch
-
-    def plots(self, found: "DatasetCheck") -> None:
-        """The histograms, below everything else."""
-        self.section("Foreground, mask values, sizes")
-        room = (self._width - _GAP) / 3
-        for column, draw in enumerate((draw_shares, draw_values, draw_sizes)):
-            draw(self._axes(_GAP + column * room + 0.5, self._top + 0.05, room - 0.75, _PLOTS - _SECTION - 0.6), found)
-
-    def _axes(self, left: float, top: float, width: float, height: float) -> "Axes":
-        bottom = 1 - (top + height) / self._height
-        place = (left / self._width, bottom, width / self._width, height / self._height)
-        return self.figure.add_axes(place)
-
-    def _write(self, text: str, x: float, y: float, **style: Any) -> None:
-        style = {"color": _INK, "va": "baseline", "parse_math": False, **style}
-        self.figure.text(x / self._width, 1 - y / self._height, text, **style)
+def _page(found: "DatasetCheck", sections: Sequence[tuple[str, Sequence[Cell]]], task: Task) -> Figure:
+    pitch = _CELL[1] + _CAPTION
+    rows = sum(-(-len(cells) // _COLUMNS) for _, cells in sections)
+    height = _HEADER + len(sections) * _SECTION + rows * pitch + _PLOTS
+    page = Page(_GAP + _COLUMNS * (_CELL[0] + _GAP), height, DPI)
+    _write_header(page, found)
+    top = _HEADER
+    for title, cells in sections:
+        page.write(title, _GAP, top + 0.2, 9, weight="bold")
+        top += _SECTION
+        for index, cell in enumerate(cells):
+            row, column = divmod(index, _COLUMNS)
+            _draw_cell(page, _GAP + column * (_CELL[0] + _GAP), top + row * pitch, cell, found)
+            task.advance()
+        top += -(-len(cells) // _COLUMNS) * pitch
+    page.write("Foreground, mask values, sizes", _GAP, top + 0.2, 9, weight="bold")
+    room = (page.width - _GAP) / 3
+    plots: tuple[Callable[[Axes, DatasetCheck], None], ...] = (_draw_shares, _draw_values, _draw_sizes)
+    for column, draw in enumerate(plots):
+        left = _GAP + column * room + 0.5
+        draw(page.axes(left, top + _SECTION + 0.05, room - 0.75, _PLOTS - _SECTION - 0.6), found)
+    return page.finish()
 
 
-def _draw_cell(axes: "Axes", cell: _Cell, found: "DatasetCheck") -> None:
-    image, mask = _pair(cell.sample, found)
-    image = image.resize(_fitted(image.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if mask is not None:
-        small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BOX))
-        image = overlay(image, small)
-    axes.imshow(np.asarray(image), interpolation="none")
-    # The cell keeps its shape, the image its own: the rest shows the ground.
-    across, down = ((length - _CELL[axis] * DPI) / 2 for axis, length in enumerate(image.size))
-    axes.set(xlim=(across, image.width - across), ylim=(image.height - down, down), aspect="auto")
-    if mask is not None:
-        _ring_small_objects(axes, mask, image.size)
-    _write_below(axes, 0.03, cell.title, fontsize=7, weight="bold", color=cell.colour)
-    _write_below(axes, 0.15, case_of(cell.sample).name, fontsize=6, color=_FAINT_INK)
+def _write_header(page: Page, found: "DatasetCheck") -> None:
+    pairs = ", ".join(f"{check.name} {len(check.samples):,}" for check in found.splits)
+    severities = [finding.severity for finding in found.findings]
+    judged = ", ".join(f"{severities.count(severity)} {severity}" for severity in SEVERITIES)
+    line = f"read: {pairs}   ·   findings: {judged}   ·   network input {found.side}x{found.side}"
+    if any(check.mask_format for check in found.splits):
+        line += "   ·   yellow ring: a small object"
+    page.write(found.splits[0].split.dataset, _GAP, 0.27, 13, weight="bold")
+    page.write(line, _GAP, 0.5, 7.5, color=FAINT_INK)
 
 
-def _write_below(axes: "Axes", down: float, text: str, **style: Any) -> None:
-    """One line, so many cell heights below a cell."""
-    axes.text(0, -down, _shortened(text), transform=axes.transAxes, parse_math=False, va="top", **style)
-
-
-def _fitted(size: tuple[int, int]) -> tuple[int, int]:
-    """The size at which an image fills its cell, one way at least; a ribbon keeps a few pixels of width."""
-    scale = min(room * DPI / length for room, length in zip(_CELL, size, strict=True))
-    return max(_THINNEST, round(size[0] * scale)), max(_THINNEST, round(size[1] * scale))
-
-
-def _pair(sample: Sample, found: "DatasetCheck") -> tuple[Image.Image, NDArray[np.uint8] | None]:
-    """An image and its mask, (H, W) of its own size; None where it has none or it cannot be read."""
+def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: "DatasetCheck") -> None:
+    sample, words, colour = cell
+    size = page.fit(sample.size, *_CELL)
+    image = read_image(sample.image).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     mask_format = next(check.mask_format for check in found.splits if check.name == sample.signature.split)
     mask = mask_format.read(sample.mask.path) if mask_format and sample.mask else None
-    return read_image(sample.image), mask
+    if mask is not None:
+        image = overlay(image, Image.fromarray(mask).resize(size, Image.Resampling.BOX))
+    edges = page.picture(image, left, top, *_CELL, frame=None, ground=CELL_GROUND)
+    if mask is not None:
+        _ring_small_objects(page, mask, edges)
+    page.write(words, left, top + _CELL[1] + 0.13, 7, weight="bold", color=colour, room=_CELL[0])
+    page.write(case_of(sample).name, left, top + _CELL[1] + 0.26, 6, color=FAINT_INK, room=_CELL[0])
 
 
-def _ring_small_objects(axes: "Axes", mask: NDArray[np.uint8], size: tuple[int, int]) -> None:
-    """Ring the smallest objects of a mask (H, W) on its image, drawn at `size` (width, height)."""
-    from matplotlib.patches import Circle
-
-    scale = np.array([size[1] / mask.shape[0], size[0] / mask.shape[1]])
+def _ring_small_objects(page: Page, mask: NDArray[np.uint8], edges: tuple[float, float, float, float]) -> None:
+    """Ring the smallest objects of a mask (H, W) on its image, drawn between these edges."""
     boxes = np.array([[(part.start, part.stop) for part in box] for box in object_boxes(mask >= HALF)])
     if not len(boxes):
         return
+    left, top, right, bottom = edges
+    scale = np.array([(bottom - top) / mask.shape[0], (right - left) / mask.shape[1]])
     boxes = boxes * scale[None, :, None]
     extents = (boxes[:, :, 1] - boxes[:, :, 0]).max(axis=1)
+    radius = _SMALL * max(right - left, bottom - top)
     for index in np.argsort(extents, kind="stable")[:_RINGS]:
-        if extents[index] < _SMALL * max(size):
+        if extents[index] < radius:
             down, across = boxes[index].mean(axis=1)
-            axes.add_patch(Circle((across, down), _SMALL * max(size), fill=False, color=_RING, linewidth=1.2))
+            centre = left + across, page.height - top - down
+            inches = page.figure.dpi_scale_trans
+            page.figure.add_artist(Circle(centre, radius, fill=False, color=_RING, linewidth=1.2, transform=inches))
 
 
-def _shortened(name: str) -> str:
-    """Its beginning and its end: what tells names apart stands at either."""
-    if len(name) <= _LETTERS:
-        return name
-    return f"{name[: _LETTERS // 2]}…{name[-(_LETTERS // 2) :]}"
+# ---- histograms ----
+
+
+def _coloured(found: "DatasetCheck") -> Iterator[tuple["SplitCheck", str]]:
+    """Every split with the colour in which it is drawn."""
+    return zip(found.splits, cycle(_COLOURS))
+
+
+def _draw_shares(axes: Axes, found: "DatasetCheck") -> None:
+    """How many masks have how much foreground, on a logarithmic scale; those without any are left out."""
+    dress(axes, "foreground of a mask, % of its pixels", "masks")
+    bins = (np.logspace(np.log10(_LEAST), 0, 25) * 100).tolist()
+    for check, colour in _coloured(found):
+        shares = [100 * max(one.foreground.share, _LEAST) for one in check.masked if one.foreground.share > 0]
+        axes.hist(shares, bins=bins, label=check.name, color=colour, alpha=0.6)
+    if not any(one.foreground.share > 0 for check in found.splits for one in check.masked):
+        _say_none(axes)
+        return
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.set(xscale="log", xlim=(bins[0], 100))
+    axes.set_xticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
+    if len(found.splits) > 1:
+        axes.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1)
+
+
+def _draw_values(axes: Axes, found: "DatasetCheck") -> None:
+    """Which raw values the masks hold, by their share of all pixels, on a logarithmic scale."""
+    dress(axes, "raw value in the masks", "% of pixels")
+    values = sorted({value for check in found.splits for value in check.values})
+    if not values:
+        _say_none(axes)
+        return
+    few = len(values) <= FEW_VALUES
+    places = {value: index if few else value for index, value in enumerate(values)}
+    least = 100.0
+    for check, colour in _coloured(found):
+        shares = {places[value]: 100 * pixels / check.values.total() for value, pixels in check.values.items()}
+        least = min(least, *shares.values()) if shares else least
+        axes.bar(list(shares), list(shares.values()), width=0.8 if few else 1.0, color=colour, alpha=0.6)
+    axes.set(yscale="log", ylim=(least / 3, 130))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if few:
+        in_colour = any(facts.kind == "colours" for check in found.splits for facts in check.masks)
+        shown = values[:: -(-len(values) // 8)]
+        labels = [f"#{value:06X}" if in_colour else str(value) for value in shown]
+        axes.set_xticks([places[value] for value in shown], labels)
+
+
+def _draw_sizes(axes: Axes, found: "DatasetCheck") -> None:
+    """Width and height of every image, the network's input among them."""
+    dress(axes, "width, pixels", "height, pixels")
+    for check, colour in _coloured(found):
+        sizes = np.array([sample.size for sample in check.samples]).reshape(-1, 2)
+        axes.scatter(sizes[:, 0], sizes[:, 1], s=7, color=colour, alpha=0.35, linewidths=0, rasterized=True)
+    axes.plot([found.side], [found.side], "s", markersize=6, color="black", fillstyle="none", markeredgewidth=1)
+    lengths = [length for check in found.splits for sample in check.samples for length in sample.size] or [found.side]
+    least, most = min(lengths), max(lengths)
+    place, side = ((-5, -8), "right") if found.side > most / 2 else ((5, -8), "left")
+    axes.annotate("network", (found.side, found.side), place, textcoords="offset points", fontsize=6, ha=side)
+    # Logarithmic where lengths are of different orders, with as many labels as there is room for.
+    many = most > 8 * least
+    if many:
+        axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        steps = (1.0,) if most > 200 * least else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=steps) if many else MaxNLocator(5))
+        axis.set_minor_formatter(lambda value, _: "")
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _say_none(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "none", ha="center", va="center", color=FAINT_INK, fontsize=8, transform=axes.transAxes)
+    axes.set(xticks=[], yticks=[])

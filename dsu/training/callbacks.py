@@ -14,9 +14,8 @@ from PIL import Image
 from dsu.data.images import UnreadableImage, read_mask
 from dsu.data.views import epoch_order
 from dsu.datasets import SampleDataset
+from dsu.drawing import sheet, training_curves
 from dsu.files import atomic_write, make_folder
-from dsu.pictures import training_curves
-from dsu.sheets import sheet
 
 if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog

@@ -96,7 +96,7 @@ def test_a_sheet_is_drawn_if_asked_for_and_never_over_anything(dsu: Dsu, folder:
     dsu("datasets", "check", folder)
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiles"]
     said = dsu("datasets", "check", folder, "--sheet", "look/sheet.png").output
-    assert "BatchIndices: look/sheet.png" in said
+    assert "Drawn: look/sheet.png" in said
     with Image.open("look/sheet.png") as sheet:
         assert sheet.width > 2000
     mask = max((folder / "masks").iterdir())

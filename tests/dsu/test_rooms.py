@@ -15,7 +15,7 @@ ROOMS = (
     ("data",),
     ("batches", "pictures", "settings"),
     ("settings_file",),
-    ("datasets", "sheets"),
+    ("datasets", "drawing"),
     ("encoders",),
     ("heads",),
     ("network",),

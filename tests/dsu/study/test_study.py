@@ -32,7 +32,7 @@ from dsu.study.tables import default_figures, study_tables
 
 
 def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:
-    """BatchIndices maps and masks, the last `empty` masks without an object."""
+    """Drawn maps and masks, the last `empty` masks without an object."""
     rng = np.random.default_rng(count)
     folder.mkdir()
     found = []

@@ -16,18 +16,17 @@ from support import toy_network
 
 from dsu.data.datasets import Paths
 from dsu.data.images import UnreadableImage
+from dsu.drawing import DPI, Page, fill_pages
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.pictures import CELL_GROUND
 from dsu.progress import SILENT, Task
 from dsu.runtime import choose_runtime
-from dsu.visualization.compared import ComparedImage, choose_worst, find_compared, pick_names
 from dsu.visualization.comparison import Comparison
 from dsu.visualization.features import FeatureGroup, FeatureLevel, choose_blocks, compute_features, open_network
 from dsu.visualization.figures import FeatureFigure
-from dsu.visualization.page import DPI, Page, fill_pages
+from dsu.visualization.images import ComparedImage, Shown, choose_worst, find_compared, find_shown, pick_names
 from dsu.visualization.projections import choose_tokens, mask_of_tokens, plane, principal_colours
-from dsu.visualization.shown import Shown, find_shown
 
 FRAME_GREY: Final = (154, 160, 166)
 
@@ -70,7 +69,7 @@ def test_a_picture_lies_pixel_by_pixel_in_the_middle_of_its_cell() -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
     page = Page(1, 0.5)
     page.picture(Image.fromarray(drawn), 0.1, 0.1, 0.4, 90 / DPI)
-    page.figure.canvas.draw()
+    page.finish().canvas.draw()
     pixels = np.asarray(page.figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     left = 30 + (120 - 60) // 2
     assert np.array_equal(pixels[30:120, left : left + 60], drawn)
@@ -204,7 +203,7 @@ def test_encoders_of_random_weights_are_marked() -> None:
     hiera, dino = compute_features(network, runtime, [image], [4], random=["dino"])
     assert hiera.remark == "" and "random weights" in dino.remark
     page = FeatureFigure([Shown("a", image, None)], [hiera, dino], tokens=None)
-    [drawn] = [page._page(blocks, None, SILENT) for blocks in page.pages()]  # type: ignore[arg-type]
+    [drawn] = [page._page(blocks, iter([]), SILENT) for blocks in page.pages()]  # type: ignore[arg-type]
     assert sum("random weights" in text.get_text() for text in drawn.texts) == 1
 
 

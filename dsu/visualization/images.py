@@ -1,4 +1,4 @@
-"""Which images a comparison shows, with their truths and predictions."""
+"""Which images a figure shows: with their masks for features, with their truths and predictions for comparisons."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,107 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from dsu.data.datasets import Paths, find_dataset, find_samples, test_splits
-from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
+from dsu.data.decoding import open_image
+from dsu.data.images import UnreadableImage
+from dsu.data.masks import choose_mask_format, examine_mask
+from dsu.data.pairing import Pair, find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.evaluate import JudgedImage, evaluate, truths_in
 from dsu.evaluation.ground_truth import find_judged_sets
 from dsu.heads.head_file import HEAD_FILE, read_head_info
-from dsu.metrics.meters import PER_IMAGE
+from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.prediction.predict import RECORD_FILE
 from dsu.progress import SILENT, Progress
 
-__all__ = ["ComparedImage", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
+__all__ = [
+    "MOST",
+    "ComparedImage",
+    "Shown",
+    "are_of_random_encoders",
+    "choose_worst",
+    "find_compared",
+    "find_shown",
+    "pick_names",
+]
 
-_LESS_IS_BETTER: Final = frozenset({"MAE"})
+MOST: Final = 24
+"""Images of one figure of features."""
+
+
+# ---- features ----
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of a figure: RGB, and its mask (any size, uint8 0..255) where it has one."""
+
+    name: str
+    image: Image.Image
+    mask: NDArray[np.uint8] | None
+
+
+def find_shown(
+    sources: Sequence[str], masks: Path | None, count: int, paths: Paths, progress: Progress = SILENT
+) -> tuple[list[Shown], list[str]]:
+    """Read the images that a user means, with their masks.
+
+    Args:
+        sources: Image files; folders of images, or of images and masks; benchmarks by name. Where there are test
+            splits, these are meant.
+        masks: A folder of masks of the same names (paths below a folder, without ending).
+        count: How many images of each folder are taken, evenly spread: neighbours are often alike.
+        paths: Where benchmarks lie.
+        progress: Who is told of images left out.
+
+    Returns:
+        The images; and a sentence for each that was skipped, since it or its mask cannot be read.
+
+    Raises:
+        UsageError: More than `MOST` images, a source that is absent or has none, or a folder of masks that has none
+            of these images.
+        UnreadableImage: None of the images can be read.
+    """
+    found: list[Pair] = []
+    for source in sources:
+        named = [pair for split in find_samples(source, paths) for pair in split.pairs]
+        if len(named) > count:
+            progress.say(f"{source}: {count} of {len(named):,} images (--count shows more)")
+        places = np.linspace(0, len(named) - 1, min(count, len(named))).round().astype(int)
+        found += [named[place] for place in places]
+    if len(found) > MOST:
+        raise UsageError(f"{len(found)} images make too tall a figure: give {MOST} at most.")
+    if masks is not None:
+        files = pair_files([pair.name for pair in found], named_images(unwrapped(masks) if masks.is_dir() else masks))
+        if not any(files):
+            raise UsageError(
+                f"{masks} holds no mask called like {found[0].name}: give --masks the folder of their masks."
+            )
+        found = [replace(pair, mask=mask) for pair, mask in zip(found, files, strict=True)]
+    return _read(found)
+
+
+def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
+    """Images and masks, these read by one rule; and why others cannot be."""
+    opened, broken = [], []
+    for pair in found:
+        try:
+            facts = examine_mask(pair.mask)[1] if pair.mask else None
+            opened.append((pair.name, open_image(pair.image), pair.mask, facts))
+        except UnreadableImage as error:
+            broken.append(error)
+    if broken and not opened:
+        raise broken[0]
+    mask_format = choose_mask_format([facts for *_, facts in opened if facts is not None])
+    shown = [Shown(name, image, mask_format.read(mask) if mask else None) for name, image, mask, _ in opened]
+    return shown, list(map(str, broken))
+
+
+# ---- comparisons ----
 
 
 @dataclass(frozen=True)
@@ -56,14 +144,21 @@ def find_compared(
         DsuError: The images of a record are gone.
     """
     for folder in predictions.values():
-        _check_folder(folder)
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder: give --predictions a run's folder or one of masks.")
+        if (folder / HEAD_FILE).exists():
+            raise UsageError(f"{folder} holds a head and no predictions: run `dsu predict --head {folder}` first.")
     lacking: Counter[str] = Counter()
     rows: list[ComparedImage] = []
     sets = _find_sets(source, predictions, truth, paths, lacking)
     for name, samples in sets.items():
-        found = {method: _maps_of(samples, folder, name) for method, folder in predictions.items()}
-        for method, maps in found.items():
-            lacking[f"a prediction of {method}"] += maps.count(None)
+        names = [sample.name for sample in samples]
+        found = {}
+        for method, folder in predictions.items():
+            # In a folder of the set's name, or right in it.
+            inner = folder / name if (folder / name).is_dir() else folder
+            found[method] = pair_files(names, named_images(unwrapped(inner)))
+            lacking[f"a prediction of {method}"] += found[method].count(None)
         before = f"{name}/" if len(sets) > 1 else ""
         for sample, *maps in zip(samples, *found.values(), strict=True):
             if None not in maps:
@@ -94,7 +189,7 @@ def choose_worst(
     Args:
         rows: With a prediction each at least.
         count: How many.
-        metric: One of `dsu.metrics.meters.PER_IMAGE`; maps are stretched to their full range first, as benchmarks
+        metric: One of `dsu.metrics.figures.PER_IMAGE`; maps are stretched to their full range first, as benchmarks
             do, and brought to their truth's size.
         progress: Told of every image measured.
 
@@ -109,7 +204,7 @@ def choose_worst(
     if len(cases) < len(rows):
         raise UsageError("--worst goes by the ground truth, and there is none: give it with --truth, or give --names.")
     figures = [float(found[metric]) for found in evaluate(cases, resize=True, progress=progress).per_image]
-    order = sorted(range(len(rows)), key=lambda index: figures[index], reverse=metric in _LESS_IS_BETTER)
+    order = sorted(range(len(rows)), key=lambda index: figures[index], reverse=metric in LOWER_IS_BETTER)
     return [replace(rows[index], remark=f"{metric} {figures[index]:.3f}") for index in order[:count]]
 
 
@@ -124,13 +219,6 @@ def are_of_random_encoders(predictions: Path) -> bool:
 
 _Sets = dict[str, list[ComparedImage]]
 """Images and truths of each set, without predictions."""
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: give --predictions a run's folder or one of masks.")
-    if (folder / HEAD_FILE).exists():
-        raise UsageError(f"{folder} holds a head and no predictions: run `dsu predict --head {folder}` first.")
 
 
 def _find_sets(
@@ -197,10 +285,3 @@ def _in_dataset(source: str, paths: Paths) -> _Sets:
         split.name: [ComparedImage(pair.name, pair.image, pair.mask) for pair in split.pairs]
         for split in test_splits(splits)
     }
-
-
-def _maps_of(samples: Sequence[ComparedImage], folder: Path, name: str) -> list[Path | None]:
-    """Each sample's map in a folder of predictions: in a folder of the set's name, or right in it."""
-    inner = folder / name
-    maps = named_images(unwrapped(inner if inner.is_dir() else folder))
-    return pair_files([sample.name for sample in samples], maps)

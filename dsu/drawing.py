@@ -1,0 +1,399 @@
+"""Drawing with matplotlib, off screen: pages of pictures and text for the screen and for print, and training curves.
+
+Pictures are fitted into cells, pixel by pixel; titles and labels are written over them as text, which stays text
+(vectors) in a PDF. The paper's Figures 5 and 6 are such pages.
+"""
+
+import csv
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageOps
+
+from dsu.errors import UsageError
+from dsu.files import atomic_write, make_folder
+from dsu.pictures import CELL_GROUND, Picture, as_rgb
+
+__all__ = [
+    "DPI",
+    "FAINT_INK",
+    "GRID_GAP",
+    "GRID_LABEL",
+    "GRID_TITLE",
+    "INK",
+    "PAGE_HEIGHT",
+    "PAGE_WIDTH",
+    "Page",
+    "draw_grid",
+    "dress",
+    "fill_pages",
+    "page_files",
+    "save_figures",
+    "sheet",
+    "training_curves",
+]
+
+T = TypeVar("T")
+
+DPI: Final = 300
+INK: Final = "#202124"
+FAINT_INK: Final = "#5f6368"
+PAGE_WIDTH: Final = 7.16
+"""Inches: the text of a printed page, over both of its columns."""
+PAGE_HEIGHT: Final = 9.2
+
+GRID_GAP: Final = 0.025
+GRID_TITLE: Final = 0.18
+GRID_LABEL: Final = 0.15
+"""Inches between the pictures of a grid, of a line of titles and of a label."""
+
+_FRAME: Final = "#9aa0a6"
+"""Around a picture on paper: without it white at its border would go over into the paper."""
+_THINNEST: Final = 6
+"""Pixels that a ribbon keeps of its width."""
+_LEAST_POINTS: Final = 5.0
+"""Below this no one reads a line; one that is still too long then is shortened."""
+_ASPECTS: Final = (0.5, 1.5)
+"""Heights of a sheet's cell, in widths: a panorama among portraits must not decide them alone."""
+_LOOKED_AT: Final = 50
+"""Pictures whose shapes decide the cells' shape."""
+
+
+# ---- pages ----
+
+
+class Page:
+    """A page of `dpi` pixels an inch. Places and sizes are in inches from its top left; pictures fall on whole pixels.
+
+    Attributes:
+        width, height: in inches.
+        figure: matplotlib's, without the pictures until `finish`.
+    """
+
+    def __init__(self, width: float, height: float, dpi: int = DPI) -> None:
+        self._dpi = dpi
+        pixels = max(1, round(width * dpi)), max(1, round(height * dpi))
+        self.width, self.height = pixels[0] / dpi, pixels[1] / dpi
+        self.figure = Figure(figsize=(self.width, self.height), dpi=dpi)
+        FigureCanvasAgg(self.figure)
+        self._paper = Image.new("RGB", pixels, "white")
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes whose inner frame stands there."""
+        bottom = 1 - (top + height) / self.height
+        return self.figure.add_axes((left / self.width, bottom, width / self.width, height / self.height))
+
+    def fit(self, size: tuple[int, int], width: float, height: float) -> tuple[int, int]:
+        """The pixels at which a picture of that size fills a cell, one way at least; a ribbon keeps some of width."""
+        room = round(width * self._dpi), round(height * self._dpi)
+        scale = min(room[0] / size[0], room[1] / size[1])
+        wide, high = (max(min(_THINNEST, most), round(scale * length)) for length, most in zip(size, room, strict=True))
+        return wide, high
+
+    def picture(
+        self,
+        picture: Image.Image,
+        left: float,
+        top: float,
+        width: float,
+        height: float,
+        *,
+        shape: tuple[int, int] | None = None,
+        frame: str | None = _FRAME,
+        line: float = 0.0067,
+        ground: tuple[int, int, int] | None = None,
+        resample: Image.Resampling = Image.Resampling.LANCZOS,
+    ) -> tuple[float, float, float, float]:
+        """Fit a picture into a cell.
+
+        Args:
+            picture: RGB, of any size.
+            left, top, width, height: of the cell.
+            shape: width and height whose proportions it is given; else it keeps its own.
+            frame, line: the colour of a line around the picture, outside of it, and how wide it is.
+            ground: what shows where the picture does not fill the cell; else the paper does.
+            resample: how it is resized.
+
+        Returns:
+            The edges of what was drawn: left, top, right, bottom.
+        """
+        x, y, across, down = (round(inches * self._dpi) for inches in (left, top, width, height))
+        size = self.fit(shape or picture.size, width, height)
+        fitted = picture.resize(size, resample, reducing_gap=3.0)
+        if ground is not None:
+            self._paper.paste(ground, (x, y, x + across, y + down))
+        x, y = x + (across - size[0]) // 2, y + (down - size[1]) // 2
+        if frame is not None:
+            border = round(line * self._dpi)
+            self._paper.paste(ImageOps.expand(fitted, border, frame), (x - border, y - border))
+        else:
+            self._paper.paste(fitted, (x, y))
+        return x / self._dpi, y / self._dpi, (x + size[0]) / self._dpi, (y + size[1]) / self._dpi
+
+    def write(self, text: str, x: float, y: float, points: float, *, room: float | None = None, **style: Any) -> None:
+        """Write one line whose baseline is at `y`: smaller where `room` is short, then shortened in its middle.
+
+        `style` is that of matplotlib's text (`ha`, `weight`, `color`, ...).
+        """
+        style = {"color": INK, "va": "baseline", "parse_math": False, **style}
+        written = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=points, **style)
+        pixels = None if room is None else room * self._dpi
+        if pixels is None or (wide := written.get_window_extent().width) <= pixels:
+            return
+        # Letters do not shrink quite evenly, hence a little less.
+        written.set_fontsize(max(_LEAST_POINTS, 0.96 * points * pixels / wide))
+        keep = len(text)
+        while written.get_window_extent().width > pixels and keep > 2:
+            keep -= 1
+            written.set_text(f"{text[: keep // 2]}…{text[-(keep - keep // 2) :]}")
+
+    def finish(self) -> Figure:
+        """Lay the pictures below all else that is drawn."""
+        axes = self.figure.add_axes((0, 0, 1, 1), zorder=-1)
+        axes.set_axis_off()
+        # Without interpolation a PNG has the pixels one to one, and a PDF keeps them as they are.
+        axes.imshow(np.asarray(self._paper), interpolation="none", aspect="auto")
+        return self.figure
+
+
+def fill_pages(items: Sequence[T], heights: Sequence[float], room: float) -> list[list[T]]:
+    """Items of these heights on as few pages as have room for them, in order; one at least on each."""
+    pages: list[list[T]] = []
+    left = 0.0
+    for item, height in zip(items, heights, strict=True):
+        if height > left:
+            pages.append([])
+            left = room
+        pages[-1].append(item)
+        left -= height
+    return pages
+
+
+def page_files(path: Path, pages: int = 1) -> list[Path]:
+    """The files that hold so many pages: one PDF, or for PNGs `a.png`, `a-2.png`, ...
+
+    Raises:
+        UsageError: Another ending than .png and .pdf.
+    """
+    if path.suffix.lower() not in (".png", ".pdf"):
+        raise UsageError(f"{path} can't be drawn as {path.suffix or 'a file without ending'}: name a .png or a .pdf.")
+    if path.suffix.lower() == ".pdf":
+        return [path]
+    return [path, *(path.with_name(f"{path.stem}-{page}{path.suffix}") for page in range(2, pages + 1))]
+
+
+def save_figures(figures: Iterable[Figure], files: Sequence[Path], dpi: int) -> list[Path]:
+    """Write matplotlib's figures, all into one PDF or each into its PNG, so that no file is ever half there.
+
+    The same figures give the same bytes: no date is noted. An iterator's figures are made here, one after another,
+    where letters that the font lacks are forgiven. Raises `DsuError` naming a file that can't be written.
+    """
+    make_folder(files[0].parent)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():  # a name is no reason to stop, nor to shout
+        warnings.filterwarnings("ignore", message="Glyph")
+        if files[0].suffix.lower() == ".pdf":
+            # Type 42: text that other programs can select and edit.
+            with rc_context({"pdf.fonttype": 42}), PdfPages(buffer, metadata={"CreationDate": None}) as pages:
+                for figure in figures:
+                    pages.savefig(figure, dpi=dpi)
+            atomic_write(files[0], buffer.getvalue())
+            return list(files)
+        for file, figure in zip(files, figures, strict=True):
+            drawn, opaque = io.BytesIO(), io.BytesIO()
+            figure.savefig(drawn, format="png", dpi=dpi)
+            # Without matplotlib's alpha channel, of which some printers make black.
+            with Image.open(drawn) as picture:
+                picture.convert("RGB").save(opaque, "PNG", dpi=(dpi, dpi))
+            atomic_write(file, opaque.getvalue())
+    return list(files)
+
+
+# ---- pictures side by side ----
+
+
+def draw_grid(
+    rows: Iterable[Iterable[Picture]],
+    titles: Sequence[str],
+    labels: Sequence[str] | None,
+    heights: Sequence[float],
+    *,
+    cell: float,
+    dpi: int = DPI,
+    note: str = "",
+    **style: Any,
+) -> Figure:
+    """Draw a row an image and a column a kind on one page.
+
+    Args:
+        rows: Pictures, taken one after another: a page may have any number of them.
+        titles: What stands above each column.
+        labels: What stands above each row; None for nothing.
+        heights: Of each row's cells, in inches.
+        cell: Width of a column, likewise.
+        dpi: Pixels an inch.
+        note: A line below the last row; empty for none.
+        style: That of `Page.picture`.
+    """
+    gap, title_line, line = (round(inches * dpi) / dpi for inches in (GRID_GAP, GRID_TITLE, GRID_LABEL))
+    label_line = 0.0 if labels is None else line
+    width, top = gap + len(titles) * (cell + gap), gap + title_line
+    page = Page(width, top + sum(heights) + len(heights) * (label_line + gap) + (line if note else 0), dpi)
+    lefts = [gap + column * (cell + gap) for column in range(len(titles))]
+    for left, title in zip(lefts, titles, strict=True):
+        page.write(title, left + cell / 2, gap + 0.78 * title_line, 8, room=cell, ha="center")
+    for index, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        if labels is not None:
+            page.write(labels[index], gap, top + 0.7 * line, 6.5, room=width - 2 * gap, color=FAINT_INK)
+        for left, picture in zip(lefts, row, strict=True):
+            page.picture(as_rgb(picture), left, top + label_line, cell, height, **style)
+        top += label_line + height + gap
+    page.write(note, gap, top + 0.7 * line, 6.5, room=width - 2 * gap, color=FAINT_INK)
+    return page.finish()
+
+
+def sheet(
+    rows: Sequence[Sequence[Picture]],
+    titles: Sequence[str],
+    path: Path,
+    labels: Sequence[str] | None = None,
+    *,
+    cell: int = 192,
+    dpi: int = 110,
+) -> None:
+    """Draw pictures side by side, as a PNG or a PDF of one page.
+
+    All cells have one size, whose proportions are those of most of the first column's pictures; each picture is
+    fitted into its cell, its own proportions kept.
+
+    Args:
+        rows: Pictures of any sizes.
+        titles: What stands above each column.
+        path: The file to write, .png or .pdf; its folder is made.
+        labels: What stands above each row, its image's name for instance.
+        cell: The width of a column in pixels.
+        dpi: Pixels an inch; fixes how large the text is beside the pictures.
+
+    Raises:
+        UsageError: No rows, a row with more or fewer pictures than titles, a label too many or too few, or
+            another ending than .png and .pdf.
+        UnreadableImage: A picture's file cannot be read.
+        DsuError: The file cannot be written.
+
+    Example:
+        >>> sheet([[Path("a.jpg"), mask > 0.5]], ["image", "prediction"], Path("sheet.png"))
+    """
+    if not rows or {len(row) for row in rows} != {len(titles)}:
+        raise UsageError(f"a sheet of {len(titles)} titles wants {len(titles)} pictures in each of its rows.")
+    if labels is not None and len(labels) != len(rows):
+        raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
+    sizes = [as_rgb(row[0]).size for row in rows[:_LOOKED_AT]]
+    aspect = min(max(median(height / width for width, height in sizes), _ASPECTS[0]), _ASPECTS[1])
+    heights = [max(1, round(cell * aspect)) / dpi] * len(rows)
+    draw = partial(
+        draw_grid,
+        titles=titles,
+        labels=labels,
+        heights=heights,
+        cell=cell / dpi,
+        dpi=dpi,
+        frame=None,
+        ground=CELL_GROUND,
+    )
+    save_figures(map(draw, [rows]), page_files(path), dpi)
+
+
+# ---- curves ----
+
+
+def dress(axes: Axes, across: str = "", up: str = "", points: float = 7) -> None:
+    """Give a plot its axes' names, a faint grid behind what is drawn, and no box."""
+    axes.grid(visible=True, color="#e8eaed", linewidth=points / 12)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=points - 0.5, length=2, which="both")
+    axes.set_xlabel(across, fontsize=points)
+    axes.set_ylabel(up, fontsize=points)
+
+
+# Name, colour and line of each column. D1 is the deepest side output, D3 the finest: it becomes the prediction.
+_LOSSES: Final = {
+    "loss": ("total", INK, "-"),
+    "loss_D1": ("D1, deepest", "#9ecae1", "-"),
+    "loss_D2": ("D2", "#4292c6", "-"),
+    "loss_D3": ("D3, finest", "#08519c", "-"),
+    "val_loss": ("validation, total", "#d6336c", "--"),
+}
+_VALIDATION: Final = {
+    "val_S": ("S", "#2b8a3e", "-"),
+    "val_IoU": ("IoU", "#94c973", "-"),
+    "val_MAE": ("MAE", "#e8590c", "-"),
+}
+_RATE: Final = {"lr": ("", FAINT_INK, "-")}
+
+
+def training_curves(history: Path | Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a run's history as a PNG: losses, validation figures where there are any, learning rate.
+
+    Args:
+        history: A CSV file, or its rows: epoch, lr, loss, loss_D1, loss_D2, loss_D3, and val_loss, val_S,
+            val_MAE, val_IoU. A column may be absent, and an entry empty, where nothing was measured.
+        path: The file to write; its folder is made.
+
+    Raises:
+        UsageError: The file is absent, or there is no epoch in the history.
+    """
+    if isinstance(history, Path):
+        if not history.is_file():
+            raise UsageError(f"{history} is not a file: name a run's history (CSV).")
+        with history.open(newline="", encoding="utf-8") as file:
+            history = list(csv.DictReader(file))
+    if not _series(history, "loss"):
+        raise UsageError("the history has no epoch with a loss: train for one epoch at least before drawing it.")
+    panels = {"loss": (3.0, _LOSSES), "validation": (2.0, _VALIDATION), "learning rate": (0.9, _RATE)}
+    if not any(_series(history, key) for key in _VALIDATION):
+        del panels["validation"]
+    shares = [share for share, _ in panels.values()]
+    figure = Figure(figsize=(7.5, 1.2 * sum(shares)), dpi=150, layout="constrained")
+    cells = figure.subplots(len(shares), 1, sharex=True, squeeze=False, height_ratios=shares)[:, 0]
+    for axes, (name, (_, styles)) in zip(cells, panels.items(), strict=True):
+        dress(axes, "epoch" if axes is cells[-1] else "", name, points=10)
+        lines = [line for key, style in styles.items() for line in _draw_series(axes, _series(history, key), *style)]
+        if name == "validation":  # on a scale that fits the curve, a change of 1 % would look like a plunge
+            axes.set_ylim(0, 1)
+        elif lines:
+            axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+        if styles is not _RATE:  # above their panel, where they cover no curve
+            axes.legend(handles=lines, ncols=len(lines), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    cells[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    figure.align_ylabels(cells)
+    save_figures([figure], [path], 150)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """One column's epochs and values, where it has any."""
+    filled = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+    return [point for point in filled if isfinite(point[1])]
+
+
+def _draw_series(axes: Axes, points: Sequence[tuple[float, float]], label: str, colour: str, style: str) -> list[Any]:
+    """The line through these epochs and values, if there are any."""
+    # A line alone would hide how few points it joins, and a single one altogether.
+    marker = "o" if len(points) <= 20 else ""
+    if not points:
+        return []
+    epochs, values = zip(*points, strict=True)
+    return axes.plot(epochs, values, style, label=label, color=colour, marker=marker, markersize=3, linewidth=1.6)
