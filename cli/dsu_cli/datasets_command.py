@@ -253,5 +253,5 @@ def _pairs_table(pairs: Sequence["Overlap"]) -> "RenderableType":
         table.add_column(heading, overflow="fold")
     table.add_column("likeness", justify="right")
     for pair in pairs:
-        table.add_row(pair.train, pair.train_name, pair.test, pair.test_name, f"{pair.likeness:.4f}")
+        table.add_row(pair.train.split, pair.train.name, pair.test.split, pair.test.name, f"{pair.likeness:.4f}")
     return table

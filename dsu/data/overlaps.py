@@ -6,6 +6,7 @@ grey copies by their correlation, which finds re-saved and resized images.
 """
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import or_unreadable, read_image
+from dsu.data.images import UnreadableImage, or_unreadable, read_image
 from dsu.data.pairing import Split
 from dsu.progress import SILENT, Progress
 from dsu.threads import in_threads
@@ -34,55 +35,6 @@ _FLAT: Final = 2.0
 
 _ROWS: Final = 2048
 """Training images that are compared at once."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """An image of a training split and one of a test split that are one picture.
-
-    Attributes:
-        train, train_name, train_image: split, sample and file.
-        test, test_name, test_image: likewise.
-        likeness: correlation of their small copies; 1 where every pixel is the same.
-    """
-
-    train: str
-    train_name: str
-    train_image: Path
-    test: str
-    test_name: str
-    test_image: Path
-    likeness: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**vars(self), "train_image": str(self.train_image), "test_image": str(self.test_image)}
-
-
-@dataclass(frozen=True)
-class Overlaps:
-    """What training and test splits have in common.
-
-    Attributes:
-        exact: pairs of which every pixel is the same.
-        near: pairs of almost the same picture, that are not exact; the likest first.
-        images: how many were compared, by split.
-        broken: a sentence for each image that cannot be read and was left out.
-    """
-
-    exact: tuple[Overlap, ...]
-    near: tuple[Overlap, ...]
-    images: dict[str, int]
-    broken: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "exact": [overlap.to_json() for overlap in self.exact],
-            "near": [overlap.to_json() for overlap in self.near],
-            "images": self.images,
-            "broken": list(self.broken),
-        }
 
 
 @dataclass(frozen=True)
@@ -111,6 +63,53 @@ class ImageSignature:
         return cls(split, name, path, content, np.zeros_like(small) if flat else small / np.linalg.norm(small))
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """An image of a training split and one of a test split that are one picture.
+
+    Attributes:
+        train, test: the two.
+        likeness: correlation of their small copies; 1 where every pixel is the same.
+    """
+
+    train: ImageSignature
+    test: ImageSignature
+    likeness: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: split, sample and file of both."""
+        told: dict[str, Any] = {}
+        for side, image in (("train", self.train), ("test", self.test)):
+            told |= {side: image.split, f"{side}_name": image.name, f"{side}_image": str(image.path)}
+        return {**told, "likeness": self.likeness}
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """What training and test splits have in common.
+
+    Attributes:
+        exact: pairs of which every pixel is the same.
+        near: pairs of almost the same picture, that are not exact; the likest first.
+        images: how many were compared, by split.
+        broken: a sentence for each image that cannot be read and was left out.
+    """
+
+    exact: tuple[Overlap, ...]
+    near: tuple[Overlap, ...]
+    images: dict[str, int]
+    broken: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "exact": [overlap.to_json() for overlap in self.exact],
+            "near": [overlap.to_json() for overlap in self.near],
+            "images": self.images,
+            "broken": list(self.broken),
+        }
+
+
 def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers: int | None = None) -> Overlaps:
     """Compare every image of the training splits with every image of the test splits.
 
@@ -120,51 +119,44 @@ def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers:
         workers: images decoded at once; by default as many as there are processors, at most 16.
     """
     read: dict[str, list[ImageSignature]] = {"train": [], "test": []}
-    images: dict[str, int] = {}
     broken: list[str] = []
     for split in (split for split in splits if split.kind in read):
         work = [(split.name, pair.name, pair.image) for pair in split.pairs]
-        for found in in_threads(_read, work, f"reading {split.name}", progress, workers):
-            if isinstance(found, ImageSignature):
-                read[split.kind].append(found)
-                images[split.name] = images.get(split.name, 0) + 1
-            else:
-                broken.append(str(found))
+        found = list(in_threads(_read, work, f"reading {split.name}", progress, workers))
+        read[split.kind] += [one for one in found if isinstance(one, ImageSignature)]
+        broken += [str(one) for one in found if isinstance(one, UnreadableImage)]
     exact, near = compare(read["train"], read["test"])
-    return Overlaps(exact, near, images, tuple(broken))
+    count = Counter(image.split for images in read.values() for image in images)
+    compared = {split.name: count[split.name] for split in splits if count[split.name]}
+    return Overlaps(exact, near, compared, tuple(broken))
 
 
 def compare(
     train: Sequence[ImageSignature], test: Sequence[ImageSignature]
 ) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
     """Which images of training and test are one picture: `exact` and `near` of `Overlaps`."""
-    exact = tuple(_exact(train, test))
-    same = {(overlap.train_image, overlap.test_image) for overlap in exact}
-    near = [one for one in _near(train, test) if (one.train_image, one.test_image) not in same]
-    return exact, tuple(sorted(near, key=lambda overlap: -overlap.likeness))
+    by_content = _by_content(train)
+    exact = [Overlap(other, image, 1.0) for image in test for other in by_content.get(image.sha256, ())]
+    near = [one for one in _near(train, test) if one.train.sha256 != one.test.sha256]
+    return tuple(exact), tuple(sorted(near, key=lambda overlap: -overlap.likeness))
 
 
 def copies(images: Iterable[ImageSignature]) -> list[list[ImageSignature]]:
     """Groups of two and more images of which every pixel is the same, in the order in which they come."""
-    by_content: dict[str, list[ImageSignature]] = {}
+    return [group for group in _by_content(images).values() if len(group) > 1]
+
+
+def _by_content(images: Iterable[ImageSignature]) -> dict[str, list[ImageSignature]]:
+    groups = defaultdict(list)
     for image in images:
-        by_content.setdefault(image.sha256, []).append(image)
-    return [group for group in by_content.values() if len(group) > 1]
+        groups[image.sha256].append(image)
+    return groups
 
 
 @or_unreadable
 def _read(work: tuple[str, str, Path]) -> ImageSignature:
     split, name, path = work
     return ImageSignature.of(read_image(path), split, name, path)
-
-
-def _exact(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:
-    by_content: dict[str, list[ImageSignature]] = {}
-    for picture in train:
-        by_content.setdefault(picture.sha256, []).append(picture)
-    for picture in test:
-        for other in by_content.get(picture.sha256, ()):
-            yield _overlap(other, picture, 1.0)
 
 
 def _near(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:
@@ -174,8 +166,4 @@ def _near(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> It
     for start in range(0, len(train), _ROWS):
         likeness = np.stack([picture.small for picture in train[start : start + _ROWS]]) @ tested.T
         for row, column in np.argwhere(likeness >= NEAR):
-            yield _overlap(train[start + row], test[column], float(likeness[row, column]))
-
-
-def _overlap(train: ImageSignature, test: ImageSignature, likeness: float) -> Overlap:
-    return Overlap(train.split, train.name, train.path, test.split, test.name, test.path, min(likeness, 1.0))
+            yield Overlap(train[start + row], test[column], min(float(likeness[row, column]), 1.0))

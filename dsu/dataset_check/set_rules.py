@@ -49,7 +49,7 @@ def _of_copies(checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Seq
         return [[(one.split, one.name) for one in group] for group in copies(signatures)]
 
     leaks, near_leaks = (
-        equations([(pair.test, pair.test_name), (pair.train, pair.train_name)] for pair in pairs)
+        equations([(one.split, one.name) for one in (pair.test, pair.train)] for pair in pairs)
         for pairs in (exact, near)
     )
     contradictions = (group for group in copied(*checks) if len({masks[key] for key in group if key in masks}) > 1)

@@ -6,16 +6,16 @@ as in `dsu.evaluation.evaluate`. The scan this was read from blurs last digits i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
+from dsu.data.benchmarks import BENCHMARK_SPLITS, COD_TRAIN
 from dsu.progress import counted
 
-__all__ = ["IMAGES", "TABLES", "Row", "Table", "ablations", "incomparable", "judged_in_part", "published"]
+__all__ = ["IMAGES", "TABLES", "PublishedRow", "Table", "ablations", "incomparable", "judged_in_part", "published"]
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """One method's printed figures on one set; `approximate` where a last digit is hard to read."""
 
     method: str
@@ -125,29 +125,16 @@ TABLES: Final[tuple[Table, ...]] = (
 )
 """Tables III to VIII, in the paper's order."""
 
-IMAGES: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "DUTS-TR": 10553,
-        "DUTS-TE": 5019,
-        "DUT-OMRON": 5168,
-        "HKU-IS": 4447,
-        "PASCAL-S": 850,
-        "ECSSD": 1000,
-        "CAMO-TR": 1000,
-        "CAMO-TE": 250,
-        "COD10K-TR": 3040,
-        "COD10K-TE": 2026,
-        "CHAMELEON": 76,
-        "NC4K": 4121,
-    }
-)
+IMAGES: Final[Mapping[str, int]] = {
+    split.name: split.official_count for split in BENCHMARK_SPLITS if split is not COD_TRAIN
+}
 """How many images each official set has (Tables I and II): comparable figures are over all of them."""
 
 # The paper prints these two without saying "test".
 _AS_PRINTED: Final = {"CAMO": "CAMO-TE", "COD10K": "COD10K-TE"}
 
 
-def published(set_name: str) -> tuple[Row, ...]:
+def published(set_name: str) -> tuple[PublishedRow, ...]:
     """Return what the paper prints for a test set (Tables III to VI), DSU-Net last.
 
     `set_name` is one of `IMAGES`, or CAMO or COD10K as the paper prints them; any other name, the user's own
@@ -156,7 +143,7 @@ def published(set_name: str) -> tuple[Row, ...]:
     return _rows(set_name, ablation=False)
 
 
-def ablations(set_name: str) -> tuple[Row, ...]:
+def ablations(set_name: str) -> tuple[PublishedRow, ...]:
     """Return ablations A, B, C and the whole network on a set (Tables VII and VIII); others have no rows."""
     return _rows(set_name, ablation=True)
 
@@ -182,10 +169,10 @@ def judged_in_part(images: int, whole: int) -> str:
     return f"judged on {images:,} of the set's {counted(whole, 'images')}"
 
 
-def _rows(set_name: str, *, ablation: bool) -> tuple[Row, ...]:
+def _rows(set_name: str, *, ablation: bool) -> tuple[PublishedRow, ...]:
     name = _AS_PRINTED.get(set_name, set_name)
     return tuple(
-        Row(
+        PublishedRow(
             method,
             dict(zip(table.metrics, by_set[table.sets.index(name)], strict=True)),
             approximate=method in table.approximate,

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from dsu.evaluation.evaluate import Evaluation
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, SPOILT, figure_name, over_objects
 from dsu.metrics.meters import ImageLevel
-from dsu.metrics.paper import Row, incomparable, judged_in_part, published
+from dsu.metrics.paper import PublishedRow, incomparable, judged_in_part, published
 
 __all__ = ["PLACES", "Comparison", "Line", "Results", "by_kind", "compare"]
 
@@ -129,7 +129,7 @@ class Comparison:
         return any(line.without_object for line in self.lines)
 
 
-def compare(results: Results, paper: Callable[[str], tuple[Row, ...]] | None = published) -> list[Comparison]:
+def compare(results: Results, paper: Callable[[str], tuple[PublishedRow, ...]] | None = published) -> list[Comparison]:
     """Put every set's figures side by side.
 
     Args:

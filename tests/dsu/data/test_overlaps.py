@@ -32,7 +32,7 @@ def duts(root: Path, train: dict[str, Image.Image], test: dict[str, Image.Image]
 
 
 def names(overlaps: Overlaps) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    exact, near = ({(one.train_name, one.test_name) for one in found} for found in (overlaps.exact, overlaps.near))
+    exact, near = ({(one.train.name, one.test.name) for one in found} for found in (overlaps.exact, overlaps.near))
     return exact, near
 
 
@@ -41,8 +41,8 @@ def test_copies_are_found_by_their_pixels_whatever_they_are_called(tmp_path: Pat
     found = find_overlaps(duts(tmp_path, train, {"x.bmp": picture(1), "b.png": picture(9)}))
     assert names(found) == ({("a", "x")}, set())
     [copy] = found.exact
-    assert (copy.train, copy.test, copy.likeness) == ("DUTS-TR", "DUTS-TE", 1.0)
-    assert copy.train_image.name == "a.png" and copy.test_image.name == "x.bmp"
+    assert (copy.train.split, copy.test.split, copy.likeness) == ("DUTS-TR", "DUTS-TE", 1.0)
+    assert copy.train.path.name == "a.png" and copy.test.path.name == "x.bmp"
     assert found.images == {"DUTS-TR": 3, "DUTS-TE": 2} and not found.broken
 
 
@@ -111,7 +111,7 @@ def test_of_real_photographs_copies_alone_are_alike(real_data: Path, tmp_path: P
     small.thumbnail((200, 200))
     small.save(tmp_path / "CAMO" / "Images" / "Test" / others[0].name, quality=60)
     [found] = find_overlaps(find_dataset("CAMO", Paths(tmp_path))).near
-    assert (found.train_name, found.test_name) == (copied.stem, others[0].stem)
+    assert (found.train.name, found.test.name) == (copied.stem, others[0].stem)
 
 
 # ---- the survey ----

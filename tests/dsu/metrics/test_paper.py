@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dsu.metrics.paper import IMAGES, TABLES, Row, ablations, published
+from dsu.metrics.paper import IMAGES, TABLES, PublishedRow, ablations, published
 
 COLUMNS = {"S": "S", "F": "F_adaptive", "E": "E_mean", "MAE": "MAE"}
 
@@ -19,7 +19,7 @@ def results() -> dict[str, Any]:
     return read
 
 
-def as_json(rows: tuple[Row, ...]) -> dict[str, dict[str, float]]:
+def as_json(rows: tuple[PublishedRow, ...]) -> dict[str, dict[str, float]]:
     return {row.method: dict(row.figures) for row in rows}
 
 
