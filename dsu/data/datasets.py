@@ -271,12 +271,16 @@ class SourceFolder:
         tiling: Tiling | None = None,
     ) -> "SourceFolder":
         """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
+        folder = Path(reference).expanduser()
+        if not folder.is_dir():
+            folder = paths.data_root.expanduser() / reference
         return cls(
             split=split.name,
             dataset=split.dataset,
             kind=split.kind,
             benchmark=split.benchmark,
-            reference=reference if split.benchmark and is_benchmark(reference) else _absolute(reference, paths),
+            # realpath, since Path.resolve fails on links that lead round in a circle.
+            reference=reference if split.benchmark and is_benchmark(reference) else os.path.realpath(folder),
             data_root=os.path.realpath(paths.data_root.expanduser()),
             images=paths.images,
             masks=paths.masks,
@@ -288,11 +292,6 @@ class SourceFolder:
     def tiling(self) -> Tiling | None:
         """How its images were cut."""
         return Tiling.of(self.tile, self.overlap)
-
-    @property
-    def paths(self) -> Paths:
-        """Where and how it was found."""
-        return Paths(Path(self.data_root), images=self.images, masks=self.masks)
 
     @property
     def uncut(self) -> "SourceFolder":
@@ -325,7 +324,7 @@ class SourceFolder:
 
     def splits(self) -> tuple[Split, ...]:
         """All splits of its data set as they are now, uncut. Raises `UsageError` where they are gone."""
-        return find_dataset(self.reference, self.paths)
+        return find_dataset(self.reference, Paths(Path(self.data_root), images=self.images, masks=self.masks))
 
     def find(self) -> Split | None:
         """The split as it is now, or None where its images are gone."""
@@ -334,9 +333,3 @@ class SourceFolder:
         except DsuError:
             return None
         return next((tiled(split, self.tiling) for split in found if split.name == self.split), None)
-
-
-def _absolute(folder: str, paths: Paths) -> str:
-    here = Path(folder).expanduser()
-    # realpath, since Path.resolve fails on links that lead round in a circle.
-    return os.path.realpath(here if here.is_dir() else paths.data_root.expanduser() / folder)

@@ -218,10 +218,9 @@ def read_mask(
         UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
     """
     values, kind = raw_mask(path, data)
-    if foreground is not None:
-        return _black_and_white(np.isin(values, foreground))
-    if labels or kind in ("indices", "colours"):
-        return _black_and_white(values > 0)
+    if foreground is not None or labels or kind in ("indices", "colours"):
+        marked = values > 0 if foreground is None else np.isin(values, foreground)
+        return marked.astype(np.uint8) * np.uint8(255)
     return _to_8_bits(values, white) if kind == "deep" else values.astype(np.uint8, copy=False)
 
 
@@ -297,10 +296,6 @@ def _to_8_bits(values: NDArray[np.uint16], white: int) -> NDArray[np.uint8]:
     return (values.clip(0, white).astype(np.float32) * (255 / white)).round().astype(np.uint8)
 
 
-def _black_and_white(foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return np.where(foreground, np.uint8(255), np.uint8(0))
-
-
 def _without_alpha(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -314,8 +309,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 
 def _is_constant(channel: Image.Image) -> bool:
-    least, most = channel.getextrema()
-    return least == most
+    return len({*channel.getextrema()}) == 1
 
 
 def _raw_palette(image: Image.Image) -> tuple[NDArray[Any], MaskKind]:

@@ -2,11 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
+
+from numpy.typing import NDArray
 
 from dsu.data.images import (
     Box,
@@ -60,14 +63,9 @@ class SampleMetadata:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "SampleMetadata":
         """The facts that `to_json` wrote."""
-        size, mask_size, mask, box = fields["size"], fields["mask_size"], fields["mask"], fields.get("box")
-        read = {
-            "size": tuple(size),
-            "mask_size": mask_size and tuple(mask_size),
-            "box": box and tuple(box),
-            "mask": mask and MaskFacts.from_json(mask),
-        }
-        return cls(**{**fields, **read})
+        tuples = {name: tuple(fields[name]) for name in ("size", "mask_size", "box") if fields.get(name) is not None}
+        mask = fields["mask"] and MaskFacts.from_json(fields["mask"])
+        return cls(**{**fields, **tuples, "mask": mask})
 
     def are_of(self, pair: Pair) -> bool:
         """Whether the files of a pair have the sizes and times noted here."""
@@ -123,8 +121,7 @@ def inspect(
 
     @or_unreadable
     def examine(pairs: Sequence[Pair]) -> list[SampleMetadata]:
-        noted = [(known.get(pair.name), pair) for pair in pairs]
-        same = [facts for facts, pair in noted if facts and facts.are_of(pair)]
+        same = [known[pair.name] for pair in pairs if pair.name in known and known[pair.name].are_of(pair)]
         return same if len(same) == len(pairs) else _read(pairs)
 
     label = f"{'comparing' if known else 'reading'} {split.name}"
@@ -155,8 +152,10 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
     lines = [f"{split.name}: {held}{officially} in {split.images}."]
     if split.left_out:
         lines.append(f"{counted(split.left_out, 'images')} left out: by convention they neither train nor test.")
-    lines += _named("images", "without a mask, passed over", _below(split.images_without_mask, split.images))
-    lines += _named("masks", "without an image", _below(split.masks_without_image, split.masks or split.images))
+    unmasked = [os.path.relpath(path, split.images) for path in split.images_without_mask]
+    lines += _named("images", "without a mask, passed over", unmasked)
+    alone = [os.path.relpath(path, split.masks or split.images) for path in split.masks_without_image]
+    lines += _named("masks", "without an image", alone)
     sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
     lines += _named("masks", "of another size than the image", sizes)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
@@ -188,42 +187,35 @@ def _read(pairs: Sequence[Pair]) -> list[SampleMetadata]:
     mask_bytes, mask_mtime_ns = file_bytes_and_time(first.mask)
     mask = read_bytes(first.mask)
     raw, kind = raw_mask(first.mask, mask)
-    brightest, mask_size = int(raw.max()), (raw.shape[1], raw.shape[0])
     facts = replace(
         facts,
         mask_sha256=hashlib.sha256(mask).hexdigest(),
         mask_bytes=mask_bytes,
         mask_mtime_ns=mask_mtime_ns,
-        mask_size=mask_size,
     )
-    found = []
-    for pair in pairs:
-        left, top, right, bottom = mask_box(pair.box or (0, 0, *facts.size), facts.size, mask_size)
-        held = mask_facts(raw[top:bottom, left:right], kind, brightest)
-        found.append(replace(_part(facts, pair.box), mask=held))
-    return found
+    examine = partial(mask_facts, kind=kind, brightest=int(raw.max()))
+    return [_part(facts, pair.box, raw, examine) for pair in pairs]
 
 
-def _part(facts: SampleMetadata, box: Box | None) -> SampleMetadata:
-    """An image's facts as those of a part of it."""
-    if box is None:
-        return facts
-    left, top, right, bottom = box
-    mask_size = facts.mask_size
-    if mask_size is not None:
-        x, y, end, low = mask_box(box, facts.size, mask_size)
-        mask_size = (end - x, low - y)
-    return replace(facts, size=(right - left, bottom - top), mask_size=mask_size, box=box)
+def _part(
+    facts: SampleMetadata,
+    box: Box | None,
+    mask: NDArray[Any] | None = None,
+    examine: Callable[[NDArray[Any]], MaskFacts] | None = None,
+) -> SampleMetadata:
+    """An image's facts, or those of a part of it, with what `examine` finds there in the mask's raw values (H, W)."""
+    left, top, right, bottom = box or (0, 0, *facts.size)
+    part = replace(facts, size=(right - left, bottom - top), box=box)
+    if mask is None or examine is None:
+        return part
+    x, y, end, low = mask_box((left, top, right, bottom), facts.size, (mask.shape[1], mask.shape[0]))
+    return replace(part, mask_size=(end - x, low - y), mask=examine(mask[y:low, x:end]))
 
 
 def _sizes(name: str, facts: SampleMetadata) -> str:
     (width, height), (mask_width, mask_height) = facts.size, facts.mask_size or facts.size
     turned = ", as if one were turned" if (width, height) == (mask_height, mask_width) else ""
     return f"{name} ({width}x{height}, mask {mask_width}x{mask_height}{turned})"
-
-
-def _below(paths: Iterable[Path], folder: Path) -> list[str]:
-    return [os.path.relpath(path, folder) for path in paths]
 
 
 def _named(things: str, what: str, names: Sequence[str]) -> list[str]:

@@ -54,8 +54,7 @@ class MaskFormat:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        foreground = None if self.foreground is None else list(self.foreground)
-        return {"foreground": foreground, "labels": self.labels, "white": self.white}
+        return {**vars(self), "foreground": self.foreground and list(self.foreground)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "MaskFormat":
@@ -119,7 +118,7 @@ def examine_mask(path: Path, data: bytes | None = None) -> tuple[tuple[int, int]
 def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:
     """What a mask holds, or a part of one whose brightest value is `brightest`, from its raw values (H, W)."""
     values, counts = np.unique(raw, return_counts=True)
-    half = _half(kind, brightest)
+    half = 1 if kind in ("indices", "colours") else _half(brightest)
     return MaskFacts(
         kind=kind,
         values=tuple(values.tolist()) if len(values) <= FEW_VALUES else None,
@@ -167,8 +166,7 @@ def describe_mask_format(mask_format: MaskFormat, masks: Collection[MaskFacts]) 
     if mask_format.foreground is not None:
         named = f"{_listed(mask_format.foreground)} {'is' if len(mask_format.foreground) == 1 else 'are'}"
         return [f"Masks: {named} foreground, as --foreground says (they hold {_held(masks)})."]
-    greys = [mask for mask in masks if not mask.is_coloured]
-    coloured = [mask for mask in masks if mask.is_coloured]
+    greys, coloured = ([mask for mask in masks if mask.is_coloured is side] for side in (False, True))
     lines = []
     if coloured:
         lines.append(
@@ -199,15 +197,14 @@ def typed_foreground(masks: Iterable[MaskFacts]) -> str:
     return "`--foreground VALUE`, once for each value"
 
 
-def _half(kind: MaskKind, maximum: int) -> int:
-    if kind in ("indices", "colours"):
-        return 1
+def _half(maximum: int) -> int:
+    """Half of white in grey masks, rounded up."""
     return 128 if maximum <= 255 else (WHITE_16 + 1) // 2
 
 
 def _are_labels(greys: Collection[MaskFacts], among_coloured: bool) -> bool:
     top = max((mask.maximum for mask in greys), default=0)
-    half = _half("deep", top)
+    half = _half(top)
     if top < half:
         return top > 0
     values = _values(greys)
@@ -220,20 +217,16 @@ def _are_labels(greys: Collection[MaskFacts], among_coloured: bool) -> bool:
 
 def _with_greys_of_colours(foreground: Sequence[int], masks: Collection[MaskFacts]) -> tuple[int, ...]:
     """Where masks are colours, add the grey level of each grey colour: a mask of that alone is a grey one."""
-    values = set(foreground)
-    if any(mask.kind == "colours" for mask in masks):
-        values |= {value // 0x010101 for value in foreground if value % 0x010101 == 0}
-    return tuple(sorted(values))
+    coloured = any(mask.kind == "colours" for mask in masks)
+    greys = {value // 0x010101 for value in foreground if coloured and value % 0x010101 == 0}
+    return tuple(sorted({*foreground, *greys}))
 
 
 def _values(masks: Iterable[MaskFacts]) -> set[int] | None:
     """All distinct values; None where they are too many to be labels."""
-    values: set[int] = set()
-    for mask in masks:
-        if mask.values is None:
-            return None
-        values.update(mask.values)
-    return values if len(values) <= FEW_VALUES else None
+    masks = list(masks)
+    values = {value for mask in masks for value in mask.values or ()}
+    return None if len(values) > FEW_VALUES or any(mask.values is None for mask in masks) else values
 
 
 def _held(masks: Collection[MaskFacts]) -> str:

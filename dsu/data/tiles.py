@@ -130,16 +130,12 @@ def _fades(spans: set[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.floa
     rises = {}
     total = np.zeros(max(end for _, end in ordered))
     for index, (start, end) in enumerate(ordered):
-        before = ordered[index - 1][1] - start if index else 0
-        after = end - ordered[index + 1][0] if index + 1 < len(ordered) else 0
+        # Where there is no neighbour to fade into, half a pixel: the weight is 1 at once.
+        before = max(ordered[index - 1][1] - start, 0.5) if index else 0.5
+        after = max(end - ordered[index + 1][0], 0.5) if index + 1 < len(ordered) else 0.5
         at = np.arange(end - start) + 0.5
-        weight = np.ones(end - start)
-        if before > 0:
-            weight = np.minimum(weight, at / before)
-        if after > 0:
-            weight = np.minimum(weight, (end - start - at) / after)
-        rises[start, end] = weight
-        total[start:end] += weight
+        rises[start, end] = np.minimum(1, np.minimum(at / before, (end - start - at) / after))
+        total[start:end] += rises[start, end]
     return {(start, end): (weight / total[start:end]).astype(np.float32) for (start, end), weight in rises.items()}
 
 
