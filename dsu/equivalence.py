@@ -25,7 +25,7 @@ from dsu.datasets import ImageDataset
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.network.network import DSUNet
-from dsu.prediction.inference import finish_mask
+from dsu.prediction.predict import finish_mask
 from dsu.progress import SILENT, Progress
 from dsu.settings import TrainingSettings
 from dsu.training.runs import open_run

@@ -38,13 +38,13 @@ class Progress(Protocol):
 
 class _Silence:
     def advance(self, units: int = 1) -> None:
-        pass
+        """Nobody counts."""
 
     def note(self, text: str) -> None:
-        pass
+        """Nobody reads it."""
 
     def say(self, text: str) -> None:
-        pass
+        """Nobody listens."""
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "images") -> Iterator[Task]:

@@ -138,11 +138,17 @@ def evaluate(
             progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
 
     shown = _tables(results, chosen, published=published, conventions=conventions, quiet=quiet)
-    told = as_text(shown) if form == "table" else ""
-    if form != "table":
-        told = FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
-    texts = [(out, told), (json, as_json(results, metrics=chosen)), (csv, as_csv(results, metrics=chosen))]
-    texts.append((per_image, as_per_image(results)))
+    told = (
+        as_text(shown)
+        if form == "table"
+        else FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
+    )
+    texts = [
+        (out, told),
+        (json, as_json(results, metrics=chosen)),
+        (csv, as_csv(results, metrics=chosen)),
+        (per_image, as_per_image(results)),
+    ]
     if truth is None:
         for run, folder in runs.items():
             alone = {run: results[run]}

@@ -47,8 +47,7 @@ class Augmentation:
     def apply(self, image: Image.Image, mask: NDArray[np.uint8] | None) -> tuple[Image.Image, NDArray[np.uint8] | None]:
         """The view of an RGB image and of its mask (H, W), whose size may be another one."""
         crop = next((crop for crop in self.crops if _keeps_object(mask, crop)), (1.0, 0.0, 0.0))
-        left, top, right, bottom = _box(crop, *image.size)
-        image = image.crop((left, top, right, bottom))
+        image = image.crop(_box(crop, *image.size))
         for _ in range(self.turns):
             image = image.transpose(Image.Transpose.ROTATE_90)
         if self.mirrored:

@@ -174,27 +174,21 @@ def unreadable(inspection: Inspection) -> list[str]:
 def _read(pairs: Sequence[Pair]) -> list[SampleMetadata]:
     """The facts of the tiles of one image, or of the image alone."""
     first = pairs[0]
-    image_bytes, image_mtime_ns = file_bytes_and_time(first.image)
-    image = read_bytes(first.image)
-    facts = SampleMetadata(
-        image_sha256=hashlib.sha256(image).hexdigest(),
-        image_bytes=image_bytes,
-        image_mtime_ns=image_mtime_ns,
-        size=read_image(first.image, image).size,
-    )
+    image, noted = _read_file(first.image, "image")
+    facts = SampleMetadata(**noted, size=read_image(first.image, image).size)
     if first.mask is None:
         return [_part(facts, pair.box) for pair in pairs]
-    mask_bytes, mask_mtime_ns = file_bytes_and_time(first.mask)
-    mask = read_bytes(first.mask)
+    mask, noted = _read_file(first.mask, "mask")
     raw, kind = raw_mask(first.mask, mask)
-    facts = replace(
-        facts,
-        mask_sha256=hashlib.sha256(mask).hexdigest(),
-        mask_bytes=mask_bytes,
-        mask_mtime_ns=mask_mtime_ns,
-    )
     examine = partial(mask_facts, kind=kind, brightest=int(raw.max()))
-    return [_part(facts, pair.box, raw, examine) for pair in pairs]
+    return [_part(replace(facts, **noted), pair.box, raw, examine) for pair in pairs]
+
+
+def _read_file(path: Path, side: str) -> tuple[bytes, dict[str, Any]]:
+    """A file's bytes, and what `SampleMetadata` notes of the file of an image or a mask."""
+    size, time = file_bytes_and_time(path)
+    data = read_bytes(path)
+    return data, {f"{side}_sha256": hashlib.sha256(data).hexdigest(), f"{side}_bytes": size, f"{side}_mtime_ns": time}
 
 
 def _part(

@@ -73,16 +73,15 @@ class ImageLevel:
 
     def figures(self) -> dict[str, float]:
         """`dsu.metrics.figures.IMAGE_LEVEL`, in [0, 1]; those that are not defined are left out, see `lacking`."""
-        alarms = np.array(self.responses) >= ALARM
-        empty = np.array(self.empty, dtype=bool)
+        responses, empty = np.array(self.responses), np.array(self.empty, dtype=bool)
+        without_object, with_object = responses[empty], responses[~empty]
         found = {}
         if self.without_object:
-            found["false_alarms"] = float(alarms[empty].mean())
+            found["false_alarms"] = float((without_object >= ALARM).mean())
         if self.with_object:
-            found["misses"] = float((~alarms[~empty]).mean())
+            found["misses"] = float((with_object < ALARM).mean())
         if self.without_object and self.with_object:
-            responses = np.array(self.responses)
-            found["AUROC"] = auroc(responses[~empty], responses[empty])
+            found["AUROC"] = auroc(with_object, without_object)
         return found
 
     @property
