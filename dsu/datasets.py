@@ -5,11 +5,11 @@ Those out of a store are in `dsu.features.feature_dataset`.
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import Dataset
@@ -23,12 +23,13 @@ from dsu.data.masks import MaskFormat
 from dsu.data.tiles import LastUsed
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
 from dsu.errors import DsuError, UsageError
-from dsu.threads import PerProcess
 
 if TYPE_CHECKING:
     from dsu.network.network import DSUNet
 
-__all__ = ["ImageDataset", "SampleDataset"]
+__all__ = ["ImageDataset", "PerProcess", "SampleDataset"]
+
+T = TypeVar("T")
 
 
 class SampleDataset(Dataset[dict[str, Any]]):
@@ -149,3 +150,24 @@ class _Files:
         self.pool = ThreadPoolExecutor(min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
         self.open = partial(open_sample, mask_format=mask_format)
         self.last_opened = LastUsed(self.open)
+
+
+class PerProcess(Generic[T]):
+    """Something that every process makes for itself, since neither threads nor locks pass into another one.
+
+    Args:
+        make: makes it. Called at once, and in each other process that a copy of this gets into.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._process, self._made = os.getpid(), make()
+
+    def __call__(self) -> T:
+        """What this process has made."""
+        if self._process != os.getpid():  # forked since
+            self._process, self._made = os.getpid(), self._make()
+        return self._made
+
+    def __reduce__(self) -> tuple[type["PerProcess[T]"], tuple[Callable[[], T]]]:
+        return type(self), (self._make,)

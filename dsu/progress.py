@@ -1,14 +1,22 @@
-"""How long work reports itself, without knowing who listens.
+"""How long work reports itself, without knowing who listens, and files looked at by a few threads.
 
 Library functions take a `Progress` and open one task a phase; the command line draws bars with rate and
 ETA, and `SILENT` is for everyone else.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
-__all__ = ["SILENT", "Progress", "Task", "counted"]
+__all__ = ["SILENT", "Progress", "Task", "counted", "in_threads"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_MOST_THREADS: Final = 16
+"""By default: more decode no faster, and each holds an image."""
 
 
 def counted(count: int, things: str) -> str:
@@ -52,3 +60,33 @@ class _Silence:
 
 
 SILENT: Progress = _Silence()
+
+
+def in_threads(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    label: str,
+    progress: Progress = SILENT,
+    workers: int | None = None,
+    unit: str = "images",
+) -> Iterator[R]:
+    """Yield `function` of every item, in the items' order, while threads work ahead.
+
+    All results that have not been taken yet are held: return little.
+
+    Args:
+        function: what a thread does with one item; what it raises is raised here.
+        items: what it is done with.
+        label, unit: of the phase that `progress` is told of.
+        progress: who is told.
+        workers: how many items are worked on at once; by default as many as there are processors, at most 16.
+    """
+    pool = ThreadPoolExecutor(workers or min(_MOST_THREADS, os.cpu_count() or 1))
+    try:
+        with progress.task(label, len(items), unit) as task:
+            for result in pool.map(function, items):
+                yield result
+                task.advance()
+    finally:
+        # So that an interrupted user does not wait for the rest.
+        pool.shutdown(cancel_futures=True)

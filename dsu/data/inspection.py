@@ -24,8 +24,7 @@ from dsu.data.images import (
 )
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, describe_mask_format, mask_facts
 from dsu.data.pairing import Pair, Split
-from dsu.progress import SILENT, Progress, counted
-from dsu.threads import in_threads
+from dsu.progress import SILENT, Progress, counted, in_threads
 
 __all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unreadable"]
 

@@ -18,8 +18,7 @@ from PIL import Image
 
 from dsu.data.images import UnreadableImage, or_unreadable, read_image
 from dsu.data.pairing import Split
-from dsu.progress import SILENT, Progress
-from dsu.threads import in_threads
+from dsu.progress import SILENT, Progress, in_threads
 
 __all__ = ["NEAR", "ImageSignature", "Overlap", "Overlaps", "compare", "copies", "find_overlaps"]
 

@@ -28,8 +28,7 @@ from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, mask_facts
 from dsu.data.overlaps import ImageSignature
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
-from dsu.progress import SILENT, Progress
-from dsu.threads import in_threads
+from dsu.progress import SILENT, Progress, in_threads
 
 __all__ = [
     "HALF",

@@ -9,12 +9,11 @@ import torch
 
 from dsu.batches import Batch
 from dsu.data.views import UNFLIPPED, Views, view_index
-from dsu.datasets import SampleDataset
+from dsu.datasets import PerProcess, SampleDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, encoders_name
 from dsu.network.network import DSUNet
 from dsu.network.resume import resume_point
-from dsu.threads import PerProcess
 from dsu_cache import CorruptError, is_store
 
 __all__ = ["FeatureDataset"]

@@ -10,7 +10,7 @@ HOUSE = Path(__file__).parents[2]
 
 ROOMS = (
     ("choices", "environment", "errors", "progress"),
-    ("config", "files", "hub", "runtime", "threads"),
+    ("config", "files", "hub", "runtime"),
     ("loss",),
     ("data",),
     ("batches", "pictures", "settings"),

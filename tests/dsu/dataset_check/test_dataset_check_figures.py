@@ -20,7 +20,7 @@ from dsu.dataset_check import file_counts, summary
 from dsu.dataset_check.reading import measure, object_boxes
 from dsu.dataset_check.sheet import draw_sheet
 from dsu.errors import UsageError
-from dsu.threads import in_threads
+from dsu.progress import in_threads
 
 # ---- what is measured ----
 
