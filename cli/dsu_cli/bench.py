@@ -50,11 +50,10 @@ def bench(
     from dsu.files import atomic_write
     from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress
-    from dsu_cli.parsing import one_of
 
     runtime = read_settings(RuntimeSettings, given)
     counts = {
-        option: None if value is None else one_of(option, value, range(1, most + 1))
+        option: None if value is None else options.one_of(option, value, range(1, most + 1))
         for option, value, most in (
             ("--batch-size", batch_size, 1024),
             ("--rounds", rounds, 1000),
@@ -67,7 +66,7 @@ def bench(
         cache_root=cache_root,
         device=runtime.device,
         precision=runtime.precision,
-        parts=[one_of("--parts", part.strip(), PARTS) for part in parts.split(",")],
+        parts=[options.one_of("--parts", part.strip(), PARTS) for part in parts.split(",")],
         batch_size=counts["--batch-size"],
         rounds=counts["--rounds"],
         images=counts["--images"],

@@ -74,13 +74,12 @@ def verify(
     from dsu.features.upkeep import verify_stores
     from dsu_cli.cache_reports import print_json, verification_lines
     from dsu_cli.console import ConsoleProgress, fail, out
-    from dsu_cli.parsing import one_of
 
     results = verify_stores(
         names or (),
         cache_root,
         mark=not keep,
-        workers=one_of("--workers", workers, range(1, 129)),
+        workers=options.one_of("--workers", workers, range(1, 129)),
         progress=ConsoleProgress(quiet=quiet),
     )
     if json:

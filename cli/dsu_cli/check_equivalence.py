@@ -43,14 +43,13 @@ def check_equivalence(
     from dsu.files import atomic_write, make_folder
     from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress, fail, out
-    from dsu_cli.parsing import one_of
     from dsu_cli.reports import equivalence_report
 
     report = check_equivalence(
         read_settings(TrainingSettings, given, config),
         paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
-        steps=one_of("--steps", steps, range(1, 100_001)),
+        steps=options.one_of("--steps", steps, range(1, 100_001)),
         progress=ConsoleProgress(quiet=quiet),
     )
     if json is not None:

@@ -25,9 +25,8 @@ def import_checkpoint(
     from dsu.heads.head_file import save_head
     from dsu.sharing.published import import_head
     from dsu_cli.console import out as console
-    from dsu_cli.parsing import new_file
 
-    target = new_file("--out", out, overwrite=overwrite)
+    target = options.new_file("--out", out, overwrite=overwrite)
     state, info, notes = import_head(checkpoint, EncoderWeights(hiera_weights, dino_weights))
     make_folder(target.parent)
     save_head(target, state, info)
@@ -53,9 +52,8 @@ def export_checkpoint(
     from dsu.heads.head_file import read_head_info, resolve_head
     from dsu.sharing.published import export_head
     from dsu_cli.console import out as console
-    from dsu_cli.parsing import new_file
 
-    target = new_file("--out", out, overwrite=overwrite)
+    target = options.new_file("--out", out, overwrite=overwrite)
     file = resolve_head(head)
     random = read_head_info(file).random_weights
     state = export_head(file, EncoderWeights(hiera_weights, dino_weights, random))

@@ -161,10 +161,9 @@ def _refuse_options(context: typer.Context, command: str) -> None:
 def _new_sheet(path: Path, *, overwrite: bool) -> None:
     """Before minutes of work: that it can be drawn, and that nothing stands there."""
     from dsu.drawing import page_files
-    from dsu_cli.parsing import new_file
 
     page_files(path, 1)
-    new_file("--sheet", path, overwrite=overwrite)
+    options.new_file("--sheet", path, overwrite=overwrite)
 
 
 def _overlaps(states: Sequence["SplitState"], *, json: bool, quiet: bool) -> None:

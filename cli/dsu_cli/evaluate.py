@@ -109,17 +109,16 @@ def evaluate(
     from dsu_cli.console import ConsoleProgress
     from dsu_cli.console import out as console
     from dsu_cli.metric_tables import as_text
-    from dsu_cli.parsing import file_to_write, names_of, one_of
 
     progress = ConsoleProgress(quiet=quiet)
-    form = one_of("--format", format_ or _format_of(out), ("table", *FORMATS))
-    chosen = names_of("--metrics", metrics, FIGURES)
-    asked = one_of("--normalize", normalize, (None, "minmax", "none"))
+    form = options.one_of("--format", format_ or _format_of(out), ("table", *FORMATS))
+    chosen = options.names_of("--metrics", metrics, FIGURES)
+    asked = options.one_of("--normalize", normalize, (None, "minmax", "none"))
     if report is not None:
         check_report_path(report)
     asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
     for option, path in asked_for.items():
-        file_to_write(option, path)
+        options.file_to_write(option, path)
     runs = named_predictions(predictions or [])
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
     wanted = names or ([truth.resolve().name] if truth is not None and len(runs) > 1 else [])

@@ -59,7 +59,6 @@ def predict(
     from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress, fail
     from dsu_cli.console import out as console
-    from dsu_cli.parsing import one_of
 
     progress = ConsoleProgress(quiet=quiet)
     if head is not None and is_hub_name(head):
@@ -68,7 +67,7 @@ def predict(
     info = read_head_info(head_file)
     folder = out or predictions_folder(head, head_file)
     settings, asked = read_settings(PredictionSettings, given), read_settings(RuntimeSettings, given)
-    trained: Precision = one_of(
+    trained: Precision = options.one_of(
         f"The precision in {head_file}", info.training.get("precision", "auto"), ("auto", "fp32", "bf16")
     )
     if asked.precision == "auto" and trained != "auto":

@@ -56,9 +56,8 @@ def _run(
     from dsu_cli.console import ConsoleProgress, key_table
     from dsu_cli.console import out as console
     from dsu_cli.metric_tables import as_text
-    from dsu_cli.parsing import names_of
 
-    chosen = names_of("--metrics", metrics, FIGURES)
+    chosen = options.names_of("--metrics", metrics, FIGURES)
     plan = open_study(
         asked,
         read_settings(TrainingSettings, given, config),

@@ -67,15 +67,14 @@ def features(
     from dsu.visualization.figures import FeatureFigure
     from dsu.visualization.images import MOST, find_shown
     from dsu_cli.console import ConsoleProgress, fail
-    from dsu_cli.parsing import one_of
 
     progress = ConsoleProgress(quiet=quiet)
     _refuse_standing([_figure(out)], overwrite=overwrite)
     asked = read_settings(RuntimeSettings, given)
-    one_of("--seed", seed, range(2**32))
-    one_of("--tokens", tokens, range(4, 100_001))
+    options.one_of("--seed", seed, range(2**32))
+    options.one_of("--tokens", tokens, range(4, 100_001))
     runtime = choose_runtime(asked.device, asked.precision)
-    most = one_of("--count", count, range(1, MOST + 1))
+    most = options.one_of("--count", count, range(1, MOST + 1))
     shown, broken = find_shown(sources, masks, most, Paths(data_root), progress)
     for line in broken:
         fail(line)
@@ -151,15 +150,14 @@ def predictions(
     from dsu.visualization.comparison import Comparison
     from dsu.visualization.images import are_of_random_encoders, choose_worst, find_compared, pick_names
     from dsu_cli.console import ConsoleProgress
-    from dsu_cli.parsing import one_of
 
     progress = ConsoleProgress(quiet=quiet)
     _refuse_standing([_figure(out)], overwrite=overwrite)
     if names is not None and worst is not None:
         raise UsageError("--names and --worst choose the images in two ways: give one of them.")
-    one_of("--first", first, range(1, 10_001))
+    options.one_of("--first", first, range(1, 10_001))
     if worst is not None:
-        one_of("--worst", worst, range(1, 10_001))
+        options.one_of("--worst", worst, range(1, 10_001))
     methods = named_predictions(predictions or [])
     for name, folder in methods.items():
         if name != str(folder):
