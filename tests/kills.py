@@ -164,8 +164,7 @@ def _warm_up() -> None:
     from PIL import Image
 
     import dsu_cli.cache_reports
-    import dsu_cli.console
-    import dsu_cli.reports  # noqa: F401
+    import dsu_cli.console  # noqa: F401
     from dsu.config import build_config
     from dsu.encoders.weights import EncoderWeights, load_encoders
     from dsu.network.network import DSUNet

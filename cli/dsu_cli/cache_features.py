@@ -11,8 +11,11 @@ from dsu_cli import options
 from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from dsu.data.inspection import Inspection
     from dsu.data.pairing import Split
+    from dsu.features.extraction import CachePlan
 
 
 @with_settings(ExtractionSettings, TilingSettings, NetworkSettings, RuntimeSettings)
@@ -48,7 +51,6 @@ def cache_features(
     from dsu.features.extraction import CachePlan, cache_features
     from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress, fail, out
-    from dsu_cli.reports import extraction_table
 
     def announce(plan: CachePlan) -> None:
         """What is left out, and what will be done, before hours of work."""
@@ -56,7 +58,7 @@ def cache_features(
             for line in unreadable(split.inspection):
                 fail(line)
         if not quiet:
-            out.print(extraction_table(plan))
+            out.print(_plan_report(plan))
             if any(_holds_empty_masks(split.split, split.inspection) for split in plan.splits):
                 out.print(
                     f"Why masks are without foreground: `dsu datasets check {shlex.quote(dataset)}`", markup=False
@@ -91,3 +93,26 @@ def _holds_empty_masks(split: "Split", inspection: "Inspection") -> bool:
     """Whether masks of one's own are read as empty, which may be meant, or be faint labels."""
     masks = [facts.mask for facts in inspection.facts.values() if facts.mask]
     return not split.benchmark and any(mask.is_empty(inspection.mask_format) for mask in masks)
+
+
+def _plan_report(plan: "CachePlan") -> "RenderableType":
+    """What stage one is about to do: device, images, bytes by array, free disk."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from dsu_cli.console import bytes_text, key_table, table
+
+    shown = table(("split", "images", "to do", "array", "bytes"), {"images", "to do", "bytes"})
+    total = 0
+    for extraction in plan.splits:
+        cells = (extraction.split.name, f"{len(extraction.inspection.facts):,}", f"{extraction.images:,}")
+        for name, count in extraction.bytes_by_array.items():
+            shown.add_row(*cells, name, bytes_text(count))
+            total += count
+            cells = ("", "", "")
+        if not extraction.todo:
+            shown.add_row(*cells, "all there", "0 B")
+        for warning in extraction.drift:
+            shown.add_row("", "", "", Text(f"other version: {warning}", style="yellow"), "")
+    room = f"{bytes_text(total)} (free: {bytes_text(plan.free_bytes)})"
+    return Group(shown, key_table((("device", plan.runtime.describe()), ("to write", room))))

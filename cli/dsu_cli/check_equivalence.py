@@ -3,13 +3,18 @@
 import json as json_library
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from dsu.settings import TrainingSettings
 from dsu_cli import options
 from dsu_cli.settings_options import with_settings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dsu.equivalence import Comparison, Report
 
 _NOT_HERE: Final = (
     *("end_to_end", "epochs", "freeze_adapter_epochs", "val_fraction", "fold", "val_every", "keep"),
@@ -43,7 +48,6 @@ def check_equivalence(
     from dsu.files import atomic_write, make_folder
     from dsu.settings_file import read_settings
     from dsu_cli.console import ConsoleProgress, fail, out
-    from dsu_cli.reports import equivalence_report
 
     report = check_equivalence(
         read_settings(TrainingSettings, given, config),
@@ -55,10 +59,56 @@ def check_equivalence(
     if json is not None:
         make_folder(json.parent)
         atomic_write(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
-    out.print(equivalence_report(report))
+    out.print(_report(report))
     if not report.passed:
         for row in report.rows:
             if not row.passed and row.stage == "stored":
                 fail(f"{row.what} is not what the encoders give now: worst at {row.where}.")
         fail("Training from this store is not end-to-end training: run `dsu cache-features` again with --rebuild.")
         raise typer.Exit(1)
+
+
+def _report(report: "Report") -> "RenderableType":
+    """A row a stored tensor, the logits and the loss; gradients and weights by part, the worst one named."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from dsu_cli.console import key_table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for heading in ("difference", "relative", "allowance"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    table.add_column("", no_wrap=True, min_width=4)
+    if any(row.absolute for row in report.rows):
+        table.add_column("worst at", overflow="fold")
+    for label, rows in _equivalence_groups(report):
+        worst = max(rows, key=lambda row: (not row.passed, row.absolute))
+        where = (worst.where or (worst.what if len(rows) > 1 else "")) if worst.absolute else ""
+        verdict = Text("pass", style="green") if worst.passed else Text("FAIL", style="bold red")
+        sizes = [f"{size:.3g}" for size in (worst.absolute, worst.relative, worst.allowance)]
+        cells: list[str | Text] = [label, *sizes, verdict, where]
+        table.add_row(*cells[: len(table.columns)])
+    rounding = report.rounding
+    facts = key_table(
+        (
+            ("compared", f"{report.steps} steps of {report.batch_size}, from {' + '.join(report.features)}"),
+            ("device", report.runtime),
+            (
+                "float16 store",
+                f"against float32: logits {rounding.logits:.3g}, masks {rounding.grey_levels} grey levels, "
+                f"MAE {rounding.mae:.3g} (initial head, first batch)",
+            ),
+        )
+    )
+    return Group(table, facts)
+
+
+def _equivalence_groups(report: "Report") -> list[tuple[str, list["Comparison"]]]:
+    groups: dict[str, list[Comparison]] = {}
+    for row in report.rows:
+        part = row.what.partition(".")[0]
+        label = row.what if row.stage in ("stored", "logits", "masks", "loss") else f"{row.stage}s of {part}"
+        groups.setdefault(label, []).append(row)
+    return [(f"{label} ({len(rows)})" if len(rows) > 1 else label, rows) for label, rows in groups.items()]

@@ -48,7 +48,9 @@ def list_(
         print_json([head.to_json() for head in heads])
     elif heads:
         out.print(_heads_table(heads))
-        say(_caption(heads))
+        tiled = any(head.tiled for head in heads)
+        instead = "; at (tiles) of tiles held out, which do not compare with whole images" if tiled else ""
+        say(f"N: Hiera's last N blocks have adapters. S, MAE, IoU: of the images held out{instead}.")
     else:
         say(f"There are no heads below {folder}: `dsu train-head` makes them.")
     damage = [head.damage for head in heads if head.damage]
@@ -109,9 +111,6 @@ def export(
 _SHOWN = ("S", "F_adaptive", "E_mean", "MAE", "IoU", "Dice", "false_alarms", "misses", "AUROC", "IoU_object")
 """Figures that the table has room for; `--json` has all."""
 
-_DIGITS = 12
-"""Of a digest, that are enough to tell weights apart; `--json` has all."""
-
 
 def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     from dsu.metrics.figures import figure_name
@@ -130,10 +129,9 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
         rows.append(("ablation", network.ablation))
     rows.append(("stored type", info.feature_dtype or "none: nothing is rounded"))
     for encoder in facts.encoders:
-        of = "random weights"
-        if encoder.source and not encoder.random:
-            of = f"{encoder.source.repository}, {encoder.source.licence}"
-        digest = f", sha256 {encoder.sha256[:_DIGITS]}" if encoder.sha256 else ""
+        source = encoder.source
+        of = f"{source.repository}, {source.licence}" if source and not encoder.random else "random weights"
+        digest = f", sha256 {encoder.sha256[:12]}" if encoder.sha256 else ""
         rows.append((encoder.name, f"{of}{digest}"))
     kind = "a benchmark" if facts.benchmark else "own data"
     held = f", {counted(facts.held_out, facts.unit)} held out" if facts.held_out else ""
@@ -147,17 +145,6 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     return rows
 
 
-_TILED = " (tiles)"
-"""Behind the data of a head whose figures are of tiles."""
-
-
-def _caption(heads: "Sequence[ListedHead]") -> str:
-    """What the table's headings mean."""
-    tiled = any(head.tiled for head in heads)
-    instead = f"; at{_TILED} of tiles held out, which do not compare with whole images" if tiled else ""
-    return f"N: Hiera's last N blocks have adapters. S, MAE, IoU: of the images held out{instead}."
-
-
 def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
     import time
 
@@ -168,7 +155,7 @@ def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
     for head in heads:
         cells = ["damaged"]
         if not head.damage:
-            data = f"{head.data or 'not noted'}{_TILED if head.tiled else ''}"
+            data = f"{head.data or 'not noted'}{' (tiles)' if head.tiled else ''}"
             cells = [data, head.preset or "", str(head.adapt_last)]
             cells.append(f"{head.epoch}/{head.epochs}" if head.epochs else "")
             cells += [f"{head.held_out[name]:.4f}" if name in head.held_out else "" for name in figures]

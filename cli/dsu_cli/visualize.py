@@ -59,6 +59,7 @@ def features(
     Hiera level stands before and after the adapters, side by side.
     """
     from dsu.data.datasets import Paths
+    from dsu.drawing import page_files
     from dsu.encoders.weights import EncoderWeights
     from dsu.progress import counted
     from dsu.runtime import choose_runtime
@@ -69,7 +70,7 @@ def features(
     from dsu_cli.console import ConsoleProgress, fail
 
     progress = ConsoleProgress(quiet=quiet)
-    _refuse_standing([_figure(out)], overwrite=overwrite)
+    _refuse_standing(page_files(out), overwrite=overwrite)
     asked = read_settings(RuntimeSettings, given)
     options.one_of("--seed", seed, range(2**32))
     options.one_of("--tokens", tokens, range(4, 100_001))
@@ -144,6 +145,7 @@ def predictions(
     `dsu visualize predictions --predictions Ours=runs/DUTS-TR-large` shows what that run has predicted.
     """
     from dsu.data.datasets import Paths
+    from dsu.drawing import page_files
     from dsu.errors import UsageError
     from dsu.evaluation.ground_truth import named_predictions
     from dsu.progress import counted
@@ -152,7 +154,7 @@ def predictions(
     from dsu_cli.console import ConsoleProgress
 
     progress = ConsoleProgress(quiet=quiet)
-    _refuse_standing([_figure(out)], overwrite=overwrite)
+    _refuse_standing(page_files(out), overwrite=overwrite)
     if names is not None and worst is not None:
         raise UsageError("--names and --worst choose the images in two ways: give one of them.")
     options.one_of("--first", first, range(1, 10_001))
@@ -176,13 +178,6 @@ def predictions(
     note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
     comparison = Comparison(rows, list(methods), named=labels or worst is not None, note=note)
     _draw(comparison, counted(len(rows), "images"), out, progress, overwrite=overwrite)
-
-
-def _figure(path: Path) -> Path:
-    """`path`, if its ending can be drawn. Raises `UsageError` else."""
-    from dsu.drawing import page_files
-
-    return page_files(path, 1)[0]
 
 
 def _refuse_standing(files: Sequence[Path], *, overwrite: bool) -> None:
