@@ -22,7 +22,7 @@ def doctor(
     from rich.table import Table
     from rich.text import Text
 
-    from dsu.doctor.diagnosis import diagnose
+    from dsu.doctor import diagnose
     from dsu_cli.cache_reports import print_json
     from dsu_cli.console import out
 

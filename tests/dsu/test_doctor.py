@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsu.doctor.diagnosis import Diagnosis, diagnose
-from dsu.doctor.findings import Finding
+from dsu.doctor import Diagnosis, Finding, diagnose
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +27,7 @@ def look(data_root: str = "data", cache_root: str = "features") -> Diagnosis:
 
 
 def findings(found: Diagnosis) -> dict[str, Finding]:
-    return {finding.what: finding for section in found.sections.values() for finding in section}
+    return {finding.what: finding for finding in found.findings}
 
 
 def broken(found: Diagnosis) -> set[str]:
@@ -104,7 +103,7 @@ def test_a_hub_cache_that_is_only_read_is_said(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dsu.doctor.diagnosis as doctor
+    import dsu.doctor as doctor
 
     real = doctor.version
 
@@ -120,7 +119,7 @@ def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytes
 
 
 def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsu.doctor.diagnosis.requires", lambda name: ["numpy", "torch==1.0.0"])
+    monkeypatch.setattr("dsu.doctor.requires", lambda name: ["numpy", "torch==1.0.0"])
     found = look()
     assert broken(found) == {"torchvision's torch"} and "together" in found.next_steps[0]
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -128,7 +127,7 @@ def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatc
 
 
 def test_cards_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsu.doctor.diagnosis import _cards
+    from dsu.doctor import _cards
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -153,7 +152,7 @@ def test_a_data_root_that_cannot_be_read_is_broken(monkeypatch: pytest.MonkeyPat
     def locked(root: Path) -> None:
         raise PermissionError(13, "Permission denied", str(root))
 
-    monkeypatch.setattr("dsu.data.survey.survey", locked)
+    monkeypatch.setattr("dsu.data.benchmarks.survey", locked)
     found = look("locked")
     assert broken(found) == {"data root"} and "Make locked readable" in found.next_steps[0]
 

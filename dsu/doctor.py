@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psutil
 
 from dsu import __version__
-from dsu.doctor.findings import Finding
-from dsu.doctor.next_steps import next_steps
 from dsu.errors import DsuError
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "Finding", "diagnose"]
 
 _LIBRARIES: Final = (
     *("torch", "torchvision", "sam2", "timm", "safetensors", "huggingface_hub", "zarr", "numcodecs"),
@@ -30,6 +28,25 @@ _WIDTH: Final = 100  # letters of a list of names; JSON has all
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: the thing.
+        text: what was found, for people.
+        state: broken where it keeps one from working.
+        remedy: the way out, a whole sentence, where it is not fine.
+        value: what was found, for programs; None takes the text.
+    """
+
+    what: str
+    text: str
+    state: Literal["fine", "note", "broken"] = "fine"
+    remedy: str | None = None
+    value: Any = None
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """All findings, by section, and what to do next: one line a step, the most urgent first."""
 
@@ -37,9 +54,14 @@ class Diagnosis:
     next_steps: tuple[str, ...]
 
     @property
+    def findings(self) -> list[Finding]:
+        """Those of all sections."""
+        return [finding for found in self.sections.values() for finding in found]
+
+    @property
     def working(self) -> bool:
         """Whether nothing is broken."""
-        return not any(finding.state == "broken" for found in self.sections.values() for finding in found)
+        return not any(finding.state == "broken" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: by section and thing, and the findings that are not fine once more by themselves."""
@@ -51,8 +73,7 @@ class Diagnosis:
             },
             "problems": [
                 {"what": finding.what, "state": finding.state, "reason": finding.text, "remedy": finding.remedy}
-                for found in self.sections.values()
-                for finding in found
+                for finding in self.findings
                 if finding.state != "fine"
             ],
             "next": list(self.next_steps),
@@ -77,7 +98,7 @@ def diagnose(data_root: Path, cache_root: Path, runs: Path = Path("runs")) -> Di
             "data": _data(data_root, cache_root, runs),
         }
     sections["folders"] = _folders(cache_root)
-    return Diagnosis(sections, tuple(next_steps(sections, data_root, runs)))
+    return Diagnosis(sections, tuple(_next_steps(sections, data_root, runs)))
 
 
 def _libraries() -> tuple[Finding, ...]:
@@ -88,26 +109,29 @@ def _libraries() -> tuple[Finding, ...]:
         except PackageNotFoundError:
             remedy = f"Install dsu anew with pip: it brings {name} along."
             found.append(Finding(name, "not installed", "broken", remedy))
-    return (*found, *_unfit(found))
+    broken = {finding.what for finding in found if finding.state == "broken"}
+    return (*found, *([] if {"torch", "torchvision"} & broken else _unfit()))
 
 
-def _unfit(found: list[Finding]) -> list[Finding]:
+def _unfit() -> list[Finding]:
     """What is installed and does not load: torch, or a torchvision built for another torch (timm needs it).
 
     torchvision's pin is compared instead of importing it, which takes as long as all the rest.
     """
-    if any(finding.what in ("torch", "torchvision") and finding.state != "fine" for finding in found):
-        return []
     remedy = "Install torch and torchvision together from one registry."
     try:
         import torch  # noqa: F401 - whether it loads
     except Exception as error:  # whatever a broken installation raises
-        return [Finding("import torch", f"fails: {' '.join(str(error).split())[:160]}", "broken", remedy)]
+        return [Finding("import torch", f"fails: {_one_line(error)}", "broken", remedy)]
     pins = (re.match(r"torch\s*\(?\s*==\s*([\d.]+)", wanted) for wanted in requires("torchvision") or ())
     built_for = next((pin[1] for pin in pins if pin), None)
     if built_for in (None, version("torch").partition("+")[0]):
         return []
     return [Finding("torchvision's torch", f"built for {built_for}, not this one", "broken", remedy)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _machine() -> tuple[Finding, ...]:
@@ -118,20 +142,18 @@ def _machine() -> tuple[Finding, ...]:
     try:
         runtime, cards = choose_runtime(), _cards()
     except (DsuError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160].rstrip(".")
         remedy = "Compare with what `nvidia-smi` says, or work without the card: CUDA_VISIBLE_DEVICES= ."
-        return (Finding("device", f"can't be used: {reason}", "broken", remedy),)
+        return (Finding("device", f"can't be used: {_one_line(error).rstrip('.')}", "broken", remedy),)
     threads = torch.get_num_threads()
     limit = os.environ.get("OMP_NUM_THREADS")
     why = f"OMP_NUM_THREADS={limit}" if limit else "one a core"
     memory = psutil.virtual_memory()
-    sizes = {"bytes": memory.total, "free_bytes": memory.available}
     return (
         Finding("device", runtime.describe(), value=str(runtime.device)),
         Finding("precision", runtime.precision),
         *cards,
         Finding("threads", f"{threads} ({why}; {os.cpu_count()} cores)", value=threads),
-        Finding("memory", _sizes(memory.total, memory.available), value=sizes),
+        _memory("memory", memory.total, memory.available),
     )
 
 
@@ -146,14 +168,17 @@ def _cards() -> list[Finding]:
         return [Finding("card", "there, but not usable", "note", remedy)]
     found = []
     for index in range(torch.cuda.device_count()):
-        name, (free, total) = torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)
-        value = {"name": name, "bytes": total, "free_bytes": free}
-        found.append(Finding(f"cuda:{index}", f"{name}, {_sizes(total, free)}", value=value))
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(_memory(f"cuda:{index}", total, free, torch.cuda.get_device_name(index)))
     return found
 
 
-def _sizes(total: int, free: int) -> str:
-    return f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free"
+def _memory(what: str, total: int, free: int, name: str = "") -> Finding:
+    """Of the machine, or of a GPU of that name."""
+    text, value = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free", {"bytes": total, "free_bytes": free}
+    if not name:
+        return Finding(what, text, value=value)
+    return Finding(what, f"{name}, {text}", value={"name": name, **value})
 
 
 def _weights() -> tuple[Finding, ...]:
@@ -162,50 +187,46 @@ def _weights() -> tuple[Finding, ...]:
     from dsu.config import PRESETS
 
     presets = [_preset(name, hiera, dino) for name, (hiera, dino, *_) in PRESETS.items()]
-    found = [*presets]
-    for variable in ("DSU_HIERA", "DSU_DINO"):
-        path = os.environ.get(variable)
-        if path and not Path(path).is_file():
-            remedy = f"{variable} names {path}, where there is no file: mend it, or unset it to use the hub's cache."
-            found.append(Finding(variable, f"{path}: no file is there", "broken", remedy))
-        else:
-            found.append(Finding(variable, path or "not set"))
-    found.append(Finding("HF_HOME", os.environ.get("HF_HOME") or "not set"))
-    cache = _writable(
-        "hub's cache", Path(constants.HF_HUB_CACHE), "Name another folder for what is fetched by HF_HOME."
-    )
-    # One that is shared may well be read alone.
-    found.append(replace(cache, state="note") if cache.state == "broken" else cache)
-    found.append(_hub(bool(constants.HF_HUB_OFFLINE), any(finding.state == "note" for finding in presets)))
-    return tuple(found)
+    named = [_named_file(variable) for variable in ("DSU_HIERA", "DSU_DINO")]
+    remedy = "Name another folder for what is fetched by HF_HOME."
+    cache = _writable("hub's cache", Path(constants.HF_HUB_CACHE), remedy)
+    if cache.state == "broken":  # one that is shared may well be read alone
+        cache = replace(cache, state="note")
+    if constants.HF_HUB_OFFLINE:
+        asked = "is not asked (HF_HUB_OFFLINE)"
+    elif any(finding.state == "note" for finding in presets):  # not tried: a doctor answers at once
+        asked = "is asked when weights are wanted that are not here (not tried)"
+    else:
+        asked = "need not be asked"
+    home = Finding("HF_HOME", os.environ.get("HF_HOME") or "not set")
+    return (*presets, *named, home, cache, Finding("hub", asked, value=bool(constants.HF_HUB_OFFLINE)))
 
 
-def _hub(offline: bool, lacking: bool) -> Finding:
-    """Whether the hub would be asked for encoders. It is not tried: a doctor answers at once."""
-    if offline:
-        return Finding("hub", "is not asked (HF_HUB_OFFLINE)", value=True)
-    text = "is asked when weights are wanted that are not here (not tried)" if lacking else "need not be asked"
-    return Finding("hub", text, value=False)
+def _named_file(variable: str) -> Finding:
+    path = os.environ.get(variable)
+    if not path or Path(path).is_file():
+        return Finding(variable, path or "not set")
+    remedy = f"{variable} names {path}, where there is no file: mend it, or unset it to use the hub's cache."
+    return Finding(variable, f"{path}: no file is there", "broken", remedy)
 
 
 def _preset(name: str, hiera: str, dino: str) -> Finding:
     """Whether a preset's weights are at hand, and where."""
     from dsu.encoders.weights import locate, published_source
 
-    texts, missing, value = [], [], {}
+    texts, missing = [], []
+    value: dict[str, str | None] = {}
     for encoder, shown, source in (
         ("hiera", f"Hiera {hiera}", published_source("hiera", hiera)),
         ("dino", f"DINOv2 {dino}", published_source("dino", dino)),
     ):
-        if source is None:
-            continue
-        path = locate(source)
-        at_hand = path is not None and path.is_file()
-        value[encoder] = str(path) if at_hand else None
-        if at_hand:
+        path = locate(source) if source else None
+        if source and path and path.is_file():
+            value[encoder] = str(path)
             where = f"by {source.variable}" if os.environ.get(source.variable) else "in the hub's cache"
             texts.append(f"{shown} {where}")
-        else:
+        elif source:
+            value[encoder] = None
             texts.append(f"{shown} not here")
             missing.append(f"{source.filename} from huggingface.co/{source.repository} ({source.option})")
     if not texts:
@@ -259,3 +280,42 @@ def _writable(what: str, folder: Path, remedy: str) -> Finding:
     made = "" if there == folder.absolute() else ", made when needed"
     free = f"{value['free_bytes'] / 1e9:,.0f} GB free{made}"
     return Finding(what, f"{folder} ({free})", value={**value, "writable": True})
+
+
+# ---- what to do next ----
+
+
+def _next_steps(sections: Mapping[str, tuple[Finding, ...]], data_root: Path, runs: Path) -> list[str]:
+    """What is broken first; else the next of the four commands, and what it will fetch."""
+    by_name = {finding.what: finding for found in sections.values() for finding in found}
+    broken = [finding.remedy or finding.text for finding in by_name.values() if finding.state == "broken"]
+    if broken:
+        return broken
+    steps = [finding.remedy for finding in sections["machine"] if finding.remedy]
+    if by_name["trained heads"].value:
+        return [*steps, *_with_a_head(runs)]
+    if by_name["stores"].value:
+        return [*steps, "Train from the features that are stored: `dsu train-head`."]
+    large = by_name["large"]
+    if large.state != "fine" and by_name["hub"].value:
+        steps.append(f"{large.remedy} The hub may not be asked (HF_HUB_OFFLINE): give them by path.")
+    elif large.state != "fine":
+        steps.append("The first `dsu cache-features` fetches the weights that are not here from the hub.")
+    train = [name.removesuffix("-TR") for name in by_name["benchmarks"].value if name.endswith("-TR")]
+    where = f" --data-root {data_root}" if train and data_root != Path("data") and "DSU_DATA" not in os.environ else ""
+    what = f"{train[0] if train else 'FOLDER'}{where}"
+    return [*steps, f"Store features: `dsu cache-features {what}`; or try it all first: `dsu demo`."]
+
+
+def _with_a_head(runs: Path) -> list[str]:
+    """What is left to do with the newest head, which commands take by themselves."""
+    newest = max(runs.glob("*/head.safetensors"), key=lambda path: path.stat().st_mtime).parent
+    predictions = newest / "predictions"
+    if (predictions / "metrics.json").exists():
+        return [
+            f"All four steps are done, {newest} is judged: see `dsu eval --report report.html` and `dsu head list`.",
+            "Use its head: `dsu predict FOLDER --out masks`; or begin anew: `dsu cache-features NAME|FOLDER`.",
+        ]
+    if predictions.is_dir():
+        return [f"Judge what {newest} predicted: `dsu eval`."]
+    return ["Use the newest head: `dsu predict [FOLDER]`, then `dsu eval`."]

@@ -1,1 +1,0 @@
-"""Whether one can work here, and what to do next."""
