@@ -7,15 +7,16 @@ call; a third way, live once more, then measures by how much training differs fr
 may differ by.
 """
 
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dsu.batches import BatchIndices
@@ -113,21 +114,9 @@ def check_equivalence(
     with tempfile.TemporaryDirectory() as folder:
 
         def trainer(name: str, *, end_to_end: bool) -> Trainer:
-            return open_run(
-                settings.model_copy(
-                    update={
-                        "end_to_end": end_to_end,
-                        "val_fraction": 0.0,
-                        "fold": None,
-                        "keep": "last",
-                        "freeze_adapter_epochs": 0,
-                    }
-                ),
-                paths=paths,
-                weights=weights,
-                out=Path(folder) / name,
-                progress=progress,
-            ).trainer
+            fixed = {"val_fraction": 0.0, "fold": None, "keep": "last", "freeze_adapter_epochs": 0}
+            way = settings.model_copy(update={**fixed, "end_to_end": end_to_end})
+            return open_run(way, paths=paths, weights=weights, out=Path(folder) / name, progress=progress).trainer
 
         stored, live = trainer("stored", end_to_end=False), trainer("live", end_to_end=True)
         if not isinstance(live.main.train, ImageDataset):
@@ -136,7 +125,7 @@ def check_equivalence(
             stored.network.hiera = live.network.hiera  # one copy of the frozen weights in memory
         exact = live.runtime.device.type == "cpu" or live.runtime.deterministic
         ways = (stored, live) if exact else (stored, live, replace(live, network=_twin(live.network)))
-        batches = _batches(live, steps)
+        batches = list(islice(chain.from_iterable(map(live.epoch_batches, count())), steps))
         rounding = _rounding(live, batches[0])
         rows = _compare_features(stored, live, batches, progress)
         rows += _compare_outputs(stored, live, batches[0])
@@ -159,21 +148,11 @@ def _twin(network: DSUNet) -> DSUNet:
     return twin
 
 
-def _batches(trainer: Trainer, steps: int) -> list[BatchIndices]:
-    """The first `steps` batches of training, epoch after epoch."""
-    drawn: list[BatchIndices] = []
-    epoch = 0
-    while len(drawn) < steps:
-        drawn += trainer.epoch_batches(epoch)
-        epoch += 1
-    return drawn[:steps]
-
-
 def _compare_features(
     stored: Trainer, live: Trainer, batches: Sequence[BatchIndices], progress: Progress
 ) -> list[Comparison]:
     """Everything that is read, for every sample and view that the steps draw."""
-    found: dict[str, Comparison] = {}
+    rows = []
     with progress.task("comparing stored features", sum(len(names) for names, _ in batches)) as task:
         for names, views in batches:
             kept, computed = (_features(way, (names, views)) for way in (stored, live))
@@ -181,10 +160,9 @@ def _compare_features(
                 each = (kept[name].float() - computed[name].float()).abs().flatten(1).amax(1)
                 worst = int(each.nan_to_num(nan=torch.inf).argmax())
                 where = f"{names[worst]}, view {view_name(views[worst])}"
-                row = _row(name, "stored", (kept[name], computed[name]), where=where)
-                found[name] = _worse(found.get(name), row)
+                rows.append(_row(name, "stored", (kept[name], computed[name]), where=where))
             task.advance(len(names))
-    return list(found.values())
+    return _worst(rows)
 
 
 def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
@@ -199,39 +177,42 @@ def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
 
 def _compare_outputs(stored: Trainer, live: Trainer, batch: BatchIndices) -> list[Comparison]:
     """The initial head in evaluation mode: its three outputs, and the masks that it would write."""
-    logits, masks = [], []
-    for way in (stored, live):
-        way.network.eval()
-        with torch.no_grad():
-            outputs, _ = way.forward(way.main.train.read(*batch))
-        logits.append(torch.cat(outputs, dim=1))
-        masks.append(torch.from_numpy(_masks(outputs[-1])))
-    return [_row("logits", "logits", logits), _row("masks", "masks", masks)]
+    outputs = [_outputs(way, batch)[0] for way in (stored, live)]
+    return [
+        _row("logits", "logits", [torch.cat(each, dim=1) for each in outputs]),
+        _row("masks", "masks", [_masks(each[-1]) for each in outputs]),
+    ]
 
 
-def _masks(logits: Tensor) -> NDArray[np.uint8]:
-    """(B, 1, S, S) logits to (B, S, S) grey levels, not stretched."""
+def _outputs(trainer: Trainer, batch: BatchIndices) -> tuple[list[Tensor], Tensor]:
+    """The head's outputs in evaluation mode, and the truth."""
+    trainer.network.eval()
+    with torch.no_grad():
+        return trainer.forward(trainer.main.train.read(*batch))
+
+
+def _masks(logits: Tensor) -> Tensor:
+    """(B, 1, S, S) logits to (B, S, S) grey levels, uint8, not stretched."""
     side = logits.shape[-1]
     maps = np.stack([finish_mask(one, (side, side), "none") for one in logits])
-    return (maps * 255).astype(np.uint8)
+    return torch.from_numpy((maps * 255).astype(np.uint8))
 
 
 def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], progress: Progress) -> list[Comparison]:
     """Losses of all steps, gradients of the first, weights and statistics after the last."""
     gradients: list[Comparison] = []
-    losses: dict[str, Comparison] = {}
+    losses = []
     for way in ways:
         way.network.train()
     with progress.task(f"training {len(ways)} ways", len(batches), "steps") as task:
         for step, batch in enumerate(batches, start=1):
             found = [way.step(way.main.train.read(*batch)) for way in ways]
-            what = "first loss" if step == 1 else "later losses"
-            row = _row(what, "loss", found[:2] if step == 1 else found, where=f"step {step}")
-            losses[what] = _worse(losses.get(what), row)
+            what, compared = ("first loss", found[:2]) if step == 1 else ("later losses", found)
+            losses.append(_row(what, "loss", compared, where=f"step {step}"))
             gradients = gradients or _by_name("gradient", [_gradients(way.network) for way in ways])
             task.advance()
     weights = [{n: t for n, t in way.network.head.state_dict().items() if t.is_floating_point()} for way in ways]
-    return [*losses.values(), *gradients, *_by_name("weight", weights)]
+    return [*_worst(losses), *gradients, *_by_name("weight", weights)]
 
 
 def _gradients(network: DSUNet) -> dict[str, Tensor]:
@@ -259,27 +240,29 @@ def _largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def _worse(first: Comparison | None, second: Comparison) -> Comparison:
-    """The row with the larger difference, and the larger allowance of both."""
-    if first is None:
-        return second
-    worst = second if not second.absolute <= first.absolute else first
-    return replace(worst, allowance=max(first.allowance, second.allowance))
+def _worst(rows: Iterable[Comparison]) -> list[Comparison]:
+    """Of the rows that compare the same thing the one with the largest difference, and the largest allowance."""
+    found: dict[str, list[Comparison]] = {}
+    for row in rows:
+        found.setdefault(row.what, []).append(row)
+    return [
+        replace(max(same, key=_difference), allowance=max(row.allowance for row in same)) for same in found.values()
+    ]
+
+
+def _difference(row: Comparison) -> float:
+    return math.inf if math.isnan(row.absolute) else row.absolute
 
 
 def _rounding(live: Trainer, batch: BatchIndices) -> Rounding:
     """Logits, masks and MAE of the initial head with the features rounded to float16 and to float32."""
-    fetched = live.main.train.read(*batch)
     kept = live.network.feature_dtype
-    live.network.eval()
     logits, masks, errors = [], [], []
     for kind in (torch.float16, torch.float32):
         live.network.feature_dtype = kind
-        with torch.no_grad():
-            outputs, truth = live.forward(fetched)
+        outputs, truth = _outputs(live, batch)
         logits.append(outputs[-1])
-        masks.append(_masks(outputs[-1]).astype(int))
-        probability = outputs[-1].sigmoid()
-        errors.append(float((probability - truth).abs().mean()))
+        masks.append(_masks(outputs[-1]).int())
+        errors.append(float((outputs[-1].sigmoid() - truth).abs().mean()))
     live.network.feature_dtype = kept
-    return Rounding(_largest(logits[0] - logits[1]), int(np.abs(masks[0] - masks[1]).max()), abs(errors[0] - errors[1]))
+    return Rounding(_largest(logits[0] - logits[1]), int(_largest(masks[0] - masks[1])), abs(errors[0] - errors[1]))

@@ -150,6 +150,20 @@ def _with_digests(digests: dict[str, str]) -> Callable[..., object]:
     return load
 
 
+def test_what_is_no_number_at_one_step_is_not_hidden_by_the_next(features: Path, drawn: Path, tmp_path: Path) -> None:
+    """Its batch comes before others, which are equal."""
+    store = Store.open(next(features.glob("*/*")))
+
+    def spoil(values: np.ndarray, view: int) -> np.ndarray:
+        values[list(store.rows_in_shard(0)).index(store.manifest.row(store.manifest.names[0])), 0, 0, 0] = np.nan
+        return values
+
+    report = check(rewritten(features, tmp_path / "f", "V", spoil), drawn, steps=6)
+    assert failed(report) == {"V"}
+    [row] = [row for row in report.rows if row.what == "V"]
+    assert np.isnan(row.absolute) and store.manifest.names[0] in row.where
+
+
 def test_rounding_is_reported_apart(features: Path, drawn: Path) -> None:
     report = check(features, drawn, steps=1)
     assert 0 < report.rounding.logits < 1e-3
