@@ -37,35 +37,29 @@ class Batch:
 
     Attributes:
         names: of the samples.
-        views: number of each sample's view.
-        pixels: (B, S, S, 3) uint8 at Hiera's input size; None where no one reads them.
-        mask: (B, S, S) uint8, likewise; None for samples without one.
-        dino_pixels: (B, S', S', 3) uint8 at DINOv2's input size, likewise.
+        views: (B,) int64, number of each sample's view: a tensor, since images are flipped on the device.
+        images: as they were read, not flipped: `pixels` (B, S, S, 3) uint8 at Hiera's input size, `mask` (B, S, S)
+            uint8 likewise, `dino_pixels` (B, S', S', 3) uint8 at DINOv2's; those that are read, and that there are.
         features: (B, H, W, C) stored features by name, computed in that view.
-        turns: (B,) int64, `views` once more: on the device, where pixels and masks are flipped.
     """
 
     names: tuple[str, ...]
-    views: tuple[int, ...]
-    pixels: Tensor | None
-    mask: Tensor | None
-    dino_pixels: Tensor | None
+    views: Tensor
+    images: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
-    turns: Tensor
 
     @classmethod
     def of(
         cls,
         names: Sequence[str],
-        views: Sequence[int],
+        views: Sequence[int] | Tensor,
         *,
-        pixels: Tensor | None = None,
-        mask: Tensor | None = None,
-        dino_pixels: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None,
+        **images: Tensor | None,
     ) -> "Batch":
-        """A batch on the CPU, not flipped yet."""
-        return cls(tuple(names), tuple(views), pixels, mask, dino_pixels, features or {}, torch.tensor(views))
+        """A batch on the CPU, not flipped yet; of `images`, None are those that there are not."""
+        given = {name: image for name, image in images.items() if image is not None}
+        return cls(tuple(names), torch.as_tensor(views), given, features or {})
 
     @classmethod
     def decoded(cls, names: Sequence[str], images: Sequence[Decoded], views: Sequence[int] | None = None) -> "Batch":
@@ -81,29 +75,22 @@ class Batch:
     @property
     def inputs(self) -> dict[str, Any]:
         """What the network's `forward` takes."""
-
-        def values(pixels: Tensor | None) -> Tensor | None:
-            return None if pixels is None else pixels.permute(0, 3, 1, 2)
-
+        values = {name: image.permute(0, 3, 1, 2) for name, image in self.images.items() if name != "mask"}
         return {
-            "pixel_values": values(self.pixels),
-            "guide_values": values(self.dino_pixels),
+            "pixel_values": values.get("pixels"),
+            "guide_values": values.get("dino_pixels"),
             "features": self.features,
         }
 
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor, in a fixed order."""
-        given = (self.pixels, self.mask, self.dino_pixels, *self.features.values(), self.turns)
-        return [tensor for tensor in given if tensor is not None]
+        return [*self.images.values(), *self.features.values(), self.views]
 
     def part(self, start: int, stop: int, view: int | None = None) -> "Batch":
-        """Some of the samples of a batch of images; `view` puts all of them in another view."""
-        names, views = self.names[start:stop], self.views[start:stop]
-        cut = replace(self.mapped(lambda tensor: tensor[start:stop]), names=names, views=views)
-        if view is None:
-            return cut
-        return replace(cut, views=(view,) * len(names), turns=torch.full_like(cut.turns, view))
+        """Some of the samples; `view` puts all of them, images, in another view."""
+        cut = replace(self.mapped(lambda tensor: tensor[start:stop]), names=self.names[start:stop])
+        return cut if view is None else replace(cut, views=torch.full_like(cut.views, view))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; from pinned memory without waiting for it."""
@@ -118,7 +105,7 @@ class Batch:
 
         The flips always run, whatever the views: a captured GPU graph repeats what ran when it was captured.
         """
-        return self._with_images(lambda image: flip(image, self.turns))
+        return replace(self, images={name: flip(image, self.views) for name, image in self.images.items()})
 
     def used_by(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of tensors made on another stream until `stream` has passed this point."""
@@ -127,32 +114,27 @@ class Batch:
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with every tensor changed."""
-        features = {name: change(tensor) for name, tensor in self.features.items()}
-        return replace(self._with_images(change), features=features, turns=change(self.turns))
-
-    def _with_images(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        images = {"pixels": self.pixels, "mask": self.mask, "dino_pixels": self.dino_pixels}
-        changed: dict[str, Any] = {name: change(image) for name, image in images.items() if image is not None}
-        return replace(self, **changed)
+        images = {name: change(image) for name, image in self.images.items()}
+        features = {name: change(feature) for name, feature in self.features.items()}
+        return replace(self, views=change(self.views), images=images, features=features)
 
     @property
     def soft_mask(self) -> Tensor:
         """(B, 1, S, S) float32 in [0, 1], soft edges kept."""
-        if self.mask is None:
+        if "mask" not in self.images:
             raise RuntimeError("a loss was asked for of samples without masks")
-        return self.mask.unsqueeze(1).float() / 255
+        return self.images["mask"].unsqueeze(1).float() / 255
 
     def items(self) -> list[dict[str, Any]]:
         """The samples one by one in their views: see `SampleDataset`."""
         found: list[dict[str, Any]] = []
-        for index, (name, view) in enumerate(zip(self.names, self.views, strict=True)):
+        for index, (name, view) in enumerate(zip(self.names, self.views.tolist(), strict=True)):
+            images = {kind: flip_one(image[index], view) for kind, image in self.images.items()}
             item = {"name": name, "features": {feature: values[index] for feature, values in self.features.items()}}
-            for key, images in (("pixel_values", self.pixels), ("guide_values", self.dino_pixels)):
-                if images is not None:
-                    item[key] = flip_one(images[index], view).permute(2, 0, 1)
-            if self.mask is not None:
-                item["mask"] = flip_one(self.mask[index], view).unsqueeze(0).float() / 255
-            found.append(item)
+            if "mask" in images:
+                item["mask"] = images.pop("mask").unsqueeze(0).float() / 255
+            keys = {"pixels": "pixel_values", "dino_pixels": "guide_values"}
+            found.append(item | {keys[kind]: image.permute(2, 0, 1) for kind, image in images.items()})
         return found
 
 

@@ -148,5 +148,6 @@ class GraphRunner:
 
 def _shape_of(batch: Batch) -> object:
     """What must be equal for one graph to serve two batches."""
-    present = (batch.pixels is not None, batch.mask is not None, batch.dino_pixels is not None, *batch.features)
-    return present, tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch.tensors)
+    return (*batch.images, *batch.features), tuple(
+        (tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch.tensors
+    )

@@ -196,7 +196,7 @@ def measure_reading(
 
 def _read_all(samples: FeatureDataset, batches: Sequence[Sequence[str]]) -> None:
     for batch in prefetch(partial(samples.read, names, [0] * len(names)) for names in batches):
-        assert batch.mask is not None
+        assert "mask" in batch.images
 
 
 def _index_all(maps: Sequence[NDArray[np.generic]], batches: Sequence[Sequence[int]]) -> None:

@@ -362,9 +362,8 @@ class _Encoding:
 
         Nothing here waits for a GPU: what has been queued is fetched by the threads that write.
         """
-        raw = {"pixels": batch.pixels, "mask": batch.mask}
-        found = {name: [image] for name, image in raw.items() if name in arrays and image is not None}
-        encoded = tuple(name for name in arrays if name not in raw)
+        found = {name: [batch.images[name]] for name in arrays if name in FLIPPED_WHEN_READ}
+        encoded = tuple(name for name in arrays if name not in found)
         if not encoded:
             advance(len(batch.names))
             return found

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from dsu.batches import Batch
-from dsu.data.views import UNFLIPPED, Views, view_index
+from dsu.data.views import FLIPPED_WHEN_READ, UNFLIPPED, Views, view_index
 from dsu.datasets import PerProcess, SampleDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, encoders_name
@@ -56,7 +56,6 @@ class FeatureDataset(SampleDataset):
         self._store = store if isinstance(store, FeatureStore) else _open_store(Path(store), model)
         super().__init__(self._store.manifest.names if names is None else names, views, seed)
         reads = _reads(self._store, model, self.views) if isinstance(model, DSUNet) else model
-        self._features = [name for name in reads if name != "pixels"]
         self._arrays = [*reads, *(["mask"] if masks and "mask" in self._store.arrays else [])]
         # At once: from here on no one removes what is going to be read.
         self._reader = PerProcess(partial(self._store.reader, self._arrays))
@@ -72,8 +71,8 @@ class FeatureDataset(SampleDataset):
                 f"{error}. Run `dsu cache verify`, then `dsu cache-features` again: it computes only what is damaged."
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
-        features = {name: tensors[name] for name in self._features}
-        return Batch.of(names, views, pixels=tensors.get("pixels"), mask=tensors.get("mask"), features=features)
+        images = {name: tensors.pop(name) for name in FLIPPED_WHEN_READ if name in tensors}
+        return Batch.of(names, views, features=tensors, **images)
 
 
 def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:

@@ -125,10 +125,12 @@ class Sheets(Callback):
 
     def _draw(self, folder: Path, epoch: int) -> None:
         batch = self._pictures.read(self.names, [0] * len(self.names))
-        if batch.pixels is None or batch.mask is None:
+        if not {"pixels", "mask"} <= batch.images.keys():
             raise RuntimeError("a sheet was asked for of samples without pixels or masks")
         maps = [self._maps[name] for name in self.names]
-        rows = [list(row) for row in zip(batch.pixels.numpy(), batch.mask.numpy(), maps, strict=True)]
+        rows = [
+            list(row) for row in zip(*(batch.images[name].numpy() for name in ("pixels", "mask")), maps, strict=True)
+        ]
         make_folder(folder / "maps")
         _write_maps(_maps_file(folder, epoch), maps)
         columns = {f"epoch {kept}": before for kept, before in _kept_maps(folder, maps)}

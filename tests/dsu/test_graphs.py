@@ -42,7 +42,7 @@ def batches(sizes: list[int], seed: int = 0, features: tuple[str, ...] = ()) -> 
         if features:
             inputs = batch.flipped().inputs
             found = network.encode(inputs["pixel_values"], inputs["guide_values"], features)
-            batch = Batch.of(names, views, pixels=batch.pixels, mask=batch.mask, features=found)
+            batch = Batch.of(names, views, pixels=batch.images["pixels"], mask=batch.images["mask"], features=found)
         yield batch
 
 

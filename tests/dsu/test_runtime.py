@@ -70,8 +70,8 @@ def test_a_gpus_feed_gives_the_same_batches() -> None:
 
     drawn = [([name], [1]) for name in "abc" * 50]
     for (names, _), batch in zip(drawn, feed(Counting(), drawn, torch.device("cuda")), strict=True):
-        assert batch.pixels is not None and batch.pixels.is_cuda
-        assert (batch.flipped().pixels == ord(names[0])).all()  # type: ignore[union-attr]
+        assert batch.images["pixels"].is_cuda
+        assert (batch.flipped().images["pixels"] == ord(names[0])).all()
 
 
 @pytest.mark.gpu

@@ -59,10 +59,12 @@ def build(
     batch = Batch.of(
         drawn.names,
         drawn.views,
-        pixels=drawn.pixels if "pixels" in point.features or end_to_end else None,
-        mask=drawn.mask,
-        dino_pixels=drawn.dino_pixels,
         features={} if end_to_end else features,
+        **{
+            name: image
+            for name, image in drawn.images.items()
+            if name != "pixels" or end_to_end or name in point.features
+        },
     )
     return trainer, batch.to(trainer.runtime.device)
 

@@ -56,8 +56,7 @@ def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
 
 def test_drawn_images_fit_the_network() -> None:
     batch = images(CONFIG, 3, dino=True)
-    assert batch.views == (0, 1, 2)
-    assert batch.pixels is not None and batch.dino_pixels is not None
+    assert batch.views.tolist() == [0, 1, 2] and set(batch.images) == {"pixels", "mask", "dino_pixels"}
     network = toy_network().eval()
     with torch.no_grad():
         assert network(**batch.inputs).logits.shape == (3, 1, 128, 128)

@@ -39,8 +39,8 @@ def test_what_looks_at_single_pixels_sees_no_seam(size: int) -> None:
     """With a network whose logit is the pixel's own brightness, tiles give what the whole image gives."""
 
     def brightness(batch: Batch) -> Tensor:
-        assert batch.pixels is not None and len(batch.names) <= size
-        return batch.pixels[..., 1].float().unsqueeze(1) / 64 - 2
+        assert len(batch.names) <= size
+        return batch.images["pixels"][..., 1].float().unsqueeze(1) / 64 - 2
 
     network, image = toy_network(), shaded(500, 300)
     tiles = tiled_image(network, image, Tiling(128, 32))  # the network's own size: nothing is resized
