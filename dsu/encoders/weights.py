@@ -52,39 +52,49 @@ class MissingWeightsError(DsuError):
 
 @dataclass(frozen=True)
 class Source:
-    """One published file of weights.
+    """Where the weights of one encoder come from.
 
     Attributes:
-        repository, filename: on the Hugging Face hub.
-        variable, option: how a user gives the file by path.
-        licence: of the weights, by its identifier on the hub.
+        what: the encoder, for people.
+        option, variable: how a user gives their file by path.
+        repository, filename: on the Hugging Face hub; empty for a size that nobody published.
+        licence: of the published weights, by its identifier on the hub.
     """
 
+    what: str
+    option: str
+    variable: str
     repository: str
     filename: str
-    variable: str
-    option: str
     licence: str = "apache-2.0"
 
 
-_HIERA_SOURCES: Final = {
-    name: Source(
-        f"facebook/sam2.1-hiera-{hub}",
-        f"sam2.1_hiera_{hub.replace('-', '_')}.pt",
-        "DSU_HIERA",
-        "--hiera-weights",
-    )
-    for name, hub in {"large": "large", "base_plus": "base-plus", "small": "small", "tiny": "tiny"}.items()
+_TITLES: Final = {"hiera": "SAM 2.1's Hiera", "dino": "DINOv2"}
+_PUBLISHED: Final = {
+    **{
+        ("hiera", name.replace("-", "_")): (
+            f"facebook/sam2.1-hiera-{name}",
+            f"sam2.1_hiera_{name.replace('-', '_')}.pt",
+        )
+        for name in ("large", "base-plus", "small", "tiny")
+    },
+    **{
+        ("dino", name): (f"timm/vit_{size}_patch14_dinov2.lvd142m", "model.safetensors")
+        for name, size in {"vitl14": "large", "vitb14": "base", "vits14": "small"}.items()
+    },
 }
-_DINO_SOURCES: Final = {
-    name: Source(f"timm/vit_{size}_patch14_dinov2.lvd142m", "model.safetensors", "DSU_DINO", "--dino-weights")
-    for name, size in {"vitl14": "large", "vitb14": "base", "vits14": "small"}.items()
-}
+
+
+def _source(encoder: Literal["hiera", "dino"], name: str) -> Source:
+    repository, filename = _PUBLISHED.get((encoder, name), ("", ""))
+    what, variable = f"{_TITLES[encoder]} ({name})", f"DSU_{encoder.upper()}"
+    return Source(what, f"--{encoder}-weights", variable, repository, filename)
 
 
 def published_source(encoder: Literal["hiera", "dino"], name: str) -> Source | None:
     """Where the weights of an encoder of that name are published; None for sizes that nobody published."""
-    return (_HIERA_SOURCES if encoder == "hiera" else _DINO_SOURCES).get(name)
+    source = _source(encoder, name)
+    return source if source.repository else None
 
 
 def locate(source: Source) -> Path | None:
@@ -96,7 +106,7 @@ def locate(source: Source) -> Path | None:
         return Path(os.environ[source.variable])
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source.repository, source.filename)
+    found = try_to_load_from_cache(source.repository, source.filename) if source.repository else None
     return Path(found) if isinstance(found, str) else None
 
 
@@ -127,7 +137,8 @@ def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", 
     spec = config.hiera
     if weights.random or spec.name == "toy":
         return _random(lambda: build_hiera(spec), seed=1)
-    path = _find(_hiera(config, weights), weights.download, [_dino(config, weights)])
+    others = [] if weights.dino else [_source("dino", config.dino.name)]
+    path = _find(_source("hiera", spec.name), weights.hiera, weights.download, others)
     state = read_checkpoint(path)
     trunk_state = {key.removeprefix(_SAM_PREFIX): value for key, value in state.items() if key.startswith(_SAM_PREFIX)}
     trunk = build_hiera(spec)
@@ -145,7 +156,7 @@ def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTra
     spec, size = config.dino, config.dino_size
     if weights.random or spec.name == "toy":
         return _random(lambda: build_dino(spec, size), seed=2)
-    path = _find(_dino(config, weights), weights.download)
+    path = _find(_source("dino", spec.name), weights.dino, weights.download)
     state = read_checkpoint(path)
     encoder = build_dino(spec, size)
     what = f"DINOv2 checkpoint of {spec.name}"
@@ -208,72 +219,34 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """The weights of one encoder: their name for people, where they are published, how and where they are given."""
-
-    what: str
-    source: Source | None
-    option: str
-    variable: str
-    given: Path | None
-
-    @property
-    def lacking(self) -> bool:
-        """Whether they are published, and not here."""
-        return self.given is None and self.source is not None and locate(self.source) is None
-
-
-def _hiera(config: DSUNetConfig, weights: EncoderWeights) -> _Wanted:
-    return _wanted("SAM 2.1's Hiera", _HIERA_SOURCES, config.hiera.name, weights.hiera)
-
-
-def _dino(config: DSUNetConfig, weights: EncoderWeights) -> _Wanted:
-    return _wanted("DINOv2", _DINO_SOURCES, config.dino.name, weights.dino)
-
-
-def _wanted(what: str, sources: Mapping[str, Source], name: str, path: Path | None) -> _Wanted:
-    like = next(iter(sources.values()))  # the option and the variable are the same for every size
-    by_variable = os.environ.get(like.variable)
-    given = path or (Path(by_variable) if by_variable else None)
-    return _Wanted(f"{what} ({name})", sources.get(name), like.option, like.variable, given)
-
-
-def _find(wanted: _Wanted, may_download: bool, others: Sequence[_Wanted] = ()) -> Path:
+def _find(source: Source, given: Path | None, may_download: bool, others: Sequence[Source] = ()) -> Path:
     """A local path: the given one, or the hub's cache (downloading into it if it may); `others` are named if missing.
 
     What the cache has is taken without asking: weights that are published do not change.
     """
-    if wanted.given is not None:
-        if not wanted.given.is_file():
+    path = given or locate(source)
+    if path is not None:
+        if not path.is_file():
             raise DsuError(
-                f"The weights of {wanted.what} are not at {wanted.given}: check {wanted.option} or {wanted.variable}."
+                f"The weights of {source.what} are not at {path}: check {source.option} or {source.variable}."
             )
-        return wanted.given
-    source = wanted.source
-    if source is None:
-        raise UsageError(f"{wanted.what} is of no official size, so its weights must be given by {wanted.option} FILE.")
-    cached = locate(source)
-    if cached is not None:
-        return cached
+        return path
+    if not source.repository:
+        raise UsageError(f"{source.what} is of no official size, so its weights must be given by {source.option} FILE.")
     try:
         if not may_download:
             raise OutOfReachError("the Hugging Face hub may not be asked")
         return download(source.repository, source.filename)
     except Exception as error:  # network, authorisation, a full disk: one way out for all of them
-        missing = [wanted, *(other for other in others if other.lacking)]
+        missing = [source, *(other for other in others if other.repository and locate(other) is None)]
         raise MissingWeightsError(_how_to_get(missing, reason_of(error))) from error
 
 
-def _how_to_get(missing: Sequence[_Wanted], reason: str) -> str:
-    commands = [
-        f"`hf download {wanted.source.repository} {wanted.source.filename} --local-dir .`"
-        for wanted in missing
-        if wanted.source is not None
-    ]
-    options = [f"{wanted.option} FILE (or {wanted.variable})" for wanted in missing]
+def _how_to_get(missing: Sequence[Source], reason: str) -> str:
+    commands = [f"`hf download {source.repository} {source.filename} --local-dir .`" for source in missing]
+    options = [f"{source.option} FILE (or {source.variable})" for source in missing]
     return (
-        f"The weights of {' and '.join(wanted.what for wanted in missing)} are not in the Hugging Face cache, and "
+        f"The weights of {' and '.join(source.what for source in missing)} are not in the Hugging Face cache, and "
         f"can't be fetched ({reason}): go online, or fetch them where you can ({' and '.join(commands)}) and give them "
         f"by {' and '.join(options)}; --preset toy needs none."
     )

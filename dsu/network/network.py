@@ -18,8 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsu.config import LEVELS, DSUNetConfig
 from dsu.encoders.dino import dino_maps
-from dsu.encoders.hiera import embed_pixels
-from dsu.encoders.windows import run_block
+from dsu.encoders.hiera import embed_pixels, run_block
 from dsu.network.head import Head
 from dsu.network.resize import bilinear_weights, resize_by_products
 from dsu.network.resume import ResumePoint, feature_block, guide_names, resume_at, resume_point, serving_features
