@@ -21,7 +21,7 @@ __all__ = ["Diagnosis", "Finding", "diagnose"]
 
 _LIBRARIES: Final = (
     *("torch", "torchvision", "sam2", "timm", "safetensors", "huggingface_hub", "zarr", "numcodecs"),
-    *("tensorstore", "numpy", "pillow", "pysodmetrics", "pydantic", "matplotlib"),
+    *("numpy", "pillow", "pysodmetrics", "pydantic", "matplotlib"),
 )
 
 _WIDTH: Final = 100  # letters of a list of names; JSON has all

@@ -10,7 +10,7 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 
-from dsu_cache.errors import CorruptError
 from dsu_cache.files import (
     METADATA,
     clear,
@@ -32,16 +31,14 @@ from dsu_cache.files import (
     write_record,
 )
 from dsu_cache.fingerprints import Fingerprint
-from dsu_cache.shards import Encoder, Rows, ShardId, ZarrArray
-
-Compressor: TypeAlias = Literal["zstd", "blosc"] | None
+from dsu_cache.shards import LEVEL, Compressor, Rows, ShardFile, ShardId, codec_of, encode
 
 RESERVED: Final = ("manifest", "commits")  # the store's own folders, beside the arrays'
 
 COMPRESSORS: Final[dict[Compressor, tuple[BytesBytesCodec, ...]]] = {
     None: (),
-    "zstd": (ZstdCodec(level=3),),
-    "blosc": (BloscCodec(cname="zstd", clevel=3),),
+    "zstd": (ZstdCodec(level=LEVEL),),
+    "blosc": (BloscCodec(cname="zstd", clevel=LEVEL),),
 }
 
 
@@ -77,6 +74,10 @@ class ArrayInfo:
         """The bytes of one row in one view, uncompressed."""
         return math.prod(self.item_shape) * self.dtype.itemsize
 
+    def empty(self, count: int) -> npt.NDArray[Any]:
+        """An array for `count` rows in one view, (count, *item_shape), its bytes in the order of the files'."""
+        return np.empty((count, *self.item_shape), self.dtype.newbyteorder("<"))
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -104,32 +105,24 @@ class StoredArray:
     Args:
         folder: the folder of an array made by `create`.
         commits: the folder of its commits.
+        rows_per_shard, compressor: the store's.
 
     Raises:
         CorruptError: its metadata is missing or damaged.
     """
 
-    def __init__(self, folder: Path, commits: Path) -> None:
+    def __init__(self, folder: Path, commits: Path, rows_per_shard: int, compressor: Compressor) -> None:
         self.folder: Final = folder
         self.commits: Final = commits
+        self.rows_per_shard: Final = rows_per_shard
         # Who finds a folder made by another thread must find its name on the disk, too.
         self._making_folders: Final = threading.Lock()
-        self._open()
-
-    def _open(self) -> None:
-        attributes = read_metadata(self.folder)["attributes"]
-        try:
-            array: ZarrArray = zarr.open_array(self.folder, mode="r", zarr_format=3)
-        except Exception as error:  # of a future Zarr, say: what is in the file is what was written
-            raise CorruptError(f"{self.folder / METADATA} cannot be understood by Zarr ({error})") from error
-        self.encoder = Encoder(array)
-        self.info = ArrayInfo(
-            self.folder.name,
-            array.shape[2:],
-            array.dtype,
-            array.shape[1],
-            Fingerprint(**attributes["fingerprint"]),
-        )
+        document = read_metadata(folder)
+        _, views, *item_shape = document["shape"]
+        kind = np.dtype(document["data_type"])
+        fingerprint = Fingerprint(**document["attributes"]["fingerprint"])
+        self.info: Final = ArrayInfo(folder.name, tuple(item_shape), kind, views, fingerprint)
+        self._codec: Final = codec_of(compressor, kind.itemsize)
 
     @classmethod
     def create(
@@ -137,7 +130,7 @@ class StoredArray:
     ) -> "StoredArray":
         """Create the array that `info` describes, with `rows` rows, all missing."""
         # In memory, for its metadata: on the disk that is written sealed from the first.
-        pattern: ZarrArray = zarr.create_array(
+        pattern: zarr.Array[Any] = zarr.create_array(
             {},
             shape=(rows, info.views, *info.item_shape),
             dtype=info.dtype,
@@ -153,7 +146,7 @@ class StoredArray:
             made.mkdir()
             sync(made.parent)
         write_metadata(folder, json.loads(described.to_bytes()))
-        return cls(folder, commits)
+        return cls(folder, commits, rows_per_shard, compressor)
 
     def grow(self, rows: int) -> None:
         """Make the array at least `rows` rows long: metadata only, no data is touched."""
@@ -161,7 +154,6 @@ class StoredArray:
         if document["shape"][0] < rows:
             document["shape"][0] = rows
             write_metadata(self.folder, document)
-            self._open()
 
     def remove(self) -> None:
         """Remove the array with all its data."""
@@ -182,10 +174,14 @@ class StoredArray:
         file.unlink(missing_ok=True)
         digest, nbytes = hashlib.sha256(), 0
         with replacing(file) as stream:
-            for piece in self.encoder.pieces(rows, values):
+            for piece in encode(rows, values, self.rows_per_shard, self._codec):
                 digest.update(piece)
                 nbytes += stream.write(piece)
         write_record(self.marker(shard), vars(Commit(rows.tolist(), nbytes, digest.hexdigest())))
+
+    def open_shard(self, shard: ShardId) -> ShardFile:
+        """Open a shard for reading. Raises `CorruptError` saying what is wrong with its file."""
+        return ShardFile(self.file(shard), self.rows_per_shard, self._codec)
 
     def discard(self, shard: ShardId) -> None:
         """Make a shard count as missing, so that it can be written again: its marker, torn or whole, goes."""

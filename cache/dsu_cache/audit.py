@@ -157,7 +157,7 @@ def _uncommitted(stored: StoredArray, shard: ShardId) -> str:
 
 
 def _unreadable(store: Store, name: str, rows: list[int], view: int) -> list[int]:
-    reader, found = store.reader([name], cache_bytes=0), []
+    reader, found = store.reader([name], keep_open=False), []
     for row in rows:
         try:
             reader.read([row], [view])

@@ -10,14 +10,14 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, Compressor, StoredArray, marked
+from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, StoredArray, marked
 from dsu_cache.errors import BusyError, CacheError, CorruptError
 from dsu_cache.files import JSON, METADATA, clear, group, read_metadata, remove_strays, sync, write_metadata
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
 from dsu_cache.locks import creating, holder, locked, share
 from dsu_cache.manifest import Manifest, load_manifest, remove_superseded, save_manifest
-from dsu_cache.reader import Reader, open_sources
-from dsu_cache.shards import Rows, ShardId
+from dsu_cache.reader import Reader
+from dsu_cache.shards import Compressor, Rows, ShardId
 
 FORMAT: Final = 2
 
@@ -71,7 +71,7 @@ class Store:
         self.damaged: dict[str, str] = {}
         for name in _named_arrays(self.path):
             try:
-                self._arrays[name] = StoredArray(*self._folders(name))
+                self._arrays[name] = self._open_array(name)
             except CorruptError as error:
                 self.damaged[name] = str(error)
 
@@ -185,7 +185,7 @@ class Store:
             ValueError: a name, shape, type or number of views that a store cannot hold.
         """
         info = ArrayInfo(name, tuple(item_shape), np.dtype(dtype), views, fingerprint)
-        folder, commits = self._folders(name)
+        folder, commits = self.path / name, self.path / "commits" / name
         if (folder / METADATA).exists() and name not in self.damaged:
             raise CacheError(f"the store {self.path} has an array {name!r} already: remove it first")
         if folder.exists() or commits.exists():
@@ -234,8 +234,8 @@ class Store:
             raise CacheError(f"the store {self.path} has no array {name!r} ({there} there): add it first")
         return self._arrays[name]
 
-    def _folders(self, name: str) -> tuple[Path, Path]:
-        return self.path / name, self.path / "commits" / name
+    def _open_array(self, name: str) -> StoredArray:
+        return StoredArray(self.path / name, self.path / "commits" / name, self.rows_per_shard, self.compressor)
 
     # -- shards --------------------------------------------------------------------------------------------------
 
@@ -290,13 +290,12 @@ class Store:
             )
         return stored.holds(shard, self.rows_in_shard(shard.shard))
 
-    def reader(self, names: Sequence[str], cache_bytes: int = 64 << 20) -> Reader:
+    def reader(self, names: Sequence[str], keep_open: bool = True) -> Reader:
         """Open arrays for reading batches.
 
         Args:
             names: the arrays to read.
-            cache_bytes: memory for the shards' indices and the chunks read last. With none, each chunk's read is
-                preceded by one of its shard's index.
+            keep_open: whether the shards read last are kept open for the next read.
 
         Raises:
             CacheError: there is no array of a name in `names`.
@@ -306,9 +305,8 @@ class Store:
         arrays = [self.stored(name) for name in names]
         # From here on no one removes arrays, so what is compared now stays so.
         sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
-        sources = open_sources(arrays, self.rows_per_shard, self.compressor, cache_bytes)
-        reader = Reader(arrays, sources, self.manifest, self.rows_per_shard, sharing)
-        if any(StoredArray(array.folder, array.commits).info != array.info for array in arrays):
+        reader = Reader(arrays, self.manifest, keep_open=keep_open, sharing=sharing)
+        if any(self._open_array(name).info != self.arrays[name] for name in names):
             raise BusyError(f"the store {self.path} was made anew since it was opened: run the same command again")
         return reader
 

@@ -13,10 +13,10 @@ import zarr
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from dsu_cache import Compressor, Fingerprint, Store
-from dsu_cache.shards import TOGETHER
+from dsu_cache import Compressor
+from dsu_cache.shards import codec_of, encode
 
-ROWS = 2 * TOGETHER + 3
+ROWS = 19
 CODECS: dict[Compressor, list[BytesBytesCodec]] = {
     None: [],
     "zstd": [ZstdCodec(level=3)],
@@ -58,6 +58,10 @@ def written_by_zarr(
     return file.read_bytes()
 
 
+def encoded(rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], compressor: Compressor = None) -> bytes:
+    return b"".join(encode(rows, values, ROWS, codec_of(compressor, values.itemsize)))
+
+
 @pytest.mark.parametrize("compressor", CODECS)
 @pytest.mark.parametrize(("shape", "dtype"), SHAPES)
 @pytest.mark.parametrize(
@@ -68,31 +72,22 @@ def written_by_zarr(
 def test_a_shard_has_the_bytes_that_zarr_writes(
     tmp_path: Path, compressor: Compressor, shape: tuple[int, ...], dtype: str, kept: Iterable[int]
 ) -> None:
-    store = Store.create(tmp_path / "store", {}, ROWS, compressor)
-    store.add_array("x", shape, dtype, 1, Fingerprint({}))
-    stored = store.stored("x")
     rows = ROWS + np.array(kept)
-    stored.grow(int(rows[-1]) + 1)
     values = drawn(ROWS, shape, dtype)[kept]
     expected = written_by_zarr(tmp_path / "zarr", compressor, int(rows[-1]) + 1, rows.tolist(), values)
-    assert b"".join(stored.encoder.pieces(rows, values)) == expected
+    assert encoded(rows, values, compressor) == expected
 
 
-def test_an_array_that_is_no_block_of_memory_is_encoded_as_its_copy(tmp_path: Path) -> None:
-    store = Store.create(tmp_path, {}, 4)
-    store.add_array("x", (3, 2), "float16", 1, Fingerprint({}))
-    encoder = store.stored("x").encoder
+def test_an_array_that_is_no_block_of_memory_is_encoded_as_its_copy() -> None:
     values = drawn(4, (2, 3), "float16").transpose(0, 2, 1)
     assert not values.flags.c_contiguous
     rows = np.arange(4)
-    assert b"".join(encoder.pieces(rows, values)) == b"".join(encoder.pieces(rows, values.copy("C")))
+    assert encoded(rows, values) == encoded(rows, values.copy("C"))
 
 
-def test_threads_encode_at_the_same_time(tmp_path: Path) -> None:
-    store = Store.create(tmp_path, {}, ROWS, "zstd")
-    store.add_array("x", (40, 40), "float32", 1, Fingerprint({}))
-    encoder, rows = store.stored("x").encoder, np.arange(ROWS)
+def test_threads_encode_at_the_same_time() -> None:
+    rows = np.arange(ROWS)
     drawings = [drawn(ROWS, (40, 40), "float32") + turn for turn in range(8)]
-    expected = [b"".join(encoder.pieces(rows, values)) for values in drawings]
+    expected = [encoded(rows, values, "zstd") for values in drawings]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda values: b"".join(encoder.pieces(rows, values)), drawings)) == expected
+        assert list(pool.map(lambda values: encoded(rows, values, "zstd"), drawings)) == expected

@@ -70,7 +70,7 @@ def test_any_index_list_reads_what_was_written_in_any_order(
         assert store.missing("x", range(VIEWS)) == []
         rows = data.draw(st.lists(st.integers(0, count - 1), max_size=9)) if count else []
         views = [data.draw(st.integers(0, VIEWS - 1)) for _ in rows]
-        got = store.reader(["x"], cache_bytes=data.draw(st.sampled_from([0, 1 << 20]))).read(rows, views)["x"]
+        got = store.reader(["x"], keep_open=data.draw(st.booleans())).read(rows, views)["x"]
         assert (got.shape, str(got.dtype)) == ((len(rows), *shape), dtype)
         for one, row, view in zip(got, rows, views, strict=True):
             np.testing.assert_array_equal(one, content(row, view, shape, dtype))

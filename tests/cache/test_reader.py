@@ -53,7 +53,7 @@ def test_reading_agrees_with_zarr(tmp_path: Path, compressor: Compressor, put: P
     store.add_array("label", (), "int64", 1, Fingerprint({}))
     fill(store, "V", [0, 1])
     fill(store, "label", [0])
-    batch = store.reader(["V", "label"], cache_bytes=0).read(np.arange(6), np.ones(6, np.int64))
+    batch = store.reader(["V", "label"], keep_open=False).read(np.arange(6), np.ones(6, np.int64))
     group = zarr.open_group(store.path, mode="r")
     np.testing.assert_array_equal(batch["V"], group["V"][:, 1])  # type: ignore[index]
     np.testing.assert_array_equal(batch["label"], group["label"][:, 0])  # type: ignore[index]

@@ -46,7 +46,7 @@ def growth(store: Store, batches: int, keep: Callable[[Any], None]) -> tuple[int
     """Read batches in random order, a fifth of them first to warm up; what grew since, in bytes and descriptors."""
     chance = np.random.default_rng(1)
     warm = max(40, batches // 5)
-    reader = store.reader(["x"], cache_bytes=1 << 20)
+    reader = store.reader(["x"])
     requests = ((chance.integers(0, ROWS, BATCH), chance.integers(0, VIEWS, BATCH)) for _ in range(warm + batches))
     before = (0, 0)
     for number, (rows, views) in enumerate(requests):
