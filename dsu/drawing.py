@@ -66,10 +66,6 @@ _THINNEST: Final = 6
 """Pixels that a ribbon keeps of its width."""
 _LEAST_POINTS: Final = 5.0
 """Below this no one reads a line; one that is still too long then is shortened."""
-_ASPECTS: Final = (0.5, 1.5)
-"""Heights of a sheet's cell, in widths: a panorama among portraits must not decide them alone."""
-_LOOKED_AT: Final = 50
-"""Pictures whose shapes decide the cells' shape."""
 
 
 # ---- pages ----
@@ -300,8 +296,9 @@ def sheet(
         raise UsageError(f"a sheet of {len(titles)} titles wants {len(titles)} pictures in each of its rows.")
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
-    sizes = [as_rgb(row[0]).size for row in rows[:_LOOKED_AT]]
-    aspect = min(max(median(height / width for width, height in sizes), _ASPECTS[0]), _ASPECTS[1])
+    sizes = [as_rgb(row[0]).size for row in rows[:50]]
+    # A panorama among portraits must not decide alone.
+    aspect = min(max(median(height / width for width, height in sizes), 0.5), 1.5)
     heights = [max(1, round(cell * aspect)) / dpi] * len(rows)
     draw = partial(
         draw_grid,

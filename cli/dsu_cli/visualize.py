@@ -64,9 +64,8 @@ def features(
     from dsu.progress import counted
     from dsu.runtime import choose_runtime
     from dsu.settings_file import read_settings
-    from dsu.visualization.features import choose_blocks, compute_features, open_network
+    from dsu.visualization.features import MOST, choose_blocks, compute_features, find_shown, open_network
     from dsu.visualization.figures import FeatureFigure
-    from dsu.visualization.images import MOST, find_shown
     from dsu_cli.console import ConsoleProgress, fail
 
     progress = ConsoleProgress(quiet=quiet)
@@ -149,8 +148,7 @@ def predictions(
     from dsu.errors import UsageError
     from dsu.evaluation.ground_truth import named_predictions
     from dsu.progress import counted
-    from dsu.visualization.comparison import Comparison
-    from dsu.visualization.images import are_of_random_encoders, choose_worst, find_compared, pick_names
+    from dsu.visualization.comparison import Comparison, are_of_random_encoders, choose_worst, find_compared, pick_names
     from dsu_cli.console import ConsoleProgress
 
     progress = ConsoleProgress(quiet=quiet)

@@ -9,17 +9,19 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from importlib.resources import files
-from itertools import islice
+from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
 
 from dsu import __version__
 from dsu.errors import UsageError
@@ -30,9 +32,8 @@ from dsu.metrics.paper import TABLES, ablations, published
 from dsu.progress import SILENT, Progress, counted, in_threads
 from dsu.report.comparison import PLACES, Comparison, Line, Results, by_kind, compare
 from dsu.report.pictures import SUFFIX, Strip, draw_strip
-from dsu.report.plots import Axis, Chart, histogram, line_chart
 
-__all__ = ["INLINE_PICTURES", "check_report_path", "write_report"]
+__all__ = ["INLINE_PICTURES", "check_report_path", "histogram", "write_report"]
 
 INLINE_PICTURES: Final = 200
 """Up to so many cases are in the page itself; beyond, a browser would take long to read it, and they lie beside it."""
@@ -40,12 +41,15 @@ INLINE_PICTURES: Final = 200
 _PLACES: Final = 6
 """Decimals of single images' scores in the page: the full figures of 5,000 images would triple it."""
 _OWN_FILE: Final = re.compile(rf"[0-9a-f]{{20}}{re.escape(SUFFIX)}")
+_MOST_BINS: Final = 5
+"""Of a histogram, in fives, which the ticks divide the axis into: so that bins end where ticks stand."""
 _ERROR_RANGES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Where a histogram of a measure that is near 0 may end."""
 
+Floats = NDArray[np.float64]
 Judged = Mapping[str, tuple[int, Evaluation]]
 """Of one set, by the run's name: the run's number and what it scored."""
-Figure = tuple[str, list[str], Chart]
+Figure = tuple[str, list[str], "Chart"]
 """A drawing with its title and remarks."""
 
 
@@ -176,7 +180,7 @@ def _sets(results: Results) -> Iterator[dict[str, Any]]:
         yield {
             "name": alone.name,
             "facts": ", ".join(
-                count if len(counts) == 1 else f"{count} ({', '.join(runs)})" for count, runs in counts.items()
+                said if len(counts) == 1 else f"{said} ({', '.join(runs)})" for said, runs in counts.items()
             ),
             "alone": alone,
             "beside": beside,
@@ -248,3 +252,97 @@ def _responses(lines: Sequence[Line]) -> list[Figure]:
         title = f"Responses of {line.label}" if len(lines) > 1 else "Responses"
         drawings.append((title, [], histogram(kinds, "response", 1.0, summary)))
     return drawings
+
+
+# ---- charts ----
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows, and from where to where; ticks are labelled with `places` decimals."""
+
+    title: str
+    low: float
+    high: float
+    steps: int = 5
+    places: int = 1
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Values and their labels."""
+        return [(value, f"{value:,.{self.places}f}") for value in np.linspace(self.low, self.high, self.steps + 1)]
+
+    def share(self, value: ArrayLike) -> Floats:
+        """Where on the axis a value lies, from 0 to 1."""
+        return (np.asarray(value, np.float64) - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing of `width` x `height` units with a plot inside.
+
+    Attributes:
+        width, height: in the drawing's own units, as all places here.
+        x, y: the axes.
+        summary: what a screen reader says of the drawing.
+        bars: whether the shapes are areas, not lines.
+        shapes: the points of each as an SVG has them, by the number of the line style in which it is drawn.
+    """
+
+    width: int
+    height: int
+    x: Axis
+    y: Axis
+    summary: str
+    bars: bool = False
+    shapes: dict[int, str] = field(default_factory=dict)
+
+    # Room for the tick labels and the axes' names.
+    left: ClassVar = 46
+    top: ClassVar = 10
+
+    @property
+    def right(self) -> int:
+        """The plot's right edge."""
+        return self.width - 12
+
+    @property
+    def bottom(self) -> int:
+        """Its lower edge."""
+        return self.height - 42
+
+    def across(self, x: ArrayLike) -> Floats:
+        """Where values lie from left to right."""
+        return self.left + self.x.share(x) * (self.right - self.left)
+
+    def down(self, y: ArrayLike) -> Floats:
+        """Where values lie from top to bottom."""
+        return self.bottom - self.y.share(y) * (self.bottom - self.top)
+
+    def add(self, number: int, xs: ArrayLike, ys: ArrayLike) -> None:
+        """Add a shape in the line style of that number, without repeats of a place."""
+        places = (f"{x:.1f},{y:.1f}" for x, y in zip(self.across(xs), self.down(ys), strict=True))
+        self.shapes[number] = " ".join(place for place, _ in groupby(places))
+
+
+def line_chart(lines: Mapping[int, tuple[Floats, Floats]], x: Axis, y: Axis, summary: str) -> Chart:
+    """Draw lines, each in the style of its number."""
+    chart = Chart(400, 280, x, y, summary)
+    for number, (xs, ys) in lines.items():
+        chart.add(number, xs, ys)
+    return chart
+
+
+def histogram(scores: Mapping[int, Floats], title: str, high: float, summary: str) -> Chart:
+    """Draw how many images score what over 0..`high` (what lies beyond is in the last bin), styled as `line_chart`."""
+    # Rice's rule, twice the cube root, in fives: few values are not drawn as lone spikes.
+    bins = 5 * min(max(round(2 * math.cbrt(max(values.size for values in scores.values())) / 5), 1), _MOST_BINS)
+    edges = np.linspace(0, high, bins + 1)
+    counts = {number: np.histogram(np.clip(values, 0, high), edges)[0] for number, values in scores.items()}
+    greatest = max(found.max() for found in counts.values())
+    # Halves of these are whole numbers.
+    ends = (step * 10**power for power in count() for step in (2, 4, 6, 10))
+    images = Axis("images", 0, next(end for end in ends if end >= greatest), steps=2, places=0)
+    chart = Chart(300, 190, Axis(title, 0, high, places=1 if high >= 0.5 else 2), images, summary, bars=True)
+    for number, found in counts.items():
+        chart.add(number, np.repeat(edges, 2), np.concatenate(([0], np.repeat(found, 2), [0])))
+    return chart

@@ -25,6 +25,7 @@ __all__ = [
     "as_markdown",
     "as_per_image",
     "conventions_by_kind",
+    "csv_text",
     "in_short",
 ]
 
@@ -117,7 +118,7 @@ def as_csv(
         for comparison in comparisons
         for line in comparison.lines
     ]
-    return _csv((*(("run",) if several else ()), "set", "images", *(metrics or METRICS), *extra), rows)
+    return csv_text((*(("run",) if several else ()), "set", "images", *(metrics or METRICS), *extra), rows)
 
 
 def as_json(
@@ -159,7 +160,7 @@ def as_per_image(results: Results) -> str:
         for name, found in sets.items()
         for row in found.per_image
     )
-    return _csv((*(("run",) if len(results) > 1 else ()), "set", "name", *PER_IMAGE, "response", "empty"), rows)
+    return csv_text((*(("run",) if len(results) > 1 else ()), "set", "name", *PER_IMAGE, "response", "empty"), rows)
 
 
 FORMATS: Final[Mapping[str, Callable[..., str]]] = {
@@ -170,6 +171,15 @@ FORMATS: Final[Mapping[str, Callable[..., str]]] = {
 }
 """How results become text; each takes `results`, `with_paper` (whether the published rows stand beside them),
 `metrics` and `conventions` (whether they are told at length)."""
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV: of each what stands under these columns, and nothing where it lacks one."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def conventions_by_kind(results: Results) -> list[tuple[list[str], dict[str, str]]]:
@@ -237,14 +247,6 @@ def _conventions(results: Results, *, at_length: bool) -> list[str]:
         for whose, kind in conventions_by_kind(results)
     ]
     return [text if len(kinds) == 1 else f"{whose}: {text}" for whose, text in kinds]
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _latex_head(figure: str) -> str:

@@ -1,10 +1,8 @@
 """A study's table, for the terminal and for Markdown alike, and what it leaves in its folder: JSON, CSV, a picture."""
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -12,6 +10,7 @@ from dsu import __version__
 from dsu.features.stores import library_versions
 from dsu.files import atomic_write
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, PER_IMAGE, RANDOM, SPOILT, arrow, figure_name, over_objects
+from dsu.report.tables import csv_text
 from dsu.study.picture import draw_study
 from dsu.study.plan import STUDY_FILE, Kind, Study
 from dsu.study.results import Finished, groups, pooled, set_names, spread, spreads
@@ -154,8 +153,8 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
     )
     files = {
         "study.md": tables + "".join(f"\n{note}\n" for note in notes),
-        "study.csv": _csv(("set", "member", *FIGURES, "images", "seconds"), _rows(study, finished)),
-        "per_image.csv": _csv(("set", "member", "name", *PER_IMAGE, "response", "empty"), per_image),
+        "study.csv": csv_text(("set", "member", *FIGURES, "images", "seconds"), _rows(study, finished)),
+        "per_image.csv": csv_text(("set", "member", "name", *PER_IMAGE, "response", "empty"), per_image),
     }
     for name, text in files.items():
         atomic_write(study.folder / name, text.encode())
@@ -217,11 +216,3 @@ def _rows(study: Study, finished: Sequence[Finished]) -> Iterator[dict[str, Any]
         if study.kind == "folds":
             images = sum(one.result.sets[name].images for one in members)
             yield {"set": name, "member": _POOLED, "images": images, **pooled(members, name)}
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -2,16 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from dsu.config import LEVELS, DSUNetConfig, build_config
-from dsu.data.decoding import ImageProcessor
+from dsu.data.datasets import Paths, find_samples
+from dsu.data.decoding import ImageProcessor, open_image
+from dsu.data.images import UnreadableImage
+from dsu.data.masks import choose_mask_format, examine_mask
+from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
 from dsu.heads.head_file import load_head, resolve_head
@@ -20,7 +24,19 @@ from dsu.network.pretrained import load_network
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 
-__all__ = ["FeatureGroup", "FeatureLevel", "choose_blocks", "compute_features", "open_network"]
+__all__ = [
+    "MOST",
+    "FeatureGroup",
+    "FeatureLevel",
+    "Shown",
+    "choose_blocks",
+    "compute_features",
+    "find_shown",
+    "open_network",
+]
+
+MOST: Final = 24
+"""Images of one figure."""
 
 _ADAPTED: Final = " adapted"
 
@@ -29,6 +45,77 @@ _RANDOM: Final = {
     "dino": "random weights: untrained blocks look alike, pretrained ones do not",
 }
 """What a figure says of random encoders."""
+
+
+# ---- which images ----
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of a figure: RGB, and its mask (any size, uint8 0..255) where it has one."""
+
+    name: str
+    image: Image.Image
+    mask: NDArray[np.uint8] | None
+
+
+def find_shown(
+    sources: Sequence[str], masks: Path | None, count: int, paths: Paths, progress: Progress = SILENT
+) -> tuple[list[Shown], list[str]]:
+    """Read the images that a user means, with their masks.
+
+    Args:
+        sources: Image files; folders of images, or of images and masks; benchmarks by name. Where there are test
+            splits, these are meant.
+        masks: A folder of masks of the same names (paths below a folder, without ending).
+        count: How many images of each folder are taken, evenly spread: neighbours are often alike.
+        paths: Where benchmarks lie.
+        progress: Who is told of images left out.
+
+    Returns:
+        The images; and a sentence for each that was skipped, since it or its mask cannot be read.
+
+    Raises:
+        UsageError: More than `MOST` images, a source that is absent or has none, or a folder of masks that has none
+            of these images.
+        UnreadableImage: None of the images can be read.
+    """
+    found: list[Pair] = []
+    for source in sources:
+        named = [pair for split in find_samples(source, paths) for pair in split.pairs]
+        if len(named) > count:
+            progress.say(f"{source}: {count} of {len(named):,} images (--count shows more)")
+        places = np.linspace(0, len(named) - 1, min(count, len(named))).round().astype(int)
+        found += [named[place] for place in places]
+    if len(found) > MOST:
+        raise UsageError(f"{len(found)} images make too tall a figure: give {MOST} at most.")
+    if masks is not None:
+        files = pair_files([pair.name for pair in found], named_images(unwrapped(masks) if masks.is_dir() else masks))
+        if not any(files):
+            raise UsageError(
+                f"{masks} holds no mask called like {found[0].name}: give --masks the folder of their masks."
+            )
+        found = [replace(pair, mask=mask) for pair, mask in zip(found, files, strict=True)]
+    return _read(found)
+
+
+def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
+    """Images and masks, these read by one rule; and why others cannot be."""
+    opened, broken = [], []
+    for pair in found:
+        try:
+            facts = examine_mask(pair.mask)[1] if pair.mask else None
+            opened.append((pair.name, open_image(pair.image), pair.mask, facts))
+        except UnreadableImage as error:
+            broken.append(error)
+    if broken and not opened:
+        raise broken[0]
+    mask_format = choose_mask_format([facts for *_, facts in opened if facts is not None])
+    shown = [Shown(name, image, mask_format.read(mask) if mask else None) for name, image, mask, _ in opened]
+    return shown, list(map(str, broken))
+
+
+# ---- their features ----
 
 
 @dataclass(frozen=True)
@@ -145,7 +232,7 @@ def compute_features(
                     after = network.forward_intermediates(**inputs)
                     computed |= {name + _ADAPTED: after[name].permute(0, 2, 3, 1) for name in names}
             for name, tensor in computed.items():
-                found.setdefault(name, []).append(_array(tensor))
+                found.setdefault(name, []).append(tensor[0].float().cpu().numpy())
             task.advance()
     levels = [wanted for name in names for wanted in ([name, name + _ADAPTED] if adapted else [name])]
     return [
@@ -160,12 +247,6 @@ def compute_features(
             _RANDOM["dino"] if "dino" in random else "",
         ),
     ]
-
-
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    """(1, H, W, C) on any device in any type to (H, W, C)."""
-    array: NDArray[np.float32] = tensor[0].float().cpu().numpy()
-    return array
 
 
 def _level(name: str, maps: Sequence[NDArray[np.float32]]) -> FeatureLevel:

@@ -22,8 +22,8 @@ from dsu.metrics.paper import IMAGES, ablations, published
 from dsu.progress import SILENT
 from dsu.report import page as page_module
 from dsu.report import write_report
+from dsu.report.page import histogram
 from dsu.report.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, draw_panels
-from dsu.report.plots import histogram
 
 VOID = {"meta", "link", "img", "input", "br"}
 # Their end tags may be left out in HTML.

@@ -22,11 +22,17 @@ from dsu.errors import DsuError, UsageError
 from dsu.pictures import CELL_GROUND
 from dsu.progress import SILENT, Task
 from dsu.runtime import choose_runtime
-from dsu.visualization.comparison import Comparison
-from dsu.visualization.features import FeatureGroup, FeatureLevel, choose_blocks, compute_features, open_network
-from dsu.visualization.figures import FeatureFigure
-from dsu.visualization.images import ComparedImage, Shown, choose_worst, find_compared, find_shown, pick_names
-from dsu.visualization.projections import choose_tokens, mask_of_tokens, plane, principal_colours
+from dsu.visualization.comparison import ComparedImage, Comparison, choose_worst, find_compared, pick_names
+from dsu.visualization.features import (
+    FeatureGroup,
+    FeatureLevel,
+    Shown,
+    choose_blocks,
+    compute_features,
+    find_shown,
+    open_network,
+)
+from dsu.visualization.figures import FeatureFigure, choose_tokens, mask_of_tokens, plane, principal_colours
 
 FRAME_GREY: Final = (154, 160, 166)
 
