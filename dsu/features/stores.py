@@ -398,10 +398,8 @@ def named_folders(cache_root: Path, name: str) -> list[Path]:
     given, word = os.path.abspath(Path(name).expanduser()), _plain(name.rstrip("/"))
 
     def is_meant(folder: Path) -> bool:
-        split = folder.parent.name
-        if given in map(os.path.abspath, (folder, folder.parent)) or word in map(
-            _plain, (split, f"{split}/{folder.name}")
-        ):
+        words = map(_plain, (folder.parent.name, f"{folder.parent.name}/{folder.name}"))
+        if given in map(os.path.abspath, (folder, folder.parent)) or word in words:
             return True
         try:
             return FeatureStore.open(folder).is_of(name)
@@ -414,7 +412,7 @@ def named_folders(cache_root: Path, name: str) -> list[Path]:
 def _may_be_of(name: str, folder: Path) -> bool:
     """Whether a damaged store may be of a data set or a split: its folder is all there is to go by."""
     split = re.sub(r"-tiles-\d+-\d+$", "", folder.parent.name)  # DATASET-TR or -TE then
-    return _plain(name) in map(_plain, (folder.parent.name, split, split.rpartition("-")[0]))
+    return bool(name) and _plain(name) in map(_plain, (folder.parent.name, split, split.rpartition("-")[0]))
 
 
 def _plain(name: str) -> str:

@@ -82,6 +82,13 @@ def test_without_any_store_all_commands_say_so_and_a_name_is_refused(dsu: Dsu) -
         assert "no store of DUTS" in dsu("cache", command, "DUTS", exit_code=2).output
 
 
+def test_no_name_means_no_store(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+    mine = cached.copied(tmp_path)
+    (mine.store / "zarr.json").unlink()  # of a damaged store the folder's name is all there is to go by
+    assert "There is no store of" in dsu("cache", "remove", "", "--yes", "--cache-root", mine.root, exit_code=2).output
+    assert mine.store.is_dir()
+
+
 def test_verify_says_what_it_has_read(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
     mine = cached.copied(tmp_path)
     assert "of features, images and masks read." in dsu("cache", "verify", "--cache-root", mine.root).output
