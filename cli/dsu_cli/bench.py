@@ -9,6 +9,7 @@ import typer
 
 from dsu.settings import NetworkSettings, RuntimeSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress
 from dsu_cli.settings_options import with_settings
 
 
@@ -49,7 +50,6 @@ def bench(
     from dsu.encoders.weights import EncoderWeights
     from dsu.files import atomic_write
     from dsu.settings_file import read_settings
-    from dsu_cli.console import ConsoleProgress
 
     runtime = read_settings(RuntimeSettings, given)
     counts = {

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, bytes_text, fail, out
 
 __all__ = ["cache"]
 
@@ -27,7 +28,6 @@ def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False,
     """All stores, one a row: what they are of, their size, whether they are complete."""
     from dsu.features.upkeep import describe_stores
     from dsu_cli.cache_reports import print_json, stores_table
-    from dsu_cli.console import ConsoleProgress, out
 
     states = describe_stores((), cache_root, ConsoleProgress(quiet=quiet))
     if json:
@@ -46,7 +46,6 @@ def info(
     """What a store holds, of which encoders, weights and images, and what it lacks."""
     from dsu.features.upkeep import describe_stores
     from dsu_cli.cache_reports import print_json, store_report
-    from dsu_cli.console import ConsoleProgress, out
 
     states = describe_stores(names or (), cache_root, ConsoleProgress(quiet=quiet))
     if json:
@@ -73,7 +72,6 @@ def verify(
     """
     from dsu.features.upkeep import verify_stores
     from dsu_cli.cache_reports import print_json, verification_lines
-    from dsu_cli.console import ConsoleProgress, fail, out
 
     results = verify_stores(
         names or (),
@@ -104,7 +102,6 @@ def remove(
     """Remove stores with all their features, after asking. Images and masks are never touched."""
     from dsu.features.upkeep import StoreState, remove_stores
     from dsu_cli.cache_reports import stores_table
-    from dsu_cli.console import bytes_text, out
 
     def ask(doomed: list[StoreState]) -> None:
         if not quiet:

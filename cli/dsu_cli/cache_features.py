@@ -8,6 +8,7 @@ import typer
 
 from dsu.settings import ExtractionSettings, NetworkSettings, RuntimeSettings, TilingSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, table
 from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def cache_features(
     from dsu.encoders.weights import EncoderWeights
     from dsu.features.extraction import CachePlan, cache_features
     from dsu.settings_file import read_settings
-    from dsu_cli.console import ConsoleProgress, fail, out
 
     def announce(plan: CachePlan) -> None:
         """What is left out, and what will be done, before hours of work."""
@@ -99,8 +99,6 @@ def _plan_report(plan: "CachePlan") -> "RenderableType":
     """What stage one is about to do: device, images, bytes by array, free disk."""
     from rich.console import Group
     from rich.text import Text
-
-    from dsu_cli.console import bytes_text, key_table, table
 
     shown = table(("split", "images", "to do", "array", "bytes"), {"images", "to do", "bytes"})
     total = 0

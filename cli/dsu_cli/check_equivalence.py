@@ -9,6 +9,7 @@ import typer
 
 from dsu.settings import TrainingSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, fail, key_table, out
 from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def check_equivalence(
     from dsu.equivalence import check_equivalence
     from dsu.files import atomic_write, make_folder
     from dsu.settings_file import read_settings
-    from dsu_cli.console import ConsoleProgress, fail, out
 
     report = check_equivalence(
         read_settings(TrainingSettings, given, config),
@@ -73,8 +73,6 @@ def _report(report: "Report") -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
-
-    from dsu_cli.console import key_table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)

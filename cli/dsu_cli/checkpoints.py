@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dsu_cli import options
+from dsu_cli.console import out as console
 
 
 def import_checkpoint(
@@ -24,7 +25,6 @@ def import_checkpoint(
     from dsu.files import make_folder
     from dsu.heads.head_file import save_head
     from dsu.sharing.published import import_head
-    from dsu_cli.console import out as console
 
     target = options.new_file("--out", out, overwrite=overwrite)
     state, info, notes = import_head(checkpoint, EncoderWeights(hiera_weights, dino_weights))
@@ -51,7 +51,6 @@ def export_checkpoint(
     from dsu.files import atomic_write, make_folder
     from dsu.heads.head_file import read_head_info, resolve_head
     from dsu.sharing.published import export_head
-    from dsu_cli.console import out as console
 
     target = options.new_file("--out", out, overwrite=overwrite)
     file = resolve_head(head)

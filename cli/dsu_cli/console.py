@@ -1,12 +1,13 @@
 """What a person sees: progress bars, tables, errors. Results go to standard output, all else to standard error."""
 
+import io
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from dsu.progress import Task, counted
@@ -18,6 +19,7 @@ __all__ = [
     "ConsoleProgress",
     "Stopped",
     "age_text",
+    "as_text",
     "bytes_text",
     "err",
     "fail",
@@ -31,6 +33,10 @@ __all__ = [
 # Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+_TEXT_WIDTH = 160
+"""Of plain text in a file, in characters: a table of several runs has room."""
 
 
 class Stopped(Exception):
@@ -96,6 +102,14 @@ def table(headings: Sequence[str], right: Collection[str] = ()) -> Table:
     for heading in headings:
         made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
     return made
+
+
+def as_text(shown: RenderableType) -> str:
+    """What is printed, as plain text for a file."""
+    console = Console(file=io.StringIO(), width=_TEXT_WIDTH, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
 class ConsoleProgress:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsu.errors import UsageError
 from dsu.settings import ExtractionSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, fail, key_table, out, say
 from dsu_cli.settings_options import option_of
 
 if TYPE_CHECKING:
@@ -48,7 +50,6 @@ def look(
         return
     from dsu.data.benchmarks import survey
     from dsu_cli.cache_reports import print_json
-    from dsu_cli.console import out, say
 
     if not data_root.is_dir() and not quiet:
         say(f"There is no folder {data_root}: give the one that the benchmarks lie in with --data-root or DSU_DATA.")
@@ -99,7 +100,6 @@ def check(
     from dsu.data.datasets import Paths
     from dsu.dataset_check import check_dataset
     from dsu_cli.cache_reports import print_json
-    from dsu_cli.console import ConsoleProgress, out, say
     from dsu_cli.dataset_check_report import dataset_check_report
 
     progress = ConsoleProgress(quiet=quiet)
@@ -147,7 +147,6 @@ def _caching_command(context: typer.Context) -> str:
 
 def _refuse_options(context: typer.Context, command: str) -> None:
     """Options before a command's name would be lost without a word."""
-    from dsu.errors import UsageError
 
     for name in context.params:
         source = context.get_parameter_source(name)
@@ -170,7 +169,6 @@ def _overlaps(states: Sequence["SplitState"], *, json: bool, quiet: bool) -> Non
     from dsu.data.benchmarks import COD_TRAIN
     from dsu.data.overlaps import find_overlaps
     from dsu_cli.cache_reports import print_json
-    from dsu_cli.console import ConsoleProgress, fail, out
 
     # COD's training split is CAMO's and COD10K's, which are here under their own names.
     splits = [state.found for state in states if state.found and state.sought is not COD_TRAIN]
@@ -225,8 +223,6 @@ def _unpaired(state: "SplitState") -> str:
 def _overlaps_report(result: "Overlaps") -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
-
-    from dsu_cli.console import key_table
 
     compared = ", ".join(f"{name} {count:,}" for name, count in result.images.items()) or "nothing"
     parts: list[RenderableType] = [

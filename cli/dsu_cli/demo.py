@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from dsu.errors import DsuError
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress
+from dsu_cli.console import out as console
 
 S_FLOOR = 0.65
 """What a head that has learnt reaches on the held-out split; an untrained one has about 0.35."""
@@ -28,11 +31,8 @@ def demo(
     Needs no download and takes a few minutes on two cores.
     """
     from dsu.data.synthetic import draw_dataset
-    from dsu.errors import DsuError
     from dsu.training.callbacks import PROGRESS_FILE, SHEETS_FOLDER
     from dsu_cli.cache_features import cache_features
-    from dsu_cli.console import ConsoleProgress
-    from dsu_cli.console import out as console
     from dsu_cli.evaluate import evaluate
     from dsu_cli.predict import predict
     from dsu_cli.train_head import train_head

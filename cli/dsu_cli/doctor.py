@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dsu_cli import options
+from dsu_cli.console import out
 
 _STYLES = {"fine": "", "note": "yellow", "broken": "bold red"}
 
@@ -24,7 +25,6 @@ def doctor(
 
     from dsu.doctor import diagnose
     from dsu_cli.cache_reports import print_json
-    from dsu_cli.console import out
 
     found = diagnose(data_root, cache_root)
     if json:

@@ -1,20 +1,27 @@
 """`dsu eval`: predictions against ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group, RenderableType
+from rich.styled import Styled
+from rich.table import Table
+from rich.text import Text
 
+from dsu.errors import UsageError
+from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, as_text, fail, key_table
+from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from dsu.evaluation.evaluate import Evaluation
     from dsu.evaluation.ground_truth import JudgedSet
-    from dsu.report import Results
+    from dsu.report import Comparison, Line, Results
 
+_PAPERS_OWN = "DSU-Net"
 SHOWN = 10
 """How many missing predictions are named one by one."""
 
@@ -103,12 +110,8 @@ def evaluate(
     """
     from dsu.data.datasets import Paths
     from dsu.evaluation.ground_truth import find_judged_sets, named_predictions, unjudged
-    from dsu.metrics.figures import FIGURES
     from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
-    from dsu_cli.console import ConsoleProgress
-    from dsu_cli.console import out as console
-    from dsu_cli.metric_tables import as_text
 
     progress = ConsoleProgress(quiet=quiet)
     form = options.one_of("--format", format_ or _format_of(out), ("table", *FORMATS))
@@ -168,20 +171,14 @@ def evaluate(
 
 def _tables(
     results: "Results", metrics: Sequence[str] | None, *, published: bool, conventions: bool, quiet: bool
-) -> "RenderableType":
+) -> RenderableType:
     """The table or tables of a person, with what they rest on below."""
-    from rich.console import Group
-    from rich.styled import Styled
-    from rich.text import Text
-
     from dsu.report import conventions_by_kind, in_short
-    from dsu_cli.console import key_table
-    from dsu_cli.metric_tables import comparison_tables, metrics_table
 
     parts: list[RenderableType] = (
-        [comparison_tables(results, with_paper=published, metrics=metrics)]
+        [_comparison_tables(results, with_paper=published, metrics=metrics)]
         if published or len(results) > 1
-        else [metrics_table(sets, metrics) for sets in results.values()]
+        else [_metrics_table(sets, metrics) for sets in results.values()]
     )
     if conventions:
         kinds = conventions_by_kind(results)
@@ -193,9 +190,85 @@ def _tables(
     return Group(*parts)
 
 
+def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | None = None) -> RenderableType:
+    """One row a figure, one column a set, beside it the paper's figures of DSU-Net where there are any."""
+    from dsu.report import Comparison, compare
+
+    columns: list[tuple[str, Line]] = []
+    notes: list[str] = []
+    for name, found in sets.items():
+        [comparison] = compare({name: {name: found}})
+        *paper, own = comparison.lines
+        columns += [(name, own), *(("paper", line) for line in paper if line.label == _PAPERS_OWN)]
+        notes += own.notes(comparison.shown(metrics))
+    together = Comparison("", tuple(line for _, line in columns))
+    # Of several sets no figure is the best.
+    table = _figures(together, columns, metrics, lambda line, figure: False)
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def _comparison_tables(results: "Results", *, with_paper: bool, metrics: Sequence[str] | None = None) -> RenderableType:
+    """A table a set: a row a figure, a column a run or published method, the best of each row bold."""
+    from dsu.metrics.paper import published
+    from dsu.report import compare
+
+    parts: list[RenderableType] = []
+    for comparison in compare(results, published if with_paper else None):
+        columns = [
+            (line.label + (f"\npaper{' ≈' if line.approximate else ''}" if line.published else ""), line)
+            for line in comparison.lines
+        ]
+        table = _figures(comparison, columns, metrics, comparison.is_best)
+        parts += [table, *(Text(note, style="dim") for note in comparison.notes(metrics)), ""]
+    return Group(*parts)
+
+
+def _figures(
+    comparison: "Comparison",
+    columns: Sequence[tuple[str, "Line"]],
+    metrics: Sequence[str] | None,
+    is_best: Callable[["Line", str], bool],
+) -> Table:
+    """The figures asked for; else all metrics and, in parts of their own, what images without an object call for."""
+
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(comparison.name, no_wrap=True)
+    for heading, line in columns:
+        style = "dim" if line.published else ""
+        table.add_column(Text(heading, style=style, overflow="fold"), justify="right", style=style)
+    lines = [line for _, line in columns]
+    _add_rows(table, lines, metrics or METRICS, is_best)
+    _add_counts(table, lines, "images", lambda line: line.images or 0)
+    if metrics is None and comparison.with_empties:
+        table.add_row()
+        _add_counts(table, lines, "images without an object", lambda line: line.without_object)
+        _add_rows(table, lines, IMAGE_LEVEL, is_best)
+        table.add_row()
+        _add_counts(table, lines, "images with an object", lambda line: (line.images or 0) - line.without_object)
+        _add_rows(table, lines, [name for name in comparison.shown() if name not in (*METRICS, *IMAGE_LEVEL)], is_best)
+    return table
+
+
+def _add_rows(
+    table: Table, lines: Sequence["Line"], figures: Sequence[str], is_best: Callable[["Line", str], bool]
+) -> None:
+
+    for figure in figures:
+        cells = []
+        for line in lines:
+            absent = "" if line.published else "–"
+            text = f"{line.figures[figure]:.{3 if line.published else 4}f}" if figure in line.figures else absent
+            cells.append(Text(text, style="bold not dim" if is_best(line, figure) else ""))
+        table.add_row(f"{figure_name(figure)} {arrow(figure)}", *cells)
+
+
+def _add_counts(table: Table, lines: Sequence["Line"], what: str, count: Callable[["Line"], int]) -> None:
+    cells = ("" if line.published else f"{count(line):,}" for line in lines)
+    table.add_row(Text(what, style="dim"), *cells)
+
+
 def _format_of(out: Path | None) -> str:
     """What a file of that name holds. Raises `UsageError` for an ending that says nothing."""
-    from dsu.errors import UsageError
 
     if out is None:
         return "table"
@@ -223,7 +296,6 @@ def _named(path: Path) -> str:
 
 def _name_lost(judged: "JudgedSet") -> bool:
     """Name what a set has no prediction or no ground truth for; whether there is nothing of the kind."""
-    from dsu_cli.console import fail
 
     for kind, lost in (("has no prediction", judged.missing), ("has no ground truth", judged.extra)):
         for name in lost[:SHOWN]:

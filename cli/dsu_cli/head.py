@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsu.metrics.figures import figure_name
+from dsu.progress import counted
 from dsu_cli import options
+from dsu_cli.console import age_text, bytes_text, fail, key_table, out, say, table
+from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +45,6 @@ def list_(
     """
     from dsu.sharing.head_facts import find_heads
     from dsu_cli.cache_reports import print_json
-    from dsu_cli.console import fail, out, say
 
     heads = find_heads(folder)
     if json:
@@ -69,7 +72,6 @@ def info(
     from dsu.heads.head_file import resolve_head
     from dsu.sharing.head_facts import head_facts
     from dsu_cli.cache_reports import print_json
-    from dsu_cli.console import key_table, out
 
     facts = head_facts(resolve_head(head))
     if json:
@@ -97,8 +99,6 @@ def export(
     """
     from dsu.heads.head_file import resolve_head
     from dsu.sharing.model_card import export_folder
-    from dsu_cli.console import bytes_text, key_table
-    from dsu_cli.console import out as console
 
     files = export_folder(resolve_head(head), out, name=name, licence=licence, overwrite=overwrite)
     if quiet:
@@ -113,9 +113,6 @@ _SHOWN = ("S", "F_adaptive", "E_mean", "MAE", "IoU", "Dice", "false_alarms", "mi
 
 
 def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
-    from dsu.metrics.figures import figure_name
-    from dsu.progress import counted
-    from dsu_cli.console import bytes_text
 
     info, network = facts.info, facts.info.config
     rows = [
@@ -148,8 +145,6 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
 def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
     import time
 
-    from dsu_cli.console import age_text, table
-
     figures = ("S", "MAE", "IoU")
     shown = table(("head", "data", "network", "N", "epoch", *figures, "age"), {"N", "epoch", *figures, "age"})
     for head in heads:
@@ -166,7 +161,6 @@ def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
 
 def _images(found: dict[str, Any]) -> str:
     """How many images a set was judged on, and why its figures don't compare with published ones."""
-    from dsu.progress import counted
 
     without = f", {found['images_without_object']:,} without an object" if "images_without_object" in found else ""
     remark = f"; {found['missing']:,} more without a prediction" if "missing" in found else ""

@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from dsu import __version__
+from dsu.errors import DsuError, UsageError
 from dsu_cli.bench import bench
 from dsu_cli.cache import cache
 from dsu_cli.cache_features import cache_features
 from dsu_cli.check_equivalence import check_equivalence
 from dsu_cli.checkpoints import export_checkpoint, import_checkpoint
+from dsu_cli.console import Stopped, fail, listen
 from dsu_cli.datasets_command import datasets
 from dsu_cli.demo import demo
 from dsu_cli.doctor import doctor
@@ -102,8 +104,6 @@ _INTERRUPTED = 130
 def run() -> None:
     """Run the command line; failures that the user can mend become one sentence and an exit status."""
     from dsu.environment import prepare_environment
-    from dsu.errors import DsuError, UsageError
-    from dsu_cli.console import Stopped, fail, listen
 
     listen(quiet="--quiet" in sys.argv)
     prepare_environment()

@@ -8,6 +8,8 @@ import typer
 
 from dsu.settings import PredictionSettings, RuntimeSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, fail
+from dsu_cli.console import out as console
 from dsu_cli.settings_options import with_settings
 
 
@@ -57,8 +59,6 @@ def predict(
     from dsu.prediction.targets import prepare_jobs
     from dsu.runtime import choose_runtime
     from dsu.settings_file import read_settings
-    from dsu_cli.console import ConsoleProgress, fail
-    from dsu_cli.console import out as console
 
     progress = ConsoleProgress(quiet=quiet)
     if head is not None and is_hub_name(head):

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsu.metrics.figures import FIGURES
+from dsu.progress import counted
 from dsu.settings import TrainingSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, as_text, key_table, table
+from dsu_cli.console import out as console
 from dsu_cli.settings_options import with_parameters, with_settings
 
 if TYPE_CHECKING:
@@ -50,12 +54,8 @@ def _run(
 ) -> None:
     from dsu.data.datasets import Paths
     from dsu.encoders.weights import EncoderWeights
-    from dsu.metrics.figures import FIGURES
     from dsu.settings_file import read_settings
     from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
-    from dsu_cli.console import ConsoleProgress, key_table
-    from dsu_cli.console import out as console
-    from dsu_cli.metric_tables import as_text
 
     chosen = options.names_of("--metrics", metrics, FIGURES)
     plan = open_study(
@@ -76,8 +76,8 @@ def _run(
     finished = run_study(plan, progress, lambda so_far: write_record(plan, so_far))
     figures = chosen or default_figures(finished)
     files = write_study(plan, finished, figures)
-    for table in study_tables(plan.kind, finished, figures):
-        console.print(as_text(_shown(table)), end="")
+    for one in study_tables(plan.kind, finished, figures):
+        console.print(as_text(_shown(one)), end="")
     progress.say(f"Written to {plan.folder}: {', '.join(files)}")
     if plan.lacking:
         raise typer.Exit(1)
@@ -156,7 +156,6 @@ def ablations(n: _Seeds = 1) -> "Asked":
 
 
 def _facts(plan: "Study") -> list[tuple[str, str]]:
-    from dsu.progress import counted
 
     return [
         ("study", f"{plan.kind}, {counted(len(plan.members), 'runs')} of {counted(plan.settings.epochs, 'epochs')}"),
@@ -167,7 +166,6 @@ def _facts(plan: "Study") -> list[tuple[str, str]]:
 
 
 def _state(member: "Member") -> str:
-    from dsu.progress import counted
     from dsu.study.results import epochs_of
 
     epochs = f"{len(epochs_of(member.folder))} of {counted(member.settings.epochs, 'epochs')}"
@@ -182,7 +180,6 @@ def _state(member: "Member") -> str:
 
 def _shown(found: "StudyTable") -> "RenderableType":
     """Members, then below an empty line what sums them up; numbers stay whole, whatever the width."""
-    from dsu_cli.console import table
 
     shown = table([heading.replace(" with an", "\nwith an") for heading in found.headings])
     for column in shown.columns:

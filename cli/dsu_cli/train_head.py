@@ -8,6 +8,8 @@ import typer
 
 from dsu.settings import TrainingSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, Stopped, err, key_table
+from dsu_cli.console import out as console
 from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
@@ -41,8 +43,6 @@ def train_head(
     from dsu.encoders.weights import EncoderWeights
     from dsu.settings_file import read_settings
     from dsu.training.runs import open_run
-    from dsu_cli.console import ConsoleProgress, Stopped, err, key_table
-    from dsu_cli.console import out as console
     from dsu_cli.training_panel import TrainingPanel
 
     progress = ConsoleProgress(quiet=quiet)

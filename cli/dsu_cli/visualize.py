@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsu.errors import UsageError
+from dsu.progress import Progress, counted
 from dsu.settings import NetworkSettings, RuntimeSettings
 from dsu_cli import options
+from dsu_cli.console import ConsoleProgress, fail
 from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
-    from dsu.progress import Progress
     from dsu.visualization.comparison import Comparison
     from dsu.visualization.figures import FeatureFigure
 
@@ -61,12 +63,10 @@ def features(
     from dsu.data.datasets import Paths
     from dsu.drawing import page_files
     from dsu.encoders.weights import EncoderWeights
-    from dsu.progress import counted
     from dsu.runtime import choose_runtime
     from dsu.settings_file import read_settings
     from dsu.visualization.features import MOST, choose_blocks, compute_features, find_shown, open_network
     from dsu.visualization.figures import FeatureFigure
-    from dsu_cli.console import ConsoleProgress, fail
 
     progress = ConsoleProgress(quiet=quiet)
     _refuse_standing(page_files(out), overwrite=overwrite)
@@ -145,11 +145,8 @@ def predictions(
     """
     from dsu.data.datasets import Paths
     from dsu.drawing import page_files
-    from dsu.errors import UsageError
     from dsu.evaluation.ground_truth import named_predictions
-    from dsu.progress import counted
     from dsu.visualization.comparison import Comparison, are_of_random_encoders, choose_worst, find_compared, pick_names
-    from dsu_cli.console import ConsoleProgress
 
     progress = ConsoleProgress(quiet=quiet)
     _refuse_standing(page_files(out), overwrite=overwrite)
@@ -180,7 +177,6 @@ def predictions(
 
 def _refuse_standing(files: Sequence[Path], *, overwrite: bool) -> None:
     """Raise `UsageError` for a file that a figure would be written over."""
-    from dsu.errors import UsageError
 
     for file in files:
         if file.is_dir():
@@ -193,7 +189,6 @@ def _refuse_standing(files: Sequence[Path], *, overwrite: bool) -> None:
 def _draw(figure: "Comparison | FeatureFigure", what: str, out: Path, progress: "Progress", *, overwrite: bool) -> None:
     """Say how many pages there will be, draw them unless other files stand there, and name them all."""
     from dsu.drawing import page_files
-    from dsu.progress import counted
 
     pages = len(figure.pages())
     _refuse_standing(page_files(out, pages), overwrite=overwrite)
@@ -203,7 +198,6 @@ def _draw(figure: "Comparison | FeatureFigure", what: str, out: Path, progress: 
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    from dsu.errors import UsageError
 
     if text is None:
         return None
