@@ -71,91 +71,113 @@ class BenchmarkSplit:
     without: str = ""
 
 
-def _homes(*homes: str, only: str = "") -> tuple[Place, ...]:
-    return tuple(Place(home, only=only) for home in homes)
+def _split(
+    dataset: str, name: str, kind: Kind, official_count: int, *places: str, without: str = "", only: str = ""
+) -> BenchmarkSplit:
+    """A split whose places are written `home` or `home:images:masks`.
+
+    `only` is for the folders in which the camouflaged sets' training splits lie together.
+    """
+    found = [replace(Place(*place.split(":")), only=only if place in _COD_TRAIN_HOMES else "") for place in places]
+    return BenchmarkSplit(dataset, name, kind, official_count, tuple(found), without)
 
 
 # The camouflaged sets are often repacked together: TrainDataset/Imgs, TestDataset/CAMO/Imgs.
 _COD_TRAIN_HOMES: Final = ("TrainDataset", "COD/TrainDataset")
 
-
-def _test_homes(name: str) -> tuple[Place, ...]:
-    return _homes(f"TestDataset/{name}", f"COD/TestDataset/{name}")
-
-
-def _test_alone(name: str) -> tuple[Place, ...]:
-    """A data set of two splits of which a folder holds the test images only, as in TestDataset itself."""
-    return tuple(Place(name, images, "GT") for images in ("Imgs", "Image"))
-
-
-def _test_only(name: str, official_count: int, *places: Place) -> BenchmarkSplit:
-    return BenchmarkSplit(name, name, "test", official_count, (*places, Place(name), *_test_homes(name)))
-
-
-def _camo(part: str) -> tuple[Place, ...]:
-    """CAMO as published: two folders of images, one of masks for both."""
-    return tuple(Place(home, f"Images/{part}", "GT") for home in ("CAMO", "CAMO-V.1.0-CVIU2019"))
-
-
-def _cod10k(part: str) -> tuple[Place, ...]:
-    """COD10K as published."""
-    return _homes(f"COD10K-v3/{part}", f"COD10K/{part}", f"COD10K/COD10K-v3/{part}")
-
-
-COD_TRAIN: Final = BenchmarkSplit("COD", "COD-TR", "train", 4_040, _homes(*_COD_TRAIN_HOMES), without="NonCAM")
+COD_TRAIN: Final = _split("COD", "COD-TR", "train", 4_040, *_COD_TRAIN_HOMES, without="NonCAM")
 """The camouflaged sets' common training split: CAMO-TR and COD10K-TR together."""
 
 BENCHMARK_SPLITS: Final = (
-    BenchmarkSplit("DUTS", "DUTS-TR", "train", 10_553, _homes("DUTS/DUTS-TR", "DUTS-TR", "DUTS/train")),
-    BenchmarkSplit("DUTS", "DUTS-TE", "test", 5_019, _homes("DUTS/DUTS-TE", "DUTS-TE", "DUTS/test")),
-    _test_only("DUT-OMRON", 5_168, Place("", "DUT-OMRON-image", "pixelwiseGT-new-PNG")),
-    _test_only("HKU-IS", 4_447),
-    # The original archive holds other data sets beside PASCAL's.
-    _test_only(
-        "PASCAL-S",
-        850,
-        Place("PASCAL-S", "datasets/imgs/pascal", "datasets/masks/pascal"),
-        Place("PASCAL-S", "imgs/pascal", "masks/pascal"),
-        Place("", "datasets/imgs/pascal", "datasets/masks/pascal"),
+    _split("DUTS", "DUTS-TR", "train", 10_553, "DUTS/DUTS-TR", "DUTS-TR", "DUTS/train"),
+    _split("DUTS", "DUTS-TE", "test", 5_019, "DUTS/DUTS-TE", "DUTS-TE", "DUTS/test"),
+    _split(
+        "DUT-OMRON",
+        "DUT-OMRON",
+        "test",
+        5_168,
+        ":DUT-OMRON-image:pixelwiseGT-new-PNG",
+        "DUT-OMRON",
+        "TestDataset/DUT-OMRON",
+        "COD/TestDataset/DUT-OMRON",
     ),
-    _test_only("ECSSD", 1_000),
-    BenchmarkSplit(
+    _split("HKU-IS", "HKU-IS", "test", 4_447, "HKU-IS", "TestDataset/HKU-IS", "COD/TestDataset/HKU-IS"),
+    # The original archive holds other data sets beside PASCAL's.
+    _split(
+        "PASCAL-S",
+        "PASCAL-S",
+        "test",
+        850,
+        "PASCAL-S:datasets/imgs/pascal:datasets/masks/pascal",
+        "PASCAL-S:imgs/pascal:masks/pascal",
+        ":datasets/imgs/pascal:datasets/masks/pascal",
+        "PASCAL-S",
+        "TestDataset/PASCAL-S",
+        "COD/TestDataset/PASCAL-S",
+    ),
+    _split("ECSSD", "ECSSD", "test", 1_000, "ECSSD", "TestDataset/ECSSD", "COD/TestDataset/ECSSD"),
+    # As published, CAMO has two folders of images and one of masks for both.
+    _split(
         "CAMO",
         "CAMO-TR",
         "train",
         1_000,
-        (
-            *_camo("Train"),
-            *_homes("CAMO/CAMO-TR", "CAMO-TR", "CAMO/train"),
-            # Sic: so the files are spelt.
-            *_homes(*_COD_TRAIN_HOMES, only="camourflage"),
-        ),
+        "CAMO:Images/Train:GT",
+        "CAMO-V.1.0-CVIU2019:Images/Train:GT",
+        "CAMO/CAMO-TR",
+        "CAMO-TR",
+        "CAMO/train",
+        *_COD_TRAIN_HOMES,
+        only="camourflage",  # sic: so the files are spelt
     ),
-    BenchmarkSplit(
+    _split(
         "CAMO",
         "CAMO-TE",
         "test",
         250,
-        (*_camo("Test"), *_homes("CAMO/CAMO-TE", "CAMO-TE", "CAMO/test"), *_test_homes("CAMO"), *_test_alone("CAMO")),
+        "CAMO:Images/Test:GT",
+        "CAMO-V.1.0-CVIU2019:Images/Test:GT",
+        "CAMO/CAMO-TE",
+        "CAMO-TE",
+        "CAMO/test",
+        "TestDataset/CAMO",
+        "COD/TestDataset/CAMO",
+        # A folder that holds the test images only, as in TestDataset itself.
+        "CAMO:Imgs:GT",
+        "CAMO:Image:GT",
     ),
-    BenchmarkSplit(
+    _split(
         "COD10K",
         "COD10K-TR",
         "train",
         3_040,
-        (*_cod10k("Train"), *_homes("COD10K/COD10K-TR", "COD10K-TR"), *_homes(*_COD_TRAIN_HOMES, only="COD10K")),
+        "COD10K-v3/Train",
+        "COD10K/Train",
+        "COD10K/COD10K-v3/Train",
+        "COD10K/COD10K-TR",
+        "COD10K-TR",
+        *_COD_TRAIN_HOMES,
+        only="COD10K",
         without="NonCAM",
     ),
-    BenchmarkSplit(
+    _split(
         "COD10K",
         "COD10K-TE",
         "test",
         2_026,
-        (*_cod10k("Test"), *_homes("COD10K/COD10K-TE", "COD10K-TE"), *_test_homes("COD10K"), *_test_alone("COD10K")),
+        "COD10K-v3/Test",
+        "COD10K/Test",
+        "COD10K/COD10K-v3/Test",
+        "COD10K/COD10K-TE",
+        "COD10K-TE",
+        "TestDataset/COD10K",
+        "COD/TestDataset/COD10K",
+        "COD10K:Imgs:GT",
+        "COD10K:Image:GT",
         without="NonCAM",
     ),
-    _test_only("CHAMELEON", 76),
-    _test_only("NC4K", 4_121),
+    _split("CHAMELEON", "CHAMELEON", "test", 76, "CHAMELEON", "TestDataset/CHAMELEON", "COD/TestDataset/CHAMELEON"),
+    _split("NC4K", "NC4K", "test", 4_121, "NC4K", "TestDataset/NC4K", "COD/TestDataset/NC4K"),
     COD_TRAIN,
 )
 

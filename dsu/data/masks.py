@@ -105,14 +105,14 @@ class MaskFacts:
         return cls(**{**fields, "values": None if values is None else tuple(values)})
 
 
-def examine_mask(path: Path, data: bytes | None = None) -> tuple[tuple[int, int], MaskFacts]:
-    """Look at a mask before any mask_format is chosen: its size (width, height), and what it holds.
+def examine_mask(path: Path) -> MaskFacts:
+    """Look at a mask before any mask_format is chosen.
 
     Raises:
         UnreadableImage: As `dsu.data.images.read_mask`.
     """
-    raw, kind = raw_mask(path, data)
-    return (raw.shape[1], raw.shape[0]), mask_facts(raw, kind, int(raw.max()))
+    raw, kind = raw_mask(path)
+    return mask_facts(raw, kind, int(raw.max()))
 
 
 def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:

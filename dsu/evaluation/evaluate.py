@@ -242,7 +242,7 @@ def evaluate(
 
 
 def _examine(images: Sequence[JudgedImage]) -> list[MaskFacts]:
-    return [examine_mask(image.truth)[1] for image in images]
+    return [examine_mask(image.truth) for image in images]
 
 
 def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> Meters:

@@ -187,11 +187,9 @@ class _Finder:
                 f"a folder or image files."
             )
         name = f"{source.split}-VAL"
-        if not self.end_to_end:
-            for store in find_stores(self.paths.cache_root, source.split, encoders_name(self.info.config)):
-                origin = store.source
-                if origin.reference == source.reference and origin.tiling == self.tiling == source.tiling:
-                    return self._stored_job(name, store, held_out)
+        for store in self._stores(source.split):
+            if store.source.reference == source.reference and store.source.tiling == source.tiling:
+                return self._stored_job(name, store, held_out)
         if source.tiling is not None:
             held_out = {image_name(tile) for tile in held_out}
         own = [image for split in source.splits() if split.name == source.split for image in _images_of(split)]
@@ -210,15 +208,19 @@ class _Finder:
 
     def _from_stores(self, name: str) -> list[Job]:
         """Jobs from the stores of a data set's test splits, or of the one split that is named; none from images."""
-        if self.end_to_end:
-            return []
-        stores = find_stores(self.paths.cache_root, name, encoders_name(self.info.config))
-        found = [store for store in stores if store.source.tiling == self.tiling]
-        tests = [store for store in found if store.source.kind == "test"] or found
+        stores = self._stores(name)
+        tests = [store for store in stores if store.source.kind == "test"] or stores
         try:
             return [self._stored_job(store.source.split, store) for store in tests]
         except UsageError:  # not complete
             return []
+
+    def _stores(self, name: str) -> list[FeatureStore]:
+        """Stores of a data set or a split whose images are cut as is wanted; none from images."""
+        stores = (
+            find_stores(self.paths.cache_root, name, encoders_name(self.info.config)) if not self.end_to_end else []
+        )
+        return [store for store in stores if store.source.tiling == self.tiling]
 
     def _stored_job(self, name: str, store: FeatureStore, only: Collection[str] | None = None) -> Job:
         """The samples of a store, or some of them, after checking that their features still hold."""

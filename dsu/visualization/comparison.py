@@ -288,7 +288,7 @@ class Comparison:
         """
         pages = self.pages()
         files = page_files(path, len(pages))
-        mask_format = choose_mask_format([examine_mask(row.truth)[1] for row in self.rows if row.truth is not None])
+        mask_format = choose_mask_format([examine_mask(row.truth) for row in self.rows if row.truth is not None])
         with progress.task("drawing", len(self.rows)) as task:
             draw = partial(self._page, mask_format=mask_format, task=task)
             return save_figures(map(draw, pages), files, DPI)

@@ -104,7 +104,7 @@ def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
     opened, broken = [], []
     for pair in found:
         try:
-            facts = examine_mask(pair.mask)[1] if pair.mask else None
+            facts = examine_mask(pair.mask) if pair.mask else None
             opened.append((pair.name, open_image(pair.image), pair.mask, facts))
         except UnreadableImage as error:
             broken.append(error)

@@ -26,7 +26,7 @@ def facts_of(folder: Path, masks: Masks) -> list[MaskFacts]:
     for index, mask in enumerate(masks):
         image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
         image.save(folder / f"{index}.png")
-        found.append(examine_mask(folder / f"{index}.png")[1])
+        found.append(examine_mask(folder / f"{index}.png"))
     return found
 
 
@@ -185,4 +185,4 @@ def test_a_foreground_survives_json() -> None:
 @pytest.mark.parametrize("folder", ["DUTS/DUTS-TR/DUTS-TR-Mask", "CAMO/GT", "MagneticTile/MT_Uneven/masks"])
 def test_real_sets_are_grey(real_data: Path, folder: str) -> None:
     masks = sorted((real_data / folder).iterdir())[:150]
-    assert choose_mask_format([examine_mask(path)[1] for path in masks]) == MaskFormat()
+    assert choose_mask_format([examine_mask(path) for path in masks]) == MaskFormat()

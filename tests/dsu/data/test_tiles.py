@@ -129,7 +129,7 @@ def test_the_facts_of_a_tile_are_its_own(folder: Path) -> None:
         left, top, right, bottom = mask_box(pair.box, image.size, (mask.shape[1], mask.shape[0]))
         cut = folder / "cut.png"
         Image.fromarray(mask[top:bottom, left:right]).save(cut)
-        assert (fact.mask_size, fact.mask) == examine_mask(cut)
+        assert (fact.mask_size, fact.mask) == ((right - left, bottom - top), examine_mask(cut))
         assert fact.size == image.crop(pair.box).size
     assert len({fact.content for fact in facts.values()}) == len(facts)
     # Noted and compared, nothing is read again, and every fact survives being written down.
