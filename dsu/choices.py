@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["BceKind", "FeatureDtype", "MaskKind", "Normalization", "Precision", "RegionKind"]
+__all__ = ["BceKind", "FeatureDtype", "Normalization", "Precision", "PredictionKind", "RegionKind"]
 
 FeatureDtype = Literal["float16", "float32"]
 """The type to which whatever is stored is rounded."""
@@ -17,7 +17,7 @@ BceKind = Literal["plain", "weighted", "focal"]
 """In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
 `focal` weighs each pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
 
-MaskKind = Literal["mask", "overlay", "cutout"]
+PredictionKind = Literal["mask", "overlay", "cutout"]
 """An 8-bit mask, the image under a coloured mask, or the object with alpha."""
 
 Normalization = Literal["minmax", "none"]

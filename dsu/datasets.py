@@ -16,9 +16,8 @@ from torch.utils.data import Dataset
 
 from dsu.batches import Batch
 from dsu.config import DSUNetConfig
-from dsu.data.augmentation import augmentation
 from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspect, unreadable
-from dsu.data.decoding import Decoded, ImageProcessor, SampleFiles, open_sample
+from dsu.data.decoding import Decoded, ImageProcessor, SampleFiles, augmentation, open_sample
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import LastUsed
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view

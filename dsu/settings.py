@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo, field_validator
 
-from dsu.choices import BceKind, FeatureDtype, MaskKind, Normalization, Precision, RegionKind
+from dsu.choices import BceKind, FeatureDtype, Normalization, Precision, PredictionKind, RegionKind
 from dsu.config import Ablation, DSUNetConfig, build_config
 from dsu.data.views import ALL_FLIPS, UNFLIPPED, Views
 
@@ -149,7 +149,7 @@ class ExtractionSettings(Settings):
 class PredictionSettings(TilingSettings):
     """How masks are made and written."""
 
-    kind: MaskKind = option("mask", "An 8-bit mask, the image under a coloured mask, or the object cut out.")
+    kind: PredictionKind = option("mask", "An 8-bit mask, the image under a coloured mask, or the object cut out.")
     threshold: float | None = option(None, "Cut the mask at this value in [0, 1] (default: it stays soft).", ge=0, le=1)
     normalize: Normalization | None = option(
         None, "Stretch each mask (default: minmax for benchmarks, as in the paper; none for everything else)."

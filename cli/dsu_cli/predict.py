@@ -1,5 +1,6 @@
 """`dsu predict`: masks for benchmarks, folders and files."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,10 +71,9 @@ def predict(
     trained: Precision = options.one_of(
         f"The precision in {head_file}", info.training.get("precision", "auto"), ("auto", "fp32", "bf16")
     )
-    if asked.precision == "auto" and trained != "auto":
-        runtime = choose_runtime(asked.device, trained, "of training")
-    else:
-        runtime = choose_runtime(asked.device, asked.precision)
+    precision = trained if asked.precision == "auto" else asked.precision
+    because = "asked for" if precision == asked.precision else "of training"
+    runtime = choose_runtime(asked.device, precision, because)
     progress.say(f"{head_file} on {runtime.describe()}")
     jobs = prepare_jobs(
         sources or [],
@@ -92,24 +92,15 @@ def predict(
             f"{job.name or 'files'}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}"
         )
     weights = EncoderWeights(hiera_weights, dino_weights, info.random_weights)
-    outcomes = predict(jobs, head_file, folder, settings, runtime, weights, progress)
-    broken = [line for outcome in outcomes.values() for line in outcome.broken]
-    for line in broken:
+    outcome = predict(jobs, head_file, folder, settings, runtime, weights, progress)
+    for line in outcome.broken:
         fail(line)
-    written = sum(outcome.written for outcome in outcomes.values())
-    kept = sum(outcome.kept for outcome in outcomes.values())
     if not quiet:
-        already = f", {kept:,} stood already" if kept else ""
-        console.print(f"{written:,} written to {folder}{already}, {len(broken):,} skipped", markup=False)
+        already = f", {outcome.kept:,} stood already" if outcome.kept else ""
+        console.print(f"{outcome.written:,} written to {folder}{already}, {len(outcome.broken):,} skipped")
         if settings.kind == "mask" and any(job.source is not None for job in jobs):
-            console.print(f"Next: `{_eval_command(folder)}`", markup=False)
-    if broken:
+            # The newest predictions below runs/ are found without being named.
+            named = [] if folder in Path("runs").glob("*/predictions") else ["--predictions", str(folder)]
+            console.print(f"Next: `{shlex.join(['dsu', 'eval', *named])}`")
+    if outcome.broken:
         raise typer.Exit(1)
-
-
-def _eval_command(predictions: Path) -> str:
-    """What judges these predictions: the newest below runs/ are found without being named."""
-    import shlex
-
-    found = predictions in Path("runs").glob("*/predictions")
-    return "dsu eval" if found else shlex.join(("dsu", "eval", "--predictions", str(predictions)))

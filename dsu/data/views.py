@@ -1,7 +1,7 @@
 """Views (the four flips and any number of extra ones), and what a run draws: views, samples, what is held out.
 
 Encoders are not flip-equivariant, so features are kept once a view. Pixels and masks of the flips are flipped when
-they are read; those of a cached augmentation (`augmentation`) are kept, since no array turns into them. What a run
+they are read; those of a cached augmentation (`dsu.data.decoding`) are kept, since no array turns into them. What a run
 draws is a pure function of seed, epoch and sample, never of worker, batch or mode: cached and end-to-end runs see the
 same data. Which samples are held out follows from their content and from nothing else.
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
-from dsu.data.augmentation import RECIPE
 from dsu.data.datasets import SampleMetadata, SourceFolder, inspect
+from dsu.data.decoding import RECIPE
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import Tiling
 from dsu.data.views import FLIPPED_WHEN_READ, Views, view_index

@@ -185,7 +185,7 @@ def predict(
     runtime: Runtime,
     weights: EncoderWeights,
     progress: Progress = SILENT,
-) -> dict[str, Outcome]:
+) -> Outcome:
     """Write the masks of all jobs; a broken image is named in the outcome and skipped.
 
     Files appear whole or not at all. Raises `DsuError` where `out` holds predictions made otherwise.
@@ -193,10 +193,9 @@ def predict(
     state, info = load_head(head)
     make_folder(out)
     record = _open_record(out, head, info, settings)
-    outcomes = {}
+    outcome = Outcome()
     network: DSUNet | None = None
     for job in jobs:
-        outcome = outcomes[job.name] = Outcome()
         how = {
             "normalization": job.normalization,
             "from": "images" if job.store is None else "store",
@@ -214,7 +213,7 @@ def predict(
         standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
         if standing:
             raise DsuError(f"{standing[0]} stands already: give --overwrite or another --out.")
-        outcome.kept = len(job.targets) - len(todo)
+        outcome.kept += len(job.targets) - len(todo)
         for target in todo:  # of an image that has changed since: gone before the record calls it new
             target.output.unlink(missing_ok=True)
             make_folder(target.output.parent)
@@ -225,7 +224,7 @@ def predict(
                 loaded = load_network(state, info, weights, point=job.point, from_images=job.store is None)
                 network = runtime.place(loaded)
             predict_job(network, job, todo, settings, runtime, outcome, progress)
-    return outcomes
+    return outcome
 
 
 def _stamp(image: Path) -> list[int] | None:

@@ -123,8 +123,7 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
         held_out=not study.tests,
         progress=progress,
     )
-    outcomes = predict(jobs, head, out, how, runtime, study.weights, progress)
-    broken = [line for outcome in outcomes.values() for line in outcome.broken]
+    broken = predict(jobs, head, out, how, runtime, study.weights, progress).broken
     judged = find_judged_sets([job.name for job in jobs], out, None, study.paths)
     lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
     if broken or lost:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dsu.data.augmentation import Augmentation, augmentation
+from dsu.data.decoding import Augmentation, augmentation
 
 
 def painted(width: int, height: int, seed: int) -> tuple[Image.Image, np.ndarray]:

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsu.config import build_config
-from dsu.data.augmentation import augmentation
 from dsu.data.datasets import Paths
+from dsu.data.decoding import augmentation
 from dsu.data.images import file_sha256, read_image, resize_image
 from dsu.data.tiles import Tiling
 from dsu.data.views import Views, view_index
