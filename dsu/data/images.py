@@ -83,14 +83,11 @@ class UnreadableImage(DsuError):  # noqa: N818 - named after the file's state
     """
 
     def __init__(self, path: Path, reason: str, remedy: str = "save it anew as PNG or JPEG, or remove it") -> None:
-        super().__init__(f"{printable(path)} cannot be read as an image ({reason}): {remedy}.")
-        self.path = path
-        self.reason = reason
-        self.remedy = remedy
+        super().__init__(path, reason, remedy)  # from which it is rebuilt when it comes out of a process
+        self.path, self.reason, self.remedy = path, reason, remedy
 
-    def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[Path, str, str]]:
-        # Exceptions are rebuilt from their message otherwise, and this one could not come out of a process.
-        return type(self), (self.path, self.reason, self.remedy)
+    def __str__(self) -> str:
+        return f"{printable(self.path)} cannot be read as an image ({self.reason}): {self.remedy}."
 
 
 def or_unreadable(read: Callable[P, T]) -> Callable[P, T | UnreadableImage]:
@@ -189,7 +186,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (image.height, image.width) if turned else (image.width, image.height)
+            return image.size[::-1] if turned else image.size
     except Exception as error:  # as in `_decoded`
         raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
 

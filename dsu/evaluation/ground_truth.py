@@ -187,19 +187,18 @@ def find_judged_sets(
         name, folder = names[0] if names else predictions.resolve().name, unwrapped(predictions)
         # What is noted of the folder, which may be a set's own or the one that holds its alone.
         how = record.get("" if folder == predictions else folder.name) or _read_record(folder.parent).get(folder.name)
-        return [_judged(name, folder, truths_in(truth, paths), how or {}, minmax, images)]
+        how = {**(how or {}), "source": None, "random": False}  # the masks are others than the set's own
+        return [_judged(name, folder, truths_in(truth, paths), how, minmax, images)]
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
         raise UsageError(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
-    judged_sets = []
-    for name, samples in (item for asked in chosen for item in _truths(asked, predictions, record, paths)):
-        how = record.get(name, {})
-        judged = _judged(name, predictions / name, samples, how, minmax, images)
-        mask_format = SourceFolder(**how["source"]).parsed_mask_format if how.get("source") else None
-        judged_sets.append(replace(judged, mask_format=mask_format, random=bool(how.get("random", False))))
-    return judged_sets
+    return [
+        _judged(name, predictions / name, samples, record.get(name, {}), minmax, images)
+        for asked in chosen
+        for name, samples in _truths(asked, predictions, record, paths)
+    ]
 
 
 def _judged(
@@ -217,8 +216,15 @@ def _judged(
     if images is not None:
         shown = pair_files([one.name for one in judged], named_images(images))
         judged = [replace(one, image=image) for one, image in zip(judged, shown, strict=True)]
-    stretched = how.get("normalization", "minmax") == "minmax" if minmax is None else minmax
-    return JudgedSet(name, tuple(judged), tuple(missing), tuple(extra), stretched)
+    return JudgedSet(
+        name=name,
+        judged=tuple(judged),
+        missing=tuple(missing),
+        extra=tuple(extra),
+        minmax=how.get("normalization", "minmax") == "minmax" if minmax is None else minmax,
+        mask_format=SourceFolder(**how["source"]).parsed_mask_format if how.get("source") else None,
+        random=bool(how.get("random", False)),
+    )
 
 
 def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
