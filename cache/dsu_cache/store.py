@@ -62,7 +62,7 @@ class Store:
         self._layout: Final[Mapping[str, Any]] = noted["store"]
         self.rows_per_shard: Final[int] = self._layout["rows_per_shard"]
         self.compressor: Final[Compressor] = self._layout["compressor"]
-        self.attributes: Mapping[str, JSON] = noted["attributes"]
+        self.attributes: Mapping[str, Any] = noted["attributes"]
         self._load()
 
     def _load(self) -> None:

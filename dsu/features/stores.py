@@ -2,14 +2,13 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
-from pydantic import ValidationError
 
 from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
@@ -37,6 +36,24 @@ __all__ = [
     "store_folders",
     "store_path",
 ]
+
+
+_T = TypeVar("_T")
+
+
+def _as_written(read: "Callable[[FeatureStore], _T]") -> "Callable[[FeatureStore], _T]":
+    """A property of what a store notes about itself. Raises `DsuError` where this dsu would not have noted it so."""
+
+    def reading(store: "FeatureStore") -> _T:
+        try:
+            return read(store)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DsuError(
+                f"The store {store.path} was not written by this dsu: remove it, or give another --cache-root."
+            ) from error
+
+    reading.__doc__ = read.__doc__
+    return reading
 
 
 class FeatureStore(Store):
@@ -82,25 +99,22 @@ class FeatureStore(Store):
     # -- what it was made of -------------------------------------------------------------------------------------
 
     @property
+    @_as_written
     def source(self) -> SourceFolder:
         """How its images were found."""
-        try:
-            return SourceFolder(**self._noted("source"))
-        except TypeError as error:
-            raise self._foreign() from error
+        return SourceFolder(**self.attributes["source"])
 
     @property
+    @_as_written
     def config(self) -> DSUNetConfig:
         """The encoders and sizes that it was made with (its depth of adaptation has no meaning)."""
-        try:
-            return DSUNetConfig.model_validate(self._noted("config"))
-        except ValidationError as error:
-            raise self._foreign() from error
+        return DSUNetConfig.model_validate(self.attributes["config"])
 
     @property
+    @_as_written
     def encoders(self) -> dict[str, str]:
         """Digests of the weights that its features come from."""
-        return self._noted("encoders")
+        return dict(self.attributes["encoders"])
 
     @property
     def mask_format(self) -> MaskFormat:
@@ -125,12 +139,10 @@ class FeatureStore(Store):
         return self._recorded("encoder batch size")  # type: ignore[no-any-return]
 
     @property
+    @_as_written
     def metadata(self) -> dict[str, SampleMetadata]:
-        """What every sample was when it was stored. Raises `DsuError` where that is not in the manifest."""
-        try:
-            return {name: SampleMetadata.from_json(entry.info) for name, entry in self.manifest.entries.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._foreign() from error
+        """What every sample was when it was stored."""
+        return {name: SampleMetadata.from_json(entry.info) for name, entry in self.manifest.entries.items()}
 
     def is_of(self, name: str) -> bool:
         """Whether `name` is its data set, its split or the folder of its images."""
@@ -144,15 +156,6 @@ class FeatureStore(Store):
         given = {name: value for name, value in encoder_settings(self.config).items() if value not in (None, "large")}
         encoders = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         return f"`{' '.join(['dsu cache-features', self.source.asked, *map(str, [*encoders, *options])])}`"
-
-    def _noted(self, name: str) -> dict[str, Any]:
-        value = self.attributes.get(name)
-        if not isinstance(value, Mapping):
-            raise self._foreign()
-        return dict(value)
-
-    def _foreign(self) -> DsuError:
-        return DsuError(f"The store {self.path} was not written by this dsu: remove it, or give another --cache-root.")
 
     def _recorded(self, field: str, default: Any = None) -> Any:
         """A field of the fingerprints: it is the same in all that have it."""

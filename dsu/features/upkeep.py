@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsu.data.datasets import Pair, SampleMetadata, Split
-from dsu.data.images import UnreadableImage, file_sha256, raw_mask, read_image
+from dsu.data.images import UnreadableImage, file_sha256, or_unreadable, raw_mask, read_image
 from dsu.data.tiles import LastUsed
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
@@ -320,38 +320,30 @@ def _compare(
     """Names of samples that are changed, new and gone."""
     stored = store.metadata
     pairs = {pair.name: pair for pair in split.pairs}
-
     hashed = LastUsed(file_sha256, most=2 * workers)  # once for all tiles of an image
 
-    def differs(name: str) -> bool:
-        facts, pair = stored[name], pairs[name]
-        try:
-            image = hashed(pair.image)
-            mask = None if pair.mask is None else hashed(pair.mask)
-        except UnreadableImage:
-            return True
-        return (image, mask) != (facts.image_sha256, facts.mask_sha256)
+    @or_unreadable
+    def hashes(name: str) -> tuple[str, str | None]:
+        mask = pairs[name].mask
+        return hashed(pairs[name].image), None if mask is None else hashed(mask)
 
     known = [name for name in store.manifest.names if name in pairs]
     changed = []
     with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
-        for name, different in zip(known, pool.map(differs, known), strict=True):
+        for name, found in zip(known, pool.map(hashes, known), strict=True):
             advance(_source_nbytes(stored[name]))
-            if different:
+            if found != (stored[name].image_sha256, stored[name].mask_sha256):
                 changed.append(name)
-    new = sorted(name for name in set(pairs) - set(stored) if _decodes(pairs[name]))
-    return tuple(changed), tuple(new), tuple(sorted(set(stored) - set(pairs)))
+    # Of the new ones stage one skips, and names, what it cannot read.
+    new = [name for name in set(pairs) - set(stored) if not isinstance(_decode(pairs[name]), UnreadableImage)]
+    return tuple(changed), tuple(sorted(new)), tuple(sorted(set(stored) - set(pairs)))
 
 
-def _decodes(pair: Pair) -> bool:
-    """Whether stage one would take a pair: it skips, and names, what it cannot read."""
-    try:
-        read_image(pair.image)
-        if pair.mask is not None:
-            raw_mask(pair.mask)
-    except UnreadableImage:
-        return False
-    return True
+@or_unreadable
+def _decode(pair: Pair) -> None:
+    read_image(pair.image)
+    if pair.mask is not None:
+        raw_mask(pair.mask)
 
 
 def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
@@ -363,9 +355,7 @@ def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
         for name in set(names) & set(entries):
             facts = replace(stored[name], image_mtime_ns=_FORGOTTEN)
             entries[name] = Entry(sample_key(facts), facts.to_json())
-        manifest = Manifest(entries, store.manifest.rows, store.manifest.next_row)
-        if manifest != store.manifest:
-            store.set_manifest(manifest)
+        store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
 
 
 def _in_megabytes(task: Task) -> Callable[[int], None]:
