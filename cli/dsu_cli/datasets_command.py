@@ -1,22 +1,22 @@
 """`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of a data set will bite."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsu.errors import UsageError
 from dsu.settings import ExtractionSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, fail, key_table, out, say
+from dsu_cli.cache_reports import print_json
+from dsu_cli.console import ConsoleProgress, fail, out, say
+from dsu_cli.dataset_reports import dataset_check_report, overlaps_report, states_table
 from dsu_cli.settings_options import option_of
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from dsu.data.benchmarks import SplitState
-    from dsu.data.overlaps import Overlap, Overlaps
 
 __all__ = ["datasets"]
 
@@ -24,6 +24,9 @@ datasets = typer.Typer(
     short_help="Which benchmarks are here, and a check of any data set before work.",
     subcommand_metavar="[check NAME|FOLDER]",
 )
+
+_SHARED = ("data_root", "images", "masks", "foreground", "hiera_size")
+"""Options of `check` that are options of `cache-features`, too."""
 
 
 @datasets.callback(invoke_without_command=True)
@@ -46,10 +49,13 @@ def look(
     `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what will bite.
     """
     if context.invoked_subcommand is not None:
-        _refuse_options(context, context.invoked_subcommand)
+        command = context.invoked_subcommand
+        for option, _ in _typed(context, context.params):  # it would be lost without a word
+            raise UsageError(
+                f"{option} stands before {command}: write it behind, `dsu datasets {command} ... {option}`."
+            )
         return
     from dsu.data.benchmarks import survey
-    from dsu_cli.cache_reports import print_json
 
     if not data_root.is_dir() and not quiet:
         say(f"There is no folder {data_root}: give the one that the benchmarks lie in with --data-root or DSU_DATA.")
@@ -59,12 +65,37 @@ def look(
     elif json:
         print_json([state.to_json() for state in states])
     else:
-        out.print(_states_table(states, data_root))
+        out.print(states_table(states, data_root))
         pages = {state.sought.dataset: state.page for state in states if not state.complete}
         if pages:
             out.print("\nWhere to get what is not complete", style="bold")
         for dataset, page in pages.items():  # no table: it would break addresses that are to be copied
             out.print(f"{dataset:<10} {page}")
+
+
+def _overlaps(states: Iterable["SplitState"], *, json: bool, quiet: bool) -> None:
+    from dsu.data.benchmarks import COD_TRAIN
+    from dsu.data.overlaps import find_overlaps
+
+    # COD's training split is CAMO's and COD10K's, which are here under their own names.
+    splits = [state.found for state in states if state.found and state.sought is not COD_TRAIN]
+    result = find_overlaps(splits, ConsoleProgress(quiet=quiet))
+    for line in result.broken:
+        fail(line)
+    if json:
+        print_json(result.to_json())
+    else:
+        out.print(overlaps_report(result))
+    if result.broken:
+        raise typer.Exit(1)
+
+
+def _typed(context: typer.Context, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Those of a command's options that were given on the command line, as they are typed, with their values."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            yield f"--{name.replace('_', '-')}", context.params[name]
 
 
 @datasets.command()
@@ -99,12 +130,14 @@ def check(
     from dsu.config import build_config
     from dsu.data.datasets import Paths
     from dsu.dataset_check import check_dataset
-    from dsu_cli.cache_reports import print_json
-    from dsu_cli.dataset_check_report import dataset_check_report
 
     progress = ConsoleProgress(quiet=quiet)
-    if sheet is not None:
-        _new_sheet(sheet, overwrite=overwrite)
+    if sheet is not None:  # before minutes of work: that it can be drawn, and that nothing stands there
+        from dsu.dataset_check.sheet import draw_sheet
+        from dsu.drawing import page_files
+
+        page_files(sheet, 1)
+        options.new_file("--sheet", sheet, overwrite=overwrite)
     found = check_dataset(
         dataset,
         Paths(data_root, images=images, masks=masks),
@@ -117,136 +150,15 @@ def check(
     else:
         out.print(dataset_check_report(found))
     if sheet is not None:
-        from dsu.dataset_check.sheet import draw_sheet
-
         draw_sheet(found, sheet, progress)
         if not quiet:
             say(f"Drawn: {sheet}")
     if found.stops:
         raise typer.Exit(1)
-    if not (json or quiet):
-        out.print(f"Next: `{_caching_command(context)}`")
-
-
-_SHARED = ("data_root", "images", "masks", "foreground", "hiera_size")
-"""Options of `check` that are options of `cache-features`, too."""
-
-
-def _caching_command(context: typer.Context) -> str:
-    """What stores the features of what was checked, read in the same way."""
-    import shlex
-
-    words = ["dsu", "cache-features", str(context.params["dataset"])]
-    for name in _SHARED:
-        source, value = context.get_parameter_source(name), context.params[name]
-        if source is not None and source.name == "COMMANDLINE":
-            for one in value if isinstance(value, list | tuple) else [value]:
-                words += [f"--{name.replace('_', '-')}", str(one)]
-    return shlex.join(words)
-
-
-def _refuse_options(context: typer.Context, command: str) -> None:
-    """Options before a command's name would be lost without a word."""
-
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(
-                f"{option} stands before {command}: write it behind, `dsu datasets {command} ... {option}`."
-            )
-
-
-def _new_sheet(path: Path, *, overwrite: bool) -> None:
-    """Before minutes of work: that it can be drawn, and that nothing stands there."""
-    from dsu.drawing import page_files
-
-    page_files(path, 1)
-    options.new_file("--sheet", path, overwrite=overwrite)
-
-
-def _overlaps(states: Sequence["SplitState"], *, json: bool, quiet: bool) -> None:
-    from dsu.data.benchmarks import COD_TRAIN
-    from dsu.data.overlaps import find_overlaps
-    from dsu_cli.cache_reports import print_json
-
-    # COD's training split is CAMO's and COD10K's, which are here under their own names.
-    splits = [state.found for state in states if state.found and state.sought is not COD_TRAIN]
-    result = find_overlaps(splits, ConsoleProgress(quiet=quiet))
-    for line in result.broken:
-        fail(line)
-    if json:
-        print_json(result.to_json())
-    else:
-        out.print(_overlaps_report(result))
-    if result.broken:
-        raise typer.Exit(1)
-
-
-def _states_table(states: Sequence["SplitState"], data_root: Path) -> "RenderableType":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, right in (("split", False), ("for", False), ("pairs", True), ("official", True), ("where", False)):
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for state in states:
-        if state.found is None:
-            pairs, where = Text("-"), Text(state.problem or "not found", style="red" if state.problem else "dim")
-        else:
-            pairs = Text(f"{state.pairs:,}", style="green" if state.complete else "yellow")
-            where = Text(f"{_below(state.found.images, data_root)}{_unpaired(state)}")
-        kind = "training" if state.sought.kind == "train" else "test"
-        table.add_row(state.sought.name, kind, pairs, f"{state.sought.official_count:,}", where)
-    return table
-
-
-def _below(folder: Path, data_root: Path) -> Path:
-    root = data_root.absolute()
-    return folder.absolute().relative_to(root) if folder.absolute().is_relative_to(root) else folder
-
-
-def _unpaired(state: "SplitState") -> str:
-    if state.found is None:
-        return ""
-    lost = [
-        f"{len(files):,} {what}"
-        for files, what in (
-            (state.found.images_without_mask, "images without mask"),
-            (state.found.masks_without_image, "masks without image"),
-        )
-        if files
-    ]
-    return f" ({', '.join(lost)})" if lost else ""
-
-
-def _overlaps_report(result: "Overlaps") -> "RenderableType":
-    from rich.console import Group
-    from rich.text import Text
-
-    compared = ", ".join(f"{name} {count:,}" for name, count in result.images.items()) or "nothing"
-    parts: list[RenderableType] = [
-        key_table(
-            (
-                ("compared", compared),
-                ("the same pixels", f"{len(result.exact):,}"),
-                ("almost the same", f"{len(result.near):,}"),
-            )
-        )
-    ]
-    for title, pairs in (("The same pixels", result.exact), ("Almost the same", result.near)):
-        if pairs:
-            parts += ["", Text(title, style="bold"), _pairs_table(pairs)]
-    return Group(*parts)
-
-
-def _pairs_table(pairs: Sequence["Overlap"]) -> "RenderableType":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("training", "", "test", ""):
-        table.add_column(heading, overflow="fold")
-    table.add_column("likeness", justify="right")
-    for pair in pairs:
-        table.add_row(pair.train.split, pair.train.name, pair.test.split, pair.test.name, f"{pair.likeness:.4f}")
-    return table
+    if json or quiet:
+        return
+    again = ["dsu", "cache-features", dataset]
+    for option, value in _typed(context, _SHARED):
+        for one in value if isinstance(value, list) else [value]:
+            again += [option, str(one)]
+    out.print(f"Next: `{shlex.join(again)}`")

@@ -64,13 +64,13 @@ def demo(
     predict(head=untrained, cache_root=features, overwrite=True, quiet=True)
     step(f"eval --predictions {run / 'predictions'}")
     evaluate(predictions=[run / "predictions"], quiet=quiet)
-    before = _metrics(untrained.parent / "predictions")
-    after = _metrics(run / "predictions")
-    sheet = _picture_sheet(data, run / "predictions" / after[0], out / "sheet.png")
+    _, before = _metrics(untrained.parent / "predictions")
+    name, after = _metrics(run / "predictions")
+    sheet = _picture_sheet(data, run / "predictions" / name, out / "sheet.png")
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     console.print(
-        f"\nuntrained head: S {before[1]['S']:.3f}, MAE {before[1]['MAE']:.3f}\n"
-        f"trained head:   S {after[1]['S']:.3f}, MAE {after[1]['MAE']:.3f}   ({minutes} min {seconds} s in all)\n"
+        f"\nuntrained head: S {before['S']:.3f}, MAE {before['MAE']:.3f}\n"
+        f"trained head:   S {after['S']:.3f}, MAE {after['MAE']:.3f}   ({minutes} min {seconds} s in all)\n"
         f"pictures:       {sheet}\n"
         f"as it learnt:   {run / SHEETS_FOLDER / PROGRESS_FILE}\n\n"
         f"Your own images and masks:\n"
@@ -79,10 +79,10 @@ def demo(
         f"A benchmark: dsu cache-features DUTS --data-root DIR",
         markup=False,
     )
-    if check and (after[1]["S"] < S_FLOOR or after[1]["MAE"] > before[1]["MAE"] / 2):
+    if check and (after["S"] < S_FLOOR or after["MAE"] > before["MAE"] / 2):
         raise DsuError(
-            f"The head has not learnt: S {after[1]['S']:.3f} must reach {S_FLOOR} and MAE {after[1]['MAE']:.3f} half "
-            f"of {before[1]['MAE']:.3f}; this is a defect of dsu, please report it."
+            f"The head has not learnt: S {after['S']:.3f} must reach {S_FLOOR} and MAE {after['MAE']:.3f} half of "
+            f"{before['MAE']:.3f}; this is a defect of dsu, please report it."
         )
 
 

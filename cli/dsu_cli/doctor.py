@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from dsu_cli import options
+from dsu_cli.cache_reports import print_json
 from dsu_cli.console import out
 
 _STYLES = {"fine": "", "note": "yellow", "broken": "bold red"}
@@ -20,11 +23,7 @@ def doctor(
 
     Nothing is downloaded. Exit status 1 if something is broken.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     from dsu.doctor import diagnose
-    from dsu_cli.cache_reports import print_json
 
     found = diagnose(data_root, cache_root)
     if json:

@@ -18,7 +18,7 @@ from dsu_cli.settings_options import with_parameters, with_settings
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsu.study import Asked, Member, Study, StudyTable
+    from dsu.study import Asked, Member, StudyTable
 
 __all__ = ["study"]
 
@@ -66,7 +66,14 @@ def _run(
         out=out,
     )
     if dry_run or not quiet:
-        console.print(key_table(_facts(plan)))
+        runs, epochs = counted(len(plan.members), "runs"), counted(plan.settings.epochs, "epochs")
+        facts = {
+            "study": f"{plan.kind}, {runs} of {epochs}",
+            "data": f"{plan.source.split}: {counted(plan.images, 'samples')}",
+            "judged on": plan.judged_on,
+            "folder": str(plan.folder),
+        }
+        console.print(key_table(facts.items()))
     progress = ConsoleProgress(quiet=quiet)
     for line in plan.lacking:
         progress.say(line)
@@ -155,32 +162,17 @@ def ablations(n: _Seeds = 1) -> "Asked":
     return Asked("ablations", n)
 
 
-def _facts(plan: "Study") -> list[tuple[str, str]]:
-
-    return [
-        ("study", f"{plan.kind}, {counted(len(plan.members), 'runs')} of {counted(plan.settings.epochs, 'epochs')}"),
-        ("data", f"{plan.source.split}: {counted(plan.images, 'samples')}"),
-        ("judged on", plan.judged_on),
-        ("folder", str(plan.folder)),
-    ]
-
-
 def _state(member: "Member") -> str:
+    """In words."""
     from dsu.study.results import epochs_of
 
-    epochs = f"{len(epochs_of(member.folder))} of {counted(member.settings.epochs, 'epochs')}"
-    words = {
-        "done": "done",
-        "trained": "trained, to be judged",
-        "begun": f"begun: {epochs}",
-        "to do": "to do",
-    }
-    return words[member.state]
+    if member.state == "begun":
+        return f"begun: {len(epochs_of(member.folder))} of {counted(member.settings.epochs, 'epochs')}"
+    return "trained, to be judged" if member.state == "trained" else member.state
 
 
 def _shown(found: "StudyTable") -> "RenderableType":
     """Members, then below an empty line what sums them up; numbers stay whole, whatever the width."""
-
     shown = table([heading.replace(" with an", "\nwith an") for heading in found.headings])
     for column in shown.columns:
         column.no_wrap = True

@@ -79,7 +79,12 @@ class Report:
         )
         if self.steps:
             yield self._step_table(self.steps)
-            yield self._step_ratios()
+            by_name = {row.name: row.timing for row in self.steps}
+            yield (
+                f"The step with all blocks adapted takes {ratio(by_name[PUBLISHED], by_name[f'{STORE}all']):.2f} of "
+                f"the same step with padded windows and attention written out. DINOv2's part of an end-to-end step "
+                f"takes {ratio(by_name[BARE_DINO], by_name[DINO_PART]):.2f} of DINOv2 alone."
+            )
         if self.wide:
             yield f"The same at batch {WIDE}:"
             yield self._step_table(self.wide)
@@ -87,7 +92,7 @@ class Report:
             yield self._projection()
         if self.reading:
             yield self._reading_table()
-            yield " ".join([*self._written(), *self._feeds()])
+            yield " ".join(self._disk())
         if self.stages:
             yield _stage_table(self.stages)
             yield (
@@ -125,22 +130,11 @@ class Report:
                 cells += _gpu_cells(row)
         return markdown_table(head, body, left=2)
 
-    def _step_ratios(self) -> str:
-        by_name = {row.name: row.timing for row in self.steps}
-        return (
-            f"The step with all blocks adapted takes {ratio(by_name[PUBLISHED], by_name[f'{STORE}all']):.2f} of the "
-            f"same step with padded windows and attention written out. DINOv2's part of an end-to-end step takes "
-            f"{ratio(by_name[BARE_DINO], by_name[DINO_PART]):.2f} of DINOv2 alone."
-        )
-
     def _projection(self) -> str:
         stage_one = 4 * DUTS_TR / self.stages.mixes[0].stage_one / 3600 if self.stages else 0.0
-        body = []
-        for row in self.steps:
-            if row.reads:
-                hours = EPOCHS * DUTS_TR / row.images / 3600
-                both = hours if row.name == END_TO_END else hours + stage_one
-                body.append([row.name, f"{hours:,.1f}", f"{both:,.1f}" if self.stages else ""])
+        hours = {row.name: EPOCHS * DUTS_TR / row.images / 3600 for row in self.steps if row.reads}
+        both = {name: alone if name == END_TO_END else alone + stage_one for name, alone in hours.items()}
+        body = [[name, f"{hours[name]:,.1f}", f"{both[name]:,.1f}" if self.stages else ""] for name in hours]
         return markdown_table([f"{EPOCHS} epochs of DUTS-TR", "hours", "with stage one"], body, left=1)
 
     def _reading_table(self) -> str:
@@ -159,15 +153,13 @@ class Report:
         ]
         return markdown_table(head, body, left=1)
 
-    def _written(self) -> Iterator[str]:
+    def _disk(self) -> Iterator[str]:
+        """How the store was written, and which depths the disk can feed, by what a sample of each reads."""
         if self.written and self.disk:
             yield (
                 f"The store was written at {self.written / 1e6:,.0f} MB/s, {self.written / self.disk:.0%} of the "
                 f"disk's own {self.disk / 1e6:,.0f} MB/s ({_PLAIN})."
             )
-
-    def _feeds(self) -> Iterator[str]:
-        """Which depths the disk can feed, by what a sample of each reads."""
         if not self.steps:
             return
         cold = max(row.cold * row.bytes_per_sample for row in self.reading)
