@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.transforms import Bbox, BboxBase, TransformedBbox
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -158,13 +159,16 @@ def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: "DatasetC
         image = overlay(image, Image.fromarray(mask).resize(size, Image.Resampling.BOX))
     edges = page.picture(image, left, top, *_CELL, frame=None, ground=CELL_GROUND)
     if mask is not None:
-        _ring_small_objects(page, mask, edges)
+        bounds = Bbox.from_bounds(left, page.height - top - _CELL[1], *_CELL)
+        _ring_small_objects(page, mask, edges, TransformedBbox(bounds, page.figure.dpi_scale_trans))
     page.write(words, left, top + _CELL[1] + 0.13, 7, weight="bold", color=colour, room=_CELL[0])
     page.write(case_of(sample).name, left, top + _CELL[1] + 0.26, 6, color=FAINT_INK, room=_CELL[0])
 
 
-def _ring_small_objects(page: Page, mask: NDArray[np.uint8], edges: tuple[float, float, float, float]) -> None:
-    """Ring the smallest objects of a mask (H, W) on its image, drawn between these edges."""
+def _ring_small_objects(
+    page: Page, mask: NDArray[np.uint8], edges: tuple[float, float, float, float], cell: BboxBase
+) -> None:
+    """Ring the smallest objects of a mask (H, W) on its image, drawn between these edges, within its cell."""
     boxes = np.array([[(part.start, part.stop) for part in box] for box in object_boxes(mask >= HALF)])
     if not len(boxes):
         return
@@ -177,8 +181,9 @@ def _ring_small_objects(page: Page, mask: NDArray[np.uint8], edges: tuple[float,
         if extents[index] < radius:
             down, across = boxes[index].mean(axis=1)
             centre = left + across, page.height - top - down
-            inches = page.figure.dpi_scale_trans
-            page.figure.add_artist(Circle(centre, radius, fill=False, color=_RING, linewidth=1.2, transform=inches))
+            ring = Circle(centre, radius, fill=False, color=_RING, linewidth=1.2, clip_box=cell)
+            ring.set_transform(page.figure.dpi_scale_trans)
+            page.figure.add_artist(ring)
 
 
 # ---- histograms ----

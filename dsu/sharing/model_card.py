@@ -6,8 +6,9 @@ What the card says is the template `card.md.jinja`, beside this module.
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import StrictUndefined, Template
 
 from dsu.data.benchmarks import COD_TEST, PAGES
@@ -19,9 +20,6 @@ from dsu.metrics.figures import FIGURES, LOWER_IS_BETTER, METRICS, figure_name, 
 from dsu.metrics.paper import judged_in_part
 from dsu.progress import counted
 from dsu.sharing.head_facts import HeadFacts, head_facts
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
 
 __all__ = ["CARD_FILE", "export_folder", "model_card", "public_info"]
 
@@ -146,8 +144,6 @@ def _figures(facts: HeadFacts) -> list[tuple[str, list[str]]]:
 
 
 def _front_matter(facts: HeadFacts, name: str, licence: str) -> str:
-    from huggingface_hub import ModelCardData
-
     results = _eval_results(facts)
     repositories = [encoder.source.repository for encoder in facts.encoders if encoder.source]
     dataset = str(facts.info.dataset.get("dataset", facts.data_name))
@@ -170,13 +166,11 @@ def _front_matter(facts: HeadFacts, name: str, licence: str) -> str:
     return card.to_yaml().strip()
 
 
-def _eval_results(facts: HeadFacts) -> list["EvalResult"]:
+def _eval_results(facts: HeadFacts) -> list[EvalResult]:
     """The figures as the hub takes them: those of `dsu eval`, else those of the held-out share.
 
     Of a part of a set, the data set's name says so.
     """
-    from huggingface_hub import EvalResult
-
     judged: dict[str, dict[str, Any]] = facts.evaluated
     if not judged and facts.data_name:
         judged = {f"{facts.data_name}, held-out share": facts.held_out_metrics}

@@ -267,7 +267,8 @@ class FeatureFigure:
                 colours = principal_colours(level.maps, like=colours if level.adapted else None)
                 pictures = [Image.fromarray((255 * one).round().astype(np.uint8)) for one in colours]
                 self._draw_column(page, column, top, level.title, pictures, Image.Resampling.NEAREST)
-                for places, of_tokens in [next(planes)] if self.tokens is not None else []:
+                if self.tokens is not None:
+                    places, of_tokens = next(planes)
                     axes = page.axes(_left(column), top + self._row_tops[-1], _CELL, _CELL)
                     axes.set(xticks=[], yticks=[])
                     # Points are pixels in a PDF too: thousands of them as vectors open slowly.
@@ -323,7 +324,7 @@ class FeatureFigure:
                     height,
                     shape=one.image.size,
                     frame=frame,
-                    line=0.02,
+                    line=0.0134,
                     resample=resample,
                 )
 
