@@ -8,11 +8,9 @@ may differ by.
 """
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, count, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,7 @@ from dsu.network.network import DSUNet
 from dsu.prediction.predict import finish_mask
 from dsu.progress import SILENT, Progress
 from dsu.settings import TrainingSettings
-from dsu.training.runs import open_run
+from dsu.training.runs import prepare_run
 from dsu.training.trainer import Trainer
 
 __all__ = ["Comparison", "Report", "Rounding", "check_equivalence"]
@@ -111,25 +109,24 @@ def check_equivalence(
 
     Raises `DsuError` where there is no store to compare with, or its images are gone.
     """
-    with tempfile.TemporaryDirectory() as folder:
 
-        def trainer(name: str, *, end_to_end: bool) -> Trainer:
-            fixed = {"val_fraction": 0.0, "fold": None, "keep": "last", "freeze_adapter_epochs": 0}
-            way = settings.model_copy(update={**fixed, "end_to_end": end_to_end})
-            return open_run(way, paths=paths, weights=weights, out=Path(folder) / name, progress=progress).trainer
+    def trainer(*, end_to_end: bool) -> Trainer:
+        fixed = {"val_fraction": 0.0, "test_fraction": 0.0, "fold": None, "keep": "last", "freeze_adapter_epochs": 0}
+        way = settings.model_copy(update={**fixed, "end_to_end": end_to_end})
+        return prepare_run(way, paths=paths, weights=weights, progress=progress).trainer
 
-        stored, live = trainer("stored", end_to_end=False), trainer("live", end_to_end=True)
-        if not isinstance(live.main.train, ImageDataset):
-            raise DsuError("The images are gone: there is nothing to compare the store with.")
-        if stored.network.hiera is not None:
-            stored.network.hiera = live.network.hiera  # one copy of the frozen weights in memory
-        exact = live.runtime.device.type == "cpu" or live.runtime.deterministic
-        ways = (stored, live) if exact else (stored, live, replace(live, network=_twin(live.network)))
-        batches = list(islice(chain.from_iterable(map(live.epoch_batches, count())), steps))
-        rounding = _rounding(live, batches[0])
-        rows = _compare_features(stored, live, batches, progress)
-        rows += _compare_outputs(stored, live, batches[0])
-        rows += _compare_training(ways, batches, progress)
+    stored, live = trainer(end_to_end=False), trainer(end_to_end=True)
+    if not isinstance(live.main.train, ImageDataset):
+        raise DsuError("The images are gone: there is nothing to compare the store with.")
+    if stored.network.hiera is not None:
+        stored.network.hiera = live.network.hiera  # one copy of the frozen weights in memory
+    exact = live.runtime.device.type == "cpu" or live.runtime.deterministic
+    ways = (stored, live) if exact else (stored, live, replace(live, network=_twin(live.network)))
+    batches = list(islice(chain.from_iterable(map(live.epoch_batches, count())), steps))
+    rounding = _rounding(live, batches[0])
+    rows = _compare_features(stored, live, batches, progress)
+    rows += _compare_outputs(stored, live, batches[0])
+    rows += _compare_training(ways, batches, progress)
     return Report(
         tuple(rows), rounding, len(batches), settings.batch_size, live.main.point.features, live.runtime.describe()
     )

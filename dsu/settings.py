@@ -207,6 +207,9 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
     val_fraction: float | None = option(
         None, "Share held out to validate on (default: 0 for a benchmark, else 0.1).", _RECIPE, ge=0, lt=1
     )
+    test_fraction: float = option(
+        0.0, "Share set apart that training never looks at, for dsu eval to judge by.", _RECIPE, ge=0, lt=1
+    )
     fold: str | None = option(None, "Hold out part I of K instead, as 2/5.", _RECIPE, metavar="I/K")
     val_every: int = option(1, "Epochs between validations.", _RECIPE, gt=0)
     keep: Literal["last", "best"] | None = option(

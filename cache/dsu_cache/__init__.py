@@ -5,6 +5,7 @@ from dsu_cache.audit import Finding, audit, audited_nbytes, discard_refuted, orp
 from dsu_cache.errors import BusyError, CacheError, CorruptError
 from dsu_cache.files import JSON, folder_nbytes
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
+from dsu_cache.locks import holder, locked
 from dsu_cache.manifest import Entry, Manifest
 from dsu_cache.reader import Reader
 from dsu_cache.shards import Compressor, ShardId
@@ -30,7 +31,9 @@ __all__ = [
     "audited_nbytes",
     "discard_refuted",
     "folder_nbytes",
+    "holder",
     "is_store",
+    "locked",
     "orphans",
     "remove_store",
     "writer_of",

@@ -92,15 +92,14 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
     from dsu.encoders.weights import EncoderWeights
     from dsu.heads.head_file import HEAD_FILE, save_head
     from dsu.settings import TrainingSettings
-    from dsu.training.runs import open_run
+    from dsu.training.runs import prepare_run
 
-    trainer = open_run(
+    trainer = prepare_run(
         TrainingSettings(dataset=str(data), seed=seed, val_fraction=0.0),
         paths=Paths(data, features),
         weights=EncoderWeights(),
-        out=folder,
-        overwrite=True,
     ).trainer
+    folder.mkdir(parents=True, exist_ok=True)
     save_head(folder / HEAD_FILE, trainer.network.head.state_dict(), trainer.info)
     return folder / HEAD_FILE
 

@@ -13,6 +13,7 @@ from dsu_cli.console import out as console
 from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
+    from dsu.training.runs import Run
     from dsu.training.trainer import Trainer
 
 
@@ -46,7 +47,7 @@ def train_head(
     from dsu_cli.training_panel import TrainingPanel
 
     progress = ConsoleProgress(quiet=quiet)
-    run = open_run(
+    with open_run(
         read_settings(TrainingSettings, given, config),
         paths=Paths(data_root, cache_root, images, masks),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
@@ -54,26 +55,34 @@ def train_head(
         resume=resume,
         overwrite=overwrite,
         progress=progress,
-    )
-    trainer = run.trainer
-    held_out = 0 if trainer.main.validation is None else len(trainer.main.validation.names)
-    if not quiet:
-        facts = [("data", f"{run.source.split}: {len(trainer.main.train.names):,} to train on, {held_out:,} held out")]
-        facts += [(note.partition(": ")[0], note.partition(": ")[2]) for note in run.notes]
-        console.print(key_table([*facts, ("run folder", str(trainer.out))]))
-    try:
-        if err.is_terminal and not quiet:
-            panel = TrainingPanel(err, trainer)
-            trainer.callbacks.append(panel)
-            with panel.shown():
-                trainer.run(panel)
-        else:
-            trainer.run(progress)
-    except KeyboardInterrupt:
-        raise Stopped(_how_to_go_on(trainer)) from None
+    ) as run:
+        trainer = run.trainer
+        if not quiet:
+            console.print(key_table(_facts(run)))
+        try:
+            if err.is_terminal and not quiet:
+                panel = TrainingPanel(err, trainer)
+                trainer.callbacks.append(panel)
+                with panel.shown():
+                    trainer.run(panel)
+            else:
+                trainer.run(progress)
+        except KeyboardInterrupt:
+            raise Stopped(_how_to_go_on(trainer)) from None
     if not quiet:
         console.print(key_table(_summary(trainer)))
         console.print("Next: `dsu predict`", markup=False)
+
+
+def _facts(run: "Run") -> list[tuple[str, str]]:
+    """What is known before the first step."""
+    phase = run.trainer.main
+    held_out = 0 if phase.validation is None else len(phase.validation.names)
+    return [
+        ("data", f"{run.source.split}: {len(phase.train.names):,} to train on, {held_out:,} held out"),
+        *((label, text) for label, _, text in (note.partition(": ") for note in run.notes)),
+        ("run folder", str(run.trainer.out)),
+    ]
 
 
 def _how_to_go_on(trainer: "Trainer") -> str:

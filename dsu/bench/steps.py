@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -186,7 +185,7 @@ def _training(
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
         samples = FeatureDataset(drawn.store, point.features, names=drawn.names)
         phase, info = TrainingPhase(point, samples, None), HeadInfo(config=adapted)
-        trainer = Trainer(network, phase, settings, info, runtime, Path(), keep_best=False)
+        trainer = Trainer(network, phase, settings, info, runtime, keep_best=False)
         batch = live if end_to_end else samples.read(drawn.names[:batch_size], [0] * batch_size)
         ready = batch.to(runtime.device)
         return _Case(

@@ -1,9 +1,9 @@
-"""Views (the four flips and any number of extra ones), and what a run draws: views, samples, what is held out.
+"""Views (the four flips and any number of extra ones), and what a run draws: views and samples.
 
 Encoders are not flip-equivariant, so features are kept once a view. Pixels and masks of the flips are flipped when
 they are read; those of a cached augmentation (`dsu.data.decoding`) are kept, since no array turns into them. What a run
 draws is a pure function of seed, epoch and sample, never of worker, batch or mode: cached and end-to-end runs see the
-same data. Which samples are held out follows from their content and from nothing else.
+same data.
 
 A view is a number: its two lowest bits are the flip (1: of the width, 2: of the height), the rest is the cached
 augmentation that is flipped, 0 being the image itself.
@@ -11,7 +11,7 @@ augmentation that is flipped, 0 being the image itself.
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -32,8 +32,6 @@ __all__ = [
     "flip",
     "flip_one",
     "hashed_share",
-    "kfold_split",
-    "train_val_split",
     "view_count",
     "view_index",
     "view_name",
@@ -163,38 +161,6 @@ def flip(batch: "Tensor", views: "Tensor") -> "Tensor":
 def flip_one(image: "Tensor", view: int) -> "Tensor":
     """One sample (H, W, ...) flipped as `view`, a number that is at hand: on a CPU many times as fast as `flip`."""
     return image.flip([side for bit, side in ((1, 1), (2, 0)) if view & bit])
-
-
-def train_val_split(contents: Mapping[str, str], fraction: float) -> tuple[list[str], list[str]]:
-    """Names to train on and names to validate on, by the hash of each image's content.
-
-    A sample stays on its side when others come or go, and copies of an image, or its tiles, stay together. With a
-    `fraction` above 0 at least one sample (the one of the smallest hash) is held out.
-    """
-    held = [name for name in sorted(contents) if hashed_share(contents[name]) < fraction]
-    if fraction > 0 and not held and len(set(contents.values())) > 1:
-        first = min(contents.values(), key=hashed_share)
-        held = [name for name in sorted(contents) if contents[name] == first]
-    return sorted(set(contents) - set(held)), held
-
-
-def kfold_split(contents: Mapping[str, str], empty: Collection[str], fold: str) -> tuple[list[str], list[str]]:
-    """Names to train on and names to validate on, for a part such as `2/5` of a cross-validation.
-
-    Args:
-        contents: each sample's content; copies of an image, or its tiles, fall into one part.
-        empty: samples without an object; images with one and images with none are dealt out apart, so that every part
-            has its share of both.
-        fold: number of the part from 1, and of how many.
-
-    Parts differ by at most two images in size; each image is in exactly one.
-    """
-    part, parts = map(int, fold.split("/"))
-    with_object = {content for name, content in contents.items() if name not in empty}
-    ordered = [sorted(with_object, key=hashed_share), sorted(set(contents.values()) - with_object, key=hashed_share)]
-    held = {content for kind in ordered for content in kind[part - 1 :: parts]}
-    names = sorted(contents)
-    return [name for name in names if contents[name] not in held], [name for name in names if contents[name] in held]
 
 
 def hashed_share(content: str) -> float:

@@ -1,12 +1,13 @@
 """A head's file: what trains and the batch norms' statistics, with all that is needed to load it alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,14 +19,19 @@ from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.files import atomic_write
 from dsu.hub import fetch, is_hub_name
 from dsu.runtime import torch_type
+from dsu_cache import holder
 
 __all__ = [
     "CONFIG_FILE",
     "HEAD_FILE",
+    "LOCK_FILE",
+    "PREVIOUS",
     "STATE_FILE",
     "HeadInfo",
     "head_bytes",
+    "image_digits",
     "is_finished",
+    "living",
     "load_head",
     "predictions_folder",
     "read_head_info",
@@ -37,9 +43,15 @@ __all__ = [
 HEAD_FILE: Final = "head.safetensors"
 STATE_FILE: Final = "checkpoint.pt"
 """What a run goes on from; without a head beside it, the run has not come to its end."""
+LOCK_FILE: Final = "run.lock"
+"""Held by the process that trains the run, and free when that has ended, however it has."""
+PREVIOUS: Final = ".previous"
+"""Ending of the folder in which the old run waits, while a new one is trained in its place."""
 CONFIG_FILE: Final = "config.json"
 """Beside a head that was exported; no run folder has one."""
 FORMAT: Final = 1
+IMAGE_DIGITS: Final = 12
+"""Hexadecimal digits by which an image is known again: enough to tell a hundred million apart."""
 
 
 class HeadInfo(BaseModel):
@@ -50,6 +62,8 @@ class HeadInfo(BaseModel):
         feature_dtype: the type to which frozen features are rounded.
         encoders: digests of the frozen weights it was trained on, `hiera` and `dino`.
         dataset: the training split, and how to find its images again.
+        test: names of the training split's samples that were set apart for `dsu eval`.
+        trained_on: of each image that was trained on `IMAGE_DIGITS` digits of its SHA-256, all in one text.
         training: the resolved settings of the run.
         epoch: epochs trained.
         metrics: of the held-out share, if any.
@@ -63,9 +77,20 @@ class HeadInfo(BaseModel):
     feature_dtype: FeatureDtype | None = "float16"
     encoders: dict[str, str] = {}
     dataset: dict[str, Any] = {}
+    test: list[str] = []
+    trained_on: str = Field(default="", repr=False)
     training: dict[str, Any] = {}
     epoch: int = 0
     metrics: dict[str, float] = {}
+
+    def was_trained_on(self, image_sha256: str) -> bool:
+        """Whether an image was among those that it was trained on, by the image's content."""
+        return image_sha256[:IMAGE_DIGITS] in self._images
+
+    @cached_property
+    def _images(self) -> frozenset[str]:
+        text, step = self.trained_on, IMAGE_DIGITS
+        return frozenset(text[start : start + step] for start in range(0, len(text), step))
 
     @property
     def tiling(self) -> Tiling | None:
@@ -95,6 +120,11 @@ class HeadInfo(BaseModel):
     def torch_feature_dtype(self) -> torch.dtype | None:
         """`feature_dtype` as torch's type."""
         return None if self.feature_dtype is None else torch_type(self.feature_dtype)
+
+
+def image_digits(contents: Iterable[str]) -> str:
+    """`HeadInfo.trained_on` of some images, from their SHA-256."""
+    return "".join(sorted({content[:IMAGE_DIGITS] for content in contents}))
 
 
 def save_head(path: Path, state: Mapping[str, Tensor], info: HeadInfo) -> None:
@@ -163,17 +193,17 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
             f"or give OWNER/NAME."
         )
     if given is None:
-        found = sorted(runs.glob(f"*/{HEAD_FILE}"), key=lambda path: path.stat().st_mtime)
+        found = sorted(_runs_with(HEAD_FILE, runs), key=lambda run: (run / HEAD_FILE).stat().st_mtime)
         if not found:
-            stopped = stopped_runs(runs)
-            run = _go_on(stopped[0]) if stopped else "run `dsu train-head`"
-            raise UsageError(f"There is no trained head below {runs}/: {run}, or give one with --head.")
-        return found[-1]
+            unfinished = sorted(_runs_with(STATE_FILE, runs), key=lambda run: (run / STATE_FILE).stat().st_mtime)
+            why = _unfinished(unfinished[-1]) if unfinished else "run `dsu train-head`"
+            raise UsageError(f"There is no trained head below {runs}/: {why}, or give one with --head.")
+        return found[-1] / HEAD_FILE
     if is_hub_name(given):
         return fetch(str(given), HEAD_FILE, revision)
     path = Path(given) / HEAD_FILE if Path(given).is_dir() else Path(given)
     if not path.is_file() and (path.parent / STATE_FILE).exists():
-        raise UsageError(f"The run {path.parent} has no result yet: {_go_on(path.parent)}.")
+        raise UsageError(f"The run {path.parent} has no result yet: {_unfinished(path.parent)}.")
     if not path.is_file():
         raise UsageError(
             f"There is no head at {given}: give a run folder, an exported folder, a {HEAD_FILE} or OWNER/NAME on the "
@@ -182,7 +212,10 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
     return path
 
 
-def _go_on(run: Path) -> str:
+def _unfinished(run: Path) -> str:
+    trained_by = living(run)
+    if trained_by is not None:
+        return f"it is being trained by {trained_by}, wait until it ends"
     return f"its training was stopped, go on with it by `dsu train-head --resume --out {run}`"
 
 
@@ -191,10 +224,20 @@ def is_finished(folder: Path) -> bool:
     return (folder / HEAD_FILE).exists()
 
 
+def living(folder: Path) -> str | None:
+    """Who is training a run (process, host, since when, command); None if no one is."""
+    return holder(folder / LOCK_FILE)
+
+
 def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
-    """Runs with a checkpoint and no result, the one stopped last first."""
-    found = [state for state in runs.glob(f"*/{STATE_FILE}") if not is_finished(state.parent)]
-    return [state.parent for state in sorted(found, key=lambda state: state.stat().st_mtime, reverse=True)]
+    """Runs with a checkpoint and no result that no one is training, the one stopped last first."""
+    found = [run for run in _runs_with(STATE_FILE, runs) if not is_finished(run) and living(run) is None]
+    return sorted(found, key=lambda run: (run / STATE_FILE).stat().st_mtime, reverse=True)
+
+
+def _runs_with(name: str, runs: Path) -> list[Path]:
+    """Run folders that hold a file; old runs that were set aside are none."""
+    return [path.parent for path in runs.glob(f"*/{name}") if not path.parent.name.endswith(PREVIOUS)]
 
 
 def predictions_folder(given: str | Path | None, head: Path, runs: Path = Path("runs")) -> Path:

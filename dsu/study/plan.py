@@ -9,8 +9,10 @@ from shlex import quote
 from typing import Any, Final, Literal, get_args
 
 from dsu.config import Ablation, DSUNetConfig
-from dsu.data.datasets import Paths, SourceFolder
-from dsu.data.views import kfold_split, view_index
+from dsu.data.datasets import Paths, SourceFolder, Split
+from dsu.data.images import file_sha256
+from dsu.data.splitting import deal, fold_weights
+from dsu.data.views import view_index
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, encoder_settings, encoders_name, find_store
@@ -185,8 +187,6 @@ def open_study(
             raise UsageError(f"{name} can't be run, {cost}")
     if not members:
         raise UsageError(f"Nothing is left to study: {' '.join(lacking.values())}")
-    entries = store.manifest.entries
-    content = "\n".join(f"{name}\t{entries[name].key}" for name in sorted(entries))
     study = Study(
         kind=asked.kind,
         settings=shared,
@@ -194,9 +194,9 @@ def open_study(
         members=tuple(members),
         lacking=tuple(lacking.values()),
         source=store.source,
-        images=len(entries),
-        content=hashlib.sha256(content.encode()).hexdigest(),
-        tests=tests,
+        images=len(store.manifest.entries),
+        content=_content(store, tests),
+        tests=tuple(split.name for split in tests),
         weights=weights,
         paths=paths,
     )
@@ -279,13 +279,13 @@ def _find_store(settings: TrainingSettings, cache_root: Path) -> FeatureStore:
         raise UsageError(str(error).replace(", or give --end-to-end", "")) from error
 
 
-def _test_splits(source: SourceFolder) -> tuple[str, ...]:
+def _test_splits(source: SourceFolder) -> tuple[Split, ...]:
     """The data set's test splits, which `dsu predict` takes. Raises `UsageError` for one without masks."""
     tests = [split for split in source.splits() if split.kind == "test"]
     for split in tests:
         if split.masks is None:
             raise UsageError(f"{split.name} has no masks to judge by: add them, or move the test images elsewhere.")
-    return tuple(split.name for split in tests)
+    return tuple(tests)
 
 
 def _shared_settings(
@@ -319,9 +319,22 @@ def _check_parts(store: FeatureStore, parts: int) -> None:
     """Raise `UsageError` where a part would be empty: before the others are trained."""
     facts, mask_format = store.metadata, store.mask_format
     empty = {name for name, fact in facts.items() if fact.mask and fact.mask.is_empty(mask_format)}
-    _, last = kfold_split({name: fact.image_sha256 for name, fact in facts.items()}, empty, f"{parts}/{parts}")
-    if not last:
+    with_object = {fact.image_sha256 for name, fact in facts.items() if name not in empty}
+    strata = [with_object, {fact.image_sha256 for fact in facts.values()} - with_object]
+    if str(parts) not in deal(strata, fold_weights(parts)).values():
         raise UsageError(f"{store.source.split} has too few images for {parts} folds: give a smaller -k.")
+
+
+def _content(store: FeatureStore, tests: Sequence[Split]) -> str:
+    """A digest of all samples: those trained on by their keys in the store, those that judge by their files."""
+    digest = hashlib.sha256()
+    for name, entry in sorted(store.manifest.entries.items()):
+        digest.update(f"{name}\t{entry.key}\n".encode())
+    for split in tests:
+        for pair in split.pairs:
+            files = [file_sha256(path) for path in (pair.image, pair.mask) if path is not None]
+            digest.update("\t".join((split.name, pair.name, *files, "\n")).encode())
+    return digest.hexdigest()
 
 
 def _check_folder(study: Study) -> None:

@@ -16,7 +16,7 @@ from dsu.heads.head_file import HEAD_FILE
 from dsu.metrics.figures import PER_IMAGE, over_objects
 from dsu.metrics.meters import ImageLevel
 from dsu.report import compare
-from dsu.training.trainer import METRICS_FILE
+from dsu.training.run_folders import METRICS_FILE
 
 if TYPE_CHECKING:
     from dsu.study.plan import Member

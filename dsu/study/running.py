@@ -83,25 +83,25 @@ def _time_left(epochs: int, seconds: float, trained: int) -> str:
 
 
 def _train(study: Study, member: Member, progress: Progress) -> None:
-    run = open_run(
+    with open_run(
         member.settings,
         paths=study.paths,
         weights=study.weights,
         out=member.folder,
         resume=(member.folder / SETTINGS_FILE).exists(),
         progress=progress,
-    )
-    trainer = run.trainer
-    held_out = 0 if trainer.main.validation is None else len(trainer.main.validation.names)
-    epochs = f", goes on after epoch {trainer.epoch}" if trainer.epoch else ""
-    progress.say(
-        f"{len(trainer.main.train.names):,} to train on, {held_out:,} held out, from {' + '.join(member.cost.reads)}"
-        f"{epochs}"
-    )
-    for note in run.notes:
-        if not note.startswith(_SAID_ALREADY):
-            progress.say(note)
-    trainer.run(progress)
+    ) as run:
+        trainer = run.trainer
+        held_out = 0 if trainer.main.validation is None else len(trainer.main.validation.names)
+        epochs = f", goes on after epoch {trainer.epoch}" if trainer.epoch else ""
+        progress.say(
+            f"{len(trainer.main.train.names):,} to train on, {held_out:,} held out, from "
+            f"{' + '.join(member.cost.reads)}{epochs}"
+        )
+        for note in run.notes:
+            if not note.startswith(_SAID_ALREADY):
+                progress.say(note)
+        trainer.run(progress)
 
 
 def _judge(study: Study, member: Member, progress: Progress) -> Result:

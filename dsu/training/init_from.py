@@ -5,14 +5,14 @@ from pathlib import Path
 
 from dsu.config import DSUNetConfig
 from dsu.errors import UsageError
-from dsu.heads.head_file import load_head
+from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.head import Head
 
 __all__ = ["start_from"]
 
 
-def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[str, str]) -> list[str]:
-    """Give a new head the weights of a trained one, and say what its user should know.
+def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[str, str]) -> tuple[HeadInfo, list[str]]:
+    """Give a new head the weights of a trained one; that one's info, and what its user should know.
 
     Blocks that have an adapter now and had none then get one that does nothing yet.
 
@@ -40,7 +40,7 @@ def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[s
     other = [name for name, digest in encoders.items() if info.encoders.get(name, digest) != digest]
     remarks = [f"other weights: the head to start from was trained with another {name}" for name in other]
     dataset = info.dataset.get("split", "an unknown data set")
-    return [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
+    return info, [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
 
 
 def _network_text(config: DSUNetConfig) -> str:

@@ -1,5 +1,7 @@
 """From settings to a run: which samples, which store or images, which resume point, which folder."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +13,23 @@ from dsu.data.datasets import Paths, SourceFolder
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
 from dsu.features.stores import FeatureStore, encoder_settings, encoders_name
-from dsu.files import atomic_write, make_folder
-from dsu.heads.head_file import HeadInfo, resolve_head, stopped_runs
+from dsu.files import atomic_write
+from dsu.heads.head_file import HeadInfo, image_digits, resolve_head, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import ResumePoint, feature_block, resume_point
-from dsu.progress import SILENT, Progress
+from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
 from dsu.training.init_from import start_from
 from dsu.training.run_folders import (
     SETTINGS_FILE,
+    RunRecord,
     check_same_run,
+    few,
     has_state,
-    run_folder,
+    hold_new_run,
+    hold_old_run,
     settings_of_run,
     unfinished_run,
 )
@@ -33,18 +38,29 @@ from dsu.training.tracking import Tracking, check_tracker
 from dsu.training.trainer import Trainer, TrainingPhase
 from dsu.training.training_data import TrainingData, find_training_data
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "open_run", "prepare_run"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A prepared run and what its user should know before it starts."""
+    """A prepared run and what its user should know before it starts.
+
+    Attributes:
+        trainer: of the run; it has a folder of its own once the run is open.
+        name: of its data set and encoders, after which a new folder is called.
+        source: the training split.
+        record: what is trained on.
+        notes: `label: text`.
+    """
 
     trainer: Trainer
+    name: str
     source: SourceFolder
+    record: RunRecord
     notes: tuple[str, ...]
 
 
+@contextmanager
 def open_run(
     settings: TrainingSettings,
     *,
@@ -54,24 +70,59 @@ def open_run(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
-) -> Run:
-    """Resolve everything that `settings` leave open and build the trainer.
+) -> Iterator[Run]:
+    """Prepare a run and hold its folder inside a `with`, so that no other process trains there.
 
     Args:
         settings: what was asked for.
         paths: where data sets and stores lie; subfolders of one's own folder are for `end_to_end`.
         weights: where the encoders' weights come from.
         out: the run's folder; None makes one below `runs/`.
-        resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that has not finished), with
-            the run's own settings where none are given.
-        overwrite: start anew in an `out` that holds a run.
+        resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that was stopped), with the run's
+            own settings where none are given.
+        overwrite: start anew in an `out` that holds a run, which is set aside until the new one has finished.
         progress: who is told.
 
-    Raises `DsuError` naming what does not fit, before any work is done.
+    Raises `DsuError` naming what does not fit, before any work is done, and `BusyError` where the run is being trained.
     """
-    if resume:
-        out = out or unfinished_run()
-        settings = settings_of_run(out, settings)
+    before: RunRecord | None = None
+    with ExitStack() as held:
+        if resume:
+            out = out or unfinished_run()
+            held.enter_context(hold_old_run(out))
+            settings, before = settings_of_run(out, settings), RunRecord.read(out)
+        elif out is None and (stopped := stopped_runs()):
+            progress.say(
+                f"A run in {stopped[0]} was stopped and is left as it is: `dsu train-head --resume` would go on with "
+                f"it."
+            )
+        run = prepare_run(settings, paths=paths, weights=weights, before=before, progress=progress)
+        trainer = run.trainer
+        if resume and out is not None:
+            trainer.out = out
+            check_same_run(out, trainer.settings, run.record)
+            if has_state(out):  # else it was stopped before its first epoch was kept
+                trainer.resume()
+        else:
+            trainer.out = held.enter_context(hold_new_run(out, run.name, overwrite=overwrite))
+            run.record.write(trainer.out)
+        resolved = yaml.safe_dump(trainer.settings.model_dump(mode="json"), sort_keys=False)
+        atomic_write(trainer.out / SETTINGS_FILE, resolved.encode())
+        yield run
+
+
+def prepare_run(
+    settings: TrainingSettings,
+    *,
+    paths: Paths,
+    weights: EncoderWeights,
+    before: RunRecord | None = None,
+    progress: Progress = SILENT,
+) -> Run:
+    """Resolve everything that `settings` leave open and build the trainer, which has no folder yet.
+
+    Takes and raises what `open_run` does; `before` is the record of the run that is gone on with, whose split holds.
+    """
     if settings.track is not None:
         check_tracker(settings.track)
     data = find_training_data(settings, paths, progress)
@@ -88,12 +139,17 @@ def open_run(
     if store is not None and not live:
         for read in (point, *([frozen_point] if frozen_point else [])):
             digests, drift = store.check_arrays(read, digests, runtime, resolved.feature_dtype or "float16")
-    if out is None and (stopped := stopped_runs()):
-        progress.say(
-            f"A run in {stopped[0]} was stopped and is left as it is: `dsu train-head --resume` would go on with it."
+    shares = data.shares(resolved, paths.cache_root, progress)
+    if before is not None:
+        shares |= {name: before.samples[name][0] for name in shares.keys() & before.samples.keys()}
+    names = {share: [name for name in shares if shares[name] == share] for share in ("train", "val", "test")}
+    train_names = names["train"]
+    empty = data.empty & set(train_names) if resolved.balance else None
+    if empty is not None and len(empty) in (0, len(train_names)):
+        raise UsageError(
+            f"Every image of {data.source.split} that is trained on has {'no' if empty else 'an'} object, so nothing "
+            f"can be balanced: no --balance."
         )
-    train_names, held_out = data.divide(resolved)
-    folder = run_folder(out, f"{data.source.split}-{encoders_name(config)}", resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
     network = DSUNet(
         config,
@@ -104,39 +160,60 @@ def open_run(
     )
     warnings = [f"other version: {item}" for item in drift]
     if resolved.init_from is not None:
-        warnings += start_from(network.head, resolve_head(resolved.init_from), config, digests)
+        trained, said = start_from(network.head, resolve_head(resolved.init_from), config, digests)
+        warnings += [*said, *_leave_out(names, trained, data)]
     if frozen_point is not None:
         network.head.init_adapters_identity()
 
     def phase(start: ResumePoint) -> TrainingPhase:
-        held = data.samples(held_out, start, live=live) if held_out else None
+        held = data.samples(names["val"], start, live=live) if names["val"] else None
         return TrainingPhase(start, data.samples(train_names, start, live=live), held)
 
     trainer = Trainer(
         network=network,
         main=phase(point),
         frozen_adapters=phase(frozen_point) if frozen_point else None,
-        empty=data.empty & set(train_names) if resolved.balance else None,
+        empty=empty,
         settings=resolved,
         info=HeadInfo(
             config=config,
             feature_dtype=resolved.feature_dtype,
             encoders=digests,
-            dataset={**vars(data.source), "held_out": held_out},
+            dataset={**vars(data.source), "held_out": names["val"]},
+            test=names["test"],
+            trained_on=image_digits(data.facts[name].image_sha256 for name in train_names),
             training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
         ),
         runtime=runtime,
-        out=folder,
         keep_best=resolved.keep == "best",
     )
     trainer.callbacks += _callbacks(trainer, data)
-    if resume:
-        check_same_run(folder, resolved)
-        if has_state(folder):  # else it was stopped before its first epoch was kept
-            trainer.resume()
-    make_folder(folder)
-    atomic_write(folder / SETTINGS_FILE, yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).encode())
-    return Run(trainer, data.source, (*run_notes(trainer, data.store, runtime), *warnings))
+    record = RunRecord(
+        digests,
+        {name: (shares[name], fact.image_sha256, fact.mask_sha256) for name, fact in sorted(data.facts.items())},
+    )
+    notes = (*run_notes(trainer, data.store, runtime), *warnings)
+    return Run(trainer, f"{data.source.split}-{encoders_name(config)}", data.source, record, notes)
+
+
+def _leave_out(names: dict[str, list[str]], trained: HeadInfo, data: TrainingData) -> list[str]:
+    """Take images that the head to start from was trained on out of what is held out, and say so.
+
+    Raises `UsageError` where that leaves nothing of a share.
+    """
+    known = {name for name, fact in data.facts.items() if trained.was_trained_on(fact.image_sha256)}
+    said = []
+    for share in ("val", "test"):
+        lost = [name for name in names[share] if name in known]
+        if lost and len(lost) == len(names[share]):
+            raise UsageError(
+                f"The head to start from was trained on all that is held out of {data.source.split} ({few(lost)}), so "
+                f"nothing could be judged: hold out the share that it was trained without, or start a new head."
+            )
+        if lost:
+            names[share] = [name for name in names[share] if name not in known]
+            said.append(f"left out: {counted(len(lost), 'held-out images')} that the head was trained on ({few(lost)})")
+    return said
 
 
 def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSettings, Runtime, ResumePoint]:
@@ -188,6 +265,10 @@ def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, 
 
 def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
     """Raise `UsageError` for settings that contradict each other, or the data."""
+    if settings.fold is not None and settings.test_fraction:
+        raise UsageError("--fold and --test-fraction both set a share apart: give one of them.")
+    if (settings.val_fraction or 0) + settings.test_fraction >= 1:
+        raise UsageError("--val-fraction and --test-fraction leave nothing to train on: hold out less.")
     if settings.fold is not None and settings.val_fraction is not None:
         raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
     if settings.freeze_adapter_epochs and settings.init_from is not None:
@@ -199,9 +280,6 @@ def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
         )
     if settings.freeze_adapter_epochs and not data.config.adapt_last:
         raise UsageError("--freeze-adapter-epochs needs adapters, and --adapt-last 0 has none: leave it away.")
-    if settings.balance and len(data.empty) in (0, len(data.facts)):
-        what = "an object" if not data.empty else "no object"
-        raise UsageError(f"Every image of {data.source.split} has {what}, so nothing can be balanced: no --balance.")
 
 
 def _choose_point(settings: TrainingSettings, config: DSUNetConfig, store: FeatureStore | None) -> ResumePoint:

@@ -3,7 +3,7 @@
 import io
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -29,14 +29,11 @@ from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback, probability_of
 from dsu.training.epoch_log import EpochLog, as_csv
 from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
+from dsu.training.run_folders import BEST_FILE, LAST_FILE, METRICS_FILE, remove_previous
 
-__all__ = ["BEST_FILE", "LAST_FILE", "METRICS_FILE", "Trainer", "TrainingPhase", "learning_rate"]
+__all__ = ["Trainer", "TrainingPhase", "learning_rate"]
 
 T = TypeVar("T")
-
-LAST_FILE: Final = "last.safetensors"
-BEST_FILE: Final = "best.safetensors"
-METRICS_FILE: Final = "metrics.csv"
 
 SIDES: Final = ("D1", "D2", "D3")
 """The side outputs, deepest first."""
@@ -73,8 +70,8 @@ class Trainer:
         empty: names of samples without an object, where these are to be drawn as often as others.
         settings, info: as resolved; `info` becomes the head's metadata.
         runtime: device and precision.
-        out: the run's folder.
         keep_best: whether the best validated state is the result, or the last one.
+        out: the run's folder.
         callbacks: who follows the run.
         memory: the most that this epoch has held.
     """
@@ -84,8 +81,8 @@ class Trainer:
     settings: TrainingSettings
     info: HeadInfo
     runtime: Runtime
-    out: Path
     keep_best: bool
+    out: Path = Path()
     frozen_adapters: TrainingPhase | None = None
     empty: Collection[str] | None = None
     epoch: int = 0
@@ -120,7 +117,8 @@ class Trainer:
         """Train up to `settings.epochs`, from wherever this trainer is.
 
         After every epoch the row of `metrics.csv` and the whole state stand, and the state also after every
-        `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite.
+        `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite; a state
+        that is not finite is never kept.
         """
         try:
             for callback in self.callbacks:
@@ -136,13 +134,15 @@ class Trainer:
         label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
         with progress.task(label, len(self.phase.train.names)) as task:
             row = self._train_epoch(task)
+        self._check_finite()
         due = (self.epoch + 1) % self.settings.val_every == 0 or self.epoch + 1 == self.settings.epochs
         if self.phase.validation is not None and due:
             row |= self.validate(self.phase.validation, progress)
         self.epoch += 1
         self.history.append(row)
         self._log = None
-        self._save(row)
+        self._save_state()
+        self._save_results()
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
 
@@ -161,6 +161,8 @@ class Trainer:
             raise DsuError(
                 f"The checkpoint {path} is damaged or of another network: start the run anew with --overwrite."
             ) from error
+        if self._log is None and self.history:  # the checkpoint comes first: a kill may have come before the rest
+            self._save_results()
 
     def validate(self, samples: SampleDataset, progress: Progress = SILENT) -> dict[str, float]:
         """Loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
@@ -180,6 +182,8 @@ class Trainer:
         with progress.task("validating", len(samples.names)) as task:
             for names, outputs, mask in self.evaluated(samples, samples.names):
                 losses.append(float(self.loss.total(self.loss.side_losses(outputs, mask))) * len(names))
+                if not math.isfinite(losses[-1]):
+                    raise self._not_finite(f"outputs for {', '.join(names)}")
                 probability = probability_of(outputs)
                 for predicted, truth in zip(probability, mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
                     for meter in (structure, error, *([overlap] if truth.any() else [])):
@@ -210,6 +214,7 @@ class Trainer:
         """Put the result under the head's own name."""
         chosen = self.out / (BEST_FILE if self.keep_best and (self.out / BEST_FILE).exists() else LAST_FILE)
         atomic_write(self.out / HEAD_FILE, chosen.read_bytes())
+        remove_previous(self.out)
 
     @property
     def best_epoch(self) -> int | None:
@@ -243,7 +248,9 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_step_end(self, log)
             if self.settings.checkpoint_steps and log.steps % self.settings.checkpoint_steps == 0:
+                self._check_finite()
                 self._save_state()
+                self.network.train()
         row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": self.memory.bytes() / 1e9}
         to_go = self.settings.epochs - self.epoch - 1
         left = f" · {counted(to_go, 'epochs')} to go, {timedelta(seconds=round(to_go * log.seconds))}" if to_go else ""
@@ -305,16 +312,34 @@ class Trainer:
         size = self.settings.batch_size
         return [samples[start : start + size] for start in range(0, len(samples), size)]
 
-    def _save(self, row: Mapping[str, float]) -> None:
-        """Write metrics, heads and the whole state, each so that no half of it can be met."""
+    def _check_finite(self) -> None:
+        """Raise `DsuError` where the weights, or the outputs for the first samples, are not finite any more."""
+        floats = [tensor for tensor in self.network.head.state_dict().values() if tensor.is_floating_point()]
+        if not torch.stack([tensor.isfinite().all() for tensor in floats]).all():
+            raise self._not_finite("weights")
+        samples = self.phase.train
+        for names, outputs, _ in self.evaluated(samples, samples.names[: self.settings.batch_size]):
+            if not torch.stack([logits.isfinite().all() for logits in outputs]).all():
+                raise self._not_finite(f"outputs for {', '.join(names)}")
+
+    def _not_finite(self, what: str) -> DsuError:
+        return DsuError(
+            f"After step {self.step_in_epoch} of epoch {self.epoch + 1} the network's {what} are not finite: start "
+            f"anew with a lower --lr, or try --precision fp32; nothing of this state was kept."
+        )
+
+    def _save_results(self) -> None:
+        """Write the table of epochs and the heads, each so that no half of it can be met.
+
+        They follow the checkpoint, so that none is of an epoch that a resumed run does not know.
+        """
         atomic_write(self.out / METRICS_FILE, as_csv(self.history))
-        metrics = {key: value for key, value in row.items() if key.startswith("val_")}
+        metrics = {key: value for key, value in self.history[-1].items() if key.startswith("val_")}
         info = self.info.model_copy(update={"epoch": self.epoch, "metrics": metrics})
         state = self.network.head.state_dict()
         if self.best_epoch == self.epoch:
             save_head(self.out / BEST_FILE, state, info)
         save_head(self.out / LAST_FILE, state, info)
-        self._save_state()
 
     def _save_state(self) -> None:
         """Write everything that the run goes on from, in the middle of an epoch too."""

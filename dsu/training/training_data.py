@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SampleMetadata, SourceFolder, Split, describe, find_dataset, inspect, unreadable
 from dsu.data.masks import MaskFormat
+from dsu.data.splitting import fold_weights, recorded_deal, share_weights
 from dsu.data.tiles import Tiling
-from dsu.data.views import kfold_split, train_val_split
 from dsu.datasets import ImageDataset, SampleDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.feature_dataset import FeatureDataset
@@ -35,18 +36,27 @@ class TrainingData:
         """Samples without an object."""
         return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.mask_format))
 
-    def divide(self, settings: TrainingSettings) -> tuple[list[str], list[str]]:
-        """Names to train on and names held out, at least one of the former."""
+    def shares(self, settings: TrainingSettings, cache_root: Path, progress: Progress) -> dict[str, str]:
+        """Each sample's share: `train`, `val` or `test`. Raises `DsuError` where nothing is left to train on."""
         images = {name: fact.image_sha256 for name, fact in self.facts.items()}
-        if settings.fold is not None:
-            train, held_out = kfold_split(images, self.empty, settings.fold)
+        with_object = {images[name] for name in images.keys() - self.empty}
+        strata = [with_object, set(images.values()) - with_object]
+        if settings.fold is None:
+            weights = share_weights(settings.val_fraction or 0.0, settings.test_fraction)
         else:
-            train, held_out = train_val_split(images, settings.val_fraction or 0.0)
-        if not train:
+            part, parts = settings.fold.split("/")
+            weights = fold_weights(int(parts))
+        dealt = dict.fromkeys(images.values(), "train")
+        if len(weights) > 1:
+            dealt = recorded_deal(cache_root / self.source.split, strata, weights, progress)
+        if settings.fold is not None:
+            dealt = {content: "val" if share == part else "train" for content, share in dealt.items()}
+        found = {name: dealt[images[name]] for name in sorted(images)}
+        if "train" not in found.values():
             raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
-        if settings.fold is not None and not held_out:
+        if settings.fold is not None and "val" not in found.values():
             raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
-        return train, held_out
+        return found
 
     def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> SampleDataset:
         """The named samples, as a run that resumes from `point` reads them: from the store, or `live` images."""

@@ -105,7 +105,6 @@ def living(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     process.wait(30)
 
 
-@pytest.mark.xfail(strict=True, reason="A new run calls a run that is still training a stopped one.")
 def test_a_living_run_is_not_called_stopped(
     dsu: Dsu, house: House, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +115,6 @@ def test_a_living_run_is_not_called_stopped(
         assert "stopped" not in said, said
 
 
-@pytest.mark.xfail(strict=True, reason="--resume joins a run that another process is still training.")
 def test_a_living_run_cannot_be_resumed(dsu: Dsu, house: House, living: Living) -> None:
     assert living.process.poll() is None and not (living.run / "head.safetensors").exists()
     resume = ("train-head", "--resume", "--out", living.run, "--cache-root", house.features, "--quiet")
@@ -129,7 +127,6 @@ def test_a_living_run_cannot_be_resumed(dsu: Dsu, house: House, living: Living) 
         (living.run / "head.safetensors").unlink(missing_ok=True)
 
 
-@pytest.mark.xfail(strict=True, reason="Two runs that start together take one folder, and one result is lost.")
 def test_two_runs_that_start_together_keep_two_results(
     house: House, forks: Forks, dsu: Dsu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +151,6 @@ def test_two_runs_that_start_together_keep_two_results(
 
 
 @pytest.mark.parametrize("old", ["finished", "stopped"])
-@pytest.mark.xfail(strict=True, reason="A run that is started anew and killed goes on from the old run's weights.")
 def test_an_old_run_is_not_resumed_as_the_new_one(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str
 ) -> None:
@@ -171,7 +167,6 @@ def test_an_old_run_is_not_resumed_as_the_new_one(
         assert same_weights(run / "head.safetensors", tmp_path / "undisturbed" / "head.safetensors")
 
 
-@pytest.mark.xfail(strict=True, reason="Starting anew writes over the old run before there is a new one.")
 def test_an_old_run_is_kept_until_the_new_one_has_finished(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +185,6 @@ def test_an_old_run_is_kept_until_the_new_one_has_finished(
 
 
 @pytest.mark.parametrize("change", ["added", "changed"])
-@pytest.mark.xfail(strict=True, reason="--resume does not compare the samples of a run with those of its store.")
 def test_a_run_is_not_resumed_with_other_samples(
     dsu: Dsu, photos: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -209,7 +203,6 @@ def test_a_run_is_not_resumed_with_other_samples(
     assert (Path("run") / "checkpoint.pt").read_bytes() == before
 
 
-@pytest.mark.xfail(strict=True, reason="--resume does not compare the encoders of a run with those of its store.")
 def test_a_run_is_not_resumed_with_other_encoders(dsu: Dsu, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
@@ -234,7 +227,6 @@ def held_out(dsu: Dsu, run: str) -> set[str]:
     return {path.stem for path in Path(f"{run}-masks").rglob("photo-*.png")}
 
 
-@pytest.mark.xfail(strict=True, reason="The folds are dealt again when images come.")
 def test_new_images_do_not_move_old_ones_to_another_fold(dsu: Dsu, photos: Path, drawn: Path) -> None:
     old = {path.stem for path in (photos / "images").iterdir()}
     shares = []
@@ -246,7 +238,6 @@ def test_new_images_do_not_move_old_ones_to_another_fold(dsu: Dsu, photos: Path,
     assert len(shares[0]) == 2 and shares[0] == shares[1]
 
 
-@pytest.mark.xfail(strict=True, reason="--init-from does not say that its head was trained on images held out now.")
 def test_images_that_a_head_was_trained_on_are_not_held_out_silently(dsu: Dsu, photos: Path) -> None:
     dsu("cache-features", photos, *STAGE_ONE)
     dsu("train-head", "--fold", "1/3", "--epochs", "1", "--out", "first", *QUICK)
@@ -256,7 +247,6 @@ def test_images_that_a_head_was_trained_on_are_not_held_out_silently(dsu: Dsu, p
     assert any(name in said for name in trained_on), said
 
 
-@pytest.mark.xfail(strict=True, reason="A study averages over runs that were judged on different test images.")
 def test_all_runs_of_a_study_are_judged_on_the_same_images(dsu: Dsu, house: House, drawn: Path, tmp_path: Path) -> None:
     data = tmp_path / "shapes"
     shutil.copytree(house.data, data)
@@ -282,7 +272,6 @@ OVERFLOWING: Final = (*DIVERGING, "--weight-decay", "1e20")
 """After one step the weights are not finite either."""
 
 
-@pytest.mark.xfail(strict=True, reason="A run that diverges saves a checkpoint with weights that are not finite.")
 def test_a_state_that_is_not_finite_is_not_saved(dsu: Dsu, house: House, tmp_path: Path) -> None:
     steps = ("--batch-size", "2", "--checkpoint-steps", "1", "--val-fraction", "0")
     dsu(*house.train("--out", "run", *OVERFLOWING, *steps), exit_code=1)
@@ -292,7 +281,6 @@ def test_a_state_that_is_not_finite_is_not_saved(dsu: Dsu, house: House, tmp_pat
         assert finite(load_file(path)), path
 
 
-@pytest.mark.xfail(strict=True, reason="Validating a state that is not finite ends in a ValueError.")
 def test_a_state_that_is_not_finite_is_not_validated(dsu: Dsu, house: House, tmp_path: Path) -> None:
     said = dsu(*house.train("--val-fraction", "0.3", "--out", "run", *DIVERGING), exit_code=1).output
     assert "error:" in said and "finite" in said
@@ -300,7 +288,6 @@ def test_a_state_that_is_not_finite_is_not_validated(dsu: Dsu, house: House, tmp
 
 
 @pytest.mark.parametrize("recipe", [DIVERGING, OVERFLOWING], ids=["outputs", "weights"])
-@pytest.mark.xfail(strict=True, reason="A run whose last step diverges is called finished.")
 def test_a_state_that_is_not_finite_is_not_a_result(
     dsu: Dsu, house: House, tmp_path: Path, recipe: tuple[str, ...]
 ) -> None:
@@ -309,7 +296,6 @@ def test_a_state_that_is_not_finite_is_not_a_result(
     assert "finite" in result.output and not (tmp_path / "run" / "head.safetensors").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="--balance divides by the number of empty images.")
 def test_balancing_without_an_empty_image_to_train_on_is_refused(dsu: Dsu, photos: Path) -> None:
     """There is one empty image: wherever it is held out, nothing can be balanced, and that is said."""
     mask = photos / "masks" / "photo-02.png"
@@ -396,7 +382,6 @@ def test_partial_files_of_a_living_writer_elsewhere_are_left_alone(
 # ---- one epoch, one commit ----
 
 
-@pytest.mark.xfail(strict=True, reason="The best state of an epoch is written before the epoch is in the history.")
 def test_the_best_state_is_never_of_an_epoch_that_is_in_no_checkpoint(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from dsu.encoders.weights import EncoderWeights
 from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback
 from dsu.training.epoch_log import EpochLog
-from dsu.training.runs import open_run
+from dsu.training.runs import prepare_run
 from dsu.training.trainer import Trainer
 from dsu_cli.training_panel import CAPTION, TrainingPanel
 
@@ -37,12 +37,12 @@ class Looks(Callback):
 
 
 def test_the_run_never_goes_back_nor_beyond_its_end_and_the_words_are_explained(house: House, tmp_path: Path) -> None:
-    run = open_run(
+    run = prepare_run(
         TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
         paths=Paths(house.data, house.features),
         weights=EncoderWeights(),
-        out=tmp_path / "run",
     )
+    run.trainer.out = tmp_path
     panel = TrainingPanel(Console(file=io.StringIO(), width=90), run.trainer)
     looks = Looks(panel)
     run.trainer.callbacks += [looks, panel]

@@ -15,7 +15,7 @@ from support import TINY, Dsu
 from dsu.data.datasets import Paths
 from dsu.encoders.weights import EncoderWeights
 from dsu.settings import TrainingSettings
-from dsu.training.runs import open_run
+from dsu.training.runs import prepare_run
 from dsu_cli.training_panel import TrainingPanel, clock
 
 
@@ -166,12 +166,12 @@ def test_the_clock(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("width", [100, 60])
 def test_the_panel_says_how_far_the_run_is_and_leaves_a_line_an_epoch(house: House, tmp_path: Path, width: int) -> None:
-    run = open_run(
+    run = prepare_run(
         TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
         paths=Paths(house.data, house.features),
         weights=EncoderWeights(),
-        out=tmp_path / "run",
     )
+    run.trainer.out = tmp_path
     screen = io.StringIO()
     panel = TrainingPanel(Console(file=screen, force_terminal=True, width=width, soft_wrap=True), run.trainer)
     frames: list[str] = []

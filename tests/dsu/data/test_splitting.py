@@ -1,64 +1,68 @@
 import hashlib
+import json
+from collections import Counter
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsu.data.views import kfold_split, train_val_split
+from dsu.data.splitting import SPLITS_FILE, deal, fold_weights, recorded_deal, share_weights
+from dsu.errors import DsuError
+
+SHARES = st.sampled_from([share_weights(0.1, 0.0), share_weights(0.1, 0.2), share_weights(0.5, 0.0), fold_weights(5)])
 
 
-def contents(count: int) -> dict[str, str]:
-    return {f"s{index:03}": hashlib.sha256(str(index).encode()).hexdigest() for index in range(count)}
+def contents(start: int, stop: int) -> list[str]:
+    return [hashlib.sha256(str(index).encode()).hexdigest() for index in range(start, stop)]
 
 
-@given(count=st.integers(2, 200), fraction=st.sampled_from([0.05, 0.1, 0.3, 0.5]))
-@settings(max_examples=40, deadline=None)
-def test_held_out_samples_stay_held_out_when_others_come(count: int, fraction: float) -> None:
-    train, held = train_val_split(contents(count), fraction)
-    assert sorted(train + held) == sorted(contents(count))
-    assert held
-    more_train, more_held = train_val_split(contents(count + 50), fraction)
-    # Only the one that a small set holds out for want of any other may change sides.
-    assert len(set(held) - set(more_held)) <= (1 if len(held) == 1 else 0)
-    assert set(train) <= set(more_train)
-
-
-def test_the_share_is_about_the_fraction_and_nothing_without_one() -> None:
-    _, held = train_val_split(contents(5000), 0.1)
-    assert 400 < len(held) < 600
-    assert train_val_split(contents(50), 0.0)[1] == []
-
-
-def test_copies_of_an_image_stay_on_one_side() -> None:
-    doubled = contents(300) | {f"copy-{name}": content for name, content in contents(300).items()}
-    train, held = train_val_split(doubled, 0.3)
-    assert {name.removeprefix("copy-") for name in held}.isdisjoint({name.removeprefix("copy-") for name in train})
-
-
-def test_a_set_of_one_image_can_still_be_trained_on() -> None:
-    assert train_val_split({"a": "x", "b": "x"}, 0.5)[0] or train_val_split({"a": "x", "b": "x"}, 0.5)[1]
-    assert train_val_split({"a": hashlib.sha256(b"3").hexdigest()}, 0.0) == (["a"], [])
-
-
-@given(count=st.integers(2, 60), parts=st.integers(2, 7), empties=st.integers(0, 60), tiles=st.integers(1, 3))
+@given(weights=SHARES, sizes=st.lists(st.integers(0, 60), min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
-def test_folds_share_the_images_out(count: int, parts: int, empties: int, tiles: int) -> None:
-    """Each image is held out once; tiles stay together; parts differ by an image of each kind at most."""
-    images = contents(count)
-    samples = {f"{name}@{tile}": content for name, content in images.items() for tile in range(tiles)}
-    empty = {name for name in samples if int(name[1:4]) < empties}
-    folds = [kfold_split(samples, empty, f"{part}/{parts}") for part in range(1, parts + 1)]
-    assert sorted(name for _, held in folds for name in held) == sorted(samples)
-    for train, held in folds:
-        assert sorted(train + held) == sorted(samples)
-        assert {name[:4] for name in train}.isdisjoint({name[:4] for name in held})
-    for kind in (empty, set(samples) - empty):
-        sizes = [len({name[:4] for name in held if name in kind}) for _, held in folds]
-        assert max(sizes) - min(sizes) <= 1
+def test_every_share_has_its_part_of_every_stratum(weights: dict[str, float], sizes: list[int]) -> None:
+    strata = [contents(100 * index, 100 * index + size) for index, size in enumerate(sizes)]
+    dealt = deal(strata, weights)
+    assert dealt.keys() == {content for stratum in strata for content in stratum}
+    for stratum in strata:
+        counts = Counter(dealt[content] for content in stratum)
+        for share, weight in weights.items():
+            assert abs(counts[share] - weight * len(stratum)) < (1 if len(stratum) * weight >= 1 else 2)
+            assert counts[share] or len(stratum) < len(weights)
 
 
-def test_a_tile_without_an_object_does_not_make_its_image_one_without() -> None:
-    contents_of = {f"{image}@{tile}": image for image in "abcd" for tile in range(2)}
-    empty = {"a@0", "b@0", "c@0", "c@1", "d@0", "d@1"}  # a and b have an object in one tile
-    for part in ("1/2", "2/2"):
-        _, held = kfold_split(contents_of, empty, part)
-        assert len({name[0] for name in held} & {"a", "b"}) == 1
+@given(weights=SHARES, first=st.integers(0, 60), more=st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_what_was_dealt_never_moves(weights: dict[str, float], first: int, more: int) -> None:
+    before = deal([contents(0, first)], weights)
+    after = deal([contents(0, first + more)], weights, before)
+    assert before.items() <= after.items()
+    without = deal([contents(first // 2, first)], weights, before)
+    assert without.items() <= before.items(), "content that has gone moves none that stays"
+
+
+def test_the_same_contents_are_dealt_alike_in_any_order() -> None:
+    names = contents(0, 50)
+    assert deal([names], fold_weights(3)) == deal([names[::-1]], fold_weights(3))
+    assert deal([names], {"train": 1.0}) == dict.fromkeys(names, "train")
+
+
+def test_one_image_is_trained_on() -> None:
+    assert deal([contents(0, 1)], share_weights(0.1, 0.1)) == dict.fromkeys(contents(0, 1), "train")
+
+
+def test_shares_are_recorded_for_each_way_of_dealing(tmp_path: Path) -> None:
+    first, more = [contents(0, 20)], [contents(0, 40)]
+    folds, shares = fold_weights(3), share_weights(0.2, 0.0)
+    before = recorded_deal(tmp_path / "new", first, folds), recorded_deal(tmp_path / "new", first, shares)
+    after = recorded_deal(tmp_path / "new", more, folds), recorded_deal(tmp_path / "new", more, shares)
+    assert all(old.items() <= new.items() for old, new in zip(before, after, strict=True))
+    assert recorded_deal(tmp_path / "new", first, folds) == before[0]
+    kept = json.loads((tmp_path / "new" / SPLITS_FILE).read_text())
+    assert sorted(map(len, kept.values())) == [40, 40], "those that are gone keep their share for when they return"
+
+
+def test_a_damaged_record_is_named_and_not_dealt_over(tmp_path: Path) -> None:
+    (tmp_path / SPLITS_FILE).write_text("{")
+    with pytest.raises(DsuError, match=SPLITS_FILE):
+        recorded_deal(tmp_path, [contents(0, 20)], fold_weights(3))
+    assert (tmp_path / SPLITS_FILE).read_text() == "{"

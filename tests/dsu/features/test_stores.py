@@ -15,7 +15,7 @@ from dsu.errors import DsuError
 from dsu.features.extraction import CachePlan, cache_features
 from dsu.features.stores import FeatureStore
 from dsu.settings import ExtractionSettings, TrainingSettings
-from dsu.training.runs import Run, open_run
+from dsu.training.runs import Run, prepare_run
 from dsu_cache import StaleError
 from dsu_cache.files import read_metadata, write_metadata
 
@@ -43,12 +43,11 @@ def cached(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, root
 
 
-def open_training(folder: Path, root: Path, out: Path, **settings: Any) -> Run:
-    return open_run(
+def open_training(folder: Path, root: Path, **settings: Any) -> Run:
+    return prepare_run(
         TrainingSettings(dataset=str(folder), device="cpu", **settings),
         paths=Paths(folder, root),
         weights=EncoderWeights(),
-        out=out,
     )
 
 
@@ -91,13 +90,13 @@ def test_one_differing_field_refuses_that_array_and_no_other(
     # From S3 on, pixels are not read; with all blocks adapted, S3 is not.
     mask_format = {"adapt_last": 7} if array in ("pixels", "V", "mask") else {"adapt_last": 1}
     with pytest.raises(StaleError) as caught:
-        open_training(folder, tmp_path / "features", tmp_path / "run", **mask_format)
+        open_training(folder, tmp_path / "features", **mask_format)
     [difference] = caught.value.differences
     assert (difference.array, difference.field) == (array, field)
     assert "something else" in str(caught.value)
     if array in ("pixels", "S3"):
         without = {"adapt_last": 1} if array == "pixels" else {"adapt_last": 7}
-        open_training(folder, tmp_path / "features", tmp_path / "run", **without)
+        open_training(folder, tmp_path / "features", **without)
 
 
 def test_another_library_version_alone_only_warns(cached: tuple[Path, Path], tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_another_library_version_alone_only_warns(cached: tuple[Path, Path], tmp
     assert "torch" in recorded
     recorded["torch"] = "1.0"
     write_metadata(store / "V", document)
-    assert any("torch" in note for note in open_training(folder, tmp_path / "features", tmp_path / "run").notes)
+    assert any("torch" in note for note in open_training(folder, tmp_path / "features").notes)
     [plan] = cache(folder, tmp_path / "features").splits
     assert any("torch" in warning and "1.0" in warning for warning in plan.drift)
 

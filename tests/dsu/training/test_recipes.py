@@ -23,7 +23,7 @@ from dsu.features.stores import find_store
 from dsu.heads.head_file import HEAD_FILE
 from dsu.progress import SILENT
 from dsu.settings import ExtractionSettings, TrainingSettings
-from dsu.training.runs import Run, open_run
+from dsu.training.runs import Run, open_run, prepare_run
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 VIEWS = Views(4, 2)
@@ -51,18 +51,21 @@ def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(drawn: Path, features: Path, out: Path, **given: object) -> Run:
+def settings_of(drawn: Path, **given: object) -> TrainingSettings:
     settings = {"dataset": str(drawn / "train"), "batch_size": 5, "epochs": 2, "device": "cpu", "sheet_every": 0}
-    return open_run(
-        TrainingSettings(**{**settings, **given}),
-        paths=Paths(drawn, features),
-        weights=EncoderWeights(),
-        out=out,
-    )
+    return TrainingSettings(**{**settings, **given})
+
+
+def run(drawn: Path, features: Path, out: Path, **given: object) -> Run:
+    """A run that is only looked at: no other can be in its folder."""
+    run = prepare_run(settings_of(drawn, **given), paths=Paths(drawn, features), weights=EncoderWeights())
+    run.trainer.out = out
+    return run
 
 
 def trained(drawn: Path, features: Path, out: Path, **given: object) -> dict[str, torch.Tensor]:
-    run(drawn, features, out, **given).trainer.run()
+    with open_run(settings_of(drawn, **given), paths=Paths(drawn, features), weights=EncoderWeights(), out=out) as run:
+        run.trainer.run()
     return load_file(out / HEAD_FILE)
 
 
@@ -173,17 +176,12 @@ def test_a_warm_up_leaves_the_adapters_alone_and_they_learn_afterwards(
 
 def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path, tmp_path: Path) -> None:
     whole = trained(drawn, features, tmp_path / "whole", freeze_adapter_epochs=1, epochs=2)
-    first = run(drawn, features, tmp_path / "run", freeze_adapter_epochs=1, epochs=2).trainer
-    first._run_epoch(SILENT)
-    again = open_run(
-        TrainingSettings(device="cpu"),
-        paths=Paths(drawn, features),
-        weights=EncoderWeights(),
-        out=tmp_path / "run",
-        resume=True,
-    ).trainer
-    assert again.epoch == 1
-    again.run()
+    where = {"paths": Paths(drawn, features), "weights": EncoderWeights(), "out": tmp_path / "run"}
+    with open_run(settings_of(drawn, freeze_adapter_epochs=1, epochs=2), **where) as first:
+        first.trainer._run_epoch(SILENT)
+    with open_run(TrainingSettings(device="cpu"), **where, resume=True) as again:
+        assert again.trainer.epoch == 1
+        again.trainer.run()
     assert same(whole, load_file(tmp_path / "run" / HEAD_FILE))
 
 
