@@ -44,7 +44,7 @@ def deal(
 
     Returns:
         The share of each content. The order is that of the contents' hashes, so the same contents are always dealt
-        alike. Sizes differ from the weights by less than one content a stratum; where a stratum has as many new
+        alike. Sizes differ from the weights by less than two contents a stratum; where a stratum has as many new
         contents as there are shares, none is left without one.
     """
     dealt: dict[str, str] = {}

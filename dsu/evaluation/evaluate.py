@@ -15,10 +15,10 @@ No formula of `METRICS` is our own. In their order:
 Conventions. Ground truth is foreground strictly above 128 (label maps: where not 0). With `normalize` each
 map is stretched to 0..1 by its own minimum and maximum (a constant map stays as it is); without, a map is v
 / 255. Adaptive cuts and curves keep pixels `>=` the threshold, curves those of the map truncated to 8 bits.
-Two oddities of all the toolboxes: an all-black map has the adaptive threshold 0 and so counts as ALL
-foreground in F_adaptive and E_adaptive, and E divides by one pixel less than there are, so perfect maps
-score just over 1. A third is mended here: S of an object that lies within the last row or column is
-NaN, and with it the whole set's.
+An oddity of all the toolboxes is kept: an all-black map has the adaptive threshold 0 and so counts as ALL
+foreground in F_adaptive and E_adaptive. Two are mended. E divides by one pixel less than there are, so
+perfect maps score just over 1, and maps of one pixel 3e14: here an image's E is at most 1. S of an object that
+lies within the last row or column is NaN, and with it the whole set's.
 
 An empty ground truth, one without a foreground pixel, is legal. There S is 1 - mean(map), MAE is mean(map) and E
 is the share of pixels left background: S, E_mean, E_max and MAE are right, of maps that were not normalised. Every

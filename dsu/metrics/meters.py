@@ -49,6 +49,16 @@ class StructureMeasure(sod.Smeasure):  # type: ignore[misc]  # the library has n
         return float(super().ssim(pred, gt)) if pred.size else 0.0
 
 
+class AlignmentMeasure(sod.Emeasure):  # type: ignore[misc]  # the library has no types
+    """E, at most 1: the library divides by a pixel less than there are, and of one pixel by almost nothing."""
+
+    def step(self, *pair: NDArray[Any], normalize: bool = True) -> None:
+        """Measure one pair, map and ground truth, both (H, W)."""
+        super().step(*pair, normalize=normalize)
+        self.adaptive_ems[-1] = min(self.adaptive_ems[-1], 1.0)
+        self.changeable_ems[-1] = np.minimum(self.changeable_ems[-1], 1.0)
+
+
 @dataclass(frozen=True)
 class ImageLevel:
     """Every image's response, and whether its ground truth is empty, in the order in which they were judged.
@@ -117,7 +127,7 @@ class Meters:
     def __init__(self) -> None:
         self.s = StructureMeasure(alpha=0.5)
         self.weighted = sod.WeightedFmeasure(beta=1)
-        self.e = sod.Emeasure()
+        self.e = AlignmentMeasure()
         self.mae = sod.MAE()
         self.handlers = {
             "F": sod.FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),

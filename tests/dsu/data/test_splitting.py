@@ -26,7 +26,7 @@ def test_every_share_has_its_part_of_every_stratum(weights: dict[str, float], si
     for stratum in strata:
         counts = Counter(dealt[content] for content in stratum)
         for share, weight in weights.items():
-            assert abs(counts[share] - weight * len(stratum)) < (1 if len(stratum) * weight >= 1 else 2)
+            assert abs(counts[share] - weight * len(stratum)) < 2
             assert counts[share] or len(stratum) < len(weights)
 
 

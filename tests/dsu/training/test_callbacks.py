@@ -65,14 +65,14 @@ def test_a_run_that_is_gone_on_with_has_the_sheets_of_one_that_was_not_stopped(
 ) -> None:
     train = ("train-head", *RECIPE, "--sheet-every", 1, "--val-fraction", 0.4)
     stored(*train, "--out", "whole")
-    original = Trainer._save
+    original = Trainer._save_state
 
-    def save_and_stop(self: Trainer, row: Mapping[str, float]) -> None:
-        original(self, row)
+    def save_and_stop(self: Trainer) -> None:
+        original(self)
         raise KeyboardInterrupt  # the checkpoint stands, its sheet does not
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", save_and_stop)
+        patch.setattr(Trainer, "_save_state", save_and_stop)
         stored(*train, "--out", "stopped", exit_code=130)
         stored("train-head", "--resume", "--out", "stopped", "--quiet", exit_code=130)
     stored("train-head", "--resume", "--out", "stopped", "--quiet")
