@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsu.encoders.dino import dino_maps
-from dsu.network.content_guided import ContentGuidedFusion
+from dsu.network.layers import TAP, ContentGuidedFusion, WaveletConv
 from dsu.network.network import DSUNet
 from dsu.network.resize import resize_map
-from dsu.network.wavelet import TAP, WaveletConv
 from dsu.sharing.published import SIGNS
 
 __all__ = ["grouped_haar", "grouped_inverse_haar", "grouped_pixel_attention", "use_published_operations"]

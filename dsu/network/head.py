@@ -7,12 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsu.config import LEVELS, DSUNetConfig
-from dsu.network.adapter import Adapter
-from dsu.network.content_guided import ContentGuidedFusion
-from dsu.network.modulation import ChannelModulation
-from dsu.network.receptive_field import WIDTH, ReceptiveFieldBlock
+from dsu.network.layers import (
+    WIDTH,
+    Adapter,
+    ChannelModulation,
+    ContentGuidedFusion,
+    ReceptiveFieldBlock,
+    SpatialFeatureFusion,
+)
 from dsu.network.resize import resize_map
-from dsu.network.spatial_fusion import SpatialFeatureFusion
 
 __all__ = ["Head"]
 

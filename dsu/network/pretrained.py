@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from dsu.choices import FeatureDtype
-from dsu.config import Ablation, build_config
+from dsu.config import Ablation, DSUNetConfig, build_config
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import DsuError, UsageError
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, load_head, resolve_head, save_head
+from dsu.network.head import Head
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import torch_type
 
-__all__ = ["WeightsOf", "create_model", "from_pretrained", "load_network", "save_pretrained"]
+__all__ = ["WeightsOf", "create_model", "from_pretrained", "load_network", "save_pretrained", "start_from"]
 
 WeightsOf = Literal["official"] | Mapping[str, str | Path] | None
 """Where the encoders' weights come from: the published files, files by `hiera` and `dino`, or None for random ones."""
@@ -153,6 +154,43 @@ def save_pretrained(model: DSUNet, folder: str | Path, *, metrics: Mapping[str, 
     save_head(out / HEAD_FILE, model.head.state_dict(), info)
     atomic_write(out / CONFIG_FILE, (json.dumps(info.model_dump(mode="json"), indent=2) + "\n").encode())
     return out
+
+
+def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[str, str]) -> tuple[HeadInfo, list[str]]:
+    """Give a new head the weights of a trained one; that one's info, and what its user should know.
+
+    Blocks that have an adapter now and had none then get one that does nothing yet.
+
+    Args:
+        head: the new one.
+        path: the trained one's file.
+        config: of the new one's network.
+        encoders: digests of the encoders that it will be trained with.
+
+    Raises `UsageError` where the two differ in more than how many blocks have adapters.
+    """
+    state, info = load_head(path)
+    new = head.state_dict()
+    lacking = {name for name in new.keys() - state.keys() if name.startswith("adapters.")}
+    odd = next((name for name in sorted(new.keys() ^ state.keys()) if name not in lacking), None) or next(
+        (name for name in sorted(state) if name in new and state[name].shape != new[name].shape), None
+    )
+    if odd is not None:
+        raise UsageError(
+            f"The head {path} is of another network ({odd} differs; {_network_text(info.config)}): start from "
+            f"one of {_network_text(config)}, with no more adapters than --adapt-last asks for."
+        )
+    head.load_state_dict({name: state.get(name, tensor) for name, tensor in new.items()})
+    head.init_adapters_identity({name.split(".")[1] for name in lacking})
+    other = [name for name, digest in encoders.items() if info.encoders.get(name, digest) != digest]
+    remarks = [f"other weights: the head to start from was trained with another {name}" for name in other]
+    dataset = info.dataset.get("split", "an unknown data set")
+    return info, [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
+
+
+def _network_text(config: DSUNetConfig) -> str:
+    ablation = "" if config.ablation == "none" else f", ablation {config.ablation}"
+    return f"{config.preset} with {config.adapt_last} adapted blocks{ablation}"
 
 
 def _weights(encoder_weights: WeightsOf) -> EncoderWeights:

@@ -19,9 +19,9 @@ from dsu.encoders.hiera import build_hiera
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads.head_file import HeadInfo, load_head
+from dsu.network.layers import TAP
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
-from dsu.network.wavelet import TAP
 
 __all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
 

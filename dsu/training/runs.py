@@ -16,12 +16,12 @@ from dsu.features.stores import FeatureStore, encoder_settings, encoders_name
 from dsu.files import atomic_write
 from dsu.heads.head_file import HeadInfo, image_digits, resolve_head, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
+from dsu.network.pretrained import start_from
 from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
-from dsu.training.init_from import start_from
 from dsu.training.run_folders import (
     SETTINGS_FILE,
     RunRecord,

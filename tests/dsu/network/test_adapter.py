@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from dsu.network.adapter import HIDDEN, Adapter
+from dsu.network.layers import HIDDEN, Adapter
 
 
 def exact_gelu(x: torch.Tensor) -> torch.Tensor:

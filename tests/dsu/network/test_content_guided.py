@@ -5,7 +5,7 @@ import torch
 from published_operations import grouped_pixel_attention
 from torch.nn import functional
 
-from dsu.network.content_guided import ContentGuidedFusion, reflect_pad
+from dsu.network.layers import ContentGuidedFusion, reflect_pad
 
 
 def test_it_is_channel_then_spatial_then_pixel_attention() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from dsu.network.modulation import ChannelModulation
+from dsu.network.layers import ChannelModulation
 
 
 def test_shape_and_plain_formulation() -> None:

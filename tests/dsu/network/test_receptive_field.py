@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsu.network.receptive_field import ConvNorm, ReceptiveFieldBlock
+from dsu.network.layers import ConvNorm, ReceptiveFieldBlock
 
 
 def plain_norm(x: Tensor, norm: nn.Module) -> Tensor:

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsu.network import spatial_fusion
-from dsu.network.spatial_fusion import SpatialFeatureFusion
+from dsu.network import layers
+from dsu.network.layers import SpatialFeatureFusion
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_attention_is_never_written_out(fusion: SpatialFeatureFusion, monkey
         assert all(x.is_contiguous() for x in arguments)
         return functional.scaled_dot_product_attention(*arguments)
 
-    monkeypatch.setattr(spatial_fusion, "functional", _With(functional, scaled_dot_product_attention=spy))
+    monkeypatch.setattr(layers, "functional", _With(functional, scaled_dot_product_attention=spy))
     fusion(*maps())
     assert calls == [[(2, 1, 48, 32)] * 3]
 

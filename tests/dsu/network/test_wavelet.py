@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from published_operations import grouped_haar, grouped_inverse_haar
 from torch.nn import functional
 
-from dsu.network.wavelet import ChannelScale, WaveletConv, haar, inverse_haar
+from dsu.network.layers import ChannelScale, WaveletConv, haar, inverse_haar
 
 HALVES = st.integers(1, 6)
 ROOT = 2**-0.5

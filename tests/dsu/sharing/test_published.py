@@ -18,7 +18,7 @@ from dsu.config import DinoSpec, DSUNetConfig, HieraSpec, build_config
 from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
 from dsu.errors import DsuError
 from dsu.loss import SegmentationLoss
-from dsu.network.content_guided import ContentGuidedFusion
+from dsu.network.layers import ContentGuidedFusion
 from dsu.network.network import DSUNet
 from dsu.sharing.published import export_published, load_published_checkpoint, published_name
 
@@ -272,7 +272,7 @@ def test_a_checkpoint_with_other_wavelets_is_another_network(small: DSUNet, chan
 
 def test_taps_are_exported_as_the_authors_lay_them_out(small: DSUNet) -> None:
     """Used as a grouped convolution they are the transform that the network computes."""
-    from dsu.network.wavelet import haar
+    from dsu.network.layers import haar
 
     taps = export_published(small)["dino2sam_down14.depthwise.wt_filter"]
     assert taps.shape == (4 * 24, 1, 2, 2)

@@ -1,0 +1,316 @@
+"""The layers that train, in the order in which the paper describes them (its Section III).
+
+adapter -> wavelet convolution -> channel modulation -> content-guided fusion -> receptive-field block -> spatial
+feature fusion. How they are joined is in `dsu.network.head`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = [
+    "Adapter",
+    "ChannelModulation",
+    "ChannelScale",
+    "ContentGuidedFusion",
+    "ConvNorm",
+    "ReceptiveFieldBlock",
+    "SpatialFeatureFusion",
+    "WaveletConv",
+    "haar",
+    "inverse_haar",
+    "reflect_pad",
+]
+
+HIDDEN = 32
+"""Width of an adapter's bottleneck."""
+TAP = 0.4999999701976776
+"""Product of two float32 taps 1/sqrt(2), the published filters' value; kept in float64 too."""
+SQUEEZE = 8
+"""What the channel attention's middle layer is narrower by."""
+WIDTH = 64
+"""Channels of the decoder."""
+INNER = 32
+"""Channels of the decoder's attention."""
+
+
+# ---- the adapter in front of a Hiera block (after arXiv 2304.09148) ----
+
+
+class Adapter(nn.Module):
+    """x + GELU(W2 GELU(W1 x)) on the tokens that enter a block.
+
+    The width of the bottleneck is 32 whatever the block's; both layers have biases and GELU is the exact one.
+
+    Args:
+        dim: channels of the tokens entering the block.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, HIDDEN)
+        self.up = nn.Linear(HIDDEN, dim)
+        self.activation = nn.GELU()
+
+    def init_identity(self) -> None:
+        """Make it the identity, from which it can still learn: only the second layer is zero, and GELU'(0) is 1/2."""
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, dim) to the same shape."""
+        prompt: Tensor = self.activation(self.up(self.activation(self.down(tokens))))
+        return tokens + prompt
+
+
+# ---- depthwise convolution with a wavelet branch (arXiv 2407.05848): a large field of view for few weights ----
+
+
+def haar(x: Tensor) -> Tensor:
+    """One level of the orthonormal Haar transform.
+
+    (B, C, H, W) with even sides to (B, 4 C, H/2, W/2): channel 4 c + subband, in the order LL, low along the width
+    and high along the height, high along the width and low along the height, HH.
+
+    Additions within each 2x2 cell: a grouped convolution gives the same numbers, but cuDNN runs its groups one by one.
+    """
+    return _butterfly(functional.pixel_unshuffle(x, 2))
+
+
+def inverse_haar(subbands: Tensor) -> Tensor:
+    """Undo `haar`: (B, 4 C, H, W) to (B, C, 2 H, 2 W).
+
+    The transform is orthonormal and its 4x4 matrix symmetric, so the same additions undo it.
+    """
+    return functional.pixel_shuffle(_butterfly(subbands), 2)
+
+
+def _butterfly(x: Tensor) -> Tensor:
+    """The sums (++++), (++--), (+-+-) and (+--+) of every four channels in a row, times the tap: same shape."""
+    batch, channels, height, width = x.shape
+    a, b, c, d = x.reshape(batch, channels // 4, 4, height, width).unbind(2)
+    top, bottom, left, right = a + b, c + d, a - b, c - d
+    return TAP * torch.stack([top + bottom, top - bottom, left + right, left - right], dim=2).flatten(1, 2)
+
+
+class ChannelScale(nn.Module):
+    """One learned factor a channel."""
+
+    def __init__(self, channels: int, start: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, channels, 1, 1), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) times (1, C, 1, 1)."""
+        return x * self.weight
+
+
+class WaveletConv(nn.Module):
+    """A depthwise 3x3 convolution, plus another one between a Haar transform and its inverse.
+
+    Both branches are scaled by learned factors a channel: the base starts at 1 (and scales its bias too), the
+    wavelet branch at 0.1.
+
+    Args:
+        channels: channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.base = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.base_scale = ChannelScale(channels, 1.0)
+        self.subband = nn.Conv2d(4 * channels, 4 * channels, 3, padding=1, groups=4 * channels, bias=False)
+        self.subband_scale = ChannelScale(4 * channels, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape; odd sides are padded by a zero row or column and cropped again."""
+        height, width = x.shape[-2:]
+        even = functional.pad(x, (0, width % 2, 0, height % 2))
+        detail = inverse_haar(self.subband_scale(self.subband(haar(even))))
+        base: Tensor = self.base_scale(self.base(x))
+        return base + detail[..., :height, :width]
+
+
+# ---- channel modulation: DINOv2's map made to fit a level of Hiera ----
+
+
+class ChannelModulation(nn.Module):
+    """Depthwise wavelet convolution, 1x1 convolution to the level's width, batch norm, ReLU.
+
+    Args:
+        dino_dim: channels of DINOv2's map.
+        level_dim: channels of the Hiera level that it is to be fused into.
+    """
+
+    def __init__(self, dino_dim: int, level_dim: int) -> None:
+        super().__init__()
+        self.depthwise = WaveletConv(dino_dim)
+        self.pointwise = nn.Conv2d(dino_dim, level_dim, 1, bias=False)
+        self.norm = nn.BatchNorm2d(level_dim)
+
+    def forward(self, dino_map: Tensor) -> Tensor:
+        """(B, dino_dim, h, w), already on the level's grid, to (B, level_dim, h, w)."""
+        return functional.relu(self.norm(self.pointwise(self.depthwise(dino_map))))
+
+
+# ---- content-guided attention fusion of a Hiera level and modulated DINOv2 (arXiv 2301.04805) ----
+
+
+class ContentGuidedFusion(nn.Module):
+    """Weighs two feature maps against each other by channel, spatial and pixel attention.
+
+    The pixel attention's sigmoid is applied twice, as the published program does: the weight of either map
+    lies between 0.5 and 0.73.
+
+    Args:
+        dim: channels of both maps; they need at least 4x4 positions (reflect padding by 3).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.channel = nn.Sequential(nn.Conv2d(dim, dim // SQUEEZE, 1), nn.ReLU(), nn.Conv2d(dim // SQUEEZE, dim, 1))
+        self.spatial = nn.Conv2d(2, 1, 7)
+        self.pixel = nn.Conv2d(2 * dim, dim, 7, groups=dim)
+        self.out = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, level: Tensor, modulated: Tensor) -> Tensor:
+        """Two (B, dim, H, W) to one."""
+        total = level + modulated
+        channel = self.channel(total.mean((2, 3), keepdim=True))  # (B, dim, 1, 1)
+        summary = torch.cat([total.mean(1, keepdim=True), total.max(1, keepdim=True).values], dim=1)
+        spatial = self.spatial(reflect_pad(summary, 3))  # (B, 1, H, W)
+        coarse = channel + spatial
+        weight = torch.sigmoid(torch.sigmoid(self._pixel_attention(total, coarse)))
+        fused: Tensor = self.out(total + weight * level + (1 - weight) * modulated)
+        return fused
+
+    def _pixel_attention(self, total: Tensor, coarse: Tensor) -> Tensor:
+        """`self.pixel` of both maps, channel by channel interleaved: (B, dim, H, W).
+
+        One group of that layer sees a channel of the sum and the same channel of the coarse attention. Two depthwise
+        convolutions with the halves of its weight give the same numbers and have fast kernels; groups of two have none.
+        """
+        weight, dim = self.pixel.weight, len(self.pixel.weight)
+        total, coarse = reflect_pad(total, 3), reflect_pad(coarse, 3)
+        of_total = functional.conv2d(total, weight[:, :1], self.pixel.bias, groups=dim)
+        return of_total + functional.conv2d(coarse, weight[:, 1:], groups=dim)
+
+
+def reflect_pad(x: Tensor, by: int) -> Tensor:
+    """Mirror (B, C, H, W) at its edges, which are not repeated: (B, C, H + 2 by, W + 2 by).
+
+    torch's own reflection padding has no deterministic backward pass on a GPU; copies have.
+    """
+    x = torch.cat([x[..., 1 : by + 1].flip(-1), x, x[..., -by - 1 : -1].flip(-1)], dim=-1)
+    return torch.cat([x[..., 1 : by + 1, :].flip(-2), x, x[..., -by - 1 : -1, :].flip(-2)], dim=-2)
+
+
+# ---- receptive-field block: every level to 64 channels (after arXiv 1711.07767) ----
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without bias and its batch norm; no activation between the layers of a branch.
+
+    `kernel` is a side or (height, width); the padding keeps the size.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, kernel: int | tuple[int, int], dilation: int = 1) -> None:
+        height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        padding = (height // 2 * dilation, width // 2 * dilation)
+        super().__init__(
+            nn.Conv2d(dim_in, dim_out, (height, width), padding=padding, dilation=dilation, bias=False),
+            nn.BatchNorm2d(dim_out),
+        )
+
+
+class ReceptiveFieldBlock(nn.Module):
+    """Four branches that see 1, 3, 5 and 7 pixels far, joined by a 3x3, beside a 1x1 of the input.
+
+    Args:
+        dim: channels of the level.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                ConvNorm(dim, WIDTH, 1),
+                *(
+                    nn.Sequential(
+                        ConvNorm(dim, WIDTH, 1),
+                        ConvNorm(WIDTH, WIDTH, (1, kernel)),
+                        ConvNorm(WIDTH, WIDTH, (kernel, 1)),
+                        ConvNorm(WIDTH, WIDTH, 3, dilation=kernel),
+                    )
+                    for kernel in (3, 5, 7)
+                ),
+            ]
+        )
+        self.join = ConvNorm(4 * WIDTH, WIDTH, 3)
+        self.shortcut = ConvNorm(dim, WIDTH, 1)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """(B, dim, H, W) to (B, 64, H, W)."""
+        seen = torch.cat([branch(level) for branch in self.branches], dim=1)
+        return functional.relu(self.join(seen) + self.shortcut(level))
+
+
+# ---- spatial feature fusion, a step of the decoder: a deep, small map guides a large one ----
+
+
+def _conv_norm_relu(dim_in: int, dim_out: int, kernel: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(dim_in, dim_out, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(dim_out),
+        nn.ReLU(),
+    )
+
+
+class SpatialFeatureFusion(nn.Module):
+    """One-head attention over the large map's positions, with both maps asking and the large map answering.
+
+    At 88x88 the attention matrix has 60 million entries an image. Torch's fused attention never materialises it, in
+    training as in inference: 100 MiB instead of 1.5 GB at batch 2, and a backward pass that recomputes it block by
+    block in less time than reading it back takes.
+
+    Args:
+        as_published: write the matrix out, as the authors do.
+    """
+
+    def __init__(self, *, as_published: bool = False) -> None:
+        super().__init__()
+        self._attend = _attend_written_out if as_published else _attend
+        self.small = _conv_norm_relu(WIDTH, WIDTH)
+        self.big = _conv_norm_relu(WIDTH, WIDTH)
+        self.query = nn.Sequential(_conv_norm_relu(WIDTH, INNER), _conv_norm_relu(INNER, INNER))
+        self.key = nn.Sequential(_conv_norm_relu(WIDTH, INNER), _conv_norm_relu(INNER, INNER))
+        self.value = _conv_norm_relu(WIDTH, INNER)
+        self.attended = _conv_norm_relu(INNER, WIDTH)
+        self.join = _conv_norm_relu(2 * WIDTH, WIDTH, kernel=3)
+
+    def forward(self, small: Tensor, big: Tensor) -> Tensor:
+        """(B, 64, h, w) and (B, 64, H, W) to (B, 64, H, W)."""
+        small = functional.interpolate(small, size=big.shape[-2:], mode="bilinear", align_corners=False)
+        asking = self.small(small) + self.big(big)
+        mixed = self._attend(self.query(asking), self.key(asking), self.value(big))
+        joined: Tensor = self.join(torch.cat([self.attended(mixed), big], dim=1))
+        return joined
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(B, 32, H, W) to the same: every position of `query` asks all of `key`, scaled by 32^-0.5."""
+    query, key, sequence = (_as_sequence(x).unsqueeze(1) for x in (query, key, value))  # one head
+    mixed = functional.scaled_dot_product_attention(query, key, sequence)
+    return mixed.squeeze(1).transpose(1, 2).reshape(value.shape)
+
+
+def _attend_written_out(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """As `_attend`, by the authors' operations in their order."""
+    weight = (INNER**-0.5 * (_as_sequence(query) @ key.flatten(2))).softmax(-1)
+    mixed: Tensor = weight @ _as_sequence(value)
+    return mixed.transpose(1, 2).contiguous().view(value.shape)
+
+
+def _as_sequence(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H W, C), contiguous: otherwise torch falls back to the materialised attention."""
+    return x.flatten(2).transpose(1, 2).contiguous()
