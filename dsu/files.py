@@ -4,7 +4,6 @@ import hashlib
 import os
 import threading
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +11,7 @@ import psutil
 
 from dsu.errors import DsuError
 
-__all__ = ["atomic_write", "make_folder"]
+__all__ = ["atomic_write", "make_folder", "sweep"]
 
 
 PARTIAL: Final = ".partial"
@@ -36,7 +35,6 @@ def atomic_write(path: Path, content: bytes) -> None:
     The folder must be there: one that has vanished (an unmounted disk) is not quietly made anew somewhere else.
     Raises `DsuError` naming the file; nothing of it is left then.
     """
-    _sweep(path.parent)
     # A name of its own for each file and writer, and short: the file's own may be as long as names can be.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     beside = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
@@ -57,11 +55,11 @@ def atomic_write(path: Path, content: bytes) -> None:
         ) from error
 
 
-@cache
-def _sweep(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder: looked at once, when this process first writes there."""
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder. Call it with the folder's lock held: else a writer may be alive."""
     for stray in folder.glob(f".*{PARTIAL}"):
         writer = stray.name.split(".")[2]
+        # A command that needs no lock, such as `dsu eval`, may be writing beside: then its process is here.
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
             with suppress(OSError):
                 stray.unlink()

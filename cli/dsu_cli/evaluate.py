@@ -92,8 +92,11 @@ def evaluate(
         bool, typer.Option("--resize", help="Bring predictions to the size of their truth instead of refusing.")
     ] = False,
     normalize: Annotated[
-        str | None, typer.Option(help="minmax stretches each map first (default: as predicted), none does not.")
+        str | None, typer.Option(help="minmax stretches each map first (default: for benchmarks), none does not.")
     ] = None,
+    training_images: Annotated[
+        bool, typer.Option("--all", help="Judge images that the head was trained on, too.")
+    ] = False,
     foreground: Annotated[
         list[int] | None,
         typer.Option("--foreground", help="Mask value that is foreground (default: as in training), several times."),
@@ -109,7 +112,7 @@ def evaluate(
     beside the predictions.
     """
     from dsu.data.datasets import Paths
-    from dsu.evaluation.ground_truth import find_judged_sets, named_predictions, unjudged
+    from dsu.evaluation.ground_truth import find_judged_sets, named_predictions, not_recorded, unjudged
     from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
 
@@ -130,7 +133,15 @@ def evaluate(
     complete = True
     for run, folder in runs.items():
         progress.say(f"judging {folder}")
-        for judged in find_judged_sets(wanted, folder, truth, Paths(data_root), minmax=minmax, images=images):
+        for judged in find_judged_sets(
+            wanted,
+            folder,
+            truth,
+            Paths(data_root),
+            minmax=minmax,
+            images=images,
+            training_images=training_images,
+        ):
             complete &= _name_lost(judged)
             results[run][judged.name] = judged.evaluate(
                 resize=resize, foreground=foreground, workers=workers, progress=progress
@@ -138,6 +149,9 @@ def evaluate(
         left_out = [] if wanted or truth is not None else unjudged(folder)
         if left_out:
             progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
+        others = [] if truth is not None else not_recorded(folder)
+        if others:
+            progress.say(f"left out, as they are not of the head that made the others: {', '.join(others)}")
 
     shown = _tables(results, chosen, published=published, conventions=conventions, quiet=quiet)
     told = (
@@ -172,21 +186,19 @@ def evaluate(
 def _tables(
     results: "Results", metrics: Sequence[str] | None, *, published: bool, conventions: bool, quiet: bool
 ) -> RenderableType:
-    """The table or tables of a person, with what they rest on below."""
+    """The table or tables of a person, with how maps were normalised above, and all conventions below if asked for."""
     from dsu.report import conventions_by_kind, in_short
 
-    parts: list[RenderableType] = (
-        [_comparison_tables(results, with_paper=published, metrics=metrics)]
-        if published or len(results) > 1
-        else [_metrics_table(sets, metrics) for sets in results.values()]
-    )
+    parts: list[RenderableType] = [] if quiet else [Text(in_short(results), style="dim")]
+    if published or len(results) > 1:
+        parts.append(_comparison_tables(results, with_paper=published, metrics=metrics))
+    else:
+        parts += [_metrics_table(sets, metrics) for sets in results.values()]
     if conventions:
         kinds = conventions_by_kind(results)
         for whose, kind in kinds:
             heading = [Text(", ".join(whose), style="dim")] if len(kinds) > 1 else []
             parts += [*heading, Styled(key_table(kind.items()), "dim")]
-    elif not quiet:
-        parts.append(Text(in_short(results), style="dim"))
     return Group(*parts)
 
 

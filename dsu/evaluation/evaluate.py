@@ -164,6 +164,7 @@ class Evaluation:
         object_metrics: `METRICS` over the images with an object alone; nothing where no image has one.
         image_level: The images' responses and what follows from them.
         missing: How many more ground truths the set has, without a prediction and so in no figure.
+        trained_on: How many of the images the head was trained on.
     """
 
     metrics: dict[str, float]
@@ -177,6 +178,7 @@ class Evaluation:
     object_metrics: dict[str, float]
     image_level: ImageLevel
     missing: int = 0
+    trained_on: int = 0
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsu.data.datasets import Paths, SourceFolder, find_dataset, is_benchmark, test_splits
-from dsu.data.images import printable
+from dsu.data.images import file_sha256, printable
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.errors import DsuError, UsageError
@@ -19,7 +19,7 @@ from dsu.metrics.figures import RANDOM
 from dsu.prediction.predict import RECORD_FILE
 from dsu.progress import SILENT, Progress, counted
 
-__all__ = ["JudgedSet", "find_judged_sets", "named_predictions", "unjudged"]
+__all__ = ["JudgedSet", "find_judged_sets", "named_predictions", "not_recorded", "unjudged"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class JudgedSet:
         minmax: whether maps are stretched to their full range first.
         mask_format: how the masks are meant, where that was found out from the whole data set.
         random: whether random encoders made the predictions.
+        share: which share of the head's own training split it is, in words; empty for other sets.
+        trained_on: names of images that the head was trained on.
     """
 
     name: str
@@ -43,6 +45,8 @@ class JudgedSet:
     minmax: bool
     mask_format: MaskFormat | None = None
     random: bool = False
+    share: str = ""
+    trained_on: tuple[str, ...] = ()
 
     def evaluate(
         self,
@@ -63,7 +67,14 @@ class JudgedSet:
             progress=progress,
         )
         said = {"encoders": RANDOM} if self.random else {}
-        return replace(found, missing=len(self.missing), conventions=found.conventions | said)
+        said |= {"share": self.share} if self.share else {}
+        if self.trained_on:
+            said["trained on"] = (
+                f"{len(self.trained_on):,} of {counted(found.images, 'images')}: nothing is judged by them"
+            )
+        return replace(
+            found, missing=len(self.missing), trained_on=len(self.trained_on), conventions=found.conventions | said
+        )
 
 
 def named_predictions(given: Sequence[str | Path]) -> dict[str, Path]:
@@ -155,6 +166,13 @@ def unjudged(predictions: Path) -> list[str]:
     ]
 
 
+def not_recorded(predictions: Path) -> list[str]:
+    """Folders of pictures among the predictions of a head that are not its own."""
+    record = _read_record(predictions)
+    others = [path for path in predictions.iterdir() if path.is_dir() and path.name not in record] if record else []
+    return sorted(path.name for path in others if next(path.rglob("*.png"), None))
+
+
 def find_judged_sets(
     names: Sequence[str],
     predictions: Path,
@@ -163,6 +181,7 @@ def find_judged_sets(
     *,
     minmax: bool | None = None,
     images: Path | None = None,
+    training_images: bool = False,
 ) -> list[JudgedSet]:
     """Pair predictions with ground truths.
 
@@ -171,12 +190,13 @@ def find_judged_sets(
         predictions: the folder that `dsu predict` wrote into, or with `truth` any folder of maps.
         truth: a folder of masks, or of images and masks, that `predictions` are judged against.
         paths: where benchmarks lie.
-        minmax: None takes what the maps were predicted with, and min-max (the benchmarks' convention and
-            pysodmetrics' default) where that is not known.
+        minmax: None stretches the maps of benchmarks, as the paper does, and no others.
         images: a folder of the images; None: those that are found with `truth` or belong to the data set. They are
             shown in reports, and nothing is measured on them.
+        training_images: whether images that the head was trained on may be judged.
 
-    Raises `UsageError` for a set without predictions or without ground truth.
+    Raises `UsageError` for a set without predictions or without ground truth, for predictions of another head than the
+    run's, and for images that the head was trained on.
     """
     if not predictions.is_dir():
         raise UsageError(f"There is no folder of predictions at {predictions}: give --predictions DIR.")
@@ -188,17 +208,52 @@ def find_judged_sets(
         # What is noted of the folder, which may be a set's own or the one that holds its alone.
         how = record.get("" if folder == predictions else folder.name) or _read_record(folder.parent).get(folder.name)
         how = {**(how or {}), "source": None, "random": False}  # the masks are others than the set's own
-        return [_judged(name, folder, truths_in(truth, paths), how, minmax, images)]
+        found = [_judged(name, folder, truths_in(truth, paths), how, minmax, images)]
+    else:
+        found = _recorded_sets(names, predictions, record, paths, minmax, images)
+    for one in found:
+        if one.trained_on and not training_images:
+            raise UsageError(
+                f"{len(one.trained_on):,} of {counted(len(one.judged), 'images')} of {one.name} were trained on by "
+                f"this head ({one.trained_on[0]}, ...), so figures would flatter it: judge others, or these with --all."
+            )
+    return found
+
+
+def _recorded_sets(
+    names: Sequence[str],
+    predictions: Path,
+    record: dict[str, Any],
+    paths: Paths,
+    minmax: bool | None,
+    images: Path | None,
+) -> list[JudgedSet]:
+    """The named sets of a folder that `dsu predict` wrote into, or all; benchmarks by their names in other folders."""
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
         raise UsageError(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
+    _check_head(predictions)
     return [
         _judged(name, predictions / name, samples, record.get(name, {}), minmax, images)
         for asked in chosen
         for name, samples in _truths(asked, predictions, record, paths)
     ]
+
+
+def _check_head(predictions: Path) -> None:
+    """Raise `UsageError` where a run's predictions are not those of the head that it has now."""
+    head = predictions.parent / HEAD_FILE
+    try:
+        made_by = json.loads((predictions / RECORD_FILE).read_text())["head_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # no record: foreign maps; a damaged one is found by its readers
+        return
+    if head.is_file() and made_by != file_sha256(head):
+        raise UsageError(
+            f"{predictions} is of another head than {head}, which was trained since: run `dsu predict --head "
+            f"{predictions.parent} --overwrite`."
+        )
 
 
 def _judged(
@@ -213,6 +268,10 @@ def _judged(
     judged, missing, extra = match(predictions, samples)
     if not judged:
         raise UsageError(f"No prediction of {name} has a ground truth of the same name: check both folders.")
+    if "names" in how:  # what else lies there is of another head
+        recorded = _with_stems(how["names"])
+        missing = missing + [one.name for one in judged if one.name not in recorded]
+        judged = [one for one in judged if one.name in recorded]
     if images is not None:
         shown = pair_files([one.name for one in judged], named_images(images))
         judged = [replace(one, image=image) for one, image in zip(judged, shown, strict=True)]
@@ -221,16 +280,25 @@ def _judged(
         judged=tuple(judged),
         missing=tuple(missing),
         extra=tuple(extra),
-        minmax=how.get("normalization", "minmax") == "minmax" if minmax is None else minmax,
+        minmax=is_benchmark(name) if minmax is None else minmax,
         mask_format=SourceFolder(**how["source"]).parsed_mask_format if how.get("source") else None,
         random=bool(how.get("random", False)),
+        share=str(how.get("share", "")),
+        trained_on=tuple(one.name for one in judged if one.name in _with_stems(how.get("trained_on", ()))),
     )
+
+
+def _with_stems(names: Iterable[str]) -> set[str]:
+    """Names as they were noted, and without the ending that images of a folder have there."""
+    return {form for name in names for form in (name, Path(name).with_suffix("").as_posix())}
 
 
 def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
     """Folders that hold predictions of a data set, by the record or by a benchmark's name."""
     folders = sorted(path.name for path in predictions.iterdir() if path.is_dir())
-    return [name for name in folders if record.get(name, {}).get("source") or is_benchmark(name)]
+    return [
+        name for name in folders if (record[name]["source"] if name in record else is_benchmark(name) and not record)
+    ]
 
 
 def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) -> list[tuple[str, list[Pair]]]:
@@ -247,8 +315,10 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
     same = [known for known, how in record.items() if how["source"] and how["source"]["dataset"] == name]
     if same:
         return [item for known in same for item in _truths(known, predictions, record, paths)]
-    if record and not is_benchmark(name):
-        raise UsageError(f"{predictions} holds no set called {name!r}: it holds {', '.join(filter(None, record))}.")
+    if record:
+        raise UsageError(
+            f"{predictions} holds no set called {name!r} of this head: it holds {', '.join(filter(None, record))}."
+        )
     splits = test_splits(find_dataset(name, paths))
     present = [split for split in splits if (predictions / split.name).is_dir()]
     if not present:

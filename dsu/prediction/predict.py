@@ -30,7 +30,7 @@ from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.feature_dataset import FeatureDataset
 from dsu.features.stores import FeatureStore
-from dsu.files import atomic_write, make_folder
+from dsu.files import atomic_write, make_folder, sweep
 from dsu.graphs import GraphRunner, Outputs
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.network import DSUNet
@@ -41,6 +41,7 @@ from dsu.prediction.targets import Job, Target
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
+from dsu_cache import locked
 
 __all__ = [
     "RECORD_FILE",
@@ -57,6 +58,8 @@ __all__ = [
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+
+_LOCK_FILE: Final = ".predictions.lock"
 
 RECORD_FILE: Final = "predictions.json"
 """Beside the sets' folders: which head made them, how, and where their ground truth is."""
@@ -188,43 +191,83 @@ def predict(
 ) -> Outcome:
     """Write the masks of all jobs; a broken image is named in the outcome and skipped.
 
-    Files appear whole or not at all. Raises `DsuError` where `out` holds predictions made otherwise.
+    Files appear whole or not at all. The folder is held meanwhile: two commands at once would write over each other's
+    record. Raises `DsuError` where `out` holds predictions made otherwise, and `BusyError` where another command
+    predicts into it.
     """
     state, info = load_head(head)
-    make_folder(out)
-    record = _open_record(out, head, info, settings)
     outcome = Outcome()
     network: DSUNet | None = None
-    for job in jobs:
-        how = {
-            "normalization": job.normalization,
-            "from": "images" if job.store is None else "store",
-            "tiling": job.tiling and str(job.tiling),
-            "random": info.random,
-            "source": None if job.source is None else vars(job.source),
-        }
-        before = record["sets"].get(job.name, {})
-        same = not settings.overwrite and all(
-            before.get(key) == how[key] for key in ("normalization", "from", "tiling")
-        )
-        stamps = {target.name: _stamp(target.image) for target in job.targets}
-        noted = before.get("stamps", {}) if same else {}
-        todo = [t for t in job.targets if noted.get(t.name, ()) != stamps[t.name] or not t.output.exists()]
-        standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
-        if standing:
-            raise DsuError(f"{standing[0]} stands already: give --overwrite or another --out.")
-        outcome.kept += len(job.targets) - len(todo)
-        for target in todo:  # of an image that has changed since: gone before the record calls it new
-            target.output.unlink(missing_ok=True)
-            make_folder(target.output.parent)
-        record["sets"][job.name] = {**how, "names": list(stamps), "stamps": stamps}
-        atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
-        if todo:
-            if network is None or network.hiera is None or network.dino is None:
-                loaded = load_network(state, info, weights, point=job.point, from_images=job.store is None)
-                network = runtime.place(loaded)
-            predict_job(network, job, todo, settings, runtime, outcome, progress)
+    make_folder(out)
+    with locked(out / _LOCK_FILE, f"{out} is being predicted into"):
+        record = _open_record(out, head, info, settings)
+        for job in jobs:
+            todo = _note(job, record, info, out, settings, outcome)
+            if todo:
+                if network is None or network.hiera is None or network.dino is None:
+                    loaded = load_network(state, info, weights, point=job.point, from_images=job.store is None)
+                    network = runtime.place(loaded)
+                predict_job(network, job, todo, settings, runtime, outcome, progress)
     return outcome
+
+
+def _note(
+    job: Job, record: dict[str, Any], info: HeadInfo, out: Path, settings: PredictionSettings, outcome: Outcome
+) -> list[Target]:
+    """Write into the record what a job is about to predict; gives what is not there yet.
+
+    Raises `DsuError` where predictions of it were made otherwise.
+    """
+    how = {
+        "normalization": job.normalization,
+        "from": "images" if job.store is None else "store",
+        "tiling": job.tiling and str(job.tiling),
+        "random": info.random,
+        "share": job.share,
+        "source": None if job.source is None else vars(job.source),
+    }
+    before = record["sets"].get(job.name, {})
+    same = not settings.overwrite and all(before.get(key) == how[key] for key in ("normalization", "from", "tiling"))
+    stamps = {target.name: _stamp(target.image) for target in job.targets}
+    noted = before.get("stamps", {}) if same else {}
+    todo = [t for t in job.targets if noted.get(t.name, ()) != stamps[t.name] or not t.output.exists()]
+    standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
+    if standing:
+        raise DsuError(f"{standing[0]} stands already: give --overwrite or another --out.")
+    outcome.kept += len(job.targets) - len(todo)
+    for folder in {target.output.parent for target in todo}:
+        make_folder(folder)
+        sweep(folder)
+    for target in todo:  # of an image that has changed since: gone before the record calls it new
+        target.output.unlink(missing_ok=True)
+    stamps = {**noted, **stamps}
+    trained_on = [name for name in before.get("trained_on", ()) if name in noted] + _trained_on(job, info)
+    record["sets"][job.name] = {
+        **how,
+        "names": list(stamps),
+        "stamps": stamps,
+        "trained_on": sorted({*trained_on}),
+    }
+    atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
+    return todo
+
+
+def _trained_on(job: Job, info: HeadInfo) -> list[str]:
+    """Names of the job's images that the head was trained on, by their content."""
+    if not info.trained_on:
+        return []
+    if job.store is not None:
+        facts = job.store.metadata.items()
+        contents = {image_name(name) if job.tiling else name: fact.image_sha256 for name, fact in facts}
+        return [target.name for target in job.targets if info.was_trained_on(contents[target.name])]
+    digest = or_unreadable(file_sha256)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda target: digest(target.image), job.targets)
+        return [
+            target.name
+            for target, content in zip(job.targets, found, strict=True)
+            if isinstance(content, str) and info.was_trained_on(content)
+        ]
 
 
 def _stamp(image: Path) -> list[int] | None:

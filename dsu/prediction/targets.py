@@ -58,6 +58,7 @@ class Job:
         store: where its features are; None predicts from the images.
         point: where the network resumes.
         tiling: how the images are cut; the samples of the store are the tiles then.
+        share: which share of the head's own training split it is, in words; empty for other sets.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Job:
     store: FeatureStore | None
     point: ResumePoint
     tiling: Tiling | None = None
+    share: str = ""
 
 
 def prepare_jobs(
@@ -169,7 +171,7 @@ class _Finder:
         return self.images(name, [(path.relative_to(folder).as_posix(), path) for path in images])
 
     def of_the_head(self) -> list[Job]:
-        """What the head was not trained on: its data set's test splits, else the share held out."""
+        """What the head was not trained on: its data set's test splits, else a share held out."""
         like, jobs = self._trained_on(), []
         for split in like.splits():
             if split.kind == "test":
@@ -178,22 +180,29 @@ class _Finder:
         return jobs or [self.held_out_share()]
 
     def held_out_share(self) -> Job:
-        """Those samples of the head's training split that it was not trained on."""
-        source = self._trained_on()
-        held_out = set(self.info.dataset.get("held_out", ()))
+        """Those samples of the head's training split that were set apart to judge it by, else those it chose by."""
+        source, test = self._trained_on(), self.info.test
+        held_out = set(test or self.info.dataset.get("held_out", ()))
         if not held_out:
             raise UsageError(
                 f"{source.dataset} has neither a test split nor a held-out share: name what to predict, a benchmark, "
                 f"a folder or image files."
             )
-        name = f"{source.split}-VAL"
+        chose = ", which chose the state that is kept" if self.info.training.get("keep") == "best" else ""
+        share = "test share, which training never looked at" if test else f"validation share{chose}"
+        return replace(
+            self._named_samples(f"{source.split}-{'TEST' if test else 'VAL'}", source, held_out), share=share
+        )
+
+    def _named_samples(self, name: str, source: SourceFolder, wanted: Collection[str]) -> Job:
+        """Some samples of the training split, from its store or its images."""
         for store in self._stores(source.split):
             if store.source.reference == source.reference and store.source.tiling == source.tiling:
-                return self._stored_job(name, store, held_out)
+                return self._stored_job(name, store, wanted)
         if source.tiling is not None:
-            held_out = {image_name(tile) for tile in held_out}
+            wanted = {image_name(tile) for tile in wanted}
         own = [image for split in source.splits() if split.name == source.split for image in _images_of(split)]
-        return self.images(name, [(image, path) for image, path in own if image in held_out], source)
+        return self.images(name, [(image, path) for image, path in own if image in wanted], source)
 
     def _trained_on(self) -> SourceFolder:
         """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""

@@ -44,6 +44,7 @@ class Line:
         image_level: What a run's images answered; None for published figures.
         minmax: Whether a run's maps were min-max normalised when they were judged.
         missing: How many more images the set has, which the run has no prediction of.
+        trained_on: How many of its images the run was trained on.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Line:
     image_level: ImageLevel | None = None
     minmax: bool = False
     missing: int = 0
+    trained_on: int = 0
 
     @property
     def published(self) -> bool:
@@ -75,6 +77,8 @@ class Line:
         found = [f"not comparable with the paper, {self.remark}"] if self.remark else []
         if self.missing and self.images is not None and not self.remark:
             found.append(judged_in_part(self.images, self.images + self.missing))
+        if self.trained_on:
+            found.append(f"trained on {self.trained_on:,} of the {self.images:,} images, so the figures flatter it")
         if self.image_level is not None:
             undefined = [figure_name(name) for name in shown if name in FIGURES and name not in self.figures]
             if undefined:
@@ -171,4 +175,5 @@ def _line(run: str, name: str, found: Evaluation) -> Line:
         image_level=found.image_level,
         minmax=found.normalize,
         missing=found.missing,
+        trained_on=found.trained_on,
     )

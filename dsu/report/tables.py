@@ -113,12 +113,14 @@ def as_csv(
             "set": comparison.name,
             "images": line.images,
             _WITHOUT: None if line.published else line.without_object,
+            "trained_on": line.trained_on,
             **line.figures,
         }
         for comparison in comparisons
         for line in comparison.lines
     ]
-    return csv_text((*(("run",) if several else ()), "set", "images", *(metrics or METRICS), *extra), rows)
+    known = ("trained_on",) if any(row["trained_on"] for row in rows) else ()
+    return csv_text((*(("run",) if several else ()), "set", "images", *known, *(metrics or METRICS), *extra), rows)
 
 
 def as_json(
@@ -128,7 +130,8 @@ def as_json(
 
     Where there is more than one run, or the paper beside it, that is below the name of whose figures they are. Sets
     with images without an object have "images_without_object" and all of `FIGURES`; what is not defined is null. Where
-    there are ground truths without a prediction, "missing" is their number.
+    there are ground truths without a prediction, "missing" is their number; where images were judged that the head was
+    trained on, "trained_on" is theirs.
     """
     content: dict[str, dict[str, Any]] = {}
     for comparison in compare(results, published if with_paper else None):
@@ -142,6 +145,7 @@ def as_json(
                 entry["images"] = line.images
                 entry |= {_WITHOUT: line.without_object} if line.without_object else {}
                 entry |= {"missing": line.missing} if line.missing else {}
+                entry |= {"trained_on": line.trained_on} if line.trained_on else {}
                 entry["conventions"] = results[line.label][comparison.name].conventions
             content.setdefault(line.title, {})[comparison.name] = entry
     several = len(results) > 1 or with_paper
@@ -202,6 +206,8 @@ def in_short(results: Results) -> str:
     told = [kind if len(kinds) == 1 else f"{', '.join(whose)} {kind}" for kind, whose in kinds.items()]
     random = any("encoders" in conventions for conventions in found.values())
     remark = f" Encoders of {RANDOM}." if random else ""
+    shares = {f"{name}: {conventions['share']}" for (_, name), conventions in found.items() if "share" in conventions}
+    remark += "".join(f" {share}." for share in sorted(shares))
     return f"Maps: {'; '.join(told)}.{remark} All conventions: dsu eval --conventions, docs/metrics.md."
 
 

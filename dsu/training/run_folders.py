@@ -10,7 +10,7 @@ from shutil import rmtree
 from typing import Final
 
 from dsu.errors import DsuError, UsageError
-from dsu.files import atomic_write, make_folder
+from dsu.files import atomic_write, make_folder, sweep
 from dsu.heads.head_file import HEAD_FILE, LOCK_FILE, PREVIOUS, STATE_FILE, is_finished, stopped_runs
 from dsu.settings import TrainingSettings
 from dsu.settings_file import read_settings
@@ -123,6 +123,7 @@ def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[Pa
     make_folder(out)
     try:
         with locked(out / LOCK_FILE, f"{out} is being trained"):
+            sweep(out)
             if has_state(out):
                 if not overwrite:
                     raise UsageError(
@@ -146,6 +147,7 @@ def hold_old_run(folder: Path) -> Iterator[None]:
     if not has_state(folder) and not (folder / SETTINGS_FILE).exists():
         raise UsageError(f"There is no run in {folder} to go on with: leave --resume away.")
     with locked(folder / LOCK_FILE, f"{folder} is being trained"):
+        sweep(folder)
         yield
 
 

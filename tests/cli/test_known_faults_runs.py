@@ -327,7 +327,6 @@ def benchmarks(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.xfail(strict=True, reason="Of two predictions into one folder at once, one set vanishes from the record.")
 def test_two_predictions_into_one_folder_both_stand_at_the_end(
     dsu: Dsu, house: House, benchmarks: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +353,6 @@ def test_two_predictions_into_one_folder_both_stand_at_the_end(
         assert said.count("error:") == 0 and re.search(r"\b0 written\b", said), said
 
 
-@pytest.mark.xfail(strict=True, reason="Files of a living writer with a process id that is unknown here are removed.")
 def test_partial_files_of_a_living_writer_elsewhere_are_left_alone(
     dsu: Dsu, house: House, benchmarks: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
