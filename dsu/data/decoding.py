@@ -28,6 +28,7 @@ from dsu.data.images import (
     printable,
     read_bytes,
     read_image,
+    read_image_and_head,
     resize_image,
     resize_mask,
     upright_rgb,
@@ -135,8 +136,8 @@ def open_sample(files: SampleFiles, mask_format: MaskFormat) -> tuple[Image.Imag
         DsuError: A file that has changed since it was hashed.
     """
     image, image_sha256, mask, mask_sha256 = files
-    picture = read_image(image, _read_known(image, image_sha256))
-    return picture, None if mask is None else mask_format.read(mask, _read_known(mask, mask_sha256))
+    picture, head = read_image_and_head(image, _read_known(image, image_sha256))
+    return picture, None if mask is None else mask_format.read(mask, _read_known(mask, mask_sha256), head)
 
 
 def _read_known(path: Path, sha256: str | None) -> bytes:

@@ -5,9 +5,10 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
@@ -23,21 +24,24 @@ __all__ = [
     "MAX_PIXELS",
     "WHITE_16",
     "Box",
+    "ImageHead",
     "MaskKind",
     "UnreadableImage",
     "file_bytes_and_time",
     "file_sha256",
+    "grey_levels",
+    "image_head",
     "mask_box",
     "or_unreadable",
     "printable",
     "raw_mask",
     "read_bytes",
     "read_image",
+    "read_image_and_head",
     "read_mask",
     "resize_image",
     "resize_mask",
     "upright_rgb",
-    "upright_size",
 ]
 
 P = ParamSpec("P")
@@ -68,6 +72,14 @@ FEW_VALUES: Final = 32
 
 # Grey masks that once were JPEGs have channels up to 14 apart (four of DUTS).
 _COLOUR_NOISE: Final = 32
+
+_TURNED: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
+    5: np.transpose,
+    6: partial(np.rot90, k=-1),
+    7: lambda mask: np.rot90(mask, 2).T,
+    8: np.rot90,
+}
+"""How EXIF's orientations turn pixels (H, W) that lie on their side."""
 
 Box = tuple[int, int, int, int]
 """A part of an image in pixels: left, top, right, bottom, the latter two not included."""
@@ -164,8 +176,13 @@ def read_image(path: Path, data: bytes | None = None) -> Image.Image:
     Raises:
         UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
     """
-    with _decoded(path, data) as image:
-        return _rgb(image)
+    return read_image_and_head(path, data)[0]
+
+
+def read_image_and_head(path: Path, data: bytes | None = None) -> tuple[Image.Image, "ImageHead"]:
+    """As `read_image`, and what the file's head said: for masks that were drawn on its stored pixels."""
+    with _decoded(path, data) as (image, orientation):
+        return _rgb(image), ImageHead(image.size, orientation)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -180,13 +197,27 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image turned upright, from the head of its file alone. Raises `UnreadableImage`."""
-    file_bytes_and_time(path)
+@dataclass(frozen=True)
+class ImageHead:
+    """What the head of an image's file says.
+
+    Attributes:
+        size: Width and height, upright.
+        orientation: How EXIF turns the stored pixels, 1 to 8; from 5 on they lie on their side.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+
+def image_head(path: Path, data: bytes | None = None) -> ImageHead:
+    """The head of an image's file, without its pixels; arguments and errors are those of `read_image`."""
+    if data is None:
+        file_bytes_and_time(path)
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if turned else image.size
+        with Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return ImageHead(image.size[::-1] if orientation >= 5 else image.size, orientation)
     except Exception as error:  # as in `_decoded`
         raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
 
@@ -197,6 +228,7 @@ def read_mask(
     labels: bool = False,
     white: int = WHITE_16,
     data: bytes | None = None,
+    image: ImageHead | None = None,
 ) -> NDArray[np.uint8]:
     """Read a mask (H, W) as uint8 grey, 0..255, upright; soft edges are kept.
 
@@ -210,33 +242,75 @@ def read_mask(
         labels: 255 wherever the raw value is not 0.
         white: The raw value that is white in masks of 16 bits: 65535, or 255 for 8-bit values in such files.
         data: The file's bytes, where they are at hand; it is not read again then.
+        image: The head of the image that it is of, see `raw_mask`.
 
     Raises:
-        UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
+        UnreadableImage: As `raw_mask`.
     """
-    values, kind = raw_mask(path, data)
+    values, kind = raw_mask(path, data, image, opaque=foreground is not None)
     if foreground is not None or labels or kind in ("indices", "colours"):
         marked = values > 0 if foreground is None else np.isin(values, foreground)
         return marked.astype(np.uint8) * np.uint8(255)
+    return grey_levels(values, kind, white)
+
+
+def grey_levels(values: NDArray[Any], kind: MaskKind, white: int = WHITE_16) -> NDArray[np.uint8]:
+    """Raw values of a grey mask, 8 or 16 bits, as uint8; those of 16 bits are scaled so that `white` is 255."""
     return _to_8_bits(values, white) if kind == "deep" else values.astype(np.uint8, copy=False)
 
 
-def raw_mask(path: Path, data: bytes | None = None) -> tuple[NDArray[Any], MaskKind]:
+def raw_mask(
+    path: Path, data: bytes | None = None, image: ImageHead | None = None, *, opaque: bool = False
+) -> tuple[NDArray[Any], MaskKind]:
     """Read a mask (H, W) as the unsigned integers that its file holds, and say what they are.
 
-    A mask of constant colour and varying alpha is its alpha; other transparency is background (black).
+    An alpha that varies is the mask, as cutouts have it.
+
+    Args:
+        path: The file.
+        data: The file's bytes, where they are at hand.
+        image: The head of the image that it is of. A mask drawn on stored pixels that EXIF turns is turned with them.
+        opaque: The mask's colours are meant, whatever its alpha; what is transparent is background (black).
 
     Raises:
-        UnreadableImage: As `read_mask`.
+        UnreadableImage: It cannot be read, decoded, has more than `MAX_PIXELS` pixels, or other proportions than its
+            image.
     """
-    with _decoded(path, data) as image:
-        if _is_deep(image):
-            return _deep_values(image), "deep"
-        if image.mode in ("1", "L"):
-            return np.asarray(image.convert("L")), "grey"
-        if image.mode == "P":
-            return _raw_palette(image)
-        return _raw_colours(_without_alpha(image))
+    with _decoded(path, data) as (mask, _):
+        values, kind = _raw_values(mask, opaque)
+    return (values if image is None else _fitted(values, image, path)), kind
+
+
+def _raw_values(mask: Image.Image, opaque: bool) -> tuple[NDArray[Any], MaskKind]:
+    if _is_deep(mask):
+        return _deep_values(mask), "deep"
+    if mask.mode in ("1", "L") and not mask.has_transparency_data:
+        return np.asarray(mask.convert("L")), "grey"
+    if mask.has_transparency_data:
+        mask = mask.convert("RGBA")
+        alpha = mask.getchannel("A")
+        if not _is_constant(alpha) and not opaque:
+            return np.asarray(alpha), "grey"
+        if not _is_constant(alpha):
+            mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
+    if mask.mode == "P":
+        return _raw_palette(mask)
+    return _raw_colours(mask.convert("RGB"))
+
+
+def _fitted(mask: NDArray[Any], image: ImageHead, path: Path) -> NDArray[Any]:
+    """A mask (H, W) as its image stands. Raises `UnreadableImage` for other proportions than the image's."""
+    (width, height), (rows, columns) = image.size, mask.shape
+    if image.orientation >= 5 and (columns, rows) == (height, width) != (width, height):
+        return _TURNED[image.orientation](mask)
+    # A size that was rounded on one side has other proportions by a pixel.
+    if abs(columns * height - rows * width) > max(width, height, columns, rows):
+        raise UnreadableImage(
+            path,
+            f"its {columns}x{rows} pixels have other proportions than its image's {width}x{height}",
+            "draw it on its image, or remove it",
+        )
+    return mask
 
 
 def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -258,8 +332,11 @@ def mask_box(box: Box, size: tuple[int, int], mask_size: tuple[int, int]) -> Box
 
 
 @contextmanager
-def _decoded(path: Path, data: bytes | None) -> Iterator[Image.Image]:
-    """Open, check, decode and turn upright; whatever fails until the context ends is the file's fault."""
+def _decoded(path: Path, data: bytes | None) -> Iterator[tuple[Image.Image, int]]:
+    """Open, check, decode and turn upright, with how it lay in EXIF's numbers.
+
+    Whatever fails until the context ends is the file's fault.
+    """
     data = read_bytes(path) if data is None else data
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -268,7 +345,7 @@ def _decoded(path: Path, data: bytes | None) -> Iterator[Image.Image]:
                     f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}"
                 )
             image.load()
-            yield ImageOps.exif_transpose(image)
+            yield ImageOps.exif_transpose(image), image.getexif().get(ExifTags.Base.Orientation, 1)
     except UnidentifiedImageError as error:
         known = "empty" if not data else "in no image format known here"
         raise UnreadableImage(path, f"it is {known}") from error
@@ -291,18 +368,6 @@ def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
 
 def _to_8_bits(values: NDArray[np.uint16], white: int) -> NDArray[np.uint8]:
     return (values.clip(0, white).astype(np.float32) * (255 / white)).round().astype(np.uint8)
-
-
-def _without_alpha(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    *colours, alpha = image.split()
-    if _is_constant(alpha):
-        return image.convert("RGB")
-    if all(_is_constant(colour) for colour in colours):
-        return alpha.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
 
 
 def _is_constant(channel: Image.Image) -> bool:

@@ -20,7 +20,7 @@ from dsu.data.images import (
     printable,
     raw_mask,
     read_bytes,
-    read_image,
+    read_image_and_head,
 )
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, describe_mask_format, mask_facts
 from dsu.data.pairing import Pair, Split
@@ -121,7 +121,7 @@ def inspect(
     @or_unreadable
     def examine(pairs: Sequence[Pair]) -> list[SampleMetadata]:
         same = [known[pair.name] for pair in pairs if pair.name in known and known[pair.name].are_of(pair)]
-        return same if len(same) == len(pairs) else _read(pairs)
+        return same if len(same) == len(pairs) else _read(pairs, opaque=foreground is not None)
 
     label = f"{'comparing' if known else 'reading'} {split.name}"
     for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):
@@ -170,15 +170,16 @@ def unreadable(inspection: Inspection) -> list[str]:
     ]
 
 
-def _read(pairs: Sequence[Pair]) -> list[SampleMetadata]:
+def _read(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
     """The facts of the tiles of one image, or of the image alone."""
     first = pairs[0]
     image, noted = _read_file(first.image, "image")
-    facts = SampleMetadata(**noted, size=read_image(first.image, image).size)
+    _, head = read_image_and_head(first.image, image)
+    facts = SampleMetadata(**noted, size=head.size)
     if first.mask is None:
         return [_part(facts, pair.box) for pair in pairs]
     mask, noted = _read_file(first.mask, "mask")
-    raw, kind = raw_mask(first.mask, mask)
+    raw, kind = raw_mask(first.mask, mask, head, opaque=opaque)
     examine = partial(mask_facts, kind=kind, brightest=int(raw.max()))
     return [_part(replace(facts, **noted), pair.box, raw, examine) for pair in pairs]
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dsu.data.images import FEW_VALUES, WHITE_16, MaskKind, raw_mask, read_mask
+from dsu.data.images import FEW_VALUES, WHITE_16, ImageHead, MaskKind, raw_mask, read_mask
 from dsu.errors import UsageError
 from dsu.progress import counted
 
@@ -48,9 +48,9 @@ class MaskFormat:
     labels: bool = False
     white: int = WHITE_16
 
-    def read(self, path: Path, data: bytes | None = None) -> NDArray[np.uint8]:
+    def read(self, path: Path, data: bytes | None = None, image: ImageHead | None = None) -> NDArray[np.uint8]:
         """Read one mask so: arguments, result (H, W) and errors are those of `dsu.data.images.read_mask`."""
-        return read_mask(path, self.foreground, self.labels, self.white, data)
+        return read_mask(path, self.foreground, self.labels, self.white, data, image)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -105,13 +105,9 @@ class MaskFacts:
         return cls(**{**fields, "values": None if values is None else tuple(values)})
 
 
-def examine_mask(path: Path) -> MaskFacts:
-    """Look at a mask before any mask_format is chosen.
-
-    Raises:
-        UnreadableImage: As `dsu.data.images.read_mask`.
-    """
-    raw, kind = raw_mask(path)
+def examine_mask(path: Path, *, opaque: bool = False) -> MaskFacts:
+    """Look at a mask before any mask_format is chosen; arguments and errors are those of `dsu.data.images.raw_mask`."""
+    raw, kind = raw_mask(path, opaque=opaque)
     return mask_facts(raw, kind, int(raw.max()))
 
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dsu.data.images import Box, UnreadableImage, upright_size
+from dsu.data.images import Box, UnreadableImage, image_head
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 
@@ -85,7 +85,7 @@ def tiled(split: Split, tiling: Tiling | None) -> Split:
 
 def _tiles_of(pair: Pair, tiling: Tiling) -> Iterator[Pair]:
     try:
-        width, height = upright_size(pair.image)
+        width, height = image_head(pair.image).size
     except UnreadableImage:
         yield pair
         return

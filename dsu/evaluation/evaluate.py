@@ -55,7 +55,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.datasets import Paths, find_samples
-from dsu.data.images import or_unreadable, read_mask, upright_size
+from dsu.data.images import grey_levels, image_head, raw_mask
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
 from dsu.data.pairing import Pair, make_split, named_images, pair_names
 from dsu.errors import DsuError, UsageError
@@ -126,17 +126,19 @@ def read_judged(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read one pair, prediction and ground truth, both uint8 (H, W) of the ground truth's size.
 
-    A prediction of its image's own size is brought to the mask's where that is another: there the data are at fault.
+    A prediction of its image's own size is brought to the mask's where that is another of the same proportions.
 
     Raises:
-        DsuError: A file that cannot be read, or different sizes without `resize`.
+        DsuError: A file that cannot be read, a prediction in colours, different sizes without `resize`, or a ground
+            truth of other proportions than its image.
     """
-    prediction, truth = read_mask(judged.prediction), mask_format.read(judged.truth)
+    prediction = _read_map(judged.prediction)
+    head = None if judged.image is None else image_head(judged.image)
+    truth = mask_format.read(judged.truth, image=head)
     if prediction.shape == truth.shape:
         return prediction, truth
     height, width = truth.shape
-    of_image = judged.image is not None and or_unreadable(upright_size)(judged.image) == prediction.shape[::-1]
-    if not resize and not of_image:
+    if not resize and (head is None or head.size != prediction.shape[::-1]):
         raise DsuError(
             f"the prediction {judged.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and "
             f"its ground truth {judged.truth} {width}x{height}: predict at the images' own size, or bring "
@@ -144,6 +146,14 @@ def read_judged(
         )
     resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized), truth
+
+
+def _read_map(path: Path) -> NDArray[np.uint8]:
+    """A predicted map (H, W), uint8; of a cutout its opacity. Raises `DsuError` for a picture in colours."""
+    values, kind = raw_mask(path)
+    if kind in ("indices", "colours"):
+        raise DsuError(f"the prediction {path} is a picture in colours and no map: predict with --kind mask.")
+    return grey_levels(values, kind)
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,7 @@ def evaluate(
     meters = Meters()
     with _mapping(workers) as map_chunks:
         mask_format = mask_format or choose_mask_format(
-            list(chain.from_iterable(map_chunks(_examine, chunks))), foreground
+            list(chain.from_iterable(map_chunks(partial(_examine, opaque=foreground is not None), chunks))), foreground
         )
         measure = partial(_measure, normalize=normalize, resize=resize, mask_format=mask_format)
         with progress.task("evaluating", total=len(images)) as task:
@@ -243,8 +253,8 @@ def evaluate(
     )
 
 
-def _examine(images: Sequence[JudgedImage]) -> list[MaskFacts]:
-    return [examine_mask(image.truth) for image in images]
+def _examine(images: Sequence[JudgedImage], *, opaque: bool) -> list[MaskFacts]:
+    return [examine_mask(image.truth, opaque=opaque) for image in images]
 
 
 def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> Meters:

@@ -12,7 +12,7 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from dsu.data.datasets import Paths, find_dataset, find_samples, test_splits
-from dsu.data.images import upright_size
+from dsu.data.images import image_head
 from dsu.data.masks import MaskFormat, choose_mask_format, examine_mask
 from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.drawing import (
@@ -260,7 +260,7 @@ class Comparison:
     @cached_property
     def _heights(self) -> list[float]:
         """Of each row's pictures, in inches."""
-        sizes = [upright_size(row.image) for row in self.rows]
+        sizes = [image_head(row.image).size for row in self.rows]
         aspects = [height / width for width, height in sizes]
         tallest = min(max(median(aspects), _TALLEST[0]), _TALLEST[1])
         return [self._cell * min(aspect, tallest) for aspect in aspects]
@@ -309,6 +309,7 @@ class Comparison:
     ) -> Iterator[Iterable[Picture]]:
         """Truths are read here, a row at a time: a comparison may have any number of rows."""
         for row, _ in rows:
-            truth = [mask_format.read(row.truth)] if "GT" in self.titles and row.truth is not None else []
-            yield [row.image, *truth, *row.predictions]
+            truths = [row.truth] if "GT" in self.titles and row.truth is not None else []
+            masks = [mask_format.read(truth, image=image_head(row.image)) for truth in truths]
+            yield [row.image, *masks, *row.predictions]
             task.advance()

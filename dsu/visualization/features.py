@@ -12,8 +12,8 @@ from PIL import Image
 
 from dsu.config import LEVELS, DSUNetConfig, build_config
 from dsu.data.datasets import Paths, find_samples
-from dsu.data.decoding import ImageProcessor, open_image
-from dsu.data.images import UnreadableImage
+from dsu.data.decoding import ImageProcessor
+from dsu.data.images import UnreadableImage, read_image_and_head
 from dsu.data.masks import choose_mask_format, examine_mask
 from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.encoders.weights import EncoderWeights, load_encoders
@@ -105,13 +105,16 @@ def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
     for pair in found:
         try:
             facts = examine_mask(pair.mask) if pair.mask else None
-            opened.append((pair.name, open_image(pair.image), pair.mask, facts))
+            opened.append((pair.name, *read_image_and_head(pair.image), pair.mask, facts))
         except UnreadableImage as error:
             broken.append(error)
     if broken and not opened:
         raise broken[0]
     mask_format = choose_mask_format([facts for *_, facts in opened if facts is not None])
-    shown = [Shown(name, image, mask_format.read(mask) if mask else None) for name, image, mask, _ in opened]
+    shown = [
+        Shown(name, image, mask_format.read(mask, image=head) if mask else None)
+        for name, image, head, mask, _ in opened
+    ]
     return shown, list(map(str, broken))
 
 

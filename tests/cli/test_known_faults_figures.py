@@ -197,7 +197,6 @@ def test_a_share_is_held_out_that_training_never_looks_at(dsu: Dsu, photos: Path
 # ---- masks and maps as they are ----
 
 
-@pytest.mark.xfail(strict=True, reason="Masks that lie across their images are squeezed instead of turned.")
 def test_masks_of_stored_pixels_are_turned_like_their_images(dsu: Dsu, tmp_path: Path) -> None:
     """Each image is stored lying, and EXIF turns it; its mask was drawn on the stored pixels."""
     maps: dict[str, NDArray[np.uint8] | Image.Image] = {}
@@ -217,7 +216,6 @@ def test_masks_of_stored_pixels_are_turned_like_their_images(dsu: Dsu, tmp_path:
     assert (found["images"], found["IoU"], found["MAE"]) == (4, 1, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="A mask of other proportions than its image is squeezed without a word.")
 def test_a_mask_of_other_proportions_than_its_image_is_refused_by_name(dsu: Dsu, tmp_path: Path) -> None:
     saved(tmp_path / "tiles" / "images", {"good.jpg": photo(160, 146), "narrow.jpg": photo(160, 146)})
     saved(tmp_path / "tiles" / "masks", {"good.png": box(160, 146), "narrow.png": box(100, 146)})
@@ -235,7 +233,6 @@ def cutouts() -> dict[str, NDArray[np.uint8] | Image.Image]:
 
 
 @pytest.mark.parametrize(("maps", "truth"), [("cutouts", "masks"), ("masks", "cutouts")])
-@pytest.mark.xfail(strict=True, reason="Of cutouts the colours are judged, not the opacity.")
 def test_cutouts_are_judged_by_their_opacity(dsu: Dsu, tmp_path: Path, maps: str, truth: str) -> None:
     saved(tmp_path / "cutouts", cutouts())
     saved(tmp_path / "masks", {name: np.asarray(picture)[..., 3] for name, picture in cutouts().items()})
@@ -243,7 +240,6 @@ def test_cutouts_are_judged_by_their_opacity(dsu: Dsu, tmp_path: Path, maps: str
     assert (found["IoU"], found["MAE"]) == (1, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="Of cutouts as masks the colours are learnt, not the opacity.")
 def test_cutouts_as_masks_are_learnt_by_their_opacity(dsu: Dsu, tmp_path: Path) -> None:
     names = [Path(name).with_suffix(".jpg").name for name in cutouts()]
     stored = []
@@ -257,7 +253,6 @@ def test_cutouts_as_masks_are_learnt_by_their_opacity(dsu: Dsu, tmp_path: Path) 
     assert stored[1].any() and np.array_equal(*stored)
 
 
-@pytest.mark.xfail(strict=True, reason="A coloured picture is judged as if it were a map.")
 def test_coloured_maps_are_refused_by_name(dsu: Dsu, tmp_path: Path) -> None:
     saved(tmp_path / "truth", {f"{name}.png": box(60, 40) for name in NAMES})
     saved(tmp_path / "maps", {"one.png": box(60, 40), "two.png": photo(60, 40), "three.png": box(60, 40)})

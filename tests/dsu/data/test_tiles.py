@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dsu.data.datasets import Paths, find_dataset, inspect
-from dsu.data.images import Box, mask_box, read_image, read_mask, upright_size
+from dsu.data.images import Box, image_head, mask_box, read_image, read_mask
 from dsu.data.masks import examine_mask
 from dsu.data.pairing import Pair
 from dsu.data.tiles import LastUsed, TileBlender, Tiling, image_name, tiled
@@ -112,7 +112,7 @@ def test_the_samples_of_a_tiled_split_are_its_tiles(folder: Path) -> None:
     assert len({pair.name for pair in tiles.pairs}) == len(tiles.pairs)
     assert tiled(split, None) is split
     for pair in split.pairs:
-        assert upright_size(pair.image) == read_image(pair.image).size
+        assert image_head(pair.image).size == read_image(pair.image).size
 
 
 def test_the_facts_of_a_tile_are_its_own(folder: Path) -> None:
