@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsu.api import evaluate, predict, train
     from dsu.config import DSUNetConfig
     from dsu.data.decoding import ImageProcessor
     from dsu.datasets import ImageDataset
@@ -25,7 +26,10 @@ __all__ = [
     "Segmenter",
     "__version__",
     "create_model",
+    "evaluate",
+    "predict",
     "prepare_environment",
+    "train",
 ]
 
 _HOMES = {
@@ -37,7 +41,10 @@ _HOMES = {
     "SegmentationLoss": "dsu.loss",
     "Segmenter": "dsu.prediction.segmenter",
     "create_model": "dsu.network.pretrained",
+    "evaluate": "dsu.api",
+    "predict": "dsu.api",
     "prepare_environment": "dsu.environment",
+    "train": "dsu.api",
 }
 
 

@@ -135,7 +135,7 @@ def measure_stages(
         masks.mkdir()
         targets = tuple(Target(pair.name, pair.image, masks / f"{pair.name}.png") for pair in split.pairs)
         job = Job("drawn", targets, "none", None, None, earliest(config))
-        predict = partial(predict_job, network, job, targets, PredictionSettings(), runtime, Outcome(), progress)
+        predict = partial(predict_job, network, job, targets, PredictionSettings(), runtime, Outcome(masks), progress)
         return StageRow(count, tuple(mixes), count / seconds_of(predict))
 
 

@@ -19,7 +19,15 @@ from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import torch_type
 
-__all__ = ["WeightsOf", "create_model", "from_pretrained", "load_network", "save_pretrained", "start_from"]
+__all__ = [
+    "WeightsOf",
+    "create_model",
+    "encoder_weights_of",
+    "from_pretrained",
+    "load_network",
+    "save_pretrained",
+    "start_from",
+]
 
 WeightsOf = Literal["official"] | Mapping[str, str | Path] | None
 """Where the encoders' weights come from: the published files, files by `hiera` and `dino`, or None for random ones."""
@@ -67,7 +75,7 @@ def create_model(
         adapt_last=adapt_last,
         ablation=ablation,
     )
-    weights = _weights(encoder_weights)
+    weights = encoder_weights_of(encoder_weights)
     trunk, guide, digests = load_encoders(config, weights, hiera=True, dino=load_guide and bool(config.injections))
     model = DSUNet(
         config,
@@ -126,7 +134,7 @@ def from_pretrained(
 ) -> DSUNet:
     """See `DSUNet.from_pretrained`."""
     state, info = load_head(resolve_head(folder_or_hub_id, revision=revision))
-    weights = EncoderWeights(random=True) if info.random_weights else _weights(encoder_weights)
+    weights = EncoderWeights(random=True) if info.random_weights else encoder_weights_of(encoder_weights)
     model = load_network(state, info, weights)
     if not load_guide:
         model.dino = None
@@ -193,7 +201,8 @@ def _network_text(config: DSUNetConfig) -> str:
     return f"{config.preset} with {config.adapt_last} adapted blocks{ablation}"
 
 
-def _weights(encoder_weights: WeightsOf) -> EncoderWeights:
+def encoder_weights_of(encoder_weights: WeightsOf) -> EncoderWeights:
+    """Where weights come from, as the loader takes it. Raises `UsageError` for anything else than `WeightsOf`."""
     if encoder_weights is None:
         return EncoderWeights(random=True)
     if encoder_weights == "official":

@@ -165,8 +165,15 @@ def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledIma
 
 @dataclass
 class Outcome:
-    """What came of a prediction."""
+    """What came of a prediction.
 
+    Attributes:
+        folder: where the masks are.
+        judgeable: whether ground truth of any set is known.
+    """
+
+    folder: Path
+    judgeable: bool = False
     written: int = 0
     kept: int = 0
     """Predictions of the same head and settings that stood already."""
@@ -196,7 +203,7 @@ def predict(
     predicts into it.
     """
     state, info = load_head(head)
-    outcome = Outcome()
+    outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs))
     network: DSUNet | None = None
     make_folder(out)
     with locked(out / _LOCK_FILE, f"{out} is being predicted into"):

@@ -18,7 +18,11 @@ def test_the_snippets_run_and_the_head_predicts(dsu: Dsu, drawn: Path, tmp_path:
     dsu("cache-features", drawn / "train", "--preset", "toy", "--features", "V", "--quiet")
     (tmp_path / "photo.png").write_bytes(next((drawn / "test" / "masks").iterdir()).read_bytes())
     program = tmp_path / "program.py"
-    program.write_text("\n".join(snippets).replace("features/tiles/toy", "features/train/toy"))
+    program.write_text(
+        "\n".join(snippets)
+        .replace("features/tiles/toy", "features/train/toy")
+        .replace('train("tiles"', 'train("train"')
+    )
     done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = dsu("head", "info", "my-head").output

@@ -29,7 +29,7 @@ ROOMS = (
     ("equivalence",),
     ("dataset_check", "report", "visualization"),
     ("study",),
-    ("bench", "doctor"),
+    ("bench", "doctor", "api"),
 )
 """A module or room of `dsu` may import those on earlier lines, and a room its own modules."""
 

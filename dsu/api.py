@@ -1,0 +1,217 @@
+"""The commands as functions: `dsu train-head`, `dsu predict` and `dsu eval`, with their settings and their files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsu.choices import Normalization
+from dsu.data.datasets import Paths
+from dsu.encoders.weights import EncoderWeights
+from dsu.errors import UsageError, did_you_mean
+from dsu.evaluation.evaluate import Evaluation
+from dsu.evaluation.ground_truth import find_judged_sets, named_predictions
+from dsu.heads.head_file import HeadInfo, predictions_folder, read_head_info, resolve_head
+from dsu.hub import is_hub_name
+from dsu.network.pretrained import WeightsOf, encoder_weights_of
+from dsu.prediction.predict import Outcome
+from dsu.prediction.predict import predict as predict_jobs
+from dsu.prediction.targets import prepare_jobs
+from dsu.progress import SILENT, Progress
+from dsu.runtime import Runtime, choose_runtime
+from dsu.settings import PredictionSettings, RuntimeSettings, Settings, TrainingSettings
+from dsu.settings_file import read_settings
+from dsu.training.runs import open_run
+from dsu.training.trainer import Trainer
+
+__all__ = ["evaluate", "predict", "predict_with", "train"]
+
+
+def train(
+    dataset: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    encoder_weights: WeightsOf = "official",
+    data_root: str | Path = "data",
+    cache_root: str | Path = "features",
+    images: str | None = None,
+    masks: str | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Trainer:
+    """Train a head, as `dsu train-head` does.
+
+    Args:
+        dataset: a benchmark's name or a folder; None takes what was cached last.
+        out: the run's folder; None makes one below `runs/`.
+        resume, overwrite: go on with the run that is there, or start anew.
+        encoder_weights: see `dsu.create_model`.
+        data_root, cache_root: where benchmarks and stores lie.
+        images, masks: subfolders of one's own data set, where they are not called so.
+        progress: who is told.
+        settings: fields of `dsu.settings.TrainingSettings` (docs/settings.md), such as `epochs=20`.
+
+    Returns:
+        The trainer: `out` is the run's folder, `history` has a row an epoch, `best_epoch` the best validated one.
+
+    Raises `DsuError` where something does not fit, and `UsageError` for a setting that there is not.
+    """
+    given = {"dataset": None if dataset is None else str(dataset), **settings}
+    with open_run(
+        _read(given, TrainingSettings)[0],
+        paths=Paths(Path(data_root), Path(cache_root), images, masks),
+        weights=encoder_weights_of(encoder_weights),
+        out=None if out is None else Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+    ) as run:
+        run.trainer.run(progress)
+        return run.trainer
+
+
+def predict(
+    sources: str | Path | Sequence[str | Path] = (),
+    head: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    out: str | Path | None = None,
+    end_to_end: bool = False,
+    encoder_weights: WeightsOf = "official",
+    data_root: str | Path = "data",
+    cache_root: str | Path = "features",
+    images: str | None = None,
+    masks: str | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Outcome:
+    """Write masks for benchmarks, folders and files, as `dsu predict` does.
+
+    Args:
+        sources: one or several; none: what the head was not trained on of its own data set.
+        head: a run's or an exported folder, a head's file, or OWNER/NAME on the hub; None takes the newest run.
+        revision: branch, tag or commit of a head on the hub.
+        out: where masks go; None: `predictions/` in the run's folder.
+        end_to_end: from the images even where features are stored.
+        encoder_weights: see `dsu.create_model`; a head on random encoders has its own.
+        data_root, cache_root, images, masks, progress: as in `train`.
+        settings: fields of `PredictionSettings` and `RuntimeSettings`, such as `threshold=0.5` or `device="cpu"`.
+
+    Returns:
+        How many were written and kept, what could not be read, and the folder.
+
+    Raises `DsuError` where something does not fit, and `UsageError` for a setting that there is not.
+    """
+    how, where = _read(settings, PredictionSettings, RuntimeSettings)
+    return predict_with(
+        [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
+        head,
+        how,
+        where,
+        encoder_weights_of(encoder_weights),
+        Paths(Path(data_root), Path(cache_root), images, masks),
+        revision=revision,
+        out=None if out is None else Path(out),
+        end_to_end=end_to_end,
+        progress=progress,
+    )
+
+
+def predict_with(
+    sources: Sequence[str],
+    head: str | Path | None,
+    settings: PredictionSettings,
+    asked: RuntimeSettings,
+    weights: EncoderWeights,
+    paths: Paths,
+    *,
+    revision: str | None = None,
+    out: Path | None = None,
+    end_to_end: bool = False,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """As `predict`, with what its arguments become."""
+    if head is not None and is_hub_name(head):
+        progress.say(f"looking for {head} on the Hugging Face hub")
+    head_file = resolve_head(head, revision=revision)
+    info = read_head_info(head_file)
+    folder = out or predictions_folder(head, head_file)
+    runtime = _runtime(asked, info, head_file)
+    progress.say(f"{head_file} on {runtime.describe()}")
+    jobs = prepare_jobs(
+        sources, head_file, folder, settings, runtime, paths=paths, end_to_end=end_to_end, progress=progress
+    )
+    for job in jobs:
+        origin = f"features ({' + '.join(job.point.features)})" if job.store is not None else "images"
+        cut = f" in tiles of {job.tiling.size} px that share {job.tiling.overlap}" if job.tiling else ""
+        progress.say(
+            f"{job.name or 'files'}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}"
+        )
+    weights = EncoderWeights(weights.hiera, weights.dino, info.random_weights)
+    return predict_jobs(jobs, head_file, folder, settings, runtime, weights, progress)
+
+
+def evaluate(
+    names: str | Sequence[str] = (),
+    predictions: str | Path | None = None,
+    *,
+    truth: str | Path | None = None,
+    normalize: Normalization | None = None,
+    resize: bool = False,
+    foreground: Sequence[int] | None = None,
+    training_images: bool = False,
+    workers: int | None = None,
+    data_root: str | Path = "data",
+    progress: Progress = SILENT,
+) -> dict[str, Evaluation]:
+    """Judge predictions, as `dsu eval` does; nothing is written.
+
+    Args:
+        names: sets; none: all.
+        predictions: a folder of predictions, or a run's; None takes the newest run's.
+        truth: a folder of masks to judge them against.
+        normalize: `minmax` stretches each map first, `none` does not; None: benchmarks' maps alone.
+        resize: bring predictions to the size of their truth instead of refusing them.
+        foreground: raw mask values that are foreground; None: as in training.
+        training_images: judge images that the head was trained on, too.
+        workers: processes; None: one a core.
+        data_root, progress: as in `train`.
+
+    Returns:
+        By each set's name `metrics`, `per_image`, `curves` and the `conventions` that these rest on; `missing` counts
+        ground truths without a prediction.
+
+    Raises `UsageError` for a set without predictions or ground truth, and `DsuError` for a file that can't be read.
+    """
+    [folder] = named_predictions([] if predictions is None else [predictions]).values()
+    judged_sets = find_judged_sets(
+        [names] if isinstance(names, str) else list(names),
+        folder,
+        None if truth is None else Path(truth),
+        Paths(Path(data_root)),
+        minmax=None if normalize is None else normalize == "minmax",
+        training_images=training_images,
+    )
+    return {
+        one.name: one.evaluate(resize=resize, foreground=foreground, workers=workers, progress=progress)
+        for one in judged_sets
+    }
+
+
+def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path) -> Runtime:
+    """The device that is asked for, at the precision of training where none is."""
+    trained = info.training.get("precision", "auto")
+    if trained not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"The precision in {head} can't be {trained!r}: train the head again.")
+    precision = trained if asked.precision == "auto" else asked.precision
+    return choose_runtime(asked.device, precision, "asked for" if precision == asked.precision else "of training")
+
+
+def _read(given: Mapping[str, Any], *kinds: type[Settings]) -> list[Any]:
+    """Settings of each kind. Raises `UsageError` for a field that none has."""
+    known = [name for kind in kinds for name in kind.model_fields]
+    for name in given:
+        if name not in known:
+            raise UsageError(f"There is no setting {name!r}{did_you_mean(name, known) or ': see docs/settings.md.'}")
+    return [read_settings(kind, given) for kind in kinds]
