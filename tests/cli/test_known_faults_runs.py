@@ -346,7 +346,9 @@ def test_two_predictions_into_one_folder_both_stand_at_the_end(
     assert others, "the first command renamed no mask"
     if others != [0]:  # the folder was held: it is free now
         dsu(*house.predict("HKU-IS", *options))
-    judged = dsu("eval", "--predictions", "masks", "--data-root", benchmarks, "--format", "json", "--quiet").stdout
+    # They are images that the head was trained on.
+    judge = ("eval", "--predictions", "masks", "--data-root", benchmarks, "--format", "json", "--all", "--quiet")
+    judged = dsu(*judge).stdout
     assert set(json.loads(judged)) == {"ECSSD", "CHAMELEON", "HKU-IS"}
     for name in ("ECSSD", "CHAMELEON", "HKU-IS"):
         said = dsu(*house.predict(name, *options), exit_code=None).output
