@@ -1,6 +1,8 @@
 """`dsu eval`: predictions against ground truth."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,8 +114,14 @@ def evaluate(
     beside the predictions.
     """
     from dsu.data.datasets import Paths
-    from dsu.evaluation.ground_truth import find_judged_sets, named_predictions, not_recorded, unjudged
-    from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
+    from dsu.evaluation.ground_truth import (
+        find_judged_sets,
+        kept_figures,
+        named_predictions,
+        not_recorded,
+        unjudged,
+    )
+    from dsu.report import FORMATS, as_csv, as_json, as_per_image, figures_as_csv, write_report
     from dsu.report.page import check_report_path
 
     progress = ConsoleProgress(quiet=quiet)
@@ -123,30 +131,30 @@ def evaluate(
     if report is not None:
         check_report_path(report)
     asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
-    for option, path in asked_for.items():
-        options.file_to_write(option, path)
+    _check_files({option: path for option, path in asked_for.items() if path is not None})
     runs = named_predictions(predictions or [])
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
-    wanted = names or ([truth.resolve().name] if truth is not None and len(runs) > 1 else [])
+    called = truth.resolve().name if truth is not None and len(runs) > 1 else ""
     minmax = None if asked is None else asked == "minmax"
     results: dict[str, dict[str, Evaluation]] = {run: {} for run in runs}
     complete = True
     for run, folder in runs.items():
         progress.say(f"judging {folder}")
         for judged in find_judged_sets(
-            wanted,
+            names or [],
             folder,
             truth,
             Paths(data_root),
             minmax=minmax,
             images=images,
             training_images=training_images,
+            called=called,
         ):
             complete &= _name_lost(judged)
             results[run][judged.name] = judged.evaluate(
                 resize=resize, foreground=foreground, workers=workers, progress=progress
             )
-        left_out = [] if wanted or truth is not None else unjudged(folder)
+        left_out = [] if names or truth is not None else unjudged(folder)
         if left_out:
             progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
         others = [] if truth is not None else not_recorded(folder)
@@ -168,7 +176,9 @@ def evaluate(
     if truth is None:
         for run, folder in runs.items():
             alone = {run: results[run]}
-            texts += [(folder / "metrics.json", as_json(alone)), (folder / "metrics.csv", as_csv(alone))]
+            figures = {**kept_figures(folder), **loads(as_json(alone))}
+            texts += [(folder / "metrics.json", dumps(figures, indent=2) + "\n")]
+            texts += [(folder / "metrics.csv", figures_as_csv(figures))]
     written = [_write(path, text) for path, text in texts if path is not None]
     if report is not None:
         written.append(_named(report))
@@ -291,6 +301,24 @@ def _format_of(out: Path | None) -> str:
     return _ENDINGS[out.suffix.lower()]
 
 
+def _check_files(asked_for: Mapping[str, Path]) -> None:
+    """Check that each file can be written, and that none is written over another or over what is no evaluation."""
+    from dsu.data.images import IMAGE_SUFFIXES
+    from dsu.heads.head_file import HEAD_FILE
+    from dsu.prediction.predict import RECORD_FILE
+
+    options_of: dict[str, str] = {}
+    for option, path in asked_for.items():
+        options.file_to_write(option, path)
+        other = options_of.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise UsageError(f"{other} and {option} both name {path}: give each a file of its own.")
+        belongs = path.name == RECORD_FILE or (path.parent / HEAD_FILE).exists()
+        if path.exists() and (belongs or path.suffix.lower() in IMAGE_SUFFIXES):
+            kept = "what a run keeps" if belongs else "a picture"
+            raise UsageError(f"{option} {path} would be written over {kept}: give another name.")
+
+
 def _write(path: Path, text: str) -> str:
     """Write a file, in a folder that is made for it if need be; what to call it."""
     from dsu.files import atomic_write, make_folder
@@ -309,9 +337,14 @@ def _named(path: Path) -> str:
 def _name_lost(judged: "JudgedSet") -> bool:
     """Name what a set has no prediction or no ground truth for; whether there is nothing of the kind."""
 
-    for kind, lost in (("has no prediction", judged.missing), ("has no ground truth", judged.extra)):
+    kinds = (
+        ("has no prediction", judged.missing),
+        ("has no ground truth", judged.extra),
+        ("is another image than was predicted (run `dsu predict` again)", judged.changed),
+    )
+    for kind, lost in kinds:
         for name in lost[:SHOWN]:
             fail(f"{judged.name}: {name} {kind}.")
         if len(lost) > SHOWN:
             fail(f"{judged.name}: {len(lost) - SHOWN:,} more: each {kind}.")
-    return not (judged.missing or judged.extra)
+    return not (judged.missing or judged.extra or judged.changed)

@@ -55,7 +55,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.datasets import Paths, find_samples
-from dsu.data.images import grey_levels, image_head, raw_mask
+from dsu.data.images import FEW_VALUES, grey_levels, image_head, raw_mask
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
 from dsu.data.pairing import Pair, make_split, named_images, pair_names
 from dsu.errors import DsuError, UsageError
@@ -129,8 +129,8 @@ def read_judged(
     A prediction of its image's own size is brought to the mask's where that is another of the same proportions.
 
     Raises:
-        DsuError: A file that cannot be read, a prediction in colours, different sizes without `resize`, or a ground
-            truth of other proportions than its image.
+        DsuError: A file that cannot be read, a prediction in colours, different sizes without `resize`, one of the two
+            on its side, or a ground truth of other proportions than its image.
     """
     prediction = _read_map(judged.prediction)
     head = None if judged.image is None else image_head(judged.image)
@@ -138,11 +138,15 @@ def read_judged(
     if prediction.shape == truth.shape:
         return prediction, truth
     height, width = truth.shape
+    sizes = (
+        f"the prediction {judged.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and its ground "
+        f"truth {judged.truth} {width}x{height}"
+    )
+    if prediction.shape == truth.shape[::-1]:
+        raise DsuError(f"{sizes}, so one of them lies on its side: turn it.")
     if not resize and (head is None or head.size != prediction.shape[::-1]):
         raise DsuError(
-            f"the prediction {judged.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and "
-            f"its ground truth {judged.truth} {width}x{height}: predict at the images' own size, or bring "
-            "predictions to their masks' size with --resize."
+            f"{sizes}: predict at the images' own size, or bring predictions to their masks' size with --resize."
         )
     resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized), truth
@@ -153,7 +157,23 @@ def _read_map(path: Path) -> NDArray[np.uint8]:
     values, kind = raw_mask(path)
     if kind in ("indices", "colours"):
         raise DsuError(f"the prediction {path} is a picture in colours and no map: predict with --kind mask.")
+    if kind == "deep":
+        _check_probabilities(path)
     return grey_levels(values, kind)
+
+
+def _check_probabilities(path: Path) -> None:
+    """Raise `DsuError` for a map of floats that are no probabilities; integers of 16 bits are left alone."""
+    with Image.open(path) as image:
+        if image.mode != "F":
+            return
+        values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # which holds for NaN, too
+        raise DsuError(
+            f"the prediction {path} holds floats from {low:.4g} to {high:.4g}: save probabilities, from 0 to 1, or an "
+            f"8-bit picture."
+        )
 
 
 @dataclass(frozen=True)
@@ -254,7 +274,22 @@ def evaluate(
 
 
 def _examine(images: Sequence[JudgedImage], *, opaque: bool) -> list[MaskFacts]:
-    return [examine_mask(image.truth, opaque=opaque) for image in images]
+    """Look at the ground truths. Raises `DsuError` for one that is a photograph."""
+    facts = [examine_mask(image.truth, opaque=opaque) for image in images]
+    for image, found in zip(images, facts, strict=True):
+        if found.values is None and not opaque and _is_photograph(image.truth):
+            raise DsuError(
+                f"the ground truth {image.truth} is a photograph and no mask: give the folder of masks with --truth, "
+                f"or say with --foreground which of its values are the object."
+            )
+    return facts
+
+
+def _is_photograph(path: Path) -> bool:
+    """Whether a picture's few commonest values cover but little of it, as no mask's do, soft edges or not."""
+    values, _ = raw_mask(path)
+    _, counts = np.unique(values, return_counts=True)
+    return bool(np.sort(counts)[-FEW_VALUES:].sum() < values.size / 2)
 
 
 def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> Meters:

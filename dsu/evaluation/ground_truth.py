@@ -6,20 +6,43 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dsu.data.datasets import Paths, SourceFolder, find_dataset, is_benchmark, test_splits
-from dsu.data.images import file_sha256, printable
+from dsu.data.images import (
+    IMAGE_SUFFIXES,
+    UnreadableImage,
+    file_bytes_and_time,
+    file_sha256,
+    or_unreadable,
+    printable,
+)
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE
 from dsu.metrics.figures import RANDOM
-from dsu.prediction.predict import RECORD_FILE
+from dsu.prediction.predict import FIGURE_FILES, LOCK_FILE, RECORD_FILE, check_noted
 from dsu.progress import SILENT, Progress, counted
+from dsu_cache import holder
 
-__all__ = ["JudgedSet", "find_judged_sets", "named_predictions", "not_recorded", "unjudged"]
+_ALMOST_BLACK: Final = 1 / 255
+"""What maps of 0 and 1 respond at most, read as 8-bit grey or as 16 bits of which only 8 are used."""
+
+__all__ = [
+    "JudgedSet",
+    "NoKnownTruth",
+    "find_judged_sets",
+    "kept_figures",
+    "named_predictions",
+    "not_recorded",
+    "unjudged",
+]
+
+
+class NoKnownTruth(UsageError):  # noqa: N818 - named after the folder's state
+    """Predictions that no ground truth is known of."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,12 @@ class JudgedSet:
     random: bool = False
     share: str = ""
     trained_on: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    """Names of images that are others than those that were predicted, and so are not judged."""
+    predicted: str = ""
+    """What prediction did to the maps that no figure of theirs shows, in words."""
+    recorded: bool = False
+    """Whether `dsu predict` wrote the maps."""
 
     def evaluate(
         self,
@@ -66,14 +95,24 @@ class JudgedSet:
             workers=workers,
             progress=progress,
         )
+        brightest = max(found.image_level.responses)
+        if not (self.minmax or self.recorded) and 0 < brightest <= _ALMOST_BLACK:
+            raise DsuError(
+                f"The predictions of {self.name} are almost black, none above 1 of 255, as maps of 0 and 1 are: save "
+                f"them with 255 for the object, or judge them stretched with --normalize minmax."
+            )
         said = {"encoders": RANDOM} if self.random else {}
+        said |= {"predicted": self.predicted} if self.predicted else {}
         said |= {"share": self.share} if self.share else {}
         if self.trained_on:
             said["trained on"] = (
                 f"{len(self.trained_on):,} of {counted(found.images, 'images')}: nothing is judged by them"
             )
         return replace(
-            found, missing=len(self.missing), trained_on=len(self.trained_on), conventions=found.conventions | said
+            found,
+            missing=len(self.missing) + len(self.changed),
+            trained_on=len(self.trained_on),
+            conventions=found.conventions | said,
         )
 
 
@@ -173,6 +212,16 @@ def not_recorded(predictions: Path) -> list[str]:
     return sorted(path.name for path in others if next(path.rglob("*.png"), None))
 
 
+def kept_figures(predictions: Path) -> dict[str, Any]:
+    """What was written before beside predictions, of the sets that their record still has."""
+    try:
+        found = dict(json.loads((predictions / FIGURE_FILES[0]).read_text()))
+    except (OSError, ValueError, TypeError):  # not there, or not as it was written
+        return {}
+    record = _read_record(predictions)
+    return {name: figures for name, figures in found.items() if name in record and isinstance(figures, dict)}
+
+
 def find_judged_sets(
     names: Sequence[str],
     predictions: Path,
@@ -182,6 +231,7 @@ def find_judged_sets(
     minmax: bool | None = None,
     images: Path | None = None,
     training_images: bool = False,
+    called: str = "",
 ) -> list[JudgedSet]:
     """Pair predictions with ground truths.
 
@@ -194,21 +244,19 @@ def find_judged_sets(
         images: a folder of the images; None: those that are found with `truth` or belong to the data set. They are
             shown in reports, and nothing is measured on them.
         training_images: whether images that the head was trained on may be judged.
+        called: what the set is called that is judged against `truth`, where no name is given; else as its folder.
 
     Raises `UsageError` for a set without predictions or without ground truth, for predictions of another head than the
     run's, and for images that the head was trained on.
     """
     if not predictions.is_dir():
         raise UsageError(f"There is no folder of predictions at {predictions}: give --predictions DIR.")
+    for folder in (predictions, predictions.parent):
+        if by := holder(folder / LOCK_FILE):
+            raise UsageError(f"{folder} is being predicted into by {by}: wait until it ends.")
     record = _read_record(predictions)
     if truth is not None:
-        if len(names) > 1:
-            raise UsageError("Two folders make one set: give at most one name with --truth.")
-        name, folder = names[0] if names else predictions.resolve().name, unwrapped(predictions)
-        # What is noted of the folder, which may be a set's own or the one that holds its alone.
-        how = record.get("" if folder == predictions else folder.name) or _read_record(folder.parent).get(folder.name)
-        how = {**(how or {}), "source": None, "random": False}  # the masks are others than the set's own
-        found = [_judged(name, folder, truths_in(truth, paths), how, minmax, images)]
+        found = [_against(truth, names, predictions, record, paths, minmax, images, called)]
     else:
         found = _recorded_sets(names, predictions, record, paths, minmax, images)
     for one in found:
@@ -218,6 +266,35 @@ def find_judged_sets(
                 f"this head ({one.trained_on[0]}, ...), so figures would flatter it: judge others, or these with --all."
             )
     return found
+
+
+def _against(
+    truth: Path,
+    names: Sequence[str],
+    predictions: Path,
+    record: dict[str, Any],
+    paths: Paths,
+    minmax: bool | None,
+    images: Path | None,
+    called: str,
+) -> JudgedSet:
+    """The one set of a folder that is judged against masks that the user names."""
+    if len(names) > 1:
+        raise UsageError("Two folders make one set: give at most one name with --truth.")
+    sets = [name for name in record if (predictions / name).is_dir()]
+    if sets and (len(sets) > 1 if not names else names[0] not in sets):
+        raise UsageError(
+            f"{predictions} holds {', '.join(name or 'files given one by one' for name in sets)}: name the one that "
+            f"--truth {truth} is of."
+        )
+    inner = predictions / names[0] if names and (predictions / names[0]).is_dir() else predictions
+    folder = unwrapped(inner)
+    # What is noted of the folder, which may be a set's own or the one that holds its alone.
+    home = predictions if record else folder.parent
+    how = record.get("" if folder == predictions else folder.name) or _read_record(home).get(folder.name)
+    _check_head(home)
+    name = names[0] if names else called or predictions.resolve().name
+    return _judged(name, folder, truths_in(truth, paths), how or {}, minmax, images, own_truth=False)
 
 
 def _recorded_sets(
@@ -231,7 +308,7 @@ def _recorded_sets(
     """The named sets of a folder that `dsu predict` wrote into, or all; benchmarks by their names in other folders."""
     chosen = list(names) or _sets_in(predictions, record)
     if not chosen:
-        raise UsageError(
+        raise NoKnownTruth(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
     _check_head(predictions)
@@ -263,34 +340,75 @@ def _judged(
     how: Mapping[str, Any],
     minmax: bool | None,
     images: Path | None,
+    *,
+    own_truth: bool = True,
 ) -> JudgedSet:
-    """A set from a folder of maps; images of a folder, where one is given, go before those that were found."""
+    """A set from a folder of maps; images of a folder, where one is given, go before those that were found.
+
+    `own_truth` says whether the samples are those that the record names: else masks are read as they are found.
+    """
     judged, missing, extra = match(predictions, samples)
     if not judged:
         raise UsageError(f"No prediction of {name} has a ground truth of the same name: check both folders.")
-    if "names" in how:  # what else lies there is of another head
-        recorded = _with_stems(how["names"])
-        missing = missing + [one.name for one in judged if one.name not in recorded]
-        judged = [one for one in judged if one.name in recorded]
+    images_of = _images_of_maps(how)
+    made_of = {one.name: images_of.get(one.prediction.relative_to(predictions).as_posix(), "") for one in judged}
+    changed: list[str] = []
+    if "names" in how:  # what else lies there is of another head, or of nothing that is known
+        missing = missing + [one.name for one in judged if not made_of[one.name]]
+        judged = [one for one in judged if made_of[one.name]]
+        stamps = how.get("stamps", {}) if own_truth else {}
+        changed = [one.name for one in judged if _has_changed(one, stamps.get(made_of[one.name]))]
+        judged = [one for one in judged if one.name not in changed]
+        if not judged:
+            raise UsageError(
+                f"No prediction of {name} is one that its record knows, of an image as it is now: run `dsu predict` "
+                f"again, or copy those to be judged into another folder."
+            )
     if images is not None:
         shown = pair_files([one.name for one in judged], named_images(images))
         judged = [replace(one, image=image) for one, image in zip(judged, shown, strict=True)]
+    trained_on = set(how.get("trained_on", ()))
+    minmax = is_benchmark(name) if minmax is None else minmax
     return JudgedSet(
         name=name,
         judged=tuple(judged),
         missing=tuple(missing),
         extra=tuple(extra),
-        minmax=is_benchmark(name) if minmax is None else minmax,
-        mask_format=SourceFolder(**how["source"]).parsed_mask_format if how.get("source") else None,
+        minmax=minmax,
+        mask_format=SourceFolder(**how["source"]).parsed_mask_format if how.get("source") and own_truth else None,
         random=bool(how.get("random", False)),
         share=str(how.get("share", "")),
-        trained_on=tuple(one.name for one in judged if one.name in _with_stems(how.get("trained_on", ()))),
+        trained_on=tuple(one.name for one in judged if made_of[one.name] in trained_on),
+        changed=tuple(changed),
+        predicted=_how_predicted(how, minmax=minmax),
+        recorded="names" in how,
     )
 
 
-def _with_stems(names: Iterable[str]) -> set[str]:
-    """Names as they were noted, and without the ending that images of a folder have there."""
-    return {form for name in names for form in (name, Path(name).with_suffix("").as_posix())}
+def _images_of_maps(how: Mapping[str, Any]) -> dict[str, str]:
+    """The names of a record's images by the files that were predicted of them, as `dsu predict` calls these."""
+    found: dict[str, str] = {}
+    for name in how.get("names", ()):
+        path = Path(name)
+        stem = str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
+        found |= {f"{form}.png": name for form in (name.replace(".", "_"), stem, name)}
+    return found
+
+
+def _has_changed(one: JudgedImage, stamp: Sequence[int] | None) -> bool:
+    """Whether an image is another than was predicted, by its size in bytes: copies have another time."""
+    if one.image is None or not stamp:
+        return False
+    found = or_unreadable(file_bytes_and_time)(one.image)
+    return not isinstance(found, UnreadableImage) and found[0] != stamp[0]
+
+
+def _how_predicted(how: Mapping[str, Any], *, minmax: bool) -> str:
+    """What was done to maps when they were predicted, which judging can't undo."""
+    stretched = how.get("normalization") == "minmax" and not minmax
+    cut = how.get("threshold")
+    done = (["stretched (min-max)"] if stretched else []) + ([] if cut is None else [f"cut at {cut}"])
+    return f"{' and '.join(done)} when predicted" if done else ""
 
 
 def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
@@ -335,10 +453,11 @@ def _read_record(predictions: Path) -> dict[str, Any]:
         for how in sets.values():
             if how["source"] is not None:
                 SourceFolder(**how["source"])
-                set(how["names"])
+            check_noted(how)
+            how["threshold"] = content.get("threshold")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
     if kind != "mask":
         raise UsageError(f"{predictions} holds {kind} pictures, not masks: predict without --kind into another --out.")

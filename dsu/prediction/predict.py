@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,10 +44,13 @@ from dsu.settings import PredictionSettings
 from dsu_cache import locked
 
 __all__ = [
+    "FIGURE_FILES",
+    "LOCK_FILE",
     "RECORD_FILE",
     "Outcome",
     "Predictor",
     "TiledImage",
+    "check_noted",
     "finish_mask",
     "mask_of",
     "predict",
@@ -59,7 +62,10 @@ __all__ = [
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-_LOCK_FILE: Final = ".predictions.lock"
+LOCK_FILE: Final = ".predictions.lock"
+
+FIGURE_FILES: Final = ("metrics.json", "metrics.csv")
+"""What `dsu eval` writes beside a record: the figures of its sets."""
 
 RECORD_FILE: Final = "predictions.json"
 """Beside the sets' folders: which head made them, how, and where their ground truth is."""
@@ -206,7 +212,7 @@ def predict(
     outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs))
     network: DSUNet | None = None
     make_folder(out)
-    with locked(out / _LOCK_FILE, f"{out} is being predicted into"):
+    with locked(out / LOCK_FILE, f"{out} is being predicted into"):
         record = _open_record(out, head, info, settings)
         for job in jobs:
             todo = _note(job, record, info, out, settings, outcome)
@@ -234,6 +240,8 @@ def _note(
         "source": None if job.source is None else vars(job.source),
     }
     before = record["sets"].get(job.name, {})
+    if not settings.overwrite:
+        _check_places(job, before, out)
     same = not settings.overwrite and all(before.get(key) == how[key] for key in ("normalization", "from", "tiling"))
     stamps = {target.name: _stamp(target.image) for target in job.targets}
     noted = before.get("stamps", {}) if same else {}
@@ -245,6 +253,8 @@ def _note(
     for folder in {target.output.parent for target in todo}:
         make_folder(folder)
         sweep(folder)
+    if todo:
+        _forget_figures(out, job.name)
     for target in todo:  # of an image that has changed since: gone before the record calls it new
         target.output.unlink(missing_ok=True)
     stamps = {**noted, **stamps}
@@ -253,10 +263,40 @@ def _note(
         **how,
         "names": list(stamps),
         "stamps": stamps,
+        "places": {**(before.get("places", {}) if same else {}), **job.places},
         "trained_on": sorted({*trained_on}),
     }
     atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
     return todo
+
+
+def _forget_figures(out: Path, name: str) -> None:
+    """Take away what `dsu eval` wrote of a set whose maps are about to be others."""
+    figures, table = (out / file for file in FIGURE_FILES)
+    try:
+        kept = {known: found for known, found in json.loads(figures.read_text()).items() if known != name}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError):  # not as it was written
+        kept = {}
+    table.unlink(missing_ok=True)  # the next `dsu eval` writes it, of all sets
+    if kept:
+        atomic_write(figures, (json.dumps(kept, indent=2) + "\n").encode())
+    else:
+        figures.unlink()
+
+
+def _check_places(job: Job, before: Mapping[str, Any], out: Path) -> None:
+    """Raise `DsuError` where a folder's predictions are of images of the same name elsewhere.
+
+    What was moved is no other: then its old place is gone.
+    """
+    for name, place in before.get("places", {}).items():
+        if job.places.get(name, place) != place and Path(place, name).exists():
+            raise DsuError(
+                f"{out / job.name} holds predictions of {Path(place, name)}, not of {Path(job.places[name], name)}: "
+                f"give --overwrite or another --out."
+            )
 
 
 def _trained_on(job: Job, info: HeadInfo) -> list[str]:
@@ -427,16 +467,37 @@ def _open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSett
         "kind": settings.kind,
         "threshold": settings.threshold,
     }
-    path = out / RECORD_FILE
+    path, damaged = out / RECORD_FILE, False
     if not path.exists():
         return {**record, "sets": {}}
     try:
         before = json.loads(path.read_text())
         same, sets = all(before[key] == record[key] for key in ("head_sha256", "kind", "threshold")), before["sets"]
-    except (OSError, ValueError, KeyError, TypeError):
-        same, sets = False, {}
+        for how in sets.values():
+            check_noted(how)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same, damaged, sets = False, True, {}
     if not same and not settings.overwrite:
-        raise DsuError(
-            f"{out} holds predictions of another head or made with other settings: give --overwrite or another --out."
+        why = (
+            f"{path} is damaged" if damaged else f"{out} holds predictions of another head or made with other settings"
         )
+        raise DsuError(f"{why}: give --overwrite or another --out.")
+    if not same:
+        for file in FIGURE_FILES:
+            (out / file).unlink(missing_ok=True)
     return {**record, "sets": sets if same else {}}
+
+
+def check_noted(how: Mapping[str, Any]) -> None:
+    """Raise `KeyError`, `TypeError` or `AttributeError` for what `dsu predict` never notes of a set."""
+    stamps, trained_on = how.get("stamps", {}), how.get("trained_on", [])
+    places, names = how.get("places", {}), how["names"]
+    texts = [*names, *trained_on, *places, *places.values()]
+    numbers = [number for stamp in stamps.values() if stamp is not None for number in stamp]
+    if not (
+        isinstance(names, list)
+        and isinstance(trained_on, list)
+        and all(isinstance(text, str) for text in texts)
+        and all(type(number) is int for number in numbers)
+    ):
+        raise TypeError("the names of a record are texts, and its stamps numbers")

@@ -5,8 +5,8 @@ No file that comes of it is an input, another prediction, or outside of the outp
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +59,7 @@ class Job:
         point: where the network resumes.
         tiling: how the images are cut; the samples of the store are the tiles then.
         share: which share of the head's own training split it is, in words; empty for other sets.
+    places: where images that are of no data set lie: of a folder's that folder, by "", of files each one's, by name.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Job:
     point: ResumePoint
     tiling: Tiling | None = None
     share: str = ""
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare_jobs(
@@ -98,7 +100,8 @@ def prepare_jobs(
     files = [Path(source) for source in sources if Path(source).is_file()]
     jobs = [job for source in sources if Path(source) not in files for job in finder.find(source)]
     if files:
-        jobs.append(finder.images("", [(path.name, path) for path in files]))
+        places = {path.name: os.path.realpath(path.parent) for path in files}
+        jobs.append(replace(finder.images("", [(path.name, path) for path in files]), places=places))
     if not sources:
         jobs = [finder.held_out_share()] if held_out else finder.of_the_head()
     _check_outputs(jobs)
@@ -168,7 +171,8 @@ class _Finder:
         images = [path for path in find_images(folder) if os.path.realpath(path) not in masks]
         if not images:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
-        return self.images(name, [(path.relative_to(folder).as_posix(), path) for path in images])
+        job = self.images(name, [(path.relative_to(folder).as_posix(), path) for path in images])
+        return replace(job, places={"": os.path.realpath(folder)})
 
     def of_the_head(self) -> list[Job]:
         """What the head was not trained on: its data set's test splits, else a share held out."""
@@ -304,11 +308,16 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
     targets = [target for job in jobs for target in job.targets]
     # realpath, since Path.resolve fails on links that lead round in a circle.
     inputs = {os.path.realpath(target.image) for target in targets}
+    folders = {os.path.dirname(image) for image in inputs}
     outputs: set[str] = set()
     for target in targets:
         place = os.path.realpath(target.output)
         if place in inputs:
             raise UsageError(f"The prediction of {target.image} would be written over an input: give another --out.")
+        if os.path.dirname(place) in folders:  # where they would pass for images, or for ground truth
+            raise UsageError(
+                f"Predictions would lie among the images, in {target.output.parent}: give --out a folder of its own."
+            )
         if place in outputs:
             raise UsageError(f"Two images would be written to {target.output}: predict them one after the other.")
         outputs.add(place)

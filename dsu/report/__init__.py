@@ -10,6 +10,7 @@ from dsu.report.tables import (
     as_markdown,
     as_per_image,
     conventions_by_kind,
+    figures_as_csv,
     in_short,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "as_per_image",
     "compare",
     "conventions_by_kind",
+    "figures_as_csv",
     "in_short",
     "write_report",
 ]

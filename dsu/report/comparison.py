@@ -21,6 +21,7 @@ PLACES: Final = 3
 """Decimals that stand beside the paper's, which prints as many."""
 
 _UNCERTAIN: Final = "last digits hard to read in the paper's scan"
+_MIXED: Final = "The runs were judged on different images, so no figure is marked as the best."
 _NOISE: Final = (
     "min-max normalisation turns the least noise on images without an object into full range, which S, E and MAE over "
     "all images count: --normalize none judges the maps as they are"
@@ -97,12 +98,16 @@ class Comparison:
 
     name: str
     lines: tuple[Line, ...]
+    mixed: bool = False
+    """Whether the runs were not all judged on the same images, so that no figure is the best."""
 
     def is_best(self, line: Line, metric: str) -> bool:
         """Whether no other line prints a better figure; of nothing to compare with, nothing is best.
 
         Beside published figures, runs that are not comparable with them are out of the contest.
         """
+        if self.mixed:
+            return False
         beside_paper = any(other.published for other in self.lines)
         rivals = [other for other in self.lines if metric in other.figures and not (beside_paper and other.remark)]
         choose = min if metric in LOWER_IS_BETTER else max
@@ -125,6 +130,7 @@ class Comparison:
         """What a reader of the table should know of single lines, in sentences."""
         uncertain = [line.label for line in self.lines if line.approximate]
         found = [f"{' and '.join(uncertain)}: {_UNCERTAIN}."] if uncertain else []
+        found += [_MIXED] if self.mixed else []
         return found + [note for line in self.lines for note in line.notes(self.shown(metrics))]
 
     @property
@@ -152,6 +158,7 @@ def compare(results: Results, paper: Callable[[str], tuple[PublishedRow, ...]] |
                 *(Line(row.method, row.figures, approximate=row.approximate) for row in (paper(name) if paper else ())),
                 *(_line(run, name, sets[name]) for run, sets in results.items() if name in sets),
             ),
+            mixed=len({_images_of(sets[name]) for sets in results.values() if name in sets}) > 1,
         )
         for name in names
     ]
@@ -163,6 +170,11 @@ def by_kind(named: Iterable[tuple[str, T]]) -> dict[T, list[str]]:
     for name, kind in named:
         kinds.setdefault(kind, []).append(name)
     return kinds
+
+
+def _images_of(found: Evaluation) -> frozenset[str]:
+    """Which images a run was judged on."""
+    return frozenset(one.name for one in found.judged)
 
 
 def _line(run: str, name: str, found: Evaluation) -> Line:

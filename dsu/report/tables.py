@@ -26,6 +26,7 @@ __all__ = [
     "as_per_image",
     "conventions_by_kind",
     "csv_text",
+    "figures_as_csv",
     "in_short",
 ]
 
@@ -123,6 +124,15 @@ def as_csv(
     return csv_text((*(("run",) if several else ()), "set", "images", *known, *(metrics or METRICS), *extra), rows)
 
 
+def figures_as_csv(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """`as_csv` of what `as_json` gives for one run."""
+    every = {name for found in figures.values() for name in found}
+    known = ("trained_on",) if "trained_on" in every else ()
+    extra = (_WITHOUT, *IMAGE_LEVEL, *OBJECT) if _WITHOUT in every else ()
+    rows = [{_WITHOUT: 0, "trained_on": 0, **found, "set": name} for name, found in figures.items()]
+    return csv_text(("set", "images", *known, *METRICS, *extra), rows)
+
+
 def as_json(
     results: Results, *, with_paper: bool = False, metrics: Sequence[str] | None = None, conventions: bool = True
 ) -> str:
@@ -200,7 +210,10 @@ def in_short(results: Results) -> str:
     """Whether maps were stretched, of sets and runs apart where they differ in it, and where to read the rest."""
     found = {(run, name): one.conventions for run, sets in results.items() for name, one in sets.items()}
     kinds = by_kind(
-        (name if len(results) == 1 else f"{name} of {run}", conventions["map"])
+        (
+            name if len(results) == 1 else f"{name} of {run}",
+            ", ".join(filter(None, (conventions["map"], conventions.get("predicted")))),
+        )
         for (run, name), conventions in found.items()
     )
     told = [kind if len(kinds) == 1 else f"{', '.join(whose)} {kind}" for kind, whose in kinds.items()]

@@ -17,6 +17,7 @@ from dsu.heads.head_file import HEAD_FILE, HeadInfo, read_head_info
 from dsu.metrics.figures import MINMAX
 from dsu.metrics.paper import incomparable
 from dsu.prediction.predict import RECORD_FILE
+from dsu.progress import counted
 from dsu.settings import TrainingSettings
 
 __all__ = ["EncoderFacts", "HeadFacts", "ListedHead", "find_heads", "head_facts"]
@@ -270,10 +271,17 @@ def _listed(file: Path) -> ListedHead:
 
 def _judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
     conventions = dict(found["conventions"])
-    remark = incomparable(name, int(found["images"]), minmax=conventions.get("map") == MINMAX)
+    images, trained_on = int(found["images"]), int(found.get("trained_on", 0))
+    remark = incomparable(name, images, minmax=conventions.get("map") == MINMAX)
+    if trained_on:
+        remark = f"trained on {trained_on:,} of {counted(images, 'images')}"
     return {
         **{figure: float(value) for figure, value in found.items() if isinstance(value, int | float)},
-        **{count: int(found[count]) for count in ("images", "images_without_object", "missing") if count in found},
+        **{
+            count: int(found[count])
+            for count in ("images", "images_without_object", "missing", "trained_on")
+            if count in found
+        },
         "conventions": conventions,
         **({"not_comparable": remark} if remark else {}),
     }

@@ -29,7 +29,7 @@ from dsu.drawing import (
 )
 from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.evaluate import JudgedImage, evaluate, truths_in
-from dsu.evaluation.ground_truth import find_judged_sets
+from dsu.evaluation.ground_truth import NoKnownTruth, find_judged_sets
 from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.pictures import Picture
@@ -192,9 +192,7 @@ def _in_record(source: str | None, method: str, folder: Path, paths: Paths, lack
     """The sets that `dsu predict` noted down, with what they were predicted from."""
     try:
         judged = find_judged_sets([] if source is None else [source], folder, None, paths)
-    except UsageError as error:
-        if source is not None:
-            raise
+    except NoKnownTruth as error:
         raise UsageError(
             f"{folder} does not say where images and their masks are: name them, a benchmark or a folder."
         ) from error

@@ -253,7 +253,7 @@ def test_the_rubbish_is_named_by_evaluation(refused: Refused, tmp_path: Path, na
         (tmp_path / folder).mkdir()
     make(tmp_path / "truth" / name)
     make(tmp_path / "predicted" / name)
-    picture().save(tmp_path / "good" / f"{Path(name).stem}.png")
+    picture().convert("1", dither=Image.Dither.NONE).save(tmp_path / "good" / f"{Path(name).stem}.png")
     for predicted, truth, broken in (("good", "truth", "truth"), ("predicted", "good", "predicted")):
         command = ["eval", "--predictions", predicted, "--truth", truth]
         stem = os.fsencode(Path(name).stem).decode("utf-8", "replace")

@@ -1,0 +1,253 @@
+"""Attacks on figures and predictions: each once got a figure about something else, or lost something in silence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from house import House
+from numpy.typing import NDArray
+from PIL import Image
+from support import Dsu
+
+from dsu_cache import locked
+
+Map = NDArray[Any]
+SIZES: Final = ((60, 40), (64, 44), (68, 48))
+"""Widths and heights of drawn masks."""
+
+
+def box(width: int, height: int) -> NDArray[np.uint8]:
+    """A mask (H, W) with a box that no turn leaves where it is."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 8 : height // 2, width // 4 : width // 2] = 255
+    return mask
+
+
+def saved(folder: Path | str, make: Callable[[Map], Map], ending: str = "png") -> Path:
+    """A folder of pictures made of the boxes."""
+    Path(folder).mkdir(parents=True)
+    for index, size in enumerate(SIZES):
+        Image.fromarray(make(box(*size))).save(Path(folder) / f"{index}.{ending}")
+    return Path(folder)
+
+
+def photograph(mask: Map) -> Map:
+    """Noise (H, W, 3) of a mask's size, with black pixels."""
+    return np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
+
+
+# ---- maps and truths that are not what they are taken for ----
+
+NO_MAPS: Final = {
+    "zeros and ones": (lambda mask: mask // 255, "png", "almost black"),
+    "16 bits of which 8 are used": (lambda mask: mask.astype(np.uint16), "png", "almost black"),
+    "floats up to 255": (lambda mask: mask.astype(np.float32), "tif", "0.tif holds floats from 0 to 255"),
+    "logits": (lambda mask: mask.astype(np.float32) / 32 - 4, "tif", "0.tif holds floats from -4 to 3.969"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MAPS)
+def test_maps_of_another_range_are_refused(dsu: Dsu, kind: str) -> None:
+    make, ending, reason = NO_MAPS[kind]
+    saved("truth", lambda mask: mask)
+    saved("maps", make, ending)
+    result = dsu("eval", "--predictions", "maps", "--truth", "truth", exit_code=1)
+    assert reason in result.stderr and "--resize" not in result.stderr, result.output
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_photographs_are_no_ground_truth(dsu: Dsu, grey: bool) -> None:
+    saved("maps", lambda mask: mask)
+    saved("truth", (lambda mask: photograph(mask)[..., 0]) if grey else photograph)
+    result = dsu("eval", "--predictions", "maps", "--truth", "truth", exit_code=1)
+    assert "0.png is a photograph and no mask" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--resize",)])
+def test_maps_on_their_side_are_not_stretched_into_their_masks(dsu: Dsu, options: tuple[str, ...]) -> None:
+    saved("truth", lambda mask: mask)
+    saved("maps", np.transpose)
+    result = dsu("eval", "--predictions", "maps", "--truth", "truth", *options, exit_code=1)
+    assert "lies on its side" in result.stderr and "--resize" not in result.stderr
+
+
+# ---- maps of another image, set or head ----
+
+
+def test_images_of_another_folder_of_the_same_name_do_not_mix(dsu: Dsu, house: House, drawn: Path) -> None:
+    for place, part in (("a", "train"), ("b", "test")):
+        shutil.copytree(drawn / part / "images", Path(place, "images"))
+    into = ("--head", house.run, "--out", "maps", "--quiet")
+    for source in ("images", "images/0000.jpg"):
+        dsu("predict", Path("a", source), *into)
+        before = {path: path.read_bytes() for path in Path("maps").rglob("*.png")}
+        assert "give --overwrite or another --out" in dsu("predict", Path("b", source), *into, exit_code=1).stderr
+        assert {path: path.read_bytes() for path in Path("maps").rglob("*.png")} == before
+    Path("a").rename("moved")
+    assert "12 stood already" in dsu("predict", Path("moved", "images"), *into[:-1]).output
+
+
+def test_predictions_never_lie_among_images(dsu: Dsu, house: House, drawn: Path) -> None:
+    shutil.copytree(drawn / "test", "tiles")
+    for source, out in (("tiles/images", "tiles"), ("tiles/images/0000.jpg", "tiles/images")):
+        result = dsu("predict", source, "--head", house.run, "--out", out, exit_code=2)
+        assert "would lie among the images" in result.stderr
+    assert not list(Path("tiles/images").glob("*.png"))
+
+
+@pytest.mark.parametrize("to", ["old/0000.png", "0000_mask.png"])
+@pytest.mark.parametrize("own_truth", [True, False])
+def test_only_the_maps_that_were_written_are_judged(
+    dsu: Dsu, house: House, tmp_path: Path, to: str, own_truth: bool
+) -> None:
+    """A map that was moved or renamed inside its set's folder is no prediction of its image."""
+    mine = house.copied(tmp_path)
+    inner = mine.predictions / "shapes-TE"
+    (inner / "old").mkdir()
+    (inner / "0000.png").rename(inner / to)
+    truth = () if own_truth else ("--truth", house.data / "test" / "masks")
+    result = dsu("eval", "--predictions", mine.predictions, *truth, "--format", "json", exit_code=1)
+    assert "0000 has no prediction" in result.stderr and '"images": 1' in result.stdout
+
+
+def test_an_image_that_changed_is_not_judged_by_its_old_map(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    data = shutil.copytree(house.data / "test", tmp_path / "ECSSD")
+    roots = ("--data-root", tmp_path)
+    dsu("predict", "ECSSD", "--head", house.run, "--out", "maps", *roots, "--quiet")
+    for path in (data / "images" / "0000.jpg", data / "masks" / "0000.png"):
+        picture = Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        picture.save(path)
+    result = dsu("eval", "--predictions", "maps", "--format", "json", *roots, exit_code=1)
+    assert json.loads(result.stdout)["ECSSD"]["images"] == 1
+    assert "0000 is another image than was predicted" in result.stderr
+    dsu("predict", "ECSSD", "--head", house.run, "--out", "maps", *roots, "--quiet")
+    dsu("eval", "--predictions", "maps", *roots)
+
+
+def test_a_truth_is_of_the_set_that_is_named(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    for name in ("ECSSD", "CHAMELEON"):
+        shutil.copytree(house.data / "test", tmp_path / name)
+    dsu("predict", "ECSSD", "CHAMELEON", "--head", house.run, "--out", "maps", "--data-root", tmp_path, "--quiet")
+    of_truth = ("--predictions", "maps", "--truth", tmp_path / "ECSSD" / "masks", "--format", "json", "--quiet")
+    for names in ((), ("HKU-IS",)):
+        assert "ECSSD, CHAMELEON: name the one" in dsu("eval", *names, *of_truth, exit_code=2).stderr
+    own = json.loads(dsu("eval", "ECSSD", "--predictions", "maps", "--data-root", tmp_path, "--format", "json").stdout)
+    named = json.loads(dsu("eval", "ECSSD", *of_truth).stdout)
+    assert named["ECSSD"]["S"] == own["ECSSD"]["S"]
+
+
+def test_old_maps_of_a_retrained_run_are_refused_beside_any_truth(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    head = mine.run / "head.safetensors"
+    head.write_bytes((mine.run / "last.safetensors").read_bytes() + b" ")
+    result = dsu("eval", "--predictions", mine.run, "--truth", house.data / "test" / "masks", exit_code=2)
+    assert "is of another head" in result.stderr
+    result = dsu("visualize", "predictions", "--predictions", mine.run, exit_code=2)
+    assert "is of another head" in result.stderr
+
+
+def test_maps_are_not_judged_while_they_are_predicted(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    with locked(mine.predictions / ".predictions.lock", "held"):
+        assert "is being predicted into by" in dsu("eval", "--predictions", mine.run, exit_code=2).stderr
+
+
+# ---- what is said of figures ----
+
+
+def test_what_prediction_did_to_maps_is_said_of_their_figures(dsu: Dsu, house: House) -> None:
+    options = ("--threshold", "0.5", "--normalize", "minmax")
+    dsu(*house.predict("--out", "maps", *options, "--quiet"))
+    said = "stretched (min-max) and cut at 0.5 when predicted"
+    for form in ("table", "markdown", "latex", "json"):
+        assert said in " ".join(dsu("eval", "--predictions", "maps", "--format", form).stdout.split()), form
+
+
+def test_of_runs_that_were_judged_on_different_images_none_is_best(dsu: Dsu) -> None:
+    saved("truth", lambda mask: mask)
+    saved("good", lambda mask: mask)
+    saved("other", lambda mask: mask // 2)
+    both = ("eval", "--predictions", "good", "--predictions", "other", "--truth", "truth", "--format", "markdown")
+    assert "**1.000**" in dsu(*both).stdout
+    Path("other/1.png").unlink()
+    said = dsu(*both, exit_code=1).stdout
+    assert "**" not in said and "different images" in said
+
+
+def test_figures_of_training_images_are_marked_in_a_model_card(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    dsu("predict", house.data / "train" / "images", "--head", mine.run, "--quiet")
+    record = json.loads((mine.predictions / "predictions.json").read_text())
+    record["sets"]["shapes-TE"]["trained_on"] = ["0000"]
+    (mine.predictions / "predictions.json").write_text(json.dumps(record))
+    dsu("eval", "shapes-TE", "--predictions", mine.run, "--all", "--quiet")
+    dsu("head", "export", mine.run, "--out", "shared")
+    front, _, text = Path("shared/README.md").read_text().removeprefix("---\n").partition("\n---\n")
+    assert "trained on 1 of 2 images" in " ".join(front.split()) and "trained on 1 of 2 images" in text
+
+
+def test_figures_of_maps_that_were_written_anew_are_forgotten(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine = house.copied(tmp_path)
+    dsu("eval", "--predictions", mine.run, "--quiet")
+    assert "shapes-TE" in dsu("head", "info", mine.run).stdout.split()
+    dsu(*mine.predict("--normalize", "minmax", "--overwrite", "--quiet"))
+    assert "shapes-TE" not in dsu("head", "info", mine.run).stdout.split()
+    assert not list(mine.predictions.glob("metrics.*"))
+
+
+# ---- nothing is lost ----
+
+
+def test_figures_of_one_set_leave_those_of_others(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    mine, roots = house.copied(tmp_path), ("--data-root", tmp_path)
+    shutil.copytree(house.data / "test", tmp_path / "ECSSD")
+    dsu(*mine.predict("ECSSD", *roots, "--quiet"))
+    dsu("eval", "--predictions", mine.run, *roots, "--quiet")
+    files = [mine.predictions / name for name in ("metrics.json", "metrics.csv")]
+    whole = [path.read_text() for path in files]
+    dsu("eval", "ECSSD", "--predictions", mine.run, *roots, "--quiet")
+    assert [path.read_text() for path in files] == whole
+    dsu(*mine.predict("ECSSD", *roots, "--overwrite", "--quiet"))
+    assert set(json.loads(files[0].read_text())) == {"shapes-TE"}
+
+
+WRITTEN_OVER: Final = {
+    "one another": ("--json", "a.txt", "--csv", "a.txt"),
+    "a mask": ("--json", "truth/0.png"),
+    "a record": ("--per-image", "RUN/predictions/predictions.json"),
+    "a training's figures": ("--csv", "RUN/metrics.csv"),
+}
+
+
+@pytest.mark.parametrize("what", WRITTEN_OVER)
+def test_figures_are_not_written_over_what_is_none(dsu: Dsu, house: House, tmp_path: Path, what: str) -> None:
+    mine = house.copied(tmp_path)
+    saved("truth", lambda mask: mask)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    options = [word.replace("RUN", str(mine.run)) for word in WRITTEN_OVER[what]]
+    dsu("eval", "--predictions", "truth", "--truth", "truth", *options, exit_code=2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+SPOILT: Final = {
+    "no names": {"source": None},
+    "names that are none": {"source": None, "names": [1]},
+    "trained on a number": {"source": None, "names": [], "trained_on": 5},
+    "stamps of text": {"source": None, "names": ["a"], "stamps": {"a": "x"}},
+    "a list": [],
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_spoilt_record_is_called_damaged(dsu: Dsu, house: House, tmp_path: Path, kind: str) -> None:
+    mine = house.copied(tmp_path)
+    path = mine.predictions / "predictions.json"
+    record = json.loads(path.read_text())
+    record["sets"]["spoilt"] = SPOILT[kind]
+    path.write_text(json.dumps(record))
+    assert "predictions.json is damaged" in dsu("eval", "--predictions", mine.run, exit_code=1).stderr
+    assert "is damaged" in dsu(*mine.predict("--quiet"), exit_code=1).stderr
