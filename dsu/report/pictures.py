@@ -7,7 +7,7 @@ of it at a time.
 import hashlib
 import io
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -63,12 +63,12 @@ def draw_strip(judged: tuple[Evaluation, JudgedImage], folder: Path | None, plac
         DsuError: A file that can't be read or written.
     """
     found, case = judged
-    prediction, truth = read_judged(case, found.mask_format, resize=True)
     image, complaint = None, ""
     try:
         image = None if case.image is None else read_image(case.image)
     except UnreadableImage as error:
-        complaint = str(error)
+        case, complaint = replace(case, image=None), str(error)
+    prediction, truth = read_judged(case, found.mask_format, resize=True)
     panels = draw_panels(truth, prediction, image, normalize=found.normalize)
     # Every panel is continued by its own edge: scaled, it takes no colour from its neighbour.
     padded = [np.pad(np.asarray(panel), ((0, 0), (_GUTTER, _GUTTER), (0, 0)), mode="edge") for panel in panels]
