@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -19,11 +19,14 @@ _PATIENCE: Final = 0.3
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
     """Hold the lock file `path` alone inside a `with`; `what` is what it guards and what is done, for the message.
 
     The lock belongs to the open file, not to the file's being there: when its process dies, it is free. The file's
     text says who holds it (process, host, since when, command) and is for people only. Not re-entrant.
+
+    Yields a function that says whether `path` still leads to that file: if not, it or its folder was removed or
+    renamed, and another process may hold what has its name now.
 
     Raises:
         BusyError: it is held already; names the holder.
@@ -35,7 +38,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _claim())
         try:
-            yield
+            yield lambda: _is_at(path, descriptor)
         finally:
             os.ftruncate(descriptor, 0)
             # Said outright, since a forked child may still have the file open.
@@ -87,10 +90,19 @@ def holder(path: Path) -> str | None:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        return "another user, maybe: its lock can't be read"
     try:
         return None if _try(descriptor, fcntl.LOCK_SH, patience=0) else _holders(path)
     finally:
         os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: Path) -> int:

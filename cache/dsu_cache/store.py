@@ -344,12 +344,12 @@ def remove_store(path: Path) -> None:
     path.rmdir()
 
 
-def _unwritten(path: Path) -> AbstractContextManager[None]:
+def _unwritten(path: Path) -> AbstractContextManager[object]:
     """Keep writers away inside a `with`."""
     return locked(path / "manifest" / "lock", f"the store {path} is being written")
 
 
-def _unread(path: Path) -> AbstractContextManager[None]:
+def _unread(path: Path) -> AbstractContextManager[object]:
     """Keep readers away inside a `with`: for what takes away data that they may be reading."""
     return locked(path / "manifest" / "readers", f"the store {path} is being read")
 

@@ -44,8 +44,8 @@ def deal(
 
     Returns:
         The share of each content. The order is that of the contents' hashes, so the same contents are always dealt
-        alike. Sizes differ from the weights by less than two contents a stratum; where a stratum has as many new
-        contents as there are shares, none is left without one.
+        alike. Sizes differ from the weights by less than two contents a stratum; where a stratum, or all
+        together, have as many new contents as there are shares, none is left without one.
     """
     dealt: dict[str, str] = {}
     for stratum in strata:
@@ -64,7 +64,17 @@ def deal(
                 content = next(content for content in reversed(new) if dealt[content] == largest)
                 dealt[content] = share
         dealt |= known
+    _fill(dealt, weights, set(dealt) - set(before or {}))
     return dealt
+
+
+def _fill(dealt: dict[str, str], weights: Mapping[str, float], new: Collection[str]) -> None:
+    """Give shares that have nothing of any stratum a content each, new ones of the shares that have most."""
+    for share in (share for share in weights if share not in dealt.values()):
+        counts = Counter(dealt.values())
+        movable = sorted(content for content in new if counts[dealt[content]] > 1)
+        if movable:
+            dealt[max(movable, key=lambda content: (counts[dealt[content]], hashed_share(content)))] = share
 
 
 def recorded_deal(
@@ -80,6 +90,9 @@ def recorded_deal(
     path = folder / SPLITS_FILE
     key = ", ".join(f"{share} {weight:g}" for share, weight in weights.items())
     before = _read(path).get(key, {})
+    odd = sorted(set(before.values()) - weights.keys())
+    if odd:
+        raise DsuError(f"{path} has a share {odd[0]!r} under {key!r}: write one of {', '.join(weights)}.")
     dealt = deal(strata, weights, before)
     if dealt.items() <= before.items():
         return dealt
@@ -99,7 +112,10 @@ def recorded_deal(
 def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
         content = json.loads(path.read_text())
-        return {str(key): dict(shares) for key, shares in content.items()}
+        splits = {key: dict(shares) for key, shares in content.items()}
+        if not all(isinstance(share, str) for shares in splits.values() for share in shares.values()):
+            raise TypeError("a share is no name")
+        return splits
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -25,7 +25,6 @@ __all__ = [
     "CONFIG_FILE",
     "HEAD_FILE",
     "LOCK_FILE",
-    "PREVIOUS",
     "STATE_FILE",
     "HeadInfo",
     "head_bytes",
@@ -45,8 +44,6 @@ STATE_FILE: Final = "checkpoint.pt"
 """What a run goes on from; without a head beside it, the run has not come to its end."""
 LOCK_FILE: Final = "run.lock"
 """Held by the process that trains the run, and free when that has ended, however it has."""
-PREVIOUS: Final = ".previous"
-"""Ending of the folder in which the old run waits, while a new one is trained in its place."""
 CONFIG_FILE: Final = "config.json"
 """Beside a head that was exported; no run folder has one."""
 FORMAT: Final = 1
@@ -236,8 +233,8 @@ def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
 
 
 def _runs_with(name: str, runs: Path) -> list[Path]:
-    """Run folders that hold a file; old runs that were set aside are none."""
-    return [path.parent for path in runs.glob(f"*/{name}") if not path.parent.name.endswith(PREVIOUS)]
+    """Run folders that hold a file; old runs that were set aside lie deeper."""
+    return [path.parent for path in runs.glob(f"*/{name}")]
 
 
 def predictions_folder(given: str | Path | None, head: Path, runs: Path = Path("runs")) -> Path:

@@ -326,8 +326,11 @@ def _check_parts(store: FeatureStore, parts: int) -> None:
 
 
 def _content(store: FeatureStore, tests: Sequence[Split]) -> str:
-    """A digest of all samples: those trained on by their keys in the store, those that judge by their files."""
-    digest = hashlib.sha256()
+    """A digest of all samples: those trained on by their keys in the store, those that judge by their files.
+
+    Which weights their features come from, and how masks are read, belong to it.
+    """
+    digest = hashlib.sha256(json.dumps([store.encoders, store.mask_format.to_json()], sort_keys=True).encode())
     for name, entry in sorted(store.manifest.entries.items()):
         digest.update(f"{name}\t{entry.key}\n".encode())
     for split in tests:
@@ -350,10 +353,12 @@ def _check_folder(study: Study) -> None:
         raise UsageError(f"{study.folder} holds other runs ({strangers[0]}): give a folder of its own with --out.")
     if (study.folder / SETTINGS_FILE).exists():
         check_same_run(study.folder, study.settings)
-    if _noted_content(study.folder) not in (None, study.content):
+    results = [read_result(member.folder) for member in study.members]
+    contents = {_noted_content(study.folder), *(result.content for result in results if result)}
+    if contents - {None, study.content}:
         raise UsageError(
-            f"{study.folder} was begun with other images or masks of {study.source.split}, and its runs must have the "
-            f"same: start anew in another --out."
+            f"{study.folder} was begun with other images, masks or encoders of {study.source.split}, and its runs must "
+            f"have the same: start anew in another --out."
         )
     for member in study.members:
         if (member.folder / SETTINGS_FILE).exists():

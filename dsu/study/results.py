@@ -10,13 +10,14 @@ from statistics import mean, median, stdev
 from typing import TYPE_CHECKING, Any, Final
 
 from dsu.data.images import file_sha256
+from dsu.errors import DsuError
 from dsu.evaluation.evaluate import Evaluation
 from dsu.files import atomic_write
-from dsu.heads.head_file import HEAD_FILE
+from dsu.heads.head_file import HEAD_FILE, is_finished
 from dsu.metrics.figures import PER_IMAGE, over_objects
 from dsu.metrics.meters import ImageLevel
 from dsu.report import compare
-from dsu.training.run_folders import METRICS_FILE
+from dsu.training.run_folders import METRICS_FILE, has_state
 
 if TYPE_CHECKING:
     from dsu.study.plan import Member
@@ -65,6 +66,7 @@ class Result:
 
     Attributes:
         head_sha256: of the head that was judged.
+        content: of the images that it was trained and judged on, as `Study.content`.
         machine: on which it was trained last.
         train_images, steps: of an epoch.
         seconds: of every epoch's training; validating is not counted.
@@ -72,6 +74,7 @@ class Result:
     """
 
     head_sha256: str
+    content: str
     machine: str
     train_images: int
     steps: int
@@ -116,12 +119,23 @@ def read_result(folder: Path) -> Result | None:
 
 
 def epochs_of(folder: Path) -> list[float]:
-    """The seconds that each epoch of a run has trained for, as far as it has come."""
+    """The seconds that each epoch of a run has trained for, as far as it has come.
+
+    Raises `DsuError` where the table of epochs is gone or was damaged, as by a spreadsheet.
+    """
     path = folder / METRICS_FILE
-    if not path.is_file():
+    if not has_state(folder):
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [float(row["seconds"]) for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [float(row["seconds"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        if not is_finished(folder):  # stopped within its first epoch
+            return []
+        found = "is gone"
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        found = f"can't be read ({type(error).__name__}: {error})"
+    raise DsuError(f"{path} {found}: `dsu train-head --resume --out {folder}` writes it anew from the checkpoint.")
 
 
 # ---- several runs ----

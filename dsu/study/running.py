@@ -134,6 +134,7 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     train_images = study.images - len(read_head_info(head).dataset["held_out"])
     result = Result(
         head_sha256=file_sha256(head),
+        content=study.content,
         machine=machine_name(runtime),
         train_images=train_images,
         steps=math.ceil(train_images / member.settings.batch_size),

@@ -10,6 +10,7 @@ import yaml
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder
+from dsu.data.images import file_sha256
 from dsu.encoders.weights import EncoderWeights, load_encoders
 from dsu.errors import UsageError
 from dsu.features.stores import FeatureStore, encoder_settings, encoders_name
@@ -23,6 +24,7 @@ from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
 from dsu.training.run_folders import (
+    PREVIOUS,
     SETTINGS_FILE,
     RunRecord,
     check_same_run,
@@ -30,6 +32,7 @@ from dsu.training.run_folders import (
     has_state,
     hold_new_run,
     hold_old_run,
+    run_mark,
     settings_of_run,
     unfinished_run,
 )
@@ -89,22 +92,32 @@ def open_run(
     with ExitStack() as held:
         if resume:
             out = out or unfinished_run()
-            held.enter_context(hold_old_run(out))
+            holds = held.enter_context(hold_old_run(out))
             settings, before = settings_of_run(out, settings), RunRecord.read(out)
         elif out is None and (stopped := stopped_runs()):
             progress.say(
                 f"A run in {stopped[0]} was stopped and is left as it is: `dsu train-head --resume` would go on with "
                 f"it."
             )
-        run = prepare_run(settings, paths=paths, weights=weights, before=before, progress=progress)
+        run = prepare_run(
+            settings,
+            paths=paths,
+            weights=weights,
+            before=before,
+            begun=resume and out is not None and has_state(out),
+            progress=progress,
+        )
         trainer = run.trainer
         if resume and out is not None:
             trainer.out = out
             check_same_run(out, trainer.settings, run.record)
+            trainer.holds, trainer.mark = holds, run_mark(trainer.settings, run.record)
             if has_state(out):  # else it was stopped before its first epoch was kept
                 trainer.resume()
         else:
-            trainer.out = held.enter_context(hold_new_run(out, run.name, overwrite=overwrite))
+            _check_start(settings, out)
+            trainer.out, trainer.holds = held.enter_context(hold_new_run(out, run.name, overwrite=overwrite))
+            trainer.mark = run_mark(trainer.settings, run.record)
             run.record.write(trainer.out)
         resolved = yaml.safe_dump(trainer.settings.model_dump(mode="json"), sort_keys=False)
         atomic_write(trainer.out / SETTINGS_FILE, resolved.encode())
@@ -117,11 +130,13 @@ def prepare_run(
     paths: Paths,
     weights: EncoderWeights,
     before: RunRecord | None = None,
+    begun: bool = False,
     progress: Progress = SILENT,
 ) -> Run:
     """Resolve everything that `settings` leave open and build the trainer, which has no folder yet.
 
     Takes and raises what `open_run` does; `before` is the record of the run that is gone on with, whose split holds.
+    Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed.
     """
     if settings.track is not None:
         check_tracker(settings.track)
@@ -159,15 +174,19 @@ def prepare_run(
         encoder_batch_size=resolved.encoder_batch_size,
     )
     warnings = [f"other version: {item}" for item in drift]
-    if resolved.init_from is not None:
-        trained, said = start_from(network.head, resolve_head(resolved.init_from), config, digests)
+    start = before.start if before is not None and begun else None
+    if resolved.init_from is not None and not begun:
+        head = resolve_head(resolved.init_from)
+        trained, said = start_from(network.head, head, config, digests)
+        start = file_sha256(head)
         warnings += [*said, *_leave_out(names, trained, data)]
+        shares |= dict.fromkeys(shares.keys() - {name for share in names.values() for name in share}, "left out")
     if frozen_point is not None:
         network.head.init_adapters_identity()
 
-    def phase(start: ResumePoint) -> TrainingPhase:
-        held = data.samples(names["val"], start, live=live) if names["val"] else None
-        return TrainingPhase(start, data.samples(train_names, start, live=live), held)
+    def phase(at: ResumePoint) -> TrainingPhase:
+        held = data.samples(names["val"], at, live=live) if names["val"] else None
+        return TrainingPhase(at, data.samples(train_names, at, live=live), held)
 
     trainer = Trainer(
         network=network,
@@ -190,10 +209,22 @@ def prepare_run(
     trainer.callbacks += _callbacks(trainer, data)
     record = RunRecord(
         digests,
+        data.mask_format.to_json(),
+        start,
         {name: (shares[name], fact.image_sha256, fact.mask_sha256) for name, fact in sorted(data.facts.items())},
     )
     notes = (*run_notes(trainer, data.store, runtime), *warnings)
     return Run(trainer, f"{data.source.split}-{encoders_name(config)}", data.source, record, notes)
+
+
+def _check_start(settings: TrainingSettings, out: Path | None) -> None:
+    """Raise `UsageError` where a run would replace the head that it starts from."""
+    if out is None or settings.init_from is None:
+        return
+    if resolve_head(settings.init_from).resolve().parent in (out.resolve(), out.resolve() / PREVIOUS):
+        raise UsageError(
+            f"--init-from {settings.init_from} lies in {out}, where the new run would replace it: give another --out."
+        )
 
 
 def _leave_out(names: dict[str, list[str]], trained: HeadInfo, data: TrainingData) -> list[str]:

@@ -3,7 +3,7 @@
 import io
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from dsu.datasets import SampleDataset
 from dsu.errors import DsuError
 from dsu.files import atomic_write
 from dsu.graphs import GraphRunner, Outputs
-from dsu.heads.head_file import HEAD_FILE, STATE_FILE, HeadInfo, save_head
+from dsu.heads.head_file import HEAD_FILE, LOCK_FILE, STATE_FILE, HeadInfo, read_head_info, save_head
 from dsu.loss import SegmentationLoss
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
@@ -37,6 +37,9 @@ T = TypeVar("T")
 
 SIDES: Final = ("D1", "D2", "D3")
 """The side outputs, deepest first."""
+
+_TELLING: Final = ("epoch", "metrics", "trained_on", "encoders")
+"""Fields of a head's info by which one of another run, or epoch, is noticed."""
 
 
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:
@@ -72,6 +75,8 @@ class Trainer:
         runtime: device and precision.
         keep_best: whether the best validated state is the result, or the last one.
         out: the run's folder.
+        mark: which run it is, as `run_mark`: a checkpoint of another one is refused.
+        holds: whether the run's folder is still held by this process.
         callbacks: who follows the run.
         memory: the most that this epoch has held.
     """
@@ -83,6 +88,8 @@ class Trainer:
     runtime: Runtime
     keep_best: bool
     out: Path = Path()
+    mark: str = ""
+    holds: Callable[[], bool] = lambda: True
     frozen_adapters: TrainingPhase | None = None
     empty: Collection[str] | None = None
     epoch: int = 0
@@ -151,18 +158,41 @@ class Trainer:
         path = self.out / STATE_FILE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            mark = state["run"]
             self.network.head.load_state_dict(state["head"])
             load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.history = int(state["epoch"]), list(state["history"])
             self._log = None if state["log"] is None else EpochLog.of(state["log"], self._fetch_every)
         except FileNotFoundError as error:
-            raise DsuError(f"There is no checkpoint in {self.out}: start the run without --resume.") from error
+            raise DsuError(
+                f"There is no {STATE_FILE} in {self.out} to go on from: bring it back, or start the run anew with "
+                f"--overwrite."
+            ) from error
         except Exception as error:  # whatever a damaged or foreign file makes torch raise
             raise DsuError(
                 f"The checkpoint {path} is damaged or of another network: start the run anew with --overwrite."
             ) from error
+        if mark != self.mark:
+            raise DsuError(
+                f"The checkpoint {path} is of another run than settings.yaml and run.json beside it: bring back those "
+                f"that belong together, or start the run anew with --overwrite."
+            )
+        self._check_best()
         if self._log is None and self.history:  # the checkpoint comes first: a kill may have come before the rest
             self._save_results()
+
+    def _check_best(self) -> None:
+        """Raise `DsuError` where the best state so far, of an epoch before the checkpoint's, is not there any more."""
+        epoch, path = self.best_epoch, self.out / BEST_FILE
+        if not self.keep_best or epoch is None or epoch == self.epoch:
+            return
+        wanted = self._info_at(self.history[epoch - 1])
+        found = read_head_info(path) if path.exists() else None
+        if found is None or any(getattr(found, name) != getattr(wanted, name) for name in _TELLING):
+            raise DsuError(
+                f"{path} is not the state of epoch {epoch}, the best so far of this run: bring it back, or start the "
+                f"run anew with --overwrite."
+            )
 
     def validate(self, samples: SampleDataset, progress: Progress = SILENT) -> dict[str, float]:
         """Loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
@@ -212,7 +242,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Put the result under the head's own name."""
-        chosen = self.out / (BEST_FILE if self.keep_best and (self.out / BEST_FILE).exists() else LAST_FILE)
+        self._check_held()
+        chosen = self.out / (BEST_FILE if self.keep_best and self.best_epoch is not None else LAST_FILE)
         atomic_write(self.out / HEAD_FILE, chosen.read_bytes())
         remove_previous(self.out)
 
@@ -334,18 +365,33 @@ class Trainer:
         They follow the checkpoint, so that none is of an epoch that a resumed run does not know.
         """
         atomic_write(self.out / METRICS_FILE, as_csv(self.history))
-        metrics = {key: value for key, value in self.history[-1].items() if key.startswith("val_")}
-        info = self.info.model_copy(update={"epoch": self.epoch, "metrics": metrics})
+        info = self._info_at(self.history[-1])
         state = self.network.head.state_dict()
         if self.best_epoch == self.epoch:
             save_head(self.out / BEST_FILE, state, info)
         save_head(self.out / LAST_FILE, state, info)
 
+    def _info_at(self, row: Mapping[str, float]) -> HeadInfo:
+        """The info of the head that an epoch has ended with."""
+        metrics = {key: value for key, value in row.items() if key.startswith("val_")}
+        return self.info.model_copy(update={"epoch": int(row["epoch"]), "metrics": metrics})
+
+    def _check_held(self) -> None:
+        """Raise `DsuError` where the folder was renamed, or its lock removed: what lies there may be another run's."""
+        if not self.holds():
+            raise DsuError(
+                f"{self.out} is not held by this run any more: the folder, or {LOCK_FILE} in it, was renamed or "
+                f"removed, so nothing more is written there; go on from the last checkpoint with `dsu train-head "
+                f"--resume --out FOLDER`, once no other command trains in it."
+            )
+
     def _save_state(self) -> None:
         """Write everything that the run goes on from, in the middle of an epoch too."""
+        self._check_held()
         buffer = io.BytesIO()
         torch.save(
             {
+                "run": self.mark,
                 "head": {name: tensor.cpu() for name, tensor in self.network.head.state_dict().items()},
                 "optimizer": optimizer_state(self.optimizer),
                 "epoch": self.epoch,

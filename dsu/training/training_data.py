@@ -56,6 +56,12 @@ class TrainingData:
             raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
         if settings.fold is not None and "val" not in found.values():
             raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
+        lacking = [share for share in weights if share in ("val", "test") and share not in found.values()]
+        if lacking:
+            raise UsageError(
+                f"{self.source.split} has too few images to hold any out by --{lacking[0]}-fraction: add images, or "
+                f"give --{lacking[0]}-fraction 0."
+            )
         return found
 
     def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> SampleDataset:

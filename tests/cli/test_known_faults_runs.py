@@ -171,7 +171,7 @@ def test_an_old_run_is_kept_until_the_new_one_has_finished(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = house.copied(tmp_path).run
-    previous, old = run.with_name(f"{run.name}.previous"), (run / "head.safetensors").read_bytes()
+    previous, old = run / "previous", (run / "head.safetensors").read_bytes()
     anew = house.train("--lr", "0.01", "--out", run, "--overwrite", *QUICK)
     with monkeypatch.context() as patch:
         stop_at(patch, 0)

@@ -50,7 +50,7 @@ def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:
 
 def finished(name: str, group: str, sets: dict[str, SetResult], seconds: list[float]) -> Finished:
     member = Member(name, group, TrainingSettings(), Path(name), Cost(("pixels", "V"), 500_000, 10**9))
-    return Finished(member, Result("0" * 64, "a machine", 20, 3, seconds, sets))
+    return Finished(member, Result("0" * 64, "1" * 64, "a machine", 20, 3, seconds, sets))
 
 
 def scored(**figures: float) -> dict[str, SetResult]:
@@ -150,7 +150,7 @@ def test_a_result_is_of_the_head_that_was_judged(tmp_path: Path) -> None:
 
     head = tmp_path / "head.safetensors"
     head.write_bytes(b"one")
-    result = Result(file_sha256(head), "a machine", 5, 1, [1.5], scored(S=0.25))
+    result = Result(file_sha256(head), "1" * 64, "a machine", 5, 1, [1.5], scored(S=0.25))
     write_result(tmp_path, result)
     assert read_result(tmp_path) == result
     head.write_bytes(b"another")
