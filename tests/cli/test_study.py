@@ -187,7 +187,7 @@ def test_what_does_not_belong_together_is_refused(dsu: Dsu, tiles: Path, whole: 
         (("-k", 2, "--epochs", 3), ("epochs 2 -> 3", "another --out")),
         (("-k", 2, "--lr", 0.01), ("lr 0.001 -> 0.01",)),
         (("-k", 3), ("fold-1", "fold 1/2 -> 1/3")),
-        (("-k", 9), ("too few images for 9 folds",)),
+        (("-k", 99), ("too few images for 99 folds",)),
     ):
         said = dsu(*base, *more, exit_code=2).output
         assert all(word in said for word in words), said
@@ -210,7 +210,7 @@ def test_other_images_than_those_it_was_begun_with_are_noticed(dsu: Dsu, stored:
     shutil.copy(sorted((mine / "masks").iterdir())[0], path)
     shutil.copy(sorted((mine / "images").iterdir())[0], mine / "images" / f"{path.stem}.jpg")
     dsu("cache-features", mine, *TINY, "--views", "none", "--quiet")
-    assert "begun with other images or masks of mine" in dsu(*command, exit_code=2).output
+    assert "begun with other images, masks or encoders of mine" in dsu(*command, exit_code=2).output
 
 
 def test_dry_run_says_what_is_to_do_and_writes_nothing(dsu: Dsu, tiles: Path) -> None:
