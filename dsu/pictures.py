@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
-from dsu.data.images import read_image, read_mask
+from dsu.data.images import read_image, read_mask, read_rgba
 from dsu.errors import DsuError
 
 __all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay"]
@@ -50,12 +50,17 @@ def overlay(image: Picture, mask: Picture) -> Image.Image:
 def cutout(image: Picture, mask: Picture) -> Image.Image:
     """Cut the object out: the image as RGBA (H, W) with the mask, (H, W) of the same size, as its opacity.
 
+    What was transparent stays so, and what is transparent is black: no one finds the background there.
+
     Raises:
         DsuError: The sizes differ.
     """
-    ground, grey = _of_one_size(image, mask)
-    ground.putalpha(grey)
-    return ground
+    ground = read_rgba(image) if isinstance(image, Path) else _pillow(image)
+    rgb, grey = _of_one_size(ground.convert("RGB"), mask)
+    alpha = ImageChops.multiply(ground.getchannel("A"), grey) if ground.mode == "RGBA" else grey
+    cut = Image.composite(rgb, Image.new("RGB", rgb.size), alpha.point(lambda value: 255 if value else 0))
+    cut.putalpha(alpha)
+    return cut
 
 
 def _of_one_size(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Image]:

@@ -1,7 +1,9 @@
 """What a person sees: progress bars, tables, errors. Results go to standard output, all else to standard error."""
 
+import codecs
 import io
 import logging
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ __all__ = [
     "key_table",
     "listen",
     "out",
+    "plain_where_needed",
     "say",
     "table",
 ]
@@ -37,6 +40,24 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 _TEXT_WIDTH = 160
 """Of plain text in a file, in characters: a table of several runs has room."""
+
+
+_PLAIN = str.maketrans("↑↓→≈–—…·²’‘“”×│─", "^v>~--..2''\"\"x|-")
+
+
+def plain_where_needed() -> None:
+    """Where a stream can't take a character, as in a latin-1 terminal, print the nearest plain one instead."""
+    codecs.register_error("plain", _nearest)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return lost.translate(_PLAIN).encode("ascii", "replace").decode(), error.end
 
 
 class Stopped(Exception):

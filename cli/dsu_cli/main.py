@@ -13,7 +13,7 @@ from dsu_cli.cache import cache
 from dsu_cli.cache_features import cache_features
 from dsu_cli.check_equivalence import check_equivalence
 from dsu_cli.checkpoints import export_checkpoint, import_checkpoint
-from dsu_cli.console import Stopped, fail, listen
+from dsu_cli.console import Stopped, fail, listen, plain_where_needed
 from dsu_cli.datasets_command import datasets
 from dsu_cli.demo import demo
 from dsu_cli.doctor import doctor
@@ -105,6 +105,7 @@ def run() -> None:
     """Run the command line; failures that the user can mend become one sentence and an exit status."""
     from dsu.environment import prepare_environment
 
+    plain_where_needed()
     listen(quiet="--quiet" in sys.argv)
     prepare_environment()
     try:

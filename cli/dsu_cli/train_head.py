@@ -114,7 +114,7 @@ def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
                         f"{figures}  epoch {int(row['epoch'])}",
                     )
                 )
-    kept = "the best validated state" if trainer.keep_best else "the last state"
+    kept = "the best validated state" if trainer.keep_best and trainer.best_epoch else "the last state"
     return [
         *rows,
         ("result", f"{trainer.out / 'head.safetensors'} ({kept})"),

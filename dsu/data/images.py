@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from dsu.errors import DsuError
 
@@ -39,6 +39,7 @@ __all__ = [
     "read_image",
     "read_image_and_head",
     "read_mask",
+    "read_rgba",
     "resize_image",
     "resize_mask",
     "upright_rgb",
@@ -65,6 +66,10 @@ MAX_BYTES: Final = 4 << 30
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
+
+# Some programs write their whole recipe, or a large colour profile, into a PNG; the pixels have limits of their own.
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
+PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 WHITE_16: Final = 65535
 FEW_VALUES: Final = 32
@@ -183,6 +188,17 @@ def read_image_and_head(path: Path, data: bytes | None = None) -> tuple[Image.Im
     """As `read_image`, and what the file's head said: for masks that were drawn on its stored pixels."""
     with _decoded(path, data) as (image, orientation):
         return _rgb(image), ImageHead(image.size, orientation)
+
+
+def read_rgba(path: Path) -> Image.Image:
+    """As `read_image`, with the image's own alpha, opaque where it has none: RGBA."""
+    with _decoded(path, None) as (image, _):
+        alpha = (
+            image.convert("RGBA").getchannel("A") if image.has_transparency_data else Image.new("L", image.size, 255)
+        )
+        image = _rgb(image)
+        image.putalpha(alpha)
+        return image
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -327,7 +343,7 @@ def mask_box(box: Box, size: tuple[int, int], mask_size: tuple[int, int]) -> Box
     """A box of an image of `size` (width, height), in its mask where that has another size."""
     across, down = mask_size[0] / size[0], mask_size[1] / size[1]
     left, top, right, bottom = box
-    x, y = round(left * across), round(top * down)
+    x, y = min(round(left * across), mask_size[0] - 1), min(round(top * down), mask_size[1] - 1)
     return x, y, max(x + 1, round(right * across)), max(y + 1, round(bottom * down))
 
 

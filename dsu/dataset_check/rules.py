@@ -307,7 +307,7 @@ def _of_mask_files(check: SplitCheck) -> list[Finding]:
             "mask-scaled",
             "good to know",
             "masks of another size than their images",
-            "Both are brought to the network's size, so training is right; dsu eval wants --resize.",
+            "Both are brought to the network's size, and dsu eval brings maps to their mask's: nothing to do.",
             cases["scaled"],
         ),
     )

@@ -449,7 +449,7 @@ def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettin
     if settings.kind != "mask":
         make = overlay if settings.kind == "overlay" else cutout
         try:
-            picture = make(read_image(target.image), grey)
+            picture = make(target.image, grey)
         except UnreadableImage as error:
             return str(error)
     buffer = io.BytesIO()
