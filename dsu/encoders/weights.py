@@ -6,6 +6,7 @@ cache. Nothing pickled is ever run.
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import warnings
@@ -13,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,21 @@ __all__ = [
 
 _M = TypeVar("_M", bound=nn.Module)
 
+_LOG: Final = logging.getLogger(__name__)
+
 _SAM_PREFIX = "image_encoder.trunk."
+
+
+_CONTAINERS: Final = frozenset({"model", "state_dict", "model_state_dict", "student", "teacher"})
+"""What training programs file weights under, beside an optimiser's state and the like."""
+_PREFIXES: Final = ("module.", "backbone.", "teacher.", "student.", "model.")
+"""What they put before every name."""
+_NO_CHECKPOINT: Final = {
+    b"<!doctype html": "an HTML page, as a download that wants a login gives",
+    b"<html": "an HTML page, as a download that wants a login gives",
+    b"version https://git-lfs": "a Git LFS pointer to the file, not the file",
+}
+"""How files begin that are often saved in a checkpoint's place."""
 
 
 class MissingWeightsError(DsuError):
@@ -85,13 +100,13 @@ _PUBLISHED: Final = {
 }
 
 
-def _source(encoder: Literal["hiera", "dino"], name: str) -> Source:
+def _source(encoder: str, name: str) -> Source:
     repository, filename = _PUBLISHED.get((encoder, name), ("", ""))
     what, variable = f"{_TITLES[encoder]} ({name})", f"DSU_{encoder.upper()}"
     return Source(what, f"--{encoder}-weights", variable, repository, filename)
 
 
-def published_source(encoder: Literal["hiera", "dino"], name: str) -> Source | None:
+def published_source(encoder: str, name: str) -> Source | None:
     """Where the weights of an encoder of that name are published; None for sizes that nobody published."""
     source = _source(encoder, name)
     return source if source.repository else None
@@ -197,6 +212,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise DsuError(f"There is no checkpoint at {path}: check the path.")
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    for beginning, what in _NO_CHECKPOINT.items():
+        if start.startswith(beginning):
+            raise DsuError(f"{path} is {what}: fetch the file itself.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -212,11 +232,34 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch and safetensors raise whatever their parsers meet
         raise DsuError(f"{path} can't be read as a checkpoint ({_first_line(error)}): fetch it again.") from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
+    state, stripped = _unwrapped(state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DsuError(f"{path} is no state dict of tensors: give the checkpoint as it is published.")
+    if stripped:
+        _LOG.info(
+            "%s: read without %s, which its training program put around the weights",
+            path,
+            ", ".join(map(repr, stripped)),
+        )
     return dict(state)
+
+
+def _unwrapped(state: Any) -> tuple[Any, list[str]]:
+    """What a training program put around weights taken off, where it is plain what that is; and its names."""
+    stripped = []
+    while isinstance(state, Mapping) and len(inner := _CONTAINERS & state.keys()) == 1:
+        [name] = inner
+        if not isinstance(state[name], Mapping):
+            break
+        state = state[name]
+        stripped += [] if name == "model" else [name]  # Meta's own
+    while isinstance(state, Mapping) and state:
+        prefix = next((one for one in _PREFIXES if all(str(key).startswith(one) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        stripped.append(prefix)
+    return state, stripped
 
 
 def _find(source: Source, given: Path | None, may_download: bool, others: Sequence[Source] = ()) -> Path:

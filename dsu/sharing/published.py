@@ -16,7 +16,14 @@ from torch import Tensor
 from dsu.config import DINOS, HIERAS, PRESETS, DinoSpec, DSUNetConfig, HieraSpec
 from dsu.encoders.dino import build_dino
 from dsu.encoders.hiera import build_hiera
-from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
+from dsu.encoders.weights import (
+    EncoderWeights,
+    load_dino,
+    load_hiera,
+    published_source,
+    read_checkpoint,
+    weights_digest,
+)
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.layers import TAP
@@ -153,23 +160,30 @@ def export_published(network: DSUNet) -> dict[str, Tensor]:
 def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor], HeadInfo, list[str]]:
     """A head out of a published checkpoint: its state, its info and what to tell the user.
 
-    The encoders inside are compared with the official ones where those are at hand (nothing is fetched for it).
+    The encoders inside are compared with those given, or the official ones at hand (nothing is fetched for it).
     Raises `DsuError` as `load_published_checkpoint`.
     """
     network = load_published_checkpoint(path)
     config = network.config
     inside: dict[str, str] = {}
     notes = []
-    for name, module, load in (("hiera", network.hiera, load_hiera), ("dino", network.dino, load_dino)):
+    sides = (
+        ("hiera", config.hiera.name, network.hiera, load_hiera, weights.hiera),
+        ("dino", config.dino.name, network.dino, load_dino, weights.dino),
+    )
+    for encoder, size, module, load, given in sides:
         assert module is not None  # a published file holds both
-        inside[name] = weights_digest(module)
-        try:
-            official = load(config, replace(weights, download=False))[1]
-        except DsuError:
-            notes.append(f"{name}: not compared with the official weights, which are not at hand")
+        inside[encoder] = weights_digest(module)
+        if given is None and published_source(encoder, size) is None:
+            notes.append(f"{encoder}: no one has published weights of {size} ({inside[encoder][:12]})")
             continue
-        verdict = "the official weights" if official == inside[name] else "NOT the official weights"
-        notes.append(f"{name}: {verdict} ({inside[name][:12]})")
+        theirs = "the official weights" if given is None else f"the weights of {given}"
+        try:
+            other = load(config, replace(weights, download=False))[1]
+        except DsuError:
+            notes.append(f"{encoder}: not compared with {theirs}, which are not at hand")
+            continue
+        notes.append(f"{encoder}: {theirs if other == inside[encoder] else f'NOT {theirs}'} ({inside[encoder][:12]})")
     info = HeadInfo(config=config, feature_dtype=None, encoders=inside, training={"imported_from": path.name})
     return network.head.state_dict(), info, notes
 

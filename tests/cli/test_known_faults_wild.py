@@ -519,7 +519,6 @@ WRAPPED: Final[dict[str, Callable[[Weights], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-@pytest.mark.xfail(strict=True, reason="Weights are refused for what a training program has put around them.")
 def test_what_is_put_around_weights_is_stripped(dsu: Dsu, tmp_path: Path, dino: Weights, kind: str) -> None:
     torch.save(WRAPPED[kind](dino), "wrapped.pth")
     save_file(dino, "bare.safetensors")
@@ -538,7 +537,6 @@ def test_what_is_put_around_weights_is_stripped(dsu: Dsu, tmp_path: Path, dino: 
     ],
     ids=["page", "pointer"],
 )
-@pytest.mark.xfail(strict=True, reason="A page or a pointer in place of weights is not called what it is.")
 def test_what_is_no_checkpoint_is_called_what_it_is(dsu: Dsu, tmp_path: Path, content: str, word: str) -> None:
     (tmp_path / "weights.pth").write_text(content)
     plain(tmp_path / "mine", range(1))
@@ -546,7 +544,6 @@ def test_what_is_no_checkpoint_is_called_what_it_is(dsu: Dsu, tmp_path: Path, co
     assert "weights.pth" in said and word in said, said
 
 
-@pytest.mark.xfail(strict=True, reason="Random encoders of an imported head are called official.")
 def test_encoders_of_an_imported_head_are_not_called_official(dsu: Dsu, house: House) -> None:
     dsu("export-checkpoint", house.run, "-o", "authors.pth")
     said = dsu("import-checkpoint", "authors.pth", "-o", "head.safetensors").output
