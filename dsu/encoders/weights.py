@@ -236,7 +236,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DsuError(f"{path} is no state dict of tensors: give the checkpoint as it is published.")
     if stripped:
-        _LOG.info(
+        names = ", ".join(map(repr, stripped))
+        _LOG.info("%s: read without %s, which its training program put around the weights", path, names)
             "%s: read without %s, which its training program put around the weights",
             path,
             ", ".join(map(repr, stripped)),
