@@ -5,6 +5,7 @@ bytes, kept among their attributes. Zarr checks chunks, but not the `zarr.json` 
 there may be a valid shape, type or fingerprint. Zarr readers know nothing of the seal and need not.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -34,10 +35,16 @@ def canonical(value: JSON) -> str:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's bytes, or a folder's list of names, to the disk."""
+    """Flush a file's bytes, or a folder's list of names, to the disk.
+
+    Some file systems (CIFS) can't flush folders; there a power cut may lose the newest names, never halves of files.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -1,12 +1,20 @@
-"""Who may touch a store: operating system's locks that a dead process cannot keep, and who holds them."""
+"""Who may touch a store: operating system's locks that a dead process cannot keep, and who holds them.
 
+Some file systems (Lustre, some NFS) have no such locks. There a file that only one process can create stands for the
+lock, and its holder touches it every few seconds: one that has not been touched for two minutes is a dead holder's.
+"""
+
+import errno
 import fcntl
+import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +24,13 @@ from dsu_cache.errors import BusyError
 
 _PATIENCE: Final = 0.3
 """Seconds that a lock is tried for: others may hold it for a moment, to see whether it is free."""
+_BEAT: Final = 15.0
+"""Seconds between two signs of life of a holder, where there are no locks."""
+_DEAD: Final = 120.0
+"""Seconds without one after which it counts as dead."""
+_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
+
+_LOG: Final = logging.getLogger("dsu.cache")
 
 
 @contextmanager
@@ -33,7 +48,12 @@ def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
     """
     descriptor = _open(path)
     try:
-        if not _try(descriptor, fcntl.LOCK_EX):
+        held = _try(descriptor, fcntl.LOCK_EX)
+        if held is None:
+            with _beating(path, what):
+                yield
+            return
+        if not held:
             raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _claim())
@@ -48,6 +68,57 @@ def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def _beating(path: Path, what: str) -> Iterator[None]:
+    """As `locked`, where the file system has no locks."""
+    _say_without_locks(path.parent)
+    sign = _sign(path)
+    if _beats(sign):
+        raise BusyError(f"{what} by {_holders(sign)}: wait until it ends, or stop it")
+    sign.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(sign, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError as error:
+        raise BusyError(f"{what} by {_holders(sign)}: wait until it ends, or stop it") from error
+    os.write(descriptor, _claim())
+    os.close(descriptor)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT):
+            with suppress(OSError):
+                os.utime(sign)
+
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sign.unlink(missing_ok=True)
+
+
+@cache
+def _say_without_locks(folder: Path) -> None:
+    _LOG.warning(
+        "%s is on a file system without locks: remove and rebuild no store that others read; what is killed on "
+        "another host keeps its folder busy for two minutes",
+        folder,
+    )
+
+
+def _sign(path: Path) -> Path:
+    return path.with_name(f"{path.name}.held")
+
+
+def _beats(sign: Path) -> bool:
+    """Whether the holder of a lock without the system's help may be alive."""
+    try:
+        claim, age = sign.read_text(encoding="utf-8", errors="replace"), time.time() - sign.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age < _DEAD and _may_live(claim)
+
+
+@contextmanager
 def creating(folder: Path) -> Iterator[None]:
     """Hold a folder that is becoming a store, and has no lock file yet, inside a `with`.
 
@@ -56,7 +127,7 @@ def creating(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not _try(descriptor, fcntl.LOCK_EX):
+        if _try(descriptor, fcntl.LOCK_EX) is False:  # without locks it is made by whoever comes: each step is atomic
             raise BusyError(f"{folder} is being made by another process: wait until it ends, or stop it")
         yield
     finally:
@@ -77,7 +148,7 @@ def share(path: Path, what: str) -> int | None:
         return None
     if _try(descriptor, fcntl.LOCK_EX, patience=0):  # alone for a moment: then everyone named in the file is gone
         os.ftruncate(descriptor, 0)
-    if not _try(descriptor, fcntl.LOCK_SH):
+    if _try(descriptor, fcntl.LOCK_SH) is False or _beats(_sign(path)):
         os.close(descriptor)
         raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
     os.write(descriptor, _claim())
@@ -93,7 +164,10 @@ def holder(path: Path) -> str | None:
     except PermissionError:
         return "another user, maybe: its lock can't be read"
     try:
-        return None if _try(descriptor, fcntl.LOCK_SH, patience=0) else _holders(path)
+        free = _try(descriptor, fcntl.LOCK_SH, patience=0)
+        if free is None:
+            path, free = _sign(path), not _beats(_sign(path))
+        return None if free else _holders(path)
     finally:
         os.close(descriptor)
 
@@ -109,7 +183,8 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
 
 
-def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool:
+def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool | None:
+    """Whether a lock could be had; None where the file system has none."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -119,6 +194,10 @@ def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.02)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
 
 
 def _claim() -> bytes:

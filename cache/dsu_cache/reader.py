@@ -1,15 +1,19 @@
 """Reading batches of samples from a store, in any order and fast."""
 
+import errno
 import os
+import resource
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from dsu_cache.arrays import ArrayInfo, StoredArray
 from dsu_cache.errors import CacheError, CorruptError
@@ -21,6 +25,10 @@ Views: TypeAlias = Indices | Mapping[str, Indices]
 Batch: TypeAlias = dict[str, npt.NDArray[Any]]
 
 OPEN_FILES: Final = 512
+"""Shards that a reader keeps open at most."""
+_SPARE_FILES: Final = 64
+"""Files that everything else in this process may open at once."""
+_OF_THE_SYSTEM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 THREADS: Final = min(4, os.cpu_count() or 1)
 
 
@@ -49,7 +57,7 @@ class Reader:
         self._release = weakref.finalize(self, os.close, sharing) if sharing is not None else None
         self._arrays = {array.info.name: array for array in arrays}
         self._manifest = manifest
-        self._keep = OPEN_FILES if keep_open else 0
+        self._keep = _allowed_files() if keep_open else 0
         self._open: OrderedDict[tuple[str, ShardId], ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
@@ -114,17 +122,43 @@ class Reader:
 
     def _diagnosis(self, name: str, rows: Rows, views: Rows, error: BaseException) -> CacheError:
         """Find which sample of a failed request is the bad one, by reading each alone."""
+        if _is_of_the_system(error):
+            return CacheError(
+                f"array {name!r} can't be read ({error}): nothing is known to be damaged; close other programs, or "
+                f"raise the limit (`ulimit -n 4096`)."
+            )
         array = self._arrays[name]
         for at, (row, view) in enumerate(zip(rows.tolist(), views.tolist(), strict=True)):
             try:
                 self._fill(name, rows[at : at + 1], views[at : at + 1], array.info.empty(1))
             except Exception as alone:  # of the disk, of what decompresses
+                if _is_of_the_system(alone):
+                    return self._diagnosis(name, rows, views, alone)
                 samples = ", ".join(map(repr, self._manifest.names_at(row))) or "no sample of the manifest"
                 return CorruptError(
                     f"array {name!r}, row {row}, view {view} (shard {row // array.rows_per_shard}; {samples}) "
                     f"is damaged or was never written: discard the shard and compute it again. {alone}"
                 )
         return CacheError(f"array {name!r} could not be read, yet each sample alone can be: try again. {error}")
+
+
+def _allowed_files() -> int:
+    """How many shards may stay open: the soft limit is raised where the system lets us, and others have some left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = int(psutil.Process().num_fds())
+    wanted = used + OPEN_FILES + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):  # not allowed
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(0, min(OPEN_FILES, int(soft) - used - _SPARE_FILES))
+    return OPEN_FILES
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether a read failed for want of files, memory or rights, which says nothing about what is stored."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM
 
 
 def _views_of(info: ArrayInfo, views: Views, count: int) -> Rows:

@@ -238,10 +238,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if stripped:
         names = ", ".join(map(repr, stripped))
         _LOG.info("%s: read without %s, which its training program put around the weights", path, names)
-            "%s: read without %s, which its training program put around the weights",
-            path,
-            ", ".join(map(repr, stripped)),
-        )
     return dict(state)
 
 

@@ -23,7 +23,8 @@ from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE
 from dsu.metrics.figures import RANDOM
-from dsu.prediction.predict import FIGURE_FILES, LOCK_FILE, RECORD_FILE, check_noted
+from dsu.prediction.predict import FIGURE_FILES, LOCK_FILE, check_noted
+from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import SILENT, Progress, counted
 from dsu_cache import holder
 

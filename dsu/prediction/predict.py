@@ -37,7 +37,7 @@ from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.network.resume import ResumePoint, earliest
 from dsu.pictures import cutout, overlay
-from dsu.prediction.targets import Job, Target
+from dsu.prediction.targets import RECORD_FILE, Job, Target
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
@@ -66,9 +66,6 @@ LOCK_FILE: Final = ".predictions.lock"
 
 FIGURE_FILES: Final = ("metrics.json", "metrics.csv")
 """What `dsu eval` writes beside a record: the figures of its sets."""
-
-RECORD_FILE: Final = "predictions.json"
-"""Beside the sets' folders: which head made them, how, and where their ground truth is."""
 
 
 # ---- from batches to logits, from logits to masks ----

@@ -3,9 +3,11 @@
 No file that comes of it is an input, another prediction, or outside of the output folder.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -22,17 +24,21 @@ from dsu.data.datasets import (
     test_splits,
 )
 from dsu.data.images import IMAGE_SUFFIXES
+from dsu.data.pairing import list_files
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, encoders_name, find_stores
 from dsu.heads.head_file import HeadInfo, read_head_info
 from dsu.network.resume import ResumePoint, earliest, resume_point
-from dsu.progress import SILENT, Progress
+from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
 
-__all__ = ["Job", "Target", "prepare_jobs"]
+__all__ = ["RECORD_FILE", "Job", "Target", "prepare_jobs"]
+
+RECORD_FILE: Final = "predictions.json"
+"""Beside the sets' folders: which head made them, how, and where their ground truth is."""
 
 _SHOWN: Final = 10
 
@@ -168,7 +174,10 @@ class _Finder:
                 f"{name}: {len(masks):,} masks lie among the images and are left out ({shown}): name them one by "
                 f"one to predict them too."
             )
-        images = [path for path in find_images(folder) if os.path.realpath(path) not in masks]
+        written = _written_below(folder)
+        if written:
+            self.progress.say(f"{name}: {counted(len(written), 'predictions')} of dsu among the images are left out")
+        images = [path for path in find_images(folder) if os.path.realpath(path) not in masks | written]
         if not images:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
         job = self.images(name, [(path.relative_to(folder).as_posix(), path) for path in images])
@@ -274,6 +283,17 @@ class _Finder:
 
 def _images_of(split: Split) -> list[tuple[str, Path]]:
     return [(pair.name, pair.image) for pair in split.pairs]
+
+
+def _written_below(folder: Path) -> set[str]:
+    """Files below a folder that `dsu predict` wrote, by its records there: what it wrote is never its input."""
+    written = set()
+    for record in (path for path in list_files(folder) if path.name == RECORD_FILE):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, DsuError):  # another program's, damaged
+            for name, how in json.loads(record.read_text())["sets"].items():
+                files = _output_files(record.parent, name, how["names"], stems=how["source"] is None)
+                written |= {os.path.realpath(file) for file in files if file.exists()}
+    return written
 
 
 def _output_files(out: Path, name: str, items: Sequence[str], *, stems: bool) -> list[Path]:

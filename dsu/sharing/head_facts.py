@@ -16,7 +16,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, read_head_info
 from dsu.metrics.figures import MINMAX
 from dsu.metrics.paper import incomparable
-from dsu.prediction.predict import RECORD_FILE
+from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import counted
 from dsu.settings import TrainingSettings
 

@@ -33,7 +33,7 @@ from dsu.evaluation.ground_truth import NoKnownTruth, find_judged_sets
 from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.pictures import Picture
-from dsu.prediction.predict import RECORD_FILE
+from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import SILENT, Progress, Task
 
 __all__ = ["ComparedImage", "Comparison", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]

@@ -237,19 +237,16 @@ def without_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("without_flock")
-@pytest.mark.xfail(strict=True, reason="Without flock no store can be read.")
 def test_stores_are_read_without_flock(dsu: Dsu, house: House, tmp_path: Path) -> None:
     dsu(*house.copied(tmp_path).train("--out", "trained", *QUICK))
 
 
 @pytest.mark.usefixtures("without_flock")
-@pytest.mark.xfail(strict=True, reason="Without flock no store can be written.")
 def test_stores_are_written_without_flock_and_it_is_said(dsu: Dsu, tmp_path: Path) -> None:
     said = dsu("cache-features", plain(tmp_path / "mine", range(2)), *STAGE_ONE).output
     assert "lock" in said.lower(), said
 
 
-@pytest.mark.xfail(strict=True, reason="Where folders cannot be flushed nothing can be written.")
 def test_stores_are_written_where_folders_cannot_be_flushed(
     dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,13 +285,11 @@ def few_files(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.xfail(strict=True, reason="A limit on open files that could be raised stops a training.")
 def test_a_limit_on_open_files_is_raised(dsu: Dsu, many_files: list[object]) -> None:
     with few_files(24):
         dsu(*many_files)
 
 
-@pytest.mark.xfail(strict=True, reason="Too many open files are called damage.")
 def test_a_limit_on_open_files_is_not_called_damage(
     dsu: Dsu, many_files: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
