@@ -26,8 +26,8 @@ class Manifest:
 
     Args:
         entries: the samples by name.
-        rows: the row of each content key in use.
-        next_row: the number of rows ever given out: all rows, orphaned ones too, lie below it.
+        rows: the row of each content key, those of content that is gone for now included: orphans.
+        next_row: the number of rows ever given out: all rows lie below it.
 
     Raises:
         ValueError: keys and rows do not fit each other.
@@ -38,8 +38,8 @@ class Manifest:
     next_row: int = 0
 
     def __post_init__(self) -> None:
-        if {entry.key for entry in self.entries.values()} != set(self.rows):
-            raise ValueError("a manifest needs exactly one row for each content key in use")
+        if not {entry.key for entry in self.entries.values()} <= set(self.rows):
+            raise ValueError("a manifest needs a row for each content key in use")
         if len(set(self.rows.values())) < len(self.rows):
             raise ValueError("a manifest gives two content keys the same row")
         if self.rows and not 0 <= min(self.rows.values()) <= max(self.rows.values()) < self.next_row:
@@ -53,7 +53,8 @@ class Manifest:
     @cached_property
     def rows_in_use(self) -> npt.NDArray[np.int64]:
         """The rows that hold a sample, ascending, int64 (n,)."""
-        return np.sort(np.fromiter(self.rows.values(), np.int64, len(self.rows)))
+        keys = {entry.key for entry in self.entries.values()}
+        return np.sort(np.fromiter((self.rows[key] for key in keys), np.int64, len(keys)))
 
     def row(self, name: str) -> int:
         """Return the row of the sample called `name`.
@@ -80,12 +81,11 @@ class Manifest:
         """Return the manifest of `entries`.
 
         Known content keeps its row under any name, and equal samples share one. New content gets new rows, in the
-        order of the names, beginning on a fresh shard, so that no shard that is already written is touched. Rows
-        whose content is gone are orphans for good: should it come back, it is new.
+        order of the names, beginning on a fresh shard, so that no shard that is already written is touched. Content
+        that is gone keeps its row, and has it again when it comes back.
         """
-        keys = {name: entries[name].key for name in sorted(entries)}
-        rows = {key: self.rows[key] for key in keys.values() if key in self.rows}
-        fresh = list(dict.fromkeys(key for key in keys.values() if key not in rows))
+        rows = dict(self.rows)
+        fresh = list(dict.fromkeys(entries[name].key for name in sorted(entries) if entries[name].key not in rows))
         next_row = self.next_row
         if fresh:
             first = -(-next_row // rows_per_shard) * rows_per_shard

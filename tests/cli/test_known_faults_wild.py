@@ -325,7 +325,6 @@ def test_a_folder_that_is_given_is_that_folder(dsu: Dsu, tmp_path: Path) -> None
     assert result.exit_code != 0 and not Path("run").exists(), result.output
 
 
-@pytest.mark.xfail(strict=True, reason="Features of a folder that was away for a while are computed again.")
 def test_features_of_a_folder_that_was_away_are_kept(dsu: Dsu, tmp_path: Path) -> None:
     away, here = plain(tmp_path / "disk" / "mine", range(3)), plain(tmp_path / "home" / "mine", range(3, 6))
     dsu("cache-features", away, *STAGE_ONE, "--quiet")
@@ -338,7 +337,6 @@ def test_features_of_a_folder_that_was_away_are_kept(dsu: Dsu, tmp_path: Path) -
     assert data_files(tmp_path / "features") == before
 
 
-@pytest.mark.xfail(strict=True, reason="Rows leave a store without a word.")
 def test_rows_that_leave_a_store_are_said(dsu: Dsu, tmp_path: Path) -> None:
     folder = plain(tmp_path / "mine", range(3))
     dsu("cache-features", folder, *STAGE_ONE, "--quiet")
@@ -348,7 +346,6 @@ def test_rows_that_leave_a_store_are_said(dsu: Dsu, tmp_path: Path) -> None:
     assert "photo-1" in said, said
 
 
-@pytest.mark.xfail(strict=True, reason="Two data roots that hold one benchmark take each other's features away.")
 def test_features_of_a_benchmark_below_two_data_roots_are_kept(dsu: Dsu, tmp_path: Path) -> None:
     roots = [tmp_path / "first", tmp_path / "second"]
     plain(roots[0] / "ECSSD", range(3))
@@ -393,7 +390,6 @@ def test_what_was_decoded_is_what_is_hashed(dsu: Dsu, tmp_path: Path, monkeypatc
 # ---- predictions below the images ----
 
 
-@pytest.mark.xfail(strict=True, reason="A prediction refuses its own masks as inputs when it is run again.")
 def test_masks_below_the_images_are_no_input(dsu: Dsu, house: House, tmp_path: Path) -> None:
     (plain(tmp_path / "mine", range(3)) / "images").rename(tmp_path / "photos")
     command = ("predict", "photos", "--head", house.run, "--out", "photos/results", "--quiet")
@@ -404,7 +400,6 @@ def test_masks_below_the_images_are_no_input(dsu: Dsu, house: House, tmp_path: P
     assert maps("photos/results") == before
 
 
-@pytest.mark.xfail(strict=True, reason="Overlays below the images are predicted as photographs.")
 def test_overlays_below_the_images_are_no_input(dsu: Dsu, house: House, tmp_path: Path) -> None:
     (plain(tmp_path / "mine", range(3)) / "images").rename(tmp_path / "photos")
     dsu("predict", "photos", "--head", house.run, "--kind", "overlay", "--out", "photos/overlays", "--quiet")
