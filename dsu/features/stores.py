@@ -145,11 +145,12 @@ class FeatureStore(Store):
         return {name: SampleMetadata.from_json(entry.info) for name, entry in self.manifest.entries.items()}
 
     def is_of(self, name: str) -> bool:
-        """Whether `name` is its data set, its split or the folder of its images."""
-        source = self.source
-        if _plain(name) in (_plain(source.split), _plain(source.dataset)):
+        """Whether `name` is its data set, its split or its folder; a folder that is there is meant as that folder."""
+        source, folder = self.source, Path(name).expanduser()
+        if folder.resolve() == Path(source.reference):
             return True
-        return Path(name).expanduser().resolve() == Path(source.reference)
+        named = _plain(name) in (_plain(source.split), _plain(source.dataset))
+        return named and (source.benchmark or not folder.is_dir())
 
     def again(self, *options: object) -> str:
         """The command that made it, to be typed again where something of it is missing, with other `options`."""

@@ -185,8 +185,13 @@ class _Finder:
 
     def of_the_head(self) -> list[Job]:
         """What the head was not trained on: its data set's test splits, else a share held out."""
-        like, jobs = self._trained_on(), []
-        for split in like.splits():
+        like, jobs = self._trained_on(), list[Job]()
+        try:
+            splits = like.splits()
+        except DsuError:  # the images have moved: stores serve what they hold
+            tests = [store for store in self._stores(like.dataset) if store.source.kind == "test"]
+            return [self._stored_job(store.source.split, store) for store in tests] or [self.held_out_share()]
+        for split in splits:
             if split.kind == "test":
                 source = replace(like, split=split.name, dataset=split.dataset, kind=split.kind)
                 jobs += self._from_stores(split.name) or [self.images(split.name, _images_of(split), source)]

@@ -305,7 +305,6 @@ def test_a_limit_on_open_files_is_not_called_damage(
 # ---- data that move and go ----
 
 
-@pytest.mark.xfail(strict=True, reason="The held-out share is not predicted from its store once its images have moved.")
 def test_a_store_serves_what_it_holds_when_its_images_have_moved(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", plain(tmp_path / "mine", range(5)), *STAGE_ONE, "--quiet")
     dsu("train-head", "--val-fraction", "0.5", "--epochs", "1", "--out", "run", *QUICK)
@@ -315,8 +314,6 @@ def test_a_store_serves_what_it_holds_when_its_images_have_moved(dsu: Dsu, tmp_p
     assert maps("before") and maps("after") == maps("before")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="The store of another folder of the same name is taken for that of the given one."
 )
 def test_a_folder_that_is_given_is_that_folder(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", plain(tmp_path / "elsewhere" / "mine", range(3)), *STAGE_ONE, "--quiet")
