@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from dsu.data.benchmarks import BENCHMARK_SPLITS, BenchmarkSplit, benchmark_splits, find_benchmark, sharing_masks
 from dsu.data.images import IMAGE_SUFFIXES, printable
-from dsu.data.inspection import Inspection, SampleMetadata, describe, inspect, unreadable
+from dsu.data.inspection import Inspection, SampleMetadata, describe, inspect, unpaired, unreadable
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import (
     IMAGE_FOLDERS,
@@ -47,6 +47,7 @@ __all__ = [
     "is_benchmark",
     "masks_below",
     "test_splits",
+    "unpaired",
     "unreadable",
 ]
 

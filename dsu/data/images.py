@@ -321,9 +321,10 @@ def _fitted(mask: NDArray[Any], image: ImageHead, path: Path) -> NDArray[Any]:
         return _TURNED[image.orientation](mask)
     # A size that was rounded on one side has other proportions by a pixel.
     if abs(columns * height - rows * width) > max(width, height, columns, rows):
+        turned = ", as if one were turned" if (columns, rows) == (height, width) else ""
         raise UnreadableImage(
             path,
-            f"its {columns}x{rows} pixels have other proportions than its image's {width}x{height}",
+            f"its {columns}x{rows} pixels have other proportions than its image's {width}x{height}{turned}",
             "draw it on its image, or remove it",
         )
     return mask

@@ -26,7 +26,7 @@ from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, describe_m
 from dsu.data.pairing import Pair, Split
 from dsu.progress import SILENT, Progress, counted, in_threads
 
-__all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unreadable"]
+__all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unpaired", "unreadable"]
 
 _NAMES_SHOWN: Final = 10
 
@@ -137,10 +137,20 @@ def inspect(
     )
 
 
-def describe(split: Split, inspection: Inspection) -> list[str]:
-    """Say in lines for people what a split holds, what of it does not pair, and how its masks are read.
+def unpaired(split: Split) -> list[str]:
+    """Say which images have no mask and which masks no image: they are left out."""
+    unmasked = [os.path.relpath(path, split.images) for path in split.images_without_mask]
+    alone = [os.path.relpath(path, split.masks or split.images) for path in split.masks_without_image]
+    return [
+        *_named("images", f"of {split.name} without a mask, passed over", unmasked),
+        *_named("masks", f"of {split.name} without an image", alone),
+    ]
 
-    Files that cannot be decoded are not among them: see `unreadable`.
+
+def describe(split: Split, inspection: Inspection) -> list[str]:
+    """Say in lines for people what a split holds, and how its masks are read.
+
+    What does not pair and what cannot be decoded are not among them: see `unpaired` and `unreadable`.
     """
     things, kind = ("images", "without masks") if split.masks is None else ("pairs", "of image and mask")
     held = f"{counted(len({pair.image for pair in split.pairs}), things)} {kind}"
@@ -151,10 +161,6 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
     lines = [f"{split.name}: {held}{officially} in {split.images}."]
     if split.left_out:
         lines.append(f"{counted(split.left_out, 'images')} left out: by convention they neither train nor test.")
-    unmasked = [os.path.relpath(path, split.images) for path in split.images_without_mask]
-    lines += _named("images", "without a mask, passed over", unmasked)
-    alone = [os.path.relpath(path, split.masks or split.images) for path in split.masks_without_image]
-    lines += _named("masks", "without an image", alone)
     sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
     lines += _named("masks", "of another size than the image", sizes)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]

@@ -14,7 +14,7 @@ from torch import Tensor
 from dsu.batches import Batch, prefetch
 from dsu.choices import Precision
 from dsu.config import PRESETS, DSUNetConfig
-from dsu.data.datasets import Inspection, Paths, SourceFolder, Split, describe, find_dataset, inspect
+from dsu.data.datasets import Inspection, Paths, SourceFolder, Split, describe, find_dataset, inspect, unpaired
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.datasets import ImageDataset
@@ -96,8 +96,12 @@ class CachePlan:
 
     @property
     def skipped(self) -> list[tuple[Path, str]]:
-        """Files that pair but can't be decoded, and why."""
-        return [file for split in self.splits for file in split.inspection.undecodable]
+        """Files that are left out, and why: they can't be decoded, or have no counterpart."""
+        found = [file for split in self.splits for file in split.inspection.undecodable]
+        for split in (plan.split for plan in self.splits):
+            found += [(path, "it has no mask") for path in split.images_without_mask]
+            found += [(path, "it has no image") for path in split.masks_without_image]
+        return found
 
 
 def cache_features(
@@ -134,6 +138,9 @@ def cache_features(
     splits = [
         (SourceFolder.of(split, dataset, paths, tiling), tiled(split, tiling)) for split in find_dataset(dataset, paths)
     ]
+    for _, split in splits:
+        for line in unpaired(split):
+            progress.say(line)
     runtime = choose_runtime(device, precision)
 
     def plan_all(digests: Mapping[str, str], root: Path) -> CachePlan:

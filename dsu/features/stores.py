@@ -276,7 +276,14 @@ def fingerprint(
         )
     if name == "mask":
         return Fingerprint(
-            {"size": config.hiera_size, "resize": "PIL bicubic", "mask_format": mask_format.to_json(), **extra},
+            {
+                "size": config.hiera_size,
+                "resize": "PIL bicubic",
+                "turned": "with its image",
+                "alpha": "is the mask where it varies",
+                "mask_format": mask_format.to_json(),
+                **extra,
+            },
             library_versions(),
         )
     is_map = name in guide_names(config)

@@ -5,7 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import Paths, SampleMetadata, SourceFolder, Split, describe, find_dataset, inspect, unreadable
+from dsu.data.datasets import (
+    Paths,
+    SampleMetadata,
+    SourceFolder,
+    Split,
+    describe,
+    find_dataset,
+    inspect,
+    unpaired,
+    unreadable,
+)
 from dsu.data.masks import MaskFormat
 from dsu.data.splitting import fold_weights, recorded_deal, share_weights
 from dsu.data.tiles import Tiling
@@ -133,7 +143,7 @@ def _from_images(
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
     found = inspect(split, store.metadata if store else None, progress, foreground=source.foreground)
-    for line in (*describe(split, found), *unreadable(found)):
+    for line in (*unpaired(split), *describe(split, found), *unreadable(found)):
         progress.say(line)
     mask_format = store.mask_format if store else found.mask_format
     return TrainingData(

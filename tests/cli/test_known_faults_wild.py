@@ -131,7 +131,6 @@ def test_two_masks_for_one_image_are_refused_by_name(dsu: Dsu, tmp_path: Path) -
     assert "two_gt.png" in result.output and "two_mask.png" in result.output
 
 
-@pytest.mark.xfail(strict=True, reason="Files are left out with exit status 0.")
 def test_a_file_that_is_left_out_is_said_first_and_by_the_exit_status(dsu: Dsu, tmp_path: Path) -> None:
     images = {f"images/{name}.jpg": photo(index) for index, name in enumerate(("one", "two", "lonely"))}
     folder = written(tmp_path / "mine", images, ("masks/one.png", "masks/two.png"))
@@ -314,7 +313,6 @@ def test_a_store_serves_what_it_holds_when_its_images_have_moved(dsu: Dsu, tmp_p
     assert maps("before") and maps("after") == maps("before")
 
 
-)
 def test_a_folder_that_is_given_is_that_folder(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", plain(tmp_path / "elsewhere" / "mine", range(3)), *STAGE_ONE, "--quiet")
     plain(tmp_path / "mine", range(3, 6))

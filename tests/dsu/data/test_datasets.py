@@ -19,6 +19,7 @@ from dsu.data.datasets import (
     find_images,
     inspect,
     is_benchmark,
+    unpaired,
     unreadable,
 )
 from dsu.data.masks import MaskFormat
@@ -282,10 +283,10 @@ def test_what_does_not_pair_is_listed_and_named(tmp_path: Path) -> None:
     home = tree(tmp_path / "mine", *images, "masks/00.png", "masks/01.png", "masks/stray.png")
     split = find_one(home)
     assert names(split) == ["00", "01"]
-    lines = "\n".join(describe(split, inspect(split)))
-    assert "13 images without a mask, passed over: 02.jpg, 03.jpg" in lines
+    lines = "\n".join(unpaired(split))
+    assert "13 images of mine without a mask, passed over: 02.jpg, 03.jpg" in lines
     assert "11.jpg and 3 more." in lines
-    assert "1 mask without an image: stray.png." in lines
+    assert "1 mask of mine without an image: stray.png." in lines
 
 
 def test_equal_stems_keep_their_endings_and_subfolders_count(tmp_path: Path) -> None:
@@ -422,9 +423,11 @@ def test_masks_of_another_size_are_named(mine: Path) -> None:
     Image.new("L", (10, 6), 255).save(mine / "masks" / "c.png")
     split = find_one(mine)
     inspection = inspect(split)
-    assert inspection.size_mismatches == ("b", "c")
+    assert inspection.size_mismatches == ("c",)
     (line,) = [line for line in describe(split, inspection) if "another size" in line]
-    assert "b (20x12, mask 12x20, as if one were turned), c (20x12, mask 10x6)" in line
+    assert "c (20x12, mask 10x6)" in line
+    (line,) = unreadable(inspection)
+    assert "b.png" in line and "12x20 pixels have other proportions than its image's 20x12, as if one were" in line
 
 
 def test_only_what_changed_is_read_again(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
