@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -311,7 +311,9 @@ def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
     return [Pair(name, image, None) for name, image in sorted(zip(names, images, strict=True))]
 
 
-def pair_names(wanted: Sequence[Sequence[str]], given: Iterable[str]) -> list[str | None]:
+def pair_names(
+    wanted: Sequence[Sequence[str]], given: Iterable[str], spell: Callable[[str], str] = str
+) -> list[str | None]:
     """Give each wanted name the one that belongs to it: the rule by which images, masks and predictions pair.
 
     A given name may be the wanted one with or without its ending (`a.jpg`, `a`), and may end in _mask, _gt and the
@@ -320,15 +322,28 @@ def pair_names(wanted: Sequence[Sequence[str]], given: Iterable[str]) -> list[st
 
     Args:
         wanted: What each may be called, the likeliest first, the one without ending last.
-        given: Names without ending; of two that would do the first is taken.
+        given: Names without ending; one that is equal goes before one that says more.
+        spell: What a given name is called in a message.
+
+    Raises:
+        UsageError: Two given names belong to one that is wanted, as `a_gt` and `a_mask` to `a`.
     """
     given = list(given)
-    by_name: dict[str, str] = {}
+    by_name = {_key(name): name for name in reversed(given)}
+    described: dict[str, list[str]] = {}
     for name in given:
-        by_name.setdefault(_key(name), name)
-    for name in given:
-        by_name.setdefault(_MASK_ENDING.sub("", _key(name)), name)
-    found = [next((by_name[key] for key in map(_key, names) if key in by_name), None) for names in wanted]
+        described.setdefault(_MASK_ENDING.sub("", _key(name)), []).append(name)
+    found: list[str | None] = []
+    for names in wanted:
+        keys = [_key(name) for name in names]
+        equal = next((by_name[key] for key in keys if key in by_name), None)
+        more = next((described[key] for key in keys if key in described), [])
+        if equal is None and len(more) > 1:
+            raise UsageError(
+                f"{' and '.join(map(spell, more))} could all belong to {names[-1]}: keep the one that is meant, or "
+                f"move the others elsewhere."
+            )
+        found.append(equal or next(iter(more), None))
     for of_wanted, of_given in ((_last, lambda name: _MASK_ENDING.sub("", _last(name))), (_bare, _bare)):
         sought = [of_wanted(names[-1]) for names in wanted]
         spare = _unique({name: of_given(name) for name in given if name not in set(found)})
@@ -343,7 +358,8 @@ def pair_files(wanted: Iterable[str], files: Mapping[str, Path]) -> list[Path | 
 
 
 def _files_of(wanted: Sequence[Sequence[str]], files: Mapping[str, Path]) -> list[Path | None]:
-    return [None if name is None else files[name] for name in pair_names(wanted, files)]
+    found = pair_names(wanted, files, lambda name: files[name].name)
+    return [None if name is None else files[name] for name in found]
 
 
 def _name_masks(masks: Iterable[Path], folder: Path) -> dict[str, Path]:

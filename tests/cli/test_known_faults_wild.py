@@ -122,7 +122,6 @@ def test_masks_from_windows_are_not_predicted(dsu: Dsu, house: House, tmp_path: 
     assert len(maps("maps")) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="Of two masks for one image the first is taken without a word.")
 def test_two_masks_for_one_image_are_refused_by_name(dsu: Dsu, tmp_path: Path) -> None:
     images = {f"images/{name}.jpg": photo(index) for index, name in enumerate(("one", "two"))}
     folder = written(tmp_path / "mine", images, ("masks/one.png", "masks/two_gt.png", "masks/two_mask.png"))
