@@ -192,7 +192,7 @@ def a_folder(folder: Path) -> Path:
         (truncated_safetensors, "can't be read as a checkpoint .*fetch it again"),
         (empty, "can't be read as a checkpoint .*fetch it again"),
         (no_tensors, "is no state dict of tensors"),
-        (a_page, "can't be read as a checkpoint|never run"),
+        (a_page, "HTML page|can't be read as a checkpoint"),
         (nothing, "are not at .*: check --hiera-weights or DSU_HIERA"),
         (a_folder, "are not at .*: check --hiera-weights or DSU_HIERA"),
     ],
