@@ -18,6 +18,7 @@ from dsu.batches import Batch
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspect, unreadable
 from dsu.data.decoding import Decoded, ImageProcessor, SampleFiles, augmentation, open_sample
+from dsu.data.images import Depth
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import LastUsed
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
@@ -90,8 +91,8 @@ class ImageDataset(SampleDataset):
         images: a folder of images and masks, laid out as `dsu cache-features` takes it (of a training and a test part
             the former), or a split that was found.
         model: the network that is to take them, or its config.
-        metadata, mask_format: what every sample is and how masks are read, where that is known; every file is read once
-            to find out otherwise.
+        metadata, mask_format, depth: what every sample is, how masks are read, and what is black and white in images of
+            more than 8 bits, where that is known; every file is read once to find out otherwise.
         names: of the samples; None takes all.
         guide: whether DINOv2's input is wanted; None: where the network fuses it.
         views, seed: see `SampleDataset`.
@@ -109,6 +110,7 @@ class ImageDataset(SampleDataset):
         *,
         metadata: Mapping[str, SampleMetadata] | None = None,
         mask_format: MaskFormat | None = None,
+        depth: Depth | None = None,
         names: Iterable[str] | None = None,
         guide: bool | None = None,
         views: Views | str = UNFLIPPED,
@@ -117,7 +119,7 @@ class ImageDataset(SampleDataset):
         split = images if isinstance(images, Split) else find_dataset(images, Paths(Path()))[0]
         if metadata is None or mask_format is None:
             found = inspect(split)
-            metadata, mask_format = found.facts, found.mask_format
+            metadata, mask_format, depth = found.facts, found.mask_format, depth or found.depth
             for line in unreadable(found):
                 warnings.warn(line, stacklevel=2)
         super().__init__(sorted(metadata if names is None else names), views, seed)
@@ -128,7 +130,7 @@ class ImageDataset(SampleDataset):
         self._processor = ImageProcessor(config, wants_guide)
         self._pairs = {pair.name: pair for pair in split.pairs}
         self._metadata = {name: metadata[name] for name in self.names}
-        self._files = PerProcess(partial(_Files, mask_format))
+        self._files = PerProcess(partial(_Files, mask_format, depth))
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `SampleDataset.read`. Raises `UnreadableImage`, and `DsuError` for a file that has changed."""
@@ -145,9 +147,9 @@ class ImageDataset(SampleDataset):
 class _Files:
     """Threads that decode files, and the whole images that tiles were last cut from."""
 
-    def __init__(self, mask_format: MaskFormat) -> None:
+    def __init__(self, mask_format: MaskFormat, depth: Depth | None) -> None:
         self.pool = ThreadPoolExecutor(min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
-        self.open = partial(open_sample, mask_format=mask_format)
+        self.open = partial(open_sample, mask_format=mask_format, depth=depth)
         self.last_opened = LastUsed(self.open)
 
 

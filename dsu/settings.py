@@ -57,6 +57,14 @@ _Views = Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
+def _two_numbers(text: object) -> object:
+    """`0,4095` taken apart."""
+    return tuple(text.split(",")) if isinstance(text, str) else text
+
+
+_Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
+
+
 class Settings(BaseModel):
     """Checked values that nothing changes afterwards; a field that there is not is refused."""
 
@@ -142,6 +150,11 @@ class ExtractionSettings(Settings):
     compressor: Literal["zstd", "blosc"] | None = option(None, "8 to 16 % smaller (default: not compressed).")
     foreground: tuple[int, ...] | None = option(
         None, "Mask value that is foreground; may be given several times (default: recognised)."
+    )
+    range: _Range | None = option(
+        None,
+        "Raw values that are black and white in images of more than 8 bits (default: found from all of them).",
+        metavar="LOW,HIGH",
     )
     rebuild: bool = option(False, "Compute anew what was made of something else, instead of refusing.")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dsu.data.benchmarks import BENCHMARK_SPLITS, BenchmarkSplit, benchmark_splits, find_benchmark, sharing_masks
-from dsu.data.images import IMAGE_SUFFIXES, printable
+from dsu.data.images import IMAGE_SUFFIXES, Depth, printable
 from dsu.data.inspection import Inspection, SampleMetadata, describe, inspect, unpaired, unreadable
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import (
@@ -233,7 +233,8 @@ class SourceFolder:
     """How a split's images were found, to find them again: kept in its store and in heads trained on it.
 
     `tile` and `overlap` say how they were cut; None: not at all. `mask_format` is how the masks of the whole split were
-    read (`MaskFormat.to_json`), which a part of it may not show; None: that is not known.
+    read (`MaskFormat.to_json`), which a part of it may not show; None: that is not known. `depth` is likewise what is
+    black and white in its images of more than 8 bits.
     """
 
     split: str
@@ -247,6 +248,7 @@ class SourceFolder:
     tile: int | None = None
     overlap: int | None = None
     mask_format: Mapping[str, Any] | None = None
+    depth: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         texts = (self.split, self.dataset, self.kind, self.reference, self.data_root)
@@ -256,6 +258,7 @@ class SourceFolder:
             and isinstance(self.benchmark, bool)
             and all(name is None or isinstance(name, str) for name in subfolders)
             and all(number is None or type(number) is int for number in (self.tile, self.overlap))
+            and (self.depth is None or [type(value) for value in self.depth] == [float, float])
         ):
             raise TypeError("a source folder's fields are texts, numbers, and whether it is a benchmark")
         try:
@@ -303,6 +306,11 @@ class SourceFolder:
     def parsed_mask_format(self) -> MaskFormat | None:
         """How the masks of the split were read, where that is known."""
         return None if self.mask_format is None else MaskFormat.from_json(self.mask_format)
+
+    @property
+    def parsed_depth(self) -> Depth | None:
+        """`depth` as those who read images take it."""
+        return None if self.depth is None else (self.depth[0], self.depth[1])
 
     @property
     def foreground(self) -> tuple[int, ...] | None:

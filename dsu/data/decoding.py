@@ -24,6 +24,7 @@ from dsu.config import DSUNetConfig
 from dsu.data.images import (
     WHITE_16,
     Box,
+    Depth,
     mask_box,
     printable,
     read_bytes,
@@ -64,12 +65,13 @@ ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
 """A picture of Pillow's, a file, or an array or tensor of pixels; `open_image` says which."""
 
 
-def open_image(image: ImageLike) -> Image.Image:
+def open_image(image: ImageLike, depth: Depth | None = None) -> Image.Image:
     """An image as RGB, upright; an opened picture is read exactly as its file.
 
     Args:
         image: A path; a PIL image (its EXIF orientation and its depth are respected); or an array or tensor, (H, W),
             (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, uint16 (white is 65,535) or floats from 0 to 1.
+        depth: Of files and PIL images, see `dsu.data.images.read_image`.
 
     Raises:
         UnreadableImage: A file that cannot be read or decoded.
@@ -78,7 +80,7 @@ def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, str | Path):
         if Path(image).is_dir():
             raise UsageError(f"{printable(Path(image))} is a folder: give its images, or use `dsu predict`.")
-        return read_image(Path(image))
+        return read_image(Path(image), depth=depth)
     if isinstance(image, Tensor):
         image = _picture(image.detach().float().cpu().numpy() if image.is_floating_point() else image.cpu().numpy())
     elif isinstance(image, np.ndarray):
@@ -87,7 +89,7 @@ def open_image(image: ImageLike) -> Image.Image:
         raise UsageError(
             f"A {type(image).__name__} is no image: give a path, a PIL image, or an array or tensor of pixels."
         )
-    return upright_rgb(image)
+    return upright_rgb(image, depth)
 
 
 def _picture(pixels: NDArray[Any]) -> Image.Image:
@@ -128,7 +130,9 @@ class SampleFiles(NamedTuple):
     mask_sha256: str | None
 
 
-def open_sample(files: SampleFiles, mask_format: MaskFormat) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+def open_sample(
+    files: SampleFiles, mask_format: MaskFormat, depth: Depth | None = None
+) -> tuple[Image.Image, NDArray[np.uint8] | None]:
     """An image and its mask at their own sizes: what is decoded is what was hashed.
 
     Raises:
@@ -136,7 +140,7 @@ def open_sample(files: SampleFiles, mask_format: MaskFormat) -> tuple[Image.Imag
         DsuError: A file that has changed since it was hashed.
     """
     image, image_sha256, mask, mask_sha256 = files
-    picture, head = read_image_and_head(image, _read_known(image, image_sha256))
+    picture, head = read_image_and_head(image, _read_known(image, image_sha256), depth)
     return picture, None if mask is None else mask_format.read(mask, _read_known(mask, mask_sha256), head)
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -24,9 +24,11 @@ __all__ = [
     "MAX_PIXELS",
     "WHITE_16",
     "Box",
+    "Depth",
     "ImageHead",
     "MaskKind",
     "UnreadableImage",
+    "choose_depth",
     "file_bytes_and_time",
     "file_sha256",
     "grey_levels",
@@ -72,6 +74,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 WHITE_16: Final = 65535
+_WHITES: Final = (1.0, 255.0, 1023.0, 4095.0, 16383.0, float(WHITE_16))
 FEW_VALUES: Final = 32
 """A label map has no more distinct values than this, in practice; a mask with soft edges or noise has."""
 
@@ -88,6 +91,9 @@ _TURNED: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
 
 Box = tuple[int, int, int, int]
 """A part of an image in pixels: left, top, right, bottom, the latter two not included."""
+
+Depth = tuple[float, float]
+"""The raw values of an image of more than 8 bits that are black and white."""
 
 MaskKind = Literal["grey", "deep", "indices", "colours"]
 """What a mask's raw values are: 8-bit grey, 16-bit grey, a coloured palette's indices, colours 0xRRGGBB."""
@@ -168,46 +174,71 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def read_image(path: Path, data: bytes | None = None) -> Image.Image:
+def read_image(path: Path, data: bytes | None = None, depth: Depth | None = None) -> Image.Image:
     """Read an image as RGB, upright.
 
-    Any bit depth (16 bits are scaled, not clipped), grey, palette, CMYK; alpha is dropped, EXIF rotation is
+    Any bit depth (more than 8 bits are scaled), grey, palette, CMYK; alpha is dropped, EXIF rotation is
     applied, and of an animation the first frame is read.
 
     Args:
         path: The file.
         data: The file's bytes, where they are at hand; it is not read again then.
+        depth: What is black and white in images of more than 8 bits; None: 0 and 65,535, or 1 in floats up to 1.
 
     Raises:
         UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
     """
-    return read_image_and_head(path, data)[0]
+    return read_image_and_head(path, data, depth)[0]
 
 
-def read_image_and_head(path: Path, data: bytes | None = None) -> tuple[Image.Image, "ImageHead"]:
-    """As `read_image`, and what the file's head said: for masks that were drawn on its stored pixels."""
+def read_image_and_head(
+    path: Path, data: bytes | None = None, depth: Depth | None = None
+) -> tuple[Image.Image, "ImageHead"]:
+    """As `read_image`, and what else is to be known of the file."""
     with _decoded(path, data) as (image, orientation):
-        return _rgb(image), ImageHead(image.size, orientation)
+        extent = None
+        if _is_deep(image):
+            values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+            extent = float(values.min()), float(values.max())
+        return _rgb(image, depth), ImageHead(image.size, orientation, extent)
 
 
-def read_rgba(path: Path) -> Image.Image:
+def read_rgba(path: Path, depth: Depth | None = None) -> Image.Image:
     """As `read_image`, with the image's own alpha, opaque where it has none: RGBA."""
     with _decoded(path, None) as (image, _):
         alpha = (
             image.convert("RGBA").getchannel("A") if image.has_transparency_data else Image.new("L", image.size, 255)
         )
-        image = _rgb(image)
+        image = _rgb(image, depth)
         image.putalpha(alpha)
         return image
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
     """An opened picture as `read_image` reads its file; the caller's own is left as it is."""
-    return _rgb(ImageOps.exif_transpose(image))
+    return _rgb(ImageOps.exif_transpose(image), depth)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def choose_depth(extents: Iterable[Depth]) -> Depth | None:
+    """One scale for all deep images of a data set, from the least and greatest value of each; None without any.
+
+    White is the end of the range in which the greatest value lies (1, or 8, 10, 12, 14 or 16 bits), or that value.
+    """
+    extents = list(extents)
+    if not extents:
+        return None
+    low, high = min(low for low, _ in extents), max(high for _, high in extents)
+    # Arithmetic leaves floats a little beyond their range.
+    return min(low, 0.0), next((white for white in _WHITES if high <= white * 1.01), high)
+
+
+def _rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
     image.info.pop("transparency", None)  # of which a conversion to RGB would warn
+    if _is_deep(image) and depth is not None:
+        low, high = depth
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        grey = ((values - low) * (255 / max(high - low, 1e-12))).clip(0, 255).round().astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if _is_deep(image):
         return Image.fromarray(_to_8_bits(_deep_values(image), WHITE_16)).convert("RGB")
     return image.convert("RGB")
@@ -220,10 +251,12 @@ class ImageHead:
     Attributes:
         size: Width and height, upright.
         orientation: How EXIF turns the stored pixels, 1 to 8; from 5 on they lie on their side.
+        extent: The least and greatest raw value of more than 8 bits, where the pixels were read.
     """
 
     size: tuple[int, int]
     orientation: int
+    extent: Depth | None = None
 
 
 def image_head(path: Path, data: bytes | None = None) -> ImageHead:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from dsu.data.images import (
     Box,
+    Depth,
     UnreadableImage,
+    choose_depth,
     file_bytes_and_time,
     mask_box,
     or_unreadable,
@@ -36,7 +38,8 @@ class SampleMetadata:
     """What an image and its mask were when they were read. Sizes are (width, height), upright.
 
     Hashes are SHA-256 of the files; times are modification times. What concerns the mask is None without one. Of a
-    tile, sizes and what the mask holds are the tile's own, and `box` is where it lies in its image.
+    tile, sizes and what the mask holds are the tile's own, and `box` is where it lies in its image. `extent` is the
+    least and greatest raw value of an image of more than 8 bits.
     """
 
     image_sha256: str
@@ -49,6 +52,7 @@ class SampleMetadata:
     mask_size: tuple[int, int] | None = None
     mask: MaskFacts | None = None
     box: Box | None = None
+    extent: Depth | None = None
 
     @property
     def content(self) -> str:
@@ -62,7 +66,9 @@ class SampleMetadata:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "SampleMetadata":
         """The facts that `to_json` wrote."""
-        tuples = {name: tuple(fields[name]) for name in ("size", "mask_size", "box") if fields.get(name) is not None}
+        tuples = {
+            name: tuple(fields[name]) for name in ("size", "mask_size", "box", "extent") if fields.get(name) is not None
+        }
         mask = fields["mask"] and MaskFacts.from_json(fields["mask"])
         return cls(**{**fields, **tuples, "mask": mask})
 
@@ -84,12 +90,14 @@ class Inspection:
         undecodable: Files that cannot be decoded, and why.
         size_mismatches: Names of samples whose mask has another size than the image.
         mask_format: How the masks of the split are read.
+        depth: What is black and white in its images of more than 8 bits; None where there are none.
     """
 
     facts: dict[str, SampleMetadata]
     undecodable: tuple[tuple[Path, str], ...]
     size_mismatches: tuple[str, ...]
     mask_format: MaskFormat
+    depth: Depth | None = None
 
 
 def inspect(
@@ -98,6 +106,7 @@ def inspect(
     progress: Progress = SILENT,
     workers: int | None = None,
     foreground: Sequence[int] | None = None,
+    depth: Depth | None = None,
 ) -> Inspection:
     """Read, hash and decode every image and mask of a split, and decide how its masks are read.
 
@@ -107,6 +116,7 @@ def inspect(
         progress: Who is told.
         workers: How many files are read at once; by default as many as there are processors, at most 16.
         foreground: Raw mask values that are foreground, where the user named them.
+        depth: What is black and white in deep images, where that is known; else it is chosen from all of them.
 
     Raises:
         UsageError: As `dsu.data.masks.choose_mask_format`.
@@ -134,6 +144,7 @@ def inspect(
         undecodable=tuple(undecodable),
         size_mismatches=tuple(name for name, fact in facts.items() if fact.mask_size not in (None, fact.size)),
         mask_format=choose_mask_format([fact.mask for fact in facts.values() if fact.mask], foreground),
+        depth=depth or choose_depth(fact.extent for fact in facts.values() if fact.extent),
     )
 
 
@@ -161,10 +172,27 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
     lines = [f"{split.name}: {held}{officially} in {split.images}."]
     if split.left_out:
         lines.append(f"{counted(split.left_out, 'images')} left out: by convention they neither train nor test.")
+    lines += _describe_depth(split, inspection)
     sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
     lines += _named("masks", "of another size than the image", sizes)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
     return lines + (describe_mask_format(inspection.mask_format, masks) if masks else [])
+
+
+def _describe_depth(split: Split, inspection: Inspection) -> list[str]:
+    """Say what is black and white in images of more than 8 bits, and which reach beyond that."""
+    facts = inspection.facts
+    deep = [(pair.image, facts[pair.name].extent) for pair in split.pairs if pair.name in facts]
+    extents = [(os.path.relpath(image, split.images), extent) for image, extent in deep if extent is not None]
+    if inspection.depth is None or not extents:
+        return []
+    low, high = inspection.depth
+    beyond = [f"{name} ({a:g} to {b:g})" for name, (a, b) in extents if a < low or b > high + 0.01 * abs(high)]
+    count = counted(len(extents), "images")
+    return [
+        f"{count} of more than 8 bits: {low:g} is black and {high:g} white (or as --range LOW,HIGH says).",
+        *_named("images", "reach beyond that and are cut off there", beyond),
+    ]
 
 
 def unreadable(inspection: Inspection) -> list[str]:
@@ -181,7 +209,7 @@ def _read(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
     first = pairs[0]
     image, noted = _read_file(first.image, "image")
     _, head = read_image_and_head(first.image, image)
-    facts = SampleMetadata(**noted, size=head.size)
+    facts = SampleMetadata(**noted, size=head.size, extent=head.extent)
     if first.mask is None:
         return [_part(facts, pair.box) for pair in pairs]
     mask, noted = _read_file(first.mask, "mask")

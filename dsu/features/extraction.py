@@ -223,13 +223,20 @@ def plan_extraction(
     if store is not None:
         _check_owner(store, source)
     foreground = settings.foreground or (store.source.foreground if store else None)
-    inspection = inspect(split, store.metadata if store else None, progress, foreground=foreground)
+    depth = settings.range or (store.source.parsed_depth if store else None)
+    inspection = inspect(split, store.metadata if store else None, progress, foreground=foreground, depth=depth)
     if not inspection.facts:
         broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
         raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
     attributes: dict[str, Any] = {
-        "source": vars(replace(source, mask_format=inspection.mask_format.to_json() if split.masks else None)),
+        "source": vars(
+            replace(
+                source,
+                mask_format=inspection.mask_format.to_json() if split.masks else None,
+                depth=inspection.depth and list(inspection.depth),
+            )
+        ),
         "config": config.model_dump(mode="json"),
         "encoders": {**(store.encoders if store else {}), **digests},
         "random": random,
@@ -244,6 +251,7 @@ def plan_extraction(
             name,
             config,
             mask_format=inspection.mask_format,
+            depth=inspection.depth,
             feature_dtype=settings.feature_dtype,
             runtime=runtime,
             digests=digests,
@@ -345,7 +353,12 @@ def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> It
     """Each shard in each augmentation (0: the images as they are), its samples decoded one shard ahead."""
     inspection, manifest = plan.inspection, plan.store.manifest
     samples = ImageDataset(
-        plan.split, config, metadata=inspection.facts, mask_format=inspection.mask_format, guide=plan.needs_guide
+        plan.split,
+        config,
+        metadata=inspection.facts,
+        mask_format=inspection.mask_format,
+        depth=inspection.depth,
+        guide=plan.needs_guide,
     )
     wanted = [
         (shard, extra)

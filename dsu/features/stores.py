@@ -14,6 +14,7 @@ from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import SampleMetadata, SourceFolder, inspect
 from dsu.data.decoding import RECIPE
+from dsu.data.images import Depth
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import Tiling
 from dsu.data.views import FLIPPED_WHEN_READ, Views, view_index
@@ -199,6 +200,7 @@ class FeatureStore(Store):
                 name,
                 config,
                 mask_format=mask_format,
+                depth=self.source.parsed_depth,
                 feature_dtype=feature_dtype,
                 runtime=runtime,
                 digests=known,
@@ -221,7 +223,7 @@ class FeatureStore(Store):
         if split is None:
             progress.say(f"The images of {source.split} are not at {source.place} any more: using the store as it is.")
             return stored
-        found = inspect(split, stored, progress, foreground=source.foreground).facts
+        found = inspect(split, stored, progress, foreground=source.foreground, depth=source.parsed_depth).facts
         differing = {
             "new": sorted(set(found) - set(stored)),
             "changed": sorted(
@@ -260,6 +262,7 @@ def fingerprint(
     config: DSUNetConfig,
     *,
     mask_format: MaskFormat,
+    depth: Depth | None,
     feature_dtype: str,
     runtime: Runtime,
     digests: Mapping[str, str],
@@ -269,7 +272,9 @@ def fingerprint(
 
     Fields decide whether it may be used; what is recorded beside them (library versions and the machine) only warns.
     """
-    extra = {"cached augmentations": RECIPE}
+    extra: dict[str, Any] = {"cached augmentations": RECIPE}
+    if depth is not None and name != "mask":
+        extra["black and white"] = list(depth)
     if name == "pixels":
         return Fingerprint(
             {"size": config.hiera_size, "resize": "PIL bilinear", "mode": "RGB", **extra}, library_versions()

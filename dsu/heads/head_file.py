@@ -96,6 +96,14 @@ class HeadInfo(BaseModel):
         return Tiling.of(*noted) if all(type(number) is int for number in noted) else None
 
     @property
+    def depth(self) -> tuple[float, float] | None:
+        """What is black and white in images of more than 8 bits, as it was in training."""
+        noted = self.dataset.get("depth")
+        if isinstance(noted, list) and len(noted) == 2 and all(isinstance(one, int | float) for one in noted):
+            return float(noted[0]), float(noted[1])
+        return None
+
+    @property
     def random(self) -> bool:
         """Whether any of its encoders' weights are random ones, as the toy's always are."""
         hiera, dino = self.config.hiera.name, self.config.dino.name

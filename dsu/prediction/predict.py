@@ -24,7 +24,16 @@ from torch.nn import functional
 from dsu.batches import Batch, prefetch
 from dsu.choices import Normalization
 from dsu.data.decoding import Decoded, ImageProcessor
-from dsu.data.images import Box, UnreadableImage, file_bytes_and_time, file_sha256, or_unreadable, read_image
+from dsu.data.images import (
+    Box,
+    Depth,
+    UnreadableImage,
+    file_bytes_and_time,
+    file_sha256,
+    or_unreadable,
+    read_image,
+    read_rgba,
+)
 from dsu.data.tiles import TileBlender, Tiling, image_name
 from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
@@ -337,7 +346,7 @@ def predict_job(
 
     def finish(target: Target, logits: Tensor, size: Size | None) -> str | None:
         logits = logits if size is None else resize_logits(logits, size)
-        return _write(target, mask_of(logits, job.normalization), settings)
+        return _write(target, mask_of(logits, job.normalization), settings, job.depth)
 
     label = f"predicting {job.name or 'files'}"
     with progress.task(label, len(todo)) as task, ThreadPoolExecutor(writers, thread_name_prefix="write") as writer:
@@ -368,7 +377,7 @@ class _Loaded:
 
 def _batches(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -> Iterator[Callable[[], _Loaded]]:
     """Reads whole images or their stored features, a batch at a time."""
-    load = _from_images(network, job.point) if job.store is None else _from_store(job.store, job.point)
+    load = _from_images(network, job) if job.store is None else _from_store(job.store, job.point)
     return (partial(load, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size))
 
 
@@ -384,11 +393,11 @@ def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[T
     return load
 
 
-def _from_images(network: DSUNet, point: ResumePoint) -> Callable[[Sequence[Target]], _Loaded]:
+def _from_images(network: DSUNet, job: Job) -> Callable[[Sequence[Target]], _Loaded]:
     """Decodes images."""
-    processor = ImageProcessor(network.config, bool(point.guides))
+    processor = ImageProcessor(network.config, bool(job.point.guides))
     pool = ThreadPoolExecutor(4, thread_name_prefix="decode")
-    decode = or_unreadable(lambda target: processor.fit(read_image(target.image)))
+    decode = or_unreadable(lambda target: processor.fit(read_image(target.image, depth=job.depth)))
 
     def load(targets: Sequence[Target]) -> _Loaded:
         found = list(zip(targets, pool.map(decode, targets), strict=True))
@@ -403,7 +412,9 @@ def _from_images(network: DSUNet, point: ResumePoint) -> Callable[[Sequence[Targ
 def _tiled(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -> Iterator[Callable[[], _Loaded]]:
     """Opens images, or finds their stored features, to be read tile by tile."""
     assert job.tiling is not None
-    open_tiles = _tiles_of_images(network, job.tiling) if job.store is None else _tiles_of_store(job.store, job.point)
+    open_tiles = (
+        _tiles_of_images(network, job.tiling, job.depth) if job.store is None else _tiles_of_store(job.store, job.point)
+    )
 
     def load(target: Target) -> _Loaded:
         tiles = open_tiles(target)
@@ -414,8 +425,10 @@ def _tiled(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -
     return (partial(load, target) for target in todo)
 
 
-def _tiles_of_images(network: DSUNet, tiling: Tiling) -> Callable[[Target], TiledImage | UnreadableImage]:
-    return or_unreadable(lambda target: tiled_image(network, read_image(target.image), tiling))
+def _tiles_of_images(
+    network: DSUNet, tiling: Tiling, depth: Depth | None
+) -> Callable[[Target], TiledImage | UnreadableImage]:
+    return or_unreadable(lambda target: tiled_image(network, read_image(target.image, depth=depth), tiling))
 
 
 def _tiles_of_store(store: FeatureStore, point: ResumePoint) -> Callable[[Target], TiledImage]:
@@ -432,7 +445,7 @@ def _tiles_of_store(store: FeatureStore, point: ResumePoint) -> Callable[[Target
     return open_tiles
 
 
-def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettings) -> str | None:
+def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettings, depth: Depth | None) -> str | None:
     """Write one mask; the sentence that says why there is none."""
     if not np.isfinite(mask).all():
         return (
@@ -444,9 +457,12 @@ def _write(target: Target, mask: NDArray[np.float32], settings: PredictionSettin
     grey = (mask * 255).astype(np.uint8)
     picture = Image.fromarray(grey)
     if settings.kind != "mask":
-        make = overlay if settings.kind == "overlay" else cutout
         try:
-            picture = make(target.image, grey)
+            picture = (
+                overlay(read_image(target.image, depth=depth), grey)
+                if settings.kind == "overlay"
+                else cutout(read_rgba(target.image, depth), grey)
+            )
         except UnreadableImage as error:
             return str(error)
     buffer = io.BytesIO()

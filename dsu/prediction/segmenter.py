@@ -13,6 +13,7 @@ from PIL import Image
 from dsu.batches import Batch
 from dsu.choices import Normalization, Precision
 from dsu.data.decoding import ImageLike, ImageProcessor, as_images, open_image
+from dsu.data.images import Depth
 from dsu.data.tiles import Tiling
 from dsu.encoders.weights import EncoderWeights
 from dsu.heads.head_file import load_head, resolve_head
@@ -39,11 +40,13 @@ class Segmenter:
         network: in evaluation mode on `runtime.device`.
         runtime: device and precision.
         tiling: how images are cut, as those were that the head was trained on; None: not at all.
+        depth: what is black and white in files and PIL images of more than 8 bits, as it was in training.
     """
 
     network: DSUNet = field(repr=False)
     runtime: Runtime
     tiling: Tiling | None = None
+    depth: Depth | None = None
 
     def __post_init__(self) -> None:
         self._predictor = Predictor(self.network, self.runtime, earliest(self.network.config))
@@ -76,7 +79,7 @@ class Segmenter:
             random=info.random_weights,
         )
         runtime = choose_runtime(device, precision)
-        return cls(runtime.place(load_network(state, info, weights)), runtime, info.tiling)
+        return cls(runtime.place(load_network(state, info, weights)), runtime, info.tiling, info.depth)
 
     @classmethod
     def from_pretrained(
@@ -148,7 +151,9 @@ class Segmenter:
             UsageError: Something else than an image.
         """
         several = as_images(images)
-        masks = self._predict([open_image(image) for image in several], normalization) if len(several) else []
+        masks = (
+            self._predict([open_image(image, self.depth) for image in several], normalization) if len(several) else []
+        )
         return masks if several is images else masks[0]
 
     def _predict(self, pictures: Sequence[Image.Image], normalization: Normalization) -> list[NDArray[np.float32]]:

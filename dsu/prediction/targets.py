@@ -64,6 +64,7 @@ class Job:
         store: where its features are; None predicts from the images.
         point: where the network resumes.
         tiling: how the images are cut; the samples of the store are the tiles then.
+        depth: what is black and white in images of more than 8 bits, as it was in training.
         share: which share of the head's own training split it is, in words; empty for other sets.
     places: where images that are of no data set lie: of a folder's that folder, by "", of files each one's, by name.
     """
@@ -77,6 +78,7 @@ class Job:
     tiling: Tiling | None = None
     share: str = ""
     places: Mapping[str, str] = field(default_factory=dict)
+    depth: tuple[float, float] | None = None
 
 
 def prepare_jobs(
@@ -283,7 +285,16 @@ class _Finder:
         outputs = _output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
         point = point or earliest(self.info.config)
-        return Job(name, tuple(targets), normalization, source and source.uncut, store, point, self.tiling)
+        return Job(
+            name,
+            tuple(targets),
+            normalization,
+            source and source.uncut,
+            store,
+            point,
+            self.tiling,
+            depth=self.info.depth,
+        )
 
 
 def _images_of(split: Split) -> list[tuple[str, Path]]:

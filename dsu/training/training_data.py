@@ -83,6 +83,7 @@ class TrainingData:
                 self.config,
                 metadata=self.facts,
                 mask_format=self.mask_format,
+                depth=self.source.parsed_depth,
                 names=names,
                 guide=bool(point.guides),
             )
@@ -142,10 +143,21 @@ def _from_images(
         )
     if split.masks is None:
         raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
-    found = inspect(split, store.metadata if store else None, progress, foreground=source.foreground)
+    found = inspect(
+        split,
+        store.metadata if store else None,
+        progress,
+        foreground=source.foreground,
+        depth=source.parsed_depth,
+    )
     for line in (*unpaired(split), *describe(split, found), *unreadable(found)):
         progress.say(line)
     mask_format = store.mask_format if store else found.mask_format
     return TrainingData(
-        replace(source, mask_format=mask_format.to_json()), found.facts, config, store, split, mask_format
+        replace(source, mask_format=mask_format.to_json(), depth=found.depth and list(found.depth)),
+        found.facts,
+        config,
+        store,
+        split,
+        mask_format,
     )
