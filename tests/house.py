@@ -31,7 +31,7 @@ class House:
 
     @property
     def store(self) -> Path:
-        [folder] = (self.features / "shapes-TR").iterdir()
+        [folder] = (entry for entry in (self.features / "shapes-TR").iterdir() if entry.is_dir())
         return folder
 
     @property
