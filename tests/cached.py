@@ -29,7 +29,7 @@ class Cached:
 
     @property
     def store(self) -> Path:
-        [store] = self.root.glob("*/*")
+        [store] = (entry for entry in self.root.glob("*/*") if entry.is_dir())
         return store
 
     def files(self) -> list[Path]:

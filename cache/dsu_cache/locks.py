@@ -51,7 +51,7 @@ def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
         held = _try(descriptor, fcntl.LOCK_EX)
         if held is None:
             with _beating(path, what):
-                yield
+                yield lambda: _is_at(path, descriptor)
             return
         if not held:
             raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")

@@ -244,7 +244,7 @@ def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
             "dim",
             "will hurt",
             "images of 16 bits that use only the lowest eighth of them",
-            "White is the end of 1, 8, 10, 12, 14 or 16 bits in which the whole set lies, or what --range says: check it.",
+            "White is the end of the bits (8, 10, 12, ...) in which the whole set lies, or as --range says: check it.",
             [case_of(sample, f"brightest {sample.brightest} of 255") for sample in samples if _is_dim(sample)],
         ),
         Finding(

@@ -174,10 +174,8 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
     for encoder, size, module, load, given in sides:
         assert module is not None  # a published file holds both
         inside[encoder] = weights_digest(module)
-        if given is None and published_source(encoder, size) is None:
-            notes.append(f"{encoder}: no one has published weights of {size} ({inside[encoder][:12]})")
-            continue
-        theirs = "the official weights" if given is None else f"the weights of {given}"
+        own = "the official weights" if published_source(encoder, size) else f"the random weights of {size}"
+        theirs = own if given is None else f"the weights of {given}"
         try:
             other = load(config, replace(weights, download=False))[1]
         except DsuError:
