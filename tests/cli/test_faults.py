@@ -73,6 +73,7 @@ WHOLE: Final[dict[str, Callable[[Path], object]]] = {
     ".yaml": lambda path: yaml.safe_load(path.read_text())["epochs"],
     ".csv": lambda path: path.read_text().endswith("\n") or 1 / 0,
     ".json": lambda path: json.loads(path.read_text()),
+    ".lock": lambda path: path.read_text(),
 }
 """Reads a file to its end."""
 
@@ -187,7 +188,7 @@ def test_a_run_folder_that_vanishes_while_training(
     command = [*house.train("--views", "1", "--epochs", "2"), "--out", "run"]
     with monkeypatch.context() as patch:
         before(patch, "dsu.training.trainer.Trainer._train_epoch", lambda: shutil.rmtree(tmp_path / "run"), 2)
-        refused(command, "run/", "can't be written (No such file or directory)", "mend the folder", status=1)
+        refused(command, "run is not held", "renamed or removed", "--resume", status=1)
     assert not (tmp_path / "run").exists()
     refused.handled(command)
 
