@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -60,6 +62,12 @@ def pictures(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "images").iterdir()}
 
 
+def grey_levels_apart(one: bytes, other: bytes) -> int:
+    """How far two PNGs differ at most."""
+    first, second = (np.asarray(Image.open(io.BytesIO(data)), int) for data in (one, other))
+    return int(np.abs(first - second).max())
+
+
 RESULTS: Final[dict[str, Callable[[Path], dict[str, bytes]]]] = {
     "cache-features": features,
     "train-head": head,
@@ -103,7 +111,12 @@ def test_a_disk_that_is_full_at_any_moment(
                 WHOLE[path.suffix](path)
         resume = ["--resume"] if (out / "settings.yaml").exists() else []
         dsu(*command, *resume)
-        assert RESULTS[name](out) == expected, full_at
+        found = RESULTS[name](out)
+        if name == "predict":  # other images share a batch than before, which may move a last bit
+            assert found.keys() == expected.keys()
+            assert all(grey_levels_apart(found[file], expected[file]) <= 1 for file in expected), full_at
+        else:
+            assert found == expected, full_at
         shutil.rmtree(out)
         survived += 1
     request.node.user_properties.append(("failed writes survived", survived))
