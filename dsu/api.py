@@ -6,7 +6,6 @@ from typing import Any
 
 from dsu.choices import Normalization
 from dsu.data.datasets import Paths
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import UsageError, did_you_mean
 from dsu.evaluation.evaluate import Evaluation
 from dsu.evaluation.ground_truth import find_judged_sets, named_predictions
@@ -18,7 +17,7 @@ from dsu.prediction.predict import predict as predict_jobs
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime, choose_runtime
-from dsu.settings import PredictionSettings, RuntimeSettings, Settings, TrainingSettings
+from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings, Settings, TrainingSettings
 from dsu.settings_file import read_settings
 from dsu.training.runs import open_run
 from dsu.training.trainer import Trainer

@@ -4,7 +4,7 @@ An `DSUNetConfig` says everything that fixes the shapes of the network and of wh
 is written into a head's file, so that a head loads alone.
 """
 
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,23 +34,32 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Becomes part of the names of folders."""
 
 
-class HieraSpec(BaseModel):
-    """Settings of SAM 2's Hiera trunk (arXiv 2306.00989, 2408.00714), under sam2's own names."""
+class _EncoderSpec(BaseModel):
+    """What both encoders have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name = "custom"
     embed_dim: Count
     num_heads: Count
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of num_heads, {self.num_heads}")
+        return self
+
+
+class HieraSpec(_EncoderSpec):
+    """Settings of SAM 2's Hiera trunk (arXiv 2306.00989, 2408.00714), under sam2's own names."""
+
     stages: tuple[Count, Count, Count, Count]
     global_att_blocks: tuple[int, ...]
     window_pos_embed_bkg_spatial_size: tuple[Count, Count] = (7, 7)
     window_spec: tuple[Count, Count, Count, Count] = (8, 4, 16, 8)
 
     @model_validator(mode="after")
-    def _check(self) -> "HieraSpec":
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of num_heads, {self.num_heads}")
+    def _check(self) -> Self:
         outside = [block for block in self.global_att_blocks if not 0 <= block < self.depth]
         if outside:
             raise ValueError(
@@ -93,24 +102,13 @@ class HieraSpec(BaseModel):
         return self.level_dim(self.stage_of(block))
 
 
-class DinoSpec(BaseModel):
+class DinoSpec(_EncoderSpec):
     """Settings of a DINOv2 vision transformer (arXiv 2304.07193)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Name = "custom"
-    embed_dim: Count
     depth: Count
-    num_heads: Count
     patch_size: Count = 14
     layer_scale: float = 1e-5
     """Initial value of the layer scales; only the randomly initialised toy keeps it."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "DinoSpec":
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of num_heads, {self.num_heads}")
-        return self
 
 
 class DSUNetConfig(BaseModel):
@@ -128,7 +126,7 @@ class DSUNetConfig(BaseModel):
     ablation: Ablation = "none"
 
     @model_validator(mode="after")
-    def _check(self) -> "DSUNetConfig":
+    def _check(self) -> Self:
         if self.hiera_size % 32:
             raise ValueError(
                 f"Hiera's input size must be a multiple of 32, not {self.hiera_size}: try "
@@ -150,6 +148,21 @@ class DSUNetConfig(BaseModel):
                 f"{self.hiera.depth} blocks"
             )
         return self
+
+    @property
+    def encoders_name(self) -> str:
+        """Of the encoders and their input sizes: the preset's name, or the parts' where they are no preset's."""
+        if self.preset != "custom":
+            return self.preset
+        return f"hiera-{self.hiera.name}-{self.hiera_size}+dino-{self.dino.name}-{self.dino_size}"
+
+    @property
+    def encoder_settings(self) -> dict[str, str | int | None]:
+        """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
+        if self.preset != "custom":
+            return {"preset": self.preset}
+        sizes = {"hiera_size": self.hiera_size, "dino_size": self.dino_size}
+        return {"preset": None, "hiera": self.hiera.name, "dino": self.dino.name, **sizes}
 
     @property
     def first_adapted(self) -> int:

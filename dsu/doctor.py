@@ -17,7 +17,7 @@ import psutil
 from dsu import __version__
 from dsu.errors import DsuError
 
-__all__ = ["Diagnosis", "Finding", "diagnose"]
+__all__ = ["Diagnosis", "Fact", "diagnose"]
 
 _LIBRARIES: Final = (
     *("torch", "torchvision", "sam2", "timm", "safetensors", "huggingface_hub", "zarr", "numcodecs"),
@@ -28,7 +28,7 @@ _WIDTH: Final = 100  # letters of a list of names; JSON has all
 
 
 @dataclass(frozen=True)
-class Finding:
+class Fact:
     """One thing that was looked at.
 
     Attributes:
@@ -48,33 +48,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, by section, and what to do next: one line a step, the most urgent first."""
+    """All facts, by section, and what to do next: one line a step, the most urgent first."""
 
-    sections: Mapping[str, tuple[Finding, ...]]
+    sections: Mapping[str, tuple[Fact, ...]]
     next_steps: tuple[str, ...]
 
     @property
-    def findings(self) -> list[Finding]:
+    def facts(self) -> list[Fact]:
         """Those of all sections."""
-        return [finding for found in self.sections.values() for finding in found]
+        return [fact for found in self.sections.values() for fact in found]
 
     @property
     def working(self) -> bool:
         """Whether nothing is broken."""
-        return not any(finding.state == "broken" for finding in self.findings)
+        return not any(fact.state == "broken" for fact in self.facts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: by section and thing, and the findings that are not fine once more by themselves."""
+        """Plain JSON values: by section and thing, and the facts that are not fine once more by themselves."""
         return {
             "working": self.working,
             **{
-                section: {finding.what: finding.text if finding.value is None else finding.value for finding in found}
+                section: {fact.what: fact.text if fact.value is None else fact.value for fact in found}
                 for section, found in self.sections.items()
             },
             "problems": [
-                {"what": finding.what, "state": finding.state, "reason": finding.text, "remedy": finding.remedy}
-                for finding in self.findings
-                if finding.state != "fine"
+                {"what": fact.what, "state": fact.state, "reason": fact.text, "remedy": fact.remedy}
+                for fact in self.facts
+                if fact.state != "fine"
             ],
             "next": list(self.next_steps),
         }
@@ -88,32 +88,27 @@ def diagnose(data_root: Path, cache_root: Path, runs: Path = Path("runs")) -> Di
         cache_root: where stores lie.
         runs: where run folders lie.
     """
-    libraries = _libraries()
-    sections = {"libraries": libraries}
-    if all(finding.state != "broken" for finding in libraries):
-        sections = {
-            "machine": _machine(),
-            **sections,
-            "weights": _weights(),
-            "data": _data(data_root, cache_root, runs),
-        }
+    sections = {"libraries": _libraries()}
+    if all(fact.state != "broken" for fact in sections["libraries"]):
+        weights, data = _weights(), _data(data_root, cache_root, runs)
+        sections = {"machine": _machine(), **sections, "weights": weights, "data": data}
     sections["folders"] = _folders(cache_root)
     return Diagnosis(sections, tuple(_next_steps(sections, data_root, runs)))
 
 
-def _libraries() -> tuple[Finding, ...]:
-    found = [Finding("dsu", __version__), Finding("python", sys.version.split()[0])]
+def _libraries() -> tuple[Fact, ...]:
+    found = [Fact("dsu", __version__), Fact("python", sys.version.split()[0])]
     for name in _LIBRARIES:
         try:
-            found.append(Finding(name, version(name)))
+            found.append(Fact(name, version(name)))
         except PackageNotFoundError:
             remedy = f"Install dsu anew with pip: it brings {name} along."
-            found.append(Finding(name, "not installed", "broken", remedy))
-    broken = {finding.what for finding in found if finding.state == "broken"}
+            found.append(Fact(name, "not installed", "broken", remedy))
+    broken = {fact.what for fact in found if fact.state == "broken"}
     return (*found, *([] if {"torch", "torchvision"} & broken else _unfit()))
 
 
-def _unfit() -> list[Finding]:
+def _unfit() -> list[Fact]:
     """What is installed and does not load: torch, or a torchvision built for another torch (timm needs it).
 
     torchvision's pin is compared instead of importing it, which takes as long as all the rest.
@@ -122,19 +117,19 @@ def _unfit() -> list[Finding]:
     try:
         import torch  # noqa: F401 - whether it loads
     except Exception as error:  # whatever a broken installation raises
-        return [Finding("import torch", f"fails: {_one_line(error)}", "broken", remedy)]
+        return [Fact("import torch", f"fails: {_one_line(error)}", "broken", remedy)]
     pins = (re.match(r"torch\s*\(?\s*==\s*([\d.]+)", wanted) for wanted in requires("torchvision") or ())
     built_for = next((pin[1] for pin in pins if pin), None)
     if built_for in (None, version("torch").partition("+")[0]):
         return []
-    return [Finding("torchvision's torch", f"built for {built_for}, not this one", "broken", remedy)]
+    return [Fact("torchvision's torch", f"built for {built_for}, not this one", "broken", remedy)]
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _machine() -> tuple[Finding, ...]:
+def _machine() -> tuple[Fact, ...]:
     import torch
 
     from dsu.runtime import choose_runtime
@@ -143,21 +138,19 @@ def _machine() -> tuple[Finding, ...]:
         runtime, cards = choose_runtime(), _cards()
     except (DsuError, RuntimeError) as error:
         remedy = "Compare with what `nvidia-smi` says, or work without the card: CUDA_VISIBLE_DEVICES= ."
-        return (Finding("device", f"can't be used: {_one_line(error).rstrip('.')}", "broken", remedy),)
-    threads = torch.get_num_threads()
-    limit = os.environ.get("OMP_NUM_THREADS")
+        return (Fact("device", f"can't be used: {_one_line(error).rstrip('.')}", "broken", remedy),)
+    threads, limit, memory = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), psutil.virtual_memory()
     why = f"OMP_NUM_THREADS={limit}" if limit else "one a core"
-    memory = psutil.virtual_memory()
     return (
-        Finding("device", runtime.describe(), value=str(runtime.device)),
-        Finding("precision", runtime.precision),
+        Fact("device", runtime.describe(), value=str(runtime.device)),
+        Fact("precision", runtime.precision),
         *cards,
-        Finding("threads", f"{threads} ({why}; {os.cpu_count()} cores)", value=threads),
-        _memory("memory", memory.total, memory.available),
+        Fact("threads", f"{threads} ({why}; {os.cpu_count()} cores)", value=threads),
+        _memory("memory", memory.available, memory.total),
     )
 
 
-def _cards() -> list[Finding]:
+def _cards() -> list[Fact]:
     import torch
 
     if not torch.cuda.is_available():
@@ -165,23 +158,21 @@ def _cards() -> list[Finding]:
             return []
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         remedy = f"There is an NVIDIA card, but {built} and does not see it: compare with what `nvidia-smi` says."
-        return [Finding("card", "there, but not usable", "note", remedy)]
-    found = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        found.append(_memory(f"cuda:{index}", total, free, torch.cuda.get_device_name(index)))
-    return found
+        return [Fact("card", "there, but not usable", "note", remedy)]
+    return [
+        _memory(f"cuda:{index}", *torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index))
+        for index in range(torch.cuda.device_count())
+    ]
 
 
-def _memory(what: str, total: int, free: int, name: str = "") -> Finding:
+def _memory(what: str, free: int, total: int, name: str = "") -> Fact:
     """Of the machine, or of a GPU of that name."""
-    text, value = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free", {"bytes": total, "free_bytes": free}
-    if not name:
-        return Finding(what, text, value=value)
-    return Finding(what, f"{name}, {text}", value={"name": name, **value})
+    named, value = ({"name": name} if name else {}), {"bytes": total, "free_bytes": free}
+    text = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free"
+    return Fact(what, ", ".join([*named.values(), text]), value=named | value)
 
 
-def _weights() -> tuple[Finding, ...]:
+def _weights() -> tuple[Fact, ...]:
     from huggingface_hub import constants
 
     from dsu.config import PRESETS
@@ -194,23 +185,23 @@ def _weights() -> tuple[Finding, ...]:
         cache = replace(cache, state="note")
     if constants.HF_HUB_OFFLINE:
         asked = "is not asked (HF_HUB_OFFLINE)"
-    elif any(finding.state == "note" for finding in presets):  # not tried: a doctor answers at once
+    elif any(fact.state == "note" for fact in presets):  # not tried: a doctor answers at once
         asked = "is asked when weights are wanted that are not here (not tried)"
     else:
         asked = "need not be asked"
-    home = Finding("HF_HOME", os.environ.get("HF_HOME") or "not set")
-    return (*presets, *named, home, cache, Finding("hub", asked, value=bool(constants.HF_HUB_OFFLINE)))
+    home = Fact("HF_HOME", os.environ.get("HF_HOME") or "not set")
+    return (*presets, *named, home, cache, Fact("hub", asked, value=bool(constants.HF_HUB_OFFLINE)))
 
 
-def _named_file(variable: str) -> Finding:
+def _named_file(variable: str) -> Fact:
     path = os.environ.get(variable)
     if not path or Path(path).is_file():
-        return Finding(variable, path or "not set")
+        return Fact(variable, path or "not set")
     remedy = f"{variable} names {path}, where there is no file: mend it, or unset it to use the hub's cache."
-    return Finding(variable, f"{path}: no file is there", "broken", remedy)
+    return Fact(variable, f"{path}: no file is there", "broken", remedy)
 
 
-def _preset(name: str, hiera: str, dino: str) -> Finding:
+def _preset(name: str, hiera: str, dino: str) -> Fact:
     """Whether a preset's weights are at hand, and where."""
     from dsu.encoders.weights import locate, published_source
 
@@ -230,12 +221,12 @@ def _preset(name: str, hiera: str, dino: str) -> Finding:
             texts.append(f"{shown} not here")
             missing.append(f"{source.filename} from huggingface.co/{source.repository} ({source.option})")
     if not texts:
-        return Finding(name, "random weights, none are needed", value={})
+        return Fact(name, "random weights, none are needed", value={})
     remedy = f"Preset {name} wants {' and '.join(missing)}." if missing else None
-    return Finding(name, ", ".join(texts), "note" if missing else "fine", remedy, value)
+    return Fact(name, ", ".join(texts), "note" if missing else "fine", remedy, value)
 
 
-def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Finding, ...]:
+def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Fact, ...]:
     from dsu.data.benchmarks import survey
     from dsu.features.stores import store_folders
 
@@ -243,30 +234,32 @@ def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Finding, ...]:
         benchmarks = {state.sought.name: state.pairs for state in survey(data_root) if state.found}
     except OSError as error:
         remedy = f"Make {error.filename or data_root} readable, or give another --data-root (DSU_DATA)."
-        return (Finding("data root", f"{data_root} can't be read ({error.strerror or error})", "broken", remedy),)
+        return (Fact("data root", f"{data_root} can't be read ({error.strerror or error})", "broken", remedy),)
     listed = ", ".join(f"{name} {pairs:,}" for name, pairs in benchmarks.items()) or "none"
     stores = [f"{folder.parent.name}/{folder.name}" for folder in store_folders(cache_root)]
     heads = sorted(path.parent.name for path in runs.glob("*/head.safetensors"))
     return (
-        Finding("data root", f"{data_root}{'' if data_root.is_dir() else ' (not there)'}", value=str(data_root)),
-        Finding("benchmarks", listed, value=benchmarks),
-        Finding("stores", shorten(", ".join(stores), _WIDTH, placeholder=" ...") or "none", value=stores),
-        Finding("trained heads", shorten(", ".join(heads), _WIDTH, placeholder=" ...") or "none", value=heads),
+        Fact("data root", f"{data_root}{'' if data_root.is_dir() else ' (not there)'}", value=str(data_root)),
+        Fact("benchmarks", listed, value=benchmarks),
+        Fact("stores", shorten(", ".join(stores), _WIDTH, placeholder=" ...") or "none", value=stores),
+        Fact("trained heads", shorten(", ".join(heads), _WIDTH, placeholder=" ...") or "none", value=heads),
     )
 
 
-def _folders(cache_root: Path) -> tuple[Finding, ...]:
-    found = [_writable("cache root", cache_root, "Give another --cache-root (DSU_CACHE).")]
-    found.append(_writable("working folder", Path.cwd(), "Change to a folder that you may write, or give --out."))
+def _folders(cache_root: Path) -> tuple[Fact, ...]:
     try:
-        temporary = Path(tempfile.gettempdir())
+        temporary = _writable("temporary files", Path(tempfile.gettempdir()), "Name another folder with TMPDIR.")
     except FileNotFoundError as error:
         remedy = "Free some space, or name a folder that you may write with TMPDIR."
-        return (*found, Finding("temporary files", str(error.strerror or error), "broken", remedy))
-    return (*found, _writable("temporary files", temporary, "Name another folder with TMPDIR."))
+        temporary = Fact("temporary files", str(error.strerror or error), "broken", remedy)
+    return (
+        _writable("cache root", cache_root, "Give another --cache-root (DSU_CACHE)."),
+        _writable("working folder", Path.cwd(), "Change to a folder that you may write, or give --out."),
+        temporary,
+    )
 
 
-def _writable(what: str, folder: Path, remedy: str) -> Finding:
+def _writable(what: str, folder: Path, remedy: str) -> Fact:
     """Whether a folder, or the nearest one above it that is there, can be written into, and how much is free."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     value: dict[str, Any] = {"path": str(folder), "writable": False, "free_bytes": None}
@@ -276,22 +269,22 @@ def _writable(what: str, folder: Path, remedy: str) -> Finding:
             file.write(b"dsu")
     except OSError as error:
         reason = error.strerror or str(error)
-        return Finding(what, f"{folder} can't be written ({reason})", "broken", remedy, value)
+        return Fact(what, f"{folder} can't be written ({reason})", "broken", remedy, value)
     made = "" if there == folder.absolute() else ", made when needed"
     free = f"{value['free_bytes'] / 1e9:,.0f} GB free{made}"
-    return Finding(what, f"{folder} ({free})", value={**value, "writable": True})
+    return Fact(what, f"{folder} ({free})", value={**value, "writable": True})
 
 
 # ---- what to do next ----
 
 
-def _next_steps(sections: Mapping[str, tuple[Finding, ...]], data_root: Path, runs: Path) -> list[str]:
+def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path, runs: Path) -> list[str]:
     """What is broken first; else the next of the four commands, and what it will fetch."""
-    by_name = {finding.what: finding for found in sections.values() for finding in found}
-    broken = [finding.remedy or finding.text for finding in by_name.values() if finding.state == "broken"]
+    by_name = {fact.what: fact for found in sections.values() for fact in found}
+    broken = [fact.remedy or fact.text for fact in by_name.values() if fact.state == "broken"]
     if broken:
         return broken
-    steps = [finding.remedy for finding in sections["machine"] if finding.remedy]
+    steps = [fact.remedy for fact in sections["machine"] if fact.remedy]
     if by_name["trained heads"].value:
         return [*steps, *_with_a_head(runs)]
     if by_name["stores"].value:

@@ -4,7 +4,6 @@ Pictures are fitted into cells, pixel by pixel; titles and labels are written ov
 (vectors) in a PDF. The paper's Figures 5 and 6 are such pages.
 """
 
-import csv
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,13 +59,6 @@ GRID_TITLE: Final = 0.18
 GRID_LABEL: Final = 0.15
 """Inches between the pictures of a grid, of a line of titles and of a label."""
 
-_FRAME: Final = "#9aa0a6"
-"""Around a picture on paper: without it white at its border would go over into the paper."""
-_THINNEST: Final = 6
-"""Pixels that a ribbon keeps of its width."""
-_LEAST_POINTS: Final = 5.0
-"""Below this no one reads a line; one that is still too long then is shortened."""
-
 
 # ---- pages ----
 
@@ -93,10 +85,10 @@ class Page:
         return self.figure.add_axes((left / self.width, bottom, width / self.width, height / self.height))
 
     def fit(self, size: tuple[int, int], width: float, height: float) -> tuple[int, int]:
-        """The pixels at which a picture of that size fills a cell, one way at least; a ribbon keeps some of width."""
+        """The pixels at which a picture of that size fills a cell, one way at least; a ribbon keeps 6 of its width."""
         room = round(width * self._dpi), round(height * self._dpi)
         scale = min(room[0] / size[0], room[1] / size[1])
-        wide, high = (max(min(_THINNEST, most), round(scale * length)) for length, most in zip(size, room, strict=True))
+        wide, high = (max(min(6, most), round(scale * length)) for length, most in zip(size, room, strict=True))
         return wide, high
 
     def picture(
@@ -108,7 +100,7 @@ class Page:
         height: float,
         *,
         shape: tuple[int, int] | None = None,
-        frame: str | None = _FRAME,
+        frame: str | None = "#9aa0a6",
         line: float = 0.0067,
         ground: tuple[int, int, int] | None = None,
         resample: Image.Resampling = Image.Resampling.LANCZOS,
@@ -119,7 +111,8 @@ class Page:
             picture: RGB, of any size.
             left, top, width, height: of the cell.
             shape: width and height whose proportions it is given; else it keeps its own.
-            frame, line: the colour of a line around the picture, outside of it, and how wide it is.
+            frame, line: the colour of a line around the picture, outside of it, and how wide it is: without one, white
+                at the picture's border goes over into the paper.
             ground: what shows where the picture does not fill the cell; else the paper does.
             resample: how it is resized.
 
@@ -149,8 +142,8 @@ class Page:
         pixels = None if room is None else room * self._dpi
         if pixels is None or (wide := written.get_window_extent().width) <= pixels:
             return
-        # Letters do not shrink quite evenly, hence a little less.
-        written.set_fontsize(max(_LEAST_POINTS, 0.96 * points * pixels / wide))
+        # Letters do not shrink quite evenly, hence a little less; below 5 points no one reads a line.
+        written.set_fontsize(max(5.0, 0.96 * points * pixels / wide))
         keep = len(text)
         while written.get_window_extent().width > pixels and keep > 2:
             keep -= 1
@@ -342,22 +335,17 @@ _VALIDATION: Final = {
 _RATE: Final = {"lr": ("", FAINT_INK, "-")}
 
 
-def training_curves(history: Path | Sequence[Mapping[str, Any]], path: Path) -> None:
+def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw a run's history as a PNG: losses, validation figures where there are any, learning rate.
 
     Args:
-        history: A CSV file, or its rows: epoch, lr, loss, loss_D1, loss_D2, loss_D3, and val_loss, val_S,
-            val_MAE, val_IoU. A column may be absent, and an entry empty, where nothing was measured.
+        history: A row an epoch: epoch, lr, loss, loss_D1, loss_D2, loss_D3, and val_loss, val_S, val_MAE, val_IoU. A
+            column may be absent, and an entry empty, where nothing was measured.
         path: The file to write; its folder is made.
 
     Raises:
-        UsageError: The file is absent, or there is no epoch in the history.
+        UsageError: There is no epoch in the history.
     """
-    if isinstance(history, Path):
-        if not history.is_file():
-            raise UsageError(f"{history} is not a file: name a run's history (CSV).")
-        with history.open(newline="", encoding="utf-8") as file:
-            history = list(csv.DictReader(file))
     if not _series(history, "loss"):
         raise UsageError("the history has no epoch with a loss: train for one epoch at least before drawing it.")
     panels = {"loss": (3.0, _LOSSES), "validation": (2.0, _VALIDATION), "learning rate": (0.9, _RATE)}

@@ -21,20 +21,19 @@ from dsu.batches import BatchIndices
 from dsu.data.datasets import Paths
 from dsu.data.views import view_name
 from dsu.datasets import ImageDataset
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.network.network import DSUNet
 from dsu.prediction.predict import finish_mask
 from dsu.progress import SILENT, Progress
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.runs import prepare_run
 from dsu.training.trainer import Trainer
 
-__all__ = ["Comparison", "Report", "Rounding", "check_equivalence"]
+__all__ = ["Difference", "Report", "Rounding", "check_equivalence"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """One row: how far the store is from the live way.
 
     Attributes:
@@ -79,7 +78,7 @@ class Rounding:
 class Report:
     """All rows, and what the rounding changes."""
 
-    rows: tuple[Comparison, ...]
+    rows: tuple[Difference, ...]
     rounding: Rounding
     steps: int
     batch_size: int
@@ -94,7 +93,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """For machines."""
         rows = [{**asdict(row), "passed": row.passed} for row in self.rows]
-        return {**{k: v for k, v in asdict(self).items() if k != "rows"}, "passed": self.passed, "rows": rows}
+        return {**asdict(self), "passed": self.passed, "rows": rows}
 
 
 def check_equivalence(
@@ -147,7 +146,7 @@ def _twin(network: DSUNet) -> DSUNet:
 
 def _compare_features(
     stored: Trainer, live: Trainer, batches: Sequence[BatchIndices], progress: Progress
-) -> list[Comparison]:
+) -> list[Difference]:
     """Everything that is read, for every sample and view that the steps draw."""
     rows = []
     with progress.task("comparing stored features", sum(len(names) for names, _ in batches)) as task:
@@ -172,7 +171,7 @@ def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
     return {"pixels": inputs["pixel_values"], **batch.features, **encoded}
 
 
-def _compare_outputs(stored: Trainer, live: Trainer, batch: BatchIndices) -> list[Comparison]:
+def _compare_outputs(stored: Trainer, live: Trainer, batch: BatchIndices) -> list[Difference]:
     """The initial head in evaluation mode: its three outputs, and the masks that it would write."""
     outputs = [_outputs(way, batch)[0] for way in (stored, live)]
     return [
@@ -195,9 +194,9 @@ def _masks(logits: Tensor) -> Tensor:
     return torch.from_numpy((maps * 255).astype(np.uint8))
 
 
-def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], progress: Progress) -> list[Comparison]:
+def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], progress: Progress) -> list[Difference]:
     """Losses of all steps, gradients of the first, weights and statistics after the last."""
-    gradients: list[Comparison] = []
+    gradients: list[Difference] = []
     losses = []
     for way in ways:
         way.network.train()
@@ -206,17 +205,16 @@ def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], 
             found = [way.step(way.main.train.read(*batch)) for way in ways]
             what, compared = ("first loss", found[:2]) if step == 1 else ("later losses", found)
             losses.append(_row(what, "loss", compared, where=f"step {step}"))
-            gradients = gradients or _by_name("gradient", [_gradients(way.network) for way in ways])
+            if not gradients:
+                parameters = [way.network.head.named_parameters() for way in ways]
+                first = [{n: p.grad.clone() for n, p in named if p.grad is not None} for named in parameters]
+                gradients = _by_name("gradient", first)
             task.advance()
     weights = [{n: t for n, t in way.network.head.state_dict().items() if t.is_floating_point()} for way in ways]
     return [*_worst(losses), *gradients, *_by_name("weight", weights)]
 
 
-def _gradients(network: DSUNet) -> dict[str, Tensor]:
-    return {n: p.grad.detach().clone() for n, p in network.head.named_parameters() if p.grad is not None}
-
-
-def _by_name(stage: str, ways: Sequence[Mapping[str, Tensor]]) -> list[Comparison]:
+def _by_name(stage: str, ways: Sequence[Mapping[str, Tensor]]) -> list[Difference]:
     odd = sorted({name for way in ways for name in way.keys() ^ ways[0].keys()})
     if odd:
         raise DsuError(
@@ -225,30 +223,30 @@ def _by_name(stage: str, ways: Sequence[Mapping[str, Tensor]]) -> list[Compariso
     return [_row(name, stage, [way[name] for way in ways]) for name in ways[0]]
 
 
-def _row(what: str, stage: str, ways: Sequence[Tensor], where: str = "") -> Comparison:
+def _row(what: str, stage: str, ways: Sequence[Tensor], where: str = "") -> Difference:
     """Stored against live; a third way, live once more, gives the allowance."""
     stored, live, *again = (way.double() for way in ways)
     absolute, scale = _largest(stored - live), _largest(live)
     allowance = _largest(again[0] - live) if again else 0.0
-    return Comparison(what, stage, absolute, absolute / scale if scale else absolute, allowance, where)
+    return Difference(what, stage, absolute, absolute / scale if scale else absolute, allowance, where)
 
 
 def _largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def _worst(rows: Iterable[Comparison]) -> list[Comparison]:
+def _worst(rows: Iterable[Difference]) -> list[Difference]:
     """Of the rows that compare the same thing the one with the largest difference, and the largest allowance."""
-    found: dict[str, list[Comparison]] = {}
+    found: dict[str, list[Difference]] = {}
     for row in rows:
         found.setdefault(row.what, []).append(row)
     return [
-        replace(max(same, key=_difference), allowance=max(row.allowance for row in same)) for same in found.values()
+        replace(
+            max(same, key=lambda row: math.inf if math.isnan(row.absolute) else row.absolute),
+            allowance=max(row.allowance for row in same),
+        )
+        for same in found.values()
     ]
-
-
-def _difference(row: Comparison) -> float:
-    return math.inf if math.isnan(row.absolute) else row.absolute
 
 
 def _rounding(live: Trainer, batch: BatchIndices) -> Rounding:

@@ -8,7 +8,7 @@ differ between two calls must therefore be a tensor of the batch: the samples, t
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,8 +41,7 @@ class CudaGraph:
 
     def capture(self, function: Callable[[], Outputs]) -> Outputs:
         """See `Graph.capture`; other threads may go on allocating, as the feeding one does pinned memory."""
-        stream = torch.cuda.current_stream()
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             return function()
 
     def replay(self) -> None:
@@ -54,6 +53,15 @@ class CudaGraph:
 def compute_stream(device: torch.device) -> "torch.cuda.Stream":
     """The one stream on which everything that may be captured runs."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class _Captured(NamedTuple):
+    """A graph, the shape of batch that it was captured of, and the fixed places of what it reads and gives."""
+
+    graph: Graph
+    shape: object
+    inputs: Batch
+    outputs: Outputs
 
 
 @dataclass
@@ -73,10 +81,7 @@ class GraphRunner:
     make_graph: Callable[[], Graph] | None = None
     refusal: str | None = None
     _seen: dict[object, int] = field(default_factory=dict)
-    _graph: Graph | None = None
-    _shape: object = None
-    _inputs: Batch | None = None
-    _outputs: Outputs = field(default_factory=dict)
+    _captured: _Captured | None = None
 
     @classmethod
     def on(cls, device: torch.device) -> "GraphRunner":
@@ -86,7 +91,7 @@ class GraphRunner:
     @property
     def captured(self) -> bool:
         """Whether calls of the usual shape are one launch by now."""
-        return self._graph is not None
+        return self._captured is not None
 
     @property
     def remark(self) -> str:
@@ -99,7 +104,7 @@ class GraphRunner:
 
     def forget(self) -> None:
         """Drop the graph, since what it was captured from has been replaced."""
-        self._graph, self._inputs, self._outputs, self._shape = None, None, {}, None
+        self._captured = None
         self._seen.clear()
 
     def run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
@@ -119,15 +124,17 @@ class GraphRunner:
         return outputs
 
     def _run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
-        shape = _shape_of(batch)
-        if self._graph is None and self._is_due(shape):
+        # What must be equal for one graph to serve two batches.
+        tensors = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch.tensors)
+        shape = (*batch.images, *batch.features), tensors
+        if self._captured is None and self._is_due(shape):
             self._capture(function, batch, shape)
-        if self._graph is None or self._inputs is None or shape != self._shape:
+        if self._captured is None or self._captured.shape != shape:
             return function(batch)
-        for fixed, given in zip(self._inputs.tensors, batch.tensors, strict=True):
+        for fixed, given in zip(self._captured.inputs.tensors, batch.tensors, strict=True):
             fixed.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return {name: output.clone() for name, output in self._outputs.items()}
+        self._captured.graph.replay()
+        return {name: output.clone() for name, output in self._captured.outputs.items()}
 
     def _is_due(self, shape: object) -> bool:
         if self.make_graph is None or self.refusal is not None:
@@ -143,11 +150,4 @@ class GraphRunner:
         except RuntimeError as error:
             self.refusal = str(error).strip().split("\n")[0][:200]
             return
-        self._graph, self._inputs, self._outputs, self._shape = graph, inputs, outputs, shape
-
-
-def _shape_of(batch: Batch) -> object:
-    """What must be equal for one graph to serve two batches."""
-    return (*batch.images, *batch.features), tuple(
-        (tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch.tensors
-    )
+        self._captured = _Captured(graph, shape, inputs, outputs)

@@ -4,18 +4,14 @@ import logging
 import re
 from pathlib import Path
 from textwrap import shorten
-from typing import Final
+
+from huggingface_hub import constants
 
 from dsu.errors import DsuError
 
 __all__ = ["OutOfReachError", "download", "fetch", "host", "is_hub_name", "is_repository", "reason_of"]
 
 _log = logging.getLogger(__name__)
-
-_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-ANSWERS_WITHIN: Final = 5
-"""Seconds that the hub is given to answer, unless HF_HUB_ETAG_TIMEOUT gives others."""
 
 
 class OutOfReachError(Exception):
@@ -24,7 +20,7 @@ class OutOfReachError(Exception):
 
 def is_repository(text: str) -> bool:
     """Whether a text has the form OWNER/NAME, in the letters that the hub allows."""
-    return bool(_NAME.fullmatch(text))
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII))
 
 
 def is_hub_name(given: str | Path) -> bool:
@@ -42,7 +38,7 @@ def download(repository: str, filename: str, revision: str | None = None) -> Pat
     That the hub is asked is logged beforehand, since the answer may take a while. Raises `OutOfReachError` where it
     can't be asked and the cache has no such file; else as `huggingface_hub.hf_hub_download`.
     """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     # Its retries and warnings tell a user nothing that one sentence of ours does not.
@@ -110,8 +106,6 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
 
 def host() -> str:
     """Who is asked: huggingface.co, unless HF_ENDPOINT names a mirror."""
-    from huggingface_hub import constants
-
     return str(constants.ENDPOINT).partition("://")[2]
 
 
@@ -135,7 +129,6 @@ def _check_reachable(repository: str, filename: str, revision: str | None) -> No
 
 
 def _patience() -> float:
-    from huggingface_hub import constants
-
+    """Seconds that the hub is given to answer: 5, unless HF_HUB_ETAG_TIMEOUT gives others."""
     asked = constants.HF_HUB_ETAG_TIMEOUT
-    return asked if asked != constants.DEFAULT_ETAG_TIMEOUT else ANSWERS_WITHIN
+    return asked if asked != constants.DEFAULT_ETAG_TIMEOUT else 5

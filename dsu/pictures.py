@@ -15,10 +15,6 @@ __all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay"]
 Picture = Image.Image | NDArray[Any] | Path
 """An image: Pillow's, a file, or an array (H, W) or (H, W, 3) of uint8 0..255, floats 0..1 or booleans."""
 
-# Pink is rare in photographs, and dark and light grounds both show it.
-_MASK_COLOUR: Final = (255, 32, 140)
-_MASK_OPACITY: Final = 0.45
-
 CELL_GROUND: Final = (228, 230, 233)
 """What shows where a picture is transparent or does not fill its cell."""
 
@@ -37,8 +33,9 @@ def overlay(image: Picture, mask: Picture) -> Image.Image:
         DsuError: The sizes differ.
     """
     ground, grey = _of_one_size(image, mask)
-    colour = Image.new("RGB", ground.size, _MASK_COLOUR)
-    tinted = Image.composite(colour, ground, grey.point(lambda value: round(value * _MASK_OPACITY)))
+    # Pink is rare in photographs, and dark and light grounds both show it.
+    colour = Image.new("RGB", ground.size, (255, 32, 140))
+    tinted = Image.composite(colour, ground, grey.point(lambda value: round(value * 0.45)))
     # A blurred silhouette lies strictly between black and white only along its edge. (A maximum filter would
     # do as well, and takes minutes on photographs of 50 megapixels.)
     line = max(1.0, min(ground.size) / 400)

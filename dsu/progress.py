@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol, TypeVar
 
-__all__ = ["SILENT", "Progress", "Task", "counted", "in_threads"]
+__all__ = ["SILENT", "Progress", "Task", "clock", "counted", "in_threads"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,6 +22,15 @@ _MOST_THREADS: Final = 16
 def counted(count: int, things: str) -> str:
     """`1 image`, `2,064 images`: a number and what is counted, given in the plural."""
     return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
+
+
+def clock(seconds: float) -> str:
+    """`0:05`, `12:30`, `3:02:10` or `2 d 4 h`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Task(Protocol):

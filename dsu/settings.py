@@ -1,11 +1,13 @@
 """What stage one, training and prediction can be told, with the paper's recipe as the default.
 
-Each field is declared once, with its help: it is an option of the command line (`dsu_cli.settings_options`), a line of
+Each field is declared once, with its help: it is an option of the command line (`dsu_cli.options`), a line of
 a settings file (`dsu.settings_file`) and a row of docs/settings.md. Nothing here imports torch, so that `--help` is
 quick.
 """
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo, field_validator
@@ -22,6 +24,7 @@ __all__ = [
     "NETWORK",
     "PANELS",
     "WHERE",
+    "EncoderWeights",
     "ExtractionSettings",
     "NetworkSettings",
     "PredictionSettings",
@@ -55,6 +58,29 @@ def _listed(text: object) -> object:
 
 _Views = Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """Where a run takes its encoders' weights from.
+
+    Attributes:
+        hiera, dino: a checkpoint's path, or None for the environment variables DSU_HIERA and DSU_DINO and then
+            the Hugging Face hub.
+        random: fixed random weights in place of pretrained ones (the toy preset always has them): for tests,
+            benchmarks and demonstrations of speed, never for results.
+        download: whether the hub may be asked for what its cache lacks.
+    """
+
+    hiera: Path | None = None
+    dino: Path | None = None
+    random: bool = False
+    download: bool = True
+
+    def random_of(self, config: DSUNetConfig) -> frozenset[str]:
+        """Which of a network's encoders, "hiera" and "dino", have random weights."""
+        names = {"hiera": config.hiera.name, "dino": config.dino.name}
+        return frozenset(encoder for encoder, name in names.items() if self.random or name == "toy")
 
 
 def _two_numbers(text: object) -> object:

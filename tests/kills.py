@@ -163,11 +163,11 @@ def _warm_up() -> None:
     import timm.models.vision_transformer  # noqa: F401
     from PIL import Image
 
-    import dsu_cli.cache_reports
-    import dsu_cli.console  # noqa: F401
+    import dsu_cli.cache  # noqa: F401
     from dsu.config import build_config
-    from dsu.encoders.weights import EncoderWeights, load_encoders
+    from dsu.encoders.weights import load_encoders
     from dsu.network.network import DSUNet
+    from dsu.settings import EncoderWeights
 
     # What Python and torch do slowly the first time: plugins, and checks against abstract classes.
     Image.init()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsu.encoders.dino import dino_maps
+from dsu.encoders.frozen import dino_maps
 from dsu.network.layers import TAP, ContentGuidedFusion, WaveletConv
 from dsu.network.network import DSUNet
 from dsu.network.resize import resize_map

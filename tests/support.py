@@ -59,8 +59,9 @@ def toy_network(
     import torch
 
     from dsu.config import build_config
-    from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
+    from dsu.encoders.weights import load_dino, load_hiera
     from dsu.network.network import DSUNet
+    from dsu.settings import EncoderWeights
 
     config = build_config("toy", hiera_size=128, dino_size=126, adapt_last=adapt_last, **options)
     weights = EncoderWeights(random=True)

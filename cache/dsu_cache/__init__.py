@@ -1,14 +1,12 @@
 """A store of per-sample tensors: Zarr v3 arrays with commits, a manifest and fingerprints."""
 
-from dsu_cache.arrays import ArrayInfo
-from dsu_cache.audit import Finding, audit, audited_nbytes, discard_refuted, orphans
-from dsu_cache.errors import BusyError, CacheError, CorruptError
-from dsu_cache.files import JSON, folder_nbytes
+from dsu_cache.arrays import ArrayInfo, Compressor, ShardId
+from dsu_cache.audit import Damage, audit, audited_nbytes, discard_refuted, orphans
+from dsu_cache.files import JSON, BusyError, CacheError, CorruptError, folder_nbytes
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
 from dsu_cache.locks import holder, locked
 from dsu_cache.manifest import Entry, Manifest
 from dsu_cache.reader import Reader
-from dsu_cache.shards import Compressor, ShardId
 from dsu_cache.store import Store, is_store, remove_store, writer_of
 
 __all__ = [
@@ -18,9 +16,9 @@ __all__ = [
     "CacheError",
     "Compressor",
     "CorruptError",
+    "Damage",
     "Entry",
     "FieldDifference",
-    "Finding",
     "Fingerprint",
     "Manifest",
     "Reader",

@@ -5,16 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsu_cache.arrays import RESERVED, Commit, StoredArray
-from dsu_cache.errors import CorruptError
-from dsu_cache.files import METADATA, read_metadata, read_record
+from dsu_cache.arrays import RESERVED, Commit, ShardId, StoredArray
+from dsu_cache.files import METADATA, CorruptError, read_metadata, read_record
 from dsu_cache.manifest import generations
-from dsu_cache.shards import ShardId
 from dsu_cache.store import Store
 
 
 @dataclass(frozen=True)
-class Finding:
+class Damage:
     """Something in a store that is not as it was written.
 
     Args:
@@ -39,7 +37,7 @@ class Finding:
         return f"{self.file} {self.reason}"
 
 
-def audit(store: Store, advance: Callable[[int], None] = lambda count: None, workers: int = 4) -> list[Finding]:
+def audit(store: Store, advance: Callable[[int], None] = lambda count: None, workers: int = 4) -> list[Damage]:
     """Read all files of a store but its locks, and return what is not as it was written, or is missing.
 
     A view of an array counts as stored once it has any file, and has to be whole then.
@@ -70,7 +68,7 @@ def audited_nbytes(store: Store) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def discard_refuted(store: Store, findings: list[Finding]) -> list[Finding]:
+def discard_refuted(store: Store, findings: list[Damage]) -> list[Damage]:
     """Remove the markers of damaged shards, so that they count as missing; their data is left where it is.
 
     A shard that was written anew since it was examined keeps its marker.
@@ -101,7 +99,7 @@ def orphans(store: Store) -> int:
     return len(written.difference(store.manifest.rows_in_use.tolist()))
 
 
-def _metadata(store: Store) -> Iterator[Finding]:
+def _metadata(store: Store) -> Iterator[Damage]:
     for name in RESERVED:
         try:
             read_metadata(store.path / name)
@@ -111,11 +109,11 @@ def _metadata(store: Store) -> Iterator[Finding]:
         yield replace(_of_metadata(store, name, reason), array=name, samples=store.manifest.names)
     for path in generations(store.path / "manifest"):
         if read_record(path) is None:
-            yield Finding(path.relative_to(store.path), "is torn or damaged, so an older manifest is in use")
+            yield Damage(path.relative_to(store.path), "is torn or damaged, so an older manifest is in use")
 
 
-def _of_metadata(store: Store, folder: str, reason: str) -> Finding:
-    return Finding(Path(folder) / METADATA, reason.removeprefix(f"{store.path / folder / METADATA} "))
+def _of_metadata(store: Store, folder: str, reason: str) -> Damage:
+    return Damage(Path(folder) / METADATA, reason.removeprefix(f"{store.path / folder / METADATA} "))
 
 
 def _expected(store: Store, name: str) -> list[ShardId]:
@@ -125,7 +123,7 @@ def _expected(store: Store, name: str) -> list[ShardId]:
     return sorted(found | set(store.missing(name, views)))
 
 
-def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Finding | None]:
+def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | None]:
     """The bytes of a shard that were read, and what is wrong with it, if anything."""
     stored, rows = store.stored(name), store.rows_in_shard(shard.shard).tolist()
     file, commit, unreadable = stored.file(shard), stored.commit(shard), []
@@ -146,7 +144,7 @@ def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Finding | No
     if not reason:
         return nbytes, None
     samples, unread = store.manifest.names_at(*rows), store.manifest.names_at(*unreadable)
-    return nbytes, Finding(file.relative_to(store.path), reason, name, shard, samples, unread, commit)
+    return nbytes, Damage(file.relative_to(store.path), reason, name, shard, samples, unread, commit)
 
 
 def _uncommitted(stored: StoredArray, shard: ShardId) -> str:

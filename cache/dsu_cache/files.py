@@ -3,6 +3,8 @@
 Records are small JSON files with a checksum line. Zarr's metadata files carry a seal: the sha256 of their own other
 bytes, kept among their attributes. Zarr checks chunks, but not the `zarr.json` that says what they are: a flipped bit
 there may be a valid shape, type or fingerprint. Zarr readers know nothing of the seal and need not.
+
+What can go wrong with a store is one family of exceptions: those here, and `dsu_cache.fingerprints.StaleError`.
 """
 
 import errno
@@ -15,13 +17,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
-from dsu_cache.errors import CorruptError
-
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
 METADATA: Final = "zarr.json"
 _SEAL: Final = b'"seal": "'
 _DIGITS: Final = 64
+
+
+class CacheError(Exception):
+    """Something about a store that its user can act on; the message says what and how."""
+
+
+class CorruptError(CacheError):
+    """Stored bytes are missing or are not the bytes that were written."""
+
+
+class BusyError(CacheError):
+    """Another process is writing to the store."""
 
 
 def canonical(value: JSON) -> str:

@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dsu_cache.errors import CacheError
-from dsu_cache.files import JSON, canonical
+from dsu_cache.files import JSON, CacheError, canonical
 
 
 @dataclass(frozen=True)

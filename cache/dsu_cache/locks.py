@@ -20,10 +20,8 @@ from typing import Final
 
 import psutil
 
-from dsu_cache.errors import BusyError
+from dsu_cache.files import BusyError
 
-_PATIENCE: Final = 0.3
-"""Seconds that a lock is tried for: others may hold it for a moment, to see whether it is free."""
 _BEAT: Final = 15.0
 """Seconds between two signs of life of a holder, where there are no locks."""
 _DEAD: Final = 120.0
@@ -183,8 +181,11 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
 
 
-def _try(descriptor: int, kind: int, patience: float = _PATIENCE) -> bool | None:
-    """Whether a lock could be had; None where the file system has none."""
+def _try(descriptor: int, kind: int, patience: float = 0.3) -> bool | None:
+    """Whether a lock could be had in so many seconds; None where the file system has none.
+
+    Others may hold it for a moment, to see whether it is free.
+    """
     deadline = time.monotonic() + patience
     while True:
         try:

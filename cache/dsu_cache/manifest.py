@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dsu_cache.errors import BusyError, CacheError, CorruptError
-from dsu_cache.files import JSON, read_record, write_record
+from dsu_cache.files import JSON, BusyError, CacheError, CorruptError, read_record, write_record
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from dsu_cache.arrays import ArrayInfo, StoredArray
-from dsu_cache.errors import CacheError, CorruptError
+from dsu_cache.arrays import ArrayInfo, Rows, ShardFile, ShardId, StoredArray
+from dsu_cache.files import CacheError, CorruptError
 from dsu_cache.manifest import Manifest
-from dsu_cache.shards import Rows, ShardFile, ShardId
 
 Indices: TypeAlias = npt.NDArray[np.int64] | Sequence[int]
 Views: TypeAlias = Indices | Mapping[str, Indices]

@@ -10,14 +10,24 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, StoredArray, marked
-from dsu_cache.errors import BusyError, CacheError, CorruptError
-from dsu_cache.files import JSON, METADATA, clear, group, read_metadata, remove_strays, sync, write_metadata
+from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, Compressor, Rows, ShardId, StoredArray, marked
+from dsu_cache.files import (
+    JSON,
+    METADATA,
+    BusyError,
+    CacheError,
+    CorruptError,
+    clear,
+    group,
+    read_metadata,
+    remove_strays,
+    sync,
+    write_metadata,
+)
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
 from dsu_cache.locks import creating, holder, locked, share
 from dsu_cache.manifest import Manifest, load_manifest, remove_superseded, save_manifest
 from dsu_cache.reader import Reader
-from dsu_cache.shards import Compressor, Rows, ShardId
 
 FORMAT: Final = 2
 
@@ -102,7 +112,8 @@ class Store:
                     "again"
                 )
             # An interrupted creation leaves no more than the store's own folders: the group's file comes last.
-            if not all(_left_by_creation(entry) for entry in path.iterdir()):
+            partial = [entry.name for entry in path.glob(f"{METADATA}.*.partial")]
+            if not {entry.name for entry in path.iterdir()}.issubset((*RESERVED, *partial)):
                 raise CacheError(f"{path} is there already: open it, or choose a new or empty folder for the store")
             clear(*(path / name for name in RESERVED if (path / name).exists()))
             _write_groups(path)
@@ -391,7 +402,3 @@ def _named_arrays(path: Path) -> list[str]:
     with_metadata = {file.parent.name for file in path.glob(f"*/{METADATA}")} - set(RESERVED)
     with_markers = {folder.name for folder in (path / "commits").glob("*/") if marked(folder)}
     return sorted(with_metadata | with_markers)
-
-
-def _left_by_creation(entry: Path) -> bool:
-    return entry.name in RESERVED or (entry.name.startswith(f"{METADATA}.") and entry.suffix == ".partial")

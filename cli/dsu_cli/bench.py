@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from dsu.settings import NetworkSettings, RuntimeSettings
+from dsu.settings import EncoderWeights, NetworkSettings, RuntimeSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress
-from dsu_cli.settings_options import with_settings
 
 
-@with_settings(NetworkSettings, RuntimeSettings)
+@options.with_settings(NetworkSettings, RuntimeSettings)
 def bench(
     given: Mapping[str, Any],
     parts: Annotated[
@@ -47,7 +46,6 @@ def bench(
     """
     from dsu.bench.measure import PARTS
     from dsu.bench.measure import bench as measure
-    from dsu.encoders.weights import EncoderWeights
     from dsu.files import atomic_write
     from dsu.settings_file import read_settings
 

@@ -1,14 +1,24 @@
 """`dsu cache`: what is stored, whether it is whole, and how to be rid of it."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
+from dsu.progress import counted
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, bytes_text, fail, out
+from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, print_json, table
 
-__all__ = ["cache"]
+if TYPE_CHECKING:
+    from dsu.features.upkeep import ArrayState, StoreState, Verification
+    from dsu_cache import Damage
+
+__all__ = ["cache", "stores_table"]
 
 cache = typer.Typer(
     no_args_is_help=True,
@@ -16,9 +26,13 @@ cache = typer.Typer(
     epilog="Exit status: 0 also where there are no stores at all, which is said; 2 for a name that has none.",
 )
 
-_NAMES = "Data sets, splits, own folders or stores' folders"
 _Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME|FOLDER...]", help=f"{_NAMES} (default: all).", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME|FOLDER...]",
+        help="Data sets, splits, own folders or stores' folders (default: all).",
+        show_default=False,
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -27,7 +41,6 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of table
 def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False, quiet: options.Quiet = False) -> None:
     """All stores, one a row: what they are of, their size, whether they are complete."""
     from dsu.features.upkeep import describe_stores
-    from dsu_cli.cache_reports import print_json, stores_table
 
     states = describe_stores((), cache_root, ConsoleProgress(quiet=quiet))
     if json:
@@ -45,7 +58,6 @@ def info(
 ) -> None:
     """What a store holds, of which encoders, weights and images, and what it lacks."""
     from dsu.features.upkeep import describe_stores
-    from dsu_cli.cache_reports import print_json, store_report
 
     states = describe_stores(names or (), cache_root, ConsoleProgress(quiet=quiet))
     if json:
@@ -71,7 +83,6 @@ def verify(
     all is, or there are no stores.
     """
     from dsu.features.upkeep import verify_stores
-    from dsu_cli.cache_reports import print_json, verification_lines
 
     results = verify_stores(
         names or (),
@@ -100,10 +111,9 @@ def remove(
     quiet: options.Quiet = False,
 ) -> None:
     """Remove stores with all their features, after asking. Images and masks are never touched."""
-    from dsu.features.upkeep import StoreState, remove_stores
-    from dsu_cli.cache_reports import stores_table
+    from dsu.features.upkeep import remove_stores
 
-    def ask(doomed: list[StoreState]) -> None:
+    def ask(doomed: "list[StoreState]") -> None:
         if not quiet:
             out.print(stores_table(doomed))
         if not yes:
@@ -113,3 +123,137 @@ def remove(
     if not quiet:
         freed = bytes_text(sum(state.nbytes for state in removed))
         out.print(f"Removed {', '.join(str(state.path) for state in removed)}: {freed} freed.", markup=False)
+
+
+# ---- what is printed ----
+
+_SHOWN = 5
+"""How many samples are named one by one."""
+
+
+def stores_table(states: Sequence["StoreState"]) -> Table:
+    """One row a store. Where it is narrow, the arrays are folded first, and names at hyphens only."""
+    width = max(18, out.width - 62)  # the other columns want 62 letters where the arrays are folded
+    names = [textwrap.fill(state.split or state.path.parent.name, width) for state in states]
+    rows = (
+        (
+            name,
+            state.path.name,
+            f"{state.samples:,}" if state.split else "",
+            " ".join(array.name for array in state.arrays),
+            bytes_text(state.nbytes),
+            _state_text(state),
+            f"{state.changed:%Y-%m-%d %H:%M}",
+        )
+        for name, state in zip(names, states, strict=True)
+    )
+    headings = ("split", "encoders", "samples", "arrays", "size", "state", "last change")
+    shown = table(headings, {"samples", "size"}, rows)
+    shown.columns[0].no_wrap = True
+    # What is not to be folded would else be cut off on a very narrow terminal.
+    shown.columns[0].min_width = max((len(line) for name in names for line in name.splitlines()), default=0)
+    return shown
+
+
+def store_report(state: "StoreState") -> RenderableType:
+    """All that is known of one store: facts, then a row an array."""
+    facts = [("store", str(state.path)), ("state", str(_state_text(state)))]
+    facts += [("damaged", reason) for reason in state.damage]
+    if state.split:
+        kinds = {True: " (random weights)", False: " (pretrained weights)", None: ""}
+        there = "" if state.source_there else " (not there any more)"
+        facts += [
+            ("images", f"{state.samples:,} of {state.split}, from {state.source}{there}"),
+            ("encoders", f"{state.encoders}{kinds[state.random]}"),
+        ]
+        facts += [(f"  {encoder}", digest) for encoder, digest in _weights(state.arrays)]
+        facts += [("compressor", state.compressor or "none"), ("orphaned rows", f"{state.orphaned_rows:,}")]
+    if state.writer:
+        facts.append(("written by", state.writer))
+    facts += [("size", bytes_text(state.nbytes)), ("last change", f"{state.changed:%Y-%m-%d %H:%M:%S}")]
+    drift = {item for array in state.arrays for item in array.drift}
+    facts += [("other version", item) for item in sorted(drift)]
+    return Group(key_table(facts), *([_arrays_table(state.arrays)] if state.arrays else []), "")
+
+
+def _arrays_table(arrays: Sequence["ArrayState"]) -> Table:
+    """A row an array; what they lack is a column only where something does."""
+    lacking = [_lacks(array) for array in arrays]
+    headings = ("array", "a sample", "type", "views", "shards", "size", *(["lacks"] if any(lacking) else []))
+    rows = (
+        (
+            array.name,
+            "x".join(map(str, array.item_shape)),
+            array.dtype,
+            str(len(array.views)),
+            f"{array.shards - array.missing_shards} of {array.shards}",
+            bytes_text(array.nbytes),
+            Text(lacks, style="yellow"),
+        )[: len(headings)]
+        for array, lacks in zip(arrays, lacking, strict=True)
+    )
+    return table(headings, {"views", "shards", "size"}, rows)
+
+
+def verification_lines(result: "Verification") -> tuple[list[str], list[str]]:
+    """What is wrong, a sentence each and the way out at the end; and what is to be said beside it."""
+    if result.unopenable:
+        return [result.unopenable], []
+    problems = [f"{result.path}/{_finding_text(finding)}." for finding in result.findings]
+    for names, what in ((result.changed, "changed"), (result.new, "new"), (result.gone, "gone")):
+        if names:
+            problems.append(f"{result.split}: {_named(names)} {what} since the features were made.")
+    read = "features, images and masks" if result.source_there else "features"
+    remarks = [f"{result.split}: {bytes_text(result.nbytes)} of {read} read."]
+    if not result.source_there:
+        remarks.append(f"{result.split}: its images are not at {result.reference} any more, so they were not compared.")
+    if result.passed:
+        return problems, [f"{result.path} is whole.", *remarks]
+    again = f"`dsu cache-features {result.reference}`"
+    if result.unmarked and any(finding.commit for finding in result.findings):
+        problems.append(
+            f"{result.path}: nothing was marked as missing ({result.unmarked}), so {again} keeps it as it is."
+        )
+    else:
+        marked = f"{result.marked:,} marked as missing, their data left where it is; " if result.marked else ""
+        problems.append(f"{result.path}: {marked}{again} with the same options computes exactly what is named here.")
+    return problems, remarks
+
+
+def _finding_text(finding: "Damage") -> str:
+    text = str(finding)
+    if finding.shard is not None:
+        text += f" (array {finding.array}, view {finding.shard.view}, shard {finding.shard.shard})"
+    if finding.unreadable:
+        return f"{text}: damaged {_named(finding.unreadable)}, to be computed with {len(finding.samples):,} in all"
+    return f"{text}: {_named(finding.samples)} lost" if finding.samples else text
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{counted(len(names), 'samples')} ({shown})"
+
+
+def _state_text(state: "StoreState") -> Text:
+    if state.damage:
+        return Text("damaged", style="bold red")
+    if state.writer:
+        return Text("being written", style="yellow")
+    if state.complete:
+        return Text("complete", style="green")
+    lacking = {name for array in state.arrays for name in array.missing_samples}
+    return Text(f"{counted(len(lacking), 'samples')} incomplete" if lacking else "nothing stored", style="yellow")
+
+
+def _weights(arrays: Sequence["ArrayState"]) -> list[tuple[str, str]]:
+    """What made the arrays, with as many digits as tell weights apart; `--json` has all."""
+    found = {(array.encoder, array.weights) for array in arrays if array.encoder and array.weights}
+    return sorted((encoder, f"sha256 {weights[:12]}") for encoder, weights in found if encoder is not None)
+
+
+def _lacks(array: "ArrayState") -> str:
+    if not array.views:
+        return "everything"
+    if not array.missing_shards:
+        return ""
+    return f"{counted(array.missing_shards, 'shards')}: {_named(array.missing_samples)}"

@@ -1,25 +1,25 @@
 """`dsu cache-features`: stage one."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
 
-from dsu.settings import ExtractionSettings, NetworkSettings, RuntimeSettings, TilingSettings
+from dsu.settings import EncoderWeights, ExtractionSettings, NetworkSettings, RuntimeSettings, TilingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, table
-from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from dsu.data.inspection import Inspection
     from dsu.data.pairing import Split
     from dsu.features.extraction import CachePlan
 
 
-@with_settings(ExtractionSettings, TilingSettings, NetworkSettings, RuntimeSettings)
+@options.with_settings(ExtractionSettings, TilingSettings, NetworkSettings, RuntimeSettings)
 def cache_features(
     given: Mapping[str, Any],
     dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or a folder of yours.")],
@@ -45,10 +45,7 @@ def cache_features(
     For few images, `--views flips+8` keeps eight more views of each, turned, cut out and recoloured; for large ones,
     `--tile 1024` keeps their parts as samples of their own.
     """
-    import shlex
-
     from dsu.data.datasets import Paths, unreadable
-    from dsu.encoders.weights import EncoderWeights
     from dsu.features.extraction import CachePlan, cache_features
     from dsu.settings_file import read_settings
 
@@ -95,11 +92,8 @@ def _holds_empty_masks(split: "Split", inspection: "Inspection") -> bool:
     return not split.benchmark and any(mask.is_empty(inspection.mask_format) for mask in masks)
 
 
-def _plan_report(plan: "CachePlan") -> "RenderableType":
+def _plan_report(plan: "CachePlan") -> RenderableType:
     """What stage one is about to do: device, images, bytes by array, free disk."""
-    from rich.console import Group
-    from rich.text import Text
-
     shown = table(("split", "images", "to do", "array", "bytes"), {"images", "to do", "bytes"})
     total = 0
     for extraction in plan.splits:

@@ -3,28 +3,27 @@
 import json as json_library
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
 
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, fail, key_table, out
-from dsu_cli.settings_options import with_settings
+from dsu_cli.console import ConsoleProgress, fail, key_table, out, table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from dsu.equivalence import Difference, Report
 
-    from dsu.equivalence import Comparison, Report
 
-_NOT_HERE: Final = (
-    *("end_to_end", "epochs", "freeze_adapter_epochs", "val_fraction", "fold", "val_every", "keep"),
-    *("checkpoint_steps", "sheet_every", "track"),
+@options.with_settings(
+    TrainingSettings,
+    without=(  # what the check sets itself, or what is no part of the steps that it compares
+        *("end_to_end", "epochs", "freeze_adapter_epochs", "val_fraction", "fold", "val_every", "keep"),
+        *("checkpoint_steps", "sheet_every", "track"),
+    ),
 )
-"""What the check sets itself, or what is no part of the steps that it compares."""
-
-
-@with_settings(TrainingSettings, without=_NOT_HERE)
 def check_equivalence(
     given: Mapping[str, Any],
     steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 20,
@@ -44,7 +43,6 @@ def check_equivalence(
     differs from itself, run twice. Exit status 1 if a row fails.
     """
     from dsu.data.datasets import Paths
-    from dsu.encoders.weights import EncoderWeights
     from dsu.equivalence import check_equivalence
     from dsu.files import atomic_write, make_folder
     from dsu.settings_file import read_settings
@@ -68,26 +66,20 @@ def check_equivalence(
         raise typer.Exit(1)
 
 
-def _report(report: "Report") -> "RenderableType":
+def _report(report: "Report") -> RenderableType:
     """A row a stored tensor, the logits and the loss; gradients and weights by part, the worst one named."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for heading in ("difference", "relative", "allowance"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
-    table.add_column("", no_wrap=True, min_width=4)
-    if any(row.absolute for row in report.rows):
-        table.add_column("worst at", overflow="fold")
+    numbers = ("difference", "relative", "allowance")
+    differs = any(row.absolute for row in report.rows)
+    shown = table(("", *numbers, "", *(["worst at"] if differs else [])), numbers)
+    for column in shown.columns[:5]:
+        column.no_wrap = True
     for label, rows in _equivalence_groups(report):
         worst = max(rows, key=lambda row: (not row.passed, row.absolute))
         where = (worst.where or (worst.what if len(rows) > 1 else "")) if worst.absolute else ""
         verdict = Text("pass", style="green") if worst.passed else Text("FAIL", style="bold red")
         sizes = [f"{size:.3g}" for size in (worst.absolute, worst.relative, worst.allowance)]
         cells: list[str | Text] = [label, *sizes, verdict, where]
-        table.add_row(*cells[: len(table.columns)])
+        shown.add_row(*cells[: len(shown.columns)])
     rounding = report.rounding
     facts = key_table(
         (
@@ -100,11 +92,11 @@ def _report(report: "Report") -> "RenderableType":
             ),
         )
     )
-    return Group(table, facts)
+    return Group(shown, facts)
 
 
-def _equivalence_groups(report: "Report") -> list[tuple[str, list["Comparison"]]]:
-    groups: dict[str, list[Comparison]] = {}
+def _equivalence_groups(report: "Report") -> list[tuple[str, list["Difference"]]]:
+    groups: dict[str, list[Difference]] = {}
     for row in report.rows:
         part = row.what.partition(".")[0]
         label = row.what if row.stage in ("stored", "logits", "masks", "loss") else f"{row.stage}s of {part}"

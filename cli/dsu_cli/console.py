@@ -2,17 +2,18 @@
 
 import codecs
 import io
+import json
 import logging
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
-from dsu.progress import Task, counted
+from dsu.progress import Task, clock, counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
@@ -29,6 +30,7 @@ __all__ = [
     "listen",
     "out",
     "plain_where_needed",
+    "print_json",
     "say",
     "table",
 ]
@@ -36,10 +38,6 @@ __all__ = [
 # Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-_TEXT_WIDTH = 160
-"""Of plain text in a file, in characters: a table of several runs has room."""
 
 
 _PLAIN = str.maketrans("↑↓→≈–—…·²’‘“”×│─", "^v>~--..2''\"\"x|-")
@@ -107,27 +105,34 @@ def age_text(seconds: float) -> str:
     return "now"
 
 
-def key_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Names and values, aligned, without any frame."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    return table
-
-
-def table(headings: Sequence[str], right: Collection[str] = ()) -> Table:
-    """An empty table without any frame, the columns named in `right` aligned to the right."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+def key_table(
+    rows: Iterable[tuple[RenderableType, RenderableType]], *, style: str = "bold", whole: bool = False
+) -> Table:
+    """Names in a style and values, aligned, without any frame; `whole` names are never broken into lines."""
+    made = Table.grid(Column(style=style, no_wrap=whole), Column(overflow="fold"), padding=(0, 2))
+    for row in rows:
+        made.add_row(*row)
     return made
+
+
+def table(headings: Sequence[str], right: Collection[str] = (), rows: Iterable[Iterable[RenderableType]] = ()) -> Table:
+    """A table without any frame, the columns named in `right` aligned to the right."""
+    columns = [Column(one, justify="right" if one in right else "left", overflow="fold") for one in headings]
+    made = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, and nothing else there."""
+    print(json.dumps(value, indent=1))
 
 
 def as_text(shown: RenderableType) -> str:
     """What is printed, as plain text for a file."""
-    console = Console(file=io.StringIO(), width=_TEXT_WIDTH, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    # So wide that a table of several runs has room.
+    console = Console(file=io.StringIO(), width=160, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(shown)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
@@ -190,9 +195,8 @@ class _RatedBar:
 
     def summary(self) -> str:
         """`encoding DUTS-TR: 4,800 views in 5:12, 15.4 views/s`."""
-        seconds = time.perf_counter() - self._started
-        minutes, rest = divmod(round(seconds), 60)
-        text = f"{self._label}: {counted(self._done, self._unit)} in {minutes}:{rest:02d}, {self._rate()}"
+        taken = clock(time.perf_counter() - self._started)
+        text = f"{self._label}: {counted(self._done, self._unit)} in {taken}, {self._rate()}"
         return f"{text} · {self._remark}" if self._remark else text
 
     def _rate(self) -> str:

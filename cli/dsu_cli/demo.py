@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dsu.errors import DsuError
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress
 from dsu_cli.console import out as console
@@ -89,9 +90,7 @@ def demo(
 def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path:
     """The head that training starts from, to compare with."""
     from dsu.data.datasets import Paths
-    from dsu.encoders.weights import EncoderWeights
     from dsu.heads.head_file import HEAD_FILE, save_head
-    from dsu.settings import TrainingSettings
     from dsu.training.runs import prepare_run
 
     trainer = prepare_run(

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from dsu_cli import options
-from dsu_cli.cache_reports import print_json
-from dsu_cli.console import out
+from dsu_cli.console import key_table, out, print_json
 
 _STYLES = {"fine": "", "note": "yellow", "broken": "bold red"}
 
@@ -29,14 +28,11 @@ def doctor(
     if json:
         print_json(found.to_json())
     else:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for section, findings in found.sections.items():
-            table.add_row(Text(section, style="bold"))
-            for finding in findings:
-                table.add_row(f"  {finding.what}", Text(finding.text, style=_STYLES[finding.state]))
-        out.print(table)
+        rows: list[tuple[RenderableType, RenderableType]] = []
+        for section, facts in found.sections.items():
+            rows.append((Text(section, style="bold"), ""))
+            rows += [(f"  {fact.what}", Text(fact.text, style=_STYLES[fact.state])) for fact in facts]
+        out.print(key_table(rows, style="", whole=True))
         out.print("\nWhat to do next", style="bold")
         for step in found.next_steps:
             out.print(f"  {step}")

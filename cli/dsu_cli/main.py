@@ -12,13 +12,12 @@ from dsu_cli.bench import bench
 from dsu_cli.cache import cache
 from dsu_cli.cache_features import cache_features
 from dsu_cli.check_equivalence import check_equivalence
-from dsu_cli.checkpoints import export_checkpoint, import_checkpoint
 from dsu_cli.console import Stopped, fail, listen, plain_where_needed
-from dsu_cli.datasets_command import datasets
+from dsu_cli.datasets import datasets
 from dsu_cli.demo import demo
 from dsu_cli.doctor import doctor
 from dsu_cli.evaluate import evaluate
-from dsu_cli.head import head
+from dsu_cli.heads import export_checkpoint, head, import_checkpoint
 from dsu_cli.predict import predict
 from dsu_cli.study import study
 from dsu_cli.train_head import train_head
@@ -127,7 +126,7 @@ def run() -> None:
 
 def _sentence(error: Exception) -> str | None:
     """What to say of a library's failure that a user can cause; None for a defect."""
-    from dsu_cache.errors import CacheError
+    from dsu_cache.files import CacheError
 
     if isinstance(error, CacheError):
         return str(error)

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dsu.settings import PredictionSettings, RuntimeSettings
+from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, fail
 from dsu_cli.console import out as console
-from dsu_cli.settings_options import with_settings
 
 
-@with_settings(PredictionSettings, RuntimeSettings)
+@options.with_settings(PredictionSettings, RuntimeSettings)
 def predict(
     given: Mapping[str, Any],
     sources: Annotated[
@@ -53,7 +52,6 @@ def predict(
     """
     from dsu.api import predict_with
     from dsu.data.datasets import Paths
-    from dsu.encoders.weights import EncoderWeights
     from dsu.settings_file import read_settings
 
     outcome = predict_with(

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from dsu.metrics.figures import FIGURES
 from dsu.progress import counted
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, as_text, key_table, table
 from dsu_cli.console import out as console
-from dsu_cli.settings_options import with_parameters, with_settings
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from dsu.study import Asked, Member, StudyTable
 
 __all__ = ["study"]
@@ -53,7 +51,6 @@ def _run(
     quiet: options.Quiet = False,
 ) -> None:
     from dsu.data.datasets import Paths
-    from dsu.encoders.weights import EncoderWeights
     from dsu.settings_file import read_settings
     from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
 
@@ -99,8 +96,10 @@ def _command(*set_by_study: str) -> Callable[[Callable[..., "Asked"]], Callable[
         def called(given: Mapping[str, Any], **values: Any) -> None:
             _run(given, asks(**{name: values.pop(name) for name in own}), **values)
 
-        command = with_parameters(called, [given, *own.values(), *shared], asks)
-        study.command()(with_settings(TrainingSettings, without=("end_to_end", "track", *set_by_study))(command))
+        command = options.with_parameters(called, [given, *own.values(), *shared], asks)
+        study.command()(
+            options.with_settings(TrainingSettings, without=("end_to_end", "track", *set_by_study))(command)
+        )
         return asks
 
     return decorate
@@ -171,7 +170,7 @@ def _state(member: "Member") -> str:
     return "trained, to be judged" if member.state == "trained" else member.state
 
 
-def _shown(found: "StudyTable") -> "RenderableType":
+def _shown(found: "StudyTable") -> Table:
     """Members, then below an empty line what sums them up; numbers stay whole, whatever the width."""
     shown = table([heading.replace(" with an", "\nwith an") for heading in found.headings])
     for column in shown.columns:

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, Stopped, err, key_table
 from dsu_cli.console import out as console
-from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
     from dsu.training.runs import Run
     from dsu.training.trainer import Trainer
 
 
-@with_settings(TrainingSettings)
+@options.with_settings(TrainingSettings)
 def train_head(
     given: Mapping[str, Any],
     out: Annotated[
@@ -41,7 +40,6 @@ def train_head(
     `curves.png`, `sheets/` (the same images every few epochs) and the checkpoint that `--resume` goes on from.
     """
     from dsu.data.datasets import Paths
-    from dsu.encoders.weights import EncoderWeights
     from dsu.settings_file import read_settings
     from dsu.training.runs import open_run
     from dsu_cli.training_panel import TrainingPanel

@@ -9,30 +9,21 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from dsu.progress import Task
+from dsu.progress import Task, clock
 from dsu.training.callbacks import Callback
+from dsu_cli.console import key_table
 
 if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
     from dsu.training.trainer import Trainer
 
-__all__ = ["TrainingPanel", "clock"]
+__all__ = ["TrainingPanel"]
 
-UPDATES_A_SECOND: Final = 4
 WIDEST: Final = 88
 CAPTION: Final = " data wait: time spent waiting to read data · peak: most memory held "
-
-
-def clock(seconds: float) -> str:
-    """`0:05`, `12:30`, `3:02:10` or `2 d 4 h`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class TrainingPanel(Callback):
@@ -59,7 +50,7 @@ class TrainingPanel(Callback):
         with Live(
             get_renderable=self.render,
             console=self._console,
-            refresh_per_second=UPDATES_A_SECOND,
+            refresh_per_second=4,
             transient=True,
         ):
             yield
@@ -109,15 +100,11 @@ class TrainingPanel(Callback):
         trainer = self._trainer
         epochs = trainer.settings.epochs
         now, whole = self._left()
-        facts = Table.grid(padding=(0, 2))
-        facts.add_column(style="dim")
-        facts.add_column()
-        for name, value in self._facts():
-            facts.add_row(name, Text(value, no_wrap=True, overflow="ellipsis"))
+        facts = [(name, Text(value, no_wrap=True, overflow="ellipsis")) for name, value in self._facts()]
         lines = [
             self._bar(self._phase, self._done, self._total, now if self._phase.startswith("epoch") else None),
             self._bar("run", self._epochs_done(), float(epochs), whole),
-            facts,
+            key_table(facts, style="dim"),
         ]
         title = Text(f" epoch {min(trainer.epoch + 1, epochs)}/{epochs} · {trainer.out} ", style="bold")
         title.truncate(WIDEST - 8, overflow="ellipsis")
@@ -131,11 +118,14 @@ class TrainingPanel(Callback):
         )
 
     def _bar(self, label: str, done: float, total: float, left: float | None) -> Table:
-        row = Table.grid(padding=(0, 2), expand=True)
-        row.add_column(width=14, no_wrap=True, overflow="ellipsis")
-        row.add_column(ratio=1)
-        row.add_column(width=18, justify="right", no_wrap=True)
-        row.add_column(width=14, justify="right", no_wrap=True)
+        row = Table.grid(
+            Column(width=14, no_wrap=True, overflow="ellipsis"),
+            Column(ratio=1),
+            Column(width=18, justify="right", no_wrap=True),
+            Column(width=14, justify="right", no_wrap=True),
+            padding=(0, 2),
+            expand=True,
+        )
         count = f"{done:,.0f}/{total:,.0f}" if label != "run" else f"{done / total:.0%}"
         row.add_row(
             Text(label),
@@ -148,17 +138,11 @@ class TrainingPanel(Callback):
     def _facts(self) -> Iterator[tuple[str, str]]:
         trainer, log = self._trainer, self._log
         last = trainer.history[-1] if trainer.history else None
+        losses = [] if last is None else [last[name] for name in ("loss", "loss_D1", "loss_D2", "loss_D3")]
         if log is not None and log.fetched:
-            total, *sides = log.losses
-        elif last is not None:
-            total, *sides = (last[name] for name in ("loss", "loss_D1", "loss_D2", "loss_D3"))
-        else:
-            total, sides = None, []
-        if total is not None:
-            shown = "   ".join(f"D{index} {value:.4f}" for index, value in enumerate(sides, 1))
-            yield "loss", f"{total:.4f}   {shown}"
-        else:
-            yield "loss", "–"
+            losses = [*log.losses]
+        sides = ("", "D1 ", "D2 ", "D3 ")
+        yield "loss", "   ".join(f"{side}{value:.4f}" for side, value in zip(sides, losses, strict=False)) or "–"
         memory = f"peak {trainer.memory.bytes() / 1e9:.1f} GB"
         if log is not None and log.seconds > 0:
             wait = log.waited / log.seconds

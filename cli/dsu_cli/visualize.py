@@ -1,6 +1,6 @@
 """`dsu visualize`: figures of features and of predictions, for print."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,13 +8,12 @@ import typer
 
 from dsu.errors import UsageError
 from dsu.progress import Progress, counted
-from dsu.settings import NetworkSettings, RuntimeSettings
+from dsu.settings import EncoderWeights, NetworkSettings, RuntimeSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, fail
-from dsu_cli.settings_options import with_settings
 
 if TYPE_CHECKING:
-    from dsu.visualization.comparison import Comparison
+    from dsu.visualization.comparison import ComparisonFigure
     from dsu.visualization.figures import FeatureFigure
 
 __all__ = ["visualize"]
@@ -26,7 +25,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an exi
 
 
 @visualize.command()
-@with_settings(NetworkSettings, RuntimeSettings)
+@options.with_settings(NetworkSettings, RuntimeSettings)
 def features(
     given: Mapping[str, Any],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Image files, folders or benchmarks.")],
@@ -62,14 +61,13 @@ def features(
     """
     from dsu.data.datasets import Paths
     from dsu.drawing import page_files
-    from dsu.encoders.weights import EncoderWeights
     from dsu.runtime import choose_runtime
     from dsu.settings_file import read_settings
     from dsu.visualization.features import MOST, choose_blocks, compute_features, find_shown, open_network
     from dsu.visualization.figures import FeatureFigure
 
     progress = ConsoleProgress(quiet=quiet)
-    _refuse_standing(page_files(out), overwrite=overwrite)
+    options.new_file("--out", *page_files(out), overwrite=overwrite)
     asked = read_settings(RuntimeSettings, given)
     options.one_of("--seed", seed, range(2**32))
     options.one_of("--tokens", tokens, range(4, 100_001))
@@ -146,10 +144,16 @@ def predictions(
     from dsu.data.datasets import Paths
     from dsu.drawing import page_files
     from dsu.evaluation.ground_truth import named_predictions
-    from dsu.visualization.comparison import Comparison, are_of_random_encoders, choose_worst, find_compared, pick_names
+    from dsu.visualization.comparison import (
+        ComparisonFigure,
+        are_of_random_encoders,
+        choose_worst,
+        find_compared,
+        pick_names,
+    )
 
     progress = ConsoleProgress(quiet=quiet)
-    _refuse_standing(page_files(out), overwrite=overwrite)
+    options.new_file("--out", *page_files(out), overwrite=overwrite)
     if names is not None and worst is not None:
         raise UsageError("--names and --worst choose the images in two ways: give one of them.")
     options.one_of("--first", first, range(1, 10_001))
@@ -171,27 +175,19 @@ def predictions(
         rows = rows[:first]
     random = [name for name, folder in methods.items() if are_of_random_encoders(folder)]
     note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
-    comparison = Comparison(rows, list(methods), named=labels or worst is not None, note=note)
+    comparison = ComparisonFigure(rows, list(methods), named=labels or worst is not None, note=note)
     _draw(comparison, counted(len(rows), "images"), out, progress, overwrite=overwrite)
 
 
-def _refuse_standing(files: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise `UsageError` for a file that a figure would be written over."""
-
-    for file in files:
-        if file.is_dir():
-            raise UsageError(f"{file} is a folder: give the figure another name with --out.")
-        if file.exists() and not overwrite:
-            page = "" if file == files[0] else f", page {files.index(file) + 1} of the figure,"
-            raise UsageError(f"{file}{page} exists already: give --overwrite, or another name with --out.")
-
-
-def _draw(figure: "Comparison | FeatureFigure", what: str, out: Path, progress: "Progress", *, overwrite: bool) -> None:
+def _draw(
+    figure: "ComparisonFigure | FeatureFigure", what: str, out: Path, progress: "Progress", *, overwrite: bool
+) -> None:
     """Say how many pages there will be, draw them unless other files stand there, and name them all."""
     from dsu.drawing import page_files
 
     pages = len(figure.pages())
-    _refuse_standing(page_files(out, pages), overwrite=overwrite)
+    for file in page_files(out, pages):
+        options.new_file("--out", file, overwrite=overwrite)
     progress.say(f"{what} on {counted(pages, 'pages')}")
     for file in figure.draw(out, progress):
         progress.say(f"Written: {file}")

@@ -9,22 +9,22 @@ from typing import Any, Final
 
 import torch
 
+from dsu.bench.machine import ReadRow, draw_store, matrix_rate, measure_reading, ratio
 from dsu.bench.stages import EvalRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, PUBLISHED, STORE, StepRow, measure_steps
-from dsu.bench.store import ReadRow, draw_store, measure_reading
-from dsu.bench.timing import matrix_rate, ratio
 from dsu.choices import Precision
 from dsu.config import DSUNetConfig
-from dsu.encoders.weights import EncoderWeights, load_encoders
-from dsu.features.stores import encoders_name, library_versions
+from dsu.encoders.weights import load_encoders
+from dsu.features.stores import library_versions
 from dsu.features.writing import WRITERS
+from dsu.network.network import DSUNet
 from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import choose_runtime, machine_name
+from dsu.settings import EncoderWeights
 
 __all__ = ["PARTS", "Report", "bench", "markdown_table"]
 
 PARTS: Final = ("steps", "reading", "stages", "eval")
-STORED_SAMPLES: Final = 256
 WIDE: Final = 32
 """Samples of a second batch size on a GPU, where launches weigh less."""
 DUTS_TR: Final = 10_553
@@ -249,7 +249,7 @@ def bench(
         device=machine_name(runtime),
         libraries=", ".join(f"{name} {number}" for name, number in library_versions().items()),
         date=date.today().isoformat(),
-        preset=config.preset if config.preset != "custom" else encoders_name(config),
+        preset=config.encoders_name,
         precision=runtime.precision,
         batch_size=batch_size or (8 if on_gpu else 2),
         rounds=rounds or (20 if on_gpu else 3),
@@ -257,22 +257,21 @@ def bench(
     )
     if {"steps", "stages"} & set(parts):
         hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
+        network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
     if {"steps", "reading"} & set(parts):
-        with draw_store(config, cache_root, STORED_SAMPLES, progress) as drawn:
+        with draw_store(config, cache_root, 256, progress) as drawn:
             report.written, report.disk = drawn.written, drawn.disk
             if "reading" in parts:
                 report.reading = measure_reading(drawn, runtime, max(report.rounds, 5), progress)
             if "steps" in parts:
-                steps = partial(
-                    measure_steps, config, hiera, dino, drawn, runtime, compiled=compiled, progress=progress
-                )
+                steps = partial(measure_steps, network, drawn, runtime, compiled=compiled, progress=progress)
                 report.steps = steps(batch_size=report.batch_size, rounds=report.rounds)
                 if on_gpu and report.batch_size != WIDE:
                     report.wide = steps(batch_size=WIDE, rounds=max(report.rounds // 4, 1))
                 report.matrix_rate = max(report.matrix_rate, matrix_rate(runtime))
     if "stages" in parts:
         count = images or (256 if on_gpu else 8)
-        report.stages = measure_stages(config, hiera, dino, runtime, count, cache_root, progress)
+        report.stages = measure_stages(network, runtime, count, cache_root, progress)
     if "eval" in parts:
         report.evaluation = measure_eval(runtime, 100, 12, 2, progress)
     return report

@@ -6,16 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from dsu.batches import Batch
-from dsu.bench.store import disk_rate, file_sizes, images
-from dsu.bench.timing import ratio, seconds_of, take_turns
-from dsu.config import DSUNetConfig
+from dsu.bench.machine import disk_rate, file_sizes, images, ratio, seconds_of, take_turns
 from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.images import read_mask
 from dsu.data.synthetic import draw_dataset
@@ -31,10 +27,6 @@ from dsu.prediction.targets import Job, Target
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import ExtractionSettings, PredictionSettings
-
-if TYPE_CHECKING:
-    from sam2.modeling.backbones.hieradet import Hiera
-    from timm.models.vision_transformer import VisionTransformer
 
 __all__ = ["EvalRow", "MixRow", "StageRow", "measure_eval", "measure_stages"]
 
@@ -104,15 +96,7 @@ class EvalRow:
     same: bool
 
 
-def measure_stages(
-    config: DSUNetConfig,
-    hiera: "Hiera",
-    dino: "VisionTransformer",
-    runtime: Runtime,
-    count: int,
-    below: Path,
-    progress: Progress = SILENT,
-) -> StageRow:
+def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, progress: Progress = SILENT) -> StageRow:
     """One pass each over `count` drawn images; stores and masks go below the folder `below` and away again."""
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
@@ -120,21 +104,20 @@ def measure_stages(
         draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
         split = next(split for split in find_dataset(str(data), Paths(data)) if split.kind == "train")
         source = SourceFolder.of(split, str(data), Paths(data))
-        network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
         bare = _bare(network, runtime, default_encoder_batch_size(runtime.device), count, progress)
         mixes = []
         for features, rate in bare.items():
             short = features == GUIDE_ONLY and runtime.device.type == "cpu"
             settings = ExtractionSettings(features=features, views=UNFLIPPED if short else ALL_FLIPS)
             digests, root = {"hiera": "bench", "dino": "bench"}, Path(folder) / "-".join(features)
-            plan = plan_extraction(split, source, config, settings, runtime, digests, root)
+            plan = plan_extraction(split, source, network.config, settings, runtime, digests, root)
             stage_one = plan.encodings / seconds_of(partial(extract, plan, network, runtime, progress))
             sizes = file_sizes(plan.store)
             mixes.append(MixRow(features, plan.encodings, rate, stage_one, sum(sizes), disk_rate(sizes, below)))
         masks = Path(folder) / "masks"
         masks.mkdir()
         targets = tuple(Target(pair.name, pair.image, masks / f"{pair.name}.png") for pair in split.pairs)
-        job = Job("drawn", targets, "none", None, None, earliest(config))
+        job = Job("drawn", targets, "none", None, None, earliest(network.config))
         predict = partial(predict_job, network, job, targets, PredictionSettings(), runtime, Outcome(masks), progress)
         return StageRow(count, tuple(mixes), count / seconds_of(predict))
 

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.batches import feed
-from dsu.bench.store import DrawnStore, images
-from dsu.bench.timing import GpuWork, Timing, gpu_work, ratio, seconds_of, take_turns
-from dsu.config import DSUNetConfig
+from dsu.bench.machine import DrawnStore, GpuWork, Timing, gpu_work, images, ratio, seconds_of, take_turns
 from dsu.features.feature_dataset import FeatureDataset
 from dsu.graphs import EAGER_CALLS
 from dsu.heads.head_file import HeadInfo
@@ -26,20 +24,13 @@ from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
 from dsu.training.trainer import Trainer, TrainingPhase
 
-if TYPE_CHECKING:
-    from sam2.modeling.backbones.hieradet import Hiera
-    from timm.models.vision_transformer import VisionTransformer
-
 __all__ = ["BARE_DINO", "DINO_PART", "END_TO_END", "GROUPED", "PUBLISHED", "STORE", "StepRow", "measure_steps"]
 
 BARE_DINO: Final = "DINOv2 alone"
-BARE_HIERA: Final = "Hiera alone, sam2's forward"
-FAST_HIERA: Final = "Hiera alone, without padding"
 DINO_PART: Final = "DINOv2's part of end to end"
 END_TO_END: Final = "end to end, N = all"
 STORE: Final = "from the store, N = "
 PUBLISHED: Final = f"{STORE}all, as published"
-RECOMPUTED: Final = f"{STORE}all, recomputing"
 COMPILED: Final = f"{STORE}all, compiled"
 
 
@@ -88,9 +79,7 @@ class _Case:
 
 
 def measure_steps(
-    config: DSUNetConfig,
-    hiera: "Hiera",
-    dino: "VisionTransformer",
+    network: DSUNet,
     drawn: DrawnStore,
     runtime: Runtime,
     *,
@@ -99,11 +88,12 @@ def measure_steps(
     compiled: bool,
     progress: Progress = SILENT,
 ) -> tuple[StepRow, ...]:
-    """All cases in turn, on random weights or real ones: the time does not depend on them."""
-    runtime.place(hiera)
-    runtime.place(dino)
-    cases = _bare(config, hiera, dino, runtime, batch_size)
-    cases += _training(config, hiera, dino, drawn, runtime, batch_size, compiled=compiled)
+    """All cases in turn, on random weights or real ones: the time does not depend on them.
+
+    `network` lies on the device, and gives its encoders.
+    """
+    cases = _bare(network, runtime, batch_size)
+    cases += _training(network, drawn, runtime, batch_size, compiled=compiled)
     flop, peak = {}, {}
     with progress.task("warming up", len(cases), "cases") as task:
         for case in cases:
@@ -130,15 +120,15 @@ def measure_steps(
     )
 
 
-def _bare(
-    config: DSUNetConfig, hiera: "Hiera", dino: "VisionTransformer", runtime: Runtime, batch_size: int
-) -> list[_Case]:
+def _bare(network: DSUNet, runtime: Runtime, batch_size: int) -> list[_Case]:
     """The frozen encoders by themselves, forward, on ready batches."""
+    config, hiera, dino = network.config, network.hiera, network.dino
+    assert hiera is not None
+    assert dino is not None
     pixels, dino_pixels = (
         torch.randn(batch_size, 3, side, side, device=runtime.device) for side in (config.hiera_size, config.dino_size)
     )
     batch = images(config, batch_size, dino=True)
-    network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
 
     def guide() -> object:
         return network.encode(None, batch.to(runtime.device).flipped().inputs["guide_values"], ["V"])
@@ -151,22 +141,14 @@ def _bare(
     return [
         _Case(BARE_DINO, partial(run, partial(dino.forward_features, dino_pixels)), dino),
         _Case(DINO_PART, partial(run, guide), dino),
-        _Case(BARE_HIERA, partial(run, partial(hiera, pixels)), hiera),
-        _Case(FAST_HIERA, partial(run, partial(network.encode, pixels, None, levels)), hiera),
+        _Case("Hiera alone, sam2's forward", partial(run, partial(hiera, pixels)), hiera),
+        _Case("Hiera alone, without padding", partial(run, partial(network.encode, pixels, None, levels)), hiera),
     ]
 
 
-def _training(
-    config: DSUNetConfig,
-    hiera: "Hiera",
-    dino: "VisionTransformer",
-    drawn: DrawnStore,
-    runtime: Runtime,
-    batch_size: int,
-    *,
-    compiled: bool,
-) -> list[_Case]:
-    """Steps of training, each on a batch that is there already."""
+def _training(network: DSUNet, drawn: DrawnStore, runtime: Runtime, batch_size: int, *, compiled: bool) -> list[_Case]:
+    """Steps of training, each of a head of its own, on a batch that is there already."""
+    config = network.config
     live = images(config, batch_size, dino=True)
     stored = set(drawn.store.arrays) - {"mask"}
 
@@ -175,23 +157,23 @@ def _training(
         end_to_end = name == END_TO_END
         available = {"pixels", "V"} if depth == config.hiera.depth else stored
         point = earliest(adapted) if end_to_end else resume_point(adapted, available)
-        network = DSUNet(
+        trained = DSUNet(
             adapted,
-            hiera if end_to_end or point.block < config.hiera.depth else None,
-            dino if end_to_end else None,
+            network.hiera if end_to_end or point.block < config.hiera.depth else None,
+            network.dino if end_to_end else None,
             feature_dtype=torch.float16,
             as_published=as_published,
         ).train()
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
         samples = FeatureDataset(drawn.store, point.features, names=drawn.names)
         phase, info = TrainingPhase(point, samples, None), HeadInfo(config=adapted)
-        trainer = Trainer(network, phase, settings, info, runtime, keep_best=False)
+        trainer = Trainer(trained, phase, settings, info, runtime, keep_best=False)
         batch = live if end_to_end else samples.read(drawn.names[:batch_size], [0] * batch_size)
         ready = batch.to(runtime.device)
         return _Case(
             name,
             partial(trainer.step, ready),
-            network,
+            trained,
             point.features,
             None if end_to_end else trainer,
             partial(trainer._eager_step, ready),
@@ -202,7 +184,7 @@ def _training(
         case(END_TO_END, deepest),
         case(PUBLISHED, deepest, as_published=True),
         case(f"{STORE}all", deepest),
-        case(RECOMPUTED, deepest, gradient_checkpointing=True),
+        case(f"{STORE}all, recomputing", deepest, gradient_checkpointing=True),
         *([case(COMPILED, deepest, compile=True)] if compiled else []),
         *(case(f"{STORE}{depth}", depth) for depth in shallower),
     ]

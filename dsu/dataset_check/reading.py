@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageStat
+from PIL import ExifTags, Image, ImageStat
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from dsu.data.images import (
@@ -45,10 +45,6 @@ __all__ = [
 
 HALF: Final = 128
 """From this grey level on a pixel of a mask is foreground, wherever a check counts."""
-
-_ORIENTATION: Final = 0x0112
-_MOST_COUNTED: Final = 256
-"""Masks of more distinct values are not counted value by value: they are 16-bit greys."""
 
 _CORNERS_TOUCH: Final = np.ones((3, 3))
 
@@ -315,7 +311,7 @@ def _storage(data: bytes) -> Storage:
             format=image.format or "unknown",
             mode=image.mode,
             alpha=image.has_transparency_data,
-            turned=sought and image.getexif().get(_ORIENTATION, 1) not in (0, 1),
+            turned=sought and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1),
             frames=bool(getattr(image, "is_animated", False)),
         )
 
@@ -349,6 +345,7 @@ def _value_counts(raw: NDArray[Any], kind: MaskKind) -> Counter[int]:
     if raw.dtype == np.uint8:  # counting is many times faster than sorting, and takes no memory
         return Counter({value: count for value, count in enumerate(Image.fromarray(raw).histogram()) if count})
     values, counts = np.unique(raw, return_counts=True)
-    if len(values) > (FEW_VALUES if kind == "colours" else _MOST_COUNTED):
+    # Of more values are photographs and 16-bit greys, which are not counted value by value.
+    if len(values) > (FEW_VALUES if kind == "colours" else 256):
         return Counter()
     return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))

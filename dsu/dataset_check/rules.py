@@ -36,9 +36,6 @@ FLAT: Final = 3.0
 """Standard deviation, in grey levels, below which an image shows nothing: the dullest of 1,900 images of DUTS, CAMO
 and MagneticTile has 6.5."""
 
-DIM: Final = 32
-"""Grey level (of 255) that images of more than 8 bits should pass: 12 bits in a file of 16 reach 16."""
-
 LARGE: Final = 2048
 """Longer side, in pixels, from which an image loses most of its detail at any usual input size."""
 
@@ -48,20 +45,11 @@ SMALL: Final = 64
 LONG: Final = 4.0
 """Longer over shorter side from which squeezing into a square distorts too much."""
 
-SAME_SHAPE: Final = 0.02
-"""Relative difference of proportions, of a mask and its image, that rounding explains."""
-
 IGNORED: Final = 255
 """What label maps since Pascal VOC's mark pixels with that are to be ignored."""
 
 FULL: Final = 0.999
 """Share of foreground from which a mask has no background to speak of."""
-
-INVERTED: Final = 0.9
-"""Share of the border that is foreground in most masks of a set that has black and white exchanged."""
-
-MANY: Final = 0.05
-"""Share of all objects whose loss is more than specks."""
 
 TINY: Final = 64
 """Pixels of foreground, at the network's size, below which an object is a few cells of the finest features."""
@@ -278,7 +266,8 @@ def _times(size: Size) -> str:
 
 def _is_dim(sample: Sample) -> bool:
     """Whether stretching an image of more than 8 bits would show something in it."""
-    dark = sample.storage.deep and 0 < sample.brightest < DIM
+    # 12 bits in a file of 16 reach grey level 16.
+    dark = sample.storage.deep and 0 < sample.brightest < 32
     return dark and sample.contrast * 255 / sample.brightest >= FLAT
 
 
@@ -322,8 +311,8 @@ def _mismatch(size: Size, mask_size: Size) -> str:
     if size == mask_size[::-1]:
         return "turned"
     stretch = (mask_size[0] * size[1]) / (size[0] * mask_size[1])
-    # A pixel more or less on a small mask is rounding, too.
-    return "scaled" if abs(stretch - 1) <= SAME_SHAPE + 1 / min(size + mask_size) else "shape"
+    # What rounding explains: two percent, or a pixel more or less on a small mask.
+    return "scaled" if abs(stretch - 1) <= 0.02 + 1 / min(size + mask_size) else "shape"
 
 
 def _of_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
@@ -388,7 +377,7 @@ def _of_foreground(masked: Sequence[Masked]) -> list[Finding]:
         ),
     )
     marked = [one.foreground for one in masked if 0 < one.foreground.share < FULL]
-    if marked and median(one.border for one in marked) > INVERTED and median(one.share for one in marked) > 0.5:
+    if marked and median(one.border for one in marked) > 0.9 and median(one.share for one in marked) > 0.5:
         what = "Most masks are white along their border, as if black and white were exchanged"
         remedy = "White is what is looked for: invert the masks if it is the background."
         found.append(Finding("inverted-masks", "will hurt", what, remedy))
@@ -400,7 +389,7 @@ def _of_size(masked: Sequence[Masked], side: int) -> list[Finding]:
     objects = sum(one.foreground.objects for one in masked)
     lost = sum(one.foreground.vanished for one in masked)
     emptied = sum(one.foreground.objects > 0 and not one.foreground.left for one in masked)
-    many = emptied or lost > MANY * objects
+    many = emptied or lost > 0.05 * objects  # more than specks
     emptied_first = sorted(masked, key=lambda one: one.foreground.left > 0)
     tiles = f"cut tiles (dsu cache-features --tile SIZE; {side} keeps every pixel) or give a larger --hiera-size"
     return if_any(

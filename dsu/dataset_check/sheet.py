@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,40 +16,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.images import FEW_VALUES, read_image
+from dsu.dataset_check import DatasetCheck, SplitCheck
 from dsu.dataset_check.reading import HALF, Sample, object_boxes
 from dsu.dataset_check.rules import SEVERITIES, Finding, case_of
 from dsu.drawing import FAINT_INK, INK, Page, dress, page_files, save_figures
 from dsu.pictures import CELL_GROUND, overlay
 from dsu.progress import SILENT, Progress, Task
 
-if TYPE_CHECKING:
-    from dsu.dataset_check import DatasetCheck, SplitCheck
-
 __all__ = ["draw_sheet"]
 
 DPI: Final = 200
 
 _COLUMNS: Final = 6
-_ODD_ROWS: Final = 3
 _CELL: Final = (1.62, 1.22)
 """Inches: width, height."""
 _GAP: Final = 0.1
-_CAPTION: Final = 0.36
-"""Two lines below a cell."""
 _SECTION: Final = 0.32
 _HEADER: Final = 0.62
 _PLOTS: Final = 2.1
 """Height of the histograms with all that is written around them."""
 
-_RING: Final = "#ffd400"
 _SEVERITY_INK: Final = dict(zip(SEVERITIES, ("#c5221f", "#b06000", INK), strict=True))
-_COLOURS: Final = ("#08519c", "#e8590c", "#2b8a3e", "#9c36b5", "#5f6368")
-"""Of the splits in the histograms."""
 
-_SMALL: Final = 0.07
-"""Of an image's longer side: an object that is smaller is ringed, since it is hardly seen."""
-_RINGS: Final = 4
-"""At most on one picture."""
 _LEAST: Final = 1e-4
 """Share of foreground from which the scale begins; what has less stands at its beginning."""
 
@@ -57,7 +45,7 @@ Cell = tuple[Sample, str, str]
 """One picture: an image with its mask, the bold line below it, and that one's colour; the other line is its name."""
 
 
-def draw_sheet(found: "DatasetCheck", path: Path, progress: Progress = SILENT) -> Path:
+def draw_sheet(found: DatasetCheck, path: Path, progress: Progress = SILENT) -> Path:
     """Draw what a check found, as .png (200 dpi) or .pdf.
 
     Masks are laid over their images, tinted and outlined, read as training reads them; small objects are ringed.
@@ -82,7 +70,7 @@ def draw_sheet(found: "DatasetCheck", path: Path, progress: Progress = SILENT) -
 # ---- what is shown ----
 
 
-def _sections(found: "DatasetCheck") -> Iterator[tuple[str, list[Cell]]]:
+def _sections(found: DatasetCheck) -> Iterator[tuple[str, list[Cell]]]:
     samples = [sample for check in found.splits for sample in check.samples]
     chosen = np.linspace(0, len(samples) - 1, min(_COLUMNS, len(samples))).round().astype(int)
     sizes = [(sample, f"{sample.size[0]}x{sample.size[1]}", INK) for sample in (samples[index] for index in chosen)]
@@ -100,7 +88,7 @@ def _odd(findings: Sequence[Finding]) -> list[Cell]:
     """One case of each finding, then a second one as far as there is room; those of a finding side by side."""
     shown = [finding for finding in findings if any(case.samples for case in finding.cases)]
     taken: dict[int, list[Cell]] = {}
-    room = _COLUMNS * _ODD_ROWS
+    room = 3 * _COLUMNS
     for cases in zip_longest(*(finding.cases[:2] for finding in shown)):
         for index, (finding, case) in enumerate(zip(shown, cases, strict=True)):
             samples = case.samples[:2] if case else ()
@@ -114,8 +102,8 @@ def _odd(findings: Sequence[Finding]) -> list[Cell]:
 # ---- how it is drawn ----
 
 
-def _page(found: "DatasetCheck", sections: Sequence[tuple[str, Sequence[Cell]]], task: Task) -> Figure:
-    pitch = _CELL[1] + _CAPTION
+def _page(found: DatasetCheck, sections: Sequence[tuple[str, Sequence[Cell]]], task: Task) -> Figure:
+    pitch = _CELL[1] + 0.36  # two lines below a cell
     rows = sum(-(-len(cells) // _COLUMNS) for _, cells in sections)
     height = _HEADER + len(sections) * _SECTION + rows * pitch + _PLOTS
     page = Page(_GAP + _COLUMNS * (_CELL[0] + _GAP), height, DPI)
@@ -138,7 +126,7 @@ def _page(found: "DatasetCheck", sections: Sequence[tuple[str, Sequence[Cell]]],
     return page.finish()
 
 
-def _write_header(page: Page, found: "DatasetCheck") -> None:
+def _write_header(page: Page, found: DatasetCheck) -> None:
     pairs = ", ".join(f"{check.name} {len(check.samples):,}" for check in found.splits)
     severities = [finding.severity for finding in found.findings]
     judged = ", ".join(f"{severities.count(severity)} {severity}" for severity in SEVERITIES)
@@ -149,7 +137,7 @@ def _write_header(page: Page, found: "DatasetCheck") -> None:
     page.write(line, _GAP, 0.5, 7.5, color=FAINT_INK)
 
 
-def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: "DatasetCheck") -> None:
+def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: DatasetCheck) -> None:
     sample, words, colour = cell
     size = page.fit(sample.size, *_CELL)
     image = read_image(sample.image).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -168,7 +156,7 @@ def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: "DatasetC
 def _ring_small_objects(
     page: Page, mask: NDArray[np.uint8], edges: tuple[float, float, float, float], cell: BboxBase
 ) -> None:
-    """Ring the smallest objects of a mask (H, W) on its image, drawn between these edges, within its cell."""
+    """Ring a mask's (H, W) smallest objects, four at most, on its image, drawn between these edges, within its cell."""
     boxes = np.array([[(part.start, part.stop) for part in box] for box in object_boxes(mask >= HALF)])
     if not len(boxes):
         return
@@ -176,12 +164,12 @@ def _ring_small_objects(
     scale = np.array([(bottom - top) / mask.shape[0], (right - left) / mask.shape[1]])
     boxes = boxes * scale[None, :, None]
     extents = (boxes[:, :, 1] - boxes[:, :, 0]).max(axis=1)
-    radius = _SMALL * max(right - left, bottom - top)
-    for index in np.argsort(extents, kind="stable")[:_RINGS]:
+    radius = 0.07 * max(right - left, bottom - top)  # what is smaller is hardly seen
+    for index in np.argsort(extents, kind="stable")[:4]:
         if extents[index] < radius:
             down, across = boxes[index].mean(axis=1)
             centre = left + across, page.height - top - down
-            ring = Circle(centre, radius, fill=False, color=_RING, linewidth=1.2, clip_box=cell)
+            ring = Circle(centre, radius, fill=False, color="#ffd400", linewidth=1.2, clip_box=cell)
             ring.set_transform(page.figure.dpi_scale_trans)
             page.figure.add_artist(ring)
 
@@ -189,12 +177,12 @@ def _ring_small_objects(
 # ---- histograms ----
 
 
-def _coloured(found: "DatasetCheck") -> Iterator[tuple["SplitCheck", str]]:
+def _coloured(found: DatasetCheck) -> Iterator[tuple[SplitCheck, str]]:
     """Every split with the colour in which it is drawn."""
-    return zip(found.splits, cycle(_COLOURS))
+    return zip(found.splits, cycle(("#08519c", "#e8590c", "#2b8a3e", "#9c36b5", "#5f6368")))
 
 
-def _draw_shares(axes: Axes, found: "DatasetCheck") -> None:
+def _draw_shares(axes: Axes, found: DatasetCheck) -> None:
     """How many masks have how much foreground, on a logarithmic scale; those without any are left out."""
     dress(axes, "foreground of a mask, % of its pixels", "masks")
     bins = (np.logspace(np.log10(_LEAST), 0, 25) * 100).tolist()
@@ -211,7 +199,7 @@ def _draw_shares(axes: Axes, found: "DatasetCheck") -> None:
         axes.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1)
 
 
-def _draw_values(axes: Axes, found: "DatasetCheck") -> None:
+def _draw_values(axes: Axes, found: DatasetCheck) -> None:
     """Which raw values the masks hold, by their share of all pixels, on a logarithmic scale."""
     dress(axes, "raw value in the masks", "% of pixels")
     values = sorted({value for check in found.splits for value in check.values})
@@ -234,7 +222,7 @@ def _draw_values(axes: Axes, found: "DatasetCheck") -> None:
         axes.set_xticks([places[value] for value in shown], labels)
 
 
-def _draw_sizes(axes: Axes, found: "DatasetCheck") -> None:
+def _draw_sizes(axes: Axes, found: DatasetCheck) -> None:
     """Width and height of every image, the network's input among them."""
     dress(axes, "width, pixels", "height, pixels")
     for check, colour in _coloured(found):

@@ -20,17 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from dsu.config import DSUNetConfig
-from dsu.encoders.dino import build_dino
-from dsu.encoders.hiera import build_hiera
+from dsu.encoders.frozen import build_dino, build_hiera
 from dsu.errors import DsuError, UsageError
 from dsu.hub import OutOfReachError, download, reason_of
+from dsu.settings import EncoderWeights
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
     from timm.models.vision_transformer import VisionTransformer
 
 __all__ = [
-    "EncoderWeights",
     "MissingWeightsError",
     "Source",
     "load_dino",
@@ -84,7 +83,6 @@ class Source:
     licence: str = "apache-2.0"
 
 
-_TITLES: Final = {"hiera": "SAM 2.1's Hiera", "dino": "DINOv2"}
 _PUBLISHED: Final = {
     **{
         ("hiera", name.replace("-", "_")): (
@@ -102,8 +100,8 @@ _PUBLISHED: Final = {
 
 def _source(encoder: str, name: str) -> Source:
     repository, filename = _PUBLISHED.get((encoder, name), ("", ""))
-    what, variable = f"{_TITLES[encoder]} ({name})", f"DSU_{encoder.upper()}"
-    return Source(what, f"--{encoder}-weights", variable, repository, filename)
+    title = "SAM 2.1's Hiera" if encoder == "hiera" else "DINOv2"
+    return Source(f"{title} ({name})", f"--{encoder}-weights", f"DSU_{encoder.upper()}", repository, filename)
 
 
 def published_source(encoder: str, name: str) -> Source | None:
@@ -125,24 +123,6 @@ def locate(source: Source) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-@dataclass(frozen=True)
-class EncoderWeights:
-    """Where a run takes its encoders' weights from.
-
-    Attributes:
-        hiera, dino: a checkpoint's path, or None for the environment variables DSU_HIERA and DSU_DINO and then
-            the Hugging Face hub.
-        random: fixed random weights in place of pretrained ones (the toy preset always has them): for tests,
-            benchmarks and demonstrations of speed, never for results.
-        download: whether the hub may be asked for what its cache lacks.
-    """
-
-    hiera: Path | None = None
-    dino: Path | None = None
-    random: bool = False
-    download: bool = True
-
-
 def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", str]:
     """The frozen trunk and its weights' digest.
 
@@ -150,7 +130,7 @@ def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", 
     names DINOv2's as well, if they are not here either: who has to go for files goes once.
     """
     spec = config.hiera
-    if weights.random or spec.name == "toy":
+    if "hiera" in weights.random_of(config):
         return _random(lambda: build_hiera(spec), seed=1)
     others = [] if weights.dino else [_source("dino", config.dino.name)]
     path = _find(_source("hiera", spec.name), weights.hiera, weights.download, others)
@@ -169,7 +149,7 @@ def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTra
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     spec, size = config.dino, config.dino_size
-    if weights.random or spec.name == "toy":
+    if "dino" in weights.random_of(config):
         return _random(lambda: build_dino(spec, size), seed=2)
     path = _find(_source("dino", spec.name), weights.dino, weights.download)
     state = read_checkpoint(path)
@@ -231,7 +211,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"alone (.safetensors, or a state dict saved by torch)."
         ) from error
     except Exception as error:  # torch and safetensors raise whatever their parsers meet
-        raise DsuError(f"{path} can't be read as a checkpoint ({_first_line(error)}): fetch it again.") from error
+        raise DsuError(f"{path} can't be read as a checkpoint ({reason_of(error)}): fetch it again.") from error
     state, stripped = _unwrapped(state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DsuError(f"{path} is no state dict of tensors: give the checkpoint as it is published.")
@@ -313,7 +293,3 @@ def _random(build: Callable[[], _M], seed: int) -> tuple[_M, str]:
             if parameter.ndim > 1 and not parameter.any():  # sam2 leaves its position tables at zero
                 nn.init.trunc_normal_(parameter, std=0.02)
     return module, weights_digest(module)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160] or type(error).__name__

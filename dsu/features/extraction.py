@@ -18,7 +18,7 @@ from dsu.data.datasets import Inspection, Paths, SourceFolder, Split, describe, 
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.datasets import ImageDataset
-from dsu.encoders.weights import EncoderWeights, MissingWeightsError, load_encoders
+from dsu.encoders.weights import MissingWeightsError, load_encoders
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, find_stores, fingerprint, sample_key, store_path
 from dsu.features.writing import writing
@@ -27,7 +27,7 @@ from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import check_features, feature_shape, guide_names
 from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import Runtime, choose_runtime, torch_type
-from dsu.settings import ExtractionSettings
+from dsu.settings import EncoderWeights, ExtractionSettings
 from dsu_cache import Entry, Fingerprint
 
 __all__ = ["CachePlan", "ExtractionPlan", "cache_features", "extract", "plan_extraction"]
@@ -79,11 +79,6 @@ class ExtractionPlan:
             len(self.store.rows_in_shard(shard)) * len({what(view) for _, view in lacking})
             for shard, lacking in self.todo.items()
         )
-
-    @property
-    def needs_guide(self) -> bool:
-        """Whether DINOv2 has to run."""
-        return any(name in self.guides for lacking in self.todo.values() for name, _ in lacking)
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,10 @@ def cache_features(
             config, weights, hiera=bool(set(settings.features) - maps), dino=bool(maps)
         )
     except MissingWeightsError as error:
-        raise MissingWeightsError(f"{str(error).rstrip('.')}{_stored_otherwise(dataset, paths.cache_root)}.") from error
+        stored = {store.path.name for store in find_stores(paths.cache_root, dataset, None)} & set(PRESETS)
+        options = " and ".join(f"--preset {preset}" for preset in sorted(stored))
+        hint = f"; features of {dataset} are stored already with {options}" if stored else ""
+        raise MissingWeightsError(f"{str(error).rstrip('.')}{hint}.") from error
     planned = plan_all(digests, paths.cache_root)
     if dry_run:
         return planned
@@ -174,14 +172,6 @@ def cache_features(
     for plan in planned.splits:
         extract(plan, network, runtime, progress)
     return planned
-
-
-def _stored_otherwise(dataset: str, cache_root: Path) -> str:
-    """With which presets the features of a data set are stored already, as a clause."""
-    presets = sorted({store.path.name for store in find_stores(cache_root, dataset, None)} & set(PRESETS))
-    return (
-        f"; features of {dataset} are stored already with --preset {' and --preset '.join(presets)}" if presets else ""
-    )
 
 
 def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
@@ -336,7 +326,7 @@ def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: P
     if not plan.todo:
         return
     network.encoder_batch_size = plan.encoder_batch_size
-    encoding = _Encoding(network, runtime, {})
+    graphs: dict[tuple[str, ...], GraphRunner] = {}  # by the features that are encoded together
     with (
         plan.store.lock(),
         progress.task(f"encoding {plan.split.name}", plan.encodings, "views") as task,
@@ -345,20 +335,22 @@ def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: P
         for shard, extra, batch in _decoded(plan, network.config, runtime):
             for view in sorted({view for _, view in plan.todo[shard] if augmentation_of(view) == extra}):
                 arrays = [name for name, wanted in plan.todo[shard] if wanted == view]
-                for name, parts in encoding.run(batch, view, arrays, task.advance).items():
+                encoded = _encode_view(network, runtime, graphs, batch, view, arrays, task.advance)
+                for name, parts in encoded.items():
                     writer.put(name, view, shard, batch.names, parts)
 
 
 def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:
     """Each shard in each augmentation (0: the images as they are), its samples decoded one shard ahead."""
     inspection, manifest = plan.inspection, plan.store.manifest
+    guide = any(name in plan.guides for lacking in plan.todo.values() for name, _ in lacking)
     samples = ImageDataset(
         plan.split,
         config,
         metadata=inspection.facts,
         mask_format=inspection.mask_format,
         depth=inspection.depth,
-        guide=plan.needs_guide,
+        guide=guide,
     )
     wanted = [
         (shard, extra)
@@ -374,37 +366,35 @@ def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> It
     return prefetch((partial(decode, *one) for one in wanted), ahead=1)
 
 
-@dataclass(frozen=True)
-class _Encoding:
-    """Runs the encoders on batches of images; `graphs` by the features that are encoded together."""
+def _encode_view(
+    network: DSUNet,
+    runtime: Runtime,
+    graphs: dict[tuple[str, ...], GraphRunner],
+    batch: Batch,
+    view: int,
+    arrays: Sequence[str],
+    advance: Callable[[int], None],
+) -> dict[str, list[Tensor]]:
+    """The named arrays in one view, (rows, *item) each, in parts that are still on the device.
 
-    network: DSUNet
-    runtime: Runtime
-    graphs: dict[tuple[str, ...], GraphRunner]
-
-    def run(
-        self, batch: Batch, view: int, arrays: Sequence[str], advance: Callable[[int], None]
-    ) -> dict[str, list[Tensor]]:
-        """The named arrays in one view, (rows, *item) each, in parts that are still on the device.
-
-        Nothing here waits for a GPU: what has been queued is fetched by the threads that write.
-        """
-        found = {name: [batch.images[name]] for name in arrays if name in FLIPPED_WHEN_READ}
-        encoded = tuple(name for name in arrays if name not in found)
-        if not encoded:
-            advance(len(batch.names))
-            return found
-
-        def encode(part: Batch) -> dict[str, Tensor]:
-            inputs = part.flipped().inputs
-            with self.runtime.autocast():
-                return self.network.encode(inputs["pixel_values"], inputs["guide_values"], encoded)
-
-        graphs = self.graphs.setdefault(encoded, GraphRunner.on(self.runtime.device))
-        size = self.network.encoder_batch_size or len(batch.names)
-        for start in range(0, len(batch.names), size):
-            part = batch.part(start, start + size, view).to(self.runtime.device)
-            for name, tensor in graphs.run(encode, part).items():
-                found.setdefault(name, []).append(tensor)
-            advance(len(part.names))
+    Nothing here waits for a GPU: what has been queued is fetched by the threads that write.
+    """
+    found = {name: [batch.images[name]] for name in arrays if name in FLIPPED_WHEN_READ}
+    wanted = tuple(name for name in arrays if name not in found)
+    if not wanted:
+        advance(len(batch.names))
         return found
+
+    def encode(part: Batch) -> dict[str, Tensor]:
+        inputs = part.flipped().inputs
+        with runtime.autocast():
+            return network.encode(inputs["pixel_values"], inputs["guide_values"], wanted)
+
+    graph = graphs.setdefault(wanted, GraphRunner.on(runtime.device))
+    size = network.encoder_batch_size or len(batch.names)
+    for start in range(0, len(batch.names), size):
+        part = batch.part(start, start + size, view).to(runtime.device)
+        for name, tensor in graph.run(encode, part).items():
+            found.setdefault(name, []).append(tensor)
+        advance(len(part.names))
+    return found

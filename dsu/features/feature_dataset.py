@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -11,15 +10,12 @@ from dsu.batches import Batch
 from dsu.data.views import FLIPPED_WHEN_READ, UNFLIPPED, Views, view_index
 from dsu.datasets import PerProcess, SampleDataset
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import FeatureStore, encoders_name
+from dsu.features.stores import FeatureStore
 from dsu.network.network import DSUNet
 from dsu.network.resume import resume_point
 from dsu_cache import CorruptError, is_store
 
 __all__ = ["FeatureDataset"]
-
-ENCODERS: Final = ("hiera", "dino", "hiera_size", "dino_size")
-"""The fields of a config that a store is of."""
 
 
 class FeatureDataset(SampleDataset):
@@ -77,7 +73,7 @@ class FeatureDataset(SampleDataset):
 
 def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:
     if not is_store(folder) and isinstance(model, DSUNet):
-        folder /= encoders_name(model.config)
+        folder /= model.config.encoders_name
     if not is_store(folder):
         raise UsageError(f"There is no store at {folder}: run `dsu cache-features` first, or give a store's folder.")
     return FeatureStore.open(folder)
@@ -86,9 +82,11 @@ def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:
 def _reads(store: FeatureStore, model: DSUNet, views: Views) -> tuple[str, ...]:
     """What the model resumes from, as far as the store can serve it; the model notes the encoders of that."""
     stored = store.config
-    if any(getattr(stored, part) != getattr(model.config, part) for part in ENCODERS):
+    if any(
+        getattr(stored, part) != getattr(model.config, part) for part in ("hiera", "dino", "hiera_size", "dino_size")
+    ):
         raise UsageError(
-            f"The store {store.path} is of {encoders_name(stored)}, and the model of {encoders_name(model.config)}: "
+            f"The store {store.path} is of {stored.encoders_name}, and the model of {model.config.encoders_name}: "
             f"make the model of the same encoders and sizes, or give a store of its own."
         )
     differing = [name for name, digest in model.encoder_digests.items() if store.encoders.get(name, digest) != digest]

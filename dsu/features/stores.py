@@ -26,8 +26,6 @@ from dsu_cache import CacheError, CorruptError, Fingerprint, Store, is_store
 
 __all__ = [
     "FeatureStore",
-    "encoder_settings",
-    "encoders_name",
     "find_store",
     "find_stores",
     "fingerprint",
@@ -155,7 +153,7 @@ class FeatureStore(Store):
 
     def again(self, *options: object) -> str:
         """The command that made it, to be typed again where something of it is missing, with other `options`."""
-        given = {name: value for name, value in encoder_settings(self.config).items() if value not in (None, "large")}
+        given = {name: value for name, value in self.config.encoder_settings.items() if value not in (None, "large")}
         encoders = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         return f"`{' '.join(['dsu cache-features', self.source.asked, *map(str, [*encoders, *options])])}`"
 
@@ -328,22 +326,7 @@ def library_versions() -> Mapping[str, str]:
 
 def store_path(cache_root: Path, split: str, config: DSUNetConfig) -> Path:
     """One store a split, a pair of encoders and their input sizes; depth and ablation share it."""
-    return cache_root / split / encoders_name(config)
-
-
-def encoders_name(config: DSUNetConfig) -> str:
-    """The preset's name, or the parts' where they are no preset's."""
-    if config.preset != "custom":
-        return config.preset
-    return f"hiera-{config.hiera.name}-{config.hiera_size}+dino-{config.dino.name}-{config.dino_size}"
-
-
-def encoder_settings(config: DSUNetConfig) -> dict[str, str | int | None]:
-    """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
-    if config.preset != "custom":
-        return {"preset": config.preset}
-    sizes = {"hiera_size": config.hiera_size, "dino_size": config.dino_size}
-    return {"preset": None, "hiera": config.hiera.name, "dino": config.dino.name, **sizes}
+    return cache_root / split / config.encoders_name
 
 
 def store_folders(cache_root: Path) -> list[Path]:

@@ -19,8 +19,8 @@ from dsu.progress import SILENT, Progress, Task
 from dsu_cache import (
     BusyError,
     CacheError,
+    Damage,
     Entry,
-    Finding,
     Manifest,
     audit,
     audited_nbytes,
@@ -41,9 +41,6 @@ __all__ = [
     "verify_store",
     "verify_stores",
 ]
-
-_FORGOTTEN = -1
-"""A time of change that no file has: the file is hashed anew by whoever looks at it next."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,8 @@ class StoreState:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        fields = {**asdict(self), "path": str(self.path), "changed": self.changed.isoformat(timespec="seconds")}
-        return {**fields, "complete": self.complete}
+        changed = self.changed.isoformat(timespec="seconds")
+        return {**asdict(self), "path": str(self.path), "changed": changed, "complete": self.complete}
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class Verification:
     path: Path
     split: str = ""
     reference: str = ""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Damage, ...] = ()
     changed: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
@@ -156,11 +153,17 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        findings = []
-        for finding in self.findings:
-            fields = {**asdict(finding), "file": str(finding.file)}
-            del fields["commit"]
-            findings.append(fields | {"shard": finding.shard and finding.shard._asdict()})
+        findings = [
+            {
+                "file": str(one.file),
+                "reason": one.reason,
+                "array": one.array,
+                "shard": one.shard and one.shard._asdict(),
+                "samples": one.samples,
+                "unreadable": one.unreadable,
+            }
+            for one in self.findings
+        ]
         return {**asdict(self), "path": str(self.path), "findings": findings, "passed": self.passed}
 
 
@@ -281,8 +284,10 @@ def verify_stores(
 
     Raises `UsageError` for a name without a store.
     """
-    folders = _find(names, cache_root, progress)
-    return [verify_store(folder, mark=mark, workers=workers, progress=progress) for folder in folders]
+    return [
+        verify_store(folder, mark=mark, workers=workers, progress=progress)
+        for folder in _find(names, cache_root, progress)
+    ]
 
 
 def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT) -> Verification:
@@ -306,8 +311,19 @@ def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: P
             marked = len(discard_refuted(store, list(findings)))
         except (BusyError, OSError) as error:
             unmarked = str(error)
-    there, asked = split is not None, source.asked
-    return Verification(path, path.parent.name, asked, findings, changed, new, gone, there, nbytes, marked, unmarked)
+    return Verification(
+        path,
+        path.parent.name,
+        source.asked,
+        findings,
+        changed,
+        new,
+        gone,
+        source_there=split is not None,
+        nbytes=nbytes,
+        marked=marked,
+        unmarked=unmarked,
+    )
 
 
 def _source_nbytes(facts: SampleMetadata) -> int:
@@ -353,7 +369,7 @@ def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
     with store.lock():
         entries, stored = dict(store.manifest.entries), store.metadata
         for name in set(names) & set(entries):
-            facts = replace(stored[name], image_mtime_ns=_FORGOTTEN)
+            facts = replace(stored[name], image_mtime_ns=-1)  # no file has it: who looks next hashes the file anew
             entries[name] = Entry(sample_key(facts), facts.to_json())
         store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
 

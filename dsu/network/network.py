@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from dsu.config import LEVELS, DSUNetConfig
-from dsu.encoders.dino import dino_maps
-from dsu.encoders.hiera import embed_pixels, run_block
+from dsu.encoders.frozen import dino_maps, embed_pixels, run_block
 from dsu.network.head import Head
 from dsu.network.resize import bilinear_weights, resize_by_products
 from dsu.network.resume import ResumePoint, feature_block, guide_names, resume_at, resume_point, serving_features

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsu.choices import FeatureDtype
 from dsu.config import Ablation, DSUNetConfig, build_config
-from dsu.encoders.weights import EncoderWeights, load_encoders
+from dsu.encoders.weights import load_encoders
 from dsu.errors import DsuError, UsageError
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, load_head, resolve_head, save_head
@@ -18,6 +18,7 @@ from dsu.network.head import Head
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import torch_type
+from dsu.settings import EncoderWeights
 
 __all__ = [
     "WeightsOf",

@@ -35,7 +35,6 @@ from dsu.data.images import (
     read_rgba,
 )
 from dsu.data.tiles import TileBlender, Tiling, image_name
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.feature_dataset import FeatureDataset
 from dsu.features.stores import FeatureStore
@@ -49,7 +48,7 @@ from dsu.pictures import cutout, overlay
 from dsu.prediction.targets import RECORD_FILE, Job, Target
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.settings import PredictionSettings
+from dsu.settings import EncoderWeights, PredictionSettings
 from dsu_cache import locked
 
 __all__ = [

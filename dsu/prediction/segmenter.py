@@ -15,13 +15,13 @@ from dsu.choices import Normalization, Precision
 from dsu.data.decoding import ImageLike, ImageProcessor, as_images, open_image
 from dsu.data.images import Depth
 from dsu.data.tiles import Tiling
-from dsu.encoders.weights import EncoderWeights
 from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.network.resume import earliest
 from dsu.prediction.predict import Predictor, finish_mask, mask_of, segment_tiles, tiled_image
 from dsu.runtime import Runtime, choose_runtime
+from dsu.settings import EncoderWeights
 
 __all__ = ["Segmenter"]
 

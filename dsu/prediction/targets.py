@@ -28,7 +28,7 @@ from dsu.data.pairing import list_files
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import FeatureStore, encoders_name, find_stores
+from dsu.features.stores import FeatureStore, find_stores
 from dsu.heads.head_file import HeadInfo, read_head_info
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.progress import SILENT, Progress, counted
@@ -246,9 +246,7 @@ class _Finder:
 
     def _stores(self, name: str) -> list[FeatureStore]:
         """Stores of a data set or a split whose images are cut as is wanted; none from images."""
-        stores = (
-            find_stores(self.paths.cache_root, name, encoders_name(self.info.config)) if not self.end_to_end else []
-        )
+        stores = find_stores(self.paths.cache_root, name, self.info.config.encoders_name) if not self.end_to_end else []
         return [store for store in stores if store.source.tiling == self.tiling]
 
     def _stored_job(self, name: str, store: FeatureStore, only: Collection[str] | None = None) -> Job:

@@ -14,21 +14,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dsu.config import DINOS, HIERAS, PRESETS, DinoSpec, DSUNetConfig, HieraSpec
-from dsu.encoders.dino import build_dino
-from dsu.encoders.hiera import build_hiera
-from dsu.encoders.weights import (
-    EncoderWeights,
-    load_dino,
-    load_hiera,
-    published_source,
-    read_checkpoint,
-    weights_digest,
-)
+from dsu.encoders.frozen import build_dino, build_hiera
+from dsu.encoders.weights import load_dino, load_hiera, published_source, read_checkpoint, weights_digest
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.layers import TAP
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
+from dsu.settings import EncoderWeights
 
 __all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
 

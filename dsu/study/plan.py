@@ -13,12 +13,11 @@ from dsu.data.datasets import Paths, SourceFolder, Split
 from dsu.data.images import file_sha256
 from dsu.data.splitting import deal, fold_weights
 from dsu.data.views import view_index
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import FeatureStore, encoder_settings, encoders_name, find_store
+from dsu.features.stores import FeatureStore, find_store
 from dsu.heads.head_file import is_finished
 from dsu.network.resume import resume_point
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
 from dsu.training.run_notes import item_bytes
@@ -174,7 +173,7 @@ def open_study(
     if asked.kind == "folds":
         _check_parts(store, asked.count)
     kind = f"folds-{asked.count}" if asked.kind == "folds" else asked.kind
-    folder = out or Path("studies") / f"{store.path.parent.name}-{encoders_name(store.config)}-{kind}"
+    folder = out or Path("studies") / f"{store.path.parent.name}-{store.config.encoders_name}-{kind}"
     members, lacking = [], {}
     for name, (group, varied) in variants(asked, store.config, shared.seed).items():
         own = TrainingSettings(**{**_given(shared), **varied})
@@ -305,7 +304,7 @@ def _shared_settings(
         )
     given = {name: value for name, value in _given(settings).items() if name not in VARIES[kind]}
     found = {"dataset": source.split, "tile": source.tile, "overlap": source.overlap}
-    found |= encoder_settings(store.config) | ({"keep": "last"} if held_out else {})
+    found |= store.config.encoder_settings | ({"keep": "last"} if held_out else {})
     return TrainingSettings(**{**given, **{name: value for name, value in found.items() if value is not None}})
 
 

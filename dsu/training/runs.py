@@ -11,9 +11,9 @@ import yaml
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder
 from dsu.data.images import file_sha256
-from dsu.encoders.weights import EncoderWeights, load_encoders
+from dsu.encoders.weights import load_encoders
 from dsu.errors import UsageError
-from dsu.features.stores import FeatureStore, encoder_settings, encoders_name
+from dsu.features.stores import FeatureStore
 from dsu.files import atomic_write
 from dsu.heads.head_file import HeadInfo, image_digits, resolve_head, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
@@ -21,7 +21,7 @@ from dsu.network.pretrained import start_from
 from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import Runtime, choose_runtime, torch_type
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
 from dsu.training.run_folders import (
     PREVIOUS,
@@ -214,7 +214,7 @@ def prepare_run(
         {name: (shares[name], fact.image_sha256, fact.mask_sha256) for name, fact in sorted(data.facts.items())},
     )
     notes = (*run_notes(trainer, data.store, runtime), *warnings)
-    return Run(trainer, f"{data.source.split}-{encoders_name(config)}", data.source, record, notes)
+    return Run(trainer, f"{data.source.split}-{config.encoders_name}", data.source, record, notes)
 
 
 def _check_start(settings: TrainingSettings, out: Path | None) -> None:
@@ -267,7 +267,7 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
     resolved = settings.model_copy(
         update={
             "dataset": data.source.split,
-            **encoder_settings(config),
+            **config.encoder_settings,
             "adapt_last": config.adapt_last,
             "tile": data.source.tile,
             "overlap": data.source.overlap,

@@ -22,7 +22,7 @@ from dsu.data.tiles import Tiling
 from dsu.datasets import ImageDataset, SampleDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.feature_dataset import FeatureDataset
-from dsu.features.stores import FeatureStore, encoders_name, find_store
+from dsu.features.stores import FeatureStore, find_store
 from dsu.network.resume import ResumePoint
 from dsu.progress import Progress
 from dsu.settings import NetworkSettings, TrainingSettings
@@ -112,7 +112,7 @@ def find_training_data(settings: TrainingSettings, paths: Paths, progress: Progr
 def encoders_asked(settings: TrainingSettings) -> str | None:
     """The name of the encoders that settings ask for; None where they leave that to the store."""
     given = [getattr(settings, name) for name in NetworkSettings.model_fields]
-    return None if all(value is None for value in given) else encoders_name(config_asked(settings, None))
+    return None if all(value is None for value in given) else config_asked(settings, None).encoders_name
 
 
 def config_asked(settings: TrainingSettings, store: FeatureStore | None) -> DSUNetConfig:

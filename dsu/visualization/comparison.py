@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from typing import Final
 
 from matplotlib.figure import Figure
 
@@ -36,12 +35,7 @@ from dsu.pictures import Picture
 from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import SILENT, Progress, Task
 
-__all__ = ["ComparedImage", "Comparison", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
-
-_TALLEST: Final = (1.0, 1.5)
-"""The height of a row in widths of a column, at most: the more, the more portraits there are. Single ones among
-landscapes would fill the page; they are narrower than their column instead."""
-
+__all__ = ["ComparedImage", "ComparisonFigure", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
 
 # ---- which images ----
 
@@ -153,13 +147,10 @@ def are_of_random_encoders(predictions: Path) -> bool:
     return False
 
 
-_Sets = dict[str, list[ComparedImage]]
-"""Images and truths of each set, without predictions."""
-
-
 def _find_sets(
     source: str | None, predictions: Mapping[str, Path], truth: Path | None, paths: Paths, lacking: Counter[str]
-) -> _Sets:
+) -> dict[str, list[ComparedImage]]:
+    """Images and truths of each set, without predictions."""
     recorded = next(((name, path) for name, path in predictions.items() if (path / RECORD_FILE).is_file()), None)
     if source is None and truth is not None:
         raise UsageError(f"--truth {truth} goes with a folder of images: name that, too.")
@@ -175,7 +166,7 @@ def _find_sets(
     return _in_dataset(source, paths)
 
 
-def _in_two_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str]) -> _Sets:
+def _in_two_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str]) -> dict[str, list[ComparedImage]]:
     images = {pair.name: pair.image for split in find_samples(source, paths) for pair in split.pairs}
     truths = truths_in(truth, paths)
     found = pair_names([(one.name,) for one in truths], images)
@@ -188,7 +179,9 @@ def _in_two_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str
     return {Path(source).resolve().name: samples}
 
 
-def _in_record(source: str | None, method: str, folder: Path, paths: Paths, lacking: Counter[str]) -> _Sets:
+def _in_record(
+    source: str | None, method: str, folder: Path, paths: Paths, lacking: Counter[str]
+) -> dict[str, list[ComparedImage]]:
     """The sets that `dsu predict` noted down, with what they were predicted from."""
     try:
         judged = find_judged_sets([] if source is None else [source], folder, None, paths)
@@ -203,7 +196,7 @@ def _in_record(source: str | None, method: str, folder: Path, paths: Paths, lack
     }
 
 
-def _in_dataset(source: str, paths: Paths) -> _Sets:
+def _in_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImage]]:
     """A benchmark's test splits, or what a folder holds; masks where it has any."""
     try:
         splits = find_dataset(source, paths)
@@ -225,7 +218,7 @@ def _in_dataset(source: str, paths: Paths) -> _Sets:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonFigure:
     """Image, truth (where the images have one) and predictions side by side, as wide as a printed page.
 
     Each row is as high as its image wants it, so no picture is cut.
@@ -242,10 +235,6 @@ class Comparison:
     named: bool = False
     note: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.rows:
-            raise UsageError("there is no image whose predictions could be compared: give one or more.")
-
     @property
     def titles(self) -> list[str]:
         """What stands above the columns."""
@@ -260,7 +249,9 @@ class Comparison:
         """Of each row's pictures, in inches."""
         sizes = [image_head(row.image).size for row in self.rows]
         aspects = [height / width for width, height in sizes]
-        tallest = min(max(median(aspects), _TALLEST[0]), _TALLEST[1])
+        # The more portraits there are, the taller. Single ones among landscapes would fill the page: they are narrower
+        # than their column instead.
+        tallest = min(max(median(aspects), 1.0), 1.5)
         return [self._cell * min(aspect, tallest) for aspect in aspects]
 
     def pages(self) -> list[list[tuple[ComparedImage, float]]]:

@@ -16,13 +16,14 @@ from dsu.data.decoding import ImageProcessor
 from dsu.data.images import UnreadableImage, read_image_and_head
 from dsu.data.masks import choose_mask_format, examine_mask
 from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
-from dsu.encoders.weights import EncoderWeights, load_encoders
+from dsu.encoders.weights import load_encoders
 from dsu.errors import UsageError
 from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
+from dsu.settings import EncoderWeights
 
 __all__ = [
     "MOST",
@@ -185,7 +186,7 @@ def open_network(
     if head is None:
         config = build_config(asked.pop("preset", "large"), **asked)
         hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
-        return DSUNet(config, hiera, dino).eval(), _random(config, weights)
+        return DSUNet(config, hiera, dino).eval(), weights.random_of(config)
     if asked:
         option = next(iter(asked)).replace("_", "-")
         raise UsageError(f"A head has its own encoders, which --{option} would change: leave it or --head away.")
@@ -194,7 +195,7 @@ def open_network(
     network = load_network(state, info, weights)
     if network.dino is None:  # the paper's ablation A
         network.dino = load_encoders(info.config, weights, hiera=False, dino=True)[1]
-    return network, _random(info.config, weights)
+    return network, weights.random_of(info.config)
 
 
 def compute_features(
@@ -255,8 +256,3 @@ def compute_features(
 def _level(name: str, maps: Sequence[NDArray[np.float32]]) -> FeatureLevel:
     height, width, channels = maps[0].shape
     return FeatureLevel(f"{name}\n{height}×{width}×{channels}", tuple(maps), name.endswith(_ADAPTED))
-
-
-def _random(config: DSUNetConfig, weights: EncoderWeights) -> frozenset[str]:
-    names = {"hiera": config.hiera.name, "dino": config.dino.name}
-    return frozenset(encoder for encoder, name in names.items() if weights.random or name == "toy")

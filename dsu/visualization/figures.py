@@ -22,7 +22,7 @@ from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dsu.drawing import DPI, INK, PAGE_HEIGHT, Page, fill_pages, page_files, save_figures
-from dsu.errors import DsuError, UsageError
+from dsu.errors import DsuError
 from dsu.progress import SILENT, Progress, Task
 from dsu.visualization.features import FeatureGroup, Shown
 
@@ -34,24 +34,15 @@ _LEVELS: Final = 4
 _CELL: Final = 1.1
 _GAP: Final = 0.04
 _TITLES: Final = 0.6
-"""Height of what stands above the pictures: the block's name, and the columns' names with their shapes."""
-_BETWEEN: Final = 0.12
-"""Inches, as all sizes here."""
-
-_ASPECTS: Final = (0.3, 1.5)
-"""Heights of a row, in widths."""
+"""Height of what stands above the pictures: the block's name, and the columns' names with their shapes. Inches, as all
+sizes here."""
 
 _OBJECT: Final = "#d6336c"
 _GROUND: Final = "#8fa3b5"
-_WARNING: Final = "#b3261e"
 
 Map = NDArray[np.float32]
 """One image's tokens on their grid, (H, W, C)."""
 
-_SPREAD: Final = (1, 99)
-"""Percentiles that become the darkest and brightest of a colour: single odd tokens must not dim all others."""
-_COMPONENTS: Final = 50
-"""t-SNE is given so many principal components, as its authors advise: noise goes, distances stay."""
 Plane = tuple[NDArray[np.float32], NDArray[Any]]
 """t-SNE of one level: places (N, 2), and their colours (N,)."""
 
@@ -80,7 +71,8 @@ def principal_colours(
     # An exact solver, whose signs scikit-learn fixes: the same tokens have the same colours every time.
     with np.errstate(invalid="ignore"):  # of shares of a variance of zero, which no one asks for
         found = PCA(count, svd_solver="covariance_eigh").fit_transform(tokens)
-    low, high = np.percentile(found, _SPREAD, axis=0)
+    # Not of the darkest and brightest token: single odd ones must not dim all others.
+    low, high = np.percentile(found, (1, 99), axis=0)
     colours = np.full((len(tokens), 3), 0.5, np.float32)
     colours[:, :count] = np.clip((found - low) / np.maximum(high - low, 1e-12), 0, 1)
     if like is not None:
@@ -123,7 +115,8 @@ def plane(maps: Sequence[Map], chosen: NDArray[np.intp], seed: int) -> NDArray[n
         DsuError: A value is not finite.
     """
     tokens = _tokens(maps)[chosen]
-    count = min(_COMPONENTS, *tokens.shape)
+    # As t-SNE's authors advise: noise goes, distances stay.
+    count = min(50, *tokens.shape)
     reduced = PCA(count, svd_solver="covariance_eigh").fit_transform(tokens)
     perplexity = min(30.0, (len(tokens) - 1) / 3)
     # Of several threads, which adds up first is chance, and t-SNE is chaotic: the picture would differ every time.
@@ -161,24 +154,16 @@ class FeatureFigure:
     the mask where every image has one, else by image; then the images' frames say which colour is whose.
 
     Attributes:
-        shown: The images, in the order of the groups' maps.
+        shown: The images, one at least, in the order of the groups' maps.
         groups: Their features.
-        tokens: How many tokens, of all images together, t-SNE places; None leaves t-SNE out.
+        tokens: How many tokens, of all images together, t-SNE places, four at least; None leaves t-SNE out.
         seed: Of the choice of tokens and of t-SNE.
-
-    Raises `UsageError` for no images, or fewer than four tokens.
     """
 
     shown: Sequence[Shown]
     groups: Sequence[FeatureGroup]
     tokens: int | None = 1500
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.shown:
-            raise UsageError("there is no image whose features could be drawn: give one or more.")
-        if self.tokens is not None and self.tokens < 4:
-            raise UsageError(f"t-SNE can't place {self.tokens} tokens: ask for 4 or more.")
 
     def pages(self) -> list[list[FeatureGroup]]:
         """The blocks of each page: groups of four levels at most."""
@@ -213,12 +198,12 @@ class FeatureFigure:
     def _row_tops(self) -> list[float]:
         """Of each image's row in a block, and of what comes below them; rows have their images' proportions."""
         aspects = [one.image.height / one.image.width for one in self.shown]
-        heights = [_CELL * min(max(aspect, _ASPECTS[0]), _ASPECTS[1]) for aspect in aspects]
+        heights = [_CELL * min(max(aspect, 0.3), 1.5) for aspect in aspects]
         return list(accumulate((height + _GAP for height in heights), initial=_TITLES))
 
     @property
     def _block_height(self) -> float:
-        return self._row_tops[-1] + (0 if self.tokens is None else _CELL) + _BETWEEN
+        return self._row_tops[-1] + (0 if self.tokens is None else _CELL) + 3 * _GAP
 
     @property
     def _by_mask(self) -> bool:
@@ -260,7 +245,7 @@ class FeatureFigure:
             top = index * self._block_height
             room = page.width - 2 * _GAP
             page.write(block.title, _GAP, top + 0.18, 9, weight="bold", room=room / 2 if block.remark else room)
-            page.write(block.remark, _GAP + room, top + 0.18, 6.5, ha="right", color=_WARNING, room=room / 2)
+            page.write(block.remark, _GAP + room, top + 0.18, 6.5, ha="right", color="#b3261e", room=room / 2)
             self._draw_inputs(page, top)
             colours: list[NDArray[np.float32]] = []
             for column, level in enumerate(block.levels, self._first):

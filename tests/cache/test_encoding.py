@@ -14,7 +14,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from dsu_cache import Compressor
-from dsu_cache.shards import codec_of, encode
+from dsu_cache.arrays import codec_of, encode
 
 ROWS = 19
 CODECS: dict[Compressor, list[BytesBytesCodec]] = {

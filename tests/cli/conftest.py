@@ -11,9 +11,8 @@ from support import Dsu
 
 from dsu.config import build_config
 from dsu.data.datasets import Paths
-from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
-from dsu.settings import ExtractionSettings
+from dsu.settings import EncoderWeights, ExtractionSettings
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_files_of_weights_that_are_none(
 
 def test_weights_of_another_size(refused: Refused, drawn: Path, tmp_path: Path) -> None:
     from dsu.config import DINOS
-    from dsu.encoders.dino import build_dino
+    from dsu.encoders.frozen import build_dino
 
     path = tmp_path / "other.safetensors"
     save_file(build_dino(DINOS["toy"], 126).state_dict(), path)
@@ -93,7 +93,7 @@ _SAM, _DINO = "backbone_sam.sam_encoder.", "backbone_dino.dino_encoder."
 @pytest.fixture(scope="module")
 def published(house: House) -> dict[str, torch.Tensor]:
     """A checkpoint under the authors' names."""
-    from dsu.encoders.weights import EncoderWeights
+    from dsu.settings import EncoderWeights
     from dsu.sharing.published import export_head
 
     return export_head(house.run / "head.safetensors", EncoderWeights())

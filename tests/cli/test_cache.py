@@ -16,7 +16,7 @@ from support import Dsu
 from dsu.features.upkeep import describe_stores, verify_store
 from dsu_cache import CacheError, Store
 from dsu_cli import console
-from dsu_cli.cache_reports import stores_table
+from dsu_cli.cache import stores_table
 
 # ---- info, list, remove ----
 

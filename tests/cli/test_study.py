@@ -18,9 +18,8 @@ from support import TINY, Dsu
 from dsu.config import build_config
 from dsu.data.datasets import Paths
 from dsu.data.views import UNFLIPPED
-from dsu.encoders.weights import EncoderWeights
 from dsu.features.extraction import cache_features
-from dsu.settings import ExtractionSettings
+from dsu.settings import EncoderWeights, ExtractionSettings
 
 RECIPE = ("--adapt-last", 0, "--views", "none", "--epochs", 2, "--batch-size", 2, "--sheet-every", 0)
 

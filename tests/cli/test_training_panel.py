@@ -9,8 +9,7 @@ from house import House
 from rich.console import Console
 
 from dsu.data.datasets import Paths
-from dsu.encoders.weights import EncoderWeights
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.callbacks import Callback
 from dsu.training.epoch_log import EpochLog
 from dsu.training.runs import prepare_run

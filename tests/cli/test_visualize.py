@@ -13,10 +13,10 @@ from rich.console import Console
 from support import TINY, Dsu
 
 from dsu.data.datasets import Paths
-from dsu.encoders.weights import EncoderWeights
-from dsu.settings import TrainingSettings
+from dsu.progress import clock
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.runs import prepare_run
-from dsu_cli.training_panel import TrainingPanel, clock
+from dsu_cli.training_panel import TrainingPanel
 
 
 def test_features_of_a_folder_with_masks_and_of_files_without(dsu: Dsu, drawn: Path) -> None:
@@ -83,13 +83,13 @@ def test_features_refuse_what_can_not_be(dsu: Dsu, drawn: Path, house: House) ->
     assert "25 images" in said and "24 at most" in said
     Path("features.png").write_bytes(b"mine")
     said = dsu("visualize", "features", image, *TINY, exit_code=2).output
-    assert "features.png exists already: give --overwrite, or another name with --out." in said
+    assert "features.png stands already: give another --out, or --overwrite for a file." in said
     assert Path("features.png").read_bytes() == b"mine"
     dsu("visualize", "features", image, *TINY, "--no-tsne", "--overwrite", "--quiet")
     assert Path("features.png").read_bytes() != b"mine"
     Path("folder.png").mkdir()
     said = dsu("visualize", "features", image, *TINY, "-o", "folder.png", "--overwrite", exit_code=2).output
-    assert "folder.png is a folder" in said
+    assert "folder.png stands already" in said
 
 
 def test_predictions_of_a_run_need_no_more_than_its_folder(dsu: Dsu, house: House) -> None:
@@ -118,7 +118,7 @@ def test_pages_are_announced_and_every_file_is_named(dsu: Dsu, drawn: Path) -> N
     assert said.index("pages") < said.index("drawing") < said.index("Written")
     Path("a.png").unlink()
     said = dsu(*command, exit_code=2).output
-    assert "a-2.png, page 2 of the figure, exists already" in said and not Path("a.png").exists()
+    assert "a-2.png stands already" in said and not Path("a.png").exists()
     assert dsu(*command, "--overwrite", "--quiet").output == ""
 
 

@@ -8,8 +8,7 @@ from support import empty_weights
 from torch import nn
 
 from dsu.config import DINOS, HIERAS, PRESETS, DSUNetConfig, build_config
-from dsu.encoders.dino import build_dino
-from dsu.encoders.hiera import build_hiera
+from dsu.encoders.frozen import build_dino, build_hiera
 from dsu.errors import UsageError
 from dsu.network.head import Head
 

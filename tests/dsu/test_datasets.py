@@ -15,12 +15,11 @@ from dsu.config import build_config
 from dsu.data.datasets import Paths
 from dsu.data.views import draw_view, flip, view_index
 from dsu.datasets import ImageDataset, SampleDataset
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
 from dsu.features.feature_dataset import FeatureDataset
 from dsu.features.stores import FeatureStore
-from dsu.settings import ExtractionSettings
+from dsu.settings import EncoderWeights, ExtractionSettings
 from dsu_cache import Compressor
 
 SEED = 7

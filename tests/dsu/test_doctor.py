@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsu.doctor import Diagnosis, Finding, diagnose
+from dsu.doctor import Diagnosis, Fact, diagnose
 
 
 @pytest.fixture(autouse=True)
@@ -26,19 +26,19 @@ def look(data_root: str = "data", cache_root: str = "features") -> Diagnosis:
     return diagnose(Path(data_root), Path(cache_root))
 
 
-def findings(found: Diagnosis) -> dict[str, Finding]:
-    return {finding.what: finding for finding in found.findings}
+def facts(found: Diagnosis) -> dict[str, Fact]:
+    return {fact.what: fact for fact in found.facts}
 
 
 def broken(found: Diagnosis) -> set[str]:
-    return {what for what, finding in findings(found).items() if finding.state == "broken"}
+    return {what for what, fact in facts(found).items() if fact.state == "broken"}
 
 
 def test_a_bare_machine_can_be_worked_on_and_is_told_how_to_begin() -> None:
     found = look()
     assert found.working and broken(found) == set()
-    assert findings(found)["torch"].text and findings(found)["python"].text
-    assert findings(found)["large"].state == "note" and findings(found)["toy"].state == "fine"
+    assert facts(found)["torch"].text and facts(found)["python"].text
+    assert facts(found)["large"].state == "note" and facts(found)["toy"].state == "fine"
     assert "fetches the weights" in found.next_steps[0] and "dsu demo" in found.next_steps[-1]
     assert not any(Path().iterdir()), "looking left something behind"
     assert json.loads(json.dumps(found.to_json()))["working"] is True
@@ -56,7 +56,7 @@ def test_weights_are_found_in_the_hubs_cache_and_nothing_is_fetched(
     (repository / "refs" / "main").write_text("c0ffee")
     (repository / "snapshots" / "c0ffee").mkdir(parents=True)
     (repository / "snapshots" / "c0ffee" / "sam2.1_hiera_tiny.pt").write_bytes(b"weights")
-    tiny = findings(look())["tiny"]
+    tiny = facts(look())["tiny"]
     assert tiny.text == "Hiera tiny in the hub's cache, DINOv2 vits14 not here"
     assert "model.safetensors from huggingface.co/timm/vit_small" in (tiny.remedy or "")
     assert tiny.value["dino"] is None and tiny.value["hiera"].endswith("sam2.1_hiera_tiny.pt")
@@ -69,7 +69,7 @@ def test_a_variable_that_names_no_file_is_broken(tmp_path: Path, monkeypatch: py
     assert "gone.pt" in found.next_steps[0] and "unset it" in found.next_steps[0]
     (tmp_path / "gone.pt").write_bytes(b"weights")
     found = look()
-    assert found.working and "Hiera large by DSU_HIERA" in findings(found)["large"].text
+    assert found.working and "Hiera large by DSU_HIERA" in facts(found)["large"].text
 
 
 def test_offline_the_missing_files_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_hub_cache_that_is_only_read_is_said(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").write_text("words")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     found = look()
-    assert found.working and findings(found)["hub's cache"].state == "note"
+    assert found.working and facts(found)["hub's cache"].state == "note"
 
 
 def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_the_next_step_follows_what_there_is(tmp_path: Path, drawn: Path) -> Non
     for part, name in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
         shutil.copytree(drawn / part, tmp_path / "data" / "DUTS" / name)
     found = look()
-    assert findings(found)["benchmarks"].value == {"DUTS-TR": 12, "DUTS-TE": 5}
+    assert facts(found)["benchmarks"].value == {"DUTS-TR": 12, "DUTS-TE": 5}
     assert "dsu cache-features DUTS`" in found.next_steps[-1]
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")
     assert "cache-features DUTS --data-root elsewhere" in look("elsewhere").next_steps[-1]
@@ -171,7 +171,7 @@ def test_the_next_step_follows_what_there_is(tmp_path: Path, drawn: Path) -> Non
     (tmp_path / "features" / "DUTS-TR" / "toy" / "zarr.json").write_text("{}")
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "head.safetensors").write_bytes(b"")
-    assert "dsu predict" in look().next_steps[-1] and findings(look())["trained heads"].value == ["a"]
+    assert "dsu predict" in look().next_steps[-1] and facts(look())["trained heads"].value == ["a"]
     (tmp_path / "runs" / "a" / "predictions").mkdir()
     assert look().next_steps == ("Judge what runs/a predicted: `dsu eval`.",)
     (tmp_path / "runs" / "a" / "predictions" / "metrics.json").write_text("{}")
@@ -191,10 +191,10 @@ def test_the_newest_head_is_what_the_next_step_is_about(tmp_path: Path) -> None:
 def test_whether_the_hub_would_be_asked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    assert findings(look())["hub"].text.startswith("is asked when weights are wanted that are not here")
+    assert facts(look())["hub"].text.startswith("is asked when weights are wanted that are not here")
     for variable in ("DSU_HIERA", "DSU_DINO"):
         (tmp_path / "weights.pt").write_bytes(b"weights")
         monkeypatch.setenv(variable, "weights.pt")
-    assert findings(look())["hub"].text == "need not be asked"
+    assert facts(look())["hub"].text == "need not be asked"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in findings(look())["hub"].text
+    assert "HF_HUB_OFFLINE" in facts(look())["hub"].text

@@ -1,4 +1,3 @@
-import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -141,17 +140,6 @@ def test_validation_is_drawn_on_the_whole_scale(tmp_path: Path, monkeypatch: pyt
     assert limits == [(0, 1)]
 
 
-def test_training_curves_of_a_file_are_those_of_its_rows(tmp_path: Path) -> None:
-    rows = history(4)
-    with (tmp_path / "history.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    training_curves(tmp_path / "history.csv", tmp_path / "a.png")
-    training_curves(rows, tmp_path / "b.png")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))
-
-
 def test_training_curves_leave_out_what_is_not_there(tmp_path: Path) -> None:
     rows = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": float("nan")}, {"epoch": 3, "loss": 1.0}]
     training_curves(rows, tmp_path / "curves.png")
@@ -161,5 +149,3 @@ def test_training_curves_leave_out_what_is_not_there(tmp_path: Path) -> None:
 def test_a_history_without_epochs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no epoch with a loss"):
         training_curves([], tmp_path / "curves.png")
-    with pytest.raises(UsageError, match=r"absent\.csv is not a file"):
-        training_curves(tmp_path / "absent.csv", tmp_path / "curves.png")

@@ -10,10 +10,9 @@ import pytest
 from dsu.config import build_config
 from dsu.data.datasets import Paths
 from dsu.data.views import ALL_FLIPS
-from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import Report, check_equivalence
 from dsu.features.extraction import cache_features
-from dsu.settings import ExtractionSettings, TrainingSettings
+from dsu.settings import EncoderWeights, ExtractionSettings, TrainingSettings
 from dsu_cache import ShardId, Store
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dsu.config import build_config
-from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
+from dsu.encoders.weights import load_dino, load_hiera
 from dsu.loss import SegmentationLoss
 from dsu.network.network import DSUNet
+from dsu.settings import EncoderWeights
 
 FEATURES = ("V", "S1", "S2", "S3", "S4", "B6")
 SAMPLES = 9

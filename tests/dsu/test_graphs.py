@@ -59,8 +59,8 @@ def trainer(folder: Path, *, adapt_last: int = 7, start: str = "pixels", capture
         resolved,
         HeadInfo(config=config),
         choose_runtime("cpu", "fp32"),
-        folder,
         keep_best=False,
+        out=folder,
     )
     rate = torch.tensor(resolved.lr)
     made.optimizer = torch.optim.AdamW(network.head.parameters(), lr=rate, weight_decay=5e-4, fused=True)
@@ -106,7 +106,7 @@ def test_a_captured_step_is_the_eager_step(
     given = list(batches([3] * (EAGER_CALLS + 2) + [2] + [3] * 2, features=features))
     assert_same_steps(eager, captured, given)
     assert captured._steps.captured
-    assert captured._steps._graph.replays == 4  # type: ignore[union-attr]
+    assert captured._steps._captured.graph.replays == 4  # type: ignore[union-attr, attr-defined]
 
 
 def test_stored_features_and_live_ones_take_the_same_captured_steps(tmp_path: Path) -> None:

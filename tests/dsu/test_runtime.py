@@ -77,7 +77,7 @@ def test_a_gpus_feed_gives_the_same_batches() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nothing_in_a_step_waits_for_the_gpu(precision: str, tmp_path: Path) -> None:
-    from dsu.bench.store import images
+    from dsu.bench.machine import images
     from dsu.heads.head_file import HeadInfo
     from dsu.network.resume import earliest
     from dsu.settings import TrainingSettings

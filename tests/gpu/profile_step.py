@@ -14,16 +14,15 @@ from pathlib import Path
 import torch
 
 from dsu.batches import Batch
-from dsu.bench.store import images
-from dsu.bench.timing import seconds_of, summed
+from dsu.bench.machine import images, seconds_of, summed
 from dsu.config import DSUNetConfig, build_config
-from dsu.encoders.weights import EncoderWeights, load_encoders
+from dsu.encoders.weights import load_encoders
 from dsu.graphs import EAGER_CALLS
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import earliest, feature_shape, resume_point
 from dsu.runtime import choose_runtime
-from dsu.settings import TrainingSettings
+from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.trainer import Trainer, TrainingPhase
 
 SHOWN = 20

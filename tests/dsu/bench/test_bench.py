@@ -11,16 +11,27 @@ import torch
 from support import toy_network
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsu.bench.machine import (
+    GpuWork,
+    ReadRow,
+    Timing,
+    disk_rate,
+    draw_store,
+    images,
+    matrix_rate,
+    ratio,
+    summed,
+    take_turns,
+)
 from dsu.bench.measure import Report, markdown_table
 from dsu.bench.stages import MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
-from dsu.bench.store import ReadRow, disk_rate, draw_store, images
-from dsu.bench.timing import GpuWork, Timing, matrix_rate, ratio, summed, take_turns
 from dsu.config import build_config
-from dsu.encoders.weights import EncoderWeights, load_encoders
+from dsu.encoders.weights import load_encoders
+from dsu.network.network import DSUNet
 from dsu.network.resume import feature_shape, resume_point
 from dsu.runtime import choose_runtime
-from dsu.settings import ExtractionSettings
+from dsu.settings import EncoderWeights, ExtractionSettings
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)
 
@@ -75,7 +86,8 @@ def test_the_disk_is_measured_with_files_that_go_away(tmp_path: Path) -> None:
 
 def test_stage_one_is_measured_in_the_mix_that_it_stores_by_default(tmp_path: Path) -> None:
     encoders = load_encoders(CONFIG, EncoderWeights(), hiera=True, dino=True)[:2]
-    found = measure_stages(CONFIG, *encoders, choose_runtime("cpu", "fp32"), 3, tmp_path)
+    network = DSUNet(CONFIG, *encoders, feature_dtype=torch.float16).eval()
+    found = measure_stages(network, choose_runtime("cpu", "fp32"), 3, tmp_path)
     assert [mix.features for mix in found.mixes] == [ExtractionSettings().features, ("V",)]
     assert [mix.views for mix in found.mixes] == [12, 3]
     size = {name: 2 * math.prod(feature_shape(CONFIG, name)) for name in ("V", "S1", "S2", "S3", "S4")}

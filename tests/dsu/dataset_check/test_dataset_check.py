@@ -10,9 +10,8 @@ from own_folder import SIZE, Mask, boxed, check, finding, photo, plain, write
 from PIL import Image, ImageFilter
 
 from dsu.data.datasets import Paths
-from dsu.dataset_check import SEVERITIES, Finding, check_dataset, summary
+from dsu.dataset_check import SEVERITIES, Finding, check_dataset, other_files, summary
 from dsu.dataset_check.rules import FEW
-from dsu.dataset_check.set_rules import other_files
 from dsu.errors import UsageError
 
 

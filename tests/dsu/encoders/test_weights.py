@@ -11,8 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from dsu.config import DinoSpec, DSUNetConfig, HieraSpec
-from dsu.encoders.dino import build_dino
-from dsu.encoders.hiera import build_hiera
+from dsu.encoders.frozen import build_dino, build_hiera
 from dsu.encoders.weights import (
     EncoderWeights,
     MissingWeightsError,

@@ -8,7 +8,7 @@ from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
 from torch import Tensor
 
 from dsu.config import HIERAS
-from dsu.encoders.hiera import build_hiera, embed_pixels, run_block
+from dsu.encoders.frozen import build_hiera, embed_pixels, run_block
 
 
 def random_block(dim: int, dim_out: int, heads: int, window: int, pool: bool) -> MultiScaleBlock:

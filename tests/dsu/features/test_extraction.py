@@ -14,11 +14,11 @@ from dsu.data.datasets import Paths
 from dsu.data.images import read_image, resize_image, resize_mask
 from dsu.data.masks import MaskFormat
 from dsu.data.views import Views
-from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
+from dsu.encoders.weights import load_dino, load_hiera
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
 from dsu.network.network import DSUNet
-from dsu.settings import ExtractionSettings
+from dsu.settings import EncoderWeights, ExtractionSettings
 from dsu_cache import Store
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)

@@ -10,11 +10,10 @@ from PIL import Image
 from dsu.config import build_config
 from dsu.data.datasets import Paths
 from dsu.data.views import ALL_FLIPS
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError
 from dsu.features.extraction import CachePlan, cache_features
 from dsu.features.stores import FeatureStore
-from dsu.settings import ExtractionSettings, TrainingSettings
+from dsu.settings import EncoderWeights, ExtractionSettings, TrainingSettings
 from dsu.training.runs import Run, prepare_run
 from dsu_cache import StaleError
 from dsu_cache.files import read_metadata, write_metadata

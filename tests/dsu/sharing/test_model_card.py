@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from dsu.config import build_config
 from dsu.data.images import file_sha256
 from dsu.data.tiles import Tiling
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, save_head
 from dsu.metrics.figures import METRICS
 from dsu.network.head import Head
+from dsu.settings import EncoderWeights
 from dsu.sharing.head_facts import head_facts
 from dsu.sharing.model_card import CARD_FILE, export_folder, model_card, public_info
 

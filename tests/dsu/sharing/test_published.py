@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from dsu.config import DinoSpec, DSUNetConfig, HieraSpec, build_config
-from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera
+from dsu.encoders.weights import load_dino, load_hiera
 from dsu.errors import DsuError
 from dsu.loss import SegmentationLoss
 from dsu.network.layers import ContentGuidedFusion
 from dsu.network.network import DSUNet
+from dsu.settings import EncoderWeights
 from dsu.sharing.published import export_published, load_published_checkpoint, published_name
 
 WITHOUT_GRADIENT = ("fusion4.conv.bias", "dino2sam_down14.depthwise.base_conv.bias")

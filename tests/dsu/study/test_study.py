@@ -15,7 +15,6 @@ from dsu.config import build_config
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import JudgedImage, evaluate
 from dsu.settings import TrainingSettings
-from dsu.study.picture import draw_study
 from dsu.study.plan import Asked, Cost, Member, Study, variants
 from dsu.study.results import (
     Finished,
@@ -28,7 +27,7 @@ from dsu.study.results import (
     spreads,
     write_result,
 )
-from dsu.study.tables import default_figures, study_tables
+from dsu.study.telling import default_figures, draw_study, study_tables
 
 
 def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:

@@ -15,14 +15,13 @@ from dsu.data.decoding import augmentation
 from dsu.data.images import file_sha256, read_image, resize_image
 from dsu.data.tiles import Tiling
 from dsu.data.views import Views, view_index
-from dsu.encoders.weights import EncoderWeights
 from dsu.equivalence import check_equivalence
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
 from dsu.features.stores import find_store
 from dsu.heads.head_file import HEAD_FILE
 from dsu.progress import SILENT
-from dsu.settings import ExtractionSettings, TrainingSettings
+from dsu.settings import EncoderWeights, ExtractionSettings, TrainingSettings
 from dsu.training.runs import Run, open_run, prepare_run
 
 CONFIG = build_config("toy", hiera_size=128, dino_size=126)

@@ -17,12 +17,12 @@ from support import toy_network
 from dsu.data.datasets import Paths
 from dsu.data.images import UnreadableImage
 from dsu.drawing import DPI, Page, fill_pages
-from dsu.encoders.weights import EncoderWeights
 from dsu.errors import DsuError, UsageError
 from dsu.pictures import CELL_GROUND
 from dsu.progress import SILENT, Task
 from dsu.runtime import choose_runtime
-from dsu.visualization.comparison import ComparedImage, Comparison, choose_worst, find_compared, pick_names
+from dsu.settings import EncoderWeights
+from dsu.visualization.comparison import ComparedImage, ComparisonFigure, choose_worst, find_compared, pick_names
 from dsu.visualization.features import (
     FeatureGroup,
     FeatureLevel,
@@ -360,7 +360,7 @@ def test_a_folder_brings_its_own_truth_and_images_alone_have_none(folders: Path,
     assert [row.truth for row in rows] == [tmp_path / "tiles" / "masks" / f"{name}.png" for name in "abcd"]
     rows, _ = find_compared(str(tmp_path / "tiles" / "images"), {"Bad": folders / "bad"}, paths=Paths(tmp_path))
     assert [(row.name, row.truth) for row in rows] == [(name, None) for name in "abcd"]
-    assert Comparison(rows, ["Bad"]).titles == ["Image", "Bad"]
+    assert ComparisonFigure(rows, ["Bad"]).titles == ["Image", "Bad"]
     with pytest.raises(UsageError, match="--worst goes by the ground truth, and there is none"):
         choose_worst(rows, 1, "S")
 
@@ -413,10 +413,10 @@ def compared(folders: Path) -> list[ComparedImage]:
 
 def test_a_comparison_is_as_wide_as_a_printed_page_and_as_long_as_its_rows_want(folders: Path) -> None:
     rows = compared(folders)
-    [file] = Comparison(rows, ["Bad"], named=True).draw(folders / "figure.png")
+    [file] = ComparisonFigure(rows, ["Bad"], named=True).draw(folders / "figure.png")
     with Image.open(file) as drawn:
         assert abs(drawn.width - 7.16 * 300) <= 3 and drawn.mode == "RGB"
-    comparison = Comparison(rows * 3, ["Bad"])
+    comparison = ComparisonFigure(rows * 3, ["Bad"])
     heard = Listener()
     many = comparison.draw(folders / "many.png", heard)
     assert [file.name for file in many] == ["many.png", "many-2.png", "many-3.png"] and heard.phases == {"drawing": 12}
@@ -438,7 +438,7 @@ def test_portraits_stand_on_white_paper(tmp_path: Path, names: list[str], height
     Image.new("RGB", (100, 200), "red").save(tmp_path / "tall.png")
     Image.new("RGB", (400, 100), "blue").save(tmp_path / "wide.png")
     rows = [ComparedImage(name, file, None, (file,) * 3) for name in names for file in [tmp_path / f"{name}.png"]]
-    [file] = Comparison(rows, ["A", "B", "C"]).draw(tmp_path / "figure.png")
+    [file] = ComparisonFigure(rows, ["A", "B", "C"]).draw(tmp_path / "figure.png")
     pixels = np.asarray(Image.open(file)).astype(int)
     cell = (pixels.shape[1] - 5 * 7.5) / 4
     red, blue = ((pixels == colour).all(axis=2) for colour in ((255, 0, 0), (0, 0, 255)))
@@ -451,7 +451,7 @@ def test_portraits_stand_on_white_paper(tmp_path: Path, names: list[str], height
 
 def test_a_note_stands_below_the_rows_and_counts_for_the_page(folders: Path) -> None:
     rows = compared(folders)
-    plain, noted = (Comparison(rows, ["Bad"], note=note) for note in ("", "Bad: random encoders"))
+    plain, noted = (ComparisonFigure(rows, ["Bad"], note=note) for note in ("", "Bad: random encoders"))
     heights = []
     for index, one in enumerate((plain, noted)):
         with Image.open(one.draw(folders / f"note{index}.png")[0]) as drawn:

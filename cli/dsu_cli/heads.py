@@ -1,24 +1,26 @@
-"""`dsu head`: what a trained head is, and giving it to others."""
+"""`dsu head`: what a trained head is, and giving it to others; heads out of and into the authors' file format."""
 
+import io
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
+from dsu.files import atomic_write, make_folder
 from dsu.metrics.figures import figure_name
 from dsu.progress import counted
+from dsu.settings import EncoderWeights
 from dsu_cli import options
-from dsu_cli.console import age_text, bytes_text, fail, key_table, out, say, table
+from dsu_cli.console import age_text, bytes_text, fail, key_table, print_json, say, table
 from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.table import Table
-
     from dsu.sharing.head_facts import HeadFacts, ListedHead
 
-__all__ = ["head"]
+__all__ = ["export_checkpoint", "head", "import_checkpoint"]
 
 head = typer.Typer(no_args_is_help=True, help="Look at a trained head, and give it to others.")
 
@@ -44,13 +46,12 @@ def list_(
     are none.
     """
     from dsu.sharing.head_facts import find_heads
-    from dsu_cli.cache_reports import print_json
 
     heads = find_heads(folder)
     if json:
         print_json([head.to_json() for head in heads])
     elif heads:
-        out.print(_heads_table(heads))
+        console.print(_heads_table(heads))
         tiled = any(head.tiled for head in heads)
         instead = "; at (tiles) of tiles held out, which do not compare with whole images" if tiled else ""
         say(f"N: Hiera's last N blocks have adapters. S, MAE, IoU: of the images held out{instead}.")
@@ -71,13 +72,12 @@ def info(
     """What a head is: network, encoders and their licences, data, settings, metrics."""
     from dsu.heads.head_file import resolve_head
     from dsu.sharing.head_facts import head_facts
-    from dsu_cli.cache_reports import print_json
 
     facts = head_facts(resolve_head(head))
     if json:
         print_json(facts.to_json())
     else:
-        out.print(key_table(_rows(facts)))
+        console.print(key_table(_rows(facts)))
 
 
 @head.command()
@@ -106,6 +106,61 @@ def export(
     rows = [(file.name, bytes_text(file.stat().st_size)) for file in files]
     console.print(key_table([("folder", str(out)), *rows, ("licence", f"{licence} (--license chooses another)")]))
     console.print(f"Try it: `dsu predict IMAGE --head {out}`. Give it: `hf upload {name or 'OWNER/NAME'} {out}`.")
+
+
+# ---- the authors' file format ----
+
+
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of the authors' program.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The head to write.")] = Path("head.safetensors"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+) -> None:
+    """Make a head of a published checkpoint, to predict with.
+
+    Says whether the encoders inside are the official ones, where those are at hand.
+    """
+    from dsu.heads.head_file import save_head
+    from dsu.sharing.published import import_head
+
+    target = options.new_file("--out", out, overwrite=overwrite)
+    state, info, notes = import_head(checkpoint, EncoderWeights(hiera_weights, dino_weights))
+    make_folder(target.parent)
+    save_head(target, state, info)
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(f"{target}: Hiera {info.config.hiera.name}, DINOv2 {info.config.dino.name}", markup=False)
+
+
+def export_checkpoint(
+    head: Annotated[
+        Path, typer.Argument(metavar="HEAD", help="A run folder, head.safetensors or OWNER/NAME on the hub.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path("checkpoint.pth"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
+    hiera_weights: options.HieraWeights = None,
+    dino_weights: options.DinoWeights = None,
+) -> None:
+    """Write a head and its encoders under the authors' key names, as their program loads them."""
+    import torch
+
+    from dsu.heads.head_file import read_head_info, resolve_head
+    from dsu.sharing.published import export_head
+
+    target = options.new_file("--out", out, overwrite=overwrite)
+    file = resolve_head(head)
+    random = read_head_info(file).random_weights
+    state = export_head(file, EncoderWeights(hiera_weights, dino_weights, random))
+    buffer = io.BytesIO()
+    torch.save({name: tensor.contiguous() for name, tensor in state.items()}, buffer)
+    make_folder(target.parent)
+    atomic_write(target, buffer.getvalue())
+    console.print(f"{target}: {len(state):,} tensors", markup=False)
+
+
+# ---- what is printed ----
 
 
 _SHOWN = ("S", "F_adaptive", "E_mean", "MAE", "IoU", "Dice", "false_alarms", "misses", "AUROC", "IoU_object")
@@ -142,9 +197,7 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     return rows
 
 
-def _heads_table(heads: "Sequence[ListedHead]") -> "Table":
-    import time
-
+def _heads_table(heads: Sequence["ListedHead"]) -> Table:
     figures = ("S", "MAE", "IoU")
     shown = table(("head", "data", "network", "N", "epoch", *figures, "age"), {"N", "epoch", *figures, "age"})
     for head in heads:

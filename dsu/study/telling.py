@@ -1,21 +1,29 @@
-"""A study's table, for the terminal and for Markdown alike, and what it leaves in its folder: JSON, CSV, a picture."""
+"""What a study tells: its table, for the terminal and for Markdown alike, and the files in its folder: JSON, CSV, and a
+picture for print (a panel a figure, a dot a run, mean and spread where runs are repeated).
+"""
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from dsu import __version__
+from dsu.drawing import DPI, INK, PAGE_WIDTH, dress, save_figures
 from dsu.features.stores import library_versions
 from dsu.files import atomic_write
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, PER_IMAGE, RANDOM, SPOILT, arrow, figure_name, over_objects
+from dsu.progress import clock, counted
 from dsu.report.tables import csv_text
-from dsu.study.picture import draw_study
-from dsu.study.plan import STUDY_FILE, Kind, Study
-from dsu.study.results import Finished, groups, pooled, set_names, spread, spreads
+from dsu.study.plan import FOLDER_STARTS, STUDY_FILE, Kind, Study
+from dsu.study.results import Finished, Spread, groups, pooled, set_names, spread, spreads
 
-__all__ = ["StudyTable", "default_figures", "study_tables", "write_record", "write_study"]
+__all__ = ["StudyTable", "default_figures", "draw_study", "study_tables", "write_record", "write_study"]
 
 _POOLED: Final = "all images"
 """The row of a cross-validation in which every image counts once."""
@@ -64,7 +72,9 @@ def study_tables(kind: Kind, finished: Sequence[Finished], figures: Sequence[str
     heads = (*(f"{figure_name(figure)} {arrow(figure)}" for figure in figures), "time", *costs)
 
     def row(label: str, found: Mapping[str, float], seconds: float | None, more: Cells) -> Cells:
-        return (label, *(_number(found.get(figure, math.nan)) for figure in figures), _time(seconds), *more)
+        values = [found.get(figure, math.nan) for figure in figures]
+        numbers = ("–" if math.isnan(value) else f"{value:.4f}" for value in values)
+        return (label, *numbers, "" if seconds is None else clock(seconds), *more)
 
     tables = []
     for name, members in _by_set(finished):
@@ -89,17 +99,6 @@ def _by_set(finished: Sequence[Finished]) -> Iterator[tuple[str, list[Finished]]
     """The sets, each with the members that were judged on it."""
     for name in set_names(finished):
         yield name, [one for one in finished if name in one.result.sets]
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 def _costs(one: Finished) -> Cells:
@@ -216,3 +215,132 @@ def _rows(study: Study, finished: Sequence[Finished]) -> Iterator[dict[str, Any]
         if study.kind == "folds":
             images = sum(one.result.sets[name].images for one in members)
             yield {"set": name, "member": _POOLED, "images": images, **pooled(members, name)}
+
+
+# ---- the picture ----
+
+
+_ACROSS: Final = 3
+"""Panels side by side."""
+_DOT: Final = "#08519c"
+_MEAN: Final = "#e8590c"
+_X_LABELS: Final[dict[Kind, str]] = {
+    "folds": "fold",
+    "seeds": "seed",
+    "depth": "adapted blocks N",
+    "ablations": "ablation",
+}
+
+Value = Callable[[Finished], float]
+
+
+def draw_study(study: Study, finished: Sequence[Finished], figures: Sequence[str], path: Path) -> None:
+    """Write a PNG as wide as a printed page.
+
+    Folds and seeds have a dot a run, the mean as a line and one standard deviation (n - 1) as a band; of depth and
+    ablations each case has its dots, and where it has several runs its mean and spread beside them. Depth has a
+    panel more: seconds an epoch.
+
+    Args:
+        study: what was varied.
+        finished: members with their results.
+        figures: a panel each, a set of images at a time.
+        path: the file to write.
+    """
+    names = set_names(finished)
+    panels: list[tuple[str, Value, bool]] = []  # title, value, whether it lives in 0 to 1
+    for name in names:
+        of = f", {name}" if len(names) > 1 else ""
+        panels += [
+            (f"{figure_name(figure)} {arrow(figure)}{of}", partial(_figure, name=name, figure=figure), True)
+            for figure in figures
+        ]
+    if study.kind == "depth":
+        panels.append(("seconds an epoch ↓", _epoch_seconds, False))
+    panels = [panel for panel in panels if any(not math.isnan(panel[1](one)) for one in finished)]
+    down = -(-len(panels) // _ACROSS)
+    page = Figure(figsize=(PAGE_WIDTH, 1.8 * down + 0.3), dpi=DPI, layout="constrained")
+    cells = list(page.subplots(down, _ACROSS, squeeze=False).flat)
+    repeats = study.kind in ("folds", "seeds")
+    for axes, (title, value, is_share) in zip(cells, panels, strict=False):
+        dress(axes, _X_LABELS[study.kind])
+        axes.grid(visible=False, axis="x")
+        # Folds and seeds have mean and spread on a line of their own below the name, which may be long.
+        axes.set_title(title, fontsize=8, color=INK, loc="left", pad=15 if repeats else 3)
+        (_draw_repeats if repeats else _draw_cases)(axes, study.kind, finished, value)
+        low, high = axes.get_ylim()
+        axes.set_ylim(_share_limits(low, high) if is_share else (0, high * 1.1))
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+    for axes in cells[len(panels) :]:
+        axes.set_visible(False)
+    page.suptitle(f"{study.source.split}: {_words(study, finished)}", fontsize=8, color=INK, x=0.01, ha="left")
+    save_figures([page], [path], DPI)
+
+
+def _figure(one: Finished, name: str, figure: str) -> float:
+    found = one.result.sets.get(name)
+    return math.nan if found is None else found.figures.get(figure, math.nan)
+
+
+def _epoch_seconds(one: Finished) -> float:
+    return one.result.epoch_seconds
+
+
+def _words(study: Study, finished: Sequence[Finished]) -> str:
+    """What is varied and what the marks mean."""
+    if study.kind in ("folds", "seeds"):
+        return f"{counted(len(finished), study.kind)}, mean (line) and standard deviation (band)"
+    what = "adapters in front of Hiera's last N blocks" if study.kind == "depth" else "ablations of the paper"
+    repeats = max(len(members) for members in groups(finished).values())
+    return what if repeats == 1 else f"{what}, {repeats} seeds each, mean and standard deviation"
+
+
+def _draw_repeats(axes: Axes, kind: Kind, finished: Sequence[Finished], value: Value) -> None:
+    """A dot a run in order, over the band that they span."""
+    values = [value(one) for one in finished]
+    found = _spread(values)
+    sd = ""
+    if found.count > 1:
+        sd = f" ± {found.sd:.4f}"
+        axes.axhspan(found.mean - found.sd, found.mean + found.sd, color=_MEAN, alpha=0.15, linewidth=0)
+    axes.axhline(found.mean, color=_MEAN, linewidth=1)
+    axes.plot(range(len(values)), values, "o", color=_DOT, markersize=4, zorder=3, clip_on=False)
+    axes.text(0, 1.05, f"{found.mean:.4f}{sd}", fontsize=7, color=_MEAN, transform=axes.transAxes)
+    _label(axes, kind, [one.member.name for one in finished])
+
+
+def _draw_cases(axes: Axes, kind: Kind, finished: Sequence[Finished], value: Value) -> None:
+    """The dots of each case above its name; of repeated cases mean and spread beside them."""
+    cases = groups(finished)
+    means = []
+    for place, members in enumerate(cases.values()):
+        values = [value(one) for one in members]
+        found = _spread(values)
+        means.append(found.mean)
+        axes.plot([place] * len(values), values, "o", color=_DOT, markersize=4, alpha=0.8, zorder=3, clip_on=False)
+        if found.count > 1:
+            axes.errorbar(
+                place + 0.15, found.mean, found.sd, fmt="_", color=_MEAN, capsize=2.5, linewidth=1, markersize=6
+            )
+    if kind == "depth":  # an order, so that a line means something
+        axes.plot(range(len(means)), means, color=_DOT, linewidth=1, alpha=0.5)
+    _label(axes, kind, list(cases))
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return spread([value for value in values if not math.isnan(value)])
+
+
+def _label(axes: Axes, kind: Kind, folders: Sequence[str]) -> None:
+    """As many names below the places as there is room for."""
+    step = -(-len(folders) // 10)
+    names = [folder.removeprefix(FOLDER_STARTS[kind]) for folder in folders[::step]]
+    axes.set_xticks(range(0, len(folders), step), names)
+    axes.set_xlim(-0.5, len(folders) - 0.5)
+
+
+def _share_limits(low: float, high: float) -> tuple[float, float]:
+    """Limits around `low` to `high` with some room, within 0 to 1 (a band may reach beyond) and not too near."""
+    span = min(max((high - low) * 1.1, 0.1), 1)  # on a finer scale chance looks like a difference
+    bottom = min(max((low + high - span) / 2, 0), 1 - span)
+    return bottom, bottom + span
