@@ -1,4 +1,4 @@
-"""Known faults of figures and of what they are about: each test asserts the right behaviour and fails today."""
+"""Figures and what they are about: faults that people met, each with what happens now."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Known faults of runs and of what belongs to them: each test asserts the right behaviour and fails today."""
+"""Runs and what belongs to them: faults that people met, each with what happens now."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Known faults with folders, files, file systems and checkpoints as people have them: each test fails today."""
+"""Folders, files, file systems and checkpoints as people have them: faults they met, each with what happens now."""
 
 import builtins
 import errno
