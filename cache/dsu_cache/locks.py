@@ -68,7 +68,7 @@ def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _beating(path: Path, what: str) -> Iterator[None]:
     """As `locked`, where the file system has no locks."""
-    _say_without_locks(path.parent)
+    _say_without_locks(path.parent.resolve())
     sign = _sign(path)
     if _beats(sign):
         raise BusyError(f"{what} by {_holders(sign)}: wait until it ends, or stop it")

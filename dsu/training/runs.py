@@ -154,7 +154,8 @@ def prepare_run(
     if store is not None and not live:
         for read in (point, *([frozen_point] if frozen_point else [])):
             digests, drift = store.check_arrays(read, digests, runtime, resolved.feature_dtype or "float16")
-    shares = data.shares(resolved, paths.cache_root, progress)
+    asked = settings.model_fields_set if before is None else ()
+    shares = data.shares(resolved, paths.cache_root, progress, asked)
     if before is not None:
         shares |= {name: before.samples[name][0] for name in shares.keys() & before.samples.keys()}
     names = {share: [name for name in shares if shares[name] == share] for share in ("train", "val", "test")}

@@ -1,6 +1,6 @@
 """The training split as a run sees it: from its store, or end to end from its images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,8 +46,13 @@ class TrainingData:
         """Samples without an object."""
         return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.mask_format))
 
-    def shares(self, settings: TrainingSettings, cache_root: Path, progress: Progress) -> dict[str, str]:
-        """Each sample's share: `train`, `val` or `test`. Raises `DsuError` where nothing is left to train on."""
+    def shares(
+        self, settings: TrainingSettings, cache_root: Path, progress: Progress, asked: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Each sample's share: `train`, `val` or `test`.
+
+        Raises `DsuError` where nothing is left to train on, or nothing to hold out for a fraction that was `asked` for.
+        """
         images = {name: fact.image_sha256 for name, fact in self.facts.items()}
         with_object = {images[name] for name in images.keys() - self.empty}
         strata = [with_object, set(images.values()) - with_object]
@@ -58,7 +63,9 @@ class TrainingData:
             weights = fold_weights(int(parts))
         dealt = dict.fromkeys(images.values(), "train")
         if len(weights) > 1:
-            dealt = recorded_deal(cache_root / self.source.split, strata, weights, progress)
+            # Beside the stores: a split's name comes out of a store's file, and may lead anywhere.
+            beside = self.store.path.parent if self.store else cache_root / self.source.split
+            dealt = recorded_deal(beside, strata, weights, progress)
         if settings.fold is not None:
             dealt = {content: "val" if share == part else "train" for content, share in dealt.items()}
         found = {name: dealt[images[name]] for name in sorted(images)}
@@ -67,11 +74,14 @@ class TrainingData:
         if settings.fold is not None and "val" not in found.values():
             raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
         lacking = [share for share in weights if share in ("val", "test") and share not in found.values()]
-        if lacking:
+        wanted = [share for share in lacking if f"{share}_fraction" in asked]
+        if wanted:
             raise UsageError(
-                f"{self.source.split} has too few images to hold any out by --{lacking[0]}-fraction: add images, or "
-                f"give --{lacking[0]}-fraction 0."
+                f"{self.source.split} has too few images to hold any out by --{wanted[0]}-fraction: add images, or "
+                f"give --{wanted[0]}-fraction 0."
             )
+        if lacking:
+            progress.say(f"{self.source.split} has too few images to hold any out: nothing will judge this run.")
         return found
 
     def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> SampleDataset:

@@ -168,7 +168,7 @@ def test_predictions_never_fall_on_their_inputs(refused: Refused, house: House, 
     Image.open(mine / "images" / "0000.jpg").save(image)
     before = image.read_bytes()
     refused(house.predict(image, "--out", image.parent), image, "over an input", "--out")
-    refused(house.predict(mine / "images", "--out", mine, "--overwrite"), image, "over an input", "--out")
+    refused(house.predict(mine / "images", "--out", mine, "--overwrite"), "among the images", "--out")
     assert image.read_bytes() == before
 
 

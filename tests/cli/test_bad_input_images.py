@@ -298,7 +298,8 @@ def test_odd_images_are_predicted_and_judged(refused: Refused, house: House, odd
         with Image.open(tmp_path / "out" / "images" / f"{os.path.splitext(name)[0]}.png") as mask:
             assert (mask.mode, mask.size) == ("L", size), name
     assert len(list((tmp_path / "out" / "images").iterdir())) == len(ODD)
-    refused.handled(["eval", "--predictions", "out/images", "--truth", odd / "masks"], "MAE", count=len(ODD))
+    judge = ["eval", "--predictions", "out/images", "--truth", odd / "masks", "--foreground", "255"]
+    refused.handled(judge, "MAE", count=len(ODD))
     assert not (tmp_path / "ran").exists()
 
 

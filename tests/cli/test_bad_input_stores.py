@@ -209,7 +209,7 @@ def test_a_data_set_that_is_gone_is_said(dsu: Dsu, refused: Refused, mine: Path)
     shutil.rmtree(mine)
     said = dsu("train-head", "--epochs", "1", "--views", "1").output
     assert f"The images of mine are not at {mine}" in said
-    refused(["predict"], mine, "--data-root")
+    assert "1 written" in dsu("predict").output, "the store holds what was held out"
     refused(["check-equivalence", "--views", "1"], mine, status=1)
     refused(["train-head", "--end-to-end"], mine, "where they are now", status=1)
 
@@ -240,7 +240,7 @@ def test_a_folder_that_holds_a_run(refused: Refused, house: House) -> None:
         ("checkpoint.pt", truncate, ("damaged", "anew", "--overwrite")),
         ("checkpoint.pt", run_code, ("damaged", "anew", "--overwrite")),
         ("checkpoint.pt", lambda path: torch.save({"head": {}}, path), ("damaged", "anew", "--overwrite")),
-        ("checkpoint.pt", lambda path: path.unlink(), ("no checkpoint", "--resume")),
+        ("checkpoint.pt", lambda path: path.unlink(), ("There is no checkpoint.pt", "--overwrite")),
         ("settings.yaml", lambda path: path.write_text("epochs: ["), ("settings.yaml", "anew")),
         ("settings.yaml", lambda path: path.write_text("words"), ("settings.yaml", "anew")),
         ("settings.yaml", lambda path: path.unlink(), ("settings.yaml", "anew")),

@@ -50,7 +50,7 @@ def test_a_cutouts_opacity_is_the_mask(tmp_path: Path) -> None:
         drawn = cutout(image, mask)
         assert drawn.mode == "RGBA"
         assert np.array_equal(np.asarray(drawn)[..., 3], box())
-        assert np.array_equal(np.asarray(drawn)[..., :3], grey_ground())
+        assert np.array_equal(np.asarray(drawn)[..., :3], np.where(box()[..., None] > 0, grey_ground(), 0))
 
 
 @pytest.mark.parametrize("draw", [overlay, cutout])
