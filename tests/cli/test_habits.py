@@ -166,12 +166,11 @@ def test_ctrl_c_ends_with_what_to_type(command: str, drawn: Path, house: House, 
     }[command]
     # The alarm is the keyboard's interrupt, from within: it comes when the first image has been decoded.
     slow = (
-        "import os, signal, time, dsu.data.images as images; real = images.read_image\n"
+        "import os, signal, time, dsu.data.images as images; real = images.read_image_and_head\n"
         "def read(*a, **k):\n"
         "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2); return real(*a, **k)\n"
-        "images.read_image = read\n"
-        "import dsu.data.inspection, dsu.data.overlaps, dsu.prediction.predict\n"
-        "for module in (dsu.data.inspection, dsu.data.overlaps, dsu.prediction.predict): module.read_image = read\n"
+        "images.read_image_and_head = read\n"
+        "import dsu.data.inspection; dsu.data.inspection.read_image_and_head = read\n"
     )
     if command == "datasets":
         root = tmp_path / "root" / "DUTS" / "DUTS-TR"

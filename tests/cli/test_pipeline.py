@@ -204,7 +204,7 @@ def test_a_run_goes_on_with_its_own_settings(dsu: Dsu, drawn: Path, tmp_path: Pa
     (tmp_path / "mine.yaml").write_text("epochs: 2\nlr: 0.0005\nseed: 7\n")
     dsu("train-head", "--config", "mine.yaml")
     [run] = (tmp_path / "runs").iterdir()
-    whole = load_file(run / "last.safetensors")
+    whole = load_file(run / "head.safetensors")
     dsu("train-head", "--config", "mine.yaml", "--out", "runs/other")
     (tmp_path / "runs" / "other" / "head.safetensors").unlink()
     dsu("train-head", "--resume")

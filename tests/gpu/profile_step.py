@@ -9,7 +9,6 @@ it can.
 
 import re
 import sys
-from pathlib import Path
 
 import torch
 
@@ -48,7 +47,6 @@ def build(
         TrainingSettings(batch_size=size, compile=compiled),
         HeadInfo(config=config),
         choose_runtime(),
-        Path(),
         keep_best=False,
     )
     drawn = images(config, size, dino=end_to_end)
