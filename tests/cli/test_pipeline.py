@@ -97,7 +97,7 @@ def test_new_and_changed_images_are_computed_alone_and_training_says_so_before(
     shutil.copytree(drawn / "train", mine)
     dsu("cache-features", mine, *TINY, "--features", "V")
     first, second = sorted((mine / "images").iterdir())[:2]
-    Image.open(second).convert("L").save(first)
+    Image.open(first).convert("L").save(first)
     for folder, ending in (("images", ".jpg"), ("masks", ".png")):
         shutil.copy((mine / folder / second.name).with_suffix(ending), mine / folder / f"added{ending}")
     said = dsu("train-head", mine, "--epochs", "1", exit_code=1).output
