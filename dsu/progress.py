@@ -10,13 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol, TypeVar
 
-__all__ = ["SILENT", "Progress", "Task", "clock", "counted", "in_threads"]
+__all__ = ["SILENT", "Progress", "Task", "clock", "counted", "few", "in_threads"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST_THREADS: Final = 16
 """By default: more decode no faster, and each holds an image."""
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def counted(count: int, things: str) -> str:

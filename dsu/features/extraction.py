@@ -25,7 +25,7 @@ from dsu.features.writing import writing
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import check_features, feature_shape, guide_names
-from dsu.progress import SILENT, Progress, counted
+from dsu.progress import SILENT, Progress, counted, few
 from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import EncoderWeights, ExtractionSettings
 from dsu_cache import Entry, Fingerprint
@@ -254,10 +254,9 @@ def plan_extraction(
         store.set_attributes(attributes)
         gone = sorted(store.manifest.entries.keys() - entries.keys())
         if gone:
-            shown = ", ".join(gone[:3]) + (f" and {len(gone) - 3:,} more" if len(gone) > 3 else "")
             progress.say(
-                f"{split.name}: {counted(len(gone), 'samples')} of the store are not here any more ({shown}); their "
-                f"features are kept for when they come back."
+                f"{split.name}: {counted(len(gone), 'samples')} of the store are not here any more ({few(gone)}); "
+                f"their features are kept for when they come back."
             )
         manifest = store.manifest.assign(entries, store.rows_per_shard)
         if manifest != store.manifest:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from dsu.heads.head_file import (
     read_head_info,
     stopped_runs,
 )
+from dsu.progress import few
 from dsu.settings import TrainingSettings
 from dsu.settings_file import read_settings
 from dsu_cache import locked
@@ -34,7 +35,6 @@ __all__ = [
     "SETTINGS_FILE",
     "RunRecord",
     "check_same_run",
-    "few",
     "has_state",
     "hold_new_run",
     "hold_old_run",
@@ -124,15 +124,14 @@ class RunRecord:
         return found + [f"{kind}: {few(names)}" for kind, names in kinds if names]
 
 
+def _decisive(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that decide what is trained, as JSON has them."""
+    return {name: value for name, value in settings.model_dump(mode="json").items() if name not in _FREE}
+
+
 def run_mark(settings: TrainingSettings, record: RunRecord) -> str:
     """A digest of all that makes a run this one: its checkpoint carries it, so that no other's is taken for it."""
-    decisive = {name: value for name, value in settings.model_dump(mode="json").items() if name not in _FREE}
-    return hashlib.sha256(json.dumps([decisive, asdict(record)], sort_keys=True).encode()).hexdigest()
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return hashlib.sha256(json.dumps([_decisive(settings), asdict(record)], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -298,7 +297,7 @@ def check_same_run(folder: Path, resolved: TrainingSettings, record: RunRecord |
 def _check_result(folder: Path, settings: TrainingSettings) -> None:
     """Raise `UsageError` where the head of a finished run is not what came of it."""
     info, samples = read_head_info(folder / HEAD_FILE), RunRecord.read(folder).samples
-    own = {name: value for name, value in settings.model_dump(mode="json").items() if name not in _FREE}
+    own = _decisive(settings)
     other = [
         f"{name} {info.training.get(name)}, not {own[name]}" for name in own if info.training.get(name) != own[name]
     ]

@@ -19,7 +19,7 @@ from dsu.heads.head_file import HeadInfo, image_digits, resolve_head, stopped_ru
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.pretrained import start_from
 from dsu.network.resume import ResumePoint, feature_block, resume_point
-from dsu.progress import SILENT, Progress, counted
+from dsu.progress import SILENT, Progress, counted, few
 from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
@@ -28,7 +28,6 @@ from dsu.training.run_folders import (
     SETTINGS_FILE,
     RunRecord,
     check_same_run,
-    few,
     has_state,
     hold_new_run,
     hold_old_run,
