@@ -106,9 +106,8 @@ class JudgedSet:
         said |= {"predicted": self.predicted} if self.predicted else {}
         said |= {"share": self.share} if self.share else {}
         if self.trained_on:
-            said["trained on"] = (
-                f"{len(self.trained_on):,} of {counted(found.images, 'images')}: nothing is judged by them"
-            )
+            known = f"{len(self.trained_on):,} of {counted(found.images, 'images')}"
+            said["trained on"] = f"{known}, so the figures flatter the head"
         return replace(
             found,
             missing=len(self.missing) + len(self.changed),

@@ -263,13 +263,14 @@ def _note(
     for target in todo:  # of an image that has changed since: gone before the record calls it new
         target.output.unlink(missing_ok=True)
     stamps = {**noted, **stamps}
-    trained_on = [name for name in before.get("trained_on", ()) if name in noted] + _trained_on(job, info)
+    new = {target.name for target in todo}
+    trained_on = {name for name in before.get("trained_on", ()) if name in noted and name not in new}
     record["sets"][job.name] = {
         **how,
         "names": list(stamps),
         "stamps": stamps,
         "places": {**(before.get("places", {}) if same else {}), **job.places},
-        "trained_on": sorted({*trained_on}),
+        "trained_on": sorted(trained_on | _trained_on(job, todo, info)),
     }
     atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
     return todo
@@ -304,22 +305,22 @@ def _check_places(job: Job, before: Mapping[str, Any], out: Path) -> None:
             )
 
 
-def _trained_on(job: Job, info: HeadInfo) -> list[str]:
-    """Names of the job's images that the head was trained on, by their content."""
+def _trained_on(job: Job, todo: Sequence[Target], info: HeadInfo) -> set[str]:
+    """Names of images to predict that the head was trained on, by their content."""
     if not info.trained_on:
-        return []
+        return set()
     if job.store is not None:
         facts = job.store.metadata.items()
         contents = {image_name(name) if job.tiling else name: fact.image_sha256 for name, fact in facts}
-        return [target.name for target in job.targets if info.was_trained_on(contents[target.name])]
+        return {target.name for target in todo if info.was_trained_on(contents[target.name])}
     digest = or_unreadable(file_sha256)
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda target: digest(target.image), job.targets)
-        return [
+        found = pool.map(lambda target: digest(target.image), todo)
+        return {
             target.name
-            for target, content in zip(job.targets, found, strict=True)
+            for target, content in zip(todo, found, strict=True)
             if isinstance(content, str) and info.was_trained_on(content)
-        ]
+        }
 
 
 def _stamp(image: Path) -> list[int] | None:
