@@ -23,7 +23,7 @@ from dsu.data.views import view_name
 from dsu.datasets import ImageDataset
 from dsu.errors import DsuError
 from dsu.network.network import DSUNet
-from dsu.prediction.predict import finish_mask
+from dsu.prediction.inference import finish_mask
 from dsu.progress import SILENT, Progress
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.runs import prepare_run

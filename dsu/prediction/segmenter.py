@@ -19,7 +19,7 @@ from dsu.heads.head_file import load_head, resolve_head
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.network.resume import earliest
-from dsu.prediction.predict import Predictor, finish_mask, mask_of, segment_tiles, tiled_image
+from dsu.prediction.inference import Predictor, finish_mask, mask_of, segment_tiles, tiled_image
 from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import EncoderWeights
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsu.batches import Batch
 from dsu.data.tiles import Tiling
 from dsu.network.resume import earliest
-from dsu.prediction.predict import Predictor, finish_mask, mask_of, segment_tiles, tiled_image
+from dsu.prediction.inference import Predictor, finish_mask, mask_of, segment_tiles, tiled_image
 from dsu.prediction.segmenter import Segmenter
 from dsu.runtime import choose_runtime
 

@@ -10,7 +10,7 @@ from dsu.config import build_config
 from dsu.errors import UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, save_head
 from dsu.network.head import Head
-from dsu.prediction.predict import finish_mask
+from dsu.prediction.inference import finish_mask
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,115 @@
+"""From batches and tiles to logits, and from logits to masks: what every way of predicting shares."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from dsu.batches import Batch
+from dsu.choices import Normalization
+from dsu.data.decoding import ImageProcessor
+from dsu.data.images import Box
+from dsu.data.tiles import TileBlender, Tiling
+from dsu.graphs import GraphRunner, Outputs
+from dsu.network.network import DSUNet
+from dsu.network.resume import ResumePoint, earliest
+from dsu.runtime import Runtime
+
+__all__ = ["Predictor", "TiledImage", "finish_mask", "mask_of", "resize_logits", "segment_tiles", "tiled_image"]
+
+
+def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalization) -> NDArray[np.float32]:
+    """One image's mask at its own size (paper, Section IV.C, and the published program).
+
+    Args:
+        logits: (1, S, S), the finest output.
+        size: width and height in pixels.
+        normalization: see `Normalization`.
+
+    Returns:
+        (height, width) float32 in [0, 1].
+    """
+    return mask_of(resize_logits(logits, size), normalization)
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(1, S, S) logits bilinearly to an image's (width, height): (height, width) float32."""
+    width, height = size
+    resized = functional.interpolate(
+        logits.float().unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False
+    )
+    return resized[0, 0]
+
+
+def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]:
+    """An image's mask, (height, width) float32 in [0, 1], from its logits at that size, which are written over."""
+    mask = logits.sigmoid_()
+    if normalization == "minmax":
+        low, high = mask.min(), mask.max()
+        mask = mask.sub_(low).div_(high - low + 1e-8)
+    return mask.cpu().numpy()
+
+
+class Predictor:
+    """The finest logits of unflipped batches, from the store or from images; on a GPU as one captured graph.
+
+    Args:
+        network: in evaluation mode on the runtime's device.
+        runtime: device and precision.
+        point: where every batch starts.
+    """
+
+    def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint) -> None:
+        self.network, self.runtime, self.point = network, runtime, point
+        self._graphs = GraphRunner.on(runtime.device)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(B, 1, S, S) logits on the device."""
+        return self._graphs.run(self._eager, batch.to(self.runtime.device))["logits"]
+
+    @torch.no_grad()
+    def _eager(self, batch: Batch) -> Outputs:
+        with self.runtime.autocast():
+            return {"logits": self.network(**batch.inputs, start_feature=self.point.start).logits}
+
+
+@dataclass(frozen=True)
+class TiledImage:
+    """An image in tiles.
+
+    Attributes:
+        boxes: where each tile lies.
+        fetch: gives some of them, by their first and last place in `boxes`, as a batch.
+    """
+
+    boxes: Sequence[Box]
+    fetch: Callable[[int, int], Batch]
+
+
+def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size: int) -> Tensor:
+    """Logits (height, width) float32 of a whole image on the CPU, from its tiles, `size` of them at a time."""
+    blender = TileBlender(image.boxes)
+    for start in range(0, len(image.boxes), size):
+        boxes = image.boxes[start : start + size]
+        logits = predictor(image.fetch(start, start + len(boxes)))
+        for box, one in zip(boxes, logits, strict=True):
+            left, top, right, bottom = box
+            blender.add(box, resize_logits(one, (right - left, bottom - top)).cpu().numpy())
+    return torch.from_numpy(blender.logits)
+
+
+def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledImage:
+    """An RGB image in tiles, cut out and resized when they are fetched."""
+    boxes = tiling.boxes(*image.size)
+    processor = ImageProcessor(network.config, bool(earliest(network.config).guides))
+
+    def fetch(start: int, stop: int) -> Batch:
+        names = [f"{left},{top}" for left, top, _, _ in boxes[start:stop]]
+        return Batch.decoded(names, [processor.fit(image, box=box) for box in boxes[start:stop]])
+
+    return TiledImage(boxes, fetch)
