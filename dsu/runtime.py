@@ -65,7 +65,10 @@ class Runtime:
         Autocast rounds a frozen layer's weights to bf16 anew at every use. Kept rounded, linear and convolution
         layers that do not train give the same numbers, from half of the memory and without that pass over it.
         """
+        # A GPU convolves channels last, as images and features lie, and would turn other weights at every use.
         network.to(self.device)
+        if self.device.type == "cuda":
+            network.to(memory_format=torch.channels_last)
         if self.precision == "bf16":
             for layer in network.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.requires_grad:

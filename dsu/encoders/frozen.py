@@ -1,6 +1,6 @@
 """The frozen encoders: DINOv2 from timm, and SAM 2's Hiera trunk. Of sam2 only the trunk is used, never its video part.
 
-`run_block` runs a block without window padding: what sam2's own block gives, from fewer operations.
+`run_block` runs a block, on a CPU without window padding: what sam2's own block gives, from fewer operations.
 
 sam2 cuts a map into square windows and pads it with zeros where they do not fit: at 352 pixels Hiera stage 3 is
 22x22 under windows of 16, so 1024 tokens a block are computed instead of 484. Three facts make that avoidable:
@@ -16,12 +16,14 @@ one call of torch's fused attention. In place of the copies, one key whose logit
 number would do as well; but bf16 rounds that logarithm by up to a percent, and a mask shuts out the fastest kernels.
 Counted for Hiera-L at 352 pixels: 102 instead of 134 G multiply-adds an image.
 
+On a GPU four small calls take longer than one that is padded: there windows are cut as sam2 cuts them.
+
 The first block of a Hiera stage pools its queries 2x2. Windows start at even positions there, so every pooled cell
 lies in one window; a last odd row or column is left out of the pooled map, as in sam2.
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,18 @@ if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, MultiScaleBlock
     from timm.models.vision_transformer import VisionTransformer
 
-__all__ = ["build_dino", "build_hiera", "dino_maps", "embed_pixels", "run_block"]
+__all__ = [
+    "build_dino",
+    "build_hiera",
+    "dino_maps",
+    "embed_pixels",
+    "padded_attention",
+    "run_block",
+    "unpadded_attention",
+]
+
+MAX_WINDOWS: Final = 32768
+"""Windows in one call of attention: CUDA's kernels take no more than 65,535."""
 
 
 # ---- DINOv2 ----
@@ -88,11 +101,12 @@ def embed_pixels(trunk: "Hiera", pixels: Tensor) -> Tensor:
 
 
 def run_block(block: "MultiScaleBlock", tokens: Tensor) -> Tensor:
-    """What `block(tokens)` gives in evaluation mode, without padding: (B, H, W, C) to (B, H', W', C')."""
+    """What `block(tokens)` gives in evaluation mode: (B, H, W, C) to (B, H', W', C')."""
     tokens = tokens.contiguous()  # the patch embedding leaves them channels first
     normed = block.norm1(tokens)
     shortcut = tokens if block.dim == block.dim_out else _pool(block.proj(normed), block.pool)
-    tokens = shortcut + _attention(block.attn, normed, block.window_size)
+    attend = padded_attention if tokens.is_cuda else unpadded_attention
+    tokens = shortcut + attend(block.attn, normed, block.window_size)
     result: Tensor = tokens + block.mlp(block.norm2(tokens))
     return result
 
@@ -103,8 +117,28 @@ def _pool(x: Tensor, pool: nn.Module | None) -> Tensor:
     return pooled
 
 
-def _attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
-    """`layer` within windows of that side (0: one window over all): (B, H, W, C) to (B, H', W', C')."""
+def padded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
+    """`layer` within windows of that side (0: one window over all), the last ones padded with zeros.
+
+    (B, H, W, C) to (B, H', W', C').
+    """
+    from sam2.modeling.backbones.utils import window_partition, window_unpartition
+
+    x = x.to(layer.qkv.weight.dtype)  # before it is padded and copied, where autocast would do it afterwards
+    if not window:
+        mixed: Tensor = layer(x)
+        return mixed
+    windows, padded = window_partition(x, window)
+    parts = [layer(part) for part in windows.split(MAX_WINDOWS)]
+    mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+    stride = window // mixed.shape[1]  # 2 where queries are pooled
+    left, padded = ([side // stride for side in sides] for sides in (x.shape[1:3], padded))
+    merged: Tensor = window_unpartition(mixed, window // stride, padded, left)
+    return merged
+
+
+def unpadded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
+    """What `padded_attention` gives, from the tokens alone."""
     strips = layer.qkv(x).split(_parts(x.shape[1], window), dim=1)
     mixed = torch.cat(
         [

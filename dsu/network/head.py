@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -10,6 +11,7 @@ from dsu.config import LEVELS, DSUNetConfig
 from dsu.network.layers import (
     WIDTH,
     Adapter,
+    BatchNorm,
     ChannelModulation,
     ContentGuidedFusion,
     ReceptiveFieldBlock,
@@ -49,6 +51,7 @@ class Head(nn.Module):
         self.receptive_fields = nn.ModuleList(ReceptiveFieldBlock(hiera.level_dim(level)) for level in LEVELS)
         self.decoders = nn.ModuleList(SpatialFeatureFusion(as_published=as_published) for _ in SIDE_SCALES)
         self.sides = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1) for _ in SIDE_SCALES)
+        self._norms = tuple(layer for layer in self.modules() if isinstance(layer, BatchNorm))
 
     def init_adapters_identity(self, blocks: Iterable[str] | None = None) -> None:
         """Make the adapters of some blocks, or of all, the identity."""
@@ -71,6 +74,8 @@ class Head(nn.Module):
         DINOv2 is fused into), R1..R4 after the receptive-field blocks, D1..D3 after the decoders, deepest
         first; where DINOv2 is fused into several levels, also `modulated1`, ... and `fused1`, ...
         """
+        if self.training:
+            torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in self._norms], 1)
         found: dict[str, Tensor] = {}
         reduced = []
         for level, field in zip(LEVELS, self.receptive_fields, strict=True):

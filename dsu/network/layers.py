@@ -4,12 +4,16 @@ adapter -> wavelet convolution -> channel modulation -> content-guided fusion ->
 feature fusion. How they are joined is in `dsu.network.head`.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
     "Adapter",
+    "BatchNorm",
     "ChannelModulation",
     "ChannelScale",
     "ContentGuidedFusion",
@@ -32,6 +36,7 @@ WIDTH = 64
 """Channels of the decoder."""
 INNER = 32
 """Channels of the decoder's attention."""
+_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 # ---- the adapter in front of a Hiera block (after arXiv 2304.09148) ----
@@ -134,6 +139,16 @@ class WaveletConv(nn.Module):
 # ---- channel modulation: DINOv2's map made to fit a level of Hiera ----
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Torch's, whose batches the head counts for all of its norms at once: one by one they are 88 kernels a step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0, self.eps
+        )
+
+
 class ChannelModulation(nn.Module):
     """Depthwise wavelet convolution, 1x1 convolution to the level's width, batch norm, ReLU.
 
@@ -146,7 +161,7 @@ class ChannelModulation(nn.Module):
         super().__init__()
         self.depthwise = WaveletConv(dino_dim)
         self.pointwise = nn.Conv2d(dino_dim, level_dim, 1, bias=False)
-        self.norm = nn.BatchNorm2d(level_dim)
+        self.norm = BatchNorm(level_dim)
 
     def forward(self, dino_map: Tensor) -> Tensor:
         """(B, dino_dim, h, w), already on the level's grid, to (B, level_dim, h, w)."""
@@ -219,7 +234,7 @@ class ConvNorm(nn.Sequential):
         padding = (height // 2 * dilation, width // 2 * dilation)
         super().__init__(
             nn.Conv2d(dim_in, dim_out, (height, width), padding=padding, dilation=dilation, bias=False),
-            nn.BatchNorm2d(dim_out),
+            BatchNorm(dim_out),
         )
 
 
@@ -251,8 +266,28 @@ class ReceptiveFieldBlock(nn.Module):
 
     def forward(self, level: Tensor) -> Tensor:
         """(B, dim, H, W) to (B, 64, H, W)."""
-        seen = torch.cat([branch(level) for branch in self.branches], dim=1)
-        return functional.relu(self.join(seen) + self.shortcut(level))
+        branches: Sequence[Any] = list(self.branches)[1:]
+        firsts: list[Any] = [*(branch[0] for branch in branches), self.shortcut]
+        started = functional.conv2d(level, torch.cat([first[0].weight for first in firsts]))
+        *passed, shortcut = torch.split(_norm_together([first[1] for first in firsts], started), WIDTH, dim=1)
+        for index in (1, 2):
+            passed = [branch[index](x) for branch, x in zip(branches, passed, strict=True)]
+        lasts: list[Any] = [self.branches[0], *(branch[3] for branch in branches)]
+        ends = [last[0](x) for last, x in zip(lasts, [level, *passed], strict=True)]
+        seen = _norm_together([last[1] for last in lasts], torch.cat(ends, dim=1))
+        return functional.relu(self.join(seen) + shortcut)
+
+
+def _norm_together(norms: Sequence[BatchNorm], x: Tensor) -> Tensor:
+    """Each norm on its share of the channels of (B, C, H, W), in one pass: a norm sees channel by channel."""
+    first, widths = norms[0], [norm.num_features for norm in norms]
+    parts = {name: [getattr(norm, name) for norm in norms] for name in _NORM}
+    weight, bias, mean, variance = (torch.cat(parts[name]) for name in _NORM)
+    x = functional.batch_norm(x, mean, variance, weight, bias, first.training, first.momentum or 0, first.eps)
+    if first.training:
+        torch._foreach_copy_(parts["running_mean"], torch.split(mean, widths))
+        torch._foreach_copy_(parts["running_var"], torch.split(variance, widths))
+    return x
 
 
 # ---- spatial feature fusion, a step of the decoder: a deep, small map guides a large one ----
@@ -261,7 +296,7 @@ class ReceptiveFieldBlock(nn.Module):
 def _conv_norm_relu(dim_in: int, dim_out: int, kernel: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(dim_in, dim_out, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(dim_out),
+        BatchNorm(dim_out),
         nn.ReLU(),
     )
 

@@ -6,7 +6,8 @@ The encoders always see blocks of one fixed number of samples, so a feature depe
 feature passes through `to_stored`, so it is, byte for byte, what a store keeps.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -38,8 +39,16 @@ STD: Final = (0.229, 0.224, 0.225)
 STRIDE: Final = 32
 """Pixels a position of S4, the deepest level."""
 
-ENCODER_ATTENTION: Final = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""The encoders take the first of these that can run: left to itself, torch may choose another one elsewhere."""
+ENCODER_ATTENTION: Final = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""The encoders take the first of these that can run: left to itself, torch may choose another one elsewhere.
+
+On an H200 DINOv2's 24 layers take 4.1 ms for 8 images with the first and 6.1 ms with the second.
+"""
 
 
 def default_encoder_batch_size(device: torch.device) -> int:
@@ -127,7 +136,7 @@ class DSUNet(nn.Module):
         weights = bilinear_weights(config.dino_grid, config.level_grid(4))
         self.register_buffer("guide_weights", weights, persistent=False)
         self._encoder_block: RunBlock = _published_block if as_published else run_block
-        self._block = self._encoder_block
+        self._trained_block = _with_adapter
 
     @classmethod
     def from_pretrained(
@@ -167,14 +176,15 @@ class DSUNet(nn.Module):
 
         return save_pretrained(self, folder, metrics=metrics)
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Run the blocks after the start, where most kernels are launched, through torch.compile.
+    def compile_adapted_blocks(self, backend: str = "inductor") -> None:
+        """Run blocks with their adapters, where they train, through torch.compile.
 
-        Each shape is compiled when it is first met. Fused operations round in another order, so numbers move by about
-        the precision's rounding; what `encode` gives does not change.
+        Each shape is compiled when it is first met; equal blocks share what was compiled. Fused operations round in
+        another order, so numbers move by about the precision's rounding; `encode` and what runs without gradients
+        do not change. The head is left out: it takes as long to compile as all blocks, and gains little.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self._block = torch.compile(self._encoder_block, backend=backend)  # type: ignore[arg-type]
+        self._trained_block = torch.compile(_with_adapter, backend=backend, dynamic=False)
 
     def train(self, mode: bool = True) -> "DSUNet":
         """Switch the head; the encoders always stay in evaluation mode."""
@@ -236,7 +246,7 @@ class DSUNet(nn.Module):
         if not names or given is None:
             return self._encode_block(None, None, names)
         count, size = len(given), self.encoder_batch_size or default_encoder_batch_size(given.device)
-        with sdpa_kernel(ENCODER_ATTENTION, set_priority=True):
+        with _own_kernels():
             blocks = [
                 self._encode_block(_block(pixel_values, start, size), _block(guide_values, start, size), names)
                 for start in range(0, count, size)
@@ -326,7 +336,7 @@ class DSUNet(nn.Module):
         for index in range(point.block, len(hiera.blocks)):
             if index < first_adapted:
                 with torch.no_grad():
-                    tokens = self._block(hiera.blocks[index], tokens)
+                    tokens = self._encoder_block(hiera.blocks[index], tokens)
             elif self.gradient_checkpointing and torch.is_grad_enabled():
                 # Nothing in a block is random, and a captured graph could not restore the generator's state.
                 tokens = checkpoint(self._adapted_block, index, tokens, use_reentrant=False, preserve_rng_state=False)
@@ -338,7 +348,9 @@ class DSUNet(nn.Module):
                 levels[hiera.stage_ends.index(index) + 1] = tokens.permute(0, 3, 1, 2)
 
     def _adapted_block(self, index: int, tokens: Tensor) -> Tensor:
-        return self._block(self._hiera().blocks[index], self.head.adapters[str(index)](tokens))
+        block, adapter = self._hiera().blocks[index], self.head.adapters[str(index)]
+        run = self._trained_block if torch.is_grad_enabled() else _with_adapter
+        return run(self._encoder_block, block, adapter, tokens)
 
     def _live(self, name: str, tensor: Tensor) -> Tensor:
         """The type that a feature has where it is computed; the layout, channels last, is the stored one.
@@ -346,11 +358,10 @@ class DSUNet(nn.Module):
         Hiera's residual stream turns from the parameters' type to autocast's at the end of stage 1, where the
         shortcut passes through a linear layer.
         """
-        parameter = next(self.head.parameters())
-        kind = parameter.device.type
-        if name[0] not in "SB" or self._stage(name) == 1:
-            return tensor.to(parameter.dtype)
-        return tensor.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype)
+        dtype, kind = self.mean.dtype, tensor.device.type  # as the parameters', which may be rounded for this call
+        if name[0] in "SB" and self._stage(name) > 1 and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        return tensor.to(dtype)
 
     def _stage(self, name: str) -> int:
         return int(name[1]) if name[0] == "S" else self.config.hiera.stage_of(int(name[1:]))
@@ -365,16 +376,44 @@ class DSUNet(nn.Module):
         return self.hiera
 
 
+@contextmanager
+def _own_kernels() -> Iterator[None]:
+    """Kernels that do not depend on how training runs: torch's deterministic mode shuts out some of them.
+
+    None of those that run forward adds up in a changing order.
+    """
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        with sdpa_kernel(ENCODER_ATTENTION, set_priority=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
 def _block(values: Tensor | None, start: int, size: int) -> Tensor | None:
-    """`size` samples from `start` on, the last one repeated where there are fewer."""
+    """`size` samples from `start` on, the last one repeated where there are fewer.
+
+    Always in one layout, that of decoded images: another one may be given to other kernels.
+    """
     if values is None:
         return None
     part = values[start : start + size]
-    return part if len(part) == size else torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
+    if len(part) < size:
+        part = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
+    return part.contiguous(memory_format=torch.channels_last)
 
 
 def _joined(blocks: Sequence[Tensor], count: int) -> Tensor:
-    return (blocks[0] if len(blocks) == 1 else torch.cat(list(blocks)))[:count]
+    """All blocks without their padding. Autocast knows one half precision and would refuse to join the other."""
+    if len(blocks) == 1:
+        return blocks[0][:count]
+    with torch.autocast(blocks[0].device.type, enabled=False):
+        return torch.cat(list(blocks))[:count]
+
+
+def _with_adapter(run: RunBlock, block: "MultiScaleBlock", adapter: nn.Module, tokens: Tensor) -> Tensor:
+    return run(block, adapter(tokens))
 
 
 def _published_block(block: "MultiScaleBlock", tokens: Tensor) -> Tensor:

@@ -44,6 +44,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     own = [{name: group.get(name) for name in _OF_THE_MACHINE} for group in optimizer.param_groups]
     groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    # The fused step wants averages laid out as the parameter, which differs between devices (see `Runtime.place`).
+    for parameter, averages in optimizer.state.items():
+        for name, average in averages.items():
+            if average.shape == parameter.shape:
+                averages[name] = torch.empty_like(parameter, dtype=average.dtype).copy_(average)
     # Loading copies the tensor that the learning rate is: the one that may be part of a graph goes back in its place.
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group["lr"] = kept["lr"]

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from dsu.batches import Batch, BatchIndices, feed
 from dsu.data.views import draw_samples, draw_view
@@ -23,6 +24,7 @@ from dsu.heads.head_file import HEAD_FILE, LOCK_FILE, STATE_FILE, HeadInfo, read
 from dsu.loss import SegmentationLoss
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint
+from dsu.network.rounding import rounded_weights
 from dsu.progress import SILENT, Progress, Task, counted
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
@@ -101,12 +103,12 @@ class Trainer:
     def __post_init__(self) -> None:
         self.runtime.place(self.network)
         self.memory = PeakMemory(self.runtime.device)
-        self.network.gradient_checkpointing = self.settings.gradient_checkpointing
-        if self.settings.compile:
-            self.network.compile_blocks()
-        self.optimizer = make_optimizer(self.network.head.parameters(), self.settings, self.runtime.device)
         parts = self.settings
         self.loss = SegmentationLoss(parts.region, parts.bce, parts.tversky_beta, parts.focal_gamma)
+        self.network.gradient_checkpointing = self.settings.gradient_checkpointing
+        if self.settings.compile:
+            self.network.compile_adapted_blocks()
+        self.optimizer = make_optimizer(self.network.head.parameters(), self.settings, self.runtime.device)
         self._steps = GraphRunner.on(self.runtime.device)
         self._evaluations = GraphRunner.on(self.runtime.device)
         self._captured_phase: TrainingPhase | None = None
@@ -302,8 +304,10 @@ class Trainer:
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Logits in float32 and the soft mask of a batch as it was read."""
         flipped = batch.to(self.runtime.device).flipped()
+        rounded = rounded_weights(self.network, torch.bfloat16) if self.runtime.precision == "bf16" else {}
+        inputs = {**flipped.inputs, "start_feature": self.phase.point.start}
         with self.runtime.autocast():
-            output = self.network(**flipped.inputs, start_feature=self.phase.point.start)
+            output = functional_call(self.network, rounded, kwargs=inputs)
         return [logits.float() for logits in output.side_logits], flipped.soft_mask
 
     def _ready(self, batch: Batch) -> Batch:

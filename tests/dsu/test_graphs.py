@@ -1,6 +1,7 @@
 """Captured steps against eager ones, bit for bit, on a stand-in for the GPU's graph."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from recorded_graph import RecordedGraph
 from support import toy_network
 
 from dsu.batches import Batch
-from dsu.graphs import EAGER_CALLS, GraphRunner
+from dsu.graphs import EAGER_CALLS, CudaGraph, GraphRunner
 from dsu.heads.head_file import HeadInfo
-from dsu.network.resume import earliest, resume_point
+from dsu.network.resume import resume_point
 from dsu.runtime import choose_runtime
 from dsu.settings import TrainingSettings
 from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
@@ -46,8 +47,18 @@ def batches(sizes: list[int], seed: int = 0, features: tuple[str, ...] = ()) -> 
         yield batch
 
 
-def trainer(folder: Path, *, adapt_last: int = 7, start: str = "pixels", captured: bool, **settings: object) -> Trainer:
-    """A trainer whose optimiser is the one that a graph can repeat; its steps are captured, or eager."""
+def trainer(
+    folder: Path,
+    *,
+    adapt_last: int = 7,
+    start: str = "pixels",
+    captured: bool,
+    device: str = "cpu",
+    precision: str = "fp32",
+    deterministic: bool = False,
+    **settings: object,
+) -> Trainer:
+    """A trainer whose steps are captured, or eager; on a CPU its optimiser is the one that a graph can repeat."""
     resolved = TrainingSettings(sheet_every=0, **settings)  # type: ignore[arg-type]
     ablation = {} if resolved.ablation == "none" else {"ablation": resolved.ablation}
     network = toy_network(adapt_last, feature_dtype=torch.float16, **ablation).train()
@@ -58,14 +69,15 @@ def trainer(folder: Path, *, adapt_last: int = 7, start: str = "pixels", capture
         TrainingPhase(point, None, None),  # type: ignore[arg-type]  # batches are given
         resolved,
         HeadInfo(config=config),
-        choose_runtime("cpu", "fp32"),
+        choose_runtime(device, precision, deterministic=deterministic),  # type: ignore[arg-type]
         keep_best=False,
         out=folder,
     )
-    rate = torch.tensor(resolved.lr)
-    made.optimizer = torch.optim.AdamW(network.head.parameters(), lr=rate, weight_decay=5e-4, fused=True)
-    made._steps.make_graph = RecordedGraph if captured else None
-    made._evaluations.make_graph = RecordedGraph if captured else None
+    graph = CudaGraph if device == "cuda" else RecordedGraph
+    if device == "cpu":
+        rate = torch.tensor(resolved.lr)
+        made.optimizer = torch.optim.AdamW(network.head.parameters(), lr=rate, weight_decay=5e-4, fused=True)
+    made._steps.make_graph = made._evaluations.make_graph = graph if captured else None
     return made
 
 
@@ -93,6 +105,8 @@ def assert_same_steps(eager: Trainer, captured: Trainer, given: list[Batch]) -> 
         ("pixels", 7, {"ablation": "A"}),
         ("pixels", 7, {"ablation": "B"}),
         ("pixels", 7, {"ablation": "C"}),
+        ("pixels", 7, {"precision": "bf16"}),
+        ("S2", 3, {"precision": "bf16", "gradient_checkpointing": True}),
     ],
 )
 def test_a_captured_step_is_the_eager_step(
@@ -215,23 +229,40 @@ def test_the_stand_in_freezes_what_the_host_decides() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_on_a_gpu_the_real_graph_takes_the_eager_steps(tmp_path: Path, precision: str) -> None:
-    found = []
-    for make_graph in (None, ...):
-        network = toy_network(feature_dtype=torch.float16).train()
-        runtime = choose_runtime("cuda", precision, deterministic=True)  # type: ignore[arg-type]
-        way = Trainer(
-            network,
-            TrainingPhase(earliest(network.config), None, None),  # type: ignore[arg-type]
-            TrainingSettings(),
-            HeadInfo(config=network.config),
-            runtime,
-            tmp_path,
-            keep_best=False,
-        )
-        if make_graph is None:
-            way._steps.make_graph = None
-        found.append([way.step(batch).cpu() for batch in batches([3] * STEPS + [2])])
-        assert way._steps.refusal is None
-        assert way._steps.captured == (make_graph is not None)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"adapt_last": 0, "start": "S4"}])
+def test_on_a_gpu_the_real_graph_takes_the_eager_steps(
+    tmp_path: Path, precision: str, settings: dict[str, object]
+) -> None:
+    eager, captured = (
+        trainer(tmp_path, captured=way, device="cuda", precision=precision, deterministic=True, **settings)  # type: ignore[arg-type]
+        for way in (False, True)
+    )
+    features = () if "start" not in settings else tuple(eager.main.point.features)
+    assert_same_steps(eager, captured, list(batches([3] * STEPS + [2], features=features)))
+    assert captured._steps.refusal is None
+    assert captured._steps.captured
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_features_do_not_depend_on_the_batch_the_graph_or_the_mode(precision: str) -> None:
+    runtime = choose_runtime("cuda", precision)  # type: ignore[arg-type]
+    network = runtime.place(toy_network(feature_dtype=torch.float16).eval())
+    names = ("V", "S1", "S2", "S3", "S4")
+
+    @torch.no_grad()
+    def encode(batch: Batch) -> dict[str, torch.Tensor]:
+        inputs = batch.flipped().inputs
+        with runtime.autocast():
+            return network.encode(inputs["pixel_values"], inputs["guide_values"], names)
+
+    [batch] = (batch.to(runtime.device) for batch in batches([8]))
+    expected, graphs = encode(batch), GraphRunner.on(runtime.device)
+    for size in (1, 3, 8):
+        part = batch.part(0, size)
+        found = [graphs.run(encode, part) for _ in range(EAGER_CALLS + 2)][-1]
+        with replace(runtime, deterministic=True).training():
+            strict = encode(part)
+        for name in names:
+            assert torch.equal(found[name], expected[name][:size]), (name, size)
+            assert torch.equal(strict[name], expected[name][:size]), (name, size)

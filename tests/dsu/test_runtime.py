@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -76,7 +75,7 @@ def test_a_gpus_feed_gives_the_same_batches() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nothing_in_a_step_waits_for_the_gpu(precision: str, tmp_path: Path) -> None:
+def test_nothing_in_a_step_waits_for_the_gpu(precision: str) -> None:
     from dsu.bench.machine import images
     from dsu.heads.head_file import HeadInfo
     from dsu.network.resume import earliest
@@ -92,7 +91,6 @@ def test_nothing_in_a_step_waits_for_the_gpu(precision: str, tmp_path: Path) -> 
         TrainingSettings(),
         HeadInfo(config=config),
         runtime,
-        tmp_path,
         keep_best=False,
     )
     trainer.step(batch)

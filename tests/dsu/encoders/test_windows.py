@@ -1,4 +1,7 @@
-"""Blocks without window padding against sam2's own, in double precision: outputs and gradients."""
+"""Blocks without window padding, and with padding as on a GPU, against sam2's own: outputs and gradients."""
+
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
 from torch import Tensor
 
 from dsu.config import HIERAS
-from dsu.encoders.frozen import build_hiera, embed_pixels, run_block
+from dsu.encoders.frozen import build_hiera, embed_pixels, padded_attention, run_block
 
 
 def random_block(dim: int, dim_out: int, heads: int, window: int, pool: bool) -> MultiScaleBlock:
@@ -19,10 +22,16 @@ def random_block(dim: int, dim_out: int, heads: int, window: int, pool: bool) ->
     return block.double().eval().requires_grad_(False)
 
 
-def both_ways(block: MultiScaleBlock, tokens: Tensor) -> list[list[Tensor]]:
-    """Output and gradient of sam2's block and of ours."""
+def padded_block(block: MultiScaleBlock, tokens: Tensor) -> Tensor:
+    """`run_block` as on a GPU."""
+    with patch("dsu.encoders.frozen.unpadded_attention", padded_attention):
+        return run_block(block, tokens)
+
+
+def all_ways(block: MultiScaleBlock, tokens: Tensor) -> list[list[Tensor]]:
+    """Output and gradient of sam2's block, of ours, and of ours as on a GPU."""
     found = []
-    for run in (block, lambda x: run_block(block, x)):
+    for run in (block, partial(run_block, block), partial(padded_block, block)):
         x = tokens.clone().requires_grad_()
         output = run(x)
         weight = torch.sin(torch.arange(output.numel(), dtype=output.dtype)).view(output.shape)
@@ -42,8 +51,9 @@ def both_ways(block: MultiScaleBlock, tokens: Tensor) -> list[list[Tensor]]:
 def test_any_map_under_any_window(batch: int, height: int, width: int, window: int, heads: int, wider: bool) -> None:
     block = random_block(4, 8 if wider else 4, heads, window, pool=False)
     tokens = torch.randn(batch, height, width, 4, dtype=torch.float64)
-    for expected, found in zip(*both_ways(block, tokens), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-11)
+    expected, *found = all_ways(block, tokens)
+    for each in found:
+        torch.testing.assert_close(each, expected, atol=1e-11, rtol=1e-11)
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,8 +63,9 @@ def test_pooled_queries(height: int, width: int, window: int) -> None:
     assume(all(side % window != 1 for side in (height, width)))
     block = random_block(4, 8, 2, window, pool=True)
     tokens = torch.randn(1, height, width, 4, dtype=torch.float64)
-    for expected, found in zip(*both_ways(block, tokens), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-11)
+    expected, *found = all_ways(block, tokens)
+    for each in found:
+        torch.testing.assert_close(each, expected, atol=1e-11, rtol=1e-11)
 
 
 def test_every_block_of_every_trunk_on_the_papers_grids() -> None:
@@ -82,11 +93,22 @@ def levels(trunk: Hiera, pixels: Tensor) -> list[Tensor]:
     return found
 
 
+def test_more_windows_than_a_kernel_takes_are_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's kernels take 65,535: images of 1,024 pixels in batches of 64 have more."""
+    block = random_block(4, 8, 2, 4, pool=True)
+    tokens = torch.randn(2, 10, 12, 4, dtype=torch.float64)
+    whole, calls = padded_block(block, tokens), []
+    block.attn.register_forward_hook(lambda layer, inputs, output: calls.append(len(inputs[0])))
+    monkeypatch.setattr("dsu.encoders.frozen.MAX_WINDOWS", 7)
+    torch.testing.assert_close(padded_block(block, tokens), whole, atol=1e-12, rtol=0)
+    assert calls == [7, 7, 4]
+
+
 def test_without_the_biases_copies_it_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     block = random_block(4, 4, 1, 8, pool=False)
     tokens = torch.randn(1, 11, 11, 4, dtype=torch.float64)
     monkeypatch.setattr(torch, "cat", _without_copies(torch.cat))
-    expected, found = both_ways(block, tokens)
+    expected, found, _ = all_ways(block, tokens)
     assert (found[0] - expected[0]).abs().max() > 1e-3
 
 
