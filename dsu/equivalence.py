@@ -111,6 +111,7 @@ def check_equivalence(
 
     def trainer(*, end_to_end: bool) -> Trainer:
         fixed = {"val_fraction": 0.0, "test_fraction": 0.0, "fold": None, "keep": "last", "freeze_adapter_epochs": 0}
+        fixed["compile"] = False
         way = settings.model_copy(update={**fixed, "end_to_end": end_to_end})
         return prepare_run(way, paths=paths, weights=weights, progress=progress).trainer
 

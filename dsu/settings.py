@@ -8,7 +8,7 @@ quick.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo, field_validator
 
@@ -100,7 +100,8 @@ class Settings(BaseModel):
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """`epochs: yes` is a slip, and Python would take it for 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"must be a value, not {'yes' if value else 'no'}")
         return value
 
@@ -266,7 +267,9 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
     gradient_checkpointing: bool = option(
         False, "Run adapted blocks again in the backward pass: less memory, slower.", MACHINE
     )
-    compile: bool = option(False, "torch.compile: minutes at the start, for long runs on a GPU.", MACHINE)
+    compile: bool | None = option(
+        None, "torch.compile the adapted blocks (default: on a GPU where it saves more time than it takes).", MACHINE
+    )
     deterministic: bool = option(False, "On a GPU, the same weights from the same run, more slowly.", MACHINE)
 
     @field_validator("fold")

@@ -23,6 +23,7 @@ from dsu.progress import SILENT, Progress, counted, few
 from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
+from dsu.training.compiling import compile_pays
 from dsu.training.run_folders import (
     PREVIOUS,
     SETTINGS_FILE,
@@ -165,6 +166,8 @@ def prepare_run(
             f"Every image of {data.source.split} that is trained on has {'no' if empty else 'an'} object, so nothing "
             f"can be balanced: no --balance."
         )
+    compiled, compiling = compile_pays(config, resolved, len(train_names), runtime)
+    resolved = resolved.model_copy(update={"compile": compiled})
     torch.manual_seed(settings.seed)
     network = DSUNet(
         config,
@@ -213,7 +216,7 @@ def prepare_run(
         start,
         {name: (shares[name], fact.image_sha256, fact.mask_sha256) for name, fact in sorted(data.facts.items())},
     )
-    notes = (*run_notes(trainer, data.store, runtime), *warnings)
+    notes = (*run_notes(trainer, data.store, runtime), *([compiling] if compiling else []), *warnings)
     return Run(trainer, f"{data.source.split}-{config.encoders_name}", data.source, record, notes)
 
 
