@@ -22,11 +22,11 @@ def bench(
         int | None, typer.Option(help="Of a training step (default: 8 on a GPU, 2 on a CPU).", show_default=False)
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Turns each case takes (default: 20 on a GPU, 3 on a CPU).", show_default=False)
+        int | None, typer.Option(help="Turns each case takes (default: 5 on a GPU, 3 on a CPU).", show_default=False)
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(help="For stage one and prediction (default: 256 on a GPU, 8 on a CPU).", show_default=False),
+        typer.Option(help="For stage one and prediction (default: 1,024 on a GPU, 8 on a CPU).", show_default=False),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Add a step with torch.compile.")] = False,
     memory_limit: Annotated[

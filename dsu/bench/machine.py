@@ -129,7 +129,7 @@ def gpu_work(call: Callable[[], object], eager: Callable[[], object] | None, dev
     if eager is None:
         return work
     eager()
-    return replace(work, eager=seconds_of(eager, device, repeat=5))
+    return replace(work, eager=seconds_of(eager, device, repeat=3))
 
 
 def summed(events: Iterable[Any]) -> GpuWork:

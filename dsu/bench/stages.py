@@ -1,6 +1,7 @@
 """Whole commands: stage one against a bare loop of the encoders, prediction against it, eval against its library."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,8 @@ __all__ = ["EvalRow", "MixRow", "StageRow", "measure_eval", "measure_stages"]
 
 SIZES = (300, 400)
 """Pixels a side, as the benchmarks' images have them."""
+DRAWN = 64
+"""Images that are drawn; more are copies of them."""
 GUIDE_ONLY = ("V",)
 """What `--features V` stores beside pixels and mask."""
 
@@ -101,7 +104,11 @@ def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, p
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
         data = Path(folder) / "data"
-        draw_dataset(data, train=count, test=1, sizes=SIZES, progress=progress)
+        draw_dataset(data, train=min(count, DRAWN), test=1, sizes=SIZES, progress=progress)
+        for index in range(DRAWN, count):
+            for kind, ending in (("images", "jpg"), ("masks", "png")):
+                below_data = data / "train" / kind
+                shutil.copy(below_data / f"{index % DRAWN:04}.{ending}", below_data / f"{index:04}.{ending}")
         split = next(split for split in find_dataset(str(data), Paths(data)) if split.kind == "train")
         source = SourceFolder.of(split, str(data), Paths(data))
         bare = _bare(network, runtime, default_encoder_batch_size(runtime.device), count, progress)

@@ -1,21 +1,22 @@
 """Training steps: end to end, from the store at several depths, with and without what makes them fast."""
 
 import ctypes
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsu.batches import feed
+from dsu.batches import Batch, feed
 from dsu.bench.machine import DrawnStore, GpuWork, Timing, gpu_work, images, ratio, seconds_of, take_turns
 from dsu.features.feature_dataset import FeatureDataset
-from dsu.graphs import EAGER_CALLS
+from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import earliest, resume_point
@@ -86,29 +87,45 @@ def measure_steps(
     batch_size: int,
     rounds: int,
     compiled: bool,
+    usual_only: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[StepRow, ...]:
     """All cases in turn, on random weights or real ones: the time does not depend on them.
 
-    `network` lies on the device, and gives its encoders.
+    `network` lies on the device, and gives its encoders. `usual_only` leaves out the encoders alone, and ways of
+    training that are there to be compared with.
     """
-    cases = _bare(network, runtime, batch_size)
-    cases += _training(network, drawn, runtime, batch_size, compiled=compiled)
+    builders = [] if usual_only else _bare(network, runtime, batch_size)
+    builders += _training(network, drawn, runtime, batch_size, compiled=compiled, usual_only=usual_only)
+    # On a GPU one by one, since all at once need several times the memory; its clock is steady. A CPU's is not.
+    groups = [[builder] for builder in builders] if runtime.device.type == "cuda" else [builders]
+    found: list[StepRow] = []
+    for group in groups:
+        found += _measure_group([build() for build in group], drawn, runtime, batch_size, rounds, progress)
+    whole = next(row for row in found if row.name == END_TO_END)
+    return tuple(replace(row, speedup=ratio(row.timing, whole.timing)) for row in found)
+
+
+def _measure_group(
+    cases: Sequence[_Case], drawn: DrawnStore, runtime: Runtime, batch_size: int, rounds: int, progress: Progress
+) -> list[StepRow]:
+    """Cases in turn; the speedup is left open."""
     flop, peak = {}, {}
     with progress.task("warming up", len(cases), "cases") as task:
         for case in cases:
             task.note(case.name)
             flop[case.name], peak[case.name] = _warm_up(case, runtime, batch_size)
             task.advance()
-    flop[COMPILED] = flop[f"{STORE}all"]
+    if COMPILED in flop:
+        flop[COMPILED] = flop.get(f"{STORE}all", math.nan)
     repeat = 10 if runtime.device.type == "cuda" else 1
     timings = take_turns({case.name: case.call for case in cases}, rounds, runtime, progress, repeat=repeat)
-    return tuple(
+    return [
         StepRow(
             case.name,
             case.reads,
             timings[case.name],
-            ratio(timings[case.name], timings[END_TO_END]),
+            math.nan,
             flop[case.name],
             batch_size / timings[case.name].median,
             peak[case.name],
@@ -117,36 +134,48 @@ def measure_steps(
             gpu_work(case.call, case.eager, runtime.device),
         )
         for case in cases
-    )
+    ]
 
 
-def _bare(network: DSUNet, runtime: Runtime, batch_size: int) -> list[_Case]:
+def _bare(network: DSUNet, runtime: Runtime, batch_size: int) -> list[Callable[[], _Case]]:
     """The frozen encoders by themselves, forward, on ready batches."""
     config, hiera, dino = network.config, network.hiera, network.dino
     assert hiera is not None
     assert dino is not None
-    pixels, dino_pixels = (
+    normalized = [
         torch.randn(batch_size, 3, side, side, device=runtime.device) for side in (config.hiera_size, config.dino_size)
-    )
-    batch = images(config, batch_size, dino=True)
+    ]
+    batch = images(config, batch_size, dino=True).to(runtime.device)
 
-    def guide() -> object:
-        return network.encode(None, batch.to(runtime.device).flipped().inputs["guide_values"], ["V"])
+    def case(name: str, forward: Callable[[Batch], object], module: torch.nn.Module) -> _Case:
+        graphs = GraphRunner.on(runtime.device)
 
-    def run(forward: Callable[[], object]) -> None:
-        with torch.no_grad(), runtime.autocast():
-            forward()
+        def run(batch: Batch) -> dict[str, torch.Tensor]:
+            with torch.no_grad(), runtime.autocast():
+                forward(batch)
+            return {}
+
+        return _Case(name, partial(graphs.run, run, batch), module, eager=partial(run, batch))
+
+    def encode(batch: Batch, names: Sequence[str]) -> object:
+        inputs = batch.flipped().inputs
+        return network.encode(inputs["pixel_values"], inputs["guide_values"], names)
+
+    def alone(encoder: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> Callable[[Batch], object]:
+        return lambda _: encoder(pixels)
 
     levels = ["S1", "S2", "S3", "S4"]
     return [
-        _Case(BARE_DINO, partial(run, partial(dino.forward_features, dino_pixels)), dino),
-        _Case(DINO_PART, partial(run, guide), dino),
-        _Case("Hiera alone, sam2's forward", partial(run, partial(hiera, pixels)), hiera),
-        _Case("Hiera alone, without padding", partial(run, partial(network.encode, pixels, None, levels)), hiera),
+        partial(case, BARE_DINO, alone(dino.forward_features, normalized[1]), dino),
+        partial(case, DINO_PART, partial(encode, names=["V"]), dino),
+        partial(case, "Hiera alone, sam2's forward", alone(hiera, normalized[0]), hiera),
+        partial(case, "Hiera alone, ours", partial(encode, names=levels), hiera),
     ]
 
 
-def _training(network: DSUNet, drawn: DrawnStore, runtime: Runtime, batch_size: int, *, compiled: bool) -> list[_Case]:
+def _training(
+    network: DSUNet, drawn: DrawnStore, runtime: Runtime, batch_size: int, *, compiled: bool, usual_only: bool
+) -> list[Callable[[], _Case]]:
     """Steps of training, each of a head of its own, on a batch that is there already."""
     config = network.config
     live = images(config, batch_size, dino=True)
@@ -180,13 +209,16 @@ def _training(network: DSUNet, drawn: DrawnStore, runtime: Runtime, batch_size: 
         )
 
     deepest, *shallower = config.usual_depths
+    compared = [
+        partial(case, PUBLISHED, deepest, as_published=True),
+        partial(case, f"{STORE}all, recomputing", deepest, gradient_checkpointing=True),
+    ]
     return [
-        case(END_TO_END, deepest),
-        case(PUBLISHED, deepest, as_published=True),
-        case(f"{STORE}all", deepest),
-        case(f"{STORE}all, recomputing", deepest, gradient_checkpointing=True),
-        *([case(COMPILED, deepest, compile=True)] if compiled else []),
-        *(case(f"{STORE}{depth}", depth) for depth in shallower),
+        partial(case, END_TO_END, deepest),
+        partial(case, f"{STORE}all", deepest),
+        *([] if usual_only else compared),
+        *([partial(case, COMPILED, deepest, compile=True)] if compiled else []),
+        *(partial(case, f"{STORE}{depth}", depth) for depth in shallower),
     ]
 
 
@@ -222,7 +254,9 @@ GROUPED: Final = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 def _held_now(runtime: Runtime) -> int:
     if runtime.device.type == "cuda":
-        return torch.cuda.memory_allocated(runtime.device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved(runtime.device)
     # What earlier cases gave back would hide what this one takes: glibc keeps it in the process.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -235,7 +269,7 @@ def _wait(case: _Case, drawn: DrawnStore, timing: Timing, progress: Progress) ->
     if case.trainer is None:
         return None
     trainer, device, size = case.trainer, case.trainer.runtime.device, case.trainer.settings.batch_size
-    steps = int(min(max(3 / timing.median, 2), 100)) + 1
+    steps = int(min(max(1.5 / timing.median, 2), 100)) + 1
     names = [drawn.names[index % len(drawn.names)] for index in range(steps * size)]
     fed = feed(trainer.main.train, [(names[i : i + size], [0] * size) for i in range(0, len(names), size)], device)
     waited = 0.0
