@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from dsu.batches import Batch
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspect, unreadable
-from dsu.data.decoding import Decoded, ImageProcessor, SampleFiles, augmentation, open_sample
+from dsu.data.decoding import DECODERS, Decoded, ImageProcessor, SampleFiles, augmentation, open_sample
 from dsu.data.images import Depth
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import LastUsed
@@ -148,7 +148,7 @@ class _Files:
     """Threads that decode files, and the whole images that tiles were last cut from."""
 
     def __init__(self, mask_format: MaskFormat, depth: Depth | None) -> None:
-        self.pool = ThreadPoolExecutor(min(16, max(4, os.cpu_count() or 1)), thread_name_prefix="decode")
+        self.pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self.open = partial(open_sample, mask_format=mask_format, depth=depth)
         self.last_opened = LastUsed(self.open)
 

@@ -9,6 +9,7 @@ it is resized for the encoders.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from dsu.data.views import hashed_share
 from dsu.errors import DsuError, UsageError
 
 __all__ = [
+    "DECODERS",
     "RECIPE",
     "Augmentation",
     "Decoded",
@@ -54,6 +56,9 @@ __all__ = [
 
 RECIPE: Final = 1
 """Counts the ways in which cached augmentations were ever made: part of fingerprints."""
+
+DECODERS: Final = min(16, max(4, os.cpu_count() or 1))
+"""Threads that decode images: one takes some 40 ms for an image, a GPU 5 ms for what comes after."""
 
 _LEAST_SIDE: Final = 0.5
 _RECOLOURING: Final = 0.3

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsu.batches import Batch, prefetch
-from dsu.data.decoding import Decoded, ImageProcessor
+from dsu.data.decoding import DECODERS, Decoded, ImageProcessor
 from dsu.data.images import (
     Depth,
     UnreadableImage,
@@ -229,8 +229,10 @@ def predict_job(
 ) -> None:
     """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it."""
     predictor = Predictor(network, runtime, job.point)
-    # Of images in tiles memory holds one, a batch of its tiles, and what is written of the one before.
-    ahead, writers = (2, min(8, os.cpu_count() or 1)) if job.tiling is None else (1, 1)
+    # Of images in tiles memory holds one, a batch of its tiles, and what is written of the one before. Of others two
+    # batches are decoded, one is computed and two are written at once: a GPU takes less time for one than a thread.
+    whole = job.tiling is None
+    ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
     work = (_batches if job.tiling is None else _tiled)(network, job, todo, settings.batch_size)
 
     def finish(target: Target, logits: Tensor, size: Size | None) -> str | None:
@@ -239,16 +241,18 @@ def predict_job(
 
     label = f"predicting {job.name or 'files'}"
     with progress.task(label, len(todo)) as task, ThreadPoolExecutor(writers, thread_name_prefix="write") as writer:
-        pending: list[Future[str | None]] = []
-        for loaded in prefetch(work, ahead):
+        pending: deque[list[Future[str | None]]] = deque()
+        for loaded in prefetch(work, ahead, readers):
             outcome.broken += loaded.broken
             if loaded.targets:
                 logits = loaded.segment(predictor)
-                outcome.count(pending)  # of those before, written while these were computed
+                if len(pending) == kept:
+                    outcome.count(pending.popleft())  # written while these were computed
                 done = zip(loaded.targets, logits, loaded.sizes, strict=True)
-                pending = [writer.submit(finish, *one) for one in done]
+                pending.append([writer.submit(finish, *one) for one in done])
             task.advance(len(loaded.broken) + len(loaded.targets))
-        outcome.count(pending)
+        for writes in pending:
+            outcome.count(writes)
 
 
 @dataclass(frozen=True)
@@ -285,7 +289,7 @@ def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[T
 def _from_images(network: DSUNet, job: Job) -> Callable[[Sequence[Target]], _Loaded]:
     """Decodes images."""
     processor = ImageProcessor(network.config, bool(job.point.guides))
-    pool = ThreadPoolExecutor(4, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
     decode = or_unreadable(lambda target: processor.fit(read_image(target.image, depth=job.depth)))
 
     def load(targets: Sequence[Target]) -> _Loaded:
