@@ -26,7 +26,7 @@ def bench(
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(help="For stage one and prediction (default: 1,024 on a GPU, 8 on a CPU).", show_default=False),
+        typer.Option(help="For stage one and prediction (default: 512 on a GPU, 8 on a CPU).", show_default=False),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Add a step with torch.compile.")] = False,
     memory_limit: Annotated[

@@ -240,7 +240,7 @@ def bench(
         parts: some of `PARTS`.
         batch_size: of a step; None: 8 on a GPU, and in a second table 32; 2 on a CPU.
         rounds: turns that each case takes; None: 5 on a GPU, 3 on a CPU.
-        images: that stage one and prediction run over; None: 1,024 on a GPU, 8 on a CPU.
+        images: that stage one and prediction run over; None: 512 on a GPU, 8 on a CPU.
         compiled: add a case with torch.compile, which takes minutes to get ready.
         memory_limit: GB of a GPU's memory that may be used; None: all.
         progress: who is told.
@@ -276,8 +276,8 @@ def bench(
                     report.wide = steps(batch_size=WIDE, rounds=max(report.rounds // 2, 1), usual_only=True)
                 report.matrix_rate = max(report.matrix_rate, matrix_rate(runtime))
     if "stages" in parts:
-        count = images or (1024 if on_gpu else 8)
+        count = images or (512 if on_gpu else 8)
         report.stages = measure_stages(network, runtime, count, cache_root, progress)
     if "eval" in parts:
-        report.evaluation = measure_eval(runtime, 100, 12, 2, progress)
+        report.evaluation = measure_eval(runtime, 100, 6, 2, progress)
     return report

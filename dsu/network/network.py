@@ -184,6 +184,7 @@ class DSUNet(nn.Module):
         do not change. The head is left out: it takes as long to compile as all blocks, and gains little.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        torch._dynamo.config.suppress_errors = True  # what can't be compiled here runs as it is, with a warning
         self._trained_block = torch.compile(_with_adapter, backend=backend, dynamic=False)
 
     def train(self, mode: bool = True) -> "DSUNet":

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsu.encoders.frozen import padded_attention
 from dsu.network.network import DSUNet, to_stored
 from dsu.network.resume import ResumePoint, earliest, resume_point, serving_features
 
@@ -246,11 +247,17 @@ def test_pixels_are_normalised_as_imagenets(build: Build) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_compiled_gives_the_same_numbers(build: Build, batch: Batch) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_is_compiled_gives_the_same_numbers(
+    build: Build, batch: Batch, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced, with gradients, and run by torch's own operators: compiling kernels would take minutes here."""
-    network = build(1).double().train()
+    if padded:  # as on a GPU
+        monkeypatch.setattr("dsu.encoders.frozen.unpadded_attention", padded_attention)
+    network = build(2).double().train()
     point = resume_point(network.config, {*POINTS, "V"})
-    points = frozen(network, batch, point)
+    points = frozen(network, (batch[0].double(), batch[1].double()), point)
     expected = learn(network, points, point)
     network.compile_adapted_blocks(backend="aot_eager")
+    torch._dynamo.config.suppress_errors = False
     torch.testing.assert_close(learn(network, points, point), expected, atol=1e-9, rtol=1e-7)
