@@ -135,30 +135,30 @@ def _machine() -> tuple[Fact, ...]:
     from dsu.runtime import choose_runtime
 
     try:
-        runtime, cards = choose_runtime(), _cards()
+        runtime, gpus = choose_runtime(), _gpus()
     except (DsuError, RuntimeError) as error:
-        remedy = "Compare with what `nvidia-smi` says, or work without the card: CUDA_VISIBLE_DEVICES= ."
+        remedy = "Compare with what `nvidia-smi` says, or work without the GPU: CUDA_VISIBLE_DEVICES= ."
         return (Fact("device", f"can't be used: {_one_line(error).rstrip('.')}", "broken", remedy),)
     threads, limit, memory = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), psutil.virtual_memory()
     why = f"OMP_NUM_THREADS={limit}" if limit else "one a core"
     return (
         Fact("device", runtime.describe(), value=str(runtime.device)),
         Fact("precision", runtime.precision),
-        *cards,
+        *gpus,
         Fact("threads", f"{threads} ({why}; {os.cpu_count()} cores)", value=threads),
         _memory("memory", memory.available, memory.total),
     )
 
 
-def _cards() -> list[Fact]:
+def _gpus() -> list[Fact]:
     import torch
 
     if not torch.cuda.is_available():
         if not Path("/dev/nvidiactl").exists():
             return []
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-        remedy = f"There is an NVIDIA card, but {built} and does not see it: compare with what `nvidia-smi` says."
-        return [Fact("card", "there, but not usable", "note", remedy)]
+        remedy = f"There is an NVIDIA GPU, but {built} and does not see it: compare with what `nvidia-smi` says."
+        return [Fact("GPU", "there, but not usable", "note", remedy)]
     return [
         _memory(f"cuda:{index}", *torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index))
         for index in range(torch.cuda.device_count())

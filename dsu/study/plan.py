@@ -309,7 +309,7 @@ def _shared_settings(
 
 
 def _given(settings: TrainingSettings) -> dict[str, Any]:
-    """The fields that were given, so that those left open stay open, also to a run that is gone on with."""
+    """The fields that were given, so that those left open stay open, also to a resumed run."""
     named = {name: getattr(settings, name) for name in settings.model_fields_set}
     return {name: value for name, value in named.items() if value not in (None, "auto")}
 

@@ -40,7 +40,7 @@ class Callback:
     """
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Called before anything is trained; `trainer.epoch` epochs are done already where a run is gone on with."""
+        """Called before anything is trained; `trainer.epoch` epochs are done already where a run is resumed."""
 
     def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
         """Called after an optimiser step. Reading `log` costs nothing; fetching from the device would."""
@@ -79,7 +79,7 @@ class Sheets(Callback):
     Predictions are those that validation computes; only where an epoch was not validated, or nothing is held out,
     the few images are run by themselves. Written to `sheets/` in the run's folder: `epoch_0005.png`, ...;
     `progress.png` with the predictions of all these epochs side by side; and below `maps/` the predictions alone,
-    one above the other, from which a run that is gone on with draws `progress.png` whole.
+    one above the other, from which a resumed run draws `progress.png` whole.
 
     Args:
         pictures: gives the pixels and masks of its names, which are the images drawn.

@@ -72,7 +72,7 @@ _FREE: Final = frozenset(
         "track",
     }
 )
-"""Settings that a run may be gone on with otherwise: they change nothing of what is trained."""
+"""Settings with which a run may be resumed otherwise: they change nothing of what is trained."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
 
 @contextmanager
 def hold_old_run(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Hold the folder of a run that is to be gone on with, alone inside a `with`.
+    """Hold the folder of a run that is to be resumed, alone inside a `with`.
 
     Yields a function that says whether it is still held. Raises `UsageError` where there is no run, and `BusyError`
     where it is being trained.

@@ -31,7 +31,7 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
     settings = trainer.settings
     if settings.freeze_adapter_epochs:
         notes.append(
-            f"warm-up: {settings.freeze_adapter_epochs} epochs without adapters, which then enter as the identity"
+            f"frozen adapters: {settings.freeze_adapter_epochs} epochs without them, which then enter as the identity"
         )
     if trainer.empty is not None:
         notes.append(f"balance: half of the draws from {len(trainer.empty):,} images without an object")

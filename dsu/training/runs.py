@@ -135,7 +135,7 @@ def prepare_run(
 ) -> Run:
     """Resolve everything that `settings` leave open and build the trainer, which has no folder yet.
 
-    Takes and raises what `open_run` does; `before` is the record of the run that is gone on with, whose split holds.
+    Takes and raises what `open_run` does; `before` is the record of the run that is resumed, whose split holds.
     Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed.
     """
     if settings.track is not None:

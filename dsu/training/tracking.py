@@ -77,7 +77,7 @@ def check_tracker(name: str) -> None:
 class Tracking(Callback):
     """Notes every epoch's figures, and the loss every few steps, in one of `TRACKERS`.
 
-    All are noted over the same axis, the optimiser's steps since the run began, so that a run that is gone on with
+    All are noted over the same axis, the optimiser's steps since the run began, so that a resumed run
     goes on where it was.
     """
 
