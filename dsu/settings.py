@@ -251,6 +251,13 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
         0.0, "Share set apart that training never looks at, for dsu eval to judge by.", _RECIPE, ge=0, lt=1
     )
     fold: str | None = option(None, "Hold out part I of K instead, as 2/5.", _RECIPE, metavar="I/K")
+    group: str | None = option(
+        None,
+        "What stays on one side when samples are held out (patient, part, video): what a regular expression finds in "
+        "names, or lines `image,group` of a file (default: images that look alike, .+: none).",
+        _RECIPE,
+        metavar="REGEX|FILE.csv",
+    )
     val_every: int = option(1, "Epochs between validations.", _RECIPE, gt=0)
     keep: Literal["last", "best"] | None = option(
         None, "Which state is the result (default: last for a benchmark, else best).", _RECIPE

@@ -94,6 +94,13 @@ class MaskFacts:
             return self.values is not None and not set(self.values) & set(mask_format.foreground)
         return self.maximum == 0 if mask_format.labels else self.bright == 0
 
+    def foreground(self, mask_format: MaskFormat) -> int:
+        """How many pixels are foreground, read so; where values were named, how many are not 0 if any is."""
+        if self.is_empty(mask_format):
+            return 0
+        grey = mask_format.foreground is None and not mask_format.labels
+        return self.bright if grey else self.bright + self.dark
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)

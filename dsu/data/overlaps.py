@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsu.data.groups import Look, look_at
 from dsu.data.images import UnreadableImage, or_unreadable, read_image
 from dsu.data.pairing import Split
 from dsu.progress import SILENT, Progress, in_threads
@@ -44,6 +45,7 @@ class ImageSignature:
         split, name, path: whose it is, and the file.
         sha256: of its decoded pixels and its size, whatever the file.
         small: its small grey copy, (1024,) float32 of mean 0 and length 1; all 0 for a flat picture.
+        look: what it is found by among images that show the same thing (`dsu.data.groups`).
     """
 
     split: str
@@ -51,6 +53,7 @@ class ImageSignature:
     path: Path
     sha256: str
     small: NDArray[np.float32]
+    look: Look
 
     @classmethod
     def of(cls, image: Image.Image, split: str, name: str, path: Path) -> "ImageSignature":
@@ -59,7 +62,8 @@ class ImageSignature:
         small = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32).ravel()
         small = small - small.mean()
         flat = small.std() < _FLAT
-        return cls(split, name, path, content, np.zeros_like(small) if flat else small / np.linalg.norm(small))
+        small = np.zeros_like(small) if flat else small / np.linalg.norm(small)
+        return cls(split, name, path, content, small, look_at(image))
 
 
 @dataclass(frozen=True)

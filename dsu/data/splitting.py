@@ -1,13 +1,15 @@
 """Which samples are trained on, validated on and tested on: dealt once by their content, and kept in a file.
 
 A sample keeps its share when others come or go: what was dealt before stands in `splits.json` beside the data set's
-stores, and only new content is dealt. Copies of an image, and its tiles, are one content, so they stay together.
+stores, and only new content is dealt. Copies of an image, and its tiles, are one content, so they stay together, and so
+do images of one group (`dsu.data.groups`).
 """
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 from dsu.data.views import hashed_share
@@ -33,67 +35,121 @@ def fold_weights(parts: int) -> dict[str, float]:
 
 
 def deal(
-    strata: Sequence[Collection[str]], weights: Mapping[str, float], before: Mapping[str, str] | None = None
+    strata: Sequence[Mapping[str, float]],
+    weights: Mapping[str, float],
+    before: Mapping[str, str] | None = None,
+    groups: Iterable[Collection[str]] = (),
 ) -> dict[str, str]:
     """Give every content a share, each stratum apart, so that every share has its part of all strata.
 
     Args:
-        strata: contents in groups, such as those with an object and those without.
+        strata: contents, such as those with an object and those without, with what they are to be mixed by within:
+            the part of the picture that is foreground.
         weights: of each share, positive, with a sum of 1.
         before: shares of contents that were dealt already; they never move.
+        groups: contents that go together, as one of the first stratum that any is in. Where some were dealt already,
+            the others follow most of them.
 
     Returns:
-        The share of each content. The order is that of the contents' hashes, so the same contents are always dealt
-        alike. Sizes differ from the weights by less than two contents a stratum; where a stratum, or all
-        together, have as many new contents as there are shares, none is left without one.
+        The share of each content. The order is that of the contents' hashes in each quarter of a stratum by foreground,
+        so the same contents are always dealt alike. Sizes differ from the weights by less than two contents (or groups)
+        a stratum; where a stratum, or all together, have as many new contents as there are shares, none is left without
+        one. A group that is larger than a share should be goes to the largest.
     """
+    before = {content: share for content, share in (before or {}).items() if share in weights}
+    whole = len({content for stratum in strata for content in stratum})
+    largest = max(weights, key=lambda share: weights[share])
     dealt: dict[str, str] = {}
-    for stratum in strata:
-        known = {content: before[content] for content in stratum if before and before.get(content) in weights}
-        new = sorted(set(stratum) - known.keys(), key=lambda content: (hashed_share(content), content))
+    new: list[tuple[str, ...]] = []
+    for units in _units(strata, groups):
         counts = Counter(dict.fromkeys(weights, 0))
-        counts.update(known.values())
-        for content in new:
-            total = counts.total() + 1
-            share = max(weights, key=lambda share: weights[share] * total - counts[share])
-            dealt[content] = share
-            counts[share] += 1
-        if len(new) >= len(weights):
-            largest = max(weights, key=lambda share: weights[share])
+        undealt: dict[tuple[str, ...], float] = {}
+        for unit, foreground in units.items():
+            known = Counter(before[content] for content in unit if content in before)
+            counts.update(known)
+            if known:
+                dealt |= {content: before.get(content, known.most_common(1)[0][0]) for content in unit}
+            else:
+                undealt[unit] = foreground
+        order = _mixed(undealt)
+        for unit in order:
+            total = counts.total() + len(unit)
+            fitting = [share for share in weights if len(unit) <= max(1, weights[share] * whole)] or [largest]
+            share = max(fitting, key=lambda share: weights[share] * total - counts[share])
+            dealt |= dict.fromkeys(unit, share)
+            counts[share] += len(unit)
+        if len(order) >= len(weights):
             for share in (share for share in weights if not counts[share]):
-                content = next(content for content in reversed(new) if dealt[content] == largest)
-                dealt[content] = share
-        dealt |= known
-    _fill(dealt, weights, set(dealt) - set(before or {}))
+                movable = [unit for unit in reversed(order) if counts[dealt[unit[0]]] > len(unit)]
+                if movable:
+                    unit = min(movable, key=lambda unit: (dealt[unit[0]] != largest, len(unit)))
+                    counts[dealt[unit[0]]] -= len(unit)
+                    counts[share] += len(unit)
+                    dealt |= dict.fromkeys(unit, share)
+        new += order
+    _fill(dealt, weights, new)
     return dealt
 
 
-def _fill(dealt: dict[str, str], weights: Mapping[str, float], new: Collection[str]) -> None:
-    """Give shares that have nothing of any stratum a content each, new ones of the shares that have most."""
+def _units(
+    strata: Sequence[Mapping[str, float]], groups: Iterable[Collection[str]]
+) -> list[dict[tuple[str, ...], float]]:
+    """The contents of each stratum, each group in one piece, with their mean foreground."""
+    foreground = {content: value for stratum in strata for content, value in stratum.items()}
+    unit_of: dict[str, tuple[str, ...]] = {content: (content,) for content in foreground}
+    for group in groups:
+        members = sorted({other for content in group if content in unit_of for other in unit_of[content]})
+        unit_of |= dict.fromkeys(members, tuple(members))
+    found: list[dict[tuple[str, ...], float]] = []
+    for stratum in strata:
+        taken = {unit for units in found for unit in units}
+        units = {unit_of[content] for content in stratum} - taken
+        found.append({unit: fmean(foreground[content] for content in unit) for unit in units})
+    return found
+
+
+def _mixed(units: Mapping[tuple[str, ...], float]) -> list[tuple[str, ...]]:
+    """Units by quarters of their foreground, each in the order of hashes."""
+    hashes = {unit: (hashed_share(unit[0]), unit) for unit in units}
+    ranked = sorted(units, key=lambda unit: (units[unit], hashes[unit]))
+    quarter = {unit: 4 * rank // len(ranked) for rank, unit in enumerate(ranked)}
+    return sorted(units, key=lambda unit: (quarter[unit], hashes[unit]))
+
+
+def _fill(dealt: dict[str, str], weights: Mapping[str, float], new: Collection[tuple[str, ...]]) -> None:
+    """Give shares that have nothing of any stratum a unit each, the smallest new one of the shares that have most."""
     for share in (share for share in weights if share not in dealt.values()):
         counts = Counter(dealt.values())
-        movable = sorted(content for content in new if counts[dealt[content]] > 1)
+        movable = [unit for unit in new if counts[dealt[unit[0]]] > len(unit)]
         if movable:
-            dealt[max(movable, key=lambda content: (counts[dealt[content]], hashed_share(content)))] = share
+            unit = min(movable, key=lambda unit: (len(unit), -counts[dealt[unit[0]]], -hashed_share(unit[0])))
+            dealt |= dict.fromkeys(unit, share)
 
 
 def recorded_deal(
-    folder: Path, strata: Sequence[Collection[str]], weights: Mapping[str, float], progress: Progress = SILENT
+    folder: Path,
+    strata: Sequence[Mapping[str, float]],
+    weights: Mapping[str, float],
+    groups: Collection[Collection[str]] = (),
+    named: str | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, str]:
     """As `deal`, going on from `splits.json` in `folder` and noting there what is new.
 
-    Where the folder can't be written, that is said, and what is dealt holds for this run.
+    Where the folder can't be written, that is said, and what is dealt holds for this run. What is dealt with
+    groups that are `named` is noted apart.
 
     Raises:
         DsuError: The file is damaged.
     """
     path = folder / SPLITS_FILE
     key = ", ".join(f"{share} {weight:g}" for share, weight in weights.items())
+    key += f"; group {named}" if named else ""
     before = _read(path).get(key, {})
     odd = sorted(set(before.values()) - weights.keys())
     if odd:
         raise DsuError(f"{path} has a share {odd[0]!r} under {key!r}: write one of {', '.join(weights)}.")
-    dealt = deal(strata, weights, before)
+    dealt = deal(strata, weights, before, groups)
     if dealt.items() <= before.items():
         return dealt
     try:
@@ -101,7 +157,7 @@ def recorded_deal(
         with locked(folder / f".{SPLITS_FILE}.lock", f"{path} is being written"):
             known = _read(path)
             before = known.get(key, {})
-            dealt = deal(strata, weights, before)
+            dealt = deal(strata, weights, before, groups)
             content = {**known, key: {**before, **dealt}}
             atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
     except (OSError, DsuError) as error:

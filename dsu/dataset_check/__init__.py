@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from dsu.data.datasets import Paths, find_dataset
+from dsu.data.groups import looking_alike, most_together
 from dsu.data.images import IMAGE_SUFFIXES
 from dsu.data.masks import MaskFacts, MaskFormat
 from dsu.data.overlaps import ImageSignature, Overlap, compare, copies
@@ -78,7 +79,7 @@ def check_dataset(
 ) -> DatasetCheck:
     """Read every image and mask of a data set and say what will bite; nothing is written.
 
-    Memory holds one decoded image a thread, and some 5 kB for each that has been read.
+    Memory holds one decoded image a thread, and some 10 kB for each that has been read.
 
     Args:
         name_or_folder, paths: As `dsu.data.datasets.find_dataset`.
@@ -99,6 +100,8 @@ def check_dataset(
     # What else comes with a benchmark is known to be no harm.
     own = folder is not None and not any(check.split.benchmark for check in checks)
     files = other_files(folder) if folder and own else Counter[str]()
+    for check in checks:
+        findings += _of_looks(check, progress) if check.trains and not check.split.benchmark else []
     findings += findings_of_set(checks, compare(signatures["train"], signatures["test"]), files)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return DatasetCheck(name_or_folder, side, tuple(checks), tuple(findings))
@@ -243,6 +246,36 @@ def _of_copies(checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Seq
                 check.name,
             )
             for check in checks
+        ),
+    )
+
+
+def _of_looks(check: SplitCheck, progress: Progress) -> list[Finding]:
+    """Images that look as if they showed one thing, exact copies among them once."""
+    first = {sample.signature.sha256: sample for sample in reversed(check.samples)}
+    looks = {content: sample.signature.look for content, sample in first.items()}
+    groups, chains = (
+        [_equation(sorted((first[content] for content in group), key=lambda one: one.name)) for group in found]
+        for found in looking_alike(looks, most_together(len(looks)), progress)
+    )
+    return if_any(
+        Finding(
+            "chains",
+            "will hurt",
+            "chains of images that look alike, too long to stay on one side of a split",
+            "Only the closest of them will: if they show one thing, say what goes together (dsu train-head --group "
+            "REGEX|FILE.csv).",
+            chains,
+            check.name,
+        ),
+        Finding(
+            "groups",
+            "good to know",
+            "things that are there more than once (photographed again, cropped, saved anew)",
+            "Training keeps the images of each on one side when it holds samples out; --group REGEX|FILE.csv says "
+            "otherwise.",
+            groups,
+            check.name,
         ),
     )
 

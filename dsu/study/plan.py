@@ -17,11 +17,12 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, find_store
 from dsu.heads.head_file import is_finished
 from dsu.network.resume import resume_point
+from dsu.progress import SILENT
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
 from dsu.training.run_notes import item_bytes
-from dsu.training.training_data import config_asked, encoders_asked
+from dsu.training.training_data import TrainingData, config_asked, encoders_asked
 
 __all__ = ["FOLDER_STARTS", "STUDY_FILE", "Asked", "Cost", "Kind", "Member", "Study", "open_study", "variants"]
 
@@ -171,7 +172,7 @@ def open_study(
     tests = () if asked.kind == "folds" else _test_splits(store.source)
     shared = _shared_settings(asked.kind, settings, store, held_out=not tests)
     if asked.kind == "folds":
-        _check_parts(store, asked.count)
+        _check_parts(store, shared, asked.count)
     kind = f"folds-{asked.count}" if asked.kind == "folds" else asked.kind
     folder = out or Path("studies") / f"{store.path.parent.name}-{store.config.encoders_name}-{kind}"
     members, lacking = [], {}
@@ -314,13 +315,11 @@ def _given(settings: TrainingSettings) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value not in (None, "auto")}
 
 
-def _check_parts(store: FeatureStore, parts: int) -> None:
+def _check_parts(store: FeatureStore, settings: TrainingSettings, parts: int) -> None:
     """Raise `UsageError` where a part would be empty: before the others are trained."""
-    facts, mask_format = store.metadata, store.mask_format
-    empty = {name for name, fact in facts.items() if fact.mask and fact.mask.is_empty(mask_format)}
-    with_object = {fact.image_sha256 for name, fact in facts.items() if name not in empty}
-    strata = [with_object, {fact.image_sha256 for fact in facts.values()} - with_object]
-    if str(parts) not in deal(strata, fold_weights(parts)).values():
+    data = TrainingData(store.source, store.metadata, store.config, store, None, store.mask_format)
+    weights = fold_weights(parts)
+    if str(parts) not in deal(data.strata, weights, groups=data.groups(settings, weights, SILENT)).values():
         raise UsageError(f"{store.source.split} has too few images for {parts} folds: give a smaller -k.")
 
 

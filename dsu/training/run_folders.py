@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,12 +84,14 @@ class RunRecord:
         masks: how the masks are read, as `MaskFormat.to_json`.
         start: SHA-256 of the head that it starts from, if any.
         samples: of each name its share (`train`, `val`, `test` or `left out`) and the SHA-256 of its image and mask.
+        groups: names that stay together in one share.
     """
 
     encoders: Mapping[str, str]
     masks: Mapping[str, Any]
     start: str | None
     samples: Mapping[str, tuple[str, str, str | None]]
+    groups: Sequence[Sequence[str]] = ()
 
     def write(self, folder: Path) -> None:
         """Write it into a run's folder. Raises as `atomic_write`."""
@@ -101,7 +103,9 @@ class RunRecord:
         try:
             content = json.loads((folder / RECORD_FILE).read_text())
             samples = {name: tuple(one) for name, one in content["samples"].items()}
-            return cls(dict(content["encoders"]), dict(content["masks"]), content["start"], samples)
+            return cls(
+                dict(content["encoders"]), dict(content["masks"]), content["start"], samples, content.get("groups", ())
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DsuError(
                 f"{folder} has no readable {RECORD_FILE}, which says what it was trained on: start the run anew."
@@ -131,7 +135,8 @@ def _decisive(settings: TrainingSettings) -> dict[str, Any]:
 
 def run_mark(settings: TrainingSettings, record: RunRecord) -> str:
     """A digest of all that makes a run this one: its checkpoint carries it, so that no other's is taken for it."""
-    return hashlib.sha256(json.dumps([_decisive(settings), asdict(record)], sort_keys=True).encode()).hexdigest()
+    decisive = {name: value for name, value in asdict(record).items() if name != "groups"}  # which shares follow from
+    return hashlib.sha256(json.dumps([_decisive(settings), decisive], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

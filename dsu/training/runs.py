@@ -154,10 +154,11 @@ def prepare_run(
     if store is not None and not live:
         for read in (point, *([frozen_point] if frozen_point else [])):
             digests, drift = store.check_arrays(read, digests, runtime, resolved.feature_dtype or "float16")
-    asked = settings.model_fields_set if before is None else ()
-    shares = data.shares(resolved, paths.cache_root, progress, asked)
-    if before is not None:
-        shares |= {name: before.samples[name][0] for name in shares.keys() & before.samples.keys()}
+    if before is None:
+        shares, groups = data.shares(resolved, paths.cache_root, progress, settings.model_fields_set)
+    else:  # what is new is refused by `check_same_run`
+        shares = {name: before.samples.get(name, ("train",))[0] for name in sorted(data.facts)}
+        groups = [list(group) for group in before.groups]
     names = {share: [name for name in shares if shares[name] == share] for share in ("train", "val", "test")}
     train_names = names["train"]
     empty = data.empty & set(train_names) if resolved.balance else None
@@ -215,8 +216,10 @@ def prepare_run(
         data.mask_format.to_json(),
         start,
         {name: (shares[name], fact.image_sha256, fact.mask_sha256) for name, fact in sorted(data.facts.items())},
+        groups,
     )
-    notes = (*run_notes(trainer, data.store, runtime), *([compiling] if compiling else []), *warnings)
+    said = [*run_notes(trainer, data.store, runtime), *([compiling] if compiling else []), *warnings]
+    notes = (*data.describe_shares(shares, groups), *said)
     return Run(trainer, f"{data.source.split}-{config.encoders_name}", data.source, record, notes)
 
 

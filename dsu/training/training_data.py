@@ -2,7 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from statistics import median
+from typing import Final
+
+import numpy as np
+from PIL import Image
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import (
@@ -16,18 +22,22 @@ from dsu.data.datasets import (
     unpaired,
     unreadable,
 )
+from dsu.data.groups import Look, looking_alike, most_together, named_groups, no_look, paste_look
 from dsu.data.masks import MaskFormat
-from dsu.data.splitting import fold_weights, recorded_deal, share_weights
-from dsu.data.tiles import Tiling
+from dsu.data.splitting import SPLITS_FILE, fold_weights, recorded_deal, share_weights
+from dsu.data.tiles import Tiling, image_name
 from dsu.datasets import ImageDataset, SampleDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.feature_dataset import FeatureDataset
 from dsu.features.stores import FeatureStore, find_store
 from dsu.network.resume import ResumePoint
-from dsu.progress import Progress
+from dsu.progress import Progress, counted, few
 from dsu.settings import NetworkSettings, TrainingSettings
 
 __all__ = ["TrainingData", "config_asked", "encoders_asked", "find_training_data"]
+
+_BLOCK: Final = 64
+"""Samples that are read at once to be looked at."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +56,91 @@ class TrainingData:
         """Samples without an object."""
         return frozenset(n for n, fact in self.facts.items() if fact.mask and fact.mask.is_empty(self.mask_format))
 
+    @property
+    def strata(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Images by content, with an object and without, and the part of each that is foreground."""
+        pixels: dict[str, tuple[int, int]] = {}
+        for fact in self.facts.values():
+            marked, area = pixels.get(fact.image_sha256, (0, 0))
+            marked += fact.mask.foreground(self.mask_format) if fact.mask else 0
+            pixels[fact.image_sha256] = marked, area + prod(fact.mask_size or fact.size)
+        foreground = {content: marked / area for content, (marked, area) in pixels.items()}
+        with_object = {self.facts[name].image_sha256 for name in self.facts.keys() - self.empty}
+        return (
+            {content: part for content, part in foreground.items() if content in with_object},
+            {content: part for content, part in foreground.items() if content not in with_object},
+        )
+
+    def groups(self, settings: TrainingSettings, weights: Mapping[str, float], progress: Progress) -> list[list[str]]:
+        """Contents that stay in one share: as named, else those that look alike, unless those are too many."""
+        names = {fact.image_sha256: image_name(name) if fact.box else name for name, fact in self.facts.items()}
+        if settings.group is not None:
+            copies = {image_name(name) if fact.box else name: fact.image_sha256 for name, fact in self.facts.items()}
+            named: dict[str, set[str]] = {}
+            for name, group in named_groups(settings.group, copies.keys(), progress).items():
+                named.setdefault(group, set()).add(copies[name])
+            return [sorted(group) for group in named.values() if len(group) > 1]
+        most = most_together(len(names), max(weights.values()))
+        groups, chains = looking_alike(self._looks(settings.end_to_end, progress), most, progress)
+        if groups:
+            shown = few(min(sorted(names[one] for one in group) for group in groups))
+            count = sum(map(len, groups))
+            progress.say(
+                f"{self.source.split}: {count:,} images show {counted(len(groups), 'things')} more than once (such as "
+                f"{shown}); each thing stays in one share (--group says otherwise)."
+            )
+        for chain in chains:
+            progress.say(
+                f"{self.source.split}: {len(chain):,} of {len(names):,} images look alike in one chain "
+                f"({few(sorted(names[one] for one in chain))}): too many to stay in one share, so only the closest do. "
+                f"What goes together? Say it with --group REGEX|FILE.csv (--group .+ takes each image by itself)."
+            )
+        return groups
+
+    def _looks(self, live: bool, progress: Progress) -> dict[str, Look]:
+        """A small grey copy of each image, by content."""
+        samples, names = (
+            self.samples(sorted(self.facts), ResumePoint("pixels", 0, (), ()), live=live),
+            sorted(self.facts),
+        )
+        sizes: dict[str, tuple[int, int]] = {}
+        for fact in self.facts.values():
+            ends, least = fact.box[2:] if fact.box else fact.size, sizes.get(fact.image_sha256, (0, 0))
+            sizes[fact.image_sha256] = max(ends[0], least[0]), max(ends[1], least[1])
+        looks = {content: no_look() for content in sizes}
+        with progress.task(f"looking at {self.source.split}", len(names)) as task:
+            for start in range(0, len(names), _BLOCK):
+                block = names[start : start + _BLOCK]
+                for name, pixels in zip(block, samples.read(block, [0] * len(block)).images["pixels"], strict=True):
+                    fact = self.facts[name]
+                    box, size = fact.box or (0, 0, *fact.size), sizes[fact.image_sha256]
+                    paste_look(looks[fact.image_sha256], Image.fromarray(pixels.numpy()), box, size)
+                task.advance(len(block))
+        return {content: np.asarray(look) for content, look in looks.items()}
+
     def shares(
         self, settings: TrainingSettings, cache_root: Path, progress: Progress, asked: Collection[str] = ()
-    ) -> dict[str, str]:
-        """Each sample's share: `train`, `val` or `test`.
+    ) -> tuple[dict[str, str], list[list[str]]]:
+        """Each sample's share (`train`, `val` or `test`), and the samples that stay together in one.
 
         Raises `DsuError` where nothing is left to train on, or nothing to hold out for a fraction that was `asked` for.
         """
-        images = {name: fact.image_sha256 for name, fact in self.facts.items()}
-        with_object = {images[name] for name in images.keys() - self.empty}
-        strata = [with_object, set(images.values()) - with_object]
+        images = {name: self.facts[name].image_sha256 for name in sorted(self.facts)}
         if settings.fold is None:
             weights = share_weights(settings.val_fraction or 0.0, settings.test_fraction)
         else:
             part, parts = settings.fold.split("/")
             weights = fold_weights(int(parts))
-        dealt = dict.fromkeys(images.values(), "train")
+        dealt, groups = dict.fromkeys(images.values(), "train"), list[list[str]]()
         if len(weights) > 1:
+            groups = self.groups(settings, weights, progress)
             # Beside the stores: a split's name comes out of a store's file, and may lead anywhere.
             beside = self.store.path.parent if self.store else cache_root / self.source.split
-            dealt = recorded_deal(beside, strata, weights, progress)
+            dealt = recorded_deal(beside, self.strata, weights, groups, settings.group, progress)
+            self._check_together(groups, dealt, beside, settings.group, progress)
         if settings.fold is not None:
             dealt = {content: "val" if share == part else "train" for content, share in dealt.items()}
-        found = {name: dealt[images[name]] for name in sorted(images)}
+        found = {name: dealt[content] for name, content in images.items()}
         if "train" not in found.values():
             raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
         if settings.fold is not None and "val" not in found.values():
@@ -82,7 +154,48 @@ class TrainingData:
             )
         if lacking:
             progress.say(f"{self.source.split} has too few images to hold any out: nothing will judge this run.")
-        return found
+        members = [set(group) for group in groups]
+        return found, sorted([name for name, content in images.items() if content in group] for group in members)
+
+    def _check_together(
+        self,
+        groups: Sequence[Sequence[str]],
+        dealt: Mapping[str, str],
+        beside: Path,
+        named: str | None,
+        progress: Progress,
+    ) -> None:
+        """Say which groups were dealt apart before they were known. Raises `DsuError` where they are the user's."""
+        apart = [group for group in groups if len({dealt[content] for content in group}) > 1]
+        if not apart:
+            return
+        names = [name for name, fact in sorted(self.facts.items()) if fact.image_sha256 in apart[0]]
+        what = (
+            f"{counted(len(apart), 'groups')} of {self.source.split} (such as {few(names)}) lie in several shares, as "
+            f"they were dealt before: remove {beside / SPLITS_FILE} to have all dealt anew"
+        )
+        if named is not None:
+            raise DsuError(f"{what}, or bring back the --group that they were dealt by.")
+        progress.say(f"{what}; figures on what is held out may flatter.")
+
+    def describe_shares(self, shares: Mapping[str, str], groups: Sequence[Sequence[str]]) -> list[str]:
+        """`share: what is in it`, where there is more than one."""
+        thing_of = {name: index for index, group in enumerate(groups) for name in group}
+        foreground = {content: part for stratum in self.strata for content, part in stratum.items()}
+        lines, kind = [], "tiles" if self.source.tile else "images"
+        for share in ("train", "val", "test", "left out"):
+            names = [name for name in shares if shares[name] == share]
+            if not names:
+                continue
+            marked = [name for name in names if name not in self.empty]
+            things = len({thing_of.get(name, self.facts[name].image_sha256) for name in names})
+            of_things = f" of {counted(things, 'things')}" if groups else ""
+            middle = median(foreground[self.facts[name].image_sha256] for name in marked or names)
+            lines.append(
+                f"{share}: {counted(len(names), kind)}{of_things}, {len(marked):,} with an object, "
+                f"{len(names) - len(marked):,} without; median foreground {100 * middle:.2g} %"
+            )
+        return lines if len(lines) > 1 else []
 
     def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> SampleDataset:
         """The named samples, as a run that resumes from `point` reads them: from the store, or `live` images."""

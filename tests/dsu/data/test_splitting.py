@@ -13,8 +13,9 @@ from dsu.errors import DsuError
 SHARES = st.sampled_from([share_weights(0.1, 0.0), share_weights(0.1, 0.2), share_weights(0.5, 0.0), fold_weights(5)])
 
 
-def contents(start: int, stop: int) -> list[str]:
-    return [hashlib.sha256(str(index).encode()).hexdigest() for index in range(start, stop)]
+def contents(start: int, stop: int) -> dict[str, float]:
+    """Contents and the foreground of each, which no order of theirs gives away."""
+    return {hashlib.sha256(str(index).encode()).hexdigest(): 0.01 * (index * 37 % 100) for index in range(start, stop)}
 
 
 @given(weights=SHARES, sizes=st.lists(st.integers(0, 60), min_size=1, max_size=3))
@@ -42,12 +43,66 @@ def test_what_was_dealt_never_moves(weights: dict[str, float], first: int, more:
 
 def test_the_same_contents_are_dealt_alike_in_any_order() -> None:
     names = contents(0, 50)
-    assert deal([names], fold_weights(3)) == deal([names[::-1]], fold_weights(3))
+    assert deal([names], fold_weights(3)) == deal([dict(reversed(names.items()))], fold_weights(3))
     assert deal([names], {"train": 1.0}) == dict.fromkeys(names, "train")
 
 
 def test_one_image_is_trained_on() -> None:
     assert deal([contents(0, 1)], share_weights(0.1, 0.1)) == dict.fromkeys(contents(0, 1), "train")
+
+
+@pytest.mark.parametrize("weights", [share_weights(0.1, 0.1), fold_weights(5)])
+def test_large_and_small_objects_are_in_every_share(weights: dict[str, float]) -> None:
+    names = contents(0, 100)
+    dealt = deal([names], weights)
+    for share, weight in weights.items():
+        quarters = Counter(int(names[content] * 4) for content in names if dealt[content] == share)
+        assert all(abs(quarters[quarter] - 25 * weight) < 2 for quarter in range(4)), (share, quarters)
+
+
+@given(weights=SHARES, sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), empty=st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_groups_are_never_torn_and_shares_keep_their_size(
+    weights: dict[str, float], sizes: list[int], empty: int
+) -> None:
+    names = list(contents(0, sum(sizes)))
+    groups = [names[sum(sizes[:index]) : sum(sizes[: index + 1])] for index in range(len(sizes))]
+    strata = [dict.fromkeys(names, 0.1), contents(1000, 1000 + empty)]
+    dealt = deal(strata, weights, groups=groups)
+    assert dealt.keys() == {*names, *strata[1]}
+    assert all(len({dealt[content] for content in group}) == 1 for group in groups)
+    counts = Counter(dealt.values())
+    units = len(groups) + empty
+    for share, weight in weights.items():
+        assert abs(counts[share] - weight * len(dealt)) < 3 * max(sizes)
+        assert counts[share] or units < len(weights)
+
+
+def test_what_joins_a_group_follows_it_and_no_group_is_torn_by_kinds() -> None:
+    first, weights = contents(0, 40), share_weights(0.2, 0.0)
+    before = deal([first], weights)
+    held = next(content for content in first if before[content] == "val")
+    [new] = contents(90, 91)
+    after = deal([first, {new: 0.0}], weights, before, groups=[[held, new]])
+    assert after[new] == "val" and before.items() <= after.items()
+    apart = [next(content for content in first if before[content] == "train"), held]
+    assert deal([first], weights, before, groups=[apart]) == before, "what was dealt never moves"
+
+
+def test_a_group_larger_than_a_share_is_trained_on() -> None:
+    names = contents(0, 40)
+    group = list(names)[:12]
+    dealt = deal([names], share_weights(0.1, 0.1), groups=[group])
+    assert {dealt[content] for content in group} == {"train"} and Counter(dealt.values())["val"] == 4
+
+
+def test_named_groups_are_dealt_apart(tmp_path: Path) -> None:
+    names, weights = contents(0, 20), share_weights(0.2, 0.0)
+    plain = recorded_deal(tmp_path, [names], weights)
+    group = [content for share in ("train", "val") for content in names if plain[content] == share][-6:]
+    named = recorded_deal(tmp_path, [names], weights, [group], "part_(.)")
+    assert len({named[content] for content in group}) == 1 < len({plain[content] for content in group})
+    assert recorded_deal(tmp_path, [names], weights) == plain
 
 
 def test_shares_are_recorded_for_each_way_of_dealing(tmp_path: Path) -> None:

@@ -255,23 +255,33 @@ def test_a_crowd_of_copies_makes_a_short_sentence(tmp_path: Path) -> None:
     assert names(finding(check(folder), "copies")) == ["0 = 1 = 2 = 3 = ... (9 in all)"]
 
 
+def test_pictures_of_one_thing_are_named_and_chains_of_them_asked_about(tmp_path: Path) -> None:
+    again = photo(2).crop((6, 4, 114, 86))
+    few = check(write(tmp_path / "few", {**plain(8), "again.jpg": (again, boxed(255))}))
+    assert names(finding(few, "groups")) == ["again = plain2"]
+    grey = {f"grey{level}.png": (photo(0).point(lambda v, at=level: v * at // 9), boxed(255)) for level in range(3, 9)}
+    chain = finding(check(write(tmp_path / "chain", {**plain(2, start=50), **grey})), "chains")
+    assert names(chain) == ["grey3 = grey4 = grey5 = grey6 = ... (6 in all)"] and "--group" in chain.remedy
+
+
 # ---- real data ----
 
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "pairs", "empty", "keys"),
+    ("name", "pairs", "empty", "tiles", "keys"),
     [
-        ("MT_Blowhole", 115, 0, {"tiny"}),
-        ("MT_Break", 85, 0, {"vanishing", "grey-masks"}),
-        ("MT_Uneven", 103, 4, {"vanishing", "empty-masks", "tiny", "grey-masks"}),
+        ("MT_Blowhole", 115, 0, 19, {"tiny"}),
+        ("MT_Break", 85, 0, 15, {"vanishing", "grey-masks"}),
+        ("MT_Uneven", 103, 4, 17, {"vanishing", "empty-masks", "tiny", "grey-masks"}),
     ],
 )
-def test_of_real_defects(real_data: Path, name: str, pairs: int, empty: int, keys: set[str]) -> None:
+def test_of_real_defects(real_data: Path, name: str, pairs: int, empty: int, tiles: int, keys: set[str]) -> None:
     found = check_dataset(f"MagneticTile/{name}", Paths(real_data))
     row = summary(found.splits[0])
     assert (row["pairs"], row["empty_masks"], row["masks_read_as"]) == (pairs, empty, "grey levels")
-    assert {one.key for one in found.findings} == keys and not found.stops
+    assert {one.key for one in found.findings} == {*keys, "groups"} and not found.stops
+    assert finding(found, "groups").count == tiles, "those that are there more than once"
 
 
 @pytest.mark.data

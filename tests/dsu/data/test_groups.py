@@ -1,0 +1,191 @@
+"""Images that show one thing: found by their looks, or named."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from dsu.data.groups import Look, look_at, looking_alike, most_together, named_groups, no_look, paste_look
+from dsu.data.synthetic import draw_sample
+from dsu.data.tiles import Tiling
+from dsu.errors import UsageError
+from dsu.progress import SILENT
+
+TILES: Final = Path(__file__).with_name("magnetic_tiles.json")
+"""Names of the images of each tile of MagneticTile, by eye: the same marks, grinding lines and edges."""
+
+
+def drawn(seed: int) -> Image.Image:
+    return Image.fromarray(draw_sample(np.random.default_rng(seed), (200, 300))[0])
+
+
+def saved_anew(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=20)
+    return Image.open(file)
+
+
+def without_edges(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    width, height = image.size
+    return image.crop((int(left * width), int(top * height), int((1 - right) * width), int((1 - bottom) * height)))
+
+
+CHANGES: Final[dict[str, Callable[[Image.Image], Image.Image]]] = {
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.5),
+    "of less contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.6),
+    "saved anew": saved_anew,
+    "smaller": lambda image: image.resize((90, 70)),
+    "grey": lambda image: image.convert("L"),
+    "cropped a little": lambda image: without_edges(image, 0.05, 0.05, 0.05, 0.05),
+    "cropped at one side": lambda image: without_edges(image, 0.3, 0, 0, 0),
+    "cropped further": lambda image: without_edges(image, 0, 0, 0.4, 0.2),
+    "half of it": lambda image: without_edges(image, 0, 0, 0.5, 0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_picture_is_found_again_and_nothing_else(change: str) -> None:
+    images = {f"{seed:02}": drawn(seed) for seed in range(16)}
+    changed = {f"{name} {change}": CHANGES[change](image) for name, image in images.items()}
+    groups, chains = looking_alike({name: look_at(image) for name, image in (images | changed).items()}, 8)
+    assert groups == [[name, f"{name} {change}"] for name in images] and not chains
+
+
+def test_pictures_that_show_nothing_are_not_alike() -> None:
+    flat = {str(grey): look_at(Image.new("RGB", (60, 60), (grey, grey, grey))) for grey in (0, 90, 91, 255)}
+    assert looking_alike(flat, 4) == ([], [])
+    assert looking_alike({"alone": look_at(drawn(0))}, 4) == ([], [])
+
+
+def test_a_chain_that_is_too_long_is_named_and_only_its_closest_go_together() -> None:
+    """One scene before a fixed camera, in which something small differs; two of the pictures were saved anew."""
+    scene, found = drawn(3), dict[str, Image.Image]()
+    for index in range(12):
+        noise = np.random.default_rng(index).normal(0, 40, (scene.height, scene.width, 1))
+        found[f"{index:02}"] = Image.fromarray((np.asarray(scene) + noise).clip(0, 255).astype(np.uint8))
+    found |= {f"{name}-again": saved_anew(found[name]) for name in ("04", "07")}
+    looks = {name: look_at(image) for name, image in found.items()}
+    groups, chains = looking_alike(looks, 4)
+    assert chains == [sorted(looks)]
+    assert groups == [["04", "04-again"], ["07", "07-again"]]
+    assert looking_alike(looks, 14) == ([sorted(looks)], [])
+
+
+def test_a_group_leaves_something_to_deal() -> None:
+    assert most_together(100) == 25 and most_together(100, 0.1) == 10 and most_together(3) == 2
+
+
+def test_tiles_put_together_look_like_their_image() -> None:
+    image, whole = drawn(5), no_look()
+    for box in Tiling(64, 8).boxes(*image.size):
+        paste_look(whole, image.crop(box).resize((128, 128)), box, image.size)
+    assert np.corrcoef(np.asarray(whole).ravel(), look_at(image).ravel())[0, 1] > 0.9
+    assert looking_alike({"tiles": np.asarray(whole), "whole": look_at(image)}, 2)[0] == [["tiles", "whole"]]
+
+
+@pytest.mark.data
+def test_of_repeated_tiles_all_are_found_and_none_is_taken_for_another(
+    real_data: Path, record_property: Callable[[str, object], None]
+) -> None:
+    tiles = json.loads(TILES.read_text())
+    paths = {name: _image(real_data / "MagneticTile", name) for tile in tiles for name in tile}
+    looks = {name: look_at(Image.open(path)) for name, path in paths.items()}
+    groups, chains = looking_alike(looks, most_together(len(looks)))
+    true, found = ({pair for group in of for pair in combinations(sorted(group), 2)} for of in (tiles, groups))
+    usual = _pairs_by_usual_hash(looks, true)
+    record_property("pairs of pictures of one tile, found", len(found & true))
+    record_property("pairs of pictures of one tile, missed", len(true - found))
+    record_property("pairs of pictures of one tile, false", len(found - true))
+    record_property("pairs of pictures of one tile, found by the usual hash before its first false pair", usual)
+    assert (len(looks), Counter(map(len, tiles))[1], len(tiles)) == (303, 2, 53)
+    assert found == true and len(true) == 748 and not chains
+    assert usual < 500
+
+
+@pytest.mark.data
+def test_no_two_of_many_photographs_are_taken_for_one(real_data: Path) -> None:
+    """Whole pictures, and half of them with their parts, since comparing these takes time."""
+    paths = sorted(real_data.glob("DUTS/*/*Image/*.jpg"))[::3]
+    assert looking_alike({str(path): look_at(Image.open(path)) for path in paths}, 100) == ([], [])
+
+
+def _image(folder: Path, name: str) -> Path:
+    kind, name = name.split("/")
+    return folder / kind / "images" / f"{name}.jpg"
+
+
+def _pairs_by_usual_hash(looks: dict[str, Look], true: set[tuple[str, str]]) -> int:
+    """Pairs that the usual hash (signs of 8 x 8 waves of 32 x 32 pixels) finds before its first false one."""
+    from scipy.fft import dctn
+
+    names = sorted(looks)
+    small = np.stack([np.asarray(Image.fromarray(looks[name]).resize((32, 32)), float) for name in names])
+    waves = dctn(small, axes=(1, 2))[:, :8, :8].reshape(len(names), -1)[:, 1:]
+    signs = np.where(waves > np.median(waves, axis=1, keepdims=True), 1, -1)
+    pairs = {(names[i], names[j]): signs[i] @ signs[j] for i, j in combinations(range(len(names)), 2)}
+    worst = max(agree for pair, agree in pairs.items() if pair not in true)
+    return sum(agree > worst for pair, agree in pairs.items() if pair in true)
+
+
+# ---- by name ----
+
+NAMES: Final = ("exp1_num_12", "exp5_num_12", "exp2_num_7", "cold/exp1_num_7", "odd")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(SILENT, "say", lines.append)
+    return lines
+
+
+def test_a_pattern_groups_by_what_it_finds(said: list[str]) -> None:
+    found = named_groups(r"_num_(\d+)", NAMES)
+    assert found["exp1_num_12"] == found["exp5_num_12"] != found["exp2_num_7"] == found["cold/exp1_num_7"]
+    assert "odd" not in found and "says nothing of 1 images (odd)" in said[0]
+    assert len(set(named_groups(".+", NAMES).values())) == len(NAMES), "each by itself"
+    several = named_groups(r"(?:(cold)/)?exp\d+_num_(\d+)", NAMES)
+    assert several["exp2_num_7"] != several["cold/exp1_num_7"], "all brackets count"
+
+
+def test_a_file_groups_by_its_lines(tmp_path: Path, said: list[str]) -> None:
+    file = tmp_path / "groups.csv"
+    file.write_text("image,group\nexp1_num_12.jpg, a\nexp5_num_12,a\n\ncold/exp1_num_7.png,b\nodd,b\ngone.png,b\n")
+    assert named_groups(str(file), NAMES) == {
+        "exp1_num_12": "a",
+        "exp5_num_12": "a",
+        "cold/exp1_num_7": "b",
+        "odd": "b",
+    }
+    assert any("gone.png" in line for line in said) and any("exp2_num_7" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("exp1_num_12\n", "no comma in line 1"),
+        ("odd,a\nodd.png,b\n", "odd in two groups"),
+        ("image,group\nnobody,a\n", "groups none of the images"),
+        (None, "No such file"),
+        (b"\xff\xfe\x00", "no CSV in UTF-8"),
+    ],
+)
+def test_a_file_that_says_nothing_is_refused(content: str | bytes | None, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "groups.csv"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=words):
+        named_groups(str(file), NAMES)
+
+
+@pytest.mark.parametrize(("pattern", "words"), [("(", "no regular expression"), ("xyz", "groups none of the images")])
+def test_a_pattern_that_finds_nothing_is_refused(pattern: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        named_groups(pattern, NAMES)
