@@ -1,7 +1,6 @@
 """Which device, at which precision, and why: said before anything starts."""
 
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -10,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import psutil
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -155,4 +155,9 @@ class PeakMemory:
         with suppress(OSError, StopIteration):
             lines = Path("/proc/self/status").read_text().splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        with suppress(ModuleNotFoundError):
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = psutil.Process().memory_info()  # on Windows
+        return int(getattr(memory, "peak_wset", memory.rss))

@@ -49,6 +49,8 @@ _CHECKSUM: Final = 4
 """Bytes of a CRC32C, little-endian, behind every chunk and every index."""
 _MISSING: Final = 2**64 - 1
 """Offset and length, in an index, of a chunk that is not there."""
+_SEEKING: Final = threading.Lock()
+"""Held where a file can be read only from where it was moved to."""
 LEVEL: Final = 3
 """How hard is compressed."""
 
@@ -302,7 +304,7 @@ class ShardFile:
         self._path = path
         self._codec = codec
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise CorruptError(f"{path} cannot be opened ({error.strerror}).") from error
         weakref.finalize(self, os.close, self._descriptor)
@@ -328,10 +330,22 @@ class ShardFile:
     def _read(self, into: npt.NDArray[np.uint8], offset: int, what: str) -> None:
         """Fill `into` from `offset` on, and compare with the checksum that follows."""
         checksum = bytearray(_CHECKSUM)
-        if offset < 0 or os.preadv(self._descriptor, [into.data, checksum], offset) != into.size + _CHECKSUM:
+        if offset < 0 or _read_at(self._descriptor, [into.data, memoryview(checksum)], offset) != into.size + _CHECKSUM:
             raise CorruptError(f"{what} of {self._path} is cut off.")
         if _checksum(into.data) != checksum:
             raise CorruptError(f"{what} of {self._path} does not fit its checksum.")
+
+
+def _read_at(descriptor: int, buffers: list[Any], offset: int) -> int:
+    """Fill buffers from a file's bytes from `offset` on, as `os.preadv` does, which Windows lacks."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, buffers, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        parts = [os.read(descriptor, len(buffer)) for buffer in buffers]
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer[: len(part)] = part
+    return sum(map(len, parts))
 
 
 def _checksum(content: bytes | memoryview) -> bytes:

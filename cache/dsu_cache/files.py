@@ -49,9 +49,15 @@ def canonical(value: JSON) -> str:
 def sync(path: Path) -> None:
     """Flush a file's bytes, or a folder's list of names, to the disk.
 
-    Some file systems (CIFS) can't flush folders; there a power cut may lose the newest names, never halves of files.
+    Some file systems (CIFS) can't flush folders, and Windows can't open them; there a power cut may lose the newest
+    names, never halves of files.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -1,11 +1,11 @@
 """Who may touch a store: operating system's locks that a dead process cannot keep, and who holds them.
 
-Some file systems (Lustre, some NFS) have no such locks. There a file that only one process can create stands for the
-lock, and its holder touches it every few seconds: one that has not been touched for two minutes is a dead holder's.
+Some file systems (Lustre, some NFS) have no such locks, nor has Windows. There a file that only one process can create
+stands for the lock, and its holder touches it every few seconds: one that has not been touched for two minutes is a
+dead holder's.
 """
 
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -15,12 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
 from dsu_cache.files import BusyError
+
+fcntl: Final[Any] = import_module("fcntl") if find_spec("fcntl") else None
+"""None on Windows."""
 
 _BEAT: Final = 15.0
 """Seconds between two signs of life of a holder, where there are no locks."""
@@ -46,7 +51,7 @@ def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
     """
     descriptor = _open(path)
     try:
-        held = _try(descriptor, fcntl.LOCK_EX)
+        held = _try(descriptor)
         if held is None:
             with _beating(path, what):
                 yield lambda: _is_at(path, descriptor)
@@ -97,7 +102,7 @@ def _beating(path: Path, what: str) -> Iterator[None]:
 @cache
 def _say_without_locks(folder: Path) -> None:
     _LOG.warning(
-        "%s is on a file system without locks: remove and rebuild no store that others read; what is killed on "
+        "%s has no locks of the system: remove and rebuild no store that others read; what is killed on "
         "another host keeps its folder busy for two minutes",
         folder,
     )
@@ -123,9 +128,12 @@ def creating(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: another process holds it.
     """
+    if fcntl is None:  # a folder can't be opened there
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if _try(descriptor, fcntl.LOCK_EX) is False:  # without locks it is made by whoever comes: each step is atomic
+        if _try(descriptor) is False:  # without locks it is made by whoever comes: each step is atomic
             raise BusyError(f"{folder} is being made by another process: wait until it ends, or stop it")
         yield
     finally:
@@ -144,9 +152,9 @@ def share(path: Path, what: str) -> int | None:
         descriptor = _open(path)
     except OSError:
         return None
-    if _try(descriptor, fcntl.LOCK_EX, patience=0):  # alone for a moment: then everyone named in the file is gone
+    if _try(descriptor, patience=0):  # alone for a moment: then everyone named in the file is gone
         os.ftruncate(descriptor, 0)
-    if _try(descriptor, fcntl.LOCK_SH) is False or _beats(_sign(path)):
+    if _try(descriptor, shared=True) is False or _beats(_sign(path)):
         os.close(descriptor)
         raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
     os.write(descriptor, _claim())
@@ -162,7 +170,7 @@ def holder(path: Path) -> str | None:
     except PermissionError:
         return "another user, maybe: its lock can't be read"
     try:
-        free = _try(descriptor, fcntl.LOCK_SH, patience=0)
+        free = _try(descriptor, shared=True, patience=0)
         if free is None:
             path, free = _sign(path), not _beats(_sign(path))
         return None if free else _holders(path)
@@ -181,11 +189,14 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
 
 
-def _try(descriptor: int, kind: int, patience: float = 0.3) -> bool | None:
-    """Whether a lock could be had in so many seconds; None where the file system has none.
+def _try(descriptor: int, *, shared: bool = False, patience: float = 0.3) -> bool | None:
+    """Whether a lock could be had in so many seconds; None where there are none.
 
     Others may hold it for a moment, to see whether it is free.
     """
+    if fcntl is None:
+        return None
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline = time.monotonic() + patience
     while True:
         try:

@@ -2,13 +2,14 @@
 
 import errno
 import os
-import resource
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -18,6 +19,9 @@ import psutil
 from dsu_cache.arrays import ArrayInfo, Rows, ShardFile, ShardId, StoredArray
 from dsu_cache.files import CacheError, CorruptError
 from dsu_cache.manifest import Manifest
+
+resource: Final[Any] = import_module("resource") if find_spec("resource") else None
+"""None on Windows, where no limit of open files is low."""
 
 Indices: TypeAlias = npt.NDArray[np.int64] | Sequence[int]
 Views: TypeAlias = Indices | Mapping[str, Indices]
@@ -143,6 +147,8 @@ class Reader:
 
 def _allowed_files() -> int:
     """How many shards may stay open: the soft limit is raised where the system lets us, and others have some left."""
+    if resource is None:
+        return OPEN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = int(psutil.Process().num_fds())
     wanted = used + OPEN_FILES + _SPARE_FILES
