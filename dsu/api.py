@@ -1,14 +1,17 @@
 """The commands as functions: `dsu train-head`, `dsu predict` and `dsu eval`, with their settings and their files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dsu.choices import Normalization
-from dsu.data.datasets import Paths
+from dsu.data.datasets import Paths, check_places
 from dsu.errors import UsageError, did_you_mean
 from dsu.evaluation.evaluate import Evaluation
 from dsu.evaluation.ground_truth import find_judged_sets, named_predictions
+from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, predictions_folder, read_head_info, resolve_head
 from dsu.hub import is_hub_name
 from dsu.network.pretrained import WeightsOf, encoder_weights_of
@@ -91,14 +94,14 @@ def predict(
         sources: one or several; none: what the head was not trained on of its own data set.
         head: a run's or an exported folder, a head's file, or OWNER/NAME on the hub; None takes the newest run.
         revision: branch, tag or commit of a head on the hub.
-        out: where masks go; None: `predictions/` in the run's folder.
+        out: where masks go: a folder, or of one image file a .png; None: `predictions/` in the run's folder.
         end_to_end: from the images even where features are stored.
         encoder_weights: see `dsu.create_model`; a head on random encoders has its own.
         data_root, cache_root, images, masks, progress: as in `train`.
         settings: fields of `PredictionSettings` and `RuntimeSettings`, such as `threshold=0.5` or `device="cpu"`.
 
     Returns:
-        How many were written and kept, what could not be read, and the folder.
+        How many were written and kept, what could not be read, where they are, and `rows`: of each file the verdict.
 
     Raises `DsuError` where something does not fit, and `UsageError` for a setting that there is not.
     """
@@ -131,22 +134,50 @@ def predict_with(
     progress: Progress = SILENT,
 ) -> Outcome:
     """As `predict`, with what its arguments become."""
+    if check_places(sources, out, overwrite=settings.overwrite):
+        # Predicted as into a folder, of which the one file is kept.
+        with TemporaryDirectory() as scratch:
+            outcome = predict_with(
+                sources,
+                head,
+                settings,
+                asked,
+                weights,
+                paths,
+                revision=revision,
+                out=Path(scratch),
+                end_to_end=end_to_end,
+                progress=progress,
+            )
+            assert out is not None
+            make_folder(out.parent)
+            for mask in Path(scratch).glob("*.png"):
+                atomic_write(out, mask.read_bytes())
+            [row] = outcome.rows.values()
+            return replace(outcome, folder=out, rows={out.name: replace(row, file=out.name)})
     if head is not None and is_hub_name(head):
         progress.say(f"looking for {head} on the Hugging Face hub")
     head_file = resolve_head(head, revision=revision)
     info = read_head_info(head_file)
-    folder = out or predictions_folder(head, head_file)
+    folder = out or predictions_folder(head, head_file, settings.kind)
     runtime = _runtime(asked, info, head_file)
     progress.say(f"{head_file} on {runtime.describe()}")
     jobs = prepare_jobs(
-        sources, head_file, folder, settings, runtime, paths=paths, end_to_end=end_to_end, progress=progress
+        sources,
+        head_file,
+        folder,
+        settings,
+        runtime,
+        paths=paths,
+        end_to_end=end_to_end,
+        validation=settings.kind == "mask",
+        mirror=out is not None and len(sources) == 1,
+        progress=progress,
     )
     for job in jobs:
         origin = f"features ({' + '.join(job.point.features)})" if job.store is not None else "images"
         cut = f" in tiles of {job.tiling.size} px that share {job.tiling.overlap}" if job.tiling else ""
-        progress.say(
-            f"{job.name or 'files'}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}"
-        )
+        progress.say(f"{job.label}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}")
     weights = EncoderWeights(weights.hiera, weights.dino, info.random_weights)
     return predict_jobs(jobs, head_file, folder, settings, runtime, weights, progress)
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 from dsu.data.images import read_image, read_mask, read_rgba
 from dsu.errors import DsuError
+from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 
 __all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay"]
 
@@ -19,12 +20,13 @@ CELL_GROUND: Final = (228, 230, 233)
 """What shows where a picture is transparent or does not fill its cell."""
 
 
-def overlay(image: Picture, mask: Picture) -> Image.Image:
-    """Lay a mask over its image: tinted as strongly as the mask is sure, outlined where it passes half.
+def overlay(image: Picture, mask: Picture, threshold: float = DEFAULT_THRESHOLD) -> Image.Image:
+    """Lay a mask over its image: what is above the threshold is outlined, and tinted as strongly as the mask is sure.
 
     Args:
         image: (H, W, 3) or (H, W).
         mask: (H, W) of the image's own size.
+        threshold: in [0, 1]; what is below it is shown as it is.
 
     Returns:
         An RGB image (H, W).
@@ -35,25 +37,29 @@ def overlay(image: Picture, mask: Picture) -> Image.Image:
     ground, grey = _of_one_size(image, mask)
     # Pink is rare in photographs, and dark and light grounds both show it.
     colour = Image.new("RGB", ground.size, (255, 32, 140))
-    tinted = Image.composite(colour, ground, grey.point(lambda value: round(value * 0.45)))
+    least = level_of(threshold)
+    tinted = Image.composite(colour, ground, grey.point(lambda value: round(value * 0.45) if value >= least else 0))
     # A blurred silhouette lies strictly between black and white only along its edge. (A maximum filter would
     # do as well, and takes minutes on photographs of 50 megapixels.)
     line = max(1.0, min(ground.size) / 400)
-    silhouette = grey.point(lambda value: 255 if value > 127 else 0)
+    silhouette = grey.point(lambda value: 255 if value >= least else 0)
     edge = silhouette.filter(ImageFilter.BoxBlur(line)).point(lambda value: 255 if 0 < value < 255 else 0)
     return Image.composite(colour, tinted, edge)
 
 
-def cutout(image: Picture, mask: Picture) -> Image.Image:
+def cutout(image: Picture, mask: Picture, threshold: float = DEFAULT_THRESHOLD) -> Image.Image:
     """Cut the object out: the image as RGBA (H, W) with the mask, (H, W) of the same size, as its opacity.
 
-    What was transparent stays so, and what is transparent is black: no one finds the background there.
+    What is below the threshold, in [0, 1], is transparent. What was transparent stays so, and what is transparent is
+    black: no one finds the background there.
 
     Raises:
         DsuError: The sizes differ.
     """
     ground = read_rgba(image) if isinstance(image, Path) else _pillow(image)
     rgb, grey = _of_one_size(ground.convert("RGB"), mask)
+    least = level_of(threshold)
+    grey = grey.point(lambda value: value if value >= least else 0)
     alpha = ImageChops.multiply(ground.getchannel("A"), grey) if ground.mode == "RGBA" else grey
     cut = Image.composite(rgb, Image.new("RGB", rgb.size), alpha.point(lambda value: 255 if value else 0))
     cut.putalpha(alpha)

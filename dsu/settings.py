@@ -190,7 +190,13 @@ class PredictionSettings(TilingSettings):
     """How masks are made and written."""
 
     kind: PredictionKind = option("mask", "An 8-bit mask, the image under a coloured mask, or the object cut out.")
-    threshold: float | None = option(None, "Cut the mask at this value in [0, 1] (default: it stays soft).", ge=0, le=1)
+    threshold: float | None = option(
+        None,
+        "Cut the mask at this value in [0, 1] (default: it stays soft; verdicts and pictures go by the head's own, "
+        "else 0.5).",
+        ge=0,
+        le=1,
+    )
     normalize: Normalization | None = option(
         None, "Stretch each mask (default: minmax for benchmarks, as in the paper; none for everything else)."
     )

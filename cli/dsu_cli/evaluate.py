@@ -15,12 +15,13 @@ from rich.text import Text
 from dsu.errors import UsageError
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, as_text, fail, key_table
+from dsu_cli.console import ConsoleProgress, as_text, fail, key_table, table
 from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
     from dsu.evaluation.evaluate import Evaluation
     from dsu.evaluation.ground_truth import JudgedSet
+    from dsu.evaluation.thresholds import Thresholds
     from dsu.report import Comparison, Line, Results
 
 _PAPERS_OWN = "DSU-Net"
@@ -103,6 +104,15 @@ def evaluate(
         list[int] | None,
         typer.Option("--foreground", help="Mask value that is foreground (default: as in training), several times."),
     ] = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            "--false-alarms",
+            metavar="SHARE",
+            help="Of images without an object, how many one of the proposed thresholds may let raise an alarm.",
+            rich_help_panel=_TELLING,
+        ),
+    ] = 0.05,
     workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
     data_root: options.DataRoot = Path("data"),
     quiet: options.Quiet = False,
@@ -110,8 +120,9 @@ def evaluate(
     """Judge predictions: S, F, E, MAE, IoU and Dice, beside the paper's figures.
 
     Where some images have no object, also false alarms, misses, AUROC, and the metrics over the images with one.
-    Several runs stand side by side: `--predictions Ours=A --predictions B`. Writes `metrics.json` and `metrics.csv`
-    beside the predictions.
+    Several runs stand side by side: `--predictions Ours=A --predictions B`. Where `dsu predict` has also predicted the
+    validation share, thresholds are proposed from it and judged on the rest; `dsu head threshold` stores one. Writes
+    `metrics.json`, `metrics.csv` and `thresholds.json` beside the predictions of dsu.
     """
     from dsu.data.datasets import Paths
     from dsu.evaluation.ground_truth import (
@@ -121,6 +132,8 @@ def evaluate(
         not_recorded,
         unjudged,
     )
+    from dsu.evaluation.thresholds import find_thresholds
+    from dsu.prediction.record import THRESHOLDS_FILE
     from dsu.report import FORMATS, as_csv, as_json, as_per_image, figures_as_csv, write_report
     from dsu.report.page import check_report_path
 
@@ -132,15 +145,20 @@ def evaluate(
         check_report_path(report)
     asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
     _check_files({option: path for option, path in asked_for.items() if path is not None})
+    if not 0 <= false_alarms <= 1:
+        raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a share from 0 to 1, such as 0.05.")
     runs = named_predictions(predictions or [])
+    named = [text for text in map(str, predictions or []) if "=" in text and not Path(text).exists()]
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
     called = truth.resolve().name if truth is not None and len(runs) > 1 else ""
     minmax = None if asked is None else asked == "minmax"
     results: dict[str, dict[str, Evaluation]] = {run: {} for run in runs}
     complete = True
+    proposed: dict[str, Thresholds] = {}
+    own = set()
     for run, folder in runs.items():
         progress.say(f"judging {folder}")
-        for judged in find_judged_sets(
+        judged_sets = find_judged_sets(
             names or [],
             folder,
             truth,
@@ -149,11 +167,20 @@ def evaluate(
             images=images,
             training_images=training_images,
             called=called,
-        ):
-            complete &= _name_lost(judged)
-            results[run][judged.name] = judged.evaluate(
-                resize=resize, foreground=foreground, workers=workers, progress=progress
-            )
+            validation=True,
+        )
+        found: dict[str, tuple[JudgedSet, Evaluation]] = {}
+        for judged in judged_sets:
+            complete &= _name_lost(judged, folder)
+            figures = judged.evaluate(resize=resize, foreground=foreground, workers=workers, progress=progress)
+            found[judged.name] = judged, figures
+        own |= {run} if any(one.recorded for one, _ in found.values()) else set()
+        # Beside fair sets, the one that thresholds are chosen by is there for these alone.
+        fair = [name for name, (one, _) in found.items() if not one.is_validation]
+        results[run] = {name: found[name][1] for name in (names and found) or fair or found}
+        thresholds = None if truth is not None else find_thresholds(found, folder, false_alarms)
+        if thresholds is not None:
+            proposed[run] = thresholds
         left_out = [] if names or truth is not None else unjudged(folder)
         if left_out:
             progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
@@ -161,7 +188,11 @@ def evaluate(
         if others:
             progress.say(f"left out, as they are not of the head that made the others: {', '.join(others)}")
 
-    shown = _tables(results, chosen, published=published, conventions=conventions, quiet=quiet)
+    beside = published or len(runs) > 1 or bool(named)
+    paper = published or (len(runs) == 1 and bool(named))
+    shown = _tables(results, chosen, beside=beside, published=paper, conventions=conventions, quiet=quiet)
+    if chosen is None:
+        shown = Group(shown, *(part for run, one in proposed.items() for part in _thresholds(run, one, len(runs) > 1)))
     told = (
         as_text(shown)
         if form == "table"
@@ -173,12 +204,16 @@ def evaluate(
         (csv, as_csv(results, metrics=chosen)),
         (per_image, as_per_image(results)),
     ]
-    if truth is None:
+    if truth is None:  # beside what dsu predicted: another method's folder is left as it is
         for run, folder in runs.items():
+            if run not in own:
+                continue
             alone = {run: results[run]}
-            figures = {**kept_figures(folder), **loads(as_json(alone))}
-            texts += [(folder / "metrics.json", dumps(figures, indent=2) + "\n")]
-            texts += [(folder / "metrics.csv", figures_as_csv(figures))]
+            figures_of = {**kept_figures(folder), **loads(as_json(alone))}
+            texts += [(folder / "metrics.json", dumps(figures_of, indent=2) + "\n")]
+            texts += [(folder / "metrics.csv", figures_as_csv(figures_of))]
+            if run in proposed:
+                texts += [(folder / THRESHOLDS_FILE, dumps(proposed[run].to_json(), indent=2) + "\n")]
     written = [_write(path, text) for path, text in texts if path is not None]
     if report is not None:
         written.append(_named(report))
@@ -194,13 +229,16 @@ def evaluate(
 
 
 def _tables(
-    results: "Results", metrics: Sequence[str] | None, *, published: bool, conventions: bool, quiet: bool
+    results: "Results", metrics: Sequence[str] | None, *, beside: bool, published: bool, conventions: bool, quiet: bool
 ) -> RenderableType:
-    """The table or tables of a person, with how maps were normalised above, and all conventions below if asked for."""
+    """The table or tables of a person, with how maps were normalised above, and all conventions below if asked for.
+
+    `beside` has a column a run, called as the run is, and with `published` the paper's.
+    """
     from dsu.report import conventions_by_kind, in_short
 
     parts: list[RenderableType] = [] if quiet else [Text(in_short(results), style="dim")]
-    if published or len(results) > 1:
+    if beside:
         parts.append(_comparison_tables(results, with_paper=published, metrics=metrics))
     else:
         parts += [_metrics_table(sets, metrics) for sets in results.values()]
@@ -210,6 +248,30 @@ def _tables(
             heading = [Text(", ".join(whose), style="dim")] if len(kinds) > 1 else []
             parts += [*heading, Styled(key_table(kind.items()), "dim")]
     return Group(*parts)
+
+
+def _thresholds(run: str, found: "Thresholds", several: bool) -> list[RenderableType]:
+    """A row a proposed threshold: what it does to the validation share and to the sets that it was not chosen by."""
+    levels = {name: one.image_level for name, one in found.sets.items()}
+    shown = table(["threshold", "", *(f"{name}\nfound, false, Dice" for name in levels)])
+    for rule, threshold, sets in found.proposals:
+        cells = []
+        for name, at in sets.items():
+            without = levels[name].without_object
+            alarms = f"{at.false_alarms}/{without}" if without else "–"
+            cells.append(f"{at.found}/{levels[name].with_object}, {alarms}, {at.dice:.3f}")
+        shown.add_row(f"{threshold:g}", rule, *cells)
+    whose = f" for {run}" if several else ""
+    fair = "" if len(found.sets) > 1 else "; no other images judge them, which --test-fraction in training sets apart"
+    parts: list[RenderableType] = ["", Text(f"Thresholds{whose}, proposed from {found.validation} alone{fair}"), shown]
+    if found.not_judged:
+        text = f"Not judged on {', '.join(found.not_judged)}, stretched or cut: predict with --normalize none."
+        parts.append(Text(text, style="dim"))
+    if found.calibration:
+        parts += ["", Text(f"Images of {found.validation} by response, and how many of them have an object")]
+        bins = [(f"{low:.2f} to {high:.2f}", f"{some} of {images}") for low, high, images, some in found.calibration]
+        parts.append(key_table(bins, style=""))
+    return [*parts, Text("Store one with the head: `dsu head threshold VALUE`.", style="dim")]
 
 
 def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | None = None) -> RenderableType:
@@ -305,7 +367,7 @@ def _check_files(asked_for: Mapping[str, Path]) -> None:
     """Check that each file can be written, and that none is written over another or over what is no evaluation."""
     from dsu.data.images import IMAGE_SUFFIXES
     from dsu.heads.head_file import HEAD_FILE
-    from dsu.prediction.predict import RECORD_FILE
+    from dsu.prediction.targets import RECORD_FILE
 
     options_of: dict[str, str] = {}
     for option, path in asked_for.items():
@@ -334,13 +396,14 @@ def _named(path: Path) -> str:
     return str(path) if path.parent.is_dir() else f"{path} (the folder {path.parent} is new)"
 
 
-def _name_lost(judged: "JudgedSet") -> bool:
+def _name_lost(judged: "JudgedSet", folder: Path) -> bool:
     """Name what a set has no prediction or no ground truth for; whether there is nothing of the kind."""
+    from dsu.evaluation.ground_truth import predict_again
 
     kinds = (
         ("has no prediction", judged.missing),
         ("has no ground truth", judged.extra),
-        ("is another image than was predicted (run `dsu predict` again)", judged.changed),
+        (f"is another image than was predicted (run {predict_again(folder)})", judged.changed),
     )
     for kind, lost in kinds:
         for name in lost[:SHOWN]:

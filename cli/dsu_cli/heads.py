@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from dsu.errors import UsageError
 from dsu.files import atomic_write, make_folder
 from dsu.metrics.figures import figure_name
 from dsu.progress import counted
 from dsu.settings import EncoderWeights
+from dsu.thresholds import DEFAULT_THRESHOLD
 from dsu_cli import options
 from dsu_cli.console import age_text, bytes_text, fail, key_table, print_json, say, table
 from dsu_cli.console import out as console
@@ -78,6 +80,35 @@ def info(
         print_json(facts.to_json())
     else:
         console.print(key_table(_rows(facts)))
+
+
+@head.command()
+def threshold(
+    value: Annotated[
+        str | None,
+        typer.Argument(metavar="[VALUE|none]", help="Above 0, up to 1; none: no longer any.", show_default=False),
+    ] = None,
+    head: _Head = None,
+) -> None:
+    """Show or store the threshold by which prediction says what is an alarm, and what overlays and cutouts show.
+
+    `dsu eval` proposes some. What was predicted with the head stays valid: only verdicts change, with the next
+    `dsu predict`.
+    """
+    from dsu.heads.head_file import read_head_info, resolve_head, set_threshold
+
+    file = resolve_head(head)
+    if value is not None:
+        try:
+            number = None if value == "none" else float(value)
+        except ValueError as error:
+            raise UsageError(f"VALUE can't be {value!r}: give a number above 0, up to 1, or none.") from error
+        if number is not None and not 0 < number <= 1:
+            raise UsageError(f"VALUE can't be {value!r}: give a number above 0, up to 1, or none.")
+        set_threshold(file, number)
+    stored = read_head_info(file).threshold
+    default = f"none, so {DEFAULT_THRESHOLD} is gone by"
+    console.print(f"{file}: threshold {default if stored is None else f'{stored:g}'}", markup=False)
 
 
 @head.command()
@@ -182,13 +213,16 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     rows.append(("stored type", info.feature_dtype or "none: nothing is rounded"))
     for encoder in facts.encoders:
         source = encoder.source
-        of = f"{source.repository}, {source.licence}" if source and not encoder.random else "random weights"
+        unknown = "random weights" if encoder.random else "not known to be published ones"
+        of = f"{source.repository}, {source.licence}" if source and not encoder.random else unknown
         digest = f", sha256 {encoder.sha256[:12]}" if encoder.sha256 else ""
         rows.append((encoder.name, f"{of}{digest}"))
     kind = "a benchmark" if facts.benchmark else "own data"
     held = f", {counted(facts.held_out, facts.unit)} held out" if facts.held_out else ""
     rows.append(("data", f"{facts.data_name} ({kind}){held}" if facts.data_name else "not noted"))
     rows.append(("settings", ", ".join(f"{key} {value}" for key, value in facts.recipe.items()) or "not noted"))
+    if info.threshold is not None:
+        rows.append(("threshold", f"{info.threshold:g}" + "".join(f"; {text}" for text in facts.at_threshold)))
     if facts.held_out_metrics:
         rows.append(("held out", "  ".join(f"{key} {value:.4f}" for key, value in facts.held_out_metrics.items())))
     for name, found in facts.evaluated.items():

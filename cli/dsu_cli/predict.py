@@ -1,16 +1,23 @@
 """`dsu predict`: masks for benchmarks, folders and files."""
 
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from dsu.errors import UsageError
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, fail
+from dsu_cli.console import ConsoleProgress, fail, say
 from dsu_cli.console import out as console
+
+if TYPE_CHECKING:
+    from dsu.prediction.predict import Outcome
 
 
 @options.with_settings(PredictionSettings, RuntimeSettings)
@@ -18,7 +25,9 @@ def predict(
     given: Mapping[str, Any],
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SOURCE", help="Benchmarks, folders or image files.", show_default=False),
+        typer.Argument(
+            metavar="SOURCE", help="Benchmarks, folders or image files; - reads an image.", show_default=False
+        ),
     ] = None,
     head: Annotated[
         Path | None,
@@ -32,7 +41,17 @@ def predict(
         str | None, typer.Option("--revision", help="Branch, tag or commit of a head on the hub.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where masks go (default: predictions/ in the run folder).")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Where masks go: a folder; of one image a .png, or - for standard output (default: predictions/ in "
+            "the run folder).",
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", help="Write the verdicts here, too: .csv or .json (in a folder they are there)."),
     ] = None,
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="From the images even where features are stored.")
@@ -45,36 +64,95 @@ def predict(
     dino_weights: options.DinoWeights = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Predict 8-bit masks at the images' own sizes.
+    """Predict 8-bit masks at the images' own sizes, and a table that says which images have something.
 
     Without a SOURCE: the test splits of the head's data set, or the share of it that was held out. No ground truth is
     needed.
     """
-    from dsu.api import predict_with
-    from dsu.data.datasets import Paths
+    from dsu.data.datasets import Paths, check_places
+    from dsu.files import atomic_write, make_folder
+    from dsu.prediction.verdicts import table_text
     from dsu.settings_file import read_settings
 
-    outcome = predict_with(
-        sources or [],
-        head,
-        read_settings(PredictionSettings, given),
-        read_settings(RuntimeSettings, given),
-        EncoderWeights(hiera_weights, dino_weights),
-        Paths(data_root, cache_root, images, masks),
-        revision=revision,
-        out=out,
-        end_to_end=end_to_end,
-        progress=ConsoleProgress(quiet=quiet),
-    )
+    settings, runtime = read_settings(PredictionSettings, given), read_settings(RuntimeSettings, given)
+    if table is not None and table.suffix.lower() not in (".csv", ".json"):
+        raise UsageError(f"--table {table} doesn't say what to write: end it in .csv or .json.")
+    options.file_to_write("--table", table)
+    check_places(sources or [], out, overwrite=settings.overwrite)  # before torch, which takes seconds to come
+    from dsu.api import predict_with
+
+    with _piped(sources or [], out) as (named, place):
+        outcome = predict_with(
+            named,
+            head,
+            settings,
+            runtime,
+            EncoderWeights(hiera_weights, dino_weights),
+            Paths(data_root, cache_root, images, masks),
+            revision=revision,
+            out=place,
+            end_to_end=end_to_end,
+            progress=ConsoleProgress(quiet=quiet),
+        )
+    if table is not None:
+        make_folder(table.parent)
+        atomic_write(table, table_text(outcome.rows.values(), table.suffix.lower()).encode())
     for line in outcome.broken:
-        fail(line)
+        fail(line.replace(named[0], _INPUT) if sources == ["-"] else line)
     if not quiet:
-        already = f", {outcome.kept:,} stood already" if outcome.kept else ""
-        console.print(f"{outcome.written:,} written to {outcome.folder}{already}, {len(outcome.broken):,} skipped")
-        if outcome.judgeable:
-            # The newest predictions below runs/ are found without being named.
-            found = outcome.folder in Path("runs").glob("*/predictions")
-            named = [] if found else ["--predictions", str(outcome.folder)]
-            console.print(f"Next: `{shlex.join(['dsu', 'eval', *named])}`")
+        _tell(outcome, table, piped=place != out)
     if outcome.broken:
         raise typer.Exit(1)
+
+
+_INPUT: Final = "standard input"
+
+
+@contextmanager
+def _piped(sources: list[str], out: Path | None) -> Iterator[tuple[list[str], Path | None]]:
+    """Sources and --out, where `-` is a file: standard input was read into it, and standard output is written of it."""
+    reads, writes = "-" in sources, out == Path("-") or (out is None and sources == ["-"])
+    if not (reads or writes):
+        yield sources, out
+        return
+    if len(sources) != 1 or Path(sources[0]).is_dir():
+        raise UsageError(
+            f"{'--out - takes' if writes else 'With - there is'} one image: name folders and others apart."
+        )
+    if reads and sys.stdin.isatty():
+        raise UsageError("Nothing is piped into standard input: give an image, as in `dsu predict - < a.jpg`.")
+    if writes and sys.stdout.isatty():
+        raise UsageError("A mask is no text for a terminal: give --out FILE.png, or pipe it on.")
+    with TemporaryDirectory() as home:
+        spooled = Path(home, _INPUT, _INPUT)
+        if reads:
+            content = sys.stdin.buffer.read()
+            if not content:
+                raise UsageError("Standard input is empty: give an image, as in `dsu predict - < a.jpg`.")
+            spooled.parent.mkdir()
+            spooled.write_bytes(content)
+        mask = Path(home, "mask.png") if writes else out
+        yield [str(spooled)] if reads else sources, mask
+        if writes and mask is not None and mask.exists():
+            sys.stdout.buffer.write(mask.read_bytes())
+            sys.stdout.buffer.flush()
+
+
+def _tell(outcome: "Outcome", table: Path | None, *, piped: bool) -> None:
+    """How many were written and where, what they say, and what may be next."""
+    from dsu.prediction.verdicts import TABLE_FILES, summary
+
+    tell = say if piped else console.print
+    already = f", {outcome.kept:,} stood already" if outcome.kept else ""
+    place = "standard output" if piped else outcome.folder
+    tell(f"{outcome.written:,} written to {place}{already}, {len(outcome.broken):,} skipped")
+    files = [outcome.folder / name for name in TABLE_FILES] if outcome.folder.is_dir() else []
+    found = summary(outcome.rows.values())
+    if found:
+        where = ", ".join(map(str, [*files, *([table] if table else [])]))
+        tell(found + (f": {where}" if where else ""))
+    if outcome.judgeable and not piped:
+        # The newest predictions below runs/ are found without being named.
+        known = outcome.folder in Path("runs").glob("*/predictions")
+        named = [] if known else ["--predictions", str(outcome.folder)]
+        tell(f"Next: `{shlex.join(['dsu', 'eval', *named])}`")

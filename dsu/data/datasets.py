@@ -39,6 +39,7 @@ __all__ = [
     "SampleMetadata",
     "SourceFolder",
     "Split",
+    "check_places",
     "describe",
     "find_dataset",
     "find_images",
@@ -156,6 +157,33 @@ def masks_below(folder: Path) -> set[str]:
         apart = {mask for image, mask in paired if mask.with_suffix("") != image.with_suffix("")}
         masks |= {os.path.realpath(mask) for mask in apart | alone}
     return masks
+
+
+def check_places(sources: Sequence[str], out: Path | None, *, overwrite: bool) -> bool:
+    """Check what is to be predicted, and where to, as far as can be said at once; whether `out` is one file.
+
+    Raises `UsageError` for the home folder or one around it, since all images of a person are never meant, and where
+    the prediction of one image can't become the file `out`.
+    """
+    home = Path(os.path.realpath(Path.home()))
+    for source in filter(None, sources):
+        folder = Path(os.path.realpath(source))
+        if folder.is_dir() and home.is_relative_to(folder):
+            raise UsageError(
+                f"{source} is {'your home folder' if folder == home else 'a folder around your home folder'}: name a "
+                f"folder of images in it, or image files."
+            )
+    if out is None or out.suffix.lower() not in IMAGE_SUFFIXES or out.is_dir():
+        return False
+    if len(sources) != 1 or Path(sources[0]).is_dir() or is_benchmark(sources[0]):
+        raise UsageError(f"--out {out} must be a folder: one file takes the prediction of one image file.")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out} can't be written as {out.suffix}, which would change it: name a .png.")
+    if os.path.realpath(out) == os.path.realpath(sources[0]):
+        raise UsageError(f"The prediction of {out} would be written over an input: give another --out.")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} stands already: give another --out, or --overwrite.")
+    return True
 
 
 def _not_found(name: str, wanted: Sequence[BenchmarkSplit], data_root: Path) -> UsageError:

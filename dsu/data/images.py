@@ -154,6 +154,8 @@ def file_bytes_and_time(path: Path) -> tuple[int, int]:
         raise UnreadableImage(path, "its name is no valid UTF-8", "rename it") from error
     except OSError as error:
         raise _inaccessible(path, error) from error
+    if stat.S_ISDIR(found.st_mode):
+        raise UnreadableImage(path, "it is a folder", "name the image files in it")
     if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
         raise UnreadableImage(path, "it is no ordinary file", "remove it")
     if found.st_size > MAX_BYTES:

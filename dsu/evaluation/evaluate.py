@@ -62,6 +62,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, MINMAX
 from dsu.metrics.meters import ImageLevel, Meters
 from dsu.progress import SILENT, Progress
+from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 
 __all__ = ["METRICS", "Evaluation", "JudgedImage", "evaluate", "match", "read_judged", "truths_in"]
 
@@ -193,6 +194,7 @@ class Evaluation:
         mask_format: How the ground truths were read.
         object_metrics: `METRICS` over the images with an object alone; nothing where no image has one.
         image_level: The images' responses and what follows from them.
+        levels: How many pixels off objects and on them have each 8-bit value, not stretched, (2, 256).
         missing: How many more ground truths the set has, without a prediction and so in no figure.
         trained_on: How many of the images the head was trained on.
     """
@@ -207,8 +209,21 @@ class Evaluation:
     mask_format: MaskFormat
     object_metrics: dict[str, float]
     image_level: ImageLevel
+    levels: NDArray[np.int64]
     missing: int = 0
     trained_on: int = 0
+
+    @property
+    def faint(self) -> str:
+        """Why IoU and Dice are next to nothing though the maps need not be bad, in words; empty where it is not so."""
+        objects = int(self.levels[1].sum())
+        above = int(self.levels[1, level_of(DEFAULT_THRESHOLD) :].sum())
+        if self.normalize or not objects or above > 0.05 * objects:
+            return ""
+        return (
+            f"IoU and Dice count pixels above {DEFAULT_THRESHOLD}, which {100 * above / objects:.1f} % of the objects' "
+            f"pixels reach: the maps are faint, which a lower threshold mends if S and AUROC are good"
+        )
 
 
 def evaluate(
@@ -270,6 +285,7 @@ def evaluate(
         mask_format=mask_format,
         object_metrics=meters.with_object().averages()[0] if meters.image_level.with_object else {},
         image_level=meters.image_level,
+        levels=np.sum(meters.levels, axis=0, dtype=np.int64),
     )
 
 

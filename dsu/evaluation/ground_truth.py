@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +14,17 @@ from dsu.data.images import (
     IMAGE_SUFFIXES,
     UnreadableImage,
     file_bytes_and_time,
-    file_sha256,
     or_unreadable,
     printable,
 )
 from dsu.data.masks import MaskFormat
-from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
+from dsu.data.pairing import Pair, named_images, pair_files, subfolders, unwrapped
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate, match, truths_in
-from dsu.heads.head_file import HEAD_FILE
+from dsu.heads.head_file import HEAD_FILE, head_sha256
 from dsu.metrics.figures import RANDOM
-from dsu.prediction.predict import FIGURE_FILES, LOCK_FILE, check_noted
-from dsu.prediction.targets import RECORD_FILE
+from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted
+from dsu.prediction.targets import RECORD_FILE, VALIDATION
 from dsu.progress import SILENT, Progress, counted
 from dsu_cache import holder
 
@@ -38,6 +38,8 @@ __all__ = [
     "kept_figures",
     "named_predictions",
     "not_recorded",
+    "predict_again",
+    "read_record",
     "unjudged",
 ]
 
@@ -77,6 +79,13 @@ class JudgedSet:
     """What prediction did to the maps that no figure of theirs shows, in words."""
     recorded: bool = False
     """Whether `dsu predict` wrote the maps."""
+    predicted_otherwise: bool = False
+    """Whether its maps were stretched or cut when they were predicted."""
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether training validated on it: thresholds are chosen by it."""
+        return is_validation({"share": self.share})
 
     def evaluate(
         self,
@@ -104,7 +113,8 @@ class JudgedSet:
             )
         said = {"encoders": RANDOM} if self.random else {}
         said |= {"predicted": self.predicted} if self.predicted else {}
-        said |= {"share": self.share} if self.share else {}
+        sizes = "; at the images' own sizes, unlike the figures of train-head" if self.is_validation else ""
+        said |= {"share": self.share + sizes} if self.share else {}
         if self.trained_on:
             known = f"{len(self.trained_on):,} of {counted(found.images, 'images')}"
             said["trained on"] = f"{known}, so the figures flatter the head"
@@ -116,15 +126,21 @@ class JudgedSet:
         )
 
 
-def named_predictions(given: Sequence[str | Path]) -> dict[str, Path]:
+def is_validation(how: Mapping[str, Any]) -> bool:
+    """Whether what a record notes of a set is that it is a validation share."""
+    return str(how.get("share", "")).startswith(VALIDATION)
+
+
+def named_predictions(given: Sequence[str | Path], *, judged: bool = True) -> dict[str, Path]:
     """Folders of predictions by name: each as NAME=FOLDER, or as FOLDER, which is called by what tells it apart.
 
     That is the run's folder where it is a run's, else its own name; where two share one, paths as given are the names.
-    A run's folder stands for the predictions in it; without any, it is the newest run's below runs/.
+    A run's folder stands for the predictions in it; without any, it is the newest run's below runs/. Where they are to
+    be `judged`, these must be of a set with known ground truth.
 
     Raises `UsageError` for a name or a folder that is given twice, and where the newest run can't be meant.
     """
-    asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(Path("runs")))]
+    asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(Path("runs"), judged))]
     found = [_predictions_of(folder) for _, folder in asked]
     # realpath, since Path.resolve fails on links that lead round in a circle.
     for place, count in Counter(map(os.path.realpath, found)).items():
@@ -160,7 +176,7 @@ def _run_name(predictions: Path) -> str:
     return printable(Path((folder.parent if folder.name == "predictions" else folder).name))
 
 
-def _newest_predictions(runs: Path) -> Path:
+def _newest_predictions(runs: Path, judged: bool) -> Path:
     """The folder that was predicted into last.
 
     Raises `UsageError` where there is none, where another run was trained since, or where only older ones hold a set
@@ -176,11 +192,11 @@ def _newest_predictions(runs: Path) -> Path:
             f"The newest run, {head.parent}, is not predicted with yet: run `dsu predict`, or give --predictions "
             f"{newest.parent} for the newest predictions there are."
         )
-    judged = next(filter(_has_truth, [newest, *older]), newest)
-    if judged != newest:
+    fit = next(filter(_has_truth, [newest, *older]), newest) if judged else newest
+    if fit != newest:
         raise UsageError(
             f"The newest predictions, {newest}, are of no set with known ground truth: predict a data set, or give "
-            f"--truth DIR, or --predictions {judged.parent} for the newest that are."
+            f"--truth DIR, or --predictions {fit.parent} for the newest that are."
         )
     return newest
 
@@ -191,7 +207,7 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
 
 def _has_truth(predictions: Path) -> bool:
     try:
-        return bool(_sets_in(predictions, _read_record(predictions)))
+        return bool(_sets_in(predictions, read_record(predictions)))
     except DsuError:  # damaged, or pictures: whoever judges it is told
         return False
 
@@ -200,14 +216,14 @@ def unjudged(predictions: Path) -> list[str]:
     """What `dsu predict` wrote into a folder without knowing a ground truth, in words: folders, and single files."""
     return [
         f"{name or 'files given one by one'} ({counted(len(how['names']), 'images')})"
-        for name, how in _read_record(predictions).items()
+        for name, how in read_record(predictions).items()
         if how["source"] is None and not is_benchmark(name)
     ]
 
 
 def not_recorded(predictions: Path) -> list[str]:
     """Folders of pictures among the predictions of a head that are not its own."""
-    record = _read_record(predictions)
+    record = read_record(predictions)
     others = [path for path in predictions.iterdir() if path.is_dir() and path.name not in record] if record else []
     return sorted(path.name for path in others if next(path.rglob("*.png"), None))
 
@@ -218,7 +234,7 @@ def kept_figures(predictions: Path) -> dict[str, Any]:
         found = dict(json.loads((predictions / FIGURE_FILES[0]).read_text()))
     except (OSError, ValueError, TypeError):  # not there, or not as it was written
         return {}
-    record = _read_record(predictions)
+    record = read_record(predictions)
     return {name: figures for name, figures in found.items() if name in record and isinstance(figures, dict)}
 
 
@@ -232,6 +248,7 @@ def find_judged_sets(
     images: Path | None = None,
     training_images: bool = False,
     called: str = "",
+    validation: bool = False,
 ) -> list[JudgedSet]:
     """Pair predictions with ground truths.
 
@@ -245,6 +262,7 @@ def find_judged_sets(
             shown in reports, and nothing is measured on them.
         training_images: whether images that the head was trained on may be judged.
         called: what the set is called that is judged against `truth`, where no name is given; else as its folder.
+        validation: whether the validation share is among all sets where there are others: thresholds are chosen by it.
 
     Raises `UsageError` for a set without predictions or without ground truth, for predictions of another head than the
     run's, and for images that the head was trained on.
@@ -254,11 +272,11 @@ def find_judged_sets(
     for folder in (predictions, predictions.parent):
         if by := holder(folder / LOCK_FILE):
             raise UsageError(f"{folder} is being predicted into by {by}: wait until it ends.")
-    record = _read_record(predictions)
+    record = read_record(predictions)
     if truth is not None:
         found = [_against(truth, names, predictions, record, paths, minmax, images, called)]
     else:
-        found = _recorded_sets(names, predictions, record, paths, minmax, images)
+        found = _recorded_sets(names, predictions, record, paths, minmax, images, validation)
     for one in found:
         if one.trained_on and not training_images:
             raise UsageError(
@@ -281,17 +299,21 @@ def _against(
     """The one set of a folder that is judged against masks that the user names."""
     if len(names) > 1:
         raise UsageError("Two folders make one set: give at most one name with --truth.")
-    sets = [name for name in record if (predictions / name).is_dir()]
+    folders = [name for name in record if (predictions / name).is_dir()]
+    # A validation share is there for thresholds: beside another set it is never what is meant.
+    sets = [name for name in folders if names or not is_validation(record[name])] or folders
     if sets and (len(sets) > 1 if not names else names[0] not in sets):
         raise UsageError(
             f"{predictions} holds {', '.join(name or 'files given one by one' for name in sets)}: name the one that "
             f"--truth {truth} is of."
         )
     inner = predictions / names[0] if names and (predictions / names[0]).is_dir() else predictions
-    folder = unwrapped(inner)
+    if not names and len(folders) > 1:
+        inner = predictions / sets[0]
+    folder = inner if "" in sets and inner == predictions else unwrapped(inner)
     # What is noted of the folder, which may be a set's own or the one that holds its alone.
     home = predictions if record else folder.parent
-    how = record.get("" if folder == predictions else folder.name) or _read_record(home).get(folder.name)
+    how = record.get("" if folder == predictions else folder.name) or read_record(home).get(folder.name)
     _check_head(home)
     name = names[0] if names else called or predictions.resolve().name
     return _judged(name, folder, truths_in(truth, paths), how or {}, minmax, images, own_truth=False)
@@ -304,19 +326,34 @@ def _recorded_sets(
     paths: Paths,
     minmax: bool | None,
     images: Path | None,
+    validation: bool,
 ) -> list[JudgedSet]:
     """The named sets of a folder that `dsu predict` wrote into, or all; benchmarks by their names in other folders."""
     chosen = list(names) or _sets_in(predictions, record)
+    if not (names or validation):
+        chosen = [name for name in chosen if not is_validation(record.get(name, {}))] or chosen
     if not chosen:
         raise NoKnownTruth(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
     _check_head(predictions)
     return [
-        _judged(name, predictions / name, samples, record.get(name, {}), minmax, images)
+        _judged(name, _folder_of(name, predictions), samples, record.get(name, {}), minmax, images)
         for asked in chosen
         for name, samples in _truths(asked, predictions, record, paths)
     ]
+
+
+def predict_again(predictions: Path) -> str:
+    """The command to type for what changed in a folder of predictions (of a run: its own sets)."""
+    of_run = (predictions.parent / HEAD_FILE).is_file() and predictions.name == "predictions"
+    words = ["--head", predictions.parent] if of_run else ["SOURCE", "--out", predictions]
+    return f"`{shlex.join(['dsu', 'predict', *map(str, words)])}`"
+
+
+def _folder_of(name: str, predictions: Path) -> Path:
+    """Where the maps of a set lie: in a folder of its name, or right in that of another method."""
+    return inner if (inner := predictions / name).is_dir() else predictions
 
 
 def _check_head(predictions: Path) -> None:
@@ -326,7 +363,7 @@ def _check_head(predictions: Path) -> None:
         made_by = json.loads((predictions / RECORD_FILE).read_text())["head_sha256"]
     except (OSError, ValueError, KeyError, TypeError):  # no record: foreign maps; a damaged one is found by its readers
         return
-    if head.is_file() and made_by != file_sha256(head):
+    if head.is_file() and made_by != head_sha256(head):
         raise UsageError(
             f"{predictions} is of another head than {head}, which was trained since: run `dsu predict --head "
             f"{predictions.parent} --overwrite`."
@@ -361,8 +398,8 @@ def _judged(
         judged = [one for one in judged if one.name not in changed]
         if not judged:
             raise UsageError(
-                f"No prediction of {name} is one that its record knows, of an image as it is now: run `dsu predict` "
-                f"again, or copy those to be judged into another folder."
+                f"No prediction of {name} is one that its record knows, of an image as it is now: run "
+                f"{predict_again(predictions)}, or copy those to be judged into another folder."
             )
     if images is not None:
         shown = pair_files([one.name for one in judged], named_images(images))
@@ -382,6 +419,7 @@ def _judged(
         changed=tuple(changed),
         predicted=_how_predicted(how, minmax=minmax),
         recorded="names" in how,
+        predicted_otherwise=how.get("normalization") == "minmax" or how.get("threshold") is not None,
     )
 
 
@@ -439,13 +477,15 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
         )
     splits = test_splits(find_dataset(name, paths))
     present = [split for split in splits if (predictions / split.name).is_dir()]
+    if not present and len(splits) == 1 and not subfolders(predictions):  # another method's maps, of this set alone
+        present = list(splits)
     if not present:
         wanted = " or ".join(split.name for split in splits)
         raise UsageError(f"{predictions} has no folder {wanted}: run `dsu predict {name}` first.")
     return [(split.name, [pair for pair in split.pairs if pair.mask]) for split in present]
 
 
-def _read_record(predictions: Path) -> dict[str, Any]:
+def read_record(predictions: Path) -> dict[str, Any]:
     """What `dsu predict` wrote of each set; nothing for other folders."""
     try:
         content = json.loads((predictions / RECORD_FILE).read_text())

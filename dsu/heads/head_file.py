@@ -1,6 +1,8 @@
 """A head's file: what trains and the batch norms' statistics, with all that is needed to load it alone."""
 
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dsu import __version__
-from dsu.choices import FeatureDtype
+from dsu.choices import FeatureDtype, PredictionKind
 from dsu.config import DSUNetConfig
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError, validation_reasons
@@ -28,6 +30,7 @@ __all__ = [
     "STATE_FILE",
     "HeadInfo",
     "head_bytes",
+    "head_sha256",
     "image_digits",
     "is_finished",
     "living",
@@ -36,6 +39,7 @@ __all__ = [
     "read_head_info",
     "resolve_head",
     "save_head",
+    "set_threshold",
     "stopped_runs",
 ]
 
@@ -64,6 +68,7 @@ class HeadInfo(BaseModel):
         training: the resolved settings of the run.
         epoch: epochs trained.
         metrics: of the held-out share, if any.
+        threshold: by which prediction says what is an alarm and what pictures show, in (0, 1]; None: nobody chose one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -79,6 +84,7 @@ class HeadInfo(BaseModel):
     training: dict[str, Any] = {}
     epoch: int = 0
     metrics: dict[str, float] = {}
+    threshold: float | None = Field(default=None, gt=0, le=1)
 
     def was_trained_on(self, image_sha256: str) -> bool:
         """Whether an image was among those that it was trained on, by the image's content."""
@@ -154,6 +160,31 @@ def load_head(path: Path) -> tuple[dict[str, Tensor], HeadInfo]:
         return load_file(path), info
     except (SafetensorError, OSError, ValueError) as error:
         raise DsuError(f"The head {path} is damaged ({error}): restore or train it again.") from error
+
+
+def head_sha256(path: Path) -> str:
+    """By what a head is known: the SHA-256 of its tensors, whatever else its file says of them.
+
+    Raises `DsuError` for a file that is no head.
+    """
+    try:
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        tensors = {name: about for name, about in json.loads(content[8:end]).items() if name != "__metadata__"}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DsuError(f"{path} can't be read as a head ({error}): give a head.safetensors that dsu wrote.") from error
+    return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode() + content[end:]).hexdigest()
+
+
+def set_threshold(path: Path, threshold: float | None) -> None:
+    """Store a head's threshold with it. It stays as new as it was, and what was predicted with it stays valid.
+
+    Raises `DsuError` as `load_head` and `atomic_write`.
+    """
+    state, info = load_head(path)
+    written = path.stat()
+    save_head(path, state, info.model_copy(update={"threshold": threshold}))
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
 
 
 def read_head_info(path: Path) -> HeadInfo:
@@ -245,14 +276,17 @@ def _runs_with(name: str, runs: Path) -> list[Path]:
     return [path.parent for path in runs.glob(f"*/{name}")]
 
 
-def predictions_folder(given: str | Path | None, head: Path, runs: Path = Path("runs")) -> Path:
-    """Where predictions go if nobody says: into the head's run folder.
+def predictions_folder(
+    given: str | Path | None, head: Path, kind: PredictionKind = "mask", runs: Path = Path("runs")
+) -> Path:
+    """Where predictions go if nobody says: into the head's run folder, pictures apart from masks.
 
     Those of a head that was exported or comes from the hub go into a folder of its name below `runs`: what is to be
     published, or lies in the hub's cache, is left as it is.
     """
+    run = head.parent
     if given is not None and is_hub_name(given):
-        return runs / str(given).replace("/", "--") / "predictions"
-    if (head.parent / CONFIG_FILE).exists():
-        return runs / head.parent.resolve().name / "predictions"
-    return head.parent / "predictions"
+        run = runs / str(given).replace("/", "--")
+    elif (run / CONFIG_FILE).exists():
+        run = runs / run.resolve().name
+    return run / ("predictions" if kind == "mask" else f"{kind}s")

@@ -28,10 +28,11 @@ import py_sod_metrics as sod
 from numpy.typing import NDArray
 
 from dsu.metrics.figures import METRICS, PER_IMAGE
+from dsu.thresholds import DEFAULT_THRESHOLD
 
 __all__ = ["ALARM", "METRICS", "PER_IMAGE", "ImageLevel", "Meters", "StructureMeasure", "auroc"]
 
-ALARM: Final = 0.5
+ALARM: Final = DEFAULT_THRESHOLD
 """The least response that is an alarm."""
 
 _STRETCHED: Final = 254 / 255
@@ -139,6 +140,7 @@ class Meters:
         self.f = sod.FmeasureV2(self.handlers)
         self.responses: list[float] = []
         self.empty: list[bool] = []
+        self.levels: list[NDArray[np.intp]] = []
 
     def step(self, prediction: NDArray[np.uint8], truth: NDArray[np.uint8], *, normalize: bool) -> None:
         """Measure one pair, both (H, W)."""
@@ -147,7 +149,10 @@ class Meters:
             meter.step(*pair, normalize=normalize)
         # Of the map as it is, whatever `normalize` says: see `ImageLevel`.
         self.responses.append(float(prediction.max()) / 255)
-        self.empty.append(not (truth > 128).any())
+        on_object = truth > 128
+        self.empty.append(not on_object.any())
+        counts = np.bincount((prediction + 256 * on_object.astype(np.intp)).ravel(), minlength=512)
+        self.levels.append(counts.reshape(2, 256))
 
     @property
     def image_level(self) -> ImageLevel:
@@ -205,7 +210,7 @@ class Meters:
         return {metric: float(figures[metric]) for metric in METRICS}, curves
 
     def _lists(self) -> dict[str, list[Any]]:
-        """The library's own lists and ours, with an entry an image: numbers, truth values, and curves (256,)."""
+        """The library's own lists and ours, an entry an image: numbers, truths, curves (256,), counts (2, 256)."""
         return {
             "S": self.s.sms,
             "F_adaptive": self.handlers["F"].adaptive_results,
@@ -220,4 +225,5 @@ class Meters:
             "E": self.e.changeable_ems,
             "response": self.responses,
             "empty": self.empty,
+            "levels": self.levels,
         }

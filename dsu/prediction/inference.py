@@ -20,7 +20,16 @@ from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import Runtime
 
-__all__ = ["Predictor", "TiledImage", "finish_mask", "mask_of", "resize_logits", "segment_tiles", "tiled_image"]
+__all__ = [
+    "Predictor",
+    "TiledImage",
+    "finish_mask",
+    "mask_of",
+    "resize_logits",
+    "segment_tiles",
+    "stretch",
+    "tiled_image",
+]
 
 
 def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalization) -> NDArray[np.float32]:
@@ -48,11 +57,16 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]:
     """An image's mask, (height, width) float32 in [0, 1], from its logits at that size, which are written over."""
-    mask = logits.sigmoid_()
-    if normalization == "minmax":
-        low, high = mask.min(), mask.max()
-        mask = mask.sub_(low).div_(high - low + 1e-8)
-    return mask.cpu().numpy()
+    mask = logits.sigmoid_().cpu().numpy()
+    return stretch(mask) if normalization == "minmax" else mask
+
+
+def stretch(mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A mask (H, W) brought to its full range, in place: the benchmarks' convention."""
+    low, high = mask.min(), mask.max()
+    mask -= low
+    mask /= high - low + np.float32(1e-8)
+    return mask
 
 
 class Predictor:

@@ -6,7 +6,7 @@ No file that comes of it is an input, another prediction, or outside of the outp
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,11 +34,22 @@ from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
+from dsu.thresholds import DEFAULT_THRESHOLD
 
-__all__ = ["RECORD_FILE", "Job", "Target", "prepare_jobs"]
+__all__ = [
+    "RECORD_FILE",
+    "VALIDATION",
+    "Job",
+    "Target",
+    "decided_by",
+    "prepare_jobs",
+]
 
 RECORD_FILE: Final = "predictions.json"
 """Beside the sets' folders: which head made them, how, and where their ground truth is."""
+
+VALIDATION: Final = "validation share"
+"""How the share of a job begins that training validated on."""
 
 _SHOWN: Final = 10
 
@@ -66,7 +77,9 @@ class Job:
         tiling: how the images are cut; the samples of the store are the tiles then.
         depth: what is black and white in images of more than 8 bits, as it was in training.
         share: which share of the head's own training split it is, in words; empty for other sets.
-    places: where images that are of no data set lie: of a folder's that folder, by "", of files each one's, by name.
+        threshold: of its verdicts.
+        places: where images that are of no data set lie: of a folder's that folder, by "", of single files and of a
+            folder whose masks have OUT for their own each one's, by name.
     """
 
     name: str
@@ -77,8 +90,21 @@ class Job:
     point: ResumePoint
     tiling: Tiling | None = None
     share: str = ""
+    threshold: float = DEFAULT_THRESHOLD
     places: Mapping[str, str] = field(default_factory=dict)
     depth: tuple[float, float] | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages call it: its name, or that of the one folder that its images lie in."""
+        folders = set(self.places.values())
+        return self.name or (os.path.basename(folders.pop()) if len(folders) == 1 else "") or "files"
+
+
+def decided_by(settings: PredictionSettings, info: HeadInfo) -> float:
+    """The threshold of verdicts and pictures: as asked for, else the head's own, else a half."""
+    chosen = [settings.threshold, info.threshold, DEFAULT_THRESHOLD]
+    return next(threshold for threshold in chosen if threshold is not None)
 
 
 def prepare_jobs(
@@ -91,20 +117,23 @@ def prepare_jobs(
     paths: Paths,
     end_to_end: bool,
     held_out: bool = False,
+    validation: bool = False,
+    mirror: bool = False,
     progress: Progress = SILENT,
 ) -> list[Job]:
     """Find what is meant by `sources`; without any, the test splits (or held-out share) of the head's data set.
 
     A benchmark's name means its test splits, from their stores unless `end_to_end`; a folder or a file is always
     predicted from its pixels. With `held_out` and no sources it is the held-out share even where there is a test
-    split. Raises `UsageError` where a source is unknown or an output would fall on an input.
+    split; with `validation` the share comes along by which a threshold is chosen. With `mirror` the predictions of a
+    folder lie in `out` as its images do in the folder, instead of in a folder of its name.
+
+    Raises `UsageError` where a source is unknown or an output would fall on an input.
     """
     info = read_head_info(head)
-    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
-        raise UsageError(f"--out {out} must be a folder: a mask keeps its image's name.")
     if not sources and "reference" not in info.dataset:
         raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
-    finder = _Finder(info, out, settings, runtime, paths, end_to_end, progress)
+    finder = _Finder(info, out, settings, runtime, paths, end_to_end, mirror, progress)
     files = [Path(source) for source in sources if Path(source).is_file()]
     jobs = [job for source in sources if Path(source) not in files for job in finder.find(source)]
     if files:
@@ -112,7 +141,11 @@ def prepare_jobs(
         jobs.append(replace(finder.images("", [(path.name, path) for path in files]), places=places))
     if not sources:
         jobs = [finder.held_out_share()] if held_out else finder.of_the_head()
+        jobs += finder.for_thresholds(jobs) if validation else []
     _check_outputs(jobs)
+    folders = {Path(place) for job in jobs for place in job.places.values()}
+    if finder.mirror and not files and any(folder.is_relative_to(os.path.realpath(out)) for folder in folders):
+        raise UsageError(f"Predictions would lie among the images, in {out}: give --out a folder of its own.")
     return jobs
 
 
@@ -126,6 +159,7 @@ class _Finder:
     runtime: Runtime
     paths: Paths
     end_to_end: bool
+    mirror: bool
     progress: Progress
 
     @property
@@ -182,8 +216,11 @@ class _Finder:
         images = [path for path in find_images(folder) if os.path.realpath(path) not in masks | written]
         if not images:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
-        job = self.images(name, [(path.relative_to(folder).as_posix(), path) for path in images])
-        return replace(job, places={"": os.path.realpath(folder)})
+        named = [(path.relative_to(folder).as_posix(), path) for path in images]
+        place = os.path.realpath(folder)
+        if self.mirror:
+            return replace(self.images("", named), places=dict.fromkeys((item for item, _ in named), place))
+        return replace(self.images(name, named), places={"": place})
 
     def of_the_head(self) -> list[Job]:
         """What the head was not trained on: its data set's test splits, else a share held out."""
@@ -201,28 +238,41 @@ class _Finder:
 
     def held_out_share(self) -> Job:
         """Those samples of the head's training split that were set apart to judge it by, else those it chose by."""
-        source, test = self._trained_on(), self.info.test
-        held_out = set(test or self.info.dataset.get("held_out", ()))
-        if not held_out:
+        if self.info.test:
+            return self._share("TEST", "test share, which training never looked at", self.info.test)
+        return self._validation_share()
+
+    def for_thresholds(self, jobs: Sequence[Job]) -> list[Job]:
+        """The validation share, where there is one and it is not among the jobs."""
+        if not self.info.dataset.get("held_out") or any(job.share.startswith(VALIDATION) for job in jobs):
+            return []
+        try:
+            return [self._validation_share()]
+        except DsuError as error:
+            self.progress.say(f"The validation share, by which a threshold is chosen, is left out: {error}")
+            return []
+
+    def _validation_share(self) -> Job:
+        names = self.info.dataset.get("held_out", ())
+        if not names:
             raise UsageError(
-                f"{source.dataset} has neither a test split nor a held-out share: name what to predict, a benchmark, "
-                f"a folder or image files."
+                f"{self._trained_on().dataset} has neither a test split nor a held-out share: name what to predict, a "
+                f"benchmark, a folder or image files."
             )
         chose = ", which chose the state that is kept" if self.info.training.get("keep") == "best" else ""
-        share = "test share, which training never looked at" if test else f"validation share{chose}"
-        return replace(
-            self._named_samples(f"{source.split}-{'TEST' if test else 'VAL'}", source, held_out), share=share
-        )
+        return self._share("VAL", f"{VALIDATION}{chose}", names)
 
-    def _named_samples(self, name: str, source: SourceFolder, wanted: Collection[str]) -> Job:
+    def _share(self, ending: str, share: str, names: Iterable[str]) -> Job:
         """Some samples of the training split, from its store or its images."""
+        source, wanted = self._trained_on(), set(names)
+        name = f"{source.split}-{ending}"
         for store in self._stores(source.split):
             if store.source.reference == source.reference and store.source.tiling == source.tiling:
-                return self._stored_job(name, store, wanted)
+                return self._stored_job(name, store, wanted, share)
         if source.tiling is not None:
             wanted = {image_name(tile) for tile in wanted}
         own = [image for split in source.splits() if split.name == source.split for image in _images_of(split)]
-        return self.images(name, [(image, path) for image, path in own if image in wanted], source)
+        return self.images(name, [(image, path) for image, path in own if image in wanted], source, share=share)
 
     def _trained_on(self) -> SourceFolder:
         """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
@@ -249,7 +299,7 @@ class _Finder:
         stores = find_stores(self.paths.cache_root, name, self.info.config.encoders_name) if not self.end_to_end else []
         return [store for store in stores if store.source.tiling == self.tiling]
 
-    def _stored_job(self, name: str, store: FeatureStore, only: Collection[str] | None = None) -> Job:
+    def _stored_job(self, name: str, store: FeatureStore, only: Collection[str] | None = None, share: str = "") -> Job:
         """The samples of a store, or some of them, after checking that their features still hold."""
         source, available = store.source, store.available(UNFLIPPED)
         if "pixels" not in available:
@@ -263,7 +313,9 @@ class _Finder:
         chosen = [sample for sample in store.manifest.names if only is None or sample in only]
         paths = {} if split is None else dict(_images_of(split))
         images = dict.fromkeys(image_name(sample) if source.tiling else sample for sample in chosen)
-        return self.images(name, [(image, paths.get(image, Path(image))) for image in images], source, store, point)
+        return self.images(
+            name, [(image, paths.get(image, Path(image))) for image in images], source, store, point, share
+        )
 
     def images(
         self,
@@ -272,13 +324,15 @@ class _Finder:
         source: SourceFolder | None = None,
         store: FeatureStore | None = None,
         point: ResumePoint | None = None,
+        share: str = "",
     ) -> Job:
         """A set of images, by name and file, predicted from these, or from a store on where its `point` is given.
 
         Files that were given one by one have no set's name: their masks lie in OUT itself.
         """
         benchmark = source is not None and source.benchmark
-        normalization = self.settings.normalize or ("minmax" if benchmark else "none")
+        stretched = benchmark and self.settings.kind == "mask" and not share.startswith(VALIDATION)
+        normalization = self.settings.normalize or ("minmax" if stretched else "none")
         # A data set's samples are called without ending already, but for those that differ in nothing else.
         outputs = _output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
@@ -291,6 +345,8 @@ class _Finder:
             store,
             point,
             self.tiling,
+            share,
+            threshold=decided_by(self.settings, self.info),
             depth=self.info.depth,
         )
 

@@ -46,6 +46,7 @@ class Line:
         minmax: Whether a run's maps were min-max normalised when they were judged.
         missing: How many more images the set has, which the run has no prediction of.
         trained_on: How many of its images the run was trained on.
+        faint: Why its IoU and Dice are next to nothing, where its maps are faint.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Line:
     minmax: bool = False
     missing: int = 0
     trained_on: int = 0
+    faint: str = ""
 
     @property
     def published(self) -> bool:
@@ -80,6 +82,8 @@ class Line:
             found.append(judged_in_part(self.images, self.images + self.missing))
         if self.trained_on:
             found.append(f"trained on {self.trained_on:,} of the {self.images:,} images, so the figures flatter it")
+        if self.faint and {"IoU", "Dice"} & {*shown}:
+            found.append(self.faint)
         if self.image_level is not None:
             undefined = [figure_name(name) for name in shown if name in FIGURES and name not in self.figures]
             if undefined:
@@ -188,4 +192,5 @@ def _line(run: str, name: str, found: Evaluation) -> Line:
         minmax=found.normalize,
         missing=found.missing,
         trained_on=found.trained_on,
+        faint=found.faint,
     )

@@ -10,15 +10,16 @@ from typing import Any, Final
 
 from safetensors import safe_open
 
-from dsu.data.images import file_sha256
 from dsu.encoders.weights import Source, published_source
 from dsu.errors import DsuError, UsageError
-from dsu.heads.head_file import HEAD_FILE, HeadInfo, read_head_info
+from dsu.heads.head_file import HEAD_FILE, HeadInfo, head_sha256, read_head_info
 from dsu.metrics.figures import MINMAX
 from dsu.metrics.paper import incomparable
+from dsu.prediction.record import THRESHOLDS_FILE
 from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import counted
 from dsu.settings import TrainingSettings
+from dsu.thresholds import level_of
 
 __all__ = ["EncoderFacts", "HeadFacts", "ListedHead", "find_heads", "head_facts"]
 
@@ -63,7 +64,8 @@ class EncoderFacts:
         size: of its input, in pixels.
         sha256: digest of the weights that the head was trained on; None where it was not noted.
         random: whether these weights are random ones, which every dsu draws alike.
-        source: where weights of this size are published; None for random ones and sizes that nobody published.
+        source: where weights of this size are published; None for random ones, sizes that nobody published, and the
+            encoders of an imported head that are not known to be the published ones.
     """
 
     name: str
@@ -107,16 +109,41 @@ class HeadFacts:
             made = json.loads((folder / RECORD_FILE).read_text())
             judged = json.loads((folder / "metrics.json").read_text())
             mine = (
-                made["head_sha256"] == file_sha256(self.path) and made["kind"] == "mask" and made["threshold"] is None
+                made["head_sha256"] == head_sha256(self.path) and made["kind"] == "mask" and made["threshold"] is None
             )
             return {name: _judged(name, found) for name, found in judged.items() if mine and name in made["sets"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not as dsu writes them
             return {}
 
     @property
+    def at_threshold(self) -> list[str]:
+        """What the head's threshold does, by what `dsu eval` kept beside its predictions: a phrase a set.
+
+        Nothing where none is stored, or nothing was judged at it.
+        """
+        folder = self.path.parent / "predictions"
+        try:
+            made = json.loads((folder / RECORD_FILE).read_text())
+            found = json.loads((folder / THRESHOLDS_FILE).read_text())
+            if self.info.threshold is None or made["head_sha256"] != head_sha256(self.path):
+                return []
+            chosen = level_of(self.info.threshold)
+            sets = next(one["sets"] for one in found["proposals"] if level_of(one["threshold"]) == chosen)
+            return [
+                f"{name}: {at['found']:,} of {found['images'][name]['with_object']:,} images with an object found, "
+                f"{at['false_alarms']:,} false alarms on {found['images'][name]['without_object']:,} without, "
+                f"Dice {at['dice']:.3f}"
+                for name, at in sets.items()
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):  # not as dsu writes them
+            return []
+
+    @property
     def encoders(self) -> list[EncoderFacts]:
         """The frozen encoders that it needs."""
-        config, drawn = self.info.config, self.info.random_weights
+        config, drawn, training = self.info.config, self.info.random_weights, self.info.training
+        # Of an imported head only what was compared is known.
+        known = training.get("known_encoders", ()) if "imported_from" in training else ("hiera", "dino")
         hiera, dino = config.hiera.name, config.dino.name
         found = [
             EncoderFacts(
@@ -124,14 +151,14 @@ class HeadFacts:
                 size=config.hiera_size,
                 sha256=self.info.encoders.get("hiera"),
                 random=drawn or hiera == "toy",
-                source=None if drawn else published_source("hiera", hiera),
+                source=published_source("hiera", hiera) if "hiera" in known and not drawn else None,
             ),
             EncoderFacts(
                 name=f"DINOv2 {dino}",
                 size=config.dino_size,
                 sha256=self.info.encoders.get("dino"),
                 random=drawn or dino == "toy",
-                source=None if drawn else published_source("dino", dino),
+                source=published_source("dino", dino) if "dino" in known and not drawn else None,
             ),
         ]
         return found if config.injections else found[:1]

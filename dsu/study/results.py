@@ -9,11 +9,10 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import TYPE_CHECKING, Any, Final
 
-from dsu.data.images import file_sha256
 from dsu.errors import DsuError
 from dsu.evaluation.evaluate import Evaluation
 from dsu.files import atomic_write
-from dsu.heads.head_file import HEAD_FILE, is_finished
+from dsu.heads.head_file import HEAD_FILE, head_sha256, is_finished
 from dsu.metrics.figures import PER_IMAGE, over_objects
 from dsu.metrics.meters import ImageLevel
 from dsu.report import compare
@@ -113,9 +112,9 @@ def read_result(folder: Path) -> Result | None:
         content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         sets = {name: SetResult(**found) for name, found in content.pop("sets").items()}
         result = Result(**content, sets=sets)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return result if head.is_file() and result.head_sha256 == head_sha256(head) else None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, DsuError):
         return None  # to be judged once more
-    return result if head.is_file() and result.head_sha256 == file_sha256(head) else None
 
 
 def epochs_of(folder: Path) -> list[float]:

@@ -9,11 +9,10 @@ from typing import Final
 
 import yaml
 
-from dsu.data.images import file_sha256
 from dsu.errors import DsuError
 from dsu.evaluation.ground_truth import find_judged_sets
 from dsu.files import atomic_write, make_folder
-from dsu.heads.head_file import HEAD_FILE, predictions_folder, read_head_info
+from dsu.heads.head_file import HEAD_FILE, head_sha256, predictions_folder, read_head_info
 from dsu.prediction.predict import predict
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress, Task, counted
@@ -133,7 +132,7 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     atomic_write(out / "metrics.csv", as_csv({member.name: found}).encode())
     train_images = study.images - len(read_head_info(head).dataset["held_out"])
     result = Result(
-        head_sha256=file_sha256(head),
+        head_sha256=head_sha256(head),
         content=study.content,
         machine=machine_name(runtime),
         train_images=train_images,

@@ -10,12 +10,11 @@ import yaml
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder
-from dsu.data.images import file_sha256
 from dsu.encoders.weights import load_encoders
 from dsu.errors import UsageError
 from dsu.features.stores import FeatureStore
 from dsu.files import atomic_write
-from dsu.heads.head_file import HeadInfo, image_digits, resolve_head, stopped_runs
+from dsu.heads.head_file import HeadInfo, head_sha256, image_digits, resolve_head, stopped_runs
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.pretrained import start_from
 from dsu.network.resume import ResumePoint, feature_block, resume_point
@@ -182,7 +181,7 @@ def prepare_run(
     if resolved.init_from is not None and not begun:
         head = resolve_head(resolved.init_from)
         trained, said = start_from(network.head, head, config, digests)
-        start = file_sha256(head)
+        start = head_sha256(head)
         warnings += [*said, *_leave_out(names, trained, data)]
         shares |= dict.fromkeys(shares.keys() - {name for share in names.values() for name in share}, "left out")
     if frozen_point is not None:

@@ -95,7 +95,7 @@ def test_broken_files_are_named_and_the_rest_is_predicted(
 ) -> None:
     error = refused(house.predict(spoilt / "images", "--out", "out"), "0000.jpg", "0002.jpg", "words.jpg", status=1)
     assert "2 written to out, 3 skipped" in error
-    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"0001.png", "0003.png"}
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"0001.png", "0003.png"}
     refused(house.predict(spoilt / "images" / "folder.png", "--out", "out"), "folder.png", "holds no images")
 
 
@@ -163,8 +163,8 @@ def test_names_of_any_letters_and_length_work(dsu: Dsu, house: House, mine: Path
     mine = mine.rename(tmp_path / name)
     dsu(*stage_one(mine))
     dsu(*house.predict(mine / "images", "--out", "out"))
-    dsu("eval", "--predictions", "out/images", "--truth", mine / "masks", "--all")
-    assert (tmp_path / "out" / "images" / f"{name}.png").is_file()
+    dsu("eval", "--predictions", "out", "--truth", mine / "masks", "--all")
+    assert (tmp_path / "out" / f"{name}.png").is_file()
 
 
 @pytest.mark.parametrize(("reference", "home"), [("tiles", "tiles"), ("data/DUTS", "DUTS/DUTS-TR")])
@@ -246,7 +246,7 @@ def test_the_rubbish_is_named_by_prediction(refused: Refused, house: House, rubb
         path.unlink()
     said = refused(house.predict(rubbish / "images", "--out", "out"), status=1, count=len(UNREADABLE))
     names_each_once(said, rubbish / "images", "image-")
-    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["good.png"]
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["good.png"]
     assert not (rubbish / "images" / "ran").exists()
 
 
@@ -295,10 +295,10 @@ def test_odd_images_are_predicted_and_judged(refused: Refused, house: House, odd
     refused.handled(house.predict(odd / "images", "--out", "out", "--kind", "overlay"), count=len(ODD))
     refused.handled(house.predict(odd / "images", "--out", "out", "--overwrite"), count=len(ODD))
     for name, (_, size) in ODD.items():
-        with Image.open(tmp_path / "out" / "images" / f"{os.path.splitext(name)[0]}.png") as mask:
+        with Image.open(tmp_path / "out" / f"{os.path.splitext(name)[0]}.png") as mask:
             assert (mask.mode, mask.size) == ("L", size), name
-    assert len(list((tmp_path / "out" / "images").iterdir())) == len(ODD)
-    judge = ["eval", "--predictions", "out/images", "--truth", odd / "masks", "--foreground", "255"]
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(ODD)
+    judge = ["eval", "--predictions", "out", "--truth", odd / "masks", "--foreground", "255"]
     refused.handled(judge, "MAE", count=len(ODD))
     assert not (tmp_path / "ran").exists()
 
@@ -308,7 +308,7 @@ def test_images_that_differ_in_their_ending_only(refused: Refused, house: House,
     Image.open(mine / "images" / "0000.jpg").save(mine / "images" / "0000.webp")
     refused.handled(stage_one(mine), "0001_jpg.jpg", status=1)
     refused.handled(house.predict(mine / "images", "--out", "out"), "6 written")
-    assert {"0000_jpg.png", "0000_webp.png"} < {path.name for path in (tmp_path / "out" / "images").iterdir()}
+    assert {"0000_jpg.png", "0000_webp.png"} < {path.name for path in (tmp_path / "out").glob("*.png")}
     shutil.copy(mine / "images" / "0001.jpg", mine / "images" / "0000_webp.jpg")
     refused(house.predict(mine / "images", "--out", "other"), "Two images would be written to", "0000_webp.png")
     for end in ("jpg", "png"):
@@ -327,7 +327,7 @@ def test_masks_without_any_object_are_kept(refused: Refused, mine: Path) -> None
     refused.handled(stage_one(mine), "4 masks without foreground: kept", f"`dsu datasets check {mine}`")
     refused.handled(["train-head", "--epochs", "1", "--views", "1", "--out", "run"])
     refused.handled(["predict", mine / "images", "--head", "run", "--out", "out"])
-    refused.handled(["eval", "--predictions", "out/images", "--truth", mine / "masks", "--all"], "MAE")
+    refused.handled(["eval", "--predictions", "out", "--truth", mine / "masks", "--all"], "MAE")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pyt
     for kind in ("images", "masks"):
         for path in sorted((drawn / "train" / kind).iterdir())[:4]:
             shutil.copy(path, here / "tiles" / kind)
+    shutil.copy(sorted((drawn / "test" / "images").iterdir())[0], here / "photo.jpg")
     monkeypatch.setenv("HOME", str(here))
     if not any("cache-features" in line for line in lines):
         dsu("cache-features", "DUTS", *TINY, "--features", "V", "--quiet")

@@ -59,7 +59,7 @@ def head(out: Path) -> dict[str, bytes]:
 
 def pictures(out: Path) -> dict[str, bytes]:
     """The masks."""
-    return {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+    return {path.name: path.read_bytes() for path in out.glob("*.png")}
 
 
 def grey_levels_apart(one: bytes, other: bytes) -> int:
@@ -212,7 +212,7 @@ def test_a_folder_for_masks_that_vanishes(
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1")
     with monkeypatch.context() as patch:
         before(patch, "dsu.data.decoding.ImageProcessor.fit", lambda: shutil.rmtree(tmp_path / "out"), 4)
-        refused(command, "out/images/000", "can't be written (No such file or directory)", "mend the", status=1)
+        refused(command, "out/000", "can't be written (No such file or directory)", "mend the", status=1)
     refused.handled(command, "4 written")
     assert len(pictures(tmp_path / "out")) == 4
 

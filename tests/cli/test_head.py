@@ -32,7 +32,7 @@ def test_an_exported_head_predicts_as_the_run_does(dsu: Dsu, house: House, tmp_p
     after = tmp_path / "runs" / "given" / "predictions" / "images"
     pictures = sorted(after.iterdir())
     assert len(pictures) == 2 and not (tmp_path / "given" / "predictions").exists()
-    assert {pixel_difference(one, tmp_path / "before" / "images" / one.name) for one in pictures} == {0}
+    assert {pixel_difference(one, tmp_path / "before" / one.name) for one in pictures} == {0}
     card = (tmp_path / "given" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
     assert str(house.data.parent) not in card

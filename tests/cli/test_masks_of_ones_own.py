@@ -91,6 +91,5 @@ def test_maps_beside_any_masks_are_judged_as_they_are(dsu: Dsu, labels: Path) ->
     for words, form in (((), "none"), (("--normalize", "minmax"), "minmax")):
         out = Path(f"all-{form}")
         dsu("predict", labels / "pics", "--head", "run", "--out", out, *words)
-        for folder in (out, out / "pics"):
-            said = dsu("eval", "--predictions", folder, "--truth", labels / "maps", "--foreground", 2, "--all").output
-            assert "Maps: value / 255, not normalised" in said
+        said = dsu("eval", "--predictions", out, "--truth", labels / "maps", "--foreground", 2, "--all").output
+        assert "Maps: value / 255, not normalised" in said

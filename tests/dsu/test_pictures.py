@@ -30,9 +30,13 @@ def test_an_overlay_tints_the_object_and_outlines_it() -> None:
     assert 100 < inside[0] < 255
 
 
-def test_an_unsure_mask_tints_faintly_and_has_no_outline() -> None:
-    pixels = np.asarray(overlay(grey_ground(), box() // 4)).astype(int)
-    assert 100 < pixels[15, 10, 0] == pixels[15, 20, 0] < 130
+def test_what_is_below_the_threshold_is_neither_tinted_nor_outlined() -> None:
+    unsure = box() // 4  # 63 of 255: 0.247
+    assert np.array_equal(np.asarray(overlay(grey_ground(), unsure)), grey_ground())
+    assert not np.asarray(cutout(grey_ground(), unsure)).any()
+    pixels = np.asarray(overlay(grey_ground(), unsure, 0.24)).astype(int)
+    assert pixels[15, 10].tolist() == [255, 32, 140] and 100 < pixels[15, 20, 0] < 130
+    assert np.array_equal(np.asarray(cutout(grey_ground(), unsure, 0.24))[..., 3], unsure)
 
 
 def test_the_callers_image_stays_as_it_is() -> None:

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[2]
 
 ROOMS = (
-    ("choices", "environment", "errors", "progress"),
+    ("choices", "environment", "errors", "progress", "thresholds"),
     ("config", "files", "hub", "runtime"),
     ("loss",),
     ("data",),

@@ -11,10 +11,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from dsu.config import build_config
-from dsu.data.images import file_sha256
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError
-from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, save_head
+from dsu.heads.head_file import HEAD_FILE, HeadInfo, head_sha256, load_head, save_head
 from dsu.metrics.figures import METRICS
 from dsu.network.head import Head
 from dsu.settings import EncoderWeights
@@ -49,7 +48,7 @@ def judge(head: Path, *, images: int = 5019, extra: dict[str, Any] | None = None
     """What `dsu predict` and `dsu eval` leave beside a head."""
     folder = head.parent / "predictions"
     folder.mkdir()
-    made = {"head_sha256": file_sha256(head), "kind": "mask", "threshold": None, "sets": {"DUTS-TE": {}}, **record}
+    made = {"head_sha256": head_sha256(head), "kind": "mask", "threshold": None, "sets": {"DUTS-TE": {}}, **record}
     (folder / "predictions.json").write_text(json.dumps(made))
     figures = {metric: 0.01 * index for index, metric in enumerate(METRICS, start=1)}
     found = {**figures, "images": images, **(extra or {}), "conventions": {"map": "min-max normalised, image by image"}}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors.numpy import save_file
 
 from dsu.config import build_config
 from dsu.errors import UsageError
@@ -145,14 +146,16 @@ def test_images_without_an_object_call_for_other_figures() -> None:
 
 
 def test_a_result_is_of_the_head_that_was_judged(tmp_path: Path) -> None:
-    from dsu.data.images import file_sha256
+    from dsu.heads.head_file import head_sha256
 
     head = tmp_path / "head.safetensors"
-    head.write_bytes(b"one")
-    result = Result(file_sha256(head), "1" * 64, "a machine", 5, 1, [1.5], scored(S=0.25))
+    save_file({"side": np.zeros(3)}, head)
+    result = Result(head_sha256(head), "1" * 64, "a machine", 5, 1, [1.5], scored(S=0.25))
     write_result(tmp_path, result)
     assert read_result(tmp_path) == result
-    head.write_bytes(b"another")
+    save_file({"side": np.zeros(3)}, head, metadata={"dsu": "its threshold, say"})
+    assert read_result(tmp_path) == result, "a head is its tensors"
+    save_file({"side": np.ones(3)}, head)
     assert read_result(tmp_path) is None
     (tmp_path / "judged.json").write_text('{"sets": 3}')
     assert read_result(tmp_path) is None

@@ -1,0 +1,82 @@
+"""Thresholds for a run: proposed from its validation share, judged on what had no part in choosing them."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dsu.errors import DsuError
+from dsu.evaluation.evaluate import Evaluation
+from dsu.evaluation.ground_truth import JudgedSet
+from dsu.heads.head_file import HEAD_FILE, read_head_info
+from dsu.metrics.thresholds import AtThreshold, calibration, judge_threshold, propose_thresholds
+from dsu.thresholds import DEFAULT_THRESHOLD
+
+__all__ = ["Thresholds", "find_thresholds"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What was proposed, and what came of it.
+
+    Attributes:
+        validation: the set that thresholds were chosen by.
+        sets: the validation set and those that they were judged on, by name.
+        proposals: each rule's name, its threshold, and what that does to each set.
+        calibration: of the validation set, see `dsu.metrics.thresholds.calibration`.
+        not_judged: sets whose maps are stretched or cut, of which no threshold can be judged.
+    """
+
+    validation: str
+    sets: Mapping[str, Evaluation]
+    proposals: list[tuple[str, float, dict[str, AtThreshold]]]
+    calibration: list[tuple[float, float, int, int]]
+    not_judged: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "validation": self.validation,
+            "images": {
+                name: {"with_object": one.image_level.with_object, "without_object": one.image_level.without_object}
+                for name, one in self.sets.items()
+            },
+            "proposals": [
+                {"rule": rule, "threshold": threshold, "sets": {name: asdict(at) for name, at in found.items()}}
+                for rule, threshold, found in self.proposals
+            ],
+            "calibration": [
+                {"from": low, "to": high, "images": images, "with_object": with_object}
+                for low, high, images, with_object in self.calibration
+            ],
+        }
+
+
+def find_thresholds(
+    judged: Mapping[str, tuple[JudgedSet, Evaluation]], predictions: Path, false_alarms: float
+) -> Thresholds | None:
+    """Propose thresholds from the validation share among sets of one run; None where there is none, or not as it was.
+
+    Args:
+        judged: all sets of the run, and what they scored.
+        predictions: their folder.
+        false_alarms: the share of images without an object that may raise an alarm.
+    """
+    whole = {name: found for name, (one, found) in judged.items() if not one.predicted_otherwise}
+    validation = next((name for name in whole if judged[name][0].is_validation), None)
+    if validation is None:
+        return None
+    sets = {validation: whole[validation], **whole}
+    chosen_by = sets[validation]
+    rules = dict(propose_thresholds(chosen_by.image_level, chosen_by.levels, false_alarms))
+    with suppress(DsuError):  # no head beside it: its predictions can be judged all the same
+        own = read_head_info(predictions.parent / HEAD_FILE).threshold
+        rules |= {"the head's own": own} if own is not None else {}
+    rules["default"] = DEFAULT_THRESHOLD
+    proposals = [
+        (rule, at, {name: judge_threshold(at, one.image_level, one.levels) for name, one in sets.items()})
+        for rule, at in rules.items()
+    ]
+    others = tuple(name for name in judged if name not in whole)
+    return Thresholds(validation, sets, proposals, calibration(chosen_by.image_level), others)

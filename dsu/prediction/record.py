@@ -1,0 +1,206 @@
+"""The record of what was predicted into a folder: by which head, how, and of which images as they were then."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from dsu.data.images import UnreadableImage, file_bytes_and_time, file_sha256, or_unreadable
+from dsu.data.tiles import image_name
+from dsu.errors import DsuError
+from dsu.files import atomic_write, make_folder, sweep
+from dsu.heads.head_file import HeadInfo, head_sha256
+from dsu.prediction.targets import RECORD_FILE, Job, Target, decided_by
+from dsu.prediction.verdicts import VerdictRow, find_verdict
+from dsu.settings import PredictionSettings
+
+__all__ = ["FIGURE_FILES", "LOCK_FILE", "THRESHOLDS_FILE", "check_noted", "file_in", "note_job", "open_record"]
+
+LOCK_FILE: Final = ".predictions.lock"
+
+FIGURE_FILES: Final = ("metrics.json", "metrics.csv")
+"""What `dsu eval` writes beside a record: the figures of its sets."""
+
+THRESHOLDS_FILE: Final = "thresholds.json"
+"""Beside them: thresholds proposed, and what they do."""
+
+
+def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSettings) -> dict[str, Any]:
+    """The record of `out`, gone on with where it is of the same head and settings."""
+    record = {
+        "head": str(head),
+        "head_sha256": head_sha256(head),
+        "version": info.version,
+        "kind": settings.kind,
+        # Of masks where they are cut at it; pictures show what is above it.
+        "threshold": settings.threshold if settings.kind == "mask" else decided_by(settings, info),
+    }
+    path, damaged = out / RECORD_FILE, False
+    if not path.exists():
+        return {**record, "sets": {}}
+    try:
+        before = json.loads(path.read_text())
+        same, sets = all(before[key] == record[key] for key in ("head_sha256", "kind", "threshold")), before["sets"]
+        for how in sets.values():
+            check_noted(how)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same, damaged, sets = False, True, {}
+    if not same and not settings.overwrite:
+        why = (
+            f"{path} is damaged" if damaged else f"{out} holds predictions of another head or made with other settings"
+        )
+        raise DsuError(f"{why}: give --overwrite or another --out.")
+    if not same:
+        for file in (*FIGURE_FILES, THRESHOLDS_FILE):
+            (out / file).unlink(missing_ok=True)
+    return {**record, "sets": sets if same else {}}
+
+
+def check_noted(how: Mapping[str, Any]) -> None:
+    """Raise `KeyError`, `TypeError` or `AttributeError` for what `dsu predict` never notes of a set."""
+    stamps, trained_on = how.get("stamps", {}), how.get("trained_on", [])
+    places, names = how.get("places", {}), how["names"]
+    texts = [*names, *trained_on, *places, *places.values()]
+    numbers = [number for stamp in stamps.values() if stamp is not None for number in stamp]
+    if not (
+        isinstance(names, list)
+        and isinstance(trained_on, list)
+        and all(isinstance(text, str) for text in texts)
+        and all(type(number) is int for number in numbers)
+    ):
+        raise TypeError("the names of a record are texts, and its stamps numbers")
+
+
+def note_job(
+    job: Job,
+    record: dict[str, Any],
+    info: HeadInfo,
+    out: Path,
+    settings: PredictionSettings,
+    table: Mapping[str, VerdictRow],
+) -> tuple[list[Target], dict[str, VerdictRow]]:
+    """Write into the record what a job is about to predict.
+
+    Gives what is not there yet, and of what is there the rows of the table, which `table` has of earlier.
+    Raises `DsuError` where predictions of it were made otherwise.
+    """
+    how = {
+        "normalization": job.normalization,
+        "from": "images" if job.store is None else "store",
+        "tiling": job.tiling and str(job.tiling),
+        "random": info.random,
+        "share": job.share,
+        "source": None if job.source is None else vars(job.source),
+    }
+    before = record["sets"].get(job.name, {})
+    if not settings.overwrite:
+        _check_places(job, before, out)
+    same = not settings.overwrite and all(before.get(key) == how[key] for key in ("normalization", "from", "tiling"))
+    stamps = {target.name: _stamp(target.image) for target in job.targets}
+    noted = before.get("stamps", {}) if same else {}
+    there = [t for t in job.targets if t.name in noted and noted[t.name] == stamps[t.name] and t.output.exists()]
+    rows = {t: _standing_row(job, t, table.get(file_in(out, t)), out, settings) for t in there}
+    todo = [t for t in job.targets if rows.get(t) is None]
+    standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
+    if standing:
+        raise DsuError(f"{standing[0]} stands already: give --overwrite or another --out.")
+    for folder in {target.output.parent for target in todo}:
+        make_folder(folder)
+        sweep(folder)
+    if todo:
+        _forget_figures(out, job.name)
+    for target in todo:  # of an image that has changed since: gone before the record calls it new
+        target.output.unlink(missing_ok=True)
+    stamps = {**noted, **stamps}
+    new = {target.name for target in todo}
+    trained_on = {name for name in before.get("trained_on", ()) if name in noted and name not in new}
+    record["sets"][job.name] = {
+        **how,
+        "names": list(stamps),
+        "stamps": stamps,
+        "places": {**(before.get("places", {}) if same else {}), **job.places},
+        "trained_on": sorted(trained_on | _trained_on(job, todo, info)),
+    }
+    atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
+    return todo, {row.file: row for row in rows.values() if row is not None}
+
+
+def file_in(out: Path, target: Target) -> str:
+    """What a table calls a target's file: its path below the output folder."""
+    return Path(os.path.relpath(target.output, out)).as_posix()
+
+
+def _standing_row(
+    job: Job, target: Target, before: VerdictRow | None, out: Path, settings: PredictionSettings
+) -> VerdictRow | None:
+    """The row of what stands already; None where nothing tells it any more: then the image is predicted again."""
+    if before is not None and before.threshold == job.threshold:
+        return before
+    if settings.kind == "mask" and settings.threshold is None and job.normalization == "none":
+        try:
+            with Image.open(target.output) as mask:
+                grey = np.asarray(mask)
+        except (OSError, ValueError):  # damaged
+            return None
+        row = before or VerdictRow(job.name, target.name, "clear", file=file_in(out, target))
+        return find_verdict(row, grey, job.threshold)
+    return None if before is None or before.response is None else before.at(job.threshold)
+
+
+def _forget_figures(out: Path, name: str) -> None:
+    """Take away what `dsu eval` wrote of a set whose maps are about to be others."""
+    figures, table = (out / file for file in FIGURE_FILES)
+    (out / THRESHOLDS_FILE).unlink(missing_ok=True)
+    try:
+        kept = {known: found for known, found in json.loads(figures.read_text()).items() if known != name}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError):  # not as it was written
+        kept = {}
+    table.unlink(missing_ok=True)  # the next `dsu eval` writes it, of all sets
+    if kept:
+        atomic_write(figures, (json.dumps(kept, indent=2) + "\n").encode())
+    else:
+        figures.unlink()
+
+
+def _check_places(job: Job, before: Mapping[str, Any], out: Path) -> None:
+    """Raise `DsuError` where a folder's predictions are of images of the same name elsewhere.
+
+    What was moved is no other: then its old place is gone.
+    """
+    for name, place in before.get("places", {}).items():
+        if job.places.get(name, place) != place and Path(place, name).exists():
+            raise DsuError(
+                f"{out / job.name} holds predictions of {Path(place, name)}, not of {Path(job.places[name], name)}: "
+                f"give --overwrite or another --out."
+            )
+
+
+def _trained_on(job: Job, todo: Sequence[Target], info: HeadInfo) -> set[str]:
+    """Names of images to predict that the head was trained on, by their content."""
+    if not info.trained_on:
+        return set()
+    if job.store is not None:
+        facts = job.store.metadata.items()
+        contents = {image_name(name) if job.tiling else name: fact.image_sha256 for name, fact in facts}
+        return {target.name for target in todo if info.was_trained_on(contents[target.name])}
+    digest = or_unreadable(file_sha256)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda target: digest(target.image), todo)
+        return {
+            target.name
+            for target, content in zip(todo, found, strict=True)
+            if isinstance(content, str) and info.was_trained_on(content)
+        }
+
+
+def _stamp(image: Path) -> list[int] | None:
+    """Size in bytes and time of change: by these an image is known to be the one that was predicted."""
+    found = or_unreadable(file_bytes_and_time)(image)
+    return None if isinstance(found, UnreadableImage) else list(found)

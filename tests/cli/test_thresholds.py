@@ -1,0 +1,119 @@
+"""From maps to a decision: thresholds from the validation share, judged on the test share, stored with the head."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from house import House
+from judged import draw_cases
+from PIL import Image
+from rubbish import Refused
+from support import TINY, Dsu
+
+from dsu.heads.head_file import head_sha256, load_head
+
+
+@pytest.fixture
+def tiles(drawn: Path, tmp_path: Path) -> Path:
+    """Twelve images, a third of them without an object."""
+    shutil.copytree(drawn / "train", tmp_path / "tiles")
+    for mask in sorted((tmp_path / "tiles" / "masks").iterdir())[::3]:
+        Image.new("L", Image.open(mask).size).save(mask)
+    return tmp_path / "tiles"
+
+
+RUN = ("--head", "run", "--quiet")
+
+
+def test_a_threshold_is_proposed_judged_stored_and_gone_by(dsu: Dsu, tiles: Path) -> None:
+    dsu("cache-features", tiles, *TINY, "--features", "V", "--views", "none")
+    shares = ("--val-fraction", "0.4", "--test-fraction", "0.3")
+    dsu("train-head", "--epochs", 1, "--views", "none", *shares, "--out", "run", "--adapt-last", 0)
+    dsu("predict", *RUN)
+    predictions = Path("run/predictions")
+    assert {path.name for path in predictions.iterdir() if path.is_dir()} == {"tiles-VAL", "tiles-TEST"}
+    said = dsu("eval", "--predictions", "run").stdout
+    assert "tiles-TEST" in said.splitlines()[1], "the share that nothing was chosen by is what is told"
+    assert "Thresholds, proposed from tiles-VAL alone" in said and "dsu head threshold VALUE" in said
+    found = json.loads((predictions / "thresholds.json").read_text())
+    assert found["validation"] == "tiles-VAL" and set(found["images"]) == {"tiles-VAL", "tiles-TEST"}
+    rules = {one["rule"]: one for one in found["proposals"]}
+    assert {"best pixels", "no misses", "balanced", "false alarms up to 5 %", "default"} == set(rules)
+    for name, counts in found["images"].items():
+        for one in rules.values():
+            at = one["sets"][name]
+            assert at["found"] + at["missed"] == counts["with_object"]
+            assert at["false_alarms"] + at["silent"] == counts["without_object"]
+            # As the maps themselves say, of every image.
+            maps = [np.asarray(Image.open(path)) for path in (predictions / name).rglob("*.png")]
+            alarms = sum(bool((grey / 255 >= one["threshold"] - 1e-9).any()) for grey in maps)
+            assert at["found"] + at["false_alarms"] == alarms
+    assert rules["no misses"]["sets"]["tiles-VAL"]["missed"] == 0
+    assert set(json.loads((predictions / "metrics.json").read_text())) == {"tiles-TEST"}
+
+    threshold = rules["no misses"]["threshold"]
+    head = Path("run/head.safetensors")
+    digest, (before, _), written = head_sha256(head), load_head(head), head.stat().st_mtime_ns
+    maps = {path: path.read_bytes() for path in predictions.rglob("*.png")}
+    assert f"threshold {threshold:g}" in dsu("head", "threshold", threshold, "run").stdout
+    after, info = load_head(head)
+    assert info.threshold == threshold and head_sha256(head) == digest and head.stat().st_mtime_ns == written
+    assert all(before[name].equal(after[name]) for name in before)
+
+    dsu("predict", *RUN)
+    assert {path: path.read_bytes() for path in predictions.rglob("*.png")} == maps, "predictions stay valid"
+    rows = {row["file"]: row for row in csv.DictReader((predictions / "table.csv").open(newline=""))}
+    assert {float(row["threshold"]) for row in rows.values()} == {threshold}
+    for file, row in rows.items():
+        above = int((np.asarray(Image.open(predictions / file)) / 255 >= threshold - 1e-9).sum())
+        assert int(row["area"]) == above and row["verdict"] == ("alarm" if above else "clear")
+    assert "the head's own" in dsu("eval", "--predictions", "run").stdout
+    at = rules["no misses"]["sets"]["tiles-TEST"]
+    phrase = f"tiles-TEST: {at['found']} of {found['images']['tiles-TEST']['with_object']} images with an object found"
+    assert phrase in " ".join(dsu("head", "info", "run").stdout.split())
+    dsu("head", "export", "run", "--out", "shared")
+    card = Path("shared/README.md").read_text()
+    assert f"says what is an alarm, is {threshold:g}" in card and phrase in card
+    dsu("predict", tiles / "images", "--head", "shared", "--out", "masks", "--quiet")
+    assert json.loads(Path("masks/table.json").read_text())[0]["threshold"] == threshold
+    for kind, changed in (("overlay", lambda p, i: (p != i).any(-1)), ("cutout", lambda p, i: p[..., 3] > 0)):
+        dsu("predict", tiles / "images", "--head", "shared", "--out", kind, "--kind", kind, "--quiet")
+        for image in sorted((tiles / "images").iterdir())[:3]:
+            grey = np.asarray(Image.open(f"masks/{image.stem}.png"))
+            shown = changed(np.asarray(Image.open(f"{kind}/{image.stem}.png")), np.asarray(Image.open(image)))
+            assert shown.any() == (grey / 255 >= threshold - 1e-9).any()
+
+
+def test_what_is_no_threshold_is_refused(refused: Refused, dsu: Dsu, house: House, tmp_path: Path) -> None:
+    run = house.copied(tmp_path).run
+    for value in ("0", "1.01", "half", "nan"):
+        refused(["head", "threshold", value, run], f"VALUE can't be {value!r}", "or none")
+    assert "threshold none, so 0.5 is gone by" in dsu("head", "threshold", "none", run).stdout
+    refused(["eval", "--predictions", run, "--false-alarms", "5"], "--false-alarms can't be 5", "such as 0.05")
+
+
+def test_faint_maps_are_called_faint(dsu: Dsu, tmp_path: Path) -> None:
+    for case in draw_cases(tmp_path / "drawn", ["0", "1", "2"]):
+        Image.open(case.prediction).point(lambda value: value // 4).save(case.prediction)
+    one = ("eval", "--predictions", "drawn/maps", "--truth", "drawn/masks")
+    said = dsu(*one).stdout
+    assert "IoU and Dice count pixels above 0.5" in said and "lower threshold" in said
+    assert "lower threshold" not in dsu(*one, "--normalize", "minmax").stdout
+    assert "lower threshold" not in dsu(*one, "--metrics", "S,MAE").stdout
+
+
+def test_another_methods_flat_folder_serves_a_named_set(dsu: Dsu, tmp_path: Path) -> None:
+    cases = draw_cases(tmp_path / "x", ["0", "1", "2"])
+    (tmp_path / "data" / "ECSSD").mkdir(parents=True)
+    (tmp_path / "x" / "images").rename(tmp_path / "data/ECSSD/images")
+    (tmp_path / "x" / "masks").rename(tmp_path / "data/ECSSD/ground_truth_mask")
+    for image in (tmp_path / "data/ECSSD/images").iterdir():
+        Image.open(image).convert("RGB").save(image.with_suffix(".jpg"))
+        image.unlink()
+    said = dsu("eval", "ECSSD", "--predictions", "Blur=x/maps").stdout
+    assert "Blur" in said and "DSU-Net" in said and "judged on 3" in said
+    left = sorted(path.name for path in (tmp_path / "x" / "maps").iterdir())
+    assert left == [f"{case.name}.png" for case in cases], "nothing is written into another method's folder"

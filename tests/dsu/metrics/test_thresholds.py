@@ -1,0 +1,80 @@
+"""Thresholds: 8-bit values and their decimals, what is proposed on maps drawn by hand, and what that does."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dsu.metrics.meters import ImageLevel, Meters
+from dsu.metrics.thresholds import calibration, judge_threshold, propose_thresholds
+from dsu.thresholds import level_of, threshold_at
+
+
+def test_a_threshold_of_few_decimals_means_one_8_bit_value() -> None:
+    for level in range(1, 256):
+        threshold = threshold_at(level)
+        assert level_of(threshold) == level and len(f"{threshold}") <= 5
+        assert level / 255 >= threshold > (level - 1) / 255
+    assert level_of(0.5) == 128 and threshold_at(128) == 0.5 and level_of(1.0) == 255
+
+
+def measured(*maps: tuple[Sequence[int], Sequence[int]]) -> tuple[ImageLevel, NDArray[np.int64]]:
+    """Of each image the map's values and the truth's, a row of pixels."""
+    meters = Meters()
+    for prediction, truth in maps:
+        pair = [np.array([row, row], np.uint8) for row in (prediction, [255 * on for on in truth])]
+        meters.step(*pair, normalize=False)
+    return meters.image_level, np.sum(meters.levels, axis=0)
+
+
+DEFECT, GOOD = [0, 0, 1, 1], [0, 0, 0, 0]
+SHARE = (
+    ([10, 20, 90, 100], DEFECT),  # found up to 100
+    ([10, 60, 40, 50], DEFECT),  # up to 60, its object up to 50
+    ([5, 5, 10, 20], GOOD),  # silent from 21 on
+    ([5, 5, 5, 70], GOOD),  # from 71 on
+)
+
+
+def test_what_a_threshold_does_is_counted_by_image_and_by_pixel() -> None:
+    at = judge_threshold(threshold_at(55), *measured(*SHARE))
+    assert (at.found, at.missed, at.false_alarms, at.silent) == (2, 0, 1, 1)
+    # Above are 90 and 100 on the object, 60 and 70 off it, in each of two rows.
+    assert at.precision == 0.5 and at.recall == 0.5 and at.dice == 0.5
+    silent = judge_threshold(1.0, *measured(*SHARE))
+    assert (silent.found, silent.missed, silent.dice) == (0, 2, 0)
+
+
+def test_each_rule_takes_the_middle_of_what_does_equally_well() -> None:
+    rules = dict(propose_thresholds(*measured(*SHARE), false_alarms=0.0))
+    assert {rule: level_of(at) for rule, at in rules.items()} == {
+        "best pixels": 30,  # from 21 to 40 all four pixels of objects and two others are above
+        "no misses": 40,  # from 21 to 60 both are found, with one false alarm
+        "balanced": 40,  # likewise, or from 71 to 100, a shorter row
+        "false alarms up to 0 %": 85,  # from 71 to 100
+    }
+    few = dict(propose_thresholds(*measured(*SHARE), false_alarms=0.5))
+    assert level_of(few["false alarms up to 50 %"]) == 40
+
+
+def test_a_rule_that_nothing_can_follow_is_left_out() -> None:
+    defects = measured(*SHARE[:2])
+    assert set(dict(propose_thresholds(*defects))) == {"best pixels", "no misses"}
+    assert calibration(defects[0]) == []
+    black = measured(([0, 0, 0, 0], DEFECT), ([0, 0, 0, 255], GOOD))
+    assert set(dict(propose_thresholds(*black))) == {"best pixels", "balanced"}
+    assert dict(propose_thresholds(*measured(*SHARE[2:]))) == {}
+
+
+def test_calibration_counts_every_image_once() -> None:
+    rng = np.random.default_rng(0)
+    responses = rng.integers(0, 256, 40) / 255
+    empty = rng.random(40) > responses
+    found = calibration(ImageLevel(tuple(responses), tuple(empty)))
+    assert 2 <= len(found) <= 10 and sum(images for _, _, images, _ in found) == 40
+    assert sum(some for *_, some in found) == int((~empty).sum())
+    assert all(high < later for (_, high, *_), (later, *_) in pairwise(found))
+    ties = calibration(ImageLevel((0.2,) * 9 + (0.9,), (True,) * 9 + (False,)))
+    assert ties == [(pytest.approx(0.2), pytest.approx(0.2), 9, 0), (pytest.approx(0.9), pytest.approx(0.9), 1, 1)]
