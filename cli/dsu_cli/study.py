@@ -61,6 +61,7 @@ def _run(
         paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         out=out,
+        progress=ConsoleProgress(quiet=quiet),
     )
     if dry_run or not quiet:
         runs, epochs = counted(len(plan.members), "runs"), counted(plan.settings.epochs, "epochs")

@@ -112,6 +112,11 @@ def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
                         f"{figures}  epoch {int(row['epoch'])}",
                     )
                 )
+        size = trainer.network.config.hiera_size
+        own = f"measured at {size} x {size} px, the network's size; `dsu eval` measures at the images' own"
+        rows.append(("", f"{own}, so its figures differ"))
+        if not best["val_IoU"]:
+            rows.append(("", "IoU counts pixels above 0.5, which none reaches: `dsu eval` proposes lower thresholds"))
     kept = "the best validated state" if trainer.keep_best and trainer.best_epoch else "the last state"
     return [
         *rows,

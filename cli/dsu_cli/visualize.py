@@ -28,10 +28,22 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an exi
 @options.with_settings(NetworkSettings, RuntimeSettings)
 def features(
     given: Mapping[str, Any],
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Image files, folders or benchmarks.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE]...",
+            help="Image files, folders or benchmarks (default: what the head was trained on).",
+            show_default=False,
+        ),
+    ] = None,
     out: _Out = Path("features.png"),
     head: Annotated[
-        str | None, typer.Option("--head", help="A run folder or head: Hiera also after its adapters.")
+        str | None,
+        typer.Option(
+            "--head",
+            help="A run folder or head: Hiera also after its adapters (default: the newest run; encoders alone where "
+            "there is none, or where a network is named).",
+        ),
     ] = None,
     masks: Annotated[
         Path | None, typer.Option("--masks", help="Folder of masks (default: those of a folder of images and masks).")
@@ -63,7 +75,15 @@ def features(
     from dsu.drawing import page_files
     from dsu.runtime import choose_runtime
     from dsu.settings_file import read_settings
-    from dsu.visualization.features import MOST, choose_blocks, compute_features, find_shown, open_network
+    from dsu.visualization.features import (
+        MOST,
+        choose_blocks,
+        compute_features,
+        find_head,
+        find_shown,
+        images_of_head,
+        open_network,
+    )
     from dsu.visualization.figures import FeatureFigure
 
     progress = ConsoleProgress(quiet=quiet)
@@ -73,13 +93,17 @@ def features(
     options.one_of("--tokens", tokens, range(4, 100_001))
     runtime = choose_runtime(asked.device, asked.precision)
     most = options.one_of("--count", count, range(1, MOST + 1))
-    shown, broken = find_shown(sources, masks, most, Paths(data_root), progress)
+    network_asked = read_settings(NetworkSettings, given).model_dump()
+    alone = random_weights or any(value is not None for value in network_asked.values())
+    head = head if alone else find_head(head, progress)
+    named, paths = images_of_head(sources or [], head, Paths(data_root))
+    shown, broken = find_shown(named, masks, most, paths, progress)
     for line in broken:
         fail(line)
     network, random = open_network(
         head,
         EncoderWeights(hiera_weights, dino_weights, random_weights),
-        read_settings(NetworkSettings, given).model_dump(),
+        network_asked,
     )
     blocks = choose_blocks(network.config, _numbers(dino_blocks))
     progress.say(f"features on {runtime.describe()}")
@@ -139,7 +163,8 @@ def predictions(
 ) -> None:
     """Image, truth and predictions side by side: the paper's Figures 5 and 6.
 
-    `dsu visualize predictions --predictions Ours=runs/DUTS-TR-large` shows what that run has predicted.
+    `dsu visualize predictions --predictions Ours=runs/DUTS-TR-large` shows what that run has predicted. Where there is
+    no truth, one column more shows each prediction on its image.
     """
     from dsu.data.datasets import Paths
     from dsu.drawing import page_files
@@ -150,6 +175,7 @@ def predictions(
         choose_worst,
         find_compared,
         pick_names,
+        threshold_of,
     )
 
     progress = ConsoleProgress(quiet=quiet)
@@ -159,7 +185,7 @@ def predictions(
     options.one_of("--first", first, range(1, 10_001))
     if worst is not None:
         options.one_of("--worst", worst, range(1, 10_001))
-    methods = named_predictions(predictions or [])
+    methods = named_predictions(predictions or [], judged=False)
     for name, folder in methods.items():
         if name != str(folder):
             progress.say(f"{name}: {folder}")
@@ -175,7 +201,9 @@ def predictions(
         rows = rows[:first]
     random = [name for name, folder in methods.items() if are_of_random_encoders(folder)]
     note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
-    comparison = ComparisonFigure(rows, list(methods), named=labels or worst is not None, note=note)
+    # Without a truth to hold them against, predictions are shown on their images.
+    laid = [threshold_of(folder) for folder in methods.values()] if any(row.truth is None for row in rows) else []
+    comparison = ComparisonFigure(rows, list(methods), named=labels or worst is not None, note=note, overlays=laid)
     _draw(comparison, counted(len(rows), "images"), out, progress, overwrite=overwrite)
 
 

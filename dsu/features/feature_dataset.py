@@ -64,7 +64,7 @@ class FeatureDataset(SampleDataset):
             found = self._reader().read(rows, places)
         except CorruptError as error:
             raise DsuError(
-                f"{error}. Run `dsu cache verify`, then `dsu cache-features` again: it computes only what is damaged."
+                f"{error}. Run `dsu cache verify`, then {self._store.again()}: it computes only what is damaged."
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
         images = {name: tensors.pop(name) for name in FLIPPED_WHEN_READ if name in tensors}

@@ -20,7 +20,7 @@ from dsu.data.tiles import Tiling
 from dsu.data.views import FLIPPED_WHEN_READ, Views, view_index
 from dsu.errors import DsuError, UsageError
 from dsu.network.resume import ResumePoint, guide_names
-from dsu.progress import SILENT, Progress
+from dsu.progress import SILENT, Progress, few
 from dsu.runtime import Runtime, processor_name
 from dsu_cache import CacheError, CorruptError, Fingerprint, Store, is_store
 
@@ -151,6 +151,12 @@ class FeatureStore(Store):
         named = _plain(name) in (_plain(source.split), _plain(source.dataset))
         return named and (source.benchmark or not folder.is_dir())
 
+    @property
+    def described(self) -> str:
+        """What it is, in a few words: the split, its encoders, how its images are cut and whether they have masks."""
+        cut = f", in tiles {self.source.tiling}" if self.source.tiling else ""
+        return f"{self.source.split} ({self.path.name}{cut}{'' if 'mask' in self.arrays else ', without masks'})"
+
     def again(self, *options: object) -> str:
         """The command that made it, to be typed again where something of it is missing, with other `options`."""
         given = {name: value for name, value in self.config.encoder_settings.items() if value not in (None, "large")}
@@ -207,7 +213,7 @@ class FeatureStore(Store):
             for name in (*point.features, "mask")
             if name in self.arrays
         }
-        drift = self.check(wanted, "Run `dsu cache-features` again with --rebuild, or run with the store's settings.")
+        drift = self.check(wanted, f"Run {self.again('--rebuild')}, or run with the store's settings.")
         return known, tuple(map(str, drift))
 
     def check_samples(self, progress: Progress = SILENT) -> dict[str, SampleMetadata]:
@@ -341,20 +347,25 @@ def find_store(
     kinds: Sequence[str],
     encoders: str | None = None,
     tiling: Tiling | None = None,
+    progress: Progress = SILENT,
 ) -> FeatureStore:
-    """The store of a data set's split of one of `kinds`, written last; `name` None takes any data set.
+    """The store of a data set's split of one of `kinds`, written last; `name` None takes any data set, and says which.
 
     `name` is a data set, a split or a folder; `encoders` restricts to one pair of encoders, `tiling` to images that
-    were cut so (None: to nothing, but of a named data set whole images go first). Raises `UsageError`
-    saying what to run where there is none, and `DsuError` where there is a damaged one.
+    were cut so (None: whole images go first). Stores with masks go first, too. Raises `UsageError` saying what to run
+    where there is none, and `DsuError` where there is a damaged one.
     """
-    found = find_stores(cache_root, name, encoders)
-    if name is not None and tiling is None:
-        found.sort(key=lambda store: store.source.tiling is not None)
-    for store in found:
-        if store.source.kind in kinds and tiling in (None, store.source.tiling):
-            store.ensure_readable()
-            return store
+    found = [store for store in find_stores(cache_root, name, encoders) if store.source.kind in kinds]
+    fit = [store for store in found if tiling in (None, store.source.tiling)]
+    for store in sorted(fit, key=lambda store: ("mask" not in store.arrays, store.source.tiling is not None)):
+        store.ensure_readable()
+        if name is None:
+            progress.say(f"cached last: {store.described}")
+            newer = found[: found.index(store)]
+            if newer:
+                names = few([one.described for one in newer])
+                progress.say(f"passed over, though cached later: {names}; name a data set, and --tile, for another")
+        return store
     for folder in store_folders(cache_root) if name is None else ():
         if encoders in (None, folder.name):
             FeatureStore.open(folder)  # A damaged store is the likelier reason, and opening it says so.

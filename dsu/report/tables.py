@@ -28,6 +28,7 @@ __all__ = [
     "csv_text",
     "figures_as_csv",
     "in_short",
+    "latex_text",
 ]
 
 _LATEX_FIGURES: Final = {
@@ -87,12 +88,12 @@ def as_latex(
         lines += [f"% {_one_line(note)}" for note in comparison.notes(metrics)]
         lines += [
             "\\midrule",
-            f"\\multicolumn{{{width}}}{{c}}{{\\textit{{{_latex(comparison.name)}}}}} \\\\",
+            f"\\multicolumn{{{width}}}{{c}}{{\\textit{{{latex_text(comparison.name)}}}}} \\\\",
             "\\midrule",
         ]
         for line in comparison.lines:
             cells = _cells(comparison, line, shown, "--", "\\textbf{{{}}}")
-            lines.append(" & ".join((_latex(line.title), *cells)) + r" \\")
+            lines.append(" & ".join((latex_text(line.title), *cells)) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
@@ -284,5 +285,6 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", _one_line(text))
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it."""
     return "".join(_LATEX_SPECIAL.get(sign, sign) for sign in _one_line(text))

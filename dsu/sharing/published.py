@@ -3,6 +3,7 @@
 A published file holds the whole network, frozen encoders included, under the names of the authors' program.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -153,12 +154,14 @@ def export_published(network: DSUNet) -> dict[str, Tensor]:
 def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor], HeadInfo, list[str]]:
     """A head out of a published checkpoint: its state, its info and what to tell the user.
 
-    The encoders inside are compared with those given, or the official ones at hand (nothing is fetched for it).
+    The encoders inside are compared with those given, or the published ones at hand (nothing is fetched for it), and
+    with the random ones of --random-weights; what is not known is not claimed.
     Raises `DsuError` as `load_published_checkpoint`.
     """
     network = load_published_checkpoint(path)
     config = network.config
     inside: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     notes = []
     sides = (
         ("hiera", config.hiera.name, network.hiera, load_hiera, weights.hiera),
@@ -166,16 +169,25 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
     )
     for encoder, size, module, load, given in sides:
         assert module is not None  # a published file holds both
-        inside[encoder] = weights_digest(module)
-        own = "the official weights" if published_source(encoder, size) else f"the random weights of {size}"
-        theirs = own if given is None else f"the weights of {given}"
-        try:
-            other = load(config, replace(weights, download=False))[1]
-        except DsuError:
-            notes.append(f"{encoder}: not compared with {theirs}, which are not at hand")
-            continue
-        notes.append(f"{encoder}: {theirs if other == inside[encoder] else f'NOT {theirs}'} ({inside[encoder][:12]})")
-    info = HeadInfo(config=config, feature_dtype=None, encoders=inside, training={"imported_from": path.name})
+        digest = inside[encoder] = weights_digest(module)
+        place = given or os.environ.get(f"DSU_{encoder.upper()}")
+        theirs = f"the weights of {place}" if place else "the published weights"
+        kinds[encoder], said = "", f"NOT the random weights of {size}"
+        if published_source(encoder, size):
+            try:
+                same = load(config, replace(weights, download=False))[1] == digest
+                kinds[encoder], said = "published" if same else "", theirs if same else f"NOT {theirs}"
+            except DsuError:
+                said = f"not compared with {theirs}, which are not at hand"
+        if not kinds[encoder] and load(config, EncoderWeights(random=True))[1] == digest:
+            kinds[encoder], said = "random", "random weights, as --random-weights draws them"
+        notes.append(f"{encoder}: {said} ({digest[:12]})")
+    training = {
+        "imported_from": path.name,
+        "random_weights": set(kinds.values()) == {"random"},
+        "known_encoders": [encoder for encoder, kind in kinds.items() if kind == "published"],
+    }
+    info = HeadInfo(config=config, feature_dtype=None, encoders=inside, training=training)
     return network.head.state_dict(), info, notes
 
 

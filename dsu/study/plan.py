@@ -17,7 +17,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, find_store
 from dsu.heads.head_file import is_finished
 from dsu.network.resume import resume_point
-from dsu.progress import SILENT
+from dsu.progress import SILENT, Progress
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
@@ -152,6 +152,7 @@ def open_study(
     paths: Paths,
     weights: EncoderWeights,
     out: Path | None = None,
+    progress: Progress = SILENT,
 ) -> Study:
     """Find out which store, which members and on what they are judged; nothing is written.
 
@@ -165,10 +166,11 @@ def open_study(
         paths: where data sets and stores lie.
         weights: where the encoders' weights come from.
         out: the study's folder; None: one named after data, encoders and kind, below `studies/`.
+        progress: who is told.
 
     Raises `UsageError` for what can't be studied, or an `out` that holds another study.
     """
-    store = _find_store(settings, paths.cache_root)
+    store = _find_store(settings, paths.cache_root, progress)
     tests = () if asked.kind == "folds" else _test_splits(store.source)
     shared = _shared_settings(asked.kind, settings, store, held_out=not tests)
     if asked.kind == "folds":
@@ -270,11 +272,12 @@ def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeigh
     )
 
 
-def _find_store(settings: TrainingSettings, cache_root: Path) -> FeatureStore:
+def _find_store(settings: TrainingSettings, cache_root: Path, progress: Progress) -> FeatureStore:
     if settings.end_to_end:
         raise UsageError("A study shares one store, and end_to_end reads none: leave it away.")
     try:
-        return find_store(cache_root, settings.dataset, ("train", "all"), encoders_asked(settings), settings.tiling)
+        encoders = encoders_asked(settings)
+        return find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
     except UsageError as error:
         raise UsageError(str(error).replace(", or give --end-to-end", "")) from error
 

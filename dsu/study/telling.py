@@ -19,7 +19,7 @@ from dsu.features.stores import library_versions
 from dsu.files import atomic_write
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, PER_IMAGE, RANDOM, SPOILT, arrow, figure_name, over_objects
 from dsu.progress import clock, counted
-from dsu.report.tables import csv_text
+from dsu.report.tables import csv_text, latex_text
 from dsu.study.plan import FOLDER_STARTS, STUDY_FILE, Kind, Study
 from dsu.study.results import Finished, Spread, groups, pooled, set_names, spread, spreads
 
@@ -29,6 +29,10 @@ _POOLED: Final = "all images"
 """The row of a cross-validation in which every image counts once."""
 
 _USUAL: Final = ("S", "F_adaptive", "E_mean", "MAE", "IoU")
+
+_IN_LATEX: Final = str.maketrans({"↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"})
+
+_ONE_SEED: Final = "One seed each: a difference may be chance, which `-n` seeds of every case would show."
 
 Cells = tuple[str, ...]
 
@@ -40,6 +44,22 @@ class StudyTable:
     headings: Cells
     members: list[Cells]
     summaries: list[Cells]
+
+    def to_latex(self) -> str:
+        """One `tabular` for the package booktabs."""
+
+        def row(cells: Cells) -> str:
+            return " & ".join(latex_text(cell).translate(_IN_LATEX) for cell in cells) + r" \\"
+
+        lines = [
+            f"\\begin{{tabular}}{{l{'r' * (len(self.headings) - 1)}}}",
+            r"\toprule",
+            row(self.headings),
+            r"\midrule",
+        ]
+        lines += map(row, self.members)
+        lines += [r"\midrule", *map(row, self.summaries)] if self.summaries else []
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def to_markdown(self) -> str:
         """Ready to paste."""
@@ -141,9 +161,13 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
         finished: all members with their results.
         figures: that the table and the picture show; the CSV has all that there are.
     """
-    tables = "\n".join(table.to_markdown() for table in study_tables(study.kind, finished, figures))
+    tables = study_tables(study.kind, finished, figures)
     random = any("encoders" in found.conventions for one in finished for found in one.result.sets.values())
     notes = [f"Judged on: {study.judged_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.lacking]
+    notes += [_ONE_SEED] if _single_seeds(study, finished) else []
+    kinds = {(name, *found.conventions.items()) for one in finished for name, found in one.result.sets.items()}
+    for name, *said in sorted(kinds):
+        notes.append(f"Conventions of {name}: {'; '.join(f'{what}: {how}' for what, how in said)}.")
     per_image = (
         {"set": name, "member": one.member.name, **row}
         for name, members in _by_set(finished)
@@ -151,7 +175,10 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
         for row in one.result.sets[name].per_image
     )
     files = {
-        "study.md": tables + "".join(f"\n{note}\n" for note in notes),
+        "study.md": "\n".join([*(table.to_markdown() for table in tables), *(f"{note}\n" for note in notes)]),
+        "study.tex": "".join(
+            ["% needs \\usepackage{booktabs}\n", *(f"% {note}\n" for note in notes), *(t.to_latex() for t in tables)]
+        ),
         "study.csv": csv_text(("set", "member", *FIGURES, "images", "seconds"), _rows(study, finished)),
         "per_image.csv": csv_text(("set", "member", "name", *PER_IMAGE, "response", "empty"), per_image),
     }
@@ -292,7 +319,13 @@ def _words(study: Study, finished: Sequence[Finished]) -> str:
         return f"{counted(len(finished), study.kind)}, mean (line) and standard deviation (band)"
     what = "adapters in front of Hiera's last N blocks" if study.kind == "depth" else "ablations of the paper"
     repeats = max(len(members) for members in groups(finished).values())
-    return what if repeats == 1 else f"{what}, {repeats} seeds each, mean and standard deviation"
+    single = f"{what}, one seed each: differences may be chance"
+    return single if repeats == 1 else f"{what}, {repeats} seeds each, mean and standard deviation"
+
+
+def _single_seeds(study: Study, finished: Sequence[Finished]) -> bool:
+    """Whether cases are compared of which each was trained once."""
+    return study.kind in ("depth", "ablations") and all(len(members) == 1 for members in groups(finished).values())
 
 
 def _draw_repeats(axes: Axes, kind: Kind, finished: Sequence[Finished], value: Value) -> None:
@@ -317,12 +350,16 @@ def _draw_cases(axes: Axes, kind: Kind, finished: Sequence[Finished], value: Val
         values = [value(one) for one in members]
         found = _spread(values)
         means.append(found.mean)
-        axes.plot([place] * len(values), values, "o", color=_DOT, markersize=4, alpha=0.8, zorder=3, clip_on=False)
+        # One run is a sample, not a result: its dot is hollow, and no line leads from it to the next.
+        face = "none" if len(values) == 1 else _DOT
+        axes.plot(
+            [place] * len(values), values, "o", color=_DOT, mfc=face, markersize=4, alpha=0.8, zorder=3, clip_on=False
+        )
         if found.count > 1:
             axes.errorbar(
                 place + 0.15, found.mean, found.sd, fmt="_", color=_MEAN, capsize=2.5, linewidth=1, markersize=6
             )
-    if kind == "depth":  # an order, so that a line means something
+    if kind == "depth" and all(len(members) > 1 for members in cases.values()):  # an order, so that a line has meaning
         axes.plot(range(len(means)), means, color=_DOT, linewidth=1, alpha=0.5)
     _label(axes, kind, list(cases))
 

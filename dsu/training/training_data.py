@@ -218,7 +218,7 @@ def find_training_data(settings: TrainingSettings, paths: Paths, progress: Progr
     """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
     encoders = encoders_asked(settings)
     try:
-        store = find_store(paths.cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling)
+        store = find_store(paths.cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
     except UsageError:
         if not settings.end_to_end or settings.dataset is None:
             raise

@@ -10,7 +10,7 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
-from dsu.data.datasets import Paths, find_dataset, find_samples, test_splits
+from dsu.data.datasets import Paths, find_dataset, find_samples, masks_below, test_splits
 from dsu.data.images import image_head
 from dsu.data.masks import MaskFormat, choose_mask_format, examine_mask
 from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
@@ -28,14 +28,24 @@ from dsu.drawing import (
 )
 from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.evaluate import JudgedImage, evaluate, truths_in
-from dsu.evaluation.ground_truth import NoKnownTruth, find_judged_sets
+from dsu.evaluation.ground_truth import NoKnownTruth, find_judged_sets, read_record
 from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
-from dsu.pictures import Picture
+from dsu.pictures import Picture, overlay
 from dsu.prediction.targets import RECORD_FILE
+from dsu.prediction.verdicts import read_table
 from dsu.progress import SILENT, Progress, Task
+from dsu.thresholds import DEFAULT_THRESHOLD
 
-__all__ = ["ComparedImage", "ComparisonFigure", "are_of_random_encoders", "choose_worst", "find_compared", "pick_names"]
+__all__ = [
+    "ComparedImage",
+    "ComparisonFigure",
+    "are_of_random_encoders",
+    "choose_worst",
+    "find_compared",
+    "pick_names",
+    "threshold_of",
+]
 
 # ---- which images ----
 
@@ -147,6 +157,12 @@ def are_of_random_encoders(predictions: Path) -> bool:
     return False
 
 
+def threshold_of(predictions: Path) -> float:
+    """The threshold by which a folder's predictions were judged to be alarms; a half where that is not known."""
+    noted = (row.threshold for row in read_table(predictions).values() if row.threshold is not None)
+    return next(noted, DEFAULT_THRESHOLD)
+
+
 def _find_sets(
     source: str | None, predictions: Mapping[str, Path], truth: Path | None, paths: Paths, lacking: Counter[str]
 ) -> dict[str, list[ComparedImage]]:
@@ -157,7 +173,12 @@ def _find_sets(
     if source is not None and truth is not None:
         return _in_two_folders(source, truth, paths, lacking)
     if recorded is not None and (source is None or not Path(source).is_dir()):
-        return _in_record(source, *recorded, paths, lacking)
+        try:
+            return _in_record(source, *recorded, paths, lacking)
+        except UsageError:
+            if without_truth := _predicted_images(source, recorded[1]):
+                return without_truth
+            raise
     if source is None:
         raise UsageError(
             f"{', '.join(map(str, predictions.values()))} does not say which images were predicted: name them, a "
@@ -196,14 +217,33 @@ def _in_record(
     }
 
 
+def _predicted_images(source: str | None, folder: Path) -> dict[str, list[ComparedImage]]:
+    """The sets of a record that no ground truth is known of, or the named one, with the images that are still there."""
+    found: dict[str, list[ComparedImage]] = {}
+    for name, how in read_record(folder).items():
+        if how["source"] is None and source in (None, name):
+            places = how.get("places", {})
+            images = [Path(places.get(item, places.get("", "")), item) for item in how["names"]]
+            named = zip(how["names"], images, strict=True)
+            rows = [
+                ComparedImage(str(Path(item).with_suffix("")), image, None) for item, image in named if image.is_file()
+            ]
+            found |= {name or folder.name: rows} if rows else {}
+    return found
+
+
 def _in_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImage]]:
     """A benchmark's test splits, or what a folder holds; masks where it has any."""
     try:
         splits = find_dataset(source, paths)
     except UsageError as error:
-        if not Path(source).is_dir():
+        folder = Path(source)
+        if not folder.is_dir():
             raise
-        find_images(Path(source))  # which says so where there are none at all
+        images = find_images(folder)  # which says so where there are none at all
+        if not masks_below(folder):
+            named = [(image.relative_to(folder).with_suffix("").as_posix(), image) for image in images]
+            return {folder.resolve().name: [ComparedImage(name, image, None) for name, image in named]}
         raise UsageError(
             f"Images and masks in {source} can't be told apart or do not pair: name the images' folder, and the "
             f"masks' with --truth."
@@ -228,17 +268,21 @@ class ComparisonFigure:
         methods: What stands above their predictions.
         named: Whether each row says its name, and why it was chosen.
         note: A line below the last row of every page; empty for none.
+        overlays: Of each method the threshold of one column more, in which its predictions lie over the images.
     """
 
     rows: Sequence[ComparedImage]
     methods: Sequence[str]
     named: bool = False
     note: str = ""
+    overlays: Sequence[float] = ()
 
     @property
     def titles(self) -> list[str]:
         """What stands above the columns."""
-        return ["Image", *(["GT"] if all(row.truth is not None for row in self.rows) else []), *self.methods]
+        truth = ["GT"] if all(row.truth is not None for row in self.rows) else []
+        laid = [f"{method}, overlay" for method, _ in zip(self.methods, self.overlays, strict=False)]
+        return ["Image", *truth, *self.methods, *laid]
 
     @property
     def _cell(self) -> float:
@@ -300,5 +344,6 @@ class ComparisonFigure:
         for row, _ in rows:
             truths = [row.truth] if "GT" in self.titles and row.truth is not None else []
             masks = [mask_format.read(truth, image=image_head(row.image)) for truth in truths]
-            yield [row.image, *masks, *row.predictions]
+            laid = [overlay(row.image, *pair) for pair in zip(row.predictions, self.overlays, strict=False)]
+            yield [row.image, *masks, *row.predictions, *laid]
             task.advance()

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.config import LEVELS, DSUNetConfig, build_config
-from dsu.data.datasets import Paths, find_samples
+from dsu.data.datasets import Paths, SourceFolder, find_samples
 from dsu.data.decoding import ImageProcessor
 from dsu.data.images import UnreadableImage, read_image_and_head
 from dsu.data.masks import choose_mask_format, examine_mask
 from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
 from dsu.encoders.weights import load_encoders
 from dsu.errors import UsageError
-from dsu.heads.head_file import load_head, resolve_head
+from dsu.heads.head_file import load_head, read_head_info, resolve_head
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.progress import SILENT, Progress
@@ -32,7 +32,9 @@ __all__ = [
     "Shown",
     "choose_blocks",
     "compute_features",
+    "find_head",
     "find_shown",
+    "images_of_head",
     "open_network",
 ]
 
@@ -98,6 +100,41 @@ def find_shown(
             )
         found = [replace(pair, mask=mask) for pair, mask in zip(found, files, strict=True)]
     return _read(found)
+
+
+def find_head(given: str | None, progress: Progress = SILENT) -> str | None:
+    """The head that is meant: the one given, else the newest run's, which is said, else none.
+
+    Raises `UsageError` as `resolve_head` where one is given.
+    """
+    if given is not None:
+        return given
+    try:
+        head = resolve_head(None)
+    except UsageError:
+        return None
+    progress.say(f"head: {head}, the newest; name a network, such as --preset large, for encoders alone")
+    return str(head)
+
+
+def images_of_head(sources: Sequence[str], head: str | None, paths: Paths) -> tuple[Sequence[str], Paths]:
+    """The images that are meant: those named, else what the head was trained on, and where to look for them.
+
+    Raises `UsageError` where there are neither.
+    """
+    dataset = {} if sources or head is None else read_head_info(resolve_head(head)).dataset
+    if sources or "reference" not in dataset:
+        if not sources:
+            raise UsageError("Nothing says which images to show: name image files, a folder or a benchmark.")
+        return sources, paths
+    noted = {name: value for name, value in dataset.items() if name != "held_out"}
+    try:
+        source = SourceFolder(**noted)
+    except TypeError as error:
+        raise UsageError(f"{head} does not say rightly what it was trained on: name the images to show.") from error
+    return [source.reference], replace(
+        paths, data_root=Path(source.data_root), images=source.images, masks=source.masks
+    )
 
 
 def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
