@@ -102,7 +102,7 @@ def choose_runtime(
         raise UsageError(f"The device {device!r} can't be used here: choose cpu, cuda or cuda:N.") from error
     if precision != "auto":
         picked, because = precision, f"precision {because}"
-    elif chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    elif chosen.type == "cuda" and _computes_bf16(chosen):
         picked, because = "bf16", "the GPU computes bf16"
     else:
         picked, because = "fp32", "exact and the default here"
@@ -111,6 +111,12 @@ def choose_runtime(
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     return Runtime(chosen, picked, f"{reason}; {because}", deterministic)
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Of this very card: torch asks the current one."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def torch_type(feature_dtype: FeatureDtype) -> torch.dtype:

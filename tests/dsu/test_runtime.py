@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -35,6 +37,22 @@ def test_weights_kept_rounded_give_autocasts_numbers() -> None:
 def test_at_fp32_nothing_is_rounded() -> None:
     network = at("fp32").place(toy_network())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_bf16_is_asked_of_the_card_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for two cards: the current one, cuda:0, computes no bf16."""
+    current = [0]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen.index or 0)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **options: None)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: current[-1] == 1)
+    assert [choose_runtime(f"cuda:{index}").precision for index in range(2)] == ["fp32", "bf16"]
 
 
 PEAK = """
