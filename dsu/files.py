@@ -18,10 +18,10 @@ PARTIAL: Final = ".partial"
 """Ending of files that are still being written."""
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder, unless it is there. Raises `DsuError` naming it."""
+def make_folder(path: Path, *, parents: bool = True) -> None:
+    """Make a folder, with those above it if wanted, unless it is there. Raises `DsuError` naming it."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
         reason = "a file stands there" if isinstance(error, FileExistsError) else error.strerror or error
         raise DsuError(

@@ -4,6 +4,7 @@ import codecs
 import io
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ __all__ = [
     "key_table",
     "listen",
     "out",
-    "plain_where_needed",
+    "prepare_streams",
     "print_json",
     "say",
     "table",
@@ -43,8 +44,18 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 _PLAIN = str.maketrans("↑↓→≈–—…·²’‘“”×│─", "^v>~--..2''\"\"x|-")
 
 
-def plain_where_needed() -> None:
-    """Where a stream can't take a character, as in a latin-1 terminal, print the nearest plain one instead."""
+def prepare_streams() -> None:
+    """Make the standard streams what every command takes them for.
+
+    One that was closed is empty: else the next file that is opened would stand in its place, and be written into.
+    Where a stream can't take a character, as in a latin-1 terminal, the nearest plain one is printed instead.
+    """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(spare)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
     codecs.register_error("plain", _nearest)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

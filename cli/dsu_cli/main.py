@@ -1,5 +1,6 @@
 """The `dsu` command."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -12,7 +13,7 @@ from dsu_cli.bench import bench
 from dsu_cli.cache import cache
 from dsu_cli.cache_features import cache_features
 from dsu_cli.check_equivalence import check_equivalence
-from dsu_cli.console import Stopped, fail, listen, plain_where_needed
+from dsu_cli.console import Stopped, fail, listen, prepare_streams
 from dsu_cli.datasets import datasets
 from dsu_cli.demo import demo
 from dsu_cli.doctor import doctor
@@ -104,10 +105,11 @@ def run() -> None:
     """Run the command line; failures that the user can mend become one sentence and an exit status."""
     from dsu.environment import prepare_environment
 
-    plain_where_needed()
+    prepare_streams()
     listen(quiet="--quiet" in sys.argv)
     prepare_environment()
     try:
+        _check_working_folder()
         app()
     except (DsuError, Stopped) as error:
         fail(str(error))
@@ -124,8 +126,20 @@ def run() -> None:
         sys.exit(1)
 
 
+def _check_working_folder() -> None:
+    """Raise `UsageError` where the working folder is gone, before libraries that rely on it say something else."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("The working folder is gone: change into one that is there.") from error
+
+
 def _sentence(error: Exception) -> str | None:
     """What to say of a library's failure that a user can cause; None for a defect."""
+    if isinstance(error, ImportError) and "failed to map" in str(error):
+        return "This process may not have the memory that torch takes: raise its limit (ulimit -v, or the container's)."
+    if "unable to allocate shared memory" in str(error):
+        return "The shared memory, /dev/shm, is full: free some of it, or give the container more (--shm-size)."
     from dsu_cache.files import CacheError
 
     if isinstance(error, CacheError):

@@ -191,6 +191,8 @@ def _not_found(name: str, wanted: Sequence[BenchmarkSplit], data_root: Path) -> 
     if wanted:
         places = ", ".join(dict.fromkeys(str(place) for split in wanted for place in split.places))
         return UsageError(f"{name} was not found below {data_root} (looked for {places}): {give}.")
+    if os.path.isfile(name):
+        return UsageError(f"{name} is a file: give a folder, an unpacked one where it is an archive.")
     known = list(dict.fromkeys(split.dataset for split in BENCHMARK_SPLITS))
     near = did_you_mean(name, [*known, *(split.name for split in BENCHMARK_SPLITS)])
     return UsageError(

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ __all__ = [
     "FEW_VALUES",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "OTHER_PHOTOGRAPHS",
     "WHITE_16",
     "Box",
     "Depth",
@@ -35,6 +37,7 @@ __all__ = [
     "image_head",
     "mask_box",
     "or_unreadable",
+    "pixels_sha256",
     "printable",
     "raw_mask",
     "read_bytes",
@@ -51,8 +54,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"}
+    {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"}
 )
+OTHER_PHOTOGRAPHS: Final = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".psd", ".tga", ".exr", ".hdr", ".jp2k", ".j2k"}
+    | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
+)
+"""Endings of photographs that are not read."""
 # Named, because Pillow would otherwise try every plugin it has, one of which starts Ghostscript.
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
@@ -151,7 +159,8 @@ def file_bytes_and_time(path: Path) -> tuple[int, int]:
         str(path).encode()
         found = path.stat()
     except UnicodeEncodeError as error:
-        raise UnreadableImage(path, "its name is no valid UTF-8", "rename it") from error
+        way = "rename it" if sys.getfilesystemencoding() == "utf-8" else "rename it, or set PYTHONUTF8=1"
+        raise UnreadableImage(path, "its name is no valid UTF-8 here", way) from error
     except OSError as error:
         raise _inaccessible(path, error) from error
     if stat.S_ISDIR(found.st_mode):
@@ -176,6 +185,13 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
+def pixels_sha256(pixels: NDArray[Any]) -> str:
+    """Hash what an image shows, whatever file it came in: SHA-256 of the shape and values of its pixels (H, W, ...)."""
+    digest = hashlib.sha256(f"{pixels.shape} ".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
 def read_image(path: Path, data: bytes | None = None, depth: Depth | None = None) -> Image.Image:
     """Read an image as RGB, upright.
 
@@ -194,15 +210,18 @@ def read_image(path: Path, data: bytes | None = None, depth: Depth | None = None
 
 
 def read_image_and_head(
-    path: Path, data: bytes | None = None, depth: Depth | None = None
+    path: Path, data: bytes | None = None, depth: Depth | None = None, *, hashed: bool = False
 ) -> tuple[Image.Image, "ImageHead"]:
-    """As `read_image`, and what else is to be known of the file."""
+    """As `read_image`, and what else is to be known of the file, with what its pixels hash to where that is wanted."""
     with _decoded(path, data) as (image, orientation):
-        extent = None
+        values, extent, digest = None, None, ""
         if _is_deep(image):
             values = np.nan_to_num(np.asarray(image, dtype=np.float32))
             extent = float(values.min()), float(values.max())
-        return _rgb(image, depth), ImageHead(image.size, orientation, extent)
+        picture = _rgb(image, depth)
+        if hashed:
+            digest = pixels_sha256(np.asarray(picture) if values is None else values)
+        return picture, ImageHead(image.size, orientation, extent, digest)
 
 
 def read_rgba(path: Path, depth: Depth | None = None) -> Image.Image:
@@ -254,11 +273,13 @@ class ImageHead:
         size: Width and height, upright.
         orientation: How EXIF turns the stored pixels, 1 to 8; from 5 on they lie on their side.
         extent: The least and greatest raw value of more than 8 bits, where the pixels were read.
+        pixels_sha256: Of its RGB pixels, or of its raw values of more than 8 bits, where that was wanted.
     """
 
     size: tuple[int, int]
     orientation: int
     extent: Depth | None = None
+    pixels_sha256: str = ""
 
 
 def image_head(path: Path, data: bytes | None = None) -> ImageHead:

@@ -24,7 +24,14 @@ from dsu.data.images import (
     read_bytes,
     read_image_and_head,
 )
-from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, describe_mask_format, mask_facts
+from dsu.data.masks import (
+    MaskFacts,
+    MaskFormat,
+    check_mask,
+    choose_mask_format,
+    describe_mask_format,
+    mask_facts,
+)
 from dsu.data.pairing import Pair, Split
 from dsu.progress import SILENT, Progress, counted, in_threads
 
@@ -37,9 +44,9 @@ _NAMES_SHOWN: Final = 10
 class SampleMetadata:
     """What an image and its mask were when they were read. Sizes are (width, height), upright.
 
-    Hashes are SHA-256 of the files; times are modification times. What concerns the mask is None without one. Of a
-    tile, sizes and what the mask holds are the tile's own, and `box` is where it lies in its image. `extent` is the
-    least and greatest raw value of an image of more than 8 bits.
+    Hashes are SHA-256, of the files and of the image's pixels; times are modification times. What concerns the mask is
+    None without one. Of a tile, sizes and what the mask holds are the tile's own, and `box` is where it lies in its
+    image. `extent` is the least and greatest raw value of an image of more than 8 bits.
     """
 
     image_sha256: str
@@ -53,6 +60,7 @@ class SampleMetadata:
     mask: MaskFacts | None = None
     box: Box | None = None
     extent: Depth | None = None
+    pixels_sha256: str = ""
 
     @property
     def content(self) -> str:
@@ -87,14 +95,14 @@ class Inspection:
 
     Attributes:
         facts: By sample name, in the split's order; samples that cannot be decoded are not among them.
-        undecodable: Files that cannot be decoded, and why.
+        undecodable: Files that cannot be decoded, why, and the way out.
         size_mismatches: Names of samples whose mask has another size than the image.
         mask_format: How the masks of the split are read.
         depth: What is black and white in its images of more than 8 bits; None where there are none.
     """
 
     facts: dict[str, SampleMetadata]
-    undecodable: tuple[tuple[Path, str], ...]
+    undecodable: tuple[tuple[Path, str, str], ...]
     size_mismatches: tuple[str, ...]
     mask_format: MaskFormat
     depth: Depth | None = None
@@ -123,7 +131,7 @@ def inspect(
     """
     known = previous or {}
     facts: dict[str, SampleMetadata] = {}
-    undecodable: list[tuple[Path, str]] = []
+    undecodable: list[tuple[Path, str, str]] = []
 
     # Tiles of an image lie side by side: it is read once for all of them.
     images = [list(pairs) for _, pairs in groupby(split.pairs, key=lambda pair: (pair.image, pair.mask))]
@@ -136,7 +144,7 @@ def inspect(
     label = f"{'comparing' if known else 'reading'} {split.name}"
     for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):
         if isinstance(found, UnreadableImage):
-            undecodable.append((found.path, found.reason))
+            undecodable.append((found.path, found.reason, found.remedy))
         else:
             facts |= {pair.name: one for pair, one in zip(pairs, found, strict=True)}
     return Inspection(
@@ -198,9 +206,8 @@ def _describe_depth(split: Split, inspection: Inspection) -> list[str]:
 def unreadable(inspection: Inspection) -> list[str]:
     """A sentence for each file that cannot be decoded, so that none is left out silently."""
     return [
-        f"{printable(path)} cannot be read ({reason}) and is left out: mend it, save it anew as PNG or JPEG, or "
-        f"remove it."
-        for path, reason in inspection.undecodable
+        f"{printable(path)} cannot be read ({reason}) and is left out: {remedy}."
+        for path, reason, remedy in inspection.undecodable
     ]
 
 
@@ -208,12 +215,14 @@ def _read(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
     """The facts of the tiles of one image, or of the image alone."""
     first = pairs[0]
     image, noted = _read_file(first.image, "image")
-    _, head = read_image_and_head(first.image, image)
-    facts = SampleMetadata(**noted, size=head.size, extent=head.extent)
+    _, head = read_image_and_head(first.image, image, hashed=True)
+    facts = SampleMetadata(**noted, size=head.size, extent=head.extent, pixels_sha256=head.pixels_sha256)
     if first.mask is None:
         return [_part(facts, pair.box) for pair in pairs]
     mask, noted = _read_file(first.mask, "mask")
     raw, kind = raw_mask(first.mask, mask, head, opaque=opaque)
+    if not opaque:
+        check_mask(first.mask, raw, kind, is_image=image == mask)
     examine = partial(mask_facts, kind=kind, brightest=int(raw.max()))
     return [_part(replace(facts, **noted), pair.box, raw, examine) for pair in pairs]
 

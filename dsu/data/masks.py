@@ -13,13 +13,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dsu.data.images import FEW_VALUES, WHITE_16, ImageHead, MaskKind, raw_mask, read_mask
+from dsu.data.images import FEW_VALUES, WHITE_16, ImageHead, MaskKind, UnreadableImage, raw_mask, read_mask
 from dsu.errors import UsageError
 from dsu.progress import counted
 
 __all__ = [
     "MaskFacts",
     "MaskFormat",
+    "check_mask",
     "choose_mask_format",
     "describe_mask_format",
     "examine_mask",
@@ -116,6 +117,20 @@ def examine_mask(path: Path, *, opaque: bool = False) -> MaskFacts:
     """Look at a mask before any mask_format is chosen; arguments and errors are those of `dsu.data.images.raw_mask`."""
     raw, kind = raw_mask(path, opaque=opaque)
     return mask_facts(raw, kind, int(raw.max()))
+
+
+def check_mask(path: Path, raw: NDArray[Any], kind: MaskKind, *, is_image: bool = False) -> None:
+    """Raise `UnreadableImage` for what was taken for a mask and is a photograph, by its raw values (H, W).
+
+    The few commonest values of a mask in colours cover most of it. Soft greys may be maps of how sure someone was, and
+    so are refused only where the file `is_image`, the mask's own image, which shows something.
+    """
+    if kind == "colours":
+        counts = np.unique(raw, return_counts=True)[1]
+        is_image = is_image or bool(np.sort(counts)[-FEW_VALUES:].sum() < raw.size / 2)
+    if is_image and raw.min() != raw.max():
+        way = "give the object's mask, or say with --foreground which values it has"
+        raise UnreadableImage(path, "it is a photograph and no mask", way)
 
 
 def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:

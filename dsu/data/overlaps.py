@@ -5,7 +5,6 @@ formats and other sizes. So decoded pixels are compared, never names or files: p
 grey copies by their correlation, which finds re-saved and resized images.
 """
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.groups import Look, look_at
-from dsu.data.images import UnreadableImage, or_unreadable, read_image
+from dsu.data.images import UnreadableImage, or_unreadable, pixels_sha256, read_image
 from dsu.data.pairing import Split
 from dsu.progress import SILENT, Progress, in_threads
 
@@ -58,12 +57,11 @@ class ImageSignature:
     @classmethod
     def of(cls, image: Image.Image, split: str, name: str, path: Path) -> "ImageSignature":
         """The signature of a decoded RGB image (`dsu.data.images.read_image`)."""
-        content = hashlib.sha256(f"{image.width}x{image.height} ".encode() + image.tobytes()).hexdigest()
         small = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32).ravel()
         small = small - small.mean()
         flat = small.std() < _FLAT
         small = np.zeros_like(small) if flat else small / np.linalg.norm(small)
-        return cls(split, name, path, content, small, look_at(image))
+        return cls(split, name, path, pixels_sha256(np.asarray(image)), small, look_at(image))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dsu.errors import DsuError, UsageError
 
 __all__ = [
     "IMAGE_FOLDERS",
+    "RUN_FILES",
     "Kind",
     "Pair",
     "Split",
@@ -50,6 +51,10 @@ _SIDE_BEGINNING: Final = re.compile(
 )
 _SIDE_ENDING: Final = re.compile(r"(?<=.)_0000$")
 """The first channel of an image, as nnU-Net counts them."""
+RUN_FILES: Final = ("settings.yaml", "run.json")
+"""What makes a folder that of a training run: the pictures in it are none of a data set's."""
+_NOT_OURS: Final = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+"""Folders that archivers, network drives and systems leave among people's files."""
 _SEEN: Final = 10
 _LOSSY: Final = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
 
@@ -120,12 +125,18 @@ def find_images(source: Path) -> list[Path]:
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder; hidden ones are passed over.
+    """All files below a folder; hidden ones are passed over, and so are training runs below it.
 
     Symbolic links are followed, since large data sets live behind them, but no folder is entered twice.
+
+    Raises:
+        DsuError: A folder that may not be looked into.
     """
     entered = {os.path.realpath(folder)}
-    for where, inner, files in os.walk(folder, followlinks=True):
+    for where, inner, files in os.walk(folder, followlinks=True, onerror=_cannot_look):
+        if where != str(folder) and set(RUN_FILES) <= set(files):
+            inner.clear()
+            continue
         candidates = [(name, os.path.realpath(os.path.join(where, name))) for name in sorted(inner)]
         inner.clear()
         for name, real in candidates:
@@ -133,6 +144,12 @@ def list_files(folder: Path) -> Iterator[Path]:
                 entered.add(real)
                 inner.append(name)
         yield from (Path(where, name) for name in files if not _is_hidden(name))
+
+
+def _cannot_look(error: OSError) -> None:
+    raise DsuError(
+        f"The folder {error.filename} can't be looked into ({error.strerror}): make it readable, or move it elsewhere."
+    ) from error
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -178,7 +195,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in _NOT_OURS
 
 
 # ---- images and their masks ----
@@ -402,8 +419,8 @@ def _last(name: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """The last part of a name without what says whether it is an image or a mask."""
-    return _SIDE_ENDING.sub("", _MASK_ENDING.sub("", _SIDE_BEGINNING.sub("", _last(name))))
+    """The last part of a name, without case, spaces around it, and what says whether it is an image or a mask."""
+    return _SIDE_ENDING.sub("", _MASK_ENDING.sub("", _SIDE_BEGINNING.sub("", _last(name).strip()))).casefold()
 
 
 def _stem(file: Path, folder: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsu.data.datasets import Paths, find_dataset
 from dsu.data.groups import looking_alike, most_together
-from dsu.data.images import IMAGE_SUFFIXES
+from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from dsu.data.masks import MaskFacts, MaskFormat
 from dsu.data.overlaps import ImageSignature, Overlap, compare, copies
 from dsu.data.pairing import list_files
@@ -182,11 +182,10 @@ def _read_as(facts: MaskFacts, mask_format: MaskFormat | None) -> str:
 
 # ---- what concerns no single split: copies, splits that do not go together, files that nobody reads ----
 
-PICTURES: Final = frozenset(
-    {".heic", ".heif", ".avif", ".jxl", ".dcm", ".dicom", ".nii", ".npy", ".npz", ".mat", ".psd", ".svg", ".pdf"}
-    | {".tga", ".exr", ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svs", ".ndpi", ".mha"}
-    | {".czi", ".nd2", ".lif", ".jp2k", ".j2k", ".eps", ".ico", ".xcf", ".mp4", ".avi", ".mov", ".mkv"}
-)
+PICTURES: Final = OTHER_PHOTOGRAPHS | {
+    *(".dcm", ".dicom", ".nii", ".npy", ".npz", ".mat", ".svg", ".pdf", ".svs", ".ndpi", ".mha", ".czi", ".nd2"),
+    *(".lif", ".eps", ".ico", ".xcf", ".mp4", ".avi", ".mov", ".mkv"),
+}
 """Endings of pictures that `dsu` does not read."""
 
 

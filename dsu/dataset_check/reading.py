@@ -24,7 +24,7 @@ from dsu.data.images import (
     read_image,
     resize_mask,
 )
-from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, mask_facts
+from dsu.data.masks import MaskFacts, MaskFormat, check_mask, choose_mask_format, mask_facts
 from dsu.data.overlaps import ImageSignature
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
@@ -236,7 +236,7 @@ def read_split(
     samples: list[Sample] = []
     unreadable: list[tuple[Path, str]] = []
     values: Counter[int] = Counter()
-    look = or_unreadable(partial(_look_at, split=split.name))
+    look = or_unreadable(partial(_look_at, split=split.name, opaque=foreground is not None))
     for seen in in_threads(look, split.pairs, f"reading {split.name}", progress, workers):
         if isinstance(seen, UnreadableImage):
             unreadable.append((seen.path, seen.reason))
@@ -258,19 +258,20 @@ def read_split(
     return SplitCheck(split, tuple(samples), tuple(unreadable), values, mask_format, refusal, tuple(masked))
 
 
-def _look_at(pair: Pair, split: str) -> tuple[Sample, Counter[int]]:
+def _look_at(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Counter[int]]:
     """Read an image and its mask, before it is known how the masks are read.
 
     Returns:
         What they hold, and how many of the mask's pixels have each raw value: none for a mask of very many values.
 
     Raises:
-        UnreadableImage: As `dsu.data.images.read_image`, of either file.
+        UnreadableImage: As `dsu.data.images.read_image`, of either file, and for a mask that is a photograph, unless
+            its colours are meant (`opaque`).
     """
     data = read_bytes(pair.image)
     image = read_image(pair.image, data)
     grey = image.convert("L")
-    mask, values = (None, Counter[int]()) if pair.mask is None else _mask_file(pair.mask)
+    mask, values = (None, Counter[int]()) if pair.mask is None else _mask_file(pair.mask, None if opaque else data)
     sample = Sample(
         name=pair.name,
         image=pair.image,
@@ -316,9 +317,11 @@ def _storage(data: bytes) -> Storage:
         )
 
 
-def _mask_file(path: Path) -> tuple[MaskFile, Counter[int]]:
+def _mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]:
     data = read_bytes(path)
     raw, kind = raw_mask(path, data)
+    if image is not None:
+        check_mask(path, raw, kind, is_image=image == data)
     facts = mask_facts(raw, kind, int(raw.max()))
     return MaskFile(path, _storage(data), (raw.shape[1], raw.shape[0]), facts), _value_counts(raw, kind)
 

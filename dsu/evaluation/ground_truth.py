@@ -14,6 +14,7 @@ from dsu.data.images import (
     IMAGE_SUFFIXES,
     UnreadableImage,
     file_bytes_and_time,
+    file_sha256,
     or_unreadable,
     printable,
 )
@@ -23,7 +24,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE, head_sha256
 from dsu.metrics.figures import RANDOM
-from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted
+from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted, unreadable_record
 from dsu.prediction.targets import RECORD_FILE, VALIDATION
 from dsu.progress import SILENT, Progress, counted
 from dsu_cache import holder
@@ -393,8 +394,9 @@ def _judged(
     if "names" in how:  # what else lies there is of another head, or of nothing that is known
         missing = missing + [one.name for one in judged if not made_of[one.name]]
         judged = [one for one in judged if made_of[one.name]]
-        stamps = how.get("stamps", {}) if own_truth else {}
-        changed = [one.name for one in judged if _has_changed(one, stamps.get(made_of[one.name]))]
+        stamps, contents = how.get("stamps", {}) if own_truth else {}, how.get("contents", {})
+        noted = {one.name: (stamps.get(made_of[one.name]), contents.get(made_of[one.name])) for one in judged}
+        changed = [one.name for one in judged if _has_changed(one, *noted[one.name])]
         judged = [one for one in judged if one.name not in changed]
         if not judged:
             raise UsageError(
@@ -433,12 +435,20 @@ def _images_of_maps(how: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _has_changed(one: JudgedImage, stamp: Sequence[int] | None) -> bool:
-    """Whether an image is another than was predicted, by its size in bytes: copies have another time."""
+def _has_changed(one: JudgedImage, stamp: Sequence[int] | None, digits: str | None) -> bool:
+    """Whether an image is another than was predicted, by size, then time, and by content where only the time differs.
+
+    Copies have another time.
+    """
     if one.image is None or not stamp:
         return False
     found = or_unreadable(file_bytes_and_time)(one.image)
-    return not isinstance(found, UnreadableImage) and found[0] != stamp[0]
+    if isinstance(found, UnreadableImage) or list(found) == list(stamp):
+        return False
+    if found[0] != stamp[0] or not digits:
+        return found[0] != stamp[0]
+    content = or_unreadable(file_sha256)(one.image)
+    return not isinstance(content, UnreadableImage) and not content.startswith(digits)
 
 
 def _how_predicted(how: Mapping[str, Any], *, minmax: bool) -> str:
@@ -497,7 +507,9 @@ def read_record(predictions: Path) -> dict[str, Any]:
             how["threshold"] = content.get("threshold")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise DsuError(unreadable_record(predictions / RECORD_FILE, error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
     if kind != "mask":
         raise UsageError(f"{predictions} holds {kind} pictures, not masks: predict without --kind into another --out.")

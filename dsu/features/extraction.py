@@ -92,7 +92,7 @@ class CachePlan:
     @property
     def skipped(self) -> list[tuple[Path, str]]:
         """Files that are left out, and why: they can't be decoded, or have no counterpart."""
-        found = [file for split in self.splits for file in split.inspection.undecodable]
+        found = [(path, why) for split in self.splits for path, why, _ in split.inspection.undecodable]
         for split in (plan.split for plan in self.splits):
             found += [(path, "it has no mask") for path in split.images_without_mask]
             found += [(path, "it has no image") for path in split.masks_without_image]
@@ -216,7 +216,7 @@ def plan_extraction(
     depth = settings.range or (store.source.parsed_depth if store else None)
     inspection = inspect(split, store.metadata if store else None, progress, foreground=foreground, depth=depth)
     if not inspection.facts:
-        broken = "".join(f" ({path}: {reason})" for path, reason in inspection.undecodable[:1])
+        broken = "".join(f" ({path}: {reason})" for path, reason, _ in inspection.undecodable[:1])
         raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
     attributes: dict[str, Any] = {

@@ -26,6 +26,7 @@ from dsu_cache import holder
 __all__ = [
     "CONFIG_FILE",
     "HEAD_FILE",
+    "IMAGE_DIGITS",
     "LOCK_FILE",
     "STATE_FILE",
     "HeadInfo",
@@ -65,6 +66,7 @@ class HeadInfo(BaseModel):
         dataset: the training split, and how to find its images again.
         test: names of the training split's samples that were set apart for `dsu eval`.
         trained_on: of each image that was trained on `IMAGE_DIGITS` digits of its SHA-256, all in one text.
+        trained_on_pixels: likewise of its decoded pixels, by which a copy in another file is known.
         training: the resolved settings of the run.
         epoch: epochs trained.
         metrics: of the held-out share, if any.
@@ -81,18 +83,19 @@ class HeadInfo(BaseModel):
     dataset: dict[str, Any] = {}
     test: list[str] = []
     trained_on: str = Field(default="", repr=False)
+    trained_on_pixels: str = Field(default="", repr=False)
     training: dict[str, Any] = {}
     epoch: int = 0
     metrics: dict[str, float] = {}
     threshold: float | None = Field(default=None, gt=0, le=1)
 
-    def was_trained_on(self, image_sha256: str) -> bool:
-        """Whether an image was among those that it was trained on, by the image's content."""
-        return image_sha256[:IMAGE_DIGITS] in self._images
+    def was_trained_on(self, *contents: str) -> bool:
+        """Whether an image was among those that it was trained on, by SHA-256 of its file or of its pixels."""
+        return any(content[:IMAGE_DIGITS] in self._images for content in contents)
 
     @cached_property
     def _images(self) -> frozenset[str]:
-        text, step = self.trained_on, IMAGE_DIGITS
+        text, step = self.trained_on + self.trained_on_pixels, IMAGE_DIGITS
         return frozenset(text[start : start + step] for start in range(0, len(text), step))
 
     @property
@@ -134,7 +137,7 @@ class HeadInfo(BaseModel):
 
 
 def image_digits(contents: Iterable[str]) -> str:
-    """`HeadInfo.trained_on` of some images, from their SHA-256."""
+    """`HeadInfo.trained_on` or `trained_on_pixels` of some images, from their SHA-256."""
     return "".join(sorted({content[:IMAGE_DIGITS] for content in contents}))
 
 
@@ -190,6 +193,7 @@ def set_threshold(path: Path, threshold: float | None) -> None:
 def read_head_info(path: Path) -> HeadInfo:
     """The info alone, without the tensors. Raises `DsuError` for a file that is no head."""
     try:
+        path.open("rb").close()  # safetensors says of any file that it can't open that there is none
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:

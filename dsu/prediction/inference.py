@@ -1,6 +1,8 @@
 """From batches and tiles to logits, and from logits to masks: what every way of predicting shares."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import Runtime
 
 __all__ = [
+    "PixelBudget",
     "Predictor",
     "TiledImage",
     "finish_mask",
@@ -67,6 +70,30 @@ def stretch(mask: NDArray[np.float32]) -> NDArray[np.float32]:
     mask -= low
     mask /= high - low + np.float32(1e-8)
     return mask
+
+
+class PixelBudget:
+    """Lets threads work on so many pixels at once, all together; an image of more waits until it is alone.
+
+    Args:
+        most: pixels.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._given_back = most, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Work on an image of so many pixels inside a `with`."""
+        with self._given_back:
+            self._given_back.wait_for(lambda: not self._taken or self._taken + pixels <= self._most)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._given_back:
+                self._taken -= pixels
+                self._given_back.notify_all()
 
 
 class Predictor:

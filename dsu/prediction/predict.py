@@ -1,6 +1,7 @@
 """Masks for benchmarks, folders and files: decode or read, predict and write, overlapping."""
 
 import io
+import math
 import os
 import time
 from collections import defaultdict, deque
@@ -24,6 +25,7 @@ from dsu.data.images import (
     UnreadableImage,
     or_unreadable,
     read_image,
+    read_image_and_head,
     read_rgba,
 )
 from dsu.data.tiles import Tiling, image_name
@@ -36,8 +38,16 @@ from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.network.resume import ResumePoint
 from dsu.pictures import cutout, overlay
-from dsu.prediction.inference import Predictor, TiledImage, resize_logits, segment_tiles, stretch, tiled_image
-from dsu.prediction.record import LOCK_FILE, file_in, note_job, open_record
+from dsu.prediction.inference import (
+    PixelBudget,
+    Predictor,
+    TiledImage,
+    resize_logits,
+    segment_tiles,
+    stretch,
+    tiled_image,
+)
+from dsu.prediction.record import LOCK_FILE, Seen, file_in, note_job, open_record, trained_on_marker
 from dsu.prediction.targets import Job, Target
 from dsu.prediction.verdicts import VerdictRow, find_verdict, read_table, write_table
 from dsu.progress import SILENT, Progress
@@ -53,6 +63,9 @@ Size = tuple[int, int]
 
 _KEEP_EVERY: Final = 10.0
 """Seconds between writes of the table."""
+
+_PIXELS_AT_ONCE: Final = 100_000_000
+"""Of masks that are brought to their images' sizes and written: 400 MB on the device, about twice that beside it."""
 
 
 @dataclass
@@ -116,6 +129,7 @@ def predict(
         outcome.before = read_table(out) if record["sets"] else {}
         try:
             for job in jobs:
+                outcome.broken += job.unread
                 todo, rows = note_job(job, record, info, out, settings, outcome.before)
                 outcome.kept += len(rows)
                 outcome.rows |= rows
@@ -123,7 +137,8 @@ def predict(
                     if network is None or network.hiera is None or network.dino is None:
                         loaded = load_network(state, info, weights, point=job.point, from_images=job.store is None)
                         network = runtime.place(loaded)
-                    predict_job(network, job, todo, settings, runtime, outcome, progress)
+                    decoded = trained_on_marker(out, record, job.name, info)
+                    predict_job(network, job, todo, settings, runtime, outcome, progress, decoded)
         except BaseException:  # of what a stopped command has written, too
             with suppress(DsuError):  # the disk is full, the folder is gone: what went wrong first is told
                 outcome.keep_table()
@@ -140,22 +155,28 @@ def predict_job(
     runtime: Runtime,
     outcome: Outcome,
     progress: Progress,
+    decoded: Seen | None = None,
 ) -> None:
-    """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it."""
+    """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it.
+
+    `decoded` is told what pixels hash to, where images are decoded, before a mask of theirs is written.
+    """
     predictor = Predictor(network, runtime, job.point)
     # Of images in tiles memory holds one, a batch of its tiles, and what is written of the one before. Of others two
     # batches are decoded, one is computed and two are written at once: a GPU takes less time for one than a thread.
     whole = job.tiling is None
     ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
-    work = (_batches if job.tiling is None else _tiled)(network, job, todo, settings.batch_size)
+    work = (_batches if job.tiling is None else _tiled)(network, job, todo, settings.batch_size, decoded)
+    budget = PixelBudget(_PIXELS_AT_ONCE)
 
     def row_of(target: Target) -> VerdictRow:
         return VerdictRow(job.name, target.name, "no mask", file=file_in(outcome.folder, target))
 
     def finish(target: Target, logits: Tensor, size: Size | None, seconds: float) -> VerdictRow:
         started = time.perf_counter()
-        logits = logits if size is None else resize_logits(logits, size)
-        row = _write(row_of(target), target, logits.sigmoid_().cpu().numpy(), job, settings)
+        with budget.taken(logits.numel() if size is None else math.prod(size)):
+            logits = logits if size is None else resize_logits(logits, size)
+            row = _write(row_of(target), target, logits.sigmoid_().cpu().numpy(), job, settings)
         return replace(row, seconds=round(seconds + time.perf_counter() - started, 3))
 
     label = f"predicting {job.label}"
@@ -195,9 +216,11 @@ def _timed(load: Callable[[], _Loaded]) -> tuple[_Loaded, float]:
     return load(), time.perf_counter() - started
 
 
-def _batches(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -> Iterator[Callable[[], _Loaded]]:
+def _batches(
+    network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int, decoded: Seen | None
+) -> Iterator[Callable[[], _Loaded]]:
     """Reads whole images or their stored features, a batch at a time."""
-    load = _from_images(network, job) if job.store is None else _from_store(job.store, job.point)
+    load = _from_images(network, job, decoded) if job.store is None else _from_store(job.store, job.point)
     return (partial(load, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size))
 
 
@@ -213,27 +236,38 @@ def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[T
     return load
 
 
-def _from_images(network: DSUNet, job: Job) -> Callable[[Sequence[Target]], _Loaded]:
+def _from_images(network: DSUNet, job: Job, decoded: Seen | None) -> Callable[[Sequence[Target]], _Loaded]:
     """Decodes images."""
     processor = ImageProcessor(network.config, bool(job.point.guides))
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-    decode = or_unreadable(lambda target: processor.fit(read_image(target.image, depth=job.depth)))
+
+    @or_unreadable
+    def decode(target: Target) -> tuple[Decoded, str]:
+        picture, head = read_image_and_head(target.image, depth=job.depth, hashed=decoded is not None)
+        return processor.fit(picture), head.pixels_sha256
 
     def load(targets: Sequence[Target]) -> _Loaded:
         found = list(zip(targets, pool.map(decode, targets), strict=True))
         broken = [(target, str(one)) for target, one in found if isinstance(one, UnreadableImage)]
-        good = {target: one for target, one in found if isinstance(one, Decoded)}
+        read = [(target, *one) for target, one in found if not isinstance(one, UnreadableImage)]
+        if decoded is not None:
+            decoded({target.name: pixels for target, _, pixels in read})
+        good = {target: one for target, one, _ in read}
         batch = Batch.decoded([target.name for target in good], list(good.values()))
         return _Loaded(list(good), lambda predictor: predictor(batch), [one.size for one in good.values()], broken)
 
     return load
 
 
-def _tiled(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -> Iterator[Callable[[], _Loaded]]:
+def _tiled(
+    network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int, decoded: Seen | None
+) -> Iterator[Callable[[], _Loaded]]:
     """Opens images, or finds their stored features, to be read tile by tile."""
     assert job.tiling is not None
     open_tiles = (
-        _tiles_of_images(network, job.tiling, job.depth) if job.store is None else _tiles_of_store(job.store, job.point)
+        _tiles_of_images(network, job.tiling, job.depth, decoded)
+        if job.store is None
+        else _tiles_of_store(job.store, job.point)
     )
 
     def load(target: Target) -> _Loaded:
@@ -246,9 +280,16 @@ def _tiled(network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int) -
 
 
 def _tiles_of_images(
-    network: DSUNet, tiling: Tiling, depth: Depth | None
+    network: DSUNet, tiling: Tiling, depth: Depth | None, decoded: Seen | None
 ) -> Callable[[Target], TiledImage | UnreadableImage]:
-    return or_unreadable(lambda target: tiled_image(network, read_image(target.image, depth=depth), tiling))
+    @or_unreadable
+    def open_tiles(target: Target) -> TiledImage:
+        picture, head = read_image_and_head(target.image, depth=depth, hashed=decoded is not None)
+        if decoded is not None:
+            decoded({target.name: head.pixels_sha256})
+        return tiled_image(network, picture, tiling)
+
+    return open_tiles
 
 
 def _tiles_of_store(store: FeatureStore, point: ResumePoint) -> Callable[[Target], TiledImage]:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -14,17 +15,31 @@ from dsu.data.images import UnreadableImage, file_bytes_and_time, file_sha256, o
 from dsu.data.tiles import image_name
 from dsu.errors import DsuError
 from dsu.files import atomic_write, make_folder, sweep
-from dsu.heads.head_file import HeadInfo, head_sha256
+from dsu.heads.head_file import IMAGE_DIGITS, HeadInfo, head_sha256
 from dsu.prediction.targets import RECORD_FILE, Job, Target, decided_by
 from dsu.prediction.verdicts import VerdictRow, find_verdict
 from dsu.settings import PredictionSettings
 
-__all__ = ["FIGURE_FILES", "LOCK_FILE", "THRESHOLDS_FILE", "check_noted", "file_in", "note_job", "open_record"]
+__all__ = [
+    "FIGURE_FILES",
+    "LOCK_FILE",
+    "THRESHOLDS_FILE",
+    "Seen",
+    "check_noted",
+    "file_in",
+    "note_job",
+    "open_record",
+    "trained_on_marker",
+    "unreadable_record",
+]
 
 LOCK_FILE: Final = ".predictions.lock"
 
 FIGURE_FILES: Final = ("metrics.json", "metrics.csv")
 """What `dsu eval` writes beside a record: the figures of its sets."""
+
+Seen = Callable[[Mapping[str, str]], None]
+"""Is told of images by name what their pixels hash to."""
 
 THRESHOLDS_FILE: Final = "thresholds.json"
 """Beside them: thresholds proposed, and what they do."""
@@ -48,7 +63,9 @@ def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSetti
         same, sets = all(before[key] == record[key] for key in ("head_sha256", "kind", "threshold")), before["sets"]
         for how in sets.values():
             check_noted(how)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise DsuError(unreadable_record(path, error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError):
         same, damaged, sets = False, True, {}
     if not same and not settings.overwrite:
         why = (
@@ -61,11 +78,16 @@ def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSetti
     return {**record, "sets": sets if same else {}}
 
 
+def unreadable_record(path: Path, error: OSError) -> str:
+    """What to say of a record that the system does not let us read, which is not damaged."""
+    return f"{path} can't be read ({error.strerror}): make it readable, and run again."
+
+
 def check_noted(how: Mapping[str, Any]) -> None:
     """Raise `KeyError`, `TypeError` or `AttributeError` for what `dsu predict` never notes of a set."""
     stamps, trained_on = how.get("stamps", {}), how.get("trained_on", [])
-    places, names = how.get("places", {}), how["names"]
-    texts = [*names, *trained_on, *places, *places.values()]
+    places, names, contents = how.get("places", {}), how["names"], how.get("contents", {})
+    texts = [*names, *trained_on, *places, *places.values(), *contents.values()]
     numbers = [number for stamp in stamps.values() if stamp is not None for number in stamp]
     if not (
         isinstance(names, list)
@@ -117,17 +139,40 @@ def note_job(
     for target in todo:  # of an image that has changed since: gone before the record calls it new
         target.output.unlink(missing_ok=True)
     stamps = {**noted, **stamps}
-    new = {target.name for target in todo}
-    trained_on = {name for name in before.get("trained_on", ()) if name in noted and name not in new}
+    contents = _contents(job, todo)
+    trained_on = {name for name in before.get("trained_on", ()) if name in noted and name not in contents}
+    digits = {name: file[:IMAGE_DIGITS] for name, (file, *_) in contents.items()}
     record["sets"][job.name] = {
         **how,
         "names": list(stamps),
         "stamps": stamps,
+        "contents": {**(before.get("contents", {}) if same else {}), **digits},
         "places": {**(before.get("places", {}) if same else {}), **job.places},
-        "trained_on": sorted(trained_on | _trained_on(job, todo, info)),
+        "trained_on": sorted(trained_on | {name for name, hashes in contents.items() if info.was_trained_on(*hashes)}),
     }
-    atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
+    _write_record(out, record)
     return todo, {row.file: row for row in rows.values() if row is not None}
+
+
+def _write_record(out: Path, record: Mapping[str, Any]) -> None:
+    atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def trained_on_marker(out: Path, record: Mapping[str, Any], name: str, info: HeadInfo) -> Seen | None:
+    """Notes images of a set that the head was trained on in other files; None for a head that knows no pixels."""
+    if not info.trained_on_pixels:
+        return None
+    lock = threading.Lock()
+
+    def mark(pixels: Mapping[str, str]) -> None:
+        how = record["sets"][name]
+        with lock:  # two batches are decoded at once
+            known = {image for image, content in pixels.items() if info.was_trained_on(content)}
+            if known.difference(how["trained_on"]):
+                how["trained_on"] = sorted(known.union(how["trained_on"]))
+                _write_record(out, record)
+
+    return mark
 
 
 def file_in(out: Path, target: Target) -> str:
@@ -182,21 +227,18 @@ def _check_places(job: Job, before: Mapping[str, Any], out: Path) -> None:
             )
 
 
-def _trained_on(job: Job, todo: Sequence[Target], info: HeadInfo) -> set[str]:
-    """Names of images to predict that the head was trained on, by their content."""
-    if not info.trained_on:
-        return set()
+def _contents(job: Job, todo: Sequence[Target]) -> dict[str, tuple[str, ...]]:
+    """SHA-256 of each image to predict, "" for one that can't be read, and of its pixels where a store has that."""
     if job.store is not None:
         facts = job.store.metadata.items()
-        contents = {image_name(name) if job.tiling else name: fact.image_sha256 for name, fact in facts}
-        return {target.name for target in todo if info.was_trained_on(contents[target.name])}
+        stored = {image_name(n) if job.tiling else n: (fact.image_sha256, fact.pixels_sha256) for n, fact in facts}
+        return {target.name: stored[target.name] for target in todo}
     digest = or_unreadable(file_sha256)
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(lambda target: digest(target.image), todo)
         return {
-            target.name
+            target.name: (content if isinstance(content, str) else "",)
             for target, content in zip(todo, found, strict=True)
-            if isinstance(content, str) and info.was_trained_on(content)
         }
 
 

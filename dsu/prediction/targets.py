@@ -23,7 +23,7 @@ from dsu.data.datasets import (
     masks_below,
     test_splits,
 )
-from dsu.data.images import IMAGE_SUFFIXES
+from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS, UnreadableImage
 from dsu.data.pairing import list_files
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
@@ -80,6 +80,7 @@ class Job:
         threshold: of its verdicts.
         places: where images that are of no data set lie: of a folder's that folder, by "", of single files and of a
             folder whose masks have OUT for their own each one's, by name.
+        unread: a sentence for each photograph among them of a kind that is not read.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Job:
     share: str = ""
     threshold: float = DEFAULT_THRESHOLD
     places: Mapping[str, str] = field(default_factory=dict)
+    unread: Sequence[str] = ()
     depth: tuple[float, float] | None = None
 
     @property
@@ -217,10 +219,11 @@ class _Finder:
         if not images:
             raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
         named = [(path.relative_to(folder).as_posix(), path) for path in images]
-        place = os.path.realpath(folder)
+        place, unread = os.path.realpath(folder), _unread(folder, images)
         if self.mirror:
-            return replace(self.images("", named), places=dict.fromkeys((item for item, _ in named), place))
-        return replace(self.images(name, named), places={"": place})
+            places = dict.fromkeys((item for item, _ in named), place)
+            return replace(self.images("", named), places=places, unread=unread)
+        return replace(self.images(name, named), places={"": place}, unread=unread)
 
     def of_the_head(self) -> list[Job]:
         """What the head was not trained on: its data set's test splits, else a share held out."""
@@ -353,6 +356,15 @@ class _Finder:
 
 def _images_of(split: Split) -> list[tuple[str, Path]]:
     return [(pair.name, pair.image) for pair in split.pairs]
+
+
+def _unread(folder: Path, images: Sequence[Path]) -> list[str]:
+    """Say which photographs below a folder are of kinds that are not read, but for those that an image stands for."""
+    stems = {image.with_suffix("") for image in images}
+    others = (file for file in sorted(list_files(folder)) if file.suffix.lower() in OTHER_PHOTOGRAPHS)
+    return [
+        str(UnreadableImage(file, "its kind is not known here")) for file in others if file.with_suffix("") not in stems
+    ]
 
 
 def _written_below(folder: Path) -> set[str]:

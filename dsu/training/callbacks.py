@@ -131,7 +131,8 @@ class Sheets(Callback):
         rows = [
             list(row) for row in zip(*(batch.images[name].numpy() for name in ("pixels", "mask")), maps, strict=True)
         ]
-        make_folder(folder / "maps")
+        for place in (folder, folder / "maps"):
+            make_folder(place, parents=False)  # a run's folder that was removed is not made anew
         _write_maps(_maps_file(folder, epoch), maps)
         columns = {f"epoch {kept}": before for kept, before in _kept_maps(folder, maps)}
         progress = [[*row[:2], *(before[index] for before in columns.values())] for index, row in enumerate(rows)]

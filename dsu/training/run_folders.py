@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, Final
 
+from dsu.data.pairing import RUN_FILES
 from dsu.errors import DsuError, UsageError
 from dsu.files import atomic_write, make_folder, sweep
 from dsu.heads.head_file import (
@@ -44,9 +45,8 @@ __all__ = [
     "unfinished_run",
 ]
 
-SETTINGS_FILE: Final = "settings.yaml"
-RECORD_FILE: Final = "run.json"
-"""What the run is trained on: see `RunRecord`."""
+SETTINGS_FILE, RECORD_FILE = RUN_FILES
+"""The run's settings, and what it is trained on (see `RunRecord`)."""
 LAST_FILE: Final = "last.safetensors"
 BEST_FILE: Final = "best.safetensors"
 METRICS_FILE: Final = "metrics.csv"

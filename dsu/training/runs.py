@@ -1,5 +1,6 @@
 """From settings to a run: which samples, which store or images, which resume point, which folder."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def open_run(
                 trainer.resume()
         else:
             _check_start(settings, out)
+            _check_place(run.source, out)
             trainer.out, trainer.holds = held.enter_context(hold_new_run(out, run.name, overwrite=overwrite))
             trainer.mark = run_mark(trainer.settings, run.record)
             run.record.write(trainer.out)
@@ -204,6 +206,7 @@ def prepare_run(
             dataset={**vars(data.source), "held_out": names["val"]},
             test=names["test"],
             trained_on=image_digits(data.facts[name].image_sha256 for name in train_names),
+            trained_on_pixels=image_digits(data.facts[name].pixels_sha256 for name in train_names),
             training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
         ),
         runtime=runtime,
@@ -232,12 +235,22 @@ def _check_start(settings: TrainingSettings, out: Path | None) -> None:
         )
 
 
+def _check_place(source: SourceFolder, out: Path | None) -> None:
+    """Raise `UsageError` where a run would lie around the images: its pictures would pass for some, or it hide them."""
+    split = source.find()
+    if out is None or split is None:
+        return
+    folders = {os.path.realpath(pair.image.parent) for pair in split.pairs}
+    if any(Path(folder).is_relative_to(os.path.realpath(out)) for folder in folders):
+        raise UsageError(f"{out} holds images of {source.split}: give the run a folder of its own with --out.")
+
+
 def _leave_out(names: dict[str, list[str]], trained: HeadInfo, data: TrainingData) -> list[str]:
     """Take images that the head to start from was trained on out of what is held out, and say so.
 
     Raises `UsageError` where that leaves nothing of a share.
     """
-    known = {name for name, fact in data.facts.items() if trained.was_trained_on(fact.image_sha256)}
+    known = {name for name, fact in data.facts.items() if trained.was_trained_on(fact.image_sha256, fact.pixels_sha256)}
     said = []
     for share in ("val", "test"):
         lost = [name for name in names[share] if name in known]

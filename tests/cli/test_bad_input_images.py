@@ -199,9 +199,9 @@ def unique(name: str) -> str:
 def rubbish(tmp_path: Path) -> Path:
     """A folder of images and masks: all that is unreadable as an image, as a mask the same, and one good pair."""
     images, masks = tmp_path / "bad" / "images", tmp_path / "bad" / "masks"
-    for folder in (images, masks):
+    for folder, mode in ((images, "RGB"), (masks, "L")):
         folder.mkdir(parents=True)
-        picture().save(folder / "good.png")
+        picture(mode=mode).save(folder / "good.png")
     for name, (make, _) in UNREADABLE.items():
         make(images / f"image-{unique(name)}")
         picture(mode="L").save((masks / f"image-{unique(name)}").with_suffix(".png"))
@@ -278,9 +278,10 @@ def odd(tmp_path: Path) -> Path:
 
 
 def test_odd_images_and_masks_are_stored_and_trained_on(refused: Refused, odd: Path, tmp_path: Path) -> None:
+    """Of photographs as masks it is said what is foreground."""
     from dsu_cache import Store
 
-    refused.handled(stage_one(odd), count=2 * len(ODD))
+    refused.handled(stage_one(odd, "--foreground", "255"), count=2 * len(ODD))
     [path] = (tmp_path / "features" / "odd").iterdir()
     store = Store.open(path)
     assert set(store.manifest.names) == {os.path.splitext(name)[0] for name in ODD}
@@ -337,6 +338,7 @@ def test_names_that_are_no_data_set(refused: Refused, mine: Path, tmp_path: Path
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file.txt").write_text("")
     near = {"ECSD": "did you mean 'ECSSD'?", "coi10k": "did you mean 'COD10K'?", "": "empty"}
+    near |= dict.fromkeys(("file.txt", "mine/images/0000.jpg"), "is a file")
     refused(stage_one(text), near.get(text, "--data-root"), text)
     refused(["train-head", text, "--end-to-end", *TINY], near.get(text, "--data-root"), text)
 

@@ -1,9 +1,10 @@
 """Figures and what they are about: faults that people met, each with what happens now."""
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from PIL import Image
 from support import TINY, Dsu
 
 from dsu import Segmenter
+from dsu.prediction import predict
 
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
 """Options of a training that takes as little time as there can be."""
@@ -167,6 +169,86 @@ def test_training_images_are_judged_only_where_that_is_asked_for_and_said(dsu: D
     for form in ("table", "markdown", "latex", "csv", "json"):
         said = dsu("eval", "--predictions", "run", "--all", "--format", form).stdout
         assert "train" in said.lower(), said
+
+
+def _with_exif(path: Path, to: Path) -> None:
+    """A JPEG's own pixels, not encoded again, behind another head."""
+    data, exif = path.read_bytes(), Image.Exif()
+    exif[0x010E] = "described"
+    head = exif.tobytes()
+    to.write_bytes(data[:2] + b"\xff\xe1" + (len(head) + 2).to_bytes(2, "big") + head + data[2:])
+
+
+SAVED_ANEW: Final[dict[str, Callable[[Path, Path], None]]] = {
+    "0.png": lambda path, to: Image.open(path).save(to),
+    "1.png": lambda path, to: Image.open(path).save(to, compress_level=1),
+    "2.tif": lambda path, to: Image.open(path).save(to, compression="tiff_lzw"),
+    "3.webp": lambda path, to: Image.open(path).save(to, lossless=True),
+    "4.jpg": _with_exif,
+}
+"""Training images in other files, nothing lost."""
+
+
+@pytest.mark.parametrize("cut", [(), ("--tile", "64")])
+def test_training_images_saved_anew_are_known(
+    dsu: Dsu, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[str, ...]
+) -> None:
+    """Also one that is not in the record yet when its mask is about to be written: a kill would leave it unknown."""
+    dsu("cache-features", photos, *STAGE_ONE)
+    dsu("train-head", "--epochs", "1", "--val-fraction", "0", "--out", "run", *QUICK)
+    anew, trained = tmp_path / "anew", sorted((photos / "images").iterdir())
+    anew.mkdir()
+    for (name, save), path in zip(SAVED_ANEW.items(), trained, strict=False):
+        save(path, anew / name)
+    Image.open(trained[5]).save(anew / "lossy.jpg", quality=50)
+    record, known, write = Path("maps/predictions.json"), list[bool](), predict._write
+
+    def looking(row: Any, target: Any, *more: Any) -> Any:
+        known.append(target.name in json.loads(record.read_text())["sets"][""]["trained_on"])
+        return write(row, target, *more)
+
+    monkeypatch.setattr(predict, "_write", looking)
+    dsu("predict", anew, "--head", "run", "--out", "maps", *cut, "--quiet")
+    assert sorted(known) == [False] + [True] * 5
+    assert json.loads(record.read_text())["sets"][""]["trained_on"] == sorted(SAVED_ANEW)
+    truth = saved(tmp_path / "truth", {f"{path.stem}.png": box(*Image.open(path).size) for path in anew.iterdir()})
+    said = dsu("eval", "--predictions", "maps", "--truth", truth, exit_code=2).stderr
+    assert "5 of 6 images of maps were trained on by this head" in said
+    dsu("eval", "--predictions", "maps", "--truth", truth, "--all")
+
+
+def test_an_image_and_its_copy_in_another_file_are_in_one_share(dsu: Dsu, photos: Path) -> None:
+    for path in sorted((photos / "images").iterdir()):
+        Image.open(path).save(path.with_name(f"copy-{path.stem}.png"))
+        shutil.copy(photos / "masks" / f"{path.stem}.png", photos / "masks" / f"copy-{path.stem}.png")
+    dsu("cache-features", photos, *STAGE_ONE)
+    dsu("train-head", "--val-fraction", "0.5", "--epochs", "1", "--out", "run", *QUICK)
+    shares = {name: share for name, (share, *_) in json.loads(Path("run/run.json").read_text())["samples"].items()}
+    assert len(shares) == 12 and set(shares.values()) == {"train", "val"}
+    assert all(shares[f"copy-{name}"] == share for name, share in shares.items() if not name.startswith("copy"))
+    dsu("predict", "--head", "run", "--quiet")
+    dsu("eval", "--predictions", "run")
+
+
+def test_an_image_that_was_edited_in_its_size_is_not_judged(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """Copies have another time, and are judged."""
+    for name in "ab":
+        pictures = {"image": photo(60, 40), "mask": box(60, 40)}
+        for inner, picture in pictures.items():
+            (tmp_path / "ECSSD" / f"{inner}s").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "ECSSD" / f"{inner}s" / f"{name}.bmp")
+    dsu("predict", "ECSSD", "--head", house.run, "--out", "maps", "--data-root", tmp_path, "--quiet")
+    for image in (tmp_path / "ECSSD" / "images").iterdir():
+        os.utime(image, (0, 0))
+    judge = ("eval", "--predictions", "maps", "--data-root", tmp_path, "--format", "json")
+    assert json.loads(dsu(*judge).stdout)["ECSSD"]["images"] == 2
+    edited = tmp_path / "ECSSD" / "images" / "a.bmp"
+    size = edited.stat().st_size
+    Image.open(edited).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(edited)
+    assert edited.stat().st_size == size
+    result = dsu(*judge, exit_code=1)
+    assert json.loads(result.stdout)["ECSSD"]["images"] == 1
+    assert "a is another image than was predicted" in result.stderr
 
 
 @pytest.fixture

@@ -412,7 +412,7 @@ def test_broken_files_are_named_and_only_their_samples_are_missing(mine: Path) -
     split = find_one(mine)
     inspection = inspect(split)
     assert list(inspection.facts) == ["c"]
-    assert [path.name for path, _ in inspection.undecodable] == ["a.jpg", "b.png"]
+    assert [path.name for path, *_ in inspection.undecodable] == ["a.jpg", "b.png"]
     text, cut_off = unreadable(inspection)
     assert str(mine / "images" / "a.jpg") in text and "no image format" in text
     assert str(mine / "masks" / "b.png") in cut_off and "truncated" in cut_off
@@ -478,7 +478,7 @@ def test_a_file_that_vanished_since_is_named(mine: Path) -> None:
     facts = inspect(split).facts
     (mine / "images" / "a.jpg").unlink()
     for known in (None, facts):
-        assert [path.name for path, _ in inspect(split, known).undecodable] == ["a.jpg"]
+        assert [path.name for path, *_ in inspect(split, known).undecodable] == ["a.jpg"]
 
 
 # ---- the real thing ----

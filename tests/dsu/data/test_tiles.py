@@ -141,7 +141,7 @@ def test_an_image_that_cannot_be_read_is_named_once_and_the_others_are_cut(folde
     (folder / "images" / "large.png").write_bytes(b"nothing")
     [split] = find_dataset(folder, Paths(folder.parent))
     found = inspect(tiled(split, Tiling(64, 16)))
-    assert [path.name for path, _ in found.undecodable] == ["large.png"]
+    assert [path.name for path, *_ in found.undecodable] == ["large.png"]
     assert {image_name(name) for name in found.facts} == {"small", "turned", "shrunk"}
 
 

@@ -1,5 +1,9 @@
 """Masks put together from tiles: those of a network that looks at single pixels have no seam at all."""
 
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from torch import Tensor
 from dsu.batches import Batch
 from dsu.data.tiles import Tiling
 from dsu.network.resume import earliest
-from dsu.prediction.inference import Predictor, finish_mask, mask_of, segment_tiles, tiled_image
+from dsu.prediction.inference import PixelBudget, Predictor, finish_mask, mask_of, segment_tiles, tiled_image
 from dsu.prediction.segmenter import Segmenter
 from dsu.runtime import choose_runtime
 
@@ -47,6 +51,45 @@ def test_what_looks_at_single_pixels_sees_no_seam(size: int) -> None:
     assert len(tiles.boxes) == 5 * 3
     got = segment_tiles(brightness, tiles, size)
     np.testing.assert_allclose(got, np.asarray(image)[..., 1].astype(np.float32) / 64 - 2, atol=1e-5)
+
+
+def test_large_masks_wait_for_one_another() -> None:
+    """Never more than the budget at once, but for an image that alone has more."""
+    budget, lock, together = PixelBudget(100), threading.Lock(), list[int]()
+    held: Counter[int] = Counter()
+
+    def work(index: int, pixels: int) -> None:
+        with budget.taken(pixels):
+            with lock:
+                held[index] = pixels
+                together.append(held.total() if len(+held) > 1 else min(held.total(), 100))
+            time.sleep(0.002)
+            with lock:
+                del held[index]
+
+    sizes = [50, 50, 250, 60, 70, 30, 100, 1, 300, 99] * 4
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(len(sizes)), sizes))
+    assert len(together) == len(sizes) and max(together) <= 100
+
+
+def test_small_masks_are_written_beside_each_other() -> None:
+    budget, both = PixelBudget(100), threading.Barrier(2)
+
+    def work(pixels: int) -> int:
+        with budget.taken(pixels):
+            return both.wait(timeout=10)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(work, [50, 50])) == [0, 1]
+
+
+def test_an_image_that_fails_gives_its_pixels_back() -> None:
+    budget = PixelBudget(100)
+    with pytest.raises(ValueError, match="broken"), budget.taken(90):
+        raise ValueError("broken")
+    with budget.taken(90):
+        pass
 
 
 def test_python_cuts_images_as_the_heads_were() -> None:
