@@ -28,7 +28,7 @@ from dsu.study.results import (
     spreads,
     write_result,
 )
-from dsu.study.telling import default_figures, draw_study, study_tables
+from dsu.study.telling import _draw_cases, default_figures, draw_study, study_tables
 
 
 def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:
@@ -105,8 +105,28 @@ def test_the_table_of_depth_has_costs_and_of_seeds_mean_and_spread() -> None:
         ("sd", "0.0707", "0.0000", "–", "0:00"),
     ]
     assert "| mean | 0.5500 |" in table.to_markdown()
+    latex = table.to_latex()
+    assert latex.startswith("\\begin{tabular}{lrrrr}\n\\toprule\ntiles-VAL & S $\\uparrow$ & MAE $\\downarrow$")
+    assert "seed-1 & 0.6000 & 0.1000 & -- & 1:05 \\\\\n\\midrule\nmean & 0.5500" in latex
     [table] = study_tables("depth", [finished("depth-0", "depth-0", scored(S=0.5), [60.0, 6.0, 6.0])], ("S",))
     assert table.members == [("depth-0", "0.5000", "1:12", "6", "2", "0.50", "1")]
+
+
+def test_one_seed_a_case_is_drawn_as_a_sample_and_not_as_a_result() -> None:
+    def lines(seeds: int) -> list[tuple[str, bool]]:
+        """Of what is drawn, whether it is a line and whether its marks are hollow."""
+        members = [
+            finished(f"depth-{depth}-seed-{seed}", f"depth-{depth}", scored(S=0.5 + 0.1 * seed), [1])
+            for depth in (0, 4)
+            for seed in range(seeds)
+        ]
+        axes = Figure().subplots()
+        _draw_cases(axes, "depth", members, lambda one: one.result.sets["tiles-VAL"].figures["S"])
+        drawn = [line for line in axes.lines if line.get_color() == "#08519c"]
+        return [(str(line.get_linestyle()), line.get_markerfacecolor() == "none") for line in drawn]
+
+    assert lines(1) == [("None", True)] * 2
+    assert lines(2) == [("None", False)] * 2 + [("-", False)]
 
 
 @pytest.mark.parametrize(
