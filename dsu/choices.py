@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["BceKind", "FeatureDtype", "Normalization", "Precision", "PredictionKind", "RegionKind"]
+__all__ = ["BceKind", "FeatureDtype", "Normalization", "Precision", "PredictionKind", "RegionKind", "ReportFormat"]
 
 FeatureDtype = Literal["float16", "float32"]
 """The type to which whatever is stored is rounded."""
@@ -23,3 +23,6 @@ PredictionKind = Literal["mask", "overlay", "cutout"]
 Normalization = Literal["minmax", "none"]
 """`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image
 without any object into a full-range mask."""
+
+ReportFormat = Literal["markdown", "latex", "csv", "json"]
+"""How figures are written, beside the table for people."""

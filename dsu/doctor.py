@@ -203,7 +203,7 @@ def _named_file(variable: str) -> Fact:
 
 def _preset(name: str, hiera: str, dino: str) -> Fact:
     """Whether a preset's weights are at hand, and where."""
-    from dsu.encoders.weights import locate, published_source
+    from dsu.encoders.sources import locate, published_source
 
     texts, missing = [], []
     value: dict[str, str | None] = {}

@@ -7,19 +7,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import psutil
-import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dsu.choices import FeatureDtype, Precision
 from dsu.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 __all__ = ["PeakMemory", "Runtime", "choose_runtime", "machine_name", "processor_name", "torch_type"]
 
-Module = TypeVar("Module", bound=nn.Module)
+Module = TypeVar("Module", bound="nn.Module")
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Runtime:
         deterministic: whether training uses torch's deterministic algorithms.
     """
 
-    device: torch.device
+    device: "torch.device"
     precision: Literal["fp32", "bf16"]
     why: str
     deterministic: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around every forward pass, of the encoders as of what trains."""
+        import torch
+
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     @contextmanager
@@ -48,6 +51,9 @@ class Runtime:
         if not self.deterministic:
             yield
             return
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)
         # Nothing here reads memory before it is written.
@@ -66,6 +72,9 @@ class Runtime:
         layers that do not train give the same numbers, from half of the memory and without that pass over it.
         """
         # A GPU convolves channels last, as images and features lie, and would turn other weights at every use.
+        import torch
+        from torch import nn
+
         network.to(self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)
@@ -77,6 +86,8 @@ class Runtime:
 
     def describe(self) -> str:
         """`cuda (NVIDIA ...) at bf16: why`."""
+        import torch
+
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         return f"{self.device}{name} at {self.precision}: {self.why}"
 
@@ -88,6 +99,8 @@ def choose_runtime(
 
     Raises `UsageError` for a device that this machine lacks.
     """
+    import torch
+
     kind = device
     reason = "asked for"
     if device == "auto":
@@ -113,19 +126,25 @@ def choose_runtime(
     return Runtime(chosen, picked, f"{reason}; {because}", deterministic)
 
 
-def _computes_bf16(device: torch.device) -> bool:
+def _computes_bf16(device: "torch.device") -> bool:
     """Of this very card: torch asks the current one."""
+    import torch
+
     with torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def torch_type(feature_dtype: FeatureDtype) -> torch.dtype:
+def torch_type(feature_dtype: FeatureDtype) -> "torch.dtype":
     """`float16` or `float32` as torch's type."""
+    import torch
+
     return {"float16": torch.float16, "float32": torch.float32}[feature_dtype]
 
 
 def machine_name(runtime: Runtime) -> str:
     """The GPU, or the processor with the number of threads that compute."""
+    import torch
+
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_name(runtime.device)
     return f"{processor_name()}, {torch.get_num_threads()} threads"
@@ -146,7 +165,9 @@ class PeakMemory:
     On Linux the process's high-water mark is set back; elsewhere it is that of the process's whole life.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
+        import torch
+
         self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -157,6 +178,8 @@ class PeakMemory:
     def bytes(self) -> int:
         """Of the GPU what torch reserved, since a replayed graph allocates nothing; of the process its resident set."""
         if self._device.type == "cuda":
+            import torch
+
             return torch.cuda.max_memory_reserved(self._device)
         with suppress(OSError, StopIteration):
             lines = Path("/proc/self/status").read_text().splitlines()

@@ -152,6 +152,13 @@ class RuntimeSettings(Settings):
         "auto", "auto is the store's or the head's, else bf16 on a GPU that computes it, else fp32.", MACHINE
     )
 
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"must be auto, cpu, cuda or cuda:N, not {value!r}")
+        return value
+
 
 class ExtractionSettings(Settings):
     """What stage one stores, and how."""

@@ -22,11 +22,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import crc32c
 import numpy as np
 import numpy.typing as npt
-import zarr
 from numcodecs import Blosc, Zstd
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
 
 from dsu_cache.files import (
     METADATA,
@@ -56,11 +52,7 @@ LEVEL: Final = 3
 
 RESERVED: Final = ("manifest", "commits")  # the store's own folders, beside the arrays'
 
-COMPRESSORS: Final[dict[Compressor, tuple[BytesBytesCodec, ...]]] = {
-    None: (),
-    "zstd": (ZstdCodec(level=LEVEL),),
-    "blosc": (BloscCodec(cname="zstd", clevel=LEVEL),),
-}
+COMPRESSORS: Final[tuple[Compressor, ...]] = (None, "zstd", "blosc")
 
 
 class ShardId(NamedTuple):
@@ -157,6 +149,14 @@ class StoredArray:
         cls, info: ArrayInfo, folder: Path, commits: Path, rows: int, rows_per_shard: int, compressor: Compressor
     ) -> "StoredArray":
         """Create the array that `info` describes, with `rows` rows, all missing."""
+        import zarr  # only here, since it takes as long to load as most commands that read take in all
+        from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+        from zarr.core.buffer import default_buffer_prototype
+
+        codecs: dict[Compressor, Any] = {
+            "zstd": [ZstdCodec(level=LEVEL)],
+            "blosc": [BloscCodec(cname="zstd", clevel=LEVEL)],
+        }
         # In memory, for its metadata: on the disk that is written sealed from the first.
         pattern: zarr.Array[Any] = zarr.create_array(
             {},
@@ -165,7 +165,7 @@ class StoredArray:
             chunks=(1, 1, *info.item_shape),
             shards=(rows_per_shard, 1, *info.item_shape),
             filters=[],
-            compressors=[*COMPRESSORS[compressor], Crc32cCodec()],
+            compressors=[*codecs.get(compressor, []), Crc32cCodec()],
             fill_value=0,
             attributes={"fingerprint": vars(info.fingerprint)},
         )

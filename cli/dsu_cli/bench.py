@@ -44,12 +44,10 @@ def bench(
     Cases take turns, and a speedup is the median of the ratios within a round: only these carry over to other days.
     Random weights (`--random-weights`) take the same time as real ones. Prints Markdown.
     """
-    from dsu.bench.measure import PARTS
-    from dsu.bench.measure import bench as measure
     from dsu.files import atomic_write
     from dsu.settings_file import read_settings
 
-    runtime = read_settings(RuntimeSettings, given)
+    runtime, config = read_settings(RuntimeSettings, given), read_settings(NetworkSettings, given).config()
     counts = {
         option: None if value is None else options.one_of(option, value, range(1, most + 1))
         for option, value, most in (
@@ -58,8 +56,11 @@ def bench(
             ("--images", images, 100_000),
         )
     }
+    from dsu.bench.measure import PARTS
+    from dsu.bench.measure import bench as measure
+
     report = measure(
-        read_settings(NetworkSettings, given).config(),
+        config,
         EncoderWeights(hiera_weights, dino_weights, random_weights),
         cache_root=cache_root,
         device=runtime.device,

@@ -45,9 +45,22 @@ def cache_features(
     For few images, `--views flips+8` keeps eight more views of each, turned, cut out and recoloured; for large ones,
     `--tile 1024` keeps their parts as samples of their own.
     """
-    from dsu.data.datasets import Paths, unreadable
-    from dsu.features.extraction import CachePlan, cache_features
+    from dsu.data.datasets import Paths, find_dataset, unreadable
+    from dsu.encoders.sources import check_given
+    from dsu.network.resume import check_features, guide_names
     from dsu.settings_file import read_settings
+
+    runtime, settings = read_settings(RuntimeSettings, given), read_settings(ExtractionSettings, given)
+    config, tiling = read_settings(NetworkSettings, given).config(), read_settings(TilingSettings, given).tiling
+    paths = Paths(data_root, cache_root, images, masks)
+    check_features(config, settings.features)
+    find_dataset(dataset, paths)
+    weights, maps = EncoderWeights(hiera_weights, dino_weights, random_weights), set(guide_names(config))
+    if not dry_run:
+        wanted = set(settings.features)
+        check_given(config, weights, hiera=bool(wanted - maps), dino=bool(wanted & maps))
+    # Only now, since torch takes seconds: what is wrong with names and settings has been said.
+    from dsu.features.extraction import CachePlan, cache_features
 
     def announce(plan: CachePlan) -> None:
         """What is left out, and what will be done, before hours of work."""
@@ -61,14 +74,13 @@ def cache_features(
                     f"Why masks are without foreground: `dsu datasets check {shlex.quote(dataset)}`", markup=False
                 )
 
-    runtime = read_settings(RuntimeSettings, given)
     result = cache_features(
         dataset,
-        read_settings(NetworkSettings, given).config(),
-        read_settings(ExtractionSettings, given),
-        EncoderWeights(hiera_weights, dino_weights, random_weights),
-        paths=Paths(data_root, cache_root, images, masks),
-        tiling=read_settings(TilingSettings, given).tiling,
+        config,
+        settings,
+        weights,
+        paths=paths,
+        tiling=tiling,
         device=runtime.device,
         precision=runtime.precision,
         before=announce,

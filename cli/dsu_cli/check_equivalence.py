@@ -43,15 +43,18 @@ def check_equivalence(
     differs from itself, run twice. Exit status 1 if a row fails.
     """
     from dsu.data.datasets import Paths
-    from dsu.equivalence import check_equivalence
     from dsu.files import atomic_write, make_folder
     from dsu.settings_file import read_settings
 
+    settings = read_settings(TrainingSettings, given, config)
+    options.one_of("--steps", steps, range(1, 100_001))
+    from dsu.equivalence import check_equivalence
+
     report = check_equivalence(
-        read_settings(TrainingSettings, given, config),
+        settings,
         paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
-        steps=options.one_of("--steps", steps, range(1, 100_001)),
+        steps=steps,
         progress=ConsoleProgress(quiet=quiet),
     )
     if json is not None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from json import dumps, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,6 +12,7 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
+from dsu.choices import ReportFormat
 from dsu.errors import UsageError
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
 from dsu_cli import options
@@ -125,6 +126,20 @@ def evaluate(
     `metrics.json`, `metrics.csv` and `thresholds.json` beside the predictions of dsu.
     """
     from dsu.data.datasets import Paths
+
+    progress = ConsoleProgress(quiet=quiet)
+    form = options.one_of("--format", format_ or _format_of(out), ("table", *get_args(ReportFormat)))
+    chosen = options.names_of("--metrics", metrics, FIGURES)
+    asked = options.one_of("--normalize", normalize, (None, "minmax", "none"))
+    if not 0 <= false_alarms <= 1:
+        raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a share from 0 to 1, such as 0.05.")
+    from dsu.report import FORMATS, as_csv, as_json, as_per_image, figures_as_csv, write_report
+    from dsu.report.page import check_report_path
+
+    if report is not None:
+        check_report_path(report)
+    asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
+    _check_files({option: path for option, path in asked_for.items() if path is not None})
     from dsu.evaluation.ground_truth import (
         find_judged_sets,
         kept_figures,
@@ -134,19 +149,7 @@ def evaluate(
     )
     from dsu.evaluation.thresholds import find_thresholds
     from dsu.prediction.record import THRESHOLDS_FILE
-    from dsu.report import FORMATS, as_csv, as_json, as_per_image, figures_as_csv, write_report
-    from dsu.report.page import check_report_path
 
-    progress = ConsoleProgress(quiet=quiet)
-    form = options.one_of("--format", format_ or _format_of(out), ("table", *FORMATS))
-    chosen = options.names_of("--metrics", metrics, FIGURES)
-    asked = options.one_of("--normalize", normalize, (None, "minmax", "none"))
-    if report is not None:
-        check_report_path(report)
-    asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
-    _check_files({option: path for option, path in asked_for.items() if path is not None})
-    if not 0 <= false_alarms <= 1:
-        raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a share from 0 to 1, such as 0.05.")
     runs = named_predictions(predictions or [])
     named = [text for text in map(str, predictions or []) if "=" in text and not Path(text).exists()]
     # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.

@@ -153,10 +153,13 @@ def import_checkpoint(
 
     Says whether the encoders inside are the official ones, where those are at hand.
     """
+    from dsu.encoders.sources import check_checkpoint
     from dsu.heads.head_file import save_head
-    from dsu.sharing.published import import_head
 
     target = options.new_file("--out", out, overwrite=overwrite)
+    check_checkpoint(checkpoint)
+    from dsu.sharing.published import import_head
+
     state, info, notes = import_head(checkpoint, EncoderWeights(hiera_weights, dino_weights))
     make_folder(target.parent)
     save_head(target, state, info)
@@ -175,14 +178,15 @@ def export_checkpoint(
     dino_weights: options.DinoWeights = None,
 ) -> None:
     """Write a head and its encoders under the authors' key names, as their program loads them."""
-    import torch
-
     from dsu.heads.head_file import read_head_info, resolve_head
-    from dsu.sharing.published import export_head
 
     target = options.new_file("--out", out, overwrite=overwrite)
     file = resolve_head(head)
     random = read_head_info(file).random_weights
+    import torch
+
+    from dsu.sharing.published import export_head
+
     state = export_head(file, EncoderWeights(hiera_weights, dino_weights, random))
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, buffer)

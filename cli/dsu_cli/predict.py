@@ -71,6 +71,8 @@ def predict(
     """
     from dsu.data.datasets import Paths, check_places
     from dsu.files import atomic_write, make_folder
+    from dsu.heads.head_file import resolve_head
+    from dsu.hub import is_hub_name
     from dsu.prediction.verdicts import table_text
     from dsu.settings_file import read_settings
 
@@ -79,6 +81,8 @@ def predict(
         raise UsageError(f"--table {table} doesn't say what to write: end it in .csv or .json.")
     options.file_to_write("--table", table)
     check_places(sources or [], out, overwrite=settings.overwrite)  # before torch, which takes seconds to come
+    if head is None or not is_hub_name(head):
+        resolve_head(head, revision=revision)
     from dsu.api import predict_with
 
     with _piped(sources or [], out) as (named, place):

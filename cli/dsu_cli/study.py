@@ -52,12 +52,14 @@ def _run(
 ) -> None:
     from dsu.data.datasets import Paths
     from dsu.settings_file import read_settings
-    from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
 
     chosen = options.names_of("--metrics", metrics, FIGURES)
+    settings = read_settings(TrainingSettings, given, config)
+    from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
+
     plan = open_study(
         asked,
-        read_settings(TrainingSettings, given, config),
+        settings,
         paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         out=out,

@@ -41,12 +41,13 @@ def train_head(
     """
     from dsu.data.datasets import Paths
     from dsu.settings_file import read_settings
+
+    settings = read_settings(TrainingSettings, given, config)
     from dsu.training.runs import open_run
-    from dsu_cli.training_panel import TrainingPanel
 
     progress = ConsoleProgress(quiet=quiet)
     with open_run(
-        read_settings(TrainingSettings, given, config),
+        settings,
         paths=Paths(data_root, cache_root, images, masks),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         out=out,
@@ -59,6 +60,8 @@ def train_head(
             console.print(key_table(_facts(run)))
         try:
             if err.is_terminal and not quiet:
+                from dsu_cli.training_panel import TrainingPanel
+
                 panel = TrainingPanel(err, trainer)
                 trainer.callbacks.append(panel)
                 with panel.shown():

@@ -75,6 +75,12 @@ def features(
     from dsu.drawing import page_files
     from dsu.runtime import choose_runtime
     from dsu.settings_file import read_settings
+
+    progress = ConsoleProgress(quiet=quiet)
+    options.new_file("--out", *page_files(out), overwrite=overwrite)
+    asked = read_settings(RuntimeSettings, given)
+    options.one_of("--seed", seed, range(2**32))
+    options.one_of("--tokens", tokens, range(4, 100_001))
     from dsu.visualization.features import (
         MOST,
         choose_blocks,
@@ -86,11 +92,6 @@ def features(
     )
     from dsu.visualization.figures import FeatureFigure
 
-    progress = ConsoleProgress(quiet=quiet)
-    options.new_file("--out", *page_files(out), overwrite=overwrite)
-    asked = read_settings(RuntimeSettings, given)
-    options.one_of("--seed", seed, range(2**32))
-    options.one_of("--tokens", tokens, range(4, 100_001))
     runtime = choose_runtime(asked.device, asked.precision)
     most = options.one_of("--count", count, range(1, MOST + 1))
     network_asked = read_settings(NetworkSettings, given).model_dump()

@@ -41,7 +41,6 @@ from dsu.errors import DsuError, UsageError
 
 __all__ = [
     "DECODERS",
-    "RECIPE",
     "Augmentation",
     "Decoded",
     "ImageLike",
@@ -53,9 +52,6 @@ __all__ = [
     "open_sample",
     "stack",
 ]
-
-RECIPE: Final = 1
-"""Counts the ways in which cached augmentations were ever made: part of fingerprints."""
 
 DECODERS: Final = min(16, max(4, os.cpu_count() or 1))
 """Threads that decode images: one takes some 40 ms for an image, a GPU 5 ms for what comes after."""

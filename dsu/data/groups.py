@@ -13,15 +13,17 @@ import csv
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, sparse  # type: ignore[import-untyped]
 
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress, few
+
+if TYPE_CHECKING:
+    from scipy import sparse  # type: ignore[import-untyped]
 
 __all__ = ["Look", "look_at", "looking_alike", "most_together", "named_groups", "no_look", "paste_look"]
 
@@ -102,6 +104,8 @@ def looking_alike(
         Groups of two and more, and chains that are longer than `most`, of which only what looks closest is in groups.
         Both are sorted.
     """
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
     names = sorted(looks)
     if len(names) < 2:
         return [], []
@@ -110,7 +114,7 @@ def looking_alike(
     chains: list[list[str]] = []
 
     def take_apart(members: NDArray[np.int64], levels: Sequence[float]) -> None:
-        _, labels = sparse.csgraph.connected_components(agree[members][:, members] >= levels[0], directed=False)
+        _, labels = connected_components(agree[members][:, members] >= levels[0], directed=False)
         for part in (members[labels == label] for label in np.unique(labels)):
             if 1 < len(part) <= most:
                 groups.append([names[index] for index in part])
@@ -124,8 +128,10 @@ def looking_alike(
     return sorted(groups), sorted(chains)
 
 
-def _agreement(looks: Look, progress: Progress) -> sparse.csr_matrix:
+def _agreement(looks: Look, progress: Progress) -> "sparse.csr_matrix":
     """How far the hashes of (N, 64, 64) copies agree, (N, N) from 0 to 1: of what one has and another one's part."""
+    from scipy import sparse
+
     evened = _evened(looks)
     waves = np.stack([_cosines(*part) for part in (_PARTS if len(looks) <= _CROPPED else _PARTS[:1])])
     wholes = _hashes(evened, waves[:1])[:, 0]
@@ -144,6 +150,8 @@ def _agreement(looks: Look, progress: Progress) -> sparse.csr_matrix:
 
 def _evened(looks: Look) -> NDArray[np.float32]:
     """Copies (N, 64, 64) with a mean of 0 and a deviation of 1 about each pixel."""
+    from scipy import ndimage
+
     blur = (0, _BLUR, _BLUR)
     grey = looks.astype(np.float32)
     grey -= ndimage.gaussian_filter(grey, blur, mode="nearest")

@@ -23,6 +23,7 @@ __all__ = [
     "FLIPPED_WHEN_READ",
     "FLIPS",
     "MAX_AUGMENTATIONS",
+    "RECIPE",
     "UNFLIPPED",
     "Views",
     "augmentation_of",
@@ -41,6 +42,9 @@ FLIPS: Final = ("identity", "horizontal", "vertical", "both")
 
 MAX_AUGMENTATIONS: Final = 60
 """So many cached augmentations of a sample a store has places for."""
+
+RECIPE: Final = 1
+"""Counts the ways in which cached augmentations were ever made: part of fingerprints."""
 
 FLIPPED_WHEN_READ: Final = ("pixels", "mask")
 """Arrays that keep no flips."""

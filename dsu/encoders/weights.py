@@ -7,12 +7,10 @@ cache. Nothing pickled is ever run.
 
 import hashlib
 import logging
-import os
 import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from dsu.config import DSUNetConfig
 from dsu.encoders.frozen import build_dino, build_hiera
+from dsu.encoders.sources import MissingWeightsError, Source, check_checkpoint, check_file, locate, source_of
 from dsu.errors import DsuError, UsageError
 from dsu.hub import OutOfReachError, download, reason_of
 from dsu.settings import EncoderWeights
@@ -31,12 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MissingWeightsError",
-    "Source",
     "load_dino",
     "load_encoders",
     "load_hiera",
-    "locate",
-    "published_source",
     "read_checkpoint",
     "weights_digest",
 ]
@@ -60,69 +56,6 @@ _NO_CHECKPOINT: Final = {
 """How files begin that are often saved in a checkpoint's place."""
 
 
-class MissingWeightsError(DsuError):
-    """Published weights that are neither given by path nor in the hub's cache, nor can be fetched."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights of one encoder come from.
-
-    Attributes:
-        what: the encoder, for people.
-        option, variable: how a user gives their file by path.
-        repository, filename: on the Hugging Face hub; empty for a size that nobody published.
-        licence: of the published weights, by its identifier on the hub.
-    """
-
-    what: str
-    option: str
-    variable: str
-    repository: str
-    filename: str
-    licence: str = "apache-2.0"
-
-
-_PUBLISHED: Final = {
-    **{
-        ("hiera", name.replace("-", "_")): (
-            f"facebook/sam2.1-hiera-{name}",
-            f"sam2.1_hiera_{name.replace('-', '_')}.pt",
-        )
-        for name in ("large", "base-plus", "small", "tiny")
-    },
-    **{
-        ("dino", name): (f"timm/vit_{size}_patch14_dinov2.lvd142m", "model.safetensors")
-        for name, size in {"vitl14": "large", "vitb14": "base", "vits14": "small"}.items()
-    },
-}
-
-
-def _source(encoder: str, name: str) -> Source:
-    repository, filename = _PUBLISHED.get((encoder, name), ("", ""))
-    title = "SAM 2.1's Hiera" if encoder == "hiera" else "DINOv2"
-    return Source(f"{title} ({name})", f"--{encoder}-weights", f"DSU_{encoder.upper()}", repository, filename)
-
-
-def published_source(encoder: str, name: str) -> Source | None:
-    """Where the weights of an encoder of that name are published; None for sizes that nobody published."""
-    source = _source(encoder, name)
-    return source if source.repository else None
-
-
-def locate(source: Source) -> Path | None:
-    """Where the weights would be read from without the network: the variable's path, or the hub's cache.
-
-    A path that the variable gives counts, whether or not a file is there: nothing else is looked at then.
-    """
-    if os.environ.get(source.variable):
-        return Path(os.environ[source.variable])
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source.repository, source.filename) if source.repository else None
-    return Path(found) if isinstance(found, str) else None
-
-
 def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", str]:
     """The frozen trunk and its weights' digest.
 
@@ -132,8 +65,8 @@ def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", 
     spec = config.hiera
     if "hiera" in weights.random_of(config):
         return _random(lambda: build_hiera(spec), seed=1)
-    others = [] if weights.dino else [_source("dino", config.dino.name)]
-    path = _find(_source("hiera", spec.name), weights.hiera, weights.download, others)
+    others = [] if weights.dino else [source_of("dino", config.dino.name)]
+    path = _find(source_of("hiera", spec.name), weights.hiera, weights.download, others)
     state = read_checkpoint(path)
     trunk_state = {key.removeprefix(_SAM_PREFIX): value for key, value in state.items() if key.startswith(_SAM_PREFIX)}
     trunk = build_hiera(spec)
@@ -151,7 +84,7 @@ def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTra
     spec, size = config.dino, config.dino_size
     if "dino" in weights.random_of(config):
         return _random(lambda: build_dino(spec, size), seed=2)
-    path = _find(_source("dino", spec.name), weights.dino, weights.download)
+    path = _find(source_of("dino", spec.name), weights.dino, weights.download)
     state = read_checkpoint(path)
     encoder = build_dino(spec, size)
     what = f"DINOv2 checkpoint of {spec.name}"
@@ -190,8 +123,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Raises `DsuError` for anything else.
     """
-    if not path.is_file():
-        raise DsuError(f"There is no checkpoint at {path}: check the path.")
+    check_checkpoint(path)
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
     for beginning, what in _NO_CHECKPOINT.items():
@@ -246,10 +178,7 @@ def _find(source: Source, given: Path | None, may_download: bool, others: Sequen
     """
     path = given or locate(source)
     if path is not None:
-        if not path.is_file():
-            raise DsuError(
-                f"The weights of {source.what} are not at {path}: check {source.option} or {source.variable}."
-            )
+        check_file(source, path)
         return path
     if not source.repository:
         raise UsageError(f"{source.what} is of no official size, so its weights must be given by {source.option} FILE.")

@@ -8,16 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import torch
-
 from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import SampleMetadata, SourceFolder, inspect
-from dsu.data.decoding import RECIPE
 from dsu.data.images import Depth
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import Tiling
-from dsu.data.views import FLIPPED_WHEN_READ, Views, view_index
+from dsu.data.views import FLIPPED_WHEN_READ, RECIPE, Views, view_index
 from dsu.errors import DsuError, UsageError
 from dsu.network.resume import ResumePoint, guide_names
 from dsu.progress import SILENT, Progress, few
@@ -316,6 +313,8 @@ def fingerprint(
 
 def _machine(runtime: Runtime) -> dict[str, str | int]:
     """What may change a feature's last bits: the GPU, or the processor and its threads."""
+    import torch
+
     if runtime.device.type == "cuda":
         return {"device": torch.cuda.get_device_name(runtime.device)}
     return {"device": processor_name(), "threads": torch.get_num_threads()}

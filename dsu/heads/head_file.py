@@ -6,12 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from dsu import __version__
 from dsu.choices import FeatureDtype, PredictionKind
@@ -22,6 +20,10 @@ from dsu.files import atomic_write
 from dsu.hub import fetch, is_hub_name
 from dsu.runtime import torch_type
 from dsu_cache import holder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = [
     "CONFIG_FILE",
@@ -131,7 +133,7 @@ class HeadInfo(BaseModel):
         return size if type(size) is int and size > 0 else None
 
     @property
-    def torch_feature_dtype(self) -> torch.dtype | None:
+    def torch_feature_dtype(self) -> "torch.dtype | None":
         """`feature_dtype` as torch's type."""
         return None if self.feature_dtype is None else torch_type(self.feature_dtype)
 
@@ -141,12 +143,12 @@ def image_digits(contents: Iterable[str]) -> str:
     return "".join(sorted({content[:IMAGE_DIGITS] for content in contents}))
 
 
-def save_head(path: Path, state: Mapping[str, Tensor], info: HeadInfo) -> None:
+def save_head(path: Path, state: "Mapping[str, Tensor]", info: HeadInfo) -> None:
     """Write a head so that at no moment a part of a file stands under its name. Raises as `atomic_write`."""
     atomic_write(path, head_bytes(state, info))
 
 
-def head_bytes(state: Mapping[str, Tensor], info: HeadInfo) -> bytes:
+def head_bytes(state: "Mapping[str, Tensor]", info: HeadInfo) -> bytes:
     """What a head's file holds."""
     from safetensors.torch import save
 
@@ -154,7 +156,7 @@ def head_bytes(state: Mapping[str, Tensor], info: HeadInfo) -> bytes:
     return save(tensors, metadata={"dsu": info.model_dump_json()})
 
 
-def load_head(path: Path) -> tuple[dict[str, Tensor], HeadInfo]:
+def load_head(path: Path) -> "tuple[dict[str, Tensor], HeadInfo]":
     """The state and the info of a head's file. Raises `DsuError` for a file that is none."""
     from safetensors.torch import load_file
 
@@ -194,7 +196,7 @@ def read_head_info(path: Path) -> HeadInfo:
     """The info alone, without the tensors. Raises `DsuError` for a file that is no head."""
     try:
         path.open("rb").close()  # safetensors says of any file that it can't open that there is none
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise DsuError(f"{path} can't be read as a head ({error}): give a head.safetensors that dsu wrote.") from error

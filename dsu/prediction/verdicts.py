@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage  # type: ignore[import-untyped]
 
 from dsu.data.images import Box
 from dsu.files import atomic_write
@@ -67,6 +66,8 @@ class VerdictRow:
 
 def find_verdict(row: VerdictRow, grey: NDArray[np.uint8], threshold: float) -> VerdictRow:
     """An image's row, filled in by its map (H, W), which is not stretched."""
+    from scipy import ndimage  # type: ignore[import-untyped]  # half of what a look at heads would take
+
     above = grey >= level_of(threshold)
     labels, count = ndimage.label(above, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]

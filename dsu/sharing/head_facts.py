@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from safetensors import safe_open
 
-from dsu.encoders.weights import Source, published_source
+from dsu.encoders.sources import Source, published_source
 from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, head_sha256, read_head_info
 from dsu.metrics.figures import MINMAX
@@ -90,7 +90,7 @@ class HeadFacts:
     @cached_property
     def parameters(self) -> int:
         """Numbers that train, the batch norms' statistics not among them."""
-        with safe_open(self.path, framework="pt") as file:
+        with safe_open(self.path, framework="numpy") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
         return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dsu.config import DINOS, HIERAS, PRESETS, DinoSpec, DSUNetConfig, HieraSpec
 from dsu.encoders.frozen import build_dino, build_hiera
-from dsu.encoders.weights import load_dino, load_hiera, published_source, read_checkpoint, weights_digest
+from dsu.encoders.sources import published_source
+from dsu.encoders.weights import load_dino, load_hiera, read_checkpoint, weights_digest
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.layers import TAP

@@ -5,24 +5,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 import yaml
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder
-from dsu.encoders.weights import load_encoders
+from dsu.encoders.sources import check_given
 from dsu.errors import UsageError
 from dsu.features.stores import FeatureStore
 from dsu.files import atomic_write
 from dsu.heads.head_file import HeadInfo, head_sha256, image_digits, resolve_head, stopped_runs
-from dsu.network.network import DSUNet, default_encoder_batch_size
-from dsu.network.pretrained import start_from
 from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress, counted, few
 from dsu.runtime import Runtime, choose_runtime, torch_type
 from dsu.settings import EncoderWeights, TrainingSettings
-from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
 from dsu.training.compiling import compile_pays
 from dsu.training.run_folders import (
     PREVIOUS,
@@ -36,10 +33,11 @@ from dsu.training.run_folders import (
     settings_of_run,
     unfinished_run,
 )
-from dsu.training.run_notes import run_notes
-from dsu.training.tracking import Tracking, check_tracker
-from dsu.training.trainer import Trainer, TrainingPhase
 from dsu.training.training_data import TrainingData, find_training_data
+
+if TYPE_CHECKING:
+    from dsu.training.callbacks import Callback
+    from dsu.training.trainer import Trainer, TrainingPhase
 
 __all__ = ["Run", "open_run", "prepare_run"]
 
@@ -56,7 +54,7 @@ class Run:
         notes: `label: text`.
     """
 
-    trainer: Trainer
+    trainer: "Trainer"
     name: str
     source: SourceFolder
     record: RunRecord
@@ -139,18 +137,31 @@ def prepare_run(
     Takes and raises what `open_run` does; `before` is the record of the run that is resumed, whose split holds.
     Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed.
     """
-    if settings.track is not None:
-        check_tracker(settings.track)
+    if settings.init_from is not None and not begun:
+        resolve_head(settings.init_from)
     data = find_training_data(settings, paths, progress)
     config, store, live = data.config, data.store, settings.end_to_end
-    resolved, runtime, point = _resolve(settings, data)
+    _check_sense(settings, data)
+    if before is None and settings.group is not None:  # else the record has them
+        data.groups(settings, {"train": 1.0}, SILENT)
+    point = _choose_point(settings, config, store)
+    wanted = {"hiera": live or point.block < config.hiera.depth, "dino": live and bool(point.guides)}
+    check_given(config, weights, **wanted)
+    # Only now, since torch takes seconds: what is wrong with names and settings has been said.
+    import torch
+
+    from dsu.encoders.weights import load_encoders
+    from dsu.network.network import DSUNet
+    from dsu.network.pretrained import start_from
+    from dsu.training.run_notes import run_notes
+    from dsu.training.tracking import check_tracker
+    from dsu.training.trainer import Trainer, TrainingPhase
+
+    if settings.track is not None:
+        check_tracker(settings.track)
+    resolved, runtime = _resolve(settings, data, point)
     frozen_point = _frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
-    hiera, dino, digests = load_encoders(
-        config,
-        weights,
-        hiera=live or point.block < config.hiera.depth,
-        dino=live and bool(point.guides),
-    )
+    hiera, dino, digests = load_encoders(config, weights, **wanted)
     drift: tuple[str, ...] = ()
     if store is not None and not live:
         for read in (point, *([frozen_point] if frozen_point else [])):
@@ -189,7 +200,7 @@ def prepare_run(
     if frozen_point is not None:
         network.head.init_adapters_identity()
 
-    def phase(at: ResumePoint) -> TrainingPhase:
+    def phase(at: ResumePoint) -> "TrainingPhase":
         held = data.samples(names["val"], at, live=live) if names["val"] else None
         return TrainingPhase(at, data.samples(train_names, at, live=live), held)
 
@@ -265,7 +276,7 @@ def _leave_out(names: dict[str, list[str]], trained: HeadInfo, data: TrainingDat
     return said
 
 
-def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSettings, Runtime, ResumePoint]:
+def _resolve(settings: TrainingSettings, data: TrainingData, point: ResumePoint) -> tuple[TrainingSettings, Runtime]:
     """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
     config, store = data.config, data.store
     if settings.precision == "auto" and store is not None:
@@ -273,8 +284,6 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
     else:
         precision, because = settings.precision, "asked for"
     runtime = choose_runtime(settings.device, precision, because, deterministic=settings.deterministic)
-    point = _choose_point(settings, config, store)
-    _check_sense(settings, data)
     fraction = settings.val_fraction
     if fraction is None and settings.fold is None:
         fraction = 0.0 if data.source.benchmark else 0.1
@@ -297,11 +306,13 @@ def _resolve(settings: TrainingSettings, data: TrainingData) -> tuple[TrainingSe
             "precision": runtime.precision,
         }
     )
-    return resolved, runtime, point
+    return resolved, runtime
 
 
 def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, runtime: Runtime) -> int:
     """The store's: what runs live beside it must compute as it was computed."""
+    from dsu.network.network import default_encoder_batch_size
+
     recorded = store.encoder_batch_size if store else None
     asked = settings.encoder_batch_size
     if None not in (recorded, asked) and recorded != asked:
@@ -356,8 +367,11 @@ def _frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint
     return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
 
 
-def _callbacks(trainer: Trainer, data: TrainingData) -> list[Callback]:
+def _callbacks(trainer: "Trainer", data: TrainingData) -> "list[Callback]":
     """Whoever follows this run: curves, sheets and a tracker, as its settings say."""
+    from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
+    from dsu.training.tracking import Tracking
+
     settings, callbacks = trainer.settings, list[Callback]([Curves()])
     if settings.sheet_every:
         names = sheet_names((trainer.main.validation or trainer.main.train).names, settings.seed)

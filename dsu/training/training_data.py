@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from PIL import Image
@@ -26,13 +26,14 @@ from dsu.data.groups import Look, looking_alike, most_together, named_groups, no
 from dsu.data.masks import MaskFormat
 from dsu.data.splitting import SPLITS_FILE, fold_weights, recorded_deal, share_weights
 from dsu.data.tiles import Tiling, image_name
-from dsu.datasets import ImageDataset, SampleDataset
 from dsu.errors import DsuError, UsageError
-from dsu.features.feature_dataset import FeatureDataset
 from dsu.features.stores import FeatureStore, find_store
 from dsu.network.resume import ResumePoint
 from dsu.progress import Progress, counted, few
 from dsu.settings import NetworkSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from dsu.datasets import SampleDataset
 
 __all__ = ["TrainingData", "config_asked", "encoders_asked", "find_training_data"]
 
@@ -197,9 +198,11 @@ class TrainingData:
             )
         return lines if len(lines) > 1 else []
 
-    def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> SampleDataset:
+    def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> "SampleDataset":
         """The named samples, as a run that resumes from `point` reads them: from the store, or `live` images."""
         if live:
+            from dsu.datasets import ImageDataset
+
             assert self.split is not None
             return ImageDataset(
                 self.split,
@@ -210,6 +213,8 @@ class TrainingData:
                 names=names,
                 guide=bool(point.guides),
             )
+        from dsu.features.feature_dataset import FeatureDataset
+
         assert self.store is not None
         return FeatureDataset(self.store, point.features, names=names)
 

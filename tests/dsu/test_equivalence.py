@@ -132,7 +132,6 @@ def test_features_of_other_weights_are_caught(
     right = Store.open(next(features.glob("*/*"))).attributes["encoders"]
     digest.update(right)  # type: ignore[arg-type]
     monkeypatch.setattr("dsu.encoders.weights.load_encoders", _with_digests(digest))
-    monkeypatch.setattr("dsu.training.runs.load_encoders", _with_digests(digest))
     assert {"V", "S1", "S2", "S3"} <= failed(check(features, drawn, adapt_last=1))
 
 

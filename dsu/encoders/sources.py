@@ -1,0 +1,109 @@
+"""Where the encoders' weights are published, and where they would be read from. Nothing here loads any."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dsu.config import DSUNetConfig
+from dsu.errors import DsuError
+from dsu.settings import EncoderWeights
+
+__all__ = [
+    "MissingWeightsError",
+    "Source",
+    "check_checkpoint",
+    "check_file",
+    "check_given",
+    "locate",
+    "published_source",
+    "source_of",
+]
+
+
+class MissingWeightsError(DsuError):
+    """Published weights that are neither given by path nor in the hub's cache, nor can be fetched."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of one encoder come from.
+
+    Attributes:
+        what: the encoder, for people.
+        option, variable: how a user gives their file by path.
+        repository, filename: on the Hugging Face hub; empty for a size that nobody published.
+        licence: of the published weights, by its identifier on the hub.
+    """
+
+    what: str
+    option: str
+    variable: str
+    repository: str
+    filename: str
+    licence: str = "apache-2.0"
+
+
+_PUBLISHED: Final = {
+    **{
+        ("hiera", name.replace("-", "_")): (
+            f"facebook/sam2.1-hiera-{name}",
+            f"sam2.1_hiera_{name.replace('-', '_')}.pt",
+        )
+        for name in ("large", "base-plus", "small", "tiny")
+    },
+    **{
+        ("dino", name): (f"timm/vit_{size}_patch14_dinov2.lvd142m", "model.safetensors")
+        for name, size in {"vitl14": "large", "vitb14": "base", "vits14": "small"}.items()
+    },
+}
+
+
+def source_of(encoder: str, name: str) -> Source:
+    """Where the weights of an encoder of that name come from."""
+    repository, filename = _PUBLISHED.get((encoder, name), ("", ""))
+    title = "SAM 2.1's Hiera" if encoder == "hiera" else "DINOv2"
+    return Source(f"{title} ({name})", f"--{encoder}-weights", f"DSU_{encoder.upper()}", repository, filename)
+
+
+def published_source(encoder: str, name: str) -> Source | None:
+    """Where the weights of an encoder of that name are published; None for sizes that nobody published."""
+    source = source_of(encoder, name)
+    return source if source.repository else None
+
+
+def check_given(config: DSUNetConfig, weights: EncoderWeights, *, hiera: bool, dino: bool) -> None:
+    """Raise `DsuError` where weights that are wanted are named, by option or variable, and no file is there."""
+    of_hiera, of_dino = source_of("hiera", config.hiera.name), source_of("dino", config.dino.name)
+    random = weights.random_of(config)
+    for encoder, wanted, source, given in (
+        ("hiera", hiera, of_hiera, weights.hiera),
+        ("dino", dino, of_dino, weights.dino),
+    ):
+        if wanted and encoder not in random:
+            check_file(source, given or os.environ.get(source.variable))
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise `DsuError` where there is no file."""
+    if not path.is_file():
+        raise DsuError(f"There is no checkpoint at {path}: check the path.")
+
+
+def check_file(source: Source, path: str | Path | None) -> None:
+    """Raise `DsuError` where a path is given and no file is there."""
+    if path and not Path(path).is_file():
+        raise DsuError(f"The weights of {source.what} are not at {path}: check {source.option} or {source.variable}.")
+
+
+def locate(source: Source) -> Path | None:
+    """Where the weights would be read from without the network: the variable's path, or the hub's cache.
+
+    A path that the variable gives counts, whether or not a file is there: nothing else is looked at then.
+    """
+    if os.environ.get(source.variable):
+        return Path(os.environ[source.variable])
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.repository, source.filename) if source.repository else None
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,95 @@
+"""What is wrong with names, options and files is said before torch is loaded, which takes seconds; so is what is here.
+
+Each command runs in a process of its own and prints which libraries it has loaded: no clock decides.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, get_args
+
+import pytest
+from support import TINY
+
+from dsu.choices import ReportFormat
+from dsu.report import FORMATS
+
+SLOW: Final = ("torch", "timm", "sam2", "zarr", "scipy", "sklearn", "matplotlib")
+
+PROGRAM: Final = f"""
+import atexit, sys
+sys.argv[0] = "dsu"
+atexit.register(lambda: print("LOADED", *(name for name in {SLOW} if name in sys.modules)))
+from dsu_cli.main import run
+run()
+"""
+
+ERRORS: Final[dict[str, tuple[str, str]]] = {
+    "train-head --region foo": ("--region must be", ""),
+    "train-head --device tpu": ("--device must be auto, cpu, cuda or cuda:N", ""),
+    "train-head --epochs x": ("--epochs", ""),
+    "train-head --fold 3/2": ("--fold must be", ""),
+    "train-head --preset huge": ("no preset called 'huge'", ""),
+    "train-head --config nosuch.yaml": ("nosuch.yaml can't be read", ""),
+    "train-head nosuch": ("no training features of nosuch", ""),
+    "train-head --resume --out nosuch": ("no run in nosuch", ""),
+    "train-head --init-from nosuch": ("no head at nosuch", ""),
+    "train-head --val-fraction 0.6 --test-fraction 0.6": ("leave nothing to train on", ""),
+    "train-head --views none --group nosuch.csv": ("nosuch.csv can't be read", ""),
+    "train-head --hiera-weights no.pt --hiera toy": ("There are no training features", ""),
+    "cache-features nosuch": ("neither a folder", ""),
+    "cache-features {images} --features Q": ("'Q' is no feature", ""),
+    "cache-features {images} --hiera-weights no.pt": ("not at no.pt", ""),
+    "predict --kind maks": ("--kind must be", ""),
+    "predict --head nosuch": ("no head at nosuch", ""),
+    "eval --format xml": ("--format can't be xml", ""),
+    "eval --metrics Q": ("--metrics can't be Q", ""),
+    "visualize features {images} --tokens 1": ("--tokens can't be 1", "matplotlib"),
+    "head info nosuch": ("no head at nosuch", ""),
+    "head export nosuch -o shared": ("no head at nosuch", ""),
+    "export-checkpoint nosuch": ("no head at nosuch", ""),
+    "import-checkpoint nosuch.pth": ("no checkpoint at nosuch.pth", ""),
+    "check-equivalence --steps 0": ("--steps can't be 0", ""),
+    "bench --preset huge": ("no preset called 'huge'", ""),
+}
+"""What is typed: a part of what is said, and which slow libraries are wanted all the same."""
+
+
+@pytest.fixture(scope="module")
+def here(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a store and a run."""
+    folder = tmp_path_factory.mktemp("here")
+    for command in (
+        ["cache-features", drawn / "train", *TINY, "--features", "V", "--views", "none", "--quiet"],
+        ["train-head", "--epochs", 1, "--adapt-last", 0, "--views", "none", "--sheet-every", 0, "--quiet"],
+    ):
+        said, status = typed(folder, [str(word) for word in command])
+        assert status == 0, said
+    return folder
+
+
+def typed(folder: Path, words: list[str]) -> tuple[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return " ".join((done.stderr + done.stdout).split()), done.returncode
+
+
+@pytest.mark.parametrize("command", ERRORS)
+def test_an_error_needs_no_torch(command: str, here: Path, drawn: Path) -> None:
+    words, wanted = ERRORS[command]
+    said, status = typed(here, command.format(images=drawn / "train").split())
+    assert status in (1, 2) and words in said, said
+    assert said.rpartition("LOADED")[2].split() == wanted.split(), said
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "train-head --help", "--version", "head info", "head list", "cache list", "datasets"]
+)
+def test_what_is_here_is_told_without_torch(command: str, here: Path) -> None:
+    said, status = typed(here, command.split())
+    assert status == 0 and not said.rpartition("LOADED")[2].split(), said
+
+
+def test_formats_are_known_before_the_report_is_loaded() -> None:
+    assert get_args(ReportFormat) == tuple(FORMATS)
