@@ -137,11 +137,11 @@ def prepare_run(
     Takes and raises what `open_run` does; `before` is the record of the run that is resumed, whose split holds.
     Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed.
     """
-    if settings.init_from is not None and not begun:
-        resolve_head(settings.init_from)
     data = find_training_data(settings, paths, progress)
     config, store, live = data.config, data.store, settings.end_to_end
     _check_sense(settings, data)
+    if settings.init_from is not None and not begun:
+        resolve_head(settings.init_from)
     if before is None and settings.group is not None:  # else the record has them
         data.groups(settings, {"train": 1.0}, SILENT)
     point = _choose_point(settings, config, store)
