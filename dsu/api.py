@@ -4,26 +4,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsu.choices import Normalization
 from dsu.data.datasets import Paths, check_places
 from dsu.errors import UsageError, did_you_mean
-from dsu.evaluation.evaluate import Evaluation
-from dsu.evaluation.ground_truth import find_judged_sets, named_predictions
 from dsu.files import atomic_write, make_folder
-from dsu.heads.head_file import HeadInfo, predictions_folder, read_head_info, resolve_head
+from dsu.heads.head_file import HeadInfo, is_exported, predictions_folder, read_head_info, resolve_head
 from dsu.hub import is_hub_name
-from dsu.network.pretrained import WeightsOf, encoder_weights_of
-from dsu.prediction.predict import Outcome
-from dsu.prediction.predict import predict as predict_jobs
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress
-from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings, Settings, TrainingSettings
 from dsu.settings_file import read_settings
-from dsu.training.runs import open_run
-from dsu.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from dsu.evaluation.evaluate import Evaluation
+    from dsu.network.pretrained import WeightsOf
+    from dsu.prediction.writing import Outcome
+    from dsu.runtime import Runtime
+    from dsu.training.trainer import Trainer
+
+# What loads torch is imported where it is used: an exported model predicts without.
 
 __all__ = ["evaluate", "predict", "predict_with", "train"]
 
@@ -34,14 +35,14 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    encoder_weights: WeightsOf = "official",
+    encoder_weights: "WeightsOf" = "official",
     data_root: str | Path = "data",
     cache_root: str | Path = "features",
     images: str | None = None,
     masks: str | None = None,
     progress: Progress = SILENT,
     **settings: Any,
-) -> Trainer:
+) -> "Trainer":
     """Train a head, as `dsu train-head` does.
 
     Args:
@@ -59,6 +60,9 @@ def train(
 
     Raises `DsuError` where something does not fit, and `UsageError` for a setting that there is not.
     """
+    from dsu.network.pretrained import encoder_weights_of
+    from dsu.training.runs import open_run
+
     given = {"dataset": None if dataset is None else str(dataset), **settings}
     with open_run(
         _read(given, TrainingSettings)[0],
@@ -80,19 +84,20 @@ def predict(
     revision: str | None = None,
     out: str | Path | None = None,
     end_to_end: bool = False,
-    encoder_weights: WeightsOf = "official",
+    encoder_weights: "WeightsOf" = "official",
     data_root: str | Path = "data",
     cache_root: str | Path = "features",
     images: str | None = None,
     masks: str | None = None,
     progress: Progress = SILENT,
     **settings: Any,
-) -> Outcome:
+) -> "Outcome":
     """Write masks for benchmarks, folders and files, as `dsu predict` does.
 
     Args:
         sources: one or several; none: what the head was not trained on of its own data set.
-        head: a run's or an exported folder, a head's file, or OWNER/NAME on the hub; None takes the newest run.
+        head: a run's or an exported folder, a head's file, an exported .onnx model, or OWNER/NAME on the hub; None
+            takes the newest run.
         revision: branch, tag or commit of a head on the hub.
         out: where masks go: a folder, or of one image file a .png; None: `predictions/` in the run's folder.
         end_to_end: from the images even where features are stored.
@@ -105,13 +110,18 @@ def predict(
 
     Raises `DsuError` where something does not fit, and `UsageError` for a setting that there is not.
     """
+    weights = EncoderWeights()
+    if encoder_weights != "official":
+        from dsu.network.pretrained import encoder_weights_of
+
+        weights = encoder_weights_of(encoder_weights)
     how, where = _read(settings, PredictionSettings, RuntimeSettings)
     return predict_with(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
         head,
         how,
         where,
-        encoder_weights_of(encoder_weights),
+        weights,
         Paths(Path(data_root), Path(cache_root), images, masks),
         revision=revision,
         out=None if out is None else Path(out),
@@ -132,7 +142,7 @@ def predict_with(
     out: Path | None = None,
     end_to_end: bool = False,
     progress: Progress = SILENT,
-) -> Outcome:
+) -> "Outcome":
     """As `predict`, with what its arguments become."""
     if check_places(sources, out, overwrite=settings.overwrite):
         # Predicted as into a folder, of which the one file is kept.
@@ -158,6 +168,12 @@ def predict_with(
     if head is not None and is_hub_name(head):
         progress.say(f"looking for {head} on the Hugging Face hub")
     head_file = resolve_head(head, revision=revision)
+    if is_exported(head_file):
+        from dsu.prediction.exported import predict_exported
+
+        return predict_exported(sources, head_file, settings, asked, paths, out=out, progress=progress)
+    from dsu.prediction.predict import predict as predict_jobs
+
     info = read_head_info(head_file)
     folder = out or predictions_folder(head, head_file, settings.kind)
     runtime = _runtime(asked, info, head_file)
@@ -165,6 +181,7 @@ def predict_with(
     jobs = prepare_jobs(
         sources,
         head_file,
+        info,
         folder,
         settings,
         runtime,
@@ -175,9 +192,7 @@ def predict_with(
         progress=progress,
     )
     for job in jobs:
-        origin = f"features ({' + '.join(job.point.features)})" if job.store is not None else "images"
-        cut = f" in tiles of {job.tiling.size} px that share {job.tiling.overlap}" if job.tiling else ""
-        progress.say(f"{job.label}: {len(job.targets):,} from {origin}{cut}, normalisation {job.normalization}")
+        progress.say(job.describe())
     weights = EncoderWeights(weights.hiera, weights.dino, info.random_weights)
     return predict_jobs(jobs, head_file, folder, settings, runtime, weights, progress)
 
@@ -194,7 +209,7 @@ def evaluate(
     workers: int | None = None,
     data_root: str | Path = "data",
     progress: Progress = SILENT,
-) -> dict[str, Evaluation]:
+) -> "dict[str, Evaluation]":
     """Judge predictions, as `dsu eval` does; nothing is written.
 
     Args:
@@ -214,6 +229,8 @@ def evaluate(
 
     Raises `UsageError` for a set without predictions or ground truth, and `DsuError` for a file that can't be read.
     """
+    from dsu.evaluation.ground_truth import find_judged_sets, named_predictions
+
     [folder] = named_predictions([] if predictions is None else [predictions]).values()
     judged_sets = find_judged_sets(
         [names] if isinstance(names, str) else list(names),
@@ -229,8 +246,10 @@ def evaluate(
     }
 
 
-def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path) -> Runtime:
+def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path) -> "Runtime":
     """The device that is asked for, at the precision of training where none is."""
+    from dsu.runtime import choose_runtime
+
     trained = info.training.get("precision", "auto")
     if trained not in ("auto", "fp32", "bf16"):
         raise UsageError(f"The precision in {head} can't be {trained!r}: train the head again.")

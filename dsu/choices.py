@@ -2,12 +2,24 @@
 
 from typing import Literal
 
-__all__ = ["BceKind", "FeatureDtype", "Normalization", "Precision", "PredictionKind", "RegionKind", "ReportFormat"]
+__all__ = [
+    "BceKind",
+    "ExportPrecision",
+    "FeatureDtype",
+    "Normalization",
+    "Precision",
+    "PredictionKind",
+    "RegionKind",
+    "ReportFormat",
+]
 
 FeatureDtype = Literal["float16", "float32"]
 """The type to which whatever is stored is rounded."""
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+ExportPrecision = Literal["fp32", "int8", "fp16"]
+"""`int8` is for processors, `fp16` for GPUs."""
 
 RegionKind = Literal["iou", "tversky"]
 """The paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own

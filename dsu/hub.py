@@ -29,7 +29,7 @@ def is_hub_name(given: str | Path) -> bool:
     What begins with a folder that is here, such as `runs/tilse`, is a slip that the hub need not be asked about.
     """
     text = str(given)
-    return is_repository(text) and not text.endswith(".safetensors") and not Path(text).parent.is_dir()
+    return is_repository(text) and not text.endswith((".safetensors", ".onnx")) and not Path(text).parent.is_dir()
 
 
 def download(repository: str, filename: str, revision: str | None = None) -> Path:

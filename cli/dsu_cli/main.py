@@ -18,6 +18,7 @@ from dsu_cli.datasets import datasets
 from dsu_cli.demo import demo
 from dsu_cli.doctor import doctor
 from dsu_cli.evaluate import evaluate
+from dsu_cli.export import export
 from dsu_cli.heads import export_checkpoint, head, import_checkpoint
 from dsu_cli.predict import predict
 from dsu_cli.study import study
@@ -76,7 +77,12 @@ _PANELS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "predict": predict,
         "eval": evaluate,
     },
-    "Heads": {"head": head, "import-checkpoint": import_checkpoint, "export-checkpoint": export_checkpoint},
+    "Heads": {
+        "head": head,
+        "export": export,
+        "import-checkpoint": import_checkpoint,
+        "export-checkpoint": export_checkpoint,
+    },
     "What is here": {"doctor": doctor, "datasets": datasets, "cache": cache},
     "Trying, measuring, showing": {
         "demo": demo,

@@ -17,7 +17,7 @@ from dsu_cli.console import ConsoleProgress, fail, say
 from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
-    from dsu.prediction.predict import Outcome
+    from dsu.prediction.writing import Outcome
 
 
 @options.with_settings(PredictionSettings, RuntimeSettings)
@@ -34,7 +34,8 @@ def predict(
         typer.Option(
             "--head",
             metavar="PATH|OWNER/NAME",
-            help="A run folder, an exported folder, head.safetensors, or a head on the hub (default: the newest run).",
+            help="A run folder, an exported folder or model.onnx, head.safetensors, or a head on the hub (default: the "
+            "newest run).",
         ),
     ] = None,
     revision: Annotated[

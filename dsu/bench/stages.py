@@ -23,8 +23,9 @@ from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.metrics.meters import Meters
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import earliest
-from dsu.prediction.predict import Outcome, predict_job
+from dsu.prediction.predict import predict_job
 from dsu.prediction.targets import Job, Target
+from dsu.prediction.writing import Outcome
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import ExtractionSettings, PredictionSettings

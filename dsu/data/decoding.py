@@ -10,16 +10,15 @@ it is resized for the encoders.
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from torch import Tensor
 
 from dsu.config import DSUNetConfig
 from dsu.data.images import (
@@ -38,6 +37,9 @@ from dsu.data.images import (
 from dsu.data.masks import MaskFormat
 from dsu.data.views import hashed_share
 from dsu.errors import DsuError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "DECODERS",
@@ -62,7 +64,7 @@ _ATTEMPTS: Final = 8
 _FOREGROUND: Final = 128
 _CHANNELS: Final = (1, 3, 4)
 
-ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
+ImageLike: TypeAlias = "Image.Image | NDArray[Any] | Tensor | str | Path"
 """A picture of Pillow's, a file, or an array or tensor of pixels; `open_image` says which."""
 
 
@@ -82,7 +84,7 @@ def open_image(image: ImageLike, depth: Depth | None = None) -> Image.Image:
         if Path(image).is_dir():
             raise UsageError(f"{printable(Path(image))} is a folder: give its images, or use `dsu predict`.")
         return read_image(Path(image), depth=depth)
-    if isinstance(image, Tensor):
+    if _is_tensor(image):
         image = _picture(image.detach().float().cpu().numpy() if image.is_floating_point() else image.cpu().numpy())
     elif isinstance(image, np.ndarray):
         image = _picture(image)
@@ -91,6 +93,12 @@ def open_image(image: ImageLike, depth: Depth | None = None) -> Image.Image:
             f"A {type(image).__name__} is no image: give a path, a PIL image, or an array or tensor of pixels."
         )
     return upright_rgb(image, depth)
+
+
+def _is_tensor(image: object) -> "TypeGuard[Tensor]":
+    """Without importing torch: whoever has a tensor has done so."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
 
 
 def _picture(pixels: NDArray[Any]) -> Image.Image:
@@ -116,9 +124,12 @@ def _picture(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels)
 
 
-def as_images(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+def as_images(images: "ImageLike | Sequence[ImageLike]") -> Sequence[ImageLike]:
     """One image or several as several; an array or tensor of four dimensions is several."""
-    one = images.ndim < 4 if isinstance(images, np.ndarray | Tensor) else isinstance(images, Image.Image | str | Path)
+    if _is_tensor(images) or isinstance(images, np.ndarray):
+        one = images.ndim < 4
+    else:
+        one = isinstance(images, Image.Image | str | Path)
     return [images] if one else images  # type: ignore[list-item, return-value]
 
 
@@ -261,7 +272,7 @@ class ImageProcessor:
     config: DSUNetConfig
     guide: bool = True
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> dict[str, Any]:
+    def __call__(self, images: "ImageLike | Sequence[ImageLike]") -> dict[str, Any]:
         """`pixel_values` (B, 3, S, S) and `guide_values` (B, 3, S', S'), uint8: what the network's `forward` takes.
 
         One image is a batch of one. Raises as `open_image`.
@@ -294,11 +305,13 @@ class ImageProcessor:
         )
 
 
-def stack(arrays: Sequence[NDArray[Any] | None]) -> Tensor | None:
+def stack(arrays: Sequence[NDArray[Any] | None]) -> "Tensor | None":
     """Arrays of one shape as one tensor; None where there are none."""
     present = [array for array in arrays if array is not None]
     if not present:
         return None
     if len(present) != len(arrays):
         raise DsuError("Some samples have a mask and some have none: complete the masks or leave them all away.")
+    import torch
+
     return torch.from_numpy(np.stack(present))

@@ -5,20 +5,17 @@ an image into squares of 1,024 pixels that overlap by at least `--overlap`. Wher
 into each other, so no edge of a tile can be seen as a step.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from threading import Lock
 from typing import Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dsu.data.images import Box, UnreadableImage, image_head
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 
-__all__ = ["LastUsed", "TileBlender", "Tiling", "image_name", "tiled"]
+__all__ = ["LastUsed", "Tiling", "image_name", "tiled"]
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -96,47 +93,6 @@ def _tiles_of(pair: Pair, tiling: Tiling) -> Iterator[Pair]:
 def image_name(tile: str) -> str:
     """The name of the image that a tile is of, from the tile's."""
     return tile.rpartition("@")[0]
-
-
-class TileBlender:
-    """Logits of a whole image, put together from those of its tiles.
-
-    At each pixel the tiles' logits are averaged with weights that rise from a tile's edge to where its neighbour
-    ends, linearly and on each axis by itself: tiles form a grid, so the weights' sum is known before any tile is.
-
-    Args:
-        boxes: of all tiles, as `Tiling.boxes` gives them.
-    """
-
-    def __init__(self, boxes: Iterable[Box]) -> None:
-        boxes = list(boxes)
-        self._across = _fades({(left, right) for left, _, right, _ in boxes})
-        self._down = _fades({(top, bottom) for _, top, _, bottom in boxes})
-        self.size = max(box[2] for box in boxes), max(box[3] for box in boxes)
-        self.logits: NDArray[np.float32] = np.zeros(self.size[::-1], np.float32)
-        """(height, width), complete when every tile has been added."""
-
-    def add(self, box: Box, logits: NDArray[np.float32]) -> None:
-        """Add a tile's logits (height, width) at the tile's own size."""
-        left, top, right, bottom = box
-        faded = logits * self._across[left, right]
-        faded *= self._down[top, bottom][:, None]
-        self.logits[top:bottom, left:right] += faded
-
-
-def _fades(spans: set[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.float32]]:
-    """For each span of an axis its weights; those of all spans add up to 1 everywhere."""
-    ordered = sorted(spans)
-    rises = {}
-    total = np.zeros(max(end for _, end in ordered))
-    for index, (start, end) in enumerate(ordered):
-        # Where there is no neighbour to fade into, half a pixel: the weight is 1 at once.
-        before = max(ordered[index - 1][1] - start, 0.5) if index else 0.5
-        after = max(end - ordered[index + 1][0], 0.5) if index + 1 < len(ordered) else 0.5
-        at = np.arange(end - start) + 0.5
-        rises[start, end] = np.minimum(1, np.minimum(at / before, (end - start - at) / after))
-        total[start:end] += rises[start, end]
-    return {(start, end): (weight / total[start:end]).astype(np.float32) for (start, end), weight in rises.items()}
 
 
 class LastUsed(Generic[K, T]):

@@ -166,12 +166,12 @@ def _windows(layer: "MultiScaleAttention", qkv: Tensor, window: int) -> Tensor:
     q, k, v = qkv.permute(5, 0, 1, 3, 2, 4, 6).flatten(1, 3).unbind()  # each (windows, high, wide, C')
     q = _pool(q, layer.q_pool)
     high, wide = q.shape[1:3]
-    q, k, v = (part.reshape(len(part), -1, heads, part.shape[-1] // heads).transpose(1, 2) for part in (q, k, v))
+    q, k, v = (part.reshape(part.shape[0], -1, heads, part.shape[-1] // heads).transpose(1, 2) for part in (q, k, v))
     padded = window * window - k.shape[2] if window else 0
     if padded:
         _, key, value = layer.qkv.bias.to(k.dtype).view(3, 1, heads, 1, -1)
-        k = torch.cat([k, key.expand(len(k), -1, padded, -1)], dim=2)
-        v = torch.cat([v, value.expand(len(v), -1, padded, -1)], dim=2)
+        k = torch.cat([k, key.expand(k.shape[0], -1, padded, -1)], dim=2)
+        v = torch.cat([v, value.expand(v.shape[0], -1, padded, -1)], dim=2)
     mixed = functional.scaled_dot_product_attention(q, k, v)  # (windows, heads, positions, C' / heads)
     mixed = mixed.reshape(batch, rows, columns, heads, high, wide, -1)
     return mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * high, columns * wide, -1)

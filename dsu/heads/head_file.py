@@ -18,7 +18,6 @@ from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError, validation_reasons
 from dsu.files import atomic_write
 from dsu.hub import fetch, is_hub_name
-from dsu.runtime import torch_type
 from dsu_cache import holder
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ __all__ = [
     "head_bytes",
     "head_sha256",
     "image_digits",
+    "is_exported",
     "is_finished",
     "living",
     "load_head",
@@ -54,6 +54,8 @@ LOCK_FILE: Final = "run.lock"
 CONFIG_FILE: Final = "config.json"
 """Beside a head that was exported; no run folder has one."""
 FORMAT: Final = 1
+_PUBLIC: Final = ("split", "dataset", "kind", "benchmark", "tile", "overlap", "depth")
+"""What is told of the data set: not where its images lie, nor what those that were held out are called."""
 IMAGE_DIGITS: Final = 12
 """Hexadecimal digits by which an image is known again: enough to tell a hundred million apart."""
 
@@ -115,6 +117,15 @@ class HeadInfo(BaseModel):
         return None
 
     @property
+    def public(self) -> "HeadInfo":
+        """What of it is for others: without paths of this machine and names of samples."""
+        dataset = {key: self.dataset[key] for key in _PUBLIC if key in self.dataset}
+        training = {**self.training}
+        if isinstance(training.get("init_from"), str):
+            training["init_from"] = Path(training["init_from"]).name
+        return self.model_copy(update={"dataset": dataset, "test": [], "training": training})
+
+    @property
     def random(self) -> bool:
         """Whether any of its encoders' weights are random ones, as the toy's always are."""
         hiera, dino = self.config.hiera.name, self.config.dino.name
@@ -135,6 +146,8 @@ class HeadInfo(BaseModel):
     @property
     def torch_feature_dtype(self) -> "torch.dtype | None":
         """`feature_dtype` as torch's type."""
+        from dsu.runtime import torch_type
+
         return None if self.feature_dtype is None else torch_type(self.feature_dtype)
 
 
@@ -170,10 +183,12 @@ def load_head(path: Path) -> "tuple[dict[str, Tensor], HeadInfo]":
 def head_sha256(path: Path) -> str:
     """By what a head is known: the SHA-256 of its tensors, whatever else its file says of them.
 
-    Raises `DsuError` for a file that is no head.
+    Of an exported model that of its file. Raises `DsuError` for a file that is no head.
     """
     try:
         content = path.read_bytes()
+        if is_exported(path):
+            return hashlib.sha256(content).hexdigest()
         end = 8 + int.from_bytes(content[:8], "little")
         tensors = {name: about for name, about in json.loads(content[8:end]).items() if name != "__metadata__"}
     except (OSError, ValueError, AttributeError) as error:
@@ -222,8 +237,8 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
     """A head's file.
 
     Args:
-        given: a run folder, an exported folder, a head's file, or OWNER/NAME on the Hugging Face hub, which a path
-            that is here goes before; None takes the newest head below `runs`.
+        given: a run folder, an exported folder, a head's file, an exported model, or OWNER/NAME on the Hugging Face
+            hub, which a path that is here goes before; None takes the newest head below `runs`.
         runs: where run folders lie.
         revision: branch, tag or commit of a repository on the hub.
 
@@ -259,6 +274,11 @@ def _unfinished(run: Path) -> str:
     if trained_by is not None:
         return f"it is being trained by {trained_by}, wait until it ends"
     return f"its training was stopped, go on with it by `dsu train-head --resume --out {run}`"
+
+
+def is_exported(head: Path) -> bool:
+    """Whether a head's file is a model that `dsu export` wrote, by the ending of its name."""
+    return head.suffix == ".onnx"
 
 
 def is_finished(folder: Path) -> bool:

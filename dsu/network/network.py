@@ -245,18 +245,19 @@ class DSUNet(nn.Module):
         """
         given = pixel_values if guide_values is None else guide_values
         if not names or given is None:
-            return self._encode_block(None, None, names)
+            return self.encode_at_once(None, None, names)
         count, size = len(given), self.encoder_batch_size or default_encoder_batch_size(given.device)
         with _own_kernels():
             blocks = [
-                self._encode_block(_block(pixel_values, start, size), _block(guide_values, start, size), names)
+                self.encode_at_once(_block(pixel_values, start, size), _block(guide_values, start, size), names)
                 for start in range(0, count, size)
             ]
         return {name: _joined([block[name] for block in blocks], count) for name in names}
 
-    def _encode_block(
+    def encode_at_once(
         self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
+        """As `encode`, all samples in one block, and gradients as they are: one block of it, and an exported graph."""
         guides = [name for name in names if name in guide_names(self.config)]
         tokens = [name for name in names if name not in guides]
         side = self.config.hiera_size if pixel_values is None else pixel_values.shape[-1]

@@ -16,7 +16,8 @@ from dsu.batches import Batch
 from dsu.choices import Normalization
 from dsu.data.decoding import ImageProcessor
 from dsu.data.images import Box
-from dsu.data.tiles import TileBlender, Tiling
+from dsu.data.tiles import Tiling
+from dsu.export.runner import TileBlender, stretch
 from dsu.graphs import GraphRunner, Outputs
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
@@ -30,7 +31,6 @@ __all__ = [
     "mask_of",
     "resize_logits",
     "segment_tiles",
-    "stretch",
     "tiled_image",
 ]
 
@@ -62,14 +62,6 @@ def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]
     """An image's mask, (height, width) float32 in [0, 1], from its logits at that size, which are written over."""
     mask = logits.sigmoid_().cpu().numpy()
     return stretch(mask) if normalization == "minmax" else mask
-
-
-def stretch(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A mask (H, W) brought to its full range, in place: the benchmarks' convention."""
-    low, high = mask.min(), mask.max()
-    mask -= low
-    mask /= high - low + np.float32(1e-8)
-    return mask
 
 
 class PixelBudget:

@@ -3,32 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, overload
+from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.batches import Batch
 from dsu.choices import Normalization, Precision
 from dsu.data.decoding import ImageLike, ImageProcessor, as_images, open_image
 from dsu.data.images import Depth
 from dsu.data.tiles import Tiling
-from dsu.heads.head_file import load_head, resolve_head
-from dsu.network.network import DSUNet
-from dsu.network.pretrained import load_network
+from dsu.heads.head_file import is_exported, load_head, resolve_head
 from dsu.network.resume import earliest
-from dsu.prediction.inference import Predictor, finish_mask, mask_of, segment_tiles, tiled_image
-from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import EncoderWeights
+
+if TYPE_CHECKING:
+    import torch
+
+    from dsu.network.network import DSUNet
+    from dsu.runtime import Runtime
+
+# What loads torch is imported where it is used: an exported model segments without.
 
 __all__ = ["Segmenter"]
 
 _TILES_AT_ONCE: Final = 8
 
 
-@dataclass
+@dataclass(eq=False)
 class Segmenter:
     """A trained head with its encoders, for images in Python.
 
@@ -43,12 +45,14 @@ class Segmenter:
         depth: what is black and white in files and PIL images of more than 8 bits, as it was in training.
     """
 
-    network: DSUNet = field(repr=False)
-    runtime: Runtime
+    network: "DSUNet" = field(repr=False)
+    runtime: "Runtime"
     tiling: Tiling | None = None
     depth: Depth | None = None
 
     def __post_init__(self) -> None:
+        from dsu.prediction.inference import Predictor
+
         self._predictor = Predictor(self.network, self.runtime, earliest(self.network.config))
 
     @classmethod
@@ -61,18 +65,26 @@ class Segmenter:
         hiera_weights: str | Path | None = None,
         dino_weights: str | Path | None = None,
     ) -> "Segmenter":
-        """Load a run folder, an exported folder or a `head.safetensors`.
+        """Load a run folder, an exported folder, a `head.safetensors`, or a model of `dsu export` (without torch).
 
         Args:
             head: the folder or file.
             device: auto, cpu, cuda or cuda:N.
-            precision: auto, fp32 or bf16.
+            precision: auto, fp32 or bf16; an exported model has its own.
             hiera_weights, dino_weights: the encoders' checkpoints; None looks for the published ones, as
                 `EncoderWeights` says.
 
         Raises `DsuError` for a head or encoder weights that can't be found, read, or do not belong together.
         """
-        state, info = load_head(resolve_head(head))
+        path = resolve_head(head)
+        if is_exported(path):
+            from dsu.prediction.exported import ExportedSegmenter
+
+            return ExportedSegmenter(path, device, precision)
+        from dsu.network.pretrained import load_network
+        from dsu.runtime import choose_runtime
+
+        state, info = load_head(path)
         weights = EncoderWeights(
             hiera=None if hiera_weights is None else Path(hiera_weights),
             dino=None if dino_weights is None else Path(dino_weights),
@@ -116,8 +128,11 @@ class Segmenter:
             dino_weights=dino_weights,
         )
 
-    def to(self, device: str | torch.device) -> "Segmenter":
+    def to(self, device: "str | torch.device") -> "Segmenter":
         """Move the network, keeping its precision; returns this segmenter. Raises `UsageError` for an absent device."""
+        from dsu.prediction.inference import Predictor
+        from dsu.runtime import choose_runtime
+
         self.runtime = choose_runtime(str(device), self.runtime.precision, "as before")
         self.runtime.place(self.network)
         self._predictor = Predictor(self.network, self.runtime, self._predictor.point)
@@ -134,7 +149,7 @@ class Segmenter:
     ) -> list[NDArray[np.float32]]: ...
 
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], normalization: Normalization = "none"
+        self, images: "ImageLike | Sequence[ImageLike]", normalization: Normalization = "none"
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """The mask of an image, or the masks of several of any sizes, which are predicted together.
 
@@ -157,6 +172,9 @@ class Segmenter:
         return masks if several is images else masks[0]
 
     def _predict(self, pictures: Sequence[Image.Image], normalization: Normalization) -> list[NDArray[np.float32]]:
+        from dsu.batches import Batch
+        from dsu.prediction.inference import finish_mask
+
         if self.tiling is not None:
             return [self._predict_tiles(picture, self.tiling, normalization) for picture in pictures]
         processor = ImageProcessor(self.network.config, bool(self._predictor.point.guides))
@@ -165,5 +183,7 @@ class Segmenter:
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 
     def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:
+        from dsu.prediction.inference import mask_of, segment_tiles, tiled_image
+
         tiles = tiled_image(self.network, picture, tiling)
         return mask_of(segment_tiles(self._predictor, tiles, _TILES_AT_ONCE), normalization)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dsu.choices import Normalization
 from dsu.data.datasets import (
@@ -28,13 +28,15 @@ from dsu.data.pairing import list_files
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import FeatureStore, find_stores
-from dsu.heads.head_file import HeadInfo, read_head_info
+from dsu.heads.head_file import HeadInfo
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.progress import SILENT, Progress, counted
-from dsu.runtime import Runtime
 from dsu.settings import PredictionSettings
 from dsu.thresholds import DEFAULT_THRESHOLD
+
+if TYPE_CHECKING:
+    from dsu.features.stores import FeatureStore
+    from dsu.runtime import Runtime
 
 __all__ = [
     "RECORD_FILE",
@@ -87,7 +89,7 @@ class Job:
     targets: tuple[Target, ...]
     normalization: Normalization
     source: SourceFolder | None
-    store: FeatureStore | None
+    store: "FeatureStore | None"
     point: ResumePoint
     tiling: Tiling | None = None
     share: str = ""
@@ -102,6 +104,12 @@ class Job:
         folders = set(self.places.values())
         return self.name or (os.path.basename(folders.pop()) if len(folders) == 1 else "") or "files"
 
+    def describe(self) -> str:
+        """How many images, and from what, in a line."""
+        origin = f"features ({' + '.join(self.point.features)})" if self.store is not None else "images"
+        cut = f" in tiles of {self.tiling.size} px that share {self.tiling.overlap}" if self.tiling else ""
+        return f"{self.label}: {len(self.targets):,} from {origin}{cut}, normalisation {self.normalization}"
+
 
 def decided_by(settings: PredictionSettings, info: HeadInfo) -> float:
     """The threshold of verdicts and pictures: as asked for, else the head's own, else a half."""
@@ -112,9 +120,10 @@ def decided_by(settings: PredictionSettings, info: HeadInfo) -> float:
 def prepare_jobs(
     sources: Sequence[str],
     head: Path,
+    info: HeadInfo,
     out: Path,
     settings: PredictionSettings,
-    runtime: Runtime,
+    runtime: "Runtime | None",
     *,
     paths: Paths,
     end_to_end: bool,
@@ -128,11 +137,11 @@ def prepare_jobs(
     A benchmark's name means its test splits, from their stores unless `end_to_end`; a folder or a file is always
     predicted from its pixels. With `held_out` and no sources it is the held-out share even where there is a test
     split; with `validation` the share comes along by which a threshold is chosen. With `mirror` the predictions of a
-    folder lie in `out` as its images do in the folder, instead of in a folder of its name.
+    folder lie in `out` as its images do in the folder, instead of in a folder of its name. A `runtime` is wanted for
+    stores alone: their features must have been made as it would make them.
 
     Raises `UsageError` where a source is unknown or an output would fall on an input.
     """
-    info = read_head_info(head)
     if not sources and "reference" not in info.dataset:
         raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
     finder = _Finder(info, out, settings, runtime, paths, end_to_end, mirror, progress)
@@ -158,7 +167,7 @@ class _Finder:
     info: HeadInfo
     out: Path
     settings: PredictionSettings
-    runtime: Runtime
+    runtime: "Runtime | None"
     paths: Paths
     end_to_end: bool
     mirror: bool
@@ -297,16 +306,23 @@ class _Finder:
         except UsageError:  # not complete
             return []
 
-    def _stores(self, name: str) -> list[FeatureStore]:
+    def _stores(self, name: str) -> "list[FeatureStore]":
         """Stores of a data set or a split whose images are cut as is wanted; none from images."""
-        stores = find_stores(self.paths.cache_root, name, self.info.config.encoders_name) if not self.end_to_end else []
+        if self.end_to_end:
+            return []
+        from dsu.features.stores import find_stores
+
+        stores = find_stores(self.paths.cache_root, name, self.info.config.encoders_name)
         return [store for store in stores if store.source.tiling == self.tiling]
 
-    def _stored_job(self, name: str, store: FeatureStore, only: Collection[str] | None = None, share: str = "") -> Job:
+    def _stored_job(
+        self, name: str, store: "FeatureStore", only: Collection[str] | None = None, share: str = ""
+    ) -> Job:
         """The samples of a store, or some of them, after checking that their features still hold."""
         source, available = store.source, store.available(UNFLIPPED)
         if "pixels" not in available:
             raise UsageError(f"{store.path} is not complete: run {store.again()} again.")
+        assert self.runtime is not None
         point = resume_point(self.info.config, available)
         _, drift = store.check_arrays(point, self.info.encoders, self.runtime, self.info.feature_dtype or "float16")
         for item in drift:
@@ -325,7 +341,7 @@ class _Finder:
         name: str,
         images: Sequence[tuple[str, Path]],
         source: SourceFolder | None = None,
-        store: FeatureStore | None = None,
+        store: "FeatureStore | None" = None,
         point: ResumePoint | None = None,
         share: str = "",
     ) -> Job:

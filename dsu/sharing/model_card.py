@@ -14,19 +14,16 @@ from jinja2 import StrictUndefined, Template
 from dsu.data.benchmarks import COD_TEST, PAGES
 from dsu.errors import UsageError
 from dsu.files import atomic_write, make_folder
-from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, head_bytes, load_head
+from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, head_bytes, load_head
 from dsu.hub import is_repository
 from dsu.metrics.figures import FIGURES, LOWER_IS_BETTER, METRICS, figure_name, metric_of
 from dsu.metrics.paper import judged_in_part
 from dsu.progress import counted
 from dsu.sharing.head_facts import HeadFacts, head_facts
 
-__all__ = ["CARD_FILE", "export_folder", "model_card", "public_info"]
+__all__ = ["CARD_FILE", "export_folder", "model_card"]
 
 CARD_FILE: Final = "README.md"
-
-_PUBLIC: Final = ("split", "dataset", "kind", "benchmark", "tile", "overlap")
-"""What is told of the data set: not where its images lie, nor what those that were held out are called."""
 
 _METRIC_NAMES: Final = {
     "S": "S-measure",
@@ -48,7 +45,7 @@ def export_folder(
 ) -> list[Path]:
     """Write a head with its model card and `config.json` into a folder.
 
-    The head's tensors are the same to the bit. Of its data set only what is public is kept: see `public_info`.
+    The head's tensors are the same to the bit. Of its data set only what is public is kept: see `HeadInfo.public`.
 
     Args:
         head: its file.
@@ -65,7 +62,7 @@ def export_folder(
     _check_free(head, out, overwrite)
     facts = head_facts(head)
     state, info = load_head(head)
-    public = public_info(info)
+    public = info.public
     # Read by people and tools; dsu itself goes by the head's file alone.
     told = {**facts.to_json(), **public.model_dump(mode="json", exclude={"encoders"})}
     config = {"library_name": "dsu-net", **{key: told[key] for key in told if key not in ("path", "bytes")}}
@@ -88,15 +85,6 @@ def _check_free(head: Path, out: Path, overwrite: bool) -> None:
         raise UsageError(f"{out} is a run's folder: give a folder of its own with --out.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UsageError(f"{out} is not empty: give another --out, or --overwrite to write over an earlier export.")
-
-
-def public_info(info: HeadInfo) -> HeadInfo:
-    """What of a head's metadata is for others: without paths of this machine and names of samples."""
-    dataset = {key: info.dataset[key] for key in _PUBLIC if key in info.dataset}
-    training = {**info.training}
-    if isinstance(training.get("init_from"), str):
-        training["init_from"] = Path(training["init_from"]).name
-    return info.model_copy(update={"dataset": dataset, "training": training})
 
 
 def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:

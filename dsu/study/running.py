@@ -114,6 +114,7 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     jobs = prepare_jobs(
         [],
         head,
+        read_head_info(head),
         out,
         how,
         runtime,

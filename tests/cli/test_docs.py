@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -35,9 +37,9 @@ SMALLER = {
 
 
 def commands(document: Path) -> list[str]:
-    """The indented lines that begin with `dsu `, without their remarks."""
+    """The indented lines that begin with `dsu `, or run what it wrote, without their remarks."""
     lines = document.read_text(encoding="utf-8").splitlines()
-    shown = [line.strip() for line in lines if line.startswith("    dsu ")]
+    shown = [line.strip() for line in lines if line.startswith(("    dsu ", "    python shared/"))]
     return [line.partition("  #")[0].strip() for line in shown if not line.startswith(SHOWN_ONLY)]
 
 
@@ -85,7 +87,10 @@ def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pyt
     for line in lines:
         for paper, toy in TOY.items():
             line = line.replace(paper, toy)
-        words = [os.path.expanduser(word) for word in shlex.split(line)[1:]]
+        program, *words = (os.path.expanduser(word) for word in shlex.split(line))
+        if program == "python":
+            subprocess.run([sys.executable, *words], check=True)
+            continue
         smaller = next((extra for start, extra in SMALLER.items() if " ".join(words).startswith(start)), ())
         dsu(*words, *smaller)
 

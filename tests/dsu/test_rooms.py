@@ -23,6 +23,7 @@ ROOMS = (
     ("features",),
     ("metrics",),
     ("training",),
+    ("export",),
     ("prediction",),
     ("evaluation",),
     ("sharing",),

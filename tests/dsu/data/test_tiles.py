@@ -14,8 +14,9 @@ from dsu.data.datasets import Paths, find_dataset, inspect
 from dsu.data.images import Box, image_head, mask_box, read_image, read_mask
 from dsu.data.masks import examine_mask
 from dsu.data.pairing import Pair
-from dsu.data.tiles import LastUsed, TileBlender, Tiling, image_name, tiled
+from dsu.data.tiles import LastUsed, Tiling, image_name, tiled
 from dsu.errors import UsageError
+from dsu.export.runner import TileBlender
 
 SIZES = st.integers(1, 700)
 

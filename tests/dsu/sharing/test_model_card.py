@@ -18,7 +18,7 @@ from dsu.metrics.figures import METRICS
 from dsu.network.head import Head
 from dsu.settings import EncoderWeights
 from dsu.sharing.head_facts import head_facts
-from dsu.sharing.model_card import CARD_FILE, export_folder, model_card, public_info
+from dsu.sharing.model_card import CARD_FILE, export_folder, model_card
 
 SECRET = "/home/someone/secret"
 
@@ -219,7 +219,7 @@ def test_what_is_shared_still_cuts_images_and_tells_no_path() -> None:
         dataset={"split": "own", "reference": "/home/me/own", "data_root": "/home/me", "tile": 512, "overlap": 64},
         training={"init_from": "/home/me/runs/DUTS-TR-large", "epochs": 3},
     )
-    public = public_info(info)
+    public = info.public
     assert public.tiling == Tiling(512, 64)
     assert public.training == {"init_from": "DUTS-TR-large", "epochs": 3}
     assert "/home" not in public.model_dump_json()

@@ -1,0 +1,209 @@
+"""`dsu export`: a head and its encoders to one ONNX file that has shown to be right, with a runner beside it."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import torch
+from jinja2 import StrictUndefined, Template
+
+from dsu import __version__
+from dsu.choices import ExportPrecision
+from dsu.encoders.sources import published_source
+from dsu.errors import DsuError, UsageError
+from dsu.export.checking import Agreement, Loss, compare, images_to_check, loss_of, network_inputs
+from dsu.export.graph import BESIDE, input_sizes, write_graph
+from dsu.export.precision import halve, quantize
+from dsu.export.runner import FORMAT, Model
+from dsu.files import atomic_write, make_folder
+from dsu.heads.head_file import HeadInfo, head_sha256, load_head
+from dsu.network.pretrained import load_network
+from dsu.progress import SILENT, Progress
+from dsu.settings import EncoderWeights
+
+__all__ = ["Exported", "export_model"]
+
+RUNNER_FILE: Final = "dsu_runner.py"
+STRAY: Final = ".export."
+"""How folders begin in which models are made; the process follows."""
+CALIBRATED: Final = 32
+"""Images that ranges are found on."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how right and how fast it is.
+
+    Attributes:
+        files: the model first.
+        agreement: of the float32 model with torch.
+        loss: of a lower precision against float32; None for float32.
+        kept: parts that stay in float at 8 bits.
+        threads: that computed while both were clocked.
+    """
+
+    files: tuple[Path, ...]
+    agreement: Agreement
+    loss: Loss | None
+    kept: tuple[str, ...]
+    threads: int
+
+
+def export_model(
+    head: Path,
+    out: Path,
+    weights: EncoderWeights,
+    *,
+    precision: ExportPrecision = "fp32",
+    check: Path | None = None,
+    calibrate: Path | None = None,
+    threshold: float | None = None,
+    licence: str = "apache-2.0",
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Exported:
+    """Write a head's whole network as ONNX, after checking it against torch; a runner and a page about it beside it.
+
+    Args:
+        head: its file.
+        out: the model, whose name ends in .onnx.
+        weights: where the encoders' weights are.
+        precision: of the model; `fp16` is for GPUs.
+        check: a folder of images to check it on; None draws some.
+        calibrate: a folder of images in whose ranges convolutions are rounded to 8 bits; None leaves them in float.
+        threshold: at which the runner cuts masks; None leaves them soft.
+        licence: of the head, by its identifier on the hub.
+        overwrite: write over an earlier export.
+        progress: who is told.
+
+    Nothing is left of a model that is not right. Raises `UsageError` where something stands in the way, and `DsuError`
+    where the model differs from torch or can't be written.
+    """
+    page = out.with_suffix(".md")
+    _check_request(out, page, precision, calibrate, overwrite)
+    pictures = images_to_check(check)
+    state, info = load_head(head)
+    network = load_network(state, info, EncoderWeights(weights.hiera, weights.dino, info.random_weights)).eval()
+    sizes, threads = input_sizes(info.config), torch.get_num_threads()
+    given = network_inputs(sizes, pictures)
+    facts = {
+        **_facts(info, network.encoder_digests, licence),
+        "head_sha256": head_sha256(head),
+        "sizes": sizes,
+        "threshold": threshold,
+        "precision": precision,
+    }
+    make_folder(out.parent)
+    _sweep(out.parent)
+    with tempfile.TemporaryDirectory(prefix=f"{STRAY}{os.getpid()}.", dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        progress.say(f"tracing the network ({info.config.encoders_name}) and writing {out}")
+        write_graph(network, made)
+        _note(made, facts, info)
+        progress.say("checking it against torch")
+        floating = Model(made, "cpu", threads)
+        agreement = compare(network, floating, given)
+        if agreement.fault:
+            raise DsuError(f"{out} is not written, since {agreement.fault}: this is a defect of dsu.")
+        loss, kept = None, list[str]()
+        if precision != "fp32":
+            lower = Path(folder) / "lower" / out.name
+            lower.parent.mkdir()
+            progress.say(f"turning it to {precision}, and measuring what that costs")
+            if precision == "int8":
+                found = [] if calibrate is None else images_to_check(calibrate, CALIBRATED)
+                calibration = [network_inputs(sizes, [picture]) for picture in found]
+                loss, kept = quantize(made, lower, floating, given, calibration, threads)
+            else:
+                halve(made, lower)
+                loss = loss_of(Model(lower, "cpu", threads), floating, given)
+            made = lower
+        _note(made, facts | {"check": asdict(agreement), "loss": loss and asdict(loss), "kept": kept}, info)
+        runner = out.parent / RUNNER_FILE
+        atomic_write(runner, (files("dsu.export") / "runner.py").read_bytes())
+        atomic_write(page, _page(out, facts, agreement, loss).encode())
+        # The model last: whoever finds it finds all of it.
+        written = [_move(one, out.parent) for one in sorted(made.parent.glob(f"{out.name}*"), reverse=True)]
+    return Exported((*reversed(written), runner, page), agreement, loss, tuple(kept), threads)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed exports left."""
+    for stray in folder.glob(f"{STRAY}*"):
+        if not psutil.pid_exists(int(stray.name.split(".")[2])):
+            shutil.rmtree(stray, ignore_errors=True)
+
+
+def _check_request(out: Path, page: Path, precision: ExportPrecision, calibrate: Path | None, overwrite: bool) -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"Exporting needs {', '.join(missing)}: `pip install {' '.join(missing)}`, and run again.")
+    if out.suffix != ".onnx":
+        raise UsageError(f"--out {out} must end in .onnx: it becomes an ONNX file.")
+    if calibrate is not None and precision != "int8":
+        raise UsageError(f"--calibrate is for --precision int8, not {precision}: give both, or leave it away.")
+    for file in (out, page):
+        if file.exists() and not (overwrite and file.is_file()):
+            raise UsageError(f"{file} stands already: give another --out, or --overwrite for an earlier export.")
+
+
+def _facts(info: HeadInfo, digests: dict[str, str], licence: str) -> dict[str, Any]:
+    """What the runner and a reader of the metadata need."""
+    names = {"hiera": info.config.hiera.name, "dino": info.config.dino.name}
+    encoders = {}
+    for encoder, digest in digests.items():
+        source = None if info.random_weights else published_source(encoder, names[encoder])
+        encoders[encoder] = {
+            "name": names[encoder],
+            "repository": source and source.repository,
+            "licence": source and source.licence,
+            "sha256": digest,
+        }
+    tiling = info.tiling
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "preprocessing": "RGB uint8, each image resized to both sides bilinearly with antialiasing (Pillow); mean and "
+        "deviation are inside",
+        "output": "logits; a sigmoid gives the mask, after they are resized bilinearly to the image's size",
+        "tiling": tiling and [tiling.size, tiling.overlap],
+        "depth": info.depth,
+        "licence": licence,
+        "encoders": encoders,
+    }
+
+
+def _note(path: Path, facts: dict[str, Any], info: HeadInfo) -> None:
+    """Put facts into a model's metadata, and weights beside it into it, where they are not too large."""
+    import onnx
+
+    data = path.with_name(f"{path.name}.data")
+    inside = data.exists() and data.stat().st_size <= BESIDE
+    model = onnx.load(path, load_external_data=inside)
+    onnx.helper.set_model_props(model, {"dsu": info.public.model_dump_json(), "dsu_export": json.dumps(facts)})
+    path.write_bytes(model.SerializeToString())
+    if inside:
+        data.unlink()
+
+
+def _page(out: Path, facts: dict[str, Any], agreement: Agreement, loss: Loss | None) -> str:
+    text = (files("dsu.export") / "page.md.jinja").read_text("utf-8")
+    page = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    rendered: str = page.render(
+        model=out.name, runner=RUNNER_FILE, facts=facts, agreement=agreement, loss=loss, data=f"{out.name}.data"
+    )
+    return rendered
+
+
+def _move(file: Path, folder: Path) -> Path:
+    """Flush a file and give it its place."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+    return file.replace(folder / file.name)

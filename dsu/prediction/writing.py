@@ -1,0 +1,148 @@
+"""From masks to files: a record and a table of what was predicted beside them, and one mask's file."""
+
+import io
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dsu.data.images import UnreadableImage, read_image, read_rgba
+from dsu.errors import DsuError
+from dsu.export.runner import stretch
+from dsu.files import atomic_write, make_folder
+from dsu.heads.head_file import HeadInfo
+from dsu.pictures import cutout, overlay
+from dsu.prediction.record import LOCK_FILE, Seen, file_in, note_job, open_record, trained_on_marker
+from dsu.prediction.targets import Job, Target
+from dsu.prediction.verdicts import VerdictRow, find_verdict, read_table, write_table
+from dsu.settings import PredictionSettings
+from dsu.thresholds import DEFAULT_THRESHOLD, level_of
+from dsu_cache import locked
+
+__all__ = ["Outcome", "row_of", "write_jobs", "write_mask"]
+
+_KEEP_EVERY: Final = 10.0
+"""Seconds between writes of the table."""
+
+
+@dataclass
+class Outcome:
+    """What came of a prediction.
+
+    Attributes:
+        folder: where the masks are; the file, where that was asked for.
+        judgeable: whether ground truth of any set is known.
+    """
+
+    folder: Path
+    judgeable: bool = False
+    written: int = 0
+    kept: int = 0
+    """Predictions of the same head and settings that stood already."""
+    broken: list[str] = field(default_factory=list)
+    """One sentence for each image that could not be read or got no mask."""
+    rows: dict[str, VerdictRow] = field(default_factory=dict)
+    """The verdict of every image, by the file that was written."""
+    before: dict[str, VerdictRow] = field(default_factory=dict, repr=False)
+    """What the folder's table had already."""
+    _kept_at: float = field(default_factory=time.monotonic, repr=False)
+
+    def count(self, rows: Iterable[VerdictRow]) -> None:
+        """Count what was written, or note what is wrong with it. Raises as `atomic_write`."""
+        for row in rows:
+            self.rows[row.file] = row
+            self.written += not row.problem
+            self.broken += [row.problem] if row.problem else []
+        if time.monotonic() - self._kept_at > _KEEP_EVERY:  # a command that is killed loses no more
+            self.keep_table()
+
+    def keep_table(self) -> None:
+        """Write the folder's table, with what has been found so far."""
+        write_table(self.folder, self.before | self.rows)
+        self._kept_at = time.monotonic()
+
+
+def write_jobs(
+    jobs: Sequence[Job],
+    head: Path,
+    info: HeadInfo,
+    out: Path,
+    settings: PredictionSettings,
+    run: Callable[[Job, Sequence[Target], Outcome, Seen | None], None],
+) -> Outcome:
+    """Have `run` predict what is not there yet of all jobs; keep the record, and a table of the verdicts.
+
+    Files appear whole or not at all. The folder is held meanwhile: two commands at once would write over each other's
+    record. Raises `DsuError` where `out` holds predictions made otherwise, and `BusyError` where another command
+    predicts into it.
+
+    Args:
+        jobs, head, info, out, settings: what is predicted, by which head, and where to.
+        run: predicts targets of a job and counts them in the outcome; where it decodes images, it tells the last
+            argument what their pixels hash to before a mask of theirs is written.
+    """
+    outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs))
+    make_folder(out)
+    with locked(out / LOCK_FILE, f"{out} is being predicted into"):
+        record = open_record(out, head, info, settings)
+        outcome.before = read_table(out) if record["sets"] else {}
+        try:
+            for job in jobs:
+                outcome.broken += job.unread
+                todo, rows = note_job(job, record, info, out, settings, outcome.before)
+                outcome.kept += len(rows)
+                outcome.rows |= rows
+                if todo:
+                    run(job, todo, outcome, trained_on_marker(out, record, job.name, info))
+        except BaseException:  # of what a stopped command has written, too
+            with suppress(DsuError):  # the disk is full, the folder is gone: what went wrong first is told
+                outcome.keep_table()
+            raise
+        outcome.keep_table()
+    return outcome
+
+
+def row_of(job: Job, target: Target, outcome: Outcome) -> VerdictRow:
+    """A target's row before it has a mask."""
+    return VerdictRow(job.name, target.name, "no mask", file=file_in(outcome.folder, target))
+
+
+def write_mask(
+    row: VerdictRow, target: Target, mask: NDArray[np.float32], job: Job, settings: PredictionSettings
+) -> VerdictRow:
+    """Write what is wanted of a mask (H, W), not stretched yet; its row, with a sentence where nothing is written."""
+    if not np.isfinite(mask).all():
+        problem = (
+            f"{target.image} has no mask, as the network's output is not finite: try --precision fp32, or train the "
+            f"head again."
+        )
+        return replace(row, problem=problem)
+    row = find_verdict(row, _grey(mask), job.threshold)
+    grey = _grey(stretch(mask) if job.normalization == "minmax" else mask)
+    if settings.threshold is not None:
+        grey = np.where(grey >= level_of(settings.threshold), np.uint8(255), np.uint8(0))
+    picture = Image.fromarray(grey)
+    if settings.kind != "mask":
+        threshold = job.threshold if settings.threshold is None else DEFAULT_THRESHOLD  # what is cut is black or white
+        try:
+            picture = (
+                overlay(read_image(target.image, depth=job.depth), grey, threshold)
+                if settings.kind == "overlay"
+                else cutout(read_rgba(target.image, job.depth), grey, threshold)
+            )
+        except UnreadableImage as error:
+            return replace(row, verdict="no mask", problem=str(error))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    atomic_write(target.output, buffer.getvalue())
+    return row
+
+
+def _grey(mask: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return (mask * 255).astype(np.uint8)

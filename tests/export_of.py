@@ -1,0 +1,22 @@
+"""A head, the network of it and its exported model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsu.export.exporting import Exported
+from dsu.network.network import DSUNet
+
+__all__ = ["Export"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A head, the network of it, and what `export_model` made."""
+
+    head: Path
+    network: DSUNet
+    made: Exported
+
+    @property
+    def model(self) -> Path:
+        return self.made.files[0]
