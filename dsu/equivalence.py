@@ -22,6 +22,7 @@ from dsu.data.datasets import Paths
 from dsu.data.views import view_name
 from dsu.datasets import ImageDataset
 from dsu.errors import DsuError
+from dsu.features.feature_dataset import FeatureDataset
 from dsu.network.network import DSUNet
 from dsu.prediction.inference import finish_mask
 from dsu.progress import SILENT, Progress
@@ -84,6 +85,8 @@ class Report:
     batch_size: int
     features: tuple[str, ...]
     runtime: str
+    again: str
+    """The command that stores the features anew."""
 
     @property
     def passed(self) -> bool:
@@ -118,6 +121,7 @@ def check_equivalence(
     stored, live = trainer(end_to_end=False), trainer(end_to_end=True)
     if not isinstance(live.main.train, ImageDataset):
         raise DsuError("The images are gone: there is nothing to compare the store with.")
+    assert isinstance(stored.main.train, FeatureDataset)
     if stored.network.hiera is not None:
         stored.network.hiera = live.network.hiera  # one copy of the frozen weights in memory
     exact = live.runtime.device.type == "cpu" or live.runtime.deterministic
@@ -128,7 +132,13 @@ def check_equivalence(
     rows += _compare_outputs(stored, live, batches[0])
     rows += _compare_training(ways, batches, progress)
     return Report(
-        tuple(rows), rounding, len(batches), settings.batch_size, live.main.point.features, live.runtime.describe()
+        tuple(rows),
+        rounding,
+        len(batches),
+        settings.batch_size,
+        live.main.point.features,
+        live.runtime.describe(),
+        stored.main.train.store.again("--rebuild"),
     )
 
 

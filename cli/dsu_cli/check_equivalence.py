@@ -62,10 +62,16 @@ def check_equivalence(
         atomic_write(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
     out.print(_report(report))
     if not report.passed:
-        for row in report.rows:
-            if not row.passed and row.stage == "stored":
-                fail(f"{row.what} is not what the encoders give now: worst at {row.where}.")
-        fail("Training from this store is not end-to-end training: run `dsu cache-features` again with --rebuild.")
+        stale = [row for row in report.rows if not row.passed and row.stage == "stored"]
+        for row in stale:
+            fail(f"{row.what} is not what the encoders give now: worst at {row.where}.")
+        if stale:
+            fail(f"Training from this store is not end-to-end training: run {report.again}.")
+        else:
+            fail(
+                "The stored features are what the encoders give now, but training from them differs by more than live "
+                "training from itself: run again with --deterministic, which asks for equality."
+            )
         raise typer.Exit(1)
 
 

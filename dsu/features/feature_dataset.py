@@ -49,22 +49,22 @@ class FeatureDataset(SampleDataset):
         views: Views | str = UNFLIPPED,
         seed: int = 0,
     ) -> None:
-        self._store = store if isinstance(store, FeatureStore) else _open_store(Path(store), model)
-        super().__init__(self._store.manifest.names if names is None else names, views, seed)
-        reads = _reads(self._store, model, self.views) if isinstance(model, DSUNet) else model
-        self._arrays = [*reads, *(["mask"] if masks and "mask" in self._store.arrays else [])]
+        self.store = store if isinstance(store, FeatureStore) else _open_store(Path(store), model)
+        super().__init__(self.store.manifest.names if names is None else names, views, seed)
+        reads = _reads(self.store, model, self.views) if isinstance(model, DSUNet) else model
+        self._arrays = [*reads, *(["mask"] if masks and "mask" in self.store.arrays else [])]
         # At once: from here on no one removes what is going to be read.
-        self._reader = PerProcess(partial(self._store.reader, self._arrays))
+        self._reader = PerProcess(partial(self.store.reader, self._arrays))
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `SampleDataset.read`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""
         try:
-            rows = [self._store.manifest.row(name) for name in names]
+            rows = [self.store.manifest.row(name) for name in names]
             places = {name: [view_index(name, view) for view in views] for name in self._arrays}
             found = self._reader().read(rows, places)
         except CorruptError as error:
             raise DsuError(
-                f"{error}. Run `dsu cache verify`, then {self._store.again()}: it computes only what is damaged."
+                f"{error}. Run `dsu cache verify`, then {self.store.again()}: it computes only what is damaged."
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
         images = {name: tensors.pop(name) for name in FLIPPED_WHEN_READ if name in tensors}

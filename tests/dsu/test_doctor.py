@@ -126,14 +126,14 @@ def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatc
     assert broken(look()) == {"import torch"}
 
 
-def test_cards_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsu.doctor import _cards
+def test_gpus_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsu.doctor import _gpus
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"Card {index}")
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (20 * 10**9, 24 * 10**9))
-    assert [card.text for card in _cards()] == ["Card 0, 24.0 GB, 20.0 free", "Card 1, 24.0 GB, 20.0 free"]
+    assert [card.text for card in _gpus()] == ["Card 0, 24.0 GB, 20.0 free", "Card 1, 24.0 GB, 20.0 free"]
 
 
 def test_a_card_that_does_not_answer_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
