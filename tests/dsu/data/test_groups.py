@@ -103,7 +103,7 @@ def test_of_repeated_tiles_all_are_found_and_none_is_taken_for_another(
     record_property("pairs of pictures of one tile, found", len(found & true))
     record_property("pairs of pictures of one tile, missed", len(true - found))
     record_property("pairs of pictures of one tile, false", len(found - true))
-    record_property("pairs of pictures of one tile, found by the usual hash before its first false pair", usual)
+    record_property("pairs of pictures of one tile, found by the usual hash before its first false pair", int(usual))
     assert (len(looks), Counter(map(len, tiles))[1], len(tiles)) == (303, 2, 53)
     assert found == true and len(true) == 748 and not chains
     assert usual < 500
