@@ -91,6 +91,7 @@ def export_model(
     pictures = images_to_check(check)
     state, info = load_head(head)
     network = load_network(state, info, EncoderWeights(weights.hiera, weights.dino, info.random_weights)).eval()
+    network.encoder_batch_size = None  # what suits a processor; a GPU's blocks of eight would be padded for one image
     sizes, threads = input_sizes(info.config), torch.get_num_threads()
     given = network_inputs(sizes, pictures)
     facts = {
