@@ -48,7 +48,7 @@ def look(
     `--overlaps` decodes every image that is found and compares pixels, whatever the files are called: exact copies,
     and apart from them near ones (saved anew, resized).
 
-    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what will bite.
+    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what will cause problems.
     """
     if context.invoked_subcommand is not None:
         command = context.invoked_subcommand
@@ -213,7 +213,7 @@ def _pairs_table(pairs: Sequence["Overlap"]) -> Table:
 
 def dataset_check_report(found: "DatasetCheck") -> RenderableType:
     """The whole page."""
-    parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("What will bite", style="bold")]
+    parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("What to mend", style="bold")]
     parts.append(_findings(found.findings) if found.findings else "Nothing was found that will bite.")
     return Group(*parts)
 

@@ -77,7 +77,7 @@ def check_dataset(
     progress: Progress = SILENT,
     workers: int | None = None,
 ) -> DatasetCheck:
-    """Read every image and mask of a data set and say what will bite; nothing is written.
+    """Read every image and mask of a data set and say what will cause problems; nothing is written.
 
     Memory holds one decoded image a thread, and some 10 kB for each that has been read.
 

@@ -134,7 +134,7 @@ def if_any(*findings: Finding) -> list[Finding]:
 
 
 def findings_of_split(check: SplitCheck, side: int) -> list[Finding]:
-    """What will bite of a split's files, images and masks; `side` is the network's input in pixels."""
+    """What will cause problems of a split's files, images and masks; `side` is the network's input in pixels."""
     found = [*_of_pairing(check), *_of_images(check.samples, side), *_of_mask_files(check)]
     if check.mask_format:
         found += [*_of_values(check, check.mask_format), *_of_foreground(check.masked), *_of_size(check.masked, side)]

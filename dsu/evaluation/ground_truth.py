@@ -26,7 +26,7 @@ from dsu.heads.head_file import HEAD_FILE, head_sha256
 from dsu.metrics.figures import RANDOM
 from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted, unreadable_record
 from dsu.prediction.targets import RECORD_FILE, VALIDATION
-from dsu.progress import SILENT, Progress, counted
+from dsu.progress import SILENT, Progress, counted, few
 from dsu_cache import holder
 
 _ALMOST_BLACK: Final = 1 / 255
@@ -482,9 +482,9 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
     if same:
         return [item for known in same for item in _truths(known, predictions, record, paths)]
     if record:
-        raise UsageError(
-            f"{predictions} holds no set called {name!r} of this head: it holds {', '.join(filter(None, record))}."
-        )
+        named = few(sorted(filter(None, record)))
+        holds = f"it holds {named}" if named else "its maps are of images by themselves; judge them with --truth MASKS"
+        raise UsageError(f"{predictions} holds no set called {name!r} of this head: {holds}.")
     splits = test_splits(find_dataset(name, paths))
     present = [split for split in splits if (predictions / split.name).is_dir()]
     if not present and len(splits) == 1 and not subfolders(predictions):  # another method's maps, of this set alone

@@ -57,7 +57,7 @@ FIGURES: Final = (*METRICS, *OBJECT, *IMAGE_LEVEL)
 
 LOWER_IS_BETTER: Final = ("MAE", over_objects("MAE"), "false_alarms", "misses")
 
-RANDOM: Final = "random weights: the figures say that it runs, and nothing else"
+RANDOM: Final = "random weights: these scores only show that the pipeline works"
 """Said of the encoders, among the conventions of what was predicted with such."""
 
 MINMAX: Final = "min-max normalised, image by image"

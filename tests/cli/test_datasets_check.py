@@ -1,4 +1,4 @@
-"""`dsu datasets check`: a page of what will bite, before any work."""
+"""`dsu datasets check`: a page of problems, before any work."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def test_a_page_says_what_is_there_and_what_will_bite(dsu: Dsu, folder: Path) ->
     said = dsu("datasets", "check", "tiles").output
     first, second, third, *_ = sorted(path.stem for path in (folder / "masks").iterdir())
     figures, rest = said.split("\nfiles ", 1)
-    files, bites = rest.split("What will bite")
+    files, bites = rest.split("What to mend")
     for line in ("pairs 11", "unreadable files 1", "masks without an image 1", "masks without foreground 1"):
         assert line in " ".join(figures.split()), line
     assert "grey levels" in files and "PNG" in files
