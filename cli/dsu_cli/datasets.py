@@ -1,4 +1,4 @@
-"""`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of a data set will bite."""
+"""`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of a data set needs mending."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -120,7 +120,7 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables, with all names.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """What of a data set will bite, before any work: for a benchmark, or a folder of images and masks.
+    """Find problems in a data set before any work: for a benchmark, or a folder of images and masks.
 
     Every image and mask is read. Counts, sizes, kinds of files, how they and the masks are read, foreground; then what
     was found, the worst first: it *will stop* training, *will hurt* it, or is *good to know*.
@@ -214,7 +214,7 @@ def _pairs_table(pairs: Sequence["Overlap"]) -> Table:
 def dataset_check_report(found: "DatasetCheck") -> RenderableType:
     """The whole page."""
     parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("What to mend", style="bold")]
-    parts.append(_findings(found.findings) if found.findings else "Nothing was found that will bite.")
+    parts.append(_findings(found.findings) if found.findings else "Nothing needs mending.")
     return Group(*parts)
 
 

@@ -1,4 +1,4 @@
-"""A check of a data set before any work: what it holds, and what of it will bite.
+"""A check of a data set before any work: what it holds, and what needs mending.
 
 Each image and mask is read once (`reading`), what is found is judged by rules (`rules` of a split, those of a whole set
 here), counted in a table (`summary`, `file_counts`) and shown on one sheet (`sheet`).
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What a data set holds and what of it will bite.
+    """What a data set holds and what of it needs mending.
 
     Attributes:
         name: As it was asked for.

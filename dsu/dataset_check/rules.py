@@ -71,7 +71,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that will bite, in one split or, where `split` is empty, in the data set.
+    """One thing that needs mending, in one split or, where `split` is empty, in the data set.
 
     Attributes:
         key: Its kind, for programs: "unreadable", "vanishing".

@@ -28,16 +28,16 @@ def test_a_page_says_what_is_there_and_what_will_bite(dsu: Dsu, folder: Path) ->
     said = dsu("datasets", "check", "tiles").output
     first, second, third, *_ = sorted(path.stem for path in (folder / "masks").iterdir())
     figures, rest = said.split("\nfiles ", 1)
-    files, bites = rest.split("What to mend")
+    files, found = rest.split("What to mend")
     for line in ("pairs 11", "unreadable files 1", "masks without an image 1", "masks without foreground 1"):
         assert line in " ".join(figures.split()), line
     assert "grey levels" in files and "PNG" in files
-    hurts = [line for line in bites.splitlines() if line.startswith("will hurt")]
-    known = [line for line in bites.splitlines() if line.startswith("good to know")]
+    hurts = [line for line in found.splitlines() if line.startswith("will hurt")]
+    known = [line for line in found.splitlines() if line.startswith("good to know")]
     assert any(first in line and "cannot be read: 1" in line for line in hurts)
     assert any("without foreground: 1" in line and second in line for line in known)
     assert any(third in line and "without an image: 1" in line for line in known)
-    assert "will stop" not in said and bites.index("will hurt") < bites.index("good to know")
+    assert "will stop" not in said and found.index("will hurt") < found.index("good to know")
     assert "reading tiles" in said and "masks/s" in said
 
 
