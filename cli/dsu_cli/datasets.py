@@ -1,4 +1,4 @@
-"""`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of a data set needs mending."""
+"""`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of one needs mending."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,7 +48,7 @@ def look(
     `--overlaps` decodes every image that is found and compares pixels, whatever the files are called: exact copies,
     and apart from them near ones (saved anew, resized).
 
-    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what will cause problems.
+    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what needs mending.
     """
     if context.invoked_subcommand is not None:
         command = context.invoked_subcommand
