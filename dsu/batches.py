@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dsu.data.decoding import Decoded, stack
 from dsu.data.views import flip, flip_one
+from dsu.distributed import ALONE, World
 
 if TYPE_CHECKING:
     from dsu.datasets import SampleDataset
@@ -41,12 +42,15 @@ class Batch:
         images: as they were read, not flipped: `pixels` (B, S, S, 3) uint8 at Hiera's input size, `mask` (B, S, S)
             uint8 likewise, `dino_pixels` (B, S', S', 3) uint8 at DINOv2's; those that are read, and that there are.
         features: (B, H, W, C) stored features by name, computed in that view.
+        share: where a batch is divided over processes, (2,) float64: how many samples here count (all, or none where a
+            sample only keeps its process company), and how many the whole batch has.
     """
 
     names: tuple[str, ...]
     views: Tensor
     images: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
+    share: Tensor | None = None
 
     @classmethod
     def of(
@@ -85,10 +89,11 @@ class Batch:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor, in a fixed order."""
-        return [*self.images.values(), *self.features.values(), self.views]
+        share = [] if self.share is None else [self.share]
+        return [*self.images.values(), *self.features.values(), self.views, *share]
 
     def part(self, start: int, stop: int, view: int | None = None) -> "Batch":
-        """Some of the samples; `view` puts all of them, images, in another view."""
+        """Some of the samples of an undivided batch; `view` puts all of them, images, in another view."""
         cut = replace(self.mapped(lambda tensor: tensor[start:stop]), names=self.names[start:stop])
         return cut if view is None else replace(cut, views=torch.full_like(cut.views, view))
 
@@ -116,7 +121,8 @@ class Batch:
         """The same batch with every tensor changed."""
         images = {name: change(image) for name, image in self.images.items()}
         features = {name: change(feature) for name, feature in self.features.items()}
-        return replace(self, views=change(self.views), images=images, features=features)
+        share = None if self.share is None else change(self.share)
+        return replace(self, views=change(self.views), images=images, features=features, share=share)
 
     @property
     def soft_mask(self) -> Tensor:
@@ -142,19 +148,22 @@ BatchIndices = tuple[Sequence[str], Sequence[int]]
 """A batch that is still to be read: names, and the number of the view drawn for each."""
 
 
-def feed(samples: "SampleDataset", drawn: Iterable[BatchIndices], device: torch.device) -> Iterator[Batch]:
-    """Batches in order on `device`, made in advance.
+def feed(
+    samples: "SampleDataset", drawn: Iterable[BatchIndices], device: torch.device, world: World = ALONE
+) -> Iterator[Batch]:
+    """Batches in order on `device`, made in advance; of each this process's part, where several divide them.
 
     For a GPU several threads read them into pinned memory, from which they are copied on a stream of their own while
     the step before computes.
     """
+    read = partial(_read_part, samples, world) if world.together else samples.read
     if device.type != "cuda":
-        yield from prefetch(partial(samples.read, *wanted) for wanted in drawn)
+        yield from prefetch(partial(read, *wanted) for wanted in drawn)
         return
     copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def upload(names: Sequence[str], views: Sequence[int]) -> tuple[Batch, torch.cuda.Event]:
-        pinned = samples.read(names, views).pinned()
+        pinned = read(names, views).pinned()
         with torch.cuda.stream(copying):
             return pinned.to(device), copying.record_event()
 
@@ -163,6 +172,15 @@ def feed(samples: "SampleDataset", drawn: Iterable[BatchIndices], device: torch.
         computing.wait_event(copied)
         batch.used_by(computing)
         yield batch
+
+
+def _read_part(samples: "SampleDataset", world: World, names: Sequence[str], views: Sequence[int]) -> Batch:
+    """A process's part of a batch; where nothing is left for it a sample without weight, so that it joins the step."""
+    part = world.part(len(names))
+    count = part.stop - part.start
+    part = part if count else slice(0, 1)
+    share = torch.tensor([count, len(names)], dtype=torch.float64)
+    return replace(samples.read(names[part], views[part]), share=share)
 
 
 def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2, workers: int = 1) -> Iterator[T]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dsu.choices import BceKind, RegionKind
 
-__all__ = ["SIDE_WEIGHTS", "SegmentationLoss", "boundary_weight"]
+__all__ = ["SIDE_WEIGHTS", "SegmentationLoss", "boundary_weight", "precise"]
 
 SIDE_WEIGHTS: Final = (0.25, 0.5, 1.0)
 """w1, w2, w3 of equation 2, from the deepest side output to the finest."""
@@ -59,7 +59,7 @@ class SegmentationLoss:
             output: of the network; its logits may be of any floating type.
             mask: (B, 1, H, W) in [0, 1], soft edges kept.
         """
-        return self.total(self.side_losses([_precise(logits) for logits in output.side_logits], mask))
+        return self.total(self.side_losses([precise(logits) for logits in output.side_logits], mask))
 
     def side_losses(self, side_logits: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
         """The unweighted loss of each side output: the mean over images of region term plus BCE, a scalar each."""
@@ -104,6 +104,6 @@ def boundary_weight(mask: Tensor) -> Tensor:
     return 1 + 5 * (square / WINDOW**2 - mask).abs()
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
     """float32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["PeakMemory", "Runtime", "choose_runtime", "machine_name", "processor_name", "torch_type"]
+__all__ = [
+    "PeakMemory",
+    "Runtime",
+    "choose_runtime",
+    "computing_threads",
+    "machine_name",
+    "processor_name",
+    "torch_type",
+]
 
 Module = TypeVar("Module", bound="nn.Module")
 
@@ -132,6 +140,22 @@ def _computes_bf16(device: "torch.device") -> bool:
 
     with torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def computing_threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads on the CPU inside a `with`; None leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def torch_type(feature_dtype: FeatureDtype) -> "torch.dtype":

@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Annotated, Final
 
 import typer
 
 from dsu import __version__
+from dsu.distributed import World
 from dsu.errors import DsuError, UsageError
 from dsu_cli.bench import bench
 from dsu_cli.cache import cache
@@ -103,6 +105,9 @@ for _panel, _commands in _PANELS.items():
             app.command(_name, rich_help_panel=_panel, epilog=_words)(_command)
 
 
+_DIVIDED: Final = ("train-head",)
+"""Commands that several processes can do together."""
+
 _INTERRUPTED = 130
 """Status with which typer answers Ctrl-C, without a word."""
 
@@ -116,7 +121,8 @@ def run() -> None:
     prepare_environment()
     try:
         _check_working_folder()
-        app()
+        with _one_speaks():
+            app()
     except (DsuError, Stopped) as error:
         fail(str(error))
         sys.exit(_INTERRUPTED if isinstance(error, Stopped) else 2 if isinstance(error, UsageError) else 1)
@@ -138,6 +144,27 @@ def _check_working_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise UsageError("The working folder is gone: change into one that is there.") from error
+
+
+@contextmanager
+def _one_speaks() -> Iterator[None]:
+    """Silence all of several processes but the first; why a command fails is said by the one that fails first.
+
+    Raises `UsageError` for a command that is not for several.
+    """
+    world = World.of_environment()
+    if world.size > 1 and not set(_DIVIDED) & set(sys.argv[1:2]):
+        if not world.leads:
+            sys.exit(2)
+        raise UsageError(
+            f"This command is one process's, and {world.size} were started: start it without torchrun or srun; only "
+            f"{', '.join(_DIVIDED)} divides its work over several."
+        )
+    if world.leads:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _sentence(error: Exception) -> str | None:

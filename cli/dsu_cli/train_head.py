@@ -1,6 +1,7 @@
 """`dsu train-head`: stage two."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,21 +41,25 @@ def train_head(
     `curves.png`, `sheets/` (the same images every few epochs) and the checkpoint that `--resume` goes on from.
     """
     from dsu.data.datasets import Paths
+    from dsu.distributed import joined
     from dsu.settings_file import read_settings
 
-    settings = read_settings(TrainingSettings, given, config)
-    from dsu.training.runs import open_run
-
     progress = ConsoleProgress(quiet=quiet)
-    with open_run(
-        settings,
-        paths=Paths(data_root, cache_root, images, masks),
-        weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        progress=progress,
-    ) as run:
+    with ExitStack() as held:
+        held.enter_context(joined())  # first, so that one of several processes says what is wrong
+        settings = read_settings(TrainingSettings, given, config)
+        from dsu.training.runs import open_run
+
+        opened = open_run(
+            settings,
+            paths=Paths(data_root, cache_root, images, masks),
+            weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        run = held.enter_context(opened)
         trainer = run.trainer
         if not quiet:
             console.print(key_table(_facts(run)))

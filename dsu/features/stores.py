@@ -135,6 +135,12 @@ class FeatureStore(Store):
         return self._recorded("encoder batch size")  # type: ignore[no-any-return]
 
     @property
+    def threads(self) -> int | None:
+        """With how many threads a CPU computed its features; None where a GPU did, or none is stored."""
+        prints = [info.fingerprint.recorded for info in self.arrays.values()]
+        return next((int(one["threads"]) for one in prints if "threads" in one), None)  # type: ignore[arg-type]
+
+    @property
     @_as_written
     def metadata(self) -> dict[str, SampleMetadata]:
         """What every sample was when it was stored."""

@@ -53,6 +53,11 @@ class Head(nn.Module):
         self.sides = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1) for _ in SIDE_SCALES)
         self._norms = tuple(layer for layer in self.modules() if isinstance(layer, BatchNorm))
 
+    @property
+    def norm_groups(self) -> int:
+        """How many times a pass normalises, norms that run together counting once: see `dsu.network.norms`."""
+        return len(self.modulations) + 5 * len(self.receptive_fields) + 5 * len(self.decoders)
+
     def init_adapters_identity(self, blocks: Iterable[str] | None = None) -> None:
         """Make the adapters of some blocks, or of all, the identity."""
         for block in self.adapters if blocks is None else blocks:

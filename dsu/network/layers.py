@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsu.network.norms import batch_norms
+
 __all__ = [
     "Adapter",
     "BatchNorm",
@@ -37,6 +39,7 @@ WIDTH = 64
 INNER = 32
 """Channels of the decoder's attention."""
 _NORM = ("weight", "bias", "running_mean", "running_var")
+"""As `batch_norms` takes them."""
 
 
 # ---- the adapter in front of a Hiera block (after arXiv 2304.09148) ----
@@ -144,9 +147,21 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0, self.eps
-        )
+        return _normed([self], [x])[0]
+
+
+def _normed(norms: Sequence[BatchNorm], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Each norm on its own (B, C, H, W), all of one size."""
+    parts = [[getattr(norm, name) for name in _NORM] for norm in norms]
+    first = norms[0]
+    return batch_norms(inputs, parts, training=first.training, momentum=first.momentum or 0, eps=first.eps)
+
+
+def _side_by_side(layers: Sequence[nn.Sequential], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Each layer (convolution, norm and maybe an activation) on its own (B, C, H, W), the norms together."""
+    convolved = [layer[0](x) for layer, x in zip(layers, inputs, strict=True)]
+    normed = _normed([layer[1] for layer in layers], convolved)  # type: ignore[misc]
+    return [layer[2](x) if len(layer) > 2 else x for layer, x in zip(layers, normed, strict=True)]
 
 
 class ChannelModulation(nn.Module):
@@ -271,7 +286,7 @@ class ReceptiveFieldBlock(nn.Module):
         started = functional.conv2d(level, torch.cat([first[0].weight for first in firsts]))
         *passed, shortcut = torch.split(_norm_together([first[1] for first in firsts], started), WIDTH, dim=1)
         for index in (1, 2):
-            passed = [branch[index](x) for branch, x in zip(branches, passed, strict=True)]
+            passed = _side_by_side([branch[index] for branch in branches], passed)
         lasts: list[Any] = [self.branches[0], *(branch[3] for branch in branches)]
         ends = [last[0](x) for last, x in zip(lasts, [level, *passed], strict=True)]
         seen = _norm_together([last[1] for last in lasts], torch.cat(ends, dim=1))
@@ -283,7 +298,13 @@ def _norm_together(norms: Sequence[BatchNorm], x: Tensor) -> Tensor:
     first, widths = norms[0], [norm.num_features for norm in norms]
     parts = {name: [getattr(norm, name) for norm in norms] for name in _NORM}
     weight, bias, mean, variance = (torch.cat(parts[name]) for name in _NORM)
-    x = functional.batch_norm(x, mean, variance, weight, bias, first.training, first.momentum or 0, first.eps)
+    [x] = batch_norms(
+        [x],
+        [[weight, bias, mean, variance]],
+        training=first.training,
+        momentum=first.momentum or 0,
+        eps=first.eps,
+    )
     if first.training:
         torch._foreach_copy_(parts["running_mean"], torch.split(mean, widths))
         torch._foreach_copy_(parts["running_var"], torch.split(variance, widths))
@@ -326,8 +347,11 @@ class SpatialFeatureFusion(nn.Module):
     def forward(self, small: Tensor, big: Tensor) -> Tensor:
         """(B, 64, h, w) and (B, 64, H, W) to (B, 64, H, W)."""
         small = functional.interpolate(small, size=big.shape[-2:], mode="bilinear", align_corners=False)
-        asking = self.small(small) + self.big(big)
-        mixed = self._attend(self.query(asking), self.key(asking), self.value(big))
+        small, asked = _side_by_side([self.small, self.big], [small, big])
+        asking = small + asked
+        query, key, value = _side_by_side([self.query[0], self.key[0], self.value], [asking, asking, big])  # type: ignore[list-item]
+        query, key = _side_by_side([self.query[1], self.key[1]], [query, key])  # type: ignore[list-item]
+        mixed = self._attend(query, key, value)
         joined: Tensor = self.join(torch.cat([self.attended(mixed), big], dim=1))
         return joined
 

@@ -22,6 +22,7 @@ from dsu.encoders.frozen import dino_maps, embed_pixels, run_block
 from dsu.network.head import Head
 from dsu.network.resize import bilinear_weights, resize_by_products
 from dsu.network.resume import ResumePoint, feature_block, guide_names, resume_at, resume_point, serving_features
+from dsu.runtime import computing_threads
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
@@ -96,6 +97,7 @@ class DSUNet(nn.Module):
     Attributes:
         encoder_digests: sha256 of the encoders' weights by `hiera` and `dino`, as far as they were loaded.
         random_encoders: whether these are random ones.
+        encoder_threads: with how many threads the frozen encoders compute on a CPU; None: as many as all else.
         gradient_checkpointing: whether adapted blocks keep no activations for the backward pass but run again in it:
             the same numbers for less memory and a third more time.
 
@@ -127,6 +129,7 @@ class DSUNet(nn.Module):
         self.hiera = hiera
         self.dino = dino
         self.head = Head(config, as_published=as_published)
+        self.encoder_threads: int | None = None
         self.gradient_checkpointing = False
         self.encoder_digests: dict[str, str] = {}
         self.random_encoders = False
@@ -247,7 +250,7 @@ class DSUNet(nn.Module):
         if not names or given is None:
             return self.encode_at_once(None, None, names)
         count, size = len(given), self.encoder_batch_size or default_encoder_batch_size(given.device)
-        with _own_kernels():
+        with _own_kernels(), computing_threads(self.encoder_threads):
             blocks = [
                 self.encode_at_once(_block(pixel_values, start, size), _block(guide_values, start, size), names)
                 for start in range(0, count, size)
@@ -319,7 +322,8 @@ class DSUNet(nn.Module):
         levels = {int(name[1]): live[name].permute(0, 3, 1, 2) for name in point.levels}
         if point.block < self.config.hiera.depth:
             if point.start == "pixels":
-                tokens = embed_pixels(self._hiera(), self._normalized(given["pixels"]))
+                with computing_threads(self.encoder_threads):
+                    tokens = embed_pixels(self._hiera(), self._normalized(given["pixels"]))
             else:
                 tokens = live[point.start]
             self._run_blocks(tokens, point, levels)
@@ -337,7 +341,7 @@ class DSUNet(nn.Module):
         hiera, first_adapted = self._hiera(), self.config.first_adapted
         for index in range(point.block, len(hiera.blocks)):
             if index < first_adapted:
-                with torch.no_grad():
+                with torch.no_grad(), computing_threads(self.encoder_threads):
                     tokens = self._encoder_block(hiera.blocks[index], tokens)
             elif self.gradient_checkpointing and torch.is_grad_enabled():
                 # Nothing in a block is random, and a captured graph could not restore the generator's state.

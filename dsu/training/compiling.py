@@ -18,17 +18,18 @@ SECONDS_SAVED = 17e-6
 
 
 def compile_pays(
-    config: DSUNetConfig, settings: TrainingSettings, samples: int, runtime: Runtime
+    config: DSUNetConfig, settings: TrainingSettings, samples: int, runtime: Runtime, processes: int = 1
 ) -> tuple[bool, str | None]:
     """Whether to compile the adapted blocks, and a note that says what it takes and saves (None on a CPU).
 
     `settings.compile`, where it is given, decides. So does `deterministic`: compiled steps are not promised to repeat.
+    Each of several `processes` takes as long to compile and saves its part.
     """
     if runtime.device.type != "cuda" or not config.adapt_last:
         return bool(settings.compile), None
     epochs = settings.epochs - settings.freeze_adapter_epochs
     steps = epochs * ceil(samples / settings.batch_size)
-    saves = steps * settings.batch_size * config.adapt_last * SECONDS_SAVED
+    saves = steps * settings.batch_size * config.adapt_last * SECONDS_SAVED / processes
     takes = _kinds(config) * SECONDS_A_KIND
     figures = f"takes about {clock(takes)} and saves about {clock(saves)} of this run"
     if settings.compile is not None:

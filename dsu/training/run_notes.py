@@ -28,7 +28,13 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
     )
     if runtime.device.type == "cuda":
         notes.append(f"steps: one captured graph each, after {EAGER_CALLS} that run kernel by kernel")
-    settings = trainer.settings
+    settings, world = trainer.settings, trainer.world
+    if world.together:
+        exchanges = 2 * trainer.network.head.norm_groups + 1
+        notes.append(
+            f"processes: {world.size} divide batches of {settings.batch_size}; {exchanges} exchanges a step (norms, "
+            f"gradients)"
+        )
     if settings.freeze_adapter_epochs:
         notes.append(
             f"frozen adapters: {settings.freeze_adapter_epochs} epochs without them, which then enter as the identity"

@@ -1,7 +1,7 @@
 """From settings to a run: which samples, which store or images, which resume point, which folder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,15 @@ import yaml
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder
+from dsu.distributed import ALONE, World, joined
 from dsu.encoders.sources import check_given
-from dsu.errors import UsageError
+from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore
 from dsu.files import atomic_write
 from dsu.heads.head_file import HeadInfo, head_sha256, image_digits, resolve_head, stopped_runs
 from dsu.network.resume import ResumePoint, feature_block, resume_point
 from dsu.progress import SILENT, Progress, counted, few
-from dsu.runtime import Runtime, choose_runtime, torch_type
+from dsu.runtime import Runtime, choose_runtime, computing_threads, torch_type
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.compiling import compile_pays
 from dsu.training.run_folders import (
@@ -74,6 +75,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Prepare a run and hold its folder inside a `with`, so that no other process trains there.
 
+    Processes that torchrun or Slurm started together train it together: the first alone holds the folder and speaks.
+
     Args:
         settings: what was asked for.
         paths: where data sets and stores lie; subfolders of one's own folder are for `end_to_end`.
@@ -88,9 +91,15 @@ def open_run(
     """
     before: RunRecord | None = None
     with ExitStack() as held:
+        world = held.enter_context(joined())
+        progress = progress if world.leads else SILENT
+        holds: Callable[[], bool] | None = None
         if resume:
-            out = out or unfinished_run()
-            holds = held.enter_context(hold_old_run(out))
+            if world.leads:
+                out = out or unfinished_run()
+                holds = held.enter_context(hold_old_run(out))
+            out = world.told(lambda: out)
+            assert out is not None
             settings, before = settings_of_run(out, settings), RunRecord.read(out)
         elif out is None and (stopped := stopped_runs()):
             progress.say(
@@ -104,22 +113,27 @@ def open_run(
             before=before,
             begun=resume and out is not None and has_state(out),
             progress=progress,
+            world=world,
         )
         trainer = run.trainer
+        trainer.mark = run_mark(trainer.settings, run.record)
+        _check_same(world, trainer.mark)
         if resume and out is not None:
             trainer.out = out
             check_same_run(out, trainer.settings, run.record)
-            trainer.holds, trainer.mark = holds, run_mark(trainer.settings, run.record)
+            trainer.holds = holds or trainer.holds
             if has_state(out):  # else it was stopped before its first epoch was kept
                 trainer.resume()
         else:
             _check_start(settings, out)
             _check_place(run.source, out)
-            trainer.out, trainer.holds = held.enter_context(hold_new_run(out, run.name, overwrite=overwrite))
-            trainer.mark = run_mark(trainer.settings, run.record)
-            run.record.write(trainer.out)
-        resolved = yaml.safe_dump(trainer.settings.model_dump(mode="json"), sort_keys=False)
-        atomic_write(trainer.out / SETTINGS_FILE, resolved.encode())
+            if world.leads:
+                out, trainer.holds = held.enter_context(hold_new_run(out, run.name, overwrite=overwrite))
+                run.record.write(out)
+            trainer.out = world.told(lambda: out) or trainer.out
+        if world.leads:
+            resolved = yaml.safe_dump(trainer.settings.model_dump(mode="json"), sort_keys=False)
+            atomic_write(trainer.out / SETTINGS_FILE, resolved.encode())
         yield run
 
 
@@ -131,11 +145,13 @@ def prepare_run(
     before: RunRecord | None = None,
     begun: bool = False,
     progress: Progress = SILENT,
+    world: World = ALONE,
 ) -> Run:
     """Resolve everything that `settings` leave open and build the trainer, which has no folder yet.
 
     Takes and raises what `open_run` does; `before` is the record of the run that is resumed, whose split holds.
-    Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed.
+    Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed. The
+    processes of a `world` prepare it alike.
     """
     data = find_training_data(settings, paths, progress)
     config, store, live = data.config, data.store, settings.end_to_end
@@ -159,15 +175,20 @@ def prepare_run(
 
     if settings.track is not None:
         check_tracker(settings.track)
-    resolved, runtime = _resolve(settings, data, point)
+    resolved, runtime = _resolve(settings, data, point, world)
+    # What starts the processes may give each one thread, and their number may decide the last bits of a feature.
+    threads = store.threads if store is not None and world.together and runtime.device.type == "cpu" else None
     frozen_point = _frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
     hiera, dino, digests = load_encoders(config, weights, **wanted)
     drift: tuple[str, ...] = ()
     if store is not None and not live:
-        for read in (point, *([frozen_point] if frozen_point else [])):
-            digests, drift = store.check_arrays(read, digests, runtime, resolved.feature_dtype or "float16")
-    if before is None:
-        shares, groups = data.shares(resolved, paths.cache_root, progress, settings.model_fields_set)
+        with computing_threads(threads):
+            for read in (point, *([frozen_point] if frozen_point else [])):
+                digests, drift = store.check_arrays(read, digests, runtime, resolved.feature_dtype or "float16")
+    if before is None:  # noted beside the store, by one process
+        shares, groups = world.told(
+            lambda: data.shares(resolved, paths.cache_root, progress, settings.model_fields_set)
+        )
     else:  # what is new is refused by `check_same_run`
         shares = {name: before.samples.get(name, ("train",))[0] for name in sorted(data.facts)}
         groups = [list(group) for group in before.groups]
@@ -179,7 +200,7 @@ def prepare_run(
             f"Every image of {data.source.split} that is trained on has {'no' if empty else 'an'} object, so nothing "
             f"can be balanced: no --balance."
         )
-    compiled, compiling = compile_pays(config, resolved, len(train_names), runtime)
+    compiled, compiling = compile_pays(config, resolved, len(train_names), runtime, world.size)
     resolved = resolved.model_copy(update={"compile": compiled})
     torch.manual_seed(settings.seed)
     network = DSUNet(
@@ -189,6 +210,7 @@ def prepare_run(
         feature_dtype=torch_type(resolved.feature_dtype or "float16"),
         encoder_batch_size=resolved.encoder_batch_size,
     )
+    network.encoder_threads = threads
     warnings = [f"other version: {item}" for item in drift]
     start = before.start if before is not None and begun else None
     if resolved.init_from is not None and not begun:
@@ -222,8 +244,9 @@ def prepare_run(
         ),
         runtime=runtime,
         keep_best=resolved.keep == "best",
+        world=world,
     )
-    trainer.callbacks += _callbacks(trainer, data)
+    trainer.callbacks += _callbacks(trainer, data) if world.leads else []
     record = RunRecord(
         digests,
         data.mask_format.to_json(),
@@ -234,6 +257,17 @@ def prepare_run(
     said = [*run_notes(trainer, data.store, runtime), *([compiling] if compiling else []), *warnings]
     notes = (*data.describe_shares(shares, groups), *said)
     return Run(trainer, f"{data.source.split}-{config.encoders_name}", data.source, record, notes)
+
+
+def _check_same(world: World, mark: str) -> None:
+    """Raise `DsuError` where processes would train something else than the first."""
+    marks = world.gathered(mark)
+    others = [str(rank) for rank, its in enumerate(marks) if its != marks[0]]
+    if others:
+        raise DsuError(
+            f"The processes {few(others)} see other samples, settings or weights than the first: start all with the "
+            f"same command, and give all machines the same store and data."
+        )
 
 
 def _check_start(settings: TrainingSettings, out: Path | None) -> None:
@@ -276,14 +310,16 @@ def _leave_out(names: dict[str, list[str]], trained: HeadInfo, data: TrainingDat
     return said
 
 
-def _resolve(settings: TrainingSettings, data: TrainingData, point: ResumePoint) -> tuple[TrainingSettings, Runtime]:
+def _resolve(
+    settings: TrainingSettings, data: TrainingData, point: ResumePoint, world: World
+) -> tuple[TrainingSettings, Runtime]:
     """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
     config, store = data.config, data.store
     if settings.precision == "auto" and store is not None:
         precision, because = store.precision, "of the stored features"
     else:
         precision, because = settings.precision, "asked for"
-    runtime = choose_runtime(settings.device, precision, because, deterministic=settings.deterministic)
+    runtime = choose_runtime(world.device(settings.device), precision, because, deterministic=settings.deterministic)
     fraction = settings.val_fraction
     if fraction is None and settings.fold is None:
         fraction = 0.0 if data.source.benchmark else 0.1

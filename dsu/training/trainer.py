@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -17,12 +18,14 @@ from torch.func import functional_call
 from dsu.batches import Batch, BatchIndices, feed
 from dsu.data.views import draw_samples, draw_view
 from dsu.datasets import SampleDataset
+from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
 from dsu.files import atomic_write
 from dsu.graphs import GraphRunner, Outputs
 from dsu.heads.head_file import HEAD_FILE, LOCK_FILE, STATE_FILE, HeadInfo, read_head_info, save_head
-from dsu.loss import SegmentationLoss
+from dsu.loss import SegmentationLoss, precise
 from dsu.network.network import DSUNet
+from dsu.network.norms import shared_batch
 from dsu.network.resume import ResumePoint
 from dsu.network.rounding import rounded_weights
 from dsu.progress import SILENT, Progress, Task, counted
@@ -79,6 +82,8 @@ class Trainer:
         out: the run's folder.
         mark: which run it is, as `run_mark`: a checkpoint of another one is refused.
         holds: whether the run's folder is still held by this process.
+        world: the processes that train it together. Each draws the same batches and takes its part of them; norms,
+            gradients and losses are those of whole batches, so that all hold the same weights. The first alone writes.
         callbacks: who follows the run.
         memory: the most that this epoch has held.
     """
@@ -94,6 +99,7 @@ class Trainer:
     holds: Callable[[], bool] = lambda: True
     frozen_adapters: TrainingPhase | None = None
     empty: Collection[str] | None = None
+    world: World = ALONE
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)
@@ -129,13 +135,17 @@ class Trainer:
         `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite; a state
         that is not finite is never kept.
         """
+        progress = progress if self.world.leads else SILENT
         try:
+            for tensor in self.network.head.state_dict().values():
+                self.world.spread(tensor)
             for callback in self.callbacks:
                 callback.on_train_start(self)
             while self.epoch < self.settings.epochs:
                 self._run_epoch(progress)
             self.finish()
         finally:
+            self._forget_graphs()  # before the processes part, of whose exchanges they consist
             for callback in self.callbacks:
                 callback.on_train_end(self)
 
@@ -186,7 +196,7 @@ class Trainer:
     def _check_best(self) -> None:
         """Raise `DsuError` where the best state so far, of an epoch before the checkpoint's, is not there any more."""
         epoch, path = self.best_epoch, self.out / BEST_FILE
-        if not self.keep_best or epoch is None or epoch == self.epoch:
+        if not self.keep_best or epoch is None or epoch == self.epoch or not self.world.leads:
             return
         wanted = self._info_at(self.history[epoch - 1])
         found = read_head_info(path) if path.exists() else None
@@ -207,12 +217,14 @@ class Trainer:
         from dsu.metrics.meters import StructureMeasure
 
         structure, error = StructureMeasure(), MAE()
-        overlap = FmeasureV2(
-            metric_handlers={"iou": IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)}
-        )
-        losses, objects = [], 0
+        iou = IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)
+        overlap = FmeasureV2(metric_handlers={"iou": iou})
+        losses: list[float] = []
+        # Whole batches, since a loss depends on what is computed with it in its last bits.
+        batches = self._cut(samples.names)
+        own = [name for part in batches[self.world.part(len(batches))] for name in part]
         with progress.task("validating", len(samples.names)) as task:
-            for names, outputs, mask in self.evaluated(samples, samples.names):
+            for names, outputs, mask in self.evaluated(samples, own):
                 losses.append(float(self.loss.total(self.loss.side_losses(outputs, mask))) * len(names))
                 if not math.isfinite(losses[-1]):
                     raise self._not_finite(f"outputs for {', '.join(names)}")
@@ -220,15 +232,17 @@ class Trainer:
                 for predicted, truth in zip(probability, mask.cpu().numpy()[:, 0] > 128 / 255, strict=True):
                     for meter in (structure, error, *([overlap] if truth.any() else [])):
                         meter.step(pred=predicted, gt=truth, normalize=False)
-                    objects += int(truth.any())
                 for callback in self.callbacks:
                     callback.on_validation_batch(names, probability)
                 task.advance(len(names))
+            scores = self.world.gathered((losses, structure.sms, error.maes, iou.binary_results))
+            losses, structure.sms, error.maes, overlaps = (list(chain(*parts)) for parts in zip(*scores, strict=True))
+            task.advance(len(samples.names) - len(own))
         return {
             "val_loss": sum(losses) / len(samples.names),
             "val_S": float(structure.get_results()["sm"]),
             "val_MAE": float(error.get_results()["mae"]),
-            "val_IoU": float(np.mean(overlap.get_results()["iou"]["binary"])) if objects else 0.0,
+            "val_IoU": float(np.mean(overlaps)) if overlaps else 0.0,
         }
 
     @torch.no_grad()
@@ -244,6 +258,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Put the result under the head's own name."""
+        if not self.world.leads:
+            return
         self._check_held()
         chosen = self.out / (BEST_FILE if self.keep_best and self.best_epoch is not None else LAST_FILE)
         atomic_write(self.out / HEAD_FILE, chosen.read_bytes())
@@ -268,15 +284,14 @@ class Trainer:
         self.memory = PeakMemory(self.runtime.device)
         self._log = log = self._log or EpochLog(self._fetch_every)
         task.advance(log.samples)
-        batches = feed(self.phase.train, self.epoch_batches(self.epoch)[log.steps :], self.runtime.device)
-        while True:
+        drawn = self.epoch_batches(self.epoch)[log.steps :]
+        batches = feed(self.phase.train, drawn, self.runtime.device, self.world)
+        for names, _ in drawn:
             asked = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                break
+            batch = next(batches)
             waited = time.perf_counter() - asked
-            log.add(batch.names, self.step(batch), waited)
-            task.advance(len(batch.names))
+            log.add(tuple(names), self.step(batch), waited)
+            task.advance(len(names))
             task.note(log.remark())
             for callback in self.callbacks:
                 callback.on_step_end(self, log)
@@ -298,35 +313,55 @@ class Trainer:
         return 20 if self.runtime.device.type == "cuda" else 1
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; the batch's total loss and the three side outputs', still on the device."""
+        """One optimiser step; the (whole) batch's total loss and the three side outputs', still on the device."""
         return self._steps.run(self._eager_step, self._ready(batch))["losses"]
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Logits in float32 and the soft mask of a batch as it was read."""
+        """Logits in float32 (at least) and the soft mask of a batch as it was read."""
         flipped = batch.to(self.runtime.device).flipped()
         rounded = rounded_weights(self.network, torch.bfloat16) if self.runtime.precision == "bf16" else {}
         inputs = {**flipped.inputs, "start_feature": self.phase.point.start}
         with self.runtime.autocast():
             output = functional_call(self.network, rounded, kwargs=inputs)
-        return [logits.float() for logits in output.side_logits], flipped.soft_mask
+        side_logits = [precise(logits) for logits in output.side_logits]
+        return side_logits, flipped.soft_mask.to(side_logits[0].dtype)
 
     def _ready(self, batch: Batch) -> Batch:
         """A batch on the device, for functions that were captured in the same phase, if at all."""
         if self._captured_phase is not self.phase:
-            self._steps.forget()
-            self._evaluations.forget()
+            self._forget_graphs()
             self._captured_phase = self.phase
         return batch.to(self.runtime.device)
 
+    def _forget_graphs(self) -> None:
+        self._steps.forget()
+        self._evaluations.forget()
+
     def _eager_step(self, batch: Batch) -> Outputs:
-        with self.runtime.training():
+        with self.runtime.training(), shared_batch(self.world, batch.share):
             outputs, mask = self.forward(batch)
             losses = self.loss.side_losses(outputs, mask)
+            if batch.share is not None:
+                part = (batch.share[0] / batch.share[1]).to(losses[0].dtype)
+                losses = [loss * part for loss in losses]
             total = self.loss.total(losses)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(total)
+            found = torch.stack([total, *losses]).detach()
+            if batch.share is not None:
+                found = self._add_up(found)
             self.optimizer.step()
-            return {"losses": torch.stack([total, *losses]).detach()}
+            return {"losses": found}
+
+    def _add_up(self, losses: Tensor) -> Tensor:
+        """The sums over all processes of gradients, in their place, and of losses: in one buffer, by one exchange."""
+        gradients = [p.grad for p in self.network.head.parameters() if p.grad is not None]
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), losses])
+        self.world.add_up(flat)
+        *sums, losses = torch.split(flat, [*(gradient.numel() for gradient in gradients), len(losses)])
+        summed = [one.view(gradient.shape) for one, gradient in zip(sums, gradients, strict=True)]
+        torch._foreach_copy_(gradients, summed)
+        return losses.clone()  # which else would keep the buffer
 
     @torch.no_grad()
     def _eager_evaluation(self, batch: Batch) -> Outputs:
@@ -368,6 +403,8 @@ class Trainer:
 
         They follow the checkpoint, so that none is of an epoch that a resumed run does not know.
         """
+        if not self.world.leads:
+            return
         atomic_write(self.out / METRICS_FILE, as_csv(self.history))
         info = self._info_at(self.history[-1])
         state = self.network.head.state_dict()
@@ -391,6 +428,8 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Write everything that the run goes on from, in the middle of an epoch too."""
+        if not self.world.leads:
+            return
         self._check_held()
         buffer = io.BytesIO()
         torch.save(

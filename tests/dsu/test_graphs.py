@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as distributed
 from recorded_graph import RecordedGraph
 from support import toy_network
 
 from dsu.batches import Batch
+from dsu.distributed import World
 from dsu.graphs import EAGER_CALLS, CudaGraph, GraphRunner
 from dsu.heads.head_file import HeadInfo
 from dsu.network.resume import resume_point
@@ -225,6 +227,36 @@ def test_the_stand_in_freezes_what_the_host_decides() -> None:
         graphs.run(flipped_on_the_host, Batch.of(["a"], [0], features={"x": x}))
     found = graphs.run(flipped_on_the_host, Batch.of(["a"], [1], features={"x": x}))
     assert found["x"].tolist() == [[1.0, 2.0]], "frozen, as on a GPU"
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_that_is_divided_over_processes_is_captured_with_its_exchanges(
+    tmp_path: Path, device: str, precision: str
+) -> None:
+    """A world of one, whose batches are whole or parts; a whole one is a step without others."""
+    shares = [(3, 3)] * (EAGER_CALLS + 1) + [(3, 7), (3, 30), (3, 3)]
+    given = list(batches([3] * len(shares)))
+    divided = [
+        replace(batch, share=torch.tensor(share, dtype=torch.float64))
+        for batch, share in zip(given, shares, strict=True)
+    ]
+    store = distributed.HashStore()
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=0, world_size=1)
+    try:
+        alone, eager, captured = (
+            trainer(tmp_path, captured=way == 2, device=device, precision=precision, deterministic=True)
+            for way in range(3)
+        )
+        eager.world = captured.world = World(together=True)
+        tolerance = {"rtol": 1e-2 if precision == "bf16" else 1e-4, "atol": 0.0}
+        torch.testing.assert_close(eager.step(divided[0]), alone.step(given[0]), **tolerance)
+        captured.step(divided[0])
+        assert_same_steps(eager, captured, divided[1:])
+        assert captured._steps.captured and captured._steps.refusal is None
+        captured._forget_graphs()
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ HOUSE = Path(__file__).parents[2]
 
 ROOMS = (
     ("choices", "environment", "errors", "progress", "thresholds"),
-    ("config", "files", "hub", "runtime"),
+    ("config", "distributed", "files", "hub", "runtime"),
     ("loss",),
     ("data",),
     ("batches", "pictures", "settings"),

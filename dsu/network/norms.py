@@ -1,0 +1,145 @@
+"""Batch norms whose batch may be divided over processes: each normalises its samples by the statistics of all.
+
+torch's own norm for that refuses CPUs. Every process puts the number of its positions, their means and variances into
+a row; the rows are added up, and Chan's formula joins them. Backward, two sums a channel are added up. Norms that can
+run together do so by one such exchange each way, since an exchange takes its time, however small it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from dsu.distributed import World
+
+__all__ = ["batch_norms", "shared_batch"]
+
+_shared: tuple[World, Tensor] | None = None
+
+
+@contextmanager
+def shared_batch(world: World, share: Tensor | None) -> Iterator[None]:
+    """Norms that train inside a `with` take their statistics over all processes' samples.
+
+    Args:
+        world: the processes.
+        share: (2,) how many samples of this process count and how many all have (see `Batch`); None: each batch is
+            its process's own.
+    """
+    global _shared
+    before, _shared = _shared, None if share is None else (world, share)
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def batch_norms(
+    inputs: Sequence[Tensor], norms: Sequence[Sequence[Tensor]], *, training: bool, momentum: float, eps: float
+) -> list[Tensor]:
+    """`functional.batch_norm` of each input (B, C, H, W), all of one size but for their channels.
+
+    Args:
+        inputs: what is normalised.
+        norms: of each its weight, bias, running mean and running variance, (C,) each; the last two change in training.
+        training, momentum, eps: as `functional.batch_norm` takes them.
+    """
+    if not training or _shared is None:
+        return [
+            functional.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
+            for x, (weight, bias, mean, variance) in zip(inputs, norms, strict=True)
+        ]
+    weights, biases, running_means, running_variances = (list(parts) for parts in zip(*norms, strict=True))
+    world, share = _shared
+    count, mean, variance = _statistics(world, share, inputs, running_means[0].dtype)
+    widths = [x.shape[1] for x in inputs]
+    torch._foreach_lerp_(running_means, torch.split(mean, widths), momentum)
+    torch._foreach_lerp_(running_variances, torch.split(variance * (count / (count - 1)), widths), momentum)
+    # A sample that only keeps its process company has no part in the statistics, and so none in their gradient.
+    correction = (share[0] > 0) / count
+    return list(_Normalized.apply(world, eps, correction, mean, variance, *inputs, *weights, *biases))
+
+
+@torch.no_grad()
+def _statistics(
+    world: World, share: Tensor, inputs: Sequence[Tensor], kind: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of all processes (a scalar), and of all inputs' channels in a row the means and variances over them."""
+    own = [torch.var_mean(x.to(kind), (0, 2, 3), correction=0) for x in inputs]
+    row = torch.cat(
+        [share[:1].to(kind) * inputs[0][0, 0].numel(), *(mean for _, mean in own), *(var for var, _ in own)]
+    )
+    rows = row.new_zeros(world.size, len(row))
+    rows[world.rank] = row
+    world.add_up(rows)
+    counts, values = rows[:, :1], rows[:, 1:]
+    means, variances = values.chunk(2, dim=1)
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count
+    return count, mean, (counts * (variances + (means - mean).square())).sum(0) / count
+
+
+class _Normalized(torch.autograd.Function):
+    """Inputs normalised by statistics of all processes, which depend on them.
+
+    Both ways use torch's norm by given statistics: it is one kernel on any device.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, world: World, eps: float, correction: Tensor, mean: Tensor, variance: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.world, ctx.eps = world, eps
+        ctx.save_for_backward(correction, mean, variance, *tensors)
+        return tuple(
+            functional.batch_norm(x, its_mean, its_variance, weight, bias, eps=eps)
+            for x, weight, bias, its_mean, its_variance in _apart(mean, variance, tensors)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        correction, mean, variance, *tensors = ctx.saved_tensors
+        parts = list(_apart(mean, variance, tensors))
+        # As if the statistics were constants: of the input, and the sums over positions of dy xhat and of dy.
+        direct = [
+            torch.ops.aten.native_batch_norm_backward(
+                gradient,
+                x,
+                weight,
+                its_mean,
+                its_variance,
+                None,
+                None,
+                False,
+                ctx.eps,
+                [True, True, True],
+            )
+            for gradient, (x, weight, _, its_mean, its_variance) in zip(gradients, parts, strict=True)
+        ]
+        of_inputs, of_weights, of_biases = zip(*direct, strict=True)
+        sums = torch.cat([*of_weights, *of_biases])
+        ctx.world.add_up(sums)
+        deviation = (variance + ctx.eps).rsqrt().repeat(2)
+        scale = torch.cat([weight for _, weight, *_ in parts]).repeat(2) * deviation * correction
+        widths = [len(one) for one in of_weights]
+        slopes, levels = (torch.split(half, widths) for half in (sums * scale).chunk(2))
+        through = [
+            of_input - functional.batch_norm(x, its_mean, its_variance, slope, level, eps=ctx.eps)
+            for of_input, slope, level, (x, _, _, its_mean, its_variance) in zip(
+                of_inputs, slopes, levels, parts, strict=True
+            )
+        ]
+        return (None,) * 5 + (*through, *of_weights, *of_biases)
+
+
+def _apart(mean: Tensor, variance: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Of each input the tensor, its weight, bias, mean and variance."""
+    third = len(tensors) // 3
+    inputs, weights, biases = tensors[:third], tensors[third : 2 * third], tensors[2 * third :]
+    widths = [x.shape[1] for x in inputs]
+    yield from zip(inputs, weights, biases, torch.split(mean, widths), torch.split(variance, widths), strict=True)

@@ -1,0 +1,96 @@
+"""`dsu` as several processes, which torchrun starts."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+from support import TINY, Dsu
+
+HOUSE = Path(__file__).parents[2]
+RECIPE = ("--adapt-last", "1", "--batch-size", "4", "--val-fraction", "0.2")
+
+
+def torchrun(arguments: Sequence[str], processes: int = 2) -> "subprocess.Popen[str]":
+    """`torchrun -m dsu ...` in the working folder; its standard output has both streams."""
+    path = os.pathsep.join(map(str, (HOUSE, HOUSE / "cache", HOUSE / "cli")))
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "dsu", *arguments],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def said(process: "subprocess.Popen[str]") -> str:
+    return process.communicate(timeout=300)[0]
+
+
+def lines(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def table(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def stored(dsu: Dsu, drawn: Path) -> Dsu:
+    dsu("cache-features", drawn, *TINY, "--features", "V,S1,S2,S3", "--level-views", "flips", "--quiet")
+    return dsu
+
+
+def test_two_processes_train_as_one_and_one_of_them_speaks(stored: Dsu) -> None:
+    process = torchrun(["train-head", *RECIPE, "--epochs", "2", "--out", "two"])
+    text = said(process)
+    assert process.returncode == 0, text
+    assert len(lines(text, "processes")) == len(lines(text, "Next: ")) == len(lines(text, "epoch 2/2: ")) == 1, text
+    assert "2 divide batches of 4" in text and "other version" not in text
+    stored("train-head", *RECIPE, "--epochs", 2, "--out", "one", "--quiet")
+    assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
+    for one, two in zip(table(Path("one")), table(Path("two")), strict=True):
+        for name in ("loss", "loss_D1", "val_loss", "val_S", "val_MAE"):
+            assert float(one[name]) == pytest.approx(float(two[name]), abs=5e-3), name
+    assert "finished run" in stored("train-head", "--resume", "--epochs", 3, "--out", "two", exit_code=2).output
+
+
+def test_a_killed_process_ends_all_and_one_process_goes_on(stored: Dsu) -> None:
+    process = torchrun(["train-head", *RECIPE, "--epochs", "500", "--out", "run", "--sheet-every", "0"])
+    deadline = time.monotonic() + 200
+    while not Path("run/checkpoint.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
+        time.sleep(0.2)
+    workers = psutil.Process(process.pid).children()
+    [victim] = [one for one in workers if one.environ().get("RANK") == "1"]
+    victim.send_signal(signal.SIGKILL)
+    text = said(process)
+    assert process.returncode != 0
+    [line] = lines(text, "error:")
+    assert "A process of this run was ended" in line and "--resume" in line
+    done = len(table(Path("run")))
+    assert done > 0
+    rest = torchrun(["train-head", "--resume", "--out", "run"], processes=1)
+    while len(table(Path("run"))) <= done:
+        assert rest.poll() is None, said(rest)
+        time.sleep(0.2)
+    rest.terminate()
+    assert not lines(said(rest), "error:")
+
+
+def test_what_fails_in_all_is_said_once(dsu: Dsu) -> None:
+    for arguments, reason in (
+        (["train-head", "nowhere"], "There are no training features"),
+        (["train-head", "--epochs", "many"], "Invalid value"),
+        (["eval"], "is one process's, and 2 were started"),
+    ):
+        process = torchrun(arguments)
+        text = said(process)
+        assert process.returncode != 0 and text.count(reason) == 1, text
