@@ -87,8 +87,9 @@ def images_to_check(folder: Path | None, count: int = sum(BATCHES)) -> list[Imag
     """
     if folder is None:
         return [Image.fromarray(draw_sample(np.random.default_rng((17, index)))[0]) for index in range(count)]
+    images = find_images(folder)
     masks = masks_below(folder)
-    paths = [path for path in find_images(folder) if os.path.realpath(path) not in masks]
+    paths = [path for path in images if os.path.realpath(path) not in masks]
     read = or_unreadable(lambda path: read_image(path))
     chosen = [read(paths[index * len(paths) // count]) for index in range(count)] if paths else []
     found = [one for one in chosen if not isinstance(one, UnreadableImage)]

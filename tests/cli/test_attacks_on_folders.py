@@ -293,11 +293,11 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     assert done.returncode == 2 and "The working folder is gone" in done.stderr, done.stderr
 
 
-def test_too_little_memory_for_torch_is_said(tmp_path: Path) -> None:
+def test_too_little_memory_for_torch_is_said(tmp_path: Path, house: House) -> None:
     def little() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 
-    done = command("train-head", folder=tmp_path, preexec_fn=little)
+    done = command(*house.train(*QUICK, "--out", "run"), folder=tmp_path, preexec_fn=little)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "memory" in done.stderr and "ulimit -v" in done.stderr
 
