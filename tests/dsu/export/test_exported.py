@@ -1,6 +1,7 @@
 """`dsu export` from a head to masks: right, refused where it is not, and run without torch."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -191,6 +192,15 @@ def test_nothing_is_written_over_unasked(exported: Export, tmp_path: Path) -> No
     export_model(exported.head, tmp_path / "model.onnx", WEIGHTS)
     export_model(exported.head, tmp_path / "model.onnx", WEIGHTS, overwrite=True, threshold=0.25)
     assert Model(tmp_path / "model.onnx", "cpu").threshold == 0.25
+
+
+@pytest.mark.usefixtures("traced_before")
+def test_what_a_killed_export_left_goes_and_what_a_living_one_makes_stays(exported: Export, tmp_path: Path) -> None:
+    dead, living = (tmp_path / f"{exporting.STRAY}{process}.x" for process in (2**22 + 1, os.getppid()))
+    for folder in (dead, living):
+        folder.mkdir()
+    export_model(exported.head, tmp_path / "model.onnx", WEIGHTS)
+    assert living.exists() and not dead.exists()
 
 
 # ---- lower precision ----
