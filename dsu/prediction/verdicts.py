@@ -118,7 +118,7 @@ def write_table(folder: Path, rows: Mapping[str, VerdictRow]) -> None:
     """Write a folder's table in both forms, ordered by file. Raises as `atomic_write`."""
     ordered = [rows[file] for file in sorted(rows)]
     for name in TABLE_FILES:
-        atomic_write(folder / name, table_text(ordered, Path(name).suffix).encode())
+        atomic_write(folder / name, table_text(ordered, Path(name).suffix).encode("utf-8", "replace"))
 
 
 def read_table(folder: Path) -> dict[str, VerdictRow]:
