@@ -37,7 +37,7 @@ _LOG: Final = logging.getLogger("dsu.cache")
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
+def locked(path: Path, what: str, patience: float = 0.3) -> Iterator[Callable[[], bool]]:
     """Hold the lock file `path` alone inside a `with`; `what` is what it guards and what is done, for the message.
 
     The lock belongs to the open file, not to the file's being there: when its process dies, it is free. The file's
@@ -47,11 +47,11 @@ def locked(path: Path, what: str) -> Iterator[Callable[[], bool]]:
     renamed, and another process may hold what has its name now.
 
     Raises:
-        BusyError: it is held already; names the holder.
+        BusyError: it is held already, for longer than `patience` in seconds; names the holder.
     """
     descriptor = _open(path)
     try:
-        held = _try(descriptor)
+        held = _try(descriptor, patience=patience)
         if held is None:
             with _beating(path, what):
                 yield lambda: _is_at(path, descriptor)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dsu.metrics.figures import FIGURES
 from dsu.progress import counted
-from dsu.settings import EncoderWeights, TrainingSettings
+from dsu.settings import MACHINE, EncoderWeights, TrainingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, as_text, key_table, table
 from dsu_cli.console import out as console
@@ -43,6 +43,16 @@ def _run(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is done and what is to do, and stop.")] = False,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            "--parallel",
+            metavar="K",
+            min=1,
+            help="Runs side by side: one a GPU, or on a CPU each with its part of the threads.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = 1,
     data_root: options.DataRoot = Path("data"),
     cache_root: options.CacheRoot = Path("features"),
     hiera_weights: options.HieraWeights = None,
@@ -80,7 +90,7 @@ def _run(
     if dry_run:
         console.print(key_table([(member.name, _state(member)) for member in plan.members]))
         return
-    finished = run_study(plan, progress, lambda so_far: write_record(plan, so_far))
+    finished = run_study(plan, progress, lambda so_far: write_record(plan, so_far), parallel=parallel)
     figures = chosen or default_figures(finished)
     files = write_study(plan, finished, figures)
     for one in study_tables(plan.kind, finished, figures):

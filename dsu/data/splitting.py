@@ -154,7 +154,8 @@ def recorded_deal(
         return dealt
     try:
         make_folder(folder)
-        with locked(folder / f".{SPLITS_FILE}.lock", f"{path} is being written"):
+        # Runs that start together wait for each other.
+        with locked(folder / f".{SPLITS_FILE}.lock", f"{path} is being written", patience=20):
             known = _read(path)
             before = known.get(key, {})
             dealt = deal(strata, weights, before, groups)

@@ -2,11 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
+import torch
 import yaml
 
 from dsu.errors import DsuError
@@ -17,11 +19,12 @@ from dsu.prediction.predict import predict
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress, Task, counted
 from dsu.report import as_csv, as_json
-from dsu.runtime import choose_runtime, machine_name
+from dsu.runtime import choose_runtime, computing_threads, machine_name
 from dsu.settings import PredictionSettings, TrainingSettings
 from dsu.settings_file import read_settings
 from dsu.study.plan import Member, Study
 from dsu.study.results import Finished, Result, epochs_of, read_result, result_of_set, write_result
+from dsu.study.side_by_side import places_for, side_by_side
 from dsu.training.run_folders import SETTINGS_FILE
 from dsu.training.runs import open_run
 
@@ -32,7 +35,11 @@ _SAID_ALREADY: Final = ("device", "trains", "starts from")
 
 
 def run_study(
-    study: Study, progress: Progress = SILENT, finished: Callable[[list[Finished]], None] = lambda so_far: None
+    study: Study,
+    progress: Progress = SILENT,
+    finished: Callable[[list[Finished]], None] = lambda so_far: None,
+    *,
+    parallel: int = 1,
 ) -> list[Finished]:
     """Bring every member to its end and give all their results, in the members' order.
 
@@ -43,30 +50,60 @@ def run_study(
         study: as it was opened.
         progress: who is told; each line begins with its member's name.
         finished: called after every member with the results so far.
+        parallel: how many members run at once, each on a GPU or with its part of the processor's threads.
 
-    Raises `DsuError` as training, prediction and evaluation do.
+    Raises `DsuError` as training, prediction and evaluation do; of several at once when the others are done, naming
+    those that failed. Raises `UsageError` where there are fewer GPUs.
     """
+    results = {member.name: read_result(member.folder) for member in study.members}
+    to_do = {member.name: _epochs_left(member) for member in study.members if results[member.name] is None}
+    parallel = min(parallel, len(to_do))
+    places = places_for(parallel, study.settings.device) if parallel > 1 else []
     make_folder(study.folder)
     settings = yaml.safe_dump(study.settings.model_dump(mode="json"), sort_keys=False)
     atomic_write(study.folder / SETTINGS_FILE, settings.encode())
-    results: list[Finished] = []
-    finished(results)
-    started, trained, left = time.perf_counter(), 0, sum(map(_epochs_left, study.members))
-    for member in study.members:
-        told = _Named(progress, member.name)
-        result = read_result(member.folder)
-        if result is None:
-            epochs = _epochs_left(member)
-            if not (member.folder / HEAD_FILE).exists():
-                _train(study, member, told)
-            result = _judge(study, member, told)
-            trained, left = trained + epochs, left - epochs
-            told.say(f"done{_time_left(left, time.perf_counter() - started, trained)}")
-        else:
-            told.say("done already, skipped")
-        results.append(Finished(member, result))
-        finished(results)
-    return results
+
+    def so_far() -> list[Finished]:
+        return [Finished(one, found) for one in study.members if (found := results[one.name]) is not None]
+
+    for one in so_far():
+        progress.say(f"{one.member.name}: done already, skipped")
+    finished(so_far())
+    started, trained, left, failed = time.perf_counter(), 0, sum(to_do.values()), list[str]()
+    work = partial(_run_member, study, threads=torch.get_num_threads() if parallel > 1 else None)
+    given: Iterator[tuple[str, Result | DsuError]] = (
+        side_by_side(work, list(to_do), places, progress, left)
+        if parallel > 1
+        else ((name, work(name, progress)) for name in to_do)
+    )
+    for name, found in given:
+        if isinstance(found, DsuError):
+            failed.append(f"{name}: {str(found).removesuffix('.')}")
+            progress.say(f"{name}: failed; the others go on")
+            continue
+        results[name] = found
+        trained, left = trained + to_do[name], left - to_do[name]
+        to_go = "" if parallel > 1 else _time_left(left, time.perf_counter() - started, trained)
+        progress.say(f"{name}: done{to_go}")
+        finished(so_far())
+    if failed:
+        raise DsuError(
+            f"{len(failed)} of {counted(len(study.members), 'runs')} failed ({'; '.join(failed)}): the same command "
+            f"does what is missing."
+        )
+    return so_far()
+
+
+def _run_member(study: Study, name: str, progress: Progress, *, threads: int | None) -> Result:
+    """Train what is left of a member and judge it.
+
+    `threads` are all that the study may use, where this process has a part of them: it predicts with all, as alone.
+    """
+    [member] = (member for member in study.members if member.name == name)
+    told = _Named(progress, name)
+    if not (member.folder / HEAD_FILE).exists():
+        _train(study, member, told, part=threads is not None)
+    return _judge(study, member, told, threads)
 
 
 def _epochs_left(member: Member) -> int:
@@ -81,7 +118,7 @@ def _time_left(epochs: int, seconds: float, trained: int) -> str:
     return f"; {counted(epochs, 'epochs')} to go, about {minutes}:{rest:02d}"
 
 
-def _train(study: Study, member: Member, progress: Progress) -> None:
+def _train(study: Study, member: Member, progress: Progress, *, part: bool) -> None:
     with open_run(
         member.settings,
         paths=study.paths,
@@ -89,6 +126,7 @@ def _train(study: Study, member: Member, progress: Progress) -> None:
         out=member.folder,
         resume=(member.folder / SETTINGS_FILE).exists(),
         progress=progress,
+        part=part,
     ) as run:
         trainer = run.trainer
         held_out = 0 if trainer.main.validation is None else len(trainer.main.validation.names)
@@ -103,7 +141,7 @@ def _train(study: Study, member: Member, progress: Progress) -> None:
         trainer.run(progress)
 
 
-def _judge(study: Study, member: Member, progress: Progress) -> Result:
+def _judge(study: Study, member: Member, progress: Progress, threads: int | None) -> Result:
     """Predict and measure at the images' own sizes, and leave what `dsu predict` and `dsu eval` leave."""
     head = member.folder / HEAD_FILE
     # At the precision of training.
@@ -111,19 +149,20 @@ def _judge(study: Study, member: Member, progress: Progress) -> Result:
     runtime = choose_runtime(member.settings.device, precision, "of training")
     out = predictions_folder(member.folder, head)
     how = PredictionSettings()
-    jobs = prepare_jobs(
-        [],
-        head,
-        read_head_info(head),
-        out,
-        how,
-        runtime,
-        paths=study.paths,
-        end_to_end=False,
-        held_out=not study.tests,
-        progress=progress,
-    )
-    broken = predict(jobs, head, out, how, runtime, study.weights, progress).broken
+    with computing_threads(threads):
+        jobs = prepare_jobs(
+            [],
+            head,
+            read_head_info(head),
+            out,
+            how,
+            runtime,
+            paths=study.paths,
+            end_to_end=False,
+            held_out=not study.tests,
+            progress=progress,
+        )
+        broken = predict(jobs, head, out, how, runtime, study.weights, progress).broken
     judged = find_judged_sets([job.name for job in jobs], out, None, study.paths)
     lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
     if broken or lost:

@@ -71,6 +71,7 @@ def open_run(
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    part: bool = False,
     progress: Progress = SILENT,
 ) -> Iterator[Run]:
     """Prepare a run and hold its folder inside a `with`, so that no other process trains there.
@@ -84,6 +85,7 @@ def open_run(
         out: the run's folder; None makes one below `runs/`.
         resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that was stopped), with the run's
             own settings where none are given.
+        part: whether this process computes with a part of the processor's threads, since others run beside it.
         overwrite: start anew in an `out` that holds a run, which is set aside until the new one has finished.
         progress: who is told.
 
@@ -114,6 +116,7 @@ def open_run(
             begun=resume and out is not None and has_state(out),
             progress=progress,
             world=world,
+            part=part or world.together,
         )
         trainer = run.trainer
         trainer.mark = run_mark(trainer.settings, run.record)
@@ -146,6 +149,7 @@ def prepare_run(
     begun: bool = False,
     progress: Progress = SILENT,
     world: World = ALONE,
+    part: bool = False,
 ) -> Run:
     """Resolve everything that `settings` leave open and build the trainer, which has no folder yet.
 
@@ -177,7 +181,7 @@ def prepare_run(
         check_tracker(settings.track)
     resolved, runtime = _resolve(settings, data, point, world)
     # What starts the processes may give each one thread, and their number may decide the last bits of a feature.
-    threads = store.threads if store is not None and world.together and runtime.device.type == "cpu" else None
+    threads = store.threads if store is not None and part and runtime.device.type == "cpu" else None
     frozen_point = _frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
     hiera, dino, digests = load_encoders(config, weights, **wanted)
     drift: tuple[str, ...] = ()

@@ -2,11 +2,17 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -18,8 +24,10 @@ from support import TINY, Dsu
 from dsu.config import build_config
 from dsu.data.datasets import Paths
 from dsu.data.views import UNFLIPPED
+from dsu.errors import UsageError
 from dsu.features.extraction import cache_features
 from dsu.settings import EncoderWeights, ExtractionSettings
+from dsu.study.side_by_side import places_for
 
 RECIPE = ("--adapt-last", 0, "--views", "none", "--epochs", 2, "--batch-size", 2, "--sheet-every", 0)
 
@@ -177,6 +185,72 @@ def test_killed_at_random_writes_and_gone_on_with(dsu: Dsu, tiles: Path, whole: 
         done = forks.run([*command, "study"])
     assert done.status == 0, done.said
     assert figures(Path("study")) == whole
+
+
+def test_side_by_side_the_results_are_those_of_one_after_the_other(
+    dsu: Dsu, tiles: Path, whole: dict[str, Any]
+) -> None:
+    """The first run can't be made a folder, and keeps no other from its end; then the same command does it alone."""
+    command = ("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "study")
+    Path("study").mkdir()
+    Path("study/fold-1").write_text("in the way")
+    said = dsu(*command, "--parallel", 2, exit_code=1).output
+    assert "1 of 2 runs failed (fold-1: " in said and "a file stands there" in said
+    assert figures(Path("study")) == {"fold-2": whole["fold-2"]}
+    assert "other version" not in said, "what is frozen computes with the store's number of threads"
+    Path("study/fold-1").unlink()
+    trained = Path("study/fold-2/head.safetensors").stat().st_mtime_ns
+    said = dsu(*command, "--parallel", 2).output
+    assert "fold-2: done already, skipped" in said and "fold-1: done" in said
+    assert Path("study/fold-2/head.safetensors").stat().st_mtime_ns == trained
+    assert figures(Path("study")) == whole
+    assert all(same_heads(Path("study") / fold, Path("whole") / fold) for fold in ("fold-1", "fold-2"))
+
+
+def test_a_killed_run_keeps_no_other_from_going_on_and_ctrl_c_ends_all(dsu: Dsu, tiles: Path) -> None:
+    recipe = [str(word) for word in (*RECIPE, "--epochs", 2000, "--parallel", 2, "--out", "study")]
+    house = Path(__file__).parents[2]
+    path = os.pathsep.join(map(str, (house, house / "cache", house / "cli")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsu", "study", "seeds", str(tiles), "-n", "3", "--val-fraction", "0.3", *recipe],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def wait_for(*seeds: int) -> None:
+        deadline = time.monotonic() + 200
+        while not all(Path(f"study/seed-{seed}/checkpoint.pt").exists() for seed in seeds):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+
+    wait_for(0, 1)
+    [one, other] = (
+        child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+    )
+    one.kill()
+    wait_for(2)
+    assert other.is_running() and process.poll() is None
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert "failed; the others go on" in said and "run the same command again" in said
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_side_by_side_each_has_its_threads_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    assert places_for(2, "auto") == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert places_for(12, "cpu")[0] == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places_for(2, "auto")] == ["3", "5"]
+    for count, device in ((3, "auto"), (2, "cuda:0")):
+        with pytest.raises(UsageError, match=f"--parallel {count} wants a GPU for each"):
+            places_for(count, device)
 
 
 def test_what_does_not_belong_together_is_refused(dsu: Dsu, tiles: Path, whole: dict[str, Any]) -> None:
