@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsu.encoders.frozen import dino_maps
-from dsu.network.layers import TAP, ContentGuidedFusion, WaveletConv
+from dsu.network.layers import TAP, ContentGuidedFusion, ReceptiveFieldBlock, WaveletConv
 from dsu.network.network import DSUNet
 from dsu.network.resize import resize_map
 from dsu.sharing.published import SIGNS
@@ -41,6 +41,8 @@ def use_published_operations(network: nn.Module) -> None:
             module.forward = partial(_wavelet, module)  # type: ignore[method-assign]
         if isinstance(module, ContentGuidedFusion):
             module.forward = partial(_fusion, module)  # type: ignore[method-assign]
+        if isinstance(module, ReceptiveFieldBlock):
+            module.forward = partial(_receptive_field, module)  # type: ignore[method-assign]
         if isinstance(module, DSUNet):
             module._encode_dino = partial(_encode_dino, module)  # type: ignore[method-assign]
 
@@ -63,10 +65,15 @@ def _fusion(fusion: ContentGuidedFusion, level: Tensor, modulated: Tensor) -> Te
     return fused
 
 
+def _receptive_field(block: ReceptiveFieldBlock, level: Tensor) -> Tensor:
+    seen = torch.cat([branch(level) for branch in block.branches], dim=1)
+    return functional.relu(block.join(seen) + block.shortcut(level))
+
+
 def _encode_dino(network: DSUNet, guide_values: Tensor, names: Collection[str], grid: int) -> dict[str, Tensor]:
     assert list(names) == ["V"] and network.dino is not None
     last = network.config.dino.depth
-    resized = resize_map(dino_maps(network.dino, guide_values, [last])[last], grid)
+    resized = resize_map(dino_maps(network.dino, guide_values.contiguous(), [last])[last], grid)
     return {"V": resized.permute(0, 2, 3, 1)}
 
 

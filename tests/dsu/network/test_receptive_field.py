@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from published_operations import use_published_operations
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,3 +53,20 @@ def test_branches_pass_negative_values_on() -> None:
     block = ReceptiveFieldBlock(8)
     assert not any(isinstance(module, nn.ReLU) for module in block.modules())
     assert (block.branches[1](torch.randn(2, 8, 9, 9)) < 0).any()
+
+
+def test_norms_and_convolutions_together_learn_what_they_learn_one_by_one() -> None:
+    """Outputs, gradients and running statistics of the published order of operations."""
+    torch.manual_seed(0)
+    block = ReceptiveFieldBlock(8).double().train()
+    alone = copy.deepcopy(block)
+    use_published_operations(alone)
+    x = torch.randn(3, 8, 9, 7, dtype=torch.float64)
+    found = []
+    for each in (block, alone):
+        given = x.clone().requires_grad_()
+        output = each(given)
+        (output * torch.sin(torch.arange(output.numel(), dtype=torch.float64)).view_as(output)).sum().backward()
+        statistics = {name: buffer for name, buffer in each.named_buffers() if buffer.is_floating_point()}
+        found.append((output, given.grad, {name: weight.grad for name, weight in each.named_parameters()}, statistics))
+    torch.testing.assert_close(*found, atol=1e-11, rtol=0)
