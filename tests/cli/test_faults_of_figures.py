@@ -201,13 +201,13 @@ def test_training_images_saved_anew_are_known(
     for (name, save), path in zip(SAVED_ANEW.items(), trained, strict=False):
         save(path, anew / name)
     Image.open(trained[5]).save(anew / "lossy.jpg", quality=50)
-    record, known, write = Path("maps/predictions.json"), list[bool](), predict._write
+    record, known, write = Path("maps/predictions.json"), list[bool](), predict.write_mask
 
     def looking(row: Any, target: Any, *more: Any) -> Any:
         known.append(target.name in json.loads(record.read_text())["sets"][""]["trained_on"])
         return write(row, target, *more)
 
-    monkeypatch.setattr(predict, "_write", looking)
+    monkeypatch.setattr(predict, "write_mask", looking)
     dsu("predict", anew, "--head", "run", "--out", "maps", *cut, "--quiet")
     assert sorted(known) == [False] + [True] * 5
     assert json.loads(record.read_text())["sets"][""]["trained_on"] == sorted(SAVED_ANEW)
