@@ -114,7 +114,7 @@ def test_watchers_are_told_in_order_and_of_the_end_even_of_a_run_that_fails(
         def on_train_end(self, trainer: Trainer) -> None:
             told.append("ended")
 
-    monkeypatch.setattr("dsu.training.runs.Curves", Diary)
+    monkeypatch.setattr("dsu.training.callbacks.Curves", Diary)
     stored("train-head", "--epochs", 3, "--batch-size", 8, "--val-fraction", 0, "--out", "run", exit_code=130)
     assert told == ["started", "step 1", "step 2", "epoch 1", "step 1", "ended"]
 
