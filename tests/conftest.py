@@ -1,9 +1,11 @@
 """What tests of the library and of the command line share: a drawn data set and the command itself."""
 
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,6 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Consoles look their width up when they are made, which is when the first test imports them.
 os.environ["COLUMNS"] = "200"
+# A job in the background ignores Ctrl-C, and so would the commands that tests stop by it.
+with suppress(ValueError):  # not in the main thread
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import click
 import pytest
