@@ -45,10 +45,8 @@ def export(
         float | None,
         typer.Option("--threshold", min=0, max=1, help="Where the runner cuts masks (default: they stay soft)."),
     ] = None,
-    licence: Annotated[
-        str, typer.Option("--license", metavar="ID", help="Of the head, by its identifier on the hub.")
-    ] = "apache-2.0",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an earlier export.")] = False,
+    licence: options.Licence = "apache-2.0",
+    overwrite: options.OverwriteExport = False,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
     quiet: options.Quiet = False,

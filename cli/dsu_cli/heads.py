@@ -118,10 +118,8 @@ def export(
     name: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="What the card calls it (default: after the folder).")
     ] = None,
-    licence: Annotated[
-        str, typer.Option("--license", metavar="ID", help="Of the head, by its identifier on the hub.")
-    ] = "apache-2.0",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an earlier export.")] = False,
+    licence: options.Licence = "apache-2.0",
+    overwrite: options.OverwriteExport = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Write a folder that the Hugging Face hub takes: the head, config.json and a model card.

@@ -68,6 +68,8 @@ RandomWeights = Annotated[
     bool,
     typer.Option("--random-weights", help="Random encoders, to try things out: no results.", rich_help_panel=NETWORK),
 ]
+Licence = Annotated[str, typer.Option("--license", metavar="ID", help="Of the head, by its identifier on the hub.")]
+OverwriteExport = Annotated[bool, typer.Option("--overwrite", help="Write over an earlier export.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.", rich_help_panel=MACHINE)]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.datasets import find_images, masks_below
-from dsu.data.images import UnreadableImage, or_unreadable, read_image
+from dsu.data.images import UnreadableImage, or_unreadable, read_image, resize_image
 from dsu.data.synthetic import draw_sample
 from dsu.errors import DsuError, UsageError
 from dsu.export.runner import Model, mask_of
@@ -100,10 +100,7 @@ def images_to_check(folder: Path | None, count: int = sum(BATCHES)) -> list[Imag
 
 def network_inputs(sizes: dict[str, int], pictures: Sequence[Image.Image]) -> Arrays:
     """Images as the network reads them: (B, side, side, 3) uint8 by input."""
-    return {
-        name: np.stack([np.asarray(one.resize((side, side), Image.Resampling.BILINEAR)) for one in pictures])
-        for name, side in sizes.items()
-    }
+    return {name: np.stack([resize_image(one, side) for one in pictures]) for name, side in sizes.items()}
 
 
 def through_torch(network: DSUNet) -> Callable[[Arrays], NDArray[np.float32]]:
