@@ -1,7 +1,6 @@
 """What every command line is expected to do: help, completion, colours, Ctrl-C."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -89,19 +88,12 @@ def test_that_the_network_is_asked_is_said_unless_quiet(drawn: Path, tmp_path: P
     [["--help"], ["--version"], *([command, "--help"] for command in ("datasets", "train-head", "cache-features"))],
 )
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
-    heavy = ("torch", "zarr", "numpy", "huggingface_hub", "yaml")
+    """What is not imported takes no time; how long the rest takes depends on the machine, and no test says it."""
+    heavy = ("torch", "zarr", "numpy", "huggingface_hub", "yaml", "PIL", "scipy", "jinja2", "asyncio")
     probe = f"import sys, atexit; atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))"
     code = f"{probe}; sys.argv = {['dsu', *arguments]}; from dsu_cli.main import run; run()"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
-
-
-def test_help_takes_well_under_half_a_second_of_computing() -> None:
-    """Not by the clock: other programs may be busy."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([*RUN, "--help"], capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_the_package_run_as_a_module_is_the_command() -> None:
