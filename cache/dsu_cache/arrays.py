@@ -1,6 +1,7 @@
 """One array of a store as Zarr v3 keeps it: one chunk a sample and view, `rows_per_shard` of them in a file, a shard.
 
-Beside it lie its commits: the markers that make shards count, each written after its shard's data is on the disk.
+Beside it lie its commits: the markers that make shards count, each written after its shard's data is on the disk. Many
+markers are packed into one file of columns; a marker of its own goes before what is packed.
 
 A shard's bytes are as Zarr lays them out: its chunks, one a row, then an index of them; behind each its checksum. Zarr
 itself writes a shard through an event loop that all threads share, copying it three times, and reads it as slowly. Here
@@ -14,7 +15,8 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -24,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc, Zstd
 
+from dsu_cache.columns import COLUMNS, Column, load_tables, save_tables
 from dsu_cache.files import (
     METADATA,
     CorruptError,
@@ -31,6 +34,7 @@ from dsu_cache.files import (
     make_folders,
     read_metadata,
     read_record,
+    replace_record,
     replacing,
     sync,
     write_metadata,
@@ -51,6 +55,9 @@ LEVEL: Final = 3
 """How hard is compressed."""
 
 RESERVED: Final = ("manifest", "commits")  # the store's own folders, beside the arrays'
+
+PACKED_FROM: Final = 1000
+"""Markers of one array from which on they are packed into one file."""
 
 COMPRESSORS: Final[tuple[Compressor, ...]] = (None, "zstd", "blosc")
 
@@ -137,6 +144,9 @@ class StoredArray:
         self.rows_per_shard: Final = rows_per_shard
         # Who finds a folder made by another thread must find its name on the disk, too.
         self._making_folders: Final = threading.Lock()
+        self._packed_paths: list[Path] = []
+        self._packed: Mapping[ShardId, Commit] = {}
+        self.refresh()
         document = read_metadata(folder)
         _, views, *item_shape = document["shape"]
         kind = np.dtype(document["data_type"])
@@ -205,7 +215,9 @@ class StoredArray:
             for piece in encode(rows, values, self.rows_per_shard, self._codec):
                 digest.update(piece)
                 nbytes += stream.write(piece)
-        write_record(self.marker(shard), vars(Commit(rows.tolist(), nbytes, digest.hexdigest())))
+        record = vars(Commit(rows.tolist(), nbytes, digest.hexdigest()))
+        write = replace_record if self.marker(shard).exists() else write_record
+        write(self.marker(shard), record)
 
     def open_shard(self, shard: ShardId) -> "ShardFile":
         """Open a shard for reading. Raises `CorruptError` saying what is wrong with its file."""
@@ -213,13 +225,18 @@ class StoredArray:
 
     def discard(self, shard: ShardId) -> None:
         """Make a shard count as missing, so that it can be written again: its marker, torn or whole, goes."""
+        if shard in self._packed:
+            replace_record(self.marker(shard), {})
+            return
         self.marker(shard).unlink(missing_ok=True)
         sync(self.commits)
 
     def commit(self, shard: ShardId) -> Commit | None:
         """Return the commit of a shard, or None where there is none or its marker is torn."""
+        if not self.marker(shard).exists():
+            return self._packed.get(shard)
         record = read_record(self.marker(shard))
-        return None if record is None else Commit(**record)
+        return Commit(**record) if record else None
 
     def holds(self, shard: ShardId, rows: Rows) -> bool:
         """Whether the shard is committed, with all of `rows` (n,) in it."""
@@ -228,15 +245,43 @@ class StoredArray:
 
     def written_rows(self) -> set[int]:
         """Return the rows that are committed in any view."""
-        commits = [self.commit(shard) for shard in marked(self.commits)]
+        self.refresh()
+        commits = [self.commit(shard) for shard in marked(self.commits) | self._packed.keys()]
         return {row for commit in commits if commit is not None for row in commit.rows}
 
     def shards(self) -> set[ShardId]:
         """Return the shards that have a data file or a marker, whole or not."""
+        self.refresh()
         depth = len(self.info.item_shape) + 2
         files = (path.relative_to(self.folder / "c").parts for path in self.folder.glob("c" + "/*" * depth))
         written = {ShardId(int(parts[1]), int(parts[0])) for parts in files if parts[-1].isdecimal()}
-        return written | marked(self.commits)
+        return written | marked(self.commits) | self._packed.keys()
+
+    def refresh(self) -> None:
+        """Look at what is packed now: others may have packed more since."""
+        paths = sorted(packed(self.commits))
+        if paths != self._packed_paths:
+            found: dict[ShardId, Commit] = {}
+            for path in paths:
+                with suppress(CorruptError):
+                    found |= _unpack(path, self.rows_per_shard)
+            self._packed_paths, self._packed = paths, found
+
+    def pack(self) -> None:
+        """Pack the markers into one file if they are many; no one may write meanwhile."""
+        loose = marked(self.commits)
+        if len(loose) < max(PACKED_FROM, len(self._packed) // 4):
+            return
+        commits = {shard: self.commit(shard) for shard in sorted(loose | self._packed.keys())}
+        made = _pack({shard: commit for shard, commit in commits.items() if commit}, self.commits, self.rows_per_shard)
+        # What was packed before goes first: while it is there, markers of their own say what has changed since.
+        for path in self._packed_paths:
+            if path != made:
+                path.unlink()
+        sync(self.commits)
+        for shard in loose:
+            self.marker(shard).unlink()
+        self.refresh()
 
     def file(self, shard: ShardId) -> Path:
         """Return where a shard's data is."""
@@ -253,6 +298,34 @@ def marked(commits: Path) -> set[ShardId]:
     """Return the shards that have a marker, torn or whole, in an array's folder of commits."""
     names = [path.name.split(".") for path in commits.glob("*.json")]
     return {ShardId(int(n[0]), int(n[1])) for n in names if len(n) == 3 and n[0].isdecimal() and n[1].isdecimal()}
+
+
+def packed(commits: Path) -> list[Path]:
+    """Return the files of packed markers in an array's folder of commits."""
+    return list(commits.glob(f"*{COLUMNS}"))
+
+
+def _pack(found: Mapping[ShardId, Commit], folder: Path, rows_per_shard: int) -> Path:
+    """Write commits, in order, to a file of columns. Rows count from the shard's first: most shards have all."""
+    rows = [[row - shard.shard * rows_per_shard for row in commit.rows] for shard, commit in found.items()]
+    table = {
+        "view": Column.of([shard.view for shard in found]),
+        "shard": Column.of([shard.shard for shard in found]),
+        "rows": Column.of(rows),
+        "nbytes": Column.of([commit.nbytes for commit in found.values()]),
+        "sha256": Column.of([commit.sha256 for commit in found.values()]),
+    }
+    return save_tables(folder, {"commits": table})
+
+
+def _unpack(path: Path, rows_per_shard: int) -> dict[ShardId, Commit]:
+    columns = load_tables(path)["commits"]
+    found = {}
+    fields = (columns[name].values() for name in ("view", "shard", "rows", "nbytes", "sha256"))
+    for view, shard, rows, nbytes, sha256 in zip(*fields, strict=True):
+        first = shard * rows_per_shard
+        found[ShardId(view, shard)] = Commit([first + row for row in rows], nbytes, sha256)
+    return found
 
 
 # -- the bytes of a shard ----------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dsu_cache.arrays import RESERVED, Commit, ShardId, StoredArray
+from dsu_cache.arrays import RESERVED, Commit, ShardId, StoredArray, packed
+from dsu_cache.columns import load_tables
 from dsu_cache.files import METADATA, CorruptError, read_metadata, read_record
-from dsu_cache.manifest import generations
+from dsu_cache.manifest import damage, generations
 from dsu_cache.store import Store
 
 
@@ -107,9 +108,15 @@ def _metadata(store: Store) -> Iterator[Damage]:
             yield _of_metadata(store, name, str(error))
     for name, reason in store.damaged.items():
         yield replace(_of_metadata(store, name, reason), array=name, samples=store.manifest.names)
+    for path in (path for name in store.arrays for path in packed(store.stored(name).commits)):
+        try:
+            load_tables(path)
+        except CorruptError:
+            yield Damage(path.relative_to(store.path), "is damaged, so the shards that it marks count as missing")
     for path in generations(store.path / "manifest"):
-        if read_record(path) is None:
-            yield Damage(path.relative_to(store.path), "is torn or damaged, so an older manifest is in use")
+        reason = damage(path)
+        if reason:
+            yield Damage(path.relative_to(store.path), f"{reason}, so an older manifest is in use")
 
 
 def _of_metadata(store: Store, folder: str, reason: str) -> Damage:
@@ -148,7 +155,7 @@ def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | Non
 
 
 def _uncommitted(stored: StoredArray, shard: ShardId) -> str:
-    if stored.marker(shard).exists():
+    if stored.marker(shard).exists() and read_record(stored.marker(shard)) is None:
         return "has a damaged marker"
     is_there = stored.file(shard).is_file()
     return "was not finished, or its marker is missing" if is_there else "is not written yet, or was deleted"

@@ -127,12 +127,22 @@ def write_record(path: Path, value: JSON) -> None:
     Raises:
         FileExistsError: there is a file of that name already.
     """
-    body = canonical(value).encode() + b"\n"
     with path.open("xb") as file:
-        file.write(body + _checksum(body))
+        file.write(_record(value))
         file.flush()
         os.fsync(file.fileno())
     sync(path.parent)
+
+
+def replace_record(path: Path, value: JSON) -> None:
+    """As `write_record`, but in place of the record that is there: until it returns, that one may be read."""
+    with replacing(path) as file:
+        file.write(_record(value))
+
+
+def _record(value: JSON) -> bytes:
+    body = canonical(value).encode() + b"\n"
+    return body + _checksum(body)
 
 
 def read_record(path: Path) -> Any:

@@ -1,14 +1,45 @@
-"""The manifest: which sample lies in which row, keyed by content."""
+"""The manifest: which sample lies in which row, keyed by content.
 
-from collections.abc import Mapping
+On the disk it is a numbered record, the generation, that lists segments: files of columns, named by their sha256 and
+never altered. The first holds all samples as they once were, each further one what has changed since; small ones are
+merged into one another, so that there are few, and that adding samples writes as much as they are.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from dsu_cache.files import JSON, BusyError, CacheError, CorruptError, read_record, write_record
+from dsu_cache.columns import (
+    ABSENT,
+    COLUMNS,
+    Column,
+    Table,
+    equal,
+    joined,
+    length,
+    load_tables,
+    save_tables,
+    take,
+)
+from dsu_cache.files import (
+    JSON,
+    BusyError,
+    CacheError,
+    CorruptError,
+    read_record,
+    write_record,
+)
+
+_MERGED_BELOW: Final = 2
+"""A segment is merged with the one before unless that is so many times as large."""
+_INFO: Final = "info "
+"""What the columns of samples' notes are called, before the name of the note."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +50,37 @@ class Entry:
     info: Mapping[str, JSON] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Samples in the order of their names, contents in the order of their rows, and names of samples that are gone."""
+
+    samples: Table
+    contents: Table
+    gone: Table = field(default_factory=lambda: {"name": Column.of([])})
+
+    def followed_by(self, later: "Segment") -> "Segment":
+        """Both as one: what the later one says of a sample holds."""
+        names, changed, gone = (one["name"].values() for one in (self.samples, later.samples, later.gone))
+        kept = np.ones(len(names) + len(changed), bool)
+        for name in (*changed, *gone):
+            at = bisect_left(names, name)
+            if at < len(names) and names[at] == name:
+                kept[at] = False
+        places = [bisect_left(names, name) for name in changed]
+        order = np.insert(np.arange(len(names)), places, np.arange(len(names), len(kept)))
+        still_gone = {*self.gone["name"].values(), *gone}.difference(changed)
+        return Segment(
+            joined(self.samples, later.samples, order[kept[order]]),
+            joined(self.contents, later.contents),
+            {"name": Column.of(sorted(still_gone))},
+        )
+
+    @property
+    def weight(self) -> int:
+        """How much there is to write."""
+        return length(self.samples) + length(self.contents) + length(self.gone)
+
+
 class Manifest:
     """The samples of a store and their rows; never altered, `assign` gives the next one.
 
@@ -32,28 +93,70 @@ class Manifest:
         ValueError: keys and rows do not fit each other.
     """
 
-    entries: Mapping[str, Entry] = field(default_factory=dict)
-    rows: Mapping[str, int] = field(default_factory=dict)
-    next_row: int = 0
-
-    def __post_init__(self) -> None:
-        if not {entry.key for entry in self.entries.values()} <= set(self.rows):
+    def __init__(
+        self, entries: Mapping[str, Entry] | None = None, rows: Mapping[str, int] | None = None, next_row: int = 0
+    ) -> None:
+        entries, rows = entries or {}, rows or {}
+        if not {entry.key for entry in entries.values()} <= rows.keys():
             raise ValueError("a manifest needs a row for each content key in use")
-        if len(set(self.rows.values())) < len(self.rows):
+        if len(set(rows.values())) < len(rows):
             raise ValueError("a manifest gives two content keys the same row")
-        if self.rows and not 0 <= min(self.rows.values()) <= max(self.rows.values()) < self.next_row:
-            raise ValueError(f"a manifest's rows must lie between 0 and next_row, {self.next_row}")
+        if rows and not 0 <= min(rows.values()) <= max(rows.values()) < next_row:
+            raise ValueError(f"a manifest's rows must lie between 0 and next_row, {next_row}")
+        names = sorted(entries)
+        infos = [entries[name].info for name in names]
+        notes = dict.fromkeys(note for info in infos for note in info)
+        samples = {
+            "name": Column.of(names),
+            "row": Column.of([rows[entries[name].key] for name in names]),
+            **{_INFO + note: Column.of([info.get(note, ABSENT) for info in infos]) for note in notes},
+        }
+        keys = sorted(rows, key=rows.__getitem__)
+        contents = {"key": Column.of(keys), "row": Column.of([rows[key] for key in keys])}
+        self._all = Segment(samples, contents)
+        self.next_row: Final = next_row
+
+    @classmethod
+    def _of(cls, everything: Segment, next_row: int) -> "Manifest":
+        made = cls(next_row=next_row)
+        made._all = Segment(everything.samples, everything.contents)
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Manifest) or self.next_row != other.next_row:
+            return False
+        return _keeps_contents(self, other) and not _changes(self, other).weight
+
+    __hash__ = None  # type: ignore[assignment]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The samples' names, sorted."""
-        return tuple(sorted(self.entries))
+        return tuple(self._all.samples["name"].values())
+
+    @cached_property
+    def entries(self) -> "_Entries":
+        """The samples by name, sorted; each is made when it is asked for."""
+        return _Entries(self)
+
+    def samples(self) -> Iterator[tuple[str, Entry]]:
+        """Yield all names and entries in order: much faster than one after the other from `entries`."""
+        contents = self._all.contents
+        keys = contents["key"].take(np.searchsorted(contents["row"].data, self._rows)).values()
+        notes = [(note, column.values()) for note, column in self.entries.notes]
+        for index, (name, key) in enumerate(zip(self.names, keys, strict=True)):
+            yield name, Entry(key, {n: values[index] for n, values in notes if values[index] is not ABSENT})
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """The row of each content key, orphans included."""
+        contents = self._all.contents
+        return dict(zip(contents["key"].values(), contents["row"].values(), strict=True))
 
     @cached_property
     def rows_in_use(self) -> npt.NDArray[np.int64]:
         """The rows that hold a sample, ascending, int64 (n,)."""
-        keys = {entry.key for entry in self.entries.values()}
-        return np.sort(np.fromiter((self.rows[key] for key in keys), np.int64, len(keys)))
+        return np.unique(self._rows)
 
     def row(self, name: str) -> int:
         """Return the row of the sample called `name`.
@@ -61,20 +164,32 @@ class Manifest:
         Raises:
             CacheError: there is none of that name.
         """
-        if name not in self.entries:
+        index = self._index(name)
+        if index is None:
             raise CacheError(f"sample {name!r} is not in the manifest: add it to the store first")
-        return self.rows[self.entries[name].key]
+        return int(self._rows[index])
 
     def names_at(self, *rows: int) -> tuple[str, ...]:
         """Return the names of the samples in `rows`, sorted: several a row where files are equal, none of an orphan."""
-        return tuple(sorted(name for row in rows for name in self._names_by_row.get(row, ())))
+        order, ordered = self._by_row
+        begins, ends = np.searchsorted(ordered, rows, "left"), np.searchsorted(ordered, rows, "right")
+        spans = zip(begins.tolist(), ends.tolist(), strict=True)
+        return tuple(sorted(self.names[i] for begin, end in spans for i in order[begin:end].tolist()))
 
     @cached_property
-    def _names_by_row(self) -> dict[int, list[str]]:
-        found: dict[int, list[str]] = {}
-        for name, entry in self.entries.items():
-            found.setdefault(self.rows[entry.key], []).append(name)
-        return found
+    def _rows(self) -> npt.NDArray[np.int64]:
+        """Each sample's row, int64 (n,)."""
+        return self._all.samples["row"].data.astype(np.int64)
+
+    @cached_property
+    def _by_row(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The samples in the order of their rows, and those rows."""
+        order = np.argsort(self._rows, kind="stable")
+        return order, self._rows[order]
+
+    def _index(self, name: str) -> int | None:
+        at = bisect_left(self.names, name)
+        return at if at < len(self.names) and self.names[at] == name else None
 
     def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> "Manifest":
         """Return the manifest of `entries`.
@@ -83,33 +198,97 @@ class Manifest:
         order of the names, beginning on a fresh shard, so that no shard that is already written is touched. Content
         that is gone keeps its row, and has it again when it comes back.
         """
-        rows = dict(self.rows)
+        rows = {**self.rows}
         fresh = list(dict.fromkeys(entries[name].key for name in sorted(entries) if entries[name].key not in rows))
         next_row = self.next_row
         if fresh:
             first = -(-next_row // rows_per_shard) * rows_per_shard
             rows |= {key: first + i for i, key in enumerate(fresh)}
             next_row = first + len(fresh)
-        return Manifest(dict(entries), rows, next_row)
+        return Manifest(entries, rows, next_row)
 
 
-def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest` as the newest generation in `folder`, then delete the older ones.
+class _Entries(Mapping[str, Entry]):
+    """A manifest's samples by name."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        samples, contents = manifest._all.samples, manifest._all.contents
+        self.notes = [(name.removeprefix(_INFO), column) for name, column in samples.items() if _INFO in name]
+        self._keys, self._key_rows = contents["key"], contents["row"].data
+
+    def __len__(self) -> int:
+        return len(self._manifest.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._manifest.names)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._manifest._index(name) is not None
+
+    def __getitem__(self, name: str) -> Entry:
+        index = self._manifest._index(name)
+        if index is None:
+            raise KeyError(name)
+        key = self._keys.value(int(np.searchsorted(self._key_rows, self._manifest._rows[index])))
+        info = {note: column.value(index) for note, column in self.notes}
+        return Entry(key, {note: value for note, value in info.items() if value is not ABSENT})
+
+
+def _keeps_contents(before: Manifest, after: Manifest) -> bool:
+    """Whether all contents of a manifest are in the next, in their rows; new ones have higher rows."""
+    known = length(before._all.contents)
+    if known > length(after._all.contents):
+        return False
+    return bool(equal(take(after._all.contents, slice(known)), before._all.contents).all())
+
+
+def _changes(before: Manifest, after: Manifest) -> Segment:
+    """What makes of one manifest the next, which keeps its contents."""
+    place = {name: index for index, name in enumerate(before.names)}
+    at = np.fromiter((place.get(name, -1) for name in after.names), np.int64, len(after.names))
+    known = at >= 0
+    same = known.copy()
+    same[known] = equal(take(after._all.samples, known), take(before._all.samples, at[known]))
+    contents = take(after._all.contents, slice(length(before._all.contents), None))
+    gone = sorted(place.keys() - set(after.names))
+    return Segment(take(after._all.samples, ~same), contents, {"name": Column.of(gone)})
+
+
+# -- on the disk -------------------------------------------------------------------------------------------------
+
+
+def save_manifest(folder: Path, manifest: Manifest, before: Manifest | None = None) -> None:
+    """Write `manifest` as the newest generation in `folder`, then delete what only older ones need.
+
+    Args:
+        folder: where it goes.
+        manifest: what is written.
+        before: what the newest generation there holds; without it all is written, not only what has changed.
 
     Raises:
         BusyError: another process wrote a generation at the same time.
     """
     older = generations(folder)
     number = 1 + (int(older[0].stem) if older else 0)
-    entries = {name: vars(entry) for name, entry in manifest.entries.items()}
+    record = read_record(older[0]) if older and before is not None and _keeps_contents(before, manifest) else None
+    listed: list[dict[str, Any]] = [] if record is None else record["segments"]
+    segment = manifest._all if record is None or before is None else _changes(before, manifest)
+    while listed and listed[-1]["weight"] < _MERGED_BELOW * segment.weight:
+        if len(listed) == 1:
+            segment = manifest._all
+        else:
+            segment = _load_segment(folder, listed[-1]["sha256"]).followed_by(segment)
+        listed = listed[:-1]
+    if segment.weight or not listed:
+        listed = [*listed, {"sha256": _save_segment(folder, segment), "weight": segment.weight}]
     try:
-        write_record(
-            folder / f"{number:08d}.json", {"entries": entries, "rows": manifest.rows, "next_row": manifest.next_row}
-        )
+        write_record(folder / f"{number:08d}.json", {"segments": listed, "next_row": manifest.next_row})
     except FileExistsError:
         raise BusyError(f"{folder} is being written by another process: take the store's lock first") from None
     for path in older:
         path.unlink(missing_ok=True)
+    _remove_unlisted(folder, listed)
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -122,9 +301,15 @@ def load_manifest(folder: Path) -> Manifest:
     while (paths := generations(folder)) != seen:
         for path in paths:
             record = read_record(path)
-            if record is not None:
-                entries = {name: Entry(**entry) for name, entry in record["entries"].items()}
-                return Manifest(entries, record["rows"], record["next_row"])
+            if record is None:
+                continue
+            try:
+                segments = [_load_segment(folder, one["sha256"]) for one in record["segments"]]
+            except CorruptError:
+                continue
+            # From the newest on, since the newest are the smallest.
+            everything = reduce(lambda later, earlier: earlier.followed_by(later), reversed(segments))
+            return Manifest._of(everything, record["next_row"])
         seen = paths  # A writer may have replaced them while they were read: look once more.
     raise CorruptError(
         f"{folder} holds no whole manifest, so it is not known which sample lies where: make the store again"
@@ -132,14 +317,45 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def remove_superseded(folder: Path) -> None:
-    """Remove what interrupted writers left in `folder`: torn generations, and older ones than the newest whole."""
+    """Remove what interrupted writers left in `folder`: all that the newest whole generation does not need."""
     paths = generations(folder)
-    newest = next((path for path in paths if read_record(path) is not None), None)
+    newest = next((path for path in paths if not damage(path)), None)
+    if newest is None:
+        return
     for path in paths:
-        if newest not in (None, path):
+        if path != newest:
             path.unlink(missing_ok=True)
+    _remove_unlisted(folder, read_record(newest)["segments"])
 
 
 def generations(folder: Path) -> list[Path]:
     """Return the manifests in `folder`, the newest first, torn ones too."""
     return sorted(folder.glob("[0-9]" * 8 + ".json"), reverse=True)
+
+
+def damage(generation: Path) -> str:
+    """Say what is wrong with a generation or one of its segments; nothing if it is whole."""
+    record = read_record(generation)
+    if record is None:
+        return "is torn or damaged"
+    try:
+        for one in record["segments"]:
+            _load_segment(generation.parent, one["sha256"])
+    except CorruptError as error:
+        return f"lists a segment that is lost: {error}"
+    return ""
+
+
+def _save_segment(folder: Path, segment: Segment) -> str:
+    return save_tables(folder, vars(segment)).stem
+
+
+def _load_segment(folder: Path, sha256: str) -> Segment:
+    return Segment(**load_tables(folder / f"{sha256}{COLUMNS}"))
+
+
+def _remove_unlisted(folder: Path, listed: Sequence[Mapping[str, Any]]) -> None:
+    kept = {one["sha256"] for one in listed}
+    for path in folder.glob(f"*{COLUMNS}*"):
+        if path.name.removesuffix(COLUMNS) not in kept:  # what an interrupted write left, too
+            path.unlink(missing_ok=True)

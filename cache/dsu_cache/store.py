@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, Compressor, Rows, ShardId, StoredArray, marked
+from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, Compressor, Rows, ShardId, StoredArray, marked, packed
 from dsu_cache.files import (
     JSON,
     METADATA,
@@ -29,7 +29,7 @@ from dsu_cache.locks import creating, holder, locked, share
 from dsu_cache.manifest import Manifest, load_manifest, remove_superseded, save_manifest
 from dsu_cache.reader import Reader
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 
 class Store:
@@ -37,9 +37,10 @@ class Store:
 
     Beside one Zarr array for each `ArrayInfo`, of shape (rows, views, *item_shape), the folder holds:
 
-    * `manifest/`: the manifest's newest generation, and the locks;
+    * `manifest/`: the manifest's newest generation with its segments, and the locks;
     * `commits/<array>/<view>.<shard>.json`: a marker for each shard that is whole, with the rows it holds and its
-      file's size and sha256. It is written last: a shard without one counts as missing, whatever is in its file.
+      file's size and sha256. It is written last: a shard without one counts as missing, whatever is in its file. Where
+      there are more than a thousand, one file of columns holds them.
 
     Every `zarr.json` carries a seal (`dsu_cache.files`), manifest and markers their checksum, chunks and indices
     of shards theirs: no byte of a store is read unchecked. An array whose metadata is damaged is not among `arrays`
@@ -143,14 +144,14 @@ class Store:
         # First the arrays: rows that no manifest knows are harmless, the other way round they could not be read.
         for array in self._arrays.values():
             array.grow(manifest.next_row)
-        save_manifest(self.path / "manifest", manifest)
+        save_manifest(self.path / "manifest", manifest, self.manifest)
         self.manifest = manifest
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store's lock inside a `with`; on entering, manifest and arrays are looked up anew.
 
-        What interrupted writers left of metadata and manifests is removed.
+        What interrupted writers left of metadata and manifests is removed, and many markers become one file.
 
         Raises:
             BusyError: another process holds it; names its id, host, time and command.
@@ -161,6 +162,8 @@ class Store:
             _write_groups(self.path)
             remove_superseded(self.path / "manifest")
             self._load()
+            for array in self._arrays.values():
+                array.pack()
             yield
 
     def check_readable(self) -> None:
@@ -260,6 +263,7 @@ class Store:
 
     def missing(self, array: str, views: Sequence[int]) -> list[ShardId]:
         """Return the shards of `views` that hold rows in use and are not committed, ordered by view and shard."""
+        self.stored(array).refresh()
         in_use = np.unique(self.manifest.rows_in_use // self.rows_per_shard).tolist()
         wanted = [ShardId(view, shard) for view in sorted(set(views)) for shard in in_use]
         return [shard for shard in wanted if not self._is_committed(array, shard)]
@@ -369,11 +373,8 @@ def _read_layout(path: Path) -> dict[str, Any]:
     """A store's metadata: its layout as `store`, its owner's notes as `attributes`."""
     if not (path / METADATA).is_file() and not (path / "manifest").is_dir():
         raise CacheError(f"there is no store in {path}: create one, or correct the path")
-    try:
-        attributes: dict[str, Any] = read_metadata(path)["attributes"]
-    except CorruptError:
-        _refuse_other_formats(path)
-        raise
+    _refuse_other_formats(path)
+    attributes: dict[str, Any] = read_metadata(path)["attributes"]
     return attributes
 
 
@@ -400,5 +401,5 @@ def _write_groups(path: Path) -> None:
 def _named_arrays(path: Path) -> list[str]:
     """The arrays that have metadata or any marker: an interrupted removal leaves neither for long."""
     with_metadata = {file.parent.name for file in path.glob(f"*/{METADATA}")} - set(RESERVED)
-    with_markers = {folder.name for folder in (path / "commits").glob("*/") if marked(folder)}
+    with_markers = {folder.name for folder in (path / "commits").glob("*/") if marked(folder) or packed(folder)}
     return sorted(with_metadata | with_markers)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -38,9 +38,11 @@ from dsu.progress import SILENT, Progress, counted, in_threads
 __all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unpaired", "unreadable"]
 
 _NAMES_SHOWN: Final = 10
+_OF_MASK: Final = "/"
+"""Begins the name of a fact of the mask, among those of a sample."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SampleMetadata:
     """What an image and its mask were when they were read. Sizes are (width, height), upright.
 
@@ -68,17 +70,21 @@ class SampleMetadata:
         return self.image_sha256 if self.box is None else f"{self.image_sha256}{list(self.box)}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values, those of the mask beside the others: a store keeps each in a column of its own."""
+        noted = {name: getattr(self, name) for name in self.__slots__ if name != "mask"}
+        return noted if self.mask is None else noted | {_OF_MASK + name: v for name, v in self.mask.to_json().items()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "SampleMetadata":
         """The facts that `to_json` wrote."""
-        tuples = {
-            name: tuple(fields[name]) for name in ("size", "mask_size", "box", "extent") if fields.get(name) is not None
-        }
-        mask = fields["mask"] and MaskFacts.from_json(fields["mask"])
-        return cls(**{**fields, **tuples, "mask": mask})
+        own: dict[str, Any] = {}
+        mask: dict[str, Any] = {}
+        for name, value in fields.items():
+            if name[0] == _OF_MASK:
+                mask[name[1:]] = value
+            else:
+                own[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**own, mask=MaskFacts.from_json(mask) if mask else None)
 
     def are_of(self, pair: Pair) -> bool:
         """Whether the files of a pair have the sizes and times noted here."""

@@ -6,7 +6,7 @@ never reach half may belong to a set of ordinary grey masks. So each file yields
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ class MaskFormat:
         return cls(None if foreground is None else tuple(foreground), fields["labels"], fields["white"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MaskFacts:
     """What one mask holds, compact enough to keep for every file of a data set.
 
@@ -104,7 +104,7 @@ class MaskFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "MaskFacts":

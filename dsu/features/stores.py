@@ -1,5 +1,6 @@
 """The stored features of data sets: finding a split's store, what it was made of, and whether that still holds."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +145,7 @@ class FeatureStore(Store):
     @_as_written
     def metadata(self) -> dict[str, SampleMetadata]:
         """What every sample was when it was stored."""
-        return {name: SampleMetadata.from_json(entry.info) for name, entry in self.manifest.entries.items()}
+        return {name: SampleMetadata.from_json(entry.info) for name, entry in self.manifest.samples()}
 
     def is_of(self, name: str) -> bool:
         """Whether `name` is its data set, its split or its folder; a folder that is there is meant as that folder."""
@@ -232,11 +233,9 @@ class FeatureStore(Store):
             return stored
         found = inspect(split, stored, progress, foreground=source.foreground, depth=source.parsed_depth).facts
         differing = {
-            "new": sorted(set(found) - set(stored)),
-            "changed": sorted(
-                n for n in set(found) & set(stored) if sample_key(found[n]) != self.manifest.entries[n].key
-            ),
-            "gone": sorted(set(stored) - set(found)),
+            "new": sorted(found.keys() - stored.keys()),
+            "changed": sorted(n for n in found.keys() & stored.keys() if sample_key(found[n]) != sample_key(stored[n])),
+            "gone": sorted(stored.keys() - found.keys()),
         }
         parts = [
             f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -253,7 +252,7 @@ class FeatureStore(Store):
 
 def sample_key(facts: SampleMetadata) -> str:
     """What a row is keyed by: the content of image and mask."""
-    return f"{facts.content}:{facts.mask_sha256}"
+    return hashlib.sha256(f"{facts.content}:{facts.mask_sha256}".encode()).hexdigest()
 
 
 def _below(folder: Path, error: CorruptError) -> str:

@@ -367,7 +367,7 @@ def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
     if not names:
         return
     with store.lock():
-        entries, stored = dict(store.manifest.entries), store.metadata
+        entries, stored = dict(store.manifest.samples()), store.metadata
         for name in set(names) & set(entries):
             facts = replace(stored[name], image_mtime_ns=-1)  # no file has it: who looks next hashes the file anew
             entries[name] = Entry(sample_key(facts), facts.to_json())

@@ -332,7 +332,7 @@ def _content(store: FeatureStore, tests: Sequence[Split]) -> str:
     Which weights their features come from, and how masks are read, belong to it.
     """
     digest = hashlib.sha256(json.dumps([store.encoders, store.mask_format.to_json()], sort_keys=True).encode())
-    for name, entry in sorted(store.manifest.entries.items()):
+    for name, entry in store.manifest.samples():
         digest.update(f"{name}\t{entry.key}\n".encode())
     for split in tests:
         for pair in split.pairs:

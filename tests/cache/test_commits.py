@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsu_cache import ShardId, Store
+from dsu_cache import ShardId, Store, audit
 from dsu_cache.arrays import Commit
 
 Fill = Callable[[Store, str, Sequence[int]], list[ShardId]]
@@ -54,3 +54,52 @@ def test_a_torn_marker_is_none_and_can_be_removed(store: Store, fill: Fill) -> N
     assert array.written_rows() == set(range(8))
     array.discard(shard)
     assert not marker.exists()
+
+
+def test_many_markers_are_packed_into_one_file(store: Store, fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    def markers(name: str) -> list[str]:
+        return sorted(path.suffix for path in (store.path / "commits" / name).iterdir())
+
+    def relocked() -> Store:
+        with (again := Store.open(store.path)).lock():
+            return again
+
+    written = fill(store, "V", [0, 1])
+    fill(store, "pixels", [0])
+    commits = {shard: store.stored("V").commit(shard) for shard in written}
+    monkeypatch.setattr("dsu_cache.arrays.PACKED_FROM", 4)
+    opened = Store.open(store.path)
+    assert markers("V") == [".json"] * 6
+    packing = relocked()
+    assert (markers("V"), markers("pixels")) == ([".safetensors"], [".json"] * 3)
+    for seen in (opened, packing, Store.open(store.path)):  # who opened it before sees the same
+        assert not seen.missing("V", [0, 1]) and seen.stored("V").shards() == set(written)
+        assert {shard: seen.stored("V").commit(shard) for shard in written} == commits
+
+    # What is discarded is missing for all, and stays so when more is packed; written anew it counts again.
+    packing.stored("V").discard(written[1])
+    assert packing.missing("V", [0, 1]) == Store.open(store.path).missing("V", [0, 1]) == [written[1]]
+    assert "not finished" in str(audit(Store.open(store.path))[0])
+    fill(packing, "V", [2])
+    fill(packing, "V", [3])
+    packing = relocked()
+    assert markers("V") == [".safetensors"]
+    assert fill(packing, "V", [0, 1, 2, 3]) == [written[1]]
+    assert packing.stored("V").commit(written[1]) == commits[written[1]]
+    assert not Store.open(store.path).missing("V", range(4)) and not audit(Store.open(store.path))
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: b"x" + content])
+def test_shards_whose_packed_markers_are_damaged_are_missing(
+    store: Store, fill: Fill, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    written = fill(store, "V", [0])
+    monkeypatch.setattr("dsu_cache.arrays.PACKED_FROM", 1)
+    with store.lock():
+        pass
+    [packed] = (store.path / "commits/V").iterdir()
+    packed.write_bytes(damage(packed.read_bytes()))
+    store = Store.open(store.path)
+    assert store.missing("V", [0]) == written
+    assert str(audit(store)[0]).startswith("commits/V/") and "the shards that it marks" in str(audit(store)[0])
+    assert fill(store, "V", [0]) == written and not store.missing("V", [0])

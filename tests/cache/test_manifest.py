@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import ItemsView, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsu_cache import JSON, CacheError, CorruptError, Entry, Manifest
-from dsu_cache.files import read_record
-from dsu_cache.manifest import load_manifest, save_manifest
+from dsu_cache.columns import ABSENT, Column, equal, load_tables, save_tables
+from dsu_cache.files import canonical, read_record
+from dsu_cache.manifest import damage, load_manifest, save_manifest
 
 samples = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123456").map(Entry), max_size=8)
 histories = st.lists(samples, min_size=1, max_size=5)
@@ -50,26 +52,6 @@ def test_equal_samples_share_a_row() -> None:
     assert [manifest.row(name) for name in "abc"] == [0, 0, 1]
     assert (manifest.names_at(0), manifest.names_at(3)) == (("a", "b"), ())
     assert manifest.names_at(1, 3, 0) == ("a", "b", "c")
-
-
-def test_names_of_all_rows_are_found_in_one_pass_over_the_samples() -> None:
-    class Watched(dict[str, Entry]):
-        passes = 0
-
-        def __iter__(self) -> Iterator[str]:
-            self.passes += 1
-            return super().__iter__()
-
-        def items(self) -> ItemsView[str, Entry]:
-            self.passes += 1
-            return super().items()
-
-    watched = Watched(entries(**{f"n{i}": str(i) for i in range(100)}))
-    manifest = Manifest(watched, {str(i): i for i in range(100)}, 100)
-    watched.passes = 0
-    assert [manifest.names_at(row) for row in range(100)] == [(f"n{i}",) for i in range(100)]
-    assert len([manifest.names for _ in range(100)]) == 100
-    assert watched.passes == 2
 
 
 def test_content_that_was_gone_has_its_row_again_when_it_returns() -> None:
@@ -135,7 +117,8 @@ def test_a_manifest_reads_as_saved(history: list[dict[str, Entry]]) -> None:
 def test_only_the_newest_generation_is_kept(tmp_path: Path) -> None:
     for key in "123":
         save_manifest(tmp_path, Manifest().assign(entries(a=key), 4))
-    assert [path.name for path in tmp_path.iterdir()] == ["00000003.json"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert (tmp_path / "00000003.json").exists()
     assert load_manifest(tmp_path).entries["a"].key == "3"
 
 
@@ -145,7 +128,8 @@ def test_a_torn_generation_is_passed_over_and_then_replaced(tmp_path: Path) -> N
     (tmp_path / "00000002.json").write_bytes(whole[:-20])
     assert load_manifest(tmp_path).entries["a"].key == "1"
     save_manifest(tmp_path, Manifest().assign(entries(a="3"), 4))
-    assert [path.name for path in tmp_path.iterdir()] == ["00000003.json"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert (tmp_path / "00000003.json").exists()
     assert load_manifest(tmp_path).entries["a"].key == "3"
 
 
@@ -169,3 +153,101 @@ def test_without_a_whole_generation_the_manifest_is_corrupt(tmp_path: Path, cont
         (tmp_path / "00000001.json").write_bytes(content)
     with pytest.raises(CorruptError, match="holds no whole manifest"):
         load_manifest(tmp_path)
+
+
+@settings(deadline=None)
+@given(histories, st.integers(1, 5))
+def test_segments_add_up_to_the_manifest(history: list[dict[str, Entry]], rows_per_shard: int) -> None:
+    """Saved step by step, each after the last, it is what it would be saved at once."""
+    before = Manifest()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_manifest(folder, before)
+        for index, wanted in enumerate(history):
+            noted = {n: Entry(entry.key, {"step": index if n < "d" else 0}) for n, entry in wanted.items()}
+            manifest = before.assign(noted, rows_per_shard)
+            save_manifest(folder, manifest, before)
+            before = load_manifest(folder)
+            assert before == manifest and dict(before.samples()) == dict(manifest.entries) == noted
+            assert before.rows == manifest.rows
+
+
+def test_adding_writes_as_much_as_is_added(tmp_path: Path) -> None:
+    def some(first: int, count: int) -> dict[str, Entry]:
+        named = {f"{hashlib.sha256(str(i).encode()).hexdigest()}": i for i in range(first, first + count)}
+        return {key: Entry(key, {"number": i}) for key, i in named.items()}
+
+    def segments() -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in tmp_path.glob("*.safetensors")}
+
+    samples = some(0, 20_000)
+    manifest = Manifest().assign(samples, 64)
+    save_manifest(tmp_path, manifest)
+    first = segments()
+    written = 0
+    for step in range(12):
+        samples |= some(20_000 + 100 * step, 100)
+        grown, known = manifest.assign(samples, 64), segments()
+        save_manifest(tmp_path, grown, manifest)
+        manifest = grown
+        written += sum(size for name, size in segments().items() if name not in known)
+    assert first.items() <= segments().items(), "the large one was written anew"
+    assert len(segments()) <= 6 and written < sum(first.values()) / 2
+    assert load_manifest(tmp_path) == manifest
+
+
+def test_a_manifest_whose_contents_were_replaced_is_written_whole(tmp_path: Path) -> None:
+    save_manifest(tmp_path, Manifest(entries(a="1"), {"1": 0}, 1))
+    other = Manifest(entries(a="2"), {"2": 0}, 1)
+    assert other != load_manifest(tmp_path)
+    save_manifest(tmp_path, other, load_manifest(tmp_path))
+    assert load_manifest(tmp_path) == other
+
+
+@pytest.mark.parametrize("cut", [0, 5, 100, -1])
+def test_a_damaged_segment_is_never_read(tmp_path: Path, cut: int) -> None:
+    save_manifest(tmp_path, Manifest().assign(entries(a="1", b="2"), 4))
+    (segment,) = tmp_path.glob("*.safetensors")
+    segment.write_bytes(segment.read_bytes()[:cut])
+    with pytest.raises(CorruptError, match="no whole manifest"):
+        load_manifest(tmp_path)
+    assert "segment that is lost" in damage(tmp_path / "00000001.json")
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(),
+    st.sampled_from(["0" * 64, "ab" * 32, "AB" * 32, " " * 64]),
+    st.lists(st.integers(0, 9), max_size=2),
+    st.just(ABSENT),
+)
+
+
+def as_text(found: list[Any]) -> list[str]:
+    return ["" if value is ABSENT else canonical(value) for value in found]
+
+
+@given(st.lists(values, max_size=9), st.lists(values, max_size=9), st.lists(values, max_size=9))
+def test_columns_hold_any_values_exactly(one: list[Any], other: list[Any], third: list[Any]) -> None:
+    column, both = Column.of(one), Column.of(one).joined(Column.of(other)).trimmed()
+    assert as_text(column.values()) == as_text([column.value(i) for i in range(len(one))]) == as_text(one)
+    assert as_text(both.values()) == as_text([*one, *other])
+    with tempfile.TemporaryDirectory() as folder:
+        table = {"x": both, "y": both.take(slice(None, None, -1))}
+        path = save_tables(Path(folder), {"here": table, "there": {"z": Column.of(third)}})
+        found = load_tables(path)
+        assert as_text(found["here"]["x"].values()) == as_text([*one, *other])
+        assert as_text(found["here"]["y"].values()) == as_text([*one, *other][::-1])
+        assert as_text(found["there"]["z"].values()) == as_text(third)
+    if one:
+        padded = Column.of([other[i] if i < len(other) else None for i in range(len(one))])
+        wanted = [a == b for a, b in zip(as_text(one), as_text(padded.values()), strict=True)]
+        assert equal({"x": column}, {"x": padded}).tolist() == wanted
+
+
+def test_columns_are_small() -> None:
+    digests = Column.of([hashlib.sha256(str(i).encode()).hexdigest() for i in range(100)])
+    assert (digests.data.nbytes, Column.of(list(range(100))).data.nbytes) == (3200, 100)

@@ -91,7 +91,7 @@ def test_open_says_what_is_wrong(tmp_path: Path, store: Store) -> None:
         Store.open(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     zarr.create_group(tmp_path / "foreign", zarr_format=3)
-    with pytest.raises(CacheError, match="not a store of format 2"):
+    with pytest.raises(CacheError, match="not a store of format 3"):
         Store.open(tmp_path / "foreign")
     for path in (store.path / "manifest").glob("0*.json"):
         path.write_bytes(b"")

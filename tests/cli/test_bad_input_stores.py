@@ -83,9 +83,7 @@ def test_a_store_whose_data_set_leads_elsewhere(refused: Refused, house: House, 
 
 
 def test_a_store_whose_samples_lead_elsewhere(refused: Refused, house: House, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from dsu_cache import Store
+    from dsu_cache import Manifest, Store
 
     mine = house.copied(tmp_path)
     [path] = (mine.features / "shapes-TE").iterdir()
@@ -93,7 +91,7 @@ def test_a_store_whose_samples_lead_elsewhere(refused: Refused, house: House, tm
     store = Store.open(path)
     with store.lock():
         entries = {f"../../../{name}": entry for name, entry in store.manifest.entries.items()}
-        store.set_manifest(replace(store.manifest, entries=entries))
+        store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
     refused(mine.predict("shapes-TE", "--out", "out"), "'../../../0000'", "outside of out", status=1)
 
 
