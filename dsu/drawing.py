@@ -19,9 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox, TransformedBbox
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from dsu.data.masks import object_boxes
 from dsu.errors import UsageError
 from dsu.files import atomic_write, make_folder
 from dsu.pictures import CELL_GROUND, Picture, as_rgb
@@ -132,6 +136,36 @@ class Page:
             self._paper.paste(fitted, (x, y))
         return x / self._dpi, y / self._dpi, (x + size[0]) / self._dpi, (y + size[1]) / self._dpi
 
+    def ring_small_objects(
+        self,
+        foreground: NDArray[np.bool_],
+        edges: tuple[float, float, float, float],
+        cell: tuple[float, float, float, float],
+    ) -> None:
+        """Ring the smallest objects on a picture, four at most and none that is plain to see.
+
+        Args:
+            foreground: of the objects, (H, W).
+            edges: of the picture that they are in, as `picture` gives them.
+            cell: left, top, width and height, beyond which nothing is drawn.
+        """
+        boxes = np.array([[(part.start, part.stop) for part in box] for box in object_boxes(foreground)])
+        if not len(boxes):
+            return
+        left, top, right, bottom = edges
+        boxes = boxes * np.array([(bottom - top), (right - left)])[:, None] / np.array(foreground.shape)[:, None]
+        extents = (boxes[:, :, 1] - boxes[:, :, 0]).max(axis=1)
+        radius = 0.07 * max(right - left, bottom - top)  # what is smaller is hardly seen
+        bounds = Bbox.from_bounds(cell[0], self.height - cell[1] - cell[3], *cell[2:])
+        clip = TransformedBbox(bounds, self.figure.dpi_scale_trans)
+        for index in np.argsort(extents, kind="stable")[:4]:
+            if extents[index] < radius:
+                down, across = boxes[index].mean(axis=1)
+                centre = left + across, self.height - top - down
+                ring = Circle(centre, radius, fill=False, color="#ffd400", linewidth=1.2, clip_box=clip)
+                ring.set_transform(self.figure.dpi_scale_trans)
+                self.figure.add_artist(ring)
+
     def write(self, text: str, x: float, y: float, points: float, *, room: float | None = None, **style: Any) -> None:
         """Write one line whose baseline is at `y`: smaller where `room` is short, then shortened in its middle.
 
@@ -223,6 +257,7 @@ def draw_grid(
     cell: float,
     dpi: int = DPI,
     note: str = "",
+    marked: Sequence[NDArray[np.bool_]] | None = None,
     **style: Any,
 ) -> Figure:
     """Draw a row an image and a column a kind on one page.
@@ -235,6 +270,7 @@ def draw_grid(
         cell: Width of a column, likewise.
         dpi: Pixels an inch.
         note: A line below the last row; empty for none.
+        marked: Of each row the objects, (H, W), whose small ones are ringed on all its pictures; None for nothing.
         style: That of `Page.picture`.
     """
     gap, title_line, line = (round(inches * dpi) / dpi for inches in (GRID_GAP, GRID_TITLE, GRID_LABEL))
@@ -248,7 +284,9 @@ def draw_grid(
         if labels is not None:
             page.write(labels[index], gap, top + 0.7 * line, 6.5, room=width - 2 * gap, color=FAINT_INK)
         for left, picture in zip(lefts, row, strict=True):
-            page.picture(as_rgb(picture), left, top + label_line, cell, height, **style)
+            edges = page.picture(as_rgb(picture), left, top + label_line, cell, height, **style)
+            if marked is not None:
+                page.ring_small_objects(marked[index], edges, (left, top + label_line, cell, height))
         top += label_line + height + gap
     page.write(note, gap, top + 0.7 * line, 6.5, room=width - 2 * gap, color=FAINT_INK)
     return page.finish()
@@ -260,6 +298,7 @@ def sheet(
     path: Path,
     labels: Sequence[str] | None = None,
     *,
+    marked: Sequence[NDArray[np.bool_]] | None = None,
     cell: int = 192,
     dpi: int = 110,
 ) -> None:
@@ -273,6 +312,7 @@ def sheet(
         titles: What stands above each column.
         path: The file to write, .png or .pdf; its folder is made.
         labels: What stands above each row, its image's name for instance.
+        marked: See `draw_grid`.
         cell: The width of a column in pixels.
         dpi: Pixels an inch; fixes how large the text is beside the pictures.
 
@@ -300,6 +340,7 @@ def sheet(
         heights=heights,
         cell=cell / dpi,
         dpi=dpi,
+        marked=marked,
         frame=None,
         ground=CELL_GROUND,
     )

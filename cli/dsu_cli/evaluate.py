@@ -220,7 +220,7 @@ def evaluate(
     written = [_write(path, text) for path, text in texts if path is not None]
     if report is not None:
         written.append(_named(report))
-        write_report(report, results, progress=progress)
+        write_report(report, results, proposed, progress=progress)
     if form == "table" or out is not None:
         console.print(shown)
     else:
@@ -238,7 +238,7 @@ def _tables(
 
     `beside` has a column a run, called as the run is, and with `published` the paper's.
     """
-    from dsu.report import conventions_by_kind, in_short
+    from dsu.report import conventions_of, in_short
 
     parts: list[RenderableType] = [] if quiet else [Text(in_short(results), style="dim")]
     if beside:
@@ -246,34 +246,20 @@ def _tables(
     else:
         parts += [_metrics_table(sets, metrics) for sets in results.values()]
     if conventions:
-        kinds = conventions_by_kind(results)
-        for whose, kind in kinds:
-            heading = [Text(", ".join(whose), style="dim")] if len(kinds) > 1 else []
-            parts += [*heading, Styled(key_table(kind.items()), "dim")]
+        parts.append(Styled(key_table(conventions_of(results).items()), "dim"))
     return Group(*parts)
 
 
 def _thresholds(run: str, found: "Thresholds", several: bool) -> list[RenderableType]:
     """A row a proposed threshold: what it does to the validation share and to the sets that it was not chosen by."""
-    levels = {name: one.image_level for name, one in found.sets.items()}
-    shown = table(["threshold", "", *(f"{name}\nfound, false, Dice" for name in levels)])
-    for rule, threshold, sets in found.proposals:
-        cells = []
-        for name, at in sets.items():
-            without = levels[name].without_object
-            alarms = f"{at.false_alarms}/{without}" if without else "–"
-            cells.append(f"{at.found}/{levels[name].with_object}, {alarms}, {at.dice:.3f}")
-        shown.add_row(f"{threshold:g}", rule, *cells)
+    headings, *rows = found.table
     whose = f" for {run}" if several else ""
-    fair = "" if len(found.sets) > 1 else "; no other images judge them, which --test-fraction in training sets apart"
-    parts: list[RenderableType] = ["", Text(f"Thresholds{whose}, proposed from {found.validation} alone{fair}"), shown]
-    if found.not_judged:
-        text = f"Not judged on {', '.join(found.not_judged)}, stretched or cut: predict with --normalize none."
-        parts.append(Text(text, style="dim"))
-    if found.calibration:
+    parts: list[RenderableType] = ["", Text(f"Thresholds{whose}, {found.heading}"), table(headings, rows=rows)]
+    if found.remark:
+        parts.append(Text(found.remark, style="dim"))
+    if found.bins:
         parts += ["", Text(f"Images of {found.validation} by response, and how many of them have an object")]
-        bins = [(f"{low:.2f} to {high:.2f}", f"{some} of {images}") for low, high, images, some in found.calibration]
-        parts.append(key_table(bins, style=""))
+        parts.append(key_table(found.bins, style=""))
     return [*parts, Text("Store one with the head: `dsu head threshold VALUE`.", style="dim")]
 
 

@@ -157,6 +157,20 @@ def predictions(
     ] = None,
     by: Annotated[str, typer.Option("--by", help="What --worst goes by: S, MAE, IoU, ...")] = "S",
     first: Annotated[int, typer.Option("--first", help="Else: so many from the first.")] = 8,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            "--width",
+            metavar="INCHES",
+            help="Of the figure (default: 1.13 a column, and 7.16, a printed page's text, at most).",
+            min=1,
+            max=40,
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", help="Rows a page (default: as many as 9.2 inches have room for).", min=1, max=100),
+    ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Write each image's name above its row.")] = False,
     overwrite: _Overwrite = False,
     data_root: options.DataRoot = Path("data"),
@@ -190,22 +204,30 @@ def predictions(
     for name, folder in methods.items():
         if name != str(folder):
             progress.say(f"{name}: {folder}")
-    rows, lacking = find_compared(source, methods, Paths(data_root), truth)
+    shown, lacking = find_compared(source, methods, Paths(data_root), truth)
     for what, missing in lacking.items():
         progress.say(f"left out: {missing:,} without {what}")
     if names is not None:
-        rows = pick_names(rows, [name.strip() for name in names.split(",")])
+        shown = pick_names(shown, [name.strip() for name in names.split(",")])
     elif worst is not None:
-        rows = choose_worst(rows, worst, by, progress)
-    elif first < len(rows):
-        progress.say(f"the first {first} of {len(rows):,} images: choose by --first, --names or --worst")
-        rows = rows[:first]
+        shown = choose_worst(shown, worst, by, progress)
+    elif first < len(shown):
+        progress.say(f"the first {first} of {len(shown):,} images: choose by --first, --names or --worst")
+        shown = shown[:first]
     random = [name for name, folder in methods.items() if are_of_random_encoders(folder)]
     note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
     # Without a truth to hold them against, predictions are shown on their images.
-    laid = [threshold_of(folder) for folder in methods.values()] if any(row.truth is None for row in rows) else []
-    comparison = ComparisonFigure(rows, list(methods), named=labels or worst is not None, note=note, overlays=laid)
-    _draw(comparison, counted(len(rows), "images"), out, progress, overwrite=overwrite)
+    laid = [threshold_of(folder) for folder in methods.values()] if any(row.truth is None for row in shown) else []
+    comparison = ComparisonFigure(
+        shown,
+        list(methods),
+        named=labels or worst is not None,
+        note=note,
+        overlays=laid,
+        width=width,
+        per_page=rows,
+    )
+    _draw(comparison, counted(len(shown), "images"), out, progress, overwrite=overwrite)
 
 
 def _draw(

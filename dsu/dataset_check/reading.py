@@ -39,14 +39,11 @@ __all__ = [
     "SplitCheck",
     "Storage",
     "measure",
-    "object_boxes",
     "read_split",
 ]
 
 HALF: Final = 128
 """From this grey level on a pixel of a mask is foreground, wherever a check counts."""
-
-_CORNERS_TOUCH: Final = np.ones((3, 3))
 
 _MODES: Final = {
     **{"L": "grey", "LA": "grey", "1": "1 bit", "P": "palette", "PA": "palette"},
@@ -326,16 +323,9 @@ def _mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]
     return MaskFile(path, _storage(data), (raw.shape[1], raw.shape[0]), facts), _value_counts(raw, kind)
 
 
-def object_boxes(foreground: NDArray[np.bool_]) -> list[tuple[slice, slice]]:
-    """Rows and columns of every object, a connected area of (H, W) foreground."""
-    labels, _ = ndimage.label(foreground, _CORNERS_TOUCH)
-    boxes: list[tuple[slice, slice]] = ndimage.find_objects(labels)
-    return boxes
-
-
 def _count_objects(foreground: NDArray[np.bool_], small: NDArray[np.bool_]) -> tuple[int, int]:
     """How many objects (H, W) there are, and how many of them no pixel of the small mask (side, side) lies on."""
-    labels, count = ndimage.label(foreground, _CORNERS_TOUCH)
+    labels, count = ndimage.label(foreground, np.ones((3, 3)))  # corners touch
     if not count:
         return 0, 0
     height, width = foreground.shape

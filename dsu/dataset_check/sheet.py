@@ -9,15 +9,12 @@ from typing import Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, MaxNLocator
-from matplotlib.transforms import Bbox, BboxBase, TransformedBbox
-from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.images import FEW_VALUES, read_image
 from dsu.dataset_check import DatasetCheck, SplitCheck
-from dsu.dataset_check.reading import HALF, Sample, object_boxes
+from dsu.dataset_check.reading import HALF, Sample
 from dsu.dataset_check.rules import SEVERITIES, Finding, case_of
 from dsu.drawing import FAINT_INK, INK, Page, dress, page_files, save_figures
 from dsu.pictures import CELL_GROUND, overlay
@@ -147,31 +144,9 @@ def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: DatasetCh
         image = overlay(image, Image.fromarray(mask).resize(size, Image.Resampling.BOX))
     edges = page.picture(image, left, top, *_CELL, frame=None, ground=CELL_GROUND)
     if mask is not None:
-        bounds = Bbox.from_bounds(left, page.height - top - _CELL[1], *_CELL)
-        _ring_small_objects(page, mask, edges, TransformedBbox(bounds, page.figure.dpi_scale_trans))
+        page.ring_small_objects(mask >= HALF, edges, (left, top, *_CELL))
     page.write(words, left, top + _CELL[1] + 0.13, 7, weight="bold", color=colour, room=_CELL[0])
     page.write(case_of(sample).name, left, top + _CELL[1] + 0.26, 6, color=FAINT_INK, room=_CELL[0])
-
-
-def _ring_small_objects(
-    page: Page, mask: NDArray[np.uint8], edges: tuple[float, float, float, float], cell: BboxBase
-) -> None:
-    """Ring a mask's (H, W) smallest objects, four at most, on its image, drawn between these edges, within its cell."""
-    boxes = np.array([[(part.start, part.stop) for part in box] for box in object_boxes(mask >= HALF)])
-    if not len(boxes):
-        return
-    left, top, right, bottom = edges
-    scale = np.array([(bottom - top) / mask.shape[0], (right - left) / mask.shape[1]])
-    boxes = boxes * scale[None, :, None]
-    extents = (boxes[:, :, 1] - boxes[:, :, 0]).max(axis=1)
-    radius = 0.07 * max(right - left, bottom - top)  # what is smaller is hardly seen
-    for index in np.argsort(extents, kind="stable")[:4]:
-        if extents[index] < radius:
-            down, across = boxes[index].mean(axis=1)
-            centre = left + across, page.height - top - down
-            ring = Circle(centre, radius, fill=False, color="#ffd400", linewidth=1.2, clip_box=cell)
-            ring.set_transform(page.figure.dpi_scale_trans)
-            page.figure.add_artist(ring)
 
 
 # ---- histograms ----

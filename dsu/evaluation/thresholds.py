@@ -34,6 +34,36 @@ class Thresholds:
     calibration: list[tuple[float, float, int, int]]
     not_judged: tuple[str, ...]
 
+    @property
+    def heading(self) -> str:
+        """Where thresholds come from, and whether anything else judges them."""
+        alone = f"proposed from {self.validation} alone"
+        lacking = "; no other images judge them, which --test-fraction in training sets apart"
+        return alone if len(self.sets) > 1 else alone + lacking
+
+    @property
+    def table(self) -> list[list[str]]:
+        """For people: headings, and a row a threshold that says what it does to each set."""
+        rows = [["threshold", "", *(f"{name}\nfound, false, Dice" for name in self.sets)]]
+        for rule, threshold, found in self.proposals:
+            rows.append([f"{threshold:g}", rule])
+            for name, at in found.items():
+                level = self.sets[name].image_level
+                alarms = f"{at.false_alarms}/{level.without_object}" if level.without_object else "–"
+                rows[-1].append(f"{at.found}/{level.with_object}, {alarms}, {at.dice:.3f}")
+        return rows
+
+    @property
+    def remark(self) -> str:
+        """Which sets no threshold is judged on, and the way out; empty where all are judged."""
+        left_out = ", ".join(self.not_judged)
+        return f"Not judged on {left_out}, stretched or cut: predict with --normalize none." if left_out else ""
+
+    @property
+    def bins(self) -> list[tuple[str, str]]:
+        """The calibration for people: responses, and how many images of them have an object."""
+        return [(f"{low:.2f} to {high:.2f}", f"{some} of {images}") for low, high, images, some in self.calibration]
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {

@@ -9,7 +9,7 @@ from dsu.report.tables import (
     as_latex,
     as_markdown,
     as_per_image,
-    conventions_by_kind,
+    conventions_of,
     figures_as_csv,
     in_short,
 )
@@ -25,7 +25,7 @@ __all__ = [
     "as_markdown",
     "as_per_image",
     "compare",
-    "conventions_by_kind",
+    "conventions_of",
     "figures_as_csv",
     "in_short",
     "write_report",

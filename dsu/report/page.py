@@ -26,12 +26,14 @@ from numpy.typing import ArrayLike, NDArray
 from dsu import __version__
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import Evaluation
+from dsu.evaluation.thresholds import Thresholds
 from dsu.files import atomic_write, make_folder
 from dsu.metrics.figures import IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, PER_IMAGE, SPOILT, arrow, figure_name, metric_of
 from dsu.metrics.paper import TABLES, ablations, published
 from dsu.progress import SILENT, Progress, counted, in_threads
 from dsu.report.comparison import PLACES, Comparison, Line, Results, by_kind, compare
 from dsu.report.pictures import SUFFIX, Strip, draw_strip
+from dsu.report.tables import conventions_of
 
 __all__ = ["INLINE_PICTURES", "check_report_path", "histogram", "write_report"]
 
@@ -53,8 +55,12 @@ Figure = tuple[str, list[str], "Chart"]
 """A drawing with its title and remarks."""
 
 
-def write_report(path: Path, results: Results, *, progress: Progress = SILENT) -> None:
+def write_report(
+    path: Path, results: Results, thresholds: Mapping[str, Thresholds] | None = None, *, progress: Progress = SILENT
+) -> None:
     """Write a page of what was judged; with many images, their pictures go into a folder beside it.
+
+    Few images come first of all, and histograms of their scores are folded away: there the images themselves say more.
 
     The page is written last and at once, over an earlier one: who stops this keeps that one whole, and drawing goes on
     from there the next time.
@@ -62,6 +68,7 @@ def write_report(path: Path, results: Results, *, progress: Progress = SILENT) -
     Args:
         path: The page, `*.html`.
         results: Of every run what each set scored.
+        thresholds: Those proposed for a run, by its name.
         progress: Told of every picture.
 
     Raises:
@@ -78,7 +85,8 @@ def write_report(path: Path, results: Results, *, progress: Progress = SILENT) -
     strips = list(in_threads(draw, cases, "drawing", progress, unit="pictures"))
     for complaint in dict.fromkeys(strip.complaint for strip in strips if strip.complaint):
         progress.say(f"The report lacks an image: {complaint}")
-    atomic_write(path, _page(results, strips).encode("utf-8", "replace"))
+    page = _page(results, strips, thresholds or {}, few=folder is None)
+    atomic_write(path, page.encode("utf-8", "replace"))
     _sweep(beside, {Path(strip.source).name for strip in strips} if folder else set())
 
 
@@ -102,14 +110,19 @@ def _sweep(folder: Path, used: set[str]) -> None:
             folder.rmdir()
 
 
-def _page(results: Results, strips: Iterable[Strip]) -> str:
+def _page(results: Results, strips: Iterable[Strip], thresholds: Mapping[str, Thresholds], *, few: bool) -> str:
     text = {name: (files("dsu.report") / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     data = json.dumps(_gallery(results, strips), separators=(",", ":"), allow_nan=False)
     page: str = environment.from_string(text["html"]).render(
         runs=", ".join(results),
         several=len(results) > 1,
+        few=few,
         sets=list(_sets(results)),
+        thresholds=thresholds,
+        numbers={run: number for number, run in enumerate(results) if run in thresholds},
+        calibration=_calibration(results, thresholds),
+        conventions=conventions_of(results),
         made=f"dsu {__version__}, {datetime.now().astimezone().strftime('%d %B %Y, %H:%M')}",
         style=Markup(text["css"]),
         script=Markup(text["js"]),
@@ -176,7 +189,6 @@ def _sets(results: Results) -> Iterator[dict[str, Any]]:
             run: (number, sets[alone.name]) for number, (run, sets) in enumerate(results.items()) if alone.name in sets
         }
         counts = by_kind((run, counted(found.images, "images")) for run, (_, found) in judged.items())
-        conventions = by_kind((run, tuple(found.conventions.items())) for run, (_, found) in judged.items())
         yield {
             "name": alone.name,
             "facts": ", ".join(
@@ -190,7 +202,6 @@ def _sets(results: Results) -> Iterator[dict[str, Any]]:
             "curves": _curves(judged),
             "responses": _responses([line for line in beside.lines if line.without_object]),
             "distributions": _distributions(judged),
-            "conventions": [(runs, dict(kind)) for kind, runs in conventions.items()],
         }
 
 
@@ -252,6 +263,19 @@ def _responses(lines: Sequence[Line]) -> list[Figure]:
         title = f"Responses of {line.label}" if len(lines) > 1 else "Responses"
         drawings.append((title, [], histogram(kinds, "response", 1.0, summary)))
     return drawings
+
+
+def _calibration(results: Results, thresholds: Mapping[str, Thresholds]) -> list[Figure]:
+    """How many images of like responses have an object, of each run whose validation share has images of both kinds."""
+    lines, remarks = {}, {}
+    for number, run in enumerate(results):
+        if run in thresholds and thresholds[run].calibration:
+            low, high, images, some = np.array(thresholds[run].calibration, np.float64).T
+            lines[number] = (low + high) / 2, some / images
+            remarks[run] = f"{thresholds[run].validation}: " + ", ".join(": ".join(one) for one in thresholds[run].bins)
+    share = Axis("images with an object", 0, 1)
+    drawing = line_chart(lines, Axis("response", 0, 1), share, "How many images of like responses have an object")
+    return [("Calibration", _remarks(remarks), drawing)] if lines else []
 
 
 # ---- charts ----

@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, OBJECT, PER_IMAGE, RANDOM, arrow, figure_name, metric_of
@@ -24,7 +25,7 @@ __all__ = [
     "as_latex",
     "as_markdown",
     "as_per_image",
-    "conventions_by_kind",
+    "conventions_of",
     "csv_text",
     "figures_as_csv",
     "in_short",
@@ -197,14 +198,20 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def conventions_by_kind(results: Results) -> list[tuple[list[str], dict[str, str]]]:
-    """The kinds of conventions among sets and runs, each after those that it is of: `ECSSD of run`."""
-    named = (
-        (f"{name} of {run}", tuple(found.conventions.items()))
+def conventions_of(results: Results) -> dict[str, str]:
+    """What all figures rest on, said once; where sets or runs differ in a convention, each after those it is of."""
+    several = len(results) > 1
+    named = {
+        f"{name} of {run}" if several else name: one.conventions
         for run, sets in results.items()
-        for name, found in sets.items()
-    )
-    return [(whose, dict(kind)) for kind, whose in by_kind(named).items()]
+        for name, one in sets.items()
+    }
+    said: dict[str, str] = {}
+    for what in dict.fromkeys(chain.from_iterable(named.values())):
+        kinds = by_kind((whose, conventions[what]) for whose, conventions in named.items() if what in conventions)
+        same = [*kinds.values()] == [[*named]]
+        said[what] = "; ".join(how if same else f"{', '.join(whose)}: {how}" for how, whose in kinds.items())
+    return said
 
 
 def in_short(results: Results) -> str:
@@ -259,14 +266,10 @@ def _markdown_table(
 
 
 def _conventions(results: Results, *, at_length: bool) -> list[str]:
-    """The conventions in one line, and where sets or runs differ in them, one for each kind."""
+    """The conventions, a line each at length, else in one."""
     if not at_length:
         return [in_short(results)]
-    kinds = [
-        (", ".join(whose), "; ".join(f"{what}: {how}" for what, how in kind.items()))
-        for whose, kind in conventions_by_kind(results)
-    ]
-    return [text if len(kinds) == 1 else f"{whose}: {text}" for whose, text in kinds]
+    return [f"{what}: {how}" for what, how in conventions_of(results).items()]
 
 
 def _latex_head(figure: str) -> str:

@@ -28,6 +28,9 @@ PROGRESS_FILE: Final = "progress.png"
 SHEETS_FOLDER: Final = "sheets"
 SHEET_IMAGES: Final = 6
 
+_FAINT: Final = 26
+"""Grey level from which a pixel is of an object that is ringed: objects of less than a pixel are faint."""
+
 _PROGRESS_PIXELS: Final = 2400
 """Width that `progress.png` keeps to by making its cells smaller."""
 
@@ -81,14 +84,17 @@ class Sheets(Callback):
     `progress.png` with the predictions of all these epochs side by side; and below `maps/` the predictions alone,
     one above the other, from which a resumed run draws `progress.png` whole.
 
+    Pictures have their images' proportions, and small objects are ringed in all of a row.
+
     Args:
         pictures: gives the pixels and masks of its names, which are the images drawn.
+        sizes: of the images, (width, height), in the order of their names.
         every: epochs between two sheets; the last epoch has one too.
     """
 
-    def __init__(self, pictures: SampleDataset, every: int) -> None:
+    def __init__(self, pictures: SampleDataset, sizes: Sequence[tuple[int, int]], every: int) -> None:
         self.names = list(pictures.names)
-        self._pictures, self._every = pictures, every
+        self._pictures, self._sizes, self._every = pictures, sizes, every
         self._labels = self.names
         self._maps: dict[str, NDArray[np.uint8]] = {}
 
@@ -128,19 +134,33 @@ class Sheets(Callback):
         if not {"pixels", "mask"} <= batch.images.keys():
             raise RuntimeError("a sheet was asked for of samples without pixels or masks")
         maps = [self._maps[name] for name in self.names]
-        rows = [
-            list(row) for row in zip(*(batch.images[name].numpy() for name in ("pixels", "mask")), maps, strict=True)
-        ]
+        pixels, masks = (batch.images[name].numpy() for name in ("pixels", "mask"))
         for place in (folder, folder / "maps"):
             make_folder(place, parents=False)  # a run's folder that was removed is not made anew
         _write_maps(_maps_file(folder, epoch), maps)
-        columns = {f"epoch {kept}": before for kept, before in _kept_maps(folder, maps)}
-        progress = [[*row[:2], *(before[index] for before in columns.values())] for index, row in enumerate(rows)]
-        titles = ["image", "truth", *columns]
-        cell = max(64, min(192, _PROGRESS_PIXELS // len(titles)))
-        sheet(progress, titles, folder / PROGRESS_FILE, self._labels, cell=cell)
+        shown: dict[str, Sequence[NDArray[np.uint8]]] = {"image": list(pixels), "truth": list(masks)}
+        shown |= {f"epoch {kept}": before for kept, before in _kept_maps(folder, maps)} | {f"epoch {epoch}": maps}
+        columns = {
+            title: [_in_proportion(one, size) for one, size in zip(pictures, self._sizes, strict=True)]
+            for title, pictures in shown.items()
+        }
+        cell = max(64, min(192, _PROGRESS_PIXELS // len(columns)))
+        self._write(folder / PROGRESS_FILE, columns, masks, cell)
         # Last, since where this one stands nothing is lacking.
-        sheet(rows, ["image", "truth", f"epoch {epoch}"], _sheet_file(folder, epoch), self._labels)
+        now = {title: columns[title] for title in ("image", "truth", f"epoch {epoch}")}
+        self._write(_sheet_file(folder, epoch), now, masks, 192)
+
+    def _write(
+        self, path: Path, columns: Mapping[str, Sequence[Image.Image]], masks: NDArray[np.uint8], cell: int
+    ) -> None:
+        rows = list(zip(*columns.values(), strict=True))
+        sheet(rows, list(columns), path, self._labels, marked=list(masks >= _FAINT), cell=cell)
+
+
+def _in_proportion(picture: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """What the network sees, (S, S) or (S, S, 3), as wide to its height as its image of (width, height)."""
+    width, height = (max(1, round(len(picture) * length / max(size))) for length in size)
+    return Image.fromarray(picture).resize((width, height), reducing_gap=3.0)
 
 
 def probability_of(outputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:

@@ -416,7 +416,8 @@ def _callbacks(trainer: "Trainer", data: TrainingData) -> "list[Callback]":
     if settings.sheet_every:
         names = sheet_names((trainer.main.validation or trainer.main.train).names, settings.seed)
         pictures = data.samples(names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
-        callbacks.append(Sheets(pictures, settings.sheet_every))
+        sizes = [data.facts[name].size for name in pictures.names]
+        callbacks.append(Sheets(pictures, sizes, settings.sheet_every))
     if settings.track is not None:
         callbacks.append(Tracking(settings.track))
     return callbacks

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
+from typing import Final
 
 from matplotlib.figure import Figure
 
@@ -46,6 +47,9 @@ __all__ = [
     "pick_names",
     "threshold_of",
 ]
+
+_CELL: Final = 1.13
+"""Inches a column: three of them are 3.49 wide, as a column of print is."""
 
 # ---- which images ----
 
@@ -259,9 +263,10 @@ def _in_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImage]]:
 
 @dataclass(frozen=True)
 class ComparisonFigure:
-    """Image, truth (where the images have one) and predictions side by side, as wide as a printed page.
+    """Image, truth (where the images have one) and predictions side by side.
 
-    Each row is as high as its image wants it, so no picture is cut.
+    Three columns are as wide as a printed column, six and more as a printed page. Each row is as high as its image
+    wants it, so no picture is cut.
 
     Attributes:
         rows: What is shown, one or more.
@@ -269,6 +274,8 @@ class ComparisonFigure:
         named: Whether each row says its name, and why it was chosen.
         note: A line below the last row of every page; empty for none.
         overlays: Of each method the threshold of one column more, in which its predictions lie over the images.
+        width: Of the figure, in inches; None for what its columns want.
+        per_page: Rows of each page, however high it grows; None for as many as a printed page has room for.
     """
 
     rows: Sequence[ComparedImage]
@@ -276,6 +283,8 @@ class ComparisonFigure:
     named: bool = False
     note: str = ""
     overlays: Sequence[float] = ()
+    width: float | None = None
+    per_page: int | None = None
 
     @property
     def titles(self) -> list[str]:
@@ -286,7 +295,9 @@ class ComparisonFigure:
 
     @property
     def _cell(self) -> float:
-        return (PAGE_WIDTH - GRID_GAP) / len(self.titles) - GRID_GAP
+        columns = len(self.titles)
+        width = self.width or min(PAGE_WIDTH, GRID_GAP + columns * (_CELL + GRID_GAP))
+        return (width - GRID_GAP) / columns - GRID_GAP
 
     @cached_property
     def _heights(self) -> list[float]:
@@ -300,9 +311,11 @@ class ComparisonFigure:
 
     def pages(self) -> list[list[tuple[ComparedImage, float]]]:
         """The rows of each page, with their heights. Raises `UnreadableImage` for an image that is none."""
+        rows = list(zip(self.rows, self._heights, strict=True))
+        if self.per_page is not None:
+            return fill_pages(rows, [1.0] * len(rows), self.per_page)
         room = PAGE_HEIGHT - GRID_GAP - GRID_TITLE - (GRID_LABEL if self.note else 0)
         around = GRID_GAP + (GRID_LABEL if self.named else 0)
-        rows = list(zip(self.rows, self._heights, strict=True))
         return fill_pages(rows, [height + around for height in self._heights], room)
 
     def draw(self, path: Path, progress: Progress = SILENT) -> list[Path]:

@@ -110,6 +110,7 @@ def test_predictions_of_a_run_need_no_more_than_its_folder(dsu: Dsu, house: Hous
 def test_pages_are_announced_and_every_file_is_named(dsu: Dsu, drawn: Path) -> None:
     images, masks = drawn / "test" / "images", drawn / "test" / "masks"
     command = ("visualize", "predictions", images, "--truth", masks, "--predictions", f"Ours={masks}", "-o", "a.png")
+    command += ("--rows", 2)
     said = dsu(*command).output
     pages = len(list(Path.cwd().glob("a*.png")))
     assert pages > 1 and f"5 images on {pages} pages" in said
@@ -130,7 +131,10 @@ def test_predictions_side_by_side(dsu: Dsu, drawn: Path) -> None:
     said = dsu("visualize", "predictions", images, *columns, "--first", 3).output
     assert "the first 3 of 5" in said and "predictions.png" in said
     with Image.open("predictions.png") as picture:
-        assert abs(picture.width - 7.16 * 300) <= 4
+        assert abs(picture.width - 4.65 * 300) <= 4
+    dsu("visualize", "predictions", images, *columns, "--width", 2.5, "-o", "narrow.png")
+    with Image.open("narrow.png") as picture:
+        assert abs(picture.width - 2.5 * 300) <= 4
     name = sorted(images.iterdir())[2].stem
     dsu("visualize", "predictions", images, *columns, "--names", name, "-o", "one.png", "--labels")
 
@@ -142,6 +146,8 @@ def test_predictions_side_by_side(dsu: Dsu, drawn: Path) -> None:
         (("--names", "a", "--worst", "2"), ("--names and --worst",)),
         (("--worst", "0"), ("--worst", "from 1")),
         (("--first", "0"), ("--first", "from 1")),
+        (("--width", "0"), ("--width", "1")),
+        (("--rows", "0"), ("--rows", "1")),
         (("--worst", "2", "--by", "X"), ("--by", "'X'", "MAE")),
         (("--predictions", "Ours="), ("--predictions", "'Ours='", "NAME=FOLDER")),
         (("--predictions", "Other=nowhere"), ("nowhere is not a folder",)),

@@ -15,9 +15,9 @@ from rubbish import ODD, UNREADABLE
 
 from dsu.data.datasets import Paths, find_dataset, inspect
 from dsu.data.images import resize_mask
-from dsu.data.masks import MaskFormat
+from dsu.data.masks import MaskFormat, object_boxes
 from dsu.dataset_check import file_counts, summary
-from dsu.dataset_check.reading import measure, object_boxes
+from dsu.dataset_check.reading import measure
 from dsu.dataset_check.sheet import draw_sheet
 from dsu.errors import UsageError
 from dsu.progress import in_threads

@@ -16,9 +16,11 @@ from PIL import Image
 
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import METRICS, Evaluation
+from dsu.evaluation.thresholds import Thresholds
 from dsu.metrics.figures import PER_IMAGE, SPOILT, metric_of
 from dsu.metrics.meters import ImageLevel
 from dsu.metrics.paper import IMAGES, ablations, published
+from dsu.metrics.thresholds import AtThreshold
 from dsu.progress import SILENT
 from dsu.report import page as page_module
 from dsu.report import write_report
@@ -107,6 +109,7 @@ def test_the_page_is_whole_in_itself(found: Evaluation, tmp_path: Path) -> None:
         == {
             "#set-0",
             "#gallery",
+            "#conventions",
         }
     )
 
@@ -137,6 +140,45 @@ def test_the_papers_rows_stand_beside(found: Evaluation, tmp_path: Path) -> None
     assert sum(cells[:1] == ["run"] for cells in page.rows) == 4  # two sets, each beside rows and ablations
     assert any("6 of the set's 250 images" in text for text in page.texts)
     assert not any("of the set's 5,019" in text for text in page.texts)
+
+
+def test_few_images_come_first_and_their_histograms_are_folded(
+    found: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def order(page: Page) -> list[str | None]:
+        return [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+
+    few = written(tmp_path / "few.html", {"run": {"shapes": found}})
+    assert order(few) == ["overview", "gallery", "set-0", "conventions"] and ("details", {}) in few.tags
+    monkeypatch.setattr(page_module, "INLINE_PICTURES", 3)
+    many = written(tmp_path / "many.html", {"run": {"shapes": found}})
+    assert order(many) == ["overview", "set-0", "gallery", "conventions"] and ("details", {"open": None}) in many.tags
+
+
+def test_conventions_are_said_once_and_apart_where_methods_differ(found: Evaluation, tmp_path: Path) -> None:
+    other = replace(found, conventions=found.conventions | {"map": "value / 255"})
+    page = written(tmp_path / "report.html", {"Ours": {"s": found, "t": found}, "Theirs": {"s": other}})
+    told = [text.strip() for text in page.texts]
+    assert all(page.source.count(f"<dt>{what}<dd>") == 1 for what in found.conventions)
+    assert f"s of Ours, t of Ours: {found.conventions['map']}; s of Theirs: value / 255" in told
+
+
+def test_thresholds_and_calibration_are_told_of_every_run_that_has_them(found: Evaluation, tmp_path: Path) -> None:
+    at = AtThreshold(found=3, missed=1, false_alarms=1, silent=1, precision=0.5, recall=0.5, dice=0.25)
+    level = ImageLevel((0.9, 0.8, 0.7, 0.6, 0.6, 0.1), (False, False, False, False, True, True))
+    validation = replace(found, image_level=level)
+    bins = [(0.1, 0.6, 3, 1), (0.7, 0.9, 3, 3)]
+    proposed = Thresholds("mine-VAL", {"mine-VAL": validation}, [("balanced", 0.65, {"mine-VAL": at})], bins, ("late",))
+    path = tmp_path / "report.html"
+    write_report(path, {"First": {"s": found}, "Second": {"s": found}}, {"Second": proposed})
+    page = Page(path)
+    assert not page.unclosed and ["0.65", "balanced", "3/4, 1/2, 0.250"] in page.rows
+    text = " ".join(" ".join(page.texts).split())
+    assert "Second: proposed from mine-VAL alone; no other images judge them" in text and "Not judged on late" in text
+    assert "mine-VAL: 0.10 to 0.60: 1 of 3, 0.70 to 0.90: 3 of 3" in text and "Calibration" in text
+    [line] = [named for tag, named in page.tags if tag == "polyline"][:1]
+    assert line["class"] == "line run-1" and len((line["points"] or "").split()) == 2
+    assert "thresholds" in [named.get("id") for tag, named in page.tags if tag == "section"]
 
 
 def test_no_name_breaks_the_page(found: Evaluation, tmp_path: Path) -> None:

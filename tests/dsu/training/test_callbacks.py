@@ -60,6 +60,29 @@ def test_predictions_are_those_of_the_head_then(stored: Dsu) -> None:
     assert not np.array_equal(first, last)
 
 
+def test_sheets_keep_proportions_and_ring_what_is_tiny(stored: Dsu, tmp_path: Path) -> None:
+    """Two images twice as wide as high, of which one has an object of 3 pixels."""
+    for part, grey in (("images", 90), ("masks", 0)):
+        (tmp_path / "wide" / part).mkdir(parents=True)
+        for name, box in (("large", (100, 50, 300, 150)), ("tiny", (300, 100, 303, 103))):
+            picture = Image.new("L", (400, 200), grey)
+            picture.paste(255, box)
+            picture.save(tmp_path / "wide" / part / f"{name}.png")
+    stored("cache-features", tmp_path / "wide", *TINY, "--features", "V", "--quiet")
+    one_epoch = ("--epochs", 1, "--val-fraction", 0, "--quiet")
+    stored("train-head", tmp_path / "wide", *one_epoch, "--sheet-every", 1, "--out", "run")
+    with Image.open("run/sheets/epoch_0001.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).astype(int)
+    yellow = (np.abs(pixels - (255, 212, 0)) < 40).all(axis=2)
+    across = np.flatnonzero(yellow.any(axis=0))
+    assert len(np.flatnonzero(np.diff(across) > 50)) == 2, "a ring in each of three columns"
+    rows = np.flatnonzero(yellow.any(axis=1))
+    assert rows.min() > len(pixels) / 2 and len(rows) < 40, "in the second row alone"
+    black = (pixels < 20).all(axis=2)[: len(pixels) // 2, 200:385]
+    high, wide = (np.ptp(np.flatnonzero(black.sum(axis=axis) > 30)) for axis in (1, 0))
+    assert wide / high == pytest.approx(2, rel=0.1)
+
+
 def test_a_run_that_is_gone_on_with_has_the_sheets_of_one_that_was_not_stopped(
     stored: Dsu, monkeypatch: pytest.MonkeyPatch
 ) -> None:

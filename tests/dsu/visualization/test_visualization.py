@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -411,12 +412,29 @@ def compared(folders: Path) -> list[ComparedImage]:
     return rows
 
 
-def test_a_comparison_is_as_wide_as_a_printed_page_and_as_long_as_its_rows_want(folders: Path) -> None:
+@pytest.mark.parametrize(
+    ("methods", "width", "inches"), [(1, None, 3.5), (2, None, 4.65), (6, None, 7.16), (1, 7.16, 7.16), (3, 2.0, 2.0)]
+)
+def test_a_figure_is_as_wide_as_its_columns_want_or_as_was_asked(
+    folders: Path, methods: int, width: float | None, inches: float
+) -> None:
+    rows = [replace(row, predictions=row.predictions * methods) for row in compared(folders)]
+    figure = ComparisonFigure(rows, [f"M{index}" for index in range(methods)], named=True, width=width)
+    with Image.open(figure.draw(folders / "figure.png")[0]) as drawn:
+        assert abs(drawn.width - inches * 300) <= 10 and drawn.mode == "RGB"
+
+
+def test_a_page_has_as_many_rows_as_were_asked(folders: Path) -> None:
+    rows = compared(folders) * 5
+    figures = [ComparisonFigure(rows, ["Bad"], per_page=count) for count in (6, 20)]
+    assert [[len(page) for page in figure.pages()] for figure in figures] == [[6, 6, 6, 2], [20]]
+    with Image.open(figures[1].draw(folders / "long.png")[0]) as drawn:
+        assert drawn.height > 9.2 * 300
+
+
+def test_a_comparison_ends_a_page_where_print_does(folders: Path) -> None:
     rows = compared(folders)
-    [file] = ComparisonFigure(rows, ["Bad"], named=True).draw(folders / "figure.png")
-    with Image.open(file) as drawn:
-        assert abs(drawn.width - 7.16 * 300) <= 3 and drawn.mode == "RGB"
-    comparison = ComparisonFigure(rows * 3, ["Bad"])
+    comparison = ComparisonFigure(rows * 3, ["Bad"], width=7.16)
     heard = Listener()
     many = comparison.draw(folders / "many.png", heard)
     assert [file.name for file in many] == ["many.png", "many-2.png", "many-3.png"] and heard.phases == {"drawing": 12}
