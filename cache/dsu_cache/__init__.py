@@ -2,7 +2,7 @@
 
 from dsu_cache.arrays import ArrayInfo, Compressor, ShardId
 from dsu_cache.audit import Damage, audit, audited_nbytes, discard_refuted, orphans
-from dsu_cache.files import JSON, BusyError, CacheError, CorruptError, folder_nbytes
+from dsu_cache.files import JSON, BusyError, CacheError, CorruptError, file_sizes
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
 from dsu_cache.locks import holder, locked
 from dsu_cache.manifest import Entry, Manifest
@@ -28,7 +28,7 @@ __all__ = [
     "audit",
     "audited_nbytes",
     "discard_refuted",
-    "folder_nbytes",
+    "file_sizes",
     "holder",
     "is_store",
     "locked",

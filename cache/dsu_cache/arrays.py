@@ -13,9 +13,10 @@ import json
 import math
 import os
 import re
+import stat
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from dsu_cache.files import (
     METADATA,
     CorruptError,
     clear,
+    file_sizes,
     make_folders,
     read_metadata,
     read_record,
@@ -116,7 +118,11 @@ class Commit:
 
     def fits(self, file: Path) -> bool:
         """Whether `file` is there and has its size: instant, finds what an interrupted copy cuts off."""
-        return file.is_file() and file.stat().st_size == self.nbytes
+        try:
+            found = os.stat(file)
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == self.nbytes
 
     def matches(self, file: Path) -> bool:
         """Whether `file` holds the very bytes that were committed: reads them all."""
@@ -145,8 +151,7 @@ class StoredArray:
         # Who finds a folder made by another thread must find its name on the disk, too.
         self._making_folders: Final = threading.Lock()
         self._packed_paths: list[Path] = []
-        self._packed: Mapping[ShardId, Commit] = {}
-        self.refresh()
+        self._packed_read: Mapping[ShardId, Commit] | None = None
         document = read_metadata(folder)
         _, views, *item_shape = document["shape"]
         kind = np.dtype(document["data_type"])
@@ -249,23 +254,31 @@ class StoredArray:
         commits = [self.commit(shard) for shard in marked(self.commits) | self._packed.keys()]
         return {row for commit in commits if commit is not None for row in commit.rows}
 
-    def shards(self) -> set[ShardId]:
-        """Return the shards that have a data file or a marker, whole or not."""
+    def shards(self, files: Iterable[str] | None = None) -> set[ShardId]:
+        """Return the shards that have a data file or a marker, whole or not; `files`: paths in `folder` if known."""
         self.refresh()
-        depth = len(self.info.item_shape) + 2
-        files = (path.relative_to(self.folder / "c").parts for path in self.folder.glob("c" + "/*" * depth))
-        written = {ShardId(int(parts[1]), int(parts[0])) for parts in files if parts[-1].isdecimal()}
+        paths = [path.split("/") for path in (file_sizes(self.folder) if files is None else files)]
+        depth = len(self.info.item_shape) + 3
+        written = {
+            ShardId(int(parts[2]), int(parts[1])) for parts in paths if len(parts) == depth and parts[-1].isdecimal()
+        }
         return written | marked(self.commits) | self._packed.keys()
+
+    @property
+    def _packed(self) -> Mapping[ShardId, Commit]:
+        if self._packed_read is None:
+            self.refresh()
+        return self._packed_read or {}
 
     def refresh(self) -> None:
         """Look at what is packed now: others may have packed more since."""
         paths = sorted(packed(self.commits))
-        if paths != self._packed_paths:
+        if paths != self._packed_paths or self._packed_read is None:
             found: dict[ShardId, Commit] = {}
             for path in paths:
                 with suppress(CorruptError):
                     found |= _unpack(path, self.rows_per_shard)
-            self._packed_paths, self._packed = paths, found
+            self._packed_paths, self._packed_read = paths, found
 
     def pack(self) -> None:
         """Pack the markers into one file if they are many; no one may write meanwhile."""
@@ -273,7 +286,9 @@ class StoredArray:
         if len(loose) < max(PACKED_FROM, len(self._packed) // 4):
             return
         commits = {shard: self.commit(shard) for shard in sorted(loose | self._packed.keys())}
-        made = _pack({shard: commit for shard, commit in commits.items() if commit}, self.commits, self.rows_per_shard)
+        made = save_commits(
+            self.commits, {shard: commit for shard, commit in commits.items() if commit}, self.rows_per_shard
+        )
         # What was packed before goes first: while it is there, markers of their own say what has changed since.
         for path in self._packed_paths:
             if path != made:
@@ -286,8 +301,7 @@ class StoredArray:
     def file(self, shard: ShardId) -> Path:
         """Return where a shard's data is."""
         # As Zarr's default chunk keys have it.
-        chunk = (shard.shard, shard.view, *(0 for _ in self.info.item_shape))
-        return self.folder.joinpath("c", *map(str, chunk))
+        return self.folder / f"c/{shard.shard}/{shard.view}{'/0' * len(self.info.item_shape)}"
 
     def marker(self, shard: ShardId) -> Path:
         """Return where a shard's commit is."""
@@ -305,8 +319,8 @@ def packed(commits: Path) -> list[Path]:
     return list(commits.glob(f"*{COLUMNS}"))
 
 
-def _pack(found: Mapping[ShardId, Commit], folder: Path, rows_per_shard: int) -> Path:
-    """Write commits, in order, to a file of columns. Rows count from the shard's first: most shards have all."""
+def save_commits(folder: Path, found: Mapping[ShardId, Commit], rows_per_shard: int) -> Path:
+    """Write commits to a file of columns. Rows count from the shard's first: most shards have all."""
     rows = [[row - shard.shard * rows_per_shard for row in commit.rows] for shard, commit in found.items()]
     table = {
         "view": Column.of([shard.view for shard in found]),

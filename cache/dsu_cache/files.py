@@ -107,13 +107,19 @@ def clear(*folders: Path) -> None:
         sync(folder.parent)
 
 
-def folder_nbytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder; others may be writing and removing some meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
+def file_sizes(folder: Path | str) -> dict[str, int]:
+    """Return the bytes of each file below a folder, by its path from there; others may be writing and removing some."""
+    found, folders = {}, [""]
+    while folders:
+        inside = folders.pop()
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{folder}/{inside}") as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{inside}{entry.name}/")
+                    continue
+                with suppress(FileNotFoundError):
+                    found[inside + entry.name] = entry.stat().st_size
+    return found
 
 
 # -- records -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dsu_cli.console import ConsoleProgress
 def bench(
     given: Mapping[str, Any],
     parts: Annotated[
-        str, typer.Option("--parts", help="Some of steps,reading,stages,eval.")
+        str, typer.Option("--parts", help="Some of steps,reading,stages,eval,scale.")
     ] = "steps,reading,stages,eval",
     batch_size: Annotated[
         int | None, typer.Option(help="Of a training step (default: 8 on a GPU, 2 on a CPU).", show_default=False)
@@ -40,6 +40,8 @@ def bench(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure this machine: training end to end and from the store, stage one, the reader, the disk, eval.
+
+    The part `scale` simulates stores of up to a million samples, which takes some minutes.
 
     Cases take turns, and a speedup is the median of the ratios within a round: only these carry over to other days.
     Random weights (`--random-weights`) take the same time as real ones. Prints Markdown.

@@ -1,6 +1,6 @@
 """`dsu bench`: every part in one run, as JSON and as the Markdown that a README can take."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 
 from dsu.bench.machine import ReadRow, draw_store, matrix_rate, measure_reading, ratio
+from dsu.bench.scale import ScaleRow, measure_scale
 from dsu.bench.stages import EvalRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, PUBLISHED, STORE, StepRow, measure_steps
 from dsu.choices import Precision
@@ -24,7 +25,7 @@ from dsu.settings import EncoderWeights
 
 __all__ = ["PARTS", "Report", "bench", "markdown_table"]
 
-PARTS: Final = ("steps", "reading", "stages", "eval")
+PARTS: Final = ("steps", "reading", "stages", "eval", "scale")
 WIDE: Final = 32
 """Samples of a second batch size on a GPU, where launches weigh less."""
 DUTS_TR: Final = 10_553
@@ -41,7 +42,7 @@ class Report:
         device, libraries, date: of this run.
         preset, precision, batch_size, rounds: what was run.
         matrix_rate: FLOP/s of large matrix products, the machine's ceiling at this precision.
-        steps, reading, stages, evaluation: see their modules.
+        steps, reading, stages, evaluation, scale: see their modules.
         wide: steps at a larger batch size, on a GPU.
         written: bytes a second that the store took, flushed.
         disk: bytes a second that plain files of the same sizes took.
@@ -60,6 +61,7 @@ class Report:
     reading: tuple[ReadRow, ...] = ()
     stages: StageRow | None = None
     evaluation: EvalRow | None = None
+    scale: tuple[ScaleRow, ...] = ()
     written: float | None = None
     disk: float | None = None
 
@@ -104,6 +106,13 @@ class Report:
             yield (
                 f"`eval` judges {found.ours:.3g} images/s with {found.workers} processes, pysodmetrics in a loop "
                 f"{found.library:.3g}: {found.speedup:.2f}x, {same} ({found.images} images)."
+            )
+
+        if self.scale:
+            yield _scale_table(self.scale)
+            yield (
+                "Beginning stage one: from a finished scan of the files to the first image. Memory: above a process "
+                "that opens an empty store. In brackets: times as much as in the line above."
             )
 
     def _step_table(self, steps: Sequence[StepRow]) -> str:
@@ -204,6 +213,25 @@ def _stage_table(stages: StageRow) -> str:
     return markdown_table([*head, "MB/s", "disk alone", "of it"], body, left=1)
 
 
+def _scale_table(rows: Sequence[ScaleRow]) -> str:
+    columns: dict[str, Callable[[ScaleRow], float]] = {
+        "manifest MB": lambda row: row.manifest / 1e6,
+        "begin s": lambda row: row.begin,
+        "open s": lambda row: row.open,
+        "MB": lambda row: row.open_memory / 1e6,
+        "add 1,000 s": lambda row: row.add,
+        "MB written": lambda row: row.added / 1e6,
+        "draw an epoch s": lambda row: row.epoch,
+        "cache info s": lambda row: row.info,
+    }
+    body = []
+    for before, row in zip((None, *rows), rows, strict=False):
+        growth = [f" ({figure(row) / figure(before):.1f}x)" if before else "" for figure in columns.values()]
+        cells = [f"{figure(row):.3g}{grown}" for figure, grown in zip(columns.values(), growth, strict=True)]
+        body.append([f"{row.samples:,}", *cells])
+    return markdown_table(["samples", *columns], body, left=0)
+
+
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int) -> str:
     """A table whose first `left` columns are flush left, the others flush right, all padded."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *body, strict=True)]
@@ -280,4 +308,6 @@ def bench(
         report.stages = measure_stages(network, runtime, count, cache_root, progress)
     if "eval" in parts:
         report.evaluation = measure_eval(runtime, 100, 6, 2, progress)
+    if "scale" in parts:
+        report.scale = measure_scale(cache_root, progress=progress)
     return report

@@ -1,7 +1,7 @@
 """Looking after stores: what they hold, whether it is whole and still what the images are, and removing them."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -25,7 +25,7 @@ from dsu_cache import (
     audit,
     audited_nbytes,
     discard_refuted,
-    folder_nbytes,
+    file_sizes,
     is_store,
     orphans,
     remove_store,
@@ -203,7 +203,8 @@ def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress =
 
 
 def _describe(folder: Path) -> StoreState:
-    nbytes, changed = folder_nbytes(folder), _last_change(folder)
+    sizes, changed = file_sizes(folder), _last_change(folder)
+    nbytes = sum(sizes.values())
     try:
         store = FeatureStore.open(folder)
         source, config = store.source, store.config
@@ -226,13 +227,15 @@ def _describe(folder: Path) -> StoreState:
         samples=len(store.manifest.entries),
         orphaned_rows=orphans(store),
         compressor=store.compressor,
-        arrays=tuple(_describe_array(store, name) for name in store.arrays),
+        arrays=tuple(_describe_array(store, name, sizes) for name in store.arrays),
     )
 
 
-def _describe_array(store: FeatureStore, name: str) -> ArrayState:
-    info, files = store.arrays[name], store.stored(name)
-    views = sorted({shard.view for shard in files.shards() if shard.view < info.views})
+def _describe_array(store: FeatureStore, name: str, sizes: Mapping[str, int]) -> ArrayState:
+    """`sizes`: bytes of the store's files by path."""
+    info, below = store.arrays[name], f"{name}/"
+    own = {path.removeprefix(below): nbytes for path, nbytes in sizes.items() if path.startswith(below)}
+    views = sorted({shard.view for shard in store.stored(name).shards(own) if shard.view < info.views})
     missing = store.missing(name, views)
     lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
     maps = guide_names(store.config)
@@ -248,7 +251,7 @@ def _describe_array(store: FeatureStore, name: str) -> ArrayState:
         shards=len(set(in_use.tolist())) * len(views),
         missing_shards=len(missing),
         missing_samples=store.manifest.names_at(*lost),
-        nbytes=folder_nbytes(files.folder),
+        nbytes=sum(own.values()),
         encoder=encoder,
         weights=None if encoder is None else str(fields.fields.get("weights", "")),
         drift=tuple(

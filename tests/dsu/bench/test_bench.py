@@ -1,6 +1,7 @@
 """What `dsu bench` computes from its timings; that it runs is tested with the command."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from dsu.bench.machine import (
     take_turns,
 )
 from dsu.bench.measure import Report, markdown_table
+from dsu.bench.scale import measure_scale
 from dsu.bench.stages import MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
 from dsu.config import build_config
@@ -190,3 +192,20 @@ def test_operations_of_a_convolution_are_counted_forward_and_for_both_gradients(
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
         layer(x).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 2 * 25 * layer.weight.numel()
+
+
+def test_simulated_stores_are_measured_at_each_size_and_go_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(measure: Callable[..., object], *arguments: object) -> object:
+        return measure(*arguments)
+
+    monkeypatch.setattr("dsu.bench.scale._alone", here)
+    rows = measure_scale(tmp_path, (300, 3000))
+    assert [row.samples for row in rows] == [300, 3000] and list(tmp_path.iterdir()) == []
+    assert 5 < rows[1].manifest / rows[0].manifest < 15, "the manifest grows with the samples"
+    # 1,000 samples are more than the 300 that were there, so these are written with them; later only what is new is.
+    assert rows[1].added < rows[1].manifest
+    assert all(seconds > 0 for row in rows for seconds in (row.begin, row.open, row.add, row.epoch, row.info))
+    report = Report("cpu", "torch", "today", "toy", "fp32", 2, 3, 1.0, scale=rows).to_markdown()
+    assert "| 3,000 |" in report.replace("  ", "") and "x)" in report
