@@ -226,8 +226,10 @@ def _scale_table(rows: Sequence[ScaleRow]) -> str:
     }
     body = []
     for before, row in zip((None, *rows), rows, strict=False):
-        growth = [f" ({figure(row) / figure(before):.1f}x)" if before else "" for figure in columns.values()]
-        cells = [f"{figure(row):.3g}{grown}" for figure, grown in zip(columns.values(), growth, strict=True)]
+        cells = []
+        for figure in columns.values():
+            growth = f" ({figure(row) / figure(before):.1f}x)" if before and figure(before) > 0 else ""
+            cells.append(f"{figure(row):.3g}{growth}")
         body.append([f"{row.samples:,}", *cells])
     return markdown_table(["samples", *columns], body, left=0)
 

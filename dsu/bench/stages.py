@@ -175,7 +175,7 @@ def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress
             meters = Meters()
             for case in cases:
                 meters.step(read_mask(case.prediction), read_mask(case.truth), normalize=True)
-            figures["library"] = meters.averages()[0]
+            figures["library"] = meters.averages()
 
         def ours() -> None:
             figures["ours"] = evaluate(cases).metrics

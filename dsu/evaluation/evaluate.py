@@ -60,7 +60,7 @@ from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_ma
 from dsu.data.pairing import Pair, make_split, named_images, pair_names
 from dsu.errors import DsuError, UsageError
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, MINMAX
-from dsu.metrics.meters import ImageLevel, Meters
+from dsu.metrics.meters import ImageLevel, Meters, Totals
 from dsu.progress import SILENT, Progress
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 
@@ -263,7 +263,7 @@ def evaluate(
     images = list(images)
     workers = _workers(workers, len(images))
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
-    meters = Meters()
+    totals = Totals()
     with _mapping(workers) as map_chunks:
         mask_format = mask_format or choose_mask_format(
             list(chain.from_iterable(map_chunks(partial(_examine, opaque=foreground is not None), chunks))), foreground
@@ -271,21 +271,21 @@ def evaluate(
         measure = partial(_measure, normalize=normalize, resize=resize, mask_format=mask_format)
         with progress.task("evaluating", total=len(images)) as task:
             for chunk, measured in zip(chunks, map_chunks(measure, chunks), strict=True):
-                meters.extend(measured)
+                totals.add(measured)
                 task.advance(len(chunk))
-    metrics, curves = meters.averages()
+    level = totals.image_level
     return Evaluation(
-        metrics=metrics,
+        metrics=totals.averages(),
         images=len(images),
-        per_image=meters.per_image([image.name for image in images]),
-        curves=curves,
-        conventions=_conventions(normalize, resize, mask_format, meters.image_level),
+        per_image=totals.per_image([image.name for image in images]),
+        curves=totals.curves(),
+        conventions=_conventions(normalize, resize, mask_format, level),
         judged=tuple(images),
         normalize=normalize,
         mask_format=mask_format,
-        object_metrics=meters.with_object().averages()[0] if meters.image_level.with_object else {},
-        image_level=meters.image_level,
-        levels=np.sum(meters.levels, axis=0, dtype=np.int64),
+        object_metrics=totals.averages(with_object=True) if level.with_object else {},
+        image_level=level,
+        levels=totals.levels,
     )
 
 

@@ -19,7 +19,7 @@ the maps with a pixel of 128 or more, those that IoU and Dice count without norm
   counting half. It needs images of both kinds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from dsu.metrics.figures import METRICS, PER_IMAGE
 from dsu.thresholds import DEFAULT_THRESHOLD
 
-__all__ = ["ALARM", "METRICS", "PER_IMAGE", "ImageLevel", "Meters", "StructureMeasure", "auroc"]
+__all__ = ["ALARM", "METRICS", "PER_IMAGE", "ImageLevel", "Meters", "StructureMeasure", "Totals", "auroc"]
 
 ALARM: Final = DEFAULT_THRESHOLD
 """The least response that is an alarm."""
@@ -122,6 +122,9 @@ def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     return float((below + not_above).sum() / (2 * len(positives) * len(negatives)))
 
 
+_CURVES: Final = ("F", "precision", "recall", "E")
+
+
 class Meters:
     """The library's accumulators, fed together. They travel between processes whole."""
 
@@ -140,7 +143,7 @@ class Meters:
         self.f = sod.FmeasureV2(self.handlers)
         self.responses: list[float] = []
         self.empty: list[bool] = []
-        self.levels: list[NDArray[np.intp]] = []
+        self.levels = np.zeros((2, 256), np.int64)
 
     def step(self, prediction: NDArray[np.uint8], truth: NDArray[np.uint8], *, normalize: bool) -> None:
         """Measure one pair, both (H, W)."""
@@ -152,65 +155,24 @@ class Meters:
         on_object = truth > 128
         self.empty.append(not on_object.any())
         counts = np.bincount((prediction + 256 * on_object.astype(np.intp)).ravel(), minlength=512)
-        self.levels.append(counts.reshape(2, 256))
+        self.levels += counts.reshape(2, 256)
 
-    @property
-    def image_level(self) -> ImageLevel:
-        """Every image's response, and whether its ground truth is empty."""
-        return ImageLevel(tuple(self.responses), tuple(self.empty))
-
-    def with_object(self) -> "Meters":
-        """What was measured of the images with an object alone."""
-        chosen = Meters()
-        for some, every in zip(chosen._lists().values(), self._lists().values(), strict=True):
-            some.extend(item for item, empty in zip(every, self.empty, strict=True) if not empty)
-        return chosen
-
-    def extend(self, later: "Meters") -> None:
-        """Append what another process measured, as if it had been measured here."""
-        for mine, others in zip(self._lists().values(), later._lists().values(), strict=True):
-            mine.extend(others)
-
-    def per_image(self, names: Sequence[str]) -> list[dict[str, str | float]]:
-        """A row an image: its name, `PER_IMAGE`, its response and whether its ground truth is empty."""
-        lists = self._lists()
-        return [
-            {
-                "name": name,
-                **{metric: float(lists[metric][row]) for metric in PER_IMAGE},
-                "response": self.responses[row],
-                "empty": self.empty[row],
-            }
-            for row, name in enumerate(names)
-        ]
-
-    def averages(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-        """Return the metrics, in order, and the averaged curves, all in the library's own arithmetic."""
-        f = self.f.get_results()
-        e = self.e.get_results()["em"]
-        curves = {
-            "precision": f["precision"]["dynamic"],
-            "recall": f["recall"]["dynamic"],
-            "F": f["F"]["dynamic"],
-            "E": e["curve"],
-        }
-        figures = {
+    def averages(self) -> dict[str, float]:
+        """The metrics as the library itself averages them."""
+        f, e = self.f.get_results(), self.e.get_results()["em"]
+        scalars = {
             "S": self.s.get_results()["sm"],
             "F_adaptive": f["F"]["adaptive"],
-            "F_mean": curves["F"].mean(),
-            "F_max": curves["F"].max(),
             "F_weighted": self.weighted.get_results()["wfm"],
             "E_adaptive": e["adp"],
-            "E_mean": curves["E"].mean(),
-            "E_max": curves["E"].max(),
             "MAE": self.mae.get_results()["mae"],
             "IoU": f["IoU"]["binary"],
             "Dice": f["Dice"]["binary"],
         }
-        return {metric: float(figures[metric]) for metric in METRICS}, curves
+        return _metrics(scalars, f["F"]["dynamic"], e["curve"])
 
-    def _lists(self) -> dict[str, list[Any]]:
-        """The library's own lists and ours, an entry an image: numbers, truths, curves (256,), counts (2, 256)."""
+    def lists(self) -> dict[str, list[Any]]:
+        """The library's own lists, an entry an image: numbers, and curves (256,)."""
         return {
             "S": self.s.sms,
             "F_adaptive": self.handlers["F"].adaptive_results,
@@ -223,7 +185,70 @@ class Meters:
             "precision": self.handlers["precision"].dynamic_results,
             "recall": self.handlers["recall"].dynamic_results,
             "E": self.e.changeable_ems,
-            "response": self.responses,
-            "empty": self.empty,
-            "levels": self.levels,
         }
+
+
+class Totals:
+    """What meters measured, added up in the order of the images: some numbers an image are kept, curves are not.
+
+    Curves are added one by one, as the library's average of all of them adds them: the results have the same digits.
+
+    Attributes:
+        levels: Pixels off and on the object by the value of the map, int64 (2, 256).
+    """
+
+    def __init__(self) -> None:
+        self._scalars: dict[str, list[float]] = {}
+        self._responses: list[float] = []
+        self._empty: list[bool] = []
+        self._sums = {kind: {name: np.zeros(256) for name in _CURVES} for kind in ("all", "with object")}
+        self.levels = np.zeros((2, 256), np.int64)
+
+    def add(self, meters: Meters) -> None:
+        """Add what was measured of the next images."""
+        for name, some in meters.lists().items():
+            if name not in _CURVES:
+                self._scalars.setdefault(name, []).extend(map(float, some))
+                continue
+            for curve, empty in zip(some, meters.empty, strict=True):
+                self._sums["all"][name] += curve
+                if not empty:
+                    self._sums["with object"][name] += curve
+        self._responses += meters.responses
+        self._empty += meters.empty
+        self.levels += meters.levels
+
+    @property
+    def image_level(self) -> ImageLevel:
+        """Every image's response, and whether its ground truth is empty."""
+        return ImageLevel(tuple(self._responses), tuple(self._empty))
+
+    def per_image(self, names: Sequence[str]) -> list[dict[str, str | float]]:
+        """A row an image: its name, `PER_IMAGE`, its response and whether its ground truth is empty."""
+        return [
+            {
+                "name": name,
+                **{metric: float(self._scalars[metric][row]) for metric in PER_IMAGE},
+                "response": self._responses[row],
+                "empty": self._empty[row],
+            }
+            for row, name in enumerate(names)
+        ]
+
+    def curves(self, *, with_object: bool = False) -> dict[str, NDArray[np.float64]]:
+        """The averaged curves (256,), of all images or of those with an object alone."""
+        count = len(self._empty) - with_object * sum(self._empty)
+        return {name: total / count for name, total in self._sums["with object" if with_object else "all"].items()}
+
+    def averages(self, *, with_object: bool = False) -> dict[str, float]:
+        """The metrics, in order, of all images or of those with an object alone."""
+        kept = ~(np.array(self._empty) & with_object)
+        curves = self.curves(with_object=with_object)
+        scalars = {name: np.mean(np.array(some)[kept]) for name, some in self._scalars.items()}
+        return _metrics(scalars, curves["F"], curves["E"])
+
+
+def _metrics(scalars: Mapping[str, Any], f: NDArray[np.float64], e: NDArray[np.float64]) -> dict[str, float]:
+    """All metrics, in order: averages over images, and what is taken of the averaged curves of F and E."""
+    figures = {**scalars, "F_mean": f.mean(), "F_max": f.max(), "E_mean": e.mean(), "E_max": e.max()}
+    return {metric: float(figures[metric]) for metric in METRICS}

@@ -1,5 +1,6 @@
 """Images without an object: false alarms, misses and AUROC, by hand and against a count of all pairs."""
 
+import pickle
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from dsu.evaluation.evaluate import METRICS, Evaluation, JudgedImage, evaluate
-from dsu.metrics.meters import ImageLevel, auroc
+from dsu.metrics.meters import ImageLevel, Meters, Totals, auroc
 
 # Of 8-bit maps, and few enough for ties to be common.
 RESPONSES = st.lists(st.sampled_from([0, 1, 100, 127, 128, 200, 255]), min_size=1, max_size=12)
@@ -105,3 +106,28 @@ def test_auroc_is_the_count_of_all_pairs(positives: list[int], negatives: list[i
     labels = [True] * len(positives) + [False] * len(negatives)
     assert found == pytest.approx(roc_auc_score(labels, positives + negatives), abs=1e-12)
     assert auroc(negatives, positives) == pytest.approx(1 - found, abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 200])
+def test_totals_have_the_digits_of_the_librarys_own_averages_and_keep_no_curves(chunk: int) -> None:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index in range(200):
+        truth = np.zeros((12, 10), np.uint8)
+        truth[rng.integers(6) :, rng.integers(5) :] = 255 * (index % 5 > 0)
+        pairs.append((rng.integers(0, 256, truth.shape, np.uint8), truth))
+    library, of_objects, totals = Meters(), Meters(), Totals()
+    for pair in pairs:
+        library.step(*pair, normalize=True)
+        if pair[1].any():
+            of_objects.step(*pair, normalize=True)
+    for start in range(0, len(pairs), chunk):
+        some = Meters()
+        for pair in pairs[start : start + chunk]:
+            some.step(*pair, normalize=True)
+        totals.add(some)
+    assert totals.averages() == library.averages()
+    assert totals.averages(with_object=True) == of_objects.averages()
+    assert totals.curves()["E"].tolist() == library.e.get_results()["em"]["curve"].tolist()
+    assert totals.curves()["recall"].tolist() == library.f.get_results()["recall"]["dynamic"].tolist()
+    assert len(pickle.dumps(totals)) < 200 * 100 + 30_000, "some numbers an image, no curves"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsu.metrics.meters import ImageLevel, Meters
+from dsu.metrics.meters import ImageLevel, Meters, Totals
 from dsu.metrics.thresholds import calibration, judge_threshold, propose_thresholds
 from dsu.thresholds import level_of, threshold_at
 
@@ -22,11 +22,12 @@ def test_a_threshold_of_few_decimals_means_one_8_bit_value() -> None:
 
 def measured(*maps: tuple[Sequence[int], Sequence[int]]) -> tuple[ImageLevel, NDArray[np.int64]]:
     """Of each image the map's values and the truth's, a row of pixels."""
-    meters = Meters()
+    meters, totals = Meters(), Totals()
     for prediction, truth in maps:
         pair = [np.array([row, row], np.uint8) for row in (prediction, [255 * on for on in truth])]
         meters.step(*pair, normalize=False)
-    return meters.image_level, np.sum(meters.levels, axis=0)
+    totals.add(meters)
+    return totals.image_level, totals.levels
 
 
 DEFECT, GOOD = [0, 0, 1, 1], [0, 0, 0, 0]
