@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -41,7 +42,7 @@ class LostError(DsuError, RuntimeError):
     def __init__(self) -> None:
         super().__init__(
             "A process of this run was ended, and so all of them end: what it said, if anything, stands above; go on "
-            "from the last checkpoint with the same command and --resume."
+            "with the same command, and train-head with --resume from the last checkpoint."
         )
 
 
@@ -55,6 +56,7 @@ class World:
         local_rank: its number among those on its machine.
         meets: where they meet, as torch names it.
         together: whether they have met, so that work is divided.
+        store: what all of them may read and change at any time, once they have met.
     """
 
     rank: int = 0
@@ -62,6 +64,7 @@ class World:
     local_rank: int = 0
     meets: str = _TORCHRUN
     together: bool = False
+    store: "Store | None" = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
@@ -129,7 +132,18 @@ class World:
 
     def told(self, find: Callable[[], T]) -> T:
         """What the leading process finds, while the others wait for it."""
-        return self.gathered(find() if self.leads else None)[0]  # type: ignore[return-value]
+        found = [find() if self.leads else None]
+        if self.together:
+            with _others() as distributed:
+                distributed.broadcast_object_list(found, 0)
+        return found[0]  # type: ignore[return-value]
+
+    def counted(self, name: str, units: int) -> int:
+        """Add to a counter of this name that all processes share, and return its sum, waiting for no one."""
+        if self.store is None:
+            return units
+        with _others():
+            return self.store.add(f"dsu/{name}", units)
 
     def gathered(self, value: T) -> list[T]:
         """Every process's value, in their order."""
@@ -145,8 +159,10 @@ ALONE: Final = World()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(patience: timedelta | None = None) -> Iterator[World]:
     """Meet the other processes, if there are any, inside a `with`; whoever has met them already is met again.
+
+    `patience` says how long one may wait for another that lives (None: as long as torch does by itself).
 
     Where one fails, all end, and one alone says why: the first to fail. In the others, which only lose it, what was
     raised becomes a silent `SystemExit`. Raises `DsuError` where the others do not come.
@@ -160,10 +176,10 @@ def joined() -> Iterator[World]:
     if distributed.is_initialized():
         yield replace(world, together=True)
         return
-    store = _meet(world)
+    store = _meet(world, patience)
     heed_no_more = _heed(store)
     try:
-        yield replace(world, together=True)
+        yield replace(world, together=True, store=store)
         distributed.destroy_process_group()
         heed_no_more()
     except BaseException as error:
@@ -173,7 +189,7 @@ def joined() -> Iterator[World]:
         raise SystemExit(1) from error
 
 
-def _meet(world: World) -> "Store":
+def _meet(world: World, patience: timedelta | None) -> "Store":
     """Make the group of processes: CPU tensors and objects travel by gloo, those on GPUs by nccl."""
     import torch
     import torch.distributed as distributed
@@ -182,7 +198,7 @@ def _meet(world: World) -> "Store":
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store: Store = next(rendezvous(world.meets, world.rank, world.size))[0]
-        distributed.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+        distributed.init_process_group(backend, timeout=patience, store=store, rank=world.rank, world_size=world.size)
     except (RuntimeError, ValueError) as error:
         raise DsuError(
             f"Process {world.rank} can't meet the others at {world.meets} ({str(error).splitlines()[0][:160]}): start "

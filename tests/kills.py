@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,7 @@ class Forks:
     Args:
         folder: the working folder.
         program: `module:function` that acts on `sys.argv`; `dsu` itself by default.
+        environment: more variables for it.
 
     Example:
         >>> with Forks(tmp_path) as forks:
@@ -54,8 +55,13 @@ class Forks:
         True
     """
 
-    def __init__(self, folder: Path, program: str = DSU) -> None:
-        self.folder, self._program = folder, program
+    def __init__(self, folder: Path, program: str = DSU, environment: Mapping[str, str] | None = None) -> None:
+        self.folder, self._program, self._environment = folder, program, environment or {}
+
+    @property
+    def pid(self) -> int:
+        """The process whose children are the commands."""
+        return self._server.pid
 
     def __enter__(self) -> "Forks":
         # Variables that would lead a command elsewhere are none of its business here.
@@ -63,7 +69,7 @@ class Forks:
         self._server = subprocess.Popen(
             [sys.executable, __file__, self._program],
             cwd=self.folder,
-            env=environment | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+            env=environment | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} | self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -149,7 +155,7 @@ def kill_at_random(
 
 def _serve(program: str) -> None:
     module, _, function = program.partition(":")
-    if program == DSU:
+    if program in (DSU, "small_shards:run"):
         _warm_up()
     run = getattr(importlib.import_module(module), function)
     gc.freeze()  # so that a child that collects garbage does not copy all of this

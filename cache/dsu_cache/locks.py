@@ -3,6 +3,9 @@
 Some file systems (Lustre, some NFS) have no such locks, nor has Windows. There a file that only one process can create
 stands for the lock, and its holder touches it every few seconds: one that has not been touched for two minutes is a
 dead holder's.
+
+Several processes may share a lock, each as one of a division (3 of 16 parts). Each holds a file of its own besides,
+beside the lock's, so that none comes twice, and so that they are known where there are no locks.
 """
 
 import errno
@@ -18,7 +21,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import psutil
 
@@ -31,14 +34,23 @@ _BEAT: Final = 15.0
 """Seconds between two signs of life of a holder, where there are no locks."""
 _DEAD: Final = 120.0
 """Seconds without one after which it counts as dead."""
+_HELD: Final = ".held"
+"""Ends the name of the file that stands for a lock."""
+_OF: Final = "-of-"
+"""Between one's number and the division, in the name of a share's file."""
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 _LOG: Final = logging.getLogger("dsu.cache")
 
+Share: TypeAlias = tuple[int, str]
+"""One of those who share a lock, and what it is one of: `(3, "16 parts")`."""
+
 
 @contextmanager
-def locked(path: Path, what: str, patience: float = 0.3) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file `path` alone inside a `with`; `what` is what it guards and what is done, for the message.
+def locked(path: Path, what: str, patience: float = 0.3, share: Share | None = None) -> Iterator[Callable[[], bool]]:
+    """Hold the lock file `path` inside a `with`; `what` is what it guards and what is done, for the message.
+
+    It is held alone, or with a `share` together with the others of its division.
 
     The lock belongs to the open file, not to the file's being there: when its process dies, it is free. The file's
     text says who holds it (process, host, since when, command) and is for people only. Not re-entrant.
@@ -47,41 +59,68 @@ def locked(path: Path, what: str, patience: float = 0.3) -> Iterator[Callable[[]
     renamed, and another process may hold what has its name now.
 
     Raises:
-        BusyError: it is held already, for longer than `patience` in seconds; names the holder.
+        BusyError: it is held already, for longer than `patience` in seconds; names the holders.
     """
-    descriptor = _open(path)
+    descriptor, held = _open(path), None
     try:
-        held = _try(descriptor, patience=patience)
+        held = _try(descriptor, shared=share is not None, patience=patience)
+        if held is False or not _is_at(path, descriptor):
+            raise _busy(what, path)
+        if share is not None:
+            with _sharing(path, what, share):
+                yield lambda: _is_at(path, descriptor)
+            return
         if held is None:
             with _beating(path, what):
                 yield lambda: _is_at(path, descriptor)
             return
-        if not held:
-            raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
+        _remove_shares(path)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _claim())
         try:
             yield lambda: _is_at(path, descriptor)
         finally:
             os.ftruncate(descriptor, 0)
+    finally:
+        if held:
             # Said outright, since a forked child may still have the file open.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
         os.close(descriptor)
 
 
 @contextmanager
+def _sharing(path: Path, what: str, share: Share) -> Iterator[None]:
+    """Hold the file of one's own share inside a `with`.
+
+    It is made first and looked around then: of two who exclude each other at least one sees the other.
+    """
+    number, division = share
+    own = path.with_name(f"{path.name}.{number}{_OF}{division.replace(' ', '-')}")
+    with locked(own, f"{what} as {number} of {division}"):
+        try:
+            if _beats(_sign(path)):
+                raise _busy(what, path)
+            for other in _shares(path):
+                if other.name.partition(_OF)[2] != own.name.partition(_OF)[2] and holder(other):
+                    raise _busy(f"{what}, divided otherwise,", other)
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes nothing that is open
+                own.unlink()
+
+
+@contextmanager
 def _beating(path: Path, what: str) -> Iterator[None]:
-    """As `locked`, where the file system has no locks."""
+    """As `locked` alone, where the file system has no locks."""
     _say_without_locks(path.parent.resolve())
     sign = _sign(path)
     if _beats(sign):
-        raise BusyError(f"{what} by {_holders(sign)}: wait until it ends, or stop it")
+        raise _busy(what, path)
     sign.unlink(missing_ok=True)
     try:
         descriptor = os.open(sign, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError as error:
-        raise BusyError(f"{what} by {_holders(sign)}: wait until it ends, or stop it") from error
+        raise _busy(what, path) from error
     os.write(descriptor, _claim())
     os.close(descriptor)
     ended = threading.Event()
@@ -93,6 +132,10 @@ def _beating(path: Path, what: str) -> Iterator[None]:
 
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
     try:
+        for own in _shares(path):
+            if _beats(_sign(own)):
+                raise _busy(what, own)
+        _remove_shares(path)
         yield
     finally:
         ended.set()
@@ -102,14 +145,19 @@ def _beating(path: Path, what: str) -> Iterator[None]:
 @cache
 def _say_without_locks(folder: Path) -> None:
     _LOG.warning(
-        "%s has no locks of the system: remove and rebuild no store that others read; what is killed on "
-        "another host keeps its folder busy for two minutes",
+        "%s has no locks of the system: remove and rebuild no store that others read, start no part of its work "
+        "twice; what is killed on another host keeps its folder busy for two minutes",
         folder,
     )
 
 
 def _sign(path: Path) -> Path:
-    return path.with_name(f"{path.name}.held")
+    return path.with_name(f"{path.name}{_HELD}")
+
+
+def _shares(path: Path) -> list[Path]:
+    """The files of those who share a lock, or did."""
+    return sorted(own for own in path.parent.glob(f"{path.name}.*{_OF}*") if own.suffix != _HELD)
 
 
 def _beats(sign: Path) -> bool:
@@ -119,6 +167,13 @@ def _beats(sign: Path) -> bool:
     except FileNotFoundError:
         return False
     return age < _DEAD and _may_live(claim)
+
+
+def _remove_shares(path: Path) -> None:
+    """Remove what dead processes left of their shares, once a lock is held alone."""
+    for own in _shares(path):
+        own.unlink(missing_ok=True)
+        _sign(own).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -156,13 +211,18 @@ def share(path: Path, what: str) -> int | None:
         os.ftruncate(descriptor, 0)
     if _try(descriptor, shared=True) is False or _beats(_sign(path)):
         os.close(descriptor)
-        raise BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
+        raise _busy(what, path)
     os.write(descriptor, _claim())
     return descriptor
 
 
 def holder(path: Path) -> str | None:
-    """Say who holds the lock file `path` alone; None if no one does."""
+    """Say who holds the lock file `path`, alone or by shares; None if no one does."""
+    found = [one for file in (path, *_shares(path)) if (one := _holder(file))]
+    return " and ".join(dict.fromkeys(found)) or None
+
+
+def _holder(path: Path) -> str | None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -172,7 +232,7 @@ def holder(path: Path) -> str | None:
     try:
         free = _try(descriptor, shared=True, patience=0)
         if free is None:
-            path, free = _sign(path), not _beats(_sign(path))
+            free = not _beats(_sign(path))
         return None if free else _holders(path)
     finally:
         os.close(descriptor)
@@ -218,10 +278,20 @@ def _claim() -> bytes:
     return f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})\n".encode()
 
 
+def _busy(what: str, path: Path) -> BusyError:
+    return BusyError(f"{what} by {_holders(path)}: wait until it ends, or stop it")
+
+
 def _holders(path: Path) -> str:
-    """Who has signed the file and may still be alive: a dead process leaves its line, not its lock."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return " and ".join(dict.fromkeys(line for line in lines if _may_live(line))) or "another process"
+    """Who has signed the file, or a share's, and may still be alive: a dead process leaves its line, not its lock."""
+    lines: list[str] = []
+    for file in (path, *_shares(path)):
+        for signed in (file, _sign(file)):
+            with suppress(FileNotFoundError):
+                lines += signed.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = list(dict.fromkeys(line for line in lines if _may_live(line)))
+    more = [f"{len(named) - 2:,} more"] if len(named) > 2 else []
+    return " and ".join(named[:2] + more) or "another process"
 
 
 def _may_live(line: str) -> bool:

@@ -25,7 +25,7 @@ from dsu_cache.files import (
     write_metadata,
 )
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
-from dsu_cache.locks import creating, holder, locked, share
+from dsu_cache.locks import Share, creating, holder, locked, share
 from dsu_cache.manifest import Manifest, load_manifest, remove_superseded, save_manifest
 from dsu_cache.reader import Reader
 
@@ -46,8 +46,9 @@ class Store:
     of shards theirs: no byte of a store is read unchecked. An array whose metadata is damaged is not among `arrays`
     but in `damaged`, and can be added anew.
 
-    The shard is the unit of writing, written once and whole. Several processes may write different shards at a time;
-    everything else that changes a store wants its lock. Readers hold a lock of theirs, against removal only.
+    The shard is the unit of writing, written once and whole. Several processes may write different shards at a time,
+    and share the store's lock; everything else that changes a store wants it alone. Readers hold a lock of theirs,
+    against removal only.
 
     Attributes:
         path: its folder.
@@ -148,22 +149,26 @@ class Store:
         self.manifest = manifest
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, share: Share | None = None) -> Iterator[None]:
         """Hold the store's lock inside a `with`; on entering, manifest and arrays are looked up anew.
 
-        What interrupted writers left of metadata and manifests is removed, and many markers become one file.
+        With a `share`, as `(3, "16 parts")`, it is held together with the others of that division, and nothing but
+        shards may be written. Alone, what interrupted writers left of metadata and manifests is removed, and many
+        markers become one file.
 
         Raises:
             BusyError: another process holds it; names its id, host, time and command.
         """
-        with _unwritten(self.path):
-            for folder in (self.path, *self.path.glob("*/")):
-                remove_strays(folder / METADATA)
-            _write_groups(self.path)
-            remove_superseded(self.path / "manifest")
+        with _unwritten(self.path, share):
+            if share is None:
+                for folder in (self.path, *self.path.glob("*/")):
+                    remove_strays(folder / METADATA)
+                _write_groups(self.path)
+                remove_superseded(self.path / "manifest")
             self._load()
-            for array in self._arrays.values():
-                array.pack()
+            if share is None:
+                for array in self._arrays.values():
+                    array.pack()
             yield
 
     def check_readable(self) -> None:
@@ -359,9 +364,9 @@ def remove_store(path: Path) -> None:
     path.rmdir()
 
 
-def _unwritten(path: Path) -> AbstractContextManager[object]:
-    """Keep writers away inside a `with`."""
-    return locked(path / "manifest" / "lock", f"the store {path} is being written")
+def _unwritten(path: Path, share: Share | None = None) -> AbstractContextManager[object]:
+    """Keep writers away inside a `with`, but those that share the lock."""
+    return locked(path / "manifest" / "lock", f"the store {path} is being written", share=share)
 
 
 def _unread(path: Path) -> AbstractContextManager[object]:

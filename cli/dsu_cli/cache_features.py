@@ -1,14 +1,19 @@
 """`dsu cache-features`: stage one."""
 
+import re
 import shlex
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from dsu.distributed import ALONE, World, joined
+from dsu.errors import UsageError
+from dsu.progress import counted
 from dsu.settings import EncoderWeights, ExtractionSettings, NetworkSettings, RuntimeSettings, TilingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, table
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     from dsu.data.pairing import Split
     from dsu.features.extraction import CachePlan
 
+_PATIENCE: Final = timedelta(days=2)
+"""How long processes wait for the first, which may look at a million images."""
+
 
 @options.with_settings(ExtractionSettings, TilingSettings, NetworkSettings, RuntimeSettings)
 def cache_features(
@@ -26,6 +34,12 @@ def cache_features(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how large it is, and stop.")
     ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/K", help="Do part I of K alone, as 3/16; the others are other jobs', at any time, anywhere."
+        ),
+    ] = None,
     data_root: options.DataRoot = Path("data"),
     cache_root: options.CacheRoot = Path("features"),
     images: options.Images = None,
@@ -37,7 +51,8 @@ def cache_features(
 ) -> None:
     """Stage one: run both frozen encoders once and store what they give.
 
-    Run it again at any time: it computes only what is new, changed or missing.
+    Run it again at any time: it computes only what is new, changed or missing. Started by torchrun or srun, several
+    processes divide the work.
 
     `--features V` is all that the paper's setting reads in training; Hiera's levels serve figures, heads with fewer
     adapters (`train-head --adapt-last N`) and training without flips.
@@ -45,57 +60,80 @@ def cache_features(
     For few images, `--views flips+8` keeps eight more views of each, turned, cut out and recoloured; for large ones,
     `--tile 1024` keeps their parts as samples of their own.
     """
-    from dsu.data.datasets import Paths, find_dataset, unreadable
-    from dsu.encoders.sources import check_given
-    from dsu.network.resume import check_features, guide_names
-    from dsu.settings_file import read_settings
+    with joined(_PATIENCE) as world:  # first, so that one of several processes says what is wrong
+        if dry_run and not world.leads:
+            return
+        from dsu.data.datasets import Paths, find_dataset, unreadable
+        from dsu.encoders.sources import check_given
+        from dsu.network.resume import check_features, guide_names
+        from dsu.settings_file import read_settings
 
-    runtime, settings = read_settings(RuntimeSettings, given), read_settings(ExtractionSettings, given)
-    config, tiling = read_settings(NetworkSettings, given).config(), read_settings(TilingSettings, given).tiling
-    paths = Paths(data_root, cache_root, images, masks)
-    check_features(config, settings.features)
-    find_dataset(dataset, paths)
-    weights, maps = EncoderWeights(hiera_weights, dino_weights, random_weights), set(guide_names(config))
-    if not dry_run:
-        wanted = set(settings.features)
-        check_given(config, weights, hiera=bool(wanted - maps), dino=bool(wanted & maps))
-    # Only now, since torch takes seconds: what is wrong with names and settings has been said.
-    from dsu.features.extraction import CachePlan, cache_features
+        own = None if part is None else _part(part, world)
+        runtime, settings = read_settings(RuntimeSettings, given), read_settings(ExtractionSettings, given)
+        config, tiling = read_settings(NetworkSettings, given).config(), read_settings(TilingSettings, given).tiling
+        paths = Paths(data_root, cache_root, images, masks)
+        check_features(config, settings.features)
+        find_dataset(dataset, paths)
+        weights, maps = EncoderWeights(hiera_weights, dino_weights, random_weights), set(guide_names(config))
+        if not dry_run:
+            wanted = set(settings.features)
+            check_given(config, weights, hiera=bool(wanted - maps), dino=bool(wanted & maps))
+        # Only now, since torch takes seconds: what is wrong with names and settings has been said.
+        from dsu.features.extraction import CachePlan, cache_features
 
-    def announce(plan: CachePlan) -> None:
-        """What is left out, and what will be done, before hours of work."""
-        for split in plan.splits:
-            for line in unreadable(split.inspection):
-                fail(line)
-        if not quiet:
-            out.print(_plan_report(plan))
-            if any(_holds_empty_masks(split.split, split.inspection) for split in plan.splits):
-                out.print(
-                    f"Why masks are without foreground: `dsu datasets check {shlex.quote(dataset)}`", markup=False
-                )
+        def announce(plan: CachePlan) -> None:
+            """What is left out, and what will be done, before hours of work."""
+            for split in plan.splits:
+                for line in unreadable(split.inspection):
+                    fail(line)
+            if not quiet:
+                out.print(_plan_report(plan))
+                if any(_holds_empty_masks(split.split, split.inspection) for split in plan.splits):
+                    out.print(
+                        f"Why masks are without foreground: `dsu datasets check {shlex.quote(dataset)}`", markup=False
+                    )
 
-    result = cache_features(
-        dataset,
-        config,
-        settings,
-        weights,
-        paths=paths,
-        tiling=tiling,
-        device=runtime.device,
-        precision=runtime.precision,
-        before=announce,
-        dry_run=dry_run,
-        progress=ConsoleProgress(quiet=quiet),
-    )
+        result = cache_features(
+            dataset,
+            config,
+            settings,
+            weights,
+            paths=paths,
+            tiling=tiling,
+            device=runtime.device,
+            precision=runtime.precision,
+            before=announce,
+            dry_run=dry_run,
+            part=own,
+            world=ALONE if dry_run else world,
+            progress=ConsoleProgress(quiet=quiet),
+        )
     if dry_run:
         out.print("Nothing was encoded: leave --dry-run away to do it.", markup=False)
+    elif result.left and not quiet:
+        others = f"the other parts have {counted(result.left, 'shards')} to write yet"
+        out.print(f"Part {part} is stored in {cache_root}; {others}.", markup=False)
     elif not quiet:
         skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
         trainable = any(plan.split.masks for plan in result.splits)
         hint = "Next: `dsu train-head`" if trainable else "Without masks: good for predicting, not for training."
-        out.print(f"Stored in {cache_root}{skipped}. {hint}", markup=False)
-    if result.skipped:
+        whole = f", and with part {part} all parts" if part else ""
+        out.print(f"Stored in {cache_root}{skipped}{whole}. {hint}", markup=False)
+    if result.skipped and world.leads:  # the others would end it before it has said so
         raise typer.Exit(1)
+
+
+def _part(text: str, world: World) -> tuple[int, int]:
+    """`3/16` taken apart. Raises `UsageError` for what is no such part, and for several processes."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise UsageError(f"--part can't be {text}: give a part and how many there are, as 3/16.")
+    if world.together:
+        raise UsageError(
+            "--part is for jobs that start one by one, and processes that torchrun or srun starts together divide the "
+            "work by themselves: leave --part away, or start one process."
+        )
+    return int(found[1]), int(found[2])
 
 
 def _holds_empty_masks(split: "Split", inspection: "Inspection") -> bool:

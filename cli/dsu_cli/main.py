@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Annotated, Final
@@ -105,7 +106,7 @@ for _panel, _commands in _PANELS.items():
             app.command(_name, rich_help_panel=_panel, epilog=_words)(_command)
 
 
-_DIVIDED: Final = ("train-head",)
+_DIVIDED: Final = ("cache-features", "train-head")
 """Commands that several processes can do together."""
 
 _INTERRUPTED = 130
@@ -155,10 +156,11 @@ def _one_speaks() -> Iterator[None]:
     world = World.of_environment()
     if world.size > 1 and not set(_DIVIDED) & set(sys.argv[1:2]):
         if not world.leads:
+            time.sleep(5)  # what starts them ends all as soon as one has ended, and the first has something to say
             sys.exit(2)
         raise UsageError(
             f"This command is one process's, and {world.size} were started: start it without torchrun or srun; only "
-            f"{', '.join(_DIVIDED)} divides its work over several."
+            f"{' and '.join(_DIVIDED)} divide their work over several."
         )
     if world.leads:
         yield

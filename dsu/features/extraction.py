@@ -1,12 +1,15 @@
 """Stage one: find out what is new or missing, run what is frozen, once, and store it."""
 
+import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from torch import Tensor
@@ -18,19 +21,29 @@ from dsu.data.datasets import Inspection, Paths, SourceFolder, Split, describe, 
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.datasets import ImageDataset
+from dsu.distributed import ALONE, World
 from dsu.encoders.weights import MissingWeightsError, load_encoders
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, find_stores, fingerprint, sample_key, store_path
 from dsu.features.writing import writing
+from dsu.files import make_folder
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import check_features, feature_shape, guide_names
-from dsu.progress import SILENT, Progress, counted, few
-from dsu.runtime import Runtime, choose_runtime, torch_type
+from dsu.progress import SILENT, Progress, Task, clock, counted, few
+from dsu.runtime import Runtime, choose_runtime, computing_threads, torch_type
 from dsu.settings import EncoderWeights, ExtractionSettings
-from dsu_cache import Entry, Fingerprint
+from dsu_cache import BusyError, Entry, Fingerprint, locked
 
 __all__ = ["CachePlan", "ExtractionPlan", "cache_features", "extract", "plan_extraction"]
+
+Part = tuple[int, int]
+"""One of so many jobs that need not know of each other, from 1: `(3, 16)`."""
+
+_PATIENCE: Final = 3600.0
+"""Seconds that a part waits for another that looks at the images, or is about to change the store."""
+_REMINDER: Final = 300.0
+"""Seconds after which it says so again."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,8 @@ class ExtractionPlan:
         drift: what was made with another library version or device, to warn of.
         guides: DINOv2's features, all that its network has.
         encoder_batch_size: how many samples the encoders see at once.
-        todo: by shard the (array, view) that it lacks.
+        kept: by array the views that are stored.
+        todo: by shard the (array, view) that it lacked, and that are to be made.
     """
 
     split: Split
@@ -51,7 +65,27 @@ class ExtractionPlan:
     drift: tuple[str, ...]
     guides: tuple[str, ...]
     encoder_batch_size: int
+    kept: dict[str, tuple[int, ...]]
     todo: dict[int, list[tuple[str, int]]]
+
+    def lacking(self) -> dict[int, list[tuple[str, int]]]:
+        """By shard the (array, view) that the store lacks now."""
+        found: dict[int, list[tuple[str, int]]] = {}
+        for name, views in self.kept.items():
+            for view in views:
+                for missing in self.store.missing(name, [view_index(name, view)]):
+                    found.setdefault(missing.shard, []).append((name, view))
+        return found
+
+    def part(self, part: Part) -> "ExtractionPlan":
+        """What one of several jobs has to do, whatever the others have done: every so manieth shard is its own."""
+        number, parts = part
+        own = {shard: lacking for shard, lacking in self.todo.items() if shard % parts == number - 1}
+        return replace(self, todo=own)
+
+    def share(self, world: World) -> "ExtractionPlan":
+        """What one of several processes that have the same plan has to do."""
+        return replace(self, todo=dict(sorted(self.todo.items())[world.rank :: world.size]))
 
     @property
     def bytes_by_array(self) -> dict[str, int]:
@@ -83,11 +117,12 @@ class ExtractionPlan:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """All splits' work, shown before it starts."""
+    """All splits' work, shown before it starts; `left` is how many shards other parts have to write yet, at the end."""
 
     splits: tuple[ExtractionPlan, ...]
     runtime: Runtime
     free_bytes: int
+    left: int = 0
 
     @property
     def skipped(self) -> list[tuple[Path, str]]:
@@ -111,6 +146,8 @@ def cache_features(
     precision: Precision = "auto",
     before: Callable[[CachePlan], None] = lambda plan: None,
     dry_run: bool = False,
+    part: Part | None = None,
+    world: World = ALONE,
     progress: Progress = SILENT,
 ) -> CachePlan:
     """Stage one for all splits that a data set has, from its images to its stores.
@@ -125,29 +162,34 @@ def cache_features(
         device, precision: see `choose_runtime`.
         before: called with the plan once everything is known and nothing has been computed.
         dry_run: stop there.
+        part: do this part of the work alone; the others are other jobs', at any time.
+        world: the processes that divide the work; the first plans and speaks, and dry runs are its alone.
         progress: who is told.
 
     Raises `DsuError` or `CacheError` before any work where something does not fit.
     """
     check_features(config, settings.features)
+    progress = progress if world.leads else SILENT
     splits = [
         (SourceFolder.of(split, dataset, paths, tiling), tiled(split, tiling)) for split in find_dataset(dataset, paths)
     ]
     for _, split in splits:
         for line in unpaired(split):
             progress.say(line)
-    runtime = choose_runtime(device, precision)
+    runtime = choose_runtime(world.device(device), precision)
 
     def plan_all(digests: Mapping[str, str], root: Path) -> CachePlan:
         plans = []
         for source, split in splits:
-            plan = plan_extraction(
-                split, source, config, settings, runtime, digests, root, progress, random=weights.random
-            )
+            with _turn(store_path(root, split.name, config), part, progress):
+                plan = plan_extraction(
+                    split, source, config, settings, runtime, digests, root, progress, random=weights.random, part=part
+                )
             for line in describe(split, plan.inspection):
                 progress.say(line)
             plans.append(plan)
-        planned = CachePlan(tuple(plans), runtime, _free_bytes(plans, paths.cache_root))
+        free = _free_bytes(plans, paths.cache_root)
+        planned = CachePlan(tuple(plan.part(part) if part else plan for plan in plans), runtime, free)
         before(planned)
         return planned
 
@@ -165,13 +207,25 @@ def cache_features(
         options = " and ".join(f"--preset {preset}" for preset in sorted(stored))
         hint = f"; features of {dataset} are stored already with {options}" if stored else ""
         raise MissingWeightsError(f"{str(error).rstrip('.')}{hint}.") from error
-    planned = plan_all(digests, paths.cache_root)
+    _check_alike(world, runtime, digests)
+    planned = world.told(lambda: plan_all(digests, paths.cache_root))
     if dry_run:
         return planned
     network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch_type(settings.feature_dtype)).eval())
     for plan in planned.splits:
-        extract(plan, network, runtime, progress)
-    return planned
+        extract(plan, network, runtime, progress, part=part, world=world)
+    return replace(planned, left=sum(len(plan.lacking()) for plan in planned.splits) if part else 0)
+
+
+def _check_alike(world: World, runtime: Runtime, digests: Mapping[str, str]) -> None:
+    """Raise `UsageError` where processes would make different features of the same images."""
+    found = world.gathered((runtime.device.type, runtime.precision, dict(digests)))
+    if any(one != found[0] for one in found):
+        kinds = sorted({f"{device} at {precision}" for device, precision, _ in found})
+        raise UsageError(
+            f"The processes would not compute the same ({', '.join(kinds)}, or other weights): give --device and "
+            f"--precision that all of them have, and the same weights on all machines."
+        )
 
 
 def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
@@ -202,11 +256,13 @@ def plan_extraction(
     progress: Progress = SILENT,
     *,
     random: bool = False,
+    part: Part | None = None,
 ) -> ExtractionPlan:
     """Look at the images, open or make the split's store, and find out what it lacks.
 
-    Nothing but the store's metadata is written; `random` notes there that the encoders' weights are random. Raises
-    `StaleError` where a stored array was made of something else, unless `settings.rebuild`.
+    Nothing but the store's metadata is written; `random` notes there that the encoders' weights are random. While
+    other parts write, a `part` finds it as they do, or is refused. Raises `StaleError` where a stored array was made of
+    something else, unless `settings.rebuild`.
     """
     path = store_path(cache_root, split.name, config)
     store = FeatureStore.open(path) if (path / "zarr.json").exists() else None
@@ -236,38 +292,91 @@ def plan_extraction(
     # Features of one store must go together: what it was begun with goes before what suits the device.
     begun_with = store.encoder_batch_size or default_encoder_batch_size(runtime.device)
     encoder_batch_size = settings.encoder_batch_size or begun_with
-    wanted = {
-        name: fingerprint(
-            name,
-            config,
-            mask_format=inspection.mask_format,
-            depth=inspection.depth,
-            feature_dtype=settings.feature_dtype,
-            runtime=runtime,
-            digests=digests,
-            encoder_batch_size=encoder_batch_size,
-        )
-        for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.features))
-    }
-    with store.lock():
-        drift = _reconcile(store, wanted, rebuild=settings.rebuild)
-        store.set_attributes(attributes)
-        gone = sorted(store.manifest.entries.keys() - entries.keys())
-        if gone:
-            progress.say(
-                f"{split.name}: {counted(len(gone), 'samples')} of the store are not here any more ({few(gone)}); "
-                f"their features are kept for when they come back."
+    # What starts several processes may give each one thread, and their number may decide the last bits of a feature.
+    with computing_threads(store.threads if runtime.device.type == "cpu" else None):
+        wanted = {
+            name: fingerprint(
+                name,
+                config,
+                mask_format=inspection.mask_format,
+                depth=inspection.depth,
+                feature_dtype=settings.feature_dtype,
+                runtime=runtime,
+                digests=digests,
+                encoder_batch_size=encoder_batch_size,
             )
-        manifest = store.manifest.assign(entries, store.rows_per_shard)
-        if manifest != store.manifest:
-            store.set_manifest(manifest)
-        _add_arrays(store, wanted, settings, config)
-    todo: dict[int, list[tuple[str, int]]] = {}
-    for name in wanted:
-        for view in _kept_views(settings, name, split.kind, config):
-            for missing in store.missing(name, [view_index(name, view)]):
-                todo.setdefault(missing.shard, []).append((name, view))
-    return ExtractionPlan(split, inspection, store, drift, guide_names(config), encoder_batch_size, todo)
+            for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.features))
+        }
+    try:
+        with store.lock():
+            drift = _reconcile(store, wanted, rebuild=settings.rebuild)
+            store.set_attributes(attributes)
+            gone = sorted(store.manifest.entries.keys() - entries.keys())
+            if gone:
+                progress.say(
+                    f"{split.name}: {counted(len(gone), 'samples')} of the store are not here any more ({few(gone)}); "
+                    f"their features are kept for when they come back."
+                )
+            manifest = store.manifest.assign(entries, store.rows_per_shard)
+            if manifest != store.manifest:
+                store.set_manifest(manifest)
+            _add_arrays(store, wanted, settings, config)
+    except BusyError:
+        if part is None or not _is_settled(store, wanted, attributes, entries):
+            raise
+        drift = _reconcile(store, wanted, rebuild=False)
+    kept = {name: _kept_views(settings, name, split.kind, config) for name in wanted}
+    plan = ExtractionPlan(split, inspection, store, drift, guide_names(config), encoder_batch_size, kept, {})
+    return replace(plan, todo=plan.lacking())
+
+
+@contextmanager
+def _turn(path: Path, part: Part | None, progress: Progress) -> Iterator[None]:
+    """Let one part at a time look at a split's images, inside a `with`: the first reads them, the others find that."""
+    if part is None:
+        yield
+        return
+    root = path.parent.parent
+    make_folder(root)
+    lock = root / f".{path.parent.name}-{path.name}.lock"
+    with _patiently(lambda: locked(lock, f"the images of {path} are being looked at"), progress):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _patiently(lock: Callable[[], AbstractContextManager[object]], progress: Progress) -> Iterator[None]:
+    """Hold a lock inside a `with`, and wait for it as long as it makes sense."""
+    begun = time.monotonic()
+    reminder = begun
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock())
+                break
+            except BusyError as error:
+                now = time.monotonic()
+                if now > begun + _PATIENCE:
+                    raise
+                if now >= reminder:
+                    why = str(error).removesuffix(": wait until it ends, or stop it")
+                    progress.say(f"waiting ({clock(now - begun)} of at most {clock(_PATIENCE)}): {why}")
+                    reminder = now + _REMINDER
+                time.sleep(0.5)
+        yield
+
+
+def _is_settled(
+    store: FeatureStore, wanted: Mapping[str, Fingerprint], attributes: Mapping[str, Any], entries: Mapping[str, Entry]
+) -> bool:
+    """Whether nothing but shards would be written."""
+    return (
+        wanted.keys() <= store.arrays.keys()
+        and store.attributes == json.loads(json.dumps(attributes))
+        and store.manifest == store.manifest.assign(entries, store.rows_per_shard)
+    )
 
 
 def _check_owner(store: FeatureStore, source: SourceFolder) -> None:
@@ -316,27 +425,69 @@ def _kept_views(settings: ExtractionSettings, name: str, kind: str, config: DSUN
 # -- doing it ----------------------------------------------------------------------------------------------------
 
 
-def extract(plan: ExtractionPlan, network: DSUNet, runtime: Runtime, progress: Progress = SILENT) -> None:
+def extract(
+    plan: ExtractionPlan,
+    network: DSUNet,
+    runtime: Runtime,
+    progress: Progress = SILENT,
+    *,
+    part: Part | None = None,
+    world: World = ALONE,
+) -> None:
     """Decode, encode and write what a split's store is missing, the three overlapping, a shard at a time.
 
-    A shard that is finished stays finished, whatever happens to the next one. Raises `DsuError` naming the sample
-    when a value is not finite or does not fit the stored type, or when the disk is full.
+    A shard that is finished stays finished, whatever happens to the next one. The processes of a `world` divide the
+    shards of one plan, and none returns before all are written; of a `part` it has its own alone. Raises `DsuError`
+    naming the sample when a value is not finite or does not fit the stored type, or when the disk is full.
     """
     if not plan.todo:
         return
     network.encoder_batch_size = plan.encoder_batch_size
     graphs: dict[tuple[str, ...], GraphRunner] = {}  # by the features that are encoded together
-    with (
-        plan.store.lock(),
-        progress.task(f"encoding {plan.split.name}", plan.encodings, "views") as task,
-        writing(plan.store) as writer,
-    ):
-        for shard, extra, batch in _decoded(plan, network.config, runtime):
-            for view in sorted({view for _, view in plan.todo[shard] if augmentation_of(view) == extra}):
-                arrays = [name for name, wanted in plan.todo[shard] if wanted == view]
-                encoded = _encode_view(network, runtime, graphs, batch, view, arrays, task.advance)
-                for name, parts in encoded.items():
-                    writer.put(name, view, shard, batch.names, parts)
+    label = f"encoding {plan.split.name}{f', part {part[0]}/{part[1]}' if part else ''}"
+    with _writable(plan, part, world, progress), progress.task(label, plan.encodings, "views") as task:
+        network.encoder_threads = plan.store.threads if runtime.device.type == "cpu" else None
+        advance, own = _counting(task, label, world), plan.share(world)
+        with writing(plan.store) as writer:
+            for shard, extra, batch in _decoded(own, network.config, runtime):
+                for view in sorted({view for _, view in own.todo[shard] if augmentation_of(view) == extra}):
+                    arrays = [name for name, wanted in own.todo[shard] if wanted == view]
+                    encoded = _encode_view(network, runtime, graphs, batch, view, arrays, advance)
+                    for name, parts in encoded.items():
+                        writer.put(name, view, shard, batch.names, parts)
+        world.gathered(None)  # each waits until all have written
+        advance(0)
+
+
+@contextmanager
+def _writable(plan: ExtractionPlan, part: Part | None, world: World, progress: Progress) -> Iterator[None]:
+    """Hold the store's lock inside a `with`: alone, or together with other parts or processes.
+
+    Raises `BusyError` where another process has it, or the samples were changed since they were looked at.
+    """
+    store, rows = plan.store, plan.store.manifest.rows_in_use
+    with ExitStack() as held:
+        if part is None and not world.together:
+            held.enter_context(store.lock())
+        else:
+            share = (part[0], f"{part[1]} parts") if part else (world.rank + 1, f"{world.size} processes")
+            held.enter_context(_patiently(lambda: store.lock(share), progress))
+        if not np.array_equal(rows, store.manifest.rows_in_use):
+            raise BusyError(f"the store {store.path} was changed just now: run the same command again")
+        yield
+
+
+def _counting(task: Task, label: str, world: World) -> Callable[[int], None]:
+    """Count units of this process, and tell the task of those of all."""
+    told = 0
+
+    def advance(units: int) -> None:
+        nonlocal told
+        done = world.counted(label, units)
+        task.advance(done - told)
+        told = done
+
+    return advance if world.together else task.advance
 
 
 def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,14 @@ import sys
 import time
 from pathlib import Path
 from dsu_cache.locks import holder, locked, share
-with locked(Path(sys.argv[1]), "it"):
+with locked(Path(sys.argv[1]), "it", share=(int(sys.argv[2]), "3 parts") if sys.argv[2:] else None):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def hold(path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HOLD, str(path)]
+def hold(path: Path, *part: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLD, str(path), *part]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -111,3 +112,84 @@ def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
         while (tmp_path / "lock.held").stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert (tmp_path / "lock.held").stat().st_mtime > 0
+
+
+PARTS = "3 parts"
+
+
+@pytest.fixture(params=["with flock", "without flock"])
+def either_way(request: pytest.FixtureRequest) -> None:
+    if request.param == "without flock":
+        request.getfixturevalue("without_flock")
+
+
+@pytest.mark.usefixtures("either_way")
+def test_those_who_share_a_lock_keep_others_out_and_leave_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with ExitStack() as held:
+        for number in (1, 3):
+            held.enter_context(locked(path, "the toy is written", share=(number, PARTS)))
+        assert f"process {os.getpid()}" in (holder(path) or "")
+        for share_, said in (
+            (None, rf"the toy is written by process {os.getpid()} "),
+            ((3, PARTS), rf"the toy is written as 3 of 3 parts by process {os.getpid()} "),
+            ((2, "4 parts"), "the toy is written, divided otherwise, by process"),
+            ((1, "3 processes"), "the toy is written, divided otherwise, by process"),
+        ):
+            with pytest.raises(BusyError, match=said), locked(path, "the toy is written", share=share_):
+                pytest.fail(f"{share_} got in")
+        with locked(path, "the toy is written", share=(2, PARTS)):
+            pass
+    assert holder(path) is None
+    with (
+        locked(path, "the toy is written"),
+        pytest.raises(BusyError, match="is written by process"),
+        locked(path, "the toy is written", share=(1, PARTS)),
+    ):
+        pytest.fail("a share beside one alone")
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_dead_share_keeps_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with hold(path, "2") as process:
+        with locked(path, "it", share=(1, PARTS)):
+            pass
+        with pytest.raises(BusyError, match=rf"it by process {process.pid} "), locked(path, "it"):
+            pytest.fail("alone beside a share")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (tmp_path / "lock.2-of-3-parts").exists(), "a killed process cleared up after itself"
+    with locked(path, "it"):
+        assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.usefixtures("without_flock")
+def test_without_the_systems_locks_a_dead_share_is_noticed(tmp_path: Path) -> None:
+    path, own = tmp_path / "lock", tmp_path / "lock.2-of-3-parts"
+    own.touch()
+    sign = own.with_name(f"{own.name}.held")
+    for host, free in (("elsewhere", False), (socket.gethostname(), True)):
+        sign.write_text(f"process {2**22 + 17} on {host} since 2026-01-01 00:00:00 (dsu cache-features)\n")
+        if free:
+            with locked(path, "it"):
+                assert not own.exists() and not sign.exists()
+        else:
+            with pytest.raises(BusyError, match="on elsewhere"), locked(path, "it"):
+                pytest.fail("alone beside a share")
+            assert "on elsewhere" in (holder(path) or "")
+
+
+def test_who_waited_for_a_lock_file_that_is_gone_does_not_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    flock = fcntl.flock
+
+    def removing(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        path.unlink(missing_ok=True)
+
+    monkeypatch.setattr(fcntl, "flock", removing)
+    with pytest.raises(BusyError), locked(path, "it"):
+        pytest.fail("held a file that is gone")

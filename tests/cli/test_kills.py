@@ -5,12 +5,18 @@
 
 import csv
 import os
+import random
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
-from kills import Forks, kill_at_random
+from kills import Forks, Outcome, kill_at_random
 from PIL import Image
 from support import TINY
 
@@ -171,3 +177,97 @@ def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(
     )
     record_property("kills survived by train-head", survived)
     assert survived == KILLS
+
+
+# -- several processes, of which one is killed -------------------------------------------------------------------
+
+
+class Crowd:
+    """Several processes that run commands side by side, one of which is killed."""
+
+    def __init__(self, servers: Sequence[Forks]) -> None:
+        self.servers = servers
+        self._pool = ThreadPoolExecutor(len(servers))
+
+    def run(self, commands: Sequence[Sequence[object]], victim: int, together: bool, **moment: float) -> list[Outcome]:
+        """Run a command on each server; one dies at the moment, and with it all that are started `together`."""
+        running = [
+            self._pool.submit(server.run, command, **(moment if number == victim else {}))  # type: ignore[arg-type]
+            for number, (server, command) in enumerate(zip(self.servers, commands, strict=True))
+        ]
+        if running[victim].result().killed and together:
+            for server in self.servers:
+                for child in psutil.Process(server.pid).children():
+                    child.send_signal(signal.SIGTERM)
+        return [one.result() for one in running]
+
+
+def killed(
+    crowd: Crowd, commands: Sequence[Sequence[object]], root: Path, together: bool, kills: int, seed: int
+) -> int:
+    """Kill one of several at random moments, running all again, until that was done often enough; how often it was."""
+    moments = random.Random(seed)
+    whole = crowd.run(commands, 0, together)
+    assert all(one.status == 0 for one in whole), [one.said for one in whole]
+    wanted, landed = contents(root), 0
+    shutil.rmtree(root)
+    while True:
+        victim = moments.randrange(len(commands))
+        moment: dict[str, float] = {"after": moments.uniform(0, whole[victim].seconds)}
+        if landed % 3:
+            moment = {"at_write": moments.randint(1, whole[victim].writes), "opened": landed % 3 == 2}
+        outcomes = crowd.run(commands, victim, together, **(moment if landed < kills else {}))
+        if any(one.killed for one in outcomes):
+            landed += 1
+            others = [one for one in outcomes if not one.killed]
+            assert together or all(one.status == 0 for one in others), [one.said for one in others]
+            continue
+        assert all(one.status == 0 for one in outcomes), [one.said for one in outcomes]
+        found = contents(root)
+        assert sorted({*found, *wanted} - {name for name in found if found[name] == wanted.get(name)}) == []
+        if landed >= kills:
+            return landed
+        shutil.rmtree(root)
+
+
+@pytest.fixture
+def few(drawn: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "few"
+    for inner in ("images", "masks"):
+        (folder / inner).mkdir(parents=True)
+        for path in sorted((drawn / "train" / inner).iterdir())[:7]:
+            shutil.copy(path, folder / inner)
+    return folder
+
+
+def test_killed_parts_leave_the_store_of_undisturbed_ones(
+    few: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The others go on, and write what is theirs."""
+    root = tmp_path / "features"
+    command = ["cache-features", few, *TINY, "--features", "V,S1", "--cache-root", root]
+    with ExitStack() as held:
+        servers = [held.enter_context(Forks(tmp_path, "small_shards:run")) for _ in range(2)]
+        commands = [[*command, "--part", f"{number}/2"] for number in (1, 2)]
+        survived = killed(Crowd(servers), commands, root, together=False, kills=KILLS // 2, seed=8)
+    record_property("kills survived by parts of cache-features", survived)
+
+
+def test_killed_processes_leave_the_store_of_undisturbed_ones(
+    few: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """All are ended, as torchrun and `srun --kill-on-bad-exit=1` do it."""
+    root = tmp_path / "features"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    with ExitStack() as held:
+        servers = [
+            held.enter_context(
+                Forks(tmp_path, "small_shards:run", {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            )
+            for rank in range(2)
+        ]
+        commands = [["cache-features", few, *TINY, "--features", "V,S1", "--cache-root", root]] * 2
+        survived = killed(Crowd(servers), commands, root, together=True, kills=KILLS // 2, seed=9)
+    record_property("kills survived by processes of cache-features", survived)

@@ -1,40 +1,16 @@
 """`dsu` as several processes, which torchrun starts."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 from support import TINY, Dsu
+from torchrun import lines, said, torchrun
 
-HOUSE = Path(__file__).parents[2]
 RECIPE = ("--adapt-last", "1", "--batch-size", "4", "--val-fraction", "0.2")
-
-
-def torchrun(arguments: Sequence[str], processes: int = 2) -> "subprocess.Popen[str]":
-    """`torchrun -m dsu ...` in the working folder; its standard output has both streams."""
-    path = os.pathsep.join(map(str, (HOUSE, HOUSE / "cache", HOUSE / "cli")))
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "dsu", *arguments],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def said(process: "subprocess.Popen[str]") -> str:
-    return process.communicate(timeout=300)[0]
-
-
-def lines(text: str, start: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith(start)]
 
 
 def table(run: Path) -> list[dict[str, str]]:

@@ -1,0 +1,178 @@
+"""Stage one on several processes: the same stores, byte for byte, whoever has written which shard."""
+
+import os
+import shutil
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from cached import LOCKS
+from support import TINY, Dsu
+from torchrun import HOUSE, lines, said, torchrun
+
+from dsu.features.stores import FeatureStore
+from dsu.runtime import computing_threads
+from dsu_cache import Store, locked
+
+OPTIONS = (*TINY, "--features", "V,S1", "--level-views", "flips")
+SMALL = (str(HOUSE / "tests" / "small_shards.py"),)
+THREADS = 2
+"""With which the first process computes; torchrun gives each one."""
+
+
+@pytest.fixture
+def many(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> Dsu:
+    """`dsu`, with two samples a shard: six shards to train on and three to test on."""
+    monkeypatch.setattr(Store.create.__func__, "__defaults__", (2, None))  # type: ignore[attr-defined]
+    return dsu
+
+
+@pytest.fixture
+def one(many: Dsu, drawn: Path) -> dict[str, bytes]:
+    """What one process makes, in `one`."""
+    with computing_threads(THREADS):
+        many("cache-features", drawn, *OPTIONS, "--cache-root", "one", "--quiet")
+    return contents(Path("one"))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file below stores by its path, the locks left out."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.name not in LOCKS]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def begun(root: str, *lost: int) -> None:
+    """A copy of `one` that lacks shards."""
+    shutil.copytree("one", root)
+    for number in lost:
+        for marker in Path(root).glob(f"*/*/commits/*/*.{number}.json"):
+            marker.unlink()
+
+
+def differing(root: str, wanted: dict[str, bytes]) -> list[str]:
+    found = contents(Path(root))
+    return sorted({*found, *wanted} - {name for name in found if found[name] == wanted.get(name)})
+
+
+def test_two_processes_make_the_stores_of_one(many: Dsu, one: dict[str, bytes], drawn: Path) -> None:
+    """From nothing, and gone on with where another has begun with other threads."""
+    command = ["cache-features", str(drawn), *OPTIONS]
+    process = torchrun([*command, "--cache-root", "two"], program=SMALL, threads=THREADS)
+    text = said(process)
+    assert process.returncode == 0, text
+    assert not differing("two", one)
+    for once in ("encoding shapes-TR: 48 views", "encoding shapes-TE: 5 views", "Next: ", "split ", "to write"):
+        assert text.count(once) == 1, text
+    begun("rest", 1, 2, 5)
+    process = torchrun([*command, "--cache-root", "rest"], program=SMALL)
+    text = said(process)
+    assert process.returncode == 0 and "other version" not in text, text
+    assert not differing("rest", one)
+
+
+@pytest.mark.slow
+def test_four_processes_make_the_stores_of_one(many: Dsu, one: dict[str, bytes], drawn: Path) -> None:
+    command = ["cache-features", str(drawn), *OPTIONS]
+    text = said(torchrun([*command, "--cache-root", "four"], 4, program=SMALL, threads=THREADS))
+    assert not differing("four", one), text
+
+
+def test_parts_make_the_stores_of_one_in_any_order_and_the_last_says_so(
+    many: Dsu, one: dict[str, bytes], drawn: Path
+) -> None:
+    with computing_threads(THREADS):
+        first = many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "3/3").output
+    assert "encoding shapes-TR, part 3/3: 16 views" in first
+    assert "Part 3/3 is stored in parts; the other parts have 6 shards to write yet." in first
+    before = contents(Path("parts"))
+    again = many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "3/3").output
+    assert "the other parts have 6 shards" in again and contents(Path("parts")) == before
+    with computing_threads(1):
+        many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "1/3")
+        last = many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "2/3").output
+    assert "Stored in parts, and with part 2/3 all parts. Next: `dsu train-head`" in last
+    assert "other version" not in last
+    assert not differing("parts", one)
+    assert not list(Path("parts").glob(".*")), "a lock was left"
+
+
+def test_any_number_of_processes_finishes_what_parts_have_begun(many: Dsu, one: dict[str, bytes], drawn: Path) -> None:
+    with computing_threads(THREADS):
+        many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "1/2")
+    with computing_threads(1):
+        many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "3/5")
+        many("cache-features", drawn, *OPTIONS, "--cache-root", "rest")
+    assert not differing("rest", one)
+
+
+def test_while_parts_write_others_read_their_plan_and_change_nothing(
+    many: Dsu, one: dict[str, bytes], drawn: Path
+) -> None:
+    begun("features", 0, 1)
+    stores = [FeatureStore.open(path) for path in Path("features").glob("*/*")]
+    with ExitStack() as held:
+        for store in stores:
+            held.enter_context(store.lock((1, "2 parts")))
+        text = many("cache-features", drawn, *OPTIONS, "--part", "2/2").output
+        assert "Part 2/2 is stored in features; the other parts have 2 shards to write yet." in text
+        for command in (
+            ("cache-features", drawn, *OPTIONS),
+            ("cache-features", drawn, *OPTIONS, "--views", "none", "--features", "V,S1,S2", "--part", "2/2"),
+            ("cache", "remove", "shapes", "--yes"),
+            ("train-head", "--epochs", 1),
+        ):
+            output = many(*command, exit_code=1).output
+            assert f"is being written by process {os.getpid()} on " in output, output
+        assert "being written" in many("cache", "list").output
+    many("cache-features", drawn, *OPTIONS, "--part", "1/2")
+    assert not differing("features", one)
+
+
+def test_what_would_be_written_twice_is_refused(
+    many: Dsu, one: dict[str, bytes], drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsu.features.extraction._PATIENCE", 0.0)
+    begun("features", 0, 1)
+    store = FeatureStore.open(next(Path("features").glob("shapes-TR/*")))
+    for share, wanted, reason in (
+        ((1, "2 parts"), "1/2", "is being written as 1 of 2 parts by process"),
+        ((1, "2 parts"), "1/3", "is being written, divided otherwise, by process"),
+        ((1, "8 processes"), "1/8", "is being written, divided otherwise, by process"),
+        (None, "1/2", "is being written by process"),
+    ):
+        with store.lock(share):
+            output = many("cache-features", drawn, *OPTIONS, "--part", wanted, exit_code=1).output
+        assert reason in output, output
+
+
+def test_a_part_waits_while_another_looks_at_the_images_and_says_so(many: Dsu, drawn: Path, tmp_path: Path) -> None:
+    lock = tmp_path / "features" / f".shapes-TR-{'hiera-toy-128+dino-toy-126'}.lock"
+    lock.parent.mkdir()
+    with ExitStack() as held:
+        held.enter_context(locked(lock, "it is being looked at"))
+        threading.Timer(1.0, held.close).start()
+        text = many("cache-features", drawn, *OPTIONS, "--part", "1/2").output
+    assert "waiting (0:00 of at most 1:00:00): the images of features/shapes-TR" in text
+    assert f"are being looked at by process {os.getpid()} on" in text
+
+
+def test_one_fails_and_all_end_with_one_line(many: Dsu, drawn: Path, tmp_path: Path) -> None:
+    """A folder that can't be written into, found by whoever has its shard."""
+    many("cache-features", drawn, *OPTIONS, "--part", "1/6")
+    [array] = Path("features").glob("shapes-TR/*/V")
+    (array / "c").rename(array / "kept")
+    (array / "c").touch()
+    process = torchrun(["cache-features", str(drawn), *OPTIONS])
+    text = said(process)
+    assert process.returncode != 0
+    [line] = lines(text, "error:")
+    assert "The features can't be written to" in line and "run the same command again" in line
+    (array / "c").unlink()
+    (array / "kept").rename(array / "c")
+    many("cache-features", drawn, *OPTIONS)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"])
+def test_what_is_no_part_is_refused(dsu: Dsu, drawn: Path, part: str) -> None:
+    assert "a part and how many there are, as 3/16" in dsu("cache-features", drawn, "--part", part, exit_code=2).output
