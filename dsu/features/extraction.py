@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dsu.batches import Batch, prefetch
@@ -185,7 +186,7 @@ def cache_features(
                 plan = plan_extraction(
                     split, source, config, settings, runtime, digests, root, progress, random=weights.random, part=part
                 )
-            for line in describe(split, plan.inspection):
+            for line in (*describe(split, plan.inspection), *_other_threads(plan, runtime)):
                 progress.say(line)
             plans.append(plan)
         free = _free_bytes(plans, paths.cache_root)
@@ -215,6 +216,13 @@ def cache_features(
     for plan in planned.splits:
         extract(plan, network, runtime, progress, part=part, world=world)
     return replace(planned, left=sum(len(plan.lacking()) for plan in planned.splits) if part else 0)
+
+
+def _other_threads(plan: ExtractionPlan, runtime: Runtime) -> Iterator[str]:
+    own, begun_with = torch.get_num_threads(), plan.store.threads
+    if plan.todo and runtime.device.type == "cpu" and begun_with not in (None, own):
+        began = counted(begun_with or 0, "threads")
+        yield f"{plan.split.name}: encoded with {began}, as its store was begun, not with {own}."
 
 
 def _check_alike(world: World, runtime: Runtime, digests: Mapping[str, str]) -> None:
@@ -487,7 +495,7 @@ def _counting(task: Task, label: str, world: World) -> Callable[[int], None]:
         task.advance(done - told)
         told = done
 
-    return advance if world.together else task.advance
+    return task.advance if world.store is None else advance
 
 
 def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:

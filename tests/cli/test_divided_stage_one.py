@@ -1,7 +1,11 @@
 """Stage one on several processes: the same stores, byte for byte, whoever has written which shard."""
 
 import os
+import shlex
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,7 +105,8 @@ def test_any_number_of_processes_finishes_what_parts_have_begun(many: Dsu, one: 
     with computing_threads(THREADS):
         many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "1/2")
     with computing_threads(1):
-        many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "3/5")
+        text = many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "3/5").output
+        assert "shapes-TR: encoded with 2 threads, as its store was begun, not with 1." in text
         many("cache-features", drawn, *OPTIONS, "--cache-root", "rest")
     assert not differing("rest", one)
 
@@ -176,3 +181,54 @@ def test_one_fails_and_all_end_with_one_line(many: Dsu, drawn: Path, tmp_path: P
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"])
 def test_what_is_no_part_is_refused(dsu: Dsu, drawn: Path, part: str) -> None:
     assert "a part and how many there are, as 3/16" in dsu("cache-features", drawn, "--part", part, exit_code=2).output
+
+
+def shown(word: str) -> str:
+    """The command that docs/scale.md shows for stage one and that has a word, without its remark."""
+    text = (HOUSE / "docs" / "scale.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    found = [line.strip().partition("  #")[0] for line in text.splitlines() if line.startswith("    ")]
+    [line] = [line for line in found if "cache-features" in line and word in line]
+    return line
+
+
+def started(line: str, **environment: str) -> "subprocess.Popen[str]":
+    """A line of the documentation in a shell, whose `srun` is this machine."""
+    path = os.pathsep.join(map(str, (HOUSE, HOUSE / "cache", HOUSE / "cli")))
+    python = shlex.quote(sys.executable)
+    tools = f'torchrun() {{ {python} -m torch.distributed.run "$@"; }}; dsu() {{ {python} -m dsu "$@"; }}'
+    srun = 'srun() { while [[ $1 == --* ]]; do if [[ $1 == --*=* ]]; then shift; else shift 2; fi; done; "$@"; }'
+    return subprocess.Popen(
+        ["bash", "-c", f"{tools}; {srun}; {line}"],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["one machine", "two machines", "srun", "array"])
+def test_the_lines_of_the_documentation_make_the_store_of_one(dsu: Dsu, drawn: Path, way: str) -> None:
+    """With two processes, or a process on each of two machines, which are one here."""
+    dsu("cache-features", drawn, *OPTIONS, "--cache-root", "one", "--quiet")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = {"one machine": "one machine", "two machines": "--nnodes", "srun": "--ntasks", "array": "--part"}
+    line = shown("torchrun --nproc" if way == "one machine" else words[way])
+    line = line.replace("DUTS", f"{shlex.quote(str(drawn))} {' '.join(OPTIONS)}").replace("/16", "/2")
+    line = line.replace("HOST:29500", f"127.0.0.1:{port}")
+    line = line.replace("--nproc-per-node 8", f"--nproc-per-node {2 if way == 'one machine' else 1}")
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_ID": "0"}
+    each: list[dict[str, str]] = {
+        "one machine": [{}],
+        "two machines": [{}, {}],
+        "srun": [
+            {**step, "SLURM_JOB_ID": str(port), "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")
+        ],
+        "array": [{"SLURM_ARRAY_TASK_ID": number} for number in ("1", "2")],
+    }[way]
+    processes = [started(line, **environment) for environment in each]
+    texts = [said(process) for process in processes]
+    assert all(process.returncode == 0 for process in processes), texts
+    assert not differing("features", contents(Path("one"))), texts
