@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -172,12 +173,9 @@ def predict_with(
         from dsu.prediction.exported import predict_exported
 
         return predict_exported(sources, head_file, settings, asked, paths, out=out, progress=progress)
-    from dsu.prediction.predict import predict as predict_jobs
-
     info = read_head_info(head_file)
     folder = out or predictions_folder(head, head_file, settings.kind)
-    runtime = _runtime(asked, info, head_file)
-    progress.say(f"{head_file} on {runtime.describe()}")
+    runtime = cache(lambda: _runtime(asked, info, head_file))  # once what is meant is found: torch takes seconds
     jobs = prepare_jobs(
         sources,
         head_file,
@@ -191,10 +189,13 @@ def predict_with(
         mirror=out is not None and len(sources) == 1,
         progress=progress,
     )
+    weights = EncoderWeights(weights.hiera, weights.dino, info.random_weights)
+    from dsu.prediction.predict import predict as predict_jobs
+
+    progress.say(f"{head_file} on {runtime().describe()}")
     for job in jobs:
         progress.say(job.describe())
-    weights = EncoderWeights(weights.hiera, weights.dino, info.random_weights)
-    return predict_jobs(jobs, head_file, folder, settings, runtime, weights, progress)
+    return predict_jobs(jobs, head_file, folder, settings, runtime(), weights, progress)
 
 
 def evaluate(

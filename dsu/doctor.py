@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -23,6 +23,8 @@ _LIBRARIES: Final = (
     *("torch", "torchvision", "sam2", "timm", "safetensors", "huggingface_hub", "zarr", "numcodecs"),
     *("numpy", "pillow", "pysodmetrics", "pydantic", "matplotlib"),
 )
+
+_TOGETHER: Final = "Install torch and torchvision together from one registry."
 
 _WIDTH: Final = 100  # letters of a list of names; JSON has all
 
@@ -80,19 +82,35 @@ class Diagnosis:
         }
 
 
-def diagnose(data_root: Path, cache_root: Path, runs: Path = Path("runs")) -> Diagnosis:
+def diagnose(
+    data_root: Path,
+    cache_root: Path,
+    runs: Path = Path("runs"),
+    told: Callable[[str, Sequence[Fact]], None] = lambda name, facts: None,
+) -> Diagnosis:
     """Look at everything that work here depends on.
 
     Args:
         data_root: where benchmarks lie.
         cache_root: where stores lie.
         runs: where run folders lie.
+        told: is called with each section when it is known; the machine comes last, since it takes torch, and that
+            seconds to load.
     """
-    sections = {"libraries": _libraries()}
-    if all(fact.state != "broken" for fact in sections["libraries"]):
-        weights, data = _weights(), _data(data_root, cache_root, runs)
-        sections = {"machine": _machine(), **sections, "weights": weights, "data": data}
-    sections["folders"] = _folders(cache_root)
+    sections: dict[str, tuple[Fact, ...]] = {}
+    sound = True
+    for name, look in {
+        "libraries": _libraries,
+        "weights": _weights,
+        "data": lambda: _data(data_root, cache_root, runs),
+        "folders": lambda: _folders(cache_root),
+        "machine": _machine,
+    }.items():
+        if sound or name == "folders":
+            sections[name] = look()
+            told(name, sections[name])
+        if name == "libraries":
+            sound = all(fact.state != "broken" for fact in sections[name])
     return Diagnosis(sections, tuple(_next_steps(sections, data_root, runs)))
 
 
@@ -104,25 +122,14 @@ def _libraries() -> tuple[Fact, ...]:
         except PackageNotFoundError:
             remedy = f"Install dsu anew with pip: it brings {name} along."
             found.append(Fact(name, "not installed", "broken", remedy))
-    broken = {fact.what for fact in found if fact.state == "broken"}
-    return (*found, *([] if {"torch", "torchvision"} & broken else _unfit()))
-
-
-def _unfit() -> list[Fact]:
-    """What is installed and does not load: torch, or a torchvision built for another torch (timm needs it).
-
-    torchvision's pin is compared instead of importing it, which takes as long as all the rest.
-    """
-    remedy = "Install torch and torchvision together from one registry."
-    try:
-        import torch  # noqa: F401 - whether it loads
-    except Exception as error:  # whatever a broken installation raises
-        return [Fact("import torch", f"fails: {_one_line(error)}", "broken", remedy)]
-    pins = (re.match(r"torch\s*\(?\s*==\s*([\d.]+)", wanted) for wanted in requires("torchvision") or ())
+    # torchvision's pin is compared instead of importing it, which takes as long as all the rest.
+    lacking = {fact.what for fact in found if fact.state == "broken"}
+    pinned = requires("torchvision") or () if not {"torch", "torchvision"} & lacking else ()
+    pins = (re.match(r"torch\s*\(?\s*==\s*([\d.]+)", wanted) for wanted in pinned)
     built_for = next((pin[1] for pin in pins if pin), None)
-    if built_for in (None, version("torch").partition("+")[0]):
-        return []
-    return [Fact("torchvision's torch", f"built for {built_for}, not this one", "broken", remedy)]
+    if built_for and built_for != version("torch").partition("+")[0]:
+        found.append(Fact("torchvision's torch", f"built for {built_for}, not this one", "broken", _TOGETHER))
+    return tuple(found)
 
 
 def _one_line(error: Exception) -> str:
@@ -130,8 +137,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _machine() -> tuple[Fact, ...]:
-    import torch
-
+    try:
+        import torch
+    except Exception as error:  # whatever a broken installation raises
+        return (Fact("import torch", f"fails: {_one_line(error)}", "broken", _TOGETHER),)
     from dsu.runtime import choose_runtime
 
     try:

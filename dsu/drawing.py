@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from dsu.data.masks import object_boxes
 from dsu.errors import UsageError
 from dsu.files import atomic_write, make_folder
-from dsu.pictures import CELL_GROUND, Picture, as_rgb
+from dsu.pictures import CELL_GROUND, Picture, as_rgb, page_files
 
 __all__ = [
     "DPI",
@@ -43,7 +43,6 @@ __all__ = [
     "draw_grid",
     "dress",
     "fill_pages",
-    "page_files",
     "save_figures",
     "sheet",
     "training_curves",
@@ -203,19 +202,6 @@ def fill_pages(items: Sequence[T], heights: Sequence[float], room: float) -> lis
         pages[-1].append(item)
         left -= height
     return pages
-
-
-def page_files(path: Path, pages: int = 1) -> list[Path]:
-    """The files that hold so many pages: one PDF, or for PNGs `a.png`, `a-2.png`, ...
-
-    Raises:
-        UsageError: Another ending than .png and .pdf.
-    """
-    if path.suffix.lower() not in (".png", ".pdf"):
-        raise UsageError(f"{path} can't be drawn as {path.suffix or 'a file without ending'}: name a .png or a .pdf.")
-    if path.suffix.lower() == ".pdf":
-        return [path]
-    return [path, *(path.with_name(f"{path.stem}-{page}{path.suffix}") for page in range(2, pages + 1))]
 
 
 def save_figures(figures: Iterable[Figure], files: Sequence[Path], dpi: int) -> list[Path]:

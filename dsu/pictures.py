@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
 from dsu.data.images import read_image, read_mask, read_rgba
-from dsu.errors import DsuError
+from dsu.errors import DsuError, UsageError
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 
-__all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay"]
+__all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay", "page_files"]
 
 Picture = Image.Image | NDArray[Any] | Path
 """An image: Pillow's, a file, or an array (H, W) or (H, W, 3) of uint8 0..255, floats 0..1 or booleans."""
@@ -98,3 +98,16 @@ def _pillow(picture: Image.Image | NDArray[Any]) -> Image.Image:
         return Image.fromarray(picture)
     levels: NDArray[np.float64] = np.clip(picture.astype(np.float64), 0, 1) * 255
     return Image.fromarray(levels.round().astype(np.uint8))
+
+
+def page_files(path: Path, pages: int = 1) -> list[Path]:
+    """The files that hold so many pages: one PDF, or for PNGs `a.png`, `a-2.png`, ...
+
+    Raises:
+        UsageError: Another ending than .png and .pdf.
+    """
+    if path.suffix.lower() not in (".png", ".pdf"):
+        raise UsageError(f"{path} can't be drawn as {path.suffix or 'a file without ending'}: name a .png or a .pdf.")
+    if path.suffix.lower() == ".pdf":
+        return [path]
+    return [path, *(path.with_name(f"{path.stem}-{page}{path.suffix}") for page in range(2, pages + 1))]

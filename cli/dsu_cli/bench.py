@@ -46,6 +46,8 @@ def bench(
     Cases take turns, and a speedup is the median of the ratios within a round: only these carry over to other days.
     Random weights (`--random-weights`) take the same time as real ones. Prints Markdown.
     """
+    from dsu.bench import PARTS
+    from dsu.encoders.sources import check_given
     from dsu.files import atomic_write
     from dsu.settings_file import read_settings
 
@@ -58,16 +60,18 @@ def bench(
             ("--images", images, 100_000),
         )
     }
-    from dsu.bench.measure import PARTS
+    chosen = options.names_of("--parts", parts, PARTS) or PARTS
+    weights = EncoderWeights(hiera_weights, dino_weights, random_weights)
+    check_given(config, weights, hiera=True, dino=True)
     from dsu.bench.measure import bench as measure
 
     report = measure(
         config,
-        EncoderWeights(hiera_weights, dino_weights, random_weights),
+        weights,
         cache_root=cache_root,
         device=runtime.device,
         precision=runtime.precision,
-        parts=[options.one_of("--parts", part.strip(), PARTS) for part in parts.split(",")],
+        parts=chosen,
         batch_size=counts["--batch-size"],
         rounds=counts["--rounds"],
         images=counts["--images"],

@@ -9,6 +9,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from dsu.progress import SILENT
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, fail, key_table, out, table
@@ -45,14 +46,17 @@ def check_equivalence(
     from dsu.data.datasets import Paths
     from dsu.files import atomic_write, make_folder
     from dsu.settings_file import read_settings
+    from dsu.training.training_data import find_training_data
 
     settings = read_settings(TrainingSettings, given, config)
     options.one_of("--steps", steps, range(1, 100_001))
+    paths = Paths(data_root, cache_root)
+    find_training_data(settings, paths, SILENT)  # before torch, which takes seconds to come
     from dsu.equivalence import check_equivalence
 
     report = check_equivalence(
         settings,
-        paths=Paths(data_root, cache_root),
+        paths=paths,
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         steps=steps,
         progress=ConsoleProgress(quiet=quiet),

@@ -135,8 +135,7 @@ def check(
 
     progress = ConsoleProgress(quiet=quiet)
     if sheet is not None:  # before minutes of work: that it can be drawn, and that nothing stands there
-        from dsu.dataset_check.sheet import draw_sheet
-        from dsu.drawing import page_files
+        from dsu.pictures import page_files
 
         page_files(sheet, 1)
         options.new_file("--sheet", sheet, overwrite=overwrite)
@@ -152,6 +151,8 @@ def check(
     else:
         out.print(dataset_check_report(found))
     if sheet is not None:
+        from dsu.dataset_check.sheet import draw_sheet
+
         draw_sheet(found, sheet, progress)
         if not quiet:
             say(f"Drawn: {sheet}")

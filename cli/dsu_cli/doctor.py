@@ -1,16 +1,21 @@
 """`dsu doctor`: whether one can work here, and what to do next."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
 from rich.text import Text
 
 from dsu_cli import options
-from dsu_cli.console import key_table, out, print_json
+from dsu_cli.console import key_table, out, print_json, say
+
+if TYPE_CHECKING:
+    from dsu.doctor import Fact
 
 _STYLES = {"fine": "", "note": "yellow", "broken": "bold red"}
+_NAMES = 19
+"""Letters of the longest name: sections are aligned, though each is printed as soon as it is known."""
 
 
 def doctor(
@@ -24,15 +29,21 @@ def doctor(
     """
     from dsu.doctor import diagnose
 
-    found = diagnose(data_root, cache_root)
+    seen: list[Fact] = []
+
+    def show(section: str, facts: Sequence["Fact"]) -> None:
+        out.print(section, style="bold")
+        rows = [(f"  {fact.what:<{_NAMES}}", Text(fact.text, style=_STYLES[fact.state])) for fact in facts]
+        out.print(key_table(rows, style="", whole=True))
+        seen.extend(facts)
+        if section == "folders" and not any(fact.state == "broken" for fact in seen):
+            say("loading torch ...")
+
     if json:
+        found = diagnose(data_root, cache_root)
         print_json(found.to_json())
     else:
-        rows: list[tuple[RenderableType, RenderableType]] = []
-        for section, facts in found.sections.items():
-            rows.append((Text(section, style="bold"), ""))
-            rows += [(f"  {fact.what}", Text(fact.text, style=_STYLES[fact.state])) for fact in facts]
-        out.print(key_table(rows, style="", whole=True))
+        found = diagnose(data_root, cache_root, told=show)
         out.print("\nWhat to do next", style="bold")
         for step in found.next_steps:
             out.print(f"  {step}")

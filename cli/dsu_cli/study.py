@@ -16,7 +16,8 @@ from dsu_cli.console import ConsoleProgress, as_text, key_table, table
 from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
-    from dsu.study import Asked, Member, StudyTable
+    from dsu.study.plan import Asked, Member
+    from dsu.study.telling import StudyTable
 
 __all__ = ["study"]
 
@@ -65,7 +66,7 @@ def _run(
 
     chosen = options.names_of("--metrics", metrics, FIGURES)
     settings = read_settings(TrainingSettings, given, config)
-    from dsu.study import default_figures, open_study, run_study, study_tables, write_record, write_study
+    from dsu.study.plan import open_study
 
     plan = open_study(
         asked,
@@ -90,6 +91,9 @@ def _run(
     if dry_run:
         console.print(key_table([(member.name, _state(member)) for member in plan.members]))
         return
+    from dsu.study.running import run_study
+    from dsu.study.telling import default_figures, study_tables, write_record, write_study
+
     finished = run_study(plan, progress, lambda so_far: write_record(plan, so_far), parallel=parallel)
     figures = chosen or default_figures(finished)
     files = write_study(plan, finished, figures)
@@ -125,7 +129,7 @@ def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)]
     Images with an object and without one are dealt out apart; copies and tiles of an image stay together. The last
     state of each run is judged, never the best: the fold that judges must not choose.
     """
-    from dsu.study import Asked
+    from dsu.study.plan import Asked
 
     return Asked("folds", k)
 
@@ -136,7 +140,7 @@ def seeds(n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1
 
     All are judged on the test split, or without one on the same images held out. A larger N later adds runs.
     """
-    from dsu.study import Asked
+    from dsu.study.plan import Asked
 
     return Asked("seeds", n)
 
@@ -158,7 +162,7 @@ def depth(
     What a run reads, and so how fast it is, depends on the levels that are stored in all the views that it draws:
     MB/image is what a step reads for an image, store GB what that is for all images in all these views.
     """
-    from dsu.study import Asked
+    from dsu.study.plan import Asked
 
     return Asked("depth", n, tuple(part.strip() for part in depths.split(",")) if depths is not None else ())
 
@@ -169,7 +173,7 @@ def ablations(n: _Seeds = 1) -> "Asked":
 
     Those whose DINOv2 maps the store lacks are left out, and the command that stores them is named (exit status 1).
     """
-    from dsu.study import Asked
+    from dsu.study.plan import Asked
 
     return Asked("ablations", n)
 

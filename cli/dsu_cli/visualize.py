@@ -72,7 +72,7 @@ def features(
     Hiera level stands before and after the adapters, side by side.
     """
     from dsu.data.datasets import Paths
-    from dsu.drawing import page_files
+    from dsu.pictures import page_files
     from dsu.runtime import choose_runtime
     from dsu.settings_file import read_settings
 
@@ -84,15 +84,14 @@ def features(
     from dsu.visualization.features import (
         MOST,
         choose_blocks,
+        choose_network,
         compute_features,
         find_head,
         find_shown,
         images_of_head,
         open_network,
     )
-    from dsu.visualization.figures import FeatureFigure
 
-    runtime = choose_runtime(asked.device, asked.precision)
     most = options.one_of("--count", count, range(1, MOST + 1))
     network_asked = read_settings(NetworkSettings, given).model_dump()
     alone = random_weights or any(value is not None for value in network_asked.values())
@@ -101,12 +100,13 @@ def features(
     shown, broken = find_shown(named, masks, most, paths, progress)
     for line in broken:
         fail(line)
-    network, random = open_network(
-        head,
-        EncoderWeights(hiera_weights, dino_weights, random_weights),
-        network_asked,
-    )
-    blocks = choose_blocks(network.config, _numbers(dino_blocks))
+    given_weights = EncoderWeights(hiera_weights, dino_weights, random_weights)
+    config, weights = choose_network(head, given_weights, network_asked)
+    blocks = choose_blocks(config, _numbers(dino_blocks))
+    from dsu.visualization.figures import FeatureFigure
+
+    runtime, random = choose_runtime(asked.device, asked.precision), weights.random_of(config)
+    network = open_network(head, config, weights)
     progress.say(f"features on {runtime.describe()}")
     if random:
         progress.say("random encoders: this shows the way, not what pretrained features look like")
@@ -115,7 +115,7 @@ def features(
         runtime,
         [one.image for one in shown],
         blocks,
-        adapted=head is not None and network.config.adapt_last > 0,
+        adapted=head is not None and config.adapt_last > 0,
         random=random,
         progress=progress,
     )
@@ -182,10 +182,9 @@ def predictions(
     no truth, one column more shows each prediction on its image.
     """
     from dsu.data.datasets import Paths
-    from dsu.drawing import page_files
     from dsu.evaluation.ground_truth import named_predictions
-    from dsu.visualization.comparison import (
-        ComparisonFigure,
+    from dsu.pictures import page_files
+    from dsu.visualization.compared import (
         are_of_random_encoders,
         choose_worst,
         find_compared,
@@ -218,6 +217,8 @@ def predictions(
     note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
     # Without a truth to hold them against, predictions are shown on their images.
     laid = [threshold_of(folder) for folder in methods.values()] if any(row.truth is None for row in shown) else []
+    from dsu.visualization.comparison import ComparisonFigure
+
     comparison = ComparisonFigure(
         shown,
         list(methods),
@@ -234,7 +235,7 @@ def _draw(
     figure: "ComparisonFigure | FeatureFigure", what: str, out: Path, progress: "Progress", *, overwrite: bool
 ) -> None:
     """Say how many pages there will be, draw them unless other files stand there, and name them all."""
-    from dsu.drawing import page_files
+    from dsu.pictures import page_files
 
     pages = len(figure.pages())
     for file in page_files(out, pages):

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from dsu.bench import PARTS
 from dsu.bench.machine import ReadRow, draw_store, matrix_rate, measure_reading, ratio
 from dsu.bench.scale import ScaleRow, measure_scale
 from dsu.bench.stages import EvalRow, StageRow, measure_eval, measure_stages
@@ -23,9 +24,8 @@ from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import choose_runtime, machine_name
 from dsu.settings import EncoderWeights
 
-__all__ = ["PARTS", "Report", "bench", "markdown_table"]
+__all__ = ["Report", "bench", "markdown_table"]
 
-PARTS: Final = ("steps", "reading", "stages", "eval", "scale")
 WIDE: Final = 32
 """Samples of a second batch size on a GPU, where launches weigh less."""
 DUTS_TR: Final = 10_553

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageStat
-from scipy import ndimage  # type: ignore[import-untyped]
 
 from dsu.data.images import (
     FEW_VALUES,
@@ -325,6 +324,8 @@ def _mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]
 
 def _count_objects(foreground: NDArray[np.bool_], small: NDArray[np.bool_]) -> tuple[int, int]:
     """How many objects (H, W) there are, and how many of them no pixel of the small mask (side, side) lies on."""
+    from scipy import ndimage  # type: ignore[import-untyped]
+
     labels, count = ndimage.label(foreground, np.ones((3, 3)))  # corners touch
     if not count:
         return 0, 0

@@ -16,8 +16,8 @@ from dsu.data.images import FEW_VALUES, read_image
 from dsu.dataset_check import DatasetCheck, SplitCheck
 from dsu.dataset_check.reading import HALF, Sample
 from dsu.dataset_check.rules import SEVERITIES, Finding, case_of
-from dsu.drawing import FAINT_INK, INK, Page, dress, page_files, save_figures
-from dsu.pictures import CELL_GROUND, overlay
+from dsu.drawing import FAINT_INK, INK, Page, dress, save_figures
+from dsu.pictures import CELL_GROUND, overlay, page_files
 from dsu.progress import SILENT, Progress, Task
 
 __all__ = ["draw_sheet"]

@@ -24,7 +24,7 @@ An empty ground truth, one without a foreground pixel, is legal. There S is 1 - 
 is the share of pixels left background: S, E_mean, E_max and MAE are right, of maps that were not normalised. Every
 F, IoU and Dice is 0 there whatever was predicted, and E_adaptive is 0 for the all-black map, which is the perfect
 one. So sets that have such images get, beside the figures over all images, `object_metrics`, the same over the
-images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.metrics.meters`).
+images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.metrics.image_level`).
 
 Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 
@@ -48,7 +48,7 @@ from importlib.metadata import version
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +60,12 @@ from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_ma
 from dsu.data.pairing import Pair, make_split, named_images, pair_names
 from dsu.errors import DsuError, UsageError
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, MINMAX
-from dsu.metrics.meters import ImageLevel, Meters, Totals
+from dsu.metrics.image_level import ImageLevel
 from dsu.progress import SILENT, Progress
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
+
+if TYPE_CHECKING:
+    from dsu.metrics.meters import Meters
 
 __all__ = ["METRICS", "Evaluation", "JudgedImage", "evaluate", "match", "read_judged", "truths_in"]
 
@@ -260,6 +263,8 @@ def evaluate(
         >>> evaluate(judged).metrics["S"]
         0.953
     """
+    from dsu.metrics.meters import Totals  # its library takes longer to load than a mistake takes to tell
+
     images = list(images)
     workers = _workers(workers, len(images))
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
@@ -308,7 +313,9 @@ def _is_photograph(path: Path) -> bool:
     return bool(np.sort(counts)[-FEW_VALUES:].sum() < values.size / 2)
 
 
-def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> Meters:
+def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> "Meters":
+    from dsu.metrics.meters import Meters
+
     meters = Meters()
     for image in images:
         meters.step(*read_judged(image, mask_format, resize=resize), normalize=normalize)
@@ -360,7 +367,7 @@ def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat, found: 
         "IoU, Dice": "map > 0.5, averaged over images",
         "library": f"pysodmetrics {version('pysodmetrics')}",
     }
-    if found.without_object:  # said at length in `dsu.metrics.meters`
+    if found.without_object:  # said at length in `dsu.metrics.image_level`
         said |= {
             ", ".join(IMAGE_LEVEL): "of each map's largest value / 255, never normalised; alarm from 0.5 (128 of 255)",
             "with an object": "over those images alone; on the others F, IoU and Dice are 0 whatever is predicted",

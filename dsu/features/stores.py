@@ -380,7 +380,7 @@ def find_store(
     likewise = " with the same options of network and tiles" if encoders or tiling else ""
     raise UsageError(
         f"There are no {what}{of}{made_with} below {cache_root}: run `dsu cache-features {name or 'NAME|FOLDER'}` "
-        f"first{likewise}, or give --end-to-end."
+        f"first{likewise}."
     )
 
 

@@ -36,7 +36,7 @@ METRICS: Final = (
 PER_IMAGE: Final = ("S", "F_adaptive", "F_weighted", "E_adaptive", "MAE", "IoU", "Dice")
 
 IMAGE_LEVEL: Final = ("false_alarms", "misses", "AUROC")
-"""Figures of whole images: see `dsu.metrics.meters`."""
+"""Figures of whole images: see `dsu.metrics.image_level`."""
 
 _OVER_OBJECTS: Final = "_object"
 

@@ -1,6 +1,6 @@
 """Thresholds proposed from a validation share, and what they do to images that had no part in choosing them.
 
-Conventions. An image is found, or raises a false alarm, where its response (see `dsu.metrics.meters`) reaches the
+Conventions. An image is found, or raises a false alarm, where its response (see `dsu.metrics.image_level`) reaches the
 threshold. Dice is that of all pixels together (F with beta 1), at each of the 8-bit values 1 to 255; maps are taken as
 they are, never stretched. Where several values do equally well, the middle one of the longest row of them is taken:
 the one that other images are least likely to cross.
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dsu.metrics.meters import ImageLevel
+from dsu.metrics.image_level import ImageLevel
 from dsu.thresholds import level_of, threshold_at
 
 __all__ = ["CALIBRATION_BINS", "AtThreshold", "calibration", "judge_threshold", "propose_thresholds"]

@@ -9,6 +9,9 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
+
+from dsu.choices import FeatureDtype
 from dsu.config import LEVELS, DSUNetConfig
 from dsu.errors import UsageError
 
@@ -20,6 +23,7 @@ __all__ = [
     "feature_block",
     "feature_shape",
     "guide_names",
+    "item_bytes",
     "resume_at",
     "resume_point",
     "serving_features",
@@ -150,3 +154,11 @@ def resume_at(config: DSUNetConfig, start: str) -> ResumePoint:
 def _levels_before(config: DSUNetConfig, block: int) -> list[str]:
     """Levels whose Hiera stage has ended before `block`: starting there, they can't be computed any more."""
     return [f"S{level}" for level in LEVELS if sum(config.hiera.stages[:level]) <= block]
+
+
+def item_bytes(config: DSUNetConfig, name: str, feature_dtype: FeatureDtype) -> int:
+    """What one view of a sample takes in an array of a store, before it is compressed."""
+    if name == "mask":
+        return int(config.hiera_size**2)
+    height, width, channels = feature_shape(config, name)
+    return height * width * channels * (1 if name == "pixels" else np.dtype(feature_dtype).itemsize)

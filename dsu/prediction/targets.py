@@ -6,7 +6,7 @@ No file that comes of it is an input, another prediction, or outside of the outp
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,7 +123,7 @@ def prepare_jobs(
     info: HeadInfo,
     out: Path,
     settings: PredictionSettings,
-    runtime: "Runtime | None",
+    runtime: "Callable[[], Runtime] | None",
     *,
     paths: Paths,
     end_to_end: bool,
@@ -137,8 +137,8 @@ def prepare_jobs(
     A benchmark's name means its test splits, from their stores unless `end_to_end`; a folder or a file is always
     predicted from its pixels. With `held_out` and no sources it is the held-out share even where there is a test
     split; with `validation` the share comes along by which a threshold is chosen. With `mirror` the predictions of a
-    folder lie in `out` as its images do in the folder, instead of in a folder of its name. A `runtime` is wanted for
-    stores alone: their features must have been made as it would make them.
+    folder lie in `out` as its images do in the folder, instead of in a folder of its name. What gives a
+    `runtime` is called for stores alone: their features must have been made as it would make them.
 
     Raises `UsageError` where a source is unknown or an output would fall on an input.
     """
@@ -167,7 +167,7 @@ class _Finder:
     info: HeadInfo
     out: Path
     settings: PredictionSettings
-    runtime: "Runtime | None"
+    runtime: "Callable[[], Runtime] | None"
     paths: Paths
     end_to_end: bool
     mirror: bool
@@ -324,7 +324,7 @@ class _Finder:
             raise UsageError(f"{store.path} is not complete: run {store.again()} again.")
         assert self.runtime is not None
         point = resume_point(self.info.config, available)
-        _, drift = store.check_arrays(point, self.info.encoders, self.runtime, self.info.feature_dtype or "float16")
+        _, drift = store.check_arrays(point, self.info.encoders, self.runtime(), self.info.feature_dtype or "float16")
         for item in drift:
             self.progress.say(f"other version: {item}")
         store.check_samples(self.progress)

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from dsu.evaluation.evaluate import Evaluation
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, SPOILT, figure_name, over_objects
-from dsu.metrics.meters import ImageLevel
+from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import PublishedRow, incomparable, judged_in_part, published
 
 __all__ = ["PLACES", "Comparison", "Line", "Results", "by_kind", "compare"]

@@ -16,12 +16,11 @@ from dsu.data.views import view_index
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, find_store
 from dsu.heads.head_file import is_finished
-from dsu.network.resume import resume_point
+from dsu.network.resume import item_bytes, resume_point
 from dsu.progress import SILENT, Progress
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
-from dsu.training.run_notes import item_bytes
 from dsu.training.training_data import TrainingData, config_asked, encoders_asked
 
 __all__ = ["FOLDER_STARTS", "STUDY_FILE", "Asked", "Cost", "Kind", "Member", "Study", "open_study", "variants"]
@@ -275,11 +274,8 @@ def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeigh
 def _find_store(settings: TrainingSettings, cache_root: Path, progress: Progress) -> FeatureStore:
     if settings.end_to_end:
         raise UsageError("A study shares one store, and end_to_end reads none: leave it away.")
-    try:
-        encoders = encoders_asked(settings)
-        return find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
-    except UsageError as error:
-        raise UsageError(str(error).replace(", or give --end-to-end", "")) from error
+    encoders = encoders_asked(settings)
+    return find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
 
 
 def _test_splits(source: SourceFolder) -> tuple[Split, ...]:

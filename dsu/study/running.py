@@ -156,7 +156,7 @@ def _judge(study: Study, member: Member, progress: Progress, threads: int | None
             read_head_info(head),
             out,
             how,
-            runtime,
+            lambda: runtime,
             paths=study.paths,
             end_to_end=False,
             held_out=not study.tests,

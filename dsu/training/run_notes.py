@@ -1,14 +1,12 @@
 """What the user of a training run should know before it starts."""
 
-from dsu.choices import FeatureDtype
-from dsu.config import DSUNetConfig
 from dsu.features.stores import FeatureStore
 from dsu.graphs import EAGER_CALLS
-from dsu.network.resume import LEVEL_NAMES, feature_shape, resume_point
-from dsu.runtime import Runtime, torch_type
+from dsu.network.resume import LEVEL_NAMES, item_bytes, resume_point
+from dsu.runtime import Runtime
 from dsu.training.trainer import Trainer
 
-__all__ = ["item_bytes", "run_notes"]
+__all__ = ["run_notes"]
 
 
 def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) -> list[str]:
@@ -61,12 +59,3 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
             f"blocks need not run ({command})"
         )
     return notes
-
-
-def item_bytes(config: DSUNetConfig, name: str, feature_dtype: FeatureDtype) -> int:
-    """What one view of a sample takes in an array of a store, before it is compressed."""
-    if name == "mask":
-        return int(config.hiera_size**2)
-    height, width, channels = feature_shape(config, name)
-    each = 1 if name == "pixels" else torch_type(feature_dtype).itemsize
-    return height * width * channels * each

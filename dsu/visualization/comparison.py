@@ -1,9 +1,7 @@
-"""Predictions beside image and truth, for print: which images, and how they are drawn (the paper's Figures 5 and 6)."""
+"""Predictions beside image and truth, for print (the paper's Figures 5 and 6)."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
@@ -11,10 +9,8 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from dsu.data.datasets import Paths, find_dataset, find_samples, masks_below, test_splits
 from dsu.data.images import image_head
 from dsu.data.masks import MaskFormat, choose_mask_format, examine_mask
-from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.drawing import (
     DPI,
     GRID_GAP,
@@ -24,241 +20,16 @@ from dsu.drawing import (
     PAGE_WIDTH,
     draw_grid,
     fill_pages,
-    page_files,
     save_figures,
 )
-from dsu.errors import DsuError, UsageError, did_you_mean
-from dsu.evaluation.evaluate import JudgedImage, evaluate, truths_in
-from dsu.evaluation.ground_truth import NoKnownTruth, find_judged_sets, read_record
-from dsu.heads.head_file import HEAD_FILE, read_head_info
-from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
-from dsu.pictures import Picture, overlay
-from dsu.prediction.targets import RECORD_FILE
-from dsu.prediction.verdicts import read_table
+from dsu.pictures import Picture, overlay, page_files
 from dsu.progress import SILENT, Progress, Task
-from dsu.thresholds import DEFAULT_THRESHOLD
+from dsu.visualization.compared import ComparedImage
 
-__all__ = [
-    "ComparedImage",
-    "ComparisonFigure",
-    "are_of_random_encoders",
-    "choose_worst",
-    "find_compared",
-    "pick_names",
-    "threshold_of",
-]
+__all__ = ["ComparisonFigure"]
 
 _CELL: Final = 1.13
 """Inches a column: three of them are 3.49 wide, as a column of print is."""
-
-# ---- which images ----
-
-
-@dataclass(frozen=True)
-class ComparedImage:
-    """One row: an image, its truth (where it has one) and a prediction a method.
-
-    `remark` says why it was chosen (a metric's value), where that is worth saying.
-    """
-
-    name: str
-    image: Path
-    truth: Path | None
-    predictions: tuple[Path, ...] = ()
-    remark: str = ""
-
-
-def find_compared(
-    source: str | None, predictions: Mapping[str, Path], paths: Paths, truth: Path | None = None
-) -> tuple[list[ComparedImage], dict[str, int]]:
-    """Pair images, masks and predictions by their names: paths below their folders, without ending.
-
-    Args:
-        source: A benchmark, a set that was predicted, or a folder of images (or of images and masks). None takes the
-            sets that the predictions' own record names.
-        predictions: Each method's name and its folder: one that `dsu predict` wrote into, or any folder of maps.
-        paths: Where benchmarks lie.
-        truth: The masks' folder, beside a folder of images.
-
-    Returns:
-        The images that have all of these, in order; and how many were left out, by what they lack.
-
-    Raises:
-        UsageError: A source or folder that is absent or has no images, or no image has all.
-        DsuError: The images of a record are gone.
-    """
-    for folder in predictions.values():
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder: give --predictions a run's folder or one of masks.")
-        if (folder / HEAD_FILE).exists():
-            raise UsageError(f"{folder} holds a head and no predictions: run `dsu predict --head {folder}` first.")
-    lacking: Counter[str] = Counter()
-    rows: list[ComparedImage] = []
-    sets = _find_sets(source, predictions, truth, paths, lacking)
-    for name, samples in sets.items():
-        names = [sample.name for sample in samples]
-        found = {}
-        for method, folder in predictions.items():
-            # In a folder of the set's name, or right in it.
-            inner = folder / name if (folder / name).is_dir() else folder
-            found[method] = pair_files(names, named_images(unwrapped(inner)))
-            lacking[f"a prediction of {method}"] += found[method].count(None)
-        before = f"{name}/" if len(sets) > 1 else ""
-        for sample, *maps in zip(samples, *found.values(), strict=True):
-            if None not in maps:
-                rows.append(replace(sample, name=before + sample.name, predictions=tuple(maps)))
-    if not rows:
-        raise UsageError(
-            f"No image of {source or ', '.join(sets)} has all it takes under one name (without "
-            f"{', '.join(f'{what}: {count:,}' for what, count in lacking.items() if count)}): check the folders."
-        )
-    return rows, {what: count for what, count in lacking.items() if count}
-
-
-def pick_names(rows: Sequence[ComparedImage], names: Sequence[str]) -> list[ComparedImage]:
-    """The named rows, in the order given. Raises `UsageError` for a name that there is not."""
-    by_name = {row.name: row for row in rows}
-    for name in names:
-        if name not in by_name:
-            near = did_you_mean(name, by_name)
-            raise UsageError(f"No image that has all it takes is called {name!r}{near or ': check --names.'}")
-    return [by_name[name] for name in names]
-
-
-def choose_worst(
-    rows: Sequence[ComparedImage], count: int, metric: str, progress: Progress = SILENT
-) -> list[ComparedImage]:
-    """The rows on which the first method does worst, worst first, each with its figure as remark.
-
-    Args:
-        rows: With a prediction each at least.
-        count: How many.
-        metric: One of `dsu.metrics.figures.PER_IMAGE`; maps are stretched to their full range first, as benchmarks
-            do, and brought to their truth's size.
-        progress: Told of every image measured.
-
-    Raises:
-        UsageError: Another metric, or images without truth.
-        DsuError: A file that can't be read.
-    """
-    if metric not in PER_IMAGE:
-        near = did_you_mean(metric, PER_IMAGE)
-        raise UsageError(f"--by can't be {metric!r}: give {', '.join(PER_IMAGE)}{near or '.'}")
-    cases = [JudgedImage(row.name, row.predictions[0], row.truth) for row in rows if row.truth is not None]
-    if len(cases) < len(rows):
-        raise UsageError("--worst goes by the ground truth, and there is none: give it with --truth, or give --names.")
-    figures = [float(found[metric]) for found in evaluate(cases, resize=True, progress=progress).per_image]
-    order = sorted(range(len(rows)), key=lambda index: figures[index], reverse=metric in LOWER_IS_BETTER)
-    return [replace(rows[index], remark=f"{metric} {figures[index]:.3f}") for index in order[:count]]
-
-
-def are_of_random_encoders(predictions: Path) -> bool:
-    """Whether a run folder's predictions are those of a head on random encoders, which a figure should say."""
-    head = predictions.parent / HEAD_FILE
-    if (predictions / RECORD_FILE).is_file() and head.is_file():
-        with suppress(DsuError):  # of a damaged head: its predictions can be shown all the same
-            return read_head_info(head).random
-    return False
-
-
-def threshold_of(predictions: Path) -> float:
-    """The threshold by which a folder's predictions were judged to be alarms; a half where that is not known."""
-    noted = (row.threshold for row in read_table(predictions).values() if row.threshold is not None)
-    return next(noted, DEFAULT_THRESHOLD)
-
-
-def _find_sets(
-    source: str | None, predictions: Mapping[str, Path], truth: Path | None, paths: Paths, lacking: Counter[str]
-) -> dict[str, list[ComparedImage]]:
-    """Images and truths of each set, without predictions."""
-    recorded = next(((name, path) for name, path in predictions.items() if (path / RECORD_FILE).is_file()), None)
-    if source is None and truth is not None:
-        raise UsageError(f"--truth {truth} goes with a folder of images: name that, too.")
-    if source is not None and truth is not None:
-        return _in_two_folders(source, truth, paths, lacking)
-    if recorded is not None and (source is None or not Path(source).is_dir()):
-        try:
-            return _in_record(source, *recorded, paths, lacking)
-        except UsageError:
-            if without_truth := _predicted_images(source, recorded[1]):
-                return without_truth
-            raise
-    if source is None:
-        raise UsageError(
-            f"{', '.join(map(str, predictions.values()))} does not say which images were predicted: name them, a "
-            f"benchmark or a folder."
-        )
-    return _in_dataset(source, paths)
-
-
-def _in_two_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str]) -> dict[str, list[ComparedImage]]:
-    images = {pair.name: pair.image for split in find_samples(source, paths) for pair in split.pairs}
-    truths = truths_in(truth, paths)
-    found = pair_names([(one.name,) for one in truths], images)
-    lacking["an image"] = found.count(None)
-    samples = [
-        ComparedImage(name, images[name], one.mask or one.image)
-        for one, name in zip(truths, found, strict=True)
-        if name is not None
-    ]
-    return {Path(source).resolve().name: samples}
-
-
-def _in_record(
-    source: str | None, method: str, folder: Path, paths: Paths, lacking: Counter[str]
-) -> dict[str, list[ComparedImage]]:
-    """The sets that `dsu predict` noted down, with what they were predicted from."""
-    try:
-        judged = find_judged_sets([] if source is None else [source], folder, None, paths)
-    except NoKnownTruth as error:
-        raise UsageError(
-            f"{folder} does not say where images and their masks are: name them, a benchmark or a folder."
-        ) from error
-    lacking[f"a prediction of {method}"] = sum(len(one.missing) for one in judged)
-    return {
-        one.name: [ComparedImage(case.name, case.image, case.truth) for case in one.judged if case.image is not None]
-        for one in judged
-    }
-
-
-def _predicted_images(source: str | None, folder: Path) -> dict[str, list[ComparedImage]]:
-    """The sets of a record that no ground truth is known of, or the named one, with the images that are still there."""
-    found: dict[str, list[ComparedImage]] = {}
-    for name, how in read_record(folder).items():
-        if how["source"] is None and source in (None, name):
-            places = how.get("places", {})
-            images = [Path(places.get(item, places.get("", "")), item) for item in how["names"]]
-            named = zip(how["names"], images, strict=True)
-            rows = [
-                ComparedImage(str(Path(item).with_suffix("")), image, None) for item, image in named if image.is_file()
-            ]
-            found |= {name or folder.name: rows} if rows else {}
-    return found
-
-
-def _in_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImage]]:
-    """A benchmark's test splits, or what a folder holds; masks where it has any."""
-    try:
-        splits = find_dataset(source, paths)
-    except UsageError as error:
-        folder = Path(source)
-        if not folder.is_dir():
-            raise
-        images = find_images(folder)  # which says so where there are none at all
-        if not masks_below(folder):
-            named = [(image.relative_to(folder).with_suffix("").as_posix(), image) for image in images]
-            return {folder.resolve().name: [ComparedImage(name, image, None) for name, image in named]}
-        raise UsageError(
-            f"Images and masks in {source} can't be told apart or do not pair: name the images' folder, and the "
-            f"masks' with --truth."
-        ) from error
-    return {
-        split.name: [ComparedImage(pair.name, pair.image, pair.mask) for pair in split.pairs]
-        for split in test_splits(splits)
-    }
-
-
-# ---- how they are drawn ----
 
 
 @dataclass(frozen=True)

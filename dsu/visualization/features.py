@@ -3,27 +3,26 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.config import LEVELS, DSUNetConfig, build_config
 from dsu.data.datasets import Paths, SourceFolder, find_samples
-from dsu.data.decoding import ImageProcessor
 from dsu.data.images import UnreadableImage, read_image_and_head
 from dsu.data.masks import choose_mask_format, examine_mask
 from dsu.data.pairing import Pair, named_images, pair_files, unwrapped
-from dsu.encoders.weights import load_encoders
+from dsu.encoders.sources import check_given
 from dsu.errors import UsageError
 from dsu.heads.head_file import load_head, read_head_info, resolve_head
-from dsu.network.network import DSUNet
-from dsu.network.pretrained import load_network
 from dsu.progress import SILENT, Progress
-from dsu.runtime import Runtime
 from dsu.settings import EncoderWeights
+
+if TYPE_CHECKING:
+    from dsu.network.network import DSUNet
+    from dsu.runtime import Runtime
 
 __all__ = [
     "MOST",
@@ -31,6 +30,7 @@ __all__ = [
     "FeatureLevel",
     "Shown",
     "choose_blocks",
+    "choose_network",
     "compute_features",
     "find_head",
     "find_shown",
@@ -206,38 +206,54 @@ def choose_blocks(config: DSUNetConfig, asked: Sequence[int] | None) -> list[int
     return sorted(set(asked))
 
 
-def open_network(
+def choose_network(
     head: str | None, weights: EncoderWeights, encoders: Mapping[str, Any]
-) -> tuple[DSUNet, frozenset[str]]:
-    """The network to look into, in evaluation mode with both encoders, and which of "hiera" and "dino" are random.
+) -> tuple[DSUNetConfig, EncoderWeights]:
+    """The network to look into, and where its encoders' weights come from.
 
     Args:
-        head: a run folder or a head's file; None: the encoders alone (their head is nobody's).
+        head: a run folder or a head's file; None: the encoders alone.
         weights: where the encoders' weights come from.
         encoders: `preset`, `hiera`, ... as of `build_config`, those not asked for being None; a head says them
             itself.
 
-    Raises `UsageError` where a head and encoders are both named, `DsuError` where one of them can't be loaded.
+    Raises `UsageError` where a head and encoders are both named, `DsuError` where no file is where weights are named.
     """
     asked = {name: value for name, value in encoders.items() if value is not None}
-    if head is None:
-        config = build_config(asked.pop("preset", "large"), **asked)
-        hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
-        return DSUNet(config, hiera, dino).eval(), weights.random_of(config)
-    if asked:
+    if head is not None and asked:
         option = next(iter(asked)).replace("_", "-")
         raise UsageError(f"A head has its own encoders, which --{option} would change: leave it or --head away.")
+    if head is None:
+        config = build_config(asked.pop("preset", "large"), **asked)
+    else:
+        info = read_head_info(resolve_head(head))
+        config, weights = info.config, replace(weights, random=weights.random or info.random_weights)
+    check_given(config, weights, hiera=True, dino=True)
+    return config, weights
+
+
+def open_network(head: str | None, config: DSUNetConfig, weights: EncoderWeights) -> "DSUNet":
+    """What `choose_network` chose, in evaluation mode with both encoders; without a head, its own is nobody's.
+
+    Raises `DsuError` where it can't be loaded.
+    """
+    from dsu.encoders.weights import load_encoders
+    from dsu.network.network import DSUNet
+    from dsu.network.pretrained import load_network
+
+    if head is None:
+        hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
+        return DSUNet(config, hiera, dino).eval()
     state, info = load_head(resolve_head(head))
-    weights = replace(weights, random=weights.random or info.random_weights)
     network = load_network(state, info, weights)
     if network.dino is None:  # the paper's ablation A
-        network.dino = load_encoders(info.config, weights, hiera=False, dino=True)[1]
-    return network, weights.random_of(info.config)
+        network.dino = load_encoders(config, weights, hiera=False, dino=True)[1]
+    return network
 
 
 def compute_features(
-    network: DSUNet,
-    runtime: Runtime,
+    network: "DSUNet",
+    runtime: "Runtime",
     images: Sequence[Image.Image],
     blocks: Sequence[int],
     *,
@@ -259,6 +275,10 @@ def compute_features(
     Returns:
         Hiera's group (S1 to S4, or S1, S1 adapted, ...) and DINOv2's.
     """
+    import torch
+
+    from dsu.data.decoding import ImageProcessor
+
     config = network.config
     processor = ImageProcessor(config)
     names = [f"S{level}" for level in LEVELS]

@@ -21,8 +21,9 @@ from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from dsu.drawing import DPI, INK, PAGE_HEIGHT, Page, fill_pages, page_files, save_figures
+from dsu.drawing import DPI, INK, PAGE_HEIGHT, Page, fill_pages, save_figures
 from dsu.errors import DsuError
+from dsu.pictures import page_files
 from dsu.progress import SILENT, Progress, Task
 from dsu.visualization.features import FeatureGroup, Shown
 

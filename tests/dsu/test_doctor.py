@@ -122,8 +122,17 @@ def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("dsu.doctor.requires", lambda name: ["numpy", "torch==1.0.0"])
     found = look()
     assert broken(found) == {"torchvision's torch"} and "together" in found.next_steps[0]
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert broken(look()) == {"import torch"}
+    assert broken(look()) >= {"import torch"}
+
+
+def test_what_needs_torch_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = diagnose(Path("data"), Path("features"), told=lambda section, facts: told.append(section))
+    assert told == [*found.sections] == ["libraries", "weights", "data", "folders", "machine"]
+    assert broken(found) == {"import torch"} and found.sections["machine"][0].state == "broken"
 
 
 def test_gpus_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:

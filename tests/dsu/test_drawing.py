@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.drawing import page_files, sheet, training_curves
+from dsu.drawing import sheet, training_curves
 from dsu.errors import UsageError
-from dsu.pictures import cutout
+from dsu.pictures import cutout, page_files
 
 
 def grey(height: int = 30, width: int = 40, level: int = 100) -> NDArray[np.uint8]:

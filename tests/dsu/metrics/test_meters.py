@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from dsu.evaluation.evaluate import METRICS, Evaluation, JudgedImage, evaluate
-from dsu.metrics.meters import ImageLevel, Meters, Totals, auroc
+from dsu.metrics.image_level import ImageLevel, auroc
+from dsu.metrics.meters import Meters, Totals
 
 # Of 8-bit maps, and few enough for ties to be common.
 RESPONSES = st.lists(st.sampled_from([0, 1, 100, 127, 128, 200, 255]), min_size=1, max_size=12)

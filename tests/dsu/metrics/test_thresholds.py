@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsu.metrics.meters import ImageLevel, Meters, Totals
+from dsu.metrics.image_level import ImageLevel
+from dsu.metrics.meters import Meters, Totals
 from dsu.metrics.thresholds import calibration, judge_threshold, propose_thresholds
 from dsu.thresholds import level_of, threshold_at
 

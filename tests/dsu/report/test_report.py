@@ -18,7 +18,7 @@ from dsu.errors import UsageError
 from dsu.evaluation.evaluate import METRICS, Evaluation
 from dsu.evaluation.thresholds import Thresholds
 from dsu.metrics.figures import PER_IMAGE, SPOILT, metric_of
-from dsu.metrics.meters import ImageLevel
+from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import IMAGES, ablations, published
 from dsu.metrics.thresholds import AtThreshold
 from dsu.progress import SILENT

@@ -11,7 +11,7 @@ from judged import judge
 
 from dsu.evaluation.evaluate import METRICS, Evaluation
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, OBJECT
-from dsu.metrics.meters import ImageLevel
+from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import IMAGES, published
 from dsu.report import as_csv, as_json, as_latex, as_markdown, as_per_image, compare
 

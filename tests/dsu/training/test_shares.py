@@ -14,7 +14,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
 from dsu.progress import SILENT
 from dsu.settings import EncoderWeights, ExtractionSettings, TrainingSettings
-from dsu.study import Asked, open_study
+from dsu.study.plan import Asked, open_study
 from dsu.training.run_folders import RunRecord
 from dsu.training.runs import Run, open_run, prepare_run
 

@@ -23,12 +23,14 @@ from dsu.pictures import CELL_GROUND
 from dsu.progress import SILENT, Task
 from dsu.runtime import choose_runtime
 from dsu.settings import EncoderWeights
-from dsu.visualization.comparison import ComparedImage, ComparisonFigure, choose_worst, find_compared, pick_names
+from dsu.visualization.compared import ComparedImage, choose_worst, find_compared, pick_names
+from dsu.visualization.comparison import ComparisonFigure
 from dsu.visualization.features import (
     FeatureGroup,
     FeatureLevel,
     Shown,
     choose_blocks,
+    choose_network,
     compute_features,
     find_shown,
     open_network,
@@ -201,10 +203,10 @@ def test_blocks_are_the_quarters_unless_named() -> None:
 
 
 def test_encoders_of_random_weights_are_marked() -> None:
-    network, random = open_network(
-        None, EncoderWeights(), {"preset": "toy", "hiera": None, "hiera_size": 128, "dino_size": 126}
-    )
-    assert random == {"hiera", "dino"}
+    asked = {"preset": "toy", "hiera": None, "hiera_size": 128, "dino_size": 126}
+    config, weights = choose_network(None, EncoderWeights(), asked)
+    network = open_network(None, config, weights)
+    assert weights.random_of(config) == {"hiera", "dino"}
     image = Image.new("RGB", (40, 40))
     runtime = choose_runtime("cpu", "fp32")
     hiera, dino = compute_features(network, runtime, [image], [4], random=["dino"])
