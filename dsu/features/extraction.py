@@ -88,6 +88,12 @@ class ExtractionPlan:
         """What one of several processes that have the same plan has to do."""
         return replace(self, todo=dict(sorted(self.todo.items())[world.rank :: world.size]))
 
+    def left(self) -> "ExtractionPlan":
+        """What of it the store still lacks: another may have done it while one waited."""
+        lacking = self.lacking()
+        still = {shard: [one for one in todo if one in lacking.get(shard, ())] for shard, todo in self.todo.items()}
+        return replace(self, todo={shard: todo for shard, todo in still.items() if todo})
+
     @property
     def bytes_by_array(self) -> dict[str, int]:
         """Bytes still to be written, before any compression."""
@@ -455,7 +461,8 @@ def extract(
     label = f"encoding {plan.split.name}{f', part {part[0]}/{part[1]}' if part else ''}"
     with _writable(plan, part, world, progress), progress.task(label, plan.encodings, "views") as task:
         network.encoder_threads = plan.store.threads if runtime.device.type == "cpu" else None
-        advance, own = _counting(task, label, world), plan.share(world)
+        advance = _counting(task, label, world)
+        own = plan.share(world).left() if part or world.together else plan
         with writing(plan.store) as writer:
             for shard, extra, batch in _decoded(own, network.config, runtime):
                 for view in sorted({view for _, view in own.todo[shard] if augmentation_of(view) == extra}):

@@ -162,6 +162,28 @@ def test_a_part_waits_while_another_looks_at_the_images_and_says_so(many: Dsu, d
     assert f"are being looked at by process {os.getpid()} on" in text
 
 
+def test_who_waited_for_another_start_of_the_same_part_does_what_is_left(many: Dsu, drawn: Path) -> None:
+    many("cache-features", drawn, *OPTIONS, "--quiet")
+    begun = contents(Path("features"))
+    for marker in Path("features").glob("*/*/commits/*/*.0.json"):
+        marker.rename(marker.with_suffix(".away"))
+    store = FeatureStore.open(next(Path("features").glob("shapes-TR/*")))
+
+    def finish() -> None:
+        for marker in store.path.glob("commits/*/*.away"):
+            marker.rename(marker.with_suffix(".json"))
+        held.close()
+
+    with ExitStack() as held:
+        held.enter_context(store.lock((1, "2 parts")))
+        threading.Timer(3.0, finish).start()
+        text = many("cache-features", drawn, *OPTIONS, "--part", "1/2").output
+    assert "is being written as 1 of 2 parts by process" in text and "all parts" in text
+    for away in Path("features").glob("*/*/commits/*/*.away"):
+        away.unlink()
+    assert contents(Path("features")) == begun
+
+
 def test_one_fails_and_all_end_with_one_line(many: Dsu, drawn: Path, tmp_path: Path) -> None:
     """A folder that can't be written into, found by whoever has its shard."""
     many("cache-features", drawn, *OPTIONS, "--part", "1/6")
