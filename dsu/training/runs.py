@@ -1,7 +1,7 @@
 """From settings to a run: which samples, which store or images, which resume point, which folder."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore
 from dsu.files import atomic_write
 from dsu.heads.head_file import HeadInfo, head_sha256, image_digits, resolve_head, stopped_runs
-from dsu.network.resume import ResumePoint, feature_block, resume_point
+from dsu.network.resume import ResumePoint
 from dsu.progress import SILENT, Progress, counted, few
-from dsu.runtime import Runtime, choose_runtime, computing_threads, torch_type
+from dsu.runtime import Runtime, computing_threads, torch_type
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.compiling import compile_pays
+from dsu.training.resolving import check_sense, choose_point, frozen_point, resolve
 from dsu.training.run_folders import (
     PREVIOUS,
     SETTINGS_FILE,
@@ -37,6 +38,10 @@ from dsu.training.run_folders import (
 from dsu.training.training_data import TrainingData, find_training_data
 
 if TYPE_CHECKING:
+    from sam2.modeling.backbones.hieradet import Hiera
+    from timm.models.vision_transformer import VisionTransformer
+
+    from dsu.network.network import DSUNet
     from dsu.training.callbacks import Callback
     from dsu.training.trainer import Trainer, TrainingPhase
 
@@ -159,108 +164,181 @@ def prepare_run(
     """
     data = find_training_data(settings, paths, progress)
     config, store, live = data.config, data.store, settings.end_to_end
-    _check_sense(settings, data)
+    check_sense(settings, data)
     if settings.init_from is not None and not begun:
         resolve_head(settings.init_from)
     if before is None and settings.group is not None:  # else the record has them
         data.groups(settings, {"train": 1.0}, SILENT)
-    point = _choose_point(settings, config, store)
+    point = choose_point(settings, config, store)
     wanted = {"hiera": live or point.block < config.hiera.depth, "dino": live and bool(point.guides)}
     check_given(config, weights, **wanted)
     # Only now, since torch takes seconds: what is wrong with names and settings has been said.
-    import torch
-
     from dsu.encoders.weights import load_encoders
-    from dsu.network.network import DSUNet
-    from dsu.network.pretrained import start_from
     from dsu.training.run_notes import run_notes
-    from dsu.training.tracking import check_tracker
-    from dsu.training.trainer import Trainer, TrainingPhase
 
     if settings.track is not None:
+        from dsu.training.tracking import check_tracker
+
         check_tracker(settings.track)
-    resolved, runtime = _resolve(settings, data, point, world)
+    resolved, runtime = resolve(settings, data, point, world)
+    frozen = frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
     # What starts the processes may give each one thread, and their number may decide the last bits of a feature.
     threads = store.threads if store is not None and part and runtime.device.type == "cpu" else None
-    frozen_point = _frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
     hiera, dino, digests = load_encoders(config, weights, **wanted)
-    drift: tuple[str, ...] = ()
+    warnings: list[str] = []
     if store is not None and not live:
-        with computing_threads(threads):
-            for read in (point, *([frozen_point] if frozen_point else [])):
-                digests, drift = store.check_arrays(read, digests, runtime, resolved.feature_dtype or "float16")
+        digests, warnings = _check_store(store, [point, frozen], digests, runtime, resolved, threads)
+    dealt = _deal(resolved, data, before, paths, settings.model_fields_set, world, progress)
+    compiled, compiling = compile_pays(config, resolved, len(dealt.of("train")), runtime, world.size)
+    resolved = resolved.model_copy(update={"compile": compiled})
+    network = _new_network(config, resolved, hiera, dino)
+    network.encoder_threads = threads
+    start = before.start if before is not None and begun else None
+    if resolved.init_from is not None and not begun:
+        start, said = _start_from(resolve_head(resolved.init_from), network, digests, dealt, data)
+        warnings += said
+    if frozen is not None:
+        network.head.init_adapters_identity()
+    info = _head_info(config, resolved, data, dealt, digests, random=weights.random)
+    trainer = _trainer(network, resolved, data, dealt, (point, frozen), info, runtime, world)
+    trainer.callbacks += _callbacks(trainer, data) if world.leads else []
+    facts = {name: (dealt.shares[name], f.image_sha256, f.mask_sha256) for name, f in sorted(data.facts.items())}
+    record = RunRecord(digests, data.mask_format.to_json(), start, facts, dealt.groups)
+    said = [*run_notes(trainer, store, runtime), *([compiling] if compiling else []), *warnings]
+    notes = (*data.describe_shares(dealt.shares, dealt.groups), *said)
+    return Run(trainer, f"{data.source.split}-{config.encoders_name}", data.source, record, notes)
+
+
+@dataclass
+class _Dealt:
+    """Which share each sample is in, by name, and the samples that stay together in one."""
+
+    shares: dict[str, str]
+    groups: list[list[str]]
+
+    def of(self, share: str) -> list[str]:
+        """The samples of a share."""
+        return [name for name, its in self.shares.items() if its == share]
+
+
+def _check_store(
+    store: FeatureStore,
+    points: Sequence[ResumePoint | None],
+    digests: dict[str, str],
+    runtime: Runtime,
+    settings: TrainingSettings,
+    threads: int | None,
+) -> tuple[dict[str, str], list[str]]:
+    """The digests of the encoders behind what is read, and what was made with other versions, to warn of."""
+    drift: tuple[str, ...] = ()
+    with computing_threads(threads):
+        for read in points:
+            if read is not None:
+                digests, drift = store.check_arrays(read, digests, runtime, settings.feature_dtype or "float16")
+    return digests, [f"other version: {item}" for item in drift]
+
+
+def _deal(
+    settings: TrainingSettings,
+    data: TrainingData,
+    before: RunRecord | None,
+    paths: Paths,
+    asked: Collection[str],
+    world: World,
+    progress: Progress,
+) -> _Dealt:
+    """Deal samples to shares as the run before did, or anew. Raises `UsageError` where nothing can be balanced."""
     if before is None:  # noted beside the store, by one process
-        shares, groups = world.told(
-            lambda: data.shares(resolved, paths.cache_root, progress, settings.model_fields_set)
-        )
+        dealt = _Dealt(*world.told(lambda: data.shares(settings, paths.cache_root, progress, asked)))
     else:  # what is new is refused by `check_same_run`
         shares = {name: before.samples.get(name, ("train",))[0] for name in sorted(data.facts)}
-        groups = [list(group) for group in before.groups]
-    names = {share: [name for name in shares if shares[name] == share] for share in ("train", "val", "test")}
-    train_names = names["train"]
-    empty = data.empty & set(train_names) if resolved.balance else None
-    if empty is not None and len(empty) in (0, len(train_names)):
+        dealt = _Dealt(shares, [list(group) for group in before.groups])
+    train = dealt.of("train")
+    empty = data.empty & set(train)
+    if settings.balance and len(empty) in (0, len(train)):
         raise UsageError(
             f"Every image of {data.source.split} that is trained on has {'no' if empty else 'an'} object, so nothing "
             f"can be balanced: no --balance."
         )
-    compiled, compiling = compile_pays(config, resolved, len(train_names), runtime, world.size)
-    resolved = resolved.model_copy(update={"compile": compiled})
+    return dealt
+
+
+def _new_network(
+    config: DSUNetConfig, settings: TrainingSettings, hiera: "Hiera | None", dino: "VisionTransformer | None"
+) -> "DSUNet":
+    """The network with a head as the settings' seed draws it."""
+    import torch
+
+    from dsu.network.network import DSUNet
+
     torch.manual_seed(settings.seed)
-    network = DSUNet(
-        config,
-        hiera,
-        dino,
-        feature_dtype=torch_type(resolved.feature_dtype or "float16"),
-        encoder_batch_size=resolved.encoder_batch_size,
+    kind = torch_type(settings.feature_dtype or "float16")
+    return DSUNet(config, hiera, dino, feature_dtype=kind, encoder_batch_size=settings.encoder_batch_size)
+
+
+def _start_from(
+    head: Path, network: "DSUNet", digests: dict[str, str], dealt: _Dealt, data: TrainingData
+) -> tuple[str, list[str]]:
+    """Start from a trained head; what it was trained on judges nothing. Returns its digest, and what to say."""
+    from dsu.network.pretrained import start_from
+
+    trained, said = start_from(network.head, head, network.config, digests)
+    return head_sha256(head), [*said, *_leave_out(dealt, trained, data)]
+
+
+def _head_info(
+    config: DSUNetConfig,
+    settings: TrainingSettings,
+    data: TrainingData,
+    dealt: _Dealt,
+    digests: dict[str, str],
+    *,
+    random: bool,
+) -> HeadInfo:
+    """What the head will say of itself; `random`: whether its encoders' weights are."""
+    return HeadInfo(
+        config=config,
+        feature_dtype=settings.feature_dtype,
+        encoders=digests,
+        dataset={**vars(data.source), "held_out": dealt.of("val")},
+        test=dealt.of("test"),
+        trained_on=image_digits(data.facts[name].image_sha256 for name in dealt.of("train")),
+        trained_on_pixels=image_digits(data.facts[name].pixels_sha256 for name in dealt.of("train")),
+        training={**settings.model_dump(mode="json"), "random_weights": random},
     )
-    network.encoder_threads = threads
-    warnings = [f"other version: {item}" for item in drift]
-    start = before.start if before is not None and begun else None
-    if resolved.init_from is not None and not begun:
-        head = resolve_head(resolved.init_from)
-        trained, said = start_from(network.head, head, config, digests)
-        start = head_sha256(head)
-        warnings += [*said, *_leave_out(names, trained, data)]
-        shares |= dict.fromkeys(shares.keys() - {name for share in names.values() for name in share}, "left out")
-    if frozen_point is not None:
-        network.head.init_adapters_identity()
+
+
+def _trainer(
+    network: "DSUNet",
+    settings: TrainingSettings,
+    data: TrainingData,
+    dealt: _Dealt,
+    points: tuple[ResumePoint, ResumePoint | None],
+    info: HeadInfo,
+    runtime: Runtime,
+    world: World,
+) -> "Trainer":
+    """The trainer of the samples that were dealt, from `points`: of all epochs, and of those with frozen adapters."""
+    from dsu.training.trainer import Trainer, TrainingPhase
+
+    train, held_out = dealt.of("train"), dealt.of("val")
 
     def phase(at: ResumePoint) -> "TrainingPhase":
-        held = data.samples(names["val"], at, live=live) if names["val"] else None
-        return TrainingPhase(at, data.samples(train_names, at, live=live), held)
+        held = data.samples(held_out, at, live=settings.end_to_end) if held_out else None
+        return TrainingPhase(at, data.samples(train, at, live=settings.end_to_end), held)
 
-    trainer = Trainer(
+    main, frozen = points
+    return Trainer(
         network=network,
-        main=phase(point),
-        frozen_adapters=phase(frozen_point) if frozen_point else None,
-        empty=empty,
-        settings=resolved,
-        info=HeadInfo(
-            config=config,
-            feature_dtype=resolved.feature_dtype,
-            encoders=digests,
-            dataset={**vars(data.source), "held_out": names["val"]},
-            test=names["test"],
-            trained_on=image_digits(data.facts[name].image_sha256 for name in train_names),
-            trained_on_pixels=image_digits(data.facts[name].pixels_sha256 for name in train_names),
-            training={**resolved.model_dump(mode="json"), "random_weights": weights.random},
-        ),
+        main=phase(main),
+        frozen_adapters=phase(frozen) if frozen else None,
+        empty=data.empty & set(train) if settings.balance else None,
+        settings=settings,
+        info=info,
         runtime=runtime,
-        keep_best=resolved.keep == "best",
+        keep_best=settings.keep == "best",
         world=world,
     )
-    trainer.callbacks += _callbacks(trainer, data) if world.leads else []
-    record = RunRecord(
-        digests,
-        data.mask_format.to_json(),
-        start,
-        {name: (shares[name], fact.image_sha256, fact.mask_sha256) for name, fact in sorted(data.facts.items())},
-        groups,
-    )
-    said = [*run_notes(trainer, data.store, runtime), *([compiling] if compiling else []), *warnings]
-    notes = (*data.describe_shares(shares, groups), *said)
-    return Run(trainer, f"{data.source.split}-{config.encoders_name}", data.source, record, notes)
 
 
 def _check_same(world: World, mark: str) -> None:
@@ -294,7 +372,7 @@ def _check_place(source: SourceFolder, out: Path | None) -> None:
         raise UsageError(f"{out} holds images of {source.split}: give the run a folder of its own with --out.")
 
 
-def _leave_out(names: dict[str, list[str]], trained: HeadInfo, data: TrainingData) -> list[str]:
+def _leave_out(dealt: _Dealt, trained: HeadInfo, data: TrainingData) -> list[str]:
     """Take images that the head to start from was trained on out of what is held out, and say so.
 
     Raises `UsageError` where that leaves nothing of a share.
@@ -302,109 +380,17 @@ def _leave_out(names: dict[str, list[str]], trained: HeadInfo, data: TrainingDat
     known = {name for name, fact in data.facts.items() if trained.was_trained_on(fact.image_sha256, fact.pixels_sha256)}
     said = []
     for share in ("val", "test"):
-        lost = [name for name in names[share] if name in known]
-        if lost and len(lost) == len(names[share]):
+        names = dealt.of(share)
+        lost = [name for name in names if name in known]
+        if lost and len(lost) == len(names):
             raise UsageError(
                 f"The head to start from was trained on all that is held out of {data.source.split} ({few(lost)}), so "
                 f"nothing could be judged: hold out the share that it was trained without, or start a new head."
             )
         if lost:
-            names[share] = [name for name in names[share] if name not in known]
+            dealt.shares |= dict.fromkeys(lost, "left out")
             said.append(f"left out: {counted(len(lost), 'held-out images')} that the head was trained on ({few(lost)})")
     return said
-
-
-def _resolve(
-    settings: TrainingSettings, data: TrainingData, point: ResumePoint, world: World
-) -> tuple[TrainingSettings, Runtime]:
-    """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
-    config, store = data.config, data.store
-    if settings.precision == "auto" and store is not None:
-        precision, because = store.precision, "of the stored features"
-    else:
-        precision, because = settings.precision, "asked for"
-    runtime = choose_runtime(world.device(settings.device), precision, because, deterministic=settings.deterministic)
-    fraction = settings.val_fraction
-    if fraction is None and settings.fold is None:
-        fraction = 0.0 if data.source.benchmark else 0.1
-    held_out = bool(fraction) or settings.fold is not None
-    keep = settings.keep or ("best" if held_out and not data.source.benchmark and not settings.fold else "last")
-    if keep == "best" and not held_out:
-        raise UsageError("keep: best needs samples to validate on: give a val_fraction above 0, such as 0.1.")
-    resolved = settings.model_copy(
-        update={
-            "dataset": data.source.split,
-            **config.encoder_settings,
-            "adapt_last": config.adapt_last,
-            "tile": data.source.tile,
-            "overlap": data.source.overlap,
-            "val_fraction": fraction,
-            "keep": keep,
-            "feature_dtype": settings.feature_dtype or (store.feature_dtype if store else "float16"),
-            "start_feature": point.start,
-            "encoder_batch_size": _encoder_batch_size(settings, store, runtime),
-            "precision": runtime.precision,
-        }
-    )
-    return resolved, runtime
-
-
-def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, runtime: Runtime) -> int:
-    """The store's: what runs live beside it must compute as it was computed."""
-    from dsu.network.network import default_encoder_batch_size
-
-    recorded = store.encoder_batch_size if store else None
-    asked = settings.encoder_batch_size
-    if None not in (recorded, asked) and recorded != asked:
-        raise UsageError(
-            f"The stored features were computed {recorded} samples at a time, not {asked}: leave encoder_batch_size "
-            f"away, or store them anew."
-        )
-    return recorded or asked or default_encoder_batch_size(runtime.device)
-
-
-def _check_sense(settings: TrainingSettings, data: TrainingData) -> None:
-    """Raise `UsageError` for settings that contradict each other, or the data."""
-    if settings.fold is not None and settings.test_fraction:
-        raise UsageError("--fold and --test-fraction both set a share apart: give one of them.")
-    if (settings.val_fraction or 0) + settings.test_fraction >= 1:
-        raise UsageError("--val-fraction and --test-fraction leave nothing to train on: hold out less.")
-    if settings.fold is not None and settings.val_fraction is not None:
-        raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
-    if settings.freeze_adapter_epochs and settings.init_from is not None:
-        raise UsageError("--freeze-adapter-epochs is for a new head, --init-from for a trained one: give one of them.")
-    if settings.freeze_adapter_epochs >= settings.epochs:
-        raise UsageError(
-            f"--freeze-adapter-epochs {settings.freeze_adapter_epochs} leaves none of {settings.epochs} epochs to the "
-            f"adapters: give fewer."
-        )
-    if settings.freeze_adapter_epochs and not data.config.adapt_last:
-        raise UsageError("--freeze-adapter-epochs needs adapters, and --adapt-last 0 has none: leave it away.")
-
-
-def _choose_point(settings: TrainingSettings, config: DSUNetConfig, store: FeatureStore | None) -> ResumePoint:
-    """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
-    if store is not None:
-        return resume_point(config, store.available(settings.views), settings.start_feature)
-    everything = {"pixels", *config.injections.values()}
-    if settings.start_feature is not None:
-        feature_block(config, settings.start_feature)
-        everything |= {settings.start_feature, "S1", "S2", "S3", "S4"}
-    return resume_point(config, everything, settings.start_feature or "pixels")
-
-
-def _frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
-    """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
-    without = data.config.model_copy(update={"adapt_last": 0})
-    if data.store is not None:
-        lacking = {"S1", "S2", "S3", "S4"} - data.store.available(settings.views)
-        if lacking and not settings.end_to_end:
-            raise UsageError(
-                f"--freeze-adapter-epochs reads Hiera's levels, and {', '.join(sorted(lacking))} of the views "
-                f"{settings.views} are not stored: run {data.store.again('--level-views', settings.views)}, or draw "
-                f"fewer --views."
-            )
-    return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
 
 
 def _callbacks(trainer: "Trainer", data: TrainingData) -> "list[Callback]":

@@ -1,0 +1,105 @@
+"""What a run's settings leave open, decided by the store, the data and the paper; and what contradicts itself."""
+
+from dsu.config import DSUNetConfig
+from dsu.distributed import World
+from dsu.errors import UsageError
+from dsu.features.stores import FeatureStore
+from dsu.network.resume import ResumePoint, feature_block, resume_point
+from dsu.runtime import Runtime, choose_runtime
+from dsu.settings import TrainingSettings
+from dsu.training.training_data import TrainingData
+
+__all__ = ["check_sense", "choose_point", "frozen_point", "resolve"]
+
+
+def resolve(
+    settings: TrainingSettings, data: TrainingData, point: ResumePoint, world: World
+) -> tuple[TrainingSettings, Runtime]:
+    """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
+    config, store = data.config, data.store
+    if settings.precision == "auto" and store is not None:
+        precision, because = store.precision, "of the stored features"
+    else:
+        precision, because = settings.precision, "asked for"
+    runtime = choose_runtime(world.device(settings.device), precision, because, deterministic=settings.deterministic)
+    fraction = settings.val_fraction
+    if fraction is None and settings.fold is None:
+        fraction = 0.0 if data.source.benchmark else 0.1
+    held_out = bool(fraction) or settings.fold is not None
+    keep = settings.keep or ("best" if held_out and not data.source.benchmark and not settings.fold else "last")
+    if keep == "best" and not held_out:
+        raise UsageError("keep: best needs samples to validate on: give a val_fraction above 0, such as 0.1.")
+    resolved = settings.model_copy(
+        update={
+            "dataset": data.source.split,
+            **config.encoder_settings,
+            "adapt_last": config.adapt_last,
+            "tile": data.source.tile,
+            "overlap": data.source.overlap,
+            "val_fraction": fraction,
+            "keep": keep,
+            "feature_dtype": settings.feature_dtype or (store.feature_dtype if store else "float16"),
+            "start_feature": point.start,
+            "encoder_batch_size": _encoder_batch_size(settings, store, runtime),
+            "precision": runtime.precision,
+        }
+    )
+    return resolved, runtime
+
+
+def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, runtime: Runtime) -> int:
+    """The store's: what runs live beside it must compute as it was computed."""
+    from dsu.network.network import default_encoder_batch_size
+
+    recorded = store.encoder_batch_size if store else None
+    asked = settings.encoder_batch_size
+    if None not in (recorded, asked) and recorded != asked:
+        raise UsageError(
+            f"The stored features were computed {recorded} samples at a time, not {asked}: leave encoder_batch_size "
+            f"away, or store them anew."
+        )
+    return recorded or asked or default_encoder_batch_size(runtime.device)
+
+
+def check_sense(settings: TrainingSettings, data: TrainingData) -> None:
+    """Raise `UsageError` for settings that contradict each other, or the data."""
+    if settings.fold is not None and settings.test_fraction:
+        raise UsageError("--fold and --test-fraction both set a share apart: give one of them.")
+    if (settings.val_fraction or 0) + settings.test_fraction >= 1:
+        raise UsageError("--val-fraction and --test-fraction leave nothing to train on: hold out less.")
+    if settings.fold is not None and settings.val_fraction is not None:
+        raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
+    if settings.freeze_adapter_epochs and settings.init_from is not None:
+        raise UsageError("--freeze-adapter-epochs is for a new head, --init-from for a trained one: give one of them.")
+    if settings.freeze_adapter_epochs >= settings.epochs:
+        raise UsageError(
+            f"--freeze-adapter-epochs {settings.freeze_adapter_epochs} leaves none of {settings.epochs} epochs to the "
+            f"adapters: give fewer."
+        )
+    if settings.freeze_adapter_epochs and not data.config.adapt_last:
+        raise UsageError("--freeze-adapter-epochs needs adapters, and --adapt-last 0 has none: leave it away.")
+
+
+def choose_point(settings: TrainingSettings, config: DSUNetConfig, store: FeatureStore | None) -> ResumePoint:
+    """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
+    if store is not None:
+        return resume_point(config, store.available(settings.views), settings.start_feature)
+    everything = {"pixels", *config.injections.values()}
+    if settings.start_feature is not None:
+        feature_block(config, settings.start_feature)
+        everything |= {settings.start_feature, "S1", "S2", "S3", "S4"}
+    return resume_point(config, everything, settings.start_feature or "pixels")
+
+
+def frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
+    """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
+    without = data.config.model_copy(update={"adapt_last": 0})
+    if data.store is not None:
+        lacking = {"S1", "S2", "S3", "S4"} - data.store.available(settings.views)
+        if lacking and not settings.end_to_end:
+            raise UsageError(
+                f"--freeze-adapter-epochs reads Hiera's levels, and {', '.join(sorted(lacking))} of the views "
+                f"{settings.views} are not stored: run {data.store.again('--level-views', settings.views)}, or draw "
+                f"fewer --views."
+            )
+    return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")
