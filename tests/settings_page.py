@@ -23,17 +23,28 @@ PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
 _INTRODUCTION: Final = """\
 # Settings
 
-Every setting is an option, `--batch-size 4`, and of a training run also a line of a settings file, `batch_size: 4`
-(`train-head --config mine.yaml`; a run's own `settings.yaml` shows all). An option that is given goes over the file,
-and one that is not leaves what the file says. Switches have two forms: `--balance` and `--no-balance`.
+Every setting is an option (`--batch-size 4`). For a training run it is also a line of a settings file
+(`batch_size: 4`), which `train-head --config mine.yaml` reads; each run keeps such a file as `settings.yaml`. Options
+override the file. Switches have two forms: `--balance` and `--no-balance`.
 
-This page is made of the fields in `dsu/settings.py`: `python tests/settings_page.py` writes it anew.
+`python tests/settings_page.py` generates this page from `dsu/settings.py`.
+
+## Presets and weights
+
+| preset | Hiera | DINOv2 | input in pixels | needs |
+|---|---|---|---|---|
+| `large` (the paper, the default) | L | ViT-L/14 | 352, 518 | a GPU with 24 GB |
+| `base`, `small`, `tiny` | B+, S, T | ViT-B, S, S | 352, 518 | less |
+| `toy` | tiny, random | tiny, random | 192, 266 | any machine; for trying things out |
+
+Any pair works: `--hiera small --dino vitl14 --hiera-size 512`. The weights are the official SAM 2.1 and DINOv2
+checkpoints. `dsu` downloads them from the Hugging Face hub into its usual cache, or reads files in Meta's or timm's
+format: `--hiera-weights FILE` (`DSU_HIERA`) and `--dino-weights FILE` (`DSU_DINO`). It loads only weights and never
+runs code from a checkpoint.
 """
 
 _SECTIONS: Final[dict[str, tuple[type[Settings], ...]]] = {
-    "Training: `dsu train-head`, and as far as they vary there `dsu check-equivalence` and `dsu study`": (
-        TrainingSettings,
-    ),
+    "Training: `dsu train-head`, `dsu study` and `dsu check-equivalence`, where they apply": (TrainingSettings,),
     "Stage one: `dsu cache-features`": (ExtractionSettings, TilingSettings, NetworkSettings, RuntimeSettings),
     "Prediction: `dsu predict`": (PredictionSettings, RuntimeSettings),
 }

@@ -84,6 +84,7 @@ def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pyt
     if not any("cache-features" in line for line in lines):
         dsu("cache-features", "DUTS", *TINY, "--features", "V", "--quiet")
         dsu("train-head", "--epochs", 1, "--quiet")
+        dsu("predict", "--quiet")
     for line in lines:
         for paper, toy in TOY.items():
             line = line.replace(paper, toy)
