@@ -145,8 +145,8 @@ def _beating(path: Path, what: str) -> Iterator[None]:
 @cache
 def _say_without_locks(folder: Path) -> None:
     _LOG.warning(
-        "%s has no locks of the system: remove and rebuild no store that others read, start no part of its work "
-        "twice; what is killed on another host keeps its folder busy for two minutes",
+        "%s has no locks of the system: remove and rebuild no store that others read; what is killed on "
+        "another host keeps its folder busy for two minutes",
         folder,
     )
 
