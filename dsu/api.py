@@ -11,7 +11,14 @@ from dsu.choices import Normalization
 from dsu.data.datasets import Paths, check_places
 from dsu.errors import UsageError, did_you_mean
 from dsu.files import atomic_write, make_folder
-from dsu.heads.head_file import HeadInfo, is_exported, predictions_folder, read_head_info, resolve_head
+from dsu.heads.head_file import (
+    HeadInfo,
+    is_exported,
+    precision_of,
+    predictions_folder,
+    read_head_info,
+    resolve_head,
+)
 from dsu.hub import is_hub_name
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress
@@ -251,10 +258,7 @@ def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path) -> "Runtime":
     """The device that is asked for, at the precision of training where none is."""
     from dsu.runtime import choose_runtime
 
-    trained = info.training.get("precision", "auto")
-    if trained not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"The precision in {head} can't be {trained!r}: train the head again.")
-    precision = trained if asked.precision == "auto" else asked.precision
+    precision = precision_of(info, head) if asked.precision == "auto" else asked.precision
     return choose_runtime(asked.device, precision, "asked for" if precision == asked.precision else "of training")
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "PredictionKind",
     "RegionKind",
     "ReportFormat",
+    "ServedKind",
 ]
 
 FeatureDtype = Literal["float16", "float32"]
@@ -31,6 +32,9 @@ BceKind = Literal["plain", "weighted", "focal"]
 
 PredictionKind = Literal["mask", "overlay", "cutout"]
 """An 8-bit mask, the image under a coloured mask, or the object with alpha."""
+
+ServedKind = Literal["mask", "map", "overlay", "cutout", "table"]
+"""What a server is asked for: a `PredictionKind`, the soft map even where masks are cut, or the table of verdicts."""
 
 Normalization = Literal["minmax", "none"]
 """`minmax` stretches each map to its full range: the benchmarks' convention, which turns the noise of an image

@@ -1,15 +1,12 @@
 """The one kind of failure that is the user's to mend, and the words in which it is said."""
 
 import reprlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final
+from importlib.util import find_spec
+from typing import Any, Final, Protocol
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-    from pydantic_core import ErrorDetails
-
-__all__ = ["DsuError", "UsageError", "did_you_mean", "validation_reasons"]
+__all__ = ["DsuError", "UsageError", "check_installed", "did_you_mean", "validation_reasons"]
 
 
 class DsuError(Exception):
@@ -23,6 +20,13 @@ class UsageError(DsuError):
     """A request that cannot be carried out as given (an option, a name, a settings field): exit status 2."""
 
 
+def check_installed(doing: str, *packages: str) -> None:
+    """Raise `UsageError` where packages are not installed that something optional wants, with the line that does it."""
+    missing = [name for name in packages if find_spec(name.replace("-", "_")) is None]
+    if missing:
+        raise UsageError(f"{doing} needs {', '.join(missing)}: `pip install {' '.join(missing)}`, and run again.")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One clause for the end of a message, "; did you mean 'epochs'?", or nothing where no known name is near."""
     by_small = {item.casefold(): item for item in known}
@@ -30,8 +34,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_small[near[0]]!r}?" if near else ""
 
 
+class _Invalid(Protocol):
+    """pydantic's `ValidationError`, and whatever else lists what is wrong as that does."""
+
+    def errors(self) -> Sequence[Any]:
+        """What is wrong, one by one."""
+
+
 def validation_reasons(
-    error: "ValidationError", known: Collection[str] = (), spell: Callable[[str], str] = lambda field: field
+    error: _Invalid, known: Collection[str] = (), spell: Callable[[str], str] = lambda field: field
 ) -> str:
     """What a failed validation found, in plain clauses joined by semicolons (for settings, heads and networks).
 
@@ -63,7 +74,7 @@ _WANTED: Final = {
 """What a value must be, by pydantic's name of the error."""
 
 
-def _reason(item: "ErrorDetails", known: Collection[str], spell: Callable[[str], str]) -> str:
+def _reason(item: Mapping[str, Any], known: Collection[str], spell: Callable[[str], str]) -> str:
     first, *rest = (str(part) for part in item["loc"]) if item["loc"] else ("",)
     field = ".".join((spell(first), *rest))
     context: dict[str, Any] = item.get("ctx", {})

@@ -29,6 +29,7 @@ __all__ = [
     "NetworkSettings",
     "PredictionSettings",
     "RuntimeSettings",
+    "ServingSettings",
     "Settings",
     "TilingSettings",
     "TrainingSettings",
@@ -212,6 +213,18 @@ class PredictionSettings(TilingSettings):
     )
     batch_size: int = option(8, "Images, or tiles, at once.", gt=0, le=4096)
     overwrite: bool = option(False, "Write over predictions of another head or other settings.")
+
+
+class ServingSettings(Settings):
+    """What a server takes on, and what it refuses."""
+
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.", metavar="ADDRESS")
+    port: int = option(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    batch_size: int = option(8, "Images at once.", gt=0, le=4096)
+    queue: int = option(32, "Requests at once, from their first byte to their answer; others get 503.", gt=0)
+    max_megabytes: float = option(20, "The largest file that is taken.", gt=0, le=4000)
+    max_megapixels: float = option(50, "The largest image that is decoded, and the most of a batch.", gt=0, le=500)
+    upload_seconds: float = option(60, "Time in which a request has to arrive.", gt=0)
 
 
 class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):

@@ -13,6 +13,7 @@ from dsu.settings import (
     NetworkSettings,
     PredictionSettings,
     RuntimeSettings,
+    ServingSettings,
     Settings,
     TilingSettings,
     TrainingSettings,
@@ -47,6 +48,7 @@ _SECTIONS: Final[dict[str, tuple[type[Settings], ...]]] = {
     "Training: `dsu train-head`, `dsu study` and `dsu check-equivalence`, where they apply": (TrainingSettings,),
     "Stage one: `dsu cache-features`": (ExtractionSettings, TilingSettings, NetworkSettings, RuntimeSettings),
     "Prediction: `dsu predict`": (PredictionSettings, RuntimeSettings),
+    "Serving: `dsu serve`": (ServingSettings, RuntimeSettings),
 }
 
 

@@ -24,6 +24,7 @@ from dsu_cli.evaluate import evaluate
 from dsu_cli.export import export
 from dsu_cli.heads import export_checkpoint, head, import_checkpoint
 from dsu_cli.predict import predict
+from dsu_cli.serve import serve
 from dsu_cli.study import study
 from dsu_cli.train_head import train_head
 from dsu_cli.visualize import visualize
@@ -83,6 +84,7 @@ _PANELS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Heads": {
         "head": head,
         "export": export,
+        "serve": serve,
         "import-checkpoint": import_checkpoint,
         "export-checkpoint": export_checkpoint,
     },

@@ -35,6 +35,7 @@ __all__ = [
     "file_sha256",
     "grey_levels",
     "image_head",
+    "image_size",
     "mask_box",
     "or_unreadable",
     "pixels_sha256",
@@ -224,9 +225,9 @@ def read_image_and_head(
         return picture, ImageHead(image.size, orientation, extent, digest)
 
 
-def read_rgba(path: Path, depth: Depth | None = None) -> Image.Image:
+def read_rgba(path: Path, data: bytes | None = None, depth: Depth | None = None) -> Image.Image:
     """As `read_image`, with the image's own alpha, opaque where it has none: RGBA."""
-    with _decoded(path, None) as (image, _):
+    with _decoded(path, data) as (image, _):
         alpha = (
             image.convert("RGBA").getchannel("A") if image.has_transparency_data else Image.new("L", image.size, 255)
         )
@@ -286,12 +287,18 @@ def image_head(path: Path, data: bytes | None = None) -> ImageHead:
     """The head of an image's file, without its pixels; arguments and errors are those of `read_image`."""
     if data is None:
         file_bytes_and_time(path)
-    try:
-        with Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return ImageHead(image.size[::-1] if orientation >= 5 else image.size, orientation)
-    except Exception as error:  # as in `_decoded`
-        raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
+    with _opened(path, path if data is None else io.BytesIO(data)) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return ImageHead(image.size[::-1] if orientation >= 5 else image.size, orientation)
+
+
+def image_size(path: Path, data: bytes) -> tuple[int, int]:
+    """Width and height as a file claims them, from its first bytes: nothing is decoded.
+
+    Raises `UnreadableImage` where it is no image.
+    """
+    with _opened(path, io.BytesIO(data)) as image:
+        return image.size
 
 
 def read_mask(
@@ -406,22 +413,23 @@ def mask_box(box: Box, size: tuple[int, int], mask_size: tuple[int, int]) -> Box
 
 @contextmanager
 def _decoded(path: Path, data: bytes | None) -> Iterator[tuple[Image.Image, int]]:
-    """Open, check, decode and turn upright, with how it lay in EXIF's numbers.
+    """Open, check, decode and turn upright, with how it lay in EXIF's numbers."""
+    with _opened(path, io.BytesIO(read_bytes(path) if data is None else data)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
+        image.load()
+        yield ImageOps.exif_transpose(image), image.getexif().get(ExifTags.Base.Orientation, 1)
 
-    Whatever fails until the context ends is the file's fault.
-    """
-    data = read_bytes(path) if data is None else data
+
+@contextmanager
+def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Open an image; whatever fails until the context ends is the file's fault."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(
-                    f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}"
-                )
-            image.load()
-            yield ImageOps.exif_transpose(image), image.getexif().get(ExifTags.Base.Orientation, 1)
+        with Image.open(source, formats=_FORMATS) as image:
+            yield image
     except UnidentifiedImageError as error:
-        known = "empty" if not data else "in no image format known here"
-        raise UnreadableImage(path, f"it is {known}") from error
+        empty = not (source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size)
+        raise UnreadableImage(path, f"it is {'empty' if empty else 'in no image format known here'}") from error
     # Pillow's plugins raise almost anything on damaged files: OSError, SyntaxError, struct.error, KeyError...
     except Exception as error:
         raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from jinja2 import StrictUndefined, Template
 from dsu import __version__
 from dsu.choices import ExportPrecision
 from dsu.encoders.sources import published_source
-from dsu.errors import DsuError, UsageError
+from dsu.errors import DsuError, UsageError, check_installed
 from dsu.export.checking import Agreement, Loss, compare, images_to_check, loss_of, network_inputs
 from dsu.export.graph import BESIDE, input_sizes, write_graph
 from dsu.export.precision import halve, quantize
@@ -143,9 +142,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _check_request(out: Path, page: Path, precision: ExportPrecision, calibrate: Path | None, overwrite: bool) -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise UsageError(f"Exporting needs {', '.join(missing)}: `pip install {' '.join(missing)}`, and run again.")
+    check_installed("Exporting", "onnx", "onnxscript", "onnxruntime")
     if out.suffix != ".onnx":
         raise UsageError(f"--out {out} must end in .onnx: it becomes an ONNX file.")
     if calibrate is not None and precision != "int8":

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dsu import __version__
-from dsu.choices import FeatureDtype, PredictionKind
+from dsu.choices import FeatureDtype, Precision, PredictionKind
 from dsu.config import DSUNetConfig
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError, validation_reasons
@@ -38,6 +38,7 @@ __all__ = [
     "is_finished",
     "living",
     "load_head",
+    "precision_of",
     "predictions_folder",
     "read_head_info",
     "resolve_head",
@@ -274,6 +275,15 @@ def _unfinished(run: Path) -> str:
     if trained_by is not None:
         return f"it is being trained by {trained_by}, wait until it ends"
     return f"its training was stopped, go on with it by `dsu train-head --resume --out {run}`"
+
+
+def precision_of(info: HeadInfo, head: Path) -> Precision:
+    """The precision of training, `auto` where it was not noted. Raises `UsageError` for one that there is not."""
+    trained = info.training.get("precision", "auto")
+    for precision in get_args(Precision):
+        if trained == precision:
+            return precision  # type: ignore[no-any-return]
+    raise UsageError(f"The precision in {head} can't be {trained!r}: train the head again.")
 
 
 def is_exported(head: Path) -> bool:

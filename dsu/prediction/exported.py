@@ -113,8 +113,14 @@ class ExportedSegmenter(Segmenter):
         return self
 
     def _predict(self, pictures: Sequence[Image.Image], normalization: Normalization) -> list[NDArray[np.float32]]:
+        return [self.model.cut(mask) for mask in self.segment(pictures, normalization)]
+
+    def segment(
+        self, pictures: Sequence[Image.Image], normalization: Normalization = "none"
+    ) -> list[NDArray[np.float32]]:
+        """See `Segmenter.segment`."""
         cut = None if self.tiling is None else (self.tiling.size, self.tiling.overlap)
-        return [self.model.cut(mask) for mask in self.model.segment(pictures, normalization, cut, BATCH)]
+        return self.model.segment(pictures, normalization, cut, BATCH)
 
 
 def _load(path: Path, device: str, precision: Precision) -> Model:

@@ -172,6 +172,12 @@ class Segmenter:
         return masks if several is images else masks[0]
 
     def _predict(self, pictures: Sequence[Image.Image], normalization: Normalization) -> list[NDArray[np.float32]]:
+        return self.segment(pictures, normalization)
+
+    def segment(
+        self, pictures: Sequence[Image.Image], normalization: Normalization = "none"
+    ) -> list[NDArray[np.float32]]:
+        """The soft masks of RGB pictures that stand upright, as `open_image` gives them; none is cut."""
         from dsu.batches import Batch
         from dsu.prediction.inference import finish_mask
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dsu.data.images import UnreadableImage, read_image, read_rgba
+from dsu.choices import Normalization, PredictionKind
+from dsu.data.images import Depth, UnreadableImage, read_image, read_rgba
 from dsu.errors import DsuError
 from dsu.export.runner import stretch
 from dsu.files import atomic_write, make_folder
@@ -25,7 +26,7 @@ from dsu.settings import PredictionSettings
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 from dsu_cache import locked
 
-__all__ = ["Outcome", "row_of", "write_jobs", "write_mask"]
+__all__ = ["Look", "Outcome", "row_of", "verdict_of", "write_jobs", "write_mask"]
 
 _KEEP_EVERY: Final = 10.0
 """Seconds between writes of the table."""
@@ -117,31 +118,64 @@ def write_mask(
     row: VerdictRow, target: Target, mask: NDArray[np.float32], job: Job, settings: PredictionSettings
 ) -> VerdictRow:
     """Write what is wanted of a mask (H, W), not stretched yet; its row, with a sentence where nothing is written."""
-    if not np.isfinite(mask).all():
-        problem = (
-            f"{target.image} has no mask, as the network's output is not finite: try --precision fp32, or train the "
-            f"head again."
-        )
-        return replace(row, problem=problem)
-    row = find_verdict(row, _grey(mask), job.threshold)
-    grey = _grey(stretch(mask) if job.normalization == "minmax" else mask)
-    if settings.threshold is not None:
-        grey = np.where(grey >= level_of(settings.threshold), np.uint8(255), np.uint8(0))
-    picture = Image.fromarray(grey)
-    if settings.kind != "mask":
-        threshold = job.threshold if settings.threshold is None else DEFAULT_THRESHOLD  # what is cut is black or white
-        try:
-            picture = (
-                overlay(read_image(target.image, depth=job.depth), grey, threshold)
-                if settings.kind == "overlay"
-                else cutout(read_rgba(target.image, job.depth), grey, threshold)
-            )
-        except UnreadableImage as error:
-            return replace(row, verdict="no mask", problem=str(error))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=3)
-    atomic_write(target.output, buffer.getvalue())
+    row = verdict_of(row, target.image, mask, job.threshold)
+    if row.problem:
+        return row
+    look = Look(settings.kind, settings.threshold, job.threshold, job.normalization, job.depth)
+    try:
+        content = look.png(target.image, mask)
+    except UnreadableImage as error:
+        return replace(row, verdict="no mask", problem=str(error))
+    atomic_write(target.output, content)
     return row
+
+
+def verdict_of(row: VerdictRow, image: Path, mask: NDArray[np.float32], threshold: float) -> VerdictRow:
+    """An image's row by its mask (H, W), not stretched; with a sentence where that is no mask."""
+    if np.isfinite(mask).all():
+        return find_verdict(row, _grey(mask), threshold)
+    problem = (
+        f"{image} has no mask, as the network's output is not finite: try --precision fp32, or train the head again."
+    )
+    return replace(row, problem=problem)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What masks become.
+
+    Attributes:
+        kind: of picture.
+        cut: where masks are cut to black and white; None leaves them soft.
+        threshold: from which on soft masks show in overlays and cutouts.
+        normalization: see `Normalization`.
+        depth: what is black and white in images of more than 8 bits.
+    """
+
+    kind: PredictionKind
+    cut: float | None
+    threshold: float
+    normalization: Normalization = "none"
+    depth: Depth | None = None
+
+    def png(self, image: Path, mask: NDArray[np.float32], data: bytes | None = None) -> bytes:
+        """The picture of an image (its file, or the file's bytes) and its mask (H, W), which is written over.
+
+        Raises `UnreadableImage` where the image is wanted and can't be read.
+        """
+        grey = _grey(stretch(mask) if self.normalization == "minmax" else mask)
+        if self.cut is not None:
+            grey = np.where(grey >= level_of(self.cut), np.uint8(255), np.uint8(0))
+        threshold = self.threshold if self.cut is None else DEFAULT_THRESHOLD  # what is cut is black or white
+        if self.kind == "overlay":
+            picture = overlay(read_image(image, data, self.depth), grey, threshold)
+        elif self.kind == "cutout":
+            picture = cutout(read_rgba(image, data, self.depth), grey, threshold)
+        else:
+            picture = Image.fromarray(grey)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", compress_level=3)
+        return buffer.getvalue()
 
 
 def _grey(mask: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -24,9 +24,9 @@ class Browser:
         preference = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [preference]})
 
-    def open(self, page: Path) -> None:
+    def open(self, page: Path | str) -> None:
         self.complaints()
-        self.driver.get(page.as_uri())
+        self.driver.get(page.as_uri() if isinstance(page, Path) else page)
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

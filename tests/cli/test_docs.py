@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from served import serving
 from settings_page import PAGE, settings_page
 from support import TINY, Dsu
 
@@ -22,6 +25,9 @@ TOY = {"V6,V12,V18,V24": "V1,V2,V3,V4", "--preset toy": ""}
 
 SHOWN_ONLY = ("dsu COMMAND", "dsu demo")
 """A placeholder, and what `make demo` runs."""
+
+SERVED = "127.0.0.1:8000"
+"""Where documents find the server; tests start it on a free port."""
 
 SMALLER = {
     "cache-features": TINY,
@@ -37,9 +43,9 @@ SMALLER = {
 
 
 def commands(document: Path) -> list[str]:
-    """The indented lines that begin with `dsu `, or run what it wrote, without their remarks."""
+    """The indented lines that begin with `dsu `, or run what it wrote or serves, without their remarks."""
     lines = document.read_text(encoding="utf-8").splitlines()
-    shown = [line.strip() for line in lines if line.startswith(("    dsu ", "    python shared/"))]
+    shown = [line.strip() for line in lines if line.startswith(("    dsu ", "    python shared/", "    curl "))]
     return [line.partition("  #")[0].strip() for line in shown if not line.startswith(SHOWN_ONLY)]
 
 
@@ -66,9 +72,18 @@ def test_no_install_line_fetches_a_strangers_package() -> None:
     assert [line for line in lines if re.search(r"(^|[\s'\"])dsu(-net)?(\[\w+\])?($|[\s'\"=<>~!](?! *@))", line)] == []
 
 
+@pytest.fixture
+def running() -> Iterator[ExitStack]:
+    """Servers, which end with the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of(
+    document: Path, dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch, running: ExitStack
+) -> None:
     lines = commands(document)
     if not lines:
         pytest.skip("shows no command")
@@ -81,6 +96,7 @@ def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pyt
             shutil.copy(path, here / "tiles" / kind)
     shutil.copy(sorted((drawn / "test" / "images").iterdir())[0], here / "photo.jpg")
     monkeypatch.setenv("HOME", str(here))
+    address = SERVED
     if not any("cache-features" in line for line in lines):
         dsu("cache-features", "DUTS", *TINY, "--features", "V", "--quiet")
         dsu("train-head", "--epochs", 1, "--quiet")
@@ -89,8 +105,12 @@ def test_the_commands_of(document: Path, dsu: Dsu, drawn: Path, monkeypatch: pyt
         for paper, toy in TOY.items():
             line = line.replace(paper, toy)
         program, *words = (os.path.expanduser(word) for word in shlex.split(line))
-        if program == "python":
-            subprocess.run([sys.executable, *words], check=True)
+        if program in ("python", "curl"):
+            called = sys.executable if program == "python" else program
+            subprocess.run([called, *(word.replace(SERVED, address) for word in words)], check=True)
+            continue
+        if words[0] == "serve":
+            address = f"127.0.0.1:{running.enter_context(serving(*words[1:]))[0]}"
             continue
         smaller = next((extra for start, extra in SMALLER.items() if " ".join(words).startswith(start)), ())
         dsu(*words, *smaller)

@@ -29,7 +29,7 @@ ROOMS = (
     ("sharing",),
     ("equivalence",),
     ("dataset_check", "report", "visualization"),
-    ("study",),
+    ("serving", "study"),
     ("bench", "doctor", "api"),
 )
 """A module or room of `dsu` may import those on earlier lines, and a room its own modules."""

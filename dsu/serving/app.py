@@ -1,0 +1,268 @@
+"""The server: its routes, what it refuses and in which words, and its page."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from importlib.resources import files
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import StrictUndefined, Template
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from dsu import __version__
+from dsu.choices import ServedKind
+from dsu.data.images import UnreadableImage
+from dsu.errors import DsuError, validation_reasons
+from dsu.prediction.verdicts import VerdictRow, table_text
+from dsu.serving.batches import Batcher
+from dsu.serving.heads import Answer, Asked, ServedHead
+from dsu.serving.uploads import FIELD, Refused, receive_image
+from dsu.settings import ServingSettings
+
+__all__ = ["create_app"]
+
+_POLICY: Final = (
+    "default-src 'none'; connect-src 'self'; img-src blob: data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The page reaches this server alone."""
+
+_FORM: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: {"type": "string", "format": "binary", "description": "The image's file."}},
+                }
+            }
+        },
+    }
+}
+
+
+class Problem(BaseModel):
+    """Why a request is not answered.
+
+    Attributes:
+        status: the response's.
+        error: one sentence.
+    """
+
+    status: int
+    error: str
+
+
+class Health(BaseModel):
+    """Whether requests are answered, and how many are in work."""
+
+    status: Literal["ok"]
+    requests: int
+
+
+class HeadFacts(BaseModel):
+    """A head that is served.
+
+    Attributes:
+        encoders: what they are called.
+        runs_on: device and precision.
+        threshold: of verdicts, overlays and cutouts where none is asked for.
+        cuts: whether masks are cut there, too.
+    """
+
+    name: str
+    encoders: str
+    runs_on: str
+    threshold: float
+    cuts: bool
+
+
+class Version(BaseModel):
+    """What is served, and what is taken."""
+
+    version: str
+    heads: list[HeadFacts]
+    max_megabytes: float
+    max_megapixels: float
+
+
+class Wanted(BaseModel):
+    """What is wanted of an image."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: ServedKind = Field(
+        "mask", description="A mask, overlay or cutout as `dsu predict` writes them; the map, never cut; the table."
+    )
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="Cut the mask here (default: as the head does, and verdicts go by its own)."
+    )
+
+
+_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "The form is damaged.",
+        408: "The request took too long to arrive.",
+        413: "The image has too many bytes or pixels.",
+        415: "The request is no form, or the file no image.",
+        422: "The query is wrong, or the image can't be decoded.",
+        500: "The server has failed.",
+        503: "Too many requests: come back after some seconds.",
+    }.items()
+}
+_ANSWERS[200] = {"content": {"image/png": {}}, "description": "A picture, or the table of one row."}
+_ANSWERS[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+
+
+class _Places:
+    """How many requests are in the house, which is bounded."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.taken = most, 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place inside a `with`. Raises `Refused` where none is left."""
+        if self.taken == self.most:
+            raise Refused(503, "Too many requests wait already: come back in a few seconds.", {"Retry-After": "2"})
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
+def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> FastAPI:
+    """The server of some heads, by name; requests that name none get the first."""
+    batcher, places = Batcher(settings.batch_size, settings.max_megapixels * 1e6), _Places(settings.queue)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with batcher:
+            yield
+
+    app = FastAPI(title="dsu", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    _say_in_one_sentence(app)
+    page = _page(heads, settings)
+    known = Literal[tuple(heads)]  # type: ignore[valid-type]
+
+    class Chosen(Wanted):
+        head: known = Field(next(iter(heads)), description="One of those that are served.")  # type: ignore[valid-type]
+
+    @app.get("/", response_class=HTMLResponse)
+    async def show() -> HTMLResponse:
+        """The page."""
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"})
+
+    @app.get("/health", responses={503: {"model": Problem, "description": "Nothing is answered."}})
+    async def health() -> Health:
+        """Whether requests are answered."""
+        if not batcher.works:
+            raise Refused(503, "The server does not compute any more: start it again.")
+        return Health(status="ok", requests=places.taken)
+
+    @app.get("/version")
+    async def version() -> Version:
+        """Which heads are served, and what is taken."""
+        return _version(heads, settings)
+
+    @app.post(
+        "/predict",
+        response_model=list[VerdictRow],
+        responses=_ANSWERS,
+        openapi_extra=_FORM,
+    )
+    async def predict(request: Request, wanted: Annotated[Chosen, Query()]) -> Response:
+        """The mask, overlay, cutout or verdict of an image."""
+        with places.one():
+            image = await receive_image(request, settings)
+            asked = Asked(image, wanted.kind, wanted.threshold)
+            answer = await _computed(request, batcher.submit(heads[wanted.head], asked))
+        unkept = {"Cache-Control": "no-store"}
+        if isinstance(answer, VerdictRow):
+            return Response(table_text([answer], ".json"), media_type="application/json", headers=unkept)
+        return Response(answer, media_type="image/png", headers=unkept)
+
+    return app
+
+
+async def _computed(request: Request, future: "Future[Answer]") -> Answer:
+    """What comes of a request; it is not computed any more once the client has gone."""
+    answer = asyncio.wrap_future(future)
+    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())  # after the form nothing comes but that
+    awaited: list[asyncio.Future[Any]] = [answer, gone]
+    await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if not answer.done():
+        answer.cancel()
+        raise Refused(400, "The client has gone.")
+    try:
+        return answer.result()
+    except asyncio.CancelledError as error:
+        raise Refused(503, "The server ends: ask it again when it is back.", {"Retry-After": "10"}) from error
+    except UnreadableImage as error:
+        raise Refused(422, str(error)) from error
+    except DsuError as error:
+        raise Refused(500, str(error)) from error
+
+
+def _say_in_one_sentence(app: FastAPI) -> None:
+    """Answer whatever goes wrong as a `Problem`."""
+
+    def problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(Problem(status=status, error=sentence).model_dump(), status, headers)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        return problem(error.status, str(error), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(422, f"The request does not fit: {validation_reasons(error)}.")
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        method, path = request.method, request.url.path
+        sentence = {
+            404: f"There is nothing at {path}: images go to /predict, the page is at /.",
+            405: f"{path} takes no {method}: see /openapi.json.",
+        }.get(error.status_code, f"{error.detail}.")
+        return problem(error.status_code, sentence, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return problem(500, f"The server has failed ({type(error).__name__}): its own output says more.")
+
+
+def _version(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Version:
+    facts = [
+        HeadFacts(
+            name=head.name,
+            encoders=head.encoders,
+            runs_on=head.runs_on,
+            threshold=head.threshold,
+            cuts=head.cut is not None,
+        )
+        for head in heads.values()
+    ]
+    return Version(
+        version=__version__,
+        heads=facts,
+        max_megabytes=settings.max_megabytes,
+        max_megapixels=settings.max_megapixels,
+    )
+
+
+def _page(heads: Mapping[str, ServedHead], settings: ServingSettings) -> str:
+    page, style, script = ((files("dsu.serving") / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    template = Template(page, trim_blocks=True, undefined=StrictUndefined)
+    rendered: str = template.render(style=style, script=script, served=_version(heads, settings).model_dump())
+    return rendered

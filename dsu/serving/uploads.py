@@ -1,0 +1,142 @@
+"""The image of a request, out of a form that streams in: in memory alone, and never more of it than is allowed."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from dsu.data.images import UnreadableImage, image_size
+from dsu.settings import ServingSettings
+
+__all__ = ["FIELD", "Refused", "Upload", "receive_image"]
+
+FIELD: Final = "image"
+
+_FRAME: Final = 1 << 16
+"""Bytes of a request beside its image: headers, other fields."""
+
+_LONGEST_NAME: Final = 120
+
+
+class Refused(Exception):  # noqa: N818 - named after what becomes of the request
+    """A request that is not answered: the status, one sentence, and headers beside it."""
+
+    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, dict(headers or {})
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image as it came.
+
+    Attributes:
+        name: of its file, without folders; for messages and tables.
+        data: the file's bytes.
+        pixels: how many it claims to have.
+    """
+
+    name: str
+    data: bytes
+    pixels: int
+
+
+async def receive_image(request: Request, limits: ServingSettings) -> Upload:
+    """The image of a form, checked as far as can be without decoding it. Raises `Refused`."""
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        raise Refused(415, f"The request is no form: send multipart/form-data with a field {FIELD!r}.")
+    most = int(limits.max_megabytes * 1e6)
+    too_large = Refused(413, f"The image is larger than {limits.max_megabytes:g} MB: send a smaller one.")
+    if int(request.headers.get("content-length", 0)) > most + _FRAME:
+        raise too_large
+    try:
+        form, received = _Form(options[b"boundary"]), 0
+        async with asyncio.timeout(limits.upload_seconds):
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > most + _FRAME:
+                    raise too_large
+                form.parser.write(chunk)
+    except TimeoutError as error:
+        raise Refused(
+            408,
+            f"The request did not arrive in {limits.upload_seconds:g} seconds: send a smaller image, or over a faster "
+            f"line.",
+            {"Connection": "close"},
+        ) from error
+    except (FormParserError, ClientDisconnect) as error:
+        raise Refused(400, "The form is damaged: send it anew.") from error
+    if not form.whole:
+        raise Refused(400, "The form is cut off: send it anew.")
+    if form.images != 1:
+        raise Refused(400, f"The form has {form.images} fields {FIELD!r}: send one.")
+    if len(form.content) > most:
+        raise too_large
+    data = bytes(form.content)
+    try:
+        width, height = await asyncio.to_thread(image_size, Path(form.name), data)
+    except UnreadableImage as error:
+        raise Refused(415, str(error)) from error
+    if width * height > limits.max_megapixels * 1e6:
+        raise Refused(
+            413,
+            f"{form.name} has {width}x{height} pixels, and no more than {limits.max_megapixels:g} million are taken: "
+            f"send a smaller one.",
+        )
+    return Upload(form.name, data, width * height)
+
+
+class _Form:
+    """What is kept of a form while it is parsed: the bytes of the field `image` and their file's name."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self.content, self.name, self.images, self.whole = bytearray(), "", 0, False
+        self._header, self._value, self._taken = b"", b"", False
+        self.parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_header,
+                "on_header_value": self._on_value,
+                "on_header_end": self._on_header_end,
+                "on_part_data": self._on_data,
+                "on_end": self._on_end,
+            },
+        )
+
+    def _begin(self) -> None:
+        self._header, self._value, self._taken = b"", b"", False
+
+    def _on_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            _, options = parse_options_header(self._value)
+            if options.get(b"name") == FIELD.encode():
+                self.images, self._taken = self.images + 1, True
+                self.name = _plain(options.get(b"filename", b""))
+        self._header, self._value = b"", b""
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._taken:
+            self.content += data[start:end]
+
+    def _on_end(self) -> None:
+        self.whole = True
+
+
+def _plain(name: bytes) -> str:
+    """A file's name without folders and what can't be printed."""
+    last = PurePosixPath(name.decode("utf-8", "replace").replace("\\", "/")).name
+    return "".join(letter for letter in last if letter.isprintable())[:_LONGEST_NAME] or FIELD

@@ -1,0 +1,279 @@
+"""What the server answers: the files of `dsu predict`, and one sentence for whatever goes wrong."""
+
+import builtins
+import io
+import json
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from served import form, photograph, png
+from starlette.testclient import TestClient
+
+from dsu.api import predict
+from dsu.prediction.segmenter import Segmenter
+from dsu.serving.batches import Batcher
+from dsu.serving.heads import ServedHead
+from dsu.thresholds import level_of
+
+Serve = Callable[..., TestClient]
+Heads = Mapping[str, ServedHead]
+
+
+class Watched:
+    """A segmenter that notes its batches, and waits for leave before each."""
+
+    def __init__(self, inner: Segmenter, *, held: bool = False) -> None:
+        self.inner, self.depth = inner, inner.depth
+        self.batches: list[int] = []
+        self.leave, self.begun = threading.Event(), threading.Event()
+        if not held:
+            self.leave.set()
+
+    def segment(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+        self.batches.append(len(pictures))
+        self.begun.set()
+        assert self.leave.wait(20)
+        return self.inner.segment(pictures)
+
+
+def watched(head: ServedHead, **options: Any) -> tuple[ServedHead, Watched]:
+    watcher = Watched(head.segmenter, **options)
+    return replace(head, segmenter=watcher), watcher  # type: ignore[arg-type]
+
+
+def photos() -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alpha = photograph(2)
+    alpha.putalpha(alpha.getchannel("R"))
+    return {
+        "turned.jpg": png(photograph(0), "JPEG", exif=exif),
+        "deep.png": png(Image.fromarray(np.asarray(photograph(1).convert("L")).astype(np.uint16) * 16)),
+        "alpha.png": png(alpha),
+        "grey.gif": png(photograph(3).convert("L"), "GIF"),
+    }
+
+
+# ---- answers ----
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("kind", ["mask", "overlay", "cutout"])
+def test_pictures_and_verdicts_are_those_of_predict(
+    serve: Serve, home: Path, tmp_path: Path, kind: str, threshold: float | None
+) -> None:
+    client, folder = serve(), tmp_path / "photos"
+    folder.mkdir()
+    for photo, data in photos().items():
+        (folder / photo).write_bytes(data)
+    query = {} if threshold is None else {"threshold": threshold}
+    for head in ("first", "second"):
+        outcome = predict(folder, home / head, out=tmp_path / head, kind=kind, device="cpu", batch_size=1, **query)
+        rows = {row.image: row for row in outcome.rows.values()}
+        for photo, data in photos().items():
+            answer = client.post("/predict", params={"kind": kind, "head": head, **query}, **form(data, photo))
+            assert answer.status_code == 200 and answer.headers["content-type"] == "image/png", answer.text
+            assert answer.content == (tmp_path / head / Path(photo).with_suffix(".png")).read_bytes()
+            table = client.post("/predict", params={"kind": "table", "head": head, **query}, **form(data, photo))
+            [row] = table.json()
+            assert row["seconds"] > 0
+            expected = replace(rows[photo], set="", file="", seconds=row["seconds"])
+            assert row == json.loads(json.dumps(asdict(expected)))
+
+
+def test_the_first_head_answers_who_names_none(serve: Serve) -> None:
+    client, data = serve(), png(photograph())
+    first, second = (client.post("/predict", params={"head": head}, **form(data)) for head in ("first", "second"))
+    assert client.post("/predict", **form(data)).content == first.content != second.content
+
+
+def test_a_map_is_soft_where_the_head_cuts_masks(serve: Serve, heads: Heads) -> None:
+    data = png(photograph())
+    [mask] = heads["second"].segmenter.segment([photograph()])
+    own, other = (float(np.quantile(mask, share)) for share in (0.3, 0.6))
+    client = serve({"cut": replace(heads["second"], cut=own, threshold=own)})
+    cut, soft, anew = (
+        np.asarray(Image.open(io.BytesIO(client.post("/predict", params=query, **form(data)).content)))
+        for query in ({}, {"kind": "map"}, {"threshold": other})
+    )
+    assert set(np.unique(cut)) == {0, 255} and len(np.unique(soft)) > 50
+    assert np.array_equal(cut > 0, soft >= level_of(own)) and np.array_equal(anew > 0, soft >= level_of(other))
+    [facts] = client.get("/version").json()["heads"]
+    assert facts["threshold"] == own and facts["cuts"] is True
+
+
+def test_a_name_is_no_path(serve: Serve) -> None:
+    for sent, noted in {
+        "../../etc/passwd.png": "passwd.png",
+        "C:\\photos\\a b.png": "a b.png",
+        "Käfer–ß.png": "Käfer–ß.png",
+        300 * "x": 120 * "x",
+    }.items():
+        [row] = serve().post("/predict", params={"kind": "table"}, **form(png(photograph()), sent)).json()
+        assert row["image"] == noted
+
+
+def test_nothing_is_written_to_disk(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form of megabytes, which Starlette's own parser would spool."""
+    client = serve()
+
+    def refuse(*words: Any, **options: Any) -> None:
+        raise AssertionError("a file was opened for writing")
+
+    for name in ("TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile", "mkstemp", "mkdtemp"):
+        monkeypatch.setattr(tempfile, name, refuse)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8))
+    opened = builtins.open
+
+    def reading(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+        assert not set(mode) & set("wax+"), f"{file} was opened for writing"
+        return opened(file, mode, *more, **options)
+
+    monkeypatch.setattr(builtins, "open", reading)
+    for kind in ("mask", "cutout", "table"):
+        assert client.post("/predict", params={"kind": kind}, **form(png(noise))).status_code == 200
+    assert client.get("/").headers["cache-control"] == "no-store"
+
+
+def test_the_page_holds_all_that_it_shows(serve: Serve) -> None:
+    answer = serve().get("/")
+    assert answer.status_code == 200
+    for where in (r"https?:", r"src=", r"@import", r"url\(", r"<link(?! rel=\"icon\" href=\"data:,\")", "localStorage"):
+        assert not re.search(where, answer.text), where
+    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+
+
+# ---- what goes wrong ----
+
+
+BIG = png(Image.new("RGB", (1100, 1000)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "said"),
+    [
+        ({"params": {"kind": "masks"}}, 422, "query.kind must be 'mask', 'map', 'overlay', 'cutout' or 'table', not"),
+        ({"params": {"threshold": "half"}}, 422, "query.threshold must be a number, not 'half'"),
+        ({"params": {"threshold": "1.5"}}, 422, "query.threshold must be at most 1"),
+        ({"params": {"threshold": "nan"}}, 422, "query.threshold must be a finite number"),
+        ({"params": {"head": "frist"}}, 422, "not 'frist'; did you mean 'first'?"),
+        ({"params": {"treshold": ".3"}}, 422, "query.treshold is no known field"),
+        ({"files": {"picture": ("a.png", b"x")}}, 400, "The form has 0 fields 'image': send one."),
+        ({"files": [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]}, 400, "has 2 fields 'image'"),
+        ({"files": None, "data": {"image": "x"}}, 415, "The request is no form: send multipart/form-data"),
+        ({"files": None}, 415, "The request is no form"),
+        (form(BIG), 413, "photo.png has 1100x1000 pixels, and no more than 1 million are taken"),
+        (form(bytes(300_000)), 413, "The image is larger than 0.2 MB: send a smaller one."),
+        (form(b""), 415, "photo.png cannot be read as an image (it is empty)"),
+        (form(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg"), 415, "in no image format known here"),
+        (form(b"%PDF-1.7", "a.png"), 415, "in no image format known here"),
+        (form(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a.eps"), 415, "in no image format known here"),
+        (form(png(photograph())[:2000], "cut.png"), 422, "cut.png cannot be read as an image"),
+        (form(png(photograph(), "JPEG")[:2000], "cut.jpg"), 422, "cut.jpg cannot be read as an image"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_one_sentence_for_whatever_goes_wrong(serve: Serve, request_: dict[str, Any], status: int, said: str) -> None:
+    client = serve(max_megapixels=1, max_megabytes=0.2)
+    answer = client.post("/predict", **form(png(photograph())) | request_)
+    assert answer.status_code == status
+    assert answer.json()["status"] == status and said in answer.json()["error"]
+    assert client.post("/predict", **form(png(photograph()))).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/health", 405), ("/docs", 404), ("/../etc", 404)])
+def test_what_there_is_not_is_said_as_json(serve: Serve, path: str, status: int) -> None:
+    answer = serve().post(path)
+    assert answer.status_code == status and answer.json()["status"] == status
+
+
+def test_a_defect_is_no_silence(serve: Serve, heads: Heads) -> None:
+    head, watcher = watched(heads["first"])
+    client = serve({"first": head})
+    watcher.inner = None  # type: ignore[assignment]
+    answer = client.post("/predict", **form(png(photograph())))
+    assert answer.status_code == 500 and "has failed (AttributeError)" in answer.json()["error"]
+    watcher.inner = heads["first"].segmenter
+    assert client.post("/predict", **form(png(photograph()))).status_code == 200
+
+
+def test_a_mask_that_is_not_finite_is_none(serve: Serve, heads: Heads, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    monkeypatch.setattr(
+        heads["first"].segmenter, "segment", lambda pictures: [np.full(one.size[::-1], np.nan) for one in pictures]
+    )
+    answer = client.post("/predict", **form(png(photograph())))
+    assert answer.status_code == 500 and "output is not finite" in answer.json()["error"]
+
+
+# ---- many at once ----
+
+
+def test_what_waits_runs_together_and_gives_what_it_gives_alone(serve: Serve, heads: Heads) -> None:
+    head, watcher = watched(heads["first"], held=True)
+    client = serve({"first": head}, batch_size=4)
+    images = [png(photograph(seed).resize((60 + 40 * seed, 90))) for seed in range(9)]
+    with ThreadPoolExecutor(9) as clients:
+        asked = [clients.submit(client.post, "/predict", **form(data)) for data in images]
+        until(lambda: client.get("/health").json()["requests"] == 9)
+        watcher.leave.set()
+        together = [one.result() for one in asked]
+    assert sum(watcher.batches) == 9 and max(watcher.batches) == 4 and len(watcher.batches) <= 4
+    for data, answer in zip(images, together, strict=True):
+        assert answer.status_code == 200
+        alone = client.post("/predict", **form(data))
+        grey, own = (np.asarray(Image.open(io.BytesIO(one.content))).astype(int) for one in (answer, alone))
+        assert np.abs(grey - own).max() <= 1  # sums of a batch are added up in another order
+
+
+def test_a_broken_image_spoils_no_other_of_its_batch(serve: Serve, heads: Heads) -> None:
+    head, watcher = watched(heads["first"], held=True)
+    client = serve({"first": head})
+    data = png(photograph())
+    with ThreadPoolExecutor(3) as clients:
+        first = clients.submit(client.post, "/predict", **form(data))
+        assert watcher.begun.wait(20)
+        others = [clients.submit(client.post, "/predict", **form(sent)) for sent in (data[:2000], data)]
+        until(lambda: client.get("/health").json()["requests"] == 3)
+        watcher.leave.set()
+        assert [one.result().status_code for one in (first, *others)] == [200, 422, 200]
+
+
+def test_a_full_house_says_when_to_come_back(serve: Serve, heads: Heads) -> None:
+    head, watcher = watched(heads["first"], held=True)
+    client = serve({"first": head}, queue=2)
+    data = png(photograph())
+    with ThreadPoolExecutor(2) as clients:
+        waiting = [clients.submit(client.post, "/predict", **form(data)) for _ in range(2)]
+        until(lambda: client.get("/health").json()["requests"] == 2)
+        refused = client.post("/predict", **form(data))
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+        assert "come back" in refused.json()["error"]
+        watcher.leave.set()
+        assert [one.result().status_code for one in waiting] == [200, 200]
+    assert client.get("/health").json() == {"status": "ok", "requests": 0}
+    assert client.post("/predict", **form(data)).status_code == 200
+
+
+def test_health_says_when_nothing_is_computed_any_more(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    monkeypatch.setattr(Batcher, "works", False)
+    assert client.get("/health").status_code == 503 and "start it again" in client.get("/health").json()["error"]
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait for what others do in their own time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)

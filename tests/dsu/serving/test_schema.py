@@ -1,0 +1,63 @@
+"""What OpenAPI says of the server is true: schemathesis makes requests of it, right and wrong ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from served import photograph, png
+
+from dsu.serving.app import create_app
+from dsu.serving.heads import ServedHead
+from dsu.settings import ServingSettings
+
+IMAGES = [png(photograph(seed), kind) for seed, kind in enumerate(("PNG", "JPEG", "GIF"))]
+
+schemathesis.openapi.format("binary", st.sampled_from(IMAGES))  # what is no image is for other tests
+
+
+class Quick:
+    """A segmenter that takes no time."""
+
+    depth = None
+
+    def segment(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+        return [np.asarray(picture.convert("L"), np.float32) / 255 for picture in pictures]
+
+
+@pytest.fixture
+def described(heads: Mapping[str, ServedHead]) -> schemathesis.BaseSchema:
+    quick = {name: replace(head, segmenter=Quick()) for name, head in heads.items()}  # type: ignore[arg-type]
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(quick, ServingSettings()))
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+def test_the_schema_is_true(described: schemathesis.BaseSchema, mode: schemathesis.GenerationMode) -> None:
+    operations = {found.ok().label: found.ok() for found in described.get_all_operations()}
+    assert set(operations) == {"GET /", "GET /health", "GET /version", "POST /predict"}
+    for label, operation in operations.items():
+        if mode.is_positive or label == "POST /predict":  # the others take nothing that could be wrong
+            answered = statuses(operation, mode)
+            assert mode.is_negative or 200 in answered
+
+
+def statuses(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode) -> list[int]:
+    """What comes of some requests, each judged by the schema."""
+    answered = []
+
+    @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+    @given(operation.as_strategy(generation_mode=mode))
+    def judge(case: schemathesis.Case) -> None:
+        # Schemathesis sends its own bytes in place of an image, too.
+        sent = case.body.get("image") if isinstance(case.body, dict) else None
+        as_meant = sent in IMAGES or operation.label != "POST /predict"
+        answer = case.call_and_validate(excluded_checks=[] if as_meant else [positive_data_acceptance])
+        answered.append(answer.status_code)
+
+    judge()
+    return answered
