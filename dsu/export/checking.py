@@ -20,7 +20,17 @@ from dsu.export.runner import Model, mask_of
 from dsu.metrics.meters import Meters
 from dsu.network.network import DSUNet
 
-__all__ = ["BATCHES", "Agreement", "Loss", "compare", "images_to_check", "loss_of", "network_inputs", "through_torch"]
+__all__ = [
+    "BATCHES",
+    "Agreement",
+    "Loss",
+    "compare",
+    "images_to_check",
+    "loss_of",
+    "masks_of",
+    "network_inputs",
+    "through_torch",
+]
 
 BATCHES: Final = (1, 2, 3)
 """Sizes that are run; none is the traced one."""
@@ -128,17 +138,22 @@ def compare(network: DSUNet, model: Model, given: Arrays) -> Agreement:
 
 def loss_of(model: Model, floating: Model, given: Arrays) -> Loss:
     """What a model of lower precision loses. Raises `DsuError` where it can't run, or gives what is not finite."""
-    a, b = (np.concatenate([_run(one, batch) for batch in _batches(given)]) for one in (floating, model))
-    if not np.isfinite(b).all():
-        raise DsuError("The model's output is not finite at this precision: export with --precision fp32.")
-    masks = [[mask_of(one[0].copy(), "minmax") for one in logits] for logits in (a, b)]
+    masks = [masks_of(one, given) for one in (floating, model)]
     own, other = (_structure(side, masks[0]) for side in masks)
-    differences = np.abs(np.stack(masks[0]) - np.stack(masks[1]))
+    differences = np.abs(masks[0] - masks[1])
     seconds = _seconds([floating.run, model.run], given)
     return Loss(other, own, float(differences.mean()), float(differences.max() * 255), *seconds)
 
 
-def _structure(masks: Sequence[NDArray[np.float32]], truth: Sequence[NDArray[np.float32]]) -> float:
+def masks_of(model: Model, given: Arrays) -> NDArray[np.float32]:
+    """Stretched masks (B, S, S) of a model, in batches of `BATCHES`. Raises as `loss_of`."""
+    logits = np.concatenate([_run(model, batch) for batch in _batches(given)])
+    if not np.isfinite(logits).all():
+        raise DsuError("The model's output is not finite at this precision: export with --precision fp32.")
+    return np.stack([mask_of(one[0], "minmax") for one in logits])
+
+
+def _structure(masks: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
     meters = Meters()
     for mask, other in zip(masks, truth, strict=True):
         meters.s.step(mask.astype(np.float64), other >= 0.5, normalize=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dsu.export.checking import Arrays, Loss, loss_of
+from dsu.export.checking import Arrays, Loss, loss_of, masks_of
 from dsu.export.graph import BESIDE, silence
 from dsu.export.runner import Model
 
@@ -57,22 +57,20 @@ def quantize(
         threads: that compute while it is measured.
     """
     parts = _parts(source, ("MatMul", "Conv") if calibration else ("MatMul",))
+    masks = masks_of(floating, given)
 
-    def attempt(chosen: Parts) -> Loss:
+    def attempt(chosen: Parts) -> float:
         _quantize(source, target, chosen, calibration)
-        return loss_of(Model(target, "cpu", threads), floating, given)
+        return float(np.abs(masks_of(Model(target, "cpu", threads), given) - masks).mean())
 
-    loss = attempt(parts)
-    if loss.MAE <= LIMIT:
-        return loss, []
-    alone = {name: attempt({name: nodes}).MAE for name, nodes in parts.items()}
-    chosen: dict[str, Sequence[str]] = {}
-    spent = 0.0
-    for name in sorted(alone, key=alone.__getitem__):
-        spent += alone[name]
-        if spent <= LIMIT:
-            chosen[name] = parts[name]
-    return attempt(chosen), sorted(parts.keys() - chosen.keys())
+    chosen = parts
+    if attempt(parts) > LIMIT:
+        alone = {name: attempt({name: nodes}) for name, nodes in parts.items()}
+        spent = np.cumsum(sorted(alone.values()))
+        cheap = sorted(alone, key=alone.__getitem__)[: int((spent <= LIMIT).sum())]
+        chosen = {name: parts[name] for name in cheap}
+        _quantize(source, target, chosen, calibration)
+    return loss_of(Model(target, "cpu", threads), floating, given), sorted(parts.keys() - chosen.keys())
 
 
 def _parts(source: Path, operators: Sequence[str]) -> Parts:
