@@ -48,7 +48,7 @@ def serve(
         weights = EncoderWeights(hiera_weights, dino_weights)
         app = create_app(load_heads(head or [], runtime, weights, ConsoleProgress(quiet=quiet)), settings)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False)
+            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False)
         )
         host, port = listening.getsockname()[:2]
         console.print(f"http://{f'[{host}]' if ':' in host else host}:{port} takes images; Ctrl-C ends it.")

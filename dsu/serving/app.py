@@ -182,10 +182,13 @@ def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Fa
     )
     async def predict(request: Request, wanted: Annotated[Chosen, Query()]) -> Response:
         """The mask, overlay, cutout or verdict of an image."""
-        with places.one():
-            image = await receive_image(request, settings)
-            asked = Asked(image, wanted.kind, wanted.threshold)
-            answer = await _computed(request, batcher.submit(heads[wanted.head], asked))
+        try:
+            with places.one():
+                image = await receive_image(request, settings)
+                asked = Asked(image, wanted.kind, wanted.threshold)
+                answer = await _computed(request, batcher.submit(heads[wanted.head], asked))
+        except asyncio.CancelledError as error:
+            raise Refused(503, "The server ends: ask it again when it is back.", {"Retry-After": "10"}) from error
         unkept = {"Cache-Control": "no-store"}
         if isinstance(answer, VerdictRow):
             return Response(table_text([answer], ".json"), media_type="application/json", headers=unkept)
@@ -206,8 +209,6 @@ async def _computed(request: Request, future: "Future[Answer]") -> Answer:
         raise Refused(400, "The client has gone.")
     try:
         return answer.result()
-    except asyncio.CancelledError as error:
-        raise Refused(503, "The server ends: ask it again when it is back.", {"Retry-After": "10"}) from error
     except UnreadableImage as error:
         raise Refused(422, str(error)) from error
     except DsuError as error:

@@ -76,6 +76,8 @@ ERRORS: Final[dict[str, tuple[str, str]]] = {
     "export nosuch": ("no head at nosuch", ""),
     "export --precision int4": ("--precision can't be int4", ""),
     "predict --head nosuch.onnx": ("no head at nosuch.onnx", ""),
+    "serve --port 0 --head nosuch": ("no head at nosuch", ""),
+    "serve --max-megabytes 0": ("--max-megabytes must be greater than 0", ""),
     "export-checkpoint nosuch": ("no head at nosuch", ""),
     "import-checkpoint nosuch.pth": ("no checkpoint at nosuch.pth", ""),
     "check-equivalence --steps 0": ("--steps can't be 0", ""),

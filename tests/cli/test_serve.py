@@ -19,6 +19,7 @@ from dsu.heads.head_file import HEAD_FILE
 
 EDGE = "XXedgeXX"
 BEFORE = f'--{EDGE}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'.encode()
+HEAD = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary={EDGE}\r\n"
 AFTER = f"\r\n--{EDGE}--\r\n".encode()
 
 
@@ -49,9 +50,13 @@ def get(port: int, path: str) -> dict[str, object]:
 
 
 def test_it_says_its_address_and_ends_by_ctrl_c(run_folder: Path) -> None:
-    with serving("--head", run_folder) as (port, _, process):
+    """Also while a client has not sent all of its request."""
+    with serving("--head", run_folder) as (port, _, process), socket.create_connection(("127.0.0.1", port)) as slow:
         assert get(port, "/health") == {"status": "ok", "requests": 0}
         assert post(port, png(photograph()))[0] == 200
+        slow.sendall(f"{HEAD}Content-Length: 100000\r\n\r\n".encode() + BEFORE)
+        while get(port, "/health")["requests"] == 0:
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -102,13 +107,12 @@ def test_hostile_clients_cost_little_and_stop_no_one_else(run_folder: Path) -> N
         before = process.memory_info().rss
 
         slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
-        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary={EDGE}\r\n"
         for one in slow:
-            one.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + BEFORE)
+            one.sendall(f"{HEAD}Content-Length: 100000\r\n\r\n".encode() + BEFORE)
         assert post(port, photo)[0] == 200  # in the fourth place
 
         with socket.create_connection(("127.0.0.1", port)) as gigabyte:
-            gigabyte.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+            gigabyte.sendall(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode())
             block, peak, answered = bytes(1 << 20), 0, b""
             gigabyte.settimeout(30)
             for _ in range(1024):
@@ -128,7 +132,7 @@ def test_hostile_clients_cost_little_and_stop_no_one_else(run_folder: Path) -> N
             assert b" 408 " in answered and b"did not arrive in 3 seconds" in answered + one.recv(4096)
             one.close()
         gone = socket.create_connection(("127.0.0.1", port))
-        gone.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + BEFORE)
+        gone.sendall(f"{HEAD}Content-Length: 100000\r\n\r\n".encode() + BEFORE)
         gone.close()
         assert [post(port, photo)[0] for _ in range(5)] == 5 * [200]
         assert get(port, "/health")["requests"] == 0

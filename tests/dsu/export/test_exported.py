@@ -18,6 +18,7 @@ from export_of import Export
 from PIL import Image
 
 from dsu import Segmenter
+from dsu.api import predict
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError
 from dsu.export import exporting, graph, precision
@@ -273,6 +274,35 @@ def test_predicting_and_segmenting_load_no_torch(exported: Export, photos: Path,
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "3 written" in done.stdout and "CPUExecutionProvider" in done.stderr
+
+
+def test_it_is_served_as_predict_has_it(exported: Export, photos: Path, tmp_path: Path) -> None:
+    """Masks by the model's own threshold, in a process that loads no torch."""
+    shutil.copy(exported.model, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    for entry in graph.metadata_props:
+        if entry.key == "dsu_export":
+            entry.value = json.dumps(json.loads(entry.value) | {"threshold": 0.75})
+    onnx.save(graph, tmp_path / "model.onnx")
+    block = ALONE.replace('not in sys.stdlib_module_names | {allowed!r} and not top.startswith("_")', "in {allowed!r}")
+    program = block.format(allowed={"torch", "timm", "sam2", "onnx"}) + (
+        "from pathlib import Path\nfrom starlette.testclient import TestClient\n"
+        "from dsu.serving.app import create_app\nfrom dsu.serving.heads import load_heads\n"
+        "from dsu.settings import EncoderWeights, RuntimeSettings, ServingSettings\n"
+        "heads = load_heads([sys.argv[1]], RuntimeSettings(), EncoderWeights())\n"
+        "with TestClient(create_app(heads, ServingSettings())) as client:\n"
+        "    for photo in Path(sys.argv[2]).iterdir():\n"
+        "        answer = client.post('/predict', files={'image': (photo.name, photo.read_bytes())})\n"
+        "        Path(sys.argv[3], photo.stem + '.png').write_bytes(answer.content)\n"
+    )
+    (tmp_path / "served").mkdir()
+    words = [sys.executable, "-c", program, "dsu", tmp_path / "model.onnx", photos, tmp_path / "served"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    predict(photos, tmp_path / "model.onnx", out=tmp_path / "own", device="cpu")
+    for photo in photos.iterdir():
+        mask, own = (tmp_path / folder / f"{photo.stem}.png" for folder in ("served", "own"))
+        assert mask.read_bytes() == own.read_bytes()
 
 
 def test_a_threshold_of_the_model_cuts_masks(exported: Export, photos: Path) -> None:
