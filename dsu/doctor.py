@@ -148,15 +148,23 @@ def _machine() -> tuple[Fact, ...]:
     except (DsuError, RuntimeError) as error:
         remedy = "Compare with what `nvidia-smi` says, or work without the GPU: CUDA_VISIBLE_DEVICES= ."
         return (Fact("device", f"can't be used: {_one_line(error).rstrip('.')}", "broken", remedy),)
-    threads, limit, memory = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), psutil.virtual_memory()
+    threads, limit = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     why = f"OMP_NUM_THREADS={limit}" if limit else "one a core"
     return (
         Fact("device", runtime.describe(), value=str(runtime.device)),
         Fact("precision", runtime.precision),
         *gpus,
         Fact("threads", f"{threads} ({why}; {os.cpu_count()} cores)", value=threads),
-        _memory("memory", memory.available, memory.total),
+        _memory_of_machine(),
     )
+
+
+def _memory_of_machine() -> Fact:
+    try:
+        memory = psutil.virtual_memory()
+    except (OSError, RuntimeError) as error:  # such as a container without /proc
+        return Fact("memory", f"not known: {_one_line(error)}")
+    return _memory("memory", memory.available, memory.total)
 
 
 def _gpus() -> list[Fact]:

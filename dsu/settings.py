@@ -5,6 +5,7 @@ a settings file (`dsu.settings_file`) and a row of docs/settings.md. Nothing her
 quick.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,12 @@ class EncoderWeights:
     dino: Path | None = None
     random: bool = False
     download: bool = True
+
+    @property
+    def from_files(self) -> frozenset[str]:
+        """Which encoders' weights are named as files, by path or variable: no one knows them for the published ones."""
+        named = {"hiera": self.hiera, "dino": self.dino}
+        return frozenset(name for name, path in named.items() if path or os.environ.get(f"DSU_{name.upper()}"))
 
     def random_of(self, config: DSUNetConfig) -> frozenset[str]:
         """Which of a network's encoders, "hiera" and "dino", have random weights."""

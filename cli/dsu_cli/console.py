@@ -39,6 +39,9 @@ __all__ = [
 # Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+for _console in (out, err):
+    if _console.width < 40:  # where no table would have room for a word
+        _console.width = 40
 
 
 _PLAIN = str.maketrans("↑↓→≈–—…·²’‘“”×│─", "^v>~--..2''\"\"x|-")

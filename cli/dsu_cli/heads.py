@@ -215,7 +215,7 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     rows.append(("stored type", info.feature_dtype or "none: nothing is rounded"))
     for encoder in facts.encoders:
         source = encoder.source
-        unknown = "random weights" if encoder.random else "not known to be published ones"
+        unknown = "random weights" if encoder.random else "out of a file, not known to be the published ones"
         of = f"{source.repository}, {source.licence}" if source and not encoder.random else unknown
         digest = f", sha256 {encoder.sha256[:12]}" if encoder.sha256 else ""
         rows.append((encoder.name, f"{of}{digest}"))

@@ -28,7 +28,7 @@ from dsu.prediction.targets import Job, Target
 from dsu.prediction.writing import Outcome
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu.settings import ExtractionSettings, PredictionSettings
+from dsu.settings import EncoderWeights, ExtractionSettings, PredictionSettings
 
 __all__ = ["EvalRow", "MixRow", "StageRow", "measure_eval", "measure_stages"]
 
@@ -118,7 +118,9 @@ def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, p
             short = features == GUIDE_ONLY and runtime.device.type == "cpu"
             settings = ExtractionSettings(features=features, views=UNFLIPPED if short else ALL_FLIPS)
             digests, root = {"hiera": "bench", "dino": "bench"}, Path(folder) / "-".join(features)
-            plan = plan_extraction(split, source, network.config, settings, runtime, digests, root)
+            plan = plan_extraction(
+                split, source, network.config, settings, runtime, digests, root, weights=EncoderWeights()
+            )
             stage_one = plan.encodings / seconds_of(partial(extract, plan, network, runtime, progress))
             sizes = file_sizes(plan.store)
             mixes.append(MixRow(features, plan.encodings, rate, stage_one, sum(sizes), disk_rate(sizes, below)))

@@ -144,8 +144,10 @@ def test_splits(splits: Sequence[Split]) -> tuple[Split, ...]:
 def masks_below(folder: Path) -> set[str]:
     """The masks below a folder that holds images and masks, or such folders: real paths, however it was named."""
     home = Path(os.path.realpath(folder))
-    places = {place for image in list_images(home) for place in image.parents if place.is_relative_to(home)}
-    masks: set[str] = set()
+    images = list_images(home)
+    places = {place for image in images for place in image.parents if place.is_relative_to(home)}
+    # PASCAL VOC's second masks, of the same images.
+    masks = {os.path.realpath(one) for one in images if "segmentationobject" in map(plain, one.relative_to(home).parts)}
     for place in sorted(places):
         try:
             splits = find_dataset(place, Paths(home))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from dsu.data.images import IMAGE_SUFFIXES, Box
+from dsu.data.predicted import written_below
 from dsu.errors import DsuError, UsageError
 
 __all__ = [
@@ -272,10 +273,12 @@ def make_split(
             f"no image in {images} has a mask of its name in {masks} (they begin with {example}): "
             "name masks like images, or give other folders with --images SUBFOLDER --masks SUBFOLDER."
         )
+    lacking = sorted(pair.image for pair in pairs if not pair.mask)
+    predicted = written_below(list_files(images)) if lacking else set()
     return replace(
         split,
         pairs=tuple(pair for pair in pairs if pair.mask),
-        images_without_mask=tuple(sorted(pair.image for pair in pairs if not pair.mask)),
+        images_without_mask=tuple(path for path in lacking if os.path.realpath(path) not in predicted),
         masks_without_image=tuple(sorted(set(kept_masks) - {pair.mask for pair in pairs})),
     )
 

@@ -157,7 +157,7 @@ def _facts(info: HeadInfo, digests: dict[str, str], licence: str) -> dict[str, A
     names = {"hiera": info.config.hiera.name, "dino": info.config.dino.name}
     encoders = {}
     for encoder, digest in digests.items():
-        source = None if info.random_weights else published_source(encoder, names[encoder])
+        source = published_source(encoder, names[encoder]) if encoder in info.known_encoders else None
         encoders[encoder] = {
             "name": names[encoder],
             "repository": source and source.repository,

@@ -190,7 +190,7 @@ def cache_features(
         for source, split in splits:
             with _turn(store_path(root, split.name, config), part, progress):
                 plan = plan_extraction(
-                    split, source, config, settings, runtime, digests, root, progress, random=weights.random, part=part
+                    split, source, config, settings, runtime, digests, root, progress, weights=weights, part=part
                 )
             for line in (*describe(split, plan.inspection), *_other_threads(plan, runtime)):
                 progress.say(line)
@@ -269,13 +269,13 @@ def plan_extraction(
     cache_root: Path,
     progress: Progress = SILENT,
     *,
-    random: bool = False,
+    weights: EncoderWeights,
     part: Part | None = None,
 ) -> ExtractionPlan:
     """Look at the images, open or make the split's store, and find out what it lacks.
 
-    Nothing but the store's metadata is written; `random` notes there that the encoders' weights are random. While
-    other parts write, a `part` finds it as they do, or is refused. Raises `StaleError` where a stored array was made of
+    Nothing but the store's metadata is written, and there where the encoders' `weights` come from. While other parts
+    write, a `part` finds it as they do, or is refused. Raises `StaleError` where a stored array was made of
     something else, unless `settings.rebuild`.
     """
     path = store_path(cache_root, split.name, config)
@@ -299,7 +299,8 @@ def plan_extraction(
         ),
         "config": config.model_dump(mode="json"),
         "encoders": {**(store.encoders if store else {}), **digests},
-        "random": random,
+        "random": weights.random,
+        "from_files": sorted((weights.from_files & {*digests}) | (store.from_files - {*digests} if store else set())),
     }
     if store is None:
         store = FeatureStore.create(path, attributes, compressor=settings.compressor)

@@ -114,6 +114,11 @@ class FeatureStore(Store):
         return dict(self.attributes["encoders"])
 
     @property
+    def from_files(self) -> set[str]:
+        """Encoders whose weights were given as files, and may be anyone's."""
+        return set(self.attributes.get("from_files", ()))
+
+    @property
     def mask_format(self) -> MaskFormat:
         """How its masks were read. Raises `DsuError` for a store without masks."""
         if "mask" not in self.arrays:

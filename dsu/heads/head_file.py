@@ -139,6 +139,11 @@ class HeadInfo(BaseModel):
         return bool(self.training.get("random_weights", False))
 
     @property
+    def known_encoders(self) -> tuple[str, ...]:
+        """Those whose weights are the published ones, as far as is known: given as a file they may be anyone's."""
+        return () if self.random_weights else tuple(self.training.get("known_encoders", ("hiera", "dino")))
+
+    @property
     def encoder_batch_size(self) -> int | None:
         """How many samples the frozen encoders saw at once in training."""
         size = self.training.get("encoder_batch_size")

@@ -3,11 +3,9 @@
 No file that comes of it is an input, another prediction, or outside of the output folder.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +23,7 @@ from dsu.data.datasets import (
 )
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS, UnreadableImage
 from dsu.data.pairing import list_files
+from dsu.data.predicted import RECORD_FILE, output_files, written_below
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError
@@ -46,9 +45,6 @@ __all__ = [
     "decided_by",
     "prepare_jobs",
 ]
-
-RECORD_FILE: Final = "predictions.json"
-"""Beside the sets' folders: which head made them, how, and where their ground truth is."""
 
 VALIDATION: Final = "validation share"
 """How the share of a job begins that training validated on."""
@@ -221,7 +217,7 @@ class _Finder:
                 f"{name}: {len(masks):,} masks lie among the images and are left out ({shown}): name them one by "
                 f"one to predict them too."
             )
-        written = _written_below(folder)
+        written = written_below(list_files(folder))
         if written:
             self.progress.say(f"{name}: {counted(len(written), 'predictions')} of dsu among the images are left out")
         images = [path for path in find_images(folder) if os.path.realpath(path) not in masks | written]
@@ -353,7 +349,7 @@ class _Finder:
         stretched = benchmark and self.settings.kind == "mask" and not share.startswith(VALIDATION)
         normalization = self.settings.normalize or ("minmax" if stretched else "none")
         # A data set's samples are called without ending already, but for those that differ in nothing else.
-        outputs = _output_files(self.out, name, [item for item, _ in images], stems=source is None)
+        outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
         point = point or earliest(self.info.config)
         return Job(
@@ -381,38 +377,6 @@ def _unread(folder: Path, images: Sequence[Path]) -> list[str]:
     return [
         str(UnreadableImage(file, "its kind is not known here")) for file in others if file.with_suffix("") not in stems
     ]
-
-
-def _written_below(folder: Path) -> set[str]:
-    """Files below a folder that `dsu predict` wrote, by its records there: what it wrote is never its input."""
-    written = set()
-    for record in (path for path in list_files(folder) if path.name == RECORD_FILE):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, DsuError):  # another program's, damaged
-            for name, how in json.loads(record.read_text())["sets"].items():
-                files = _output_files(record.parent, name, how["names"], stems=how["source"] is None)
-                written |= {os.path.realpath(file) for file in files if file.exists()}
-    return written
-
-
-def _output_files(out: Path, name: str, items: Sequence[str], *, stems: bool) -> list[Path]:
-    """The PNG of each image of a set, in a folder called like the set.
-
-    Args:
-        out: the output folder.
-        name: of the set; images given alone have none, and their masks lie in `out` itself.
-        items: names of the images, with their folders inside the set.
-        stems: whether the names end in .jpg and the like, which goes.
-
-    Raises `DsuError` for names that lead out of the folder: they may come out of a store's or a head's file.
-    """
-    for part in (name, *items):
-        if os.path.isabs(part) or ".." in Path(part).parts:
-            raise DsuError(f"The prediction of {part!r} would lie outside of {out}: rename it.")
-    written = [str(Path(item).with_suffix("")) if stems else item for item in items]
-    count = Counter(written)
-    # a.jpg and a.png of one folder must not meet in a.png.
-    unique = [stem if count[stem] == 1 else item.replace(".", "_") for stem, item in zip(written, items, strict=True)]
-    return [out / name / f"{file}.png" for file in unique]
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:

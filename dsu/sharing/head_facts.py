@@ -64,8 +64,8 @@ class EncoderFacts:
         size: of its input, in pixels.
         sha256: digest of the weights that the head was trained on; None where it was not noted.
         random: whether these weights are random ones, which every dsu draws alike.
-        source: where weights of this size are published; None for random ones, sizes that nobody published, and the
-            encoders of an imported head that are not known to be the published ones.
+        source: where its weights are published; None for random ones, sizes that nobody published, and weights out of
+            a file that are not known to be the published ones.
     """
 
     name: str
@@ -141,9 +141,7 @@ class HeadFacts:
     @property
     def encoders(self) -> list[EncoderFacts]:
         """The frozen encoders that it needs."""
-        config, drawn, training = self.info.config, self.info.random_weights, self.info.training
-        # Of an imported head only what was compared is known.
-        known = training.get("known_encoders", ()) if "imported_from" in training else ("hiera", "dino")
+        config, drawn, known = self.info.config, self.info.random_weights, self.info.known_encoders
         hiera, dino = config.hiera.name, config.dino.name
         found = [
             EncoderFacts(
@@ -151,14 +149,14 @@ class HeadFacts:
                 size=config.hiera_size,
                 sha256=self.info.encoders.get("hiera"),
                 random=drawn or hiera == "toy",
-                source=published_source("hiera", hiera) if "hiera" in known and not drawn else None,
+                source=published_source("hiera", hiera) if "hiera" in known else None,
             ),
             EncoderFacts(
                 name=f"DINOv2 {dino}",
                 size=config.dino_size,
                 sha256=self.info.encoders.get("dino"),
                 random=drawn or dino == "toy",
-                source=published_source("dino", dino) if "dino" in known and not drawn else None,
+                source=published_source("dino", dino) if "dino" in known else None,
             ),
         ]
         return found if config.injections else found[:1]

@@ -199,7 +199,7 @@ def prepare_run(
         warnings += said
     if frozen is not None:
         network.head.init_adapters_identity()
-    info = _head_info(config, resolved, data, dealt, digests, random=weights.random)
+    info = _head_info(config, resolved, data, dealt, digests, weights)
     trainer = _trainer(network, resolved, data, dealt, (point, frozen), info, runtime, world)
     trainer.callbacks += _callbacks(trainer, data) if world.leads else []
     facts = {name: (dealt.shares[name], f.image_sha256, f.mask_sha256) for name, f in sorted(data.facts.items())}
@@ -292,10 +292,9 @@ def _head_info(
     data: TrainingData,
     dealt: _Dealt,
     digests: dict[str, str],
-    *,
-    random: bool,
+    weights: EncoderWeights,
 ) -> HeadInfo:
-    """What the head will say of itself; `random`: whether its encoders' weights are."""
+    """What the head will say of itself, where its encoders' weights come from among it."""
     return HeadInfo(
         config=config,
         feature_dtype=settings.feature_dtype,
@@ -304,7 +303,13 @@ def _head_info(
         test=dealt.of("test"),
         trained_on=image_digits(data.facts[name].image_sha256 for name in dealt.of("train")),
         trained_on_pixels=image_digits(data.facts[name].pixels_sha256 for name in dealt.of("train")),
-        training={**settings.model_dump(mode="json"), "random_weights": random},
+        training={
+            **settings.model_dump(mode="json"),
+            "random_weights": weights.random,
+            "known_encoders": sorted(
+                {*digests} - weights.from_files - (data.store.from_files if data.store else set())
+            ),
+        },
     )
 
 

@@ -46,6 +46,13 @@ def test_every_command_has_a_help(dsu: Dsu, command: str) -> None:
     assert "--help" in dsu(*command.split(), "--help").output
 
 
+def test_a_table_has_room_for_words_however_narrow_the_terminal(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [*RUN, "datasets"], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "1"}, check=True
+    ).stdout
+    assert "DUTS-TR" in said
+
+
 def test_words_of_the_progress_line_are_explained(dsu: Dsu) -> None:
     said = dsu("train-head", "--help").output
     assert "data wait" in said and "peak" in said

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from house import House
-from support import Dsu
+from support import TINY, Dsu
 
 
 def test_masks_beside_the_images_are_not_predicted_however_the_folder_is_named(
@@ -24,3 +24,19 @@ def test_masks_are_left_out_below_a_folder_of_data_sets_too(dsu: Dsu, drawn: Pat
     said = dsu("predict", "all", "--head", house.run, "--out", "out").output
     assert "10 masks lie among the images and are left out" in said
     assert len(list(Path("out").rglob("*.png"))) == 10
+
+
+def test_both_kinds_of_vocs_masks_are_left_out(dsu: Dsu, drawn: Path, house: House) -> None:
+    shutil.copytree(drawn / "test" / "images", "voc/JPEGImages")
+    for name in ("SegmentationClass", "SegmentationObject"):
+        shutil.copytree(drawn / "test" / "masks", Path("voc") / name)
+    said = dsu("predict", "voc", "--head", house.run, "--out", "out").output
+    assert "10 masks lie among the images and are left out" in said
+    assert len(list(Path("out").rglob("*.png"))) == 5
+
+
+def test_predictions_among_the_images_are_not_called_images_without_masks(dsu: Dsu, drawn: Path, house: House) -> None:
+    shutil.copytree(drawn / "train", "own")
+    dsu("predict", drawn / "test" / "images", "--head", house.run, "--out", "own/images/predicted", "--quiet")
+    said = dsu("cache-features", "own", *TINY, "--dry-run").output
+    assert "12 pairs" in said and "without a mask" not in said

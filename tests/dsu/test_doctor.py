@@ -207,3 +207,12 @@ def test_whether_the_hub_would_be_asked_is_said(tmp_path: Path, monkeypatch: pyt
     assert facts(look())["hub"].text == "need not be asked"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in facts(look())["hub"].text
+
+
+def test_a_machine_that_does_not_tell_its_memory_can_be_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr("psutil.virtual_memory", fail)
+    found = look()
+    assert found.working and facts(found)["memory"].text.startswith("not known")

@@ -9,11 +9,12 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from support import TINY, Dsu
 
 from dsu.config import build_config
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError
-from dsu.heads.head_file import HEAD_FILE, HeadInfo, head_sha256, load_head, save_head
+from dsu.heads.head_file import HEAD_FILE, HeadInfo, head_sha256, load_head, read_head_info, save_head
 from dsu.metrics.figures import METRICS
 from dsu.network.head import Head
 from dsu.settings import EncoderWeights
@@ -71,6 +72,25 @@ def test_the_papers_head_is_counted_and_its_encoders_are_named(tmp_path: Path) -
     assert {source and source.licence for source in sources} == {"apache-2.0"}
     assert not facts.info.random and facts.held_out == 2 and facts.path.stat().st_size > 28e6
     assert json.loads(json.dumps(facts.to_json()))["encoders"][0]["licence"] == "apache-2.0"
+
+
+def test_weights_out_of_a_file_are_not_called_the_published_ones(tmp_path: Path) -> None:
+    own = head_facts(make_head(tmp_path, "tiny", training={"known_encoders": ["dino"]}))
+    assert [bool(encoder.source) for encoder in own.encoders] == [False, True]
+    card = model_card(own, "me/x")
+    assert f"| Hiera tiny | out of a file, not known to be the published ones |  | `{'a' * 64}` |" in card
+    assert front_matter(card)["base_model"] == ["timm/vit_small_patch14_dinov2.lvd142m"]
+    assert "known by their digests below" in card and "fetched from where" not in card
+
+
+def test_stage_one_notes_which_weights_came_out_of_files(
+    dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSU_DINO", "mine.pth")
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--views", "none", "--quiet")
+    monkeypatch.delenv("DSU_DINO")
+    dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--out", "run", "--quiet")
+    assert read_head_info(Path("run") / HEAD_FILE).known_encoders == ("hiera",)
 
 
 def test_random_encoders_and_a_network_without_dinov2_are_said(tmp_path: Path) -> None:
