@@ -49,9 +49,11 @@ def form(data: bytes, name: str = "photo.png") -> dict[str, Any]:
 
 
 @contextmanager
-def serving(*options: object) -> Iterator[tuple[int, psutil.Process, "subprocess.Popen[str]"]]:
+def serving(
+    *options: object, program: str = "from dsu_cli.main import run; run()"
+) -> Iterator[tuple[int, psutil.Process, "subprocess.Popen[str]"]]:
     """A server on a free port: the port, the process as psutil and as subprocess have it."""
-    command = [sys.executable, "-m", "dsu", "serve", "--port", "0", *map(str, options)]
+    command = [sys.executable, "-c", program, "serve", "--port", "0", *map(str, options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

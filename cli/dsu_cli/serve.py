@@ -10,7 +10,7 @@ import typer
 from dsu.errors import UsageError, check_installed
 from dsu.settings import EncoderWeights, RuntimeSettings, ServingSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, Stopped, say
+from dsu_cli.console import ConsoleProgress, Stopped, fail, say
 from dsu_cli.console import out as console
 
 
@@ -57,7 +57,11 @@ def serve(
         try:
             server.run(sockets=[listening])
         except KeyboardInterrupt:
-            raise Stopped("Stopped: no more images are taken.") from None
+            stopped = "Stopped: no more images are taken."
+            if app.state.batcher.works:  # a batch can't be interrupted, and would crash with the interpreter
+                fail(stopped)
+                os._exit(130)
+            raise Stopped(stopped) from None
 
 
 def _listening(settings: ServingSettings) -> socket.socket:

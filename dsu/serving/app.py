@@ -150,6 +150,7 @@ def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Fa
             yield
 
     app = FastAPI(title="dsu", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.batcher = batcher
     _say_in_one_sentence(app)
     page = _page(heads, settings)
     known = Literal[tuple(heads)]  # type: ignore[valid-type]
@@ -264,6 +265,6 @@ def _version(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Vers
 
 def _page(heads: Mapping[str, ServedHead], settings: ServingSettings) -> str:
     page, style, script = ((files("dsu.serving") / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
-    template = Template(page, trim_blocks=True, undefined=StrictUndefined)
+    template = Template(page, trim_blocks=True, autoescape=True, undefined=StrictUndefined)
     rendered: str = template.render(style=style, script=script, served=_version(heads, settings).model_dump())
     return rendered

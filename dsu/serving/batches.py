@@ -14,6 +14,9 @@ __all__ = ["Batcher"]
 _DRAWING: Final = 4
 """Threads that decode images and encode pictures."""
 
+_END: Final = 5.0
+"""Seconds for which the batch in work is waited for when the server ends."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Task:
@@ -47,7 +50,7 @@ class Batcher:
             self._open = False
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_END)  # a batch of a large network takes minutes on a processor: nobody waits for it
         while self._waiting:
             self._waiting.popleft().answer.cancel()
 

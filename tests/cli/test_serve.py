@@ -63,6 +63,36 @@ def test_it_says_its_address_and_ends_by_ctrl_c(run_folder: Path) -> None:
     assert "Stopped: no more images are taken." in err and "Traceback" not in out + err
 
 
+LONG = """
+import sys, time
+from dsu.prediction.segmenter import Segmenter
+inner = Segmenter.segment
+def segment(self, pictures):
+    import torch
+    end, some = time.monotonic() + 60, torch.ones(1000, 1000)
+    while time.monotonic() < end:
+        some = (some @ some).tanh()
+    return inner(self, pictures)
+Segmenter.segment = segment
+from dsu_cli.main import run
+run()
+"""
+"""`dsu` in which a batch takes a minute."""
+
+
+@pytest.mark.slow
+def test_ctrl_c_waits_for_no_long_batch(run_folder: Path) -> None:
+    with serving("--head", run_folder, program=LONG) as (port, _, process):
+        client = threading.Thread(target=post, args=(port, png(photograph())))
+        client.start()
+        while get(port, "/health")["requests"] == 0:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=40)
+        client.join()
+    assert process.returncode == 130 and err.endswith("error: Stopped: no more images are taken.\n")
+
+
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(dsu: Dsu, run_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -153,6 +153,13 @@ def test_the_page_holds_all_that_it_shows(serve: Serve) -> None:
     assert "connect-src 'self'" in answer.headers["content-security-policy"]
 
 
+def test_a_head_s_name_is_text_on_the_page(serve: Serve, heads: Heads) -> None:
+    name = "<script>alert(1)</script>"
+    client = serve({name: replace(heads["first"], name=name)})
+    assert "<script>alert" not in client.get("/").text and "&lt;script&gt;alert(1)" in client.get("/").text
+    assert client.post("/predict", params={"head": name}, **form(png(photograph()))).status_code == 200
+
+
 # ---- what goes wrong ----
 
 
