@@ -171,6 +171,7 @@ def evaluate(
             training_images=training_images,
             called=called,
             validation=True,
+            beside=runs.values(),
         )
         found: dict[str, tuple[JudgedSet, Evaluation]] = {}
         for judged in judged_sets:

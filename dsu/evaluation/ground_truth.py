@@ -250,6 +250,7 @@ def find_judged_sets(
     training_images: bool = False,
     called: str = "",
     validation: bool = False,
+    beside: Iterable[Path] = (),
 ) -> list[JudgedSet]:
     """Pair predictions with ground truths.
 
@@ -264,6 +265,8 @@ def find_judged_sets(
         training_images: whether images that the head was trained on may be judged.
         called: what the set is called that is judged against `truth`, where no name is given; else as its folder.
         validation: whether the validation share is among all sets where there are others: thresholds are chosen by it.
+        beside: folders of other predictions, whose sets are known by their names here too: shares of one's own data
+            are known by nothing else. Without a name it is the one that they are judged on.
 
     Raises `UsageError` for a set without predictions or without ground truth, for predictions of another head than the
     run's, and for images that the head was trained on.
@@ -277,7 +280,8 @@ def find_judged_sets(
     if truth is not None:
         found = [_against(truth, names, predictions, record, paths, minmax, images, called)]
     else:
-        found = _recorded_sets(names, predictions, record, paths, minmax, images, validation)
+        known = {name: how for folder in beside for name, how in read_record(folder).items() if how["source"]}
+        found = _recorded_sets(names, predictions, record, known, paths, minmax, images, validation)
     for one in found:
         if one.trained_on and not training_images:
             raise UsageError(
@@ -324,13 +328,19 @@ def _recorded_sets(
     names: Sequence[str],
     predictions: Path,
     record: dict[str, Any],
+    known: dict[str, Any],
     paths: Paths,
     minmax: bool | None,
     images: Path | None,
     validation: bool,
 ) -> list[JudgedSet]:
-    """The named sets of a folder that `dsu predict` wrote into, or all; benchmarks by their names in other folders."""
+    """The named sets of a folder that `dsu predict` wrote into, or all; benchmarks by their names in other folders.
+
+    What is `known` of other folders' sets serves for another method's maps, which may be of more images.
+    """
     chosen = list(names) or _sets_in(predictions, record)
+    fair = [name for name, how in known.items() if not is_validation(how)]
+    chosen = chosen or (fair if len(fair) == 1 and not record else [])
     if not (names or validation):
         chosen = [name for name in chosen if not is_validation(record.get(name, {}))] or chosen
     if not chosen:
@@ -338,11 +348,12 @@ def _recorded_sets(
             f"No folder in {predictions} is a set with known ground truth: give --truth DIR, or predict a data set."
         )
     _check_head(predictions)
-    return [
+    found = [
         _judged(name, _folder_of(name, predictions), samples, record.get(name, {}), minmax, images)
         for asked in chosen
-        for name, samples in _truths(asked, predictions, record, paths)
+        for name, samples in _truths(asked, predictions, known | record, paths)
     ]
+    return [one if one.recorded or one.name not in known else replace(one, extra=()) for one in found]
 
 
 def predict_again(predictions: Path) -> str:

@@ -119,3 +119,22 @@ def test_another_methods_flat_folder_serves_a_named_set(dsu: Dsu, tmp_path: Path
     assert "Blur" in said and "DSU-Net" in said and "judged on 3" in said
     left = sorted(path.name for path in (tmp_path / "x" / "maps").iterdir())
     assert left == [f"{case.name}.png" for case in cases], "nothing is written into another method's folder"
+
+
+def test_another_methods_maps_are_judged_on_the_share_that_a_run_was_judged_on(dsu: Dsu, tiles: Path) -> None:
+    """They are of all images, and the share is known by the run's record alone."""
+    dsu("cache-features", tiles, *TINY, "--features", "V", "--views", "none", "--quiet")
+    shares = ("--val-fraction", "0.4", "--test-fraction", "0.3", "--views", "none", "--adapt-last", 0)
+    dsu("train-head", "--epochs", 1, *shares, "--out", "run", "--quiet")
+    dsu("predict", *RUN)
+    shutil.copytree(tiles / "masks", "theirs")
+    both = ("--predictions", "Ours=run", "--predictions", "Theirs=theirs")
+    count = len(list(Path("run/predictions/tiles-TEST").rglob("*.png")))
+    for names in (("tiles-TEST",), ()):
+        said = dsu("eval", *names, *both, "--format", "json").stdout
+        found = json.loads(said)
+        assert found["Ours"].keys() == found["Theirs"].keys() == {"tiles-TEST"}
+        assert found["Ours"]["tiles-TEST"]["images"] == found["Theirs"]["tiles-TEST"]["images"] == count < 12
+        assert found["Theirs"]["tiles-TEST"]["MAE"] < 0.01
+    refused = dsu("eval", "--predictions", "theirs", exit_code=2).output
+    assert "give --truth" in refused, "alone, nothing says what they are of"
