@@ -81,6 +81,8 @@ def test_a_threshold_is_proposed_judged_stored_and_gone_by(dsu: Dsu, tiles: Path
     assert f"says what is an alarm, is {threshold:g}" in card and phrase in card
     dsu("predict", tiles / "images", "--head", "shared", "--out", "masks", "--quiet")
     assert json.loads(Path("masks/table.json").read_text())[0]["threshold"] == threshold
+    said = " ".join(dsu("eval", "--predictions", "masks", "--truth", tiles / "masks", "--all").stdout.split())
+    assert f"at the head's threshold {threshold:g}:" in said and "false alarms on 4 without" in said
     for kind, changed in (("overlay", lambda p, i: (p != i).any(-1)), ("cutout", lambda p, i: p[..., 3] > 0)):
         dsu("predict", tiles / "images", "--head", "shared", "--out", kind, "--kind", kind, "--quiet")
         for image in sorted((tiles / "images").iterdir())[:3]:
