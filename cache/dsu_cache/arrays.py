@@ -17,10 +17,10 @@ import stat
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias
 
 import crc32c
 import numpy as np
@@ -210,19 +210,40 @@ class StoredArray:
 
         Whatever an interrupted write left behind is removed first. Rows that are not given take no space.
         """
+        digest, nbytes = hashlib.sha256(), 0
+        with self._rewriting(shard) as stream:
+            for piece in encode(rows, values, self.rows_per_shard, self._codec):
+                digest.update(piece)
+                nbytes += stream.write(piece)
+        self._mark(shard, Commit(rows.tolist(), nbytes, digest.hexdigest()))
+
+    def restore(self, shard: ShardId, commit: Commit, content: bytes) -> None:
+        """Write a shard anew as it was written elsewhere; on return it is on the disk."""
+        with self._rewriting(shard) as stream:
+            stream.write(content)
+        self._mark(shard, commit)
+
+    @contextmanager
+    def _rewriting(self, shard: ShardId) -> Iterator[BinaryIO]:
         self.discard(shard)
         file = self.file(shard)
         with self._making_folders:
             make_folders(self.folder, file.parent.relative_to(self.folder))
         file.unlink(missing_ok=True)
-        digest, nbytes = hashlib.sha256(), 0
         with replacing(file) as stream:
-            for piece in encode(rows, values, self.rows_per_shard, self._codec):
-                digest.update(piece)
-                nbytes += stream.write(piece)
-        record = vars(Commit(rows.tolist(), nbytes, digest.hexdigest()))
+            yield stream
+
+    def _mark(self, shard: ShardId, commit: Commit) -> None:
         write = replace_record if self.marker(shard).exists() else write_record
-        write(self.marker(shard), record)
+        write(self.marker(shard), vars(commit))
+
+    def content(self, shard: ShardId) -> bytes:
+        """Return the bytes of a committed shard, verified. Raises `CorruptError` where they are others, or gone."""
+        file, commit = self.file(shard), self.commit(shard)
+        content = file.read_bytes() if commit is not None and commit.fits(file) else b""
+        if commit is None or hashlib.sha256(content).hexdigest() != commit.sha256:
+            raise CorruptError(f"{file} does not hold the bytes that were written")
+        return content
 
     def open_shard(self, shard: ShardId) -> "ShardFile":
         """Open a shard for reading. Raises `CorruptError` saying what is wrong with its file."""
@@ -247,6 +268,15 @@ class StoredArray:
         """Whether the shard is committed, with all of `rows` (n,) in it."""
         commit = self.commit(shard)
         return commit is not None and commit.fits(self.file(shard)) and set(commit.rows).issuperset(rows.tolist())
+
+    def nbytes(self, shard: ShardId) -> int | None:
+        """Return the bytes of a shard's data; None where there are none."""
+        file = self.file(shard)
+        return file.stat().st_size if file.is_file() else None
+
+    def is_intact(self, shard: ShardId, commit: Commit) -> bool:
+        """Whether a shard's data are the very bytes that were committed: reads them all."""
+        return commit.matches(self.file(shard))
 
     def written_rows(self) -> set[int]:
         """Return the rows that are committed in any view."""
@@ -395,9 +425,13 @@ class ShardFile:
         except OSError as error:
             raise CorruptError(f"{path} cannot be opened ({error.strerror}).") from error
         weakref.finalize(self, os.close, self._descriptor)
+        self._index = self._read_index(chunks, os.fstat(self._descriptor).st_size)
+
+    def _read_index(self, chunks: int, nbytes: int) -> npt.NDArray[np.uint64]:
+        """The index, (chunks, 2), of a file of so many bytes."""
         index = np.empty(16 * chunks, np.uint8)
-        self._read(index, os.fstat(self._descriptor).st_size - index.size - _CHECKSUM, "its index")
-        self._index = index.view("<u8").reshape(chunks, 2)
+        self._read(index, nbytes - index.size - _CHECKSUM, "its index")
+        return index.view("<u8").reshape(chunks, 2)
 
     def read(self, chunk: int, into: npt.NDArray[np.uint8]) -> None:
         """Fill `into`, the chunk's bytes, and verify them."""
@@ -417,10 +451,14 @@ class ShardFile:
     def _read(self, into: npt.NDArray[np.uint8], offset: int, what: str) -> None:
         """Fill `into` from `offset` on, and compare with the checksum that follows."""
         checksum = bytearray(_CHECKSUM)
-        if offset < 0 or _read_at(self._descriptor, [into.data, memoryview(checksum)], offset) != into.size + _CHECKSUM:
+        if offset < 0 or self._fill([into.data, memoryview(checksum)], offset) != into.size + _CHECKSUM:
             raise CorruptError(f"{what} of {self._path} is cut off.")
         if _checksum(into.data) != checksum:
             raise CorruptError(f"{what} of {self._path} does not fit its checksum.")
+
+    def _fill(self, buffers: list[Any], offset: int) -> int:
+        """Fill buffers from `offset` on, and return how many bytes there were."""
+        return _read_at(self._descriptor, buffers, offset)
 
 
 def _read_at(descriptor: int, buffers: list[Any], offset: int) -> int:

@@ -9,6 +9,7 @@ from dsu_cache.arrays import RESERVED, Commit, ShardId, StoredArray, packed
 from dsu_cache.columns import load_tables
 from dsu_cache.files import METADATA, CorruptError, read_metadata, read_record
 from dsu_cache.manifest import damage, generations
+from dsu_cache.remote import RemoteArray
 from dsu_cache.store import Store
 
 
@@ -65,8 +66,7 @@ def audit(store: Store, advance: Callable[[int], None] = lambda count: None, wor
 
 def audited_nbytes(store: Store) -> int:
     """Return the bytes that `audit` reads of shards."""
-    files = [store.stored(name).file(shard) for name in store.arrays for shard in store.stored(name).shards()]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(store.stored(name).nbytes(shard) or 0 for name in store.arrays for shard in store.stored(name).shards())
 
 
 def discard_refuted(store: Store, findings: list[Damage]) -> list[Damage]:
@@ -101,6 +101,8 @@ def orphans(store: Store) -> int:
 
 
 def _metadata(store: Store) -> Iterator[Damage]:
+    if store.remote is not None:
+        yield from (Damage(Path(key), reason) for key, reason in store.remote.damage())
     for name in RESERVED:
         try:
             read_metadata(store.path / name)
@@ -134,13 +136,14 @@ def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | Non
     """The bytes of a shard that were read, and what is wrong with it, if anything."""
     stored, rows = store.stored(name), store.rows_in_shard(shard.shard).tolist()
     file, commit, unreadable = stored.file(shard), stored.commit(shard), []
-    nbytes = file.stat().st_size if commit is not None and file.is_file() else 0
+    size = stored.nbytes(shard)
+    nbytes = size or 0 if commit is not None else 0
     if commit is None:
         # Without rows in use nothing will ever write it again, and nothing reads it.
         reason = _uncommitted(stored, shard) if rows else ""
-    elif not file.is_file():
+    elif size is None:
         reason = "is missing"
-    elif not commit.matches(file):
+    elif not stored.is_intact(shard, commit):
         differs = f"has {nbytes:,} bytes instead of {commit.nbytes:,}"
         reason = differs if nbytes != commit.nbytes else "does not hold the bytes that were written"
         unreadable = _unreadable(store, name, rows, shard.view)
@@ -170,3 +173,11 @@ def _unreadable(store: Store, name: str, rows: list[int], view: int) -> list[int
             found.append(row)
     reader.close()
     return found
+
+
+def orphaned_objects(store: Store) -> tuple[int, int]:
+    """Return how many objects of a store on S3 nothing names, and their bytes; none of one in a folder."""
+    if store.remote is None:
+        return 0, 0
+    arrays = [array for name in store.arrays if isinstance(array := store.stored(name), RemoteArray)]
+    return store.remote.orphans(arrays)

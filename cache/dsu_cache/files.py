@@ -80,6 +80,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Put a copy of a small file in the place of another, unless they are equal already."""
+    content = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        with replacing(target) as file:
+            file.write(content)
+
+
 def remove_strays(path: Path) -> None:
     """Remove what interrupted writes of `path` left beside it."""
     for stray in path.parent.glob(f"{path.name}.*.partial"):
@@ -134,7 +142,7 @@ def write_record(path: Path, value: JSON) -> None:
         FileExistsError: there is a file of that name already.
     """
     with path.open("xb") as file:
-        file.write(_record(value))
+        file.write(record_bytes(value))
         file.flush()
         os.fsync(file.fileno())
     sync(path.parent)
@@ -143,10 +151,11 @@ def write_record(path: Path, value: JSON) -> None:
 def replace_record(path: Path, value: JSON) -> None:
     """As `write_record`, but in place of the record that is there: until it returns, that one may be read."""
     with replacing(path) as file:
-        file.write(_record(value))
+        file.write(record_bytes(value))
 
 
-def _record(value: JSON) -> bytes:
+def record_bytes(value: JSON) -> bytes:
+    """Return what a record's file holds: JSON and its checksum, a line each."""
     body = canonical(value).encode() + b"\n"
     return body + _checksum(body)
 
@@ -157,6 +166,11 @@ def read_record(path: Path) -> Any:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
+    return parse_record(content)
+
+
+def parse_record(content: bytes) -> Any:
+    """Return the value of a record, or None of only part of one."""
     body, newline, checksum = content.partition(b"\n")
     return json.loads(body) if checksum == _checksum(body + newline) else None
 

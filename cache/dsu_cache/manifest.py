@@ -125,7 +125,7 @@ class Manifest:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Manifest) or self.next_row != other.next_row:
             return False
-        return _keeps_contents(self, other) and not _changes(self, other).weight
+        return keeps_contents(self, other) and not _changes(self, other).weight
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -235,7 +235,7 @@ class _Entries(Mapping[str, Entry]):
         return Entry(key, {note: value for note, value in info.items() if value is not ABSENT})
 
 
-def _keeps_contents(before: Manifest, after: Manifest) -> bool:
+def keeps_contents(before: Manifest, after: Manifest) -> bool:
     """Whether all contents of a manifest are in the next, in their rows; new ones have higher rows."""
     known = length(before._all.contents)
     if known > length(after._all.contents):
@@ -271,7 +271,7 @@ def save_manifest(folder: Path, manifest: Manifest, before: Manifest | None = No
     """
     older = generations(folder)
     number = 1 + (int(older[0].stem) if older else 0)
-    record = read_record(older[0]) if older and before is not None and _keeps_contents(before, manifest) else None
+    record = read_record(older[0]) if older and before is not None and keeps_contents(before, manifest) else None
     listed: list[dict[str, Any]] = [] if record is None else record["segments"]
     segment = manifest._all if record is None or before is None else _changes(before, manifest)
     while listed and listed[-1]["weight"] < _MERGED_BELOW * segment.weight:

@@ -19,6 +19,7 @@ import psutil
 from dsu_cache.arrays import ArrayInfo, Rows, ShardFile, ShardId, StoredArray
 from dsu_cache.files import CacheError, CorruptError
 from dsu_cache.manifest import Manifest
+from dsu_cache.storage import RemoteError
 
 resource: Final[Any] = import_module("resource") if find_spec("resource") else None
 """None on Windows, where no limit of open files is low."""
@@ -125,6 +126,8 @@ class Reader:
 
     def _diagnosis(self, name: str, rows: Rows, views: Rows, error: BaseException) -> CacheError:
         """Find which sample of a failed request is the bad one, by reading each alone."""
+        if isinstance(error, RemoteError):
+            return error
         if _is_of_the_system(error):
             return CacheError(
                 f"array {name!r} can't be read ({error}): nothing is known to be damaged; close other programs, or "
@@ -135,7 +138,7 @@ class Reader:
             try:
                 self._fill(name, rows[at : at + 1], views[at : at + 1], array.info.empty(1))
             except Exception as alone:  # of the disk, of what decompresses
-                if _is_of_the_system(alone):
+                if isinstance(alone, RemoteError) or _is_of_the_system(alone):
                     return self._diagnosis(name, rows, views, alone)
                 samples = ", ".join(map(repr, self._manifest.names_at(row))) or "no sample of the manifest"
                 return CorruptError(

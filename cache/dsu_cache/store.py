@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -18,6 +18,7 @@ from dsu_cache.files import (
     CacheError,
     CorruptError,
     clear,
+    copy_file,
     group,
     read_metadata,
     remove_strays,
@@ -26,14 +27,17 @@ from dsu_cache.files import (
 )
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
 from dsu_cache.locks import Share, creating, holder, locked, share
-from dsu_cache.manifest import Manifest, load_manifest, remove_superseded, save_manifest
+from dsu_cache.manifest import Manifest, generations, keeps_contents, load_manifest, remove_superseded, save_manifest
 from dsu_cache.reader import Reader
+from dsu_cache.remote import Remote, RemoteArray, url_of
 
 FORMAT: Final = 3
 
 
 class Store:
     """A folder that any Zarr v3 reader can read, and that knows which of its samples are whole.
+
+    Or the mirror of a store on S3 (`dsu_cache.remote`), which is used in the same way.
 
     Beside one Zarr array for each `ArrayInfo`, of shape (rows, views, *item_shape), the folder holds:
 
@@ -56,6 +60,7 @@ class Store:
         attributes: what its owner notes about it.
         manifest: the samples and their rows, as of opening, locking or setting it.
         damaged: what is wrong with the metadata of arrays, by name.
+        remote: what the folder is the mirror of; None where the store itself lies in it.
 
     Example:
         >>> store = Store.create(folder, {"dataset": "DUTS"})
@@ -69,6 +74,9 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         """Use `create` or `open`."""
+        self.remote: Final = _remote(path)
+        if self.remote is not None:
+            self.remote.look()
         noted = _read_layout(path)
         self.path: Final = path
         self._layout: Final[Mapping[str, Any]] = noted["store"]
@@ -98,7 +106,7 @@ class Store:
             BusyError: another process is making a store there.
             ValueError: `rows_per_shard` is below 1, or no such compressor.
         """
-        path = Path(path)
+        path, remote = Path(path), _remote(Path(path))
         if rows_per_shard < 1 or compressor not in COMPRESSORS:
             raise ValueError(
                 f"a store cannot have {rows_per_shard} rows a shard and compressor {compressor!r}: "
@@ -108,6 +116,8 @@ class Store:
             raise CacheError(f"{path} is there already and is no folder: choose a new or empty folder for the store")
         path.mkdir(parents=True, exist_ok=True)
         with creating(path):
+            if remote is not None:
+                remote.make_way()
             if (path / METADATA).is_file():
                 raise CacheError(
                     f"the store {path} is there already: if another process has just made it, run the same command "
@@ -122,6 +132,8 @@ class Store:
             save_manifest(path / "manifest", Manifest())
             layout = {"format": FORMAT, "rows_per_shard": rows_per_shard, "compressor": compressor}
             write_metadata(path, group({"store": layout, "attributes": attributes}))
+            if remote is not None:
+                remote.publish(generations(path / "manifest")[0])  # or another was first: then that one is opened
         return cls.open(path)
 
     @classmethod
@@ -134,19 +146,93 @@ class Store:
         """
         return cls(Path(path))
 
+    @classmethod
+    def exists(cls, path: Path) -> bool:
+        """Whether there is a store in a folder, which may be damaged, but is no unfinished one."""
+        remote = _remote(path)
+        return remote.exists() if remote is not None else (path / METADATA).is_file()
+
     def set_attributes(self, attributes: Mapping[str, JSON]) -> None:
         """Replace `attributes`, on the disk."""
-        write_metadata(self.path, group({"store": self._layout, "attributes": attributes}))
+        self._publish(lambda: write_metadata(self.path, group({"store": self._layout, "attributes": attributes})))
         self.attributes = read_metadata(self.path)["attributes"]["attributes"]
         os.utime(self.path)  # the same attributes again are a sign of life, too
 
     def set_manifest(self, manifest: Manifest) -> None:
         """Make `manifest` the store's, on the disk, and let every array grow to its rows."""
-        # First the arrays: rows that no manifest knows are harmless, the other way round they could not be read.
-        for array in self._arrays.values():
-            array.grow(manifest.next_row)
-        save_manifest(self.path / "manifest", manifest, self.manifest)
-        self.manifest = manifest
+        before = self.manifest
+
+        def change() -> None:
+            # Where another has published one since, contents that are new get rows again.
+            now = self.manifest
+            following = manifest if now is before else now.assign(dict(manifest.samples()), self.rows_per_shard)
+            # First the arrays: rows that no manifest knows are harmless, the other way round they could not be read.
+            for array in self._arrays.values():
+                array.grow(following.next_row)
+            save_manifest(self.path / "manifest", following, now)
+            self.manifest = following
+
+        self._publish(change)
+
+    def take_metadata(self, source: "Store") -> None:
+        """Have samples, attributes and arrays of another store, byte for byte; arrays of one's own stay.
+
+        Raises:
+            CacheError: this store is no older state of that one, or has arrays of the same names made otherwise.
+        """
+
+        def change() -> None:
+            self._check_older_than(source)
+            for name in source.arrays.keys() - self.arrays.keys():
+                for folder in (self.path / "commits" / name, self.path / name):
+                    folder.mkdir(exist_ok=True)
+                    sync(folder.parent)
+                copy_file(source.path / name / METADATA, self.path / name / METADATA)
+            for array in self._arrays.values():
+                array.grow(source.manifest.next_row)
+            if self.manifest != source.manifest:
+                save_manifest(self.path / "manifest", source.manifest, self.manifest)
+            copy_file(source.path / METADATA, self.path / METADATA)
+
+        self._publish(change)
+        self.attributes = source.attributes
+        self._load()
+
+    def _check_older_than(self, source: "Store") -> None:
+        for name in self.arrays.keys() & source.arrays.keys():
+            mine, other = self.arrays[name], source.arrays[name]
+            self.check({name: other.fingerprint}, f"{self.path} and {source.path} can't be one store.")
+            if (mine.item_shape, mine.dtype, mine.views) != (other.item_shape, other.dtype, other.views):
+                raise CacheError(f"{name} is of another shape in {self.path} than in {source.path}: copy it elsewhere")
+        if dict(self._layout) != dict(source._layout) or not keeps_contents(self.manifest, source.manifest):
+            raise CacheError(
+                f"{self.path} holds samples that {source.path} does not know, so that would not be a copy: copy the "
+                f"other way first, or elsewhere"
+            )
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep others from removing what is in the store, inside a `with`."""
+        sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
+        try:
+            yield
+        finally:
+            if sharing is not None:
+                os.close(sharing)
+
+    def _publish(self, change: Callable[[], None]) -> None:
+        """Change metadata; of a store on S3 as its next generation, again if another has published one meanwhile."""
+        if self.remote is None:
+            change()
+            return
+        with self.remote.alone():
+            while True:
+                if self.remote.bring_up_to_date():
+                    self._load()
+                self.remote.begin()
+                change()
+                if self.remote.publish(generations(self.path / "manifest")[0]):
+                    return
 
     @contextmanager
     def lock(self, share: Share | None = None) -> Iterator[None]:
@@ -165,6 +251,8 @@ class Store:
                     remove_strays(folder / METADATA)
                 _write_groups(self.path)
                 remove_superseded(self.path / "manifest")
+            if self.remote is not None:
+                self.remote.look()
             self._load()
             if share is None:
                 for array in self._arrays.values():
@@ -205,15 +293,20 @@ class Store:
         """
         info = ArrayInfo(name, tuple(item_shape), np.dtype(dtype), views, fingerprint)
         folder, commits = self.path / name, self.path / "commits" / name
-        if (folder / METADATA).exists() and name not in self.damaged:
-            raise CacheError(f"the store {self.path} has an array {name!r} already: remove it first")
-        if folder.exists() or commits.exists():
-            with _unread(self.path):
-                clear(folder, commits)  # what an interrupted removal left, or an array whose metadata is damaged
-        self.damaged.pop(name, None)
-        self._arrays[name] = StoredArray.create(
-            info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor
-        )
+
+        def change() -> None:
+            if self.remote is not None and self.arrays.get(name) == info:
+                return  # another has added it
+            if (folder / METADATA).exists() and name not in self.damaged:
+                raise CacheError(f"the store {self.path} has an array {name!r} already: remove it first")
+            if folder.exists() or commits.exists():
+                with _unread(self.path):
+                    clear(folder, commits)  # what an interrupted removal left, or an array whose metadata is damaged
+            self.damaged.pop(name, None)
+            StoredArray.create(info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor)
+
+        self._publish(change)
+        self._arrays[name] = self._open_array(name)
 
     def remove_array(self, name: str) -> None:
         """Remove an array with all its data.
@@ -222,8 +315,12 @@ class Store:
             CacheError: there is none of that name.
             BusyError: another process is reading the store.
         """
-        with _unread(self.path):
-            self.stored(name).remove()
+
+        def change() -> None:
+            with _unread(self.path):
+                self.stored(name).remove()
+
+        self._publish(change)
         del self._arrays[name]
 
     def check(self, wanted: Mapping[str, Fingerprint], advice: str = "") -> tuple[FieldDifference, ...]:
@@ -254,7 +351,8 @@ class Store:
         return self._arrays[name]
 
     def _open_array(self, name: str) -> StoredArray:
-        return StoredArray(self.path / name, self.path / "commits" / name, self.rows_per_shard, self.compressor)
+        place = self.path / name, self.path / "commits" / name, self.rows_per_shard, self.compressor
+        return StoredArray(*place) if self.remote is None else RemoteArray(self.remote, *place)
 
     # -- shards --------------------------------------------------------------------------------------------------
 
@@ -310,12 +408,16 @@ class Store:
             )
         return stored.holds(shard, self.rows_in_shard(shard.shard))
 
-    def reader(self, names: Sequence[str], keep_open: bool = True) -> Reader:
+    def reader(
+        self, names: Sequence[str], keep_open: bool = True, views: Mapping[str, Collection[int]] | None = None
+    ) -> Reader:
         """Open arrays for reading batches.
 
         Args:
             names: the arrays to read.
-            keep_open: whether the shards read last are kept open for the next read.
+            keep_open: whether the shards read last are kept open for the next read, and of S3, fetched whole.
+            views: which are going to be read of each array (None: any): whether they fit into the scratch folder is
+                said at once, where the store lies on S3.
 
         Raises:
             CacheError: there is no array of a name in `names`.
@@ -325,6 +427,8 @@ class Store:
         arrays = [self.stored(name) for name in names]
         # From here on no one removes arrays, so what is compared now stays so.
         sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
+        if self.remote is not None and keep_open:
+            self.remote.prepare([array for array in arrays if isinstance(array, RemoteArray)], views)
         reader = Reader(arrays, self.manifest, keep_open=keep_open, sharing=sharing)
         if any(self._open_array(name).info != self.arrays[name] for name in names):
             raise BusyError(f"the store {self.path} was made anew since it was opened: run the same command again")
@@ -355,13 +459,21 @@ def remove_store(path: Path) -> None:
     if foreign:
         raise CacheError(f"{path} holds {', '.join(foreign[:3])}, no part of a store: move it elsewhere first")
     (path / "manifest").mkdir(exist_ok=True)
+    remote = _remote(path)
     with _unwritten(path), _unread(path):
+        if remote is not None:
+            remote.remove()
         # First what makes it a store, last what tells that it was one: an interrupted removal can be done again.
         (path / METADATA).unlink(missing_ok=True)
         sync(path)
         clear(*(path / name for name in sorted(arrays - {"manifest"}) if (path / name).exists()), path / "manifest")
         remove_strays(path / METADATA)
     path.rmdir()
+
+
+def _remote(path: Path) -> Remote | None:
+    url = url_of(path)
+    return Remote(path, url) if url else None
 
 
 def _unwritten(path: Path, share: Share | None = None) -> AbstractContextManager[object]:

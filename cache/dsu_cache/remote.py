@@ -1,0 +1,589 @@
+"""A store on S3, used through its mirror: a local folder with its metadata, and a scratch folder with what was read.
+
+Below `s3://bucket/path/SPLIT/ENCODERS/` lie, never altered:
+
+* `manifest/<number>.json`: generations, each all of the store's metadata: `zarr.json` files as they are, the manifest's
+  segments, and the store's id, drawn when it was made. The next one is put if absent: who loses looks at what the
+  other has written, makes the change again on top of that and tries the next number. So no lock is needed.
+* `manifest/<sha256>.safetensors`: the manifest's segments.
+* `<array>/<id>/<view>.<shard>.<rows>.<bytes>.<sha256>`: a shard's data, whole or not there. Its name is its marker. The
+  id stands for store, type, shape and fingerprint, so that no array made anew finds what another one left.
+
+What nothing names any more stays: `Remote.orphans` counts it. The mirror is a store's folder as any other; what it
+lacks are shards. Those that are read are fetched once, verified, and shared by all processes; where they do not fit
+within the limit, single chunks are read from where they lie.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dsu_cache.arrays import RESERVED, ArrayInfo, Commit, Rows, ShardFile, ShardId, StoredArray, encode
+from dsu_cache.columns import COLUMNS
+from dsu_cache.files import (
+    METADATA,
+    BusyError,
+    CacheError,
+    CorruptError,
+    parse_record,
+    read_record,
+    record_bytes,
+    replacing,
+    sync,
+)
+from dsu_cache.locks import creating, locked
+from dsu_cache.storage import SCHEME, Bucket, Found
+
+_MIRRORS: Final = "s3:"
+"""The folder of the mirrors in the scratch folder."""
+_POOL: Final = "shards"
+_BESIDE: Final = ("splits.json",)
+"""Files beside stores, in their splits' folders, that belong to them."""
+_STATE: Final = "published"
+"""A mirror's file with the generation that it is like; not there while it may be like none."""
+_OBJECT: Final = re.compile(r"([^/]+)/([0-9a-f]{16})/(\d+)\.(\d+)\.([0-9a-f]+)\.(\d+)\.([0-9a-f]{64})")
+_GENERATION: Final = re.compile(r"manifest/(\d{8})\.json")
+_UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+_LOG: Final = logging.getLogger("dsu.cache")
+_TOLD: Final = set[tuple[str, int, bool]]()
+
+
+# -- where mirrors are -------------------------------------------------------------------------------------------
+
+
+def scratch() -> Path:
+    """The folder for what is fetched: `DSU_SCRATCH`, or one of the user's in the system's cache folder."""
+    named = os.environ.get("DSU_SCRATCH")
+    return Path(os.path.abspath(named)) if named else Path.home() / ".cache" / "dsu" / "scratch"
+
+
+def mirror_of(url: str) -> Path:
+    """The local folder that stands for `s3://bucket/path`."""
+    return scratch() / _MIRRORS / Bucket(url).url.removeprefix(SCHEME)
+
+
+def url_of(folder: Path) -> str | None:
+    """What a folder is the mirror of, if it is one."""
+    mirrors = scratch() / _MIRRORS
+    absolute = Path(os.path.abspath(folder))
+    return SCHEME + absolute.relative_to(mirrors).as_posix() if mirrors in absolute.parents else None
+
+
+def with_urls(text: str) -> str:
+    """A text for people, in which folders of mirrors are called what they mirror."""
+    return text.replace(f"{scratch() / _MIRRORS}/", SCHEME)
+
+
+def place_of(root: Path | str) -> Path:
+    """Where the stores of a cache root are used: in the folder itself, or in the mirror of `s3://bucket/path`."""
+    named = re.match(r"s3:/+(.*)", str(root))  # a `Path` of it has one slash only
+    return attach(SCHEME + named[1]) if named else Path(root)
+
+
+def attach(url: str) -> Path:
+    """The mirror of a cache root, with a folder for each of its stores; others are emptied.
+
+    Raises:
+        RemoteError: it can't be listed, or the bucket is gone.
+    """
+    root, bucket = mirror_of(url), Bucket(url)
+    there = set()
+    for split in bucket.folders():
+        for name in _BESIDE:
+            _fetch_beside(bucket, root, f"{split}/{name}")
+        for encoders in bucket.folders(split):
+            found = [one for one in bucket.list(f"{split}/{encoders}/manifest") if one.key.endswith(".json")]
+            if found:
+                there.add(root / split / encoders)
+                for name in RESERVED:
+                    (root / split / encoders / name).mkdir(parents=True, exist_ok=True)
+                changed = max(one.changed for one in found).timestamp()
+                os.utime(root / split / encoders, (changed, changed))
+    for folder in set(root.glob("*/*/")) - there:
+        with suppress(BusyError), creating(folder):  # or one that is just being made
+            remote = Remote(folder, f"{url}/{folder.relative_to(root).as_posix()}")
+            if not remote.exists():
+                remote.empty()
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def keep_beside(path: Path) -> None:
+    """Let a file that lies beside stores, and was changed, be the same on S3, if its folder is a mirror.
+
+    Raises:
+        CacheError: another has changed it since it was fetched.
+    """
+    url, fetched = url_of(path.parent), path.with_name(f".{path.name}.fetched")
+    if url is None:
+        return
+    content, before = path.read_bytes(), fetched.read_bytes() if fetched.exists() else None
+    if not Bucket(url).put_if_unchanged(path.name, content, before):
+        raise CacheError(f"{url}/{path.name} was changed by another run at the same time: run the same command again")
+    _write(fetched, content)
+
+
+def _fetch_beside(bucket: Bucket, root: Path, key: str) -> None:
+    with suppress(FileNotFoundError):
+        content = bucket.get(key)
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path.with_name(f".{path.name}.fetched"), content)
+        _write(path, content)
+
+
+# -- one store ---------------------------------------------------------------------------------------------------
+
+
+class Remote:
+    """What a mirror mirrors.
+
+    Attributes:
+        folder, url: the mirror and what it is of.
+        number: the generation that the mirror is like; 0 where there is none.
+        pool: where shards are fetched to; None: nothing is fetched, single chunks are read.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder, self.url = folder, url
+        self.bucket: Final = Bucket(url)
+        self.number = 0
+        self.pool: Pool | None = None
+        self._record: dict[str, Any] = {}
+        self._found: list[Found] = []
+
+    def look(self) -> None:
+        """List all objects, and make the mirror like the newest generation that is whole.
+
+        Raises:
+            CorruptError: none is whole.
+            CacheError: there is none.
+            RemoteError: it can't be looked at.
+        """
+        with self.alone():
+            self._found = list(self.bucket.list())
+            self._mirror()
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep other processes of this machine off the mirror's metadata inside a `with`."""
+        (self.folder / "manifest").mkdir(parents=True, exist_ok=True)
+        return locked(self.folder / "manifest" / "mirror", f"{self.folder} is being brought up to date", patience=600)
+
+    def bring_up_to_date(self) -> bool:
+        """As `look`, of generations only and for who is `alone`; whether there was a newer one."""
+        data = [one for one in self._found if not one.key.startswith("manifest/")]
+        self._found = [*data, *self.bucket.list("manifest")]
+        before = self.number
+        self._mirror()
+        return self.number != before
+
+    def exists(self) -> bool:
+        """Whether there is a store, whole or damaged."""
+        return any(_GENERATION.fullmatch(one.key) for one in self.bucket.list("manifest"))
+
+    def make_way(self) -> None:
+        """Empty the mirror where there is no store; where there is one, have it there."""
+        if self.exists():
+            self.look()
+            return
+        self.empty()
+
+    def empty(self) -> None:
+        """Remove all that is in the mirror."""
+        for entry in self.folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _mirror(self) -> None:
+        tags = {int(match[1]): one.tag for one in self._found if (match := _GENERATION.fullmatch(one.key))}
+        if not tags:
+            raise CacheError(f"there is no store in {self.url}: make one, or correct the path")
+        newest, state, reason = max(tags), self.folder / "manifest" / _STATE, ""
+        known = read_record(state)
+        if known and (known["number"], known["tag"]) == (newest, tags[newest]):
+            self.number, self._record = newest, known["record"]
+            self._restore(newest, self._record)
+            return
+        for number in sorted(tags, reverse=True):
+            try:
+                record = self._read_generation(number)
+                self._restore(number, record)
+            except (CorruptError, FileNotFoundError) as error:
+                reason = reason or str(error)
+                continue
+            _write(state, record_bytes({"number": newest, "tag": tags[newest], "record": record}))
+            self.number, self._record = newest, record
+            return
+        raise CorruptError(f"{self.url} holds no whole manifest ({reason}): make the store again")
+
+    def _read_generation(self, number: int) -> dict[str, Any]:
+        record: dict[str, Any] | None = parse_record(self.bucket.get(_generation(number)))
+        if record is None:
+            raise CorruptError(f"{self.url}/{_generation(number)} is damaged (its bytes do not match their checksum)")
+        return record
+
+    def _restore(self, number: int, record: Mapping[str, Any]) -> None:
+        """Make the mirror's metadata what a generation says. Raises as `look`, where segments are lost."""
+        manifest = self.folder / "manifest"
+        for one in record["segments"]:
+            name = f"{one['sha256']}{COLUMNS}"
+            if not (manifest / name).is_file() or _sha256((manifest / name).read_bytes()) != one["sha256"]:
+                content = self.bucket.get(f"manifest/{name}")
+                if _sha256(content) != one["sha256"]:
+                    raise CorruptError(f"{self.url}/manifest/{name} is damaged (its bytes do not match their checksum)")
+                _write(manifest / name, content)
+        arrays = record["metadata"].keys() - {"", *RESERVED}
+        for gone in {path.parent.name for path in self.folder.glob(f"*/{METADATA}")} - arrays - set(RESERVED):
+            shutil.rmtree(self.folder / gone, ignore_errors=True)
+        for name, text in sorted(record["metadata"].items(), reverse=True):  # the store's own last
+            (self.folder / name).mkdir(exist_ok=True)
+            (self.folder / "commits" / (name if name in arrays else "")).mkdir(exist_ok=True)
+            _write(self.folder / name / METADATA, text.encode())
+        path = manifest / f"{number:08d}.json"
+        _write(path, record_bytes({"segments": record["segments"], "next_row": record["next_row"]}))
+        for other in manifest.glob("*.json"):
+            if other not in (path, manifest / METADATA):
+                other.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Say that the mirror is about to be changed: unless that is published, it is made anew."""
+        (self.folder / "manifest" / _STATE).unlink(missing_ok=True)
+        sync(self.folder / "manifest")
+
+    def publish(self, generation: Path) -> bool:
+        """Make the mirror's metadata, with this generation of its manifest, the next one; False: another was first."""
+        written = parse_record(generation.read_bytes())
+        folders = [name for name in ("", *RESERVED) if (self.folder / name / METADATA).exists()]
+        folders += [path.parent.name for path in self.folder.glob(f"*/{METADATA}") if path.parent.name not in RESERVED]
+        record = {
+            "id": self._record.get("id") or os.urandom(16).hex(),
+            "metadata": {name: (self.folder / name / METADATA).read_text() for name in sorted(folders)},
+            "segments": written["segments"],
+            "next_row": written["next_row"],
+        }
+        known = {one["sha256"] for one in self._record.get("segments", ())}
+        for one in record["segments"]:
+            if one["sha256"] not in known:
+                name = f"{one['sha256']}{COLUMNS}"
+                self.bucket.put_named(f"manifest/{name}", (self.folder / "manifest" / name).read_bytes())
+        if record != self._record:
+            if not self.bucket.put_if_absent(_generation(self.number + 1), record_bytes(record)):
+                return False
+            self.number, self._record = self.number + 1, record
+        return True
+
+    def remove(self) -> None:
+        """Remove all objects, the generations last, so that an interrupted removal can be done again."""
+        keys = [one.key for one in self.bucket.list()]
+        self.bucket.delete([key for key in keys if not _GENERATION.fullmatch(key)])
+        self.bucket.delete([key for key in keys if _GENERATION.fullmatch(key)])
+
+    def prepare(self, arrays: Sequence["RemoteArray"], views: Mapping[str, Collection[int]] | None) -> None:
+        """Decide how shards are read, and say so: fetched where all of these views fit, else chunk by chunk."""
+        wanted = {
+            commit.sha256: commit.nbytes
+            for array in arrays
+            for shard, commit in array.known.items()
+            if array.info.views == 1 or views is None or shard.view in views[array.info.name]
+        }
+        pool = Pool(scratch_limit())
+        fit = pool.make_room(wanted)
+        self.pool = pool if fit else None
+        nbytes = sum(wanted.values())
+        if (self.url, nbytes, fit) not in _TOLD:
+            _TOLD.add((self.url, nbytes, fit))
+            size, limit = (f"{count / 1e9:.3g} GB" for count in (nbytes, pool.limit))
+            how = "have room" if fit else "have not, so samples are read one by one from there"
+            _LOG.info("%s: %s to be read, for which %s in %s %s", self.url, size, limit, scratch(), how)
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def prefix(self, info: ArrayInfo) -> str:
+        """Where an array's shards lie."""
+        made_of = [self._record["id"], info.item_shape, info.dtype.str, info.views, vars(info.fingerprint)]
+        return f"{info.name}/{_sha256(json.dumps(made_of, sort_keys=True).encode())[:16]}/"
+
+    def shards(self, info: ArrayInfo, rows_per_shard: int) -> dict[ShardId, Commit]:
+        """The shards of an array as they were listed: of several for one shard, which are all right, the fullest."""
+        prefix, found = self.prefix(info), dict[ShardId, Commit]()
+        for one in sorted(self._found, key=lambda one: one.key):
+            match = _OBJECT.fullmatch(one.key) if one.key.startswith(prefix) else None
+            if match is None or int(match[6]) != one.nbytes:
+                continue
+            shard, bits = ShardId(int(match[3]), int(match[4])), int(match[5], 16)
+            rows = [shard.shard * rows_per_shard + at for at in range(rows_per_shard) if bits >> at & 1]
+            if shard not in found or len(rows) > len(found[shard].rows):
+                found[shard] = Commit(rows, one.nbytes, match[7])
+        return found
+
+    def key(self, info: ArrayInfo, rows_per_shard: int, shard: ShardId, commit: Commit) -> str:
+        """The object of a shard."""
+        bits = sum(1 << row % rows_per_shard for row in commit.rows)
+        return f"{self.prefix(info)}{shard.view}.{shard.shard}.{bits:x}.{commit.nbytes}.{commit.sha256}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The bytes of all objects by key, as they were listed."""
+        return {one.key: one.nbytes for one in self._found}
+
+    @property
+    def changed(self) -> datetime:
+        """When an object was last written, as they were listed."""
+        return max(one.changed for one in self._found)
+
+    def orphans(self, arrays: Iterable["RemoteArray"]) -> tuple[int, int]:
+        """How many listed objects nothing names, and their bytes: what older generations need is among them."""
+        named = {self.key(a.info, a.rows_per_shard, shard, commit) for a in arrays for shard, commit in a.known.items()}
+        named |= {_generation(self.number), *(f"manifest/{one['sha256']}{COLUMNS}" for one in self._record["segments"])}
+        lost = [one.nbytes for one in self._found if one.key not in named]
+        return len(lost), sum(lost)
+
+    def damage(self) -> Iterator[tuple[str, str]]:
+        """Read the newest generation and its segments: yield the keys of what is damaged, and how."""
+        try:
+            record = self._read_generation(self.number)
+        except (CorruptError, FileNotFoundError):
+            yield _generation(self.number), "is damaged, so an older one is in use"
+            return
+        for one in record["segments"]:
+            key = f"manifest/{one['sha256']}{COLUMNS}"
+            with suppress(FileNotFoundError):
+                if _sha256(self.bucket.get(key)) == one["sha256"]:
+                    continue
+            yield key, "is damaged or lost"
+
+
+class RemoteArray(StoredArray):
+    """An array whose shards lie on S3.
+
+    Attributes:
+        remote: the store's.
+        known: the shards that are there.
+    """
+
+    def __init__(self, remote: Remote, folder: Path, commits: Path, rows_per_shard: int, compressor: Any) -> None:
+        self.remote = remote
+        self.known: dict[ShardId, Commit] = {}
+        super().__init__(folder, commits, rows_per_shard, compressor)
+        self.known = remote.shards(self.info, rows_per_shard)
+
+    def key(self, shard: ShardId) -> str:
+        """The object of a shard that is there."""
+        return self.remote.key(self.info, self.rows_per_shard, shard, self.known[shard])
+
+    def write(self, shard: ShardId, rows: Rows, values: npt.NDArray[Any]) -> None:
+        """See `StoredArray.write`: one that was written by others meanwhile, and differs, is left an orphan."""
+        content = b"".join(encode(rows, values, self.rows_per_shard, self._codec))
+        self.restore(shard, Commit(rows.tolist(), len(content), _sha256(content)), content)
+
+    def restore(self, shard: ShardId, commit: Commit, content: bytes) -> None:
+        """See `StoredArray.restore`."""
+        key = self.remote.key(self.info, self.rows_per_shard, shard, commit)
+        self.remote.bucket.put_named(key, content)
+        self.known[shard] = commit
+
+    def content(self, shard: ShardId) -> bytes:
+        """See `StoredArray.content`."""
+        commit, where = self.known[shard], f"{self.remote.url}/{self.key(shard)}"
+        try:
+            content = self.remote.bucket.get(self.key(shard))
+        except FileNotFoundError as error:
+            raise CorruptError(f"{error}.") from None
+        if _sha256(content) != commit.sha256:
+            raise CorruptError(f"{where} does not hold the bytes that were written.")
+        return content
+
+    def open_shard(self, shard: ShardId) -> ShardFile:
+        """See `StoredArray.open_shard`."""
+        commit = self.known.get(shard)
+        if commit is None:
+            raise CorruptError(f"view {shard.view}, shard {shard.shard} is not in {self.remote.url}/{self.info.name}.")
+        if self.remote.pool is not None:
+            with suppress(CorruptError):  # single chunks of it may be whole
+                path = self.remote.pool.fetched(commit, partial(self.content, shard))
+                if path is not None:
+                    return _FetchedShard(path, self, shard)
+        return _RangedShard(self, shard)
+
+    def discard(self, shard: ShardId) -> None:
+        """See `StoredArray.discard`: its object is removed."""
+        if shard in self.known:
+            self.remote.bucket.delete([self.key(shard)])
+            del self.known[shard]
+
+    def commit(self, shard: ShardId) -> Commit | None:
+        """See `StoredArray.commit`."""
+        return self.known.get(shard)
+
+    def holds(self, shard: ShardId, rows: Rows) -> bool:
+        """See `StoredArray.holds`."""
+        return shard in self.known and set(self.known[shard].rows).issuperset(rows.tolist())
+
+    def nbytes(self, shard: ShardId) -> int | None:
+        """See `StoredArray.nbytes`."""
+        return self.known[shard].nbytes if shard in self.known else None
+
+    def is_intact(self, shard: ShardId, commit: Commit) -> bool:
+        """See `StoredArray.is_intact`."""
+        try:
+            return _sha256(self.content(shard)) == commit.sha256
+        except CorruptError:
+            return False
+
+    def shards(self, files: Iterable[str] | None = None) -> set[ShardId]:
+        """See `StoredArray.shards`."""
+        return set(self.known)
+
+    def written_rows(self) -> set[int]:
+        """See `StoredArray.written_rows`."""
+        return {row for commit in self.known.values() for row in commit.rows}
+
+    def refresh(self) -> None:
+        """Nothing: all objects are listed together when the store is opened or locked."""
+
+    def pack(self) -> None:
+        """Nothing: there are no markers but objects' names."""
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+class _RangedShard(ShardFile):
+    """A shard of which single chunks are read from S3, each verified."""
+
+    def __init__(self, array: RemoteArray, shard: ShardId) -> None:
+        self._path = Path(f"view {shard.view}, shard {shard.shard} of {array.info.name}")
+        self._codec = array._codec
+        self._bucket, self._key = array.remote.bucket, array.key(shard)
+        self._index = self._read_index(array.rows_per_shard, array.known[shard].nbytes)
+
+    def _fill(self, buffers: list[Any], offset: int) -> int:
+        try:
+            content = memoryview(self._bucket.get_range(self._key, offset, sum(map(len, buffers))))
+        except FileNotFoundError as error:
+            raise CorruptError(f"{error}.") from None
+        at = 0
+        for buffer in buffers:
+            part = content[at : at + len(buffer)]
+            buffer[: len(part)] = part
+            at += len(part)
+        return len(content)
+
+
+class _FetchedShard(ShardFile):
+    """A shard that was fetched; where its file is damaged since, that goes, and chunks are read from S3."""
+
+    def __init__(self, path: Path, array: RemoteArray, shard: ShardId) -> None:
+        self._ranged = partial(_RangedShard, array, shard)
+        try:
+            super().__init__(path, array.rows_per_shard, array._codec)
+        except CorruptError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def read(self, chunk: int, into: npt.NDArray[np.uint8]) -> None:
+        try:
+            super().read(chunk, into)
+        except (CorruptError, ValueError, RuntimeError):  # the latter of what decompresses
+            self._path.unlink(missing_ok=True)
+            self._ranged().read(chunk, into)
+
+
+def scratch_limit() -> int:
+    """How many bytes of shards the scratch folder may hold: `DSU_SCRATCH_LIMIT`, or half of what is free, and it has.
+
+    Raises:
+        CacheError: that is no number of bytes.
+    """
+    given = os.environ.get("DSU_SCRATCH_LIMIT", "").strip()
+    if given:
+        match = re.fullmatch(r"([\d.]+)\s*([KMGT]?B?)", given.upper())
+        try:
+            return int(float(match[1]) * _UNITS[match[2]]) if match else int("no number")
+        except (ValueError, KeyError):
+            raise CacheError(f"DSU_SCRATCH_LIMIT={given} is no number of bytes: write 200GB, say") from None
+    folder = scratch()
+    folder.mkdir(parents=True, exist_ok=True)
+    return (shutil.disk_usage(folder).free + Pool(0).used()) // 2
+
+
+class Pool:
+    """The fetched shards, files named by their sha256, that all stores and processes share.
+
+    Args:
+        limit: how many bytes they may take.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.folder: Final = scratch() / _POOL
+
+    def used(self) -> int:
+        """The bytes of all fetched shards."""
+        return sum(nbytes for _, nbytes, _ in self._files())
+
+    def _files(self) -> list[tuple[float, int, str]]:
+        """When each file was last used, its bytes and its name."""
+        found = []
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.is_file() and not entry.name.startswith("."):
+                        found.append((entry.stat().st_mtime, entry.stat().st_size, entry.name))
+        return found
+
+    def make_room(self, wanted: Mapping[str, int]) -> bool:
+        """Whether shards, bytes by sha256, all fit; what was used longest ago makes room for them, if that suffices."""
+        if sum(wanted.values()) > self.limit:
+            return False
+        files = sorted(self._files())
+        excess = sum(nbytes for _, nbytes, _ in files) - self.limit
+        excess += sum(wanted.values()) - sum(nbytes for _, nbytes, name in files if name in wanted)
+        for _, nbytes, name in files:
+            if excess > 0 and name not in wanted:
+                (self.folder / name).unlink(missing_ok=True)
+                excess -= nbytes
+        return True
+
+    def fetched(self, commit: Commit, fetch: Callable[[], bytes]) -> Path | None:
+        """The file of a shard, fetched by `fetch` unless it is there; None where there is no room."""
+        path = self.folder / commit.sha256
+        if not commit.fits(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder / f".lock-{commit.sha256[:2]}", f"{path} is being fetched", patience=3600):
+                if not commit.fits(path):
+                    if self.used() + commit.nbytes > self.limit:
+                        return None
+                    _write(path, fetch())
+        with suppress(OSError):
+            os.utime(path)
+        return path
+
+
+def _generation(number: int) -> str:
+    return f"manifest/{number:08d}.json"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        with replacing(path) as file:
+            file.write(content)
