@@ -24,6 +24,7 @@ from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings, Settings, TrainingSettings
 from dsu.settings_file import read_settings
+from dsu_cache import place_of
 
 if TYPE_CHECKING:
     from dsu.evaluation.evaluate import Evaluation
@@ -74,7 +75,7 @@ def train(
     given = {"dataset": None if dataset is None else str(dataset), **settings}
     with open_run(
         _read(given, TrainingSettings)[0],
-        paths=Paths(Path(data_root), Path(cache_root), images, masks),
+        paths=Paths(Path(data_root), place_of(cache_root), images, masks),
         weights=encoder_weights_of(encoder_weights),
         out=None if out is None else Path(out),
         resume=resume,
@@ -130,7 +131,7 @@ def predict(
         how,
         where,
         weights,
-        Paths(Path(data_root), Path(cache_root), images, masks),
+        Paths(Path(data_root), place_of(cache_root), images, masks),
         revision=revision,
         out=None if out is None else Path(out),
         end_to_end=end_to_end,

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from dsu.progress import counted
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, print_json, table
+from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, print_json, table, with_urls
 
 if TYPE_CHECKING:
+    from dsu.features.copies import Copy
     from dsu.features.upkeep import ArrayState, StoreState, Verification
     from dsu_cache import Damage
 
@@ -122,10 +123,49 @@ def remove(
     removed = remove_stores(name, cache_root, before=ask)
     if not quiet:
         freed = bytes_text(sum(state.nbytes for state in removed))
-        out.print(f"Removed {', '.join(str(state.path) for state in removed)}: {freed} freed.", markup=False)
+        gone = ", ".join(with_urls(str(state.path)) for state in removed)
+        out.print(f"Removed {gone}: {freed} freed.", markup=False)
+
+
+@cache.command()
+def push(
+    *,
+    names: _Names = None,
+    url: Annotated[str, typer.Argument(metavar="s3://BUCKET/PATH", help="Where to; below it as below a cache root.")],
+    cache_root: options.CacheRoot = Path("features"),
+    quiet: options.Quiet = False,
+) -> None:
+    """Copy stores to S3, only what is missing there; `--cache-root s3://BUCKET/PATH` reads them from there.
+
+    Run it again at any time: it goes on where it was. Keys and places come from AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_REGION and, for what is not Amazon's, AWS_ENDPOINT_URL.
+    """
+    from dsu.features.copies import push_stores
+
+    _tell_copies(push_stores(names or (), cache_root, url, ConsoleProgress(quiet=quiet)), quiet=quiet)
+
+
+@cache.command()
+def pull(
+    url: Annotated[str, typer.Argument(metavar="s3://BUCKET/PATH", help="Where from.")],
+    names: _Names = None,
+    cache_root: options.CacheRoot = Path("features"),
+    quiet: options.Quiet = False,
+) -> None:
+    """Copy stores from S3 to the cache root, only what is missing there: byte for byte what was pushed."""
+    from dsu.features.copies import pull_stores
+
+    _tell_copies(pull_stores(url, names or (), cache_root, ConsoleProgress(quiet=quiet)), quiet=quiet)
 
 
 # ---- what is printed ----
+
+
+def _tell_copies(copies: Sequence["Copy"], *, quiet: bool) -> None:
+    for one in () if quiet else copies:
+        size = f"{counted(one.shards, 'shards')}, {bytes_text(one.nbytes)}" if one.shards else "nothing was missing"
+        out.print(with_urls(f"{one.source} is whole in {one.target}: {size}."), markup=False)
+
 
 _SHOWN = 5
 """How many samples are named one by one."""
@@ -157,7 +197,7 @@ def stores_table(states: Sequence["StoreState"]) -> Table:
 
 def store_report(state: "StoreState") -> RenderableType:
     """All that is known of one store: facts, then a row an array."""
-    facts = [("store", str(state.path)), ("state", str(_state_text(state)))]
+    facts = [("store", with_urls(str(state.path))), ("state", str(_state_text(state)))]
     facts += [("damaged", reason) for reason in state.damage]
     if state.split:
         kinds = {True: " (random weights)", False: " (pretrained weights)", None: ""}
@@ -168,6 +208,8 @@ def store_report(state: "StoreState") -> RenderableType:
         ]
         facts += [(f"  {encoder}", digest) for encoder, digest in _weights(state.arrays)]
         facts += [("compressor", state.compressor or "none"), ("orphaned rows", f"{state.orphaned_rows:,}")]
+    if state.orphaned_objects:
+        facts.append(("orphaned objects", f"{state.orphaned_objects:,} ({bytes_text(state.orphaned_bytes)})"))
     if state.writer:
         facts.append(("written by", state.writer))
     facts += [("size", bytes_text(state.nbytes)), ("last change", f"{state.changed:%Y-%m-%d %H:%M:%S}")]
@@ -208,7 +250,7 @@ def verification_lines(result: "Verification") -> tuple[list[str], list[str]]:
     if not result.source_there:
         remarks.append(f"{result.split}: its images are not at {result.reference} any more, so they were not compared.")
     if result.passed:
-        return problems, [f"{result.path} is whole.", *remarks]
+        return problems, [with_urls(f"{result.path} is whole."), *remarks]
     again = f"`dsu cache-features {result.reference}`"
     if result.unmarked and any(finding.commit for finding in result.findings):
         problems.append(

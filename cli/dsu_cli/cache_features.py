@@ -16,7 +16,7 @@ from dsu.errors import UsageError
 from dsu.progress import counted
 from dsu.settings import EncoderWeights, ExtractionSettings, NetworkSettings, RuntimeSettings, TilingSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, table
+from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, table, with_urls
 
 if TYPE_CHECKING:
     from dsu.data.inspection import Inspection
@@ -118,7 +118,7 @@ def cache_features(
         trainable = any(plan.split.masks for plan in result.splits)
         hint = "Next: `dsu train-head`" if trainable else "Without masks: good for predicting, not for training."
         whole = f", and with part {part} all parts" if part else ""
-        out.print(f"Stored in {cache_root}{skipped}{whole}. {hint}", markup=False)
+        out.print(with_urls(f"Stored in {cache_root}{skipped}{whole}. {hint}"), markup=False)
     if result.skipped and world.leads:  # the others would end it before it has said so
         raise typer.Exit(1)
 
@@ -156,5 +156,6 @@ def _plan_report(plan: "CachePlan") -> RenderableType:
             shown.add_row(*cells, "all there", "0 B")
         for warning in extraction.drift:
             shown.add_row("", "", "", Text(f"other version: {warning}", style="yellow"), "")
-    room = f"{bytes_text(total)} (free: {bytes_text(plan.free_bytes)})"
+    free = "" if plan.free_bytes is None else f" (free: {bytes_text(plan.free_bytes)})"
+    room = f"{bytes_text(total)}{free}"
     return Group(shown, key_table((("device", plan.runtime.describe()), ("to write", room))))

@@ -1,4 +1,4 @@
-"""Output: progress bars, tables, errors. Results go to standard output, all else to standard error."""
+"""What a person sees: progress bars, tables, errors. Results go to standard output, all else to standard error."""
 
 import codecs
 import io
@@ -34,9 +34,10 @@ __all__ = [
     "print_json",
     "say",
     "table",
+    "with_urls",
 ]
 
-# File and folder names are text, not markup: "a[/b]" would be an error, ":car:" a picture.
+# Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 for _console in (out, err):
@@ -48,10 +49,10 @@ _PLAIN = str.maketrans("↑↓→≈–—…·²’‘“”×│─", "^v>~--.
 
 
 def prepare_streams() -> None:
-    """Prepare the standard streams for all commands.
+    """Make the standard streams what every command takes them for.
 
-    A closed stream becomes empty: otherwise the next file that is opened would take its place and be written into. If a
-    stream can't encode a character, as on a latin-1 terminal, the nearest plain one is printed.
+    One that was closed is empty: else the next file that is opened would stand in its place, and be written into.
+    Where a stream can't take a character, as in a latin-1 terminal, the nearest plain one is printed instead.
     """
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -73,18 +74,27 @@ def _nearest(error: UnicodeError) -> tuple[str, int]:
 
 
 class Stopped(Exception):
-    """Ctrl-C in a command that knows how to continue: one sentence for the user."""
+    """Ctrl-C in a command that knows better than `dsu_cli.main` how to go on: one sentence says it."""
 
 
 def say(text: str) -> None:
     """One line that stays, on standard error."""
-    err.print(text, markup=False)
+    err.print(with_urls(text), markup=False)
 
 
 def fail(message: str) -> None:
     """An error, in one sentence."""
     err.print("error:", style="bold red", end=" ")
-    err.print(message, markup=False)
+    err.print(with_urls(message), markup=False)
+
+
+def with_urls(text: str) -> str:
+    """Folders that stand for S3 by the name that the user gave."""
+    if "/s3:/" not in text:
+        return text
+    from dsu_cache.remote import with_urls as shown
+
+    return shown(text)
 
 
 class _Said(logging.Handler):
@@ -96,9 +106,9 @@ _SAID = _Said()
 
 
 def listen(*, quiet: bool = False) -> None:
-    """Print what the library logs without a `Progress`, such as network requests."""
+    """Say what the library logs where nobody hands it a `Progress`: that it asks the network, above all."""
     logger = logging.getLogger("dsu")
-    logger.addHandler(_SAID)  # only once
+    logger.addHandler(_SAID)  # once: a handler that is there is not added again
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -122,7 +132,7 @@ def age_text(seconds: float) -> str:
 def key_table(
     rows: Iterable[tuple[RenderableType, RenderableType]], *, style: str = "bold", whole: bool = False
 ) -> Table:
-    """Styled names and their values, aligned, without a frame; `whole` names are never wrapped."""
+    """Names in a style and values, aligned, without any frame; `whole` names are never broken into lines."""
     made = Table.grid(Column(style=style, no_wrap=whole), Column(overflow="fold"), padding=(0, 2))
     for row in rows:
         made.add_row(*row)
@@ -130,7 +140,7 @@ def key_table(
 
 
 def table(headings: Sequence[str], right: Collection[str] = (), rows: Iterable[Iterable[RenderableType]] = ()) -> Table:
-    """A table without a frame; columns named in `right` are right-aligned."""
+    """A table without any frame, the columns named in `right` aligned to the right."""
     columns = [Column(one, justify="right" if one in right else "left", overflow="fold") for one in headings]
     made = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
@@ -139,13 +149,13 @@ def table(headings: Sequence[str], right: Collection[str] = (), rows: Iterable[I
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document, and nothing else, on standard output."""
+    """One JSON document on standard output, and nothing else there."""
     print(json.dumps(value, indent=1))
 
 
 def as_text(shown: RenderableType) -> str:
-    """Printed output as plain text for a file."""
-    # Wide enough for a table of several runs.
+    """What is printed, as plain text for a file."""
+    # So wide that a table of several runs has room.
     console = Console(file=io.StringIO(), width=160, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(shown)
@@ -153,7 +163,7 @@ def as_text(shown: RenderableType) -> str:
 
 
 class ConsoleProgress:
-    """Bars with rate and ETA on a terminal; elsewhere one plain line per phase."""
+    """Bars with rate and ETA on a terminal; a plain line a phase elsewhere."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -191,7 +201,7 @@ class ConsoleProgress:
 
 
 class _RatedBar:
-    """A bar with its rate; prints one summary line when it is done."""
+    """A bar that knows its rate, and sums itself up in one line when it is done."""
 
     def __init__(self, bars: "RichBars", label: str, total: int, unit: str) -> None:
         self._started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`dsu datasets`: which benchmarks are here, and their overlaps; `check`: problems of one data set."""
+"""`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of one needs mending."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["datasets"]
 
 datasets = typer.Typer(
-    short_help="List benchmarks, and check any data set before training.",
+    short_help="Which benchmarks are here, and a check of any data set before work.",
     subcommand_metavar="[check NAME|FOLDER]",
 )
 
 _SHARED = ("data_root", "images", "masks", "foreground", "hiera_size")
-"""Options that `check` shares with `cache-features`."""
+"""Options of `check` that are options of `cache-features`, too."""
 
 
 @datasets.callback(invoke_without_command=True)
@@ -36,31 +36,31 @@ def look(
     context: typer.Context,
     data_root: options.DataRoot = Path("data"),
     overlaps: Annotated[
-        bool, typer.Option("--overlaps", help="List images that are in both a training and a test split.")
+        bool, typer.Option("--overlaps", help="Name images that are in both a training and a test split.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """List the benchmarks below the data root, how complete they are, and where to get them.
+    """Which benchmarks are below the data root, how complete, and where to get them.
 
-    Compares the number of image-mask pairs with the official number, without opening images.
+    Pairs of image and mask are counted against the official numbers; no image is opened for it.
 
-    `--overlaps` decodes every image and compares pixels, whatever the file names: it lists exact copies, and separately
-    near-duplicates (re-saved, resized).
+    `--overlaps` decodes every image that is found and compares pixels, whatever the files are called: exact copies,
+    and apart from them near ones (saved anew, resized).
 
-    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or your own folder, and lists its problems.
+    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what needs mending.
     """
     if context.invoked_subcommand is not None:
         command = context.invoked_subcommand
-        for option, _ in _typed(context, context.params):  # it would be ignored silently
+        for option, _ in _typed(context, context.params):  # it would be lost without a word
             raise UsageError(
-                f"{option} is an option of {command}: put it after, `dsu datasets {command} ... {option}`."
+                f"{option} stands before {command}: write it behind, `dsu datasets {command} ... {option}`."
             )
         return
     from dsu.data.benchmarks import survey
 
     if not data_root.is_dir() and not quiet:
-        say(f"There is no folder {data_root}: give the benchmark folder with --data-root or DSU_DATA.")
+        say(f"There is no folder {data_root}: give the one that the benchmarks lie in with --data-root or DSU_DATA.")
     states = survey(data_root)
     if overlaps:
         _overlaps(states, json=json, quiet=quiet)
@@ -70,8 +70,8 @@ def look(
         out.print(states_table(states, data_root))
         pages = {state.sought.dataset: state.page for state in states if not state.complete}
         if pages:
-            out.print("\nWhere to get incomplete benchmarks", style="bold")
-        for dataset, page in pages.items():  # no table, which would break the URLs
+            out.print("\nWhere to get what is not complete", style="bold")
+        for dataset, page in pages.items():  # no table: it would break addresses that are to be copied
             out.print(f"{dataset:<10} {page}")
 
 
@@ -93,7 +93,7 @@ def _overlaps(states: Iterable["SplitState"], *, json: bool, quiet: bool) -> Non
 
 
 def _typed(context: typer.Context, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """A command's options from the command line, as typed, with their values."""
+    """Those of a command's options that were given on the command line, as they are typed, with their values."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -110,33 +110,31 @@ def check(
     foreground: Annotated[list[int] | None, options.option_of(ExtractionSettings.model_fields["foreground"])] = None,
     hiera_size: Annotated[
         int | None,
-        typer.Option(
-            "--hiera-size", help="The network's input size, to find objects that vanish there (default: 352)."
-        ),
+        typer.Option("--hiera-size", help="The network's input, at which objects are looked for (default: 352)."),
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option("--sheet", metavar="FILE", help="Draw sample pairs, problems and histograms as a .png or .pdf."),
+        typer.Option("--sheet", metavar="FILE", help="Draw pairs, odd ones and histograms, as a .png or .pdf."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing sheet.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables, with all names.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find problems in a data set before you train: a benchmark, or a folder of images and masks.
+    """Find problems in a data set before any work: for a benchmark, or a folder of images and masks.
 
-    Reads every image and mask. Prints counts, sizes, file types, how files and masks are read, and foreground; then the
-    problems, worst first: each *will stop* training, *will hurt* it, or is *good to know*.
+    Every image and mask is read. Counts, sizes, kinds of files, how they and the masks are read, foreground; then what
+    was found, the worst first: it *will stop* training, *will hurt* it, or is *good to know*.
 
-    Writes nothing but `--sheet FILE`.
+    Nothing is written but `--sheet FILE`.
 
-    Exit status: 1 if something will stop training, 2 if images and masks can't be told apart, else 0.
+    Exit status: 1 where something will stop `dsu` from training, 2 where images and masks cannot be told apart, else 0.
     """
     from dsu.config import build_config
     from dsu.data.datasets import Paths
     from dsu.dataset_check import check_dataset
 
     progress = ConsoleProgress(quiet=quiet)
-    if sheet is not None:  # before minutes of work: check that the sheet can be drawn and no file is in its place
+    if sheet is not None:  # before minutes of work: that it can be drawn, and that nothing stands there
         from dsu.pictures import page_files
 
         page_files(sheet, 1)
@@ -176,7 +174,7 @@ _VALUES_SHOWN: Final = 4
 
 
 def states_table(states: Sequence["SplitState"], data_root: Path) -> Table:
-    """One row per split: how many of its pairs are here, and where."""
+    """A row a split of a benchmark: how many pairs of it are here, and where."""
     shown = table(["split", "for", "pairs", "official", "where"], ("pairs", "official"))
     for state in states:
         pairs, where = Text("-"), Text(state.problem or "not found", style="red" if state.problem else "dim")
@@ -196,9 +194,9 @@ def states_table(states: Sequence["SplitState"], data_root: Path) -> Table:
 
 
 def overlaps_report(result: "Overlaps") -> RenderableType:
-    """How many images, and which ones, are in both training and test."""
+    """How many images training and test have in common, and which."""
     compared = ", ".join(f"{name} {count:,}" for name, count in result.images.items()) or "nothing"
-    found = {"Identical pixels": result.exact, "Near-duplicates": result.near}
+    found = {"The same pixels": result.exact, "Almost the same": result.near}
     counts = [(title.lower(), f"{len(pairs):,}") for title, pairs in found.items()]
     parts: list[RenderableType] = [key_table([("compared", compared), *counts])]
     for title, pairs in found.items():
@@ -216,13 +214,13 @@ def _pairs_table(pairs: Sequence["Overlap"]) -> Table:
 
 def dataset_check_report(found: "DatasetCheck") -> RenderableType:
     """The whole page."""
-    parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("Problems", style="bold")]
-    parts.append(_findings(found.findings) if found.findings else "No problems found.")
+    parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("What to mend", style="bold")]
+    parts.append(_findings(found.findings) if found.findings else "Nothing needs mending.")
     return Group(*parts)
 
 
 def _figures(found: "DatasetCheck") -> Table:
-    """One row per property, one column per split."""
+    """A row a figure, a column a split."""
     columns = {check.name: _column(check) for check in found.splits}
     masked = any(check.split.masks for check in found.splits)
     labels = [label for label in next(iter(columns.values())) if masked or label in _WITHOUT_MASKS]
@@ -231,11 +229,11 @@ def _figures(found: "DatasetCheck") -> Table:
 
 
 _WITHOUT_MASKS: Final = ("images", "unreadable files", "smallest image", "median image", "largest image")
-"""Properties that apply if no split has masks."""
+"""Figures that are of use where no split has masks."""
 
 
 def _column(check: "SplitCheck") -> dict[str, str]:
-    """The properties of one split, as text."""
+    """The figures of one split, as they are shown."""
     from dsu.dataset_check import summary
 
     row = summary(check)
@@ -258,7 +256,7 @@ def _column(check: "SplitCheck") -> dict[str, str]:
 
 
 def _values(check: "SplitCheck") -> str:
-    """The most frequent raw values and their share of all pixels, one per line."""
+    """The most frequent raw values with their share of all pixels, a line each."""
     total, ordered = check.values.total(), check.values.most_common()
     coloured = any(facts.kind == "colours" for facts in check.masks)
     shown = [
@@ -271,12 +269,12 @@ def _values(check: "SplitCheck") -> str:
 
 
 def _percent(share: float) -> str:
-    """Three significant digits: 25.1, 2.51, 0.251."""
+    """Three digits that say something: 25.1, 2.51, 0.251."""
     return f"{100 * share:.3g}" if share >= 1e-5 or share == 0 else "<0.001"
 
 
 def _files(checks: Sequence["SplitCheck"]) -> Table:
-    """One row per file type, one column per split, and how it is read."""
+    """A row a kind of file, a column a split, and what is made of it."""
     from dsu.dataset_check import file_counts
 
     names = [check.name for check in checks]
@@ -291,7 +289,7 @@ def _files(checks: Sequence["SplitCheck"]) -> Table:
 
 
 def _findings(findings: Sequence["Finding"]) -> Table:
-    """One line each, worst first."""
+    """A line each, the worst first."""
     rows = (
         (
             Text(finding.severity, style=_STYLES[finding.severity]),

@@ -1,7 +1,7 @@
-"""The nine benchmarks: splits, official sizes, folder layouts, and finding them.
+"""The nine benchmarks: their splits, official sizes, where they lie once unpacked, and finding them there.
 
-Layouts are as published by the data sets' authors and as commonly repacked, below one data root. Names ignore case,
-hyphens and underscores.
+Places are as published by the data sets' authors and as commonly repacked, below one data root. Neither case nor
+hyphens nor underscores matter in any of these names.
 """
 
 import os
@@ -40,10 +40,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Place:
-    """A possible location of a split: a folder below the data root, with images and masks.
+    """Where a split may lie: a folder below the data root, and in it the images and the masks.
 
-    Without `images` and `masks`, they are found by the usual names (dsu.data.pairing). `only` is the prefix of the
-    split's file names if several splits share one folder.
+    Without `images` and `masks` those are found by the usual names (dsu.data.pairing). `only` is what the names of the
+    split's files begin with, where several splits share one folder.
     """
 
     home: str
@@ -57,9 +57,10 @@ class Place:
 
 @dataclass(frozen=True)
 class BenchmarkSplit:
-    """One split of a benchmark: its official number of pairs, and its possible locations by rank.
+    """One split of a data set of the literature: its official number of pairs, and its places by rank.
 
-    `without` marks file names that ship with it but by convention belong to neither training nor test.
+    `without` marks the names of images that are shipped with it but by convention belong to neither training nor
+    test.
     """
 
     dataset: str
@@ -73,9 +74,9 @@ class BenchmarkSplit:
 def _split(
     dataset: str, name: str, kind: Kind, official_count: int, *places: str, without: str = "", only: str = ""
 ) -> BenchmarkSplit:
-    """A split from locations written `home` or `home:images:masks`.
+    """A split whose places are written `home` or `home:images:masks`.
 
-    `only` is for folders that contain the camouflaged sets' training splits together.
+    `only` is for the folders in which the camouflaged sets' training splits lie together.
     """
     found = [replace(Place(*place.split(":")), only=only if place in _COD_TRAIN_HOMES else "") for place in places]
     return BenchmarkSplit(dataset, name, kind, official_count, tuple(found), without)
@@ -101,7 +102,7 @@ BENCHMARK_SPLITS: Final = (
         "COD/TestDataset/DUT-OMRON",
     ),
     _split("HKU-IS", "HKU-IS", "test", 4_447, "HKU-IS", "TestDataset/HKU-IS", "COD/TestDataset/HKU-IS"),
-    # The original archive also contains other data sets.
+    # The original archive holds other data sets beside PASCAL's.
     _split(
         "PASCAL-S",
         "PASCAL-S",
@@ -115,7 +116,7 @@ BENCHMARK_SPLITS: Final = (
         "COD/TestDataset/PASCAL-S",
     ),
     _split("ECSSD", "ECSSD", "test", 1_000, "ECSSD", "TestDataset/ECSSD", "COD/TestDataset/ECSSD"),
-    # As published, CAMO has two image folders and one mask folder for both.
+    # As published, CAMO has two folders of images and one of masks for both.
     _split(
         "CAMO",
         "CAMO-TR",
@@ -127,7 +128,7 @@ BENCHMARK_SPLITS: Final = (
         "CAMO-TR",
         "CAMO/train",
         *_COD_TRAIN_HOMES,
-        only="camourflage",  # sic: the files' spelling
+        only="camourflage",  # sic: so the files are spelt
     ),
     _split(
         "CAMO",
@@ -141,7 +142,7 @@ BENCHMARK_SPLITS: Final = (
         "CAMO/test",
         "TestDataset/CAMO",
         "COD/TestDataset/CAMO",
-        # A folder with the test images only, as in TestDataset itself.
+        # A folder that holds the test images only, as in TestDataset itself.
         "CAMO:Imgs:GT",
         "CAMO:Image:GT",
     ),
@@ -181,7 +182,7 @@ BENCHMARK_SPLITS: Final = (
 )
 
 COD_TEST: Final = ("CAMO-TE", "COD10K-TE", "CHAMELEON", "NC4K")
-"""The test splits for a network trained on COD-TR."""
+"""The splits that a network trained on COD-TR is tested on."""
 
 PAGES: Final = {
     "DUTS": "http://saliencydetection.net/duts/",
@@ -202,9 +203,9 @@ PAGES: Final = {
 
 
 def benchmark_splits(name: str) -> list[BenchmarkSplit]:
-    """The splits that a benchmark's or split's name denotes, training first; none for other names.
+    """The splits that a benchmark's or a split's name means, training first; none if it is neither.
 
-    Names ignore case and hyphens.
+    Neither case nor hyphens matter.
     """
     if plain(name) == "cod":
         return [COD_TRAIN, *(split for split in BENCHMARK_SPLITS if split.name in COD_TEST)]
@@ -212,9 +213,10 @@ def benchmark_splits(name: str) -> list[BenchmarkSplit]:
 
 
 def find_benchmark(wanted: Sequence[BenchmarkSplit], root: Path) -> tuple[Split, ...]:
-    """The given splits that exist below a data root.
+    """Those of some splits of a benchmark that lie below a data root.
 
-    Raises `UsageError` if a folder of that name exists but images and masks can't be told apart.
+    Raises `UsageError` where a folder of its name is there and it cannot be told which files are images and which
+    masks.
     """
     if not os.path.isdir(root):
         return ()
@@ -238,7 +240,7 @@ def _find_split(sought: BenchmarkSplit, root: Path) -> Split | None:
 
 
 def _folders_at(place: Place, root: Path) -> tuple[Path, Path | None] | None:
-    """The image and mask folders at a location, if it contains images of the split."""
+    """The folders of images and masks at a place, if it is there and holds images of the split."""
     home = find_subfolder(root, place.home)
     if home is None:
         return None
@@ -271,7 +273,7 @@ def _joined_cod_train(root: Path) -> Split | None:
 
 
 def sharing_masks(splits: Sequence[Split]) -> tuple[Split, ...]:
-    """Remove masks that another split uses from the lists of masks without an image."""
+    """Take masks that another split uses off the lists of masks without an image."""
     used = {pair.mask for split in splits for pair in split.pairs}
     return tuple(
         replace(split, masks_without_image=tuple(mask for mask in split.masks_without_image if mask not in used))
@@ -279,17 +281,17 @@ def sharing_masks(splits: Sequence[Split]) -> tuple[Split, ...]:
     )
 
 
-# ---- which of them exist ----
+# ---- what of them is there ----
 
 
 @dataclass(frozen=True)
 class SplitState:
-    """A benchmark's split as found below a data root.
+    """A benchmark's split as it is below a data root.
 
     Attributes:
         sought: the split, with its official number of pairs.
-        found: the split; None if it does not exist.
-        problem: why a folder of that name can't be read as the split.
+        found: what is there; None where nothing is.
+        problem: why a folder of its name cannot be read as the split.
     """
 
     sought: BenchmarkSplit
@@ -298,17 +300,17 @@ class SplitState:
 
     @property
     def page(self) -> str:
-        """The authors' download page."""
+        """Where its authors publish it."""
         return PAGES[self.sought.dataset]
 
     @property
     def pairs(self) -> int:
-        """Number of image-mask pairs found."""
+        """How many pairs of image and mask are there."""
         return len(self.found.pairs) if self.found else 0
 
     @property
     def complete(self) -> bool:
-        """Whether the number of pairs is the official one."""
+        """Whether exactly the official pairs are there, by their number."""
         return self.pairs == self.sought.official_count
 
     def to_json(self) -> dict[str, Any]:
@@ -331,7 +333,7 @@ class SplitState:
 
 
 def survey(data_root: Path) -> list[SplitState]:
-    """The state of all benchmark splits below `data_root`, including missing ones; opens no image."""
+    """The state of every benchmark's splits below `data_root`, those that are not there too; no image is opened."""
     states = []
     for dataset in PAGES:
         wanted = [split for split in BENCHMARK_SPLITS if split.dataset == dataset]

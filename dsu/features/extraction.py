@@ -34,7 +34,7 @@ from dsu.network.resume import check_features, feature_shape, guide_names
 from dsu.progress import SILENT, Progress, Task, clock, counted, few
 from dsu.runtime import Runtime, choose_runtime, computing_threads, torch_type
 from dsu.settings import EncoderWeights, ExtractionSettings
-from dsu_cache import BusyError, Entry, Fingerprint, locked
+from dsu_cache import BusyError, Entry, Fingerprint, Store, locked, url_of
 
 __all__ = ["CachePlan", "ExtractionPlan", "cache_features", "extract", "plan_extraction"]
 
@@ -128,7 +128,7 @@ class CachePlan:
 
     splits: tuple[ExtractionPlan, ...]
     runtime: Runtime
-    free_bytes: int
+    free_bytes: int | None
     left: int = 0
 
     @property
@@ -200,7 +200,7 @@ def cache_features(
         before(planned)
         return planned
 
-    if dry_run and not any(store_path(paths.cache_root, split.name, config).exists() for _, split in splits):
+    if dry_run and not any(Store.exists(store_path(paths.cache_root, split.name, config)) for _, split in splits):
         # Nothing is stored that could disagree, so no weights are wanted to say how much there is to do.
         with TemporaryDirectory(prefix="dsu-dry-run-") as folder:
             return plan_all(dict.fromkeys(("hiera", "dino"), "not loaded"), Path(folder))
@@ -242,8 +242,10 @@ def _check_alike(world: World, runtime: Runtime, digests: Mapping[str, str]) -> 
         )
 
 
-def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int:
-    """Free bytes under the cache root. Raises `DsuError` with the leaner options when they do not suffice."""
+def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int | None:
+    """Free bytes under the cache root; None on S3. Raises `DsuError` with leaner options when they do not suffice."""
+    if url_of(cache_root) is not None:
+        return None
     needed = sum(sum(plan.bytes_by_array.values()) for plan in plans)
     existing = next(folder for folder in (cache_root, *cache_root.resolve().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -279,7 +281,7 @@ def plan_extraction(
     something else, unless `settings.rebuild`.
     """
     path = store_path(cache_root, split.name, config)
-    store = FeatureStore.open(path) if (path / "zarr.json").exists() else None
+    store = FeatureStore.open(path) if Store.exists(path) else None
     if store is not None:
         _check_owner(store, source)
     foreground = settings.foreground or (store.source.foreground if store else None)

@@ -54,7 +54,8 @@ class FeatureDataset(SampleDataset):
         reads = _reads(self.store, model, self.views) if isinstance(model, DSUNet) else model
         self._arrays = [*reads, *(["mask"] if masks and "mask" in self.store.arrays else [])]
         # At once: from here on no one removes what is going to be read.
-        self._reader = PerProcess(partial(self.store.reader, self._arrays))
+        kept = {name: {view_index(name, view) for view in self.views.numbers} for name in self._arrays}
+        self._reader = PerProcess(partial(self.store.reader, self._arrays, views=kept))
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `SampleDataset.read`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""

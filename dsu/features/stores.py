@@ -20,7 +20,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.network.resume import ResumePoint, guide_names
 from dsu.progress import SILENT, Progress, few
 from dsu.runtime import Runtime, processor_name
-from dsu_cache import CacheError, CorruptError, Fingerprint, Store, is_store
+from dsu_cache import CacheError, CorruptError, Fingerprint, RemoteError, Store, is_store
 
 __all__ = [
     "FeatureStore",
@@ -400,6 +400,8 @@ def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> lis
             continue
         try:
             store = FeatureStore.open(folder)
+        except RemoteError:
+            raise
         except (CacheError, DsuError):
             if name is not None and _may_be_of(Path(name).name, folder):
                 raise
@@ -422,6 +424,8 @@ def named_folders(cache_root: Path, name: str) -> list[Path]:
             return True
         try:
             return FeatureStore.open(folder).is_of(name)
+        except RemoteError:
+            raise
         except (DsuError, CacheError):
             return _may_be_of(word, folder)
 

@@ -22,13 +22,17 @@ from dsu_cache import (
     Damage,
     Entry,
     Manifest,
+    RemoteError,
     audit,
     audited_nbytes,
     discard_refuted,
     file_sizes,
     is_store,
+    orphaned_objects,
     orphans,
     remove_store,
+    url_of,
+    with_urls,
     writer_of,
 )
 
@@ -37,6 +41,7 @@ __all__ = [
     "StoreState",
     "Verification",
     "describe_stores",
+    "in_megabytes",
     "remove_stores",
     "verify_store",
     "verify_stores",
@@ -86,6 +91,7 @@ class StoreState:
         encoders: what the pair of encoders is called.
         random: whether their weights are random; None where that was not noted.
         samples, orphaned_rows: in the manifest; written, but in use no more.
+        orphaned_objects, orphaned_bytes: objects on S3 that nothing names any more, and their bytes.
         arrays: by name.
     """
 
@@ -102,6 +108,8 @@ class StoreState:
     random: bool | None = None
     samples: int = 0
     orphaned_rows: int = 0
+    orphaned_objects: int = 0
+    orphaned_bytes: int = 0
     compressor: str | None = None
     arrays: tuple[ArrayState, ...] = ()
 
@@ -114,7 +122,7 @@ class StoreState:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         changed = self.changed.isoformat(timespec="seconds")
-        return {**asdict(self), "path": str(self.path), "changed": changed, "complete": self.complete}
+        return {**asdict(self), "path": with_urls(str(self.path)), "changed": changed, "complete": self.complete}
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Verification:
             }
             for one in self.findings
         ]
-        return {**asdict(self), "path": str(self.path), "findings": findings, "passed": self.passed}
+        return {**asdict(self), "path": with_urls(str(self.path)), "findings": findings, "passed": self.passed}
 
 
 def _find(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
@@ -208,8 +216,15 @@ def _describe(folder: Path) -> StoreState:
     try:
         store = FeatureStore.open(folder)
         source, config = store.source, store.config
+    except RemoteError:
+        raise
     except (DsuError, CacheError) as error:
+        nbytes = 0 if url_of(folder) else nbytes  # of a mirror, which says nothing of what there is
         return StoreState(folder, nbytes, changed, (str(error),), writer=writer_of(folder))
+    if store.remote is not None:
+        sizes, changed = store.remote.sizes, store.remote.changed.astimezone()
+        nbytes = sum(sizes.values())
+    orphaned = orphaned_objects(store)
     noted = store.attributes.get("random")
     toy = {config.hiera.name, config.dino.name} == {"toy"}
     return StoreState(
@@ -226,6 +241,8 @@ def _describe(folder: Path) -> StoreState:
         random=True if toy else noted if isinstance(noted, bool) else None,
         samples=len(store.manifest.entries),
         orphaned_rows=orphans(store),
+        orphaned_objects=orphaned[0],
+        orphaned_bytes=orphaned[1],
         compressor=store.compressor,
         arrays=tuple(_describe_array(store, name, sizes) for name in store.arrays),
     )
@@ -298,12 +315,14 @@ def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: P
     try:
         store = FeatureStore.open(path)
         source = store.source
+    except RemoteError:
+        raise
     except (DsuError, CacheError) as error:
         return Verification(path, unopenable=str(error))
     split = source.find()
     nbytes = audited_nbytes(store) + (0 if split is None else sum(map(_source_nbytes, store.metadata.values())))
     with progress.task(f"verifying {path.parent.name}", max(1, round(nbytes / 1e6)), "MB") as task:
-        advance = _in_megabytes(task)
+        advance = in_megabytes(task)
         findings = tuple(audit(store, advance, workers))
         changed, new, gone = ((), (), ()) if split is None else _compare(store, split, advance, workers)
         advance(0)
@@ -377,7 +396,7 @@ def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
         store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
 
 
-def _in_megabytes(task: Task) -> Callable[[int], None]:
+def in_megabytes(task: Task) -> Callable[[int], None]:
     """Count bytes, and tell the task of whole megabytes."""
     counted, told = 0, 0
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from s3 import Server
 from served import serving
 from settings_page import PAGE, settings_page
 from support import TINY, Dsu
@@ -82,11 +83,19 @@ def running() -> Iterator[ExitStack]:
 @pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_commands_of(
-    document: Path, dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch, running: ExitStack
+    document: Path,
+    dsu: Dsu,
+    drawn: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    running: ExitStack,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     lines = commands(document)
     if not lines:
         pytest.skip("shows no command")
+    if any("s3://" in line for line in lines):
+        for name, value in running.enter_context(Server(tmp_path_factory.mktemp("s3"))).environment().items():
+            monkeypatch.setenv(name, value)
     here = Path.cwd()
     benchmarks(here / "data", drawn)
     for folder in ("tiles", "photos", "new-images"):

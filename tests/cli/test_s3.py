@@ -1,0 +1,182 @@
+"""Commands with stores on S3, against a real server that is killed, and a way to it that fails."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from s3 import BUCKET, Proxy, Server
+from support import TINY, Dsu
+
+import dsu_cache.storage
+from dsu_cache import Store
+
+ROOT = f"s3://{BUCKET}/root"
+OPTIONS = (*TINY, "--features", "V,S1")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def s3(dsu: Dsu, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """An empty bucket, and two samples a shard."""
+    server.forget()
+    server.make_bucket()
+    monkeypatch.setattr(Store.create.__func__, "__defaults__", (2, None))  # type: ignore[attr-defined]
+    monkeypatch.setenv("DSU_SCRATCH", str(tmp_path / "scratch"))
+    lead(monkeypatch, server.environment())
+    return server
+
+
+def lead(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    dsu_cache.storage._made.cache_clear()
+
+
+def zarr(root: Path | str) -> dict[str, bytes]:
+    """What Zarr reads below a cache root: sealed metadata and shards."""
+    files = [path for path in Path(root).glob("*/*/**/*") if path.is_file()]
+    wanted = [path for path in files if path.name == "zarr.json" or "c" in path.parts]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in wanted}
+
+
+def test_every_command_does_with_s3_what_it_does_with_a_folder(dsu: Dsu, s3: Server, drawn: Path) -> None:
+    for root, runs in (("features", "here"), (ROOT, "there")):
+        dsu("cache-features", drawn, *OPTIONS, "--cache-root", root, "--quiet")
+        dsu("train-head", drawn, "--cache-root", root, "--epochs", 1, "--out", runs, "--quiet")
+    assert Path("here/head.safetensors").read_bytes() == Path("there/head.safetensors").read_bytes()
+    dsu("cache", "pull", ROOT, "--cache-root", "pulled")
+    assert zarr("pulled") == zarr("features")
+    assert Path("pulled/shapes-TR/splits.json").read_bytes() == Path("features/shapes-TR/splits.json").read_bytes()
+    shown = dsu("cache", "list", "--cache-root", ROOT).output + dsu("cache", "info", "--cache-root", ROOT).output
+    assert shown.count("complete") == 4 and f"{ROOT}/shapes-TR/" in shown and "orphaned objects" in shown
+    assert "scratch" not in shown
+    assert "is whole" in dsu("cache", "verify", "--cache-root", ROOT).output
+    assert "all there" in dsu("cache-features", drawn, *OPTIONS, "--cache-root", ROOT).output
+    dsu("predict", drawn, "--head", "there", "--cache-root", ROOT)
+    dsu("check-equivalence", drawn, "--cache-root", ROOT, "--steps", 1, "--batch-size", 2)
+    assert "freed" in dsu("cache", "remove", drawn, "--cache-root", ROOT, "--yes").output
+    assert [key for key in s3.objects() if not key.endswith("splits.json")] == []
+    assert "There are no stores" in dsu("cache", "list", "--cache-root", ROOT).output
+
+
+def test_what_is_of_disks_only_is_refused(dsu: Dsu, s3: Server) -> None:
+    output = dsu("bench", "--cache-root", ROOT, *TINY, "--random-weights", exit_code=2).output
+    assert "`dsu bench` wants a --cache-root on a disk" in output
+
+
+def test_push_again_copies_what_is_new(dsu: Dsu, s3: Server, drawn: Path) -> None:
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
+    assert "shards" in dsu("cache", "push", drawn, ROOT).output
+    assert dsu("cache", "push", ROOT).output.count("nothing was missing") == 2
+    dsu("cache-features", drawn, *OPTIONS, "--quiet")
+    objects = s3.objects()
+    assert "is whole in" in dsu("cache", "push", ROOT).output
+    added = [key for key in s3.objects() if key not in objects and "/manifest/" not in key]
+    assert added and all("/S1/" in key for key in added)
+    dsu("cache", "pull", ROOT, "shapes", "--cache-root", "pulled")
+    assert zarr("pulled") == zarr("features")
+
+
+def test_shares_that_were_dealt_are_dealt_elsewhere(
+    dsu: Dsu, s3: Server, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--cache-root", ROOT, "--quiet")
+    dsu("train-head", drawn, "--cache-root", ROOT, "--epochs", 1, "--out", "one", "--quiet")
+    dealt = s3.objects()["root/shapes-TR/splits.json"]
+    monkeypatch.setenv("DSU_SCRATCH", str(tmp_path / "other machine"))
+    dsu("train-head", drawn, "--cache-root", ROOT, "--epochs", 1, "--out", "two", "--quiet")
+    [elsewhere] = (tmp_path / "other machine").rglob("splits.json")
+    assert elsewhere.read_bytes() == dealt == s3.objects()["root/shapes-TR/splits.json"]
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("gone", f"there is no bucket s3://{BUCKET}"),
+        ("403", "no permission"),
+        ("503", "overloaded: 503"),
+        ("refused", "can't be reached"),
+    ],
+)
+def test_what_does_not_pass_is_one_line(
+    dsu: Dsu, s3: Server, drawn: Path, monkeypatch: pytest.MonkeyPatch, what: str, told: str
+) -> None:
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
+    dsu("cache", "push", ROOT, "--quiet")
+    monkeypatch.setattr(dsu_cache.storage, "RETRIES", 1)
+    with Proxy(s3) as proxy:
+        proxy.trouble = what if what.isdecimal() else ""
+        lead(monkeypatch, s3.environment(1 if what == "refused" else proxy.port))
+        if what == "gone":
+            s3.forget()
+        for words in (
+            ["cache", "list", "--cache-root", ROOT],
+            ["cache", "push", ROOT],
+            ["cache", "pull", ROOT, "--cache-root", "pulled"],
+            ["cache-features", drawn, *TINY, "--features", "V", "--cache-root", ROOT],
+            ["train-head", drawn, "--cache-root", ROOT],
+            ["cache", "verify", "--cache-root", ROOT],
+        ):
+            output = dsu(*words, exit_code=1).output
+            [line] = [line for line in output.splitlines() if line.startswith("error:")]
+            assert told in line and "neverprinted" not in output
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_server_that_dies_at_random_costs_nothing(
+    dsu: Dsu,
+    s3: Server,
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kills: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Half of the times it comes back while requests are repeated, half only after the command has given up."""
+    monkeypatch.setattr(dsu_cache.storage, "RETRIES", 3)
+    dsu("cache-features", drawn, *OPTIONS, "--quiet")
+    wanted, chance = zarr("features"), random.Random(7)
+    roots = iter(range(1000))
+    died = refused = 0
+    while died < kills:
+        root = f"{ROOT}/{next(roots)}"
+        monkeypatch.setenv("DSU_SCRATCH", str(tmp_path / f"scratch-{root[-3:].strip('/')}"))
+        for words in (
+            ["cache", "push", root, "--quiet"]
+            if chance.random() < 0.5
+            else ["cache-features", drawn, *OPTIONS, "--cache-root", root, "--quiet"],
+            ["cache", "pull", root, "--cache-root", f"pulled-{died}", "--quiet"],
+            ["train-head", drawn, "--cache-root", root, "--epochs", 1, "--out", f"run-{died}", "--quiet"],
+        ):
+            returns, ended = chance.random() < 0.5, threading.Event()
+
+            def trouble(wait: float, returns: bool, ended: threading.Event) -> None:
+                ended.wait(wait)
+                s3.kill()
+                if not returns:
+                    ended.wait(120)
+                s3.start()
+
+            thread = threading.Thread(target=trouble, args=(chance.random() * 0.7, returns, ended))
+            thread.start()
+            result = dsu(*words, exit_code=None)
+            ended.set()
+            thread.join()
+            died += 1
+            if result.exit_code:
+                refused += 1
+                [line] = [line for line in result.output.splitlines() if line.startswith("error:")]
+                assert "run the same command again" in line, result.output
+                dsu(*words)
+        where = next(Path().glob("pulled-*"))
+        assert zarr(where) == wanted
+        where.rename(f"checked-{died}")
+    record_property("kills of the S3 server survived", died)
+    assert refused
