@@ -1,4 +1,4 @@
-"""`dsu bench`: how fast this machine is, in one run and as ratios."""
+"""`dsu bench`: measure this machine's speed in one run, as ratios."""
 
 import json as json_library
 from collections.abc import Mapping
@@ -16,23 +16,28 @@ from dsu_cli.console import ConsoleProgress
 def bench(
     given: Mapping[str, Any],
     parts: Annotated[
-        str, typer.Option("--parts", help="Some of steps,reading,stages,eval,scale.")
+        str, typer.Option("--parts", help="Which of steps,reading,stages,eval,scale to run.")
     ] = "steps,reading,stages,eval",
     batch_size: Annotated[
-        int | None, typer.Option(help="Of a training step (default: 8 on a GPU, 2 on a CPU).", show_default=False)
+        int | None,
+        typer.Option(help="Batch size of a training step (default: 8 on a GPU, 2 on a CPU).", show_default=False),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Turns each case takes (default: 5 on a GPU, 3 on a CPU).", show_default=False)
+        int | None, typer.Option(help="Rounds for each case (default: 5 on a GPU, 3 on a CPU).", show_default=False)
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(help="For stage one and prediction (default: 512 on a GPU, 8 on a CPU).", show_default=False),
+        typer.Option(
+            help="Images for stage one and prediction (default: 512 on a GPU, 8 on a CPU).", show_default=False
+        ),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Add a step with torch.compile.")] = False,
     memory_limit: Annotated[
-        float | None, typer.Option(help="GB of a GPU's memory to make do with, such as 24.", show_default=False)
+        float | None, typer.Option(help="Limit on GPU memory in GB, such as 24.", show_default=False)
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write every figure here.", show_default=False)] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write all measurements here.", show_default=False)
+    ] = None,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
     random_weights: options.RandomWeights = False,
@@ -41,10 +46,10 @@ def bench(
 ) -> None:
     """Measure this machine: training end to end and from the store, stage one, the reader, the disk, eval.
 
-    The part `scale` simulates stores of up to a million samples, which takes some minutes.
+    The part `scale` simulates stores of up to a million samples and takes several minutes.
 
-    Cases take turns, and a speedup is the median of the ratios within a round: only these carry over to other days.
-    Random weights (`--random-weights`) take the same time as real ones. Prints Markdown.
+    Cases take turns, and a speedup is the median of the ratios within a round: only ratios are comparable between runs.
+    Random weights (`--random-weights`) run as fast as real ones. Prints Markdown.
     """
     from dsu.bench import PARTS
     from dsu.encoders.sources import check_given

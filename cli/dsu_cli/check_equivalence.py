@@ -1,4 +1,4 @@
-"""`dsu check-equivalence`: training from the store is end-to-end training."""
+"""`dsu check-equivalence`: verify that training from the store equals training end to end."""
 
 import json as json_library
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @options.with_settings(
     TrainingSettings,
-    without=(  # what the check sets itself, or what is no part of the steps that it compares
+    without=(  # set by the check itself, or not part of the compared steps
         *("end_to_end", "epochs", "freeze_adapter_epochs", "val_fraction", "fold", "val_every", "keep"),
         *("checkpoint_steps", "sheet_every", "track"),
     ),
@@ -37,11 +37,11 @@ def check_equivalence(
     random_weights: options.RandomWeights = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train some steps from the store and end to end, and compare every number on the way.
+    """Train a few steps from the store and end to end, and compare every number.
 
-    Stored features, first logits, first masks and first loss must be equal to the last bit. So must all losses,
-    gradients and weights, on a CPU and with --deterministic; without it a GPU may differ by as much as training live
-    differs from itself, run twice. Exit status 1 if a row fails.
+    Stored features, first logits, first masks and first loss must be equal to the last bit. On a CPU and with
+    --deterministic, so must all losses, gradients and weights; otherwise a GPU may differ by as much as two end-to-end
+    runs differ from each other. Exit status 1 if a row fails.
     """
     from dsu.data.datasets import Paths
     from dsu.files import atomic_write, make_folder
@@ -68,19 +68,19 @@ def check_equivalence(
     if not report.passed:
         stale = [row for row in report.rows if not row.passed and row.stage == "stored"]
         for row in stale:
-            fail(f"{row.what} is not what the encoders give now: worst at {row.where}.")
+            fail(f"{row.what} differs from what the encoders compute now: worst at {row.where}.")
         if stale:
-            fail(f"Training from this store is not end-to-end training: run {report.again}.")
+            fail(f"Training from this store does not equal training end to end: run {report.again}.")
         else:
             fail(
-                "The stored features are what the encoders give now, but training from them differs by more than live "
-                "training from itself: run again with --deterministic, which asks for equality."
+                "The stored features are correct, but training from them differs by more than two end-to-end runs "
+                "differ: run again with --deterministic, which requires equality."
             )
         raise typer.Exit(1)
 
 
 def _report(report: "Report") -> RenderableType:
-    """A row a stored tensor, the logits and the loss; gradients and weights by part, the worst one named."""
+    """One row each for stored tensors, logits and loss; gradients and weights by part, naming the worst."""
     numbers = ("difference", "relative", "allowance")
     differs = any(row.absolute for row in report.rows)
     shown = table(("", *numbers, "", *(["worst at"] if differs else [])), numbers)

@@ -1,4 +1,4 @@
-"""What a person sees: progress bars, tables, errors. Results go to standard output, all else to standard error."""
+"""Output: progress bars, tables, errors. Results go to standard output, all else to standard error."""
 
 import codecs
 import io
@@ -37,7 +37,7 @@ __all__ = [
     "with_urls",
 ]
 
-# Names of folders and files are text and no markup: "a[/b]" would be an error, ":car:" a picture.
+# File and folder names are text, not markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 for _console in (out, err):
@@ -49,10 +49,10 @@ _PLAIN = str.maketrans("↑↓→≈–—…·²’‘“”×│─", "^v>~--.
 
 
 def prepare_streams() -> None:
-    """Make the standard streams what every command takes them for.
+    """Prepare the standard streams for all commands.
 
-    One that was closed is empty: else the next file that is opened would stand in its place, and be written into.
-    Where a stream can't take a character, as in a latin-1 terminal, the nearest plain one is printed instead.
+    A closed stream becomes empty: otherwise the next file that is opened would take its place and be written into. If a
+    stream can't encode a character, as on a latin-1 terminal, the nearest plain one is printed.
     """
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -74,7 +74,7 @@ def _nearest(error: UnicodeError) -> tuple[str, int]:
 
 
 class Stopped(Exception):
-    """Ctrl-C in a command that knows better than `dsu_cli.main` how to go on: one sentence says it."""
+    """Ctrl-C in a command that knows how to continue: one sentence for the user."""
 
 
 def say(text: str) -> None:
@@ -106,9 +106,9 @@ _SAID = _Said()
 
 
 def listen(*, quiet: bool = False) -> None:
-    """Say what the library logs where nobody hands it a `Progress`: that it asks the network, above all."""
+    """Print what the library logs without a `Progress`, such as network requests."""
     logger = logging.getLogger("dsu")
-    logger.addHandler(_SAID)  # once: a handler that is there is not added again
+    logger.addHandler(_SAID)  # only once
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -132,7 +132,7 @@ def age_text(seconds: float) -> str:
 def key_table(
     rows: Iterable[tuple[RenderableType, RenderableType]], *, style: str = "bold", whole: bool = False
 ) -> Table:
-    """Names in a style and values, aligned, without any frame; `whole` names are never broken into lines."""
+    """Styled names and their values, aligned, without a frame; `whole` names are never wrapped."""
     made = Table.grid(Column(style=style, no_wrap=whole), Column(overflow="fold"), padding=(0, 2))
     for row in rows:
         made.add_row(*row)
@@ -140,7 +140,7 @@ def key_table(
 
 
 def table(headings: Sequence[str], right: Collection[str] = (), rows: Iterable[Iterable[RenderableType]] = ()) -> Table:
-    """A table without any frame, the columns named in `right` aligned to the right."""
+    """A table without a frame; columns named in `right` are right-aligned."""
     columns = [Column(one, justify="right" if one in right else "left", overflow="fold") for one in headings]
     made = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
@@ -149,13 +149,13 @@ def table(headings: Sequence[str], right: Collection[str] = (), rows: Iterable[I
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output, and nothing else there."""
+    """Print one JSON document, and nothing else, on standard output."""
     print(json.dumps(value, indent=1))
 
 
 def as_text(shown: RenderableType) -> str:
-    """What is printed, as plain text for a file."""
-    # So wide that a table of several runs has room.
+    """Printed output as plain text for a file."""
+    # Wide enough for a table of several runs.
     console = Console(file=io.StringIO(), width=160, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(shown)
@@ -163,7 +163,7 @@ def as_text(shown: RenderableType) -> str:
 
 
 class ConsoleProgress:
-    """Bars with rate and ETA on a terminal; a plain line a phase elsewhere."""
+    """Bars with rate and ETA on a terminal; elsewhere one plain line per phase."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -201,7 +201,7 @@ class ConsoleProgress:
 
 
 class _RatedBar:
-    """A bar that knows its rate, and sums itself up in one line when it is done."""
+    """A bar with its rate; prints one summary line when it is done."""
 
     def __init__(self, bars: "RichBars", label: str, total: int, unit: str) -> None:
         self._started = time.perf_counter()

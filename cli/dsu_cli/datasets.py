@@ -1,4 +1,4 @@
-"""`dsu datasets`: which benchmarks are here, and what they have in common; `check`: what of one needs mending."""
+"""`dsu datasets`: which benchmarks are here, and their overlaps; `check`: problems of one data set."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["datasets"]
 
 datasets = typer.Typer(
-    short_help="Which benchmarks are here, and a check of any data set before work.",
+    short_help="List benchmarks, and check any data set before training.",
     subcommand_metavar="[check NAME|FOLDER]",
 )
 
 _SHARED = ("data_root", "images", "masks", "foreground", "hiera_size")
-"""Options of `check` that are options of `cache-features`, too."""
+"""Options that `check` shares with `cache-features`."""
 
 
 @datasets.callback(invoke_without_command=True)
@@ -36,31 +36,31 @@ def look(
     context: typer.Context,
     data_root: options.DataRoot = Path("data"),
     overlaps: Annotated[
-        bool, typer.Option("--overlaps", help="Name images that are in both a training and a test split.")
+        bool, typer.Option("--overlaps", help="List images that are in both a training and a test split.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Which benchmarks are below the data root, how complete, and where to get them.
+    """List the benchmarks below the data root, how complete they are, and where to get them.
 
-    Pairs of image and mask are counted against the official numbers; no image is opened for it.
+    Compares the number of image-mask pairs with the official number, without opening images.
 
-    `--overlaps` decodes every image that is found and compares pixels, whatever the files are called: exact copies,
-    and apart from them near ones (saved anew, resized).
+    `--overlaps` decodes every image and compares pixels, whatever the file names: it lists exact copies, and separately
+    near-duplicates (re-saved, resized).
 
-    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or a folder of yours, and says what needs mending.
+    `dsu datasets check NAME|FOLDER` reads one data set, a benchmark or your own folder, and lists its problems.
     """
     if context.invoked_subcommand is not None:
         command = context.invoked_subcommand
-        for option, _ in _typed(context, context.params):  # it would be lost without a word
+        for option, _ in _typed(context, context.params):  # it would be ignored silently
             raise UsageError(
-                f"{option} stands before {command}: write it behind, `dsu datasets {command} ... {option}`."
+                f"{option} is an option of {command}: put it after, `dsu datasets {command} ... {option}`."
             )
         return
     from dsu.data.benchmarks import survey
 
     if not data_root.is_dir() and not quiet:
-        say(f"There is no folder {data_root}: give the one that the benchmarks lie in with --data-root or DSU_DATA.")
+        say(f"There is no folder {data_root}: give the benchmark folder with --data-root or DSU_DATA.")
     states = survey(data_root)
     if overlaps:
         _overlaps(states, json=json, quiet=quiet)
@@ -70,8 +70,8 @@ def look(
         out.print(states_table(states, data_root))
         pages = {state.sought.dataset: state.page for state in states if not state.complete}
         if pages:
-            out.print("\nWhere to get what is not complete", style="bold")
-        for dataset, page in pages.items():  # no table: it would break addresses that are to be copied
+            out.print("\nWhere to get incomplete benchmarks", style="bold")
+        for dataset, page in pages.items():  # no table, which would break the URLs
             out.print(f"{dataset:<10} {page}")
 
 
@@ -93,7 +93,7 @@ def _overlaps(states: Iterable["SplitState"], *, json: bool, quiet: bool) -> Non
 
 
 def _typed(context: typer.Context, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Those of a command's options that were given on the command line, as they are typed, with their values."""
+    """A command's options from the command line, as typed, with their values."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -110,31 +110,33 @@ def check(
     foreground: Annotated[list[int] | None, options.option_of(ExtractionSettings.model_fields["foreground"])] = None,
     hiera_size: Annotated[
         int | None,
-        typer.Option("--hiera-size", help="The network's input, at which objects are looked for (default: 352)."),
+        typer.Option(
+            "--hiera-size", help="The network's input size, to find objects that vanish there (default: 352)."
+        ),
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option("--sheet", metavar="FILE", help="Draw pairs, odd ones and histograms, as a .png or .pdf."),
+        typer.Option("--sheet", metavar="FILE", help="Draw sample pairs, problems and histograms as a .png or .pdf."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing sheet.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables, with all names.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find problems in a data set before any work: for a benchmark, or a folder of images and masks.
+    """Find problems in a data set before you train: a benchmark, or a folder of images and masks.
 
-    Every image and mask is read. Counts, sizes, kinds of files, how they and the masks are read, foreground; then what
-    was found, the worst first: it *will stop* training, *will hurt* it, or is *good to know*.
+    Reads every image and mask. Prints counts, sizes, file types, how files and masks are read, and foreground; then the
+    problems, worst first: each *will stop* training, *will hurt* it, or is *good to know*.
 
-    Nothing is written but `--sheet FILE`.
+    Writes nothing but `--sheet FILE`.
 
-    Exit status: 1 where something will stop `dsu` from training, 2 where images and masks cannot be told apart, else 0.
+    Exit status: 1 if something will stop training, 2 if images and masks can't be told apart, else 0.
     """
     from dsu.config import build_config
     from dsu.data.datasets import Paths
     from dsu.dataset_check import check_dataset
 
     progress = ConsoleProgress(quiet=quiet)
-    if sheet is not None:  # before minutes of work: that it can be drawn, and that nothing stands there
+    if sheet is not None:  # before minutes of work: check that the sheet can be drawn and no file is in its place
         from dsu.pictures import page_files
 
         page_files(sheet, 1)
@@ -174,7 +176,7 @@ _VALUES_SHOWN: Final = 4
 
 
 def states_table(states: Sequence["SplitState"], data_root: Path) -> Table:
-    """A row a split of a benchmark: how many pairs of it are here, and where."""
+    """One row per split: how many of its pairs are here, and where."""
     shown = table(["split", "for", "pairs", "official", "where"], ("pairs", "official"))
     for state in states:
         pairs, where = Text("-"), Text(state.problem or "not found", style="red" if state.problem else "dim")
@@ -194,9 +196,9 @@ def states_table(states: Sequence["SplitState"], data_root: Path) -> Table:
 
 
 def overlaps_report(result: "Overlaps") -> RenderableType:
-    """How many images training and test have in common, and which."""
+    """How many images, and which ones, are in both training and test."""
     compared = ", ".join(f"{name} {count:,}" for name, count in result.images.items()) or "nothing"
-    found = {"The same pixels": result.exact, "Almost the same": result.near}
+    found = {"Identical pixels": result.exact, "Near-duplicates": result.near}
     counts = [(title.lower(), f"{len(pairs):,}") for title, pairs in found.items()]
     parts: list[RenderableType] = [key_table([("compared", compared), *counts])]
     for title, pairs in found.items():
@@ -214,13 +216,13 @@ def _pairs_table(pairs: Sequence["Overlap"]) -> Table:
 
 def dataset_check_report(found: "DatasetCheck") -> RenderableType:
     """The whole page."""
-    parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("What to mend", style="bold")]
-    parts.append(_findings(found.findings) if found.findings else "Nothing needs mending.")
+    parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("Problems", style="bold")]
+    parts.append(_findings(found.findings) if found.findings else "No problems found.")
     return Group(*parts)
 
 
 def _figures(found: "DatasetCheck") -> Table:
-    """A row a figure, a column a split."""
+    """One row per property, one column per split."""
     columns = {check.name: _column(check) for check in found.splits}
     masked = any(check.split.masks for check in found.splits)
     labels = [label for label in next(iter(columns.values())) if masked or label in _WITHOUT_MASKS]
@@ -229,11 +231,11 @@ def _figures(found: "DatasetCheck") -> Table:
 
 
 _WITHOUT_MASKS: Final = ("images", "unreadable files", "smallest image", "median image", "largest image")
-"""Figures that are of use where no split has masks."""
+"""Properties that apply if no split has masks."""
 
 
 def _column(check: "SplitCheck") -> dict[str, str]:
-    """The figures of one split, as they are shown."""
+    """The properties of one split, as text."""
     from dsu.dataset_check import summary
 
     row = summary(check)
@@ -256,7 +258,7 @@ def _column(check: "SplitCheck") -> dict[str, str]:
 
 
 def _values(check: "SplitCheck") -> str:
-    """The most frequent raw values with their share of all pixels, a line each."""
+    """The most frequent raw values and their share of all pixels, one per line."""
     total, ordered = check.values.total(), check.values.most_common()
     coloured = any(facts.kind == "colours" for facts in check.masks)
     shown = [
@@ -269,12 +271,12 @@ def _values(check: "SplitCheck") -> str:
 
 
 def _percent(share: float) -> str:
-    """Three digits that say something: 25.1, 2.51, 0.251."""
+    """Three significant digits: 25.1, 2.51, 0.251."""
     return f"{100 * share:.3g}" if share >= 1e-5 or share == 0 else "<0.001"
 
 
 def _files(checks: Sequence["SplitCheck"]) -> Table:
-    """A row a kind of file, a column a split, and what is made of it."""
+    """One row per file type, one column per split, and how it is read."""
     from dsu.dataset_check import file_counts
 
     names = [check.name for check in checks]
@@ -289,7 +291,7 @@ def _files(checks: Sequence["SplitCheck"]) -> Table:
 
 
 def _findings(findings: Sequence["Finding"]) -> Table:
-    """A line each, the worst first."""
+    """One line each, worst first."""
     rows = (
         (
             Text(finding.severity, style=_STYLES[finding.severity]),

@@ -1,4 +1,4 @@
-"""`dsu demo`: the main job from start to end, on a data set that it draws itself."""
+"""`dsu demo`: the whole pipeline on a synthetic data set."""
 
 import time
 from pathlib import Path
@@ -13,21 +13,19 @@ from dsu_cli.console import ConsoleProgress
 from dsu_cli.console import out as console
 
 S_FLOOR = 0.65
-"""What a head that has learnt reaches on the held-out split; an untrained one has about 0.35."""
+"""A trained head reaches this S on the held-out split; an untrained one has about 0.35."""
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for data, features, run and picture sheet.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Folder for data, features, run and pictures.")] = Path("demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of stage two.")] = 10,
     train_images: Annotated[int, typer.Option("--train", help="Training images to draw.")] = 200,
     test_images: Annotated[int, typer.Option("--test", help="Test images to draw.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the drawn data and of training.")] = 0,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Fail unless the head has learnt.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed for drawing the data and for training.")] = 0,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Fail if the head has not learnt.")] = True,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw a data set and run cache-features, train-head, predict and eval on it, with toy encoders.
+    """Draw a synthetic data set and run cache-features, train-head, predict and eval on it, with toy encoders.
 
     Needs no download and takes a few minutes on two cores.
     """
@@ -71,11 +69,11 @@ def demo(
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     console.print(
         f"\nuntrained head: S {before['S']:.3f}, MAE {before['MAE']:.3f}\n"
-        f"trained head:   S {after['S']:.3f}, MAE {after['MAE']:.3f}   ({minutes} min {seconds} s in all)\n"
-        f"pictures:       {sheet}\n"
-        f"as it learnt:   {run / SHEETS_FOLDER / PROGRESS_FILE}\n\n"
+        f"trained head:   S {after['S']:.3f}, MAE {after['MAE']:.3f}   ({minutes} min {seconds} s in total)\n"
+        f"examples:       {sheet}\n"
+        f"learning:       {run / SHEETS_FOLDER / PROGRESS_FILE}\n\n"
         f"Your own images and masks:\n"
-        f"  dsu cache-features FOLDER      (--preset large wants a GPU and the pretrained encoders)\n"
+        f"  dsu cache-features FOLDER      (--preset large needs a GPU and the pretrained encoders)\n"
         f"  dsu train-head\n  dsu predict\n  dsu eval\n"
         f"A benchmark: dsu cache-features DUTS --data-root DIR",
         markup=False,
@@ -83,12 +81,12 @@ def demo(
     if check and (after["S"] < S_FLOOR or after["MAE"] > before["MAE"] / 2):
         raise DsuError(
             f"The head has not learnt: S {after['S']:.3f} must reach {S_FLOOR} and MAE {after['MAE']:.3f} half of "
-            f"{before['MAE']:.3f}; this is a defect of dsu, please report it."
+            f"{before['MAE']:.3f}; this is a bug in dsu, please report it."
         )
 
 
 def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path:
-    """The head that training starts from, to compare with."""
+    """The untrained head that training starts from, for comparison."""
     from dsu.data.datasets import Paths
     from dsu.heads.head_file import HEAD_FILE, save_head
     from dsu.training.runs import prepare_run
@@ -104,7 +102,7 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
 
 
 def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
-    """The one set's name and figures."""
+    """The name and the metrics of the only set."""
     from dsu.data.datasets import Paths
     from dsu.evaluation.ground_truth import find_judged_sets
 

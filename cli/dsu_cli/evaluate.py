@@ -15,6 +15,7 @@ from rich.text import Text
 from dsu.choices import ReportFormat
 from dsu.errors import UsageError
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
+from dsu.thresholds import DEFAULT_THRESHOLD
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, as_text, fail, key_table, table
 from dsu_cli.console import out as console
@@ -149,6 +150,7 @@ def evaluate(
     )
     from dsu.evaluation.thresholds import find_thresholds
     from dsu.prediction.record import THRESHOLDS_FILE
+    from dsu.prediction.verdicts import threshold_of
 
     runs = named_predictions(predictions or [])
     named = [text for text in map(str, predictions or []) if "=" in text and not Path(text).exists()]
@@ -158,6 +160,7 @@ def evaluate(
     results: dict[str, dict[str, Evaluation]] = {run: {} for run in runs}
     complete = True
     proposed: dict[str, Thresholds] = {}
+    own_thresholds: list[str] = []
     own = set()
     for run, folder in runs.items():
         progress.say(f"judging {folder}")
@@ -185,6 +188,8 @@ def evaluate(
         thresholds = None if truth is not None else find_thresholds(found, folder, false_alarms)
         if thresholds is not None:
             proposed[run] = thresholds
+        else:
+            own_thresholds += _at_own_threshold(run, threshold_of(folder), found)
         left_out = [] if names or truth is not None else unjudged(folder)
         if left_out:
             progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
@@ -196,7 +201,11 @@ def evaluate(
     paper = published or (len(runs) == 1 and bool(named))
     shown = _tables(results, chosen, beside=beside, published=paper, conventions=conventions, quiet=quiet)
     if chosen is None:
-        shown = Group(shown, *(part for run, one in proposed.items() for part in _thresholds(run, one, len(runs) > 1)))
+        shown = Group(
+            shown,
+            *own_thresholds,
+            *(part for run, one in proposed.items() for part in _thresholds(run, one, len(runs) > 1)),
+        )
     told = (
         as_text(shown)
         if form == "table"
@@ -249,6 +258,21 @@ def _tables(
     if conventions:
         parts.append(Styled(key_table(conventions_of(results).items()), "dim"))
     return Group(*parts)
+
+
+def _at_own_threshold(run: str, threshold: float, found: Mapping[str, tuple["JudgedSet", "Evaluation"]]) -> list[str]:
+    """What the threshold that verdicts went by does to each set, where it is not the one that figures go by."""
+    from dsu.metrics.thresholds import judge_threshold
+
+    said = []
+    for name, (judged, one) in found.items():
+        if threshold != DEFAULT_THRESHOLD and not judged.predicted_otherwise:
+            at, level = judge_threshold(threshold, one.image_level, one.levels), one.image_level
+            said.append(
+                f"{run}, {name}, at the head's threshold {threshold:g}: {at.found} of {level.with_object} images with "
+                f"an object found, {at.false_alarms} false alarms on {level.without_object} without, Dice {at.dice:.3f}."
+            )
+    return said
 
 
 def _thresholds(run: str, found: "Thresholds", several: bool) -> list[RenderableType]:

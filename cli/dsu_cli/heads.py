@@ -1,4 +1,4 @@
-"""`dsu head`: what a trained head is, and giving it to others; heads out of and into the authors' file format."""
+"""`dsu head`: inspect and share a trained head; convert heads from and to the authors' file format."""
 
 import io
 import time
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_checkpoint", "head", "import_checkpoint"]
 
-head = typer.Typer(no_args_is_help=True, help="Look at a trained head, and give it to others.")
+head = typer.Typer(no_args_is_help=True, help="Inspect a trained head and share it.")
 
 _Head = Annotated[
     Path | None,
@@ -38,14 +38,13 @@ _Head = Annotated[
 
 @head.command("list")
 def list_(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look, at any depth.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look (recursively).")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """All heads below a folder, one a row, the newest first: data, epochs, figures, age.
+    """List all heads below a folder, newest first: data, epochs, scores, age.
 
-    N is how many of Hiera's blocks, from the end, have adapters. S, MAE and IoU are of the images held out from
-    training, or of their tiles where a head was trained on tiles. Exit status 1 if a head can't be read, 0 if there
-    are none.
+    N is the number of Hiera's last blocks with adapters. S, MAE and IoU are measured on the held-out images, or on
+    their tiles if the head was trained on tiles. Exit status 1 if a head can't be read, 0 if there are none.
     """
     from dsu.sharing.head_facts import find_heads
 
@@ -55,10 +54,10 @@ def list_(
     elif heads:
         console.print(_heads_table(heads))
         tiled = any(head.tiled for head in heads)
-        instead = "; at (tiles) of tiles held out, which do not compare with whole images" if tiled else ""
-        say(f"N: Hiera's last N blocks have adapters. S, MAE, IoU: of the images held out{instead}.")
+        instead = "; for (tiles) on held-out tiles, which are not comparable with whole images" if tiled else ""
+        say(f"N: Hiera's last N blocks have adapters. S, MAE, IoU: on held-out images{instead}.")
     else:
-        say(f"There are no heads below {folder}: `dsu train-head` makes them.")
+        say(f"There are no heads below {folder}: train one with `dsu train-head`.")
     damage = [head.damage for head in heads if head.damage]
     for reason in damage:
         fail(reason)
@@ -71,7 +70,7 @@ def info(
     head: _Head = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """What a head is: network, encoders and their licences, data, settings, metrics."""
+    """Describe a head: network, encoders and their licences, data, settings, metrics."""
     from dsu.heads.head_file import resolve_head
     from dsu.sharing.head_facts import head_facts
 
@@ -86,14 +85,13 @@ def info(
 def threshold(
     value: Annotated[
         str | None,
-        typer.Argument(metavar="[VALUE|none]", help="Above 0, up to 1; none: no longer any.", show_default=False),
+        typer.Argument(metavar="[VALUE|none]", help="Above 0, up to 1; none removes it.", show_default=False),
     ] = None,
     head: _Head = None,
 ) -> None:
-    """Show or store the threshold by which prediction says what is an alarm, and what overlays and cutouts show.
+    """Show or store the threshold for alarms, overlays and cutouts.
 
-    `dsu eval` proposes some. What was predicted with the head stays valid: only verdicts change, with the next
-    `dsu predict`.
+    `dsu eval` proposes thresholds. Existing predictions stay valid: the next `dsu predict` only updates the verdicts.
     """
     from dsu.heads.head_file import read_head_info, resolve_head, set_threshold
 
@@ -107,7 +105,7 @@ def threshold(
             raise UsageError(f"VALUE can't be {value!r}: give a number above 0, up to 1, or none.")
         set_threshold(file, number)
     stored = read_head_info(file).threshold
-    default = f"none, so {DEFAULT_THRESHOLD} is gone by"
+    default = f"none, so {DEFAULT_THRESHOLD} applies"
     console.print(f"{file}: threshold {default if stored is None else f'{stored:g}'}", markup=False)
 
 
@@ -116,15 +114,15 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
     head: _Head = None,
     name: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="What the card calls it (default: after the folder).")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Name on the model card (default: the folder's).")
     ] = None,
     licence: options.Licence = "apache-2.0",
     overwrite: options.OverwriteExport = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a folder that the Hugging Face hub takes: the head, config.json and a model card.
+    """Write a folder for the Hugging Face hub: the head, config.json and a model card.
 
-    Nothing is uploaded. Where your images lie and what they are called is left out.
+    Nothing is uploaded. Paths and names of your images are left out.
     """
     from dsu.heads.head_file import resolve_head
     from dsu.sharing.model_card import export_folder
@@ -134,22 +132,22 @@ def export(
         return
     rows = [(file.name, bytes_text(file.stat().st_size)) for file in files]
     console.print(key_table([("folder", str(out)), *rows, ("licence", f"{licence} (--license chooses another)")]))
-    console.print(f"Try it: `dsu predict IMAGE --head {out}`. Give it: `hf upload {name or 'OWNER/NAME'} {out}`.")
+    console.print(f"Try it: `dsu predict IMAGE --head {out}`. Share it: `hf upload {name or 'OWNER/NAME'} {out}`.")
 
 
 # ---- the authors' file format ----
 
 
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of the authors' program.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint from the authors' program.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The head to write.")] = Path("head.safetensors"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
 ) -> None:
-    """Make a head of a published checkpoint, to predict with.
+    """Convert a published checkpoint to a head.
 
-    Says whether the encoders inside are the official ones, where those are at hand.
+    Prints whether the encoders inside are the official ones, if those are available locally.
     """
     from dsu.encoders.sources import check_checkpoint
     from dsu.heads.head_file import save_head
@@ -175,7 +173,7 @@ def export_checkpoint(
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
 ) -> None:
-    """Write a head and its encoders under the authors' key names, as their program loads them."""
+    """Write a head and its encoders with the authors' key names, for their program."""
     from dsu.heads.head_file import read_head_info, resolve_head
 
     target = options.new_file("--out", out, overwrite=overwrite)
@@ -197,7 +195,7 @@ def export_checkpoint(
 
 
 _SHOWN = ("S", "F_adaptive", "E_mean", "MAE", "IoU", "Dice", "false_alarms", "misses", "AUROC", "IoU_object")
-"""Figures that the table has room for; `--json` has all."""
+"""Metrics that fit into the table; `--json` has all."""
 
 
 def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
@@ -212,10 +210,10 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     ]
     if network.ablation != "none":
         rows.append(("ablation", network.ablation))
-    rows.append(("stored type", info.feature_dtype or "none: nothing is rounded"))
+    rows.append(("stored type", info.feature_dtype or "none (nothing is rounded)"))
     for encoder in facts.encoders:
         source = encoder.source
-        unknown = "random weights" if encoder.random else "out of a file, not known to be the published ones"
+        unknown = "random weights" if encoder.random else "from a file, not known to be the published ones"
         of = f"{source.repository}, {source.licence}" if source and not encoder.random else unknown
         digest = f", sha256 {encoder.sha256[:12]}" if encoder.sha256 else ""
         rows.append((encoder.name, f"{of}{digest}"))
@@ -249,7 +247,7 @@ def _heads_table(heads: Sequence["ListedHead"]) -> Table:
 
 
 def _images(found: dict[str, Any]) -> str:
-    """How many images a set was judged on, and why its figures don't compare with published ones."""
+    """The number of images that a set was evaluated on, and why its scores are not comparable with published ones."""
 
     without = f", {found['images_without_object']:,} without an object" if "images_without_object" in found else ""
     remark = f"; {found['missing']:,} more without a prediction" if "missing" in found else ""

@@ -41,14 +41,14 @@ app = typer.Typer(
 DSU-Net: DINOv2 guides SAM 2 to the salient or camouflaged object, trained from cached features.
 
 The usual order: `dsu cache-features NAME|FOLDER`, `dsu train-head`, `dsu predict`, `dsu eval`.
-Each goes on with what the last one left. NAME is a benchmark (DUTS, CAMO, COD10K, ...), FOLDER your own images
-and masks. No data at hand? `dsu demo`. Does it work here? `dsu doctor`.
+Each command uses the newest result of the previous one. NAME is a benchmark (DUTS, CAMO, COD10K, ...), FOLDER your own
+images and masks. No data? Try `dsu demo`. Problems? Try `dsu doctor`.
 """,
     epilog="""
 Exit status: 0 done, 1 something failed or was skipped (and named), 2 wrong usage, 130 stopped by Ctrl-C.
 
-Environment: DSU_DATA the folder of the benchmarks, DSU_CACHE of the stores, DSU_SCRATCH of what is read from S3 and
-DSU_SCRATCH_LIMIT its most bytes, DSU_HIERA and DSU_DINO checkpoints of the encoders, HF_HOME the Hugging Face cache,
+Environment: DSU_DATA benchmark folder, DSU_CACHE store folder, DSU_SCRATCH folder for what is read from S3,
+DSU_SCRATCH_LIMIT its size (200GB), DSU_HIERA and DSU_DINO checkpoints of the encoders, HF_HOME Hugging Face cache,
 HF_HUB_OFFLINE=1 no network, NO_COLOR=1 no colours.
 """,
 )
@@ -70,8 +70,8 @@ def _common(
 
 
 _TRAINING_WORDS = """
-While it trains, *data wait* is the share of the time in which steps wait for data to be read (much more than 0 %: the
-disk or the processor is too slow, not the GPU), and *peak* the most memory held so far: on the GPU, or without one by
+During training, *data wait* is the share of time that steps wait for data (much more than 0 %: the
+disk or the processor is too slow, not the GPU), and *peak* is the peak memory so far: of the GPU, or without one of
 the process.
 """
 
@@ -98,7 +98,7 @@ _PANELS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "visualize": visualize,
     },
 }
-"""Commands, and groups of them, as the help shows them."""
+"""Commands and command groups, in the help's order."""
 
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
@@ -110,14 +110,14 @@ for _panel, _commands in _PANELS.items():
 
 
 _DIVIDED: Final = ("cache-features", "train-head")
-"""Commands that several processes can do together."""
+"""Commands that can run in several processes."""
 
 _INTERRUPTED = 130
-"""Status with which typer answers Ctrl-C, without a word."""
+"""typer's exit status for Ctrl-C; it prints nothing."""
 
 
 def run() -> None:
-    """Run the command line; failures that the user can mend become one sentence and an exit status."""
+    """Run the command line. Errors that the user can fix become one sentence and an exit status."""
     from dsu.environment import prepare_environment
 
     prepare_streams()
@@ -132,38 +132,38 @@ def run() -> None:
         sys.exit(_INTERRUPTED if isinstance(error, Stopped) else 2 if isinstance(error, UsageError) else 1)
     except SystemExit as left:
         if left.code == _INTERRUPTED:
-            fail("Stopped. What was finished stays finished: run the same command again to go on.")
+            fail("Stopped. Finished work is kept: run the same command again to continue.")
         raise
     except Exception as error:
         sentence = _sentence(error)
-        if sentence is None:  # a defect keeps its traceback
+        if sentence is None:  # a bug keeps its traceback
             raise
         fail(sentence)
         sys.exit(1)
 
 
 def _check_working_folder() -> None:
-    """Raise `UsageError` where the working folder is gone, before libraries that rely on it say something else."""
+    """Raise `UsageError` if the working folder is gone, before a library fails with a less clear message."""
     try:
         os.getcwd()
     except OSError as error:
-        raise UsageError("The working folder is gone: change into one that is there.") from error
+        raise UsageError("The working folder no longer exists: change to another one.") from error
 
 
 @contextmanager
 def _one_speaks() -> Iterator[None]:
-    """Silence all of several processes but the first; why a command fails is said by the one that fails first.
+    """Silence all processes but the first; the first one that fails prints the reason.
 
-    Raises `UsageError` for a command that is not for several.
+    Raises `UsageError` for a command that runs in one process only.
     """
     world = World.of_environment()
     if world.size > 1 and not set(_DIVIDED) & set(sys.argv[1:2]):
         if not world.leads:
-            time.sleep(5)  # what starts them ends all as soon as one has ended, and the first has something to say
+            time.sleep(5)  # the launcher ends all when one ends, and the first must print its error
             sys.exit(2)
         raise UsageError(
-            f"This command is one process's, and {world.size} were started: start it without torchrun or srun; only "
-            f"{' and '.join(_DIVIDED)} divide their work over several."
+            f"This command runs in one process, but {world.size} were started: start it without torchrun or srun; only "
+            f"{' and '.join(_DIVIDED)} support several."
         )
     if world.leads:
         yield
@@ -173,18 +173,18 @@ def _one_speaks() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to say of a library's failure that a user can cause; None for a defect."""
+    """The message for a library error that a user can cause; None for a bug."""
     if isinstance(error, ImportError) and "failed to map" in str(error):
-        return "This process may not have the memory that torch takes: raise its limit (ulimit -v, or the container's)."
+        return "This process's memory limit is too low for torch: raise it (ulimit -v, or the container's)."
     if "unable to allocate shared memory" in str(error):
-        return "The shared memory, /dev/shm, is full: free some of it, or give the container more (--shm-size)."
+        return "The shared memory, /dev/shm, is full: free some, or give the container more (--shm-size)."
     from dsu_cache.files import CacheError
 
     if isinstance(error, CacheError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         named = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{named}: check that the path exists, may be written and has space left."
+        return f"{error.strerror}{named}: check that the path exists, is writable and has free space."
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
         return (
             "The device has too little memory: lower --batch-size or --encoder-batch-size, or choose a smaller "

@@ -1,6 +1,4 @@
-"""Options of commands: out of settings (every field becomes one, with its help and panel), others that several
-commands share, and checks of what was given.
-"""
+"""Command options: settings fields as options, options that several commands share, and checks."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, Signature, signature
@@ -56,14 +54,14 @@ def local(cache_root: Path, command: str) -> Path:
 
 
 DataRoot = Annotated[
-    Path, typer.Option("--data-root", envvar="DSU_DATA", help="Folder of the benchmarks.", rich_help_panel=WHERE)
+    Path, typer.Option("--data-root", envvar="DSU_DATA", help="Benchmark folder.", rich_help_panel=WHERE)
 ]
 CacheRoot = Annotated[
     Path,
     typer.Option(
         "--cache-root",
         envvar="DSU_CACHE",
-        help="Folder of the stores, or s3://BUCKET/PATH.",
+        help="Store folder, or s3://BUCKET/PATH.",
         parser=_cache_root,
         metavar="PATH",
         rich_help_panel=WHERE,
@@ -71,11 +69,15 @@ CacheRoot = Annotated[
 ]
 Images = Annotated[
     str | None,
-    typer.Option("--images", help="Image subfolder of your own folder, if it is not found.", rich_help_panel=WHERE),
+    typer.Option(
+        "--images", help="Image subfolder of your own folder, if it is not found automatically.", rich_help_panel=WHERE
+    ),
 ]
 Masks = Annotated[
     str | None,
-    typer.Option("--masks", help="Mask subfolder of your own folder, if it is not found.", rich_help_panel=WHERE),
+    typer.Option(
+        "--masks", help="Mask subfolder of your own folder, if it is not found automatically.", rich_help_panel=WHERE
+    ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="Settings in YAML; options override it.")]
 HieraWeights = Annotated[
@@ -92,11 +94,13 @@ DinoWeights = Annotated[
 ]
 RandomWeights = Annotated[
     bool,
-    typer.Option("--random-weights", help="Random encoders, to try things out: no results.", rich_help_panel=NETWORK),
+    typer.Option(
+        "--random-weights", help="Use random encoders, to try things out; scores mean nothing.", rich_help_panel=NETWORK
+    ),
 ]
-Licence = Annotated[str, typer.Option("--license", metavar="ID", help="Of the head, by its identifier on the hub.")]
-OverwriteExport = Annotated[bool, typer.Option("--overwrite", help="Write over an earlier export.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.", rich_help_panel=MACHINE)]
+Licence = Annotated[str, typer.Option("--license", metavar="ID", help="Licence of the head, as a hub identifier.")]
+OverwriteExport = Annotated[bool, typer.Option("--overwrite", help="Overwrite an earlier export.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Hide progress and notes.", rich_help_panel=MACHINE)]
 
 
 # ---- out of settings ----
@@ -105,9 +109,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks
 def with_settings(
     *kinds: type[Settings], without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for every field of `kinds` beside its own; it takes them together, as `given`.
+    """Give a command an option for each field of `kinds`, in addition to its own; the command receives them as `given`.
 
-    One that was not given is None there, so that a settings file decides, or the default.
+    An option that was not given is None, so that the settings file or the default applies.
     """
     fields = {name: field for kind in kinds for name, field in kind.model_fields.items() if name not in without}
     options = [
@@ -132,7 +136,7 @@ def with_settings(
 def with_parameters(
     called: Callable[..., None], parameters: Sequence[Parameter], like: Callable[..., Any]
 ) -> Callable[..., None]:
-    """`called`, as typer sees it: with these parameters, under the name and with the help of `like`."""
+    """`called` as typer sees it: with these parameters, and the name and help of `like`."""
     called.__name__, called.__doc__ = like.__name__, like.__doc__
     called.__annotations__ = {one.name: one.annotation for one in parameters}
     by_keyword = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in parameters]
@@ -141,13 +145,13 @@ def with_parameters(
 
 
 def _panel(parameter: Parameter) -> int:
-    """Where a parameter stands: panels come in the order of their first options."""
+    """A parameter's sort key: panels are in the order of their first options."""
     [shown] = parameter.annotation.__metadata__
     return PANELS.index(shown.rich_help_panel or PANELS[0])
 
 
 def option_of(field: FieldInfo) -> ParameterInfo:
-    """How the command line shows a field."""
+    """A field as a command-line option."""
     shown, default, help = cast(Mapping[str, Any], field.json_schema_extra), field.default, field.description or ""
     if default is not None and default is not False:
         listed = ",".join(default) if isinstance(default, tuple) else default
@@ -167,7 +171,7 @@ def _kind(field: FieldInfo) -> Any:
 
 
 def _read(field: FieldInfo) -> Any:
-    """What typer reads: numbers, switches, lists of numbers; everything else is text until the settings take it."""
+    """The type that typer parses: numbers, switches, lists of numbers; the settings parse all other text."""
     kind = _kind(field)
     return kind if kind in (bool, int, float) else list[int] if kind == tuple[int, ...] else str
 
@@ -189,9 +193,9 @@ def one_of(option: str, value: object, allowed: Collection[T]) -> T:
 
 
 def new_file(option: str, path: Path, *, overwrite: bool) -> Path:
-    """`path`, if nothing stands there or it may be written over. Raises `UsageError` naming the option."""
+    """`path`, if it does not exist or may be overwritten. Raises `UsageError` naming the option."""
     if path.exists() and not (overwrite and path.is_file()):
-        raise UsageError(f"{path} stands already: give another {option}, or --overwrite for a file.")
+        raise UsageError(f"{path} already exists: give another {option}, or --overwrite for a file.")
     return path
 
 
@@ -203,10 +207,10 @@ def names_of(option: str, text: str | None, known: Collection[str]) -> list[str]
 
 
 def file_to_write(option: str, path: Path | None) -> None:
-    """Check that a file can be written: in a folder that is there, or in one that is made where its own is.
+    """Check that a file can be written: in an existing folder, or in a new one whose parent exists.
 
-    More than one folder that is not there is taken for a slip of the pen. Raises `UsageError` naming the option, and
-    `DsuError` where a file stands in a folder's place.
+    More than one missing folder is taken for a typo. Raises `UsageError` naming the option, and `DsuError` if a file is
+    in a folder's place.
     """
     if path is None:
         return
@@ -215,4 +219,4 @@ def file_to_write(option: str, path: Path | None) -> None:
     if path.parent.exists():
         make_folder(path.parent)
     elif not path.parent.parent.is_dir():
-        raise UsageError(f"{option} can't be {path}: there is no folder {path.parent}; make it, or mend the path.")
+        raise UsageError(f"{option} can't be {path}: there is no folder {path.parent}; create it, or correct the path.")

@@ -46,16 +46,18 @@ def predict(
         typer.Option(
             "-o",
             "--out",
-            help="Where masks go: a folder; of one image a .png, or - for standard output (default: predictions/ in "
-            "the run folder).",
+            help="Where masks go: a folder, or for one image a .png or - for standard output (default: predictions/ "
+            "in the run folder).",
         ),
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option("--table", help="Write the verdicts here, too: .csv or .json (in a folder they are there)."),
+        typer.Option(
+            "--table", help="Also write the verdicts here, as .csv or .json (an output folder always gets them)."
+        ),
     ] = None,
     end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="From the images even where features are stored.")
+        bool, typer.Option("--end-to-end", help="Predict from the images even if features are stored.")
     ] = False,
     data_root: options.DataRoot = Path("data"),
     cache_root: options.CacheRoot = Path("features"),
@@ -65,10 +67,9 @@ def predict(
     dino_weights: options.DinoWeights = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Predict 8-bit masks at the images' own sizes, and a table that says which images have something.
+    """Predict 8-bit masks at the images' own sizes, and a table of which images contain an object.
 
-    Without a SOURCE: the test splits of the head's data set, or the share of it that was held out. No ground truth is
-    needed.
+    Without a SOURCE: the test splits of the head's data set, or its held-out images. No ground truth is needed.
     """
     from dsu.data.datasets import Paths, check_places
     from dsu.files import atomic_write, make_folder
@@ -79,9 +80,9 @@ def predict(
 
     settings, runtime = read_settings(PredictionSettings, given), read_settings(RuntimeSettings, given)
     if table is not None and table.suffix.lower() not in (".csv", ".json"):
-        raise UsageError(f"--table {table} doesn't say what to write: end it in .csv or .json.")
+        raise UsageError(f"--table {table} has no known format: give a name that ends in .csv or .json.")
     options.file_to_write("--table", table)
-    check_places(sources or [], out, overwrite=settings.overwrite)  # before torch, which takes seconds to come
+    check_places(sources or [], out, overwrite=settings.overwrite)  # before torch, which takes seconds to load
     if head is None or not is_hub_name(head):
         resolve_head(head, revision=revision)
     from dsu.api import predict_with
@@ -115,19 +116,20 @@ _INPUT: Final = "standard input"
 
 @contextmanager
 def _piped(sources: list[str], out: Path | None) -> Iterator[tuple[list[str], Path | None]]:
-    """Sources and --out, where `-` is a file: standard input was read into it, and standard output is written of it."""
+    """Sources and --out with each `-` replaced by a temporary file for standard input or output."""
     reads, writes = "-" in sources, out == Path("-") or (out is None and sources == ["-"])
     if not (reads or writes):
         yield sources, out
         return
     if len(sources) != 1 or Path(sources[0]).is_dir():
         raise UsageError(
-            f"{'--out - takes' if writes else 'With - there is'} one image: name folders and others apart."
+            f"{'--out - takes' if writes else 'With - there is'} one image: predict folders and other images "
+            "separately."
         )
     if reads and sys.stdin.isatty():
-        raise UsageError("Nothing is piped into standard input: give an image, as in `dsu predict - < a.jpg`.")
+        raise UsageError("Standard input is a terminal: pipe an image into it, as in `dsu predict - < a.jpg`.")
     if writes and sys.stdout.isatty():
-        raise UsageError("A mask is no text for a terminal: give --out FILE.png, or pipe it on.")
+        raise UsageError("A mask can't go to a terminal: give --out FILE.png, or pipe the output.")
     with TemporaryDirectory() as home:
         spooled = Path(home, _INPUT, _INPUT)
         if reads:
@@ -144,11 +146,11 @@ def _piped(sources: list[str], out: Path | None) -> Iterator[tuple[list[str], Pa
 
 
 def _tell(outcome: "Outcome", table: Path | None, *, piped: bool) -> None:
-    """How many were written and where, what they say, and what may be next."""
+    """How many masks were written and where, the verdicts, and the next command."""
     from dsu.prediction.verdicts import TABLE_FILES, summary
 
     tell = say if piped else console.print
-    already = f", {outcome.kept:,} stood already" if outcome.kept else ""
+    already = f", {outcome.kept:,} already existed" if outcome.kept else ""
     place = "standard output" if piped else outcome.folder
     tell(f"{outcome.written:,} written to {place}{already}, {len(outcome.broken):,} skipped")
     files = [outcome.folder / name for name in TABLE_FILES] if outcome.folder.is_dir() else []
@@ -157,7 +159,7 @@ def _tell(outcome: "Outcome", table: Path | None, *, piped: bool) -> None:
         where = ", ".join(map(str, [*files, *([table] if table else [])]))
         tell(found + (f": {where}" if where else ""))
     if outcome.judgeable and not piped:
-        # The newest predictions below runs/ are found without being named.
+        # `dsu eval` finds the newest predictions below runs/ without a name.
         known = outcome.folder in Path("runs").glob("*/predictions")
         named = [] if known else ["--predictions", str(outcome.folder)]
         tell(f"Next: `{shlex.join(['dsu', 'eval', *named])}`")

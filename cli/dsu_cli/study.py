@@ -23,10 +23,10 @@ __all__ = ["study"]
 
 study = typer.Typer(
     no_args_is_help=True,
-    help="Several runs from one store that differ in one thing: one table, one picture, mean and spread.",
+    help="Train several runs from one store that differ in one thing; compare them in one table and one plot.",
 )
 
-_Seeds = Annotated[int, typer.Option("-n", "--seeds", help="Runs of each, by seed.", min=1)]
+_Seeds = Annotated[int, typer.Option("-n", "--seeds", help="Seeds for each case.", min=1)]
 
 
 def _run(
@@ -40,17 +40,17 @@ def _run(
     metrics: Annotated[
         str | None,
         typer.Option(
-            "--metrics", metavar="NAME,...", help="Figures to tell, such as S,MAE (an unknown name lists all)."
+            "--metrics", metavar="NAME,...", help="Metrics to show, such as S,MAE (an unknown name lists all)."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is done and what is to do, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is done and what remains, then stop.")] = False,
     parallel: Annotated[
         int,
         typer.Option(
             "--parallel",
             metavar="K",
             min=1,
-            help="Runs side by side: one a GPU, or on a CPU each with its part of the threads.",
+            help="Runs at once: each on its own GPU, or on a CPU with its part of the threads.",
             rich_help_panel=MACHINE,
         ),
     ] = 1,
@@ -105,7 +105,7 @@ def _run(
 
 
 def _command(*set_by_study: str) -> Callable[[Callable[..., "Asked"]], Callable[..., "Asked"]]:
-    """Make a command of a function that says what is asked: with its own options, those of `_run`, and the settings."""
+    """Turn a function into a command with its own options, those of `_run`, and the settings."""
 
     def decorate(asks: Callable[..., "Asked"]) -> Callable[..., "Asked"]:
         own, (given, _, *shared) = signature(asks).parameters, signature(_run).parameters.values()
@@ -124,10 +124,10 @@ def _command(*set_by_study: str) -> Callable[[Callable[..., "Asked"]], Callable[
 
 @_command("fold", "val_fraction", "keep")
 def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)] = 5) -> "Asked":
-    """Cross-validate: K runs, each judged on the part that it was not trained on; together every image once.
+    """Cross-validation: K runs, each evaluated on the fold that it was not trained on; together, every image once.
 
-    Images with an object and without one are dealt out apart; copies and tiles of an image stay together. The last
-    state of each run is judged, never the best: the fold that judges must not choose.
+    Folds are stratified by images with and without an object; copies and tiles of an image stay together. Each run's
+    last weights are evaluated, never the best: the held-out fold must not select them.
     """
     from dsu.study.plan import Asked
 
@@ -136,9 +136,9 @@ def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)]
 
 @_command("seed")
 def seeds(n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1.", min=2)] = 5) -> "Asked":
-    """Train with several seeds and nothing else changed: how much of a difference is chance.
+    """Train with several seeds and nothing else changed, to see how much of a difference is chance.
 
-    All are judged on the test split, or without one on the same images held out. A larger N later adds runs.
+    All runs are evaluated on the test split, or without one on the same held-out images. A larger N later adds runs.
     """
     from dsu.study.plan import Asked
 
@@ -157,10 +157,10 @@ def depth(
     ] = None,
     n: _Seeds = 1,
 ) -> "Asked":
-    """Train with adapters in front of the last N of Hiera's blocks, for several N: accuracy, time, disk.
+    """Train with adapters in front of Hiera's last N blocks, for several N: accuracy, time, disk.
 
-    What a run reads, and so how fast it is, depends on the levels that are stored in all the views that it draws:
-    MB/image is what a step reads for an image, store GB what that is for all images in all these views.
+    What a run reads, and so its speed, depends on the levels that are stored in all the views it draws. MB/image is
+    what a step reads per image; store GB is the total for all images in all these views.
     """
     from dsu.study.plan import Asked
 
@@ -171,7 +171,8 @@ def depth(
 def ablations(n: _Seeds = 1) -> "Asked":
     """Train the paper's setting (none) and its ablations A, B and C (its Tables VII and VIII).
 
-    Those whose DINOv2 maps the store lacks are left out, and the command that stores them is named (exit status 1).
+    If the store lacks DINOv2 maps for an ablation, it is skipped and the command that stores them is printed (exit
+    status 1).
     """
     from dsu.study.plan import Asked
 
@@ -179,16 +180,16 @@ def ablations(n: _Seeds = 1) -> "Asked":
 
 
 def _state(member: "Member") -> str:
-    """In words."""
+    """The member's state in words."""
     from dsu.study.results import epochs_of
 
     if member.state == "begun":
-        return f"begun: {len(epochs_of(member.folder))} of {counted(member.settings.epochs, 'epochs')}"
-    return "trained, to be judged" if member.state == "trained" else member.state
+        return f"started: {len(epochs_of(member.folder))} of {counted(member.settings.epochs, 'epochs')}"
+    return "trained, not evaluated yet" if member.state == "trained" else member.state
 
 
 def _shown(found: "StudyTable") -> Table:
-    """Members, then below an empty line what sums them up; numbers stay whole, whatever the width."""
+    """Members, an empty line, then the summary rows; numbers are never broken, whatever the width."""
     shown = table([heading.replace(" with an", "\nwith an") for heading in found.headings])
     for column in shown.columns:
         column.no_wrap = True

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 def train_head(
     given: Mapping[str, Any],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The run's folder (default: a new one below runs/).")
+        Path | None, typer.Option("-o", "--out", help="The run folder (default: a new one below runs/).")
     ] = None,
     config: options.Config = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start again in a folder that already contains a run.")
+    ] = False,
     data_root: options.DataRoot = Path("data"),
     cache_root: options.CacheRoot = Path("features"),
     images: options.Images = None,
@@ -38,7 +40,7 @@ def train_head(
     """Stage two: train the head (adapters, fusion, decoder) from the store.
 
     Writes a run folder: `head.safetensors` (the result), `last` and `best`, `settings.yaml`, `metrics.csv`,
-    `curves.png`, `sheets/` (the same images every few epochs) and the checkpoint that `--resume` goes on from.
+    `curves.png`, `sheets/` (the same images every few epochs) and the checkpoint for `--resume`.
     """
     from dsu.data.datasets import Paths
     from dsu.distributed import joined
@@ -46,7 +48,7 @@ def train_head(
 
     progress = ConsoleProgress(quiet=quiet)
     with ExitStack() as held:
-        held.enter_context(joined())  # first, so that one of several processes says what is wrong
+        held.enter_context(joined())  # first, so that only one process reports errors
         settings = read_settings(TrainingSettings, given, config)
         from dsu.training.runs import open_run
 
@@ -81,7 +83,7 @@ def train_head(
 
 
 def _facts(run: "Run") -> list[tuple[str, str]]:
-    """What is known before the first step."""
+    """Print what is known before the first step."""
     phase = run.trainer.main
     held_out = 0 if phase.validation is None else len(phase.validation.names)
     return [
@@ -92,19 +94,19 @@ def _facts(run: "Run") -> list[tuple[str, str]]:
 
 
 def _how_to_go_on(trainer: "Trainer") -> str:
-    """Where a run was stopped, and what to type: the same command again would refuse its folder, or start anew."""
+    """Where a run stopped and how to resume it: the same command would refuse its folder or start again."""
     import shlex
 
-    resume = f"go on with `dsu train-head --resume --out {shlex.quote(str(trainer.out))}`."
+    resume = f"resume with `dsu train-head --resume --out {shlex.quote(str(trainer.out))}`."
     if trainer.settings.checkpoint_steps and trainer.step_in_epoch >= trainer.settings.checkpoint_steps:
-        return f"Stopped within epoch {trainer.epoch + 1}: {resume}"
+        return f"Stopped during epoch {trainer.epoch + 1}: {resume}"
     if trainer.epoch:
         return f"Stopped after epoch {trainer.epoch}: {resume}"
-    return "Stopped within the first epoch, of which nothing is kept: run the same command again to start anew."
+    return "Stopped during the first epoch, before the first checkpoint: run the same command again to start over."
 
 
 def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
-    """What was reached, and which state is the result."""
+    """Print the scores, and which weights are the result."""
     from dsu.training.callbacks import CURVES_FILE, PROGRESS_FILE, SHEETS_FOLDER
 
     last = trainer.history[-1]
@@ -121,11 +123,11 @@ def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
                     )
                 )
         size = trainer.network.config.hiera_size
-        own = f"measured at {size} x {size} px, the network's size; `dsu eval` measures at the images' own"
-        rows.append(("", f"{own}, so its figures differ"))
+        own = f"measured at the network's size, {size} x {size} px; `dsu eval` uses the images' own size"
+        rows.append(("", f"{own}, so its scores differ"))
         if not best["val_IoU"]:
-            rows.append(("", "IoU counts pixels above 0.5, which none reaches: `dsu eval` proposes lower thresholds"))
-    kept = "the best validated state" if trainer.keep_best and trainer.best_epoch else "the last state"
+            rows.append(("", "IoU counts pixels above 0.5, and no pixel is: `dsu eval` proposes lower thresholds"))
+    kept = "the best weights on validation" if trainer.keep_best and trainer.best_epoch else "the last weights"
     return [
         *rows,
         ("result", f"{trainer.out / 'head.safetensors'} ({kept})"),

@@ -1,4 +1,4 @@
-"""Training on a terminal: one panel that says how far the run is, how it learns and what it costs."""
+"""The training panel on a terminal: progress, scores, speed and memory."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["TrainingPanel"]
 
 WIDEST: Final = 88
-CAPTION: Final = " data wait: time spent waiting to read data · peak: most memory held "
+CAPTION: Final = " data wait: time spent waiting for data · peak: peak memory "
 
 
 class TrainingPanel(Callback):
     """The run's progress (`dsu.progress.Progress`) and its callback (`dsu.training.callbacks.Callback`) in one.
 
-    A step only leaves its counts behind; the panel is drawn from them by a thread of its own, a few times a second.
-    Above it one line an epoch stays.
+    A step only updates counters; a separate thread draws the panel from them a few times a second. Above it, one line
+    per epoch remains.
 
     Args:
         console: a terminal, on standard error.
-        trainer: of the run that is shown.
+        trainer: the trainer of the run.
     """
 
     def __init__(self, console: Console, trainer: "Trainer") -> None:
@@ -46,7 +46,7 @@ class TrainingPanel(Callback):
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw the panel as long as the context is open, and leave no trace of it."""
+        """Draw the panel while the context is open, then erase it."""
         with Live(
             get_renderable=self.render,
             console=self._console,
@@ -58,7 +58,7 @@ class TrainingPanel(Callback):
     # ---- Progress ----
 
     def say(self, text: str) -> None:
-        """Print one line that stays, above the panel."""
+        """Print a permanent line above the panel."""
         self._console.print(text, markup=False)
 
     @contextmanager
@@ -75,17 +75,17 @@ class TrainingPanel(Callback):
         self._done += units
 
     def note(self, text: str) -> None:
-        """The panel has better than a remark: the facts themselves."""
+        """Ignored: the panel shows the facts themselves."""
 
     # ---- Callback ----
 
     def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
-        """Take the running epoch's counts."""
-        # The trainer counts the epoch as done a little before `epoch_ended`, where its log is let go.
+        """Read the current epoch's counters."""
+        # The trainer counts the epoch as done shortly before `epoch_ended`, which releases its log.
         self._log, self._epochs_before = log, trainer.epoch
 
     def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
-        """Leave one line of the epoch."""
+        """Print the epoch's line."""
         self._log = None
         text = f"epoch {trainer.epoch}/{trainer.settings.epochs} in {clock(row['seconds'])}: loss {row['loss']:.4f}"
         if "val_S" in row:
@@ -96,7 +96,7 @@ class TrainingPanel(Callback):
     # ---- what is seen ----
 
     def render(self) -> RenderableType:
-        """The panel as it stands now."""
+        """The current panel."""
         trainer = self._trainer
         epochs = trainer.settings.epochs
         now, whole = self._left()
@@ -172,7 +172,7 @@ class TrainingPanel(Callback):
         return self._epochs_before + log.samples / len(self._trainer.main.train.names)
 
     def _left(self) -> tuple[float | None, float | None]:
-        """Seconds left of this epoch's steps and of the whole run; None before anything was measured."""
+        """Seconds left in this epoch and in the whole run; None before the first measurement."""
         trainer, log = self._trainer, self._log
         images = len(trainer.main.train.names)
         if log is not None and log.samples and log.seconds:

@@ -184,12 +184,12 @@ def predictions(
     from dsu.data.datasets import Paths
     from dsu.evaluation.ground_truth import named_predictions
     from dsu.pictures import page_files
+    from dsu.prediction.verdicts import threshold_of
     from dsu.visualization.compared import (
         are_of_random_encoders,
         choose_worst,
         find_compared,
         pick_names,
-        threshold_of,
     )
 
     progress = ConsoleProgress(quiet=quiet)

@@ -1,1 +1,1 @@
-"""Images and masks: found, paired, read, cut and turned."""
+"""Images and masks: find, pair, read, tile and augment them."""

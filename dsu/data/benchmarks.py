@@ -1,7 +1,7 @@
-"""The nine benchmarks: their splits, official sizes, where they lie once unpacked, and finding them there.
+"""The nine benchmarks: splits, official sizes, folder layouts, and finding them.
 
-Places are as published by the data sets' authors and as commonly repacked, below one data root. Neither case nor
-hyphens nor underscores matter in any of these names.
+Layouts are as published by the data sets' authors and as commonly repacked, below one data root. Names ignore case,
+hyphens and underscores.
 """
 
 import os
@@ -40,10 +40,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Place:
-    """Where a split may lie: a folder below the data root, and in it the images and the masks.
+    """A possible location of a split: a folder below the data root, with images and masks.
 
-    Without `images` and `masks` those are found by the usual names (dsu.data.pairing). `only` is what the names of the
-    split's files begin with, where several splits share one folder.
+    Without `images` and `masks`, they are found by the usual names (dsu.data.pairing). `only` is the prefix of the
+    split's file names if several splits share one folder.
     """
 
     home: str
@@ -57,10 +57,9 @@ class Place:
 
 @dataclass(frozen=True)
 class BenchmarkSplit:
-    """One split of a data set of the literature: its official number of pairs, and its places by rank.
+    """One split of a benchmark: its official number of pairs, and its possible locations by rank.
 
-    `without` marks the names of images that are shipped with it but by convention belong to neither training nor
-    test.
+    `without` marks file names that ship with it but by convention belong to neither training nor test.
     """
 
     dataset: str
@@ -74,9 +73,9 @@ class BenchmarkSplit:
 def _split(
     dataset: str, name: str, kind: Kind, official_count: int, *places: str, without: str = "", only: str = ""
 ) -> BenchmarkSplit:
-    """A split whose places are written `home` or `home:images:masks`.
+    """A split from locations written `home` or `home:images:masks`.
 
-    `only` is for the folders in which the camouflaged sets' training splits lie together.
+    `only` is for folders that contain the camouflaged sets' training splits together.
     """
     found = [replace(Place(*place.split(":")), only=only if place in _COD_TRAIN_HOMES else "") for place in places]
     return BenchmarkSplit(dataset, name, kind, official_count, tuple(found), without)
@@ -102,7 +101,7 @@ BENCHMARK_SPLITS: Final = (
         "COD/TestDataset/DUT-OMRON",
     ),
     _split("HKU-IS", "HKU-IS", "test", 4_447, "HKU-IS", "TestDataset/HKU-IS", "COD/TestDataset/HKU-IS"),
-    # The original archive holds other data sets beside PASCAL's.
+    # The original archive also contains other data sets.
     _split(
         "PASCAL-S",
         "PASCAL-S",
@@ -116,7 +115,7 @@ BENCHMARK_SPLITS: Final = (
         "COD/TestDataset/PASCAL-S",
     ),
     _split("ECSSD", "ECSSD", "test", 1_000, "ECSSD", "TestDataset/ECSSD", "COD/TestDataset/ECSSD"),
-    # As published, CAMO has two folders of images and one of masks for both.
+    # As published, CAMO has two image folders and one mask folder for both.
     _split(
         "CAMO",
         "CAMO-TR",
@@ -128,7 +127,7 @@ BENCHMARK_SPLITS: Final = (
         "CAMO-TR",
         "CAMO/train",
         *_COD_TRAIN_HOMES,
-        only="camourflage",  # sic: so the files are spelt
+        only="camourflage",  # sic: the files' spelling
     ),
     _split(
         "CAMO",
@@ -142,7 +141,7 @@ BENCHMARK_SPLITS: Final = (
         "CAMO/test",
         "TestDataset/CAMO",
         "COD/TestDataset/CAMO",
-        # A folder that holds the test images only, as in TestDataset itself.
+        # A folder with the test images only, as in TestDataset itself.
         "CAMO:Imgs:GT",
         "CAMO:Image:GT",
     ),
@@ -182,7 +181,7 @@ BENCHMARK_SPLITS: Final = (
 )
 
 COD_TEST: Final = ("CAMO-TE", "COD10K-TE", "CHAMELEON", "NC4K")
-"""The splits that a network trained on COD-TR is tested on."""
+"""The test splits for a network trained on COD-TR."""
 
 PAGES: Final = {
     "DUTS": "http://saliencydetection.net/duts/",
@@ -203,9 +202,9 @@ PAGES: Final = {
 
 
 def benchmark_splits(name: str) -> list[BenchmarkSplit]:
-    """The splits that a benchmark's or a split's name means, training first; none if it is neither.
+    """The splits that a benchmark's or split's name denotes, training first; none for other names.
 
-    Neither case nor hyphens matter.
+    Names ignore case and hyphens.
     """
     if plain(name) == "cod":
         return [COD_TRAIN, *(split for split in BENCHMARK_SPLITS if split.name in COD_TEST)]
@@ -213,10 +212,9 @@ def benchmark_splits(name: str) -> list[BenchmarkSplit]:
 
 
 def find_benchmark(wanted: Sequence[BenchmarkSplit], root: Path) -> tuple[Split, ...]:
-    """Those of some splits of a benchmark that lie below a data root.
+    """The given splits that exist below a data root.
 
-    Raises `UsageError` where a folder of its name is there and it cannot be told which files are images and which
-    masks.
+    Raises `UsageError` if a folder of that name exists but images and masks can't be told apart.
     """
     if not os.path.isdir(root):
         return ()
@@ -240,7 +238,7 @@ def _find_split(sought: BenchmarkSplit, root: Path) -> Split | None:
 
 
 def _folders_at(place: Place, root: Path) -> tuple[Path, Path | None] | None:
-    """The folders of images and masks at a place, if it is there and holds images of the split."""
+    """The image and mask folders at a location, if it contains images of the split."""
     home = find_subfolder(root, place.home)
     if home is None:
         return None
@@ -273,7 +271,7 @@ def _joined_cod_train(root: Path) -> Split | None:
 
 
 def sharing_masks(splits: Sequence[Split]) -> tuple[Split, ...]:
-    """Take masks that another split uses off the lists of masks without an image."""
+    """Remove masks that another split uses from the lists of masks without an image."""
     used = {pair.mask for split in splits for pair in split.pairs}
     return tuple(
         replace(split, masks_without_image=tuple(mask for mask in split.masks_without_image if mask not in used))
@@ -281,17 +279,17 @@ def sharing_masks(splits: Sequence[Split]) -> tuple[Split, ...]:
     )
 
 
-# ---- what of them is there ----
+# ---- which of them exist ----
 
 
 @dataclass(frozen=True)
 class SplitState:
-    """A benchmark's split as it is below a data root.
+    """A benchmark's split as found below a data root.
 
     Attributes:
         sought: the split, with its official number of pairs.
-        found: what is there; None where nothing is.
-        problem: why a folder of its name cannot be read as the split.
+        found: the split; None if it does not exist.
+        problem: why a folder of that name can't be read as the split.
     """
 
     sought: BenchmarkSplit
@@ -300,17 +298,17 @@ class SplitState:
 
     @property
     def page(self) -> str:
-        """Where its authors publish it."""
+        """The authors' download page."""
         return PAGES[self.sought.dataset]
 
     @property
     def pairs(self) -> int:
-        """How many pairs of image and mask are there."""
+        """Number of image-mask pairs found."""
         return len(self.found.pairs) if self.found else 0
 
     @property
     def complete(self) -> bool:
-        """Whether exactly the official pairs are there, by their number."""
+        """Whether the number of pairs is the official one."""
         return self.pairs == self.sought.official_count
 
     def to_json(self) -> dict[str, Any]:
@@ -333,7 +331,7 @@ class SplitState:
 
 
 def survey(data_root: Path) -> list[SplitState]:
-    """The state of every benchmark's splits below `data_root`, those that are not there too; no image is opened."""
+    """The state of all benchmark splits below `data_root`, including missing ones; opens no image."""
     states = []
     for dataset in PAGES:
         wanted = [split for split in BENCHMARK_SPLITS if split.dataset == dataset]

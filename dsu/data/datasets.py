@@ -1,6 +1,6 @@
-"""Finding data sets: the nine benchmarks by name, any folder of one's own, and in words that find them again.
+"""Find data sets: the nine benchmarks by name, or any folder; and record how to find them again.
 
-Behind it stand `benchmarks` (names and places), `pairing` (files to pairs) and `inspection` (every file read once).
+Uses `benchmarks` (names and locations), `pairing` (files to pairs) and `inspection` (reads every file once).
 """
 
 import os
@@ -55,13 +55,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Paths:
-    """Where data sets are looked for and stores are kept.
+    """Where to look for data sets and stores.
 
     Attributes:
-        data_root: The folder that the benchmarks lie in.
-        cache_root: The folder of the stores.
-        images: In a folder of one's own, the subfolder with the images; "." is the folder itself; None: to be found.
-        masks: Likewise the masks.
+        data_root: The benchmark folder.
+        cache_root: The store folder.
+        images: The image subfolder of a user's folder; "." is the folder itself; None finds it.
+        masks: Likewise for the masks.
     """
 
     data_root: Path = Path("data")
@@ -70,37 +70,36 @@ class Paths:
     masks: str | None = None
 
     def folder(self, name: str) -> Path | None:
-        """The folder that is meant by a path, here or below the data root; None where there is none."""
+        """The folder at a path, here or below the data root; None if there is none."""
         return next((place for place in (Path(name), self.data_root / name) if os.path.isdir(place)), None)
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether a name is a benchmark's or a benchmark split's; neither case nor hyphens matter."""
+    """Whether a name is a benchmark's or a benchmark split's, ignoring case and hyphens."""
     return bool(benchmark_splits(name))
 
 
 def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
     """Find a data set by a benchmark's name, a benchmark split's name, or its folder.
 
-    Benchmarks are DUTS, DUT-OMRON, HKU-IS, PASCAL-S, ECSSD, CAMO, COD10K, CHAMELEON, NC4K, and COD, which is the
-    camouflaged ones as they are used together: COD-TR to train, four test sets. Neither case nor hyphens matter.
-    Any other folder needs no renaming: images and masks are found by the usual names of folders or files.
+    Benchmarks are DUTS, DUT-OMRON, HKU-IS, PASCAL-S, ECSSD, CAMO, COD10K, CHAMELEON, NC4K, and COD, the camouflaged
+    sets together: COD-TR for training, four test sets. Names ignore case and hyphens. Any other folder works without
+    renaming: images and masks are found by the usual folder and file names.
 
     Args:
         name_or_folder: The name, or a folder (a path, or below the data root).
-        paths: Where it may lie, and how it is laid out.
+        paths: Where to look, and its layout.
 
-    Returns:
-        The splits that are there, training first.
+    Returns: The splits found, training first.
 
     Raises:
-        UsageError: There is no such data set, or it cannot be told which files are images and which masks.
+        UsageError: There is no such data set, or images and masks can't be told apart.
     """
     data_root, images, masks = paths.data_root, paths.images, paths.masks
     if (images is None) != (masks is None):
-        raise UsageError("--images and --masks go together: name both subfolders.")
+        raise UsageError("--images and --masks belong together: name both subfolders.")
     text = str(name_or_folder)
-    if not text:  # which Python would take for the working folder
+    if not text:  # which Python treats as the working folder
         raise UsageError("The name of the data set is empty: give a benchmark's name or a folder.")
     wanted = benchmark_splits(text)
     found = find_benchmark(wanted, data_root) if images is None else ()
@@ -110,8 +109,8 @@ def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
     if folder is None:
         raise _not_found(text, wanted, data_root)
     folder = Path(os.path.abspath(folder))
-    if printable(folder) != str(folder):  # it could not be noted down
-        raise UsageError(f"The name of the folder {printable(folder)} is no valid UTF-8: rename it.")
+    if printable(folder) != str(folder):  # it could not be recorded
+        raise UsageError(f"The folder name {printable(folder)} is not valid UTF-8: rename it.")
     if images is None or masks is None:
         as_benchmark = find_benchmark(benchmark_splits(folder.name), folder.parent)
         return as_benchmark or _find_own(folder)
@@ -119,9 +118,9 @@ def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
 
 
 def find_samples(source: str | Path, paths: Paths) -> tuple[Split, ...]:
-    """What is meant by an image file, a data set's name or a folder; of a folder that is no data set, all its images.
+    """The splits for an image file, a data set's name or a folder; for any other folder, all its images.
 
-    Where a data set has test splits, these are meant. Raises `UsageError` where there is no such thing.
+    If a data set has test splits, returns these. Raises `UsageError` if nothing is found.
     """
     path = Path(source)
     if path.is_file() or (path.suffix.lower() in IMAGE_SUFFIXES and not path.exists()):
@@ -132,17 +131,17 @@ def find_samples(source: str | Path, paths: Paths) -> tuple[Split, ...]:
     except UsageError:
         if not path.is_dir():
             raise
-    find_images(path)  # which says so where there are none
+    find_images(path)  # which raises if there are none
     return (make_split(path.name, path.name, "all", path, None),)
 
 
 def test_splits(splits: Sequence[Split]) -> tuple[Split, ...]:
-    """Those of a data set's splits that are not for training; all of them where each is."""
+    """A data set's splits that are not for training; all of them if each is."""
     return tuple(split for split in splits if split.kind != "train") or tuple(splits)
 
 
 def masks_below(folder: Path) -> set[str]:
-    """The masks below a folder that holds images and masks, or such folders: real paths, however it was named."""
+    """Real paths of the masks below a folder with images and masks, or with such folders."""
     home = Path(os.path.realpath(folder))
     images = list_images(home)
     places = {place for image in images for place in image.parents if place.is_relative_to(home)}
@@ -155,55 +154,55 @@ def masks_below(folder: Path) -> set[str]:
             continue
         paired = {(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None}
         alone = {mask for split in splits for mask in split.masks_without_image}
-        # Beside its image, a file of the same name may be a photograph in another format.
+        # Next to its image, a file of the same name may be a photograph in another format.
         apart = {mask for image, mask in paired if mask.with_suffix("") != image.with_suffix("")}
         masks |= {os.path.realpath(mask) for mask in apart | alone}
     return masks
 
 
 def check_places(sources: Sequence[str], out: Path | None, *, overwrite: bool) -> bool:
-    """Check what is to be predicted, and where to, as far as can be said at once; whether `out` is one file.
+    """Check sources and output of a prediction before any work; returns whether `out` is a single file.
 
-    Raises `UsageError` for the home folder or one around it, since all images of a person are never meant, and where
-    the prediction of one image can't become the file `out`.
+    Raises `UsageError` for the home folder or a parent of it, since nobody means all of a person's images, and if a
+    single prediction can't be written to `out`.
     """
     home = Path(os.path.realpath(Path.home()))
     for source in filter(None, sources):
         folder = Path(os.path.realpath(source))
         if folder.is_dir() and home.is_relative_to(folder):
             raise UsageError(
-                f"{source} is {'your home folder' if folder == home else 'a folder around your home folder'}: name a "
+                f"{source} is {'your home folder' if folder == home else 'a parent of your home folder'}: name a "
                 f"folder of images in it, or image files."
             )
     if out is None or out.suffix.lower() not in IMAGE_SUFFIXES or out.is_dir():
         return False
     if len(sources) != 1 or Path(sources[0]).is_dir() or is_benchmark(sources[0]):
-        raise UsageError(f"--out {out} must be a folder: one file takes the prediction of one image file.")
+        raise UsageError(f"--out {out} must be a folder: only a single image file can be predicted into one file.")
     if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out} can't be written as {out.suffix}, which would change it: name a .png.")
+        raise UsageError(f"--out {out} can't be a {out.suffix}, which is lossy or not supported: give a .png.")
     if os.path.realpath(out) == os.path.realpath(sources[0]):
-        raise UsageError(f"The prediction of {out} would be written over an input: give another --out.")
+        raise UsageError(f"The prediction {out} would overwrite an input: give another --out.")
     if out.exists() and not overwrite:
-        raise UsageError(f"{out} stands already: give another --out, or --overwrite.")
+        raise UsageError(f"{out} already exists: give another --out, or --overwrite.")
     return True
 
 
 def _not_found(name: str, wanted: Sequence[BenchmarkSplit], data_root: Path) -> UsageError:
-    give = "give the folder that it lies in with --data-root FOLDER or DSU_DATA, or name its own folder"
+    give = "give its parent folder with --data-root FOLDER or DSU_DATA, or name its own folder"
     if wanted:
         places = ", ".join(dict.fromkeys(str(place) for split in wanted for place in split.places))
         return UsageError(f"{name} was not found below {data_root} (looked for {places}): {give}.")
     if os.path.isfile(name):
-        return UsageError(f"{name} is a file: give a folder, an unpacked one where it is an archive.")
+        return UsageError(f"{name} is a file: give a folder (unpack archives first).")
     known = list(dict.fromkeys(split.dataset for split in BENCHMARK_SPLITS))
     near = did_you_mean(name, [*known, *(split.name for split in BENCHMARK_SPLITS)])
     return UsageError(
-        f"{name!r} is neither a folder (here or below {data_root}) nor a benchmark known here ({', '.join(known)}): "
+        f"{name!r} is neither a folder (here or below {data_root}) nor a known benchmark ({', '.join(known)}): "
         f"{give}{near or '.'}"
     )
 
 
-# ---- folders of one's own ----
+# ---- user folders ----
 
 _PARTS: Final[dict[str, tuple[str, Kind]]] = {
     **dict.fromkeys(("train", "training", "tr", "trainset"), ("TR", "train")),
@@ -223,7 +222,7 @@ def _find_own(folder: Path) -> tuple[Split, ...]:
 
 
 def _parts(folder: Path, images: Path, masks: Path | None) -> tuple[Split, ...]:
-    """One split, or one for each of the folders train, test and val that the images are in."""
+    """One split, or one for each of the folders train, test and val that contain the images."""
     inner = _part_folders(images)
     if not inner or masks == images:
         return (make_split(folder.name, folder.name, "all", images, masks),)
@@ -237,7 +236,7 @@ def _parts(folder: Path, images: Path, masks: Path | None) -> tuple[Split, ...]:
 
 
 def _part_folders(folder: Path) -> list[tuple[str, Kind, Path]]:
-    """The folders train, test and val right below a folder, with the ending that each gives its split."""
+    """The folders train, test and val directly below a folder, with the suffix of each one's split."""
     found: dict[str, tuple[str, Kind, Path]] = {}
     for entry in subfolders(folder):
         name = plain(entry.name).removeprefix(plain(folder.name))
@@ -253,7 +252,9 @@ def _named_subfolder(folder: Path, name: str) -> Path:
     inner = folder / name
     if not os.path.isdir(inner):
         seen = ", ".join(entry.name for entry in subfolders(folder)) or "no folders"
-        raise UsageError(f"{folder} has no folder {name}: it holds {seen}; name two of them with --images and --masks.")
+        raise UsageError(
+            f"{folder} has no subfolder {name}: it contains {seen}; name two of them with --images and --masks."
+        )
     return Path(os.path.abspath(inner))
 
 
@@ -262,11 +263,11 @@ def _named_subfolder(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """How a split's images were found, to find them again: kept in its store and in heads trained on it.
+    """How to find a split's images again: kept in its store and in heads trained on it.
 
-    `tile` and `overlap` say how they were cut; None: not at all. `mask_format` is how the masks of the whole split were
-    read (`MaskFormat.to_json`), which a part of it may not show; None: that is not known. `depth` is likewise what is
-    black and white in its images of more than 8 bits.
+    `tile` and `overlap` describe tiling; None: no tiles. `mask_format` is how the masks of the whole split were read
+    (`MaskFormat.to_json`), since a part of it may not show this; None: unknown. `depth` is the black and white point of
+    its images with more than 8 bits.
     """
 
     split: str
@@ -306,7 +307,7 @@ class SourceFolder:
         paths: Paths,
         tiling: Tiling | None = None,
     ) -> "SourceFolder":
-        """How `split` was found by `reference`, a benchmark's name or a folder (here or below the data root)."""
+        """The record of a split found by `reference`, a benchmark's name or a folder (here or below the data root)."""
         folder = Path(reference).expanduser()
         if not folder.is_dir():
             folder = paths.data_root.expanduser() / reference
@@ -315,7 +316,7 @@ class SourceFolder:
             dataset=split.dataset,
             kind=split.kind,
             benchmark=split.benchmark,
-            # realpath, since Path.resolve fails on links that lead round in a circle.
+            # realpath, since Path.resolve fails on circular links.
             reference=reference if split.benchmark and is_benchmark(reference) else os.path.realpath(folder),
             data_root=os.path.realpath(paths.data_root.expanduser()),
             images=paths.images,
@@ -326,33 +327,33 @@ class SourceFolder:
 
     @property
     def tiling(self) -> Tiling | None:
-        """How its images were cut."""
+        """The tiling of its images."""
         return Tiling.of(self.tile, self.overlap)
 
     @property
     def uncut(self) -> "SourceFolder":
-        """The same images whole."""
+        """The same images without tiling."""
         return replace(self, tile=None, overlap=None)
 
     @property
     def parsed_mask_format(self) -> MaskFormat | None:
-        """How the masks of the split were read, where that is known."""
+        """How the masks of the split were read, if known."""
         return None if self.mask_format is None else MaskFormat.from_json(self.mask_format)
 
     @property
     def parsed_depth(self) -> Depth | None:
-        """`depth` as those who read images take it."""
+        """`depth` as the image readers take it."""
         return None if self.depth is None else (self.depth[0], self.depth[1])
 
     @property
     def foreground(self) -> tuple[int, ...] | None:
-        """Raw mask values that the user named as foreground."""
+        """Raw mask values that the user declared foreground."""
         known = self.parsed_mask_format
         return None if known is None else known.foreground
 
     @property
     def asked(self) -> str:
-        """What to type after `dsu cache-features` for the same images, read and cut the same."""
+        """The arguments of `dsu cache-features` for the same images, masks and tiles."""
         options = [("images", self.images), ("masks", self.masks), ("tile", self.tile), ("overlap", self.overlap)]
         options += [("foreground", value) for value in self.foreground or ()]
         words = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
@@ -360,15 +361,15 @@ class SourceFolder:
 
     @property
     def place(self) -> str:
-        """Where its images were: the data root, or the folder itself."""
+        """Where its images were: the data root or the folder itself."""
         return self.reference if Path(self.reference).is_absolute() else self.data_root
 
     def splits(self) -> tuple[Split, ...]:
-        """All splits of its data set as they are now, uncut. Raises `UsageError` where they are gone."""
+        """All splits of its data set as they are now, without tiling. Raises `UsageError` if they are gone."""
         return find_dataset(self.reference, Paths(Path(self.data_root), images=self.images, masks=self.masks))
 
     def find(self) -> Split | None:
-        """The split as it is now, or None where its images are gone."""
+        """The split as it is now, or None if its images are gone."""
         try:
             found = self.splits()
         except DsuError:

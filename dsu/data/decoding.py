@@ -1,11 +1,11 @@
-"""One way in: from files, opened pictures and arrays to what the network reads.
+"""The only path from files, opened images and arrays to the network's input.
 
 Stage one, training end to end, prediction, tiles, figures and the Python API all decode here.
 
-Cached augmentations, for training sets of few images, turn, cut out and recolour an image and its mask. What one is
-follows from the sample's content and the view's number alone, so that it may be kept: a training set of 100 images with
-`--views flips+8` has 1,200 views, and costs the disk of as many. All of it is done to the image at its own size, before
-it is resized for the encoders.
+Cached augmentations, for small training sets, rotate, crop and recolour an image and its mask. They depend only on the
+sample's content and the view's number, so they can be stored: a training set of 100 images with `--views flips+8` has
+1,200 views, and needs the disk space of as many. They apply to the image at its own size, before it is resized for the
+encoders.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 DECODERS: Final = min(16, max(4, os.cpu_count() or 1))
-"""Threads that decode images: one takes some 40 ms for an image, a GPU 5 ms for what comes after."""
+"""Threads that decode images: one needs about 40 ms per image, and a GPU 5 ms for the rest."""
 
 _LEAST_SIDE: Final = 0.5
 _RECOLOURING: Final = 0.3
@@ -65,20 +65,20 @@ _FOREGROUND: Final = 128
 _CHANNELS: Final = (1, 3, 4)
 
 ImageLike: TypeAlias = "Image.Image | NDArray[Any] | Tensor | str | Path"
-"""A picture of Pillow's, a file, or an array or tensor of pixels; `open_image` says which."""
+"""A PIL image, a file, or an array or tensor of pixels; see `open_image`."""
 
 
 def open_image(image: ImageLike, depth: Depth | None = None) -> Image.Image:
-    """An image as RGB, upright; an opened picture is read exactly as its file.
+    """An image as upright RGB; an opened PIL image is read exactly as its file.
 
     Args:
         image: A path; a PIL image (its EXIF orientation and its depth are respected); or an array or tensor, (H, W),
             (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, uint16 (white is 65,535) or floats from 0 to 1.
-        depth: Of files and PIL images, see `dsu.data.images.read_image`.
+        depth: For files and PIL images, see `dsu.data.images.read_image`.
 
     Raises:
         UnreadableImage: A file that cannot be read or decoded.
-        UsageError: Something else than an image, or floats outside of 0 to 1.
+        UsageError: Anything else than an image, or floats outside [0, 1].
     """
     if isinstance(image, str | Path):
         if Path(image).is_dir():
@@ -90,42 +90,43 @@ def open_image(image: ImageLike, depth: Depth | None = None) -> Image.Image:
         image = _picture(image)
     if not isinstance(image, Image.Image):
         raise UsageError(
-            f"A {type(image).__name__} is no image: give a path, a PIL image, or an array or tensor of pixels."
+            f"A {type(image).__name__} is not an image: give a path, a PIL image, or an array or tensor of pixels."
         )
     return upright_rgb(image, depth)
 
 
 def _is_tensor(image: object) -> "TypeGuard[Tensor]":
-    """Without importing torch: whoever has a tensor has done so."""
+    """Without importing torch: a caller with a tensor has already imported it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(image, torch.Tensor)
 
 
 def _picture(pixels: NDArray[Any]) -> Image.Image:
-    """An array of pixels as Pillow has it."""
+    """An array of pixels as a PIL image."""
     if pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS):
         raise UsageError(
-            f"An array of shape {pixels.shape} is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 "
+            f"An array of shape {pixels.shape} is not an image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 "
             f"channels."
         )
     if pixels.dtype.kind == "f":
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused, too
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused too
             raise UsageError(
-                f"Floats must lie from 0 to 1, and these reach from {pixels.min():g} to {pixels.max():g}: scale them, "
+                f"Float pixels must be from 0 to 1, and these range from {pixels.min():g} to {pixels.max():g}: scale "
+                "them, "
                 f"or give uint8."
             )
         pixels = (pixels * 255).round().astype(np.uint8)
     elif pixels.dtype == np.uint16:
         pixels = (pixels * (255 / WHITE_16)).round().astype(np.uint8)
     elif pixels.dtype != np.uint8:
-        raise UsageError(f"Pixels of type {pixels.dtype} have no range of their own: give uint8, uint16 or floats.")
+        raise UsageError(f"Pixels of type {pixels.dtype} have no known range: give uint8, uint16 or floats.")
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels)
 
 
 def as_images(images: "ImageLike | Sequence[ImageLike]") -> Sequence[ImageLike]:
-    """One image or several as several; an array or tensor of four dimensions is several."""
+    """A sequence of images from one image or several; a 4-D array or tensor is several."""
     if _is_tensor(images) or isinstance(images, np.ndarray):
         one = images.ndim < 4
     else:
@@ -134,7 +135,7 @@ def as_images(images: "ImageLike | Sequence[ImageLike]") -> Sequence[ImageLike]:
 
 
 class SampleFiles(NamedTuple):
-    """The files of a sample, and what they hashed to (SHA-256)."""
+    """The files of a sample and their SHA-256."""
 
     image: Path
     image_sha256: str
@@ -145,7 +146,7 @@ class SampleFiles(NamedTuple):
 def open_sample(
     files: SampleFiles, mask_format: MaskFormat, depth: Depth | None = None
 ) -> tuple[Image.Image, NDArray[np.uint8] | None]:
-    """An image and its mask at their own sizes: what is decoded is what was hashed.
+    """An image and its mask at their own sizes, decoded from exactly the bytes that were hashed.
 
     Raises:
         UnreadableImage: A file that cannot be read or decoded.
@@ -160,8 +161,8 @@ def _read_known(path: Path, sha256: str | None) -> bytes:
     data = read_bytes(path)
     if sha256 != hashlib.sha256(data).hexdigest():
         raise DsuError(
-            f"{printable(path)} has changed since it was hashed: run the command again, after `dsu cache verify` if "
-            f"its size and time are the old ones."
+            f"{printable(path)} has changed since it was hashed: run the command again; if its size and time are "
+            "unchanged, run `dsu cache verify` first."
         )
     return data
 
@@ -171,7 +172,7 @@ def _read_known(path: Path, sha256: str | None) -> bytes:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to an image, and but for the colours to its mask.
+    """The changes to an image and, except for the colours, to its mask.
 
     Attributes:
         crops: parts to cut out, as shares of the image: its side and where it begins between left and right, top and
@@ -189,7 +190,7 @@ class Augmentation:
     saturation: float
 
     def apply(self, image: Image.Image, mask: NDArray[np.uint8] | None) -> tuple[Image.Image, NDArray[np.uint8] | None]:
-        """The view of an RGB image and of its mask (H, W), whose size may be another one."""
+        """The view of an RGB image and of its mask (H, W), which may have another size."""
         crop = next((crop for crop in self.crops if _keeps_object(mask, crop)), (1.0, 0.0, 0.0))
         image = image.crop(_box(crop, *image.size))
         for _ in range(self.turns):
@@ -230,23 +231,23 @@ def _cut(mask: NDArray[np.uint8], crop: tuple[float, float, float]) -> NDArray[n
 
 
 def _keeps_object(mask: NDArray[np.uint8] | None, crop: tuple[float, float, float]) -> bool:
-    """Whether some of the object is in a part; any part will do where there is no object."""
+    """Whether a crop contains some of the object; always true if there is no object."""
     if mask is None or mask.max(initial=0) < _FOREGROUND:
         return True
     return bool(_cut(mask, crop).max(initial=0) >= _FOREGROUND)
 
 
-# ---- what the network reads ----
+# ---- network input ----
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image as the network reads it, in uint8.
+    """One image as the network's uint8 input.
 
     Attributes:
         size: Width and height of the image, or of the tile, before it was resized.
-        pixels: (S, S, 3), what Hiera reads.
-        guide_pixels: (S', S', 3), what DINOv2 reads; None where it is not wanted.
+        pixels: (S, S, 3), Hiera's input.
+        guide_pixels: (S', S', 3), DINOv2's input; None if not needed.
         mask: (S, S); None without one.
     """
 
@@ -258,11 +259,11 @@ class Decoded:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Brings images to the sizes that a network reads.
+    """Resizes images to a network's input sizes.
 
     Args:
-        config: It gives both sizes.
-        guide: Whether DINOv2's input is wanted, too.
+        config: Gives both sizes.
+        guide: Whether to prepare DINOv2's input too.
 
     Example:
         >>> inputs = ImageProcessor(model.config)(["a.jpg", Image.open("b.png")])
@@ -273,7 +274,7 @@ class ImageProcessor:
     guide: bool = True
 
     def __call__(self, images: "ImageLike | Sequence[ImageLike]") -> dict[str, Any]:
-        """`pixel_values` (B, 3, S, S) and `guide_values` (B, 3, S', S'), uint8: what the network's `forward` takes.
+        """`pixel_values` (B, 3, S, S) and `guide_values` (B, 3, S', S'), uint8, for the network's `forward`.
 
         One image is a batch of one. Raises as `open_image`.
         """
@@ -289,7 +290,7 @@ class ImageProcessor:
         box: Box | None = None,
         augmentation: Augmentation | None = None,
     ) -> Decoded:
-        """Cut, augment and resize an RGB image, and alike its mask (H, W), whose size may be another one."""
+        """Crop, augment and resize an RGB image and its mask (H, W), which may have another size."""
         if box is not None:
             if mask is not None:
                 left, top, right, bottom = mask_box(box, picture.size, (mask.shape[1], mask.shape[0]))
@@ -306,12 +307,12 @@ class ImageProcessor:
 
 
 def stack(arrays: Sequence[NDArray[Any] | None]) -> "Tensor | None":
-    """Arrays of one shape as one tensor; None where there are none."""
+    """Arrays of one shape as one tensor; None if there are none."""
     present = [array for array in arrays if array is not None]
     if not present:
         return None
     if len(present) != len(arrays):
-        raise DsuError("Some samples have a mask and some have none: complete the masks or leave them all away.")
+        raise DsuError("Some samples have a mask and some have none: give all masks or none.")
     import torch
 
     return torch.from_numpy(np.stack(present))

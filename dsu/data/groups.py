@@ -1,12 +1,12 @@
-"""What must lie on one side of a split: images that show one thing, named by the user or found by their looks.
+"""Groups that must stay in one split: images of the same thing, named by the user or found by appearance.
 
-Two images are found alike by perceptual hashes. A hash holds the signs of the lowest cosine waves of a small grey copy
-whose brightness and contrast are evened out everywhere, so that light, compression and size change little. What one
-image has cropped away, the other has too in one of its parts, so parts are compared with wholes.
+Perceptual hashes find similar images. A hash contains the signs of the lowest cosine waves of a small grey copy with
+locally normalised brightness and contrast, so light, compression and size change little. To find crops, parts of one
+image are compared with the whole of the other.
 
-Measured on 303 images of 53 magnetic tiles, most of them photographed six times: of 748 pairs that show one tile 730
-are found and none is false, and chains of them put all 51 repeated tiles together. The usual hash of 64 bits finds 395
-before its first false pair, the correlation of small copies 404.
+Measured on 303 images of 53 magnetic tiles, most of them photographed six times: of 748 pairs of the same tile, it
+finds 730 and no false one, and chains of them join all 51 repeated tiles. The usual hash of 64 bits finds 395 before
+its first false pair, the correlation of small copies 404.
 """
 
 import csv
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 __all__ = ["Look", "look_at", "looking_alike", "most_together", "named_groups", "no_look", "paste_look"]
 
 _MOST: Final = 0.25
-"""Part of all images that a group found by its looks may have."""
+"""Largest fraction of all images in a group found by appearance."""
 
 _AGREE: Final = (0.36, 0.6, 0.8)
-"""From the first agreement of hashes on (-1 to 1) two images show one thing: the least like picture of a tile has 0.42
-with another of it, pictures of different things have 0.31 at most (MagneticTile, DUTS, CAMO). Chains that are too long
-are taken apart by the others."""
+"""Hash agreements, from -1 to 1. From the first on, two images show the same thing: the least similar picture of a tile
+has 0.42 with another one of it, pictures of different things have at most 0.31 (MagneticTile, DUTS, CAMO). The others
+split chains that are too long."""
 
 _SIDE: Final = 64
-"""Of the small grey copies, in pixels."""
+"""Side of the small grey copies, in pixels."""
 _WAVES: Final = 20
-"""Cosine waves a side that a hash knows."""
+"""Cosine waves per side in a hash."""
 _BLUR: Final = 2.0
-"""Within how many pixels of a copy brightness and contrast are evened out."""
+"""Window for local brightness and contrast normalisation, in pixels of a copy."""
 _FLAT: Final = 2.0
-"""Standard deviation, in grey levels, below which a copy shows nothing that could be like another."""
+"""Standard deviation, in grey levels, below which a copy is too flat to compare."""
 
 _TRIMS: Final = (0.0, 0.05, 0.12)
 _PARTS: Final = (
@@ -50,18 +50,18 @@ _PARTS: Final = (
     *((trim, 0.0) for trim in (0.2, 0.3, 0.4, 0.5)),
     *((0.0, trim) for trim in (0.2, 0.3, 0.4, 0.5)),
 )
-"""How much of a side may have been cropped away at its two ends; the first is none."""
+"""Fractions of a side that may be cropped away at both ends; the first is none."""
 
 _CROPPED: Final = 2000
-"""Images up to which parts are compared, too: 2 s for 300, 60 s for 2,000."""
+"""Up to this many images, crops are compared too: 2 s for 300, 60 s for 2,000."""
 _ROWS: Final = 32
-"""Images whose parts are compared at once."""
+"""Images whose crops are compared at once."""
 
 Look = NDArray[np.uint8]
 """A small grey copy of an image, squeezed to (64, 64)."""
 
 
-# ---- by their looks ----
+# ---- by appearance ----
 
 
 def look_at(image: Image.Image) -> Look:
@@ -72,37 +72,36 @@ def look_at(image: Image.Image) -> Look:
 
 
 def no_look() -> Image.Image:
-    """A black copy, to be filled with an image's tiles."""
+    """A black copy, to fill with an image's tiles."""
     return Image.new("L", (_SIDE, _SIDE))
 
 
 def paste_look(whole: Image.Image, tile: Image.Image, box: Sequence[int], size: tuple[int, int]) -> None:
-    """Put a tile, of any resolution, where it lies in its image (left, top, right, bottom; width, height)."""
+    """Paste a tile, of any resolution, at its box (left, top, right, bottom) in its image (width, height)."""
     x, y, right, bottom = (round(_SIDE * at / of) for at, of in zip(box, 2 * size, strict=True))
     if right > x and bottom > y:
         whole.paste(tile.convert("L").resize((right - x, bottom - y), Image.Resampling.BOX), (x, y))
 
 
 def most_together(images: int, largest_share: float = 1.0) -> int:
-    """How many of so many images a group may have that is found by its looks: more would leave nothing to deal."""
+    """The largest group found by appearance among so many images: a larger one would leave nothing to split."""
     return max(2, int(images * min(_MOST, largest_share)))
 
 
 def looking_alike(
     looks: Mapping[str, Look], most: int, progress: Progress = SILENT
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Which images look as if they showed one thing.
+    """Find images that look like the same thing.
 
-    Of more than 2,000 images only wholes are compared, so that crops are not found.
+    Above 2,000 images, only whole images are compared, so crops are not found.
 
     Args:
-        looks: of every image (`look_at`).
-        most: how many images may go together (`most_together`).
+        looks: small copy of each image (`look_at`).
+        most: largest group (`most_together`).
         progress: who is told.
 
-    Returns:
-        Groups of two and more, and chains that are longer than `most`, of which only what looks closest is in groups.
-        Both are sorted.
+    Returns: Groups of two or more, and chains longer than `most`, of which only the closest images are in groups. Both
+        are sorted.
     """
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
@@ -129,7 +128,7 @@ def looking_alike(
 
 
 def _agreement(looks: Look, progress: Progress) -> "sparse.csr_matrix":
-    """How far the hashes of (N, 64, 64) copies agree, (N, N) from 0 to 1: of what one has and another one's part."""
+    """Hash agreement (N, N), 0 to 1, of (N, 64, 64) copies: of wholes with wholes and with crops."""
     from scipy import sparse
 
     evened = _evened(looks)
@@ -160,7 +159,7 @@ def _evened(looks: Look) -> NDArray[np.float32]:
 
 
 def _cosines(low: float, high: float) -> NDArray[np.float32]:
-    """The lowest waves (20, 64) on what is left of a side when so much of both ends is cropped away."""
+    """The lowest waves (20, 64) on a side after cropping away a fraction at both ends."""
     start, stop = low * _SIDE, (1 - high) * _SIDE
     centres = np.arange(_SIDE) + 0.5
     inside = np.clip(np.minimum(centres + 0.5, stop) - np.maximum(centres - 0.5, start), 0, 1)
@@ -170,7 +169,7 @@ def _cosines(low: float, high: float) -> NDArray[np.float32]:
 
 
 def _hashes(evened: NDArray[np.float32], waves: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Hashes (N, P * P, 399) of -1 and 1 of all parts of (N, 64, 64) copies; `waves` are (P, 20, 64)."""
+    """Hashes (N, P * P, 399) of -1 and 1 for all crops of (N, 64, 64) copies; `waves` are (P, 20, 64)."""
     parts, count, _ = waves.shape
     basis = waves.reshape(parts * count, -1)
     found = (basis @ evened @ basis.T).reshape(-1, parts, count, parts, count).transpose(0, 1, 3, 2, 4)
@@ -178,26 +177,28 @@ def _hashes(evened: NDArray[np.float32], waves: NDArray[np.float32]) -> NDArray[
     return np.where(found > np.median(found, axis=-1, keepdims=True), np.float32(1), np.float32(-1))
 
 
-# ---- by their names ----
+# ---- by name ----
 
 
 def named_groups(given: str, names: Collection[str], progress: Progress = SILENT) -> dict[str, str]:
     """The group of each image that has one.
 
     Args:
-        given: a regular expression, whose groups in brackets (without any: all that it finds) are what a group has in
-            common; or a CSV file of lines `image,group`, an image with its ending or without.
-        names: of the images, as samples are called.
-        progress: who is told of names that are in no group, and of lines that name no image.
+        given: a regular expression, whose bracketed parts (or else the whole match) identify a group; or a CSV file of
+            lines `image,group`, images with or without extension.
+        names: sample names of the images.
+        progress: told of names in no group, and of lines that name no image.
 
-    Raises `UsageError` for an expression or file that can't be read, that names no image or one twice.
+    Raises `UsageError` for an invalid expression or file, or one that names no image or an image twice.
     """
     found = _of_file(Path(given), names, progress) if given.lower().endswith(".csv") else _of_pattern(given, names)
     if not found:
-        raise UsageError(f"--group {given} groups none of the images ({few(sorted(names))}): mend it.")
+        raise UsageError(f"--group {given} matches none of the images ({few(sorted(names))}): correct it.")
     alone = sorted(set(names) - found.keys())
     if alone:
-        progress.say(f"--group {given} says nothing of {len(alone):,} images ({few(alone)}): each goes by itself.")
+        progress.say(
+            f"--group {given} matches no group for {len(alone):,} images ({few(alone)}): each is its own group."
+        )
     return found
 
 
@@ -206,8 +207,7 @@ def _of_pattern(pattern: str, names: Iterable[str]) -> dict[str, str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UsageError(
-            f"--group {pattern} is no regular expression ({error}): give one such as '^[^_]+', or a file that ends in "
-            f".csv."
+            f"--group {pattern} is not a regular expression ({error}): give one such as '^[^_]+', or a .csv file."
         ) from error
     matches = {name: compiled.search(name) for name in names}
     return {name: "\0".join(part or "" for part in one.groups() or (one[0],)) for name, one in matches.items() if one}
@@ -217,7 +217,7 @@ def _of_file(path: Path, names: Collection[str], progress: Progress) -> dict[str
     try:
         rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
     except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 CSV"
         raise UsageError(f"--group {path} can't be read ({reason}): give a file of lines `image,group`.") from error
     known = {plain: name for name in names for plain in (name, Path(name).name)} | {name: name for name in names}
     found: dict[str, str] = {}
@@ -232,5 +232,5 @@ def _of_file(path: Path, names: Collection[str], progress: Progress) -> dict[str
         elif found.setdefault(name, group) != group:
             raise UsageError(f"--group {path} has {name} in two groups ({found[name]}, {group}): keep one of them.")
     if strangers:
-        progress.say(f"--group {path} names {len(strangers):,} that are no image here ({few(strangers)}).")
+        progress.say(f"--group {path} names {len(strangers):,} that are not images here ({few(strangers)}).")
     return found

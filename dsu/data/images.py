@@ -1,4 +1,4 @@
-"""Images and masks from files: every format and bit depth to RGB and to 8-bit grey, and to the network's size."""
+"""Read images and masks of all formats and bit depths as RGB and 8-bit grey, and resize them for the network."""
 
 import hashlib
 import io
@@ -61,33 +61,33 @@ OTHER_PHOTOGRAPHS: Final = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".psd", ".tga", ".exr", ".hdr", ".jp2k", ".j2k"}
     | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
 )
-"""Endings of photographs that are not read."""
+"""Extensions of photograph formats that `dsu` does not read."""
 # Named, because Pillow would otherwise try every plugin it has, one of which starts Ghostscript.
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 
 MAX_PIXELS: Final = 500_000_000
-"""The largest image that is read. The largest photographs have about 400 megapixels (multi-shot cameras); what
-claims more is taken for a file made to exhaust memory. At this size RGB takes 1.5 GB."""
+"""The largest image to read. The largest photographs have about 400 megapixels (multi-shot cameras); a file that claims
+more probably tries to exhaust memory. At this size RGB takes 1.5 GB."""
 
 MAX_BYTES: Final = 4 << 30
-"""The largest file that is read: an image of that many pixels takes no more, and a sparse file may claim any size."""
+"""The largest file to read: an image of that many pixels is no larger, and a sparse file may claim any size."""
 
-# Pillow warns above its own limit and refuses at twice that, both too early for the largest photographs. What lies
-# between is refused here: a warning beside the sentence that says so would only puzzle.
+# Pillow warns above its own limit and refuses at twice that, both too early for the largest photographs. Sizes in
+# between are refused here, so a warning would only confuse.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
-# Some programs write their whole recipe, or a large colour profile, into a PNG; the pixels have limits of their own.
+# Some programs write long metadata or a large colour profile into a PNG; pixels have their own limit.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
 WHITE_16: Final = 65535
 _WHITES: Final = (1.0, 255.0, 1023.0, 4095.0, 16383.0, float(WHITE_16))
 FEW_VALUES: Final = 32
-"""A label map has no more distinct values than this, in practice; a mask with soft edges or noise has."""
+"""In practice, a label map has at most this many distinct values; a mask with soft edges or noise has more."""
 
-# Grey masks that once were JPEGs have channels up to 14 apart (four of DUTS).
+# Grey masks that were once JPEGs have channels up to 14 apart (four in DUTS).
 _COLOUR_NOISE: Final = 32
 
 _TURNED: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
@@ -96,26 +96,26 @@ _TURNED: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
     7: lambda mask: np.rot90(mask, 2).T,
     8: np.rot90,
 }
-"""How EXIF's orientations turn pixels (H, W) that lie on their side."""
+"""How EXIF's orientations rotate pixels (H, W) stored sideways."""
 
 Box = tuple[int, int, int, int]
-"""A part of an image in pixels: left, top, right, bottom, the latter two not included."""
+"""A part of an image in pixels: left, top, right, bottom, the last two exclusive."""
 
 Depth = tuple[float, float]
-"""The raw values of an image of more than 8 bits that are black and white."""
+"""The black and white raw values of an image with more than 8 bits."""
 
 MaskKind = Literal["grey", "deep", "indices", "colours"]
-"""What a mask's raw values are: 8-bit grey, 16-bit grey, a coloured palette's indices, colours 0xRRGGBB."""
+"""Type of a mask's raw values: 8-bit grey, 16-bit grey, indices of a coloured palette, colours 0xRRGGBB."""
 
 
 class UnreadableImage(DsuError):  # noqa: N818 - named after the file's state
-    """A file that cannot be read or decoded as an image: which one (`path`), and why (`reason`).
+    """A file (`path`) that can't be read or decoded as an image, and the `reason`.
 
-    `remedy` is the way out, where it is not that of a damaged image.
+    `remedy` is the way out, if not the usual one for a damaged image.
     """
 
-    def __init__(self, path: Path, reason: str, remedy: str = "save it anew as PNG or JPEG, or remove it") -> None:
-        super().__init__(path, reason, remedy)  # from which it is rebuilt when it comes out of a process
+    def __init__(self, path: Path, reason: str, remedy: str = "save it again as PNG or JPEG, or remove it") -> None:
+        super().__init__(path, reason, remedy)  # from which unpickling rebuilds it
         self.path, self.reason, self.remedy = path, reason, remedy
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class UnreadableImage(DsuError):  # noqa: N818 - named after the file's state
 
 
 def or_unreadable(read: Callable[P, T]) -> Callable[P, T | UnreadableImage]:
-    """`read`, except that it returns what it would raise: one image that can't be read does not stop the others."""
+    """`read`, but returns the error instead of raising it, so one unreadable image does not stop the others."""
 
     @wraps(read)
     def attempt(*args: P.args, **options: P.kwargs) -> T | UnreadableImage:
@@ -136,7 +136,7 @@ def or_unreadable(read: Callable[P, T]) -> Callable[P, T | UnreadableImage]:
 
 
 def printable(path: Path) -> str:
-    """A path as text that can be printed, whatever bytes its name is made of."""
+    """A path as printable text, whatever bytes its name contains."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
@@ -144,8 +144,8 @@ def read_bytes(path: Path) -> bytes:
     """Read a whole file, so that it can be hashed and decoded from one read.
 
     Raises:
-        UnreadableImage: It is absent, a folder, a pipe or a device, larger than `MAX_BYTES`, not ours to read, or its
-            name is no UTF-8 and could not be noted down.
+        UnreadableImage: It is missing, a folder, a pipe or a device, larger than `MAX_BYTES`, not readable for us, or
+            its name is not UTF-8 and could not be recorded.
     """
     file_bytes_and_time(path)
     try:
@@ -155,26 +155,26 @@ def read_bytes(path: Path) -> bytes:
 
 
 def file_bytes_and_time(path: Path) -> tuple[int, int]:
-    """A file's size in bytes and its time of change in ns. Raises `UnreadableImage` as `read_bytes`."""
+    """A file's size in bytes and modification time in ns. Raises `UnreadableImage` as `read_bytes`."""
     try:
         str(path).encode()
         found = path.stat()
     except UnicodeEncodeError as error:
         way = "rename it" if sys.getfilesystemencoding() == "utf-8" else "rename it, or set PYTHONUTF8=1"
-        raise UnreadableImage(path, "its name is no valid UTF-8 here", way) from error
+        raise UnreadableImage(path, "its name is not valid UTF-8 here", way) from error
     except OSError as error:
         raise _inaccessible(path, error) from error
     if stat.S_ISDIR(found.st_mode):
         raise UnreadableImage(path, "it is a folder", "name the image files in it")
     if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
-        raise UnreadableImage(path, "it is no ordinary file", "remove it")
+        raise UnreadableImage(path, "it is not a regular file", "remove it")
     if found.st_size > MAX_BYTES:
-        raise UnreadableImage(path, f"its {found.st_size / 1e9:,.1f} GB are more than any image takes")
+        raise UnreadableImage(path, f"its {found.st_size / 1e9:,.1f} GB are more than any image needs")
     return found.st_size, found.st_mtime_ns
 
 
 def _inaccessible(path: Path, error: OSError) -> UnreadableImage:
-    return UnreadableImage(path, error.strerror or str(error), "bring it back or make it readable, and run again")
+    return UnreadableImage(path, error.strerror or str(error), "restore it or make it readable, and run again")
 
 
 def file_sha256(path: Path) -> str:
@@ -187,7 +187,7 @@ def file_sha256(path: Path) -> str:
 
 
 def pixels_sha256(pixels: NDArray[Any]) -> str:
-    """Hash what an image shows, whatever file it came in: SHA-256 of the shape and values of its pixels (H, W, ...)."""
+    """Hash an image's pixels, independent of its file: SHA-256 of the shape and values (H, W, ...)."""
     digest = hashlib.sha256(f"{pixels.shape} ".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
@@ -196,12 +196,12 @@ def pixels_sha256(pixels: NDArray[Any]) -> str:
 def read_image(path: Path, data: bytes | None = None, depth: Depth | None = None) -> Image.Image:
     """Read an image as RGB, upright.
 
-    Any bit depth (more than 8 bits are scaled), grey, palette, CMYK; alpha is dropped, EXIF rotation is
-    applied, and of an animation the first frame is read.
+    Any bit depth (more than 8 bits are scaled), grey, palette, CMYK; alpha is dropped, EXIF rotation is applied, and
+    only an animation's first frame is read.
 
     Args:
         path: The file.
-        data: The file's bytes, where they are at hand; it is not read again then.
+        data: The file's bytes, if already read.
         depth: What is black and white in images of more than 8 bits; None: 0 and 65,535, or 1 in floats up to 1.
 
     Raises:
@@ -213,7 +213,7 @@ def read_image(path: Path, data: bytes | None = None, depth: Depth | None = None
 def read_image_and_head(
     path: Path, data: bytes | None = None, depth: Depth | None = None, *, hashed: bool = False
 ) -> tuple[Image.Image, "ImageHead"]:
-    """As `read_image`, and what else is to be known of the file, with what its pixels hash to where that is wanted."""
+    """As `read_image`, and further facts about the file, with its pixels' hash if asked for."""
     with _decoded(path, data) as (image, orientation):
         values, extent, digest = None, None, ""
         if _is_deep(image):
@@ -226,7 +226,7 @@ def read_image_and_head(
 
 
 def read_rgba(path: Path, data: bytes | None = None, depth: Depth | None = None) -> Image.Image:
-    """As `read_image`, with the image's own alpha, opaque where it has none: RGBA."""
+    """As `read_image`, but RGBA with the image's own alpha (opaque if it has none)."""
     with _decoded(path, data) as (image, _):
         alpha = (
             image.convert("RGBA").getchannel("A") if image.has_transparency_data else Image.new("L", image.size, 255)
@@ -237,25 +237,25 @@ def read_rgba(path: Path, data: bytes | None = None, depth: Depth | None = None)
 
 
 def upright_rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
-    """An opened picture as `read_image` reads its file; the caller's own is left as it is."""
+    """An opened PIL image as `read_image` reads its file; the original stays unchanged."""
     return _rgb(ImageOps.exif_transpose(image), depth)
 
 
 def choose_depth(extents: Iterable[Depth]) -> Depth | None:
-    """One scale for all deep images of a data set, from the least and greatest value of each; None without any.
+    """One scale for all deep images of a data set, from the minimum and maximum of each; None without any.
 
-    White is the end of the range in which the greatest value lies (1, or 8, 10, 12, 14 or 16 bits), or that value.
+    White is the end of the range that contains the maximum (1, or 8, 10, 12, 14 or 16 bits), or the maximum itself.
     """
     extents = list(extents)
     if not extents:
         return None
     low, high = min(low for low, _ in extents), max(high for _, high in extents)
-    # Arithmetic leaves floats a little beyond their range.
+    # Rounding leaves floats slightly outside their range.
     return min(low, 0.0), next((white for white in _WHITES if high <= white * 1.01), high)
 
 
 def _rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
-    image.info.pop("transparency", None)  # of which a conversion to RGB would warn
+    image.info.pop("transparency", None)  # a conversion to RGB would warn about these
     if _is_deep(image) and depth is not None:
         low, high = depth
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
@@ -268,11 +268,11 @@ def _rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageHead:
-    """What the head of an image's file says.
+    """Facts from an image file's header.
 
     Attributes:
         size: Width and height, upright.
-        orientation: How EXIF turns the stored pixels, 1 to 8; from 5 on they lie on their side.
+        orientation: EXIF orientation of the stored pixels, 1 to 8; from 5 on they are sideways.
         extent: The least and greatest raw value of more than 8 bits, where the pixels were read.
         pixels_sha256: Of its RGB pixels, or of its raw values of more than 8 bits, where that was wanted.
     """
@@ -284,7 +284,7 @@ class ImageHead:
 
 
 def image_head(path: Path, data: bytes | None = None) -> ImageHead:
-    """The head of an image's file, without its pixels; arguments and errors are those of `read_image`."""
+    """An image file's header, without its pixels; arguments and errors as in `read_image`."""
     if data is None:
         file_bytes_and_time(path)
     with _opened(path, path if data is None else io.BytesIO(data)) as image:
@@ -293,9 +293,9 @@ def image_head(path: Path, data: bytes | None = None) -> ImageHead:
 
 
 def image_size(path: Path, data: bytes) -> tuple[int, int]:
-    """Width and height as a file claims them, from its first bytes: nothing is decoded.
+    """Width and height as claimed by a file's first bytes, without decoding.
 
-    Raises `UnreadableImage` where it is no image.
+    Raises `UnreadableImage` if it is not an image.
     """
     with _opened(path, io.BytesIO(data)) as image:
         return image.size
@@ -311,17 +311,17 @@ def read_mask(
 ) -> NDArray[np.uint8]:
     """Read a mask (H, W) as uint8 grey, 0..255, upright; soft edges are kept.
 
-    RGB without colour is its grey, 16 bits are scaled, a palette of greys is its grey. A coloured palette or
-    RGB in colours means labels: 255 but where the index is 0 or the colour black. Whether GREY values are
-    labels shows only in a whole data set: `dsu.data.masks` decides that.
+    RGB without colour is its grey, 16 bits are scaled, a palette of greys is its grey. A coloured palette or coloured
+    RGB means labels: 255 except for index 0 or black. Only a whole data set shows whether GREY values are labels:
+    `dsu.data.masks` decides that.
 
     Args:
         path: The file.
         foreground: Raw values (see `raw_mask`): 255 there, 0 elsewhere.
         labels: 255 wherever the raw value is not 0.
         white: The raw value that is white in masks of 16 bits: 65535, or 255 for 8-bit values in such files.
-        data: The file's bytes, where they are at hand; it is not read again then.
-        image: The head of the image that it is of, see `raw_mask`.
+        data: The file's bytes, if already read.
+        image: The header of its image, see `raw_mask`.
 
     Raises:
         UnreadableImage: As `raw_mask`.
@@ -341,19 +341,20 @@ def grey_levels(values: NDArray[Any], kind: MaskKind, white: int = WHITE_16) -> 
 def raw_mask(
     path: Path, data: bytes | None = None, image: ImageHead | None = None, *, opaque: bool = False
 ) -> tuple[NDArray[Any], MaskKind]:
-    """Read a mask (H, W) as the unsigned integers that its file holds, and say what they are.
+    """Read a mask (H, W) as the unsigned integers in its file, and their type.
 
-    An alpha that varies is the mask, as cutouts have it.
+    A varying alpha is the mask, as in cutouts.
 
     Args:
         path: The file.
-        data: The file's bytes, where they are at hand.
-        image: The head of the image that it is of. A mask drawn on stored pixels that EXIF turns is turned with them.
-        opaque: The mask's colours are meant, whatever its alpha; what is transparent is background (black).
+        data: The file's bytes, if already read.
+        image: The header of its image. A mask drawn on the stored pixels of a photograph that EXIF rotates is rotated
+            too.
+        opaque: Use the mask's colours, whatever its alpha; transparent pixels are background (black).
 
     Raises:
-        UnreadableImage: It cannot be read, decoded, has more than `MAX_PIXELS` pixels, or other proportions than its
-            image.
+        UnreadableImage: It can't be read or decoded, has more than `MAX_PIXELS` pixels, or another aspect ratio than
+            its image.
     """
     with _decoded(path, data) as (mask, _):
         values, kind = _raw_values(mask, opaque)
@@ -378,16 +379,16 @@ def _raw_values(mask: Image.Image, opaque: bool) -> tuple[NDArray[Any], MaskKind
 
 
 def _fitted(mask: NDArray[Any], image: ImageHead, path: Path) -> NDArray[Any]:
-    """A mask (H, W) as its image stands. Raises `UnreadableImage` for other proportions than the image's."""
+    """A mask (H, W) in its image's orientation. Raises `UnreadableImage` for another aspect ratio than the image's."""
     (width, height), (rows, columns) = image.size, mask.shape
     if image.orientation >= 5 and (columns, rows) == (height, width) != (width, height):
         return _TURNED[image.orientation](mask)
-    # A size that was rounded on one side has other proportions by a pixel.
+    # Rounding one side changes the aspect ratio by a pixel.
     if abs(columns * height - rows * width) > max(width, height, columns, rows):
-        turned = ", as if one were turned" if (columns, rows) == (height, width) else ""
+        turned = ", as if one were rotated" if (columns, rows) == (height, width) else ""
         raise UnreadableImage(
             path,
-            f"its {columns}x{rows} pixels have other proportions than its image's {width}x{height}{turned}",
+            f"its {columns}x{rows} pixels have another aspect ratio than its image's {width}x{height}{turned}",
             "draw it on its image, or remove it",
         )
     return mask
@@ -404,7 +405,7 @@ def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def mask_box(box: Box, size: tuple[int, int], mask_size: tuple[int, int]) -> Box:
-    """A box of an image of `size` (width, height), in its mask where that has another size."""
+    """A box of an image of `size` (width, height), scaled to its mask's size."""
     across, down = mask_size[0] / size[0], mask_size[1] / size[1]
     left, top, right, bottom = box
     x, y = min(round(left * across), mask_size[0] - 1), min(round(top * down), mask_size[1] - 1)
@@ -413,7 +414,7 @@ def mask_box(box: Box, size: tuple[int, int], mask_size: tuple[int, int]) -> Box
 
 @contextmanager
 def _decoded(path: Path, data: bytes | None) -> Iterator[tuple[Image.Image, int]]:
-    """Open, check, decode and turn upright, with how it lay in EXIF's numbers."""
+    """Open, check, decode and turn upright; also gives the EXIF orientation."""
     with _opened(path, io.BytesIO(read_bytes(path) if data is None else data)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
@@ -423,13 +424,13 @@ def _decoded(path: Path, data: bytes | None) -> Iterator[tuple[Image.Image, int]
 
 @contextmanager
 def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
-    """Open an image; whatever fails until the context ends is the file's fault."""
+    """Open an image; any failure until the context ends counts as the file's."""
     try:
         with Image.open(source, formats=_FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
         empty = not (source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size)
-        raise UnreadableImage(path, f"it is {'empty' if empty else 'in no image format known here'}") from error
+        raise UnreadableImage(path, f"it is {'empty' if empty else 'not in a known image format'}") from error
     # Pillow's plugins raise almost anything on damaged files: OSError, SyntaxError, struct.error, KeyError...
     except Exception as error:
         raise UnreadableImage(path, str(error).rstrip(".") or type(error).__name__) from error
@@ -440,7 +441,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _deep_values(image: Image.Image) -> NDArray[np.uint16]:
-    """Integers as they are, floats 0..1 stretched to 16 bits."""
+    """Integers unchanged, floats 0..1 stretched to 16 bits."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32))
     if image.mode == "F" and values.max() <= 1:
         values = values * WHITE_16
@@ -464,7 +465,7 @@ def _raw_palette(image: Image.Image) -> tuple[NDArray[Any], MaskKind]:
     indices = np.asarray(image)
     black = (palette == 0).all(axis=1)[indices]
     if palette[0].any() and black.any():
-        # The palette is one of colours in any order: what index 0 means, nobody intended.
+        # The palette has colours in arbitrary order: index 0 has no intended meaning.
         return _raw_colours(image.convert("RGB"))
     return np.where(black, np.uint8(0), indices), "indices"
 
@@ -478,7 +479,7 @@ def _raw_colours(image: Image.Image) -> tuple[NDArray[Any], MaskKind]:
     colours = red.astype(np.uint32) << 16 | green.astype(np.uint32) << 8 | blue
     if np.unique(colours).size <= FEW_VALUES:
         return colours, "colours"
-    # So many colours are a photograph's or JPEG's, which leaves neither greys nor black quite clean.
+    # So many colours come from a photograph or JPEG, in which greys and black are not exact.
     if difference.max() <= _COLOUR_NOISE:
         return np.asarray(image.convert("L")), "grey"
     colours[brightest < _COLOUR_NOISE] = 0

@@ -1,4 +1,4 @@
-"""Every file of a split read once: hashes, sizes, what cannot be decoded, and how its masks are meant."""
+"""Read every file of a split once: hashes, sizes, undecodable files, and how to read its masks."""
 
 import hashlib
 import os
@@ -39,16 +39,16 @@ __all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unpaired", "u
 
 _NAMES_SHOWN: Final = 10
 _OF_MASK: Final = "/"
-"""Begins the name of a fact of the mask, among those of a sample."""
+"""Prefix of a mask's facts among those of a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleMetadata:
-    """What an image and its mask were when they were read. Sizes are (width, height), upright.
+    """Facts about an image and its mask when they were read. Sizes are (width, height), upright.
 
-    Hashes are SHA-256, of the files and of the image's pixels; times are modification times. What concerns the mask is
-    None without one. Of a tile, sizes and what the mask holds are the tile's own, and `box` is where it lies in its
-    image. `extent` is the least and greatest raw value of an image of more than 8 bits.
+    Hashes are SHA-256 of the files and of the image's pixels; times are modification times. Facts about the mask are
+    None without one. For a tile, sizes and mask facts are the tile's own, and `box` is its place in the image. `extent`
+    is the minimum and maximum raw value of an image with more than 8 bits.
     """
 
     image_sha256: str
@@ -66,17 +66,17 @@ class SampleMetadata:
 
     @property
     def content(self) -> str:
-        """What the image is, or which part of it: the same for copies, whatever they are called."""
+        """Identifies the image's content, or the part of it: equal for copies, whatever their names."""
         return self.image_sha256 if self.box is None else f"{self.image_sha256}{list(self.box)}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, those of the mask beside the others: a store keeps each in a column of its own."""
+        """Plain JSON values on one level: a store keeps each in its own column."""
         noted = {name: getattr(self, name) for name in self.__slots__ if name != "mask"}
         return noted if self.mask is None else noted | {_OF_MASK + name: v for name, v in self.mask.to_json().items()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "SampleMetadata":
-        """The facts that `to_json` wrote."""
+        """The facts from `to_json`."""
         own: dict[str, Any] = {}
         mask: dict[str, Any] = {}
         for name, value in fields.items():
@@ -87,7 +87,7 @@ class SampleMetadata:
         return cls(**own, mask=MaskFacts.from_json(mask) if mask else None)
 
     def are_of(self, pair: Pair) -> bool:
-        """Whether the files of a pair have the sizes and times noted here."""
+        """Whether the files of a pair have the sizes and times recorded here."""
         if (self.image_bytes, self.image_mtime_ns) != file_bytes_and_time(pair.image):
             return False
         if pair.mask is None or self.mask is None:
@@ -97,12 +97,12 @@ class SampleMetadata:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What reading every file of a split brought.
+    """The result of reading every file of a split.
 
     Attributes:
-        facts: By sample name, in the split's order; samples that cannot be decoded are not among them.
-        undecodable: Files that cannot be decoded, why, and the way out.
-        size_mismatches: Names of samples whose mask has another size than the image.
+        facts: By sample name, in the split's order, without undecodable samples.
+        undecodable: Undecodable files, the reason, and the way out.
+        size_mismatches: Samples whose mask has another size than the image.
         mask_format: How the masks of the split are read.
         depth: What is black and white in its images of more than 8 bits; None where there are none.
     """
@@ -122,15 +122,15 @@ def inspect(
     foreground: Sequence[int] | None = None,
     depth: Depth | None = None,
 ) -> Inspection:
-    """Read, hash and decode every image and mask of a split, and decide how its masks are read.
+    """Read, hash and decode every image and mask of a split, and decide how to read its masks.
 
     Args:
         split: What to read.
-        previous: Facts noted earlier: a sample of the same name, sizes and times is not read again.
+        previous: Earlier facts: a sample with the same name, sizes and times is not read again.
         progress: Who is told.
         workers: How many files are read at once; by default as many as there are processors, at most 16.
-        foreground: Raw mask values that are foreground, where the user named them.
-        depth: What is black and white in deep images, where that is known; else it is chosen from all of them.
+        foreground: Foreground values, if the user gave them.
+        depth: Black and white point of deep images, if known; else chosen from all of them.
 
     Raises:
         UsageError: As `dsu.data.masks.choose_mask_format`.
@@ -139,7 +139,7 @@ def inspect(
     facts: dict[str, SampleMetadata] = {}
     undecodable: list[tuple[Path, str, str]] = []
 
-    # Tiles of an image lie side by side: it is read once for all of them.
+    # An image's tiles are consecutive: it is read once for all of them.
     images = [list(pairs) for _, pairs in groupby(split.pairs, key=lambda pair: (pair.image, pair.mask))]
 
     @or_unreadable
@@ -163,19 +163,19 @@ def inspect(
 
 
 def unpaired(split: Split) -> list[str]:
-    """Say which images have no mask and which masks no image: they are left out."""
+    """Lines about images without a mask and masks without an image, which are skipped."""
     unmasked = [os.path.relpath(path, split.images) for path in split.images_without_mask]
     alone = [os.path.relpath(path, split.masks or split.images) for path in split.masks_without_image]
     return [
-        *_named("images", f"of {split.name} without a mask, passed over", unmasked),
+        *_named("images", f"of {split.name} without a mask, skipped", unmasked),
         *_named("masks", f"of {split.name} without an image", alone),
     ]
 
 
 def describe(split: Split, inspection: Inspection) -> list[str]:
-    """Say in lines for people what a split holds, and how its masks are read.
+    """Describe a split and how its masks are read, in lines for people.
 
-    What does not pair and what cannot be decoded are not among them: see `unpaired` and `unreadable`.
+    Unpaired and undecodable files are in `unpaired` and `unreadable`.
     """
     things, kind = ("images", "without masks") if split.masks is None else ("pairs", "of image and mask")
     held = f"{counted(len({pair.image for pair in split.pairs}), things)} {kind}"
@@ -185,7 +185,9 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
     officially = "" if official in (None, len(split.pairs)) else f" (officially {official:,})"
     lines = [f"{split.name}: {held}{officially} in {split.images}."]
     if split.left_out:
-        lines.append(f"{counted(split.left_out, 'images')} left out: by convention they neither train nor test.")
+        lines.append(
+            f"{counted(split.left_out, 'images')} left out: by convention neither for training nor for testing."
+        )
     lines += _describe_depth(split, inspection)
     sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
     lines += _named("masks", "of another size than the image", sizes)
@@ -194,7 +196,7 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
 
 
 def _describe_depth(split: Split, inspection: Inspection) -> list[str]:
-    """Say what is black and white in images of more than 8 bits, and which reach beyond that."""
+    """Describe the black and white point of images with more than 8 bits, and which exceed it."""
     facts = inspection.facts
     deep = [(pair.image, facts[pair.name].extent) for pair in split.pairs if pair.name in facts]
     extents = [(os.path.relpath(image, split.images), extent) for image, extent in deep if extent is not None]
@@ -204,13 +206,13 @@ def _describe_depth(split: Split, inspection: Inspection) -> list[str]:
     beyond = [f"{name} ({a:g} to {b:g})" for name, (a, b) in extents if a < low or b > high + 0.01 * abs(high)]
     count = counted(len(extents), "images")
     return [
-        f"{count} of more than 8 bits: {low:g} is black and {high:g} white (or as --range LOW,HIGH says).",
-        *_named("images", "reach beyond that and are cut off there", beyond),
+        f"{count} with more than 8 bits: {low:g} is black and {high:g} white (--range LOW,HIGH overrides this).",
+        *_named("images", "exceed this range and are clipped", beyond),
     ]
 
 
 def unreadable(inspection: Inspection) -> list[str]:
-    """A sentence for each file that cannot be decoded, so that none is left out silently."""
+    """A sentence for each undecodable file, so that none is skipped silently."""
     return [
         f"{printable(path)} cannot be read ({reason}) and is left out: {remedy}."
         for path, reason, remedy in inspection.undecodable
@@ -218,7 +220,7 @@ def unreadable(inspection: Inspection) -> list[str]:
 
 
 def _read(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
-    """The facts of the tiles of one image, or of the image alone."""
+    """The facts of one image's tiles, or of the image itself."""
     first = pairs[0]
     image, noted = _read_file(first.image, "image")
     _, head = read_image_and_head(first.image, image, hashed=True)
@@ -234,7 +236,7 @@ def _read(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
 
 
 def _read_file(path: Path, side: str) -> tuple[bytes, dict[str, Any]]:
-    """A file's bytes, and what `SampleMetadata` notes of the file of an image or a mask."""
+    """A file's bytes, and the facts about it for `SampleMetadata`."""
     size, time = file_bytes_and_time(path)
     data = read_bytes(path)
     return data, {f"{side}_sha256": hashlib.sha256(data).hexdigest(), f"{side}_bytes": size, f"{side}_mtime_ns": time}
@@ -246,7 +248,7 @@ def _part(
     mask: NDArray[Any] | None = None,
     examine: Callable[[NDArray[Any]], MaskFacts] | None = None,
 ) -> SampleMetadata:
-    """An image's facts, or those of a part of it, with what `examine` finds there in the mask's raw values (H, W)."""
+    """Facts about an image, or about a part of it, with what `examine` finds in the mask's raw values (H, W)."""
     left, top, right, bottom = box or (0, 0, *facts.size)
     part = replace(facts, size=(right - left, bottom - top), box=box)
     if mask is None or examine is None:
@@ -262,7 +264,7 @@ def _sizes(name: str, facts: SampleMetadata) -> str:
 
 
 def _named(things: str, what: str, names: Sequence[str]) -> list[str]:
-    """A line that counts and names the first ten; none if there is nothing to name."""
+    """A line with the count and the first ten names; none if there are no names."""
     if not names:
         return []
     more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""

@@ -1,8 +1,8 @@
-"""What the masks of a data set mean: grey levels, labels or colours.
+"""Decide whether the masks of a data set are grey levels, labels or colours.
 
-One file cannot say. A mask of 0s and 1s may be a label map or an almost black picture, and one whose grey edges
-never reach half may belong to a set of ordinary grey masks. So each file yields compact `MaskFacts`, and
-`choose_mask_format` decides from all of them on one `MaskFormat`.
+One file is not enough. A mask of 0s and 1s may be a label map or an almost black image, and one whose grey edges never
+reach half may belong to a set of ordinary grey masks. So each file gives compact `MaskFacts`, and `choose_mask_format`
+decides on one `MaskFormat` from all of them.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -30,20 +30,19 @@ __all__ = [
 ]
 
 _TYPED: Final = 6
-"""Values that are written out as options; more would hide the sentence that they stand in."""
+"""At most this many values are written out as options; more would hide the sentence around them."""
 
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """How the masks of one data set become grey levels: one rule for all its files, part of fingerprints.
+    """How to convert the masks of a data set to grey levels: one rule for all files, part of fingerprints.
 
-    Whatever it says, coloured masks are labels: every palette index but 0, every colour but black is
-    foreground.
+    Coloured masks are always labels: every palette index but 0, every colour but black is foreground.
 
     Attributes:
-        foreground: The raw values that are foreground, all others being background; None: see `labels`.
+        foreground: The foreground raw values, all others being background; None: see `labels`.
         labels: In grey masks too, every value but 0 is foreground.
-        white: The value that is white in masks of 16 bits: 65535, or 255 where they hold 8-bit values.
+        white: The white value in 16-bit masks: 65535, or 255 if they contain 8-bit values.
     """
 
     foreground: tuple[int, ...] | None = None
@@ -51,7 +50,7 @@ class MaskFormat:
     white: int = WHITE_16
 
     def read(self, path: Path, data: bytes | None = None, image: ImageHead | None = None) -> NDArray[np.uint8]:
-        """Read one mask so: arguments, result (H, W) and errors are those of `dsu.data.images.read_mask`."""
+        """Read one mask in this format: arguments, result (H, W) and errors as in `dsu.data.images.read_mask`."""
         return read_mask(path, self.foreground, self.labels, self.white, data, image)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,22 +59,22 @@ class MaskFormat:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "MaskFormat":
-        """The format that `to_json` wrote."""
+        """The format from `to_json`."""
         foreground = fields["foreground"]
         return cls(None if foreground is None else tuple(foreground), fields["labels"], fields["white"])
 
 
 @dataclass(frozen=True, slots=True)
 class MaskFacts:
-    """What one mask holds, compact enough to keep for every file of a data set.
+    """Facts about one mask, compact enough to keep for every file of a data set.
 
     Attributes:
-        kind: What its raw values are.
-        values: The distinct raw values, ascending; None where there are more than 32.
+        kind: Type of its raw values.
+        values: The distinct raw values, ascending; None if there are more than 32.
         minimum: The least raw value.
         maximum: The greatest raw value.
-        dark: How many pixels are not 0 but darker than half of white.
-        bright: How many are at least half of white; of indices and colours, all that are not 0.
+        dark: Number of pixels above 0 but darker than half of white.
+        bright: Number that are at least half of white; for indices and colours, all that are not 0.
     """
 
     kind: MaskKind
@@ -87,17 +86,18 @@ class MaskFacts:
 
     @property
     def is_coloured(self) -> bool:
-        """Whether it is labels, whatever the rest of its set is."""
+        """Whether it is a label map, whatever the rest of its set is."""
         return self.kind in ("indices", "colours")
 
     def is_empty(self, mask_format: MaskFormat) -> bool:
-        """Whether nothing in it is foreground, read so."""
+        """Whether it has no foreground in this format."""
         if mask_format.foreground is not None:
             return self.values is not None and not set(self.values) & set(mask_format.foreground)
         return self.maximum == 0 if mask_format.labels else self.bright == 0
 
     def foreground(self, mask_format: MaskFormat) -> int:
-        """How many pixels are foreground, read so; where values were named, how many are not 0 if any is."""
+        """Number of foreground pixels in this format; with given values, of pixels that are not 0 if any is
+        foreground."""
         if self.is_empty(mask_format):
             return 0
         grey = mask_format.foreground is None and not mask_format.labels
@@ -115,27 +115,27 @@ class MaskFacts:
 
 
 def examine_mask(path: Path, *, opaque: bool = False) -> MaskFacts:
-    """Look at a mask before any mask_format is chosen; arguments and errors are those of `dsu.data.images.raw_mask`."""
+    """Facts about a mask before a format is chosen; arguments and errors as in `dsu.data.images.raw_mask`."""
     raw, kind = raw_mask(path, opaque=opaque)
     return mask_facts(raw, kind, int(raw.max()))
 
 
 def check_mask(path: Path, raw: NDArray[Any], kind: MaskKind, *, is_image: bool = False) -> None:
-    """Raise `UnreadableImage` for what was taken for a mask and is a photograph, by its raw values (H, W).
+    """Raise `UnreadableImage` if a supposed mask is a photograph, by its raw values (H, W).
 
-    The few commonest values of a mask in colours cover most of it. Soft greys may be maps of how sure someone was, and
-    so are refused only where the file `is_image`, the mask's own image, which shows something.
+    The few most common values of a coloured mask cover most of it. Soft greys may be confidence maps, so they are
+    refused only if the file `is_image`, the mask's own image, and shows something.
     """
     if kind == "colours":
         counts = np.unique(raw, return_counts=True)[1]
         is_image = is_image or bool(np.sort(counts)[-FEW_VALUES:].sum() < raw.size / 2)
     if is_image and raw.min() != raw.max():
-        way = "give the object's mask, or say with --foreground which values it has"
-        raise UnreadableImage(path, "it is a photograph and no mask", way)
+        way = "give the object's mask, or its values with --foreground"
+        raise UnreadableImage(path, "it is a photograph, not a mask", way)
 
 
 def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:
-    """What a mask holds, or a part of one whose brightest value is `brightest`, from its raw values (H, W)."""
+    """Facts about a mask, or a part of one whose brightest value is `brightest`, from raw values (H, W)."""
     values, counts = np.unique(raw, return_counts=True)
     half = 1 if kind in ("indices", "colours") else _half(brightest)
     return MaskFacts(
@@ -149,18 +149,18 @@ def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:
 
 
 def choose_mask_format(masks: Collection[MaskFacts], foreground: Sequence[int] | None = None) -> MaskFormat:
-    """Decide how the masks of one data set are read, so that no label map is taken for an almost black picture.
+    """Decide how to read the masks of a data set, so that no label map is taken for an almost black image.
 
-    Grey masks are labels where no pixel of the whole set reaches half of white; also where the set has few
-    values and either other masks of it are coloured, or none but white itself is above half and most of what is
-    not 0 is below. Otherwise they are grey.
+    Grey masks are labels if no pixel of the whole set reaches half of white. They are also labels if the set has few
+    values and either other masks are coloured, or only white itself is above half and most nonzero pixels are below.
+    Otherwise they are grey.
 
     Args:
         masks: The facts of all masks of the set.
-        foreground: Raw values that the user named: they decide.
+        foreground: Raw values from the user, which decide.
 
     Raises:
-        UsageError: No mask holds a value named, or the masks are labels and none has any background.
+        UsageError: No mask contains a given value, or the masks are labels without any background.
     """
     greys = [mask for mask in masks if not mask.is_coloured]
     deepest = max((mask.maximum for mask in greys if mask.kind == "deep"), default=WHITE_16)
@@ -168,23 +168,23 @@ def choose_mask_format(masks: Collection[MaskFacts], foreground: Sequence[int] |
     if foreground is not None:
         mask_format = MaskFormat(_with_greys_of_colours(foreground, masks), white=white)
         if masks and all(mask.is_empty(mask_format) for mask in masks):
-            raise UsageError(f"no mask holds {_listed(foreground)} of --foreground: they hold {_held(masks)}.")
+            raise UsageError(f"no mask contains {_listed(foreground)} of --foreground: they contain {_held(masks)}.")
         return mask_format
     mask_format = MaskFormat(labels=_are_labels(greys, len(greys) < len(masks)), white=white)
     labels = [mask for mask in masks if mask.is_coloured or mask_format.labels]
     if labels and all(mask.minimum > 0 for mask in labels):
         raise UsageError(
-            "the masks are labels and no pixel of any is 0, so all would be foreground: "
-            f"say which values are, out of {typed_foreground(labels)} (they hold {_held(labels)})."
+            "the masks are labels without any 0, so all pixels would be foreground: choose from "
+            f"{typed_foreground(labels)} (they contain {_held(labels)})."
         )
     return mask_format
 
 
 def describe_mask_format(mask_format: MaskFormat, masks: Collection[MaskFacts]) -> list[str]:
-    """Say how the masks are read, and what about them may surprise, in sentences for people."""
+    """Describe how the masks are read and what may be surprising, in sentences for people."""
     if mask_format.foreground is not None:
         named = f"{_listed(mask_format.foreground)} {'is' if len(mask_format.foreground) == 1 else 'are'}"
-        return [f"Masks: {named} foreground, as --foreground says (they hold {_held(masks)})."]
+        return [f"Masks: {named} foreground, from --foreground (they contain {_held(masks)})."]
     greys, coloured = ([mask for mask in masks if mask.is_coloured is side] for side in (False, True))
     lines = []
     if coloured:
@@ -199,17 +199,17 @@ def describe_mask_format(mask_format: MaskFormat, masks: Collection[MaskFacts]) 
         dark, bright = (sum(getattr(mask, shade) for mask in greys) for shade in ("dark", "bright"))
         if dark > bright:
             lines.append(
-                "Most of what is not black in the masks is darker than half: "
-                f"if they are labels, give those of the object, out of {typed_foreground(greys)}."
+                "Most nonblack pixels in the masks are darker than half: if they are labels, give the object's "
+                f"with {typed_foreground(greys)}."
             )
     empty = sum(mask.is_empty(mask_format) for mask in masks)
     if empty:
-        lines.append(f"{counted(empty, 'masks')} without foreground: kept, to learn from that there may be no object.")
+        lines.append(f"{counted(empty, 'masks')} without foreground: kept as examples without an object.")
     return lines
 
 
 def typed_foreground(masks: Iterable[MaskFacts]) -> str:
-    """The options that name what masks hold beside 0, as they are typed: `--foreground 1 --foreground 2`."""
+    """Options for the values other than 0, as typed: `--foreground 1 --foreground 2`."""
     values = sorted((_values(masks) or set()) - {0})
     if 0 < len(values) <= _TYPED:
         return f"`{' '.join(f'--foreground {value}' for value in values)}`"
@@ -229,27 +229,27 @@ def _are_labels(greys: Collection[MaskFacts], among_coloured: bool) -> bool:
     values = _values(greys)
     if values is None or among_coloured:
         return values is not None
-    # What is white in a label map marks pixels to be ignored (255 in Pascal VOC's), mostly outlines.
+    # White in a label map marks pixels to ignore (255 in Pascal VOC), mostly outlines.
     below_white = max(values - {255, WHITE_16}, default=0)
     return below_white < half and sum(mask.dark for mask in greys) > sum(mask.bright for mask in greys)
 
 
 def _with_greys_of_colours(foreground: Sequence[int], masks: Collection[MaskFacts]) -> tuple[int, ...]:
-    """Where masks are colours, add the grey level of each grey colour: a mask of that alone is a grey one."""
+    """For coloured masks, add the grey level of each grey colour: a mask with only that colour is grey."""
     coloured = any(mask.kind == "colours" for mask in masks)
     greys = {value // 0x010101 for value in foreground if coloured and value % 0x010101 == 0}
     return tuple(sorted({*foreground, *greys}))
 
 
 def _values(masks: Iterable[MaskFacts]) -> set[int] | None:
-    """All distinct values; None where they are too many to be labels."""
+    """All distinct values; None if there are too many for labels."""
     masks = list(masks)
     values = {value for mask in masks for value in mask.values or ()}
     return None if len(values) > FEW_VALUES or any(mask.values is None for mask in masks) else values
 
 
 def _held(masks: Collection[MaskFacts]) -> str:
-    """The values that masks hold, as text; colours in the number that --foreground takes and as #RRGGBB."""
+    """The values in masks, as text; colours as the number for --foreground and as #RRGGBB."""
     values = _values(masks)
     if values is None:
         return f"more than {FEW_VALUES} values"
@@ -259,10 +259,10 @@ def _held(masks: Collection[MaskFacts]) -> str:
 
 
 def _choice(labels: Collection[MaskFacts]) -> str:
-    """How to choose among labels, where there is a choice."""
+    """How to choose labels, if there are several."""
     values = _values(labels)
     alone = values is not None and len(values - {0}) < 2
-    return "" if alone else f"; to choose, give some of {typed_foreground(labels)}"
+    return "" if alone else f"; to choose, give any of {typed_foreground(labels)}"
 
 
 def _listed(values: Collection[object]) -> str:
@@ -270,7 +270,7 @@ def _listed(values: Collection[object]) -> str:
 
 
 def object_boxes(foreground: NDArray[np.bool_]) -> list[tuple[slice, slice]]:
-    """Rows and columns of every object, a connected area of (H, W) foreground; corners touch."""
+    """Row and column slices of every object, a connected region of (H, W) foreground (8-connected)."""
     from scipy import ndimage  # type: ignore[import-untyped]  # takes longer to load than most commands want it
 
     labels, _ = ndimage.label(foreground, np.ones((3, 3)))

@@ -1,8 +1,8 @@
-"""Images that training and test splits have in common: the same pixels, or nearly the same picture.
+"""Find images in both training and test splits: identical pixels, or near-duplicates.
 
-A network tested on what it was trained on looks better than it is, and files are copied under other names, other
-formats and other sizes. So decoded pixels are compared, never names or files: pixel by pixel by their hash, and small
-grey copies by their correlation, which finds re-saved and resized images.
+A network tested on its training images looks better than it is, and copies have other names, formats and sizes. So this
+compares decoded pixels, never names or files: exact copies by hash, and re-saved or resized images by the correlation
+of small grey copies.
 """
 
 from collections import Counter, defaultdict
@@ -23,28 +23,28 @@ from dsu.progress import SILENT, Progress, in_threads
 __all__ = ["NEAR", "ImageSignature", "Overlap", "Overlaps", "compare", "copies", "find_overlaps"]
 
 NEAR: Final = 0.97
-"""From this correlation on, two small copies are taken for one picture: those of different photographs come to 0.90
-at most among the 1.3 million pairs of 1,629 images of DUTS and CAMO, of re-saved and resized ones to over 0.99."""
+"""From this correlation on, two small copies count as the same picture. Among the 1.3 million pairs of 1,629 images of
+DUTS and CAMO, different photographs reach at most 0.90; re-saved and resized ones exceed 0.99."""
 
 _SIDE: Final = 32
-"""Of the small copies, in pixels."""
+"""Side of the small copies, in pixels."""
 
 _FLAT: Final = 2.0
-"""Below this standard deviation, in grey levels, a small copy is a surface that any other resembles."""
+"""Below this standard deviation, in grey levels, a small copy is flat and resembles any other."""
 
 _ROWS: Final = 2048
-"""Training images that are compared at once."""
+"""Training images compared at once."""
 
 
 @dataclass(frozen=True)
 class ImageSignature:
-    """One image as it is compared with others.
+    """One image, reduced to what is compared.
 
     Attributes:
-        split, name, path: whose it is, and the file.
-        sha256: of its decoded pixels and its size, whatever the file.
+        split, name, path: its split, sample and file.
+        sha256: of its decoded pixels and its size.
         small: its small grey copy, (1024,) float32 of mean 0 and length 1; all 0 for a flat picture.
-        look: what it is found by among images that show the same thing (`dsu.data.groups`).
+        look: small copy for `dsu.data.groups`.
     """
 
     split: str
@@ -66,11 +66,11 @@ class ImageSignature:
 
 @dataclass(frozen=True)
 class Overlap:
-    """An image of a training split and one of a test split that are one picture.
+    """A training image and a test image that are the same picture.
 
     Attributes:
         train, test: the two.
-        likeness: correlation of their small copies; 1 where every pixel is the same.
+        likeness: correlation of their small copies; 1 if all pixels are equal.
     """
 
     train: ImageSignature
@@ -87,13 +87,13 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What training and test splits have in common.
+    """Images in both training and test splits.
 
     Attributes:
-        exact: pairs of which every pixel is the same.
-        near: pairs of almost the same picture, that are not exact; the likest first.
-        images: how many were compared, by split.
-        broken: a sentence for each image that cannot be read and was left out.
+        exact: pairs with identical pixels.
+        near: near-duplicates that are not exact, most similar first.
+        images: number compared, by split.
+        broken: a sentence for each unreadable image, which was skipped.
     """
 
     exact: tuple[Overlap, ...]
@@ -115,7 +115,7 @@ def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers:
     """Compare every image of the training splits with every image of the test splits.
 
     Args:
-        splits: of any kinds; those that are neither for training nor for testing are passed over.
+        splits: of any kinds; those neither for training nor for testing are ignored.
         progress: who is told.
         workers: images decoded at once; by default as many as there are processors, at most 16.
     """
@@ -135,7 +135,7 @@ def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers:
 def compare(
     train: Sequence[ImageSignature], test: Sequence[ImageSignature]
 ) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
-    """Which images of training and test are one picture: `exact` and `near` of `Overlaps`."""
+    """Pairs of training and test images that are the same picture: `exact` and `near` of `Overlaps`."""
     by_content = _by_content(train)
     exact = [Overlap(other, image, 1.0) for image in test for other in by_content.get(image.sha256, ())]
     near = [one for one in _near(train, test) if one.train.sha256 != one.test.sha256]
@@ -143,7 +143,7 @@ def compare(
 
 
 def copies(images: Iterable[ImageSignature]) -> list[list[ImageSignature]]:
-    """Groups of two and more images of which every pixel is the same, in the order in which they come."""
+    """Groups of two or more images with identical pixels, in order of appearance."""
     return [group for group in _by_content(images).values() if len(group) > 1]
 
 

@@ -1,4 +1,4 @@
-"""Looking into folders: which files are images, which are masks, and which mask belongs to which image."""
+"""Decide which files in a folder are images, which are masks, and which mask belongs to which image."""
 
 import os
 import re
@@ -36,7 +36,7 @@ __all__ = [
 
 Kind = Literal["train", "test", "all"]
 
-# What folders are called, as `plain` writes it.
+# Usual folder names, as `plain` writes them.
 IMAGE_FOLDERS: Final = frozenset(
     {"image", "images", "img", "imgs", "im", "ims", "jpegimages", "photo", "photos", "picture", "pictures"}
 )
@@ -51,22 +51,22 @@ _SIDE_BEGINNING: Final = re.compile(
     r"^(images?|imgs?|photos?|pictures?|masks?|gt|ground[-_]?truth|seg|segmentation|labels?)[-_. ](?=.)", re.IGNORECASE
 )
 _SIDE_ENDING: Final = re.compile(r"(?<=.)_0000$")
-"""The first channel of an image, as nnU-Net counts them."""
+"""The first channel of an image, in nnU-Net's numbering."""
 RUN_FILES: Final = ("settings.yaml", "run.json")
-"""What makes a folder that of a training run: the pictures in it are none of a data set's."""
+"""Files that identify a training run's folder: its pictures belong to no data set."""
 _NOT_OURS: Final = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
-"""Folders that archivers, network drives and systems leave among people's files."""
+"""Folders that archivers, network drives and operating systems create."""
 _SEEN: Final = 10
 _LOSSY: Final = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask, None where its split has none.
+    """An image and its mask (None if its split has no masks).
 
-    `name` is the image's path below its split's image folder, without the ending, with forward slashes; with the
-    ending where two images differ in nothing else. It is unique in its split. `box` is the part that a tile is of its
-    image; None: all of it.
+    `name` is the image's path below its split's image folder, without extension, with forward slashes; with extension
+    if two images differ in nothing else. It is unique in its split. `box` is a tile's part of the image; None: all of
+    it.
     """
 
     name: str
@@ -80,17 +80,17 @@ class Split:
     """The images of one split and their masks.
 
     Attributes:
-        name: "DUTS-TR"; for a folder of one's own its name, with -TR, -TE or -VAL where it has such parts.
-        dataset: The data set that it is a part of, "DUTS".
-        kind: What it is for; "all" where a folder does not say.
-        benchmark: Whether it is one of the literature.
-        images: The folder that the images are in.
-        masks: The folder that the masks are in; None where there are no masks.
-        pairs: What is worked on, sorted by name; masks are None only where `masks` is.
-        images_without_mask: Images that are passed over for want of a mask, sorted.
-        masks_without_image: Masks that no image has, sorted.
-        official_count: How many pairs the benchmark has officially.
-        left_out: How many images the benchmark's convention leaves out (COD10K's without camouflage).
+        name: "DUTS-TR"; for a user's folder its name, with -TR, -TE or -VAL if it has such parts.
+        dataset: Its data set, "DUTS".
+        kind: Its purpose; "all" if the folder does not say.
+        benchmark: Whether it is a published benchmark.
+        images: The image folder.
+        masks: The mask folder; None if there are no masks.
+        pairs: The pairs, sorted by name; masks are None only if `masks` is.
+        images_without_mask: Images skipped for lack of a mask, sorted.
+        masks_without_image: Masks without an image, sorted.
+        official_count: The benchmark's official number of pairs.
+        left_out: Number of images excluded by the benchmark's convention (COD10K's without camouflage).
     """
 
     name: str
@@ -110,10 +110,10 @@ class Split:
 
 
 def find_images(source: Path) -> list[Path]:
-    """List the images that a user means by a file (that file) or a folder (all below it, sorted).
+    """List the images at a path: the file itself, or all below a folder, sorted.
 
     Raises:
-        UsageError: Nothing is there, or a folder without images.
+        UsageError: The path does not exist, or the folder has no images.
     """
     if source.is_file():
         return [source]
@@ -121,17 +121,17 @@ def find_images(source: Path) -> list[Path]:
         raise UsageError(f"{source} does not exist: give an image or a folder of images.")
     images = list_images(source)
     if not images:
-        raise UsageError(f"{source} holds no images: give a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files.")
+        raise UsageError(f"{source} contains no images: give a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files.")
     return images
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder; hidden ones are passed over, and so are training runs below it.
+    """All files below a folder, without hidden files and training runs.
 
-    Symbolic links are followed, since large data sets live behind them, but no folder is entered twice.
+    Follows symbolic links, since large data sets use them, but enters no folder twice.
 
     Raises:
-        DsuError: A folder that may not be looked into.
+        DsuError: A folder without read permission.
     """
     entered = {os.path.realpath(folder)}
     for where, inner, files in os.walk(folder, followlinks=True, onerror=_cannot_look):
@@ -149,28 +149,28 @@ def list_files(folder: Path) -> Iterator[Path]:
 
 def _cannot_look(error: OSError) -> None:
     raise DsuError(
-        f"The folder {error.filename} can't be looked into ({error.strerror}): make it readable, or move it elsewhere."
+        f"The folder {error.filename} can't be read ({error.strerror}): make it readable, or move it elsewhere."
     ) from error
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All image files below a folder by their endings, sorted."""
+    """All image files below a folder by their extensions, sorted."""
     return sorted(filter(_is_image, list_files(folder)))
 
 
 def has_images(folder: Path, below: bool = True) -> bool:
-    """Whether images lie in a folder: right in it, or also anywhere below."""
+    """Whether a folder contains images: directly, or also anywhere below."""
     files = list_files(folder) if below else (entry for entry in folder.iterdir() if entry.is_file())
     return any(map(_is_image, files))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """List the folders right below a folder, sorted; hidden ones are passed over."""
+    """List the folders directly below a folder, sorted, without hidden ones."""
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
 
 
 def find_subfolder(folder: Path, path: str) -> Path | None:
-    """Find a folder by its path below another, neither case nor hyphens mattering; None if there is none."""
+    """Find a folder by its path below another, ignoring case and hyphens; None if there is none."""
     for part in filter(None, path.split("/")):
         matches = [entry for entry in subfolders(folder) if plain(entry.name) == plain(part)]
         if not matches:
@@ -180,14 +180,14 @@ def find_subfolder(folder: Path, path: str) -> Path | None:
 
 
 def unwrapped(folder: Path) -> Path:
-    """Go down while a folder holds nothing but one folder, as unpacked archives often do."""
+    """Descend while a folder contains only one folder, as in many unpacked archives."""
     while len(inner := subfolders(folder)) == 1 and not has_images(folder, below=False):
         folder = inner[0]
     return folder
 
 
 def plain(name: str) -> str:
-    """A name without case, hyphens, underscores and the like: what names are compared by."""
+    """A name without case, hyphens, underscores and the like, for comparison."""
     return re.sub(r"[\W_]", "", name.lower())
 
 
@@ -203,20 +203,19 @@ def _is_hidden(name: str) -> bool:
 
 
 def image_and_mask_folders(home: Path) -> tuple[Path, Path | None]:
-    """Find where the images and the masks of a folder are, by the usual names of folders and files.
+    """Find the image and mask folders below a folder by their usual names.
 
-    Returns:
-        The two folders: equal where images and masks lie side by side, the second None where there are no masks.
+    Returns: The two folders: equal if images and masks are side by side, the second None without masks.
 
     Raises:
-        UsageError: The folder holds no images, or it cannot be told which folder is which.
+        UsageError: The folder has no images, or the two folders can't be told apart.
     """
     inner = [folder for folder in subfolders(home) if has_images(folder)]
     images = [folder for folder in inner if _called(folder, home, IMAGE_FOLDERS)]
     masks = [folder for folder in inner if _called(folder, home, _MASK_FOLDERS)]
     images_at_home = has_images(home, below=False)
     if not inner and not images_at_home:
-        raise UsageError(f"{home} holds no images: give a folder of images and masks.")
+        raise UsageError(f"{home} contains no images: give a folder of images and masks.")
     if len(images) == len(masks) == 1:
         return images[0], masks[0]
     if len(masks) == 1 and not images and images_at_home:
@@ -229,8 +228,8 @@ def image_and_mask_folders(home: Path) -> tuple[Path, Path | None]:
             return folder, None
     seen = ", ".join([folder.name for folder in inner[:_SEEN]] + (["..."] if len(inner) > _SEEN else []))
     raise UsageError(
-        f"{home} holds images in {seen}, and which are the images and which the masks cannot be told: "
-        "say it with --images SUBFOLDER --masks SUBFOLDER, or give one of these folders."
+        f"{home} contains images in {seen}, and images and masks can't be told apart: use --images SUBFOLDER --masks "
+        "SUBFOLDER, or give one of these folders."
     )
 
 
@@ -244,19 +243,19 @@ def make_split(
     only: str = "",
     without: str = "",
 ) -> Split:
-    """Pair up what two folders hold: equal ones where images and masks lie side by side, None for no masks.
+    """Pair the files of an image and a mask folder: equal if they are side by side, None for no masks.
 
     Args:
         name: The split's.
         dataset: The data set's.
-        kind: What the split is for.
+        kind: The split's purpose.
         images: The folder of images.
         masks: The folder of masks.
-        only: Files are passed over whose names do not begin so.
-        without: Images are left out, and counted, whose names contain this.
+        only: Skip files whose names do not start with this.
+        without: Skip and count images whose names contain this.
 
     Raises:
-        UsageError: There are masks, but none for any image.
+        UsageError: There are masks, but none matches an image.
     """
     of_split = [[file for file in files if file.name.startswith(only)] for files in _files(images, masks)]
     kept, kept_masks = ([file for file in files if not without or without not in file.name] for files in of_split)
@@ -270,8 +269,8 @@ def make_split(
     if not any(found):
         example = f"{_first(kept, images)} and {_first(kept_masks, masks)}"
         raise UsageError(
-            f"no image in {images} has a mask of its name in {masks} (they begin with {example}): "
-            "name masks like images, or give other folders with --images SUBFOLDER --masks SUBFOLDER."
+            f"no image in {images} has a mask of the same name in {masks} (first files: {example}): name masks like "
+            "images, or give other folders with --images SUBFOLDER --masks SUBFOLDER."
         )
     lacking = sorted(pair.image for pair in pairs if not pair.mask)
     predicted = written_below(list_files(images)) if lacking else set()
@@ -284,7 +283,7 @@ def make_split(
 
 
 def _called(folder: Path, home: Path, names: frozenset[str]) -> bool:
-    """Whether a folder bears one of the names, alone or behind its home's (DUTS-TR/DUTS-TR-Image)."""
+    """Whether a folder has one of the names, alone or after its parent's (DUTS-TR/DUTS-TR-Image)."""
     return plain(folder.name) in names or plain(folder.name).removeprefix(plain(home.name)) in names
 
 
@@ -293,7 +292,7 @@ def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
         return list_images(images), []
     if masks == images:
         return _separate(list_images(images))
-    # One folder may lie in the other: a.jpg and masks/a.png.
+    # One folder may be inside the other: a.jpg and masks/a.png.
     inner = masks if masks.is_relative_to(images) else images
     image_files = [file for file in list_images(images) if inner == images or not file.is_relative_to(inner)]
     mask_files = [file for file in list_images(masks) if inner == masks or not file.is_relative_to(inner)]
@@ -301,7 +300,7 @@ def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
 
 
 def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Tell images from masks that lie side by side.
+    """Separate images from masks in one folder.
 
     `a_mask.png` beside `a.jpg` or `a.png` is a mask (or -gt, _seg, _label, ...), and so is `a.png` beside `a.jpg`. A
     program on Windows may have left `images\\a.jpg` and `masks\\a.png` for folders.
@@ -321,7 +320,7 @@ def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
-    """Pairs, masks yet unknown, sorted by name."""
+    """Pairs without masks, sorted by name."""
     full = [_full_name(image, folder) for image in images]
     stems = [_stem(image, folder) for image in images]
     count = Counter(stems)
@@ -334,19 +333,19 @@ def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
 def pair_names(
     wanted: Sequence[Sequence[str]], given: Iterable[str], spell: Callable[[str], str] = str
 ) -> list[str | None]:
-    """Give each wanted name the one that belongs to it: the rule by which images, masks and predictions pair.
+    """Match each wanted name with a given one: the rule that pairs images, masks and predictions.
 
-    A given name may be the wanted one with or without its ending (`a.jpg`, `a`), and may end in _mask, _gt and the
-    like. Folders below count; where they differ, a last part that is unique on both sides suffices, and so it does
-    without beginnings (`image_a`, `mask_a`) and endings of either side.
+    A given name may be the wanted one with or without its extension (`a.jpg`, `a`), and may end in _mask, _gt and the
+    like. Subfolders count; if they differ, the last part is enough if it is unique on both sides, also without prefixes
+    (`image_a`, `mask_a`) and suffixes of either side.
 
     Args:
-        wanted: What each may be called, the likeliest first, the one without ending last.
-        given: Names without ending; one that is equal goes before one that says more.
-        spell: What a given name is called in a message.
+        wanted: Possible names of each, likeliest first, the one without extension last.
+        given: Names without extension; an equal name beats a longer one.
+        spell: A given name as shown in messages.
 
     Raises:
-        UsageError: Two given names belong to one that is wanted, as `a_gt` and `a_mask` to `a`.
+        UsageError: Two given names match one wanted name, as `a_gt` and `a_mask` match `a`.
     """
     given = list(given)
     by_name = {_key(name): name for name in reversed(given)}
@@ -360,8 +359,8 @@ def pair_names(
         more = next((described[key] for key in keys if key in described), [])
         if equal is None and len(more) > 1:
             raise UsageError(
-                f"{' and '.join(map(spell, more))} could all belong to {names[-1]}: keep the one that is meant, or "
-                f"move the others elsewhere."
+                f"{' and '.join(map(spell, more))} could all belong to {names[-1]}: keep the right one and move the "
+                "others elsewhere."
             )
         found.append(equal or next(iter(more), None))
     for of_wanted, of_given in ((_last, lambda name: _MASK_ENDING.sub("", _last(name))), (_bare, _bare)):
@@ -373,7 +372,7 @@ def pair_names(
 
 
 def pair_files(wanted: Iterable[str], files: Mapping[str, Path]) -> list[Path | None]:
-    """Give each name without ending the file that belongs to it, by the rule of `pair_names`."""
+    """Match each name without extension with a file, by the rule of `pair_names`."""
     return _files_of([(name,) for name in wanted], files)
 
 
@@ -383,7 +382,7 @@ def _files_of(wanted: Sequence[Sequence[str]], files: Mapping[str, Path]) -> lis
 
 
 def _name_masks(masks: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Masks by their paths below a folder, without ending; of two of one name the lossless one."""
+    """Masks by their paths below a folder, without extension; of two equal names, the lossless file."""
     named: dict[str, Path] = {}
     for mask in sorted(masks, key=lambda mask: (mask.suffix.lower() in _LOSSY, mask)):
         named.setdefault(_stem(mask, folder), mask)
@@ -391,29 +390,29 @@ def _name_masks(masks: Iterable[Path], folder: Path) -> dict[str, Path]:
 
 
 def named_images(folder: Path) -> dict[str, Path]:
-    """All images below a folder by their paths in it, without ending, in order.
+    """All images below a folder by their paths in it, without extension, in order.
 
     Raises:
-        UsageError: A folder that is absent or has no images.
-        DsuError: Two files that differ in ending only.
+        UsageError: A folder that does not exist or has no images.
+        DsuError: Two files that differ in extension only.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: name the one that holds the images.")
+        raise UsageError(f"{folder} is not a folder: give the image folder.")
     named: dict[str, Path] = {}
     for path in find_images(folder):
         if (other := named.setdefault(_stem(path, folder), path)) != path:
-            raise DsuError(f"{other} and {path} have one name: keep one of them, so that it is plain which counts.")
+            raise DsuError(f"{other} and {path} have the same name: keep only one of them.")
     return named
 
 
 def _unique(keys: Mapping[str, str]) -> dict[str, str]:
-    """Names by their keys, where no other has the same one."""
+    """Names by their keys, without keys that several share."""
     count = Counter(keys.values())
     return {key: name for name, key in keys.items() if count[key] == 1}
 
 
 def _key(name: str) -> str:
-    """A name as it is compared: accents and their letters are one character."""
+    """A name for comparison: letters with accents as single characters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -422,12 +421,12 @@ def _last(name: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """The last part of a name, without case, spaces around it, and what says whether it is an image or a mask."""
+    """The last part of a name, without case, surrounding spaces and image or mask markers."""
     return _SIDE_ENDING.sub("", _MASK_ENDING.sub("", _SIDE_BEGINNING.sub("", _last(name).strip()))).casefold()
 
 
 def _stem(file: Path, folder: Path) -> str:
-    """A file's path below a folder, without ending; programs on Windows leave backslashes in names."""
+    """A file's path below a folder, without extension; programs on Windows leave backslashes in names."""
     return file.relative_to(folder).with_suffix("").as_posix().replace("\\", "/")
 
 

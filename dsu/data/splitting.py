@@ -1,8 +1,8 @@
-"""Which samples are trained on, validated on and tested on: dealt once by their content, and kept in a file.
+"""Split samples into training, validation and test: once, by content, and recorded in a file.
 
-A sample keeps its share when others come or go: what was dealt before stands in `splits.json` beside the data set's
-stores, and only new content is dealt. Copies of an image, and its tiles, are one content, so they stay together, and so
-do images of one group (`dsu.data.groups`).
+A sample keeps its share when others are added or removed: `splits.json` next to the data set's stores records earlier
+assignments, and only new content is assigned. Copies and tiles of an image have one content, so they stay together, and
+so do images of one group (`dsu.data.groups`).
 """
 
 import json
@@ -24,13 +24,13 @@ SPLITS_FILE: Final = "splits.json"
 
 
 def share_weights(val: float, test: float) -> dict[str, float]:
-    """The shares `train`, `val` and `test` by the fractions that are held out; without those that are empty."""
+    """The weights of `train`, `val` and `test` from the held-out fractions, without empty ones."""
     weights = {"train": 1 - val - test, "val": val, "test": test}
     return {share: weight for share, weight in weights.items() if weight > 0}
 
 
 def fold_weights(parts: int) -> dict[str, float]:
-    """The shares `1` to `K` of a cross-validation, all of one size."""
+    """The weights of folds `1` to `K` of a cross-validation, all equal."""
     return {str(part): 1 / parts for part in range(1, parts + 1)}
 
 
@@ -40,7 +40,7 @@ def deal(
     before: Mapping[str, str] | None = None,
     groups: Iterable[Collection[str]] = (),
 ) -> dict[str, str]:
-    """Give every content a share, each stratum apart, so that every share has its part of all strata.
+    """Assign every content to a share, each stratum separately, so that every share has its part of all strata.
 
     Args:
         strata: contents, such as those with an object and those without, with what they are to be mixed by within:
@@ -94,7 +94,7 @@ def deal(
 def _units(
     strata: Sequence[Mapping[str, float]], groups: Iterable[Collection[str]]
 ) -> list[dict[tuple[str, ...], float]]:
-    """The contents of each stratum, each group in one piece, with their mean foreground."""
+    """The contents of each stratum, each group as one unit, with their mean foreground."""
     foreground = {content: value for stratum in strata for content, value in stratum.items()}
     unit_of: dict[str, tuple[str, ...]] = {content: (content,) for content in foreground}
     for group in groups:
@@ -117,7 +117,7 @@ def _mixed(units: Mapping[tuple[str, ...], float]) -> list[tuple[str, ...]]:
 
 
 def _fill(dealt: dict[str, str], weights: Mapping[str, float], new: Collection[tuple[str, ...]]) -> None:
-    """Give shares that have nothing of any stratum a unit each, the smallest new one of the shares that have most."""
+    """Give each empty share a unit: the smallest new one from the largest share."""
     for share in (share for share in weights if share not in dealt.values()):
         counts = Counter(dealt.values())
         movable = [unit for unit in new if counts[dealt[unit[0]]] > len(unit)]
@@ -134,10 +134,10 @@ def recorded_deal(
     named: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, str]:
-    """As `deal`, going on from `splits.json` in `folder` and noting there what is new.
+    """As `deal`, continuing `splits.json` in `folder` and recording new assignments there.
 
-    Where the folder can't be written, that is said, and what is dealt holds for this run. What is dealt with
-    groups that are `named` is noted apart.
+    If the folder can't be written, warns, and the split is valid for this run only. Splits with `named` groups are
+    recorded separately.
 
     Raises:
         DsuError: The file is damaged.
@@ -149,7 +149,7 @@ def recorded_deal(
     before = _read(path).get(key, {})
     odd = sorted(set(before.values()) - weights.keys())
     if odd:
-        raise DsuError(f"{path} has a share {odd[0]!r} under {key!r}: write one of {', '.join(weights)}.")
+        raise DsuError(f"{path} has an unknown share {odd[0]!r} under {key!r}: write one of {', '.join(weights)}.")
     dealt = deal(strata, weights, before, groups)
     if dealt.items() <= before.items():
         return dealt
@@ -164,7 +164,7 @@ def recorded_deal(
             atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
             keep_beside(path)
     except (OSError, DsuError) as error:
-        progress.say(f"The split can't be noted in {path} ({error}): it is kept in the run alone.")
+        progress.say(f"The split can't be recorded in {path} ({error}): only the run keeps it.")
     return dealt
 
 
@@ -173,12 +173,12 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         content = json.loads(path.read_text())
         splits = {key: dict(shares) for key, shares in content.items()}
         if not all(isinstance(share, str) for shares in splits.values() for share in shares.values()):
-            raise TypeError("a share is no name")
+            raise TypeError("a share is not a name")
         return splits
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DsuError(
-            f"{path}, which says what is held out, can't be read ({error}): restore it, or remove it to have samples "
-            f"dealt anew."
+            f"{path}, which records the held-out samples, can't be read ({error}): restore it, or remove it to split "
+            "the samples again."
         ) from error

@@ -1,8 +1,8 @@
-"""A drawn data set for the demo: objects that stand out and objects that hide, on textured grounds.
+"""A synthetic data set for the demo: salient and camouflaged objects on textured backgrounds.
 
-It needs nothing but a seed, so stage one and stage two can be tried without downloading a photograph. About three
-fifths of the images are salient (the object has colours and a texture of its own), the others camouflaged (the
-object is made of the ground's own texture, turned, scaled or slightly shifted in tone).
+It needs only a seed, so you can try both stages without downloading photographs. About three fifths of the images are
+salient (the object has its own colours and texture), the others camouflaged (the object has the background's texture,
+rotated, scaled or slightly shifted in tone).
 
 Shapes below: H, W is an image's size in pixels, fields are (H, W) floats, pictures (H, W, 3) floats, all about 0..1.
 """
@@ -35,16 +35,16 @@ def draw_dataset(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> None:
-    """Draw a data set into folder/train and folder/test, each with images/*.jpg and masks/*.png of equal names.
+    """Draw a data set into folder/train and folder/test, each with images/*.jpg and masks/*.png of the same names.
 
     The same arguments draw the same pixels; a split's first images do not depend on how many follow.
 
     Args:
-        folder: Where to; made if absent.
-        train: How many pairs to train on.
-        test: How many pairs to test on.
-        sizes: Least and greatest width and height, in pixels; images are rarely square.
-        seed: Of everything random.
+        folder: Output folder; created if missing.
+        train: Number of training pairs.
+        test: Number of test pairs.
+        sizes: Minimum and maximum width and height, in pixels; images are rarely square.
+        seed: Seed of all random draws.
         progress: Who is told.
     """
     with progress.task("drawing", train + test) as task:
@@ -90,7 +90,7 @@ class _Texture:
 
 
 def _random_texture(rng: Generator) -> _Texture:
-    """Of three related colours: one hue that drifts, darker to lighter, as natural surfaces have."""
+    """Three related colours: one drifting hue from dark to light, as on natural surfaces."""
     family, scale = rng.choice(_FAMILIES), rng.uniform(6, 28)
     angle, warp = rng.uniform(0, pi), rng.uniform(0, 1.2)
     steps = np.linspace(-1, 1, 3)[:, None]
@@ -101,7 +101,7 @@ def _random_texture(rng: Generator) -> _Texture:
 
 
 def _other_texture(ground: _Texture, rng: Generator) -> _Texture:
-    """A texture whose mean colour is far from the ground's."""
+    """A texture whose mean colour is far from the background's."""
     return max(
         (_random_texture(rng) for _ in range(6)),
         key=lambda texture: float(np.abs(texture.colours.mean(0) - ground.colours.mean(0)).sum()),
@@ -109,8 +109,8 @@ def _other_texture(ground: _Texture, rng: Generator) -> _Texture:
 
 
 def _disguised(ground: _Texture, rng: Generator) -> _Texture:
-    """The ground's own texture, turned, scaled and shifted in tone just enough to be seen."""
-    # Turning and scaling hardly show in patterns without direction.
+    """The background's texture, rotated, scaled and shifted in tone just enough to be visible."""
+    # Rotation and scaling are hardly visible in patterns without direction.
     least = 0.03 if ground.family in ("stripes", "checks") else 0.07
     tone = rng.choice((-1, 1)) * rng.uniform(least, least + 0.06) + rng.uniform(-0.03, 0.03, 3)
     return replace(
@@ -122,7 +122,7 @@ def _disguised(ground: _Texture, rng: Generator) -> _Texture:
 
 
 def _paint(texture: _Texture, shape: tuple[int, int], rng: Generator) -> Field:
-    """Draw a texture with a phase of its own: (H, W, 3)."""
+    """Draw a texture with a random phase: (H, W, 3)."""
     pattern = np.clip(_pattern(texture, shape, rng), 0, 1)
     steps = np.linspace(0, 1, len(texture.colours))
     channels = [np.interp(pattern, steps, texture.colours[:, channel]) for channel in range(3)]
@@ -167,7 +167,7 @@ def _grid(shape: tuple[int, int]) -> tuple[Field, Field]:
 def _outline(shape: tuple[int, int], rng: Generator, share: float) -> Field:
     """Draw an object's silhouette, 0..1 with soft edges; `share` is its radius in image sides.
 
-    It is an ellipse, or one whose radius swings with the direction, or one that noise gnaws at.
+    It is an ellipse, an ellipse with a radius that varies with direction, or one eroded by noise.
     """
     radius = share * min(shape)
     y, x = (values - rng.uniform(-0.25, 0.25) * side for values, side in zip(_grid(shape), shape, strict=True))

@@ -1,8 +1,8 @@
-"""Tiles: large images in overlapping parts, each a sample of its own, and predictions put together from them.
+"""Tiles: large images in overlapping parts, each its own sample, and predictions blended from them.
 
-A defect of 20 pixels in an image of 6,000 is gone at the network's input size. A tile keeps it: `--tile 1024` cuts
-an image into squares of 1,024 pixels that overlap by at least `--overlap`. Where two predictions overlap they fade
-into each other, so no edge of a tile can be seen as a step.
+A defect of 20 pixels in an image of 6,000 disappears at the network's input size. A tile keeps it: `--tile 1024` cuts
+an image into squares of 1,024 pixels that overlap by at least `--overlap`. Overlapping predictions fade into each
+other, so tile edges are not visible.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tiling:
-    """How images are cut.
+    """How images are cut into tiles.
 
     Attributes:
         size: side of a tile in pixels of the image.
         overlap: pixels that neighbours share at least.
 
-    Raises `UsageError` for what would never end.
+    Raises `UsageError` for an overlap above half of the size.
     """
 
     size: int
@@ -44,10 +44,10 @@ class Tiling:
 
     @classmethod
     def of(cls, tile: int | None, overlap: int | None) -> "Tiling | None":
-        """From options; an eighth overlaps where nothing is said. Raises `UsageError` for an overlap of no tiles."""
+        """From options; the default overlap is an eighth. Raises `UsageError` for an overlap without tiles."""
         if tile is None:
             if overlap is not None:
-                raise UsageError("--overlap is of tiles: give --tile too.")
+                raise UsageError("--overlap needs --tile: give both.")
             return None
         return cls(tile, tile // 8 if overlap is None else overlap)
 
@@ -55,9 +55,9 @@ class Tiling:
         return f"{self.size}-{self.overlap}"
 
     def boxes(self, width: int, height: int) -> list[Box]:
-        """Boxes of the tiles of an image, row by row: as few as can be, evenly spread.
+        """Boxes of an image's tiles, row by row: as few as possible, evenly spaced.
 
-        All are of `size`; a side of the image that is shorter is taken as it is.
+        All have side `size`; a shorter image side is used whole.
         """
         return [(x, y, right, bottom) for y, bottom in self._spans(height) for x, right in self._spans(width)]
 
@@ -70,9 +70,9 @@ class Tiling:
 
 
 def tiled(split: Split, tiling: Tiling | None) -> Split:
-    """A split whose samples are the tiles of its images, called `image@left,top`; without a tiling the split itself.
+    """A split whose samples are the tiles of its images, named `image@left,top`; without tiling, the split itself.
 
-    Images whose size can't be read stay whole, for whoever decodes them to say what is wrong.
+    Images whose size can't be read stay whole; decoding them later reports the error.
     """
     if tiling is None:
         return split
@@ -91,25 +91,25 @@ def _tiles_of(pair: Pair, tiling: Tiling) -> Iterator[Pair]:
 
 
 def image_name(tile: str) -> str:
-    """The name of the image that a tile is of, from the tile's."""
+    """The image's name from a tile's."""
     return tile.rpartition("@")[0]
 
 
 class LastUsed(Generic[K, T]):
-    """What was made last, for those who ask again: an image is decoded once for its tiles, by any number of threads.
+    """A small thread-safe cache: an image is decoded once for all its tiles.
 
     Args:
-        make: what is asked for by a key.
-        most: how many are kept.
+        make: makes the value for a key.
+        most: number of values kept.
     """
 
     def __init__(self, make: Callable[[K], T], most: int = 2) -> None:
         self._lock = Lock()
-        # One lock a key, so that others wait for what is being made instead of making it, too.
+        # One lock per key, so that other threads wait for a value instead of making it again.
         self._entries = lru_cache(most)(lambda key: (Lock(), lru_cache(1)(partial(make, key))))
 
     def __call__(self, key: K) -> T:
-        """What is made by `key`. Raises what making it raises."""
+        """The value for `key`. Raises what `make` raises."""
         with self._lock:
             lock, made = self._entries(key)
         with lock:

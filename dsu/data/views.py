@@ -1,12 +1,11 @@
-"""Views (the four flips and any number of extra ones), and what a run draws: views and samples.
+"""Views (the four flips and cached augmentations), and the random draws of a run: views and samples.
 
-Encoders are not flip-equivariant, so features are kept once a view. Pixels and masks of the flips are flipped when
-they are read; those of a cached augmentation (`dsu.data.decoding`) are kept, since no array turns into them. What a run
-draws is a pure function of seed, epoch and sample, never of worker, batch or mode: cached and end-to-end runs see the
-same data.
+Encoders are not flip-equivariant, so features are stored for each view. Pixels and masks are flipped when they are
+read; those of cached augmentations (`dsu.data.decoding`) are stored. Draws are a pure function of seed, epoch and
+sample, never of worker, batch or mode: runs from the store and end to end see the same data.
 
-A view is a number: its two lowest bits are the flip (1: of the width, 2: of the height), the rest is the cached
-augmentation that is flipped, 0 being the image itself.
+A view is a number: its two lowest bits are the flip (1: width, 2: height), the rest is the cached augmentation, 0 for
+the image itself.
 """
 
 import hashlib
@@ -41,22 +40,22 @@ __all__ = [
 FLIPS: Final = ("identity", "horizontal", "vertical", "both")
 
 MAX_AUGMENTATIONS: Final = 60
-"""So many cached augmentations of a sample a store has places for."""
+"""Cached augmentations per sample that a store has room for."""
 
 RECIPE: Final = 1
-"""Counts the ways in which cached augmentations were ever made: part of fingerprints."""
+"""Version of the augmentation recipe, part of fingerprints."""
 
 FLIPPED_WHEN_READ: Final = ("pixels", "mask")
-"""Arrays that keep no flips."""
+"""Arrays stored without flips."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views are drawn from, or kept: written `none`, `width`, `flips`, and with extra ones `flips+3`.
+    """A set of views, to draw from or to store: `none`, `width`, `flips`, or with augmentations `flips+3`.
 
     Attributes:
         flips: how many of `FLIPS`, counted from the first: 1, 2 or 4.
-        extra: how many cached augmentations beside them.
+        extra: number of cached augmentations in addition.
     """
 
     flips: int = 4
@@ -64,7 +63,7 @@ class Views:
 
     @classmethod
     def parse(cls, text: object) -> "Views":
-        """Views as they are written; 1, 2 and 4 stand for the flips alone. Raises `ValueError`."""
+        """Parse views from text; 1, 2 and 4 mean flips only. Raises `ValueError`."""
         if isinstance(text, Views):
             return text
         named = {"none": 1, "1": 1, "width": 2, "2": 2, "flips": 4, "4": 4}
@@ -91,23 +90,23 @@ UNFLIPPED: Final = Views(1)
 
 
 def view_name(view: int) -> str:
-    """What a view is called."""
+    """A view's name."""
     extra, flip = augmentation_of(view), FLIPS[view % 4]
     return flip if not extra else f"extra{extra}" if not view % 4 else f"extra{extra} {flip}"
 
 
 def augmentation_of(view: int) -> int:
-    """Which cached augmentation a view is, or is a flip of; 0 for the image itself."""
+    """The cached augmentation of a view; 0 for the image itself."""
     return view // 4
 
 
 def view_count(array: str) -> int:
-    """How many places an array has, all from the start: one with a single place would serve it for every view."""
+    """Number of view slots of an array, fixed from the start."""
     return len(FLIPS) + MAX_AUGMENTATIONS if array not in FLIPPED_WHEN_READ else 1 + MAX_AUGMENTATIONS
 
 
 def view_index(array: str, view: int) -> int:
-    """Where `array` keeps a view: all flips in one place, or each in its own; cached augmentations behind them.
+    """The slot of a view in `array`: one for all flips, or one for each; cached augmentations follow.
 
     Raises `ValueError` for flips of cached augmentations, which only arrays that are flipped when read can give.
     """
@@ -121,24 +120,24 @@ def view_index(array: str, view: int) -> int:
 
 
 def draw_view(seed: int, epoch: int, name: str, views: Views, turn: int = 0) -> int:
-    """The view of sample `name` in `epoch`, one of `views` with the same chance each.
+    """The view of sample `name` in `epoch`, drawn uniformly from `views`.
 
-    `turn` counts the sample's earlier draws in that epoch.
+    `turn` is the number of the sample's earlier draws in that epoch.
     """
     again = f"/{turn}" if turn else ""
     return views.numbers[_draw(f"view/{seed}/{epoch}/{name}{again}") % len(views)]
 
 
 def epoch_order(seed: int, epoch: int, names: Sequence[str]) -> list[str]:
-    """`names` shuffled for `epoch`, whatever order they came in."""
+    """`names` shuffled for `epoch`, independent of their original order."""
     return sorted(names, key=lambda name: (_draw(f"order/{seed}/{epoch}/{name}"), name))
 
 
 def draw_samples(seed: int, epoch: int, names: Sequence[str], empty: Collection[str] | None) -> list[tuple[str, int]]:
-    """The samples of an epoch in order, as many as `names`, each with the number of its earlier draws.
+    """The samples of an epoch in order, as many as `names`, each with its number of earlier draws.
 
-    With `empty` given, half of the draws are of samples in it and half of others, each kind evenly used: of a kind
-    that is rarer some come several times, of the other some wait for a later epoch. Otherwise each comes once.
+    With `empty`, half of the draws come from it and half from the other samples, each kind evenly: samples of the rarer
+    kind repeat, and some of the other kind wait for a later epoch. Otherwise each sample comes once.
     """
     if empty is None:
         return [(name, 0) for name in epoch_order(seed, epoch, names)]
@@ -152,9 +151,9 @@ def draw_samples(seed: int, epoch: int, names: Sequence[str], empty: Collection[
 
 
 def flip(batch: "Tensor", views: "Tensor") -> "Tensor":
-    """Each sample of (B, H, W, ...) flipped as its view, by number in `views` (B,); exact, and its own inverse.
+    """Flip each sample of (B, H, W, ...) by its view number in `views` (B,); exact and self-inverse.
 
-    Nothing is looked up on the host: on a GPU this waits for nothing.
+    Reads nothing on the host, so a GPU never waits.
     """
     for bit, side in ((1, 2), (2, 1)):
         turned = (views & bit).bool().view(-1, *(1,) * (batch.ndim - 1))
@@ -163,12 +162,12 @@ def flip(batch: "Tensor", views: "Tensor") -> "Tensor":
 
 
 def flip_one(image: "Tensor", view: int) -> "Tensor":
-    """One sample (H, W, ...) flipped as `view`, a number that is at hand: on a CPU many times as fast as `flip`."""
+    """Flip one sample (H, W, ...) by `view`, a plain number: on a CPU many times faster than `flip`."""
     return image.flip([side for bit, side in ((1, 1), (2, 0)) if view & bit])
 
 
 def hashed_share(content: str) -> float:
-    """A number from 0 to 1 that follows from a text alone."""
+    """A number from 0 to 1, a hash of a text."""
     return _draw(content) / 2**64
 
 

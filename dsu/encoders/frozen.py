@@ -1,22 +1,22 @@
-"""The frozen encoders: DINOv2 from timm, and SAM 2's Hiera trunk. Of sam2 only the trunk is used, never its video part.
+"""The frozen encoders: DINOv2 from timm, and SAM 2's Hiera trunk (only the trunk of sam2, never its video part).
 
-`run_block` runs a block, on a CPU without window padding: what sam2's own block gives, from fewer operations.
+`run_block` runs a block, on a CPU without window padding: the same result as sam2's own block with fewer operations.
 
-sam2 cuts a map into square windows and pads it with zeros where they do not fit: at 352 pixels Hiera stage 3 is
-22x22 under windows of 16, so 1024 tokens a block are computed instead of 484. Three facts make that avoidable:
+sam2 cuts a map into square windows and pads it with zeros where they do not fit: at 352 pixels Hiera stage 3 is 22x22
+with windows of 16, so a block computes 1024 tokens instead of 484. Three facts make that unnecessary:
 
-* Normalisation, linear layers and MLP see one token at a time. They need the real tokens only.
-* A padded token is zero after the norm. Its query, key and value are the bias of the `qkv` layer, the same for all
-  of them, and its own output is cut away.
-* Attention does not ask where a key comes from. So the real queries of a window over its real keys, and as many
-  copies of the bias's key and value as tokens were padded, are the published numbers.
+* Normalisation, linear layers and MLP process one token at a time. They need only the real tokens.
+* A padded token is zero after the norm. Its query, key and value are the bias of the `qkv` layer, the same for all of
+    them, and its own output is cropped away.
+* Attention does not depend on where a key comes from. So the real queries of a window over its real keys, and one copy
+    of the bias's key and value per padded token, give the published numbers.
 
-At most four shapes of window arise: whole ones, one cut at the right, one at the bottom, one at the corner. Each is
-one call of torch's fused attention. In place of the copies, one key whose logit is raised by the logarithm of their
-number would do as well; but bf16 rounds that logarithm by up to a percent, and a mask shuts out the fastest kernels.
-Counted for Hiera-L at 352 pixels: 102 instead of 134 G multiply-adds an image.
+There are at most four window shapes: whole, cut at the right, at the bottom, and at the corner. Each is one call of
+torch's fused attention. Instead of the copies, one key with its logit raised by the logarithm of their number would
+work too; but bf16 rounds that logarithm by up to a percent, and a mask rules out the fastest kernels. For Hiera-L at
+352 pixels this is 102 instead of 134 G multiply-adds per image.
 
-On a GPU four small calls take longer than one that is padded: there windows are cut as sam2 cuts them.
+On a GPU four small calls take longer than one padded call, so windows are padded there as in sam2.
 
 The first block of a Hiera stage pools its queries 2x2. Windows start at even positions there, so every pooled cell
 lies in one window; a last odd row or column is left out of the pooled map, as in sam2.
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 MAX_WINDOWS: Final = 32768
-"""Windows in one call of attention: CUDA's kernels take no more than 65,535."""
+"""Windows per attention call: CUDA's kernels accept at most 65,535."""
 
 
 # ---- DINOv2 ----
@@ -118,13 +118,13 @@ def _pool(x: Tensor, pool: nn.Module | None) -> Tensor:
 
 
 def padded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
-    """`layer` within windows of that side (0: one window over all), the last ones padded with zeros.
+    """Apply `layer` within windows of that side (0: one window over all), the last ones padded with zeros.
 
     (B, H, W, C) to (B, H', W', C').
     """
     from sam2.modeling.backbones.utils import window_partition, window_unpartition
 
-    x = x.to(layer.qkv.weight.dtype)  # before it is padded and copied, where autocast would do it afterwards
+    x = x.to(layer.qkv.weight.dtype)  # before padding and copying; autocast would do it afterwards
     if not window:
         mixed: Tensor = layer(x)
         return mixed
@@ -138,7 +138,7 @@ def padded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Te
 
 
 def unpadded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
-    """What `padded_attention` gives, from the tokens alone."""
+    """The result of `padded_attention`, without padding."""
     strips = layer.qkv(x).split(_parts(x.shape[1], window), dim=1)
     mixed = torch.cat(
         [
@@ -152,13 +152,13 @@ def unpadded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> 
 
 
 def _parts(side: int, window: int) -> list[int]:
-    """How much of a side whole windows cover, and what is left for the one that its end cuts."""
+    """How much of a side whole windows cover, and the remainder for the last, cut window."""
     rest = side % window if window else 0
     return [length for length in (side - rest, rest) if length]
 
 
 def _windows(layer: "MultiScaleAttention", qkv: Tensor, window: int) -> Tensor:
-    """Attention within the windows of one part of the map, all of one shape: (B, H, W, 3 C') to (B, H', W', C')."""
+    """Attention within the equally shaped windows of one part of the map: (B, H, W, 3 C') to (B, H', W', C')."""
     batch, height, width, _ = qkv.shape
     high, wide = min(height, window or height), min(width, window or width)
     rows, columns, heads = height // high, width // wide, layer.num_heads

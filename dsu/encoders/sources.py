@@ -1,4 +1,4 @@
-"""Where the encoders' weights are published, and where they would be read from. Nothing here loads any."""
+"""Where the encoders' weights are published, and where to read them from. Nothing here loads weights."""
 
 import os
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ __all__ = [
 
 
 class MissingWeightsError(DsuError):
-    """Published weights that are neither given by path nor in the hub's cache, nor can be fetched."""
+    """Published weights that are not given by path, not in the hub's cache, and can't be downloaded."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights of one encoder come from.
+    """The source of one encoder's weights.
 
     Attributes:
-        what: the encoder, for people.
-        option, variable: how a user gives their file by path.
-        repository, filename: on the Hugging Face hub; empty for a size that nobody published.
-        licence: of the published weights, by its identifier on the hub.
+        what: the encoder's name for people.
+        option, variable: how a user gives their path.
+        repository, filename: on the Hugging Face hub; empty for an unpublished size.
+        licence: of the published weights, as a hub identifier.
     """
 
     what: str
@@ -60,20 +60,20 @@ _PUBLISHED: Final = {
 
 
 def source_of(encoder: str, name: str) -> Source:
-    """Where the weights of an encoder of that name come from."""
+    """The source of the named encoder's weights."""
     repository, filename = _PUBLISHED.get((encoder, name), ("", ""))
     title = "SAM 2.1's Hiera" if encoder == "hiera" else "DINOv2"
     return Source(f"{title} ({name})", f"--{encoder}-weights", f"DSU_{encoder.upper()}", repository, filename)
 
 
 def published_source(encoder: str, name: str) -> Source | None:
-    """Where the weights of an encoder of that name are published; None for sizes that nobody published."""
+    """The published source of the named encoder's weights; None for unpublished sizes."""
     source = source_of(encoder, name)
     return source if source.repository else None
 
 
 def check_given(config: DSUNetConfig, weights: EncoderWeights, *, hiera: bool, dino: bool) -> None:
-    """Raise `DsuError` where weights that are wanted are named, by option or variable, and no file is there."""
+    """Raise `DsuError` if an option or variable names weights that don't exist."""
     of_hiera, of_dino = source_of("hiera", config.hiera.name), source_of("dino", config.dino.name)
     random = weights.random_of(config)
     for encoder, wanted, source, given in (
@@ -85,21 +85,21 @@ def check_given(config: DSUNetConfig, weights: EncoderWeights, *, hiera: bool, d
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise `DsuError` where there is no file."""
+    """Raise `DsuError` if the file does not exist."""
     if not path.is_file():
         raise DsuError(f"There is no checkpoint at {path}: check the path.")
 
 
 def check_file(source: Source, path: str | Path | None) -> None:
-    """Raise `DsuError` where a path is given and no file is there."""
+    """Raise `DsuError` if a given path does not exist."""
     if path and not Path(path).is_file():
         raise DsuError(f"The weights of {source.what} are not at {path}: check {source.option} or {source.variable}.")
 
 
 def locate(source: Source) -> Path | None:
-    """Where the weights would be read from without the network: the variable's path, or the hub's cache.
+    """The local path of the weights: the variable's, or one in the hub's cache.
 
-    A path that the variable gives counts, whether or not a file is there: nothing else is looked at then.
+    If the variable is set, its path counts, even if no file exists.
     """
     if os.environ.get(source.variable):
         return Path(os.environ[source.variable])

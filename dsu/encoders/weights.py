@@ -1,8 +1,7 @@
-"""Where the encoders' weights come from, and which weights they are.
+"""Find, load and identify the encoders' weights.
 
-Official files only: SAM 2.1's checkpoints as Meta publishes them, DINOv2 as timm or Meta publish it. They are
-looked for at a path given by option or environment variable and then on the Hugging Face hub, in its ordinary
-cache. Nothing pickled is ever run.
+Official files only: SAM 2.1's checkpoints as Meta publishes them, DINOv2 from timm or Meta. The search order is a path
+from an option or environment variable, then the Hugging Face hub with its ordinary cache. Pickled code is never run.
 """
 
 import hashlib
@@ -45,22 +44,22 @@ _SAM_PREFIX = "image_encoder.trunk."
 
 
 _CONTAINERS: Final = frozenset({"model", "state_dict", "model_state_dict", "student", "teacher"})
-"""What training programs file weights under, beside an optimiser's state and the like."""
+"""Keys under which training programs store weights, next to an optimiser's state and the like."""
 _PREFIXES: Final = ("module.", "backbone.", "teacher.", "student.", "model.")
-"""What they put before every name."""
+"""Prefixes of names."""
 _NO_CHECKPOINT: Final = {
-    b"<!doctype html": "an HTML page, as a download that wants a login gives",
-    b"<html": "an HTML page, as a download that wants a login gives",
-    b"version https://git-lfs": "a Git LFS pointer to the file, not the file",
+    b"<!doctype html": "an HTML page, such as a login page",
+    b"<html": "an HTML page, such as a login page",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
-"""How files begin that are often saved in a checkpoint's place."""
+"""First bytes of files often saved instead of a checkpoint."""
 
 
 def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", str]:
     """The frozen trunk and its weights' digest.
 
-    Raises `DsuError` where the weights can't be read or do not fit, and `MissingWeightsError` where there are none. It
-    names DINOv2's as well, if they are not here either: who has to go for files goes once.
+    Raises `DsuError` if the weights can't be read or don't fit, and `MissingWeightsError` if there are none. It names
+    DINOv2's too if they are also missing, so that the user downloads once.
     """
     spec = config.hiera
     if "hiera" in weights.random_of(config):
@@ -77,7 +76,7 @@ def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", 
 def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTransformer", str]:
     """The frozen transformer, its position table resampled timm's way to the input size, and its digest.
 
-    Raises `DsuError` where the weights can't be read or do not fit, and `MissingWeightsError` where there are none.
+    Raises `DsuError` if the weights can't be read or don't fit, and `MissingWeightsError` if there are none.
     """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
@@ -90,7 +89,7 @@ def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTra
     what = f"DINOv2 checkpoint of {spec.name}"
     try:
         converted = checkpoint_filter_fn(state, encoder)
-    except Exception as error:  # timm reads keys and shapes of whatever it is given
+    except Exception as error:  # timm reads keys and shapes of anything
         raise DsuError(_misfit(path, what, str(error))) from error
     _load(encoder, {key: value for key, value in converted.items() if key != "mask_token"}, path, what)
     return encoder, weights_digest(encoder)
@@ -99,7 +98,7 @@ def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTra
 def load_encoders(
     config: DSUNetConfig, weights: EncoderWeights, *, hiera: bool, dino: bool
 ) -> tuple[Any, Any, dict[str, str]]:
-    """Those of the two encoders that are wanted, and their digests."""
+    """The requested encoders and their digests."""
     digests: dict[str, str] = {}
     trunk = transformer = None
     if hiera:
@@ -110,7 +109,7 @@ def load_encoders(
 
 
 def weights_digest(module: nn.Module) -> str:
-    """sha256 over names, types, shapes and values: the same for the same weights, whatever file they came in."""
+    """SHA-256 over names, types, shapes and values: equal for equal weights, independent of the file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -119,7 +118,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pt`, `.pth` or `.safetensors` file, without running any code that it may contain.
+    """The tensors of a `.pt`, `.pth` or `.safetensors` file, without running code from it.
 
     Raises `DsuError` for anything else.
     """
@@ -128,33 +127,33 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         start = file.read(64).lstrip().lower()
     for beginning, what in _NO_CHECKPOINT.items():
         if start.startswith(beginning):
-            raise DsuError(f"{path} is {what}: fetch the file itself.")
+            raise DsuError(f"{path} is {what}: download the actual file.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings():  # of other pickles than torch's own, which are refused or read as they are
+        with warnings.catch_warnings():  # for pickles not from torch, which are refused or read unchanged
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise DsuError(
-            f"{path} is no file of weights alone, and code out of a checkpoint is never run: give a file of tensors "
-            f"alone (.safetensors, or a state dict saved by torch)."
+            f"{path} contains more than weights, and dsu never runs code from a checkpoint: give a file with tensors "
+            "only (.safetensors, or a state dict saved by torch)."
         ) from error
-    except Exception as error:  # torch and safetensors raise whatever their parsers meet
-        raise DsuError(f"{path} can't be read as a checkpoint ({reason_of(error)}): fetch it again.") from error
+    except Exception as error:  # the parsers of torch and safetensors may raise anything
+        raise DsuError(f"{path} can't be read as a checkpoint ({reason_of(error)}): download it again.") from error
     state, stripped = _unwrapped(state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DsuError(f"{path} is no state dict of tensors: give the checkpoint as it is published.")
+        raise DsuError(f"{path} is not a state dict of tensors: give the published checkpoint.")
     if stripped:
         names = ", ".join(map(repr, stripped))
-        _LOG.info("%s: read without %s, which its training program put around the weights", path, names)
+        _LOG.info("%s: removed %s, which its training program added around the weights", path, names)
     return dict(state)
 
 
 def _unwrapped(state: Any) -> tuple[Any, list[str]]:
-    """What a training program put around weights taken off, where it is plain what that is; and its names."""
+    """Weights without known wrappers of training programs, and the wrappers' names."""
     stripped = []
     while isinstance(state, Mapping) and len(inner := _CONTAINERS & state.keys()) == 1:
         [name] = inner
@@ -172,21 +171,21 @@ def _unwrapped(state: Any) -> tuple[Any, list[str]]:
 
 
 def _find(source: Source, given: Path | None, may_download: bool, others: Sequence[Source] = ()) -> Path:
-    """A local path: the given one, or the hub's cache (downloading into it if it may); `others` are named if missing.
+    """A local path: the given one, or in the hub's cache (downloads if allowed); also names missing `others`.
 
-    What the cache has is taken without asking: weights that are published do not change.
+    Cached files are used without asking the hub: published weights do not change.
     """
     path = given or locate(source)
     if path is not None:
         check_file(source, path)
         return path
     if not source.repository:
-        raise UsageError(f"{source.what} is of no official size, so its weights must be given by {source.option} FILE.")
+        raise UsageError(f"{source.what} has no official weights: give a file with {source.option} FILE.")
     try:
         if not may_download:
-            raise OutOfReachError("the Hugging Face hub may not be asked")
+            raise OutOfReachError("access to the Hugging Face hub is off")
         return download(source.repository, source.filename)
-    except Exception as error:  # network, authorisation, a full disk: one way out for all of them
+    except Exception as error:  # network, authorisation, a full disk: the same way out for all
         missing = [source, *(other for other in others if other.repository and locate(other) is None)]
         raise MissingWeightsError(_how_to_get(missing, reason_of(error))) from error
 
@@ -195,9 +194,10 @@ def _how_to_get(missing: Sequence[Source], reason: str) -> str:
     commands = [f"`hf download {source.repository} {source.filename} --local-dir .`" for source in missing]
     options = [f"{source.option} FILE (or {source.variable})" for source in missing]
     return (
-        f"The weights of {' and '.join(source.what for source in missing)} are not in the Hugging Face cache, and "
-        f"can't be fetched ({reason}): go online, or fetch them where you can ({' and '.join(commands)}) and give them "
-        f"by {' and '.join(options)}; --preset toy needs none."
+        f"The weights of {' and '.join(source.what for source in missing)} are not in the Hugging Face cache and "
+        "can't be "
+        f"downloaded ({reason}): go online, or download them elsewhere ({' and '.join(commands)}) and give them with "
+        f"{' and '.join(options)}; --preset toy needs none."
     )
 
 
@@ -211,7 +211,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str)
 def _misfit(path: Path, what: str, reason: str) -> str:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     detail = next((line for line in lines[1:]), lines[0] if lines else "unknown keys")
-    return f"{path} is no {what} ({detail[:200].rstrip('.')}): give the published file of that size."
+    return f"{path} is not a {what} ({detail[:200].rstrip('.')}): give the published file of that size."
 
 
 def _random(build: Callable[[], _M], seed: int) -> tuple[_M, str]:
@@ -219,6 +219,6 @@ def _random(build: Callable[[], _M], seed: int) -> tuple[_M, str]:
         torch.manual_seed(seed)
         module = build()
         for parameter in module.parameters():
-            if parameter.ndim > 1 and not parameter.any():  # sam2 leaves its position tables at zero
+            if parameter.ndim > 1 and not parameter.any():  # sam2 initialises its position tables with zeros
                 nn.init.trunc_normal_(parameter, std=0.02)
     return module, weights_digest(module)

@@ -1,1 +1,1 @@
-"""A head's file: kept, described, shared, and brought from the authors' program and back."""
+"""A head's file and its metadata."""

@@ -1,4 +1,4 @@
-"""A head's file: what trains and the batch norms' statistics, with all that is needed to load it alone."""
+"""A head's file: trained parameters and batch norm statistics, and everything needed to load it without other files."""
 
 import hashlib
 import json
@@ -49,33 +49,33 @@ __all__ = [
 
 HEAD_FILE: Final = "head.safetensors"
 STATE_FILE: Final = "checkpoint.pt"
-"""What a run goes on from; without a head beside it, the run has not come to its end."""
+"""The checkpoint for resuming; without a head next to it, the run has not finished."""
 LOCK_FILE: Final = "run.lock"
-"""Held by the process that trains the run, and free when that has ended, however it has."""
+"""Locked by the process that trains the run, and released however that process ends."""
 CONFIG_FILE: Final = "config.json"
-"""Beside a head that was exported; no run folder has one."""
+"""Next to an exported head; run folders have none."""
 FORMAT: Final = 1
 _PUBLIC: Final = ("split", "dataset", "kind", "benchmark", "tile", "overlap", "depth")
-"""What is told of the data set: not where its images lie, nor what those that were held out are called."""
+"""Public facts about the data set: no image paths, no names of held-out images."""
 IMAGE_DIGITS: Final = 12
-"""Hexadecimal digits by which an image is known again: enough to tell a hundred million apart."""
+"""Hexadecimal digits that identify an image: enough for a hundred million."""
 
 
 class HeadInfo(BaseModel):
-    """What stands in the metadata of a head's file.
+    """The metadata of a head's file.
 
     Attributes:
-        config: of the network that the head belongs to.
+        config: the network's.
         feature_dtype: the type to which frozen features are rounded.
         encoders: digests of the frozen weights it was trained on, `hiera` and `dino`.
-        dataset: the training split, and how to find its images again.
-        test: names of the training split's samples that were set apart for `dsu eval`.
-        trained_on: of each image that was trained on `IMAGE_DIGITS` digits of its SHA-256, all in one text.
-        trained_on_pixels: likewise of its decoded pixels, by which a copy in another file is known.
+        dataset: the training split and how to find its images again.
+        test: names of the training split's samples set apart for `dsu eval`.
+        trained_on: `IMAGE_DIGITS` digits of each training image's SHA-256, joined in one text.
+        trained_on_pixels: the same for decoded pixels, to recognise copies in other files.
         training: the resolved settings of the run.
         epoch: epochs trained.
-        metrics: of the held-out share, if any.
-        threshold: by which prediction says what is an alarm and what pictures show, in (0, 1]; None: nobody chose one.
+        metrics: on the held-out images, if any.
+        threshold: for alarms and pictures, in (0, 1]; None: none chosen.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -95,7 +95,7 @@ class HeadInfo(BaseModel):
     threshold: float | None = Field(default=None, gt=0, le=1)
 
     def was_trained_on(self, *contents: str) -> bool:
-        """Whether an image was among those that it was trained on, by SHA-256 of its file or of its pixels."""
+        """Whether an image was used for training, by the SHA-256 of its file or of its pixels."""
         return any(content[:IMAGE_DIGITS] in self._images for content in contents)
 
     @cached_property
@@ -105,13 +105,13 @@ class HeadInfo(BaseModel):
 
     @property
     def tiling(self) -> Tiling | None:
-        """How the images that it was trained on were cut."""
+        """The tiling of its training images."""
         noted = [self.dataset.get(field) for field in ("tile", "overlap")]
         return Tiling.of(*noted) if all(type(number) is int for number in noted) else None
 
     @property
     def depth(self) -> tuple[float, float] | None:
-        """What is black and white in images of more than 8 bits, as it was in training."""
+        """The black and white point of images with more than 8 bits in training."""
         noted = self.dataset.get("depth")
         if isinstance(noted, list) and len(noted) == 2 and all(isinstance(one, int | float) for one in noted):
             return float(noted[0]), float(noted[1])
@@ -119,7 +119,7 @@ class HeadInfo(BaseModel):
 
     @property
     def public(self) -> "HeadInfo":
-        """What of it is for others: without paths of this machine and names of samples."""
+        """The public part: no local paths, no sample names."""
         dataset = {key: self.dataset[key] for key in _PUBLIC if key in self.dataset}
         training = {**self.training}
         if isinstance(training.get("init_from"), str):
@@ -128,14 +128,14 @@ class HeadInfo(BaseModel):
 
     @property
     def random(self) -> bool:
-        """Whether any of its encoders' weights are random ones, as the toy's always are."""
+        """Whether any of its encoders has random weights, as the toy always has."""
         hiera, dino = self.config.hiera.name, self.config.dino.name
         used = (hiera, dino) if self.config.injections else (hiera,)
         return self.random_weights or "toy" in used
 
     @property
     def random_weights(self) -> bool:
-        """Whether it was trained with --random-weights: then every use of it draws the same ones."""
+        """Whether it was trained with --random-weights; every later use then draws the same weights."""
         return bool(self.training.get("random_weights", False))
 
     @property
@@ -145,7 +145,7 @@ class HeadInfo(BaseModel):
 
     @property
     def encoder_batch_size(self) -> int | None:
-        """How many samples the frozen encoders saw at once in training."""
+        """The encoder batch size in training."""
         size = self.training.get("encoder_batch_size")
         return size if type(size) is int and size > 0 else None
 
@@ -158,17 +158,17 @@ class HeadInfo(BaseModel):
 
 
 def image_digits(contents: Iterable[str]) -> str:
-    """`HeadInfo.trained_on` or `trained_on_pixels` of some images, from their SHA-256."""
+    """`HeadInfo.trained_on` or `trained_on_pixels` from the images' SHA-256."""
     return "".join(sorted({content[:IMAGE_DIGITS] for content in contents}))
 
 
 def save_head(path: Path, state: "Mapping[str, Tensor]", info: HeadInfo) -> None:
-    """Write a head so that at no moment a part of a file stands under its name. Raises as `atomic_write`."""
+    """Write a head atomically. Raises as `atomic_write`."""
     atomic_write(path, head_bytes(state, info))
 
 
 def head_bytes(state: "Mapping[str, Tensor]", info: HeadInfo) -> bytes:
-    """What a head's file holds."""
+    """The content of a head's file."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -176,7 +176,7 @@ def head_bytes(state: "Mapping[str, Tensor]", info: HeadInfo) -> bytes:
 
 
 def load_head(path: Path) -> "tuple[dict[str, Tensor], HeadInfo]":
-    """The state and the info of a head's file. Raises `DsuError` for a file that is none."""
+    """The state and the info of a head's file. Raises `DsuError` for any other file."""
     from safetensors.torch import load_file
 
     info = read_head_info(path)
@@ -187,9 +187,9 @@ def load_head(path: Path) -> "tuple[dict[str, Tensor], HeadInfo]":
 
 
 def head_sha256(path: Path) -> str:
-    """By what a head is known: the SHA-256 of its tensors, whatever else its file says of them.
+    """A head's identity: the SHA-256 of its tensors, without its metadata.
 
-    Of an exported model that of its file. Raises `DsuError` for a file that is no head.
+    For an exported model, that of its file. Raises `DsuError` for any other file.
     """
     try:
         content = path.read_bytes()
@@ -203,7 +203,7 @@ def head_sha256(path: Path) -> str:
 
 
 def set_threshold(path: Path, threshold: float | None) -> None:
-    """Store a head's threshold with it. It stays as new as it was, and what was predicted with it stays valid.
+    """Store a threshold with a head. Keeps its file time and existing predictions valid.
 
     Raises `DsuError` as `load_head` and `atomic_write`.
     """
@@ -214,19 +214,19 @@ def set_threshold(path: Path, threshold: float | None) -> None:
 
 
 def read_head_info(path: Path) -> HeadInfo:
-    """The info alone, without the tensors. Raises `DsuError` for a file that is no head."""
+    """The info without the tensors. Raises `DsuError` for any other file."""
     try:
-        path.open("rb").close()  # safetensors says of any file that it can't open that there is none
+        path.open("rb").close()  # safetensors reports every file that it can't open as missing
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise DsuError(f"{path} can't be read as a head ({error}): give a head.safetensors that dsu wrote.") from error
     if "dsu" not in metadata:
-        raise DsuError(f"{path} holds tensors but no dsu head: give a head.safetensors that dsu wrote.")
+        raise DsuError(f"{path} contains tensors but no dsu head: give a head.safetensors that dsu wrote.")
     try:
         content = json.loads(metadata["dsu"])
         if isinstance(content, dict) and content.get("format", FORMAT) > FORMAT:
-            raise DsuError(f"The head {path} was written by dsu {content.get('version')}, which is newer: update dsu.")
+            raise DsuError(f"The head {path} was written by a newer dsu, {content.get('version')}: update dsu.")
         return HeadInfo.model_validate(content)
     except (TypeError, RecursionError) as error:
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
@@ -235,7 +235,7 @@ def read_head_info(path: Path) -> HeadInfo:
         raise DsuError(
             f"The head {path} has settings that do not fit ({reasons}): restore or train it again."
         ) from error
-    except ValueError as error:  # no JSON: pydantic's error is one as well, and comes first
+    except ValueError as error:  # not JSON: pydantic's error is a ValueError too, so it comes first
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
 
 
@@ -243,24 +243,24 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
     """A head's file.
 
     Args:
-        given: a run folder, an exported folder, a head's file, an exported model, or OWNER/NAME on the Hugging Face
-            hub, which a path that is here goes before; None takes the newest head below `runs`.
-        runs: where run folders lie.
+        given: a run folder, an exported folder, a head's file, an exported model, or OWNER/NAME on the Hugging Face hub
+            (a local path takes precedence); None takes the newest head below `runs`.
+        runs: folder of run folders.
         revision: branch, tag or commit of a repository on the hub.
 
     Raises `UsageError` where there is none, and as `dsu.hub.fetch`.
     """
     if revision is not None and (given is None or not is_hub_name(given)):
         raise UsageError(
-            f"--revision is for heads on the Hugging Face hub, and {given or 'the newest run'} is none: leave it away, "
-            f"or give OWNER/NAME."
+            f"--revision needs a head on the Hugging Face hub, not {given or 'the newest run'}: omit it, or give "
+            "OWNER/NAME."
         )
     if given is None:
         found = sorted(_runs_with(HEAD_FILE, runs), key=lambda run: (run / HEAD_FILE).stat().st_mtime)
         if not found:
             unfinished = sorted(_runs_with(STATE_FILE, runs), key=lambda run: (run / STATE_FILE).stat().st_mtime)
             why = _unfinished(unfinished[-1]) if unfinished else "run `dsu train-head`"
-            raise UsageError(f"There is no trained head below {runs}/: {why}, or give one with --head.")
+            raise UsageError(f"There is no trained head below {runs}/: {why}, or give a head with --head.")
         return found[-1] / HEAD_FILE
     if is_hub_name(given):
         return fetch(str(given), HEAD_FILE, revision)
@@ -279,7 +279,7 @@ def _unfinished(run: Path) -> str:
     trained_by = living(run)
     if trained_by is not None:
         return f"it is being trained by {trained_by}, wait until it ends"
-    return f"its training was stopped, go on with it by `dsu train-head --resume --out {run}`"
+    return f"its training was interrupted, resume it with `dsu train-head --resume --out {run}`"
 
 
 def precision_of(info: HeadInfo, head: Path) -> Precision:
@@ -292,38 +292,38 @@ def precision_of(info: HeadInfo, head: Path) -> Precision:
 
 
 def is_exported(head: Path) -> bool:
-    """Whether a head's file is a model that `dsu export` wrote, by the ending of its name."""
+    """Whether a head's file is an exported model, by its extension."""
     return head.suffix == ".onnx"
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has come to its last epoch: only then its result is written."""
+    """Whether a run has finished its last epoch and written its result."""
     return (folder / HEAD_FILE).exists()
 
 
 def living(folder: Path) -> str | None:
-    """Who is training a run (process, host, since when, command); None if no one is."""
+    """Who is training a run (process, host, start, command); None if nobody is."""
     return holder(folder / LOCK_FILE)
 
 
 def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
-    """Runs with a checkpoint and no result that no one is training, the one stopped last first."""
+    """Interrupted runs (a checkpoint, no result, nobody training), newest first."""
     found = [run for run in _runs_with(STATE_FILE, runs) if not is_finished(run) and living(run) is None]
     return sorted(found, key=lambda run: (run / STATE_FILE).stat().st_mtime, reverse=True)
 
 
 def _runs_with(name: str, runs: Path) -> list[Path]:
-    """Run folders that hold a file; old runs that were set aside lie deeper."""
+    """Run folders that contain a file, without old runs that were set aside inside them."""
     return [path.parent for path in runs.glob(f"*/{name}")]
 
 
 def predictions_folder(
     given: str | Path | None, head: Path, kind: PredictionKind = "mask", runs: Path = Path("runs")
 ) -> Path:
-    """Where predictions go if nobody says: into the head's run folder, pictures apart from masks.
+    """The default prediction folder: in the head's run folder, pictures separate from masks.
 
-    Those of a head that was exported or comes from the hub go into a folder of its name below `runs`: what is to be
-    published, or lies in the hub's cache, is left as it is.
+    For an exported head or one from the hub: a folder of its name below `runs`, so that nothing is written into the
+    exported folder or the hub's cache.
     """
     run = head.parent
     if given is not None and is_hub_name(given):

@@ -1,1 +1,1 @@
-"""What trains, a module a sentence of the paper's method, and the whole network with its split."""
+"""The network: trained layers, one per step of the paper's method, and the whole model with its frozen part."""

@@ -22,16 +22,16 @@ from dsu.network.resize import resize_map
 __all__ = ["Head"]
 
 SIDE_SCALES = (16, 8, 4)
-"""Upsampling of the side outputs, deepest first: they lie on the grids of S3, S2 and S1."""
+"""Upsampling factors of the side outputs, deepest first: their grids are those of S3, S2 and S1."""
 
 
 class Head(nn.Module):
     """All trainable parts of DSU-Net (7.226 M parameters in the paper's setting).
 
-    Adapters are called by the network from inside Hiera; `forward` is everything after the encoders.
+    The network calls the adapters inside Hiera; `forward` is everything after the encoders.
 
     Args:
-        config: fixes every width, which blocks carry adapters and which levels DINOv2 is fused into.
+        config: determines all widths, which blocks have adapters and which levels DINOv2 is fused into.
         as_published: see `DSUNet`.
     """
 
@@ -55,18 +55,18 @@ class Head(nn.Module):
 
     @property
     def norm_groups(self) -> int:
-        """How many times a pass normalises, norms that run together counting once: see `dsu.network.norms`."""
+        """Number of normalisations in a pass, counting joint norms once: see `dsu.network.norms`."""
         return len(self.modulations) + 5 * len(self.receptive_fields) + 5 * len(self.decoders)
 
     def init_adapters_identity(self, blocks: Iterable[str] | None = None) -> None:
-        """Make the adapters of some blocks, or of all, the identity."""
+        """Initialise the adapters of some blocks, or of all, as the identity."""
         for block in self.adapters if blocks is None else blocks:
             cast(Adapter, self.adapters[block]).init_identity()
 
     def forward(self, levels: Mapping[int, Tensor], guides: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits (B, 1, S, S) at the input's size, deepest first; the last one is the prediction.
 
-        `levels` maps 1..4 to (B, C, H, W); `guides` holds the maps that `injections` names.
+        `levels` maps 1..4 to (B, C, H, W); `guides` has the maps named in `injections`.
         """
         found = self.intermediates(levels, guides)
         return [
@@ -75,9 +75,9 @@ class Head(nn.Module):
         ]
 
     def intermediates(self, levels: Mapping[int, Tensor], guides: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every intermediate map by the paper's names: `modulated` and `fused` (of the deepest level that
-        DINOv2 is fused into), R1..R4 after the receptive-field blocks, D1..D3 after the decoders, deepest
-        first; where DINOv2 is fused into several levels, also `modulated1`, ... and `fused1`, ...
+        """Every intermediate map by the paper's names: `modulated` and `fused` (of the deepest level that DINOv2 is
+        fused into), R1..R4 after the receptive-field blocks, D1..D3 after the decoders, deepest first; if DINOv2 is
+        fused into several levels, also `modulated1`, ... and `fused1`, ...
         """
         if self.training:
             torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in self._norms], 1)

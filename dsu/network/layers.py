@@ -1,7 +1,7 @@
-"""The layers that train, in the order in which the paper describes them (its Section III).
+"""The trained layers, in the order of the paper's Section III.
 
 adapter -> wavelet convolution -> channel modulation -> content-guided fusion -> receptive-field block -> spatial
-feature fusion. How they are joined is in `dsu.network.head`.
+feature fusion. `dsu.network.head` joins them.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ __all__ = [
 HIDDEN = 32
 """Width of an adapter's bottleneck."""
 TAP = 0.4999999701976776
-"""Product of two float32 taps 1/sqrt(2), the published filters' value; kept in float64 too."""
+"""Product of two float32 taps 1/sqrt(2), as in the published filters; used in float64 too."""
 SQUEEZE = 8
-"""What the channel attention's middle layer is narrower by."""
+"""Reduction factor of the channel attention's middle layer."""
 WIDTH = 64
 """Channels of the decoder."""
 INNER = 32
@@ -48,7 +48,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 class Adapter(nn.Module):
     """x + GELU(W2 GELU(W1 x)) on the tokens that enter a block.
 
-    The width of the bottleneck is 32 whatever the block's; both layers have biases and GELU is the exact one.
+    The bottleneck's width is always 32; both layers have biases and GELU is exact.
 
     Args:
         dim: channels of the tokens entering the block.
@@ -61,7 +61,7 @@ class Adapter(nn.Module):
         self.activation = nn.GELU()
 
     def init_identity(self) -> None:
-        """Make it the identity, from which it can still learn: only the second layer is zero, and GELU'(0) is 1/2."""
+        """Initialise as the identity, still trainable: only the second layer is zero, and GELU'(0) is 1/2."""
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -102,7 +102,7 @@ def _butterfly(x: Tensor) -> Tensor:
 
 
 class ChannelScale(nn.Module):
-    """One learned factor a channel."""
+    """One learned factor per channel."""
 
     def __init__(self, channels: int, start: float) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class ChannelScale(nn.Module):
 class WaveletConv(nn.Module):
     """A depthwise 3x3 convolution, plus another one between a Haar transform and its inverse.
 
-    Both branches are scaled by learned factors a channel: the base starts at 1 (and scales its bias too), the
-    wavelet branch at 0.1.
+    Both branches have a learned factor per channel: the base starts at 1 (and scales its bias too), the wavelet branch
+    at 0.1.
 
     Args:
         channels: channels in and out.
@@ -139,11 +139,12 @@ class WaveletConv(nn.Module):
         return base + detail[..., :height, :width]
 
 
-# ---- channel modulation: DINOv2's map made to fit a level of Hiera ----
+# ---- channel modulation: adapt DINOv2's map to a level of Hiera ----
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Torch's, whose batches the head counts for all of its norms at once: one by one they are 88 kernels a step."""
+    """torch's batch norm without its batch counter: the head counts for all norms at once, which saves 88 kernels a
+    step."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
@@ -151,14 +152,14 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def _normed(norms: Sequence[BatchNorm], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Each norm on its own (B, C, H, W), all of one size."""
+    """Apply each norm to its own (B, C, H, W), all of one size."""
     parts = [[getattr(norm, name) for name in _NORM] for norm in norms]
     first = norms[0]
     return batch_norms(inputs, parts, training=first.training, momentum=first.momentum or 0, eps=first.eps)
 
 
 def _side_by_side(layers: Sequence[nn.Sequential], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Each layer (convolution, norm and maybe an activation) on its own (B, C, H, W), the norms together."""
+    """Apply each layer (convolution, norm, optional activation) to its own (B, C, H, W), the norms jointly."""
     convolved = [layer[0](x) for layer, x in zip(layers, inputs, strict=True)]
     normed = _normed([layer[1] for layer in layers], convolved)  # type: ignore[misc]
     return [layer[2](x) if len(layer) > 2 else x for layer, x in zip(layers, normed, strict=True)]
@@ -169,7 +170,7 @@ class ChannelModulation(nn.Module):
 
     Args:
         dino_dim: channels of DINOv2's map.
-        level_dim: channels of the Hiera level that it is to be fused into.
+        level_dim: channels of the Hiera level to fuse it into.
     """
 
     def __init__(self, dino_dim: int, level_dim: int) -> None:
@@ -187,10 +188,10 @@ class ChannelModulation(nn.Module):
 
 
 class ContentGuidedFusion(nn.Module):
-    """Weighs two feature maps against each other by channel, spatial and pixel attention.
+    """Weights two feature maps by channel, spatial and pixel attention.
 
-    The pixel attention's sigmoid is applied twice, as the published program does: the weight of either map
-    lies between 0.5 and 0.73.
+    The pixel attention's sigmoid is applied twice, as in the published program: each map's weight is between 0.5 and
+    0.73.
 
     Args:
         dim: channels of both maps; they need at least 4x4 positions (reflect padding by 3).
@@ -217,8 +218,8 @@ class ContentGuidedFusion(nn.Module):
     def _pixel_attention(self, total: Tensor, coarse: Tensor) -> Tensor:
         """`self.pixel` of both maps, channel by channel interleaved: (B, dim, H, W).
 
-        One group of that layer sees a channel of the sum and the same channel of the coarse attention. Two depthwise
-        convolutions with the halves of its weight give the same numbers and have fast kernels; groups of two have none.
+        Each group of that layer sees a channel of the sum and the same channel of the coarse attention. Two depthwise
+        convolutions with the halves of its weight give the same numbers and have fast kernels; groups of two don't.
         """
         weight, dim = self.pixel.weight, len(self.pixel.weight)
         total, coarse = reflect_pad(total, 3), reflect_pad(coarse, 3)
@@ -227,9 +228,9 @@ class ContentGuidedFusion(nn.Module):
 
 
 def reflect_pad(x: Tensor, by: int) -> Tensor:
-    """Mirror (B, C, H, W) at its edges, which are not repeated: (B, C, H + 2 by, W + 2 by).
+    """Reflect-pad (B, C, H, W): (B, C, H + 2 by, W + 2 by).
 
-    torch's own reflection padding has no deterministic backward pass on a GPU; copies have.
+    torch's reflection padding has no deterministic backward pass on a GPU; copies do.
     """
     x = torch.cat([x[..., 1 : by + 1].flip(-1), x, x[..., -by - 1 : -1].flip(-1)], dim=-1)
     return torch.cat([x[..., 1 : by + 1, :].flip(-2), x, x[..., -by - 1 : -1, :].flip(-2)], dim=-2)
@@ -254,7 +255,7 @@ class ConvNorm(nn.Sequential):
 
 
 class ReceptiveFieldBlock(nn.Module):
-    """Four branches that see 1, 3, 5 and 7 pixels far, joined by a 3x3, beside a 1x1 of the input.
+    """Four branches with ranges 1, 3, 5 and 7, joined by a 3x3 convolution, plus a 1x1 of the input.
 
     Args:
         dim: channels of the level.
@@ -294,7 +295,7 @@ class ReceptiveFieldBlock(nn.Module):
 
 
 def _norm_together(norms: Sequence[BatchNorm], x: Tensor) -> Tensor:
-    """Each norm on its share of the channels of (B, C, H, W), in one pass: a norm sees channel by channel."""
+    """Apply each norm to its channels of (B, C, H, W) in one pass, since norms are per channel."""
     first, widths = norms[0], [norm.num_features for norm in norms]
     parts = {name: [getattr(norm, name) for norm in norms] for name in _NORM}
     weight, bias, mean, variance = (torch.cat(parts[name]) for name in _NORM)
@@ -311,7 +312,7 @@ def _norm_together(norms: Sequence[BatchNorm], x: Tensor) -> Tensor:
     return x
 
 
-# ---- spatial feature fusion, a step of the decoder: a deep, small map guides a large one ----
+# ---- spatial feature fusion, a decoder step: a deep, small map guides a large one ----
 
 
 def _conv_norm_relu(dim_in: int, dim_out: int, kernel: int = 1) -> nn.Sequential:
@@ -323,14 +324,14 @@ def _conv_norm_relu(dim_in: int, dim_out: int, kernel: int = 1) -> nn.Sequential
 
 
 class SpatialFeatureFusion(nn.Module):
-    """One-head attention over the large map's positions, with both maps asking and the large map answering.
+    """Single-head attention over the large map's positions: queries from both maps, keys and values from the large one.
 
     At 88x88 the attention matrix has 60 million entries an image. Torch's fused attention never materialises it, in
     training as in inference: 100 MiB instead of 1.5 GB at batch 2, and a backward pass that recomputes it block by
     block in less time than reading it back takes.
 
     Args:
-        as_published: write the matrix out, as the authors do.
+        as_published: materialise the matrix, as the authors do.
     """
 
     def __init__(self, *, as_published: bool = False) -> None:
@@ -357,14 +358,14 @@ class SpatialFeatureFusion(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, 32, H, W) to the same: every position of `query` asks all of `key`, scaled by 32^-0.5."""
+    """(B, 32, H, W) to the same: every position of `query` attends to all of `key`, scaled by 32^-0.5."""
     query, key, sequence = (_as_sequence(x).unsqueeze(1) for x in (query, key, value))  # one head
     mixed = functional.scaled_dot_product_attention(query, key, sequence)
     return mixed.squeeze(1).transpose(1, 2).reshape(value.shape)
 
 
 def _attend_written_out(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """As `_attend`, by the authors' operations in their order."""
+    """As `_attend`, with the authors' operations in their order."""
     weight = (INNER**-0.5 * (_as_sequence(query) @ key.flatten(2))).softmax(-1)
     mixed: Tensor = weight @ _as_sequence(value)
     return mixed.transpose(1, 2).contiguous().view(value.shape)

@@ -1,9 +1,9 @@
 """The whole network: one forward pass, from images or from stored features.
 
-Everything upstream of the first trainable layer is frozen and may be stored. `encode` computes it, and `forward` goes
-on from it: it takes the features it is given and encodes the rest. Both ways give the same numbers by construction.
-The encoders always see blocks of one fixed number of samples, so a feature depends on its own sample alone; and every
-feature passes through `to_stored`, so it is, byte for byte, what a store keeps.
+Everything upstream of the first trainable layer is frozen and may be stored. `encode` computes it, and `forward`
+continues from it: it uses the features it gets and encodes the rest. Both ways give the same numbers by construction.
+The encoders always see blocks of one fixed number of samples, so a feature depends only on its own sample; and every
+feature passes through `to_stored`, so it equals the stored one byte for byte.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 
 STRIDE: Final = 32
-"""Pixels a position of S4, the deepest level."""
+"""Pixels per position of S4, the deepest level."""
 
 ENCODER_ATTENTION: Final = [
     SDPBackend.CUDNN_ATTENTION,
@@ -46,14 +46,14 @@ ENCODER_ATTENTION: Final = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""The encoders take the first of these that can run: left to itself, torch may choose another one elsewhere.
+"""The encoders use the first of these that is available: by default, torch may choose differently elsewhere.
 
 On an H200 DINOv2's 24 layers take 4.1 ms for 8 images with the first and 6.1 ms with the second.
 """
 
 
 def default_encoder_batch_size(device: torch.device) -> int:
-    """Samples that the encoders see at once: one fills a CPU, eight a GPU."""
+    """Default number of samples that the encoders see at once: 1 on a CPU, 8 on a GPU."""
     return 8 if device.type == "cuda" else 1
 
 
@@ -64,7 +64,7 @@ def to_stored(tokens: Tensor, feature_dtype: torch.dtype | None) -> Tensor:
 
 @dataclass(frozen=True)
 class DSUNetOutput:
-    """What the network gives.
+    """The network's output.
 
     Attributes:
         side_logits: three maps (B, 1, S, S) at the input's size, deepest first.
@@ -81,25 +81,24 @@ class DSUNetOutput:
 class DSUNet(nn.Module):
     """DSU-Net: DINOv2's last feature guides SAM 2's Hiera through small adapters, fusion and a U-shaped decoder.
 
-    Either encoder may be absent. A run needs only what its start leaves to compute: with V stored it needs no DINOv2,
-    with S4 stored and no adapters no Hiera.
+    Either encoder may be absent: with V stored, no DINOv2 is needed; with S4 stored and no adapters, no Hiera.
 
     Args:
-        config: every size.
+        config: all sizes.
         hiera: the frozen trunk, or None.
         dino: the frozen transformer, or None.
         feature_dtype: the type to which frozen features are rounded; None leaves them as computed.
-        encoder_batch_size: samples that the frozen encoders see at once, the last block padded. It decides which
-            kernels run, and so the features' last bits. None suits the device.
-        as_published: run the authors' operations in their order (padded windows, attention written out): the same
-            numbers up to rounding, slower. For comparisons with their program and of speed.
+        encoder_batch_size: samples that the frozen encoders see at once, the last block padded. It determines which
+            kernels run, and so the features' last bits. None uses the device's default.
+        as_published: run the authors' operations in their order (padded windows, explicit attention): the same numbers
+            up to rounding, slower. For comparisons.
 
     Attributes:
-        encoder_digests: sha256 of the encoders' weights by `hiera` and `dino`, as far as they were loaded.
-        random_encoders: whether these are random ones.
-        encoder_threads: with how many threads the frozen encoders compute on a CPU; None: as many as all else.
-        gradient_checkpointing: whether adapted blocks keep no activations for the backward pass but run again in it:
-            the same numbers for less memory and a third more time.
+        encoder_digests: SHA-256 of the loaded encoders' weights, by `hiera` and `dino`.
+        random_encoders: whether the encoders have random weights.
+        encoder_threads: threads of the frozen encoders on a CPU; None: as everything else.
+        gradient_checkpointing: whether adapted blocks recompute their activations in the backward pass: the same
+            numbers, less memory, a third more time.
 
     Example:
         >>> network = DSUNet(config, hiera, dino).eval()
@@ -133,7 +132,7 @@ class DSUNet(nn.Module):
         self.gradient_checkpointing = False
         self.encoder_digests: dict[str, str] = {}
         self.random_encoders = False
-        # Buffers, since a captured GPU graph must not meet a tensor that is made on the host.
+        # Buffers, since a captured GPU graph can't contain tensors created on the host.
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         weights = bilinear_weights(config.dino_grid, config.level_grid(4))
@@ -158,7 +157,7 @@ class DSUNet(nn.Module):
             revision: branch, tag or commit on the hub.
             encoder_weights, load_guide: see `create_model`.
 
-        Raises `DsuError` where the encoders' weights are not, by digest, those that the head was trained on.
+        Raises `DsuError` if the encoders' digests differ from those that the head was trained on.
         """
         from dsu.network.pretrained import from_pretrained
 
@@ -170,24 +169,24 @@ class DSUNet(nn.Module):
         """Write `head.safetensors` and `config.json`, which `from_pretrained` and `dsu predict --head FOLDER` load.
 
         Args:
-            folder: made where it is not there.
-            metrics: figures of a held-out share, such as `{"val_S": 0.9}`, to be kept with the head.
+            folder: created if missing.
+            metrics: scores to store with the head, such as `{"val_S": 0.9}`.
 
-        Returns the folder. Raises `DsuError` where weights are not finite or the folder can't be written.
+        Returns the folder. Raises `DsuError` if weights are not finite or the folder can't be written.
         """
         from dsu.network.pretrained import save_pretrained
 
         return save_pretrained(self, folder, metrics=metrics)
 
     def compile_adapted_blocks(self, backend: str = "inductor") -> None:
-        """Run blocks with their adapters, where they train, through torch.compile.
+        """Compile the adapted blocks with torch.compile, for training.
 
-        Each shape is compiled when it is first met; equal blocks share what was compiled. Fused operations round in
-        another order, so numbers move by about the precision's rounding; `encode` and what runs without gradients
-        do not change. The head is left out: it takes as long to compile as all blocks, and gains little.
+        Each shape is compiled at first use; equal blocks share the result. Fused operations round in another order, so
+        numbers change by about the precision's rounding; `encode` and passes without gradients do not change. The head
+        is not compiled: it takes as long as all blocks and gains little.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        torch._dynamo.config.suppress_errors = True  # what can't be compiled here runs as it is, with a warning
+        torch._dynamo.config.suppress_errors = True  # what can't be compiled here runs eagerly, with a warning
         self._trained_block = torch.compile(_with_adapter, backend=backend, dynamic=False)
 
     def train(self, mode: bool = True) -> "DSUNet":
@@ -204,16 +203,16 @@ class DSUNet(nn.Module):
         features: Mapping[str, Tensor] | None = None,
         start_feature: str | None = None,
     ) -> DSUNetOutput:
-        """Logits from images, from stored features, or from both: what is given is not computed.
+        """Logits from images, stored features, or both: only missing features are computed.
 
         Args:
-            pixel_values: (B, 3, S, S) at Hiera's input size: uint8 RGB, or float that is normalised already.
-            guide_values: (B, 3, S', S') at DINOv2's, likewise.
-            features: frozen features by name, (B, H, W, C) each, as `encode` and stores give them.
-            start_feature: the feature from which Hiera goes on; None: the latest that `features` can serve. A named one
-                may lie behind adapters, which are left out then: so the epochs start that train without them.
+            pixel_values: (B, 3, S, S) at Hiera's input size: uint8 RGB, or normalised float.
+            guide_values: (B, 3, S', S') at DINOv2's, same types.
+            features: frozen features by name, (B, H, W, C) each, from `encode` or a store.
+            start_feature: the feature that Hiera starts from; None: the latest possible one in `features`. It may be
+                past some adapters, which are then skipped: frozen-adapter epochs use this.
 
-        Raises `RuntimeError` where something is neither given nor can be computed.
+        Raises `RuntimeError` if something needed is neither given nor computable.
         """
         levels, guides = self._levels_and_guides(pixel_values, guide_values, features, start_feature)
         return DSUNetOutput(tuple(self.head(levels, guides)))
@@ -225,9 +224,9 @@ class DSUNet(nn.Module):
         features: Mapping[str, Tensor] | None = None,
         start_feature: str | None = None,
     ) -> dict[str, Tensor]:
-        """Every feature by the paper's names, (B, C, H, W) each: takes what `forward` takes.
+        """All features by the paper's names, (B, C, H, W) each; arguments as for `forward`.
 
-        S1..S4 behind the adapters, V (or V<k>, as the ablation reads them), modulated, fused, R1..R4, D1..D3.
+        S1..S4 after the adapters, V (or V<k> in ablations), modulated, fused, R1..R4, D1..D3.
         """
         levels, guides = self._levels_and_guides(pixel_values, guide_values, features, start_feature)
         found = {f"S{level}": levels[level] for level in LEVELS}
@@ -237,11 +236,11 @@ class DSUNet(nn.Module):
     def encode(
         self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
-        """The named frozen features, exactly as a store keeps them.
+        """The named frozen features, exactly as in a store.
 
         Args:
-            pixel_values, guide_values: as `forward` takes them; each may be None where nothing asked for needs it.
-            names: of Hiera's features (S1..S4, B<k>) and of DINOv2's (V, V<k>), see `resume`.
+            pixel_values, guide_values: as for `forward`; either may be None if not needed.
+            names: Hiera's features (S1..S4, B<k>) and DINOv2's (V, V<k>), see `resume`.
 
         Returns:
             (B, H, W, C) each, contiguous, rounded to `feature_dtype`.
@@ -260,7 +259,7 @@ class DSUNet(nn.Module):
     def encode_at_once(
         self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
-        """As `encode`, all samples in one block, and gradients as they are: one block of it, and an exported graph."""
+        """As `encode`, with all samples in one block and gradients untouched: for one block, and for export."""
         guides = [name for name in names if name in guide_names(self.config)]
         tokens = [name for name in names if name not in guides]
         side = self.config.hiera_size if pixel_values is None else pixel_values.shape[-1]
@@ -268,7 +267,7 @@ class DSUNet(nn.Module):
         return {name: to_stored(tensor, self.feature_dtype) for name, tensor in found.items()}
 
     def _encode_hiera(self, pixel_values: Tensor | None, names: Collection[str]) -> dict[str, Tensor]:
-        """Hiera's features without any adapter, (B, H, W, C)."""
+        """Hiera's features without adapters, (B, H, W, C)."""
         if not names:
             return {}
         if pixel_values is None:
@@ -285,11 +284,11 @@ class DSUNet(nn.Module):
         return found
 
     def _encode_dino(self, guide_values: Tensor | None, names: Collection[str], grid: int) -> dict[str, Tensor]:
-        """DINOv2's features, (B, H, W, C): V on the grid of S4, `grid` positions a side, V<k> on DINOv2's own."""
+        """DINOv2's features, (B, H, W, C): V on S4's grid with side `grid`, V<k> on DINOv2's own."""
         if not names:
             return {}
         if self.dino is None or guide_values is None:
-            raise RuntimeError("this network was built without DINOv2 and its features were not given")
+            raise RuntimeError("this network was built without DINOv2, and its features were not given")
         blocks = {name: int(name[1:] or self.config.dino.depth) for name in names}
         maps = dino_maps(self.dino, self._normalized(guide_values), blocks.values())
         found = {name: maps[block].permute(0, 2, 3, 1) for name, block in blocks.items()}
@@ -298,7 +297,7 @@ class DSUNet(nn.Module):
         return found
 
     def _guide_weights(self, source: int, target: int) -> Tensor:
-        """The buffer, or weights made now for images of another size than the config's."""
+        """The buffer, or new weights for images of another size than the config's."""
         if self.guide_weights.shape == (target, source):
             return self.guide_weights
         return bilinear_weights(source, target).to(self.guide_weights.device)
@@ -310,7 +309,7 @@ class DSUNet(nn.Module):
         features: Mapping[str, Tensor] | None,
         start_feature: str | None,
     ) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
-        """Adapted levels and DINOv2's features, (B, C, H, W) in the types and layouts that they have live."""
+        """Adapted levels and DINOv2's features, (B, C, H, W), with the types and layouts of an end-to-end pass."""
         given = dict(features or {})
         if pixel_values is not None:
             given["pixels"] = pixel_values
@@ -333,24 +332,24 @@ class DSUNet(nn.Module):
         if start_feature is not None:
             return resume_at(self.config, start_feature)
         if not serving_features(self.config, given):
-            raise RuntimeError("neither pixel_values nor features of Hiera to start from were given")
+            raise RuntimeError("give pixel_values or features of Hiera to start from")
         return resume_point(self.config, {*given, *self.config.injections.values()})
 
     def _run_blocks(self, tokens: Tensor, point: ResumePoint, levels: dict[int, Tensor]) -> None:
-        """Run Hiera from `point.block` on and add the levels it ends."""
+        """Run Hiera from `point.block` on and add the levels that end there."""
         hiera, first_adapted = self._hiera(), self.config.first_adapted
         for index in range(point.block, len(hiera.blocks)):
             if index < first_adapted:
                 with torch.no_grad(), computing_threads(self.encoder_threads):
                     tokens = self._encoder_block(hiera.blocks[index], tokens)
             elif self.gradient_checkpointing and torch.is_grad_enabled():
-                # Nothing in a block is random, and a captured graph could not restore the generator's state.
+                # Blocks have no randomness, and a captured graph could not restore the generator's state.
                 tokens = checkpoint(self._adapted_block, index, tokens, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = self._adapted_block(index, tokens)
             if index in hiera.stage_ends:
-                # Autograd adds a level's gradients up in the order of its uses: the decoder's comes before the
-                # next block's, as in the published program.
+                # Autograd sums a level's gradients in the order of its uses: first the decoder, then the next block, as
+                # in the published program.
                 levels[hiera.stage_ends.index(index) + 1] = tokens.permute(0, 3, 1, 2)
 
     def _adapted_block(self, index: int, tokens: Tensor) -> Tensor:
@@ -359,12 +358,12 @@ class DSUNet(nn.Module):
         return run(self._encoder_block, block, adapter, tokens)
 
     def _live(self, name: str, tensor: Tensor) -> Tensor:
-        """The type that a feature has where it is computed; the layout, channels last, is the stored one.
+        """Convert a feature to the type it has when computed live; the layout stays channels last.
 
-        Hiera's residual stream turns from the parameters' type to autocast's at the end of stage 1, where the
-        shortcut passes through a linear layer.
+        Hiera's residual stream changes from the parameters' type to autocast's after stage 1, where the shortcut passes
+        through a linear layer.
         """
-        dtype, kind = self.mean.dtype, tensor.device.type  # as the parameters', which may be rounded for this call
+        dtype, kind = self.mean.dtype, tensor.device.type  # the parameters' type, which may be rounded for this call
         if name[0] in "SB" and self._stage(name) > 1 and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         return tensor.to(dtype)
@@ -373,20 +372,20 @@ class DSUNet(nn.Module):
         return int(name[1]) if name[0] == "S" else self.config.hiera.stage_of(int(name[1:]))
 
     def _normalized(self, values: Tensor) -> Tensor:
-        """uint8 RGB to float32 with ImageNet's mean and deviation; floats are normalised already."""
+        """uint8 RGB to float32 with ImageNet's mean and deviation; floats are already normalised."""
         return (values.float() / 255 - self.mean) / self.std if values.dtype == torch.uint8 else values
 
     def _hiera(self) -> "Hiera":
         if self.hiera is None:
-            raise RuntimeError("this network was built without Hiera, but blocks of it have to run")
+            raise RuntimeError("this network was built without Hiera, but must run some of its blocks")
         return self.hiera
 
 
 @contextmanager
 def _own_kernels() -> Iterator[None]:
-    """Kernels that do not depend on how training runs: torch's deterministic mode shuts out some of them.
+    """Use the same kernels however training runs: torch's deterministic mode excludes some.
 
-    None of those that run forward adds up in a changing order.
+    None of the forward kernels sums in a varying order.
     """
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -398,9 +397,9 @@ def _own_kernels() -> Iterator[None]:
 
 
 def _block(values: Tensor | None, start: int, size: int) -> Tensor | None:
-    """`size` samples from `start` on, the last one repeated where there are fewer.
+    """`size` samples from `start`, padded by repeating the last.
 
-    Always in one layout, that of decoded images: another one may be given to other kernels.
+    Always in the layout of decoded images: another layout may select other kernels.
     """
     if values is None:
         return None
@@ -411,7 +410,7 @@ def _block(values: Tensor | None, start: int, size: int) -> Tensor | None:
 
 
 def _joined(blocks: Sequence[Tensor], count: int) -> Tensor:
-    """All blocks without their padding. Autocast knows one half precision and would refuse to join the other."""
+    """All blocks without padding. Autocast supports only one half precision and would refuse to join the other."""
     if len(blocks) == 1:
         return blocks[0][:count]
     with torch.autocast(blocks[0].device.type, enabled=False):

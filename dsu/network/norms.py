@@ -1,8 +1,8 @@
-"""Batch norms whose batch may be divided over processes: each normalises its samples by the statistics of all.
+"""Batch norms over a batch that may be divided among processes: each normalises its samples with global statistics.
 
-torch's own norm for that refuses CPUs. Every process puts the number of its positions, their means and variances into
-a row; the rows are added up, and Chan's formula joins them. Backward, two sums a channel are added up. Norms that can
-run together do so by one such exchange each way, since an exchange takes its time, however small it is.
+torch's own sync norm does not support CPUs. Each process contributes its number of positions, means and variances; an
+all-reduce collects them, and Chan's formula combines them. The backward pass sums two values per channel. Norms that
+can run together share one exchange each way, since even a small exchange has a fixed cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,11 @@ _shared: tuple[World, Tensor] | None = None
 
 @contextmanager
 def shared_batch(world: World, share: Tensor | None) -> Iterator[None]:
-    """Norms that train inside a `with` take their statistics over all processes' samples.
+    """Inside this context, training norms use statistics over all processes' samples.
 
     Args:
         world: the processes.
-        share: (2,) how many samples of this process count and how many all have (see `Batch`); None: each batch is
-            its process's own.
+        share: (2,) number of counting samples in this process and in all (see `Batch`); None: batches are not divided.
     """
     global _shared
     before, _shared = _shared, None if share is None else (world, share)
@@ -41,11 +40,11 @@ def shared_batch(world: World, share: Tensor | None) -> Iterator[None]:
 def batch_norms(
     inputs: Sequence[Tensor], norms: Sequence[Sequence[Tensor]], *, training: bool, momentum: float, eps: float
 ) -> list[Tensor]:
-    """`functional.batch_norm` of each input (B, C, H, W), all of one size but for their channels.
+    """`functional.batch_norm` of each input (B, C, H, W), all of one size except for channels.
 
     Args:
-        inputs: what is normalised.
-        norms: of each its weight, bias, running mean and running variance, (C,) each; the last two change in training.
+        inputs: the tensors to normalise.
+        norms: weight, bias, running mean and running variance of each, (C,); the last two change in training.
         training, momentum, eps: as `functional.batch_norm` takes them.
     """
     if not training or _shared is None:
@@ -59,7 +58,7 @@ def batch_norms(
     widths = [x.shape[1] for x in inputs]
     torch._foreach_lerp_(running_means, torch.split(mean, widths), momentum)
     torch._foreach_lerp_(running_variances, torch.split(variance * (count / (count - 1)), widths), momentum)
-    # A sample that only keeps its process company has no part in the statistics, and so none in their gradient.
+    # A padding sample has no part in the statistics, nor in their gradient.
     correction = (share[0] > 0) / count
     return list(_Normalized.apply(world, eps, correction, mean, variance, *inputs, *weights, *biases))
 
@@ -68,7 +67,7 @@ def batch_norms(
 def _statistics(
     world: World, share: Tensor, inputs: Sequence[Tensor], kind: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of all processes (a scalar), and of all inputs' channels in a row the means and variances over them."""
+    """The total number of positions (a scalar), and the means and variances of all inputs' channels, concatenated."""
     own = [torch.var_mean(x.to(kind), (0, 2, 3), correction=0) for x in inputs]
     row = torch.cat(
         [share[:1].to(kind) * inputs[0][0, 0].numel(), *(mean for _, mean in own), *(var for var, _ in own)]
@@ -84,9 +83,9 @@ def _statistics(
 
 
 class _Normalized(torch.autograd.Function):
-    """Inputs normalised by statistics of all processes, which depend on them.
+    """Normalise inputs with statistics of all processes, which depend on the inputs.
 
-    Both ways use torch's norm by given statistics: it is one kernel on any device.
+    Both passes use torch's norm with given statistics: one kernel on any device.
     """
 
     @staticmethod
@@ -105,7 +104,7 @@ class _Normalized(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         correction, mean, variance, *tensors = ctx.saved_tensors
         parts = list(_apart(mean, variance, tensors))
-        # As if the statistics were constants: of the input, and the sums over positions of dy xhat and of dy.
+        # With constant statistics: the input's gradient, and the sums over positions of dy xhat and of dy.
         direct = [
             torch.ops.aten.native_batch_norm_backward(
                 gradient,
@@ -138,7 +137,7 @@ class _Normalized(torch.autograd.Function):
 
 
 def _apart(mean: Tensor, variance: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Of each input the tensor, its weight, bias, mean and variance."""
+    """For each input: the tensor, its weight, bias, mean and variance."""
     third = len(tensors) // 3
     inputs, weights, biases = tensors[:third], tensors[third : 2 * third], tensors[2 * third :]
     widths = [x.shape[1] for x in inputs]

@@ -1,4 +1,4 @@
-"""Models with their encoders' weights: new ones, and those of trained heads."""
+"""Models with encoder weights: new ones, and from trained heads."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 WeightsOf = Literal["official"] | Mapping[str, str | Path] | None
-"""Where the encoders' weights come from: the published files, files by `hiera` and `dino`, or None for random ones."""
+"""Encoder weights: the published files, files by `hiera` and `dino`, or None for random weights."""
 
 
 def create_model(
@@ -52,16 +52,16 @@ def create_model(
 
     Args:
         preset: `large` (the paper), `base`, `small`, `tiny` or `toy`.
-        encoder_weights: `official` takes the published files from the hub's cache or the hub; a mapping gives files
-            by `hiera` and `dino`; None draws random weights, the same ones at every call.
-        load_guide: whether DINOv2 is loaded; without it V has to be given.
-        hiera, dino, hiera_size, dino_size: parts of the preset to exchange, sizes in pixels.
-        adapt_last: how many of Hiera's blocks carry an adapter, counted from the end; None: all of them.
+        encoder_weights: `official` uses the published files from the hub or its cache; a mapping gives files by `hiera`
+            and `dino`; None draws random weights, the same at every call.
+        load_guide: whether to load DINOv2; without it, pass V.
+        hiera, dino, hiera_size, dino_size: replacements for parts of the preset, sizes in pixels.
+        adapt_last: number of Hiera's last blocks with adapters; None: all.
         ablation: A, B or C of the paper's Tables VII and VIII.
-        feature_dtype: what frozen features are rounded to; None leaves them as computed.
-        encoder_batch_size: samples that the encoders see at once; None suits the device.
+        feature_dtype: type that frozen features are rounded to; None leaves them as computed.
+        encoder_batch_size: samples that the encoders see at once; None uses the device's default.
 
-    Raises `UsageError` for an unknown name or an impossible size, and `DsuError` where weights can't be found or read.
+    Raises `UsageError` for an unknown name or an impossible size, and `DsuError` if weights can't be found or read.
 
     Example:
         >>> model = create_model("toy", adapt_last=2, encoder_weights=None)
@@ -97,10 +97,10 @@ def load_network(
     point: ResumePoint | None = None,
     from_images: bool = True,
 ) -> DSUNet:
-    """The model of a head in evaluation mode, with the encoders that predicting from images or from `point` needs.
+    """A head's model in evaluation mode, with the encoders needed to predict from images or from `point`.
 
-    Raises `DsuError` where the encoders' weights are not those that the head was trained on, or the head's tensors
-    do not fit its own settings.
+    Raises `DsuError` if the encoders' weights differ from those in training, or the head's tensors do not fit its
+    settings.
     """
     config = info.config
     start = point or earliest(config)
@@ -111,7 +111,7 @@ def load_network(
         trained_on = info.encoders.get(encoder)
         if trained_on is not None and trained_on != digest:
             raise DsuError(
-                f"The head was trained on other weights of {encoder} ({trained_on[:12]}) than those found "
+                f"The head was trained with other weights of {encoder} ({trained_on[:12]}) than those found "
                 f"({digest[:12]}): give the right ones with --{encoder}-weights."
             )
     model = DSUNet(
@@ -157,7 +157,7 @@ def save_pretrained(model: DSUNet, folder: str | Path, *, metrics: Mapping[str, 
     )
     broken = [name for name, tensor in model.head.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise DsuError(f"The model has weights that are not finite ({broken[0]}), so it is not saved: train it again.")
+        raise DsuError(f"The model is not saved, since some weights are not finite ({broken[0]}): train it again.")
     out = Path(folder)
     make_folder(out)
     save_head(out / HEAD_FILE, model.head.state_dict(), info)
@@ -166,17 +166,17 @@ def save_pretrained(model: DSUNet, folder: str | Path, *, metrics: Mapping[str, 
 
 
 def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[str, str]) -> tuple[HeadInfo, list[str]]:
-    """Give a new head the weights of a trained one; that one's info, and what its user should know.
+    """Copy a trained head's weights into a new one. Returns the trained head's info and notes for the user.
 
-    Blocks that have an adapter now and had none then get one that does nothing yet.
+    Blocks that now have an adapter but had none get an identity adapter.
 
     Args:
-        head: the new one.
-        path: the trained one's file.
-        config: of the new one's network.
-        encoders: digests of the encoders that it will be trained with.
+        head: the new head.
+        path: the trained head's file.
+        config: the new head's network.
+        encoders: digests of the encoders for training.
 
-    Raises `UsageError` where the two differ in more than how many blocks have adapters.
+    Raises `UsageError` if the networks differ in more than the number of adapters.
     """
     state, info = load_head(path)
     new = head.state_dict()
@@ -186,15 +186,15 @@ def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[s
     )
     if odd is not None:
         raise UsageError(
-            f"The head {path} is of another network ({odd} differs; {_network_text(info.config)}): start from "
-            f"one of {_network_text(config)}, with no more adapters than --adapt-last asks for."
+            f"The head {path} belongs to another network ({odd} differs; {_network_text(info.config)}): start from a "
+            f"head of {_network_text(config)}, with no more adapters than --adapt-last."
         )
     head.load_state_dict({name: state.get(name, tensor) for name, tensor in new.items()})
     head.init_adapters_identity({name.split(".")[1] for name in lacking})
     other = [name for name, digest in encoders.items() if info.encoders.get(name, digest) != digest]
-    remarks = [f"other weights: the head to start from was trained with another {name}" for name in other]
+    remarks = [f"other weights: the initial head was trained with another {name}" for name in other]
     dataset = info.dataset.get("split", "an unknown data set")
-    return info, [f"starts with: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
+    return info, [f"initial head: {path} (trained on {dataset}, {info.epoch} epochs)", *remarks]
 
 
 def _network_text(config: DSUNetConfig) -> str:
@@ -203,7 +203,7 @@ def _network_text(config: DSUNetConfig) -> str:
 
 
 def encoder_weights_of(encoder_weights: WeightsOf) -> EncoderWeights:
-    """Where weights come from, as the loader takes it. Raises `UsageError` for anything else than `WeightsOf`."""
+    """`WeightsOf` as the loader's argument. Raises `UsageError` for anything else."""
     if encoder_weights is None:
         return EncoderWeights(random=True)
     if encoder_weights == "official":

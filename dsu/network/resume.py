@@ -1,8 +1,8 @@
-"""Where a run resumes: the one place that knows which stored tensors can serve which depth of adaptation.
+"""Resume points: which stored features can serve which depth of adaptation. Only this module knows.
 
-A tensor may be stored if and only if no trainable parameter lies upstream of it. Where that can hold are the pixels,
-DINOv2's features (V, V<k>), Hiera's levels S1..S4 and the tokens `B<k>` that enter block k. S1, S2, S3 are exactly
-what the first block of Hiera stage 2, 3, 4 reads; S4 is the end.
+A tensor may be stored if and only if no trainable parameter is upstream of it. Candidates are the pixels, DINOv2's
+features (V, V<k>), Hiera's levels S1..S4 and the tokens `B<k>` that enter block k. S1, S2, S3 are the inputs of the
+first block of Hiera stages 2, 3, 4; S4 is the end.
 """
 
 import re
@@ -34,12 +34,12 @@ LEVEL_NAMES = tuple(f"S{level}" for level in LEVELS)
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The features from which the rest of the network is computed.
+    """The features from which the rest of the network runs.
 
     Attributes:
-        start: what Hiera goes on from: `pixels`, a level or `B<k>`.
-        block: the first Hiera block that still has to run; the trunk's depth when none has.
-        levels: levels from before that block, which the decoder needs.
+        start: where Hiera starts: `pixels`, a level or `B<k>`.
+        block: the first Hiera block to run; the trunk's depth if none.
+        levels: levels before that block, for the decoder.
         guides: DINOv2's features.
     """
 
@@ -50,14 +50,14 @@ class ResumePoint:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of all of them."""
+        """All their names."""
         return tuple(dict.fromkeys((self.start, *self.levels, *self.guides)))
 
 
 def feature_block(config: DSUNetConfig, name: str) -> int:
-    """The Hiera block that goes on from a feature: 0 from pixels, k from `B<k>`, the next stage's first from a level.
+    """The Hiera block that reads a feature: 0 for pixels, k for `B<k>`, the next stage's first for a level.
 
-    Raises `UsageError` for a name that is no feature of this trunk.
+    Raises `UsageError` for a name that is not a feature of this trunk.
     """
     hiera = config.hiera
     if name == "pixels":
@@ -68,13 +68,13 @@ def feature_block(config: DSUNetConfig, name: str) -> int:
     if tokens and int(tokens[1]) < hiera.depth:
         return int(tokens[1])
     raise UsageError(
-        f"{name!r} is no feature of this network: choose V, V1 to V{config.dino.depth} (DINOv2's blocks on its "
+        f"{name!r} is not a feature of this network: choose V, V1 to V{config.dino.depth} (DINOv2's blocks on its "
         f"own grid), S1 to S4 or B1 to B{hiera.depth - 1} (the tokens entering that Hiera block)."
     )
 
 
 def feature_shape(config: DSUNetConfig, name: str) -> tuple[int, int, int]:
-    """(H, W, C) of a feature as it is stored."""
+    """(H, W, C) of a stored feature."""
     if name == "V":
         side, channels = config.level_grid(4), config.dino.embed_dim
     elif name in guide_names(config):
@@ -88,7 +88,7 @@ def feature_shape(config: DSUNetConfig, name: str) -> tuple[int, int, int]:
 
 
 def check_features(config: DSUNetConfig, names: Collection[str]) -> None:
-    """Raise `UsageError` for a name that can't be stored of this network."""
+    """Raise `UsageError` for a name that is not a storable feature of this network."""
     for name in names:
         if name not in guide_names(config):
             feature_block(config, name)
@@ -100,34 +100,36 @@ def guide_names(config: DSUNetConfig) -> tuple[str, ...]:
 
 
 def resume_point(config: DSUNetConfig, available: Collection[str], wanted: str | None = None) -> ResumePoint:
-    """The latest point at or before the first adapted block that `available` features can serve.
+    """The latest possible resume point with `available` features, at or before the first adapted block.
 
-    `available` names what is stored in every view that the run draws, `pixels` included; `wanted` asks for one
-    of those that can serve. Raises `UsageError` when DINOv2's features are not among what is available (they
-    stand beside every start), or when `wanted` can't serve.
+    `available` names the features stored in every view that the run draws, including `pixels`; `wanted` selects one of
+    the possible starts. Raises `UsageError` if DINOv2's features, which every start needs, are not available, or if
+    `wanted` is not possible.
     """
     guides = tuple(dict.fromkeys(config.injections.values()))
     lacking = [name for name in guides if name not in available]
     if lacking:
         raise UsageError(
-            f"{', '.join(lacking)} is not stored in all the views that this run draws: run your `dsu cache-features` "
-            f"again with --features {','.join(lacking)} and these --views, or draw fewer, with --views none."
+            f"{', '.join(lacking)} is not stored in all views that this run draws: run your `dsu cache-features` "
+            f"again with --features {','.join(lacking)} and these --views, or draw fewer views, with --views none."
         )
     serving = serving_features(config, available)
     if not serving:
-        raise UsageError("Nothing is stored to resume from, not even pixels: run your `dsu cache-features` again.")
+        raise UsageError(
+            "The store has no feature to start from, not even pixels: run your `dsu cache-features` again."
+        )
     if wanted is not None and wanted not in serving:
         raise UsageError(
-            f"A run with adapters in the last {config.adapt_last} blocks can't resume from {wanted!r} with what "
-            f"is stored in the views that it draws: choose {', '.join(sorted(serving))}."
+            f"With adapters in the last {config.adapt_last} blocks, and the features stored in the views that it "
+            f"draws, a run can't start from {wanted!r}: choose {', '.join(sorted(serving))}."
         )
-    # Where a level is also stored as the next block's tokens, the level alone is read.
+    # If a level is also stored as the next block's tokens, only the level is read.
     latest = max(serving, key=lambda name: (feature_block(config, name), name in LEVEL_NAMES))
     return resume_at(config, wanted or latest)
 
 
 def serving_features(config: DSUNetConfig, available: Collection[str]) -> list[str]:
-    """Those of `available` from which a run of this depth of adaptation can start."""
+    """The `available` features from which a run with this depth of adaptation can start."""
     found = []
     for name in available:
         if name in guide_names(config):
@@ -140,19 +142,19 @@ def serving_features(config: DSUNetConfig, available: Collection[str]) -> list[s
 
 
 def earliest(config: DSUNetConfig) -> ResumePoint:
-    """Starting from the pixels, beside DINOv2's features: what needs no level stored."""
+    """Start from pixels and DINOv2's features, without stored levels."""
     return resume_at(config, "pixels")
 
 
 def resume_at(config: DSUNetConfig, start: str) -> ResumePoint:
-    """The point at a named feature, whichever blocks carry adapters."""
+    """The point at a named feature, regardless of adapters."""
     block = feature_block(config, start)
     guides = tuple(dict.fromkeys(config.injections.values()))
     return ResumePoint(start, block, tuple(_levels_before(config, block)), guides)
 
 
 def _levels_before(config: DSUNetConfig, block: int) -> list[str]:
-    """Levels whose Hiera stage has ended before `block`: starting there, they can't be computed any more."""
+    """Levels whose Hiera stage ends before `block`, so they can't be computed from there."""
     return [f"S{level}" for level in LEVELS if sum(config.hiera.stages[:level]) <= block]
 
 

@@ -1,7 +1,7 @@
 """A head's weights in half precision, rounded in one pass.
 
-Autocast rounds each weight by itself, and turns each gradient back by itself: at N = 48 a thousand kernels a step. The
-same numbers come from one pass over all of them. Norms and scales stay as they are, as under autocast.
+Autocast rounds each weight separately and converts each gradient back separately: a thousand kernels per step at N =
+48. One pass over all of them gives the same numbers. Norms and scales are unchanged, as under autocast.
 """
 
 from typing import Any
@@ -16,8 +16,7 @@ __all__ = ["rounded_weights"]
 def rounded_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Copies of the weights and biases of linear and convolution layers in `dtype`, by name.
 
-    Made for `torch.func.functional_call`. Gradients flow through to the parameters; those of a layer that nothing has
-    used stay None.
+    For `torch.func.functional_call`. Gradients flow to the parameters; those of unused layers stay None.
     """
     found = {
         f"{prefix}.{name}": parameter
@@ -30,7 +29,7 @@ def rounded_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 class _Rounded(torch.autograd.Function):
-    """(dtype, *tensors) to the tensors in that type."""
+    """Convert tensors to `dtype`."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -44,7 +43,7 @@ class _Rounded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         given = [gradient for gradient in gradients if gradient is not None]
-        # Only between equal strides it is one pass.
+        # It is one pass only for equal strides.
         wide = [torch.empty_strided(g.shape, g.stride(), dtype=ctx.kind, device=g.device) for g in given]
         torch._foreach_copy_(wide, given)
         found = iter(wide)

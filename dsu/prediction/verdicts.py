@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dsu.data.images import Box
 from dsu.files import atomic_write
 from dsu.progress import counted
-from dsu.thresholds import level_of
+from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 
 __all__ = ["TABLE_FILES", "VerdictRow", "find_verdict", "read_table", "summary", "table_text", "write_table"]
 
@@ -131,3 +131,9 @@ def read_table(folder: Path) -> dict[str, VerdictRow]:
         return {row.file: row for row in rows}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
+
+
+def threshold_of(predictions: Path) -> float:
+    """The threshold by which a folder's predictions were judged to be alarms; a half where that is not known."""
+    noted = (row.threshold for row in read_table(predictions).values() if row.threshold is not None)
+    return next(noted, DEFAULT_THRESHOLD)

@@ -14,9 +14,7 @@ from dsu.evaluation.ground_truth import NoKnownTruth, find_judged_sets, read_rec
 from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.prediction.targets import RECORD_FILE
-from dsu.prediction.verdicts import read_table
 from dsu.progress import SILENT, Progress
-from dsu.thresholds import DEFAULT_THRESHOLD
 
 __all__ = [
     "ComparedImage",
@@ -24,7 +22,6 @@ __all__ = [
     "choose_worst",
     "find_compared",
     "pick_names",
-    "threshold_of",
 ]
 
 
@@ -133,12 +130,6 @@ def are_of_random_encoders(predictions: Path) -> bool:
         with suppress(DsuError):  # of a damaged head: its predictions can be shown all the same
             return read_head_info(head).random
     return False
-
-
-def threshold_of(predictions: Path) -> float:
-    """The threshold by which a folder's predictions were judged to be alarms; a half where that is not known."""
-    noted = (row.threshold for row in read_table(predictions).values() if row.threshold is not None)
-    return next(noted, DEFAULT_THRESHOLD)
 
 
 def _find_sets(

@@ -227,7 +227,7 @@ def test_what_can_not_be_taken_is_said_in_its_place(browser: Browser, one: str, 
     choose(browser, tmp_path / "text.png", tmp_path / "large.png")
     until(lambda: computed(browser))
     assert browser.texts(".failed .waiting") == [
-        "text.png cannot be read as an image (it is in no image format known here): save it anew as PNG or JPEG, or "
+        "text.png cannot be read as an image (it is not in a known image format): save it again as PNG or JPEG, or "
         "remove it.",
         "The image is larger than 2 MB: send a smaller one.",
     ]

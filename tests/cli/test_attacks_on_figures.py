@@ -88,7 +88,7 @@ def test_images_of_another_folder_of_the_same_name_do_not_mix(dsu: Dsu, house: H
         assert "give --overwrite or another --out" in dsu("predict", Path("b", source), *into, exit_code=1).stderr
         assert {path: path.read_bytes() for path in Path("maps").rglob("*.png")} == before
     Path("a").rename("moved")
-    assert "12 stood already" in dsu("predict", Path("moved", "images"), *into[:-1]).output
+    assert "12 already existed" in dsu("predict", Path("moved", "images"), *into[:-1]).output
 
 
 def test_predictions_never_lie_among_images(dsu: Dsu, house: House, drawn: Path) -> None:

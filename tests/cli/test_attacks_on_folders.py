@@ -81,7 +81,7 @@ def test_names_that_differ_in_case_alone_stay_apart(dsu: Dsu, tmp_path: Path) ->
     dsu("cache-features", folder, *STAGE_ONE)
     (folder / "masks" / "A.png").unlink()
     said = dsu("cache-features", folder, *STAGE_ONE, exit_code=1).output
-    assert "1 image of mine without a mask, passed over: A.jpg" in said
+    assert "1 image of mine without a mask, skipped: A.jpg" in said
 
 
 # ---- what is no image, and what is no mask ----
@@ -185,7 +185,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(
     )
     for command in commands:
         said = dsu(*command, exit_code=1).stderr
-        assert "locked can't be looked into (Permission denied)" in said.replace("\n", " ")
+        assert "locked can't be read (Permission denied)" in said.replace("\n", " ")
 
 
 def test_what_may_not_be_read_is_not_called_damaged_or_absent(
@@ -290,7 +290,7 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     script = f"cd gone && rmdir ../gone && {program} doctor"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "The working folder is gone" in done.stderr, done.stderr
+    assert done.returncode == 2 and "The working folder no longer exists" in done.stderr, done.stderr
 
 
 def test_too_little_memory_for_torch_is_said(tmp_path: Path, house: House) -> None:

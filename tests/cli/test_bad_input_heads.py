@@ -161,7 +161,7 @@ def test_sources_that_do_not_exist(refused: Refused, house: House, source: str) 
 
 def test_a_source_that_is_no_image(refused: Refused, house: House, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("words")
-    error = refused(house.predict("notes.txt", "--out", "out"), "notes.txt", "no image format", status=1)
+    error = refused(house.predict("notes.txt", "--out", "out"), "notes.txt", "not in a known image format", status=1)
     assert "0 written" in error and "1 skipped" in error
 
 

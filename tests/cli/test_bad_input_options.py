@@ -39,7 +39,7 @@ from support import Dsu
         (("--hiera-size", "100"), ("hiera_size", "128")),
         (("--hiera-size", "200"), ("32", "200", "try 192")),
         (("--dino-size", "100"), ("14", "100", "try 98")),
-        (("--images", "images"), ("--images and --masks go together",)),
+        (("--images", "images"), ("--images and --masks belong together",)),
         (("--images", "photos", "--masks", "gt"), ("photos", "test, train", "--images and --masks")),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_device_that_is_not_there(refused: Refused, house: House) -> None:
         (("--ablation", "B"), ("V1, V2, V3, V4", "dsu cache-features", "--features V1,V2,V3,V4")),
         (("--views", "3"), ("--views must be none, width or flips, or flips+K",)),
         (("--views", "flips+99"), ("K up to 60, not 'flips+99'",)),
-        (("--overlap", "8"), ("--overlap is of tiles: give --tile too",)),
+        (("--overlap", "8"), ("--overlap needs --tile: give both",)),
         (("--tile", "64", "--overlap", "40"), ("can't overlap by 40", "half the --tile")),
         (("--fold", "3/2"), ("--fold must be a part of at least two, such as 2/5",)),
         (("--focal-gamma", "0.5"), ("--focal-gamma must be at least 1",)),

@@ -174,7 +174,7 @@ def test_a_disk_that_fills_up(refused: Refused, drawn: Path, monkeypatch: pytest
 
 def test_a_cache_root_that_cannot_be_written(refused: Refused, drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(stage_one(drawn, "--cache-root", "file"), "file/shapes-TR", "may be written", status=1)
+    refused(stage_one(drawn, "--cache-root", "file"), "file/shapes-TR", "is writable", status=1)
 
 
 def test_an_image_that_changed_since_it_was_cached(dsu: Dsu, refused: Refused, mine: Path) -> None:

@@ -48,13 +48,13 @@ def _half_a_checkpoint(path: Path) -> None:
         (lambda path: None, ("not at",)),
         (lambda path: path.mkdir(), ("not at",)),
         (lambda path: path.write_text("weights"), ("checkpoint",)),
-        (lambda path: path.write_bytes(b""), ("can't be read", "fetch it again")),
-        (_half_a_checkpoint, ("can't be read", "fetch it again")),
-        (run_code, ("code out of a checkpoint is never run",)),
-        (_run_code_in_zip, ("code out of a checkpoint is never run",)),
-        (lambda path: torch.save({"model": [1, 2]}, path), ("no state dict of tensors",)),
+        (lambda path: path.write_bytes(b""), ("can't be read", "download it again")),
+        (_half_a_checkpoint, ("can't be read", "download it again")),
+        (run_code, ("never runs code from a checkpoint",)),
+        (_run_code_in_zip, ("never runs code from a checkpoint",)),
+        (lambda path: torch.save({"model": [1, 2]}, path), ("not a state dict of tensors",)),
         (lambda path: torch.save({"model": {"a": torch.zeros(2)}}, path), ("checkpoint of", "published file")),
-        (lambda path: torch.save(torch.nn.Linear(1, 1), path), ("code out of a checkpoint is never run",)),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), ("never runs code from a checkpoint",)),
         (os.mkfifo, ("not at",)),
     ],
 )
@@ -106,12 +106,12 @@ def published(house: House) -> dict[str, torch.Tensor]:
         (lambda path: path.mkdir(), ("no checkpoint at", "check the path")),
         (os.mkfifo, ("no checkpoint at", "check the path")),
         (lambda path: path.symlink_to(path), ("no checkpoint at", "check the path")),
-        (lambda path: path.write_bytes(b""), ("can't be read as a checkpoint", "fetch it again")),
-        (lambda path: path.write_text("words"), ("no file of weights alone", "give a file of tensors")),
-        (_half_a_checkpoint, ("can't be read as a checkpoint", "fetch it again")),
-        (run_code, ("code out of a checkpoint is never run",)),
-        (_run_code_in_zip, ("code out of a checkpoint is never run",)),
-        (lambda path: torch.save([torch.zeros(1)], path), ("no state dict of tensors",)),
+        (lambda path: path.write_bytes(b""), ("can't be read as a checkpoint", "download it again")),
+        (lambda path: path.write_text("words"), ("contains more than weights", "give a file with tensors")),
+        (_half_a_checkpoint, ("can't be read as a checkpoint", "download it again")),
+        (run_code, ("never runs code from a checkpoint",)),
+        (_run_code_in_zip, ("never runs code from a checkpoint",)),
+        (lambda path: torch.save([torch.zeros(1)], path), ("not a state dict of tensors",)),
         (lambda path: torch.save({}, path), ("no checkpoint of the published program", "is missing")),
         (lambda path: torch.save({"a": torch.zeros(1)}, path), ("no checkpoint of the published program",)),
     ],
@@ -164,8 +164,8 @@ def test_files_of_checkpoints_that_cannot_be_written(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("precious")
     words = [command[0], command[1].format(tmp_path if "import" in command[0] else house.run)]
-    refused([*words, "-o", "file"], "file stands already", "--overwrite")
-    refused([*words, "-o", "folder", "--overwrite"], "folder stands already", "give another --out")
+    refused([*words, "-o", "file"], "file already exists", "--overwrite")
+    refused([*words, "-o", "folder", "--overwrite"], "folder already exists", "give another --out")
     refused([*words, "-o", "file/within/x"], "file/within", "Not a directory", "mend the path", status=1)
     assert (tmp_path / "file").read_text() == "precious"
 

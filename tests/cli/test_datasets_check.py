@@ -28,7 +28,7 @@ def test_a_page_says_what_is_there_and_what_will_bite(dsu: Dsu, folder: Path) ->
     said = dsu("datasets", "check", "tiles").output
     first, second, third, *_ = sorted(path.stem for path in (folder / "masks").iterdir())
     figures, rest = said.split("\nfiles ", 1)
-    files, found = rest.split("What to mend")
+    files, found = rest.split("Problems")
     for line in ("pairs 11", "unreadable files 1", "masks without an image 1", "masks without foreground 1"):
         assert line in " ".join(figures.split()), line
     assert "grey levels" in files and "PNG" in files
@@ -102,7 +102,7 @@ def test_a_sheet_is_drawn_if_asked_for_and_never_over_anything(dsu: Dsu, folder:
     mask = max((folder / "masks").iterdir())
     for taken in ("look/sheet.png", mask):
         said = dsu("datasets", "check", folder, "--sheet", taken, exit_code=2).output
-        assert "stands already" in said and "mask_format" not in said
+        assert "already exists" in said and "mask_format" not in said
     dsu("datasets", "check", folder, "--sheet", "look/sheet.png", "--overwrite")
     assert "name a .png or a .pdf" in dsu("datasets", "check", folder, "--sheet", "a.txt", exit_code=2).output
 
@@ -115,11 +115,11 @@ def test_the_size_at_which_objects_are_sought_is_the_networks(dsu: Dsu, folder: 
 def test_options_that_stand_before_check_are_not_lost_in_silence(dsu: Dsu, folder: Path) -> None:
     for option in (("--json",), ("--data-root", folder.parent)):
         said = dsu("datasets", *option, "check", folder, exit_code=2).output
-        assert f"{option[0]} stands before check" in said
+        assert f"{option[0]} is an option of check" in said
 
 
 def test_help_says_what_check_is_and_datasets_alone_still_lists(dsu: Dsu) -> None:
     assert "[check NAME|FOLDER]" in dsu("datasets", "--help").output
     said = " ".join(dsu("datasets", "check", "--help").output.split())
-    assert "Exit status: 1 where something will stop dsu from training" in said
+    assert "Exit status: 1 if something will stop training" in said
     assert "ECSSD" in dsu("datasets").output

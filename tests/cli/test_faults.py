@@ -171,7 +171,7 @@ def test_a_mask_that_vanishes_in_the_middle(
     with monkeypatch.context() as patch:
         before(patch, where, mask.unlink, call)
         said = " ".join(dsu(*again, exit_code=1).output.split())
-    assert f"error: {mask} cannot be read as an image (No such file or directory): bring it back" in said
+    assert f"error: {mask} cannot be read as an image (No such file or directory): restore it" in said
     mask.write_bytes(content)
     if command == "train-head":
         assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == 1

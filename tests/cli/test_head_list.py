@@ -44,7 +44,7 @@ def test_heads_of_tiles_are_marked_and_the_headings_explained(dsu: Dsu, runs: Pa
     cut = {"split": "large-TR", "tile": 512, "overlap": 64}
     keep_head(runs / "cut", 0, dataset=cut, metrics={"val_S": 0.9})
     said = dsu("head", "list").output
-    assert said.count("(tiles)") == 2 and "large-TR (tiles)" in said and "at (tiles) of tiles held out" in said
+    assert said.count("(tiles)") == 2 and "large-TR (tiles)" in said and "for (tiles) on held-out tiles" in said
     assert [head["tiled"] for head in json.loads(dsu("head", "list", "--json").stdout)] == [True, False, False, False]
 
 
@@ -89,6 +89,6 @@ def test_a_head_that_cannot_be_read_is_listed_and_named(dsu: Dsu, runs: Path) ->
 
 
 def test_without_heads_that_is_said(dsu: Dsu, tmp_path: Path) -> None:
-    assert "no heads below runs: `dsu train-head`" in dsu("head", "list").output
+    assert "no heads below runs: train one with `dsu train-head`" in dsu("head", "list").output
     assert json.loads(dsu("head", "list", "--json").stdout) == []
     assert "no folder nowhere" in dsu("head", "list", "nowhere", exit_code=2).output

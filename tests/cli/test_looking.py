@@ -57,7 +57,7 @@ def test_overlaps_name_each_pair(dsu: Dsu, duts: Path) -> None:
     found = json.loads(dsu("datasets", "--data-root", duts, "--overlaps", "--json", "--quiet").output)
     [same] = found["exact"]
     first = min(path.stem for path in (duts / "DUTS" / "DUTS-TR" / "images").iterdir())
-    assert same["train_name"] == first and first in said.split("The same pixels")[1]
+    assert same["train_name"] == first and first in said.split("Identical pixels")[1]
 
 
 def test_an_image_that_cannot_be_read_is_named(dsu: Dsu, duts: Path) -> None:

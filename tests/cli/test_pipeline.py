@@ -167,7 +167,7 @@ def test_folders_and_files_are_predicted_with_subfolders_kept(dsu: Dsu, drawn: P
     assert written == {"photos/a_jpg.png", "photos/a_png.png", "photos/deep/b.png", f"{images[3].stem}.png"}
     assert "Next:" not in said, "nothing of it can be judged"
     said = dsu("predict", "photos", images[3], "--out", "masks", exit_code=1).output
-    assert "4 stood already" in said
+    assert "4 already existed" in said
     assert dsu("predict", "--out", "my masks").stdout.endswith("Next: `dsu eval --predictions 'my masks'`\n")
     said = dsu("predict", "photos", "--out", "masks", "--kind", "overlay", exit_code=1).output
     assert "--overwrite" in said

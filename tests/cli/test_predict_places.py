@@ -53,11 +53,11 @@ def test_one_image_becomes_the_file_that_is_named_and_nothing_beside_it(dsu: Dsu
 def test_one_file_takes_one_image_and_no_other_form(refused: Refused, house: House, photo: Path) -> None:
     shutil.copy(photo, "mine.png")
     head = ("--head", house.run, "--out")
-    refused(["predict", photo.parent, *head, "mask.png"], "mask.png must be a folder", "one image file")
+    refused(["predict", photo.parent, *head, "mask.png"], "mask.png must be a folder", "single image file")
     refused(["predict", photo, photo, *head, "mask.png"], "must be a folder")
-    refused(["predict", photo, *head, "mask.jpg"], "as .jpg", "name a .png")
-    refused(["predict", "mine.png", *head, "mine.png"], "over an input")
-    refused(["predict", photo, *head, "mine.png"], "mine.png stands already", "--overwrite")
+    refused(["predict", photo, *head, "mask.jpg"], "a .jpg", "give a .png")
+    refused(["predict", "mine.png", *head, "mine.png"], "overwrite an input")
+    refused(["predict", photo, *head, "mine.png"], "mine.png already exists", "--overwrite")
     refused(["predict", "absent.jpg", *head, "mask.png"], "no image at absent.jpg")
     refused(["predict", photo, *head, "m.png", "--table", "t.xlsx"], "--table t.xlsx", ".csv or .json")
 
@@ -78,7 +78,7 @@ def test_a_folder_is_mirrored_with_table_and_record_in_it(dsu: Dsu, house: House
         assert float(row["response"]) == round(int(grey.max()) / 255, 4) and float(row["seconds"]) > 0
     assert {row["set"] for row in rows.values()} == {""} and len(rows) == 4
     assert (
-        "0 written to masks, 3 stood already"
+        "0 written to masks, 3 already existed"
         in dsu("predict", batch, "--head", house.run, "--out", "masks", exit_code=1).output
     )
     assert rows_of(Path("masks/table.csv")) == rows
@@ -125,7 +125,7 @@ def test_the_home_folder_is_never_meant(refused: Refused, tmp_path: Path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "pictures").mkdir(parents=True)
     refused(["predict", tmp_path / "home"], "is your home folder", "name a folder of images in it")
-    refused(["predict", tmp_path], "a folder around your home folder")
+    refused(["predict", tmp_path], "a parent of your home folder")
     refused(["predict", tmp_path / "home" / "pictures"], "There is no trained head")
 
 
@@ -135,6 +135,6 @@ def test_a_table_that_is_gone_is_made_again_of_the_masks(dsu: Dsu, house: House,
     before = rows_of(Path("masks/table.csv"))
     for name in ("table.csv", "table.json"):
         Path("masks", name).unlink()
-    assert "3 stood already" in dsu("predict", batch, "--head", house.run, "--out", "masks").output
+    assert "3 already existed" in dsu("predict", batch, "--head", house.run, "--out", "masks").output
     after = rows_of(Path("masks/table.csv"))
     assert {name: row | {"seconds": ""} for name, row in before.items()} == after

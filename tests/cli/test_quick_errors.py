@@ -38,7 +38,7 @@ ERRORS: Final[dict[str, tuple[str, str]]] = {
     "train-head --views none --group nosuch.csv": ("nosuch.csv can't be read", ""),
     "train-head --hiera-weights no.pt --hiera toy": ("There are no training features", ""),
     "cache-features nosuch": ("neither a folder", ""),
-    "cache-features {images} --features Q": ("'Q' is no feature", ""),
+    "cache-features {images} --features Q": ("'Q' is not a feature", ""),
     "cache-features {images} --hiera-weights no.pt": ("not at no.pt", ""),
     "predict --kind maks": ("--kind must be", ""),
     "predict --head nosuch": ("no head at nosuch", ""),

@@ -44,7 +44,9 @@ def test_stopped_before_anything_is_kept_the_same_command_starts_anew(
     with monkeypatch.context() as patch:
         stop_at(patch, 0)
         said = dsu(*train, exit_code=130).output
-    assert "nothing is kept: run the same command again to start anew." in said and said.count("error:") == 1
+    assert (
+        "before the first checkpoint: run the same command again to start over." in said and said.count("error:") == 1
+    )
     dsu(*train)
 
 

@@ -65,7 +65,7 @@ def test_what_fails_in_all_is_said_once(dsu: Dsu) -> None:
     for arguments, reason in (
         (["train-head", "nowhere"], "There are no training features"),
         (["train-head", "--epochs", "many"], "Invalid value"),
-        (["eval"], "is one process's, and 2 were started"),
+        (["eval"], "runs in one process, but 2 were started"),
     ):
         process = torchrun(arguments)
         text = said(process)

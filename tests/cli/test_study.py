@@ -133,7 +133,7 @@ def test_without_a_test_split_all_are_judged_on_the_same_images(dsu: Dsu, tiles:
     judged = [{row["name"] for row in rows(Path("study")) if row["member"] == f"seed-{seed}"} for seed in (0, 1)]
     assert judged[0] == judged[1] != set()
     kept = [yaml.safe_load(Path(f"study/seed-{seed}/settings.yaml").read_text())["keep"] for seed in (0, 1)]
-    assert kept == ["last", "last"], "what judges must not choose"
+    assert kept == ["last", "last"], "the held-out images must not select the weights"
 
 
 @pytest.fixture

@@ -78,9 +78,11 @@ def test_a_threshold_is_proposed_judged_stored_and_gone_by(dsu: Dsu, tiles: Path
     assert phrase in " ".join(dsu("head", "info", "run").stdout.split())
     dsu("head", "export", "run", "--out", "shared")
     card = Path("shared/README.md").read_text()
-    assert f"says what is an alarm, is {threshold:g}" in card and phrase in card
+    assert f"alarm threshold of `dsu predict` is {threshold:g}" in card and phrase in card
     dsu("predict", tiles / "images", "--head", "shared", "--out", "masks", "--quiet")
     assert json.loads(Path("masks/table.json").read_text())[0]["threshold"] == threshold
+    said = " ".join(dsu("eval", "--predictions", "masks", "--truth", tiles / "masks", "--all").stdout.split())
+    assert f"at the head's threshold {threshold:g}:" in said and "false alarms on 4 without" in said
     for kind, changed in (("overlay", lambda p, i: (p != i).any(-1)), ("cutout", lambda p, i: p[..., 3] > 0)):
         dsu("predict", tiles / "images", "--head", "shared", "--out", kind, "--kind", kind, "--quiet")
         for image in sorted((tiles / "images").iterdir())[:3]:
@@ -93,7 +95,7 @@ def test_what_is_no_threshold_is_refused(refused: Refused, dsu: Dsu, house: Hous
     run = house.copied(tmp_path).run
     for value in ("0", "1.01", "half", "nan"):
         refused(["head", "threshold", value, run], f"VALUE can't be {value!r}", "or none")
-    assert "threshold none, so 0.5 is gone by" in dsu("head", "threshold", "none", run).stdout
+    assert "threshold none, so 0.5 applies" in dsu("head", "threshold", "none", run).stdout
     refused(["eval", "--predictions", run, "--false-alarms", "5"], "--false-alarms can't be 5", "such as 0.05")
 
 

@@ -83,13 +83,13 @@ def test_features_refuse_what_can_not_be(dsu: Dsu, drawn: Path, house: House) ->
     assert "25 images" in said and "24 at most" in said
     Path("features.png").write_bytes(b"mine")
     said = dsu("visualize", "features", image, *TINY, exit_code=2).output
-    assert "features.png stands already: give another --out, or --overwrite for a file." in said
+    assert "features.png already exists: give another --out, or --overwrite for a file." in said
     assert Path("features.png").read_bytes() == b"mine"
     dsu("visualize", "features", image, *TINY, "--no-tsne", "--overwrite", "--quiet")
     assert Path("features.png").read_bytes() != b"mine"
     Path("folder.png").mkdir()
     said = dsu("visualize", "features", image, *TINY, "-o", "folder.png", "--overwrite", exit_code=2).output
-    assert "folder.png stands already" in said
+    assert "folder.png already exists" in said
 
 
 def test_predictions_of_a_run_need_no_more_than_its_folder(dsu: Dsu, house: House) -> None:
@@ -119,7 +119,7 @@ def test_pages_are_announced_and_every_file_is_named(dsu: Dsu, drawn: Path) -> N
     assert said.index("pages") < said.index("drawing") < said.index("Written")
     Path("a.png").unlink()
     said = dsu(*command, exit_code=2).output
-    assert "a-2.png stands already" in said and not Path("a.png").exists()
+    assert "a-2.png already exists" in said and not Path("a.png").exists()
     assert dsu(*command, "--overwrite", "--quiet").output == ""
 
 

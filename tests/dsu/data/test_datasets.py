@@ -256,9 +256,9 @@ def test_named_subfolders_decide(tmp_path: Path) -> None:
     home = tree(tmp_path / "mine", "raw/a.jpg", "defects/a.png", "masks/a.png", "b.jpg", "b.png")
     split = find_one(home, images="raw", masks="defects")
     assert (names(split), relative(split.pairs[0].mask, home)) == (["a"], "defects/a.png")
-    with pytest.raises(UsageError, match="holds defects, masks, raw"):
+    with pytest.raises(UsageError, match="contains defects, masks, raw"):
         find_one(home, images="raw", masks="absent")
-    with pytest.raises(UsageError, match="go together"):
+    with pytest.raises(UsageError, match="belong together"):
         find_one(home, images="raw")
 
 
@@ -269,9 +269,9 @@ def test_a_folder_is_also_found_below_the_data_root(tmp_path: Path) -> None:
 
 
 def test_folders_without_images_or_pairs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no images"):
+    with pytest.raises(UsageError, match="contains no images"):
         find_one(tree(tmp_path / "texts", "a.txt"))
-    with pytest.raises(UsageError, match=r"no image in .* \(they begin with a1\.jpg and b1\.png\)"):
+    with pytest.raises(UsageError, match=r"no image in .* \(first files: a1\.jpg and b1\.png\)"):
         find_one(tree(tmp_path / "strangers", "images/a1.jpg", "masks/b1.png"))
 
 
@@ -284,7 +284,7 @@ def test_what_does_not_pair_is_listed_and_named(tmp_path: Path) -> None:
     split = find_one(home)
     assert names(split) == ["00", "01"]
     lines = "\n".join(unpaired(split))
-    assert "13 images of mine without a mask, passed over: 02.jpg, 03.jpg" in lines
+    assert "13 images of mine without a mask, skipped: 02.jpg, 03.jpg" in lines
     assert "11.jpg and 3 more." in lines
     assert "1 mask of mine without an image: stray.png." in lines
 
@@ -344,7 +344,7 @@ def test_images_are_found_below_a_folder(tmp_path: Path) -> None:
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"], "a file named is meant"
 
 
-@pytest.mark.parametrize(("name", "reason"), [("absent", "does not exist"), ("empty", "holds no images")])
+@pytest.mark.parametrize(("name", "reason"), [("absent", "does not exist"), ("empty", "contains no images")])
 def test_nothing_to_predict_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=reason):
@@ -414,7 +414,7 @@ def test_broken_files_are_named_and_only_their_samples_are_missing(mine: Path) -
     assert list(inspection.facts) == ["c"]
     assert [path.name for path, *_ in inspection.undecodable] == ["a.jpg", "b.png"]
     text, cut_off = unreadable(inspection)
-    assert str(mine / "images" / "a.jpg") in text and "no image format" in text
+    assert str(mine / "images" / "a.jpg") in text and "known image format" in text
     assert str(mine / "masks" / "b.png") in cut_off and "truncated" in cut_off
 
 
@@ -427,7 +427,7 @@ def test_masks_of_another_size_are_named(mine: Path) -> None:
     (line,) = [line for line in describe(split, inspection) if "another size" in line]
     assert "c (20x12, mask 10x6)" in line
     (line,) = unreadable(inspection)
-    assert "b.png" in line and "12x20 pixels have other proportions than its image's 20x12, as if one were" in line
+    assert "b.png" in line and "12x20 pixels have another aspect ratio than its image's 20x12, as if one were" in line
 
 
 def test_only_what_changed_is_read_again(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +469,7 @@ def test_label_masks_are_read_as_such_and_named_values_decide(mine: Path) -> Non
     assert inspection.mask_format == MaskFormat(labels=True)
     assert any("`--foreground 1 --foreground 2`" in line for line in describe(split, inspection))
     assert inspect(split, foreground=[2]).mask_format == MaskFormat((2,))
-    with pytest.raises(UsageError, match="no mask holds the value 7"):
+    with pytest.raises(UsageError, match="no mask contains the value 7"):
         inspect(split, inspection.facts, SILENT, foreground=[7])
 
 

@@ -149,7 +149,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_pattern_groups_by_what_it_finds(said: list[str]) -> None:
     found = named_groups(r"_num_(\d+)", NAMES)
     assert found["exp1_num_12"] == found["exp5_num_12"] != found["exp2_num_7"] == found["cold/exp1_num_7"]
-    assert "odd" not in found and "says nothing of 1 images (odd)" in said[0]
+    assert "odd" not in found and "matches no group for 1 images (odd)" in said[0]
     assert len(set(named_groups(".+", NAMES).values())) == len(NAMES), "each by itself"
     several = named_groups(r"(?:(cold)/)?exp\d+_num_(\d+)", NAMES)
     assert several["exp2_num_7"] != several["cold/exp1_num_7"], "all brackets count"
@@ -172,9 +172,9 @@ def test_a_file_groups_by_its_lines(tmp_path: Path, said: list[str]) -> None:
     [
         ("exp1_num_12\n", "no comma in line 1"),
         ("odd,a\nodd.png,b\n", "odd in two groups"),
-        ("image,group\nnobody,a\n", "groups none of the images"),
+        ("image,group\nnobody,a\n", "matches none of the images"),
         (None, "No such file"),
-        (b"\xff\xfe\x00", "no CSV in UTF-8"),
+        (b"\xff\xfe\x00", "not UTF-8 CSV"),
     ],
 )
 def test_a_file_that_says_nothing_is_refused(content: str | bytes | None, words: str, tmp_path: Path) -> None:
@@ -185,7 +185,9 @@ def test_a_file_that_says_nothing_is_refused(content: str | bytes | None, words:
         named_groups(str(file), NAMES)
 
 
-@pytest.mark.parametrize(("pattern", "words"), [("(", "no regular expression"), ("xyz", "groups none of the images")])
+@pytest.mark.parametrize(
+    ("pattern", "words"), [("(", "not a regular expression"), ("xyz", "matches none of the images")]
+)
 def test_a_pattern_that_finds_nothing_is_refused(pattern: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         named_groups(pattern, NAMES)

@@ -155,8 +155,8 @@ def whole(format: str) -> bytes:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"<html>404 Not Found</html>", "no image format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image format"),
+        (b"<html>404 Not Found</html>", "known image format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "known image format"),
         (whole("JPEG")[:900], "truncated"),
         (whole("PNG")[:900], "truncated"),
         (whole("WEBP")[:900], ""),

@@ -119,13 +119,14 @@ def test_naming_white_among_coloured_masks_finds_masks_of_white_alone(tmp_path: 
 
 
 def test_a_value_that_no_mask_holds_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"value 9 of --foreground: they hold the values 0, 1, 3\."):
+    with pytest.raises(UsageError, match=r"value 9 of --foreground: they contain the values 0, 1, 3\."):
         choose_mask_format(facts_of(tmp_path, [OBJECT, OBJECT * 3]), [9])
 
 
 def test_labels_without_background_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"out of `--foreground 1 --foreground 2 --foreground 3` \(they hold the values 1, 2, 3\)"
+        UsageError,
+        match=r"choose from `--foreground 1 --foreground 2 --foreground 3` \(they contain the values 1, 2, 3\)",
     ):
         choose_mask_format(facts_of(tmp_path, [OBJECT + 1, OBJECT * 2 + 1]))
 
@@ -145,8 +146,8 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
     for masks in ([OBJECT * 5], [paletted(OBJECT)], [colours((128, 0, 0))]):
         assert "foreground" in said(masks) and "--foreground" not in said(masks), "one value leaves no choice"
     for masks in ([OBJECT, OBJECT * 2], [paletted(OBJECT), paletted(OBJECT * 2)]):
-        assert "some of `--foreground 1 --foreground 2`." in said(masks)
-    assert "some of `--foreground VALUE`, once for each value." in said([OBJECT * value for value in range(1, 9)])
+        assert "any of `--foreground 1 --foreground 2`." in said(masks)
+    assert "any of `--foreground VALUE`, once for each value." in said([OBJECT * value for value in range(1, 9)])
     assert "8388608 (#800000)" in said([colours((128, 0, 0))])
     assert "the value 5 is foreground" in said([OBJECT * 5], [5])
     assert "the values 1, 5 are foreground" in said([OBJECT * 5, OBJECT], [1, 5])

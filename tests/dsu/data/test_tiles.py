@@ -72,7 +72,7 @@ def test_tiles_that_would_never_end_are_refused(size: int, overlap: int) -> None
 def test_options_make_a_tiling() -> None:
     assert Tiling.of(None, None) is None
     assert Tiling.of(512, None) == Tiling(512, 64)
-    with pytest.raises(UsageError, match="give --tile too"):
+    with pytest.raises(UsageError, match="needs --tile"):
         Tiling.of(None, 10)
 
 

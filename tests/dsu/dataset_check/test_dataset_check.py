@@ -204,7 +204,9 @@ def test_masks_that_leave_open_what_is_foreground_stop(tmp_path: Path) -> None:
     assert found.stops and "out of `--foreground 1 --foreground 2`" in finding(found, "unclear-masks").sentence()
     assert summary(found.splits[0])["mask_values"].keys() == {"1", "2"}
     assert not check(folder, foreground=[2]).stops
-    assert "no mask holds the value 7".upper() in finding(check(folder, foreground=[7]), "unclear-masks").remedy.upper()
+    assert (
+        "no mask contains the value 7".upper() in finding(check(folder, foreground=[7]), "unclear-masks").remedy.upper()
+    )
 
 
 def test_a_folder_of_which_nothing_can_be_read_stops(tmp_path: Path) -> None:

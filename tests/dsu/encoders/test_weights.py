@@ -183,14 +183,14 @@ def a_folder(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (wrong_size, "is no SAM 2.1 checkpoint of Hiera custom .*size mismatch.*published file of that size"),
-        (other_keys, "is no SAM 2.1 checkpoint of Hiera custom .*give the published file"),
-        (code, "code out of a checkpoint is never run"),
-        (plain_pickle, "code out of a checkpoint is never run|can't be read as a checkpoint"),
-        (truncated, "can't be read as a checkpoint .*fetch it again"),
-        (truncated_safetensors, "can't be read as a checkpoint .*fetch it again"),
-        (empty, "can't be read as a checkpoint .*fetch it again"),
-        (no_tensors, "is no state dict of tensors"),
+        (wrong_size, "is not a SAM 2.1 checkpoint of Hiera custom .*size mismatch.*published file of that size"),
+        (other_keys, "is not a SAM 2.1 checkpoint of Hiera custom .*give the published file"),
+        (code, "never runs code from a checkpoint"),
+        (plain_pickle, "never runs code from a checkpoint|can't be read as a checkpoint"),
+        (truncated, "can't be read as a checkpoint .*download it again"),
+        (truncated_safetensors, "can't be read as a checkpoint .*download it again"),
+        (empty, "can't be read as a checkpoint .*download it again"),
+        (no_tensors, "is not a state dict of tensors"),
         (a_page, "HTML page|can't be read as a checkpoint"),
         (nothing, "are not at .*: check --hiera-weights or DSU_HIERA"),
         (a_folder, "are not at .*: check --hiera-weights or DSU_HIERA"),
@@ -213,7 +213,7 @@ def test_a_dino_file_of_another_size_is_refused(tmp_path: Path, transformer: dic
     save_file(wider, tmp_path / "wide.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     for name in ("wide", "other"):
-        with pytest.raises(DsuError, match=f"{name}.safetensors is no DINOv2 checkpoint of custom") as caught:
+        with pytest.raises(DsuError, match=f"{name}.safetensors is not a DINOv2 checkpoint of custom") as caught:
             load_dino(config(), EncoderWeights(dino=tmp_path / f"{name}.safetensors"))
         assert "\n" not in str(caught.value)
 
@@ -299,16 +299,16 @@ def test_why_the_hub_gives_nothing_is_said(offline: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dsu.encoders.weights.download", fail)
-    with pytest.raises(MissingWeightsError, match=r"can't be fetched \(No space left on device\): "):
+    with pytest.raises(MissingWeightsError, match=r"can't be downloaded \(No space left on device\): "):
         load_hiera(config(hiera=PUBLISHED_HIERA), EncoderWeights())
-    with pytest.raises(MissingWeightsError, match="may not be asked"):
+    with pytest.raises(MissingWeightsError, match="access to the Hugging Face hub is off"):
         load_hiera(config(hiera=PUBLISHED_HIERA), EncoderWeights(download=False))
 
 
 def test_sizes_that_nobody_published_want_a_file() -> None:
-    with pytest.raises(UsageError, match=r"Hiera \(custom\) is of no official size.*--hiera-weights FILE"):
+    with pytest.raises(UsageError, match=r"Hiera \(custom\) has no official weights.*--hiera-weights FILE"):
         load_hiera(config(), EncoderWeights())
-    with pytest.raises(UsageError, match=r"DINOv2 \(custom\) is of no official size.*--dino-weights FILE"):
+    with pytest.raises(UsageError, match=r"DINOv2 \(custom\) has no official weights.*--dino-weights FILE"):
         load_dino(config(), EncoderWeights())
 
 

@@ -237,7 +237,7 @@ def test_a_folder_that_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="absent is not a folder"):
         match(tmp_path / "absent", truths_in(tmp_path / "masks", Paths()))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty holds no images"):
+    with pytest.raises(UsageError, match="empty contains no images"):
         match(tmp_path / "empty", truths_in(tmp_path / "masks", Paths()))
     shutil.copytree(tmp_path / "masks", tmp_path / "maps")
     save(tmp_path / "maps" / "a.bmp", truth)

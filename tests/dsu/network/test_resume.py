@@ -64,7 +64,7 @@ def test_a_wanted_point_is_taken_or_refused() -> None:
     stored = {"pixels", "V", "S1", "S2", "B5"}
     assert resume_point(config, stored).start == "S2"
     assert resume_point(config, stored, wanted="pixels").block == 0
-    with pytest.raises(UsageError, match=r"last 3 blocks can't resume from 'B5'.*choose S1, S2, pixels"):
+    with pytest.raises(UsageError, match=r"last 3 blocks.*can't start from 'B5'.*choose S1, S2, pixels"):
         resume_point(config, stored, wanted="B5")
 
 
@@ -103,6 +103,6 @@ def test_points_know_their_blocks_and_shapes() -> None:
 @pytest.mark.parametrize("name", ["B0", "B7", "B07", "S0", "S5", "V5", "V0", "v", "x"])
 def test_unknown_points_are_named_with_what_there_is(name: str) -> None:
     config = build_config("toy")
-    with pytest.raises(UsageError, match=f"{name!r} is no feature.*B1 to B6"):
+    with pytest.raises(UsageError, match=f"{name!r} is not a feature.*B1 to B6"):
         check_features(config, [name])
     check_features(config, ["pixels", "V", "V1", "V4", "S1", "B6"])

@@ -78,9 +78,9 @@ def test_weights_out_of_a_file_are_not_called_the_published_ones(tmp_path: Path)
     own = head_facts(make_head(tmp_path, "tiny", training={"known_encoders": ["dino"]}))
     assert [bool(encoder.source) for encoder in own.encoders] == [False, True]
     card = model_card(own, "me/x")
-    assert f"| Hiera tiny | out of a file, not known to be the published ones |  | `{'a' * 64}` |" in card
+    assert f"| Hiera tiny | from a file, not known to be the published ones |  | `{'a' * 64}` |" in card
     assert front_matter(card)["base_model"] == ["timm/vit_small_patch14_dinov2.lvd142m"]
-    assert "known by their digests below" in card and "fetched from where" not in card
+    assert "identified by their digests below" in card and "fetched from where" not in card
 
 
 def test_stage_one_notes_which_weights_came_out_of_files(
@@ -97,7 +97,7 @@ def test_random_encoders_and_a_network_without_dinov2_are_said(tmp_path: Path) -
     assert head_facts(make_head(tmp_path / "toy")).info.random
     drawn = make_head(tmp_path / "tiny", "tiny", training={"random_weights": True})
     assert head_facts(drawn).info.random and not head_facts(drawn).encoders[0].source
-    assert "random ones" in model_card(head_facts(drawn), "me/x")
+    assert "random weights" in model_card(head_facts(drawn), "me/x")
     config = build_config("toy", ablation="A")
     save_head(tmp_path / HEAD_FILE, Head(config).state_dict(), HeadInfo(config=config))
     assert [encoder.name for encoder in head_facts(tmp_path / HEAD_FILE).encoders] == ["Hiera toy"]
@@ -129,7 +129,7 @@ def test_figures_of_a_part_of_a_set_say_so(tmp_path: Path) -> None:
     facts = head_facts(head)
     assert facts.evaluated["DUTS-TE"]["not_comparable"] == "judged on 12 of the set's 5,019 images"
     card = model_card(facts, "me/x")
-    assert "**DUTS-TE is not comparable with published figures: judged on 12 of the set's 5,019 images.**" in card
+    assert "**DUTS-TE is not comparable with published scores: judged on 12 of the set's 5,019 images.**" in card
     [index] = front_matter(card)["model-index"]
     assert index["results"][0]["dataset"]["name"] == "DUTS-TE (judged on 12 of the set's 5,019 images)"
 

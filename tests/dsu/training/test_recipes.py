@@ -205,7 +205,7 @@ def test_starting_from_a_head_starts_with_its_weights(features: Path, drawn: Pat
     head = trained(drawn, features, tmp_path / "first", epochs=1)
     started = run(drawn, features, tmp_path / "second", init_from=str(tmp_path / "first"), seed=5)
     assert same(dict(started.trainer.network.head.state_dict()), head)
-    assert any("starts with" in note and "1 epochs" in note for note in started.notes)
+    assert any("initial head" in note and "1 epochs" in note for note in started.notes)
 
 
 def test_starting_from_a_head_with_fewer_adapters_changes_nothing_it_says(
@@ -223,7 +223,7 @@ def test_starting_from_a_head_with_fewer_adapters_changes_nothing_it_says(
 def test_starting_from_a_head_of_another_network_is_refused(features: Path, drawn: Path, tmp_path: Path) -> None:
     trained(drawn, features, tmp_path / "first", epochs=1)
     for given in ({"ablation": "A"}, {"adapt_last": 2}):
-        with pytest.raises(UsageError, match=r"is of another network .* start from one of"):
+        with pytest.raises(UsageError, match=r"belongs to another network .* start from a head of"):
             run(drawn, features, tmp_path / "second", init_from=str(tmp_path / "first"), **given)
 
 
