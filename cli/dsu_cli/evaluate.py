@@ -268,10 +268,10 @@ def _at_own_threshold(run: str, threshold: float, found: Mapping[str, tuple["Jud
     for name, (judged, one) in found.items():
         if threshold != DEFAULT_THRESHOLD and not judged.predicted_otherwise:
             at, level = judge_threshold(threshold, one.image_level, one.levels), one.image_level
-            said.append(
-                f"{run}, {name}, at the head's threshold {threshold:g}: {at.found} of {level.with_object} images with "
-                f"an object found, {at.false_alarms} false alarms on {level.without_object} without, Dice {at.dice:.3f}."
-            )
+            found_of = f"{at.found} of {level.with_object} images with an object found"
+            false = f"{at.false_alarms} false alarms on {level.without_object} without"
+            whose = run if run == name else f"{run}, {name}"
+            said.append(f"{whose}, at the head's threshold {threshold:g}: {found_of}, {false}, Dice {at.dice:.3f}.")
     return said
 
 
