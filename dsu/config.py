@@ -19,6 +19,7 @@ __all__ = [
     "DinoSpec",
     "HieraSpec",
     "build_config",
+    "config_of",
 ]
 
 LEVELS: Final = (1, 2, 3, 4)
@@ -289,6 +290,14 @@ def build_config(
 
 
 T = TypeVar("T")
+
+
+def config_of(model: object) -> DSUNetConfig:
+    """A model's config, or the config itself. Raises `UsageError` for anything else."""
+    config = getattr(model, "config", model)
+    if not isinstance(config, DSUNetConfig):
+        raise UsageError(f"{model!r} is no model: give one that dsu.create_model made, or its config.")
+    return config
 
 
 def _known(kind: str, name: str, among: dict[str, T]) -> T:

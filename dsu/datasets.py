@@ -15,14 +15,15 @@ import torch
 from torch.utils.data import Dataset
 
 from dsu.batches import Batch
-from dsu.config import DSUNetConfig
-from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspect, unreadable
+from dsu.config import DSUNetConfig, config_of
+from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspect, unpaired, unreadable
 from dsu.data.decoding import DECODERS, Decoded, ImageProcessor, SampleFiles, augmentation, open_sample
 from dsu.data.images import Depth
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import LastUsed
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
 from dsu.errors import DsuError, UsageError
+from dsu.progress import few
 
 if TYPE_CHECKING:
     from dsu.network.network import DSUNet
@@ -46,21 +47,30 @@ class SampleDataset(Dataset[dict[str, Any]]):
     sets as they are, with workers however started: each opens for itself what it reads from.
 
     Args:
-        names: of the samples.
+        known: all samples, by name.
+        names: those that are taken; None takes all.
         views: those that are drawn from: `none`, `width`, `flips`, `flips+3`, as `dsu train-head --views` takes them.
         seed: of the draws.
 
     Attributes:
         names, views, seed: as given.
+
+    Raises `UsageError` for a name that is none, and `DsuError` where there is no sample.
     """
 
-    def __init__(self, names: Sequence[str], views: Views | str = UNFLIPPED, seed: int = 0) -> None:
+    def __init__(
+        self, known: Mapping[str, Any], names: Iterable[str] | None, views: Views | str = UNFLIPPED, seed: int = 0
+    ) -> None:
         try:
             self.views = Views.parse(views)
         except ValueError as error:
             raise UsageError(f"The views {error}.") from error
-        self.names = names
+        self.names: Sequence[str] = list(known if names is None else names)
         self.seed = seed
+        unknown = [name for name in self.names if names is not None and name not in known]
+        if isinstance(names, str) or unknown:
+            what, example = names if isinstance(names, str) else few(unknown), next(iter(known), "none")
+            raise UsageError(f"There is no sample {what}: give a list of names, which have no suffix, as {example!r}.")
         # Shared, so that workers that live on see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -78,6 +88,16 @@ class SampleDataset(Dataset[dict[str, Any]]):
         """Several items, read at once."""
         names, epoch = [self.names[index] for index in indices], int(self._epoch)
         return self.read(names, [draw_view(self.seed, epoch, name, self.views) for name in names]).items()
+
+    @property
+    def metadata(self) -> Mapping[str, SampleMetadata]:
+        """What its samples are, by name."""
+        raise NotImplementedError
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Where its samples are from, as a head that was trained on them notes it."""
+        return {}
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """The named samples, each for a view by number; pixels and masks not flipped yet, everything on the CPU."""
@@ -120,17 +140,23 @@ class ImageDataset(SampleDataset):
         if metadata is None or mask_format is None:
             found = inspect(split)
             metadata, mask_format, depth = found.facts, found.mask_format, depth or found.depth
-            for line in unreadable(found):
+            for line in (*unreadable(found), *unpaired(split)):
                 warnings.warn(line, stacklevel=2)
-        super().__init__(sorted(metadata if names is None else names), views, seed)
-        if not self.names:
+        if not metadata:
             raise DsuError(f"{split.images} has no image that can be read: give a folder that holds some.")
-        config = model if isinstance(model, DSUNetConfig) else model.config
+        super().__init__(metadata, names, views, seed)
+        self.names = sorted(self.names)
+        config = config_of(model)
         wants_guide = bool(config.injections) if guide is None else guide
         self._processor = ImageProcessor(config, wants_guide)
         self._pairs = {pair.name: pair for pair in split.pairs}
         self._metadata = {name: metadata[name] for name in self.names}
         self._files = PerProcess(partial(_Files, mask_format, depth))
+
+    @property
+    def metadata(self) -> Mapping[str, SampleMetadata]:
+        """What its samples are, by name."""
+        return self._metadata
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `SampleDataset.read`. Raises `UnreadableImage`, and `DsuError` for a file that has changed."""

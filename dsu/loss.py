@@ -8,13 +8,14 @@ An image without an object has a loss like any other. Its region term is 1 - 1 /
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dsu.choices import BceKind, RegionKind
+from dsu.errors import UsageError, did_you_mean
 
 __all__ = ["SIDE_WEIGHTS", "SegmentationLoss", "boundary_weight", "precise"]
 
@@ -42,6 +43,8 @@ class SegmentationLoss:
         tversky_beta: the misses' share of the weight in the Tversky index, between 0 and 1; false alarms have the rest.
         focal_gamma: the exponent of a focal BCE.
 
+    Raises `UsageError` for an unknown term or a number out of range.
+
     Example:
         >>> loss = SegmentationLoss()(model(**inputs), batch["mask"])
         >>> loss.backward()
@@ -51,6 +54,19 @@ class SegmentationLoss:
     bce: BceKind = "plain"
     tversky_beta: float = 0.7
     focal_gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("region", self.region, RegionKind), ("bce", self.bce, BceKind)):
+            if value not in get_args(known):
+                choices = ", ".join(get_args(known))
+                raise UsageError(
+                    f"{name} can't be {value!r}: choose {choices}{did_you_mean(str(value), get_args(known))}."
+                )
+        if not 0 < self.tversky_beta < 1 or self.focal_gamma < 0:
+            raise UsageError(
+                f"tversky_beta {self.tversky_beta} or focal_gamma {self.focal_gamma} is out of range: the first lies "
+                f"between 0 and 1, the second is 0 or more."
+            )
 
     def __call__(self, output: Output, mask: Tensor) -> Tensor:
         """0.25, 0.5 and 1 times the losses of the side outputs, deepest first, as one scalar.
@@ -63,6 +79,7 @@ class SegmentationLoss:
 
     def side_losses(self, side_logits: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
         """The unweighted loss of each side output: the mean over images of region term plus BCE, a scalar each."""
+        _check_mask(mask, side_logits[-1])
         weight = boundary_weight(mask)
         return [(self._region(z, mask, weight) + self._bce(z, mask, weight)).mean() for z in side_logits]
 
@@ -90,6 +107,23 @@ class SegmentationLoss:
         if self.bce == "focal":
             return ((mask - logits.sigmoid()).abs() ** self.focal_gamma * pixels).mean((2, 3))
         return (weight * pixels).sum((2, 3)) / weight.sum((2, 3))
+
+
+def _check_mask(mask: Tensor, logits: Tensor) -> None:
+    """Raise `UsageError` for a mask that is no (B, 1, H, W) of floats in [0, 1]; a GPU's values are not looked at."""
+    if not mask.is_floating_point():
+        kind = str(mask.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"The mask is {kind}, and the loss takes floats in [0, 1]: give mask.float(), or / 255 of bytes."
+        )
+    if mask.shape != logits.shape:
+        raise UsageError(
+            f"The mask is {tuple(mask.shape)} and the logits are {tuple(logits.shape)}: give one (B, 1, H, W)."
+        )
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.numel() and mask.max() > 1:
+        raise UsageError(
+            f"The mask reaches {mask.max().item():g}, and the loss takes floats in [0, 1]: divide it by 255."
+        )
 
 
 def boundary_weight(mask: Tensor) -> Tensor:

@@ -120,7 +120,9 @@ def choose_runtime(
             raise RuntimeError(chosen.type)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"The device {device!r} can't be used here: choose cpu, cuda or cuda:N.") from error
+        count = torch.cuda.device_count()
+        there = "cpu alone" if not count else f"cpu and {', '.join(f'cuda:{number}' for number in range(count))}"
+        raise UsageError(f"The device {device!r} can't be used: choose what is here ({there}).") from error
     if precision != "auto":
         picked, because = precision, f"precision {because}"
     elif chosen.type == "cuda" and _computes_bf16(chosen):

@@ -60,7 +60,7 @@ def trainer(world: World, folder: Path, count: int = 3, **settings: Any) -> Trai
     given = {"batch_size": 2, "freeze_adapter_epochs": 2, "val_every": 5, "sheet_every": 0, "device": "cpu"}
     resolved = TrainingSettings(**{**given, **settings})
     network = deepcopy(_network())
-    train, validation = (Drawn([str(n) for n in numbers]) for numbers in (range(count), range(100, 103)))
+    train, validation = (Drawn({str(n): None for n in numbers}, None) for numbers in (range(count), range(100, 103)))
 
     def phase(point: ResumePoint) -> TrainingPhase:
         return TrainingPhase(point, train, validation)

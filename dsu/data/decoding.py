@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from dsu.config import DSUNetConfig
+from dsu.config import DSUNetConfig, config_of
 from dsu.data.images import (
     WHITE_16,
     Box,
@@ -262,7 +262,7 @@ class ImageProcessor:
     """Resizes images to a network's input sizes.
 
     Args:
-        config: Gives both sizes.
+        config: Gives both sizes; a model stands for its own.
         guide: Whether to prepare DINOv2's input too.
 
     Example:
@@ -272,6 +272,9 @@ class ImageProcessor:
 
     config: DSUNetConfig
     guide: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", config_of(self.config))
 
     def __call__(self, images: "ImageLike | Sequence[ImageLike]") -> dict[str, Any]:
         """`pixel_values` (B, 3, S, S) and `guide_values` (B, 3, S', S'), uint8, for the network's `forward`.

@@ -122,6 +122,8 @@ def view_index(array: str, view: int) -> int:
 def draw_view(seed: int, epoch: int, name: str, views: Views, turn: int = 0) -> int:
     """The view of sample `name` in `epoch`, drawn uniformly from `views`.
 
+    Of the four flips, that flips each direction with probability 0.5 (paper, section IV).
+
     `turn` is the number of the sample's earlier draws in that epoch.
     """
     again = f"/{turn}" if turn else ""

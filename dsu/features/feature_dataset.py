@@ -1,12 +1,14 @@
 """Samples out of a store."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dsu.batches import Batch
+from dsu.data.datasets import SampleMetadata
 from dsu.data.views import FLIPPED_WHEN_READ, UNFLIPPED, Views, view_index
 from dsu.datasets import PerProcess, SampleDataset
 from dsu.errors import DsuError, UsageError
@@ -50,12 +52,24 @@ class FeatureDataset(SampleDataset):
         seed: int = 0,
     ) -> None:
         self.store = store if isinstance(store, FeatureStore) else _open_store(Path(store), model)
-        super().__init__(self.store.manifest.names if names is None else names, views, seed)
-        reads = _reads(self.store, model, self.views) if isinstance(model, DSUNet) else model
+        super().__init__(self.store.manifest.entries, names, views, seed)
+        reads = _reads(self.store, model, self.views) if isinstance(model, DSUNet) else _named(self.store, model)
         self._arrays = [*reads, *(["mask"] if masks and "mask" in self.store.arrays else [])]
         # At once: from here on no one removes what is going to be read.
         kept = {name: {view_index(name, view) for view in self.views.numbers} for name in self._arrays}
         self._reader = PerProcess(partial(self.store.reader, self._arrays, views=kept))
+
+    @property
+    def metadata(self) -> Mapping[str, SampleMetadata]:
+        """What its samples are, by name."""
+        facts = self.store.metadata
+        return {name: facts[name] for name in self.names}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Where its samples are from, and which of the store's are not among them."""
+        others = sorted(set(self.store.manifest.names).difference(self.names))
+        return {**vars(self.store.source), "held_out": others}
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `SampleDataset.read`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""
@@ -78,6 +92,14 @@ def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:
     if not is_store(folder):
         raise UsageError(f"There is no store at {folder}: run `dsu cache-features` first, or give a store's folder.")
     return FeatureStore.open(folder)
+
+
+def _named(store: FeatureStore, names: Collection[str]) -> Collection[str]:
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise UsageError(f"A data set can't be read for {names!r}: give the model, or a list of arrays.")
+    for name in names:
+        store.stored(name)
+    return names
 
 
 def _reads(store: FeatureStore, model: DSUNet, views: Views) -> tuple[str, ...]:

@@ -168,6 +168,8 @@ def _side_by_side(layers: Sequence[nn.Sequential], inputs: Sequence[Tensor]) -> 
 class ChannelModulation(nn.Module):
     """Depthwise wavelet convolution, 1x1 convolution to the level's width, batch norm, ReLU.
 
+    The map comes on the level's grid already (bilinear); the channels are the 1x1 convolution's to change.
+
     Args:
         dino_dim: channels of DINOv2's map.
         level_dim: channels of the Hiera level to fuse it into.

@@ -19,15 +19,25 @@ from torch.utils.checkpoint import checkpoint
 
 from dsu.config import LEVELS, DSUNetConfig
 from dsu.encoders.frozen import dino_maps, embed_pixels, run_block
+from dsu.errors import UsageError
 from dsu.network.head import Head
 from dsu.network.resize import bilinear_weights, resize_by_products
-from dsu.network.resume import ResumePoint, feature_block, guide_names, resume_at, resume_point, serving_features
+from dsu.network.resume import (
+    ResumePoint,
+    feature_block,
+    feature_shape,
+    guide_names,
+    resume_at,
+    resume_point,
+    serving_features,
+)
 from dsu.runtime import computing_threads
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
     from timm.models.vision_transformer import VisionTransformer
 
+    from dsu.datasets import SampleDataset
     from dsu.network.pretrained import WeightsOf
 
 RunBlock: TypeAlias = "Callable[[MultiScaleBlock, Tensor], Tensor]"
@@ -37,6 +47,8 @@ __all__ = ["DSUNet", "DSUNetOutput", "default_encoder_batch_size", "to_stored"]
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 
+_NORMALISED: Final = 5.0
+"""More than any normalised pixel, which reach from -2.1 to 2.7."""
 STRIDE: Final = 32
 """Pixels per position of S4, the deepest level."""
 
@@ -165,18 +177,26 @@ class DSUNet(nn.Module):
             folder_or_hub_id, revision=revision, encoder_weights=encoder_weights, load_guide=load_guide
         )
 
-    def save_pretrained(self, folder: str | Path, *, metrics: Mapping[str, float] | None = None) -> Path:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        trained_on: "SampleDataset | None" = None,
+    ) -> Path:
         """Write `head.safetensors` and `config.json`, which `from_pretrained` and `dsu predict --head FOLDER` load.
 
         Args:
             folder: created if missing.
             metrics: scores to store with the head, such as `{"val_S": 0.9}`.
+            trained_on: the training set: `dsu eval` then leaves its images out, and `dsu predict` without images
+                predicts the rest of its store.
 
         Returns the folder. Raises `DsuError` if weights are not finite or the folder can't be written.
         """
         from dsu.network.pretrained import save_pretrained
 
-        return save_pretrained(self, folder, metrics=metrics)
+        return save_pretrained(self, folder, metrics=metrics, trained_on=trained_on)
 
     def compile_adapted_blocks(self, backend: str = "inductor") -> None:
         """Compile the adapted blocks with torch.compile, for training.
@@ -212,7 +232,8 @@ class DSUNet(nn.Module):
             start_feature: the feature that Hiera starts from; None: the latest possible one in `features`. It may be
                 past some adapters, which are then skipped: frozen-adapter epochs use this.
 
-        Raises `RuntimeError` if something needed is neither given nor computable.
+        Raises `UsageError` if something needed is neither given nor computable, if shapes do not match, or if the
+        encoders would train with the head.
         """
         levels, guides = self._levels_and_guides(pixel_values, guide_values, features, start_feature)
         return DSUNetOutput(tuple(self.head(levels, guides)))
@@ -271,7 +292,7 @@ class DSUNet(nn.Module):
         if not names:
             return {}
         if pixel_values is None:
-            raise RuntimeError(f"{', '.join(names)} were not given and can't be computed without pixel_values")
+            raise UsageError(f"{', '.join(names)} of Hiera can't be computed without pixel_values: give these, or it.")
         wanted: dict[int, list[str]] = {}
         for name in names:
             wanted.setdefault(feature_block(self.config, name), []).append(name)
@@ -287,8 +308,10 @@ class DSUNet(nn.Module):
         """DINOv2's features, (B, H, W, C): V on S4's grid with side `grid`, V<k> on DINOv2's own."""
         if not names:
             return {}
-        if self.dino is None or guide_values is None:
-            raise RuntimeError("this network was built without DINOv2, and its features were not given")
+        if self.dino is None:
+            raise UsageError(f"{', '.join(names)} of DINOv2 must be given: the model was made without it (load_guide).")
+        if guide_values is None:
+            raise UsageError(f"{', '.join(names)} of DINOv2 can't be computed without guide_values: give these, or it.")
         blocks = {name: int(name[1:] or self.config.dino.depth) for name in names}
         maps = dino_maps(self.dino, self._normalized(guide_values), blocks.values())
         found = {name: maps[block].permute(0, 2, 3, 1) for name, block in blocks.items()}
@@ -311,6 +334,7 @@ class DSUNet(nn.Module):
     ) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
         """Adapted levels and DINOv2's features, (B, C, H, W), with the types and layouts of an end-to-end pass."""
         given = dict(features or {})
+        self._check_given(given, pixel_values, guide_values)
         if pixel_values is not None:
             given["pixels"] = pixel_values
         point = self._resume_point(given, start_feature)
@@ -328,11 +352,30 @@ class DSUNet(nn.Module):
             self._run_blocks(tokens, point, levels)
         return levels, {name: live[name].permute(0, 3, 1, 2) for name in point.guides}
 
+    def _check_given(self, features: Mapping[str, Tensor], *images: Tensor | None) -> None:
+        """Raise `UsageError` for shapes that do not fit, which broadcasting would hide, and for encoders that train."""
+        if torch.compiler.is_compiling():
+            return
+        if self.training and any(p.requires_grad for e in (self.hiera, self.dino) if e for p in e.parameters()):
+            raise UsageError(
+                "The encoders' parameters require gradients, and a saved head could not keep what they learn: "
+                "give the optimizer what model.head.parameters() gives, and freeze the rest again."
+            )
+        counts = {one.shape[0] for one in (*features.values(), *images) if one is not None}
+        if len(counts) > 1:
+            raise UsageError(f"Images and features are of {sorted(counts)} samples: give the same samples of each.")
+        for name, tensor in features.items():
+            if name == "pixels":
+                continue
+            channels = feature_shape(self.config, name)[-1]
+            if tensor.ndim != 4 or tensor.shape[-1] != channels:
+                raise UsageError(f"{name} is {tuple(tensor.shape)} and should be (B, H, W, {channels}), channels last.")
+
     def _resume_point(self, given: Collection[str], start_feature: str | None) -> ResumePoint:
         if start_feature is not None:
             return resume_at(self.config, start_feature)
         if not serving_features(self.config, given):
-            raise RuntimeError("give pixel_values or features of Hiera to start from")
+            raise UsageError("The model has nothing to start from: give pixel_values, or features of Hiera.")
         return resume_point(self.config, {*given, *self.config.injections.values()})
 
     def _run_blocks(self, tokens: Tensor, point: ResumePoint, levels: dict[int, Tensor]) -> None:
@@ -373,11 +416,18 @@ class DSUNet(nn.Module):
 
     def _normalized(self, values: Tensor) -> Tensor:
         """uint8 RGB to float32 with ImageNet's mean and deviation; floats are already normalised."""
-        return (values.float() / 255 - self.mean) / self.std if values.dtype == torch.uint8 else values
+        if values.dtype == torch.uint8:
+            return (values.float() / 255 - self.mean) / self.std
+        if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.abs().max() > _NORMALISED:
+            raise UsageError(
+                f"Float images are taken as normalised, and these reach {values.abs().max().item():g}: give uint8, or "
+                f"subtract ImageNet's mean and divide by its deviation."
+            )
+        return values
 
     def _hiera(self) -> "Hiera":
         if self.hiera is None:
-            raise RuntimeError("this network was built without Hiera, but must run some of its blocks")
+            raise UsageError("The model was made without Hiera, and blocks of it have to run: load it.")
         return self.hiera
 
 

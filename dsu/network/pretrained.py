@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from dsu.config import Ablation, DSUNetConfig, build_config
 from dsu.encoders.weights import load_encoders
 from dsu.errors import DsuError, UsageError
 from dsu.files import atomic_write, make_folder
-from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, load_head, resolve_head, save_head
+from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, image_digits, load_head, resolve_head, save_head
 from dsu.network.head import Head
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import torch_type
 from dsu.settings import EncoderWeights
+
+if TYPE_CHECKING:
+    from dsu.datasets import SampleDataset
 
 __all__ = [
     "WeightsOf",
@@ -142,16 +145,26 @@ def from_pretrained(
     return model
 
 
-def save_pretrained(model: DSUNet, folder: str | Path, *, metrics: Mapping[str, float] | None = None) -> Path:
+def save_pretrained(
+    model: DSUNet,
+    folder: str | Path,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    trained_on: "SampleDataset | None" = None,
+) -> Path:
     """See `DSUNet.save_pretrained`."""
     dtype = None if model.feature_dtype is None else str(model.feature_dtype).removeprefix("torch.")
     training: dict[str, Any] = {"random_weights": model.random_encoders, "trained_by": "a loop of one's own"}
     if model.encoder_batch_size is not None:
         training["encoder_batch_size"] = model.encoder_batch_size
+    facts = {} if trained_on is None else trained_on.metadata
     info = HeadInfo(
         config=model.config,
         feature_dtype=dtype,  # type: ignore[arg-type]  # checked by the model
         encoders=model.encoder_digests,
+        dataset={} if trained_on is None else trained_on.described,
+        trained_on=image_digits(facts[name].image_sha256 for name in facts),
+        trained_on_pixels=image_digits(facts[name].pixels_sha256 for name in facts),
         training=training,
         metrics=dict(metrics or {}),
     )

@@ -39,21 +39,25 @@ class Segmenter:
         >>> mask = segmenter(Image.open("photo.jpg"))   # float32 (height, width) in [0, 1]
 
     Attributes:
-        network: in evaluation mode on `runtime.device`.
-        runtime: device and precision.
+        network: on `runtime.device`; it is switched to evaluation mode.
+        runtime: device and precision; None: those of the network as it is.
         tiling: how images are cut, as those were that the head was trained on; None: not at all.
         depth: what is black and white in files and PIL images of more than 8 bits, as it was in training.
     """
 
     network: "DSUNet" = field(repr=False)
-    runtime: "Runtime"
+    runtime: "Runtime" = None  # type: ignore[assignment]  # chosen below
     tiling: Tiling | None = None
     depth: Depth | None = None
 
     def __post_init__(self) -> None:
         from dsu.prediction.inference import Predictor
 
-        self._predictor = Predictor(self.network, self.runtime, earliest(self.network.config))
+        if getattr(self, "runtime", None) is None:
+            from dsu.runtime import choose_runtime
+
+            self.runtime = choose_runtime(str(self.network.mean.device), "auto")
+        self._predictor = Predictor(self.network.eval(), self.runtime, earliest(self.network.config))
 
     @classmethod
     def load(

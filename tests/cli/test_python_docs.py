@@ -27,5 +27,7 @@ def test_the_snippets_run_and_the_head_predicts(dsu: Dsu, drawn: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     said = dsu("head", "info", "my-head").output
     assert "random" in said, "the head tells the truth about its encoders"
+    held_out = dsu("predict", "--head", "my-head", "--out", "held").output
+    assert len(list(Path("held").rglob("*.png"))) == 2, held_out
     dsu("predict", drawn / "test" / "images", "--head", "my-head", "--out", "masks")
     assert len(list(Path("masks").rglob("*.png"))) == 5

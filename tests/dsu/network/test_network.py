@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from dsu.encoders.frozen import padded_attention
+from dsu.errors import UsageError
 from dsu.network.network import DSUNet, to_stored
 from dsu.network.resume import ResumePoint, earliest, resume_point, serving_features
 
@@ -221,9 +222,9 @@ def test_an_absent_encoder_is_only_missed_where_it_is_needed(build: Build, batch
     bare = DSUNet(whole.config, None, None).eval()
     bare.head.load_state_dict(whole.head.state_dict())
     assert torch.equal(bare(features=points).logits, whole(*batch).logits)
-    with pytest.raises(RuntimeError, match="without Hiera"):
+    with pytest.raises(UsageError, match="without Hiera"):
         bare.encode(*batch, ["S1"])
-    with pytest.raises(RuntimeError, match="without DINOv2"):
+    with pytest.raises(UsageError, match="made without it"):
         bare.encode(*batch, ["V"])
 
 

@@ -1,0 +1,168 @@
+"""Mistakes that people make with the Python API: each is said in one sentence, and none passes silently."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support import toy_network
+from torch import Tensor
+
+from dsu.config import build_config
+from dsu.data.datasets import Paths
+from dsu.data.decoding import ImageProcessor
+from dsu.data.views import Views
+from dsu.datasets import ImageDataset
+from dsu.errors import DsuError, UsageError
+from dsu.features.extraction import cache_features
+from dsu.features.feature_dataset import FeatureDataset
+from dsu.loss import SegmentationLoss
+from dsu.network.network import DSUNet, DSUNetOutput
+from dsu.prediction.segmenter import Segmenter
+from dsu.runtime import choose_runtime
+from dsu.settings import EncoderWeights, ExtractionSettings
+
+
+@pytest.fixture(scope="module")
+def folder(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the store of the drawn training images."""
+    root = tmp_path_factory.mktemp("features")
+    settings, weights = ExtractionSettings(features=("V",), views=Views(1)), EncoderWeights(random=True)
+    config = build_config("toy", hiera_size=128, dino_size=126)
+    cache_features(str(drawn / "train"), config, settings, weights, paths=Paths(drawn, root), device="cpu")
+    return next(root.glob("*/"))
+
+
+@pytest.fixture
+def model() -> DSUNet:
+    return toy_network(adapt_last=2).eval()
+
+
+@pytest.fixture
+def inputs(model: DSUNet) -> dict[str, Tensor]:
+    sides = {"pixel_values": model.config.hiera_size, "guide_values": model.config.dino_size}
+    return {name: torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8) for name, side in sides.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"region": "dice"}, "region can't be 'dice': choose iou, tversky"),
+        ({"bce": "weigted"}, "did you mean 'weighted'"),
+        ({"tversky_beta": 70}, "between 0 and 1"),
+        ({"focal_gamma": -1.0}, "0 or more"),
+    ],
+)
+def test_a_loss_of_unknown_terms_is_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        SegmentationLoss(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda mask: mask.byte(), "is uint8, and the loss takes floats"),
+        (lambda mask: mask > 0, "is bool, and"),
+        (lambda mask: mask * 255, "reaches 255.*divide it by 255"),
+        (lambda mask: mask[:, 0], r"\(2, 8, 8\) and the logits are \(2, 1, 8, 8\)"),
+    ],
+)
+def test_a_mask_that_is_none_is_refused(change: Callable[[Tensor], Tensor], said: str) -> None:
+    output = DSUNetOutput((torch.zeros(2, 1, 8, 8),) * 3)
+    SegmentationLoss()(output, torch.ones(2, 1, 8, 8))
+    with pytest.raises(UsageError, match=said):
+        SegmentationLoss()(output, change(torch.ones(2, 1, 8, 8)))
+
+
+def test_encoders_that_would_train_with_the_head_are_refused(model: DSUNet, inputs: dict[str, Tensor]) -> None:
+    model.train().requires_grad_(True)
+    with pytest.raises(UsageError, match="encoders' parameters require gradients"):
+        model(**inputs)
+    model.eval()(**inputs)
+
+
+def test_floats_that_are_not_normalised_are_refused(model: DSUNet, inputs: dict[str, Tensor]) -> None:
+    normalised = {name: (x.float() / 255 - model.mean) / model.std for name, x in inputs.items()}
+    assert torch.allclose(model(**normalised).logits, model(**inputs).logits, atol=1e-4)
+    with pytest.raises(UsageError, match="taken as normalised, and these reach"):
+        model(inputs["pixel_values"].float(), inputs["guide_values"])
+
+
+def test_what_is_lacking_or_does_not_fit_is_named(model: DSUNet, inputs: dict[str, Tensor]) -> None:
+    with pytest.raises(UsageError, match="V of DINOv2 can't be computed without guide_values"):
+        model(inputs["pixel_values"])
+    with pytest.raises(UsageError, match="S1 of Hiera can't be computed without pixel_values"):
+        model.encode(None, inputs["guide_values"], ["S1"])
+    with pytest.raises(UsageError, match="nothing to start from"):
+        model()
+    features = model.encode(**inputs, names=["V"])
+    with pytest.raises(UsageError, match=r"of \[1, 2\] samples"):
+        model(inputs["pixel_values"], features={"V": features["V"][:1]})
+    with pytest.raises(UsageError, match=r"V is .* channels last"):
+        model(inputs["pixel_values"], features={"V": features["V"].permute(0, 3, 1, 2)})
+
+
+def test_the_device_that_was_refused_is_not_offered() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(UsageError, match=r"'cuda' can't be used: choose what is here \(cpu alone\)"):
+        choose_runtime("cuda", "auto")
+
+
+def test_names_that_are_none_are_refused_at_once(model: DSUNet, drawn: Path, folder: Path) -> None:
+    images = ImageDataset(drawn / "train", model)
+    for make in (
+        lambda names: FeatureDataset(folder, model, names=names),
+        lambda names: ImageDataset(drawn / "train", model, names=names),
+    ):
+        assert list(make(images.names[:2]).names) == images.names[:2]
+        with pytest.raises(UsageError, match=f"no sample foo: give a list.*{images.names[0]}"):
+            make(["foo"])
+        with pytest.raises(UsageError, match="give a list of names"):
+            make(images.names[0])
+    with pytest.raises(UsageError, match="can't be read for 'toy'"):
+        FeatureDataset(next(folder.iterdir()), "toy")
+
+
+def test_a_model_is_wanted_and_said_where_something_else_is_given(model: DSUNet, drawn: Path) -> None:
+    with pytest.raises(UsageError, match="'toy' is no model"):
+        ImageDataset(drawn, "toy")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is no model"):
+        ImageProcessor(3)  # type: ignore[arg-type]
+    assert ImageProcessor(model).config == model.config  # type: ignore[arg-type]
+
+
+def test_images_without_a_mask_are_said(drawn: Path, tmp_path: Path, model: DSUNet) -> None:
+    import shutil
+
+    shutil.copytree(drawn / "train", tmp_path / "set")
+    [first, *_] = sorted((tmp_path / "set" / "masks").iterdir())
+    first.unlink()
+    with pytest.warns(UserWarning, match="1 image .*without a mask"):
+        data = ImageDataset(tmp_path / "set", model)
+    assert first.stem not in data.names
+
+
+def test_a_head_notes_what_it_was_trained_on(model: DSUNet, drawn: Path, folder: Path, tmp_path: Path) -> None:
+    from dsu.heads.head_file import load_head, resolve_head
+
+    data = FeatureDataset(folder, model, names=FeatureDataset(folder, model).names[1:])
+    model.save_pretrained(tmp_path / "head", trained_on=data)
+    _, info = load_head(resolve_head(tmp_path / "head"))
+    assert info.dataset["held_out"] == [data.store.manifest.names[0]]
+    for name, facts in data.store.metadata.items():
+        assert info.was_trained_on(facts.image_sha256, facts.pixels_sha256) == (name in data.names)
+    images = ImageDataset(drawn / "train", model, names=data.names[:1])
+    model.save_pretrained(tmp_path / "other", trained_on=images)
+    _, info = load_head(resolve_head(tmp_path / "other"))
+    assert [*map(len, (info.trained_on, info.dataset))] == [12, 0], "one digest, cut short"
+
+
+def test_a_segmenter_of_a_model_in_memory(model: DSUNet, tmp_path: Path) -> None:
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
+    model.train()
+    found = Segmenter(model)(image)
+    assert found.shape == (40, 60) and not model.training
+    model.save_pretrained(tmp_path / "head")
+    with pytest.raises(DsuError, match="nothing"):
+        Segmenter.load(tmp_path / "nothing")
