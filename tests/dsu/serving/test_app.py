@@ -243,6 +243,23 @@ def test_what_waits_runs_together_and_gives_what_it_gives_alone(serve: Serve, he
         assert np.abs(grey - own).max() <= 1  # sums of a batch are added up in another order
 
 
+def test_a_batch_holds_no_more_pixels_than_one_image_may_have(serve: Serve, heads: Heads) -> None:
+    (first, watcher), (second, other) = watched(heads["first"], held=True), watched(heads["second"])
+    client = serve({"first": first, "second": second}, max_megapixels=1)
+    large, small = png(Image.new("RGB", (900, 1000))), png(Image.new("RGB", (100, 100)))
+    sent = [("first", large), ("second", small), ("first", large), ("first", small), ("second", small)]
+    with ThreadPoolExecutor(6) as clients:
+        asked = [clients.submit(client.post, "/predict", **form(small))]
+        assert watcher.begun.wait(20)
+        for number, (head, data) in enumerate(sent, 2):
+            asked.append(clients.submit(client.post, "/predict", params={"head": head}, **form(data)))
+            until(lambda number=number: client.get("/health").json()["requests"] == number)
+        watcher.leave.set()
+        assert {one.result().status_code for one in asked} == {200}
+    # Each batch takes what fits of its head, those that came before first.
+    assert watcher.batches == [1, 2, 1] and other.batches == [2]
+
+
 def test_a_broken_image_spoils_no_other_of_its_batch(serve: Serve, heads: Heads) -> None:
     head, watcher = watched(heads["first"], held=True)
     client = serve({"first": head})
