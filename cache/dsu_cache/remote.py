@@ -54,6 +54,8 @@ _BESIDE: Final = ("splits.json",)
 _STATE: Final = "published"
 """A mirror's file with the generation that it is like; not there while it may be like none."""
 _OBJECT: Final = re.compile(r"([^/]+)/([0-9a-f]{16})/(\d+)\.(\d+)\.([0-9a-f]+)\.(\d+)\.([0-9a-f]{64})")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
 _GENERATION: Final = re.compile(r"manifest/(\d{8})\.json")
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -101,10 +103,10 @@ def attach(url: str) -> Path:
     """
     root, bucket = mirror_of(url), Bucket(url)
     there = set()
-    for split in bucket.folders():
+    for split in filter(_is_plain, bucket.folders()):
         for name in _BESIDE:
             _fetch_beside(bucket, root, f"{split}/{name}")
-        for encoders in bucket.folders(split):
+        for encoders in filter(_is_plain, bucket.folders(split)):
             found = [one for one in bucket.list(f"{split}/{encoders}/manifest") if one.key.endswith(".json")]
             if found:
                 there.add(root / split / encoders)
@@ -163,6 +165,7 @@ class Remote:
         self.number = 0
         self.pool: Pool | None = None
         self._record: dict[str, Any] = {}
+        self._torn = ""
         self._found: list[Found] = []
 
     def look(self) -> None:
@@ -199,6 +202,7 @@ class Remote:
         if self.exists():
             self.look()
             return
+        self.bucket.check_conditions("manifest/probe")
         self.empty()
 
     def empty(self) -> None:
@@ -216,7 +220,7 @@ class Remote:
         newest, state, reason = max(tags), self.folder / "manifest" / _STATE, ""
         known = read_record(state)
         if known and (known["number"], known["tag"]) == (newest, tags[newest]):
-            self.number, self._record = newest, known["record"]
+            self.number, self._record, self._torn = newest, known["record"], ""
             self._restore(newest, self._record)
             return
         for number in sorted(tags, reverse=True):
@@ -226,8 +230,9 @@ class Remote:
             except (CorruptError, FileNotFoundError) as error:
                 reason = reason or str(error)
                 continue
-            _write(state, record_bytes({"number": newest, "tag": tags[newest], "record": record}))
-            self.number, self._record = newest, record
+            self.number, self._record, self._torn = newest, record, reason
+            if not reason:
+                _write(state, record_bytes({"number": newest, "tag": tags[newest], "record": record}))
             return
         raise CorruptError(f"{self.url} holds no whole manifest ({reason}): make the store again")
 
@@ -235,6 +240,10 @@ class Remote:
         record: dict[str, Any] | None = parse_record(self.bucket.get(_generation(number)))
         if record is None:
             raise CorruptError(f"{self.url}/{_generation(number)} is damaged (its bytes do not match their checksum)")
+        # What becomes names of files here: the checksum is anyone's to compute.
+        arrays, hashes = record["metadata"].keys() - {""}, [one["sha256"] for one in record["segments"]]
+        if not all(map(_NAME.fullmatch, arrays)) or not all(map(_HASH.fullmatch, hashes)):
+            raise CorruptError(f"{self.url}/{_generation(number)} was not written by this program")
         return record
 
     def _restore(self, number: int, record: Mapping[str, Any]) -> None:
@@ -266,7 +275,16 @@ class Remote:
         sync(self.folder / "manifest")
 
     def publish(self, generation: Path) -> bool:
-        """Make the mirror's metadata, with this generation of its manifest, the next one; False: another was first."""
+        """Make the mirror's metadata, with this generation of its manifest, the next one; False: another was first.
+
+        Raises:
+            CorruptError: the newest one is damaged: which rows it gave away is not known, so none can be given.
+        """
+        if self._torn:
+            raise CorruptError(
+                f"{self._torn}, so nothing can be written: copy the store (`dsu cache pull`), remove it (`dsu cache "
+                f"remove`) and push the copy"
+            )
         written = parse_record(generation.read_bytes())
         folders = [name for name in ("", *RESERVED) if (self.folder / name / METADATA).exists()]
         folders += [path.parent.name for path in self.folder.glob(f"*/{METADATA}") if path.parent.name not in RESERVED]
@@ -573,6 +591,11 @@ class Pool:
         with suppress(OSError):
             os.utime(path)
         return path
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a folder may be called so; `..` would lead elsewhere."""
+    return bool(name.strip(".")) and name.isprintable() and not set(name) & set("/\\")
 
 
 def _generation(number: int) -> str:

@@ -135,6 +135,17 @@ class Bucket:
             return False
         return bool(found["is"] == content)
 
+    def check_conditions(self, key: str) -> None:
+        """Raise `RemoteError` where the server does not know "if absent", but writes anyway; `key` is for trying it."""
+        self.put(key, b"first")
+        refused = not self.put_if_absent(key, b"second")
+        self.delete([key])
+        if not refused:
+            raise RemoteError(
+                f"{self.url} can't hold stores: its server overwrites what is to be written only if absent "
+                f"(If-None-Match), so two writers would lose each other's samples"
+            )
+
     def put_named(self, key: str, content: bytes) -> None:
         """Write an object whose key names its content: one that is there is right, or damaged and replaced."""
         if not self.put_if_absent(key, content):

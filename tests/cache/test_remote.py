@@ -15,7 +15,6 @@ import dsu_cache.storage
 from dsu_cache import (
     CacheError,
     CorruptError,
-    Entry,
     Fingerprint,
     RemoteError,
     Store,
@@ -27,6 +26,8 @@ from dsu_cache import (
     place_of,
     remove_store,
 )
+from dsu_cache.files import parse_record, record_bytes
+from dsu_cache.remote import Remote
 from dsu_cache.storage import Bucket
 
 from .conftest import SHAPES, Fill, Put, Values
@@ -171,24 +172,31 @@ def test_a_damaged_shard_is_not_copied(make: Callable[..., Store], tmp_path: Pat
 
 
 def test_who_loses_a_generation_assigns_again(
-    make: Callable[..., Store], values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Store], put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines add different samples to the same state: both get rows of their own, and nothing is overwritten."""
-    make()
-    ours = _open()
-    base = ours.manifest
-    _elsewhere(tmp_path, monkeypatch)
-    make(names=NAMES + "kl")
-    entries = {name: Entry(name) for name in NAMES + "mn"}
-    monkeypatch.setenv("DSU_SCRATCH", str(ours.path.parents[4]))
+    ours, here, begun = make(), os.environ["DSU_SCRATCH"], list[Remote]()
+
+    def interrupted(remote: Remote) -> None:
+        """Another machine publishes when all has been looked at, and nothing is written yet."""
+        begin(remote)
+        begun.append(remote)
+        if len(begun) == 1:
+            _elsewhere(tmp_path, monkeypatch)
+            theirs = _open()
+            with theirs.lock():
+                put(theirs, NAMES + "kl")
+            monkeypatch.setenv("DSU_SCRATCH", here)
+
+    begin = Remote.begin
     with ours.lock():
-        ours.manifest = base  # as if nothing had been looked at since
-        ours.remote.number -= 3  # type: ignore[union-attr]
-        ours.set_manifest(base.assign(entries, 4))
-    store = _open()
-    assert store.manifest.names == tuple(sorted(entries))
-    assert len(set(store.manifest.rows.values())) == len(store.manifest.rows) == 14
-    assert {store.manifest.rows[key] for key in "kl"}.isdisjoint(store.manifest.rows[key] for key in "mn")
+        monkeypatch.setattr(Remote, "begin", interrupted)
+        put(ours, NAMES + "mn")
+        monkeypatch.setattr(Remote, "begin", begin)
+    assert [remote is ours.remote for remote in begun] == [True, False, True]
+    assert ours.manifest.names == tuple(sorted(NAMES + "mn"))
+    assert len(set(ours.manifest.rows.values())) == len(ours.manifest.rows) == 14
+    assert {ours.manifest.rows[key] for key in "kl"}.isdisjoint(ours.manifest.rows[key] for key in "mn")
 
 
 def test_many_writers_at_a_time_lose_nothing(
@@ -431,7 +439,7 @@ def test_a_forked_process_is_refused_and_does_not_hang(make: Callable[..., Store
 
 
 def test_an_older_generation_serves_where_the_newest_is_damaged(
-    make: Callable[..., Store], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Store], values: Values, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make()
     store.set_attributes({"of": "newer"})
@@ -441,8 +449,14 @@ def test_an_older_generation_serves_where_the_newest_is_damaged(
     older = _open()
     assert dict(older.attributes) == {"of": "DUTS"}
     assert [str(finding) for finding in audit(older)]
-    older.set_attributes({"of": "mended"})
-    assert dict(_open().attributes) == {"of": "mended"} and audit(_open()) == []
+    with pytest.raises(CorruptError, match=r"is damaged .* nothing can be written: copy the store"):
+        older.set_attributes({"of": "mended"})
+    pulled = copy_store(_open(), tmp_path / "pulled", lambda shards, nbytes: lambda nbytes: None)
+    remove_store(older.path)
+    pushed = copy_store(pulled, older.path, lambda shards, nbytes: lambda nbytes: None)
+    assert audit(pushed) == []
+    pushed.set_attributes({"of": "mended"})
+    _check(_open(), values)
 
 
 def test_a_change_that_was_not_published_is_undone(make: Callable[..., Store], server: Server) -> None:
@@ -466,3 +480,22 @@ def test_removing_leaves_nothing_and_what_is_made_anew_reads_nothing_old(
     shared = {key for key in before & set(server.objects()) if "/manifest/" not in key}
     assert not shared  # a store made anew has another id
     _check(_open(), values)
+
+
+def test_what_others_wrote_into_the_bucket_leads_nowhere_else(
+    make: Callable[..., Store], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make()
+    assert store.remote is not None
+    record = parse_record(server.objects()[f"here/DUTS-TR/toy/manifest/{store.remote.number:08d}.json"])
+    record["metadata"]["../../../../../../stray"] = "{}"
+    server.put(f"here/DUTS-TR/toy/manifest/{store.remote.number + 1:08d}.json", record_bytes(record))
+    _elsewhere(tmp_path, monkeypatch)
+    _open()
+    assert not list(tmp_path.rglob("stray"))
+
+
+def test_a_server_without_conditions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bucket, "put_if_absent", lambda self, key, content: self.put(key, content) or True)
+    with pytest.raises(RemoteError, match="two writers would lose each other's samples"):
+        Store.create(place_of(URL) / "DUTS-TR" / "toy", {})
