@@ -264,13 +264,17 @@ def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Fact, ...]:
 
 
 def _folders(cache_root: Path) -> tuple[Fact, ...]:
+    from dsu_cache.remote import scratch, url_of
+
     try:
         temporary = _writable("temporary files", Path(tempfile.gettempdir()), "Name another folder with TMPDIR.")
     except FileNotFoundError as error:
         remedy = "Free some space, or name a folder that you may write with TMPDIR."
         temporary = Fact("temporary files", str(error.strerror or error), "broken", remedy)
     return (
-        _writable("cache root", cache_root, "Give another --cache-root (DSU_CACHE)."),
+        _writable("cache root", cache_root, "Give another --cache-root (DSU_CACHE).")
+        if url_of(cache_root) is None
+        else _writable("S3's scratch folder", scratch(), "Name another folder with DSU_SCRATCH."),
         _writable("working folder", Path.cwd(), "Change to a folder that you may write, or give --out."),
         temporary,
     )

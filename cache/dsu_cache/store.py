@@ -259,6 +259,12 @@ class Store:
                     array.pack()
             yield
 
+    def look(self) -> None:
+        """Look what others have written to S3 since; in a folder that is seen without."""
+        if self.remote is not None:
+            self.remote.look()
+            self._load()
+
     def check_readable(self) -> None:
         """Check what chunks' checksums do not cover, before anything is read.
 

@@ -221,6 +221,8 @@ def cache_features(
     network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch_type(settings.feature_dtype)).eval())
     for plan in planned.splits:
         extract(plan, network, runtime, progress, part=part, world=world)
+        if part:
+            plan.store.look()
     return replace(planned, left=sum(len(plan.lacking()) for plan in planned.splits) if part else 0)
 
 

@@ -180,3 +180,16 @@ def test_a_server_that_dies_at_random_costs_nothing(
         where.rename(f"checked-{died}")
     record_property("kills of the S3 server survived", died)
     assert refused
+
+
+def test_parts_on_two_machines_fill_one_store(
+    dsu: Dsu, s3: Server, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a scratch folder of its own: what the other has written it learns from S3 alone."""
+    dsu("cache-features", drawn, *OPTIONS, "--quiet")
+    for number in (1, 2):
+        monkeypatch.setenv("DSU_SCRATCH", str(tmp_path / f"machine {number}"))
+        said = dsu("cache-features", drawn, *OPTIONS, "--cache-root", ROOT, "--part", f"{number}/2").output
+        assert ("all parts" in said) == (number == 2), said
+    dsu("cache", "pull", ROOT, "--cache-root", "pulled", "--quiet")
+    assert zarr("pulled") == zarr("features")
