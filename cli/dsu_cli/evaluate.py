@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -134,111 +136,143 @@ def evaluate(
     asked = options.one_of("--normalize", normalize, (None, "minmax", "none"))
     if not 0 <= false_alarms <= 1:
         raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a share from 0 to 1, such as 0.05.")
-    from dsu.report import FORMATS, as_csv, as_json, as_per_image, figures_as_csv, write_report
+    from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
     from dsu.report.page import check_report_path
 
     if report is not None:
         check_report_path(report)
     asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
     _check_files({option: path for option, path in asked_for.items() if path is not None})
-    from dsu.evaluation.ground_truth import (
-        find_judged_sets,
-        kept_figures,
-        named_predictions,
-        not_recorded,
-        unjudged,
-    )
-    from dsu.evaluation.thresholds import find_thresholds
-    from dsu.prediction.record import THRESHOLDS_FILE
-    from dsu.prediction.verdicts import threshold_of
+    from dsu.evaluation.ground_truth import JudgedSet, find_judged_sets, named_predictions
 
     runs = named_predictions(predictions or [])
-    named = [text for text in map(str, predictions or []) if "=" in text and not Path(text).exists()]
-    # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
-    called = truth.resolve().name if truth is not None and len(runs) > 1 else ""
-    minmax = None if asked is None else asked == "minmax"
-    results: dict[str, dict[str, Evaluation]] = {run: {} for run in runs}
-    complete = True
-    proposed: dict[str, Thresholds] = {}
-    own_thresholds: list[str] = []
-    own = set()
+    named = any("=" in text and not Path(text).exists() for text in map(str, predictions or []))
+    find = partial(
+        find_judged_sets,
+        names or [],
+        truth=truth,
+        paths=Paths(data_root),
+        minmax=None if asked is None else asked == "minmax",
+        images=images,
+        training_images=training_images,
+        # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
+        called=truth.resolve().name if truth is not None and len(runs) > 1 else "",
+        validation=True,
+        beside=runs.values(),
+    )
+    judge = partial(JudgedSet.evaluate, resize=resize, foreground=foreground, workers=workers, progress=progress)
+    judged: dict[str, _Judged] = {}
     for run, folder in runs.items():
         progress.say(f"judging {folder}")
-        judged_sets = find_judged_sets(
-            names or [],
-            folder,
-            truth,
-            Paths(data_root),
-            minmax=minmax,
-            images=images,
-            training_images=training_images,
-            called=called,
-            validation=True,
-            beside=runs.values(),
-        )
-        found: dict[str, tuple[JudgedSet, Evaluation]] = {}
-        for judged in judged_sets:
-            complete &= _name_lost(judged, folder)
-            figures = judged.evaluate(resize=resize, foreground=foreground, workers=workers, progress=progress)
-            found[judged.name] = judged, figures
-        own |= {run} if any(one.recorded for one, _ in found.values()) else set()
-        # Beside fair sets, the one that thresholds are chosen by is there for these alone.
-        fair = [name for name, (one, _) in found.items() if not one.is_validation]
-        results[run] = {name: found[name][1] for name in (names and found) or fair or found}
-        thresholds = None if truth is not None else find_thresholds(found, folder, false_alarms)
-        if thresholds is not None:
-            proposed[run] = thresholds
-        else:
-            own_thresholds += _at_own_threshold(run, threshold_of(folder), found)
-        left_out = [] if names or truth is not None else unjudged(folder)
-        if left_out:
-            progress.say(f"left out, as they have no ground truth: {', '.join(left_out)}")
-        others = [] if truth is not None else not_recorded(folder)
-        if others:
-            progress.say(f"left out, as they are not of the head that made the others: {', '.join(others)}")
+        judged[run] = _Judged(run, folder, _judge(find(folder), folder, judge), bool(names), truth is None)
+        judged[run].find_thresholds(false_alarms)
+        for line in judged[run].left_out():
+            progress.say(line)
+    results = {run: one.shown for run, one in judged.items()}
+    proposed = {run: one.thresholds for run, one in judged.items() if one.thresholds is not None}
 
-    beside = published or len(runs) > 1 or bool(named)
-    paper = published or (len(runs) == 1 and bool(named))
+    beside = published or len(runs) > 1 or named
+    paper = published or (len(runs) == 1 and named)
     shown = _tables(results, chosen, beside=beside, published=paper, conventions=conventions, quiet=quiet)
     if chosen is None:
-        shown = Group(
-            shown,
-            *own_thresholds,
-            *(part for run, one in proposed.items() for part in _thresholds(run, one, len(runs) > 1)),
-        )
-    told = (
-        as_text(shown)
-        if form == "table"
-        else FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
-    )
+        lines = [line for one in judged.values() for line in one.at_own_threshold]
+        tables = [part for run, one in proposed.items() for part in _thresholds(run, one, len(runs) > 1)]
+        shown = Group(shown, *lines, *tables)
+    told = ""
+    if form != "table":
+        told = FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
     texts = [
-        (out, told),
+        (out, told or as_text(shown)),
         (json, as_json(results, metrics=chosen)),
         (csv, as_csv(results, metrics=chosen)),
         (per_image, as_per_image(results)),
+        *(file for one in judged.values() for file in one.files()),
     ]
-    if truth is None:  # beside what dsu predicted: another method's folder is left as it is
-        for run, folder in runs.items():
-            if run not in own:
-                continue
-            alone = {run: results[run]}
-            figures_of = {**kept_figures(folder), **loads(as_json(alone))}
-            texts += [(folder / "metrics.json", dumps(figures_of, indent=2) + "\n")]
-            texts += [(folder / "metrics.csv", figures_as_csv(figures_of))]
-            if run in proposed:
-                texts += [(folder / THRESHOLDS_FILE, dumps(proposed[run].to_json(), indent=2) + "\n")]
     written = [_write(path, text) for path, text in texts if path is not None]
     if report is not None:
         written.append(_named(report))
         write_report(report, results, proposed, progress=progress)
-    if form == "table" or out is not None:
-        console.print(shown)
-    else:
+    if told and out is None:
         typer.echo(told, nl=False)
+    else:
+        console.print(shown)
     for name in written:
         progress.say(f"Written: {name}")
-    if not complete:
+    every = [one for run in judged.values() for one, _ in run.found.values()]
+    if any(one.missing or one.extra or one.changed for one in every):
         raise typer.Exit(1)
+
+
+def _judge(
+    sets: "Sequence[JudgedSet]", folder: Path, evaluate: "Callable[[JudgedSet], Evaluation]"
+) -> "dict[str, tuple[JudgedSet, Evaluation]]":
+    """Every set of a folder with its evaluation, by name; what it has no prediction or no truth for is named first."""
+    found = {}
+    for one in sets:
+        _name_lost(one, folder)
+        found[one.name] = one, evaluate(one)
+    return found
+
+
+@dataclass
+class _Judged:
+    """One run: its sets, and what is told and kept of them.
+
+    Attributes:
+        run, folder: what it is called, and where its predictions are.
+        found: all sets, by name.
+        named: whether the user named the sets.
+        own_data: whether they are judged against the data sets' own masks.
+        thresholds: that were proposed.
+        at_own_threshold: without those, what the run's own one does.
+    """
+
+    run: str
+    folder: Path
+    found: "dict[str, tuple[JudgedSet, Evaluation]]"
+    named: bool
+    own_data: bool
+    thresholds: "Thresholds | None" = None
+    at_own_threshold: Sequence[str] = ()
+
+    @property
+    def shown(self) -> "dict[str, Evaluation]":
+        """Those that are told: beside fair sets, the one that thresholds are chosen by is there for these alone."""
+        fair = [name for name, (one, _) in self.found.items() if not one.is_validation]
+        return {name: self.found[name][1] for name in (self.named and self.found) or fair or self.found}
+
+    def find_thresholds(self, false_alarms: float) -> None:
+        """Propose thresholds from the validation share, or judge the run's own."""
+        from dsu.evaluation.thresholds import find_thresholds
+        from dsu.prediction.verdicts import threshold_of
+
+        if self.own_data:
+            self.thresholds = find_thresholds(self.found, self.folder, false_alarms)
+        if self.thresholds is None:
+            self.at_own_threshold = _at_own_threshold(self.run, threshold_of(self.folder), self.found)
+
+    def left_out(self) -> list[str]:
+        """Say which predictions were not judged, and why."""
+        from dsu.evaluation.ground_truth import not_recorded, unjudged
+
+        untrue = unjudged(self.folder) if self.own_data and not self.named else []
+        others = not_recorded(self.folder) if self.own_data else []
+        kinds = (("have no ground truth", untrue), ("are not of the head that made the others", others))
+        return [f"left out, as they {why}: {', '.join(names)}" for why, names in kinds if names]
+
+    def files(self) -> list[tuple[Path, str]]:
+        """What is kept beside predictions of dsu; another method's folder is left as it is."""
+        from dsu.evaluation.ground_truth import kept_figures
+        from dsu.prediction.record import THRESHOLDS_FILE
+        from dsu.report import as_json, figures_as_csv
+
+        if not self.own_data or not any(one.recorded for one, _ in self.found.values()):
+            return []
+        figures = {**kept_figures(self.folder), **loads(as_json({self.run: self.shown}))}
+        texts = {"metrics.json": dumps(figures, indent=2) + "\n", "metrics.csv": figures_as_csv(figures)}
+        if self.thresholds is not None:
+            texts[THRESHOLDS_FILE] = dumps(self.thresholds.to_json(), indent=2) + "\n"
+        return [(self.folder / name, text) for name, text in texts.items()]
 
 
 def _tables(
@@ -410,8 +444,8 @@ def _named(path: Path) -> str:
     return str(path) if path.parent.is_dir() else f"{path} (the folder {path.parent} is new)"
 
 
-def _name_lost(judged: "JudgedSet", folder: Path) -> bool:
-    """Name what a set has no prediction or no ground truth for; whether there is nothing of the kind."""
+def _name_lost(judged: "JudgedSet", folder: Path) -> None:
+    """Name what a set has no prediction or no ground truth for."""
     from dsu.evaluation.ground_truth import predict_again
 
     kinds = (
@@ -424,4 +458,3 @@ def _name_lost(judged: "JudgedSet", folder: Path) -> bool:
             fail(f"{judged.name}: {name} {kind}.")
         if len(lost) > SHOWN:
             fail(f"{judged.name}: {len(lost) - SHOWN:,} more: each {kind}.")
-    return not (judged.missing or judged.extra or judged.changed)
