@@ -89,10 +89,16 @@ def with_urls(text: str) -> str:
     return text.replace(f"{scratch() / _MIRRORS}/", SCHEME)
 
 
+def folder_of(place: Path | str) -> Path:
+    """The folder that stands for a place: itself, or the mirror of `s3://bucket/path`, also where a `Path` was made."""
+    named = re.match(r"s3:/+(.*)", str(place))  # which has one slash only
+    return mirror_of(SCHEME + named[1]) if named else Path(place)
+
+
 def place_of(root: Path | str) -> Path:
-    """Where the stores of a cache root are used: in the folder itself, or in the mirror of `s3://bucket/path`."""
-    named = re.match(r"s3:/+(.*)", str(root))  # a `Path` of it has one slash only
-    return attach(SCHEME + named[1]) if named else Path(root)
+    """Where the stores of a cache root are used: in the folder itself, or in the mirror, once that is up to date."""
+    folder = folder_of(root)
+    return folder if folder == Path(root) else attach(url_of(folder) or "")
 
 
 def attach(url: str) -> Path:

@@ -164,7 +164,7 @@ def pull(
 def _tell_copies(copies: Sequence["Copy"], *, quiet: bool) -> None:
     for one in () if quiet else copies:
         size = f"{counted(one.shards, 'shards')}, {bytes_text(one.nbytes)}" if one.shards else "nothing was missing"
-        out.print(with_urls(f"{one.source} is whole in {one.target}: {size}."), markup=False)
+        out.print(with_urls(f"{one.source} is copied to {one.target}: {size}."), markup=False)
 
 
 _SHOWN = 5

@@ -15,7 +15,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore
 from dsu.network.network import DSUNet
 from dsu.network.resume import resume_point
-from dsu_cache import CorruptError, is_store
+from dsu_cache import CorruptError, Store, folder_of, is_store, url_of
 
 __all__ = ["FeatureDataset"]
 
@@ -51,7 +51,7 @@ class FeatureDataset(SampleDataset):
         views: Views | str = UNFLIPPED,
         seed: int = 0,
     ) -> None:
-        self.store = store if isinstance(store, FeatureStore) else _open_store(Path(store), model)
+        self.store = store if isinstance(store, FeatureStore) else _open_store(folder_of(store), model)
         super().__init__(self.store.manifest.entries, names, views, seed)
         reads = _reads(self.store, model, self.views) if isinstance(model, DSUNet) else _named(self.store, model)
         self._arrays = [*reads, *(["mask"] if masks and "mask" in self.store.arrays else [])]
@@ -86,10 +86,14 @@ class FeatureDataset(SampleDataset):
         return Batch.of(names, views, features=tensors, **images)
 
 
+def _is_there(folder: Path) -> bool:
+    return is_store(folder) if url_of(folder) is None else Store.exists(folder)
+
+
 def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:
-    if not is_store(folder) and isinstance(model, DSUNet):
+    if not _is_there(folder) and isinstance(model, DSUNet):
         folder /= model.config.encoders_name
-    if not is_store(folder):
+    if not _is_there(folder):
         raise UsageError(f"There is no store at {folder}: run `dsu cache-features` first, or give a store's folder.")
     return FeatureStore.open(folder)
 

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from kills import Forks
 from s3 import BUCKET, Proxy, Server
 from support import TINY, Dsu
 
 import dsu_cache.storage
+from dsu.errors import UsageError
+from dsu.features.feature_dataset import FeatureDataset
 from dsu_cache import Store
 
 ROOT = f"s3://{BUCKET}/root"
@@ -77,7 +81,7 @@ def test_push_again_copies_what_is_new(dsu: Dsu, s3: Server, drawn: Path) -> Non
     assert dsu("cache", "push", ROOT).output.count("nothing was missing") == 2
     dsu("cache-features", drawn, *OPTIONS, "--quiet")
     objects = s3.objects()
-    assert "is whole in" in dsu("cache", "push", ROOT).output
+    assert "is copied to" in dsu("cache", "push", ROOT).output
     added = [key for key in s3.objects() if key not in objects and "/manifest/" not in key]
     assert added and all("/S1/" in key for key in added)
     dsu("cache", "pull", ROOT, "shapes", "--cache-root", "pulled")
@@ -193,3 +197,66 @@ def test_parts_on_two_machines_fill_one_store(
         assert ("all parts" in said) == (number == 2), said
     dsu("cache", "pull", ROOT, "--cache-root", "pulled", "--quiet")
     assert zarr("pulled") == zarr("features")
+
+
+def test_a_damaged_object_is_computed_again(dsu: Dsu, s3: Server, drawn: Path) -> None:
+    dsu("cache-features", drawn, *OPTIONS, "--cache-root", ROOT, "--quiet")
+    objects = s3.objects()
+    hurt = next(key for key in objects if "/shapes-TR/" in key and "/V/" in key)
+    s3.put(hurt, bytes([objects[hurt][0] ^ 1]) + objects[hurt][1:])
+    said = dsu("cache", "verify", "--cache-root", ROOT, exit_code=1).output
+    assert "does not hold the bytes that were written" in said and "1 marked as missing" in said
+    dsu("cache-features", drawn, *OPTIONS, "--cache-root", ROOT, "--quiet")
+    dsu("cache", "verify", "--cache-root", ROOT)
+    assert s3.objects()[hurt] == objects[hurt]
+
+
+def test_python_reads_a_store_by_its_url(dsu: Dsu, s3: Server, drawn: Path) -> None:
+    for root in (ROOT, "features"):
+        dsu("cache-features", drawn, *OPTIONS, "--cache-root", root, "--quiet")
+    [folder] = Path("features").glob("shapes-TR/*/")
+    read = [
+        FeatureDataset(store, ("pixels", "V"))
+        for store in (folder, f"{ROOT}/shapes-TR/{folder.name}", Path(f"{ROOT}/shapes-TR/{folder.name}"))
+    ]
+    there, *others = (data.read(data.store.manifest.names, [0] * 12) for data in read)
+    for other in others:
+        assert all(torch.equal(there.features[name], other.features[name]) for name in there.features)
+    with pytest.raises(UsageError, match="There is no store at"):
+        FeatureDataset(f"{ROOT}/nothing", ("V",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [30])
+def test_commands_that_are_killed_at_random_cost_nothing(
+    dsu: Dsu,
+    s3: Server,
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kills: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Commands die while they write to S3 or read from there; what they have written counts, and nothing is wrong."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    dsu("cache-features", drawn, *OPTIONS, "--quiet")
+    wanted, chance, died, number = zarr("features"), random.Random(3), 0, 0
+    seconds: dict[str, float] = {}
+    with Forks(tmp_path, "small_shards:run") as forks:
+        while died < kills:
+            number += 1
+            root = f"{ROOT}/{number}"
+            for words in (
+                ["cache", "push", root]
+                if chance.random() < 0.5
+                else ["cache-features", drawn, *OPTIONS, "--cache-root", root],
+                ["cache", "pull", root, "--cache-root", f"pulled-{number}"],
+            ):
+                kind = str(words[:2])
+                for _ in range(3 if kind in seconds else 0):
+                    died += forks.run(words, after=chance.random() * seconds[kind]).killed
+                whole = forks.run(words)
+                assert whole.status == 0, whole.said
+                seconds.setdefault(kind, whole.seconds)
+            assert zarr(f"pulled-{number}") == wanted
+    record_property("kills on the way to S3 survived", died)
