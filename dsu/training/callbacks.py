@@ -1,4 +1,4 @@
-"""Following a run of stage two without changing it: curves, and sheets of the same images as the run learns."""
+"""Callbacks of a training run: curves, and sheets of the same images during training."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,40 +29,40 @@ SHEETS_FOLDER: Final = "sheets"
 SHEET_IMAGES: Final = 6
 
 _FAINT: Final = 26
-"""Grey level from which a pixel is of an object that is ringed: objects of less than a pixel are faint."""
+"""Grey level from which a pixel belongs to a circled object: objects smaller than a pixel are faint."""
 
 _PROGRESS_PIXELS: Final = 2400
-"""Width that `progress.png` keeps to by making its cells smaller."""
+"""Maximum width of `progress.png`; its cells shrink to fit."""
 
 
 class Callback:
-    """Someone who follows a run and leaves it as it is; what does not matter to them is left as here.
+    """Observes a run without changing it; override the methods you need.
 
-    All methods are called on the training thread, so they should be quick, and they neither draw random numbers nor
-    change the network. A failure ends the run: its state was kept before.
+    All methods run on the training thread, so they should be quick. They must not draw random numbers or change the
+    network. An error ends the run, after its state was saved.
     """
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Called before anything is trained; `trainer.epoch` epochs are done already where a run is resumed."""
+        """Called before training; in a resumed run, `trainer.epoch` epochs are already done."""
 
     def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
-        """Called after an optimiser step. Reading `log` costs nothing; fetching from the device would."""
+        """Called after an optimiser step. Reading `log` is free; fetching from the device is not."""
 
     def on_validation_batch(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
-        """Called with every batch of a validation: its samples' names and finest outputs (B, S, S) in [0, 1]."""
+        """Called for every validation batch with its samples' names and finest outputs (B, S, S) in [0, 1]."""
 
     def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
-        """Called when an epoch's row of `metrics.csv` and its checkpoint stand; `trainer.epoch` counts it already."""
+        """Called after writing an epoch's row of `metrics.csv` and its checkpoint; `trainer.epoch` includes it."""
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        """Called once at last, however the run ended."""
+        """Called once at the end, however the run ended."""
 
 
 class Curves(Callback):
-    """Keeps `curves.png` in the run's folder."""
+    """Writes `curves.png` into the run's folder."""
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Draw what a run that was stopped between its checkpoint and its curves lacks."""
+        """Draw missing curves if a run stopped between its checkpoint and its curves."""
         if trainer.history:
             self.on_epoch_end(trainer, trainer.history[-1])
 
@@ -72,24 +72,23 @@ class Curves(Callback):
 
 
 def sheet_names(names: Sequence[str], seed: int) -> list[str]:
-    """The few samples whose sheets are drawn: a pure function of all names and the seed, in order."""
+    """The samples for the sheets, in order: a pure function of all names and the seed."""
     return sorted(epoch_order(seed, 0, names)[:SHEET_IMAGES])
 
 
 class Sheets(Callback):
-    """Every few epochs a sheet of the same images (image, truth, prediction now), so that one sees the head learn.
+    """Every few epochs, a sheet of the same images (image, ground truth, current prediction) to watch the head learn.
 
-    Predictions are those that validation computes; only where an epoch was not validated, or nothing is held out,
-    the few images are run by themselves. Written to `sheets/` in the run's folder: `epoch_0005.png`, ...;
-    `progress.png` with the predictions of all these epochs side by side; and below `maps/` the predictions alone,
-    one above the other, from which a resumed run draws `progress.png` whole.
+    Predictions come from validation; without validation, the few images are predicted separately. Written to `sheets/`
+    in the run's folder: `epoch_0005.png`, ...; `progress.png` with the predictions of all these epochs side by side;
+    and below `maps/` the predictions only, stacked, from which a resumed run redraws `progress.png`.
 
-    Pictures have their images' proportions, and small objects are ringed in all of a row.
+    Pictures keep their images' aspect ratios, and small objects are circled in the whole row.
 
     Args:
-        pictures: gives the pixels and masks of its names, which are the images drawn.
-        sizes: of the images, (width, height), in the order of their names.
-        every: epochs between two sheets; the last epoch has one too.
+        pictures: pixels and masks of the images to draw.
+        sizes: sizes of the images, (width, height), in the order of their names.
+        every: epochs between sheets; the last epoch always has one.
     """
 
     def __init__(self, pictures: SampleDataset, sizes: Sequence[tuple[int, int]], every: int) -> None:
@@ -99,7 +98,7 @@ class Sheets(Callback):
         self._maps: dict[str, NDArray[np.uint8]] = {}
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Remove sheets of epochs that have not been (of a run that is started anew); draw one that is lacking."""
+        """Remove sheets of later epochs (from a run that was restarted); draw a missing one."""
         if trainer.main.validation is None:
             self._labels = [f"{name} (trained on)" for name in self.names]
         folder = trainer.out / SHEETS_FOLDER
@@ -109,18 +108,18 @@ class Sheets(Callback):
                     path.unlink()
         if not trainer.epoch:
             (folder / PROGRESS_FILE).unlink(missing_ok=True)
-        # Within an epoch the weights are no longer those that the epoch before ended with.
+        # In the middle of an epoch, the weights are no longer those at the end of the previous one.
         if trainer.epoch and not _sheet_file(folder, trainer.epoch).exists() and not trainer.step_in_epoch:
             self.on_epoch_end(trainer, {})
 
     def on_validation_batch(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
-        """Keep the maps of the images drawn."""
+        """Keep the maps of the drawn images."""
         for name, values in zip(names, probability, strict=True):
             if name in self.names:
                 self._maps[name] = (values * 255).astype(np.uint8)
 
     def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
-        """Draw this epoch's sheet and all epochs' progress, if one is due."""
+        """Draw this epoch's sheet and the progress of all epochs, if due."""
         if trainer.epoch % self._every == 0 or trainer.epoch == trainer.settings.epochs:
             lacking = [name for name in self.names if name not in self._maps]
             samples = trainer.phase.validation or trainer.phase.train
@@ -132,11 +131,11 @@ class Sheets(Callback):
     def _draw(self, folder: Path, epoch: int) -> None:
         batch = self._pictures.read(self.names, [0] * len(self.names))
         if not {"pixels", "mask"} <= batch.images.keys():
-            raise RuntimeError("a sheet was asked for of samples without pixels or masks")
+            raise RuntimeError("a sheet needs samples with pixels and masks")
         maps = [self._maps[name] for name in self.names]
         pixels, masks = (batch.images[name].numpy() for name in ("pixels", "mask"))
         for place in (folder, folder / "maps"):
-            make_folder(place, parents=False)  # a run's folder that was removed is not made anew
+            make_folder(place, parents=False)  # a removed run folder is not created again
         _write_maps(_maps_file(folder, epoch), maps)
         shown: dict[str, Sequence[NDArray[np.uint8]]] = {"image": list(pixels), "truth": list(masks)}
         shown |= {f"epoch {kept}": before for kept, before in _kept_maps(folder, maps)} | {f"epoch {epoch}": maps}
@@ -146,7 +145,7 @@ class Sheets(Callback):
         }
         cell = max(64, min(192, _PROGRESS_PIXELS // len(columns)))
         self._write(folder / PROGRESS_FILE, columns, masks, cell)
-        # Last, since where this one stands nothing is lacking.
+        # Last: if this file exists, nothing is missing.
         now = {title: columns[title] for title in ("image", "truth", f"epoch {epoch}")}
         self._write(_sheet_file(folder, epoch), now, masks, 192)
 
@@ -158,7 +157,7 @@ class Sheets(Callback):
 
 
 def _in_proportion(picture: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    """What the network sees, (S, S) or (S, S, 3), as wide to its height as its image of (width, height)."""
+    """The network's view, (S, S) or (S, S, 3), resized to the aspect ratio of its image (width, height)."""
     width, height = (max(1, round(len(picture) * length / max(size))) for length in size)
     return Image.fromarray(picture).resize((width, height), reducing_gap=3.0)
 
@@ -178,7 +177,7 @@ def _maps_file(folder: Path, epoch: int) -> Path:
 
 
 def _epoch_files(folder: Path) -> list[tuple[int, Path]]:
-    """The epochs' files in a folder with their epochs, in order; other files are none of ours."""
+    """The epoch files in a folder with their epochs, in order, ignoring other files."""
     named = [(path.stem.removeprefix("epoch_"), path) for path in folder.glob("epoch_*.png")]
     return sorted((int(epoch), path) for epoch, path in named if epoch.isdecimal())
 
@@ -190,7 +189,7 @@ def _write_maps(path: Path, maps: Sequence[NDArray[np.uint8]]) -> None:
 
 
 def _kept_maps(folder: Path, like: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
-    """Epochs with their maps, in order; those that are of other images by now, or damaged, are passed over."""
+    """Epochs with their maps, in order, without damaged ones and those of other images."""
     for epoch, path in _epoch_files(folder / "maps"):
         with suppress(UnreadableImage):
             strip = read_mask(path)

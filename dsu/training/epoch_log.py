@@ -1,4 +1,4 @@
-"""What is counted while an epoch runs, and the table of epochs."""
+"""Counters of the running epoch, and the table of epochs."""
 
 import csv
 import io
@@ -21,11 +21,11 @@ COLUMNS: Final = (
     *("val_loss", "val_S", "val_MAE", "val_IoU"),
     *("seconds", "images_per_second", "data_wait", "peak_memory_gb"),
 )
-"""Of `metrics.csv`: D1..D3 are the side outputs, deepest first; data_wait is a share of the epoch's time."""
+"""Columns of `metrics.csv`: D1..D3 are the side outputs, deepest first; data_wait is a fraction of the epoch's time."""
 
 
 def as_csv(history: Sequence[Mapping[str, float]]) -> bytes:
-    """Epochs' rows under `COLUMNS`; what was not measured stays empty."""
+    """Epochs as rows with `COLUMNS`; missing values stay empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="")
     writer.writeheader()
@@ -35,16 +35,16 @@ def as_csv(history: Sequence[Mapping[str, float]]) -> bytes:
 
 @dataclass
 class EpochLog:
-    """Losses, time and waiting of the epoch that runs.
+    """Losses, time and data wait of the running epoch.
 
-    Losses are fetched from the device only every so often, because a fetch waits for the device.
+    Losses are fetched from the device only occasionally, because a fetch waits for the device.
 
     Attributes:
         every: steps between two fetches.
-        steps, samples: done in this epoch, those before an interruption included.
-        seconds, waited: of this epoch, likewise; `waited` is what the steps waited for their data.
-        recent: the total loss fetched last.
-        fetched: of how many of the samples the losses are known.
+        steps, samples: done in this epoch, including before an interruption.
+        seconds, waited: of this epoch, likewise; `waited` is the time that steps waited for data.
+        recent: the last total loss fetched.
+        fetched: number of samples with known losses.
     """
 
     every: int
@@ -59,7 +59,7 @@ class EpochLog:
     _since: float = field(default_factory=time.perf_counter)
 
     def add(self, names: tuple[str, ...], losses: Tensor, waited: float) -> None:
-        """Count one step: its samples, its four losses (total, D1..D3) and the seconds that it waited for data."""
+        """Count one step: samples, four losses (total, D1..D3) and seconds of data wait."""
         self._pending.append((names, losses))
         self.steps += 1
         self.samples += len(names)
@@ -70,24 +70,24 @@ class EpochLog:
             self.fetch()
 
     def fetch(self) -> None:
-        """Take pending losses in. Raises `DsuError` naming the samples of a batch whose loss is not finite."""
+        """Fetch pending losses. Raises `DsuError` naming a batch's samples if its loss is not finite."""
         if not self._pending:
             return
         values = torch.stack([losses for _, losses in self._pending]).double().cpu().numpy()
         for (names, _), row in zip(self._pending, values, strict=True):
             if not np.isfinite(row).all():
                 raise DsuError(
-                    f"The loss is not finite ({row[0]}) in the batch of {', '.join(names)}: look at these images and "
-                    f"masks, lower --lr, or try --precision fp32; the last checkpoint is from before."
+                    f"The loss is not finite ({row[0]}) in the batch of {', '.join(names)}: check these images and "
+                    "masks, lower --lr, or try --precision fp32; the last checkpoint is from before."
                 )
-            self._sum = self._sum + row * len(names)  # anew: others may be reading the old one
+            self._sum = self._sum + row * len(names)  # a new list: others may be reading the old one
             self.fetched += len(names)
         self.recent = float(values[-1, 0])
         self._pending = []
 
     @property
     def losses(self) -> tuple[float, float, float, float]:
-        """Total, D1, D2 and D3 of this epoch so far, as far as they have been fetched: means over samples."""
+        """Total, D1, D2 and D3 of this epoch so far, as fetched: means over samples."""
         total, deepest, middle, finest = (float(value) for value in self._sum / max(self.fetched, 1))
         return total, deepest, middle, finest
 
@@ -96,7 +96,7 @@ class EpochLog:
         return f"loss {self.recent:.3f} · data wait {self.waited / max(self.seconds, 1e-9):.0%}"
 
     def row(self) -> dict[str, float]:
-        """Of an epoch that is over: losses as means over samples, rate and waiting."""
+        """A finished epoch's row: losses as means over samples, rate and data wait."""
         self.fetch()
         return {
             **dict(zip(("loss", "loss_D1", "loss_D2", "loss_D3"), self.losses, strict=True)),
@@ -113,6 +113,6 @@ class EpochLog:
 
     @classmethod
     def of(cls, state: Mapping[str, Any], every: int) -> "EpochLog":
-        """The log of an epoch that was interrupted, from its `state`."""
+        """The log of an interrupted epoch, from its `state`."""
         kept = {name: value for name, value in state.items() if name != "sum"}
         return cls(every, **kept, fetched=kept["samples"], _sum=np.array(state["sum"]))

@@ -1,4 +1,4 @@
-"""AdamW whose step a CUDA graph can repeat: its learning rate is a tensor there that is filled and never replaced."""
+"""AdamW whose step works in a CUDA graph: there, the learning rate is a tensor that is filled in place."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from dsu.settings import TrainingSettings
 __all__ = ["load_optimizer", "make_optimizer", "optimizer_state", "set_learning_rate"]
 
 _OF_THE_MACHINE = ("fused", "capturable", "foreach", "lr")
-"""What a parameter group holds that belongs to the machine it runs on, or is set in every epoch."""
+"""Parameter group entries that belong to the machine or are set in every epoch."""
 
 
 def make_optimizer(
@@ -40,15 +40,16 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Take up a state that was saved on this device or another: what belongs to the machine stays this run's own."""
+    """Load a state saved on this or another device, keeping this run's machine-specific entries."""
     own = [{name: group.get(name) for name in _OF_THE_MACHINE} for group in optimizer.param_groups]
     groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
-    # The fused step wants averages laid out as the parameter, which differs between devices (see `Runtime.place`).
+    # The fused step needs averages in the parameter's memory layout, which differs between devices (see
+    # `Runtime.place`).
     for parameter, averages in optimizer.state.items():
         for name, average in averages.items():
             if average.shape == parameter.shape:
                 averages[name] = torch.empty_like(parameter, dtype=average.dtype).copy_(average)
-    # Loading copies the tensor that the learning rate is: the one that may be part of a graph goes back in its place.
+    # Loading replaces the learning rate tensor: put back the one that may be part of a graph.
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group["lr"] = kept["lr"]

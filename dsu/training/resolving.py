@@ -1,4 +1,4 @@
-"""What a run's settings leave open, decided by the store, the data and the paper; and what contradicts itself."""
+"""Resolve open settings from the store, the data and the paper, and detect contradictions."""
 
 from dsu.config import DSUNetConfig
 from dsu.distributed import World
@@ -15,7 +15,7 @@ __all__ = ["check_sense", "choose_point", "frozen_point", "resolve"]
 def resolve(
     settings: TrainingSettings, data: TrainingData, point: ResumePoint, world: World
 ) -> tuple[TrainingSettings, Runtime]:
-    """What was left open, decided: by the store where there is one, else by the paper and the kind of data."""
+    """Resolve open settings: from the store if there is one, else from the paper and the kind of data."""
     config, store = data.config, data.store
     if settings.precision == "auto" and store is not None:
         precision, because = store.precision, "of the stored features"
@@ -28,7 +28,7 @@ def resolve(
     held_out = bool(fraction) or settings.fold is not None
     keep = settings.keep or ("best" if held_out and not data.source.benchmark and not settings.fold else "last")
     if keep == "best" and not held_out:
-        raise UsageError("keep: best needs samples to validate on: give a val_fraction above 0, such as 0.1.")
+        raise UsageError("keep: best needs validation samples: give a val_fraction above 0, such as 0.1.")
     resolved = settings.model_copy(
         update={
             "dataset": data.source.split,
@@ -48,40 +48,40 @@ def resolve(
 
 
 def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, runtime: Runtime) -> int:
-    """The store's: what runs live beside it must compute as it was computed."""
+    """The store's number, so that live features equal stored ones."""
     from dsu.network.network import default_encoder_batch_size
 
     recorded = store.encoder_batch_size if store else None
     asked = settings.encoder_batch_size
     if None not in (recorded, asked) and recorded != asked:
         raise UsageError(
-            f"The stored features were computed {recorded} samples at a time, not {asked}: leave encoder_batch_size "
-            f"away, or store them anew."
+            f"The stored features were computed {recorded} samples at a time, not {asked}: omit encoder_batch_size, "
+            "or store them again."
         )
     return recorded or asked or default_encoder_batch_size(runtime.device)
 
 
 def check_sense(settings: TrainingSettings, data: TrainingData) -> None:
-    """Raise `UsageError` for settings that contradict each other, or the data."""
+    """Raise `UsageError` for settings that contradict each other or the data."""
     if settings.fold is not None and settings.test_fraction:
-        raise UsageError("--fold and --test-fraction both set a share apart: give one of them.")
+        raise UsageError("--fold and --test-fraction both set test images apart: give one of them.")
     if (settings.val_fraction or 0) + settings.test_fraction >= 1:
-        raise UsageError("--val-fraction and --test-fraction leave nothing to train on: hold out less.")
+        raise UsageError("--val-fraction and --test-fraction leave nothing for training: hold out less.")
     if settings.fold is not None and settings.val_fraction is not None:
-        raise UsageError("--fold and --val-fraction both say what is held out: give one of them.")
+        raise UsageError("--fold and --val-fraction both define the held-out images: give one of them.")
     if settings.freeze_adapter_epochs and settings.init_from is not None:
         raise UsageError("--freeze-adapter-epochs is for a new head, --init-from for a trained one: give one of them.")
     if settings.freeze_adapter_epochs >= settings.epochs:
         raise UsageError(
-            f"--freeze-adapter-epochs {settings.freeze_adapter_epochs} leaves none of {settings.epochs} epochs to the "
-            f"adapters: give fewer."
+            f"--freeze-adapter-epochs {settings.freeze_adapter_epochs} leaves no epoch of {settings.epochs} for the "
+            "adapters: give fewer."
         )
     if settings.freeze_adapter_epochs and not data.config.adapt_last:
-        raise UsageError("--freeze-adapter-epochs needs adapters, and --adapt-last 0 has none: leave it away.")
+        raise UsageError("--freeze-adapter-epochs needs adapters, and --adapt-last 0 has none: omit it.")
 
 
 def choose_point(settings: TrainingSettings, config: DSUNetConfig, store: FeatureStore | None) -> ResumePoint:
-    """What the store can serve; without a store the live way rounds only DINOv2's maps, unless asked otherwise."""
+    """The resume point from the store; without a store, only DINOv2's maps are rounded, unless requested otherwise."""
     if store is not None:
         return resume_point(config, store.available(settings.views), settings.start_feature)
     everything = {"pixels", *config.injections.values()}
@@ -92,14 +92,14 @@ def choose_point(settings: TrainingSettings, config: DSUNetConfig, store: Featur
 
 
 def frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
-    """Behind all of Hiera, as if there were no adapters. Raises `UsageError` where the store lacks that."""
+    """The point after all of Hiera, as if there were no adapters. Raises `UsageError` if the store lacks it."""
     without = data.config.model_copy(update={"adapt_last": 0})
     if data.store is not None:
         lacking = {"S1", "S2", "S3", "S4"} - data.store.available(settings.views)
         if lacking and not settings.end_to_end:
             raise UsageError(
-                f"--freeze-adapter-epochs reads Hiera's levels, and {', '.join(sorted(lacking))} of the views "
-                f"{settings.views} are not stored: run {data.store.again('--level-views', settings.views)}, or draw "
+                f"--freeze-adapter-epochs needs Hiera's levels, but {', '.join(sorted(lacking))} are not stored in "
+                f"the views {settings.views}: run {data.store.again('--level-views', settings.views)}, or draw "
                 f"fewer --views."
             )
     return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")

@@ -1,4 +1,4 @@
-"""The folder of a training run: who holds it, which run it is, what happens to the one before."""
+"""The folder of a training run: its lock, its identity, and what happens to the previous run."""
 
 import hashlib
 import json
@@ -46,19 +46,19 @@ __all__ = [
 ]
 
 SETTINGS_FILE, RECORD_FILE = RUN_FILES
-"""The run's settings, and what it is trained on (see `RunRecord`)."""
+"""The run's settings, and its training data (see `RunRecord`)."""
 LAST_FILE: Final = "last.safetensors"
 BEST_FILE: Final = "best.safetensors"
 METRICS_FILE: Final = "metrics.csv"
 PREVIOUS: Final = "previous"
-"""The folder in a run's own in which the old run waits, while a new one is trained in its place."""
+"""Subfolder that keeps the old run while a new one trains in its place."""
 
 _KEPT: Final = (METRICS_FILE, BEST_FILE, LAST_FILE, HEAD_FILE, STATE_FILE)
-"""What a run has of its training once it has any."""
+"""Files that exist once a run has saved any training state."""
 _REPLACED: Final = (RECORD_FILE, SETTINGS_FILE, "curves.png", "sheets", *_KEPT)
-"""What training writes."""
+"""Files that training writes."""
 _OF_A_RUN: Final = ("tracking", "predictions", *_REPLACED)
-"""What belongs to a run in its folder; whatever else lies there is its user's. What makes it a run is moved last."""
+"""A run's own files; all others are the user's. The files that identify a run are moved last."""
 
 _FREE: Final = frozenset(
     {
@@ -72,18 +72,18 @@ _FREE: Final = frozenset(
         "track",
     }
 )
-"""Settings with which a run may be resumed otherwise: they change nothing of what is trained."""
+"""Settings that may change on resume, since they don't affect the result."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run is trained on, kept beside its settings.
+    """A run's training data, kept next to its settings.
 
     Attributes:
         encoders: digests of the frozen weights.
-        masks: how the masks are read, as `MaskFormat.to_json`.
-        start: SHA-256 of the head that it starts from, if any.
-        samples: of each name its share (`train`, `val`, `test` or `left out`) and the SHA-256 of its image and mask.
+        masks: the mask format, as `MaskFormat.to_json`.
+        start: SHA-256 of the initial head, if any.
+        samples: for each name, its share (`train`, `val`, `test` or `left out`) and the SHA-256 of its image and mask.
         groups: names that stay together in one share.
     """
 
@@ -94,12 +94,12 @@ class RunRecord:
     groups: Sequence[Sequence[str]] = ()
 
     def write(self, folder: Path) -> None:
-        """Write it into a run's folder. Raises as `atomic_write`."""
+        """Write the record into a run's folder. Raises as `atomic_write`."""
         atomic_write(folder / RECORD_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """The record of a run. Raises `DsuError` where there is none that can be read."""
+        """The record of a run. Raises `DsuError` if it can't be read."""
         try:
             content = json.loads((folder / RECORD_FILE).read_text())
             samples = {name: tuple(one) for name, one in content["samples"].items()}
@@ -108,18 +108,18 @@ class RunRecord:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DsuError(
-                f"{folder} has no readable {RECORD_FILE}, which says what it was trained on: start the run anew."
+                f"{folder} has no readable {RECORD_FILE}, the record of its training data: start the run again."
             ) from error
 
     def differences(self, now: "RunRecord") -> list[str]:
-        """What `now` has otherwise, in clauses."""
+        """The differences of `now`, as clauses."""
         found = [
             f"other weights of {name}" for name, digest in self.encoders.items() if now.encoders.get(name) != digest
         ]
         if self.masks != now.masks:
-            found.append("masks of which something else is foreground")
+            found.append("other foreground in the masks")
         if self.start != now.start:
-            found.append("another head to start from")
+            found.append("another initial head")
         gone, new = self.samples.keys() - now.samples.keys(), now.samples.keys() - self.samples.keys()
         both = sorted(self.samples.keys() & now.samples.keys())
         changed = [name for name in both if self.samples[name][1:] != now.samples[name][1:]]
@@ -129,27 +129,29 @@ class RunRecord:
 
 
 def _decisive(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings that decide what is trained, as JSON has them."""
+    """The settings that affect the result, as JSON values."""
     return {name: value for name, value in settings.model_dump(mode="json").items() if name not in _FREE}
 
 
 def run_mark(settings: TrainingSettings, record: RunRecord) -> str:
-    """A digest of all that makes a run this one: its checkpoint carries it, so that no other's is taken for it."""
-    decisive = {name: value for name, value in asdict(record).items() if name != "groups"}  # which shares follow from
+    """A digest that identifies a run; its checkpoint contains it, so that no other checkpoint is mistaken for it."""
+    decisive = {
+        name: value for name, value in asdict(record).items() if name != "groups"
+    }  # which determines the shares
     return hashlib.sha256(json.dumps([_decisive(settings), decisive], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tuple[Path, Callable[[], bool]]]:
-    """Take a folder for a new run, alone inside a `with`; the run that was in it is set aside first.
+    """Lock a folder for a new run inside a `with`; a run already in it is set aside first.
 
     Args:
-        out: as given; None makes a folder called `name` below `runs/`, numbered where there is one.
-        name: of data set and encoders.
-        overwrite: whether a run that is in `out` may be replaced.
+        out: as given; None creates a folder called `name` below `runs/`, numbered if it exists.
+        name: from data set and encoders.
+        overwrite: whether a run in `out` may be replaced.
 
-    Yields the folder, and a function that says whether it is still held. Raises `UsageError` for a folder that holds
-    a run or what is no run's, and `BusyError` for one that is being trained.
+    Yields the folder, and a function that tells whether it is still locked. Raises `UsageError` for a folder with a run
+    or with other files, and `BusyError` if a run is training there.
     """
     taken: Path | None = None
     if out is None:
@@ -164,7 +166,7 @@ def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
                     raise UsageError(
                         _cannot_go_on(out)
                         if is_finished(out)
-                        else f"{out} holds a run already: go on with it (--resume), or start anew (--overwrite)."
+                        else f"{out} already contains a run: resume it (--resume), or start again (--overwrite)."
                     )
                 _set_aside(out)
             yield out, held
@@ -175,22 +177,22 @@ def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
 
 @contextmanager
 def hold_old_run(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Hold the folder of a run that is to be resumed, alone inside a `with`.
+    """Lock the folder of a run to resume inside a `with`.
 
-    Yields a function that says whether it is still held. Raises `UsageError` where there is no run, and `BusyError`
-    where it is being trained.
+    Yields a function that tells whether it is still locked. Raises `UsageError` if there is no run, and `BusyError` if
+    it is training.
     """
     if not has_state(folder) and not (folder / SETTINGS_FILE).exists():
-        raise UsageError(f"There is no run in {folder} to go on with: leave --resume away.")
+        raise UsageError(f"There is no run in {folder} to resume: omit --resume.")
     with locked(folder / LOCK_FILE, f"{folder} is being trained") as held:
         sweep(folder)
         yield held
 
 
 def _make_numbered(runs: Path, name: str) -> Path:
-    """A folder that was not there a moment before: two runs that start together never share one."""
+    """A new folder: two runs that start together never share one."""
     if Path(name).name != name:
-        raise DsuError(f"The store's data set is called {name!r}, which names no folder: give the run's with --out.")
+        raise DsuError(f"The store's data set name {name!r} can't be a folder name: give the run's folder with --out.")
     make_folder(runs)
     for index in range(1, 10_000):
         folder = runs / (name if index == 1 else f"{name}-{index}")
@@ -201,26 +203,26 @@ def _make_numbered(runs: Path, name: str) -> Path:
             continue
         except OSError as error:
             raise DsuError(
-                f"The folder {folder} can't be made ({error.strerror}): give another one with --out."
+                f"The folder {folder} can't be created ({error.strerror}): give another one with --out."
             ) from error
-    raise DsuError(f"Below {runs} there are {index:,} runs called {name}: remove some, or give a folder with --out.")
+    raise DsuError(f"There are {index:,} runs called {name} below {runs}: remove some, or give a folder with --out.")
 
 
 def _check_strangers(out: Path) -> None:
-    """Raise `UsageError` where training would replace files that no run has written: every run has its record."""
+    """Raise `UsageError` if training would replace files that belong to no run: every run has its record."""
     strangers = [name for name in _REPLACED if (out / name).exists()]
     if strangers and not (out / RECORD_FILE).exists():
         raise UsageError(
-            f"{out} holds {few(strangers)}, which training would replace, and no {RECORD_FILE}, so they are of no run: "
-            f"give a folder of its own with --out."
+            f"{out} contains {few(strangers)}, which training would replace, but no {RECORD_FILE}, so they belong to "
+            "no run: give the run its own folder with --out."
         )
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a run's files to `FOLDER/previous`, where they stay until the new run has finished.
+    """Move a run's files to `FOLDER/previous` until the new run has finished.
 
-    Inside, since beside it may be another disk, a folder that may not be written, or what someone else put there.
-    Where a run waits already, the new one was begun and never finished: then it is its files that go.
+    Inside the folder, since its parent may be read-only or contain other files. If a run is already set aside, the new
+    one never finished: then its files are removed.
     """
     previous = folder / PREVIOUS
     if is_finished(folder):
@@ -229,7 +231,7 @@ def _set_aside(folder: Path) -> None:
         _remove_run(folder)
         return
     if previous.exists():
-        raise UsageError(f"The old run would wait in {previous}, and something else lies there: move that away.")
+        raise UsageError(f"The old run would be moved to {previous}, but other files are there: move them away.")
     moving = folder / f"{PREVIOUS}.partial"
     make_folder(moving)
     for name in _OF_A_RUN:
@@ -239,43 +241,43 @@ def _set_aside(folder: Path) -> None:
 
 
 def remove_previous(folder: Path) -> None:
-    """Remove the run that was set aside for the one in `folder`, which has finished."""
+    """Remove the run that was set aside, once the run in `folder` has finished."""
     with suppress(OSError):
         _remove_run(folder / PREVIOUS)
         (folder / PREVIOUS).rmdir()
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove a run's files, and no others."""
+    """Remove a run's files, but no others."""
     for name in _OF_A_RUN:
         part = folder / name
         rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
 
 
 def has_state(folder: Path) -> bool:
-    """Whether a run has kept anything of its training."""
+    """Whether a run has saved any training state."""
     return any((folder / name).exists() for name in _KEPT)
 
 
 def unfinished_run(runs: Path = Path("runs")) -> Path:
-    """The run that was stopped last. Raises `UsageError` where there is none."""
+    """The run that was interrupted last. Raises `UsageError` if there is none."""
     found = stopped_runs(runs)
     if not found:
         finished = any(runs.glob(f"*/{HEAD_FILE}"))
-        why = " (those there are finished, and their learning rate has come to its end)" if finished else ""
+        why = " (all are finished, and their learning rate schedule is complete)" if finished else ""
         raise UsageError(
-            f"There is no unfinished run below {runs}/ to go on with{why}: start a new one, or name it with --out RUN."
+            f"There is no unfinished run below {runs}/ to resume{why}: start a new one, or name one with --out RUN."
         )
     return found[0]
 
 
 def settings_of_run(folder: Path, given: TrainingSettings) -> TrainingSettings:
-    """The settings that a run was started with, and on top of them what was given now."""
+    """A run's original settings, overridden by those given now."""
     return _read_run(folder).model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
 
 
 def check_same_run(folder: Path, resolved: TrainingSettings, record: RunRecord | None = None) -> None:
-    """A resumed run must be the run that was killed. Raises `UsageError` naming settings, samples that differ."""
+    """Check that a resumed run is the same run. Raises `UsageError` naming settings and samples that differ."""
     before = _read_run(folder)
     if is_finished(folder):
         if before.epochs != resolved.epochs:
@@ -284,8 +286,8 @@ def check_same_run(folder: Path, resolved: TrainingSettings, record: RunRecord |
     other = RunRecord.read(folder).differences(record) if record is not None else []
     if other:
         raise UsageError(
-            f"{folder} was trained on something else ({'; '.join(other)}): bring that back, or start a new run, "
-            f"from its head if you like (--init-from {folder})."
+            f"{folder} was trained on different data ({'; '.join(other)}): restore it, or start a new run, "
+            f"optionally from its head (--init-from {folder})."
         )
     different = [
         f"{name} {getattr(before, name)} -> {getattr(resolved, name)}"
@@ -294,13 +296,13 @@ def check_same_run(folder: Path, resolved: TrainingSettings, record: RunRecord |
     ]
     if different:
         raise UsageError(
-            f"{folder} was started with other settings ({'; '.join(different)}): leave these away, or start anew in "
-            f"another --out."
+            f"{folder} was started with other settings ({'; '.join(different)}): omit these, or start again in "
+            "another --out."
         )
 
 
 def _check_result(folder: Path, settings: TrainingSettings) -> None:
-    """Raise `UsageError` where the head of a finished run is not what came of it."""
+    """Raise `UsageError` if the head of a finished run is not its own result."""
     info, samples = read_head_info(folder / HEAD_FILE), RunRecord.read(folder).samples
     own = _decisive(settings)
     other = [
@@ -310,16 +312,17 @@ def _check_result(folder: Path, settings: TrainingSettings) -> None:
         other.append("other images")
     if other:
         raise UsageError(
-            f"{folder / HEAD_FILE} is of another run than {SETTINGS_FILE} and {RECORD_FILE} beside it "
-            f"({'; '.join(other)}): remove it, and `dsu train-head --resume --out {folder}` writes the run's own again."
+            f"{folder / HEAD_FILE} belongs to another run than {SETTINGS_FILE} and {RECORD_FILE} next to it "
+            f"({'; '.join(other)}): remove it and restore the run's own head with `dsu train-head --resume --out "
+            f"{folder}`."
         )
 
 
 def _cannot_go_on(folder: Path) -> str:
     return (
-        f"{folder} holds a finished run, which --resume can't prolong, since its learning rate has followed a cosine "
-        f"down to the end of its epochs: start from its head in another folder (--init-from {folder} --out FOLDER), or "
-        f"train anew in this one (--overwrite)."
+        f"{folder} contains a finished run, which --resume can't extend, since its cosine learning rate schedule is "
+        f"complete: start from its head in another folder (--init-from {folder} --out FOLDER), or train again in this "
+        f"one (--overwrite)."
     )
 
 
@@ -327,4 +330,4 @@ def _read_run(folder: Path) -> TrainingSettings:
     try:
         return read_settings(TrainingSettings, {}, folder / SETTINGS_FILE)
     except UsageError as error:
-        raise DsuError(f"{folder} has no readable {SETTINGS_FILE} to resume by: start the run anew.") from error
+        raise DsuError(f"{folder} has no readable {SETTINGS_FILE} to resume from: start the run again.") from error

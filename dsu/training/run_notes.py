@@ -1,4 +1,4 @@
-"""What the user of a training run should know before it starts."""
+"""Notes for the user before a training run starts."""
 
 from dsu.features.stores import FeatureStore
 from dsu.graphs import EAGER_CALLS
@@ -10,11 +10,11 @@ __all__ = ["run_notes"]
 
 
 def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) -> list[str]:
-    """Where the run resumes, what that costs, and what stored level would make it faster.
+    """Where the run starts, the cost, and which stored level would make it faster.
 
     Args:
         trainer: of the run.
-        store: of its training split, if there is one.
+        store: of its training split, if any.
         runtime: device and precision.
     """
     config, point = trainer.network.config, trainer.main.point
@@ -25,7 +25,7 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
         f"trains: {sum(p.numel() for p in trainer.network.head.parameters()) / 1e6:.3f} M parameters ({adapted})"
     )
     if runtime.device.type == "cuda":
-        notes.append(f"steps: one captured graph each, after {EAGER_CALLS} that run kernel by kernel")
+        notes.append(f"steps: one CUDA graph each, after {EAGER_CALLS} eager ones")
     settings, world = trainer.settings, trainer.world
     if world.together:
         exchanges = 2 * trainer.network.head.norm_groups + 1
@@ -35,10 +35,11 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
         )
     if settings.freeze_adapter_epochs:
         notes.append(
-            f"frozen adapters: {settings.freeze_adapter_epochs} epochs without them, which then enter as the identity"
+            f"frozen adapters: {settings.freeze_adapter_epochs} epochs without adapters, which then start as the "
+            "identity"
         )
     if trainer.empty is not None:
-        notes.append(f"balance: half of the draws from {len(trainer.empty):,} images without an object")
+        notes.append(f"balance: half of the draws come from {len(trainer.empty):,} images without an object")
     size = sum(
         item_bytes(config, name, trainer.settings.feature_dtype or "float16") for name in (*point.features, "mask")
     )
@@ -56,6 +57,6 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
         command = store.again("--features", ",".join(levels), "--level-views", settings.views)
         notes.append(
             f"faster: with {' and '.join(levels)} stored in the views {settings.views}, {first - point.block} frozen "
-            f"blocks need not run ({command})"
+            f"blocks could be skipped ({command})"
         )
     return notes

@@ -1,4 +1,4 @@
-"""From settings to a run: which samples, which store or images, which resume point, which folder."""
+"""Prepare a run from settings: samples, store or images, resume point, folder."""
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -50,13 +50,13 @@ __all__ = ["Run", "open_run", "prepare_run"]
 
 @dataclass(frozen=True)
 class Run:
-    """A prepared run and what its user should know before it starts.
+    """A prepared run and notes for the user.
 
     Attributes:
-        trainer: of the run; it has a folder of its own once the run is open.
-        name: of its data set and encoders, after which a new folder is called.
+        trainer: the run's trainer; it has a folder once the run is open.
+        name: from data set and encoders, the default folder name.
         source: the training split.
-        record: what is trained on.
+        record: the training data.
         notes: `label: text`.
     """
 
@@ -79,13 +79,13 @@ def open_run(
     part: bool = False,
     progress: Progress = SILENT,
 ) -> Iterator[Run]:
-    """Prepare a run and hold its folder inside a `with`, so that no other process trains there.
+    """Prepare a run and lock its folder inside a `with`, so that no other process trains there.
 
-    Processes that torchrun or Slurm started together train it together: the first alone holds the folder and speaks.
+    Processes started by torchrun or Slurm train it together: only the first locks the folder and prints.
 
     Args:
-        settings: what was asked for.
-        paths: where data sets and stores lie; subfolders of one's own folder are for `end_to_end`.
+        settings: the requested settings.
+        paths: where to find data sets and stores; image and mask subfolders are for `end_to_end`.
         weights: where the encoders' weights come from.
         out: the run's folder; None makes one below `runs/`.
         resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that was stopped), with the run's
@@ -110,8 +110,8 @@ def open_run(
             settings, before = settings_of_run(out, settings), RunRecord.read(out)
         elif out is None and (stopped := stopped_runs()):
             progress.say(
-                f"A run in {stopped[0]} was stopped and is left as it is: `dsu train-head --resume` would go on with "
-                f"it."
+                f"A run in {stopped[0]} was interrupted; this starts a new one. Use `dsu train-head --resume` to "
+                "continue the old one."
             )
         run = prepare_run(
             settings,
@@ -130,7 +130,7 @@ def open_run(
             trainer.out = out
             check_same_run(out, trainer.settings, run.record)
             trainer.holds = holds or trainer.holds
-            if has_state(out):  # else it was stopped before its first epoch was kept
+            if has_state(out):  # else it stopped before the first checkpoint
                 trainer.resume()
         else:
             _check_start(settings, out)
@@ -156,7 +156,7 @@ def prepare_run(
     world: World = ALONE,
     part: bool = False,
 ) -> Run:
-    """Resolve everything that `settings` leave open and build the trainer, which has no folder yet.
+    """Resolve everything that `settings` leave open and build the trainer, still without a folder.
 
     Takes and raises what `open_run` does; `before` is the record of the run that is resumed, whose split holds.
     Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed. The
@@ -182,7 +182,7 @@ def prepare_run(
         check_tracker(settings.track)
     resolved, runtime = resolve(settings, data, point, world)
     frozen = frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
-    # What starts the processes may give each one thread, and their number may decide the last bits of a feature.
+    # The launcher may give each process one thread, and their number may affect the last bits of a feature.
     threads = store.threads if store is not None and part and runtime.device.type == "cpu" else None
     hiera, dino, digests = load_encoders(config, weights, **wanted)
     warnings: list[str] = []
@@ -257,8 +257,8 @@ def _deal(
     empty = data.empty & set(train)
     if settings.balance and len(empty) in (0, len(train)):
         raise UsageError(
-            f"Every image of {data.source.split} that is trained on has {'no' if empty else 'an'} object, so nothing "
-            f"can be balanced: no --balance."
+            f"All training images of {data.source.split} are {'without' if empty else 'with'} an object, so nothing "
+            "can be balanced: omit --balance."
         )
     return dealt
 
@@ -347,40 +347,40 @@ def _trainer(
 
 
 def _check_same(world: World, mark: str) -> None:
-    """Raise `DsuError` where processes would train something else than the first."""
+    """Raise `DsuError` if processes would train something else than the first."""
     marks = world.gathered(mark)
     others = [str(rank) for rank, its in enumerate(marks) if its != marks[0]]
     if others:
         raise DsuError(
-            f"The processes {few(others)} see other samples, settings or weights than the first: start all with the "
-            f"same command, and give all machines the same store and data."
+            f"The processes {few(others)} have other samples, settings or weights than the first: start all with the "
+            "same command, and give all machines the same store and data."
         )
 
 
 def _check_start(settings: TrainingSettings, out: Path | None) -> None:
-    """Raise `UsageError` where a run would replace the head that it starts from."""
+    """Raise `UsageError` if a run would replace its initial head."""
     if out is None or settings.init_from is None:
         return
     if resolve_head(settings.init_from).resolve().parent in (out.resolve(), out.resolve() / PREVIOUS):
         raise UsageError(
-            f"--init-from {settings.init_from} lies in {out}, where the new run would replace it: give another --out."
+            f"--init-from {settings.init_from} is in {out}, where the new run would replace it: give another --out."
         )
 
 
 def _check_place(source: SourceFolder, out: Path | None) -> None:
-    """Raise `UsageError` where a run would lie around the images: its pictures would pass for some, or it hide them."""
+    """Raise `UsageError` if a run's folder would contain the images: its pictures would look like data, or hide it."""
     split = source.find()
     if out is None or split is None:
         return
     folders = {os.path.realpath(pair.image.parent) for pair in split.pairs}
     if any(Path(folder).is_relative_to(os.path.realpath(out)) for folder in folders):
-        raise UsageError(f"{out} holds images of {source.split}: give the run a folder of its own with --out.")
+        raise UsageError(f"{out} contains images of {source.split}: give the run its own folder with --out.")
 
 
 def _leave_out(dealt: _Dealt, trained: HeadInfo, data: TrainingData) -> list[str]:
-    """Take images that the head to start from was trained on out of what is held out, and say so.
+    """Remove images that the initial head was trained on from the held-out ones, with a note.
 
-    Raises `UsageError` where that leaves nothing of a share.
+    Raises `UsageError` if that leaves a share empty.
     """
     known = {name for name, fact in data.facts.items() if trained.was_trained_on(fact.image_sha256, fact.pixels_sha256)}
     said = []
@@ -389,17 +389,19 @@ def _leave_out(dealt: _Dealt, trained: HeadInfo, data: TrainingData) -> list[str
         lost = [name for name in names if name in known]
         if lost and len(lost) == len(names):
             raise UsageError(
-                f"The head to start from was trained on all that is held out of {data.source.split} ({few(lost)}), so "
-                f"nothing could be judged: hold out the share that it was trained without, or start a new head."
+                f"The initial head was trained on all held-out images of {data.source.split} ({few(lost)}), so "
+                "nothing could be evaluated: hold out images that it was trained without, or start with a new head."
             )
         if lost:
             dealt.shares |= dict.fromkeys(lost, "left out")
-            said.append(f"left out: {counted(len(lost), 'held-out images')} that the head was trained on ({few(lost)})")
+            said.append(
+                f"left out: {counted(len(lost), 'held-out images')} that the initial head was trained on ({few(lost)})"
+            )
     return said
 
 
 def _callbacks(trainer: "Trainer", data: TrainingData) -> "list[Callback]":
-    """Whoever follows this run: curves, sheets and a tracker, as its settings say."""
+    """The callbacks of this run: curves, sheets and a tracker, from its settings."""
     from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
     from dsu.training.tracking import Tracking
 

@@ -1,4 +1,4 @@
-"""A run's figures in TensorBoard or Weights & Biases."""
+"""Log a run to TensorBoard or Weights & Biases."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["TRACKERS", "TRACKING_FOLDER", "Tracking", "check_tracker"]
 
 TRACKING_FOLDER: Final = "tracking"
-"""In the run's folder: for trackers that write files. `tensorboard --logdir runs` finds it."""
+"""Subfolder of the run for trackers that write files. `tensorboard --logdir runs` finds it."""
 
 STEPS: Final = 20
-"""Optimiser steps between two losses noted."""
+"""Optimiser steps between logged losses."""
 
 _EPOCH_TAGS: Final = {
     "loss": "epoch/loss",
@@ -40,7 +40,7 @@ _EPOCH_TAGS: Final = {
 
 
 Opened: TypeAlias = tuple[Callable[[Mapping[str, float], int], None], Callable[[], None]]
-"""What notes figures by their tags at a step, and what writes out the pending ones at the end."""
+"""Functions that log values by tag at a step, and that flush and close at the end."""
 
 
 def _tensorboard(out: Path, recipe: Mapping[str, Any]) -> Opened:
@@ -52,7 +52,7 @@ def _tensorboard(out: Path, recipe: Mapping[str, Any]) -> Opened:
     def log(values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
             writer.add_scalar(tag, value, step)
-        writer.flush()  # to be seen at once
+        writer.flush()  # visible immediately
 
     return log, writer.close
 
@@ -65,20 +65,19 @@ def _wandb(out: Path, recipe: Mapping[str, Any]) -> Opened:
 
 
 TRACKERS: Final = {"tensorboard": _tensorboard, "wandb": _wandb}
-"""How each is opened for the run in a folder, with its settings; called like its package."""
+"""How to open each tracker for a run folder and settings, by package name."""
 
 
 def check_tracker(name: str) -> None:
-    """Raise `DsuError` for a tracker whose package is not installed."""
+    """Raise `DsuError` if a tracker's package is not installed."""
     if find_spec(name) is None:
-        raise DsuError(f"--track {name} wants a package that is not installed: run `pip install {name}`.")
+        raise DsuError(f"--track {name} needs a package that is not installed: run `pip install {name}`.")
 
 
 class Tracking(Callback):
-    """Notes every epoch's figures, and the loss every few steps, in one of `TRACKERS`.
+    """Logs every epoch's values, and the loss every few steps, to one of `TRACKERS`.
 
-    All are noted over the same axis, the optimiser's steps since the run began, so that a resumed run
-    goes on where it was.
+    All use the same axis, optimiser steps since the start of the run, so that a resumed run continues its curves.
     """
 
     def __init__(self, tracker: str) -> None:
@@ -86,26 +85,26 @@ class Tracking(Callback):
         self._opened: Opened | None = None
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Open the tracker. Raises `DsuError` where it can't be (a service that wants a login, a full disk)."""
-        if not trainer.epoch and not trainer.step_in_epoch:  # another run's, started anew in its folder
+        """Open the tracker. Raises `DsuError` if that fails (missing login, full disk)."""
+        if not trainer.epoch and not trainer.step_in_epoch:  # from another run that was in this folder
             rmtree(trainer.out / TRACKING_FOLDER, ignore_errors=True)
         recipe = {name: value for name, value in trainer.settings.model_dump(mode="json").items() if value is not None}
         with self._failing():
             self._opened = TRACKERS[self._tracker](trainer.out, recipe)
 
     def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
-        """Note the loss, if it is time; it was fetched from the device already."""
+        """Log the loss if due; it was already fetched from the device."""
         done = _step(trainer)
         if done - self._noted >= STEPS and log.fetched:
             self._noted = done
             self._log({"step/loss": log.recent}, done)
 
     def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
-        """Note the epoch's row of `metrics.csv`."""
+        """Log the epoch's row of `metrics.csv`."""
         self._log({tag: row[name] for name, tag in _EPOCH_TAGS.items() if name in row}, _step(trainer))
 
     def on_train_end(self, trainer: "Trainer") -> None:
-        """Write out what is pending and close the tracker."""
+        """Flush and close the tracker."""
         if self._opened is not None:
             self._opened[1]()
 
@@ -118,15 +117,15 @@ class Tracking(Callback):
     def _failing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a service makes of a missing login or connection
+        except Exception as error:  # services raise anything for a missing login or connection
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise DsuError(
-                f"The tracker {self._tracker} has failed ({reason}): mend it, or go on without --track (--resume keeps "
-                f"what is finished)."
+                f"The tracker {self._tracker} failed ({reason}): fix it, or resume without --track (--resume keeps "
+                "finished epochs)."
             ) from error
 
 
 def _step(trainer: "Trainer") -> int:
-    """Optimiser steps since the run began."""
+    """Optimiser steps since the start of the run."""
     an_epoch = -(-len(trainer.main.train.names) // trainer.settings.batch_size)
     return trainer.epoch * an_epoch + trainer.step_in_epoch

@@ -44,20 +44,20 @@ SIDES: Final = ("D1", "D2", "D3")
 """The side outputs, deepest first."""
 
 _TELLING: Final = ("epoch", "metrics", "trained_on", "encoders")
-"""Fields of a head's info by which one of another run, or epoch, is noticed."""
+"""Fields of a head's info that reveal another run or epoch."""
 
 
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:
-    """Cosine from `lr` to `lr_min`, stepped once an epoch (counted from 0)."""
+    """Cosine from `lr` to `lr_min`, stepped once per epoch (counted from 0)."""
     return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
 
 
 @dataclass(frozen=True)
 class TrainingPhase:
-    """What a stretch of epochs trains from.
+    """The data of a range of epochs.
 
     Attributes:
-        point: where every step resumes.
+        point: where every step starts.
         train, validation: samples; validation may be None.
     """
 
@@ -68,24 +68,24 @@ class TrainingPhase:
 
 @dataclass
 class Trainer:
-    """One run of stage two.
+    """A stage-two run.
 
     Attributes:
-        network: with those encoders that its phases need.
-        main: what the run trains from.
-        frozen_adapters: what its first `settings.freeze_adapter_epochs` epochs train from. Their point lies behind all
-            adapters, which have no gradient there, so the optimiser leaves them alone.
-        empty: names of samples without an object, where these are to be drawn as often as others.
-        settings, info: as resolved; `info` becomes the head's metadata.
+        network: with the encoders that its phases need.
+        main: the run's data.
+        frozen_adapters: data of the first `settings.freeze_adapter_epochs` epochs. They start after all adapters, which
+            then have no gradient, so the optimiser skips them.
+        empty: samples without an object, if they are drawn as often as others.
+        settings, info: resolved; `info` becomes the head's metadata.
         runtime: device and precision.
-        keep_best: whether the best validated state is the result, or the last one.
+        keep_best: whether the best weights on validation are the result, or the last ones.
         out: the run's folder.
-        mark: which run it is, as `run_mark`: a checkpoint of another one is refused.
-        holds: whether the run's folder is still held by this process.
-        world: the processes that train it together. Each draws the same batches and takes its part of them; norms,
-            gradients and losses are those of whole batches, so that all hold the same weights. The first alone writes.
-        callbacks: who follows the run.
-        memory: the most that this epoch has held.
+        mark: the run's identity (`run_mark`): a checkpoint of another run is refused.
+        holds: tells whether this process still holds the run's folder.
+        world: the processes that train together. Each draws the same batches and takes its part; norms, gradients and
+            losses are those of whole batches, so all have the same weights. Only the first writes.
+        callbacks: observers of the run.
+        memory: peak memory of this epoch.
     """
 
     network: DSUNet
@@ -104,7 +104,7 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)
     _log: EpochLog | None = None
-    """Of an epoch that is not over."""
+    """State of an unfinished epoch."""
 
     def __post_init__(self) -> None:
         self.runtime.place(self.network)
@@ -121,7 +121,7 @@ class Trainer:
 
     @property
     def phase(self) -> TrainingPhase:
-        """What the epoch that is next, or not over, trains from."""
+        """The data of the next or unfinished epoch."""
         return (
             self.frozen_adapters
             if self.frozen_adapters is not None and self.epoch < self.settings.freeze_adapter_epochs
@@ -129,11 +129,11 @@ class Trainer:
         )
 
     def run(self, progress: Progress = SILENT) -> None:
-        """Train up to `settings.epochs`, from wherever this trainer is.
+        """Train up to `settings.epochs`, from the current epoch.
 
-        After every epoch the row of `metrics.csv` and the whole state stand, and the state also after every
-        `checkpoint_steps` steps. Raises `DsuError` naming the samples of the batch whose loss is not finite; a state
-        that is not finite is never kept.
+        Writes the row of `metrics.csv` and the full state after every epoch, and the state also after every
+        `checkpoint_steps` steps. Raises `DsuError` naming the batch's samples if its loss is not finite; a state that
+        is not finite is never saved.
         """
         progress = progress if self.world.leads else SILENT
         try:
@@ -145,7 +145,7 @@ class Trainer:
                 self._run_epoch(progress)
             self.finish()
         finally:
-            self._forget_graphs()  # before the processes part, of whose exchanges they consist
+            self._forget_graphs()  # before the processes part: it needs all of them
             for callback in self.callbacks:
                 callback.on_train_end(self)
 
@@ -166,7 +166,7 @@ class Trainer:
             callback.on_epoch_end(self, row)
 
     def resume(self) -> None:
-        """Take up the state of a killed run. Raises `DsuError` where there is none or it does not fit."""
+        """Load the state of an interrupted run. Raises `DsuError` if it is missing or does not fit."""
         path = self.out / STATE_FILE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -177,24 +177,24 @@ class Trainer:
             self._log = None if state["log"] is None else EpochLog.of(state["log"], self._fetch_every)
         except FileNotFoundError as error:
             raise DsuError(
-                f"There is no {STATE_FILE} in {self.out} to go on from: bring it back, or start the run anew with "
-                f"--overwrite."
+                f"There is no {STATE_FILE} in {self.out} to resume from: restore it, or start the run again with "
+                "--overwrite."
             ) from error
-        except Exception as error:  # whatever a damaged or foreign file makes torch raise
+        except Exception as error:  # torch may raise anything on a damaged or foreign file
             raise DsuError(
-                f"The checkpoint {path} is damaged or of another network: start the run anew with --overwrite."
+                f"The checkpoint {path} is damaged or belongs to another network: start the run again with --overwrite."
             ) from error
         if mark != self.mark:
             raise DsuError(
-                f"The checkpoint {path} is of another run than settings.yaml and run.json beside it: bring back those "
-                f"that belong together, or start the run anew with --overwrite."
+                f"The checkpoint {path} belongs to another run than settings.yaml and run.json next to it: restore "
+                "the matching files, or start the run again with --overwrite."
             )
         self._check_best()
-        if self._log is None and self.history:  # the checkpoint comes first: a kill may have come before the rest
+        if self._log is None and self.history:  # the checkpoint is written first: a kill may have prevented the rest
             self._save_results()
 
     def _check_best(self) -> None:
-        """Raise `DsuError` where the best state so far, of an epoch before the checkpoint's, is not there any more."""
+        """Raise `DsuError` if the best weights so far, from an earlier epoch, are missing."""
         epoch, path = self.best_epoch, self.out / BEST_FILE
         if not self.keep_best or epoch is None or epoch == self.epoch or not self.world.leads:
             return
@@ -202,15 +202,15 @@ class Trainer:
         found = read_head_info(path) if path.exists() else None
         if found is None or any(getattr(found, name) != getattr(wanted, name) for name in _TELLING):
             raise DsuError(
-                f"{path} is not the state of epoch {epoch}, the best so far of this run: bring it back, or start the "
-                f"run anew with --overwrite."
+                f"{path} does not contain this run's best weights so far, of epoch {epoch}: restore it, or start the "
+                "run again with --overwrite."
             )
 
     def validate(self, samples: SampleDataset, progress: Progress = SILENT) -> dict[str, float]:
         """Loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
 
-        IoU is cut at 0.5 and averaged over the samples that have an object (0 where none has): on the others it says
-        nothing.
+        IoU uses threshold 0.5 and averages over samples with an object (0 if there are none): for others it is
+        meaningless.
         """
         from py_sod_metrics import MAE, FmeasureV2, IOUHandler
 
@@ -220,7 +220,7 @@ class Trainer:
         iou = IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)
         overlap = FmeasureV2(metric_handlers={"iou": iou})
         losses: list[float] = []
-        # Whole batches, since a loss depends on what is computed with it in its last bits.
+        # Whole batches, since a loss's last bits depend on its batch.
         batches = self._cut(samples.names)
         own = [name for part in batches[self.world.part(len(batches))] for name in part]
         with progress.task("validating", len(samples.names)) as task:
@@ -257,7 +257,7 @@ class Trainer:
             yield batch.names, [found[name] for name in SIDES], found["mask"]
 
     def finish(self) -> None:
-        """Put the result under the head's own name."""
+        """Write the result as the head's file."""
         if not self.world.leads:
             return
         self._check_held()
@@ -273,11 +273,11 @@ class Trainer:
 
     @property
     def step_in_epoch(self) -> int:
-        """Optimiser steps done of the epoch that is not over."""
+        """Optimiser steps done in the unfinished epoch."""
         return 0 if self._log is None else self._log.steps
 
     def _train_epoch(self, task: Task) -> dict[str, float]:
-        """Train what is left of the epoch; its row for `metrics.csv`."""
+        """Train the rest of the epoch; returns its row for `metrics.csv`."""
         rate = learning_rate(self.settings, self.epoch)
         set_learning_rate(self.optimizer, rate)
         self.network.train()
@@ -313,7 +313,7 @@ class Trainer:
         return 20 if self.runtime.device.type == "cuda" else 1
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; the (whole) batch's total loss and the three side outputs', still on the device."""
+        """One optimiser step; returns the whole batch's total loss and the three side losses, still on the device."""
         return self._steps.run(self._eager_step, self._ready(batch))["losses"]
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -327,7 +327,7 @@ class Trainer:
         return side_logits, flipped.soft_mask.to(side_logits[0].dtype)
 
     def _ready(self, batch: Batch) -> Batch:
-        """A batch on the device, for functions that were captured in the same phase, if at all."""
+        """A batch on the device; drops graphs captured in another phase."""
         if self._captured_phase is not self.phase:
             self._forget_graphs()
             self._captured_phase = self.phase
@@ -354,14 +354,14 @@ class Trainer:
             return {"losses": found}
 
     def _add_up(self, losses: Tensor) -> Tensor:
-        """The sums over all processes of gradients, in their place, and of losses: in one buffer, by one exchange."""
+        """Sum gradients (in place) and losses over all processes: one buffer, one exchange."""
         gradients = [p.grad for p in self.network.head.parameters() if p.grad is not None]
         flat = torch.cat([*(gradient.flatten() for gradient in gradients), losses])
         self.world.add_up(flat)
         *sums, losses = torch.split(flat, [*(gradient.numel() for gradient in gradients), len(losses)])
         summed = [one.view(gradient.shape) for one, gradient in zip(sums, gradients, strict=True)]
         torch._foreach_copy_(gradients, summed)
-        return losses.clone()  # which else would keep the buffer
+        return losses.clone()  # which would otherwise keep the buffer
 
     @torch.no_grad()
     def _eager_evaluation(self, batch: Batch) -> Outputs:
@@ -378,12 +378,12 @@ class Trainer:
         ]
 
     def _cut(self, samples: Sequence[T]) -> list[Sequence[T]]:
-        """Batches in order; the short last one is kept."""
+        """Batches in order, including a short last one."""
         size = self.settings.batch_size
         return [samples[start : start + size] for start in range(0, len(samples), size)]
 
     def _check_finite(self) -> None:
-        """Raise `DsuError` where the weights, or the outputs for the first samples, are not finite any more."""
+        """Raise `DsuError` if the weights, or the outputs for the first samples, are no longer finite."""
         floats = [tensor for tensor in self.network.head.state_dict().values() if tensor.is_floating_point()]
         if not torch.stack([tensor.isfinite().all() for tensor in floats]).all():
             raise self._not_finite("weights")
@@ -395,13 +395,13 @@ class Trainer:
     def _not_finite(self, what: str) -> DsuError:
         return DsuError(
             f"After step {self.step_in_epoch} of epoch {self.epoch + 1} the network's {what} are not finite: start "
-            f"anew with a lower --lr, or try --precision fp32; nothing of this state was kept."
+            "again with a lower --lr, or try --precision fp32; this state was not saved."
         )
 
     def _save_results(self) -> None:
-        """Write the table of epochs and the heads, each so that no half of it can be met.
+        """Write the table of epochs and the heads atomically.
 
-        They follow the checkpoint, so that none is of an epoch that a resumed run does not know.
+        After the checkpoint, so that none is from an epoch that a resumed run does not know.
         """
         if not self.world.leads:
             return
@@ -413,21 +413,21 @@ class Trainer:
         save_head(self.out / LAST_FILE, state, info)
 
     def _info_at(self, row: Mapping[str, float]) -> HeadInfo:
-        """The info of the head that an epoch has ended with."""
+        """The head's info at the end of an epoch."""
         metrics = {key: value for key, value in row.items() if key.startswith("val_")}
         return self.info.model_copy(update={"epoch": int(row["epoch"]), "metrics": metrics})
 
     def _check_held(self) -> None:
-        """Raise `DsuError` where the folder was renamed, or its lock removed: what lies there may be another run's."""
+        """Raise `DsuError` if the folder was renamed or its lock removed: another run may be there now."""
         if not self.holds():
             raise DsuError(
-                f"{self.out} is not held by this run any more: the folder, or {LOCK_FILE} in it, was renamed or "
-                f"removed, so nothing more is written there; go on from the last checkpoint with `dsu train-head "
+                f"{self.out} no longer belongs to this run: the folder, or {LOCK_FILE} in it, was renamed or "
+                "removed, so nothing more is written there; resume from the last checkpoint with `dsu train-head "
                 f"--resume --out FOLDER`, once no other command trains in it."
             )
 
     def _save_state(self) -> None:
-        """Write everything that the run goes on from, in the middle of an epoch too."""
+        """Write everything needed to resume, also in the middle of an epoch."""
         if not self.world.leads:
             return
         self._check_held()

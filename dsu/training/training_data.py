@@ -1,4 +1,4 @@
-"""The training split as a run sees it: from its store, or end to end from its images."""
+"""The training split of a run: from its store, or end to end from its images."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 __all__ = ["TrainingData", "config_asked", "encoders_asked", "find_training_data"]
 
 _BLOCK: Final = 64
-"""Samples that are read at once to be looked at."""
+"""Samples read at once to compare images."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A training split as a run sees it, whether it comes from a store or from images."""
+    """The training split of a run, from a store or from images."""
 
     source: SourceFolder
     facts: Mapping[str, SampleMetadata]
@@ -59,7 +59,7 @@ class TrainingData:
 
     @property
     def strata(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Images by content, with an object and without, and the part of each that is foreground."""
+        """Images by content, with and without an object, and the foreground fraction of each."""
         pixels: dict[str, tuple[int, int]] = {}
         for fact in self.facts.values():
             marked, area = pixels.get(fact.image_sha256, (0, 0))
@@ -73,7 +73,7 @@ class TrainingData:
         )
 
     def groups(self, settings: TrainingSettings, weights: Mapping[str, float], progress: Progress) -> list[list[str]]:
-        """Contents that stay in one share: as named, else those that look alike, unless those are too many."""
+        """Contents that stay in one share: named groups, or images that look alike, unless there are too many."""
         names = {fact.image_sha256: image_name(name) if fact.box else name for name, fact in self.facts.items()}
         if settings.group is not None:
             copies = {image_name(name) if fact.box else name: fact.image_sha256 for name, fact in self.facts.items()}
@@ -87,14 +87,14 @@ class TrainingData:
             shown = few(min(sorted(names[one] for one in group) for group in groups))
             count = sum(map(len, groups))
             progress.say(
-                f"{self.source.split}: {count:,} images show {counted(len(groups), 'things')} more than once (such as "
-                f"{shown}); each thing stays in one share (--group says otherwise)."
+                f"{self.source.split}: {count:,} images show {counted(len(groups), 'things')} more than once (such "
+                f"as {shown}); each thing stays in one split (--group overrides this)."
             )
         for chain in chains:
             progress.say(
-                f"{self.source.split}: {len(chain):,} of {len(names):,} images look alike in one chain "
-                f"({few(sorted(names[one] for one in chain))}): too many to stay in one share, so only the closest do. "
-                f"What goes together? Say it with --group REGEX|FILE.csv (--group .+ takes each image by itself)."
+                f"{self.source.split}: {len(chain):,} of {len(names):,} images form one chain of similar images "
+                f"({few(sorted(names[one] for one in chain))}): too many for one split, so only the closest stay "
+                "together. Name the groups with --group REGEX|FILE.csv (--group .+ treats each image separately)."
             )
         return groups
 
@@ -109,7 +109,7 @@ class TrainingData:
             ends, least = fact.box[2:] if fact.box else fact.size, sizes.get(fact.image_sha256, (0, 0))
             sizes[fact.image_sha256] = max(ends[0], least[0]), max(ends[1], least[1])
         looks = {content: no_look() for content in sizes}
-        with progress.task(f"looking at {self.source.split}", len(names)) as task:
+        with progress.task(f"comparing images of {self.source.split}", len(names)) as task:
             for start in range(0, len(names), _BLOCK):
                 block = names[start : start + _BLOCK]
                 for name, pixels in zip(block, samples.read(block, [0] * len(block)).images["pixels"], strict=True):
@@ -122,9 +122,10 @@ class TrainingData:
     def shares(
         self, settings: TrainingSettings, cache_root: Path, progress: Progress, asked: Collection[str] = ()
     ) -> tuple[dict[str, str], list[list[str]]]:
-        """Each sample's share (`train`, `val` or `test`), and the samples that stay together in one.
+        """Each sample's share (`train`, `val` or `test`), and the groups that stay together.
 
-        Raises `DsuError` where nothing is left to train on, or nothing to hold out for a fraction that was `asked` for.
+        Raises `DsuError` if nothing is left for training, or nothing can be held out for a fraction that was `asked`
+        for.
         """
         images = {name: self.facts[name].image_sha256 for name in sorted(self.facts)}
         if settings.fold is None:
@@ -135,7 +136,7 @@ class TrainingData:
         dealt, groups = dict.fromkeys(images.values(), "train"), list[list[str]]()
         if len(weights) > 1:
             groups = self.groups(settings, weights, progress)
-            # Beside the stores: a split's name comes out of a store's file, and may lead anywhere.
+            # Next to the stores: a split's name comes from a store's file, and may lead anywhere.
             beside = self.store.path.parent if self.store else cache_root / self.source.split
             dealt = recorded_deal(beside, self.strata, weights, groups, settings.group, progress)
             self._check_together(groups, dealt, beside, settings.group, progress)
@@ -143,9 +144,9 @@ class TrainingData:
             dealt = {content: "val" if share == part else "train" for content, share in dealt.items()}
         found = {name: dealt[content] for name, content in images.items()}
         if "train" not in found.values():
-            raise DsuError(f"{self.source.split} leaves nothing to train on: hold out less, or add images.")
+            raise DsuError(f"{self.source.split} has nothing left for training: hold out less, or add images.")
         if settings.fold is not None and "val" not in found.values():
-            raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: take fewer parts.")
+            raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: use fewer folds.")
         lacking = [share for share in weights if share in ("val", "test") and share not in found.values()]
         wanted = [share for share in lacking if f"{share}_fraction" in asked]
         if wanted:
@@ -154,7 +155,7 @@ class TrainingData:
                 f"give --{wanted[0]}-fraction 0."
             )
         if lacking:
-            progress.say(f"{self.source.split} has too few images to hold any out: nothing will judge this run.")
+            progress.say(f"{self.source.split} has too few images to hold any out: this run has no validation.")
         members = [set(group) for group in groups]
         return found, sorted([name for name, content in images.items() if content in group] for group in members)
 
@@ -166,21 +167,21 @@ class TrainingData:
         named: str | None,
         progress: Progress,
     ) -> None:
-        """Say which groups were dealt apart before they were known. Raises `DsuError` where they are the user's."""
+        """Warn about groups that were split before they were known. Raises `DsuError` if the user named them."""
         apart = [group for group in groups if len({dealt[content] for content in group}) > 1]
         if not apart:
             return
         names = [name for name, fact in sorted(self.facts.items()) if fact.image_sha256 in apart[0]]
         what = (
-            f"{counted(len(apart), 'groups')} of {self.source.split} (such as {few(names)}) lie in several shares, as "
-            f"they were dealt before: remove {beside / SPLITS_FILE} to have all dealt anew"
+            f"{counted(len(apart), 'groups')} of {self.source.split} (such as {few(names)}) are in several splits from "
+            f"an earlier run: remove {beside / SPLITS_FILE} to split all images again"
         )
         if named is not None:
-            raise DsuError(f"{what}, or bring back the --group that they were dealt by.")
-        progress.say(f"{what}; figures on what is held out may flatter.")
+            raise DsuError(f"{what}, or use the earlier --group.")
+        progress.say(f"{what}; scores on held-out images may be too good.")
 
     def describe_shares(self, shares: Mapping[str, str], groups: Sequence[Sequence[str]]) -> list[str]:
-        """`share: what is in it`, where there is more than one."""
+        """`share: content` lines, if there is more than one share."""
         thing_of = {name: index for index, group in enumerate(groups) for name in group}
         foreground = {content: part for stratum in self.strata for content, part in stratum.items()}
         lines, kind = [], "tiles" if self.source.tile else "images"
@@ -199,7 +200,7 @@ class TrainingData:
         return lines if len(lines) > 1 else []
 
     def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> "SampleDataset":
-        """The named samples, as a run that resumes from `point` reads them: from the store, or `live` images."""
+        """The named samples for a run that starts at `point`: from the store, or from `live` images."""
         if live:
             from dsu.datasets import ImageDataset
 
@@ -238,13 +239,13 @@ def find_training_data(settings: TrainingSettings, paths: Paths, progress: Progr
 
 
 def encoders_asked(settings: TrainingSettings) -> str | None:
-    """The name of the encoders that settings ask for; None where they leave that to the store."""
+    """The name of the requested encoders; None if the store decides."""
     given = [getattr(settings, name) for name in NetworkSettings.model_fields]
     return None if all(value is None for value in given) else config_asked(settings, None).encoders_name
 
 
 def config_asked(settings: TrainingSettings, store: FeatureStore | None) -> DSUNetConfig:
-    """As asked for; the store's encoders where a store decides."""
+    """The requested config; the store's encoders if the store decides."""
     if store is not None:
         like = store.config
         adapt_last = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
@@ -257,7 +258,7 @@ def config_asked(settings: TrainingSettings, store: FeatureStore | None) -> DSUN
 def _source_from_images(reference: str, paths: Paths, tiling: Tiling | None) -> SourceFolder:
     split = next((split for split in find_dataset(reference, paths) if split.kind in ("train", "all")), None)
     if split is None:
-        raise UsageError(f"{reference} has no training split: its benchmark is for testing only.")
+        raise UsageError(f"{reference} has no training split: this benchmark is for testing only.")
     return SourceFolder.of(split, reference, paths, tiling)
 
 
@@ -267,10 +268,10 @@ def _from_images(
     split = source.find()
     if split is None:
         raise DsuError(
-            f"The images of {source.split} are not at {source.place}: bring them back, or name where they are now."
+            f"The images of {source.split} are not at {source.place}: restore them, or give their new location."
         )
     if split.masks is None:
-        raise DsuError(f"{split.name} has no masks in {split.images}: they are needed to train.")
+        raise DsuError(f"{split.name} has no masks in {split.images}: training needs them.")
     found = inspect(
         split,
         store.metadata if store else None,

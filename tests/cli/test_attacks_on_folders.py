@@ -237,7 +237,7 @@ def test_a_runs_pictures_are_no_images(dsu: Dsu, beside: Path) -> None:
 def test_no_run_lies_around_the_images(dsu: Dsu, beside: Path, out: str) -> None:
     before = sorted(beside.iterdir())
     said = dsu("train-head", *QUICK, "--out", out, exit_code=2).stderr
-    assert "give the run a folder of its own with --out" in said
+    assert "give the run its own folder with --out" in said
     assert sorted(beside.iterdir()) == before
 
 

@@ -209,7 +209,7 @@ def test_a_data_set_that_is_gone_is_said(dsu: Dsu, refused: Refused, mine: Path)
     assert f"The images of mine are not at {mine}" in said
     assert "1 written" in dsu("predict").output, "the store holds what was held out"
     refused(["check-equivalence", "--views", "1"], mine, status=1)
-    refused(["train-head", "--end-to-end"], mine, "where they are now", status=1)
+    refused(["train-head", "--end-to-end"], mine, "new location", status=1)
 
 
 # ---- runs ----

@@ -147,7 +147,7 @@ def test_images_that_vanish_between_plan_and_work(
         before(patch, "dsu.features.extraction.extract", lambda: mine.rename(tmp_path / "away"))
         said = dsu(*stage_one(mine), exit_code=1).output
     assert f"error: {mine}/images/000" in " ".join(said.split()) and "No such file or directory" in said
-    assert "bring it back" in said
+    assert "restore it" in said
     (tmp_path / "away").rename(mine)
     refused.handled(stage_one(mine))
     assert set(features(tmp_path / "features")) == {"V", "pixels", "mask"}
@@ -201,7 +201,7 @@ def test_a_run_folder_that_vanishes_while_training(
     command = [*house.train("--views", "1", "--epochs", "2"), "--out", "run"]
     with monkeypatch.context() as patch:
         before(patch, "dsu.training.trainer.Trainer._train_epoch", lambda: shutil.rmtree(tmp_path / "run"), 2)
-        refused(command, "run is not held", "renamed or removed", "--resume", status=1)
+        refused(command, "run no longer belongs to this run", "renamed or removed", "--resume", status=1)
     assert not (tmp_path / "run").exists()
     refused.handled(command)
 

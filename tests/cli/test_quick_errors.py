@@ -34,7 +34,7 @@ ERRORS: Final[dict[str, tuple[str, str]]] = {
     "train-head nosuch": ("no training features of nosuch", ""),
     "train-head --resume --out nosuch": ("no run in nosuch", ""),
     "train-head --init-from nosuch": ("no head at nosuch", ""),
-    "train-head --val-fraction 0.6 --test-fraction 0.6": ("leave nothing to train on", ""),
+    "train-head --val-fraction 0.6 --test-fraction 0.6": ("leave nothing for training", ""),
     "train-head --views none --group nosuch.csv": ("nosuch.csv can't be read", ""),
     "train-head --hiera-weights no.pt --hiera toy": ("There are no training features", ""),
     "cache-features nosuch": ("neither a folder", ""),

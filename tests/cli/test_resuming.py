@@ -55,7 +55,7 @@ def test_a_finished_run_cannot_be_prolonged_and_what_to_do_is_said(dsu: Dsu, hou
     for more in ((), ("--resume",)):
         command = ["train-head", house.data, "--cache-root", house.features, "--epochs", "9", "--out", house.run, *more]
         said = dsu(*command, exit_code=2).output
-        for words in ("finished run", "can't prolong", "cosine", f"--init-from {house.run}", "--overwrite"):
+        for words in ("finished run", "can't extend", "cosine", f"--init-from {house.run}", "--overwrite"):
             assert words in said, said
     assert sorted((path, path.stat().st_mtime_ns) for path in house.run.rglob("*.[!l]*")) == before
 
@@ -63,6 +63,6 @@ def test_a_finished_run_cannot_be_prolonged_and_what_to_do_is_said(dsu: Dsu, hou
 def test_an_unfinished_run_is_to_be_gone_on_with(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     (mine.run / "head.safetensors").unlink()
-    assert "go on with it (--resume)" in dsu(*mine.train("--out", mine.run), exit_code=2).output
+    assert "resume it (--resume)" in dsu(*mine.train("--out", mine.run), exit_code=2).output
     said = dsu("train-head", "--epochs", "9", "--resume", "--out", mine.run, "--cache-root", mine.features, exit_code=2)
     assert "epochs 1 -> 9" in said.output

@@ -187,10 +187,10 @@ def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path,
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"freeze_adapter_epochs": 2}, "leaves none of"),
+        ({"freeze_adapter_epochs": 2}, "leaves no epoch of"),
         ({"freeze_adapter_epochs": 1, "adapt_last": 0}, "needs adapters"),
         ({"freeze_adapter_epochs": 1, "init_from": "x"}, "for a trained one"),
-        ({"fold": "1/3", "val_fraction": 0.2}, "both say what is held out"),
+        ({"fold": "1/3", "val_fraction": 0.2}, "both define the held-out images"),
         ({"tile": 40, "overlap": 8, "views": "flips+1"}, r"lacks pixels .* --tile 40 --overlap 8 .*` with as many"),
     ],
 )

@@ -162,10 +162,10 @@ def test_what_was_dealt_apart_before_is_said_and_refused_where_it_was_named(
     file.write_text("".join(f"{kind}_{scene:02},{kind}{scene}\n" for scene in range(SCENES) for kind in "ab"))
     run(parts, features, val_fraction=0.25, group=str(file))
     file.write_text("".join(f"{kind}_{scene:02},{scene}\n" for scene in range(SCENES) for kind in "ab"))
-    with pytest.raises(DsuError, match=rf"lie in several shares.*{SPLITS_FILE}.*anew"):
+    with pytest.raises(DsuError, match=rf"are in several splits.*{SPLITS_FILE}.*again"):
         run(parts, features, val_fraction=0.25, group=str(file))
     splits = features / "parts" / SPLITS_FILE
     torn = {key.partition("; group")[0]: shares for key, shares in json.loads(splits.read_text()).items()}
     splits.write_text(json.dumps(torn))
     run(parts, features, val_fraction=0.25)
-    assert any("lie in several shares" in line and "may flatter" in line for line in said)
+    assert any("are in several splits" in line and "may be too good" in line for line in said)
