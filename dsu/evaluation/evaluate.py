@@ -147,11 +147,9 @@ def read_judged(
         f"truth {judged.truth} {width}x{height}"
     )
     if prediction.shape == truth.shape[::-1]:
-        raise DsuError(f"{sizes}, so one of them lies on its side: turn it.")
+        raise DsuError(f"{sizes}, so one of them is rotated: turn it.")
     if not resize and (head is None or head.size != prediction.shape[::-1]):
-        raise DsuError(
-            f"{sizes}: predict at the images' own size, or bring predictions to their masks' size with --resize."
-        )
+        raise DsuError(f"{sizes}: predict at the images' own size, or resize predictions to their masks with --resize.")
     resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized), truth
 
@@ -160,7 +158,7 @@ def _read_map(path: Path) -> NDArray[np.uint8]:
     """A predicted map (H, W), uint8; of a cutout its opacity. Raises `DsuError` for a picture in colours."""
     values, kind = raw_mask(path)
     if kind in ("indices", "colours"):
-        raise DsuError(f"the prediction {path} is a picture in colours and no map: predict with --kind mask.")
+        raise DsuError(f"the prediction {path} is a colour picture, not a map: predict with --kind mask.")
     if kind == "deep":
         _check_probabilities(path)
     return grey_levels(values, kind)
@@ -175,14 +173,14 @@ def _check_probabilities(path: Path) -> None:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # which holds for NaN, too
         raise DsuError(
-            f"the prediction {path} holds floats from {low:.4g} to {high:.4g}: save probabilities, from 0 to 1, or an "
-            f"8-bit picture."
+            f"the prediction {path} contains floats from {low:.4g} to {high:.4g}: save probabilities from 0 to 1, or "
+            "an 8-bit image."
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one set scored.
+    """The scores of one set.
 
     Attributes:
         metrics: Each of `METRICS`, in that order, with the set's figure.
@@ -225,7 +223,7 @@ class Evaluation:
             return ""
         return (
             f"IoU and Dice count pixels above {DEFAULT_THRESHOLD}, which {100 * above / objects:.1f} % of the objects' "
-            f"pixels reach: the maps are faint, which a lower threshold mends if S and AUROC are good"
+            f"pixels reach: the maps are faint; if S and AUROC are good, use a lower threshold"
         )
 
 
@@ -239,7 +237,7 @@ def evaluate(
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Score predictions against their ground truths, in several processes, to the digits of one.
+    """Score predictions against ground truths in several processes; all digits equal those of one process.
 
     Args:
         images: Pairs of 8-bit grey images (H, W), maps and masks.
@@ -300,8 +298,8 @@ def _examine(images: Sequence[JudgedImage], *, opaque: bool) -> list[MaskFacts]:
     for image, found in zip(images, facts, strict=True):
         if found.values is None and not opaque and _is_photograph(image.truth):
             raise DsuError(
-                f"the ground truth {image.truth} is a photograph and no mask: give the folder of masks with --truth, "
-                f"or say with --foreground which of its values are the object."
+                f"the ground truth {image.truth} is a photograph, not a mask: give the mask folder with --truth, or "
+                "the object's values with --foreground."
             )
     return facts
 
@@ -324,9 +322,9 @@ def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, ma
 
 def _workers(asked: int | None, images: int) -> int:
     if not images:
-        raise UsageError("there is nothing to evaluate: no prediction has a ground truth of the same name.")
+        raise UsageError("nothing to evaluate: no prediction has a ground truth of the same name.")
     if asked is not None and asked < 1:
-        raise UsageError(f"{asked} workers cannot evaluate anything: ask for 1 or more.")
+        raise UsageError(f"{asked} workers are not possible: give 1 or more.")
     enough = -(-images // _IMAGES_WORTH_A_PROCESS) if asked is None else -(-images // _CHUNK)
     return min(asked or os.cpu_count() or 1, enough)
 
@@ -345,7 +343,7 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
             yield pool.map
     except BrokenProcessPool as error:
         raise DsuError(
-            f"one of {workers} evaluating processes died, of too little memory or because the calling script "
+            f"one of {workers} evaluation processes died, from too little memory or because the calling script "
             'lacks `if __name__ == "__main__":`: use 1 worker.'
         ) from error
 

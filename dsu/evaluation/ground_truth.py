@@ -109,16 +109,16 @@ class JudgedSet:
         brightest = max(found.image_level.responses)
         if not (self.minmax or self.recorded) and 0 < brightest <= _ALMOST_BLACK:
             raise DsuError(
-                f"The predictions of {self.name} are almost black, none above 1 of 255, as maps of 0 and 1 are: save "
-                f"them with 255 for the object, or judge them stretched with --normalize minmax."
+                f"The predictions of {self.name} have no value above 1 of 255, so they are probably 0/1 maps: save "
+                "them with 255 for the object, or stretch them with --normalize minmax."
             )
         said = {"encoders": RANDOM} if self.random else {}
         said |= {"predicted": self.predicted} if self.predicted else {}
-        sizes = "; at the images' own sizes, unlike the figures of train-head" if self.is_validation else ""
+        sizes = "; at the images' own sizes, unlike the scores of train-head" if self.is_validation else ""
         said |= {"share": self.share + sizes} if self.share else {}
         if self.trained_on:
             known = f"{len(self.trained_on):,} of {counted(found.images, 'images')}"
-            said["trained on"] = f"{known}, so the figures flatter the head"
+            said["trained on"] = f"{known}, so the scores are too good"
         return replace(
             found,
             missing=len(self.missing) + len(self.changed),
@@ -146,13 +146,13 @@ def named_predictions(given: Sequence[str | Path], *, judged: bool = True) -> di
     # realpath, since Path.resolve fails on links that lead round in a circle.
     for place, count in Counter(map(os.path.realpath, found)).items():
         if count > 1:
-            raise UsageError(f"--predictions names {place} {count} times: give every folder once.")
+            raise UsageError(f"--predictions has {place} {count} times: give each folder once.")
     own_names = [_run_name(folder) for folder in found]
     named: dict[str, Path] = {}
     for (name, folder), own_name, predictions in zip(asked, own_names, found, strict=True):
         name = name or (printable(folder) if own_names.count(own_name) > 1 else own_name)
         if name in named:
-            raise UsageError(f"--predictions names {name} twice: give NAME=FOLDER, each name once.")
+            raise UsageError(f"--predictions has the name {name} twice: give NAME=FOLDER with different names.")
         named[name] = predictions
     return named
 
@@ -190,14 +190,14 @@ def _newest_predictions(runs: Path, judged: bool) -> Path:
     head = next(iter(_newest_first(runs.glob(f"*/{HEAD_FILE}"))), None)
     if head is not None and head.parent != newest.parent and head.stat().st_mtime > found[0].stat().st_mtime:
         raise UsageError(
-            f"The newest run, {head.parent}, is not predicted with yet: run `dsu predict`, or give --predictions "
-            f"{newest.parent} for the newest predictions there are."
+            f"The newest run, {head.parent}, has no predictions yet: run `dsu predict`, or give --predictions "
+            f"{newest.parent} for the newest existing ones."
         )
     fit = next(filter(_has_truth, [newest, *older]), newest) if judged else newest
     if fit != newest:
         raise UsageError(
-            f"The newest predictions, {newest}, are of no set with known ground truth: predict a data set, or give "
-            f"--truth DIR, or --predictions {fit.parent} for the newest that are."
+            f"The newest predictions, {newest}, have no known ground truth: predict a data set, or give --truth DIR, "
+            f"or --predictions {fit.parent} for the newest that have."
         )
     return newest
 
@@ -275,7 +275,7 @@ def find_judged_sets(
         raise UsageError(f"There is no folder of predictions at {predictions}: give --predictions DIR.")
     for folder in (predictions, predictions.parent):
         if by := holder(folder / LOCK_FILE):
-            raise UsageError(f"{folder} is being predicted into by {by}: wait until it ends.")
+            raise UsageError(f"{by} is predicting into {folder}: wait until it ends.")
     record = read_record(predictions)
     if truth is not None:
         found = [_against(truth, names, predictions, record, paths, minmax, images, called)]
@@ -285,8 +285,9 @@ def find_judged_sets(
     for one in found:
         if one.trained_on and not training_images:
             raise UsageError(
-                f"{len(one.trained_on):,} of {counted(len(one.judged), 'images')} of {one.name} were trained on by "
-                f"this head ({one.trained_on[0]}, ...), so figures would flatter it: judge others, or these with --all."
+                f"{len(one.trained_on):,} of {counted(len(one.judged), 'images')} of {one.name} were used to train "
+                f"this head ({one.trained_on[0]}, ...), so scores would be too good: evaluate other images, or these "
+                "with --all."
             )
     return found
 
@@ -303,14 +304,14 @@ def _against(
 ) -> JudgedSet:
     """The one set of a folder that is judged against masks that the user names."""
     if len(names) > 1:
-        raise UsageError("Two folders make one set: give at most one name with --truth.")
+        raise UsageError("--truth evaluates one set: give at most one name.")
     folders = [name for name in record if (predictions / name).is_dir()]
     # A validation share is there for thresholds: beside another set it is never what is meant.
     sets = [name for name in folders if names or not is_validation(record[name])] or folders
     if sets and (len(sets) > 1 if not names else names[0] not in sets):
         raise UsageError(
-            f"{predictions} holds {', '.join(name or 'files given one by one' for name in sets)}: name the one that "
-            f"--truth {truth} is of."
+            f"{predictions} contains {', '.join(name or 'single files' for name in sets)}: name the one that --truth "
+            f"{truth} belongs to."
         )
     inner = predictions / names[0] if names and (predictions / names[0]).is_dir() else predictions
     if not names and len(folders) > 1:
@@ -377,7 +378,7 @@ def _check_head(predictions: Path) -> None:
         return
     if head.is_file() and made_by != head_sha256(head):
         raise UsageError(
-            f"{predictions} is of another head than {head}, which was trained since: run `dsu predict --head "
+            f"{predictions} belongs to another head than {head}, which was trained since: run `dsu predict --head "
             f"{predictions.parent} --overwrite`."
         )
 
@@ -411,8 +412,8 @@ def _judged(
         judged = [one for one in judged if one.name not in changed]
         if not judged:
             raise UsageError(
-                f"No prediction of {name} is one that its record knows, of an image as it is now: run "
-                f"{predict_again(predictions)}, or copy those to be judged into another folder."
+                f"No prediction of {name} is in its record for an unchanged image: run {predict_again(predictions)}, "
+                "or copy the maps to evaluate into another folder."
             )
     if images is not None:
         shown = pair_files([one.name for one in judged], named_images(images))
@@ -494,8 +495,10 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
         return [item for known in same for item in _truths(known, predictions, record, paths)]
     if record:
         named = few(sorted(filter(None, record)))
-        holds = f"it holds {named}" if named else "its maps are of images by themselves; judge them with --truth MASKS"
-        raise UsageError(f"{predictions} holds no set called {name!r} of this head: {holds}.")
+        holds = (
+            f"it contains {named}" if named else "its maps have no known ground truth; evaluate them with --truth MASKS"
+        )
+        raise UsageError(f"{predictions} has no set {name!r} of this head: {holds}.")
     splits = test_splits(find_dataset(name, paths))
     present = [split for split in splits if (predictions / split.name).is_dir()]
     if not present and len(splits) == 1 and not subfolders(predictions):  # another method's maps, of this set alone
@@ -523,5 +526,7 @@ def read_record(predictions: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
     if kind != "mask":
-        raise UsageError(f"{predictions} holds {kind} pictures, not masks: predict without --kind into another --out.")
+        raise UsageError(
+            f"{predictions} contains {kind} pictures, not masks: predict without --kind into another --out."
+        )
     return sets

@@ -1,4 +1,4 @@
-"""Thresholds for a run: proposed from its validation share, judged on what had no part in choosing them."""
+"""Thresholds for a run: proposed from its validation images, evaluated on others."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +18,7 @@ __all__ = ["Thresholds", "find_thresholds"]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What was proposed, and what came of it.
+    """Proposed thresholds and their effect.
 
     Attributes:
         validation: the set that thresholds were chosen by.
@@ -37,8 +37,8 @@ class Thresholds:
     @property
     def heading(self) -> str:
         """Where thresholds come from, and whether anything else judges them."""
-        alone = f"proposed from {self.validation} alone"
-        lacking = "; no other images judge them, which --test-fraction in training sets apart"
+        alone = f"proposed from {self.validation} only"
+        lacking = "; no other images test them: --test-fraction in training sets some apart"
         return alone if len(self.sets) > 1 else alone + lacking
 
     @property
@@ -57,7 +57,11 @@ class Thresholds:
     def remark(self) -> str:
         """Which sets no threshold is judged on, and the way out; empty where all are judged."""
         left_out = ", ".join(self.not_judged)
-        return f"Not judged on {left_out}, stretched or cut: predict with --normalize none." if left_out else ""
+        return (
+            f"Not evaluated on {left_out}, which are stretched or binarised: predict with --normalize none."
+            if left_out
+            else ""
+        )
 
     @property
     def bins(self) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportedSegmenter", "predict_exported"]
 
 AT_ONCE: Final = 2
-"""Images in work: one is decoded or written while another one is computed."""
+"""Images in progress: one is decoded or written while another is computed."""
 
 
 def predict_exported(
@@ -44,7 +44,7 @@ def predict_exported(
     out: Path | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Write masks by an exported model, as `dsu.prediction.predict.predict` does by a head.
+    """Write masks with an exported model, as `dsu.prediction.predict.predict` does with a head.
 
     Images are read one by one; `batch_size` is of tiles. Raises `DsuError` and `UsageError` as that does, and for a
     model that can't be loaded.
@@ -125,12 +125,12 @@ class ExportedSegmenter(Segmenter):
 
 def _load(path: Path, device: str, precision: Precision) -> Model:
     if precision != "auto":
-        raise UsageError(f"{path} has the precision that it was exported in: leave --precision {precision} away.")
+        raise UsageError(f"{path} has the precision that it was exported with: omit --precision {precision}.")
     try:
         return Model(path, device)
     except ImportError as error:
         raise UsageError(
-            "An exported model needs onnxruntime, which is not installed: `pip install onnxruntime`, and run again."
+            "An exported model needs onnxruntime, which is not installed: run `pip install onnxruntime`."
         ) from error
     except ModelError as error:
         raise DsuError(str(error)) from error

@@ -1,4 +1,4 @@
-"""From batches and tiles to logits, and from logits to masks: what every way of predicting shares."""
+"""From batches and tiles to logits, and from logits to masks, for all kinds of prediction."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -59,13 +59,13 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]:
-    """An image's mask, (height, width) float32 in [0, 1], from its logits at that size, which are written over."""
+    """An image's mask, (height, width) float32 in [0, 1], from its logits at that size, which are overwritten."""
     mask = logits.sigmoid_().cpu().numpy()
     return stretch(mask) if normalization == "minmax" else mask
 
 
 class PixelBudget:
-    """Lets threads work on so many pixels at once, all together; an image of more waits until it is alone.
+    """Limits the pixels that all threads process at once; a larger image waits until it is alone.
 
     Args:
         most: pixels.
@@ -76,7 +76,7 @@ class PixelBudget:
 
     @contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Work on an image of so many pixels inside a `with`."""
+        """Reserve an image's pixels inside a `with`."""
         with self._given_back:
             self._given_back.wait_for(lambda: not self._taken or self._taken + pixels <= self._most)
             self._taken += pixels
@@ -116,8 +116,8 @@ class TiledImage:
     """An image in tiles.
 
     Attributes:
-        boxes: where each tile lies.
-        fetch: gives some of them, by their first and last place in `boxes`, as a batch.
+        boxes: the box of each tile.
+        fetch: a batch of the tiles from a start to a stop index in `boxes`.
     """
 
     boxes: Sequence[Box]
@@ -137,7 +137,7 @@ def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size:
 
 
 def tiled_image(network: DSUNet, image: Image.Image, tiling: Tiling) -> TiledImage:
-    """An RGB image in tiles, cut out and resized when they are fetched."""
+    """An RGB image in tiles, cropped and resized when fetched."""
     boxes = tiling.boxes(*image.size)
     processor = ImageProcessor(network.config, bool(earliest(network.config).guides))
 

@@ -45,7 +45,7 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 _PIXELS_AT_ONCE: Final = 100_000_000
-"""Of masks that are brought to their images' sizes and written: 400 MB on the device, about twice that beside it."""
+"""Pixels of masks resized and written at once: 400 MB on the device, about twice that on the host."""
 
 
 def predict(
@@ -57,7 +57,7 @@ def predict(
     weights: EncoderWeights,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Write the masks of all jobs and a table of their verdicts; a broken image is named in the outcome and skipped.
+    """Write the masks of all jobs and a table of verdicts; names broken images in the outcome and skips them.
 
     See `write_jobs`.
     """
@@ -84,13 +84,13 @@ def predict_job(
     progress: Progress,
     decoded: Seen | None = None,
 ) -> None:
-    """Decode, predict and write `todo`, overlapping, and count in `outcome` what came of it.
+    """Decode, predict and write `todo` concurrently, and record the results in `outcome`.
 
-    `decoded` is told what pixels hash to, where images are decoded, before a mask of theirs is written.
+    `decoded` receives the pixel hashes of decoded images before their masks are written.
     """
     predictor = Predictor(network, runtime, job.point)
-    # Of images in tiles memory holds one, a batch of its tiles, and what is written of the one before. Of others two
-    # batches are decoded, one is computed and two are written at once: a GPU takes less time for one than a thread.
+    # For tiled images, memory contains one image, a batch of its tiles, and the output of the previous image. Otherwise
+    # two batches are decoded, one computed and two written at once: a GPU needs less time per image than a thread.
     whole = job.tiling is None
     ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
     work = (_batches if job.tiling is None else _tiled)(network, job, todo, settings.batch_size, decoded)
@@ -123,9 +123,9 @@ def predict_job(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """Some images, and how their logits come of what was read of them; and why others can't be read.
+    """A set of images, how to compute their logits, and why others can't be read.
 
-    `sizes` are the images' own, to which logits are resized; None where they have it.
+    `sizes` are the images' own sizes to resize logits to; None if the logits already have them.
     """
 
     targets: Sequence[Target]
@@ -135,7 +135,7 @@ class _Loaded:
 
 
 def _timed(load: Callable[[], _Loaded]) -> tuple[_Loaded, float]:
-    """What is read, and how many seconds that took."""
+    """The data read, and the seconds it took."""
     started = time.perf_counter()
     return load(), time.perf_counter() - started
 
@@ -186,7 +186,7 @@ def _from_images(network: DSUNet, job: Job, decoded: Seen | None) -> Callable[[S
 def _tiled(
     network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int, decoded: Seen | None
 ) -> Iterator[Callable[[], _Loaded]]:
-    """Opens images, or finds their stored features, to be read tile by tile."""
+    """Opens images, or finds their stored features, to read them tile by tile."""
     assert job.tiling is not None
     open_tiles = (
         _tiles_of_images(network, job.tiling, job.depth, decoded)

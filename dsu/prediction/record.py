@@ -1,4 +1,4 @@
-"""The record of what was predicted into a folder: by which head, how, and of which images as they were then."""
+"""The record of a prediction folder: which head, which settings, and which images in which state."""
 
 import json
 import os
@@ -36,23 +36,23 @@ __all__ = [
 LOCK_FILE: Final = ".predictions.lock"
 
 FIGURE_FILES: Final = ("metrics.json", "metrics.csv")
-"""What `dsu eval` writes beside a record: the figures of its sets."""
+"""What `dsu eval` writes next to a record: the scores of its sets."""
 
 Seen = Callable[[Mapping[str, str]], None]
-"""Is told of images by name what their pixels hash to."""
+"""Receives the pixel hashes of images by name."""
 
 THRESHOLDS_FILE: Final = "thresholds.json"
-"""Beside them: thresholds proposed, and what they do."""
+"""Next to it: proposed thresholds and their effect."""
 
 
 def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSettings) -> dict[str, Any]:
-    """The record of `out`, gone on with where it is of the same head and settings."""
+    """The record of `out`, continued if head and settings are the same."""
     record = {
         "head": str(head),
         "head_sha256": head_sha256(head),
         "version": info.version,
         "kind": settings.kind,
-        # Of masks where they are cut at it; pictures show what is above it.
+        # For binarised masks; pictures show what is above it.
         "threshold": settings.threshold if settings.kind == "mask" else decided_by(settings, info),
     }
     path, damaged = out / RECORD_FILE, False
@@ -68,9 +68,7 @@ def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSetti
     except (ValueError, KeyError, TypeError, AttributeError):
         same, damaged, sets = False, True, {}
     if not same and not settings.overwrite:
-        why = (
-            f"{path} is damaged" if damaged else f"{out} holds predictions of another head or made with other settings"
-        )
+        why = f"{path} is damaged" if damaged else f"{out} contains predictions of another head or with other settings"
         raise DsuError(f"{why}: give --overwrite or another --out.")
     if not same:
         for file in (*FIGURE_FILES, THRESHOLDS_FILE):
@@ -79,12 +77,12 @@ def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSetti
 
 
 def unreadable_record(path: Path, error: OSError) -> str:
-    """What to say of a record that the system does not let us read, which is not damaged."""
+    """The error for a record without read permission, which is not damaged."""
     return f"{path} can't be read ({error.strerror}): make it readable, and run again."
 
 
 def check_noted(how: Mapping[str, Any]) -> None:
-    """Raise `KeyError`, `TypeError` or `AttributeError` for what `dsu predict` never notes of a set."""
+    """Raise `KeyError`, `TypeError` or `AttributeError` for a set record that `dsu predict` never writes."""
     stamps, trained_on = how.get("stamps", {}), how.get("trained_on", [])
     places, names, contents = how.get("places", {}), how["names"], how.get("contents", {})
     texts = [*names, *trained_on, *places, *places.values(), *contents.values()]
@@ -106,10 +104,10 @@ def note_job(
     settings: PredictionSettings,
     table: Mapping[str, VerdictRow],
 ) -> tuple[list[Target], dict[str, VerdictRow]]:
-    """Write into the record what a job is about to predict.
+    """Record what a job is about to predict.
 
-    Gives what is not there yet, and of what is there the rows of the table, which `table` has of earlier.
-    Raises `DsuError` where predictions of it were made otherwise.
+    Returns the missing targets, and the table rows of existing ones from `table`. Raises `DsuError` if existing
+    predictions were made differently.
     """
     how = {
         "normalization": job.normalization,
@@ -130,13 +128,13 @@ def note_job(
     todo = [t for t in job.targets if rows.get(t) is None]
     standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
     if standing:
-        raise DsuError(f"{standing[0]} stands already: give --overwrite or another --out.")
+        raise DsuError(f"{standing[0]} already exists: give --overwrite or another --out.")
     for folder in {target.output.parent for target in todo}:
         make_folder(folder)
         sweep(folder)
     if todo:
         _forget_figures(out, job.name)
-    for target in todo:  # of an image that has changed since: gone before the record calls it new
+    for target in todo:  # of an image that has changed: removed before the record calls it new
         target.output.unlink(missing_ok=True)
     stamps = {**noted, **stamps}
     contents = _contents(job, todo)
@@ -159,7 +157,7 @@ def _write_record(out: Path, record: Mapping[str, Any]) -> None:
 
 
 def trained_on_marker(out: Path, record: Mapping[str, Any], name: str, info: HeadInfo) -> Seen | None:
-    """Notes images of a set that the head was trained on in other files; None for a head that knows no pixels."""
+    """Records images of a set that the head was trained on in other files; None for a head without pixel hashes."""
     if not info.trained_on_pixels:
         return None
     lock = threading.Lock()
@@ -176,14 +174,14 @@ def trained_on_marker(out: Path, record: Mapping[str, Any], name: str, info: Hea
 
 
 def file_in(out: Path, target: Target) -> str:
-    """What a table calls a target's file: its path below the output folder."""
+    """A target's file name in a table: its path below the output folder."""
     return Path(os.path.relpath(target.output, out)).as_posix()
 
 
 def _standing_row(
     job: Job, target: Target, before: VerdictRow | None, out: Path, settings: PredictionSettings
 ) -> VerdictRow | None:
-    """The row of what stands already; None where nothing tells it any more: then the image is predicted again."""
+    """The row of an existing prediction; None if it can't be recovered, so the image is predicted again."""
     if before is not None and before.threshold == job.threshold:
         return before
     if settings.kind == "mask" and settings.threshold is None and job.normalization == "none":
@@ -198,7 +196,7 @@ def _standing_row(
 
 
 def _forget_figures(out: Path, name: str) -> None:
-    """Take away what `dsu eval` wrote of a set whose maps are about to be others."""
+    """Remove what `dsu eval` wrote about a set whose maps are about to change."""
     figures, table = (out / file for file in FIGURE_FILES)
     (out / THRESHOLDS_FILE).unlink(missing_ok=True)
     try:
@@ -207,7 +205,7 @@ def _forget_figures(out: Path, name: str) -> None:
         return
     except (OSError, ValueError, AttributeError):  # not as it was written
         kept = {}
-    table.unlink(missing_ok=True)  # the next `dsu eval` writes it, of all sets
+    table.unlink(missing_ok=True)  # the next `dsu eval` writes it again, for all sets
     if kept:
         atomic_write(figures, (json.dumps(kept, indent=2) + "\n").encode())
     else:
@@ -215,20 +213,20 @@ def _forget_figures(out: Path, name: str) -> None:
 
 
 def _check_places(job: Job, before: Mapping[str, Any], out: Path) -> None:
-    """Raise `DsuError` where a folder's predictions are of images of the same name elsewhere.
+    """Raise `DsuError` if a folder's predictions belong to images of the same name in another place.
 
-    What was moved is no other: then its old place is gone.
+    Moved images are accepted: then their old place no longer exists.
     """
     for name, place in before.get("places", {}).items():
         if job.places.get(name, place) != place and Path(place, name).exists():
             raise DsuError(
-                f"{out / job.name} holds predictions of {Path(place, name)}, not of {Path(job.places[name], name)}: "
+                f"{out / job.name} contains predictions of {Path(place, name)}, not of {Path(job.places[name], name)}: "
                 f"give --overwrite or another --out."
             )
 
 
 def _contents(job: Job, todo: Sequence[Target]) -> dict[str, tuple[str, ...]]:
-    """SHA-256 of each image to predict, "" for one that can't be read, and of its pixels where a store has that."""
+    """SHA-256 of each image to predict ("" if unreadable), and of its pixels if a store has it."""
     if job.store is not None:
         facts = job.store.metadata.items()
         stored = {image_name(n) if job.tiling else n: (fact.image_sha256, fact.pixels_sha256) for n, fact in facts}
@@ -243,6 +241,6 @@ def _contents(job: Job, todo: Sequence[Target]) -> dict[str, tuple[str, ...]]:
 
 
 def _stamp(image: Path) -> list[int] | None:
-    """Size in bytes and time of change: by these an image is known to be the one that was predicted."""
+    """Size in bytes and modification time, to recognise the image that was predicted."""
     found = or_unreadable(file_bytes_and_time)(image)
     return None if isinstance(found, UnreadableImage) else list(found)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dsu.network.network import DSUNet
     from dsu.runtime import Runtime
 
-# What loads torch is imported where it is used: an exported model segments without.
+# Modules that load torch are imported where needed: an exported model works without it.
 
 __all__ = ["Segmenter"]
 
@@ -40,9 +40,9 @@ class Segmenter:
 
     Attributes:
         network: on `runtime.device`; it is switched to evaluation mode.
-        runtime: device and precision; None: those of the network as it is.
-        tiling: how images are cut, as those were that the head was trained on; None: not at all.
-        depth: what is black and white in files and PIL images of more than 8 bits, as it was in training.
+        runtime: device and precision; None: those of the network.
+        tiling: how images are cut into tiles, as in training; None: not at all.
+        depth: black and white point of files and PIL images with more than 8 bits, as in training.
     """
 
     network: "DSUNet" = field(repr=False)
@@ -78,7 +78,7 @@ class Segmenter:
             hiera_weights, dino_weights: the encoders' checkpoints; None looks for the published ones, as
                 `EncoderWeights` says.
 
-        Raises `DsuError` for a head or encoder weights that can't be found, read, or do not belong together.
+        Raises `DsuError` for a head or encoder weights that can't be found or read, or do not match.
         """
         path = resolve_head(head)
         if is_exported(path):
@@ -110,15 +110,15 @@ class Segmenter:
     ) -> "Segmenter":
         """Load a head that `dsu head export` wrote: from its folder, or as OWNER/NAME from the Hugging Face hub.
 
-        The head is fetched into the hub's ordinary cache (HF_HOME) once; with HF_HUB_OFFLINE=1 it is only looked for
-        there. A path that is here goes before a repository of the same name.
+        The head is downloaded once into the hub's ordinary cache (HF_HOME); with HF_HUB_OFFLINE=1 only the cache is
+        searched. A local path takes precedence over a repository of the same name.
 
         Args:
             folder_or_hub_id: the folder, or OWNER/NAME.
             revision: branch, tag or commit on the hub; None takes the newest.
             device, precision, hiera_weights, dino_weights: see `load`.
 
-        Raises `DsuError` as `load`, and where the repository can't be reached, does not exist or holds no head.
+        Raises `DsuError` as `load`, and if the repository can't be reached, does not exist or contains no head.
 
         Example:
             >>> segmenter = Segmenter.from_pretrained("owner/name")
@@ -167,7 +167,7 @@ class Segmenter:
 
         Raises:
             UnreadableImage: A file that cannot be read or decoded.
-            UsageError: Something else than an image.
+            UsageError: Anything else than an image.
         """
         several = as_images(images)
         masks = (

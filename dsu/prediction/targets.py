@@ -1,6 +1,6 @@
-"""What to predict: from what a user names to sets of images, where each resumes and which files come of it.
+"""What to predict: from the user's sources to sets of images, their resume points and output files.
 
-No file that comes of it is an input, another prediction, or outside of the output folder.
+No output file is an input, another prediction, or outside the output folder.
 """
 
 import os
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 VALIDATION: Final = "validation share"
-"""How the share of a job begins that training validated on."""
+"""Prefix of a job's share that training validated on."""
 
 _SHOWN: Final = 10
 
@@ -103,7 +103,7 @@ class Job:
     def describe(self) -> str:
         """How many images, and from what, in a line."""
         origin = f"features ({' + '.join(self.point.features)})" if self.store is not None else "images"
-        cut = f" in tiles of {self.tiling.size} px that share {self.tiling.overlap}" if self.tiling else ""
+        cut = f" in tiles of {self.tiling.size} px with overlap {self.tiling.overlap}" if self.tiling else ""
         return f"{self.label}: {len(self.targets):,} from {origin}{cut}, normalisation {self.normalization}"
 
 
@@ -139,7 +139,7 @@ def prepare_jobs(
     Raises `UsageError` where a source is unknown or an output would fall on an input.
     """
     if not sources and "reference" not in info.dataset:
-        raise UsageError(f"{head} does not say what it was trained on: name a benchmark, a folder or image files.")
+        raise UsageError(f"{head} does not record its training data: give a benchmark, a folder or image files.")
     finder = _Finder(info, out, settings, runtime, paths, end_to_end, mirror, progress)
     files = [Path(source) for source in sources if Path(source).is_file()]
     jobs = [job for source in sources if Path(source) not in files for job in finder.find(source)]
@@ -152,7 +152,7 @@ def prepare_jobs(
     _check_outputs(jobs)
     folders = {Path(place) for job in jobs for place in job.places.values()}
     if finder.mirror and not files and any(folder.is_relative_to(os.path.realpath(out)) for folder in folders):
-        raise UsageError(f"Predictions would lie among the images, in {out}: give --out a folder of its own.")
+        raise UsageError(f"Predictions in {out} would be among the images: give a separate folder with --out.")
     return jobs
 
 
@@ -180,8 +180,8 @@ class _Finder:
     def find(self, source: str) -> list[Job]:
         """What is meant by a benchmark's name, a folder, or the name of one below the data root."""
         path = Path(source)
-        if not source:  # which Python would take for the working folder
-            raise UsageError("A name of what to predict is empty: give a benchmark, a folder or image files.")
+        if not source:  # which Python treats as the working folder
+            raise UsageError("A source name is empty: give a benchmark, a folder or image files.")
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.exists():
             raise UsageError(f"There is no image at {source}: check the path.")
         return [self._folder(path)] if path.is_dir() and not is_benchmark(source) else self._named(source)
@@ -214,15 +214,15 @@ class _Finder:
         if masks:
             shown = ", ".join(sorted(map(os.path.basename, masks))[:_SHOWN]) + ", ..." * (len(masks) > _SHOWN)
             self.progress.say(
-                f"{name}: {len(masks):,} masks lie among the images and are left out ({shown}): name them one by "
-                f"one to predict them too."
+                f"{name}: {len(masks):,} masks among the images are left out ({shown}): name them one by one to "
+                "predict them too."
             )
         written = written_below(list_files(folder))
         if written:
             self.progress.say(f"{name}: {counted(len(written), 'predictions')} of dsu among the images are left out")
         images = [path for path in find_images(folder) if os.path.realpath(path) not in masks | written]
         if not images:
-            raise UsageError(f"There is no image below {folder}: give a folder that holds some.")
+            raise UsageError(f"There is no image below {folder}: give a folder of images.")
         named = [(path.relative_to(folder).as_posix(), path) for path in images]
         place, unread = os.path.realpath(folder), _unread(folder, images)
         if self.mirror:
@@ -247,7 +247,7 @@ class _Finder:
     def held_out_share(self) -> Job:
         """Those samples of the head's training split that were set apart to judge it by, else those it chose by."""
         if self.info.test:
-            return self._share("TEST", "test share, which training never looked at", self.info.test)
+            return self._share("TEST", "test share, never seen in training", self.info.test)
         return self._validation_share()
 
     def for_thresholds(self, jobs: Sequence[Job]) -> list[Job]:
@@ -257,17 +257,17 @@ class _Finder:
         try:
             return [self._validation_share()]
         except DsuError as error:
-            self.progress.say(f"The validation share, by which a threshold is chosen, is left out: {error}")
+            self.progress.say(f"The validation images, needed to choose a threshold, are left out: {error}")
             return []
 
     def _validation_share(self) -> Job:
         names = self.info.dataset.get("held_out", ())
         if not names:
             raise UsageError(
-                f"{self._trained_on().dataset} has neither a test split nor a held-out share: name what to predict, a "
-                f"benchmark, a folder or image files."
+                f"{self._trained_on().dataset} has neither a test split nor held-out images: give a benchmark, a "
+                "folder or image files."
             )
-        chose = ", which chose the state that is kept" if self.info.training.get("keep") == "best" else ""
+        chose = ", which chose the weights" if self.info.training.get("keep") == "best" else ""
         return self._share("VAL", f"{VALIDATION}{chose}", names)
 
     def _share(self, ending: str, share: str, names: Iterable[str]) -> Job:
@@ -291,7 +291,9 @@ class _Finder:
                 return SourceFolder(**noted)
         except TypeError:  # other fields
             pass
-        raise DsuError("The head does not say rightly what it was trained on: name what to predict, or train it again.")
+        raise DsuError(
+            "The head's record of its training data is invalid: give the images to predict, or train it again."
+        )
 
     def _from_stores(self, name: str) -> list[Job]:
         """Jobs from the stores of a data set's test splits, or of the one split that is named; none from images."""
@@ -375,7 +377,9 @@ def _unread(folder: Path, images: Sequence[Path]) -> list[str]:
     stems = {image.with_suffix("") for image in images}
     others = (file for file in sorted(list_files(folder)) if file.suffix.lower() in OTHER_PHOTOGRAPHS)
     return [
-        str(UnreadableImage(file, "its kind is not known here")) for file in others if file.with_suffix("") not in stems
+        str(UnreadableImage(file, "its format is not supported"))
+        for file in others
+        if file.with_suffix("") not in stems
     ]
 
 
@@ -386,19 +390,21 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
     """
     for name, count in Counter(job.name for job in jobs).items():
         if count > 1:
-            raise UsageError(f"{count} of the sources are called {name}: predict them apart, each with its own --out.")
+            raise UsageError(
+                f"{count} of the sources are called {name}: predict them separately, each with its own --out."
+            )
     targets = [target for job in jobs for target in job.targets]
-    # realpath, since Path.resolve fails on links that lead round in a circle.
+    # realpath, since Path.resolve fails on circular links.
     inputs = {os.path.realpath(target.image) for target in targets}
     folders = {os.path.dirname(image) for image in inputs}
     outputs: set[str] = set()
     for target in targets:
         place = os.path.realpath(target.output)
         if place in inputs:
-            raise UsageError(f"The prediction of {target.image} would be written over an input: give another --out.")
-        if os.path.dirname(place) in folders:  # where they would pass for images, or for ground truth
+            raise UsageError(f"The prediction of {target.image} would overwrite an input: give another --out.")
+        if os.path.dirname(place) in folders:  # where they would look like images or ground truth
             raise UsageError(
-                f"Predictions would lie among the images, in {target.output.parent}: give --out a folder of its own."
+                f"Predictions in {target.output.parent} would be among the images: give a separate folder with --out."
             )
         if place in outputs:
             raise UsageError(f"Two images would be written to {target.output}: predict them one after the other.")

@@ -1,4 +1,4 @@
-"""What a map says of its image: how strongly it responds, where, and whether that is an alarm. A table of it."""
+"""Verdicts: how strongly a map responds, where, and whether that is an alarm; and a table of them."""
 
 import csv
 import io
@@ -20,10 +20,10 @@ from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 __all__ = ["TABLE_FILES", "VerdictRow", "find_verdict", "read_table", "summary", "table_text", "write_table"]
 
 TABLE_FILES: Final = ("table.csv", "table.json")
-"""Beside a record: a row an image of all its sets."""
+"""Next to a record: one row per image of all its sets."""
 
 _MOST_BOXES: Final = 50
-"""Of the largest components; noise has thousands."""
+"""Maximum number of boxes, for the largest components; noise has thousands."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class VerdictRow:
         image: its name, with folders.
         verdict: an alarm where the response reaches the threshold; "no mask" where there is none, see `problem`.
         response: the map's largest value, in [0, 1], never stretched.
-        threshold: that was gone by, in [0, 1].
+        threshold: applied threshold, in [0, 1].
         area: pixels at or above the threshold; None where it was chosen later and the map is stretched.
         share: of the image's pixels, in [0, 1].
         components: how many separate regions these are; pixels that touch at a corner are one region.
@@ -92,7 +92,7 @@ def _verdict(most: int, threshold: float) -> Literal["alarm", "clear"]:
 
 
 def summary(rows: Collection[VerdictRow]) -> str:
-    """How many images have which verdict: `4 alarms, 5 clear at threshold 0.5`; empty for no rows."""
+    """Number of images by verdict: `4 alarms, 5 clear at threshold 0.5`; empty without rows."""
     counts = Counter(row.verdict for row in rows)
     if not counts:
         return ""

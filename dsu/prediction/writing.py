@@ -1,4 +1,4 @@
-"""From masks to files: a record and a table of what was predicted beside them, and one mask's file."""
+"""From masks to files: one file per mask, with a record and a table next to them."""
 
 import io
 import time
@@ -34,10 +34,10 @@ _KEEP_EVERY: Final = 10.0
 
 @dataclass
 class Outcome:
-    """What came of a prediction.
+    """The result of a prediction.
 
     Attributes:
-        folder: where the masks are; the file, where that was asked for.
+        folder: where the masks are; or the single output file.
         judgeable: whether ground truth of any set is known.
     """
 
@@ -45,13 +45,13 @@ class Outcome:
     judgeable: bool = False
     written: int = 0
     kept: int = 0
-    """Predictions of the same head and settings that stood already."""
+    """Existing predictions of the same head and settings."""
     broken: list[str] = field(default_factory=list)
-    """One sentence for each image that could not be read or got no mask."""
+    """One sentence for each unreadable image or image without a mask."""
     rows: dict[str, VerdictRow] = field(default_factory=dict)
-    """The verdict of every image, by the file that was written."""
+    """The verdict of each image, by output file."""
     before: dict[str, VerdictRow] = field(default_factory=dict, repr=False)
-    """What the folder's table had already."""
+    """The folder's earlier table."""
     _kept_at: float = field(default_factory=time.monotonic, repr=False)
 
     def count(self, rows: Iterable[VerdictRow]) -> None:
@@ -77,7 +77,7 @@ def write_jobs(
     settings: PredictionSettings,
     run: Callable[[Job, Sequence[Target], Outcome, Seen | None], None],
 ) -> Outcome:
-    """Have `run` predict what is not there yet of all jobs; keep the record, and a table of the verdicts.
+    """Let `run` predict the missing targets of all jobs; keep the record and the table of verdicts.
 
     Files appear whole or not at all. The folder is held meanwhile: two commands at once would write over each other's
     record. Raises `DsuError` where `out` holds predictions made otherwise, and `BusyError` where another command
@@ -135,7 +135,7 @@ def verdict_of(row: VerdictRow, image: Path, mask: NDArray[np.float32], threshol
     if np.isfinite(mask).all():
         return find_verdict(row, _grey(mask), threshold)
     problem = (
-        f"{image} has no mask, as the network's output is not finite: try --precision fp32, or train the head again."
+        f"{image} has no mask, since the network's output is not finite: try --precision fp32, or train the head again."
     )
     return replace(row, problem=problem)
 

@@ -1,4 +1,4 @@
-"""What can be said of heads without loading their encoders: for people (`dsu head`) and for model cards."""
+"""Facts about heads without loading their encoders: for people (`dsu head`) and for model cards."""
 
 import json
 import math
@@ -77,7 +77,7 @@ class EncoderFacts:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """What stands in a head's file, how large it is, and what it was judged at.
+    """A head's metadata, size and scores.
 
     Attributes:
         path: of the file.
@@ -269,7 +269,7 @@ def find_heads(folder: Path) -> list[ListedHead]:
     Raises `UsageError` where there is no such folder; a `runs` that no run has made yet is merely empty.
     """
     if not folder.is_dir() and folder != Path("runs"):
-        raise UsageError(f"There is no folder {folder}: give one that holds run folders.")
+        raise UsageError(f"There is no folder {folder}: give one that contains run folders.")
     return sorted((_listed(file) for file in folder.rglob(HEAD_FILE)), key=lambda head: head.written, reverse=True)
 
 

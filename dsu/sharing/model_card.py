@@ -58,7 +58,7 @@ def export_folder(
     `atomic_write`.
     """
     if name is not None and not is_repository(name):
-        raise UsageError(f"--name {name} is no OWNER/NAME as the hub has them: give letters, digits, '.', '_' and '-'.")
+        raise UsageError(f"--name {name} is not an OWNER/NAME for the hub: use letters, digits, '.', '_' and '-'.")
     _check_free(head, out, overwrite)
     facts = head_facts(head)
     state, info = load_head(head)
@@ -82,9 +82,9 @@ def _check_free(head: Path, out: Path, overwrite: bool) -> None:
         raise UsageError(f"{out} is a file: give another folder with --out.")
     # A run's own head says where its images are, which `predict` without a SOURCE goes by.
     if out.is_dir() and (out.resolve() == head.parent.resolve() or (out / "settings.yaml").exists()):
-        raise UsageError(f"{out} is a run's folder: give a folder of its own with --out.")
+        raise UsageError(f"{out} is a run folder: give another folder with --out.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UsageError(f"{out} is not empty: give another --out, or --overwrite to write over an earlier export.")
+        raise UsageError(f"{out} is not empty: give another --out, or --overwrite to replace an earlier export.")
 
 
 def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:

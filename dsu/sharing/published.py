@@ -128,7 +128,7 @@ def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, di
     unknown = sorted(set(state) - set(wanted) - _IGNORED - set(_HAAR_KEYS))
     if missing or unknown:
         raise DsuError(
-            "This is no checkpoint of the published program: "
+            "This is not a checkpoint of the published program: "
             + "; ".join(
                 f"{len(keys)} {kind} ({_some(keys)})"
                 for kind, keys in (("keys are missing", missing), ("are unknown", unknown))
@@ -179,7 +179,7 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
                 same = load(config, replace(weights, download=False))[1] == digest
                 kinds[encoder], said = "published" if same else "", theirs if same else f"NOT {theirs}"
             except DsuError:
-                said = f"not compared with {theirs}, which are not at hand"
+                said = f"not compared with {theirs}, which are not available"
         if not kinds[encoder] and load(config, EncoderWeights(random=True))[1] == digest:
             kinds[encoder], said = "random", "random weights, as --random-weights draws them"
         notes.append(f"{encoder}: {said} ({digest[:12]})")
@@ -202,8 +202,8 @@ def export_head(head: Path, weights: EncoderWeights) -> dict[str, Tensor]:
     config = info.config
     if config.adapt_last != config.hiera.depth or config.ablation != "none":
         raise DsuError(
-            f"The published program has adapters in front of all blocks and no ablation; the head {head} has not: only "
-            f"a head trained without --adapt-last and --ablation can be exported."
+            f"The published program needs adapters in front of all blocks and no ablation, unlike the head {head}: "
+            "only a head trained without --adapt-last and --ablation can be exported."
         )
     return export_published(load_network(state, info, weights))
 
@@ -216,9 +216,9 @@ def _recognise(
         dino_width = state["backbone_dino.dino_encoder.patch_embed.proj.weight"].shape[0]
         positions = state["backbone_dino.dino_encoder.pos_embed"].shape[1] - 1
     except KeyError as error:
-        raise DsuError(f"This is no checkpoint of the published program: the key {error} is missing.") from error
+        raise DsuError(f"This is not a checkpoint of the published program: the key {error} is missing.") from error
     except IndexError as error:
-        raise DsuError("This is no checkpoint of the published program: its tensors have other shapes.") from error
+        raise DsuError("This is not a checkpoint of the published program: its tensors have other shapes.") from error
     sam_depth = 1 + max(
         (int(found[1]) for key in state if (found := re.match(r"backbone_sam\.sam_encoder\.blocks\.(\d+)\.", key))),
         default=-1,
@@ -239,7 +239,7 @@ def _recognise(
     if hiera_spec is None or dino_spec is None:
         raise DsuError(
             f"The checkpoint's encoders (Hiera of width {sam_width} and {sam_depth} blocks, DINOv2 of width "
-            f"{dino_width}) are of no official size: give their settings as `hiera` and `dino`."
+            f"{dino_width}) have no official size: give their settings as `hiera` and `dino`."
         )
     preset = next(
         (name for name, (h, d, *_) in PRESETS.items() if (h, d) == (hiera_spec.name, dino_spec.name)), "custom"
@@ -253,7 +253,9 @@ def _recognise(
             adapt_last=hiera_spec.depth,
         )
     except ValidationError as error:
-        raise DsuError(f"The checkpoint's position table fits no network: {validation_reasons(error)}.") from error
+        raise DsuError(
+            f"The checkpoint's position table does not fit any network: {validation_reasons(error)}."
+        ) from error
 
 
 def _haar_filter(channels: int) -> Tensor:
@@ -266,7 +268,7 @@ def _check_haar(state: Mapping[str, Tensor]) -> None:
         taps = state.get(key)
         haar = _haar_filter(taps.shape[0] // 4) if taps is not None and taps.ndim else None
         if taps is None or haar is None or taps.shape != haar.shape or not taps.float().allclose(haar, 0, 1e-6):
-            raise DsuError(f"The checkpoint's {key} is missing or no Haar filter: it is of another network.")
+            raise DsuError(f"The checkpoint's {key} is missing or not a Haar filter: it belongs to another network.")
 
 
 def _some(keys: list[str], at_most: int = 5) -> str:

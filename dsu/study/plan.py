@@ -1,4 +1,4 @@
-"""From what is asked to a study's folder and members: what varies, what each reads, on what it is judged."""
+"""Plan a study: its folder, its members, what varies, what each reads, and its evaluation data."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ VARIES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "depth": ("adapt_last",),
     "ablations": ("ablation",),
 }
-"""The settings that a study sets itself, whatever else is given."""
+"""Settings that a study sets itself."""
 
 FOLDER_STARTS: Final[Mapping[Kind, str]] = {
     "folds": "fold-",
@@ -140,8 +140,8 @@ class Study:
     def judged_on(self) -> str:
         """What the members are judged on, in words."""
         if self.kind == "folds":
-            return "each on its own fold, so that every image is judged once"
-        return ", ".join(self.tests) or f"the same images of {self.source.split}, held out of training by all"
+            return "each on its own fold, so that every image is evaluated once"
+        return ", ".join(self.tests) or f"the same held-out images of {self.source.split}"
 
 
 def open_study(
@@ -153,11 +153,11 @@ def open_study(
     out: Path | None = None,
     progress: Progress = SILENT,
 ) -> Study:
-    """Find out which store, which members and on what they are judged; nothing is written.
+    """Find the store, the members and their evaluation data; writes nothing.
 
-    What judges a member never chooses its state: where it is judged on what was held out (folds always are, the
-    others where the data set has no test split), its last state is the result. The best of many epochs on the very
-    images that judge it would flatter it.
+    The evaluation data never choose a member's weights: if it is evaluated on held-out images (folds always are, others
+    if the data set has no test split), its last weights are the result. The best of many epochs on the same images
+    would be biased.
 
     Args:
         asked: what is varied.
@@ -187,7 +187,7 @@ def open_study(
         else:
             raise UsageError(f"{name} can't be run, {cost}")
     if not members:
-        raise UsageError(f"Nothing is left to study: {' '.join(lacking.values())}")
+        raise UsageError(f"Nothing to study: {' '.join(lacking.values())}")
     study = Study(
         kind=asked.kind,
         settings=shared,
@@ -256,10 +256,7 @@ def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeigh
         words = ["--features", ",".join(maps), "--views", settings.views]
         words += [word for option, path in places.items() if path is not None for word in (option, quote(str(path)))]
         words += ["--random-weights"] if weights.random else []
-        return (
-            f"since the store lacks {', '.join(maps)} in the views that are drawn ({settings.views}): run "
-            f"{store.again(*words)}."
-        )
+        return f"since the store lacks {', '.join(maps)} in the views {settings.views}: run {store.again(*words)}."
     point = resume_point(config, available, settings.start_feature)
     stored = settings.feature_dtype or store.feature_dtype
     sizes = {name: item_bytes(config, name, stored) for name in (*point.features, "mask")}
@@ -273,7 +270,7 @@ def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeigh
 
 def _find_store(settings: TrainingSettings, cache_root: Path, progress: Progress) -> FeatureStore:
     if settings.end_to_end:
-        raise UsageError("A study shares one store, and end_to_end reads none: leave it away.")
+        raise UsageError("A study needs one store, and end_to_end uses none: omit it.")
     encoders = encoders_asked(settings)
     return find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
 
@@ -283,7 +280,7 @@ def _test_splits(source: SourceFolder) -> tuple[Split, ...]:
     tests = [split for split in source.splits() if split.kind == "test"]
     for split in tests:
         if split.masks is None:
-            raise UsageError(f"{split.name} has no masks to judge by: add them, or move the test images elsewhere.")
+            raise UsageError(f"{split.name} has no masks for evaluation: add them, or move the test images elsewhere.")
     return tuple(tests)
 
 
@@ -295,12 +292,12 @@ def _shared_settings(
     nothing_held_out = settings.val_fraction == 0 or (settings.val_fraction is None and source.benchmark)
     if held_out and kind != "folds" and settings.fold is None and nothing_held_out:
         raise UsageError(
-            f"{source.split} has no test split and nothing is held out to judge on: give --val-fraction, such as 0.2."
+            f"{source.split} has no test split and no held-out images for evaluation: give --val-fraction, such as 0.2."
         )
     if held_out and settings.keep == "best":
         raise UsageError(
-            "keep: best would choose each state by the very images that judge it: leave it away, so that the last is "
-            "kept, or add a test split."
+            "keep: best would choose weights on the images used for evaluation: omit it to keep the last weights, "
+            "or add a test split."
         )
     given = {name: value for name, value in _given(settings).items() if name not in VARIES[kind]}
     found = {"dataset": source.split, "tile": source.tile, "overlap": source.overlap}
@@ -347,15 +344,17 @@ def _check_folder(study: Study) -> None:
         if not path.parent.name.startswith(FOLDER_STARTS[study.kind])
     ]
     if strangers:
-        raise UsageError(f"{study.folder} holds other runs ({strangers[0]}): give a folder of its own with --out.")
+        raise UsageError(
+            f"{study.folder} contains other runs ({strangers[0]}): give the study its own folder with --out."
+        )
     if (study.folder / SETTINGS_FILE).exists():
         check_same_run(study.folder, study.settings)
     results = [read_result(member.folder) for member in study.members]
     contents = {_noted_content(study.folder), *(result.content for result in results if result)}
     if contents - {None, study.content}:
         raise UsageError(
-            f"{study.folder} was begun with other images, masks or encoders of {study.source.split}, and its runs must "
-            f"have the same: start anew in another --out."
+            f"{study.folder} was started with other images, masks or encoders of {study.source.split}, and all its "
+            "runs must use the same: start again in another --out."
         )
     for member in study.members:
         if (member.folder / SETTINGS_FILE).exists():

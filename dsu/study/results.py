@@ -1,4 +1,4 @@
-"""What came of the runs of a study, kept in their folders; means and spreads, and all images of the folds together."""
+"""Results of a study's runs, kept in their folders; means, spreads, and scores over all folds' images."""
 
 import csv
 import json
@@ -61,7 +61,7 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         head_sha256: of the head that was judged.
@@ -134,7 +134,7 @@ def epochs_of(folder: Path) -> list[float]:
         found = "is gone"
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         found = f"can't be read ({type(error).__name__}: {error})"
-    raise DsuError(f"{path} {found}: `dsu train-head --resume --out {folder}` writes it anew from the checkpoint.")
+    raise DsuError(f"{path} {found}: `dsu train-head --resume --out {folder}` restores it from the checkpoint.")
 
 
 # ---- several runs ----
@@ -142,7 +142,7 @@ def epochs_of(folder: Path) -> list[float]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A member and what came of it."""
+    """A member and its result."""
 
     member: "Member"
     result: Result

@@ -1,4 +1,4 @@
-"""Running what is not done of a study: train, predict, judge, member by member, as the four commands would."""
+"""Run the unfinished part of a study: train, predict and evaluate each member, as the four commands would."""
 
 import math
 import time
@@ -41,10 +41,9 @@ def run_study(
     *,
     parallel: int = 1,
 ) -> list[Finished]:
-    """Bring every member to its end and give all their results, in the members' order.
+    """Finish every member and return all results, in the members' order.
 
-    A member that is done is not touched; one that was killed goes on from its checkpoint; one that is trained is
-    only judged.
+    Finished members are skipped; interrupted ones resume from their checkpoint; trained ones are only evaluated.
 
     Args:
         study: as it was opened.
@@ -79,7 +78,7 @@ def run_study(
     for name, found in given:
         if isinstance(found, DsuError):
             failed.append(f"{name}: {str(found).removesuffix('.')}")
-            progress.say(f"{name}: failed; the others go on")
+            progress.say(f"{name}: failed; the others continue")
             continue
         results[name] = found
         trained, left = trained + to_do[name], left - to_do[name]
@@ -88,8 +87,8 @@ def run_study(
         finished(so_far())
     if failed:
         raise DsuError(
-            f"{len(failed)} of {counted(len(study.members), 'runs')} failed ({'; '.join(failed)}): the same command "
-            f"does what is missing."
+            f"{len(failed)} of {counted(len(study.members), 'runs')} failed ({'; '.join(failed)}): run the same "
+            "command again for the rest."
         )
     return so_far()
 
@@ -130,7 +129,7 @@ def _train(study: Study, member: Member, progress: Progress, *, part: bool) -> N
     ) as run:
         trainer = run.trainer
         held_out = 0 if trainer.main.validation is None else len(trainer.main.validation.names)
-        epochs = f", goes on after epoch {trainer.epoch}" if trainer.epoch else ""
+        epochs = f", resumes after epoch {trainer.epoch}" if trainer.epoch else ""
         progress.say(
             f"{len(trainer.main.train.names):,} to train on, {held_out:,} held out, from "
             f"{' + '.join(member.cost.reads)}{epochs}"
@@ -166,7 +165,7 @@ def _judge(study: Study, member: Member, progress: Progress, threads: int | None
     judged = find_judged_sets([job.name for job in jobs], out, None, study.paths)
     lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
     if broken or lost:
-        raise DsuError(f"{member.name} can't be judged: {(broken or lost)[0]}")
+        raise DsuError(f"{member.name} can't be evaluated: {(broken or lost)[0]}")
     found = {one.name: one.evaluate(progress=progress) for one in judged}
     atomic_write(out / "metrics.json", as_json({member.name: found}).encode())
     atomic_write(out / "metrics.csv", as_csv({member.name: found}).encode())

@@ -1,4 +1,4 @@
-"""Members of a study side by side, each in a process of its own: on its own GPU, or with its part of the threads."""
+"""Run members of a study in parallel, each in its own process: on its own GPU, or with its part of the threads."""
 
 import os
 import signal
@@ -39,8 +39,8 @@ def places_for(count: int, device: str) -> list[dict[str, str]]:
     gpus = 1 if ":" in device else torch.cuda.device_count()
     if count > gpus:
         raise UsageError(
-            f"--parallel {count} wants a GPU for each run, and with --device {device} there are {gpus}: give a smaller "
-            f"K, --device cuda for all GPUs, or --device cpu."
+            f"--parallel {count} needs a GPU for each run, but --device {device} has {gpus}: give a smaller K, "
+            "--device cuda for all GPUs, or --device cpu."
         )
     shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
     return [{**place, "CUDA_VISIBLE_DEVICES": gpu} for place, gpu in zip(places, shown.split(","), strict=False)]
@@ -66,7 +66,7 @@ def side_by_side(
     """
     free, to_do, running = list(places), list(names), dict[Connection, _Running]()
     try:
-        with progress.task(f"{len(places)} side by side", epochs, "epochs") as task:
+        with progress.task(f"{len(places)} in parallel", epochs, "epochs") as task:
             while to_do or running:
                 while to_do and free:
                     one = _start(work, to_do.pop(0), free.pop(0))
@@ -104,7 +104,7 @@ class _Running:
             kind, value = self.pipe.recv()
         except EOFError:
             self.process.join(_PATIENCE)
-            kind, value = "given", DsuError(f"its process was ended from outside (status {self.process.exitcode})")
+            kind, value = "given", DsuError(f"its process was killed (status {self.process.exitcode})")
         if kind == "given":
             self.process.join(_PATIENCE)
             self.pipe.close()

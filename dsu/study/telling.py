@@ -32,7 +32,7 @@ _USUAL: Final = ("S", "F_adaptive", "E_mean", "MAE", "IoU")
 
 _IN_LATEX: Final = str.maketrans({"↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"})
 
-_ONE_SEED: Final = "One seed each: a difference may be chance, which `-n` seeds of every case would show."
+_ONE_SEED: Final = "One seed each: a difference may be chance; use `-n` for several seeds per case."
 
 Cells = tuple[str, ...]
 
@@ -163,7 +163,7 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
     """
     tables = study_tables(study.kind, finished, figures)
     random = any("encoders" in found.conventions for one in finished for found in one.result.sets.values())
-    notes = [f"Judged on: {study.judged_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.lacking]
+    notes = [f"Evaluated on: {study.judged_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.lacking]
     notes += [_ONE_SEED] if _single_seeds(study, finished) else []
     kinds = {(name, *found.conventions.items()) for one in finished for name, found in one.result.sets.items()}
     for name, *said in sorted(kinds):

@@ -45,8 +45,8 @@ def photograph(mask: Map) -> Map:
 NO_MAPS: Final = {
     "zeros and ones": (lambda mask: mask // 255, "png", "almost black"),
     "16 bits of which 8 are used": (lambda mask: mask.astype(np.uint16), "png", "almost black"),
-    "floats up to 255": (lambda mask: mask.astype(np.float32), "tif", "0.tif holds floats from 0 to 255"),
-    "logits": (lambda mask: mask.astype(np.float32) / 32 - 4, "tif", "0.tif holds floats from -4 to 3.969"),
+    "floats up to 255": (lambda mask: mask.astype(np.float32), "tif", "0.tif contains floats from 0 to 255"),
+    "logits": (lambda mask: mask.astype(np.float32) / 32 - 4, "tif", "0.tif contains floats from -4 to 3.969"),
 }
 
 
@@ -64,7 +64,7 @@ def test_photographs_are_no_ground_truth(dsu: Dsu, grey: bool) -> None:
     saved("maps", lambda mask: mask)
     saved("truth", (lambda mask: photograph(mask)[..., 0]) if grey else photograph)
     result = dsu("eval", "--predictions", "maps", "--truth", "truth", exit_code=1)
-    assert "0.png is a photograph and no mask" in result.stderr
+    assert "0.png is a photograph, not a mask" in result.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--resize",)])
@@ -72,7 +72,7 @@ def test_maps_on_their_side_are_not_stretched_into_their_masks(dsu: Dsu, options
     saved("truth", lambda mask: mask)
     saved("maps", np.transpose)
     result = dsu("eval", "--predictions", "maps", "--truth", "truth", *options, exit_code=1)
-    assert "lies on its side" in result.stderr and "--resize" not in result.stderr
+    assert "is rotated" in result.stderr and "--resize" not in result.stderr
 
 
 # ---- maps of another image, set or head ----
@@ -95,7 +95,7 @@ def test_predictions_never_lie_among_images(dsu: Dsu, house: House, drawn: Path)
     shutil.copytree(drawn / "test", "tiles")
     for source, out in (("tiles/images", "tiles"), ("tiles/images/0000.jpg", "tiles/images")):
         result = dsu("predict", source, "--head", house.run, "--out", out, exit_code=2)
-        assert "would lie among the images" in result.stderr
+        assert "would be among the images" in result.stderr
     assert not list(Path("tiles/images").glob("*.png"))
 
 
@@ -145,15 +145,15 @@ def test_old_maps_of_a_retrained_run_are_refused_beside_any_truth(dsu: Dsu, hous
     head = mine.run / "head.safetensors"
     head.write_bytes((mine.run / "last.safetensors").read_bytes() + b" ")
     result = dsu("eval", "--predictions", mine.run, "--truth", house.data / "test" / "masks", exit_code=2)
-    assert "is of another head" in result.stderr
+    assert "belongs to another head" in result.stderr
     result = dsu("visualize", "predictions", "--predictions", mine.run, exit_code=2)
-    assert "is of another head" in result.stderr
+    assert "belongs to another head" in result.stderr
 
 
 def test_maps_are_not_judged_while_they_are_predicted(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     with locked(mine.predictions / ".predictions.lock", "held"):
-        assert "is being predicted into by" in dsu("eval", "--predictions", mine.run, exit_code=2).stderr
+        assert "is predicting into" in dsu("eval", "--predictions", mine.run, exit_code=2).stderr
 
 
 # ---- what is said of figures ----

@@ -121,7 +121,7 @@ def test_a_head_that_names_its_data_set_wrongly(
     head = tmp_path / "head.safetensors"
     shutil.copy(house.run / head.name, head)
     _rewritten(head, lambda c: {**c, "dataset": dataset})
-    refused(["predict", "--head", head], "does not say rightly", "name what to predict", status=1)
+    refused(["predict", "--head", head], "does not say rightly", "give the images to predict", status=1)
 
 
 def test_a_head_that_leads_out_of_the_output_folder(refused: Refused, house: House, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_predictions_never_fall_on_their_inputs(refused: Refused, house: House, 
     image = mine / "images" / "one.png"
     Image.open(mine / "images" / "0000.jpg").save(image)
     before = image.read_bytes()
-    refused(house.predict(image, "--out", image.parent), image, "over an input", "--out")
+    refused(house.predict(image, "--out", image.parent), image, "overwrite an input", "--out")
     refused(house.predict(mine / "images", "--out", mine, "--overwrite"), "among the images", "--out")
     assert image.read_bytes() == before
 

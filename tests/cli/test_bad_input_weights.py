@@ -132,11 +132,11 @@ def test_files_that_are_no_checkpoint(
         ({"other": torch.zeros(1)}, ("1 are unknown", "other")),
         ({"side1.bias": torch.zeros(7)}, ("tensors do not fit", "size mismatch")),
         ({f"{_SAM}patch_embed.proj.weight": torch.zeros(())}, ("other shapes",)),
-        ({f"{_SAM}patch_embed.proj.weight": torch.zeros(5)}, ("of no official size", "width 5")),
-        ({f"{_DINO}pos_embed": torch.zeros(1, 1, 48)}, ("position table fits no network", "dino_size")),
+        ({f"{_SAM}patch_embed.proj.weight": torch.zeros(5)}, ("have no official size", "width 5")),
+        ({f"{_DINO}pos_embed": torch.zeros(1, 1, 48)}, ("position table does not fit any network", "dino_size")),
         ({f"{_DINO}pos_embed": torch.zeros(3)}, ("other shapes",)),
-        ({"dino2sam_down14.depthwise.wt_filter": torch.zeros(())}, ("wt_filter", "no Haar filter")),
-        ({"dino2sam_down14.depthwise.iwt_filter": torch.ones(5, 3)}, ("iwt_filter", "no Haar filter")),
+        ({"dino2sam_down14.depthwise.wt_filter": torch.zeros(())}, ("wt_filter", "not a Haar filter")),
+        ({"dino2sam_down14.depthwise.iwt_filter": torch.ones(5, 3)}, ("iwt_filter", "not a Haar filter")),
     ],
 )
 def test_checkpoints_with_other_tensors(

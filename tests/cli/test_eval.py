@@ -174,10 +174,10 @@ def test_a_newer_run_is_not_taken_for_an_older_one(dsu: Dsu, refused: Refused, h
     shutil.copytree(house.run, older)
     newer.mkdir()
     shutil.copyfile(house.run / "head.safetensors", newer / "head.safetensors")
-    refused(["eval"], "newest run, runs/newer, is not predicted with", "dsu predict", "--predictions runs/older")
+    refused(["eval"], "newest run, runs/newer, has no predictions yet", "dsu predict", "--predictions runs/older")
     photo = sorted((house.data / "test" / "images").iterdir())[0]
     dsu("predict", photo, "--head", newer)
-    refused(["eval"], "runs/newer/predictions", "no set with known ground truth", "--predictions runs/older")
+    refused(["eval"], "runs/newer/predictions", "no known ground truth", "--predictions runs/older")
     assert "shapes-TE" in dsu("eval", "--predictions", "runs/older").stdout
 
 

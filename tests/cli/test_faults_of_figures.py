@@ -95,7 +95,7 @@ def test_maps_of_an_old_head_are_not_judged_beside_those_of_the_new_one(
     assert set(json.loads(result.stdout)) == {"ECSSD"}
     assert "CHAMELEON" in result.output
     said = dsu("eval", "CHAMELEON", "--predictions", "maps", *root, exit_code=2).output
-    assert "no set called 'CHAMELEON'" in said
+    assert "no set 'CHAMELEON'" in said
 
 
 def test_maps_of_an_old_head_are_not_judged_as_those_of_the_new_one(dsu: Dsu, house: House, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_training_images_saved_anew_are_known(
     assert json.loads(record.read_text())["sets"][""]["trained_on"] == sorted(SAVED_ANEW)
     truth = saved(tmp_path / "truth", {f"{path.stem}.png": box(*Image.open(path).size) for path in anew.iterdir()})
     said = dsu("eval", "--predictions", "maps", "--truth", truth, exit_code=2).stderr
-    assert "5 of 6 images of maps were trained on by this head" in said
+    assert "5 of 6 images of maps were used to train this head" in said
     dsu("eval", "--predictions", "maps", "--truth", truth, "--all")
 
 

@@ -82,7 +82,7 @@ def test_bad_requests_are_one_sentence(refused: Refused, house: House, tmp_path:
 
 def test_a_predicted_folder_without_a_source_says_what_to_name(refused: Refused, dsu: Dsu, house: House) -> None:
     dsu("head", "export", house.run, "-o", "given", "--quiet")
-    refused(["predict", "--head", "given"], "does not say what it was trained on", "folder or image files")
+    refused(["predict", "--head", "given"], "does not record its training data", "folder or image files")
 
 
 def test_a_head_of_the_hub_is_fetched_where_the_environment_says(dsu: Dsu, house: House, tmp_path: Path) -> None:

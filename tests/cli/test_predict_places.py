@@ -91,7 +91,7 @@ def test_a_mirrored_folder_can_be_judged_and_is_no_other_folders(dsu: Dsu, refus
     assert told["masks"]["images"] == 2
     shutil.copytree(test / "images", "other")
     refused(
-        ["predict", "other", "--head", house.run, "--out", "masks"], "holds predictions of", "--overwrite", status=1
+        ["predict", "other", "--head", house.run, "--out", "masks"], "contains predictions of", "--overwrite", status=1
     )
 
 

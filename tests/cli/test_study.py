@@ -236,7 +236,7 @@ def test_a_killed_run_keeps_no_other_from_going_on_and_ctrl_c_ends_all(dsu: Dsu,
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 130, said
-    assert "failed; the others go on" in said and "run the same command again" in said
+    assert "failed; the others continue" in said and "run the same command again" in said
     assert not psutil.wait_procs(children, timeout=10)[1]
 
 
@@ -249,7 +249,7 @@ def test_side_by_side_each_has_its_threads_or_a_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places_for(2, "auto")] == ["3", "5"]
     for count, device in ((3, "auto"), (2, "cuda:0")):
-        with pytest.raises(UsageError, match=f"--parallel {count} wants a GPU for each"):
+        with pytest.raises(UsageError, match=f"--parallel {count} needs a GPU for each"):
             places_for(count, device)
 
 
@@ -264,12 +264,12 @@ def test_what_does_not_belong_together_is_refused(dsu: Dsu, tiles: Path, whole: 
     ):
         said = dsu(*base, *more, exit_code=2).output
         assert all(word in said for word in words), said
-    assert "holds other runs (fold-1)" in dsu("study", "seeds", tiles, *RECIPE, "--out", "whole", exit_code=2).output
+    assert "contains other runs (fold-1)" in dsu("study", "seeds", tiles, *RECIPE, "--out", "whole", exit_code=2).output
     Path("best.yaml").write_text("keep: best\n")
     said = dsu("study", "folds", tiles, "--config", "best.yaml", exit_code=2).output
     assert "keep: best" in said and "judge" in said
     assert "numbers from 0 to 7" in dsu("study", "depth", tiles, "--depths", "0,8", exit_code=2).output
-    assert "nothing is held out" in dsu("study", "seeds", tiles, "--val-fraction", 0, exit_code=2).output
+    assert "no held-out images" in dsu("study", "seeds", tiles, "--val-fraction", 0, exit_code=2).output
     assert record(Path("whole")) == before
 
 
@@ -283,7 +283,7 @@ def test_other_images_than_those_it_was_begun_with_are_noticed(dsu: Dsu, stored:
     shutil.copy(sorted((mine / "masks").iterdir())[0], path)
     shutil.copy(sorted((mine / "images").iterdir())[0], mine / "images" / f"{path.stem}.jpg")
     dsu("cache-features", mine, *TINY, "--views", "none", "--quiet")
-    assert "begun with other images, masks or encoders of mine" in dsu(*command, exit_code=2).output
+    assert "started with other images, masks or encoders of mine" in dsu(*command, exit_code=2).output
 
 
 def test_dry_run_says_what_is_to_do_and_writes_nothing(dsu: Dsu, tiles: Path) -> None:

@@ -37,9 +37,9 @@ def test_a_threshold_is_proposed_judged_stored_and_gone_by(dsu: Dsu, tiles: Path
     assert {path.name for path in predictions.iterdir() if path.is_dir()} == {"tiles-VAL", "tiles-TEST"}
     said = dsu("eval", "--predictions", "run", "--report", "report.html").stdout
     page = Path("report.html").read_text("utf-8")
-    assert '<section id="thresholds">' in page and "proposed from tiles-VAL alone" in page and "Calibration" in page
+    assert '<section id="thresholds">' in page and "proposed from tiles-VAL only" in page and "Calibration" in page
     assert "tiles-TEST" in said.splitlines()[1], "the share that nothing was chosen by is what is told"
-    assert "Thresholds, proposed from tiles-VAL alone" in said and "dsu head threshold VALUE" in said
+    assert "Thresholds, proposed from tiles-VAL only" in said and "dsu head threshold VALUE" in said
     found = json.loads((predictions / "thresholds.json").read_text())
     assert found["validation"] == "tiles-VAL" and set(found["images"]) == {"tiles-VAL", "tiles-TEST"}
     rules = {one["rule"]: one for one in found["proposals"]}

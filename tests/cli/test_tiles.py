@@ -31,7 +31,7 @@ def test_from_tiles_to_figures(dsu: Dsu, large: Path, tmp_path: Path) -> None:
     assert "36 tiles of 6 pairs" in " ".join(stored.split())
     dsu("train-head", large, *tiles, "--epochs", 1, "--views", "none", "--balance", "--fold", "1/3", "--out", "run")
     said = dsu("predict", "--head", "run").output
-    assert "2 from features" in said and "in tiles of 64 px that share 16" in said
+    assert "2 from features" in said and "in tiles of 64 px with overlap 16" in said
     dsu("predict", "--head", "run", "--end-to-end", "--out", "live")
     masks = sorted(Path("run/predictions").rglob("*.png"))
     assert len(masks) == 2 and all(Image.open(mask).size == (150, 100) for mask in masks)
@@ -41,7 +41,7 @@ def test_from_tiles_to_figures(dsu: Dsu, large: Path, tmp_path: Path) -> None:
     whole = dsu("predict", large / "images", "--head", "run", "--tile", 0, "--out", "whole").output
     assert "in tiles" not in whole
     other = dsu("predict", large / "images", "--head", "run", "--tile", 80, "--out", "other").output
-    assert "in tiles of 80 px that share 10" in other
+    assert "in tiles of 80 px with overlap 10" in other
     assert len(list(Path("other").rglob("*.png"))) == len(list(Path("whole").rglob("*.png"))) == 6
 
 

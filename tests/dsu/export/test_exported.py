@@ -339,7 +339,7 @@ def test_what_can_not_be_loaded_is_named(
 
 
 def test_a_precision_is_refused_where_the_model_has_its_own(exported: Export) -> None:
-    with pytest.raises(UsageError, match="has the precision that it was exported in"):
+    with pytest.raises(UsageError, match="has the precision that it was exported with"):
         Segmenter.load(exported.model, precision="bf16")
 
 

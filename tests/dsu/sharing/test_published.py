@@ -267,7 +267,7 @@ def test_a_checkpoint_with_other_wavelets_is_another_network(small: DSUNet, chan
         del state[key]
     else:
         state[key] = state[key].flip(-1)
-    with pytest.raises(DsuError, match="iwt_filter is missing or no Haar filter"):
+    with pytest.raises(DsuError, match="iwt_filter is missing or not a Haar filter"):
         load_published_checkpoint(state, *settings(small))
 
 

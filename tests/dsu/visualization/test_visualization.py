@@ -392,7 +392,7 @@ def test_a_record_of_predictions_names_images_and_truth(published: Path) -> None
         rows, lacking = find_compared(asked, {"Ours": run}, paths=Paths(elsewhere))
         assert [row.name for row in rows] == ["a", "c"] and lacking == {"a prediction of Ours": 1}
         assert [row.truth and row.truth.stem for row in rows] == ["a", "c"]
-    with pytest.raises(UsageError, match="holds no set called 'tiles'"):
+    with pytest.raises(UsageError, match="has no set 'tiles'"):
         find_compared("tiles", {"Ours": run}, paths=Paths(elsewhere))
 
 
