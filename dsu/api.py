@@ -1,4 +1,4 @@
-"""The commands as functions: `dsu train-head`, `dsu predict` and `dsu eval`, with their settings and their files."""
+"""The commands `dsu train-head`, `dsu predict` and `dsu eval` as functions, with the same settings and files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dsu.runtime import Runtime
     from dsu.training.trainer import Trainer
 
-# What loads torch is imported where it is used: an exported model predicts without.
+# Modules that load torch are imported where needed: an exported model works without it.
 
 __all__ = ["evaluate", "predict", "predict_with", "train"]
 
@@ -55,19 +55,19 @@ def train(
     """Train a head, as `dsu train-head` does.
 
     Args:
-        dataset: a benchmark's name or a folder; None takes what was cached last.
-        out: the run's folder; None makes one below `runs/`.
-        resume, overwrite: go on with the run that is there, or start anew.
+        dataset: a benchmark's name or a folder; None uses what was cached last.
+        out: the run's folder; None creates one below `runs/`.
+        resume, overwrite: resume the existing run, or replace it.
         encoder_weights: see `dsu.create_model`.
-        data_root, cache_root: where benchmarks and stores lie.
-        images, masks: subfolders of one's own data set, where they are not called so.
-        progress: who is told.
+        data_root, cache_root: folders of benchmarks and stores.
+        images, masks: subfolders of your own data set, if they have other names.
+        progress: receives progress.
         settings: fields of `dsu.settings.TrainingSettings` (docs/settings.md), such as `epochs=20`.
 
     Returns:
         The trainer: `out` is the run's folder, `history` has a row an epoch, `best_epoch` the best validated one.
 
-    Raises `DsuError` where something does not fit, and `UsageError` for a setting that there is not.
+    Raises `DsuError` if something does not fit, and `UsageError` for an unknown setting.
     """
     from dsu.network.pretrained import encoder_weights_of
     from dsu.training.runs import open_run
@@ -117,7 +117,7 @@ def predict(
     Returns:
         How many were written and kept, what could not be read, where they are, and `rows`: of each file the verdict.
 
-    Raises `DsuError` where something does not fit, and `UsageError` for a setting that there is not.
+    Raises `DsuError` if something does not fit, and `UsageError` for an unknown setting.
     """
     weights = EncoderWeights()
     if encoder_weights != "official":
@@ -219,7 +219,7 @@ def evaluate(
     data_root: str | Path = "data",
     progress: Progress = SILENT,
 ) -> "dict[str, Evaluation]":
-    """Judge predictions, as `dsu eval` does; nothing is written.
+    """Evaluate predictions, as `dsu eval` does; writes nothing.
 
     Args:
         names: sets; none: all.
@@ -256,15 +256,15 @@ def evaluate(
 
 
 def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path) -> "Runtime":
-    """The device that is asked for, at the precision of training where none is."""
+    """The requested device, with the precision of training unless one is given."""
     from dsu.runtime import choose_runtime
 
     precision = precision_of(info, head) if asked.precision == "auto" else asked.precision
-    return choose_runtime(asked.device, precision, "asked for" if precision == asked.precision else "of training")
+    return choose_runtime(asked.device, precision, "as requested" if precision == asked.precision else "of training")
 
 
 def _read(given: Mapping[str, Any], *kinds: type[Settings]) -> list[Any]:
-    """Settings of each kind. Raises `UsageError` for a field that none has."""
+    """Settings of each kind. Raises `UsageError` for an unknown field."""
     known = [name for kind in kinds for name in kind.model_fields]
     for name in given:
         if name not in known:

@@ -1,10 +1,10 @@
-"""Batches, read ahead and brought to the device.
+"""Batches, prefetched and moved to the device.
 
-A `Batch` carries what the network's `forward` takes: images, or the features that a store keeps in their place. It is
-what a `SampleDataset` reads at once. `feed` brings it to the device as it is, and flips run there. A `DataLoader` takes
-the same data sets sample by sample, flips them on the CPU and joins them again, which costs more than reading them:
-on two busy cores of an AMD EPYC, batches of 8 of pixels, mask and V, files in the page cache, `feed` gave 13,000
-samples a second of the toy and 5,700 of `large`, a `DataLoader` 1,500 and 590 without workers, 1,400 and 450 with two.
+A `Batch` contains the input of the network's `forward`: images, or stored features instead. A `SampleDataset` reads one
+at a time. `feed` moves it to the device unchanged, and flips run there. A `DataLoader` takes the same data sets sample
+by sample, flips them on the CPU and joins them again, which costs more than reading them: on two busy cores of an AMD
+EPYC, batches of 8 of pixels, mask and V, files in the page cache, `feed` gave 13,000 samples a second of the toy and
+5,700 of `large`, a `DataLoader` 1,500 and 590 without workers, 1,400 and 450 with two.
 """
 
 from collections import deque
@@ -128,7 +128,7 @@ class Batch:
     def soft_mask(self) -> Tensor:
         """(B, 1, S, S) float32 in [0, 1], soft edges kept."""
         if "mask" not in self.images:
-            raise RuntimeError("a loss was asked for of samples without masks")
+            raise RuntimeError("a loss needs samples with masks")
         return self.images["mask"].unsqueeze(1).float() / 255
 
     def items(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The words that settings choose among. Nothing here imports torch: the command line's help reads them."""
+"""Allowed values of settings. Nothing here imports torch: the command line's help reads them."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 FeatureDtype = Literal["float16", "float32"]
-"""The type to which whatever is stored is rounded."""
+"""Data type of stored features."""
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -27,8 +27,8 @@ RegionKind = Literal["iou", "tversky"]
 (arXiv 1706.05721)."""
 
 BceKind = Literal["plain", "weighted", "focal"]
-"""In the authors' program the boundary weight of the BCE cancels: `plain` is what their figures were made with.
-`focal` weighs each pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
+"""In the authors' program the boundary weight of the BCE cancels out: their results used `plain`. `focal` weighs each
+pixel by a power of its error, |m - p|, so that the many easy ones count little (1708.02002)."""
 
 PredictionKind = Literal["mask", "overlay", "cutout"]
 """An 8-bit mask, the image under a coloured mask, or the object with alpha."""
@@ -41,4 +41,4 @@ Normalization = Literal["minmax", "none"]
 without any object into a full-range mask."""
 
 ReportFormat = Literal["markdown", "latex", "csv", "json"]
-"""How figures are written, beside the table for people."""
+"""Output formats of scores, besides the table for people."""

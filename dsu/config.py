@@ -1,7 +1,7 @@
-"""What the network is made of, as data: encoder sizes, input sizes, depth of adaptation, presets.
+"""The network's configuration: encoder sizes, input sizes, depth of adaptation, presets.
 
-An `DSUNetConfig` says everything that fixes the shapes of the network and of whatever is stored of it. It
-is written into a head's file, so that a head loads alone.
+A `DSUNetConfig` determines all shapes of the network and of its stored features. A head's file contains it, so that a
+head loads without other files.
 """
 
 from typing import Annotated, Final, Literal, Self, TypeVar
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 LEVELS: Final = (1, 2, 3, 4)
-"""Hiera's levels S1..S4, one a Hiera stage."""
+"""Hiera's levels S1..S4, one per Hiera stage."""
 
 Ablation = Literal["none", "A", "B", "C"]
 """Table VII and VIII of the paper: A without DINOv2, B four DINOv2 blocks into four levels, C the last into four."""
@@ -63,9 +63,7 @@ class HieraSpec(_EncoderSpec):
     def _check(self) -> Self:
         outside = [block for block in self.global_att_blocks if not 0 <= block < self.depth]
         if outside:
-            raise ValueError(
-                f"global_att_blocks names block {outside[0]}, but there are the blocks 0 to {self.depth - 1}"
-            )
+            raise ValueError(f"global_att_blocks names block {outside[0]}, but blocks range from 0 to {self.depth - 1}")
         # The first block of a stage pools within its windows, which a global block has none of.
         pooling = sorted(set(self.global_att_blocks) & set(self.stage_starts[1:]))
         if pooling:
@@ -123,7 +121,7 @@ class DSUNetConfig(BaseModel):
     hiera_size: int = Field(default=352, ge=128, le=4096)
     dino_size: int = Field(default=518, ge=14, le=4096)
     adapt_last: int = Field(ge=0)
-    """How many of Hiera's blocks, counted from the end, carry an adapter."""
+    """Number of Hiera's last blocks with adapters."""
     ablation: Ablation = "none"
 
     @model_validator(mode="after")
@@ -145,7 +143,7 @@ class DSUNetConfig(BaseModel):
             )
         if self.adapt_last > self.hiera.depth:
             raise ValueError(
-                f"adapters in the last {self.adapt_last} blocks were asked for, but this Hiera has "
+                f"adapters were requested in the last {self.adapt_last} blocks, but this Hiera has "
                 f"{self.hiera.depth} blocks"
             )
         return self
@@ -172,7 +170,7 @@ class DSUNetConfig(BaseModel):
 
     @property
     def usual_depths(self) -> list[int]:
-        """Depths of adaptation worth comparing: all blocks, a half, a quarter, the last Hiera stage, none."""
+        """Depths of adaptation worth comparing: all blocks, half, a quarter, the last Hiera stage, none."""
         depth = self.hiera.depth
         return sorted({depth, depth // 2, depth // 4, self.hiera.stages[3], 0}, reverse=True)
 
@@ -187,7 +185,7 @@ class DSUNetConfig(BaseModel):
 
     @property
     def injections(self) -> dict[int, str]:
-        """Which stored DINOv2 map is fused into which of Hiera's levels (paper, Fig. 3 and Section IV.E).
+        """The stored DINOv2 map to fuse into each of Hiera's levels (paper, Fig. 3 and Section IV.E).
 
         `V` is the last block's map on S4's grid; `V6`, ... are the map of the block of that number (counted
         from 1) on DINOv2's own grid, which the ablations resize to each level.
@@ -267,7 +265,7 @@ def build_config(
     adapt_last: int | None = None,
     ablation: Ablation = "none",
 ) -> DSUNetConfig:
-    """A preset with some of its parts exchanged.
+    """A preset with some parts replaced.
 
     Raises `UsageError` for an unknown name, an impossible size or more adapters than blocks.
     """
@@ -286,7 +284,7 @@ def build_config(
             ablation=ablation,
         )
     except ValidationError as error:
-        raise UsageError(f"This network cannot be built: {validation_reasons(error)}.") from error
+        raise UsageError(f"This network can't be built: {validation_reasons(error)}.") from error
 
 
 T = TypeVar("T")

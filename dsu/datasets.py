@@ -1,6 +1,6 @@
-"""Samples as torch data sets: what they have in common, and those decoded from image files.
+"""Samples as torch data sets: the base class, and data sets decoded from image files.
 
-Those out of a store are in `dsu.features.feature_dataset`.
+For data sets from a store, see `dsu.features.feature_dataset`.
 """
 
 import os
@@ -143,7 +143,7 @@ class ImageDataset(SampleDataset):
             for line in (*unreadable(found), *unpaired(split)):
                 warnings.warn(line, stacklevel=2)
         if not metadata:
-            raise DsuError(f"{split.images} has no image that can be read: give a folder that holds some.")
+            raise DsuError(f"{split.images} has no readable image: give another folder.")
         super().__init__(metadata, names, views, seed)
         self.names = sorted(self.names)
         config = config_of(model)

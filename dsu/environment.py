@@ -12,12 +12,12 @@ from typing import Final
 __all__ = ["SETTINGS", "prepare_environment"]
 
 SETTINGS: Final = {
-    # Beside other busy programs, threads that wait by spinning take the very cores that they wait for (seen: a step
-    # ten times slower on two shared cores).
+    # Next to other busy programs, spinning threads occupy the cores they wait for (measured: a step ten times slower on
+    # two shared cores).
     "OMP_WAIT_POLICY": "passive",
     # Intel's matrix library otherwise chooses kernels by the number of threads, and results differ in their last bits.
     "MKL_CBWR": "AUTO,STRICT",
-    # What cuBLAS wants to give the same results at every call.
+    # cuBLAS needs this for the same results at every call.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
@@ -34,7 +34,7 @@ def prepare_environment() -> None:
     if lacking and "torch" in sys.modules:
         listed = ", ".join(f"{name}={value}" for name, value in lacking.items())
         warnings.warn(
-            f"torch was imported before dsu's settings stood in the environment ({listed}): call prepare_environment() "
+            f"torch was imported before dsu could set its environment variables ({listed}): call prepare_environment() "
             f"before the first import of torch, or results may depend on the number of threads.",
             stacklevel=2,
         )

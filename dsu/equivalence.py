@@ -1,10 +1,9 @@
-"""Shows that training from the store is end-to-end training, step by step.
+"""Verify step by step that training from the store equals training end to end.
 
-Two ways train the same head on the same batches: from the store, and live. Stored features, the first logits, the
-first masks and the first loss must be equal to the last bit, on any device. So must every later loss, all gradients
-and all weights on a CPU, and on a GPU with `deterministic`. Without it a GPU adds sums up in another order at every
-call; a third way, live once more, then measures by how much training differs from itself, which is what these rows
-may differ by.
+The same head trains on the same batches in two ways: from the store, and live. Stored features, the first logits, the
+first masks and the first loss must be equal to the last bit, on any device. So must every later loss, all gradients and
+all weights on a CPU, and on a GPU with `deterministic`. Without it a GPU sums in another order at every call; a second
+live run then measures how much training differs from itself, and these rows may differ by as much.
 """
 
 import math
@@ -35,7 +34,7 @@ __all__ = ["Difference", "Report", "Rounding", "check_equivalence"]
 
 @dataclass(frozen=True)
 class Difference:
-    """One row: how far the store is from the live way.
+    """One row: the difference between store and live.
 
     Attributes:
         what: a stored feature's name, `logits`, `masks`, `loss`, a parameter's name.
@@ -86,7 +85,7 @@ class Report:
     features: tuple[str, ...]
     runtime: str
     again: str
-    """The command that stores the features anew."""
+    """The command that stores the features again."""
 
     @property
     def passed(self) -> bool:
@@ -120,7 +119,7 @@ def check_equivalence(
 
     stored, live = trainer(end_to_end=False), trainer(end_to_end=True)
     if not isinstance(live.main.train, ImageDataset):
-        raise DsuError("The images are gone: there is nothing to compare the store with.")
+        raise DsuError("The images are gone, so there is nothing to compare the store with: restore them.")
     assert isinstance(stored.main.train, FeatureDataset)
     if stored.network.hiera is not None:
         stored.network.hiera = live.network.hiera  # one copy of the frozen weights in memory
@@ -229,7 +228,7 @@ def _by_name(stage: str, ways: Sequence[Mapping[str, Tensor]]) -> list[Differenc
     odd = sorted({name for way in ways for name in way.keys() ^ ways[0].keys()})
     if odd:
         raise DsuError(
-            f"Some parameters have a {stage} one way and none the other ({', '.join(odd[:3])}): a defect of dsu."
+            f"Some parameters have a {stage} one way and none the other ({', '.join(odd[:3])}): a bug in dsu."
         )
     return [_row(name, stage, [way[name] for way in ways]) for name in ways[0]]
 

@@ -1,4 +1,4 @@
-"""The one kind of failure that is the user's to mend, and the words in which it is said."""
+"""Errors that the user can fix, and their wording."""
 
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -10,14 +10,14 @@ __all__ = ["DsuError", "UsageError", "check_installed", "did_you_mean", "validat
 
 
 class DsuError(Exception):
-    """Something the user can mend. The message is one sentence: the thing, the reason, the way out.
+    """An error that the user can fix. The message is one sentence: the thing, the reason, the way out.
 
     The command line prints it without a traceback and exits with status 1.
     """
 
 
 class UsageError(DsuError):
-    """A request that cannot be carried out as given (an option, a name, a settings field): exit status 2."""
+    """An invalid request (an option, a name, a settings field): exit status 2."""
 
 
 def check_installed(doing: str, *packages: str) -> None:
@@ -28,7 +28,7 @@ def check_installed(doing: str, *packages: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """One clause for the end of a message, "; did you mean 'epochs'?", or nothing where no known name is near."""
+    """A clause for the end of a message, "; did you mean 'epochs'?", or nothing if no known name is similar."""
     by_small = {item.casefold(): item for item in known}
     near = get_close_matches(name.casefold(), by_small, n=1)
     return f"; did you mean {by_small[near[0]]!r}?" if near else ""
@@ -44,7 +44,7 @@ class _Invalid(Protocol):
 def validation_reasons(
     error: _Invalid, known: Collection[str] = (), spell: Callable[[str], str] = lambda field: field
 ) -> str:
-    """What a failed validation found, in plain clauses joined by semicolons (for settings, heads and networks).
+    """A failed validation's reasons as plain clauses joined by semicolons (for settings, heads and networks).
 
     Args:
         error: pydantic's.
@@ -83,7 +83,7 @@ def _reason(item: Mapping[str, Any], known: Collection[str], spell: Callable[[st
     if item["type"] == "extra_forbidden":
         near = did_you_mean(first, known) if not rest else ""
         listed = f"; known fields are {', '.join(known)}" if known and not near and not rest else ""
-        return f"{field} is no known field{near}{listed}"
+        return f"{field} is not a known field{near}{listed}"
     if item["type"] in _WANTED:
         # reprlib: a value out of a file may be of any length and depth.
         # pydantic gives the bounds of numbers as 1.0.

@@ -1,4 +1,4 @@
-"""Writing files so that none is ever half there."""
+"""Atomic file writing."""
 
 import hashlib
 import os
@@ -19,21 +19,21 @@ PARTIAL: Final = ".partial"
 
 
 def make_folder(path: Path, *, parents: bool = True) -> None:
-    """Make a folder, with those above it if wanted, unless it is there. Raises `DsuError` naming it."""
+    """Create a folder, optionally with its parents, unless it exists. Raises `DsuError` naming it."""
     try:
         path.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
-        reason = "a file stands there" if isinstance(error, FileExistsError) else error.strerror or error
+        reason = "a file has that name" if isinstance(error, FileExistsError) else error.strerror or error
         raise DsuError(
-            f"The folder {path} can't be made ({reason}): mend the path or free some space, and run again."
+            f"The folder {path} can't be created ({reason}): correct the path or free some space, and run again."
         ) from error
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, then take the name: a reader finds the old content or the new, never half.
+    """Write a temporary file, flush it, then rename it: readers see the old content or the new, never half.
 
-    The folder must be there: one that has vanished (an unmounted disk) is not quietly made anew somewhere else.
-    Raises `DsuError` naming the file; nothing of it is left then.
+    The folder must exist: one that vanished (an unmounted disk) is not silently created elsewhere. Raises `DsuError`
+    naming the file, and leaves nothing behind.
     """
     # A name of its own for each file and writer, and short: the file's own may be as long as names can be.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
@@ -50,13 +50,14 @@ def atomic_write(path: Path, content: bytes) -> None:
         if not isinstance(error, OSError):
             raise
         raise DsuError(
-            f"{path} can't be written ({error.strerror or error}): free some space or mend the folder, and run again; "
-            f"what is finished stays finished."
+            f"{path} can't be written ({error.strerror or error}): free some space or fix the folder, and run again; "
+            "finished work is kept."
         ) from error
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder. Call it with the folder's lock held: else a writer may be alive."""
+    """Remove temporary files of killed writers. Call this with the folder's lock held: otherwise a writer may be
+    alive."""
     for stray in folder.glob(f".*{PARTIAL}"):
         writer = stray.name.split(".")[2]
         # A command that needs no lock, such as `dsu eval`, may be writing beside: then its process is here.

@@ -1,4 +1,4 @@
-"""Many kernels, one launch: a function of a batch, captured as a CUDA graph once it has run a few times.
+"""Capture a function of a batch as a CUDA graph once it has run a few times: many kernels, one launch.
 
 A training step is thousands of small kernels. Launched one by one they keep the host busy and the GPU waiting; as a
 graph they are one launch. A graph repeats kernels on fixed addresses and nothing that Python does. Whatever is to
@@ -99,8 +99,8 @@ class GraphRunner:
         if self.make_graph is None:
             return ""
         if self.refusal is not None:
-            return f" · kernel by kernel, since no graph could be captured ({self.refusal})"
-        return " · one graph a step" if self.captured else " · kernel by kernel"
+            return f" · without a CUDA graph, which could not be captured ({self.refusal})"
+        return " · one graph a step" if self.captured else " · no graph yet"
 
     def forget(self) -> None:
         """Drop the graph, since what it was captured from has been replaced."""

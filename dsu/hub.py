@@ -1,4 +1,4 @@
-"""Files on the Hugging Face hub: which names mean one there, and fetching them into the hub's ordinary cache."""
+"""Files on the Hugging Face hub: recognise their names, and download them into the hub's ordinary cache."""
 
 import logging
 import re
@@ -78,29 +78,29 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
         return download(repository, filename, revision)
     except OutOfReachError as error:
         raise DsuError(
-            f"There is no path {repository} here, and {filename} of that name is not in the Hugging Face cache "
+            f"There is no path {repository} here, and its {filename} is not in the Hugging Face cache "
             f"({error}): check the path, go online, or copy the exported folder here and give its path."
         ) from error
     except GatedRepoError as error:
         raise DsuError(
-            f"The repository {repository} is open only to those whom its owner lets in: ask for access on "
+            f"The repository {repository} is gated: request access on "
             f"huggingface.co/{repository}, then log in with `hf auth login`."
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise DsuError(
-            f"There is no {repository}, neither as a path here nor as a repository on the Hugging Face hub that you "
-            f"may read: check the name, or log in with `hf auth login` if it is private."
+            f"There is no {repository}, neither as a local path nor as a repository on the Hugging Face hub that you "
+            "may read: check the name, or log in with `hf auth login` if it is private."
         ) from error
     except RevisionNotFoundError as error:
         raise DsuError(f"{repository} on the Hugging Face hub has no revision {revision!r}: check its name.") from error
     except EntryNotFoundError as error:
         raise DsuError(
-            f"{repository} on the Hugging Face hub holds no {filename}, so it is no head of dsu: give one that `dsu "
-            f"head export` wrote."
+            f"{repository} on the Hugging Face hub has no {filename}, so it is not a dsu head: give one from `dsu "
+            "head export`."
         ) from error
     except Exception as error:  # a broken connection, a full disk, a proxy's page: whatever the client meets
         raise DsuError(
-            f"{repository} can't be fetched from the Hugging Face hub ({reason_of(error)}): try again."
+            f"{repository} can't be downloaded from the Hugging Face hub ({reason_of(error)}): try again."
         ) from error
 
 

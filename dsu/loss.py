@@ -1,6 +1,6 @@
 """The paper's loss: IoU weighted towards boundaries plus BCE, over three side outputs (paper, equations 1, 2).
 
-Beside it, for rare foreground, either part can be exchanged (`Loss`).
+For rare foreground, either part can be replaced (`SegmentationLoss`).
 
 An image without an object has a loss like any other. Its region term is 1 - 1 / (1 + c), where c is the sum of w p
 (of a Tversky term: c times 1 - beta): 0 for an empty prediction, and the more is predicted the closer to 1.

@@ -71,8 +71,8 @@ def _of_one_size(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Imag
     grey = Image.fromarray(read_mask(mask)) if isinstance(mask, Path) else _pillow(mask).convert("L")
     if ground.size != grey.size:
         raise DsuError(
-            f"an image of {ground.width}x{ground.height} pixels has no use for a mask of "
-            f"{grey.width}x{grey.height}: resize one to the other's size."
+            f"the image has {ground.width}x{ground.height} pixels and the mask {grey.width}x{grey.height}: resize "
+            "one to the other's size."
         )
     return ground, grey
 

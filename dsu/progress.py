@@ -1,4 +1,4 @@
-"""How long work reports itself, without knowing who listens, and files looked at by a few threads.
+"""Progress reporting for library functions, and a threaded map over files.
 
 Library functions take a `Progress` and open one task a phase; the command line draws bars with rate and
 ETA, and `SILENT` is for everyone else.
@@ -49,7 +49,7 @@ class Task(Protocol):
 
 
 class Progress(Protocol):
-    """Whoever shows progress and remarks that must stay readable after the work is over."""
+    """Shows progress, and lines that stay readable afterwards."""
 
     def task(self, label: str, total: int, unit: str = "images") -> AbstractContextManager[Task]:
         """Open a phase of `total` units; closing the context closes the bar."""

@@ -1,4 +1,4 @@
-"""Which device, at which precision, and why: said before anything starts."""
+"""Choose device and precision, with the reason."""
 
 import platform
 import sys
@@ -101,7 +101,7 @@ class Runtime:
 
 
 def choose_runtime(
-    device: str = "auto", precision: Precision = "auto", because: str = "asked for", *, deterministic: bool = False
+    device: str = "auto", precision: Precision = "auto", because: str = "as requested", *, deterministic: bool = False
 ) -> Runtime:
     """The named device and precision, or the best there is; `because` says where a named precision comes from.
 
@@ -110,10 +110,10 @@ def choose_runtime(
     import torch
 
     kind = device
-    reason = "asked for"
+    reason = "as requested"
     if device == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-        reason = "a CUDA device is there" if kind == "cuda" else "no CUDA device is there"
+        reason = "a CUDA device is available" if kind == "cuda" else "no CUDA device is available"
     try:
         chosen = torch.device(kind)
         if chosen.type not in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""What stage one, training and prediction can be told, with the paper's recipe as the default.
+"""Settings of stage one, training and prediction; defaults are the paper's recipe.
 
 Each field is declared once, with its help: it is an option of the command line (`dsu_cli.options`), a line of
 a settings file (`dsu.settings_file`) and a row of docs/settings.md. Nothing here imports torch, so that `--help` is
@@ -39,11 +39,11 @@ __all__ = [
 WHERE: Final = "Where things are"
 NETWORK: Final = "Network"
 _RECIPE: Final = "Recipe (the paper's by default)"
-_WATCHING: Final = "Watching it"
+_WATCHING: Final = "Monitoring"
 MACHINE: Final = "Machine"
 
 PANELS: Final = ("Options", WHERE, NETWORK, _RECIPE, _WATCHING, MACHINE)
-"""Under which options stand in the help, in order."""
+"""Option panels of the help, in order."""
 
 
 def option(default: Any, help: str, panel: str = PANELS[0], *, metavar: str | None = None, **bounds: Any) -> Any:
@@ -64,14 +64,14 @@ _Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """Where a run takes its encoders' weights from.
+    """The source of a run's encoder weights.
 
     Attributes:
         hiera, dino: a checkpoint's path, or None for the environment variables DSU_HIERA and DSU_DINO and then
             the Hugging Face hub.
-        random: fixed random weights in place of pretrained ones (the toy preset always has them): for tests,
-            benchmarks and demonstrations of speed, never for results.
-        download: whether the hub may be asked for what its cache lacks.
+        random: fixed random weights instead of pretrained ones (always for the toy preset): for tests, benchmarks and
+            demonstrations of speed, never for results.
+        download: whether to download files missing in the hub's cache.
     """
 
     hiera: Path | None = None
@@ -100,14 +100,14 @@ _Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
 
 
 class Settings(BaseModel):
-    """Checked values that nothing changes afterwards; a field that there is not is refused."""
+    """Validated immutable settings; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """`epochs: yes` is a slip, and Python would take it for 1."""
+        """`epochs: yes` is a mistake, which Python would accept as 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"must be a value, not {'yes' if value else 'no'}")
@@ -118,15 +118,15 @@ class NetworkSettings(Settings):
     """Which encoders, at which input sizes."""
 
     preset: str | None = option(
-        None, "large (the paper), base, small, tiny or toy (default: the store's, else large).", NETWORK
+        None, "large (the paper), base, small, tiny or toy (default: the store's, or large).", NETWORK
     )
-    hiera: str | None = option(None, "Another Hiera: large, base_plus, small, tiny, toy.", NETWORK)
-    dino: str | None = option(None, "Another DINOv2: vitl14, vitb14, vits14, toy.", NETWORK)
-    hiera_size: int | None = option(None, "Hiera's input in pixels, a multiple of 32.", NETWORK, gt=0)
-    dino_size: int | None = option(None, "DINOv2's input in pixels, a multiple of 14.", NETWORK, gt=0)
+    hiera: str | None = option(None, "Replace Hiera: large, base_plus, small, tiny, toy.", NETWORK)
+    dino: str | None = option(None, "Replace DINOv2: vitl14, vitb14, vits14, toy.", NETWORK)
+    hiera_size: int | None = option(None, "Hiera's input size in pixels, a multiple of 32.", NETWORK, gt=0)
+    dino_size: int | None = option(None, "DINOv2's input size in pixels, a multiple of 14.", NETWORK, gt=0)
 
     def config(self, *, adapt_last: int | None = None, ablation: Ablation = "none") -> DSUNetConfig:
-        """The network that is asked for. Raises `UsageError` for an unknown name or an impossible size."""
+        """The requested network. Raises `UsageError` for an unknown name or an impossible size."""
         return build_config(
             self.preset or "large",
             hiera=self.hiera,
@@ -139,25 +139,27 @@ class NetworkSettings(Settings):
 
 
 class TilingSettings(Settings):
-    """How large images are cut."""
+    """How to cut large images into tiles."""
 
-    tile: int | None = option(None, "Cut images into tiles of this side in pixels, for large images.", gt=0)
-    overlap: int | None = option(None, "Pixels that tiles share at least (default: an eighth of --tile).", ge=0)
+    tile: int | None = option(None, "Cut large images into tiles with this side, in pixels.", gt=0)
+    overlap: int | None = option(None, "Minimum overlap of tiles in pixels (default: an eighth of --tile).", ge=0)
 
     @property
     def tiling(self) -> "Tiling | None":
-        """How images are cut. Raises `UsageError` for an overlap that does not fit."""
+        """The tiling. Raises `UsageError` for an invalid overlap."""
         from dsu.data.tiles import Tiling
 
         return Tiling.of(self.tile, self.overlap)
 
 
 class RuntimeSettings(Settings):
-    """What computes, and how precisely."""
+    """Device and precision."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", MACHINE)
     precision: Precision = option(
-        "auto", "auto is the store's or the head's, else bf16 on a GPU that computes it, else fp32.", MACHINE
+        "auto",
+        "auto uses the store's or the head's precision; otherwise bf16 on a GPU that supports it, else fp32.",
+        MACHINE,
     )
 
     @field_validator("device")
@@ -169,46 +171,52 @@ class RuntimeSettings(Settings):
 
 
 class ExtractionSettings(Settings):
-    """What stage one stores, and how."""
+    """Settings of stage one."""
 
     features: _Names = option(
         ("V", "S1", "S2", "S3", "S4"),
-        "What to store beside pixels and mask: V, V1, ... (DINOv2's blocks), S1 to S4, B1, ... (tokens entering that "
+        "Features to store besides pixels and mask: V, V1, ... (DINOv2's blocks), S1 to S4, B1, ... (tokens "
+        "entering that "
         "block of Hiera).",
         metavar="NAME,...",
     )
     views: _Views = option(
-        ALL_FLIPS, "Views of training images that keep V: none, width, flips, or flips+K with K cached augmentations."
+        ALL_FLIPS,
+        "Views of training images for which to store V: none, width, flips, or flips+K with K cached augmentations.",
     )
-    level_views: _Views = option(UNFLIPPED, "Views that keep Hiera's levels, likewise.")
-    feature_dtype: FeatureDtype = option("float16", "The type in which features are stored.")
+    level_views: _Views = option(UNFLIPPED, "Views for which to store Hiera's levels, likewise.")
+    feature_dtype: FeatureDtype = option("float16", "Data type of stored features.")
     encoder_batch_size: int | None = option(
         None,
-        "Images that the encoders see at once, part of what features are made of (default: the store's; a new one "
-        "takes 8 on a GPU, else 1).",
+        "Batch size of the encoders, which affects the features' last bits (default: the store's; for a new store 8 "
+        "on a GPU, else 1).",
         gt=0,
         le=4096,
     )
-    compressor: Literal["zstd", "blosc"] | None = option(None, "8 to 16 % smaller (default: not compressed).")
+    compressor: Literal["zstd", "blosc"] | None = option(
+        None, "Compress the store, 8 to 16 % smaller (default: not compressed)."
+    )
     foreground: tuple[int, ...] | None = option(
-        None, "Mask value that is foreground; may be given several times (default: recognised)."
+        None, "Mask value that is foreground; may be given several times (default: detected)."
     )
     range: _Range | None = option(
         None,
-        "Raw values that are black and white in images of more than 8 bits (default: found from all of them).",
+        "Raw black and white values in images with more than 8 bits (default: found from all of them).",
         metavar="LOW,HIGH",
     )
-    rebuild: bool = option(False, "Compute anew what was made of something else, instead of refusing.")
+    rebuild: bool = option(
+        False, "Recompute features made from other images, weights or settings, instead of refusing."
+    )
 
 
 class PredictionSettings(TilingSettings):
-    """How masks are made and written."""
+    """Settings of prediction."""
 
     kind: PredictionKind = option("mask", "An 8-bit mask, the image under a coloured mask, or the object cut out.")
     threshold: float | None = option(
         None,
-        "Cut the mask at this value in [0, 1] (default: it stays soft; verdicts and pictures go by the head's own, "
-        "else 0.5).",
+        "Binarise masks at this value in [0, 1] (default: soft masks; verdicts and pictures use the head's "
+        "threshold, or 0.5).",
         ge=0,
         le=1,
     )
@@ -216,10 +224,10 @@ class PredictionSettings(TilingSettings):
         None, "Stretch each mask (default: minmax for benchmarks, as in the paper; none for everything else)."
     )
     tile: int | None = option(
-        None, "Cut images into tiles of this side in pixels (default: as in training; 0: whole).", ge=0
+        None, "Cut images into tiles with this side, in pixels (default: as in training; 0: whole images).", ge=0
     )
-    batch_size: int = option(8, "Images, or tiles, at once.", gt=0, le=4096)
-    overwrite: bool = option(False, "Write over predictions of another head or other settings.")
+    batch_size: int = option(8, "Images or tiles per batch.", gt=0, le=4096)
+    overwrite: bool = option(False, "Replace predictions of another head or other settings.")
 
 
 class ServingSettings(Settings):
@@ -238,84 +246,86 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
     """A run's settings (paper, Section IV.C): AdamW, cosine schedule stepped once an epoch, flips."""
 
     dataset: str | None = option(
-        None, "A benchmark's name or a folder of yours (default: what was cached last).", metavar="[NAME|FOLDER]"
+        None, "A benchmark's name or your own folder (default: what was cached last).", metavar="[NAME|FOLDER]"
     )
-    end_to_end: bool = option(False, "Compute everything from the images, same data and order.")
-    start_feature: str | None = option(None, "Stored feature to start from (default: the latest that can serve).")
+    end_to_end: bool = option(
+        False, "Train from the images instead of the store, with the same data in the same order."
+    )
+    start_feature: str | None = option(None, "Stored feature to start from (default: the latest possible).")
     feature_dtype: FeatureDtype | None = option(
-        None, "Type to which features are rounded (default: the store's, else float16)."
+        None, "Data type that features are rounded to (default: the store's, or float16)."
     )
     encoder_batch_size: int | None = option(
         None,
-        "Images that the frozen encoders see at once (default: the store's, else 8 on a GPU and 1 on a CPU).",
+        "Batch size of the frozen encoders (default: the store's, or 8 on a GPU and 1 on a CPU).",
         gt=0,
         le=4096,
     )
 
     adapt_last: int | None = option(
-        None, "How many of Hiera's blocks, from the end, carry adapters (default: all, the paper).", NETWORK, ge=0
+        None, "Number of Hiera's last blocks with adapters (default: all, as in the paper).", NETWORK, ge=0
     )
-    ablation: Ablation = option("none", "A, B or C of the paper's Tables VII and VIII.", NETWORK)
+    ablation: Ablation = option("none", "Ablation A, B or C of the paper's Tables VII and VIII.", NETWORK)
 
-    epochs: int = option(50, "Times that each image is drawn.", _RECIPE, gt=0)
-    batch_size: int = option(8, "Images in a training step.", _RECIPE, gt=0)
-    lr: float = option(1e-3, "Learning rate at the start.", _RECIPE, gt=0)
-    lr_min: float = option(1e-7, "Learning rate at the end of its cosine.", _RECIPE, ge=0)
+    epochs: int = option(50, "Number of epochs.", _RECIPE, gt=0)
+    batch_size: int = option(8, "Images per training step.", _RECIPE, gt=0)
+    lr: float = option(1e-3, "Initial learning rate.", _RECIPE, gt=0)
+    lr_min: float = option(1e-7, "Final learning rate of the cosine schedule.", _RECIPE, ge=0)
     weight_decay: float = option(5e-4, "AdamW's weight decay.", _RECIPE, ge=0)
     views: _Views = option(
-        ALL_FLIPS, "Views drawn: flips, width, none, or flips+K with K cached augmentations that are stored.", _RECIPE
+        ALL_FLIPS, "Views to draw: flips, width, none, or flips+K with K stored cached augmentations.", _RECIPE
     )
     balance: bool = option(False, "Draw images with and without an object equally often.", _RECIPE)
     region: RegionKind = option("iou", "Region term of the loss; tversky is for rare foreground.", _RECIPE)
     tversky_beta: float = option(
-        0.7, "A miss's weight in the Tversky index; a false alarm has the rest of 1.", _RECIPE, gt=0, lt=1
+        0.7, "Weight of misses in the Tversky index; false alarms get the rest of 1.", _RECIPE, gt=0, lt=1
     )
     bce: BceKind = option("plain", "Cross-entropy term of the loss.", _RECIPE)
-    focal_gamma: float = option(2.0, "Exponent of a focal BCE.", _RECIPE, ge=1)
+    focal_gamma: float = option(2.0, "Exponent of the focal BCE.", _RECIPE, ge=1)
     freeze_adapter_epochs: int = option(
-        0, "Epochs at the start without adapters, from Hiera's stored levels.", _RECIPE, ge=0
+        0, "Initial epochs without adapters, from Hiera's stored levels.", _RECIPE, ge=0
     )
     init_from: str | None = option(None, "Start from another head.", _RECIPE, metavar="PATH|OWNER/NAME")
-    seed: int = option(0, "Of the head and of what is drawn.", _RECIPE, ge=0, lt=2**63)
+    seed: int = option(0, "Seed of the head's initial weights and of all random draws.", _RECIPE, ge=0, lt=2**63)
     val_fraction: float | None = option(
-        None, "Share held out to validate on (default: 0 for a benchmark, else 0.1).", _RECIPE, ge=0, lt=1
+        None, "Fraction of images held out for validation (default: 0 for a benchmark, else 0.1).", _RECIPE, ge=0, lt=1
     )
     test_fraction: float = option(
-        0.0, "Share set apart that training never looks at, for dsu eval to judge by.", _RECIPE, ge=0, lt=1
+        0.0, "Fraction of images set apart for dsu eval, never seen in training.", _RECIPE, ge=0, lt=1
     )
-    fold: str | None = option(None, "Hold out part I of K instead, as 2/5.", _RECIPE, metavar="I/K")
+    fold: str | None = option(None, "Hold out fold I of K instead, such as 2/5.", _RECIPE, metavar="I/K")
     group: str | None = option(
         None,
-        "What stays on one side when samples are held out (patient, part, video): what a regular expression finds in "
-        "names, or lines `image,group` of a file (default: images that look alike, .+: none).",
+        "Groups that must stay in one split (patient, part, video): a regular expression on names, or a CSV file "
+        "with lines `image,group` (default: images that look alike; .+: no groups).",
         _RECIPE,
         metavar="REGEX|FILE.csv",
     )
     val_every: int = option(1, "Epochs between validations.", _RECIPE, gt=0)
     keep: Literal["last", "best"] | None = option(
-        None, "Which state is the result (default: last for a benchmark, else best).", _RECIPE
+        None, "Which weights are the result (default: last for a benchmark, else best).", _RECIPE
     )
     checkpoint_steps: int | None = option(
-        None, "Steps between checkpoints that a stopped run goes on from (default: after every epoch).", _RECIPE, gt=0
+        None, "Steps between checkpoints for --resume (default: after every epoch).", _RECIPE, gt=0
     )
 
-    sheet_every: int = option(
-        5, "Epochs between sheets of the same images as the head learns (0: none).", _WATCHING, ge=0
-    )
-    track: Literal["tensorboard", "wandb"] | None = option(None, "Follow the figures there too.", _WATCHING)
+    sheet_every: int = option(5, "Epochs between sheets of predictions on the same images (0: none).", _WATCHING, ge=0)
+    track: Literal["tensorboard", "wandb"] | None = option(None, "Also log the run there.", _WATCHING)
 
     gradient_checkpointing: bool = option(
-        False, "Run adapted blocks again in the backward pass: less memory, slower.", MACHINE
+        False, "Recompute adapted blocks in the backward pass: less memory, slower.", MACHINE
     )
     compile: bool | None = option(
-        None, "torch.compile the adapted blocks (default: on a GPU where it saves more time than it takes).", MACHINE
+        None, "Compile the adapted blocks with torch.compile (default: on a GPU, if it saves time overall).", MACHINE
     )
-    deterministic: bool = option(False, "On a GPU, the same weights from the same run, more slowly.", MACHINE)
+    deterministic: bool = option(
+        False, "Use deterministic algorithms: on a GPU, the same run gives the same weights, more slowly.", MACHINE
+    )
 
     @field_validator("fold")
     @classmethod
     def _is_fold(cls, value: str | None) -> str | None:
         found = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", value or "1/2")
         if found is None or int(found[1]) > int(found[2]) or int(found[2]) < 2:
-            raise ValueError(f"must be a part of at least two, such as 2/5, not {value!r}")
+            raise ValueError(f"must be a fold of at least two, such as 2/5, not {value!r}")
         return value

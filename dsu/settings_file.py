@@ -1,4 +1,4 @@
-"""Settings out of options and YAML files, with errors that name the option or the field."""
+"""Settings from options and YAML files, with errors that name the option or the field."""
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def read_settings(kind: type[S], options: Mapping[str, Any], file: Path | None = None) -> S:
-    """Settings out of a YAML file with options on top: those called like a field of `kind` that are not None.
+    """Settings from a YAML file, overridden by options: those named like a field of `kind` that are not None.
 
     Raises `UsageError` naming the file and the field, or the option.
     """
@@ -36,13 +36,13 @@ def read_settings(kind: type[S], options: Mapping[str, Any], file: Path | None =
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and no field twice: YAML's own would quietly take the last."""
+    """Accept only plain values and each field once: YAML itself would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and isinstance(key.value, str):
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
             if isinstance(key.value, str):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -53,22 +53,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UsageError(f"The settings file {path} can't be read ({error.strerror}): check the path.") from error
-    # Nesting without end exhausts the parser, dates that there are not are plain ValueErrors.
+    # Deep nesting exhausts the parser, and invalid dates raise a plain ValueError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"The settings file {path} is no valid YAML ({_yaml_reason(error)}): write `field: value` lines, such as "
+            f"The settings file {path} is not valid YAML ({_yaml_reason(error)}): write `field: value` lines, such as "
             f"`epochs: 20`."
         ) from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"The settings file {path} must hold `field: value` lines, such as `epochs: 20`.")
+        raise UsageError(f"The settings file {path} must contain `field: value` lines, such as `epochs: 20`.")
     return content
 
 
 def _yaml_reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return "it is no UTF-8 text"
+        return "it is not UTF-8 text"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:

@@ -1,4 +1,4 @@
-"""Thresholds of maps. Maps are 8-bit wherever they are cut: what a table says can be found again in the files."""
+"""Thresholds of maps. They apply to 8-bit maps, so that tables and files agree."""
 
 import math
 from typing import Final

@@ -20,7 +20,7 @@ def resolve(
     if settings.precision == "auto" and store is not None:
         precision, because = store.precision, "of the stored features"
     else:
-        precision, because = settings.precision, "asked for"
+        precision, because = settings.precision, "as requested"
     runtime = choose_runtime(world.device(settings.device), precision, because, deterministic=settings.deterministic)
     fraction = settings.val_fraction
     if fraction is None and settings.fold is None:

@@ -251,7 +251,7 @@ def test_a_run_that_was_removed_is_not_made_anew(dsu: Dsu, house: House, monkeyp
 
     monkeypatch.setattr(callbacks.Curves, "on_epoch_end", remove)
     said = dsu(*house.train("--views", "1", "--out", "run", "--quiet"), exit_code=1).stderr
-    assert "run/sheets can't be made (No such file or directory)" in said
+    assert "run/sheets can't be created (No such file or directory)" in said
     assert not Path("run").exists()
 
 

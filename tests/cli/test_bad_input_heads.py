@@ -77,7 +77,7 @@ def _with_hiera(path: Path, **changes: object) -> None:
         (lambda path: _with_hiera(path, window_spec=[6, 4, 16, 8]), ("a multiple of four of its first windows, 24",)),
         (lambda path: _with_hiera(path, name="../../x"), ("name must be a name of letters",)),
         (lambda path: _rewritten(path, lambda c: _deeper(c, "dino", patch_size=0)), ("patch_size must be at least 1",)),
-        (lambda path: _rewritten(path, lambda c: _deeper(c, "dino", other=1)), ("dino.other is no known field",)),
+        (lambda path: _rewritten(path, lambda c: _deeper(c, "dino", other=1)), ("dino.other is not a known field",)),
         (run_code, ("can't be read as a head",)),
     ],
 )
@@ -267,4 +267,4 @@ def test_a_damaged_record_of_predictions(refused: Refused, house: House, judged:
 
 def test_a_table_that_cannot_be_written(refused: Refused, judged: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(["eval", "--predictions", judged, "--json", "file/x.json"], "folder file can't be made", status=1)
+    refused(["eval", "--predictions", judged, "--json", "file/x.json"], "folder file can't be created", status=1)

@@ -67,7 +67,7 @@ def test_a_device_that_is_not_there(refused: Refused, house: House) -> None:
         (("--views", "flips+99"), ("K up to 60, not 'flips+99'",)),
         (("--overlap", "8"), ("--overlap needs --tile: give both",)),
         (("--tile", "64", "--overlap", "40"), ("can't overlap by 40", "half the --tile")),
-        (("--fold", "3/2"), ("--fold must be a part of at least two, such as 2/5",)),
+        (("--fold", "3/2"), ("--fold must be a fold of at least two, such as 2/5",)),
         (("--focal-gamma", "0.5"), ("--focal-gamma must be at least 1",)),
         (("--tversky-beta", "1"), ("--tversky-beta must be less than 1",)),
         (("--init-from", "nothing"), ("There is no head at nothing",)),
@@ -172,19 +172,19 @@ def test_words_that_are_no_numbers_and_options_that_do_not_exist(dsu: Dsu, argum
     ("text", "words"),
     [
         (None, ("can't be read", "No such file")),
-        ("epochs: [1", ("no valid YAML",)),
+        ("epochs: [1", ("not valid YAML",)),
         ("- epochs\n- lr\n", ("field: value", "epochs: 20")),
         ("1: 2\n", ("field: value",)),
         ("just words", ("field: value",)),
-        ("epoch: 3\n", ("epoch is no known field; did you mean 'epochs'?",)),
-        ("Learning: 3\n", ("Learning is no known field; known fields are device, precision",)),
+        ("epoch: 3\n", ("epoch is not a known field; did you mean 'epochs'?",)),
+        ("Learning: 3\n", ("Learning is not a known field; known fields are device, precision",)),
         ("epochs: many\n", ("epochs must be a whole number, not 'many'",)),
         ("epochs: 2.5\n", ("epochs must be a whole number, not 2.5",)),
         ("epochs: [3]\n", ("epochs must be a whole number, not [3]",)),
         ("epochs: {a: 3}\n", ("epochs must be a whole number, not {'a': 3}",)),
         ("epochs: yes\n", ("epochs must be a value, not yes",)),
         ("epochs:\n", ("epochs must be a whole number, not None",)),
-        ("epochs: 3\nepochs: 4\n", ("epochs stands twice in line 2",)),
+        ("epochs: 3\nepochs: 4\n", ("epochs is given twice in line 2",)),
         ("lr: .nan\n", ("lr must be a finite number, not nan",)),
         ("lr: .inf\n", ("lr must be a finite number, not inf",)),
         ("lr: -0.1\n", ("lr must be greater than 0, not -0.1",)),
@@ -198,17 +198,17 @@ def test_words_that_are_no_numbers_and_options_that_do_not_exist(dsu: Dsu, argum
         ("end_to_end: perhaps\n", ("end_to_end must be true or false, not 'perhaps'",)),
         ("bce: other\n", ("bce must be 'plain', 'weighted' or 'focal', not 'other'",)),
         ("epochs: many\nlr: -1\n", ("epochs must be a whole number, not 'many'; lr must be greater than 0, not -1",)),
-        ("stages: 2021-02-30\n", ("no valid YAML",)),
-        ("epochs: !!python/object/apply:os.mkdir [ran]\n", ("no valid YAML", "could not determine a constructor")),
+        ("stages: 2021-02-30\n", ("not valid YAML",)),
+        ("epochs: !!python/object/apply:os.mkdir [ran]\n", ("not valid YAML", "could not determine a constructor")),
         ("epochs: &a [*a]\n", ("epochs must be a whole number",)),
-        ("epochs: " + "[" * 4000, ("no valid YAML", "nested too deeply")),
+        ("epochs: " + "[" * 4000, ("not valid YAML", "nested too deeply")),
         (
             "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
             + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
             + "epochs: *a11\n",
             ("epochs must be a whole number",),
         ),
-        ("epochs: " + "9" * 5000, ("no valid YAML", "4300 digits")),
+        ("epochs: " + "9" * 5000, ("not valid YAML", "4300 digits")),
     ],
 )
 def test_settings_files(refused: Refused, house: House, tmp_path: Path, text: str | None, words: Sequence[str]) -> None:
@@ -220,7 +220,7 @@ def test_settings_files(refused: Refused, house: House, tmp_path: Path, text: st
 
 def test_a_settings_file_that_is_no_text(refused: Refused, house: House, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    refused(house.train("--config", "mine.yaml"), "mine.yaml", "no valid YAML")
+    refused(house.train("--config", "mine.yaml"), "mine.yaml", "not valid YAML")
     refused(house.train("--config", tmp_path), tmp_path, "can't be read")
 
 

@@ -190,7 +190,7 @@ def test_the_check_of_equivalence_wants_the_images_of_the_store(refused: Refused
     refused.handled(stage_one(mine), count=0)
     command = ["check-equivalence", "--views", "1", "--steps", "1"]
     (tmp_path / "file").write_text("")
-    refused([*command, "--json", "file/x.json"], "folder file can't be made (a file stands there)", status=1)
+    refused([*command, "--json", "file/x.json"], "folder file can't be created (a file has that name)", status=1)
     image, mask = mine / "images" / "0001.jpg", mine / "masks" / "0002.png"
     contents = image.read_bytes(), mask.read_bytes()
     for path in (image, mask):

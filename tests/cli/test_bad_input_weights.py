@@ -112,8 +112,8 @@ def published(house: House) -> dict[str, torch.Tensor]:
         (run_code, ("never runs code from a checkpoint",)),
         (_run_code_in_zip, ("never runs code from a checkpoint",)),
         (lambda path: torch.save([torch.zeros(1)], path), ("not a state dict of tensors",)),
-        (lambda path: torch.save({}, path), ("no checkpoint of the published program", "is missing")),
-        (lambda path: torch.save({"a": torch.zeros(1)}, path), ("no checkpoint of the published program",)),
+        (lambda path: torch.save({}, path), ("not a checkpoint of the published program", "is missing")),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), ("not a checkpoint of the published program",)),
     ],
 )
 def test_files_that_are_no_checkpoint(
@@ -153,7 +153,7 @@ def test_checkpoints_with_other_tensors(
 
 def test_a_head_of_ones_own_is_no_published_checkpoint(refused: Refused, house: House) -> None:
     head = house.run / "head.safetensors"
-    refused(["import-checkpoint", head, "-o", "other.safetensors"], head, "no checkpoint of the published", status=1)
+    refused(["import-checkpoint", head, "-o", "other.safetensors"], head, "not a checkpoint of the published", status=1)
 
 
 @pytest.mark.parametrize("command", [("import-checkpoint", "{}/authors.pth"), ("export-checkpoint", "{}")])
@@ -166,7 +166,7 @@ def test_files_of_checkpoints_that_cannot_be_written(
     words = [command[0], command[1].format(tmp_path if "import" in command[0] else house.run)]
     refused([*words, "-o", "file"], "file already exists", "--overwrite")
     refused([*words, "-o", "folder", "--overwrite"], "folder already exists", "give another --out")
-    refused([*words, "-o", "file/within/x"], "file/within", "Not a directory", "mend the path", status=1)
+    refused([*words, "-o", "file/within/x"], "file/within", "Not a directory", "correct the path", status=1)
     assert (tmp_path / "file").read_text() == "precious"
 
 

@@ -139,7 +139,7 @@ def test_no_folders_are_made_of_a_slip_of_the_pen(dsu: Dsu, refused: Refused, ru
     for option, name in (("--report", "no/y/page.html"), ("--json", "no/y/m.json"), ("--per-image", "drawn/z/w/m.csv")):
         refused([*one, option, name], f"{option} can't be {name}", "there is no folder")
     (runs / "file").write_text("")
-    said = refused([*one, "--csv", "file/m.csv"], "folder file can't be made", status=1)
+    said = refused([*one, "--csv", "file/m.csv"], "folder file can't be created", status=1)
     assert "judging" not in said
     refused([*one, "--csv", "drawn"], "drawn is a folder")
     assert not (runs / "no").exists() and not (runs / "drawn" / "z").exists()

@@ -268,7 +268,11 @@ def test_files_and_folders_without_permission(house: House, mine: Path, tmp_path
             ["/0000.jpg cannot be read (Permission", "/0001.png cannot be read"],
         ),
         (stage_one(mine, "--cache-root", locked), 1, ["Permission denied", f"{locked}"]),
-        (home.train("--views", "1", "--out", locked / "run"), 1, [f"{locked}/run can't be made (Permission denied)"]),
+        (
+            home.train("--views", "1", "--out", locked / "run"),
+            1,
+            [f"{locked}/run can't be created (Permission denied)"],
+        ),
         (home.predict(mine / "images", "--out", "out"), 1, ["0000.jpg cannot be read as an image (Permission"]),
         (["predict", "--head", home.run, *roots, "--out", locked], 1, [f"{locked}/", "Permission denied"]),
         (["eval", "--predictions", home.predictions, "--json", locked / "x.json"], 1, ["Permission", "x.json"]),

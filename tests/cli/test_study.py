@@ -190,12 +190,12 @@ def test_killed_at_random_writes_and_gone_on_with(dsu: Dsu, tiles: Path, whole: 
 def test_side_by_side_the_results_are_those_of_one_after_the_other(
     dsu: Dsu, tiles: Path, whole: dict[str, Any]
 ) -> None:
-    """The first run can't be made a folder, and keeps no other from its end; then the same command does it alone."""
+    """The first run can't be created a folder, and keeps no other from its end; then the same command does it alone."""
     command = ("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "study")
     Path("study").mkdir()
     Path("study/fold-1").write_text("in the way")
     said = dsu(*command, "--parallel", 2, exit_code=1).output
-    assert "1 of 2 runs failed (fold-1: " in said and "a file stands there" in said
+    assert "1 of 2 runs failed (fold-1: " in said and "a file has that name" in said
     assert figures(Path("study")) == {"fold-2": whole["fold-2"]}
     assert "other version" not in said, "what is frozen computes with the store's number of threads"
     Path("study/fold-1").unlink()

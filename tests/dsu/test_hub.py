@@ -117,11 +117,11 @@ def test_that_the_hub_is_asked_is_said_before_it_answers(
 
 
 def test_what_is_not_there_is_named(hub: FakeHub) -> None:
-    assert "neither as a path here nor as a repository" in refusal("me/unknown")
-    assert "holds no head.safetensors" in refusal("me/other")
+    assert "neither as a local path nor as a repository" in refusal("me/unknown")
+    assert "has no head.safetensors" in refusal("me/other")
     assert "no revision 'v9'" in refusal("me/tiles", "v9")
     hub.gated.add("me/tiles")
-    assert "ask for access" in refusal("me/tiles", "v1")
+    assert "request access" in refusal("me/tiles", "v1")
 
 
 def test_a_file_that_is_no_head_is_refused(hub: FakeHub) -> None:

@@ -59,5 +59,5 @@ def test_a_cutouts_opacity_is_the_mask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("draw", [overlay, cutout])
 def test_a_mask_of_another_size_is_refused(draw: Any) -> None:
-    with pytest.raises(DsuError, match="40x30 pixels has no use for a mask of 20x10"):
+    with pytest.raises(DsuError, match="image has 40x30 pixels and the mask 20x10"):
         draw(grey_ground(), box(10, 20))

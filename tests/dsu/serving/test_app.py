@@ -174,7 +174,7 @@ BIG = png(Image.new("RGB", (1100, 1000)))
         ({"params": {"threshold": "1.5"}}, 422, "query.threshold must be at most 1"),
         ({"params": {"threshold": "nan"}}, 422, "query.threshold must be a finite number"),
         ({"params": {"head": "frist"}}, 422, "not 'frist'; did you mean 'first'?"),
-        ({"params": {"treshold": ".3"}}, 422, "query.treshold is no known field"),
+        ({"params": {"treshold": ".3"}}, 422, "query.treshold is not a known field"),
         ({"files": {"picture": ("a.png", b"x")}}, 400, "The form has 0 fields 'image': send one."),
         ({"files": [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]}, 400, "has 2 fields 'image'"),
         ({"files": None, "data": {"image": "x"}}, 415, "The request is no form: send multipart/form-data"),
