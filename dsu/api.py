@@ -65,7 +65,7 @@ def train(
         settings: fields of `dsu.settings.TrainingSettings` (docs/settings.md), such as `epochs=20`.
 
     Returns:
-        The trainer: `out` is the run's folder, `history` has a row an epoch, `best_epoch` the best validated one.
+        The trainer: `out` is the run's folder, `history` has one row per epoch, `best_epoch` the best validated one.
 
     Raises `DsuError` if something does not fit, and `UsageError` for an unknown setting.
     """

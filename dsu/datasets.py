@@ -180,7 +180,7 @@ class _Files:
 
 
 class PerProcess(Generic[T]):
-    """Something that every process makes for itself, since neither threads nor locks pass into another one.
+    """A value that every process creates for itself, since threads and locks can't move between processes.
 
     Args:
         make: makes it. Called at once, and in each other process that a copy of this gets into.

@@ -67,7 +67,7 @@ GRID_LABEL: Final = 0.15
 
 
 class Page:
-    """A page of `dpi` pixels an inch. Places and sizes are in inches from its top left; pictures fall on whole pixels.
+    """A page of `dpi` pixels per inch. Places and sizes are in inches from its top left; pictures fall on whole pixels.
 
     Attributes:
         width, height: in inches.
@@ -246,7 +246,7 @@ def draw_grid(
     marked: Sequence[NDArray[np.bool_]] | None = None,
     **style: Any,
 ) -> Figure:
-    """Draw a row an image and a column a kind on one page.
+    """Draw one row per image and one column per kind on one page.
 
     Args:
         rows: Pictures, taken one after another: a page may have any number of them.
@@ -254,7 +254,7 @@ def draw_grid(
         labels: What stands above each row; None for nothing.
         heights: Of each row's cells, in inches.
         cell: Width of a column, likewise.
-        dpi: Pixels an inch.
+        dpi: Pixels per inch.
         note: A line below the last row; empty for none.
         marked: Of each row the objects, (H, W), whose small ones are ringed on all its pictures; None for nothing.
         style: That of `Page.picture`.
@@ -300,7 +300,7 @@ def sheet(
         labels: What stands above each row, its image's name for instance.
         marked: See `draw_grid`.
         cell: The width of a column in pixels.
-        dpi: Pixels an inch; fixes how large the text is beside the pictures.
+        dpi: Pixels per inch; fixes how large the text is beside the pictures.
 
     Raises:
         UsageError: No rows, a row with more or fewer pictures than titles, a label too many or too few, or
@@ -312,7 +312,7 @@ def sheet(
         >>> sheet([[Path("a.jpg"), mask > 0.5]], ["image", "prediction"], Path("sheet.png"))
     """
     if not rows or {len(row) for row in rows} != {len(titles)}:
-        raise UsageError(f"a sheet of {len(titles)} titles wants {len(titles)} pictures in each of its rows.")
+        raise UsageError(f"a sheet with {len(titles)} titles needs {len(titles)} pictures in each row.")
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
     sizes = [as_rgb(row[0]).size for row in rows[:50]]
@@ -366,7 +366,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw a run's history as a PNG: losses, validation figures where there are any, learning rate.
 
     Args:
-        history: A row an epoch: epoch, lr, loss, loss_D1, loss_D2, loss_D3, and val_loss, val_S, val_MAE, val_IoU. A
+        history: One row per epoch: epoch, lr, loss, loss_D1, loss_D2, loss_D3, and val_loss, val_S, val_MAE, val_IoU. A
             column may be absent, and an entry empty, where nothing was measured.
         path: The file to write; its folder is made.
 

@@ -108,7 +108,7 @@ def check_equivalence(
 ) -> Report:
     """Train `steps` steps from the store and live, and compare them at each step of the computation.
 
-    Raises `DsuError` where there is no store to compare with, or its images are gone.
+    Raises `DsuError` if there is no store to compare with, or its images are gone.
     """
 
     def trainer(*, end_to_end: bool) -> Trainer:

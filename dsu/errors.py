@@ -21,7 +21,7 @@ class UsageError(DsuError):
 
 
 def check_installed(doing: str, *packages: str) -> None:
-    """Raise `UsageError` where packages are not installed that something optional wants, with the line that does it."""
+    """Raise `UsageError` if packages are not installed that something optional wants, with the line that does it."""
     missing = [name for name in packages if find_spec(name.replace("-", "_")) is None]
     if missing:
         raise UsageError(f"{doing} needs {', '.join(missing)}: `pip install {' '.join(missing)}`, and run again.")

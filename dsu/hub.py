@@ -35,7 +35,7 @@ def is_hub_name(given: str | Path) -> bool:
 def download(repository: str, filename: str, revision: str | None = None) -> Path:
     """A file of a repository, in the hub's cache; downloaded into it where it lacks.
 
-    That the hub is asked is logged beforehand, since the answer may take a while. Raises `OutOfReachError` where it
+    That the hub is asked is logged beforehand, since the answer may take a while. Raises `OutOfReachError` if it
     can't be asked and the cache has no such file; else as `huggingface_hub.hf_hub_download`.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache

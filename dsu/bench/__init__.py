@@ -1,6 +1,6 @@
-"""How fast `dsu` is on this machine, in one run and as ratios: what `dsu bench` measures.
+"""Measure the speed of `dsu` on this machine, in one run and as ratios: `dsu bench`.
 
-Machines are shared and noisy, so nothing is compared across runs. Cases take turns, round after round, and a speedup
+Machines are shared and noisy, so nothing is compared between runs. Cases take turns, round after round, and a speedup
 is the median over rounds of the ratio within a round.
 """
 

@@ -109,7 +109,7 @@ class GpuWork:
     Attributes:
         kernels: launched, or replayed by a graph.
         busy: seconds in which any of them ran.
-        eager: seconds of the same call kernel by kernel; None where it is not captured at all.
+        eager: seconds of the same call kernel by kernel; None if it is not captured at all.
     """
 
     kernels: int
@@ -182,8 +182,8 @@ class DrawnStore:
         store: of `pixels`, `mask`, `V`, S1..S4 and the tokens that the cases resume from.
         plain: a `.npy` file (samples, *item) by array; a sample's place in it is that of its name.
         names: of its samples.
-        written: bytes a second, as stage one writes.
-        disk: bytes a second of plain files of the same sizes: see `disk_rate`.
+        written: bytes per second, as stage one writes.
+        disk: bytes per second of plain files of the same sizes: see `disk_rate`.
     """
 
     store: FeatureStore
@@ -242,7 +242,7 @@ def _draw(rng: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[np.ge
 
 
 def disk_rate(sizes: Sequence[int], below: Path) -> float:
-    """Bytes a second of plain files, each written at once and flushed once, by as many threads as stage one has.
+    """Bytes per second of plain files, each written at once and flushed once, by as many threads as stage one has.
 
     The median of three rounds, in a folder below `below` that goes away again.
     """

@@ -44,8 +44,8 @@ class Report:
         matrix_rate: FLOP/s of large matrix products, the machine's ceiling at this precision.
         steps, reading, stages, evaluation, scale: see their modules.
         wide: steps at a larger batch size, on a GPU.
-        written: bytes a second that the store took, flushed.
-        disk: bytes a second that plain files of the same sizes took.
+        written: bytes per second that the store took, flushed.
+        disk: bytes per second that plain files of the same sizes took.
     """
 
     device: str
@@ -84,7 +84,7 @@ class Report:
             by_name = {row.name: row.timing for row in self.steps}
             yield (
                 f"The step with all blocks adapted takes {ratio(by_name[PUBLISHED], by_name[f'{STORE}all']):.2f} of "
-                f"the same step with padded windows and attention written out. DINOv2's part of an end-to-end step "
+                f"the same step with padded windows and explicit attention. DINOv2's part of an end-to-end step "
                 f"takes {ratio(by_name[BARE_DINO], by_name[DINO_PART]):.2f} of DINOv2 alone."
             )
         if self.wide:
@@ -104,15 +104,15 @@ class Report:
         if found := self.evaluation:
             same = "the same to every digit" if found.same else "NOT THE SAME FIGURES"
             yield (
-                f"`eval` judges {found.ours:.3g} images/s with {found.workers} processes, pysodmetrics in a loop "
+                f"`eval` evaluates {found.ours:.3g} images/s with {found.workers} processes, pysodmetrics in a loop "
                 f"{found.library:.3g}: {found.speedup:.2f}x, {same} ({found.images} images)."
             )
 
         if self.scale:
             yield _scale_table(self.scale)
             yield (
-                "Beginning stage one: from a finished scan of the files to the first image. Memory: above a process "
-                "that opens an empty store. In brackets: times as much as in the line above."
+                "Begin: start of stage one, from a finished file scan to the first image. Memory: in addition to a "
+                "process that opens an empty store. In brackets: ratio to the line above."
             )
 
     def _step_table(self, steps: Sequence[StepRow]) -> str:

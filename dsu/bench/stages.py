@@ -1,4 +1,4 @@
-"""Whole commands: stage one against a bare loop of the encoders, prediction against it, eval against its library."""
+"""Whole commands: stage one against a bare loop of the encoders, prediction, and eval against its library."""
 
 import os
 import shutil
@@ -47,10 +47,10 @@ class MixRow:
     Attributes:
         features: what is stored beside pixels and mask: V in every view, Hiera's features in one.
         views: of images that were encoded, in all: the unit of the rates.
-        bare: views a second of the encoders alone, on ready batches, in this very mix.
-        stage_one: views a second of `cache-features`: decoding, encoders, writing.
+        bare: views per second of the encoders alone, on ready batches, in this very mix.
+        stage_one: views per second of `cache-features`: decoding, encoders, writing.
         nbytes: what it wrote.
-        disk: bytes a second of plain files of the same sizes, by as many threads, each flushed once.
+        disk: bytes per second of plain files of the same sizes, by as many threads, each flushed once.
     """
 
     features: tuple[str, ...]
@@ -62,7 +62,7 @@ class MixRow:
 
     @property
     def written(self) -> float:
-        """Bytes a second of `cache-features`."""
+        """Bytes per second of `cache-features`."""
         return self.nbytes * self.stage_one / self.views
 
 
@@ -73,7 +73,7 @@ class StageRow:
     Attributes:
         images: how many, drawn, of the benchmarks' usual size.
         mixes: stage one as it is by default, V in four views, and with V alone (on a CPU in one view: it takes long).
-        prediction: images a second of `predict --end-to-end`: decoding, the whole network, writing.
+        prediction: images per second of `predict --end-to-end`: decoding, the whole network, writing.
     """
 
     images: int
@@ -87,7 +87,7 @@ class EvalRow:
 
     Attributes:
         images, workers: how many.
-        library, ours: images a second.
+        library, ours: images per second.
         speedup: the median of the rounds' ratios.
         same: whether every digit of every metric is.
     """

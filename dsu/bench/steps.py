@@ -1,4 +1,4 @@
-"""Training steps: end to end, from the store at several depths, with and without what makes them fast."""
+"""Training steps: end to end, from the store at several depths, with and without optimisations."""
 
 import ctypes
 import gc
@@ -47,7 +47,7 @@ class StepRow:
         flop: operations of one image, forward and backward.
         images: a second.
         peak: bytes: the case's network, its optimiser and what a step adds.
-        wait: share of the time that steps in a row waited for data; None where nothing is read.
+        wait: share of the time that steps in a row waited for data; None if nothing is read.
         item_bytes: of one sample, by array that it reads.
         gpu: what a step makes the GPU do; None without one.
     """

@@ -104,7 +104,7 @@ class Inspection:
         undecodable: Undecodable files, the reason, and the way out.
         size_mismatches: Samples whose mask has another size than the image.
         mask_format: How the masks of the split are read.
-        depth: What is black and white in its images of more than 8 bits; None where there are none.
+        depth: What is black and white in its images of more than 8 bits; None if there are none.
     """
 
     facts: dict[str, SampleMetadata]

@@ -1,7 +1,7 @@
-"""A check of a data set before any work: what it holds, and what needs mending.
+"""Check a data set before training: its content and its problems.
 
-Each image and mask is read once (`reading`), what is found is judged by rules (`rules` of a split, those of a whole set
-here), counted in a table (`summary`, `file_counts`) and shown on one sheet (`sheet`).
+Reads each image and mask once (`reading`), applies rules (`rules` for a split, those for a whole set here), counts in
+tables (`summary`, `file_counts`) and draws one sheet (`sheet`).
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What a data set holds and what of it needs mending.
+    """A data set's content and problems.
 
     Attributes:
         name: As it was asked for.
@@ -128,7 +128,7 @@ def file_counts(checks: Sequence[SplitCheck]) -> list[dict[str, Any]]:
 
 
 def summary(check: SplitCheck) -> dict[str, Any]:
-    """Plain JSON values of one split. Sizes are [width, height], shares 0 to 1; None where nothing was measured."""
+    """Plain JSON values of one split. Sizes are [width, height], shares 0 to 1; None if nothing was measured."""
     split = check.split
     sizes = sorted((sample.size for sample in check.samples), key=lambda size: size[0] * size[1])
     marked = [one.foreground for one in check.masked]
@@ -192,7 +192,7 @@ PICTURES: Final = OTHER_PHOTOGRAPHS | {
 def findings_of_set(
     checks: Sequence[SplitCheck], overlaps: tuple[Sequence[Overlap], Sequence[Overlap]], files: Counter[str]
 ) -> list[Finding]:
-    """What concerns no single split.
+    """Findings that concern no single split.
 
     Args:
         checks: Of its splits.
@@ -218,29 +218,29 @@ def _of_copies(checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Seq
         for pairs in (exact, near)
     )
     contradictions = (group for group in copied(*checks) if len({masks[key] for key in group if key in masks}) > 1)
-    flatter = "Figures on them flatter: take them out of one of the two."
+    flatter = "Scores on them are too good: remove them from one of the two."
     return if_any(
-        Finding("leaks", "will hurt", "test images whose every pixel is in training, too", flatter, leaks),
+        Finding("leaks", "will hurt", "test images identical to training images", flatter, leaks),
         Finding(
             "near-leaks",
             "will hurt",
-            "test images that are in training almost alike (saved anew, resized)",
+            "test images that are near-duplicates of training images (re-saved, resized)",
             flatter,
             near_leaks,
         ),
         Finding(
             "contradictions",
             "will hurt",
-            "images that are there with different masks",
-            "They teach contradictions: keep the right mask, or join the masks if each shows one object.",
+            "identical images with different masks",
+            "They contradict each other: keep the right mask, or merge the masks if each shows one object.",
             equations(contradictions),
         ),
         *(
             Finding(
                 "copies",
                 "good to know",
-                "images that are there more than once, pixel by pixel",
-                "They count so many times: remove all but one of each.",
+                "identical images",
+                "Each copy counts: remove all but one.",
                 equations(copied(check)),
                 check.name,
             )
@@ -250,7 +250,7 @@ def _of_copies(checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Seq
 
 
 def _of_looks(check: SplitCheck, progress: Progress) -> list[Finding]:
-    """Images that look as if they showed one thing, exact copies among them once."""
+    """Images that look like the same thing, counting exact copies once."""
     first = {sample.signature.sha256: sample for sample in reversed(check.samples)}
     looks = {content: sample.signature.look for content, sample in first.items()}
     groups, chains = (
@@ -261,8 +261,8 @@ def _of_looks(check: SplitCheck, progress: Progress) -> list[Finding]:
         Finding(
             "chains",
             "will hurt",
-            "chains of images that look alike, too long to stay on one side of a split",
-            "Only the closest of them will: if they show one thing, say what goes together (dsu train-head --group "
+            "chains of similar images, too long to stay in one split",
+            "Only the closest will: if they show the same thing, name the groups (dsu train-head --group "
             "REGEX|FILE.csv).",
             chains,
             check.name,
@@ -270,9 +270,8 @@ def _of_looks(check: SplitCheck, progress: Progress) -> list[Finding]:
         Finding(
             "groups",
             "good to know",
-            "things that are there more than once (photographed again, cropped, saved anew)",
-            "Training keeps the images of each on one side when it holds samples out; --group REGEX|FILE.csv says "
-            "otherwise.",
+            "things in several images (photographed again, cropped, re-saved)",
+            "Training keeps the images of each in one split; --group REGEX|FILE.csv overrides this.",
             groups,
             check.name,
         ),
@@ -290,11 +289,11 @@ def _equation(group: Sequence[Sample]) -> Case:
 def _no_training_split(checks: Sequence[SplitCheck]) -> list[Finding]:
     if any(check.trains for check in checks):
         return []
-    what = "There is no split to train on"
+    what = "There is no training split"
     if all(check.split.benchmark for check in checks):
-        remedy = "A set for judging alone: train on another one."
+        remedy = "It is only for testing: train on another one."
         return [Finding("no-training-split", "good to know", what, remedy)]
-    remedy = "Call the folder of what is to be learnt from train/, or give a folder without such parts."
+    remedy = "Name the folder of training images train/, or give a folder without such parts."
     return [Finding("no-training-split", "will stop", what, remedy)]
 
 
@@ -303,15 +302,15 @@ def _of_files(files: Counter[str]) -> list[Finding]:
         Finding(
             "other-pictures",
             "will hurt",
-            "kinds of files that are not read",
-            f"Save what should count as PNG, JPEG or TIFF ({', '.join(sorted(IMAGE_SUFFIXES))} are read).",
+            "file types that are not read",
+            f"Save needed images as PNG, JPEG or TIFF ({', '.join(sorted(IMAGE_SUFFIXES))} are read).",
             [Case(f"{count:,} {ending}") for ending, count in files.most_common() if ending in PICTURES],
         ),
         Finding(
             "other-files",
             "good to know",
-            "kinds of files that are passed over",
-            "Annotations as text (JSON, XML, TXT) are not read: masks are pictures.",
+            "file types that are ignored",
+            "Text annotations (JSON, XML, TXT) are not read: masks must be images.",
             [
                 Case(f"{count:,} {ending or 'without ending'}")
                 for ending, count in files.most_common()
@@ -328,11 +327,11 @@ def other_files(folder: Path) -> Counter[str]:
 
 
 def _of_formats(checks: Sequence[SplitCheck]) -> list[Finding]:
-    """Labels in one split and grey levels in another may be right, but are seldom meant."""
+    """Labels in one split and grey levels in another may be right, but are usually a mistake."""
     labels = {check.name: check.mask_format.labels for check in checks if check.mask_format}
     if len(set(labels.values())) < 2:
         return []
     ways = ", ".join(f"{name} {'labels' if is_labels else 'grey levels'}" for name, is_labels in labels.items())
     what = f"Masks are read in different ways ({ways})"
-    remedy = "If that is not so, name what is foreground with --foreground VALUE, once for each value."
+    remedy = "If that is wrong, give the foreground with --foreground VALUE, once for each value."
     return [Finding("readings-differ", "good to know", what, remedy)]

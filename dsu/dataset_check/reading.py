@@ -1,4 +1,4 @@
-"""All that a check reads of a split: every image and mask once, and each mask once more when its format is known."""
+"""Read a split for a check: every image and mask once, and each mask again when its format is known."""
 
 import hashlib
 import io
@@ -58,7 +58,7 @@ _READ_AS: Final = {
     "1": "black and white",
     "P": "the palette's colours",
     "PA": "the palette's colours",
-    "CMYK": "converted to RGB, its colour profile left aside",
+    "CMYK": "converted to RGB, without its colour profile",
     "F": "0 to 1 is black to white; larger values as 16 bits",
 }
 """What `dsu.data.images.read_image` makes of an image, by Pillow's mode."""
@@ -184,7 +184,7 @@ class SplitCheck:
         samples: Pairs of which both files can be read; images alone where it has no masks.
         unreadable: Files that cannot, and why.
         values: How many pixels of the masks have which raw value, masks of very many values (16-bit greys) left out.
-        mask_format: How the masks are read; None where there are none or none was found.
+        mask_format: How the masks are read; None if there are none or none was found.
         refusal: Why none was found.
         masked: The samples with what their masks mark, read so.
     """

@@ -1,6 +1,6 @@
-"""What a check finds: one line each, how bad it is, how many, which, and what to do about it; and the rules of a split.
+"""Findings of a check (severity, count, names, remedy), and the rules for a split.
 
-A rule is a `Finding` with all the cases that it concerns; those that concern none fall out.
+A rule gives a `Finding` with all its cases; findings without cases are dropped.
 """
 
 import os
@@ -27,10 +27,10 @@ __all__ = [
 
 Severity = Literal["will stop", "will hurt", "good to know"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("will stop", "will hurt", "good to know")
-"""From worst to mildest. `dsu` does not train on what will stop it, and trains on the rest, for better or worse."""
+"""From worst to mildest. `dsu` refuses to train on the first kind and trains on the others."""
 
 FEW: Final = 50
-"""Training pairs below which a head learns them by heart."""
+"""Below this many training pairs, a head overfits."""
 
 FLAT: Final = 3.0
 """Standard deviation, in grey levels, below which an image shows nothing: the dullest of 1,900 images of DUTS, CAMO
@@ -149,21 +149,21 @@ def _of_pairing(check: SplitCheck) -> list[Finding]:
             "images-without-mask",
             "will hurt",
             "images without a mask",
-            "They are passed over: name a mask like each image, or give those without an object an all black one.",
+            "They are skipped: name a mask like each image, or add an all-black mask for images without an object.",
             [_file_case(path, split.images) for path in split.images_without_mask],
         ),
         Finding(
             "masks-without-image",
             "will hurt" if split.images_without_mask else "good to know",
             "masks without an image",
-            "They are passed over: name each like its image, or remove it.",
+            "They are skipped: name each like its image, or remove it.",
             [_file_case(path, split.masks or split.images) for path in split.masks_without_image],
         ),
         Finding(
             "unreadable",
             "will hurt",
             "files that cannot be read",
-            "Their pairs are left out, and dsu cache-features ends with status 1: save them anew as PNG or JPEG, or "
+            "Their pairs are skipped, and dsu cache-features ends with status 1: save them again as PNG or JPEG, or "
             "remove them.",
             [_file_case(path, split.images, reason) for path, reason in check.unreadable],
         ),
@@ -174,20 +174,21 @@ def _too_few(check: SplitCheck) -> list[Finding]:
     pairs = len(check.masks)
     if check.split.masks is None and check.trains:
         remedy = (
-            "Training wants pairs: put masks, named like the images, into masks/ beside images/, or name the "
-            "subfolders with --images and --masks. Without masks there is only predicting."
+            "Training needs pairs: put masks, named like the images, into masks/ next to images/, or name the "
+            "subfolders "
+            "with --images and --masks. Without masks you can only predict."
         )
         return [Finding("no-masks", "will stop", "No image has a mask", remedy)]
     if check.split.masks is None:
-        remedy = "There is predicting, but no judging."
+        remedy = "You can predict, but not evaluate."
         return [Finding("no-masks", "good to know", "No image has a mask", remedy)]
     if pairs >= FEW or not check.trains:
         return []
     if not pairs:
-        return [Finding("no-pairs", "will stop", "No pair can be read", "Mend the files, or give another folder.")]
+        return [Finding("no-pairs", "will stop", "No pair can be read", "Repair the files, or give another folder.")]
     remedy = (
-        "A head learns so few by heart: store extra augmented views (dsu cache-features --views flips+8), "
-        "adapt fewer blocks (--adapt-last), and trust no figure of a few held-out images."
+        "A head overfits so few: store cached augmentations (dsu cache-features --views flips+8), adapt fewer blocks "
+        "(--adapt-last), and don't trust scores on a few held-out images."
     )
     return [Finding("few", "will hurt", f"Only {pairs} pairs to train on", remedy)]
 
@@ -199,7 +200,7 @@ def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
             "large",
             "good to know",
             f"images of {LARGE:,} pixels and more on a side",
-            f"The network sees each at {side}x{side}: where detail matters, cut tiles (dsu cache-features --tile SIZE "
+            f"The network sees each at {side}x{side}: if details matter, cut tiles (dsu cache-features --tile SIZE "
             "--overlap PIXELS).",
             [case_of(sample, _times(sample.size)) for sample in large],
         ),
@@ -207,21 +208,21 @@ def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
             "small",
             "good to know",
             f"images of less than {SMALL} pixels on a side",
-            f"They are blown up to {side}x{side}: see that they are no thumbnails.",
+            f"They are enlarged to {side}x{side}: check that they are not thumbnails.",
             [case_of(sample, _times(sample.size)) for sample in samples if min(sample.size) < SMALL],
         ),
         Finding(
             "long",
             "good to know",
-            f"images more than {LONG:g} times as long as wide",
+            f"images with an aspect ratio above {LONG:g}",
             f"They are squeezed to {side}x{side}: crop them, or cut tiles (dsu cache-features --tile SIZE).",
             [case_of(sample, _times(sample.size)) for sample in samples if max(sample.size) > LONG * min(sample.size)],
         ),
         Finding(
             "flat",
             "will hurt",
-            f"images of hardly any contrast (standard deviation below {FLAT:g} of 255 grey levels)",
-            "Nothing can be seen in them: check how they were exported, or remove them.",
+            f"images with hardly any contrast (standard deviation below {FLAT:g} of 255 grey levels)",
+            "They show nothing: check how they were exported, or remove them.",
             [
                 case_of(sample, f"{sample.contrast:.1f}")
                 for sample in samples
@@ -231,30 +232,30 @@ def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
         Finding(
             "dim",
             "will hurt",
-            "images of 16 bits that use only the lowest eighth of them",
-            "White is the end of the bits (8, 10, 12, ...) in which the whole set lies, or as --range says: check it.",
+            "16-bit images that use only the lowest eighth of the range",
+            "White is the maximum of the bit depth (8, 10, 12, ...) that the whole set uses, or the value of "
+            "--range: check it.",
             [case_of(sample, f"brightest {sample.brightest} of 255") for sample in samples if _is_dim(sample)],
         ),
         Finding(
             "alpha",
             "good to know",
             "images with transparency",
-            "It is dropped, and the colours beneath show: lay them over a ground of your choice if those are "
-            "arbitrary.",
+            "It is dropped, and the colours beneath show: flatten the images yourself if those colours are arbitrary.",
             [case_of(sample) for sample in samples if sample.storage.alpha],
         ),
         Finding(
             "turned",
             "good to know",
-            "images that EXIF turns",
-            "They are turned upright before anything else: see (--sheet) that their masks were drawn on upright ones.",
+            "images that EXIF rotates",
+            "They are turned upright first: check (--sheet) that their masks were drawn on the upright images.",
             [case_of(sample) for sample in samples if sample.storage.turned],
         ),
         Finding(
             "frames",
             "good to know",
-            "files of several pictures",
-            "Only the first is read: save the others as files of their own.",
+            "files with several images",
+            "Only the first is read: save the others as separate files.",
             [case_of(sample) for sample in samples if sample.storage.frames],
         ),
     )
@@ -281,22 +282,22 @@ def _of_mask_files(check: SplitCheck) -> list[Finding]:
         Finding(
             "mask-turned",
             "will hurt",
-            "masks that lie across their images",
-            "Image or mask was turned by 90 degrees, often by EXIF: turn one of them.",
+            "masks rotated against their images",
+            "Image or mask was rotated by 90 degrees, often by EXIF: rotate one of them.",
             cases["turned"],
         ),
         Finding(
             "mask-shape",
             "will hurt",
-            "masks of other proportions than their images",
-            "Image and mask are squeezed into the same square, so they do not lie on each other: export them alike.",
+            "masks with another aspect ratio than their images",
+            "Image and mask are squeezed into the same square, so they do not match: export them alike.",
             cases["shape"],
         ),
         Finding(
             "mask-scaled",
             "good to know",
             "masks of another size than their images",
-            "Both are brought to the network's size, and dsu eval brings maps to their mask's: nothing to do.",
+            "Both are resized for the network, and dsu eval resizes maps to their masks: nothing to do.",
             cases["scaled"],
         ),
     )
@@ -331,25 +332,25 @@ def _of_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
             "faint-masks",
             "will hurt",
             "masks that are not black but never reach half of white",
-            f"They are read as almost black: if they are labels, give those of the object, out of "
-            f"{typed_foreground(check.masks)}, else brighten them.",
+            f"They are read as almost black: if they are labels, give the object's with "
+            f"{typed_foreground(check.masks)}; otherwise brighten them.",
             faint,
         )
     )
     if not mask_format.labels and sum(facts.dark for facts in greys) > sum(facts.bright for facts in greys):
-        what = "Most of what is not black in the masks is darker than half"
-        remedy = "It is read as uncertain: if they are labels, give those of the object, out of"
+        what = "Most nonblack pixels in the masks are darker than half"
+        remedy = "They are read as soft edges: if they are labels, give the object's with"
         found.append(Finding("dark-masks", "will hurt", what, f"{remedy} {typed_foreground(greys)}."))
     values = sorted({value for facts in labels for value in facts.values or ()} - {0})
     coloured = any(facts.kind == "colours" for facts in labels)
     if IGNORED in values and len(values) > 1 and not coloured:
-        what = f"Label {IGNORED}, which usually marks pixels to be ignored, is read as foreground"
+        what = f"Label {IGNORED}, which usually marks pixels to ignore, is read as foreground"
         others = " ".join(f"--foreground {value}" for value in values if value != IGNORED)
         found.append(Finding("ignored-label", "will hurt", what, f"Name the others: {others}."))
     elif len(values) > 1:
         shown = ", ".join(f"{value} (#{value:06X})" if coloured else str(value) for value in values[:10])
-        what = f"Label maps of several values ({shown}{', ...' if len(values) > 10 else ''})"
-        remedy = f"Every value but 0 is foreground: to choose, give some of {typed_foreground(labels)}."
+        what = f"Label maps with several values ({shown}{', ...' if len(values) > 10 else ''})"
+        remedy = f"Every value but 0 is foreground: to choose, give any of {typed_foreground(labels)}."
         found.append(Finding("several-labels", "good to know", what, remedy))
     return found
 
@@ -362,8 +363,7 @@ def _of_foreground(masked: Sequence[Masked]) -> list[Finding]:
             "empty-masks",
             "will hurt" if most else "good to know",
             "masks without foreground",
-            "Most images have nothing to find: see that the right values are foreground (--foreground), or leave some "
-            "out."
+            "Most images have no object: check that the right values are foreground (--foreground), or remove some."
             if most
             else "They are kept, as images without an object.",
             empty,
@@ -371,15 +371,15 @@ def _of_foreground(masked: Sequence[Masked]) -> list[Finding]:
         Finding(
             "full-masks",
             "will hurt",
-            "masks that are foreground all over",
-            "Nothing is told apart in them: see how they were exported, or remove them.",
+            "masks that are entirely foreground",
+            "They separate nothing: check how they were exported, or remove them.",
             [case_of(one.sample) for one in masked if one.foreground.share >= FULL],
         ),
     )
     marked = [one.foreground for one in masked if 0 < one.foreground.share < FULL]
     if marked and median(one.border for one in marked) > 0.9 and median(one.share for one in marked) > 0.5:
-        what = "Most masks are white along their border, as if black and white were exchanged"
-        remedy = "White is what is looked for: invert the masks if it is the background."
+        what = "Most masks are white along their border, as if black and white were swapped"
+        remedy = "White is the object: invert the masks if it is the background."
         found.append(Finding("inverted-masks", "will hurt", what, remedy))
     return found
 
@@ -397,7 +397,7 @@ def _of_size(masked: Sequence[Masked], side: int) -> list[Finding]:
             "vanishing",
             "will hurt" if many else "good to know",
             f"{lost:,} of {objects:,} objects leave no pixel at {side}x{side}; masks with such objects",
-            f"Masks that become empty so: {emptied:,}; they teach that nothing is there: {tiles}."
+            f"Masks that become empty: {emptied:,}; training then treats their images as empty: {tiles}."
             if many
             else f"If they are more than specks, {tiles}.",
             [case_of(one.sample) for one in emptied_first if one.foreground.vanished],

@@ -185,7 +185,7 @@ class Evaluation:
     Attributes:
         metrics: Each of `METRICS`, in that order, with the set's figure.
         images: How many were judged.
-        per_image: A row an image, in the order given: its "name", what of the metrics exists for a single image,
+        per_image: One row per image, in the order given: its "name", what of the metrics exists for a single image,
             its "response" in [0, 1] and whether its ground truth is "empty".
         curves: Precision, recall, F and E, each (256,), averaged over images; entry k is for the pixels of at
             least 255 - k.
@@ -216,7 +216,7 @@ class Evaluation:
 
     @property
     def faint(self) -> str:
-        """Why IoU and Dice are next to nothing though the maps need not be bad, in words; empty where it is not so."""
+        """Why IoU and Dice are next to nothing though the maps need not be bad, in words; empty if it is not so."""
         objects = int(self.levels[1].sum())
         above = int(self.levels[1, level_of(DEFAULT_THRESHOLD) :].sum())
         if self.normalize or not objects or above > 0.05 * objects:

@@ -30,7 +30,7 @@ from dsu.progress import SILENT, Progress, counted, few
 from dsu_cache import holder
 
 _ALMOST_BLACK: Final = 1 / 255
-"""What maps of 0 and 1 respond at most, read as 8-bit grey or as 16 bits of which only 8 are used."""
+"""The largest response of 0/1 maps, read as 8-bit grey or as 16 bits with only 8 in use."""
 
 __all__ = [
     "JudgedSet",
@@ -85,7 +85,7 @@ class JudgedSet:
 
     @property
     def is_validation(self) -> bool:
-        """Whether training validated on it: thresholds are chosen by it."""
+        """Whether it is the validation split, which thresholds are chosen on."""
         return is_validation({"share": self.share})
 
     def evaluate(
@@ -180,7 +180,7 @@ def _run_name(predictions: Path) -> str:
 def _newest_predictions(runs: Path, judged: bool) -> Path:
     """The folder that was predicted into last.
 
-    Raises `UsageError` where there is none, where another run was trained since, or where only older ones hold a set
+    Raises `UsageError` if there is none, where another run was trained since, or where only older ones hold a set
     with known ground truth: what an older run scores must not be taken for what the newest does.
     """
     found = _newest_first(runs.glob(f"*/predictions/{RECORD_FILE}"))
@@ -230,7 +230,7 @@ def not_recorded(predictions: Path) -> list[str]:
 
 
 def kept_figures(predictions: Path) -> dict[str, Any]:
-    """What was written before beside predictions, of the sets that their record still has."""
+    """Scores written earlier next to predictions, for sets still in their record."""
     try:
         found = dict(json.loads((predictions / FIGURE_FILES[0]).read_text()))
     except (OSError, ValueError, TypeError):  # not there, or not as it was written
@@ -306,7 +306,7 @@ def _against(
     if len(names) > 1:
         raise UsageError("--truth evaluates one set: give at most one name.")
     folders = [name for name in record if (predictions / name).is_dir()]
-    # A validation share is there for thresholds: beside another set it is never what is meant.
+    # Validation images are for thresholds: next to another set they are never meant.
     sets = [name for name in folders if names or not is_validation(record[name])] or folders
     if sets and (len(sets) > 1 if not names else names[0] not in sets):
         raise UsageError(
@@ -370,7 +370,7 @@ def _folder_of(name: str, predictions: Path) -> Path:
 
 
 def _check_head(predictions: Path) -> None:
-    """Raise `UsageError` where a run's predictions are not those of the head that it has now."""
+    """Raise `UsageError` if a run's predictions are not those of the head that it has now."""
     head = predictions.parent / HEAD_FILE
     try:
         made_by = json.loads((predictions / RECORD_FILE).read_text())["head_sha256"]

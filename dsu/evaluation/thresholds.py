@@ -21,7 +21,7 @@ class Thresholds:
     """Proposed thresholds and their effect.
 
     Attributes:
-        validation: the set that thresholds were chosen by.
+        validation: the set that thresholds were chosen on.
         sets: the validation set and those that they were judged on, by name.
         proposals: each rule's name, its threshold, and what that does to each set.
         calibration: of the validation set, see `dsu.metrics.thresholds.calibration`.
@@ -36,14 +36,14 @@ class Thresholds:
 
     @property
     def heading(self) -> str:
-        """Where thresholds come from, and whether anything else judges them."""
+        """Where thresholds come from, and whether other images test them."""
         alone = f"proposed from {self.validation} only"
         lacking = "; no other images test them: --test-fraction in training sets some apart"
         return alone if len(self.sets) > 1 else alone + lacking
 
     @property
     def table(self) -> list[list[str]]:
-        """For people: headings, and a row a threshold that says what it does to each set."""
+        """For people: headings, and one row per threshold that says what it does to each set."""
         rows = [["threshold", "", *(f"{name}\nfound, false, Dice" for name in self.sets)]]
         for rule, threshold, found in self.proposals:
             rows.append([f"{threshold:g}", rule])
@@ -55,7 +55,7 @@ class Thresholds:
 
     @property
     def remark(self) -> str:
-        """Which sets no threshold is judged on, and the way out; empty where all are judged."""
+        """Which sets no threshold is judged on, and the way out; empty if all are judged."""
         left_out = ", ".join(self.not_judged)
         return (
             f"Not evaluated on {left_out}, which are stretched or binarised: predict with --normalize none."
@@ -90,7 +90,7 @@ class Thresholds:
 def find_thresholds(
     judged: Mapping[str, tuple[JudgedSet, Evaluation]], predictions: Path, false_alarms: float
 ) -> Thresholds | None:
-    """Propose thresholds from the validation share among sets of one run; None where there is none, or not as it was.
+    """Propose thresholds from the validation share among sets of one run; None if there is none, or not as it was.
 
     Args:
         judged: all sets of the run, and what they scored.

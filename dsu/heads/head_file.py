@@ -248,7 +248,7 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
         runs: folder of run folders.
         revision: branch, tag or commit of a repository on the hub.
 
-    Raises `UsageError` where there is none, and as `dsu.hub.fetch`.
+    Raises `UsageError` if there is none, and as `dsu.hub.fetch`.
     """
     if revision is not None and (given is None or not is_hub_name(given)):
         raise UsageError(

@@ -1,1 +1,1 @@
-"""Metrics of the literature: their definitions, names and directions, and the paper's own figures."""
+"""Metrics: definitions, names and directions, and the paper's scores."""

@@ -1,4 +1,4 @@
-"""The names of the figures that an evaluation gives, in the order in which they are told."""
+"""Names of an evaluation's scores, in output order."""
 
 from typing import Final
 

@@ -70,7 +70,7 @@ class ImageLevel:
 
     @property
     def lacking(self) -> str:
-        """Why some of the figures are not defined, in a few words; empty where all are."""
+        """Why some of the figures are not defined, in a few words; empty if all are."""
         if not self.with_object:
             return "no image has an object"
         return "" if self.without_object else "every image has an object"

@@ -139,7 +139,7 @@ class Totals:
         return ImageLevel(tuple(self._responses), tuple(self._empty))
 
     def per_image(self, names: Sequence[str]) -> list[dict[str, str | float]]:
-        """A row an image: its name, `PER_IMAGE`, its response and whether its ground truth is empty."""
+        """One row per image: its name, `PER_IMAGE`, its response and whether its ground truth is empty."""
         return [
             {
                 "name": name,

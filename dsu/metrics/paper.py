@@ -149,7 +149,7 @@ def ablations(set_name: str) -> tuple[PublishedRow, ...]:
 
 
 def incomparable(set_name: str, images: int, *, minmax: bool) -> str:
-    """Why figures of a set are not to be held against published ones, in a few words; nothing where they may be.
+    """Why a set's scores are not comparable with published ones, in a few words; empty if they are.
 
     Args:
         set_name: As for `published`; of one's own data nothing is published, and there is nothing to say.
@@ -166,7 +166,7 @@ def incomparable(set_name: str, images: int, *, minmax: bool) -> str:
 
 def judged_in_part(images: int, whole: int) -> str:
     """Of how many images of a set the figures are, in a few words."""
-    return f"judged on {images:,} of the set's {counted(whole, 'images')}"
+    return f"evaluated on {images:,} of the set's {counted(whole, 'images')}"
 
 
 def _rows(set_name: str, *, ablation: bool) -> tuple[PublishedRow, ...]:

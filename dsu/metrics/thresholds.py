@@ -1,4 +1,4 @@
-"""Thresholds proposed from a validation share, and what they do to images that had no part in choosing them.
+"""Propose thresholds from validation images, and measure their effect on other images.
 
 Conventions. An image is found, or raises a false alarm, where its response (see `dsu.metrics.image_level`) reaches the
 threshold. Dice is that of all pixels together (F with beta 1), at each of the 8-bit values 1 to 255; maps are taken as

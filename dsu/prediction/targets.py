@@ -136,7 +136,7 @@ def prepare_jobs(
     folder lie in `out` as its images do in the folder, instead of in a folder of its name. What gives a
     `runtime` is called for stores alone: their features must have been made as it would make them.
 
-    Raises `UsageError` where a source is unknown or an output would fall on an input.
+    Raises `UsageError` if a source is unknown or an output would fall on an input.
     """
     if not sources and "reference" not in info.dataset:
         raise UsageError(f"{head} does not record its training data: give a benchmark, a folder or image files.")
@@ -373,7 +373,7 @@ def _images_of(split: Split) -> list[tuple[str, Path]]:
 
 
 def _unread(folder: Path, images: Sequence[Path]) -> list[str]:
-    """Say which photographs below a folder are of kinds that are not read, but for those that an image stands for."""
+    """List photographs below a folder in unsupported formats, except those that also exist as an image."""
     stems = {image.with_suffix("") for image in images}
     others = (file for file in sorted(list_files(folder)) if file.suffix.lower() in OTHER_PHOTOGRAPHS)
     return [

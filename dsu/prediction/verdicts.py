@@ -36,7 +36,7 @@ class VerdictRow:
         verdict: an alarm where the response reaches the threshold; "no mask" where there is none, see `problem`.
         response: the map's largest value, in [0, 1], never stretched.
         threshold: applied threshold, in [0, 1].
-        area: pixels at or above the threshold; None where it was chosen later and the map is stretched.
+        area: pixels at or above the threshold; None if it was chosen later and the map is stretched.
         share: of the image's pixels, in [0, 1].
         components: how many separate regions these are; pixels that touch at a corner are one region.
         boxes: of the largest 50 of them, the largest first: left, top, right, bottom in pixels of the image.

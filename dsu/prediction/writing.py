@@ -80,7 +80,7 @@ def write_jobs(
     """Let `run` predict the missing targets of all jobs; keep the record and the table of verdicts.
 
     Files appear whole or not at all. The folder is held meanwhile: two commands at once would write over each other's
-    record. Raises `DsuError` where `out` holds predictions made otherwise, and `BusyError` where another command
+    record. Raises `DsuError` if `out` holds predictions made otherwise, and `BusyError` if another command
     predicts into it.
 
     Args:
@@ -161,7 +161,7 @@ class Look:
     def png(self, image: Path, mask: NDArray[np.float32], data: bytes | None = None) -> bytes:
         """The picture of an image (its file, or the file's bytes) and its mask (H, W), which is written over.
 
-        Raises `UnreadableImage` where the image is wanted and can't be read.
+        Raises `UnreadableImage` if the image is wanted and can't be read.
         """
         grey = _grey(stretch(mask) if self.normalization == "minmax" else mask)
         if self.cut is not None:

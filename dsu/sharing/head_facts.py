@@ -62,7 +62,7 @@ class EncoderFacts:
     Attributes:
         name: such as "Hiera large".
         size: of its input, in pixels.
-        sha256: digest of the weights that the head was trained on; None where it was not noted.
+        sha256: digest of the weights that the head was trained on; None if it was not noted.
         random: whether these weights are random ones, which every dsu draws alike.
         source: where its weights are published; None for random ones, sizes that nobody published, and weights out of
             a file that are not known to be the published ones.
@@ -266,7 +266,7 @@ def head_facts(path: Path) -> HeadFacts:
 def find_heads(folder: Path) -> list[ListedHead]:
     """All heads below a folder, the newest first; damaged ones are among them.
 
-    Raises `UsageError` where there is no such folder; a `runs` that no run has made yet is merely empty.
+    Raises `UsageError` if there is no such folder; a `runs` that no run has made yet is merely empty.
     """
     if not folder.is_dir() and folder != Path("runs"):
         raise UsageError(f"There is no folder {folder}: give one that contains run folders.")

@@ -1,6 +1,6 @@
 """A head as a folder that the Hugging Face hub takes: the head, its settings as JSON, and a model card.
 
-What the card says is the template `card.md.jinja`, beside this module.
+The card's text is the template `card.md.jinja`, next to this module.
 """
 
 import json
@@ -54,7 +54,7 @@ def export_folder(
         licence: of the head, by its identifier on the hub.
         overwrite: write over files of an earlier export; others in the folder are left alone.
 
-    Returns the files. Raises `UsageError` where something stands in the way, and `DsuError` as `load_head` and
+    Returns the files. Raises `UsageError` if something stands in the way, and `DsuError` as `load_head` and
     `atomic_write`.
     """
     if name is not None and not is_repository(name):
@@ -116,7 +116,7 @@ def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:
 
 
 def _figures(facts: HeadFacts) -> list[tuple[str, list[str]]]:
-    """A row a figure that any set has: its name and every set's value; then how many images they are of."""
+    """One row per figure that any set has: its name and every set's value; then how many images they are of."""
     sets = facts.evaluated.values()
     rows = []
     for figure in FIGURES:

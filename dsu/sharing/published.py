@@ -1,6 +1,6 @@
 """The authors' published checkpoints: their key names, read and written.
 
-A published file holds the whole network, frozen encoders included, under the names of the authors' program.
+A published file contains the whole network, including frozen encoders, with the authors' key names.
 """
 
 import os

@@ -245,7 +245,7 @@ def _depths(asked: Sequence[str], config: DSUNetConfig) -> list[int]:
 def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeights, cache_root: Path) -> Cost | str:
     """What a run reads of the store; or why it can't, a clause that ends with the command that stores what it lacks.
 
-    Raises `UsageError` where it can't resume as asked.
+    Raises `UsageError` if it can't resume as asked.
     """
     config = config_asked(settings, store)
     available = store.available(settings.views)
@@ -312,7 +312,7 @@ def _given(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _check_parts(store: FeatureStore, settings: TrainingSettings, parts: int) -> None:
-    """Raise `UsageError` where a part would be empty: before the others are trained."""
+    """Raise `UsageError` if a part would be empty: before the others are trained."""
     data = TrainingData(store.source, store.metadata, store.config, store, None, store.mask_format)
     weights = fold_weights(parts)
     if str(parts) not in deal(data.strata, weights, groups=data.groups(settings, weights, SILENT)).values():
@@ -335,7 +335,7 @@ def _content(store: FeatureStore, tests: Sequence[Split]) -> str:
 
 
 def _check_folder(study: Study) -> None:
-    """Raise `UsageError` where the folder, or a member's, holds what is not of this study."""
+    """Raise `UsageError` if the folder, or a member's, holds what is not of this study."""
     if not study.folder.exists():
         return
     strangers = [

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 RESULT_FILE: Final = "judged.json"
-"""In a member's folder, written last: where it stands and is of this head, the member is done."""
+"""In a member's folder, written last: if it exists for this head, the member is done."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SetResult:
         figures: by a name of `dsu.metrics.figures.FIGURES`; what is not defined is left out.
         images, without_object: how many were judged, and how many of them have no object.
         conventions: what the figures rest on, in words.
-        per_image: a row an image, as `dsu.evaluation.evaluate.Evaluation.per_image`.
+        per_image: one row per image, as `dsu.evaluation.evaluate.Evaluation.per_image`.
     """
 
     figures: Mapping[str, float]
@@ -106,7 +106,7 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def read_result(folder: Path) -> Result | None:
-    """The result of the head that is in a run's folder; None where that is not judged yet."""
+    """The result of the head that is in a run's folder; None if that is not judged yet."""
     head = folder / HEAD_FILE
     try:
         content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def read_result(folder: Path) -> Result | None:
 def epochs_of(folder: Path) -> list[float]:
     """The seconds that each epoch of a run has trained for, as far as it has come.
 
-    Raises `DsuError` where the table of epochs is gone or was damaged, as by a spreadsheet.
+    Raises `DsuError` if the table of epochs is gone or was damaged, as by a spreadsheet.
     """
     path = folder / METRICS_FILE
     if not has_state(folder):

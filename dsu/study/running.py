@@ -52,7 +52,7 @@ def run_study(
         parallel: how many members run at once, each on a GPU or with its part of the processor's threads.
 
     Raises `DsuError` as training, prediction and evaluation do; of several at once when the others are done, naming
-    those that failed. Raises `UsageError` where there are fewer GPUs.
+    those that failed. Raises `UsageError` if there are fewer GPUs.
     """
     results = {member.name: read_result(member.folder) for member in study.members}
     to_do = {member.name: _epochs_left(member) for member in study.members if results[member.name] is None}
@@ -185,7 +185,7 @@ def _judge(study: Study, member: Member, progress: Progress, threads: int | None
 
 @dataclass(frozen=True)
 class _Named:
-    """Progress of one member: its name stands before everything."""
+    """Progress of one member, prefixed with its name."""
 
     progress: Progress
     name: str

@@ -29,7 +29,7 @@ _PATIENCE: Final = 10.0
 def places_for(count: int, device: str) -> list[dict[str, str]]:
     """The environment of each of `count` processes: which GPU it sees, and with how many threads it computes.
 
-    Raises `UsageError` where there are fewer GPUs, or `device` names one of them.
+    Raises `UsageError` if there are fewer GPUs, or `device` names one of them.
     """
     import torch
 

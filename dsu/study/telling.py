@@ -39,7 +39,7 @@ Cells = tuple[str, ...]
 
 @dataclass(frozen=True)
 class StudyTable:
-    """What a study found on one set, as cells: headings, a row a member, rows that sum them up."""
+    """What a study found on one set, as cells: headings, one row per member, rows that sum them up."""
 
     headings: Cells
     members: list[Cells]
@@ -154,7 +154,7 @@ def write_record(study: Study, finished: Sequence[Finished]) -> None:
 
 
 def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[str]) -> list[str]:
-    """Write what is read by people and spreadsheets, beside `study.json`; the files' names.
+    """Write the files for people and spreadsheets, next to `study.json`; returns their names.
 
     Args:
         study: whose folder is written to.
@@ -324,7 +324,7 @@ def _words(study: Study, finished: Sequence[Finished]) -> str:
 
 
 def _single_seeds(study: Study, finished: Sequence[Finished]) -> bool:
-    """Whether cases are compared of which each was trained once."""
+    """Whether cases are compared that were trained only once each."""
     return study.kind in ("depth", "ablations") and all(len(members) == 1 for members in groups(finished).values())
 
 

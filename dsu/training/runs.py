@@ -90,11 +90,11 @@ def open_run(
         out: the run's folder; None makes one below `runs/`.
         resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that was stopped), with the run's
             own settings where none are given.
-        part: whether this process computes with a part of the processor's threads, since others run beside it.
-        overwrite: start anew in an `out` that holds a run, which is set aside until the new one has finished.
+        part: whether this process uses only part of the processor's threads, since others run in parallel.
+        overwrite: replace a run in `out`, which is set aside until the new one has finished.
         progress: who is told.
 
-    Raises `DsuError` naming what does not fit, before any work is done, and `BusyError` where the run is being trained.
+    Raises `DsuError` naming what does not fit, before any work is done, and `BusyError` if the run is being trained.
     """
     before: RunRecord | None = None
     with ExitStack() as held:
@@ -247,8 +247,8 @@ def _deal(
     world: World,
     progress: Progress,
 ) -> _Dealt:
-    """Deal samples to shares as the run before did, or anew. Raises `UsageError` where nothing can be balanced."""
-    if before is None:  # noted beside the store, by one process
+    """Split samples as the resumed run did, or newly. Raises `UsageError` if nothing can be balanced."""
+    if before is None:  # recorded next to the store, by one process
         dealt = _Dealt(*world.told(lambda: data.shares(settings, paths.cache_root, progress, asked)))
     else:  # what is new is refused by `check_same_run`
         shares = {name: before.samples.get(name, ("train",))[0] for name in sorted(data.facts)}

@@ -59,7 +59,7 @@ def test_benchmarks_are_checked_by_name(dsu: Dsu, drawn: Path, tmp_path: Path) -
     )
     said = dsu("datasets", "check", "DUTS").output
     assert "12 of 10,553" in said and "5 of 5,019" in said
-    assert "every pixel is in training, too: 1 (DUTS-TE " in said
+    assert "test images identical to training images: 1 (DUTS-TE " in said
 
 
 def test_status_1_only_where_training_stops(dsu: Dsu, folder: Path) -> None:

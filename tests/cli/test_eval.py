@@ -98,9 +98,9 @@ def test_runs_are_called_by_what_tells_them_apart(dsu: Dsu, runs: Path) -> None:
 
 def test_a_part_of_a_benchmark_is_said_not_to_compare_with_the_paper(dsu: Dsu, runs: Path) -> None:
     said = dsu("eval", "CAMO", "--predictions", runs / "a/predictions", "--truth", runs / "drawn").output
-    assert "not comparable with the paper, judged on 4 of the set's 250 images" in said, said
+    assert "not comparable with the paper, evaluated on 4 of the set's 250 images" in said, said
     markdown = dsu("eval", "CAMO", "--predictions", "a", "--truth", "drawn", "--format", "markdown").stdout
-    assert "judged on 4 of the set's 250 images" in markdown and "paper)" not in markdown
+    assert "evaluated on 4 of the set's 250 images" in markdown and "paper)" not in markdown
 
 
 def test_figures_are_chosen_by_name(dsu: Dsu, refused: Refused, runs: Path) -> None:

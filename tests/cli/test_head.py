@@ -56,15 +56,15 @@ def test_a_part_of_a_benchmark_is_said_to_be_one(dsu: Dsu, house: House, tmp_pat
     dsu("predict", "ECSSD", "--head", mine.run, "--data-root", "data")
     dsu("eval", "ECSSD", "--predictions", mine.run, "--data-root", "data")
     said = " ".join(dsu("head", "info", mine.run).output.split())
-    assert "2 images; not comparable with the paper, judged on 2 of the set's 1,000 images" in said
+    assert "2 images; not comparable with the paper, evaluated on 2 of the set's 1,000 images" in said
     dsu("head", "export", mine.run, "-o", "given")
-    assert "judged on 2 of the set's 1,000 images" in (tmp_path / "given" / "README.md").read_text()
+    assert "evaluated on 2 of the set's 1,000 images" in (tmp_path / "given" / "README.md").read_text()
 
 
 def test_predictions_that_are_missing_are_said_to_be(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     sorted((mine.predictions / "shapes-TE").iterdir())[0].unlink()
-    assert "judged on 1 of the set's 2 images" in dsu("eval", "--predictions", mine.run, exit_code=1).stdout
+    assert "evaluated on 1 of the set's 2 images" in dsu("eval", "--predictions", mine.run, exit_code=1).stdout
     said = " ".join(dsu("head", "info", mine.run).output.split())
     assert "(1 image; 1 more without a prediction)" in said
 

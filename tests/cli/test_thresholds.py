@@ -118,7 +118,7 @@ def test_another_methods_flat_folder_serves_a_named_set(dsu: Dsu, tmp_path: Path
         Image.open(image).convert("RGB").save(image.with_suffix(".jpg"))
         image.unlink()
     said = dsu("eval", "ECSSD", "--predictions", "Blur=x/maps").stdout
-    assert "Blur" in said and "DSU-Net" in said and "judged on 3" in said
+    assert "Blur" in said and "DSU-Net" in said and "evaluated on 3" in said
     left = sorted(path.name for path in (tmp_path / "x" / "maps").iterdir())
     assert left == [f"{case.name}.png" for case in cases], "nothing is written into another method's folder"
 

@@ -87,7 +87,7 @@ def test_a_png_knows_its_resolution(tmp_path: Path) -> None:
 
 def test_a_sheet_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
     for rows in ([], [[grey()]], [[grey(), grey()], [grey()]]):
-        with pytest.raises(UsageError, match="2 titles wants 2 pictures"):
+        with pytest.raises(UsageError, match="2 titles needs 2 pictures"):
             sheet(rows, ["image", "truth"], tmp_path / "sheet.png")
     with pytest.raises(UsageError, match="2 labels do not name 1 rows"):
         sheet([[grey()]], ["mask"], tmp_path / "sheet.png", labels=["a", "b"])

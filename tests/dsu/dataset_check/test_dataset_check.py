@@ -98,7 +98,7 @@ def test_findings_come_by_severity(tmp_path: Path) -> None:
 def test_objects_that_vanish_are_seen_at_the_size_asked_for(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {**plain(2), "odd.png": ONE["vanishing"]})
     lost = finding(check(folder), "vanishing")
-    assert "2 of 4 objects leave no pixel at 352x352" in lost.what and "become empty so: 1;" in lost.remedy
+    assert "2 of 4 objects leave no pixel at 352x352" in lost.what and "become empty: 1;" in lost.remedy
     assert "vanishing" not in {one.key for one in check(folder, side=1024).findings}
 
 

@@ -104,7 +104,7 @@ def test_part_of_a_set_is_out_of_the_papers_contest(first: Evaluation) -> None:
     [alone] = compare({"run": {"DUTS-TE": part}, "other": {"DUTS-TE": whole(first)}}, None)
     assert alone.is_best(alone.lines[0], "S"), "without the paper's rows there is nothing to be out of"
     [note] = alone.notes()
-    assert note == "run: not comparable with the paper, judged on 3 of the set's 5,019 images."
+    assert note == "run: not comparable with the paper, evaluated on 3 of the set's 5,019 images."
     assert note in as_markdown({"run": {"DUTS-TE": part}}, with_paper=False).replace("\\", "")
 
 
@@ -191,8 +191,8 @@ def test_stretched_maps_are_said_to_say_nothing_of_empty_images(first: Evaluatio
 def test_a_part_of_ones_own_set_is_said_to_be_one(first: Evaluation) -> None:
     part = {"run": {"tiles": replace(first, missing=2), "ECSSD": replace(first, missing=997)}}
     assert [comparison.notes() for comparison in compare(part, None)] == [
-        ["run: judged on 3 of the set's 5 images."],
-        ["run: not comparable with the paper, judged on 3 of the set's 1,000 images."],
+        ["run: evaluated on 3 of the set's 5 images."],
+        ["run: not comparable with the paper, evaluated on 3 of the set's 1,000 images."],
     ]
     told = json.loads(as_json(part))
     assert told["tiles"]["missing"] == 2 and "missing" not in json.loads(as_json({"run": {"x": first}}))["x"]

@@ -127,18 +127,18 @@ def test_figures_of_a_part_of_a_set_say_so(tmp_path: Path) -> None:
     head = make_head(tmp_path)
     judge(head, images=12)
     facts = head_facts(head)
-    assert facts.evaluated["DUTS-TE"]["not_comparable"] == "judged on 12 of the set's 5,019 images"
+    assert facts.evaluated["DUTS-TE"]["not_comparable"] == "evaluated on 12 of the set's 5,019 images"
     card = model_card(facts, "me/x")
-    assert "**DUTS-TE is not comparable with published scores: judged on 12 of the set's 5,019 images.**" in card
+    assert "**DUTS-TE is not comparable with published scores: evaluated on 12 of the set's 5,019 images.**" in card
     [index] = front_matter(card)["model-index"]
-    assert index["results"][0]["dataset"]["name"] == "DUTS-TE (judged on 12 of the set's 5,019 images)"
+    assert index["results"][0]["dataset"]["name"] == "DUTS-TE (evaluated on 12 of the set's 5,019 images)"
 
 
 def test_ones_own_set_judged_in_part_says_so(tmp_path: Path) -> None:
     head = make_head(tmp_path)
     judge(head, images=3, extra={"missing": 2}, sets={"tiles-VAL": {}, "elsewhere": {}})
     card = model_card(head_facts(head), "me/x")
-    assert "**elsewhere was judged on 3 of the set's 5 images.**" in card
+    assert "**elsewhere was evaluated on 3 of the set's 5 images.**" in card
 
 
 def test_a_whole_set_is_said_nothing_of(tmp_path: Path) -> None:
