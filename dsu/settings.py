@@ -36,7 +36,7 @@ __all__ = [
     "TrainingSettings",
 ]
 
-WHERE: Final = "Where things are"
+WHERE: Final = "Paths"
 NETWORK: Final = "Network"
 _RECIPE: Final = "Recipe (the paper's by default)"
 _WATCHING: Final = "Monitoring"

@@ -47,7 +47,7 @@ images and masks. No data? Try `dsu demo`. Problems? Try `dsu doctor`.
     epilog="""
 Exit status: 0 done, 1 something failed or was skipped (and named), 2 wrong usage, 130 stopped by Ctrl-C.
 
-Environment: DSU_DATA benchmark folder, DSU_CACHE store folder, DSU_SCRATCH folder for what is read from S3,
+Environment: DSU_DATA benchmark folder, DSU_CACHE store folder, DSU_SCRATCH folder for S3 downloads,
 DSU_SCRATCH_LIMIT its size (200GB), DSU_HIERA and DSU_DINO checkpoints of the encoders, HF_HOME Hugging Face cache,
 HF_HUB_OFFLINE=1 no network, NO_COLOR=1 no colours.
 """,
@@ -89,8 +89,8 @@ _PANELS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "import-checkpoint": import_checkpoint,
         "export-checkpoint": export_checkpoint,
     },
-    "What is here": {"doctor": doctor, "datasets": datasets, "cache": cache},
-    "Trying, measuring, showing": {
+    "Environment and data": {"doctor": doctor, "datasets": datasets, "cache": cache},
+    "Try, measure, compare": {
         "demo": demo,
         "check-equivalence": check_equivalence,
         "bench": bench,
