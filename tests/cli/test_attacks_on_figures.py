@@ -43,8 +43,8 @@ def photograph(mask: Map) -> Map:
 # ---- maps and truths that are not what they are taken for ----
 
 NO_MAPS: Final = {
-    "zeros and ones": (lambda mask: mask // 255, "png", "almost black"),
-    "16 bits of which 8 are used": (lambda mask: mask.astype(np.uint16), "png", "almost black"),
+    "zeros and ones": (lambda mask: mask // 255, "png", "have no value above 1"),
+    "16 bits of which 8 are used": (lambda mask: mask.astype(np.uint16), "png", "have no value above 1"),
     "floats up to 255": (lambda mask: mask.astype(np.float32), "tif", "0.tif contains floats from 0 to 255"),
     "logits": (lambda mask: mask.astype(np.float32) / 32 - 4, "tif", "0.tif contains floats from -4 to 3.969"),
 }

@@ -54,7 +54,10 @@ def _with_hiera(path: Path, **changes: object) -> None:
         (truncate, ("can't be read as a head", "give a head.safetensors")),
         (lambda path: path.write_bytes(b""), ("can't be read as a head",)),
         (lambda path: save_file({"a": torch.zeros(1)}, path), ("no dsu head", "give a head.safetensors")),
-        (lambda path: _rewritten(path, lambda c: {**c, "format": 99, "version": "9.9"}), ("dsu 9.9", "update dsu")),
+        (
+            lambda path: _rewritten(path, lambda c: {**c, "format": 99, "version": "9.9"}),
+            ("newer dsu, 9.9", "update dsu"),
+        ),
         (lambda path: _rewritten(path, lambda c: {**c, "format": "new"}), ("settings",)),
         (
             lambda path: _rewritten(path, lambda c: {**c, "feature_dtype": "int8"}),
@@ -72,7 +75,7 @@ def _with_hiera(path: Path, **changes: object) -> None:
         (lambda path: _with_hiera(path, stages=[1, 2, 3]), ("stages.3 is missing",)),
         (lambda path: _with_hiera(path, stages=[1, 0, 3, 1]), ("stages.1 must be at least 1, not 0",)),
         (lambda path: _with_hiera(path, global_att_blocks=[3]), ("must not name block 3, the first of a Hiera stage",)),
-        (lambda path: _with_hiera(path, global_att_blocks=[70]), ("names block 70", "blocks 0 to 6")),
+        (lambda path: _with_hiera(path, global_att_blocks=[70]), ("names block 70", "from 0 to 6")),
         (lambda path: _with_hiera(path, window_spec=[8, 3, 16, 8]), ("window_spec must be even",)),
         (lambda path: _with_hiera(path, window_spec=[6, 4, 16, 8]), ("a multiple of four of its first windows, 24",)),
         (lambda path: _with_hiera(path, name="../../x"), ("name must be a name of letters",)),
@@ -121,7 +124,7 @@ def test_a_head_that_names_its_data_set_wrongly(
     head = tmp_path / "head.safetensors"
     shutil.copy(house.run / head.name, head)
     _rewritten(head, lambda c: {**c, "dataset": dataset})
-    refused(["predict", "--head", head], "does not say rightly", "give the images to predict", status=1)
+    refused(["predict", "--head", head], "is invalid", "give the images to predict", status=1)
 
 
 def test_a_head_that_leads_out_of_the_output_folder(refused: Refused, house: House, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_options_of_prediction(refused: Refused, house: House, options: Sequence
         (("--normalize", "yes"), ("--normalize", "minmax, none")),
         (("--workers", "0"), ("workers", "1 or more")),
         (("nonsense",), ("'nonsense'", "shapes-TE")),
-        (("ECSSD",), ("ECSSD", "it holds")),
+        (("ECSSD",), ("ECSSD", "it contains")),
         (("--truth", "absent"), ("absent", "neither a folder")),
         (("one", "two", "--truth", "."), ("--truth", "at most one name")),
     ],

@@ -234,14 +234,14 @@ def test_a_folder_that_holds_a_run(refused: Refused, house: House) -> None:
 @pytest.mark.parametrize(
     ("name", "spoil", "words"),
     [
-        ("checkpoint.pt", lambda path: path.write_text("words"), ("damaged", "anew", "--overwrite")),
-        ("checkpoint.pt", truncate, ("damaged", "anew", "--overwrite")),
-        ("checkpoint.pt", run_code, ("damaged", "anew", "--overwrite")),
-        ("checkpoint.pt", lambda path: torch.save({"head": {}}, path), ("damaged", "anew", "--overwrite")),
+        ("checkpoint.pt", lambda path: path.write_text("words"), ("damaged", "again", "--overwrite")),
+        ("checkpoint.pt", truncate, ("damaged", "again", "--overwrite")),
+        ("checkpoint.pt", run_code, ("damaged", "again", "--overwrite")),
+        ("checkpoint.pt", lambda path: torch.save({"head": {}}, path), ("damaged", "again", "--overwrite")),
         ("checkpoint.pt", lambda path: path.unlink(), ("There is no checkpoint.pt", "--overwrite")),
-        ("settings.yaml", lambda path: path.write_text("epochs: ["), ("settings.yaml", "anew")),
-        ("settings.yaml", lambda path: path.write_text("words"), ("settings.yaml", "anew")),
-        ("settings.yaml", lambda path: path.unlink(), ("settings.yaml", "anew")),
+        ("settings.yaml", lambda path: path.write_text("epochs: ["), ("settings.yaml", "again")),
+        ("settings.yaml", lambda path: path.write_text("words"), ("settings.yaml", "again")),
+        ("settings.yaml", lambda path: path.unlink(), ("settings.yaml", "again")),
     ],
 )
 def test_a_run_that_was_damaged(

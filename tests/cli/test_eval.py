@@ -117,7 +117,7 @@ def test_runs_are_called_as_they_are_told_to_be(dsu: Dsu, refused: Refused, runs
     both = ("eval", "--truth", "drawn", "--format", "json", "--predictions")
     assert set(json.loads(dsu(*both, "Ours=a", "--predictions", "b").stdout)) == {"Ours", "b"}
     assert set(json.loads(dsu(*both, "Ours=a", "--predictions", "lr=0.1").stdout)) == {"Ours", "b"}
-    refused([*both, "b=a", "--predictions", "b"], "names b twice", "NAME=FOLDER")
+    refused([*both, "b=a", "--predictions", "b"], "name b twice", "NAME=FOLDER")
     refused([*both, "=a"], "'=a'", "NAME=FOLDER")
 
 

@@ -212,7 +212,7 @@ def test_a_folder_for_masks_that_vanishes(
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1")
     with monkeypatch.context() as patch:
         before(patch, "dsu.data.decoding.ImageProcessor.fit", lambda: shutil.rmtree(tmp_path / "out"), 4)
-        refused(command, "out/000", "can't be written (No such file or directory)", "mend the", status=1)
+        refused(command, "out/000", "can't be written (No such file or directory)", "fix the", status=1)
     refused.handled(command, "4 written")
     assert len(pictures(tmp_path / "out")) == 4
 

@@ -75,7 +75,7 @@ def test_bad_requests_are_one_sentence(refused: Refused, house: House, tmp_path:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("precious")
     refused(["head", "export", house.run, "-o", "full"], "full", "not empty", "--overwrite")
-    refused(["head", "export", house.run, "-o", house.run, "--overwrite"], "run's folder", "--out")
+    refused(["head", "export", house.run, "-o", house.run, "--overwrite"], "run folder", "--out")
     refused(["head", "export", house.run, "-o", "new", "--name", "two words"], "--name two words", "OWNER/NAME")
     refused(["predict", "--head", house.run, "--revision", "v1"], "--revision", "OWNER/NAME")
 

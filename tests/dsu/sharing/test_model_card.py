@@ -207,7 +207,7 @@ def test_nothing_is_written_over_unasked_and_a_run_never(tmp_path: Path) -> None
     export_folder(head, out, overwrite=True)
     assert (out / "notes.txt").read_text() == "precious" and (out / HEAD_FILE).exists()
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match="run's folder"):
+        with pytest.raises(UsageError, match="run folder"):
             export_folder(head, head.parent, overwrite=overwrite)
         with pytest.raises(UsageError, match="is a file"):
             export_folder(head, out / "notes.txt", overwrite=overwrite)

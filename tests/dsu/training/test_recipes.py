@@ -136,7 +136,7 @@ def test_balance_draws_the_same_from_both_ways_and_needs_both_kinds(
     names = [name for batch, _ in stored.epoch_batches(0) for name in batch]
     assert stored.empty
     assert sum(name in stored.empty for name in names) == len(names) // 2
-    with pytest.raises(UsageError, match=r"has an object, so nothing can be balanced"):
+    with pytest.raises(UsageError, match=r"with an object, so nothing can be balanced"):
         run(drawn, features, tmp_path / "whole", balance=True)
 
 
