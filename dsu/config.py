@@ -294,7 +294,7 @@ def config_of(model: object) -> DSUNetConfig:
     """A model's config, or the config itself. Raises `UsageError` for anything else."""
     config = getattr(model, "config", model)
     if not isinstance(config, DSUNetConfig):
-        raise UsageError(f"{model!r} is no model: give one that dsu.create_model made, or its config.")
+        raise UsageError(f"{model!r} is not a model: give one from dsu.create_model, or its config.")
     return config
 
 

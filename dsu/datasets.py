@@ -70,7 +70,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
         unknown = [name for name in self.names if names is not None and name not in known]
         if isinstance(names, str) or unknown:
             what, example = names if isinstance(names, str) else few(unknown), next(iter(known), "none")
-            raise UsageError(f"There is no sample {what}: give a list of names, which have no suffix, as {example!r}.")
+            raise UsageError(f"There is no sample {what}: give a list of names without extension, such as {example!r}.")
         # Shared, so that workers that live on see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 

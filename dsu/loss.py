@@ -64,8 +64,8 @@ class SegmentationLoss:
                 )
         if not 0 < self.tversky_beta < 1 or self.focal_gamma < 0:
             raise UsageError(
-                f"tversky_beta {self.tversky_beta} or focal_gamma {self.focal_gamma} is out of range: the first lies "
-                f"between 0 and 1, the second is 0 or more."
+                f"tversky_beta {self.tversky_beta} or focal_gamma {self.focal_gamma} is out of range: the first must "
+                "be between 0 and 1, the second at least 0."
             )
 
     def __call__(self, output: Output, mask: Tensor) -> Tensor:

@@ -49,7 +49,10 @@ def _cache_root(given: str | Path) -> Path:
 def local(cache_root: Path, command: str) -> Path:
     """A cache root for what is of disks only. Raises `UsageError` for one on S3."""
     if "/s3:/" in f"{cache_root}/":
-        raise UsageError(f"`{command}` wants a --cache-root on a disk: give a folder, or `dsu cache pull` to one.")
+        raise UsageError(
+            f"`{command}` needs a --cache-root on a disk: give a folder, or copy the store to one with `dsu cache "
+            "pull`."
+        )
     return cache_root
 
 

@@ -81,7 +81,7 @@ def _run(
         facts = {
             "study": f"{plan.kind}, {runs} of {epochs}",
             "data": f"{plan.source.split}: {counted(plan.images, 'samples')}",
-            "judged on": plan.judged_on,
+            "evaluated on": plan.judged_on,
             "folder": str(plan.folder),
         }
         console.print(key_table(facts.items()))

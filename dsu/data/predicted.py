@@ -40,7 +40,7 @@ def output_files(out: Path, name: str, items: Sequence[str], *, stems: bool) -> 
     """
     for part in (name, *items):
         if os.path.isabs(part) or ".." in Path(part).parts:
-            raise DsuError(f"The prediction of {part!r} would lie outside of {out}: rename it.")
+            raise DsuError(f"The prediction of {part!r} would be outside {out}: rename it.")
     written = [str(Path(item).with_suffix("")) if stems else item for item in items]
     count = Counter(written)
     # a.jpg and a.png of one folder must not meet in a.png.

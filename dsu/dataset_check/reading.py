@@ -51,8 +51,8 @@ _MODES: Final = {
 """Pillow's modes in words; transparency is said apart."""
 
 _READ_AS: Final = {
-    "RGB": "as it is",
-    "RGBA": "as it is",
+    "RGB": "unchanged",
+    "RGBA": "unchanged",
     "L": "grey, the same in all three channels",
     "LA": "grey, the same in all three channels",
     "1": "black and white",

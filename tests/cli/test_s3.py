@@ -72,7 +72,7 @@ def test_every_command_does_with_s3_what_it_does_with_a_folder(dsu: Dsu, s3: Ser
 
 def test_what_is_of_disks_only_is_refused(dsu: Dsu, s3: Server) -> None:
     output = dsu("bench", "--cache-root", ROOT, *TINY, "--random-weights", exit_code=2).output
-    assert "`dsu bench` wants a --cache-root on a disk" in output
+    assert "`dsu bench` needs a --cache-root on a disk" in output
 
 
 def test_push_again_copies_what_is_new(dsu: Dsu, s3: Server, drawn: Path) -> None:

@@ -50,7 +50,7 @@ def inputs(model: DSUNet) -> dict[str, Tensor]:
         ({"region": "dice"}, "region can't be 'dice': choose iou, tversky"),
         ({"bce": "weigted"}, "did you mean 'weighted'"),
         ({"tversky_beta": 70}, "between 0 and 1"),
-        ({"focal_gamma": -1.0}, "0 or more"),
+        ({"focal_gamma": -1.0}, "at least 0"),
     ],
 )
 def test_a_loss_of_unknown_terms_is_refused(given: dict[str, object], said: str) -> None:
@@ -125,9 +125,9 @@ def test_names_that_are_none_are_refused_at_once(model: DSUNet, drawn: Path, fol
 
 
 def test_a_model_is_wanted_and_said_where_something_else_is_given(model: DSUNet, drawn: Path) -> None:
-    with pytest.raises(UsageError, match="'toy' is no model"):
+    with pytest.raises(UsageError, match="'toy' is not a model"):
         ImageDataset(drawn, "toy")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="is no model"):
+    with pytest.raises(UsageError, match="is not a model"):
         ImageProcessor(3)  # type: ignore[arg-type]
     assert ImageProcessor(model).config == model.config  # type: ignore[arg-type]
 
