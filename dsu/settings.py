@@ -306,7 +306,10 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
         None, "Which weights are the result (default: last for a benchmark, else best).", _RECIPE
     )
     checkpoint_steps: int | None = option(
-        None, "Steps between checkpoints for --resume (default: after every epoch).", _RECIPE, gt=0
+        None,
+        "Steps between checkpoints, from which an interrupted run resumes (default: after every epoch).",
+        _RECIPE,
+        gt=0,
     )
 
     sheet_every: int = option(5, "Epochs between sheets of predictions on the same images (0: none).", _WATCHING, ge=0)

@@ -153,7 +153,7 @@ def test_stopped_anywhere_and_gone_on_with(
             said = " ".join(dsu(*command, exit_code=130).output.split())
             assert "run the same command again" in said, said
     states = dsu(*command, "--dry-run").output
-    assert "fold-1 done fold-2 begun: 1 of 2 epochs" in " ".join(states.split())
+    assert "fold-1 done fold-2 started: 1 of 2 epochs" in " ".join(states.split())
     trained = Path("study/fold-1/head.safetensors").stat().st_mtime_ns
     said = dsu(*command).output
     assert "fold-1: done already, skipped" in said

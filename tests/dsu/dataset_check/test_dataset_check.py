@@ -160,7 +160,7 @@ COLOURS: Final = np.stack([boxed(200, 0), boxed(0, 200), boxed()], axis=-1)
 
 LABELS: Final[dict[str, tuple[list[Mask], str | None, str]]] = {
     "ones": ([boxed(1)], None, ""),
-    "several": ([boxed(1, 2)], "several-labels", "some of `--foreground 1 --foreground 2`."),
+    "several": ([boxed(1, 2)], "several-labels", "any of `--foreground 1 --foreground 2`."),
     "colours": ([Image.fromarray(COLOURS)], "several-labels", "(51200 (#00C800), 13107200 (#C80000))"),
     "ignored": ([boxed(1, 2, 255)], "ignored-label", "--foreground 1 --foreground 2."),
     "inverted": ([255 - boxed(255)], "inverted-masks", "invert the masks"),
@@ -201,7 +201,7 @@ def test_without_masks_there_is_no_training(tmp_path: Path) -> None:
 def test_masks_that_leave_open_what_is_foreground_stop(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {f"{index}.png": (photo(index), boxed(2, ground=1)) for index in range(3)})
     found = check(folder)
-    assert found.stops and "out of `--foreground 1 --foreground 2`" in finding(found, "unclear-masks").sentence()
+    assert found.stops and "choose from `--foreground 1 --foreground 2`" in finding(found, "unclear-masks").sentence()
     assert summary(found.splits[0])["mask_values"].keys() == {"1", "2"}
     assert not check(folder, foreground=[2]).stops
     assert (
