@@ -556,6 +556,7 @@ class Pool:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.folder: Final = scratch() / _POOL
+        self._counted, self._since = limit, 0  # bytes of all files when they were counted, and fetched here since
 
     def used(self) -> int:
         """The bytes of all fetched shards."""
@@ -591,12 +592,19 @@ class Pool:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / f".lock-{commit.sha256[:2]}", f"{path} is being fetched", patience=3600):
                 if not commit.fits(path):
-                    if self.used() + commit.nbytes > self.limit:
+                    if not self._has_room(commit.nbytes):
                         return None
                     _write(path, fetch())
         with suppress(OSError):
             os.utime(path)
         return path
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes more fit. Files may be many, so they are counted anew only now and then."""
+        self._since += nbytes
+        if self._since > self.limit // 64 or self._counted + self._since > self.limit:
+            self._counted, self._since = self.used(), nbytes
+        return self._counted + self._since <= self.limit
 
 
 def _is_plain(name: str) -> bool:

@@ -26,8 +26,9 @@ from dsu_cache import (
     place_of,
     remove_store,
 )
+from dsu_cache.arrays import Commit
 from dsu_cache.files import parse_record, record_bytes
-from dsu_cache.remote import Remote
+from dsu_cache.remote import Pool, Remote
 from dsu_cache.storage import Bucket
 
 from .conftest import SHAPES, Fill, Put, Values
@@ -332,6 +333,14 @@ def test_what_was_used_longest_ago_makes_room(
     left = {file.name: file.stat().st_size for file in (tmp_path / "scratch/shards").glob("[0-9a-f]*")}
     assert {commit.sha256 for commit in store.stored("pixels").known.values()} <= left.keys()  # type: ignore[attr-defined]
     assert old - left.keys() and sum(left.values()) <= 1200
+
+
+def test_fetching_does_not_count_all_files_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, counts = Pool(6400), list[int]()
+    monkeypatch.setattr(Pool, "used", lambda self, real=Pool.used: counts.append(1) or real(self))
+    fetched = [pool.fetched(Commit([], 10, f"{number:064x}"), lambda: b"0123456789") for number in range(700)]
+    assert [path is not None for path in fetched] == [True] * 640 + [False] * 60, "the limit is kept"
+    assert len(counts) <= 64 + 60 + 2
 
 
 def test_a_limit_that_is_no_number_is_refused(make: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
