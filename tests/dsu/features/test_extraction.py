@@ -105,7 +105,7 @@ def test_too_little_disk_is_refused_before_anything_is_computed(
 
 def test_unknown_points_are_refused(drawn: Path, tmp_path: Path) -> None:
     for wrong in ("S5", "B7", "B0", "V9", "Q", ""):
-        with pytest.raises(UsageError, match="no feature"):
+        with pytest.raises(UsageError, match="is not a feature"):
             cache(drawn / "train", tmp_path, features=("V", wrong))
 
 
