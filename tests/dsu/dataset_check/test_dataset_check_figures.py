@@ -125,7 +125,7 @@ def test_rubbish_is_told_and_stops_nothing(nasty: Path) -> None:
     assert not found.stops and not finding(found, "unreadable").sentence().count("\n")
     kinds = {(entry["what"], entry["kind"]): entry["read_as"] for entry in file_counts(found.splits)}
     assert kinds["images", "PNG, 16-bit grey"] == "scaled to 8 bits: 65535 is white"
-    assert kinds["images", "JPEG, RGB, turned by EXIF"] == "as it is, turned upright"
+    assert kinds["images", "JPEG, RGB, turned by EXIF"] == "unchanged, turned upright"
     assert kinds["images", "PNG, RGB, alpha"].endswith("alpha dropped")
     assert kinds["images", "GIF, palette, several pictures"].endswith("the first picture only")
     assert any("CMYK" in kind for _, kind in kinds) and ("images", "TIFF, float") in kinds
