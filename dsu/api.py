@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsu.choices import Normalization
 from dsu.data.datasets import Paths, check_places
+from dsu.distributed import ALONE, World
 from dsu.errors import UsageError, did_you_mean
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import (
@@ -151,9 +152,12 @@ def predict_with(
     out: Path | None = None,
     end_to_end: bool = False,
     progress: Progress = SILENT,
+    world: World = ALONE,
 ) -> "Outcome":
-    """As `predict`, with what its arguments become."""
+    """As `predict`, with what its arguments become; the processes of a `world` divide the images of each set."""
     if check_places(sources, out, overwrite=settings.overwrite):
+        if world.together:
+            raise UsageError("One image needs one process: start this command without torchrun or srun.")
         # Predicted as into a folder, of which the one file is kept.
         with TemporaryDirectory() as scratch:
             outcome = predict_with(
@@ -180,10 +184,12 @@ def predict_with(
     if is_exported(head_file):
         from dsu.prediction.exported import predict_exported
 
+        if world.together:
+            raise UsageError(f"{head_file} is an exported model, which runs in one process: start without torchrun.")
         return predict_exported(sources, head_file, settings, asked, paths, out=out, progress=progress)
     info = read_head_info(head_file)
     folder = out or predictions_folder(head, head_file, settings.kind)
-    runtime = cache(lambda: _runtime(asked, info, head_file))  # once what is meant is found: torch takes seconds
+    runtime = cache(lambda: _runtime(asked, info, head_file, world))  # once what is meant is found: torch takes seconds
     jobs = prepare_jobs(
         sources,
         head_file,
@@ -203,7 +209,7 @@ def predict_with(
     progress.say(f"{head_file} on {runtime().describe()}")
     for job in jobs:
         progress.say(job.describe())
-    return predict_jobs(jobs, head_file, folder, settings, runtime(), weights, progress)
+    return predict_jobs(jobs, head_file, folder, settings, runtime(), weights, progress, world)
 
 
 def evaluate(
@@ -255,12 +261,13 @@ def evaluate(
     }
 
 
-def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path) -> "Runtime":
+def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path, world: World = ALONE) -> "Runtime":
     """The requested device, with the precision of training unless one is given."""
     from dsu.runtime import choose_runtime
 
     precision = precision_of(info, head) if asked.precision == "auto" else asked.precision
-    return choose_runtime(asked.device, precision, "as requested" if precision == asked.precision else "of training")
+    because = "as requested" if precision == asked.precision else "of training"
+    return choose_runtime(world.device(asked.device), precision, because)
 
 
 def _read(given: Mapping[str, Any], *kinds: type[Settings]) -> list[Any]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.distributed_c10d import Store
 
+    from dsu.progress import Task
+
 __all__ = ["ALONE", "LostError", "World", "joined"]
 
 T = TypeVar("T")
@@ -144,6 +146,18 @@ class World:
             return units
         with _others():
             return self.store.add(f"dsu/{name}", units)
+
+    def counting(self, task: "Task", label: str) -> Callable[[int], None]:
+        """A function that counts units of this process, and tells the task of those of all."""
+        told = 0
+
+        def advance(units: int) -> None:
+            nonlocal told
+            done = self.counted(label, units)
+            task.advance(done - told)
+            told = done
+
+        return task.advance if self.store is None else advance
 
     def gathered(self, value: T) -> list[T]:
         """Every process's value, in their order."""

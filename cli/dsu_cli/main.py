@@ -109,7 +109,7 @@ for _panel, _commands in _PANELS.items():
             app.command(_name, rich_help_panel=_panel, epilog=_words)(_command)
 
 
-_DIVIDED: Final = ("cache-features", "train-head")
+_DIVIDED: Final = ("cache-features", "train-head", "predict")
 """Commands that can run in several processes."""
 
 _INTERRUPTED = 130
@@ -163,7 +163,7 @@ def _one_speaks() -> Iterator[None]:
             sys.exit(2)
         raise UsageError(
             f"This command runs in one process, but {world.size} were started: start it without torchrun or srun; only "
-            f"{' and '.join(_DIVIDED)} support several."
+            f"{', '.join(_DIVIDED[:-1])} and {_DIVIDED[-1]} support several."
         )
     if world.leads:
         yield

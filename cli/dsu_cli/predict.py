@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from dsu.distributed import joined
 from dsu.errors import UsageError
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
 from dsu_cli import options
@@ -87,7 +88,7 @@ def predict(
         resolve_head(head, revision=revision)
     from dsu.api import predict_with
 
-    with _piped(sources or [], out) as (named, place):
+    with joined() as world, _piped(sources or [], out) as (named, place):
         outcome = predict_with(
             named,
             head,
@@ -99,7 +100,10 @@ def predict(
             out=place,
             end_to_end=end_to_end,
             progress=ConsoleProgress(quiet=quiet),
+            world=world,
         )
+    if not world.leads:
+        return
     if table is not None:
         make_folder(table.parent)
         atomic_write(table, table_text(outcome.rows.values(), table.suffix.lower()).encode())

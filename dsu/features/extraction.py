@@ -31,7 +31,7 @@ from dsu.files import make_folder
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet, default_encoder_batch_size
 from dsu.network.resume import check_features, feature_shape, guide_names
-from dsu.progress import SILENT, Progress, Task, clock, counted, few
+from dsu.progress import SILENT, Progress, clock, counted, few
 from dsu.runtime import Runtime, choose_runtime, computing_threads, torch_type
 from dsu.settings import EncoderWeights, ExtractionSettings
 from dsu_cache import BusyError, Entry, Fingerprint, Store, locked, url_of
@@ -466,7 +466,7 @@ def extract(
     label = f"encoding {plan.split.name}{f', part {part[0]}/{part[1]}' if part else ''}"
     with _writable(plan, part, world, progress), progress.task(label, plan.encodings, "views") as task:
         network.encoder_threads = plan.store.threads if runtime.device.type == "cpu" else None
-        advance = _counting(task, label, world)
+        advance = world.counting(task, label)
         own = plan.share(world).left() if part or world.together else plan
         with writing(plan.store) as writer:
             for shard, extra, batch in _decoded(own, network.config, runtime):
@@ -495,19 +495,6 @@ def _writable(plan: ExtractionPlan, part: Part | None, world: World, progress: P
         if not np.array_equal(rows, store.manifest.rows_in_use):
             raise BusyError(f"the store {store.path} was changed just now: run the same command again")
         yield
-
-
-def _counting(task: Task, label: str, world: World) -> Callable[[int], None]:
-    """Count units of this process, and tell the task of those of all."""
-    told = 0
-
-    def advance(units: int) -> None:
-        nonlocal told
-        done = world.counted(label, units)
-        task.advance(done - told)
-        told = done
-
-    return task.advance if world.store is None else advance
 
 
 def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:

@@ -17,6 +17,7 @@ from dsu.batches import Batch, prefetch
 from dsu.data.decoding import DECODERS, Decoded, ImageProcessor
 from dsu.data.images import Depth, UnreadableImage, or_unreadable, read_image_and_head
 from dsu.data.tiles import Tiling, image_name
+from dsu.distributed import ALONE, World
 from dsu.features.feature_dataset import FeatureDataset
 from dsu.features.stores import FeatureStore
 from dsu.heads.head_file import load_head
@@ -56,6 +57,7 @@ def predict(
     runtime: Runtime,
     weights: EncoderWeights,
     progress: Progress = SILENT,
+    world: World = ALONE,
 ) -> Outcome:
     """Write the masks of all jobs and a table of verdicts; names broken images in the outcome and skips them.
 
@@ -69,9 +71,9 @@ def predict(
         if network is None or network.hiera is None or network.dino is None:
             loaded = load_network(state, info, weights, point=job.point, from_images=job.store is None)
             network = runtime.place(loaded)
-        predict_job(network, job, todo, settings, runtime, outcome, progress, decoded)
+        predict_job(network, job, todo, settings, runtime, outcome, progress, decoded, world)
 
-    return write_jobs(jobs, head, info, out, settings, run)
+    return write_jobs(jobs, head, info, out, settings, run, world)
 
 
 def predict_job(
@@ -83,17 +85,20 @@ def predict_job(
     outcome: Outcome,
     progress: Progress,
     decoded: Seen | None = None,
+    world: World = ALONE,
 ) -> None:
     """Decode, predict and write `todo` concurrently, and record the results in `outcome`.
 
-    `decoded` receives the pixel hashes of decoded images before their masks are written.
+    `decoded` receives the pixel hashes of decoded images before their masks are written. The processes of a `world`
+    divide `todo`.
     """
     predictor = Predictor(network, runtime, job.point)
     # For tiled images, memory contains one image, a batch of its tiles, and the output of the previous image. Otherwise
     # two batches are decoded, one computed and two written at once: a GPU needs less time per image than a thread.
     whole = job.tiling is None
     ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
-    work = (_batches if job.tiling is None else _tiled)(network, job, todo, settings.batch_size, decoded)
+    own = todo[world.rank :: world.size] if world.together else todo
+    work = (_batches if job.tiling is None else _tiled)(network, job, own, settings.batch_size, decoded)
     budget = PixelBudget(_PIXELS_AT_ONCE)
 
     def finish(target: Target, logits: Tensor, size: Size | None, seconds: float) -> VerdictRow:
@@ -105,6 +110,7 @@ def predict_job(
 
     label = f"predicting {job.label}"
     with progress.task(label, len(todo)) as task, ThreadPoolExecutor(writers, thread_name_prefix="write") as writer:
+        advance = world.counting(task, label)
         pending: deque[list[Future[VerdictRow]]] = deque()
         for loaded, reading in prefetch((partial(_timed, load) for load in work), ahead, readers):
             outcome.count(replace(row_of(job, target, outcome), problem=problem) for target, problem in loaded.broken)
@@ -116,7 +122,7 @@ def predict_job(
                     outcome.count(write.result() for write in pending.popleft())  # written while these were computed
                 done = zip(loaded.targets, logits, loaded.sizes, strict=True)
                 pending.append([writer.submit(finish, *one, each) for one in done])
-            task.advance(len(loaded.broken) + len(loaded.targets))
+            advance(len(loaded.broken) + len(loaded.targets))
         for writes in pending:
             outcome.count(write.result() for write in writes)
 

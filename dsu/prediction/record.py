@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,12 +14,14 @@ from PIL import Image
 
 from dsu.data.images import UnreadableImage, file_bytes_and_time, file_sha256, or_unreadable
 from dsu.data.tiles import image_name
+from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
 from dsu.files import atomic_write, make_folder, sweep
 from dsu.heads.head_file import IMAGE_DIGITS, HeadInfo, head_sha256
 from dsu.prediction.targets import RECORD_FILE, Job, Target, decided_by
 from dsu.prediction.verdicts import VerdictRow, find_verdict
 from dsu.settings import PredictionSettings
+from dsu_cache import locked
 
 __all__ = [
     "FIGURE_FILES",
@@ -34,6 +37,7 @@ __all__ = [
 ]
 
 LOCK_FILE: Final = ".predictions.lock"
+_RECORD_LOCK: Final = ".predictions.record.lock"
 
 FIGURE_FILES: Final = ("metrics.json", "metrics.csv")
 """What `dsu eval` writes next to a record: the scores of its sets."""
@@ -156,16 +160,27 @@ def _write_record(out: Path, record: Mapping[str, Any]) -> None:
     atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def trained_on_marker(out: Path, record: Mapping[str, Any], name: str, info: HeadInfo) -> Seen | None:
-    """Records images of a set that the head was trained on in other files; None for a head without pixel hashes."""
+def trained_on_marker(
+    out: Path, record: dict[str, Any], name: str, info: HeadInfo, world: World = ALONE
+) -> Seen | None:
+    """Records images of a set that the head was trained on in other files; None for a head without pixel hashes.
+
+    The processes of a `world` change the record in turn, on the disk.
+    """
     if not info.trained_on_pixels:
         return None
     lock = threading.Lock()
 
     def mark(pixels: Mapping[str, str]) -> None:
-        how = record["sets"][name]
-        with lock:  # two batches are decoded at once
-            known = {image for image, content in pixels.items() if info.was_trained_on(content)}
+        known = {image for image, content in pixels.items() if info.was_trained_on(content)}
+        if not known:
+            return
+        with ExitStack() as held:
+            held.enter_context(lock)  # two batches are decoded at once
+            if world.together:
+                held.enter_context(locked(out / _RECORD_LOCK, f"{out / RECORD_FILE} is being written", patience=60))
+                record.update(json.loads((out / RECORD_FILE).read_text()))
+            how = record["sets"][name]
             if known.difference(how["trained_on"]):
                 how["trained_on"] = sorted(known.union(how["trained_on"]))
                 _write_record(out, record)

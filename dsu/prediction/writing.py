@@ -3,10 +3,11 @@
 import io
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from PIL import Image
 
 from dsu.choices import Normalization, PredictionKind
 from dsu.data.images import Depth, UnreadableImage, read_image, read_rgba
+from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
 from dsu.export.runner import stretch
 from dsu.files import atomic_write, make_folder
@@ -52,20 +54,33 @@ class Outcome:
     """The verdict of each image, by output file."""
     before: dict[str, VerdictRow] = field(default_factory=dict, repr=False)
     """The folder's earlier table."""
+    keeps: bool = True
+    """Whether this process writes the folder's table."""
     _kept_at: float = field(default_factory=time.monotonic, repr=False)
+    _fresh: list[VerdictRow] = field(default_factory=list, repr=False)
 
     def count(self, rows: Iterable[VerdictRow]) -> None:
         """Count what was written, or note what is wrong with it. Raises as `atomic_write`."""
         for row in rows:
+            self._fresh.append(row)
             self.rows[row.file] = row
             self.written += not row.problem
             self.broken += [row.problem] if row.problem else []
         if time.monotonic() - self._kept_at > _KEEP_EVERY:  # a command that is killed loses no more
             self.keep_table()
 
+    def gather(self, world: World) -> None:
+        """Count what the other processes have written since they were last asked."""
+        own, self._fresh = self._fresh, []
+        for rank, rows in enumerate(world.gathered(own)):
+            if rank != world.rank:
+                self.count(rows)
+        self._fresh = []
+
     def keep_table(self) -> None:
         """Write the folder's table, with what has been found so far."""
-        write_table(self.folder, self.before | self.rows)
+        if self.keeps:
+            write_table(self.folder, self.before | self.rows)
         self._kept_at = time.monotonic()
 
 
@@ -76,6 +91,7 @@ def write_jobs(
     out: Path,
     settings: PredictionSettings,
     run: Callable[[Job, Sequence[Target], Outcome, Seen | None], None],
+    world: World = ALONE,
 ) -> Outcome:
     """Let `run` predict the missing targets of all jobs; keep the record and the table of verdicts.
 
@@ -87,20 +103,30 @@ def write_jobs(
         jobs, head, info, out, settings: what is predicted, by which head, and where to.
         run: predicts targets of a job and counts them in the outcome; where it decodes images, it tells the last
             argument what their pixels hash to before a mask of theirs is written.
+        world: the processes that divide each job's targets; `run` has all of them, and the first keeps the folder.
     """
-    outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs))
-    make_folder(out)
-    with locked(out / LOCK_FILE, f"{out} is being predicted into"):
-        record = open_record(out, head, info, settings)
-        outcome.before = read_table(out) if record["sets"] else {}
+    outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs), keeps=world.leads)
+    record: dict[str, Any] = {}
+
+    def begin(job: Job) -> list[Target]:
+        record.update(open_record(out, head, info, settings))
+        outcome.before = outcome.before or (read_table(out) if record["sets"] else {})
+        todo, rows = note_job(job, record, info, out, settings, outcome.before)
+        outcome.broken += job.unread
+        outcome.kept += len(rows)
+        outcome.rows |= rows
+        return todo
+
+    with ExitStack() as held:
+        if world.leads:
+            make_folder(out)
+            held.enter_context(locked(out / LOCK_FILE, f"{out} is being predicted into"))
         try:
             for job in jobs:
-                outcome.broken += job.unread
-                todo, rows = note_job(job, record, info, out, settings, outcome.before)
-                outcome.kept += len(rows)
-                outcome.rows |= rows
+                todo = world.told(partial(begin, job))
                 if todo:
-                    run(job, todo, outcome, trained_on_marker(out, record, job.name, info))
+                    run(job, todo, outcome, trained_on_marker(out, record, job.name, info, world))
+                outcome.gather(world)
         except BaseException:  # of what a stopped command has written, too
             with suppress(DsuError):  # the disk is full, the folder is gone: what went wrong first is told
                 outcome.keep_table()

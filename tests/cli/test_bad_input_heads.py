@@ -135,7 +135,7 @@ def test_a_head_that_leads_out_of_the_output_folder(refused: Refused, house: Hou
     names = [path.stem for path in (house.data / "train" / "images").iterdir()]
     changes = {"reference": folder, "split": "../../evil", "dataset": "evil", "kind": "all", "held_out": names}
     _rewritten(head, lambda c: {**c, "dataset": {**c["dataset"], **changes}})
-    refused(["predict", "--head", head, "--end-to-end"], "'../../evil-VAL'", "outside of", status=1)
+    refused(["predict", "--head", head, "--end-to-end"], "'../../evil-VAL'", "would be outside", status=1)
 
 
 def test_a_head_that_gives_no_finite_numbers(refused: Refused, house: House, tmp_path: Path) -> None:
