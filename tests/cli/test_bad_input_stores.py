@@ -17,7 +17,7 @@ from support import TINY, Dsu
 
 
 def test_training_without_any_store(refused: Refused) -> None:
-    refused(["train-head"], "training features", "below features", "dsu cache-features", "--end-to-end")
+    refused(["train-head"], "training features", "below features", "dsu cache-features")
     refused(["train-head", "DUTS", "--cache-root", "x"], "of DUTS", "below x", "dsu cache-features DUTS")
 
 
@@ -92,7 +92,7 @@ def test_a_store_whose_samples_lead_elsewhere(refused: Refused, house: House, tm
     with store.lock():
         entries = {f"../../../{name}": entry for name, entry in store.manifest.entries.items()}
         store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
-    refused(mine.predict("shapes-TE", "--out", "out"), "'../../../0000'", "outside of out", status=1)
+    refused(mine.predict("shapes-TE", "--out", "out"), "'../../../0000'", "would be outside out", status=1)
 
 
 @pytest.mark.parametrize(

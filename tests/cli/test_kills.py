@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -203,7 +203,13 @@ class Crowd:
 
 
 def killed(
-    crowd: Crowd, commands: Sequence[Sequence[object]], root: Path, together: bool, kills: int, seed: int
+    crowd: Crowd,
+    commands: Sequence[Sequence[object]],
+    root: Path,
+    together: bool,
+    kills: int,
+    seed: int,
+    contents: Callable[[Path], dict[str, bytes]] = contents,
 ) -> int:
     """Kill one of several at random moments, running all again, until that was done often enough; how often it was."""
     moments = random.Random(seed)
@@ -253,21 +259,38 @@ def test_killed_parts_leave_the_store_of_undisturbed_ones(
     record_property("kills survived by parts of cache-features", survived)
 
 
+@contextmanager
+def two_ranks(folder: Path) -> Iterator[list[Forks]]:
+    """Two servers whose commands meet, as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    with ExitStack() as held:
+        ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        yield [held.enter_context(Forks(folder, "small_shards:run", rank)) for rank in ranks]
+
+
 def test_killed_processes_leave_the_store_of_undisturbed_ones(
     few: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """All are ended, as torchrun and `srun --kill-on-bad-exit=1` do it."""
     root = tmp_path / "features"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    with ExitStack() as held:
-        servers = [
-            held.enter_context(
-                Forks(tmp_path, "small_shards:run", {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            )
-            for rank in range(2)
-        ]
+    with two_ranks(tmp_path) as servers:
         commands = [["cache-features", few, *TINY, "--features", "V,S1", "--cache-root", root]] * 2
         survived = killed(Crowd(servers), commands, root, together=True, kills=KILLS // 2, seed=9)
     record_property("kills survived by processes of cache-features", survived)
+
+
+def test_killed_processes_leave_the_predictions_of_undisturbed_ones(
+    head: Path, tmp_path: Path, few: Path, record_property: Callable[[str, object], None]
+) -> None:
+    out = tmp_path / "masks"
+
+    def predictions(folder: Path) -> dict[str, bytes]:
+        masks = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+        return masks | {"record": (folder / "predictions.json").read_bytes()}
+
+    with two_ranks(tmp_path) as servers:
+        commands = [["predict", few / "images", "--head", head, "--out", out, "--batch-size", 1]] * 2
+        survived = killed(Crowd(servers), commands, out, together=True, kills=KILLS // 3, seed=10, contents=predictions)
+    record_property("kills survived by processes of predict", survived)

@@ -114,7 +114,7 @@ def test_the_size_that_a_refusal_names_works(size: int) -> None:
 
 
 def test_more_adapters_than_blocks_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"last 49 blocks .* has 48 blocks"):
+    with pytest.raises(UsageError, match=r"last 49 blocks.* has 48 blocks"):
         build_config(adapt_last=49)
     with pytest.raises(UsageError, match="adapt_last"):
         build_config(adapt_last=-1)
