@@ -78,7 +78,7 @@ def test_a_tracker_that_fails_is_one_sentence(
 
     monkeypatch.setattr(Notebook, "log", full)
     said = dsu("train-head", "--epochs", 1, "--out", "run", "--track", "tensorboard", exit_code=1).output
-    assert "tensorboard has failed (the notebook is full)" in said and "--resume" in said
+    assert "tensorboard failed (the notebook is full)" in said and "--resume" in said
     assert Notebook.finished == 1
     monkeypatch.undo()
     dsu("train-head", "--resume", "--out", "run", exit_code=None)
@@ -87,7 +87,7 @@ def test_a_tracker_that_fails_is_one_sentence(
 def test_missing_trackers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsu.training.tracking.find_spec", lambda name: None)
     for name in TRACKERS:
-        with pytest.raises(DsuError, match=f"--track {name} wants .*: run `pip install {name}`"):
+        with pytest.raises(DsuError, match=f"--track {name} needs .*: run `pip install {name}`"):
             check_tracker(name)
 
 
