@@ -267,7 +267,7 @@ def test_what_does_not_belong_together_is_refused(dsu: Dsu, tiles: Path, whole: 
     assert "contains other runs (fold-1)" in dsu("study", "seeds", tiles, *RECIPE, "--out", "whole", exit_code=2).output
     Path("best.yaml").write_text("keep: best\n")
     said = dsu("study", "folds", tiles, "--config", "best.yaml", exit_code=2).output
-    assert "keep: best" in said and "judge" in said
+    assert "keep: best" in said and "used for evaluation" in said
     assert "numbers from 0 to 7" in dsu("study", "depth", tiles, "--depths", "0,8", exit_code=2).output
     assert "no held-out images" in dsu("study", "seeds", tiles, "--val-fraction", 0, exit_code=2).output
     assert record(Path("whole")) == before

@@ -151,7 +151,7 @@ def test_predictions_side_by_side(dsu: Dsu, drawn: Path) -> None:
         (("--worst", "2", "--by", "X"), ("--by", "'X'", "MAE")),
         (("--predictions", "Ours="), ("--predictions", "'Ours='", "NAME=FOLDER")),
         (("--predictions", "Other=nowhere"), ("nowhere is not a folder",)),
-        (("--predictions", "Ours=."), ("names Ours twice",)),
+        (("--predictions", "Ours=."), ("the name Ours twice",)),
         (("-o", "figure.svg"), ("figure.svg", ".pdf")),
     ],
 )
