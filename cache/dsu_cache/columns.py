@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy as safetensors
 
-from dsu_cache.files import CorruptError, replacing
+from dsu_cache.files import CorruptError, canonical, replacing
 
 Indices: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice
 
@@ -29,8 +29,6 @@ _HEX_DIGITS: Final = 64
 _TEXTS: Final = "texts of "
 _KINDS: Final = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1"}
 """The types of columns as safetensors' header calls them, and as NumPy does."""
-
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,7 @@ class Column:
     @classmethod
     def _coded(cls, values: Iterable[Any]) -> "Column":
         index: dict[str, int] = {}
-        texts = ("" if v is ABSENT else "null" if v is None else _encode(v) for v in values)
+        texts = ("" if v is ABSENT else "null" if v is None else canonical(v) for v in values)
         codes = [index.setdefault(text, len(index)) if text else _ABSENT_CODE for text in texts]
         return cls(np.array(codes, np.int32), "\n".join(index).encode())
 

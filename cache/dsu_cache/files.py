@@ -36,6 +36,10 @@ class BusyError(CacheError):
     """Another process is writing to the store."""
 
 
+_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+"""Made once: `json.dumps` makes an encoder for every value."""
+
+
 def canonical(value: JSON) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces, ASCII, and no NaN or infinity.
 
@@ -43,7 +47,7 @@ def canonical(value: JSON) -> str:
         TypeError: `value` holds something that JSON has no word for.
         ValueError: `value` holds a NaN or an infinity.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _encode(value)
 
 
 def sync(path: Path) -> None:

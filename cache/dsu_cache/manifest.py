@@ -291,8 +291,10 @@ def save_manifest(folder: Path, manifest: Manifest, before: Manifest | None = No
     _remove_unlisted(folder, listed)
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path, *, tidy: bool = False) -> Manifest:
     """Return the newest generation in `folder` that is whole.
+
+    With `tidy`, for who alone may write, what interrupted writers left is removed: all that this one does not need.
 
     Raises:
         CorruptError: there is none.
@@ -307,6 +309,11 @@ def load_manifest(folder: Path) -> Manifest:
                 segments = [_load_segment(folder, one["sha256"]) for one in record["segments"]]
             except CorruptError:
                 continue
+            if tidy:
+                for other in paths:
+                    if other != path:
+                        other.unlink(missing_ok=True)
+                _remove_unlisted(folder, record["segments"])
             # From the newest on, since the newest are the smallest.
             everything = reduce(lambda later, earlier: earlier.followed_by(later), reversed(segments))
             return Manifest._of(everything, record["next_row"])
@@ -314,18 +321,6 @@ def load_manifest(folder: Path) -> Manifest:
     raise CorruptError(
         f"{folder} holds no whole manifest, so it is not known which sample lies where: make the store again"
     )
-
-
-def remove_superseded(folder: Path) -> None:
-    """Remove what interrupted writers left in `folder`: all that the newest whole generation does not need."""
-    paths = generations(folder)
-    newest = next((path for path in paths if not damage(path)), None)
-    if newest is None:
-        return
-    for path in paths:
-        if path != newest:
-            path.unlink(missing_ok=True)
-    _remove_unlisted(folder, read_record(newest)["segments"])
 
 
 def generations(folder: Path) -> list[Path]:

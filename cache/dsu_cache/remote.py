@@ -183,7 +183,7 @@ class Remote:
             RemoteError: it can't be looked at.
         """
         with self.alone():
-            self._found = list(self.bucket.list())
+            self._found = [*self.bucket.list()]
             self._mirror()
 
     def alone(self) -> AbstractContextManager[object]:

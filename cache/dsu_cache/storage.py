@@ -6,7 +6,7 @@ Who may read and write comes from environment variables alone (`AWS_ACCESS_KEY_I
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -80,10 +80,6 @@ class Bucket:
         self.url: Final = SCHEME + "/".join([name, *parts])
         self._name, self._prefix = name, "".join(f"{part}/" for part in parts)
 
-    def below(self, path: str) -> "Bucket":
-        """The objects further down."""
-        return Bucket(f"{self.url}/{path}")
-
     def get(self, key: str) -> bytes:
         """An object's content. Raises FileNotFoundError where there is none, in a bucket that is there."""
         return bytes(self._do(lambda obs, client: obs.get(client, self._prefix + key).bytes(), key))
@@ -151,7 +147,7 @@ class Bucket:
         if not self.put_if_absent(key, content):
             self.put(key, content)
 
-    def list(self, folder: str = "") -> Iterator[Found]:
+    def list(self, folder: str = "") -> Sequence[Found]:
         """All objects below a folder."""
         place = self._prefix + folder
 
@@ -162,7 +158,7 @@ class Bucket:
                 for one in listed
             ]
 
-        yield from self._do(pages, folder)
+        return self._do(pages, folder)
 
     def folders(self, folder: str = "") -> Sequence[str]:
         """The names of the folders in a folder."""

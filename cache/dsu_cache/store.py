@@ -27,7 +27,7 @@ from dsu_cache.files import (
 )
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
 from dsu_cache.locks import Share, creating, holder, locked, share
-from dsu_cache.manifest import Manifest, generations, keeps_contents, load_manifest, remove_superseded, save_manifest
+from dsu_cache.manifest import Manifest, generations, keeps_contents, load_manifest, save_manifest
 from dsu_cache.reader import Reader
 from dsu_cache.remote import Remote, RemoteArray, url_of
 
@@ -85,8 +85,8 @@ class Store:
         self.attributes: Mapping[str, Any] = noted["attributes"]
         self._load()
 
-    def _load(self) -> None:
-        self.manifest = load_manifest(self.path / "manifest")
+    def _load(self, *, tidy: bool = False) -> None:
+        self.manifest = load_manifest(self.path / "manifest", tidy=tidy)
         self._arrays: dict[str, StoredArray] = {}
         self.damaged: dict[str, str] = {}
         for name in _named_arrays(self.path):
@@ -239,8 +239,8 @@ class Store:
         """Hold the store's lock inside a `with`; on entering, manifest and arrays are looked up anew.
 
         With a `share`, as `(3, "16 parts")`, it is held together with the others of that division, and nothing but
-        shards may be written. Alone, what interrupted writers left of metadata and manifests is removed, and many
-        markers become one file.
+        shards may be written. Alone, what interrupted writers left of metadata and manifests is removed, and in the end
+        many markers become one file.
 
         Raises:
             BusyError: another process holds it; names its id, host, time and command.
@@ -250,14 +250,13 @@ class Store:
                 for folder in (self.path, *self.path.glob("*/")):
                     remove_strays(folder / METADATA)
                 _write_groups(self.path)
-                remove_superseded(self.path / "manifest")
             if self.remote is not None:
                 self.remote.look()
-            self._load()
+            self._load(tidy=share is None)
+            yield
             if share is None:
                 for array in self._arrays.values():
                     array.pack()
-            yield
 
     def look(self) -> None:
         """Look what others have written to S3 since; in a folder that is seen without."""
@@ -496,8 +495,13 @@ def _read_layout(path: Path) -> dict[str, Any]:
     """A store's metadata: its layout as `store`, its owner's notes as `attributes`."""
     if not (path / METADATA).is_file() and not (path / "manifest").is_dir():
         raise CacheError(f"there is no store in {path}: create one, or correct the path")
-    _refuse_other_formats(path)
-    attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    try:
+        attributes: dict[str, Any] = read_metadata(path)["attributes"]
+    except CorruptError:
+        _refuse_other_formats(path)
+        raise
+    if attributes.get("store", {}).get("format") != FORMAT:
+        _refuse_other_formats(path)
     return attributes
 
 

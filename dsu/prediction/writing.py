@@ -109,8 +109,11 @@ def write_jobs(
     record: dict[str, Any] = {}
 
     def begin(job: Job) -> list[Target]:
-        record.update(open_record(out, head, info, settings))
-        outcome.before = outcome.before or (read_table(out) if record["sets"] else {})
+        first = not record
+        if first or world.together:  # then the others mark images there, too
+            record.update(open_record(out, head, info, settings))
+        if first and record["sets"]:
+            outcome.before = read_table(out)
         todo, rows = note_job(job, record, info, out, settings, outcome.before)
         outcome.broken += job.unread
         outcome.kept += len(rows)

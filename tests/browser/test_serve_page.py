@@ -120,15 +120,18 @@ def saved(browser: Browser, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_overlay_follows_the_slider(
-    browser: Browser, one: str, heads: Mapping[str, ServedHead], photos: list[Path]
-) -> None:
-    """The layer tints what the server's map says, and what is saved as overlay looks the same."""
+@pytest.fixture
+def grey(browser: Browser, one: str, heads: Mapping[str, ServedHead], photos: list[Path]) -> np.ndarray:
+    """The map (H, W) of the first photograph, which the page of one head has computed and shows."""
     browser.look()
     browser.open(one)
     choose(browser, photos[0])
     until(lambda: computed(browser))
-    grey = grey_of(heads["second"], photograph(0))
+    return grey_of(heads["second"], photograph(0))
+
+
+def test_the_overlay_follows_the_slider(browser: Browser, grey: np.ndarray) -> None:
+    """The layer tints what the server's map says, and what is saved as overlay looks the same."""
     for threshold, least in ((0.75, 192), (0.8, 204), (0.6, 153)):
         if threshold != 0.75:
             slide(browser, threshold)
@@ -156,14 +159,7 @@ def test_the_overlay_follows_the_slider(
     until(lambda: browser.texts("#chosen") == ["0.75"])
 
 
-def test_mask_and_image_are_shown_too(
-    browser: Browser, one: str, heads: Mapping[str, ServedHead], photos: list[Path]
-) -> None:
-    browser.look()
-    browser.open(one)
-    choose(browser, photos[0])
-    until(lambda: computed(browser))
-    grey = grey_of(heads["second"], photograph(0))
+def test_mask_and_image_are_shown_too(browser: Browser, grey: np.ndarray) -> None:
     browser.run("document.getElementById('view-mask').click()")
     time.sleep(0.2)
     assert np.array_equal(pixels(browser, ".layer")[..., 0], grey)
