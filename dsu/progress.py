@@ -19,9 +19,9 @@ _MOST_THREADS: Final = 16
 """By default: more decode no faster, and each holds an image."""
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
     """The first names of a list, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return separator.join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def counted(count: int, things: str) -> str:

@@ -15,8 +15,7 @@ from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, print_json, table, with_urls
 
 if TYPE_CHECKING:
-    from dsu.features.copies import Copy
-    from dsu.features.upkeep import ArrayState, StoreState, Verification
+    from dsu.features.upkeep import ArrayState, Copy, StoreState, Verification
     from dsu_cache import Damage
 
 __all__ = ["cache", "stores_table"]
@@ -140,7 +139,7 @@ def push(
     Run it again at any time: it goes on where it was. Keys and places come from AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_REGION and, for what is not Amazon's, AWS_ENDPOINT_URL.
     """
-    from dsu.features.copies import push_stores
+    from dsu.features.upkeep import push_stores
 
     _tell_copies(push_stores(names or (), cache_root, url, ConsoleProgress(quiet=quiet)), quiet=quiet)
 
@@ -153,7 +152,7 @@ def pull(
     quiet: options.Quiet = False,
 ) -> None:
     """Copy stores from S3 to the cache root, only what is missing there: byte for byte what was pushed."""
-    from dsu.features.copies import pull_stores
+    from dsu.features.upkeep import pull_stores
 
     _tell_copies(pull_stores(url, names or (), cache_root, ConsoleProgress(quiet=quiet)), quiet=quiet)
 

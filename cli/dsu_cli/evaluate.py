@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dsu.evaluation.evaluate import Evaluation
     from dsu.evaluation.ground_truth import JudgedSet
     from dsu.evaluation.thresholds import Thresholds
-    from dsu.report import Comparison, Line, Results
+    from dsu.report.tables import Comparison, Line, Results
 
 _PAPERS_OWN = "DSU-Net"
 SHOWN = 10
@@ -136,8 +136,8 @@ def evaluate(
     asked = options.one_of("--normalize", normalize, (None, "minmax", "none"))
     if not 0 <= false_alarms <= 1:
         raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a share from 0 to 1, such as 0.05.")
-    from dsu.report import FORMATS, as_csv, as_json, as_per_image, write_report
-    from dsu.report.page import check_report_path
+    from dsu.report.page import check_report_path, write_report
+    from dsu.report.tables import FORMATS, as_csv, as_json, as_per_image
 
     if report is not None:
         check_report_path(report)
@@ -264,7 +264,7 @@ class _Judged:
         """What is kept beside predictions of dsu; another method's folder is left as it is."""
         from dsu.evaluation.ground_truth import kept_figures
         from dsu.prediction.record import THRESHOLDS_FILE
-        from dsu.report import as_json, figures_as_csv
+        from dsu.report.tables import as_json, figures_as_csv
 
         if not self.own_data or not any(one.recorded for one, _ in self.found.values()):
             return []
@@ -282,7 +282,7 @@ def _tables(
 
     `beside` has a column a run, called as the run is, and with `published` the paper's.
     """
-    from dsu.report import conventions_of, in_short
+    from dsu.report.tables import conventions_of, in_short
 
     parts: list[RenderableType] = [] if quiet else [Text(in_short(results), style="dim")]
     if beside:
@@ -324,7 +324,7 @@ def _thresholds(run: str, found: "Thresholds", several: bool) -> list[Renderable
 
 def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | None = None) -> RenderableType:
     """One row a figure, one column a set, beside it the paper's figures of DSU-Net where there are any."""
-    from dsu.report import Comparison, compare
+    from dsu.report.tables import Comparison, compare
 
     columns: list[tuple[str, Line]] = []
     notes: list[str] = []
@@ -342,7 +342,7 @@ def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | No
 def _comparison_tables(results: "Results", *, with_paper: bool, metrics: Sequence[str] | None = None) -> RenderableType:
     """A table a set: a row a figure, a column a run or published method, the best of each row bold."""
     from dsu.metrics.paper import published
-    from dsu.report import compare
+    from dsu.report.tables import compare
 
     parts: list[RenderableType] = []
     for comparison in compare(results, published if with_paper else None):

@@ -77,7 +77,7 @@ def _split(
 
     `only` is for folders that contain the camouflaged sets' training splits together.
     """
-    found = [replace(Place(*place.split(":")), only=only if place in _COD_TRAIN_HOMES else "") for place in places]
+    found = (replace(Place(*place.split(":")), only=only if place in _COD_TRAIN_HOMES else "") for place in places)
     return BenchmarkSplit(dataset, name, kind, official_count, tuple(found), without)
 
 
@@ -219,9 +219,8 @@ def find_benchmark(wanted: Sequence[BenchmarkSplit], root: Path) -> tuple[Split,
     if not os.path.isdir(root):
         return ()
     datasets = {split.dataset for split in wanted}
-    related = [split for split in BENCHMARK_SPLITS if split.dataset in datasets]
-    found = sharing_masks([split for sought in related if (split := _find_split(sought, root))])
-    by_name = {split.name: split for split in found}
+    related = [_find_split(split, root) for split in BENCHMARK_SPLITS if split.dataset in datasets]
+    by_name = {split.name: split for split in sharing_masks([split for split in related if split])}
     return tuple(by_name[split.name] for split in wanted if split.name in by_name)
 
 

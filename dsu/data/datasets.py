@@ -112,8 +112,7 @@ def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
     if printable(folder) != str(folder):  # it could not be recorded
         raise UsageError(f"The folder name {printable(folder)} is not valid UTF-8: rename it.")
     if images is None or masks is None:
-        as_benchmark = find_benchmark(benchmark_splits(folder.name), folder.parent)
-        return as_benchmark or _find_own(folder)
+        return find_benchmark(benchmark_splits(folder.name), folder.parent) or _find_own(folder)
     return _parts(folder, _named_subfolder(folder, images), _named_subfolder(folder, masks))
 
 
@@ -152,11 +151,10 @@ def masks_below(folder: Path) -> set[str]:
             splits = find_dataset(place, Paths(home))
         except UsageError:
             continue
-        paired = {(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None}
-        alone = {mask for split in splits for mask in split.masks_without_image}
+        pairs = [(pair.image, pair.mask) for split in splits for pair in split.pairs if pair.mask is not None]
         # Next to its image, a file of the same name may be a photograph in another format.
-        apart = {mask for image, mask in paired if mask.with_suffix("") != image.with_suffix("")}
-        masks |= {os.path.realpath(mask) for mask in apart | alone}
+        masks |= {os.path.realpath(mask) for image, mask in pairs if mask.with_suffix("") != image.with_suffix("")}
+        masks |= {os.path.realpath(mask) for split in splits for mask in split.masks_without_image}
     return masks
 
 
@@ -226,13 +224,18 @@ def _parts(folder: Path, images: Path, masks: Path | None) -> tuple[Split, ...]:
     inner = _part_folders(images)
     if not inner or masks == images:
         return (make_split(folder.name, folder.name, "all", images, masks),)
-    splits = [
-        make_split(
-            f"{folder.name}-{ending}", folder.name, kind, part, masks and (find_subfolder(masks, part.name) or masks)
-        )
-        for ending, kind, part in inner
-    ]
-    return sharing_masks(splits)
+    return sharing_masks(
+        [
+            make_split(
+                f"{folder.name}-{ending}",
+                folder.name,
+                kind,
+                part,
+                masks and (find_subfolder(masks, part.name) or masks),
+            )
+            for ending, kind, part in inner
+        ]
+    )
 
 
 def _part_folders(folder: Path) -> list[tuple[str, Kind, Path]]:
@@ -284,12 +287,10 @@ class SourceFolder:
     depth: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        texts = (self.split, self.dataset, self.kind, self.reference, self.data_root)
-        subfolders = (self.images, self.masks)
         if not (
-            all(isinstance(text, str) for text in texts)
+            all(isinstance(text, str) for text in (self.split, self.dataset, self.kind, self.reference, self.data_root))
             and isinstance(self.benchmark, bool)
-            and all(name is None or isinstance(name, str) for name in subfolders)
+            and all(isinstance(name, str | None) for name in (self.images, self.masks))
             and all(number is None or type(number) is int for number in (self.tile, self.overlap))
             and (self.depth is None or [type(value) for value in self.depth] == [float, float])
         ):
@@ -300,13 +301,7 @@ class SourceFolder:
             raise TypeError("a source folder's mask_format is one of masks") from error
 
     @classmethod
-    def of(
-        cls,
-        split: Split,
-        reference: str,
-        paths: Paths,
-        tiling: Tiling | None = None,
-    ) -> "SourceFolder":
+    def of(cls, split: Split, reference: str, paths: Paths, tiling: Tiling | None = None) -> "SourceFolder":
         """The record of a split found by `reference`, a benchmark's name or a folder (here or below the data root)."""
         folder = Path(reference).expanduser()
         if not folder.is_dir():

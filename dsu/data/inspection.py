@@ -33,11 +33,10 @@ from dsu.data.masks import (
     mask_facts,
 )
 from dsu.data.pairing import Pair, Split
-from dsu.progress import SILENT, Progress, counted, in_threads
+from dsu.progress import SILENT, Progress, counted, few, in_threads
 
 __all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unpaired", "unreadable"]
 
-_NAMES_SHOWN: Final = 10
 _OF_MASK: Final = "/"
 """Prefix of a mask's facts among those of a sample."""
 
@@ -77,13 +76,12 @@ class SampleMetadata:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "SampleMetadata":
         """The facts from `to_json`."""
-        own: dict[str, Any] = {}
-        mask: dict[str, Any] = {}
-        for name, value in fields.items():
-            if name[0] == _OF_MASK:
-                mask[name[1:]] = value
-            else:
-                own[name] = tuple(value) if isinstance(value, list) else value
+        mask = {name[1:]: value for name, value in fields.items() if name[0] == _OF_MASK}
+        own: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+            if name[0] != _OF_MASK
+        }
         return cls(**own, mask=MaskFacts.from_json(mask) if mask else None)
 
     def are_of(self, pair: Pair) -> bool:
@@ -189,24 +187,26 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
             f"{counted(split.left_out, 'images')} left out: by convention neither for training nor for testing."
         )
     lines += _describe_depth(split, inspection)
-    sizes = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
-    lines += _named("masks", "of another size than the image", sizes)
+    mismatches = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
+    lines += _named("masks", "of another size than the image", mismatches)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
     return lines + (describe_mask_format(inspection.mask_format, masks) if masks else [])
 
 
 def _describe_depth(split: Split, inspection: Inspection) -> list[str]:
     """Describe the black and white point of images with more than 8 bits, and which exceed it."""
-    facts = inspection.facts
-    deep = [(pair.image, facts[pair.name].extent) for pair in split.pairs if pair.name in facts]
-    extents = [(os.path.relpath(image, split.images), extent) for image, extent in deep if extent is not None]
+    extents = [
+        (os.path.relpath(pair.image, split.images), facts.extent)
+        for pair in split.pairs
+        if (facts := inspection.facts.get(pair.name)) and facts.extent is not None
+    ]
     if inspection.depth is None or not extents:
         return []
     low, high = inspection.depth
     beyond = [f"{name} ({a:g} to {b:g})" for name, (a, b) in extents if a < low or b > high + 0.01 * abs(high)]
-    count = counted(len(extents), "images")
     return [
-        f"{count} with more than 8 bits: {low:g} is black and {high:g} white (--range LOW,HIGH overrides this).",
+        f"{counted(len(extents), 'images')} with more than 8 bits: {low:g} is black and {high:g} white "
+        "(--range LOW,HIGH overrides this).",
         *_named("images", "exceed this range and are clipped", beyond),
     ]
 
@@ -265,7 +265,4 @@ def _sizes(name: str, facts: SampleMetadata) -> str:
 
 def _named(things: str, what: str, names: Sequence[str]) -> list[str]:
     """A line with the count and the first ten names; none if there are no names."""
-    if not names:
-        return []
-    more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
-    return [f"{counted(len(names), things)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}."]
+    return [f"{counted(len(names), things)} {what}: {few(names, 10)}."] if names else []

@@ -79,10 +79,15 @@ class Overlap:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: split, sample and file of both."""
-        told: dict[str, Any] = {}
-        for side, image in (("train", self.train), ("test", self.test)):
-            told |= {side: image.split, f"{side}_name": image.name, f"{side}_image": str(image.path)}
-        return {**told, "likeness": self.likeness}
+        return {
+            "train": self.train.split,
+            "train_name": self.train.name,
+            "train_image": str(self.train.path),
+            "test": self.test.split,
+            "test_name": self.test.name,
+            "test_image": str(self.test.path),
+            "likeness": self.likeness,
+        }
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,7 @@ def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers:
         broken += [str(one) for one in found if isinstance(one, UnreadableImage)]
     exact, near = compare(read["train"], read["test"])
     count = Counter(image.split for images in read.values() for image in images)
-    compared = {split.name: count[split.name] for split in splits if count[split.name]}
-    return Overlaps(exact, near, compared, tuple(broken))
+    return Overlaps(exact, near, {name: count[name] for split in splits if count[name := split.name]}, tuple(broken))
 
 
 def compare(

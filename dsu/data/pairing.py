@@ -1,20 +1,25 @@
-"""Decide which files in a folder are images, which are masks, and which mask belongs to which image."""
+"""Decide which files in a folder are images, which are masks, and which mask belongs to which image.
 
+What `dsu predict` wrote, by its records, is never taken for anyone's images.
+"""
+
+import json
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from dsu.data.images import IMAGE_SUFFIXES, Box
-from dsu.data.predicted import written_below
 from dsu.errors import DsuError, UsageError
 
 __all__ = [
     "IMAGE_FOLDERS",
+    "RECORD_FILE",
     "RUN_FILES",
     "Kind",
     "Pair",
@@ -27,11 +32,13 @@ __all__ = [
     "list_images",
     "make_split",
     "named_images",
+    "output_files",
     "pair_files",
     "pair_names",
     "plain",
     "subfolders",
     "unwrapped",
+    "written_below",
 ]
 
 Kind = Literal["train", "test", "all"]
@@ -54,6 +61,8 @@ _SIDE_ENDING: Final = re.compile(r"(?<=.)_0000$")
 """The first channel of an image, in nnU-Net's numbering."""
 RUN_FILES: Final = ("settings.yaml", "run.json")
 """Files that identify a training run's folder: its pictures belong to no data set."""
+RECORD_FILE: Final = "predictions.json"
+"""Beside the sets' folders: which head made them, how, and where their ground truth is."""
 _NOT_OURS: Final = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that archivers, network drives and operating systems create."""
 _SEEN: Final = 10
@@ -436,3 +445,38 @@ def _full_name(file: Path, folder: Path) -> str:
 
 def _first(files: Sequence[Path], folder: Path) -> str:
     return files[0].relative_to(folder).as_posix() if files else "nothing"
+
+
+# ---- predictions ----
+
+
+def written_below(files: Iterable[Path]) -> set[str]:
+    """What is written by the records among these files: real paths."""
+    written = set()
+    for record in (path for path in files if path.name == RECORD_FILE):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, DsuError):  # another program's, damaged
+            for name, how in json.loads(record.read_text())["sets"].items():
+                files = output_files(record.parent, name, how["names"], stems=how["source"] is None)
+                written |= {os.path.realpath(file) for file in files if file.exists()}
+    return written
+
+
+def output_files(out: Path, name: str, items: Sequence[str], *, stems: bool) -> list[Path]:
+    """The PNG of each image of a set, in a folder called like the set.
+
+    Args:
+        out: the output folder.
+        name: of the set; images given alone have none, and their masks lie in `out` itself.
+        items: names of the images, with their folders inside the set.
+        stems: whether the names end in .jpg and the like, which goes.
+
+    Raises `DsuError` for names that lead out of the folder: they may come out of a store's or a head's file.
+    """
+    for part in (name, *items):
+        if os.path.isabs(part) or ".." in Path(part).parts:
+            raise DsuError(f"The prediction of {part!r} would be outside {out}: rename it.")
+    written = [str(Path(item).with_suffix("")) if stems else item for item in items]
+    count = Counter(written)
+    # a.jpg and a.png of one folder must not meet in a.png.
+    unique = (stem if count[stem] == 1 else item.replace(".", "_") for stem, item in zip(written, items, strict=True))
+    return [out / name / f"{file}.png" for file in unique]

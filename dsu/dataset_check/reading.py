@@ -1,6 +1,5 @@
 """Read a split for a check: every image and mask once, and each mask again when its format is known."""
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from dsu.data.images import (
     MaskKind,
     UnreadableImage,
     or_unreadable,
+    pixels_sha256,
     raw_mask,
     read_bytes,
     read_image,
@@ -295,7 +295,7 @@ def measure(mask: Path, mask_format: MaskFormat, side: int) -> Foreground:
         objects=objects,
         vanished=vanished,
         left=int(small.sum()),
-        sha256=hashlib.sha256(f"{grey.shape} ".encode() + grey.tobytes()).hexdigest(),
+        sha256=pixels_sha256(grey),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from dsu.data.images import printable
 from dsu.data.masks import MaskFormat, typed_foreground
 from dsu.dataset_check.reading import Masked, Sample, Size, SplitCheck
+from dsu.progress import few
 
 __all__ = [
     "FEW",
@@ -53,8 +54,6 @@ FULL: Final = 0.999
 
 TINY: Final = 64
 """Pixels of foreground, at the network's size, below which an object is a few cells of the finest features."""
-
-_NAMES_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,8 @@ class Finding:
         if not self.cases:
             return f"{self.what}. {self.remedy}"
         separator = "; " if any(case.remark for case in self.cases) else ", "
-        names = separator.join(map(str, self.cases[:_NAMES_SHOWN]))
-        more = f" and {self.count - _NAMES_SHOWN:,} more" if self.count > _NAMES_SHOWN else ""
-        return f"{self.what}: {self.count:,} ({names}{more}). {self.remedy}"
+        names = few([*map(str, self.cases)], separator=separator)
+        return f"{self.what}: {self.count:,} ({names}). {self.remedy}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with all names."""

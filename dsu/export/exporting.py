@@ -17,8 +17,17 @@ from dsu import __version__
 from dsu.choices import ExportPrecision
 from dsu.encoders.sources import published_source
 from dsu.errors import DsuError, UsageError, check_installed
-from dsu.export.checking import Agreement, Loss, compare, images_to_check, loss_of, network_inputs
-from dsu.export.graph import BESIDE, input_sizes, write_graph
+from dsu.export.graph import (
+    BESIDE,
+    Agreement,
+    Loss,
+    compare,
+    images_to_check,
+    input_sizes,
+    loss_of,
+    network_inputs,
+    write_graph,
+)
 from dsu.export.precision import halve, quantize
 from dsu.export.runner import FORMAT, Model
 from dsu.files import atomic_write, make_folder

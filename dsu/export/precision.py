@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dsu.export.checking import Arrays, Loss, loss_of, masks_of
-from dsu.export.graph import BESIDE, silence
+from dsu.export.graph import BESIDE, Arrays, Loss, loss_of, masks_of, silence
 from dsu.export.runner import Model
 
 if TYPE_CHECKING:

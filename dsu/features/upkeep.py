@@ -1,8 +1,9 @@
-"""Looking after stores: what they hold, whether it is whole and still what the images are, and removing them."""
+"""Looking after stores: what they hold, whether it is whole and still what the images are, removing and copying."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from dsu.data.datasets import Pair, SampleMetadata, Split
 from dsu.data.images import UnreadableImage, file_sha256, or_unreadable, raw_mask, read_image
+from dsu.data.splitting import SPLITS_FILE
 from dsu.data.tiles import LastUsed
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, library_versions, named_folders, sample_key, store_folders
+from dsu.files import atomic_write
 from dsu.network.resume import guide_names
 from dsu.progress import SILENT, Progress, Task
 from dsu_cache import (
@@ -25,11 +28,14 @@ from dsu_cache import (
     RemoteError,
     audit,
     audited_nbytes,
+    copy_store,
     discard_refuted,
     file_sizes,
     is_store,
+    keep_beside,
     orphaned_objects,
     orphans,
+    place_of,
     remove_store,
     url_of,
     with_urls,
@@ -38,10 +44,12 @@ from dsu_cache import (
 
 __all__ = [
     "ArrayState",
+    "Copy",
     "StoreState",
     "Verification",
     "describe_stores",
-    "in_megabytes",
+    "pull_stores",
+    "push_stores",
     "remove_stores",
     "verify_store",
     "verify_stores",
@@ -322,7 +330,7 @@ def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: P
     split = source.find()
     nbytes = audited_nbytes(store) + (0 if split is None else sum(map(_source_nbytes, store.metadata.values())))
     with progress.task(f"verifying {path.parent.name}", max(1, round(nbytes / 1e6)), "MB") as task:
-        advance = in_megabytes(task)
+        advance = _in_megabytes(task)
         findings = tuple(audit(store, advance, workers))
         changed, new, gone = ((), (), ()) if split is None else _compare(store, split, advance, workers)
         advance(0)
@@ -396,7 +404,7 @@ def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
         store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
 
 
-def in_megabytes(task: Task) -> Callable[[int], None]:
+def _in_megabytes(task: Task) -> Callable[[int], None]:
     """Count bytes, and tell the task of whole megabytes."""
     counted, told = 0, 0
 
@@ -443,3 +451,82 @@ def _check_removable(folder: Path, cache_root: Path) -> None:
     # Not through a link, be it of the store or of its split's folder: what it leads to may be anyone's.
     if path.resolve() != root.resolve() / path.relative_to(root):
         raise UsageError(f"{folder} is a link to {path.resolve()}: remove the link, or give that store's --cache-root.")
+
+
+# -- copies on S3 ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What came of copying a store.
+
+    Attributes:
+        source, target: their folders; one stands for a store on S3.
+        shards, nbytes: how much was copied: what the copy did not have.
+    """
+
+    source: Path
+    target: Path
+    shards: int
+    nbytes: int
+
+
+def push_stores(names: Sequence[str], cache_root: Path, url: str, progress: Progress = SILENT) -> list[Copy]:
+    """Copy named stores (none: all) from below a cache root to below `s3://bucket/path`: only what is missing there.
+
+    Raises `UsageError` for a name without a store, and `CacheError` as `copy_store`.
+    """
+    return _copy_all(names, cache_root, place_of(_checked(url)), progress)
+
+
+def pull_stores(url: str, names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Copy]:
+    """Copy named stores (none: all) from below `s3://bucket/path` to below a cache root: see `push_stores`."""
+    return _copy_all(names, place_of(_checked(url)), cache_root, progress)
+
+
+def _checked(url: str) -> str:
+    if not url.startswith("s3://"):
+        raise UsageError(f"{url} is no place on S3: write s3://BUCKET/PATH, and the stores' names after --cache-root.")
+    return url
+
+
+def _copy_all(names: Sequence[str], source_root: Path, target_root: Path, progress: Progress) -> list[Copy]:
+    folders: dict[Path, None] = {}
+    for name in names:
+        found = named_folders(source_root, name)
+        if not found:
+            raise UsageError(f"There is no store of {name} below {source_root}: `dsu cache list` shows what there is.")
+        folders |= dict.fromkeys(found)
+    if not names:
+        folders = dict.fromkeys(store_folders(source_root))
+        if not folders:
+            progress.say(f"There are no stores below {source_root}.")
+    return [_copy(folder, target_root / folder.parent.name / folder.name, progress) for folder in folders]
+
+
+def _copy(source: Path, target: Path, progress: Progress) -> Copy:
+    counted = [0, 0]
+    with ExitStack() as stack:
+
+        def before(shards: int, nbytes: int) -> Callable[[int], None]:
+            counted[:] = shards, nbytes
+            if not shards:
+                return lambda nbytes: None
+            label = f"copying {source.parent.name}/{source.name}"
+            return _in_megabytes(stack.enter_context(progress.task(label, max(1, round(nbytes / 1e6)), "MB")))
+
+        copy_store(FeatureStore.open(source), target, before)
+    _copy_splits(source.parent / SPLITS_FILE, target.parent / SPLITS_FILE, progress)
+    return Copy(source, target, *counted)
+
+
+def _copy_splits(source: Path, target: Path, progress: Progress) -> None:
+    """What says which samples are held out goes along, unless there is another."""
+    if not source.is_file():
+        return
+    content = source.read_bytes()
+    if target.is_file() and target.read_bytes() != content:
+        progress.say(f"{target} deals samples otherwise than {source}: it is left as it is.")
+        return
+    atomic_write(target, content)
+    keep_beside(target)

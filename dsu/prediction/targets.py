@@ -22,8 +22,7 @@ from dsu.data.datasets import (
     test_splits,
 )
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS, UnreadableImage
-from dsu.data.pairing import list_files
-from dsu.data.predicted import RECORD_FILE, output_files, written_below
+from dsu.data.pairing import RECORD_FILE, list_files, output_files, written_below
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError

@@ -31,9 +31,8 @@ from dsu.files import atomic_write, make_folder
 from dsu.metrics.figures import IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, PER_IMAGE, SPOILT, arrow, figure_name, metric_of
 from dsu.metrics.paper import TABLES, ablations, published
 from dsu.progress import SILENT, Progress, counted, in_threads
-from dsu.report.comparison import PLACES, Comparison, Line, Results, by_kind, compare
 from dsu.report.pictures import SUFFIX, Strip, draw_strip
-from dsu.report.tables import conventions_of
+from dsu.report.tables import PLACES, Comparison, Line, Results, by_kind, compare, conventions_of
 
 __all__ = ["INLINE_PICTURES", "check_report_path", "histogram", "write_report"]
 

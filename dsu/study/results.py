@@ -15,7 +15,7 @@ from dsu.files import atomic_write
 from dsu.heads.head_file import HEAD_FILE, head_sha256, is_finished
 from dsu.metrics.figures import PER_IMAGE, over_objects
 from dsu.metrics.image_level import ImageLevel
-from dsu.report import compare
+from dsu.report.tables import compare
 from dsu.training.run_folders import METRICS_FILE, has_state
 
 if TYPE_CHECKING:

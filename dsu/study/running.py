@@ -18,7 +18,7 @@ from dsu.heads.head_file import HEAD_FILE, head_sha256, predictions_folder, read
 from dsu.prediction.predict import predict
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress, Task, counted
-from dsu.report import as_csv, as_json
+from dsu.report.tables import as_csv, as_json
 from dsu.runtime import choose_runtime, computing_threads, machine_name
 from dsu.settings import PredictionSettings, TrainingSettings
 from dsu.settings_file import read_settings

@@ -11,7 +11,7 @@ from judged import ODD_NAMES, draw_cases, judge
 from PIL import Image
 
 from dsu.evaluation.evaluate import Evaluation, evaluate
-from dsu.report import write_report
+from dsu.report.page import write_report
 
 pytestmark = pytest.mark.browser
 

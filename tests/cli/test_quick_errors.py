@@ -12,7 +12,7 @@ import pytest
 from support import TINY
 
 from dsu.choices import ReportFormat
-from dsu.report import FORMATS
+from dsu.report.tables import FORMATS
 
 SLOW: Final = ("torch", "timm", "sam2", "zarr", "scipy", "sklearn", "matplotlib")
 

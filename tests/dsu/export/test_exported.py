@@ -22,9 +22,8 @@ from dsu.api import predict
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError
 from dsu.export import exporting, graph, precision
-from dsu.export.checking import BATCHES, compare, images_to_check, network_inputs
 from dsu.export.exporting import export_model
-from dsu.export.graph import TRACED
+from dsu.export.graph import BATCHES, TRACED, compare, images_to_check, network_inputs
 from dsu.export.runner import Model, ModelError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, save_head
 from dsu.prediction.exported import ExportedSegmenter

@@ -23,8 +23,7 @@ from dsu.metrics.paper import IMAGES, ablations, published
 from dsu.metrics.thresholds import AtThreshold
 from dsu.progress import SILENT
 from dsu.report import page as page_module
-from dsu.report import write_report
-from dsu.report.page import histogram
+from dsu.report.page import histogram, write_report
 from dsu.report.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, draw_panels
 
 VOID = {"meta", "link", "img", "input", "br"}

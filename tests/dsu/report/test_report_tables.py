@@ -13,7 +13,7 @@ from dsu.evaluation.evaluate import METRICS, Evaluation
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, OBJECT
 from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import IMAGES, published
-from dsu.report import as_csv, as_json, as_latex, as_markdown, as_per_image, compare
+from dsu.report.tables import as_csv, as_json, as_latex, as_markdown, as_per_image, compare
 
 
 @pytest.fixture(scope="module")
