@@ -16,8 +16,8 @@ from dsu_cli.console import ConsoleProgress, as_text, key_table, table
 from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
-    from dsu.study.plan import Asked, Member
-    from dsu.study.telling import StudyTable
+    from dsu.study.plan import Member, StudyRequest
+    from dsu.study.reporting import StudyTable
 
 __all__ = ["study"]
 
@@ -31,7 +31,7 @@ _Seeds = Annotated[int, typer.Option("-n", "--seeds", help="Seeds for each case.
 
 def _run(
     given: Mapping[str, Any],
-    asked: "Asked",
+    request: "StudyRequest",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The study's folder (default: named after data and study, in studies/)."),
@@ -69,7 +69,7 @@ def _run(
     from dsu.study.plan import open_study
 
     plan = open_study(
-        asked,
+        request,
         settings,
         paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
@@ -81,7 +81,7 @@ def _run(
         facts = {
             "study": f"{plan.kind}, {runs} of {epochs}",
             "data": f"{plan.source.split}: {counted(plan.images, 'samples')}",
-            "evaluated on": plan.judged_on,
+            "evaluated on": plan.evaluated_on,
             "folder": str(plan.folder),
         }
         console.print(key_table(facts.items()))
@@ -91,8 +91,8 @@ def _run(
     if dry_run:
         console.print(key_table([(member.name, _state(member)) for member in plan.members]))
         return
+    from dsu.study.reporting import default_figures, study_tables, write_record, write_study
     from dsu.study.running import run_study
-    from dsu.study.telling import default_figures, study_tables, write_record, write_study
 
     finished = run_study(plan, progress, lambda so_far: write_record(plan, so_far), parallel=parallel)
     figures = chosen or default_figures(finished)
@@ -104,45 +104,45 @@ def _run(
         raise typer.Exit(1)
 
 
-def _command(*set_by_study: str) -> Callable[[Callable[..., "Asked"]], Callable[..., "Asked"]]:
+def _command(*set_by_study: str) -> Callable[[Callable[..., "StudyRequest"]], Callable[..., "StudyRequest"]]:
     """Turn a function into a command with its own options, those of `_run`, and the settings."""
 
-    def decorate(asks: Callable[..., "Asked"]) -> Callable[..., "Asked"]:
-        own, (given, _, *shared) = signature(asks).parameters, signature(_run).parameters.values()
+    def decorate(request_of: Callable[..., "StudyRequest"]) -> Callable[..., "StudyRequest"]:
+        own, (given, _, *shared) = signature(request_of).parameters, signature(_run).parameters.values()
 
         def called(given: Mapping[str, Any], **values: Any) -> None:
-            _run(given, asks(**{name: values.pop(name) for name in own}), **values)
+            _run(given, request_of(**{name: values.pop(name) for name in own}), **values)
 
-        command = options.with_parameters(called, [given, *own.values(), *shared], asks)
+        command = options.with_parameters(called, [given, *own.values(), *shared], request_of)
         study.command()(
             options.with_settings(TrainingSettings, without=("end_to_end", "track", *set_by_study))(command)
         )
-        return asks
+        return request_of
 
     return decorate
 
 
 @_command("fold", "val_fraction", "keep")
-def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)] = 5) -> "Asked":
+def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)] = 5) -> "StudyRequest":
     """Cross-validation: K runs, each evaluated on the fold that it was not trained on; together, every image once.
 
     Folds are stratified by images with and without an object; copies and tiles of an image stay together. Each run's
     last weights are evaluated, never the best: the held-out fold must not select them.
     """
-    from dsu.study.plan import Asked
+    from dsu.study.plan import StudyRequest
 
-    return Asked("folds", k)
+    return StudyRequest("folds", k)
 
 
 @_command("seed")
-def seeds(n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1.", min=2)] = 5) -> "Asked":
+def seeds(n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1.", min=2)] = 5) -> "StudyRequest":
     """Train with several seeds and nothing else changed, to see how much of a difference is chance.
 
     All runs are evaluated on the test split, or without one on the same held-out images. A larger N later adds runs.
     """
-    from dsu.study.plan import Asked
+    from dsu.study.plan import StudyRequest
 
-    return Asked("seeds", n)
+    return StudyRequest("seeds", n)
 
 
 @_command("adapt_last")
@@ -156,27 +156,27 @@ def depth(
         ),
     ] = None,
     n: _Seeds = 1,
-) -> "Asked":
+) -> "StudyRequest":
     """Train with adapters in front of Hiera's last N blocks, for several N: accuracy, time, disk.
 
     What a run reads, and so its speed, depends on the levels that are stored in all the views it draws. MB/image is
     what a step reads per image; store GB is the total for all images in all these views.
     """
-    from dsu.study.plan import Asked
+    from dsu.study.plan import StudyRequest
 
-    return Asked("depth", n, tuple(part.strip() for part in depths.split(",")) if depths is not None else ())
+    return StudyRequest("depth", n, tuple(part.strip() for part in depths.split(",")) if depths is not None else ())
 
 
 @_command("ablation")
-def ablations(n: _Seeds = 1) -> "Asked":
+def ablations(n: _Seeds = 1) -> "StudyRequest":
     """Train the paper's setting (none) and its ablations A, B and C (its Tables VII and VIII).
 
     If the store lacks DINOv2 maps for an ablation, it is skipped and the command that stores them is printed (exit
     status 1).
     """
-    from dsu.study.plan import Asked
+    from dsu.study.plan import StudyRequest
 
-    return Asked("ablations", n)
+    return StudyRequest("ablations", n)
 
 
 def _state(member: "Member") -> str:

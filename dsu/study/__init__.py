@@ -1,6 +1,6 @@
-"""Studies: several runs from one store that differ in one thing, with one table and one picture.
+"""Studies: several runs from one store that differ in one thing, with one table and one figure.
 
-`plan` decides what the runs vary and read, prepares the study's folder and refuses invalid requests. `running` trains,
-predicts and evaluates what is missing, `results` keeps each run's results and computes means and spreads, and `telling`
-presents them.
+`plan` defines the runs, checks the request and the study's folder. `running` trains, predicts and evaluates whatever is
+missing (`parallel`: several runs at once), `results` stores each run's results and computes means and spreads, and
+`reporting` writes the tables and the figure.
 """

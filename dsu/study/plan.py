@@ -1,4 +1,4 @@
-"""Plan a study: its folder, its members, what varies, what each reads, and its evaluation data."""
+"""Plan a study: its folder, members, varied settings, the features that each member reads, and the evaluation data."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
 from dsu.training.training_data import TrainingData, config_asked, encoders_asked
 
-__all__ = ["FOLDER_STARTS", "STUDY_FILE", "Asked", "Cost", "Kind", "Member", "Study", "open_study", "variants"]
+__all__ = ["FOLDER_STARTS", "STUDY_FILE", "Cost", "Kind", "Member", "Study", "StudyRequest", "open_study", "variants"]
 
 STUDY_FILE: Final = "study.json"
 
@@ -35,7 +35,7 @@ VARIES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "depth": ("adapt_last",),
     "ablations": ("ablation",),
 }
-"""Settings that a study sets itself."""
+"""The settings that each kind of study sets itself."""
 
 FOLDER_STARTS: Final[Mapping[Kind, str]] = {
     "folds": "fold-",
@@ -43,21 +43,21 @@ FOLDER_STARTS: Final[Mapping[Kind, str]] = {
     "depth": "depth-",
     "ablations": "ablation-",
 }
-"""How the names of the members' folders begin."""
+"""Prefixes of the members' folder names."""
 
 _CACHE_ROOT: Final = Path("features")
-"""Where commands look for stores by themselves."""
+"""The commands' default folder of stores."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a study is asked to vary.
+class StudyRequest:
+    """The kind and size of a study.
 
     Attributes:
-        kind: which study.
-        count: parts of a cross-validation; of the other kinds how many seeds, each, from the settings' own (of a
-            study of seeds from 0).
-        depths: of a study of depth: numbers of adapted blocks or `all`; none: those that fit the Hiera.
+        kind: the kind of study.
+        count: number of folds; for other kinds the number of seeds per case, starting at the settings' seed (at 0 in a
+            study of seeds).
+        depths: for a study of depth: numbers of adapted blocks, or `all`; empty: those that suit the Hiera.
     """
 
     kind: Kind
@@ -67,12 +67,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run reads.
+    """The arrays that a run reads, and their sizes.
 
     Attributes:
         reads: the arrays that a step resumes from.
-        image_bytes: for an image, its mask included.
-        store_bytes: of all samples in all views that the run draws: what it needs of the store, before compression.
+        image_bytes: bytes per image, including its mask.
+        store_bytes: uncompressed bytes of all samples in all views that the run may draw.
     """
 
     reads: tuple[str, ...]
@@ -85,11 +85,11 @@ class Member:
     """One run of a study.
 
     Attributes:
-        name: of its folder, such as `fold-1`.
-        group: what it is a measurement of; members of one group have one mean and spread.
-        settings: what it is trained with.
-        folder: a run folder like any other.
-        cost: what it reads of the store.
+        name: the folder's name, such as `fold-1`.
+        group: the case that it repeats; mean and spread are computed over the members of a group.
+        settings: its training settings.
+        folder: an ordinary run folder.
+        cost: the arrays that it reads from the store.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Member:
 
     @property
     def state(self) -> Literal["done", "trained", "begun", "to do"]:
-        """How far it has come."""
+        """Its progress."""
         if is_finished(self.folder):
             return "trained" if read_result(self.folder) is None else "done"
         return "begun" if has_state(self.folder) else "to do"
@@ -111,17 +111,17 @@ class Study:
     """A study that can be run.
 
     Attributes:
-        kind: what it varies.
-        settings: what all members share.
-        folder: of the study; its members lie in it.
+        kind: the kind of study.
+        settings: the settings that all members share.
+        folder: the study's folder, which contains the members' folders.
         members: in the order in which they are run.
-        lacking: a sentence a case that the store can't serve, with the command that stores what it wants.
+        lacking: one sentence for each case whose features are not stored, with the command that stores them.
         source: the training split.
-        images: samples of the training split.
-        content: a digest of these samples, by which other images or masks are noticed.
-        tests: the test splits that are judged on; without any it is what is held out of training.
+        images: number of samples in the training split.
+        content: a hash of these samples and the test files, to detect other images or masks.
+        tests: names of the test splits used for evaluation; if empty, members are evaluated on held-out images.
         weights: where the encoders' weights come from.
-        paths: where data sets and stores lie.
+        paths: the folders of data sets and stores.
     """
 
     kind: Kind
@@ -137,15 +137,15 @@ class Study:
     paths: Paths
 
     @property
-    def judged_on(self) -> str:
-        """What the members are judged on, in words."""
+    def evaluated_on(self) -> str:
+        """The evaluation data, in words."""
         if self.kind == "folds":
             return "each on its own fold, so that every image is evaluated once"
         return ", ".join(self.tests) or f"the same held-out images of {self.source.split}"
 
 
 def open_study(
-    asked: Asked,
+    request: StudyRequest,
     settings: TrainingSettings,
     *,
     paths: Paths,
@@ -153,43 +153,43 @@ def open_study(
     out: Path | None = None,
     progress: Progress = SILENT,
 ) -> Study:
-    """Find the store, the members and their evaluation data; writes nothing.
+    """Find the store, the members and their evaluation data, without writing anything.
 
-    The evaluation data never choose a member's weights: if it is evaluated on held-out images (folds always are, others
-    if the data set has no test split), its last weights are the result. The best of many epochs on the same images
-    would be biased.
+    The evaluation data never choose a member's weights. If members are evaluated on held-out images (folds always,
+    other kinds if the data set has no test split), their last weights are the result, since the best of many epochs on
+    the same images would be biased.
 
     Args:
-        asked: what is varied.
-        settings: what all members share; fields that the study varies it sets itself.
-        paths: where data sets and stores lie.
+        request: the kind and size of the study.
+        settings: the settings that all members share; the study overrides those that it varies.
+        paths: the folders of data sets and stores.
         weights: where the encoders' weights come from.
         out: the study's folder; None: one named after data, encoders and kind, below `studies/`.
-        progress: who is told.
+        progress: receives messages.
 
-    Raises `UsageError` for what can't be studied, or an `out` that holds another study.
+    Raises `UsageError` if no member can be trained or evaluated, or if `out` contains another study.
     """
     store = _find_store(settings, paths.cache_root, progress)
-    tests = () if asked.kind == "folds" else _test_splits(store.source)
-    shared = _shared_settings(asked.kind, settings, store, held_out=not tests)
-    if asked.kind == "folds":
-        _check_parts(store, shared, asked.count)
-    kind = f"folds-{asked.count}" if asked.kind == "folds" else asked.kind
+    tests = () if request.kind == "folds" else _test_splits(store.source)
+    shared = _shared_settings(request.kind, settings, store, held_out=not tests)
+    if request.kind == "folds":
+        _check_parts(store, shared, request.count)
+    kind = f"folds-{request.count}" if request.kind == "folds" else request.kind
     folder = out or Path("studies") / f"{store.path.parent.name}-{store.config.encoders_name}-{kind}"
     members, lacking = [], {}
-    for name, (group, varied) in variants(asked, store.config, shared.seed).items():
+    for name, (group, varied) in variants(request, store.config, shared.seed).items():
         own = TrainingSettings(**{**_given(shared), **varied})
         cost = _cost(own, store, weights, paths.cache_root)
         if isinstance(cost, Cost):
             members.append(Member(name, group, own, folder / name, cost))
-        elif asked.kind == "ablations":
+        elif request.kind == "ablations":
             lacking[group] = f"{group} is left out, {cost}"
         else:
             raise UsageError(f"{name} can't be run, {cost}")
     if not members:
         raise UsageError(f"Nothing to study: {' '.join(lacking.values())}")
     study = Study(
-        kind=asked.kind,
+        kind=request.kind,
         settings=shared,
         folder=folder,
         members=tuple(members),
@@ -205,47 +205,47 @@ def open_study(
     return study
 
 
-def variants(asked: Asked, config: DSUNetConfig, first_seed: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The members of a study by name, in the order in which they are run: of which group each is, and what it sets.
+def variants(request: StudyRequest, config: DSUNetConfig, first_seed: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The members of a study by name, in the order in which they are run: each one's group and varied settings.
 
     Args:
-        asked: what is to be varied.
-        config: whose depth bounds a study of depth.
-        first_seed: of the settings, from which repeats count.
+        request: the kind and size of the study.
+        config: the network; its Hiera's depth is the upper limit in a study of depth.
+        first_seed: the settings' seed; repeated runs use this and the following ones.
 
-    Raises `UsageError` for a depth that there is not.
+    Raises `UsageError` if a depth is not a number from 0 to Hiera's depth.
     """
-    if asked.kind == "folds":
-        return {f"fold-{n}": ("folds", {"fold": f"{n}/{asked.count}"}) for n in range(1, asked.count + 1)}
-    if asked.kind == "seeds":
-        return {f"seed-{seed}": ("seeds", {"seed": seed}) for seed in range(asked.count)}
-    [field], start = VARIES[asked.kind], FOLDER_STARTS[asked.kind]
-    values = _depths(asked.depths, config) if asked.kind == "depth" else get_args(Ablation)
+    if request.kind == "folds":
+        return {f"fold-{n}": ("folds", {"fold": f"{n}/{request.count}"}) for n in range(1, request.count + 1)}
+    if request.kind == "seeds":
+        return {f"seed-{seed}": ("seeds", {"seed": seed}) for seed in range(request.count)}
+    [field], start = VARIES[request.kind], FOLDER_STARTS[request.kind]
+    values = _depths(request.depths, config) if request.kind == "depth" else get_args(Ablation)
     found = {}
     for value in values:
         group = f"{start}{value}"
-        for seed in range(first_seed, first_seed + asked.count):
+        for seed in range(first_seed, first_seed + request.count):
             name = group if seed == first_seed else f"{group}-seed-{seed}"
             found[name] = group, {field: value, "seed": seed}
     return found
 
 
-def _depths(asked: Sequence[str], config: DSUNetConfig) -> list[int]:
-    """Numbers of adapted blocks, ascending, each once."""
+def _depths(requested: Sequence[str], config: DSUNetConfig) -> list[int]:
+    """The requested numbers of adapted blocks, ascending and without duplicates."""
     depth = config.hiera.depth
-    for text in asked:
+    for text in requested:
         if text != "all" and not (text.isdecimal() and int(text) <= depth):
             raise UsageError(
                 f"--depths can't have {text!r}: this Hiera has {depth} blocks, so give numbers from 0 to {depth}, or "
                 f"all."
             )
-    return sorted({depth if text == "all" else int(text) for text in asked} or config.usual_depths)
+    return sorted({depth if text == "all" else int(text) for text in requested} or config.usual_depths)
 
 
 def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeights, cache_root: Path) -> Cost | str:
-    """What a run reads of the store; or why it can't, a clause that ends with the command that stores what it lacks.
+    """What a run reads from the store; or a clause that says what is not stored and which command stores it.
 
-    Raises `UsageError` if it can't resume as asked.
+    Raises `UsageError` if the run can't resume from the requested feature.
     """
     config = config_asked(settings, store)
     available = store.available(settings.views)
@@ -276,7 +276,7 @@ def _find_store(settings: TrainingSettings, cache_root: Path, progress: Progress
 
 
 def _test_splits(source: SourceFolder) -> tuple[Split, ...]:
-    """The data set's test splits, which `dsu predict` takes. Raises `UsageError` for one without masks."""
+    """The data set's test splits, as `dsu predict` finds them. Raises `UsageError` if one has no masks."""
     tests = [split for split in source.splits() if split.kind == "test"]
     for split in tests:
         if split.masks is None:
@@ -287,7 +287,7 @@ def _test_splits(source: SourceFolder) -> tuple[Split, ...]:
 def _shared_settings(
     kind: Kind, settings: TrainingSettings, store: FeatureStore, *, held_out: bool
 ) -> TrainingSettings:
-    """What was given, naming the store that was found, without what the study varies."""
+    """The given settings without those that the study varies, completed by the store's data set and encoders."""
     source = store.source
     nothing_held_out = settings.val_fraction == 0 or (settings.val_fraction is None and source.benchmark)
     if held_out and kind != "folds" and settings.fold is None and nothing_held_out:
@@ -306,13 +306,13 @@ def _shared_settings(
 
 
 def _given(settings: TrainingSettings) -> dict[str, Any]:
-    """The fields that were given, so that those left open stay open, also to a resumed run."""
+    """The fields that were given. All others stay unset, so that a resumed run keeps its own values."""
     named = {name: getattr(settings, name) for name in settings.model_fields_set}
     return {name: value for name, value in named.items() if value not in (None, "auto")}
 
 
 def _check_parts(store: FeatureStore, settings: TrainingSettings, parts: int) -> None:
-    """Raise `UsageError` if a part would be empty: before the others are trained."""
+    """Raise `UsageError` if a fold would be empty, before any fold is trained."""
     data = TrainingData(store.source, store.metadata, store.config, store, None, store.mask_format)
     weights = fold_weights(parts)
     if str(parts) not in deal(data.strata, weights, groups=data.groups(settings, weights, SILENT)).values():
@@ -320,9 +320,9 @@ def _check_parts(store: FeatureStore, settings: TrainingSettings, parts: int) ->
 
 
 def _content(store: FeatureStore, tests: Sequence[Split]) -> str:
-    """A digest of all samples: those trained on by their keys in the store, those that judge by their files.
+    """A hash of all samples: training samples by their keys in the store, test samples by their files.
 
-    Which weights their features come from, and how masks are read, belong to it.
+    It includes the hashes of the encoders' weights and the mask format.
     """
     digest = hashlib.sha256(json.dumps([store.encoders, store.mask_format.to_json()], sort_keys=True).encode())
     for name, entry in store.manifest.samples():
@@ -335,7 +335,7 @@ def _content(store: FeatureStore, tests: Sequence[Split]) -> str:
 
 
 def _check_folder(study: Study) -> None:
-    """Raise `UsageError` if the folder, or a member's, holds what is not of this study."""
+    """Raise `UsageError` if the study's folder, or a member's, contains something from another study."""
     if not study.folder.exists():
         return
     strangers = [
@@ -350,7 +350,7 @@ def _check_folder(study: Study) -> None:
     if (study.folder / SETTINGS_FILE).exists():
         check_same_run(study.folder, study.settings)
     results = [read_result(member.folder) for member in study.members]
-    contents = {_noted_content(study.folder), *(result.content for result in results if result)}
+    contents = {_recorded_content(study.folder), *(result.content for result in results if result)}
     if contents - {None, study.content}:
         raise UsageError(
             f"{study.folder} was started with other images, masks or encoders of {study.source.split}, and all its "
@@ -361,7 +361,7 @@ def _check_folder(study: Study) -> None:
             check_same_run(member.folder, settings_of_run(member.folder, member.settings))
 
 
-def _noted_content(folder: Path) -> str | None:
+def _recorded_content(folder: Path) -> str | None:
     try:
         content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))["content"]
     except FileNotFoundError:

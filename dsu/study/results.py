@@ -1,4 +1,4 @@
-"""Results of a study's runs, kept in their folders; means, spreads, and scores over all folds' images."""
+"""Results of a study's runs, stored in their folders; means, spreads, and scores over the images of all folds."""
 
 import csv
 import json
@@ -38,17 +38,17 @@ __all__ = [
 ]
 
 RESULT_FILE: Final = "judged.json"
-"""In a member's folder, written last: if it exists for this head, the member is done."""
+"""Written last in a member's folder: a member is done if this file exists and belongs to the current head."""
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """What a run scored on one set.
+    """A run's scores on one set.
 
     Attributes:
-        figures: by a name of `dsu.metrics.figures.FIGURES`; what is not defined is left out.
-        images, without_object: how many were judged, and how many of them have no object.
-        conventions: what the figures rest on, in words.
+        figures: scores by their names in `dsu.metrics.figures.FIGURES`; undefined ones are left out.
+        images, without_object: number of evaluated images, and how many of them have no object.
+        conventions: how maps and masks were read, in words.
         per_image: one row per image, as `dsu.evaluation.evaluate.Evaluation.per_image`.
     """
 
@@ -64,12 +64,12 @@ class Result:
     """The result of a run.
 
     Attributes:
-        head_sha256: of the head that was judged.
-        content: of the images that it was trained and judged on, as `Study.content`.
-        machine: on which it was trained last.
-        train_images, steps: of an epoch.
-        seconds: of every epoch's training; validating is not counted.
-        sets: what it was judged on, by name.
+        head_sha256: hash of the evaluated head.
+        content: hash of the images for training and evaluation, see `Study.content`.
+        machine: the last machine that trained it.
+        train_images, steps: number per epoch.
+        seconds: training time of every epoch, without validation.
+        sets: scores by the set's name.
     """
 
     head_sha256: str
@@ -82,17 +82,17 @@ class Result:
 
     @property
     def epoch_seconds(self) -> float:
-        """Of an epoch once it runs: the median, without the first where there are others."""
+        """Typical seconds per epoch: the median, without the first (slower) epoch if there are others."""
         return median(self.seconds[1:] or self.seconds)
 
     @property
     def step_seconds(self) -> float:
-        """Of an optimiser step, likewise."""
+        """Typical seconds per optimiser step."""
         return self.epoch_seconds / self.steps
 
 
 def result_of_set(found: Evaluation) -> SetResult:
-    """The figures that `dsu eval` tells, to all digits."""
+    """The scores that `dsu eval` prints, unrounded."""
     [comparison] = compare({"": {"": found}}, None)
     [line] = comparison.lines
     return SetResult(
@@ -101,12 +101,12 @@ def result_of_set(found: Evaluation) -> SetResult:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Keep a result in its run's folder. Raises as `atomic_write`."""
+    """Write a result into its run's folder. Raises as `atomic_write`."""
     atomic_write(folder / RESULT_FILE, (json.dumps(asdict(result)) + "\n").encode())
 
 
 def read_result(folder: Path) -> Result | None:
-    """The result of the head that is in a run's folder; None if that is not judged yet."""
+    """The result of the head in a run's folder; None if this head was not evaluated, or the file is damaged."""
     head = folder / HEAD_FILE
     try:
         content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
@@ -114,13 +114,13 @@ def read_result(folder: Path) -> Result | None:
         result = Result(**content, sets=sets)
         return result if head.is_file() and result.head_sha256 == head_sha256(head) else None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, DsuError):
-        return None  # to be judged once more
+        return None  # evaluated again
 
 
 def epochs_of(folder: Path) -> list[float]:
-    """The seconds that each epoch of a run has trained for, as far as it has come.
+    """Training seconds of each finished epoch of a run.
 
-    Raises `DsuError` if the table of epochs is gone or was damaged, as by a spreadsheet.
+    Raises `DsuError` if the table of epochs is missing or damaged, for instance by a spreadsheet program.
     """
     path = folder / METRICS_FILE
     if not has_state(folder):
@@ -149,13 +149,13 @@ class Finished:
 
     @property
     def seconds(self) -> float:
-        """Of its training."""
+        """Its training time."""
         return sum(self.result.seconds)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (n - 1) of `count` values; NaN where there is none, or only one."""
+    """Mean and standard deviation (n - 1) of `count` values: NaN without values; the latter also for one value."""
 
     mean: float
     sd: float
@@ -163,27 +163,27 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of any number of values."""
+    """Mean and standard deviation of any number of values."""
     return Spread(mean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 def set_names(finished: Sequence[Finished]) -> list[str]:
-    """The sets that members were judged on, in order."""
-    return list(dict.fromkeys(name for one in finished for name in one.result.sets))
+    """The names of all members' sets, in order."""
+    return list(dict.fromkeys(name for run in finished for name in run.result.sets))
 
 
 def groups(finished: Sequence[Finished]) -> dict[str, list[Finished]]:
-    """Members that measure the same, by what they measure, in order."""
+    """Members by group, in order."""
     found: dict[str, list[Finished]] = {}
-    for one in finished:
-        found.setdefault(one.member.group, []).append(one)
+    for run in finished:
+        found.setdefault(run.member.group, []).append(run)
     return found
 
 
 def spreads(finished: Sequence[Finished], name: str, figures: Sequence[str]) -> dict[str, dict[str, Spread]]:
-    """Mean and spread of each figure on the set `name`, a group of several members at a time.
+    """Mean and spread of each figure on the set `name`, for every group with several members.
 
-    A figure that is not defined for a member (a fold without an image without an object, say) is left out of it.
+    Members for which a figure is undefined do not count for it, such as folds in which every image has an object.
     """
     return {
         group: {
@@ -196,15 +196,16 @@ def spreads(finished: Sequence[Finished], name: str, figures: Sequence[str]) -> 
 
 
 def _sets(finished: Sequence[Finished], name: str) -> list[SetResult]:
-    return [one.result.sets[name] for one in finished if name in one.result.sets]
+    return [run.result.sets[name] for run in finished if name in run.result.sets]
 
 
 def pooled(finished: Sequence[Finished], name: str) -> dict[str, float]:
-    """Figures over all images of all members' sets `name`, as if one set had been judged.
+    """Figures over all images of all members' sets `name`, as if they were one set.
 
-    Means of the images' own figures; of the mean F and E, whose curves are averaged over images first, the members'
-    figures weighted by their images, which is the same. F_max and E_max are left out: their curves are not kept.
-    AUROC compares responses of different heads here, which need not be on one scale: it may lie below each fold's.
+    Per-image figures are averaged over images. F_mean and E_mean come from curves that are averaged over images: here
+    the members' values are averaged, weighted by their number of images, which gives the same. F_max and E_max are
+    left out, since the curves are not stored. AUROC compares responses of different heads, whose scales may differ: it
+    may be lower than each fold's.
     """
     sets = _sets(finished, name)
     rows = [row for found in sets for row in found.per_image]
@@ -212,14 +213,14 @@ def pooled(finished: Sequence[Finished], name: str) -> dict[str, float]:
     found = {figure: mean(row[figure] for row in rows) for figure in PER_IMAGE}
     found |= {over_objects(figure): mean(row[figure] for row in objects) for figure in PER_IMAGE if objects}
     for figure in ("F_mean", "E_mean"):
-        found[figure] = _weighted(sets, figure, [one.images for one in sets])
+        found[figure] = _weighted_mean(sets, figure, [scores.images for scores in sets])
         if objects:
-            with_object = [one.images - one.without_object for one in sets]
-            found[over_objects(figure)] = _weighted(sets, over_objects(figure), with_object)
+            with_object = [scores.images - scores.without_object for scores in sets]
+            found[over_objects(figure)] = _weighted_mean(sets, over_objects(figure), with_object)
     level = ImageLevel(tuple(row["response"] for row in rows), tuple(row["empty"] for row in rows))
     return found | level.figures()
 
 
-def _weighted(sets: Sequence[SetResult], figure: str, weights: Sequence[int]) -> float:
-    """A figure's mean; a set of no weight may lack it."""
-    return sum(w * one.figures[figure] for one, w in zip(sets, weights, strict=True) if w) / sum(weights)
+def _weighted_mean(sets: Sequence[SetResult], figure: str, weights: Sequence[int]) -> float:
+    """A figure's weighted mean; it may be undefined for sets of weight 0."""
+    return sum(w * scores.figures[figure] for scores, w in zip(sets, weights, strict=True) if w) / sum(weights)

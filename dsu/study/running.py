@@ -1,4 +1,4 @@
-"""Run the unfinished part of a study: train, predict and evaluate each member, as the four commands would."""
+"""Run the unfinished part of a study: train, predict and evaluate each member, as the single commands would."""
 
 import math
 import time
@@ -22,16 +22,16 @@ from dsu.report.tables import as_csv, as_json
 from dsu.runtime import choose_runtime, computing_threads, machine_name
 from dsu.settings import PredictionSettings, TrainingSettings
 from dsu.settings_file import read_settings
+from dsu.study.parallel import run_parallel, worker_environments
 from dsu.study.plan import Member, Study
 from dsu.study.results import Finished, Result, epochs_of, read_result, result_of_set, write_result
-from dsu.study.side_by_side import places_for, side_by_side
 from dsu.training.run_folders import SETTINGS_FILE
 from dsu.training.runs import open_run
 
 __all__ = ["run_study"]
 
-_SAID_ALREADY: Final = ("device", "trains", "starts from")
-"""Notes of a run that are the same for all, or that its own line says."""
+_HIDDEN_NOTES: Final = ("device", "trains", "starts from")
+"""Notes that are the same for all runs, or that the member's own line contains."""
 
 
 def run_study(
@@ -46,36 +46,36 @@ def run_study(
     Finished members are skipped; interrupted ones resume from their checkpoint; trained ones are only evaluated.
 
     Args:
-        study: as it was opened.
-        progress: who is told; each line begins with its member's name.
+        study: the study, from `open_study`.
+        progress: receives messages; each line begins with its member's name.
         finished: called after every member with the results so far.
-        parallel: how many members run at once, each on a GPU or with its part of the processor's threads.
+        parallel: number of members that run at once, each on its own GPU or with its part of the processor's threads.
 
-    Raises `DsuError` as training, prediction and evaluation do; of several at once when the others are done, naming
-    those that failed. Raises `UsageError` if there are fewer GPUs.
+    Raises `DsuError` as training, prediction and evaluation do. In parallel, the other members finish first, and the
+    error names those that failed. Raises `UsageError` if there are fewer GPUs than parallel runs.
     """
     results = {member.name: read_result(member.folder) for member in study.members}
     to_do = {member.name: _epochs_left(member) for member in study.members if results[member.name] is None}
     parallel = min(parallel, len(to_do))
-    places = places_for(parallel, study.settings.device) if parallel > 1 else []
+    environments = worker_environments(parallel, study.settings.device) if parallel > 1 else []
     make_folder(study.folder)
     settings = yaml.safe_dump(study.settings.model_dump(mode="json"), sort_keys=False)
     atomic_write(study.folder / SETTINGS_FILE, settings.encode())
 
     def so_far() -> list[Finished]:
-        return [Finished(one, found) for one in study.members if (found := results[one.name]) is not None]
+        return [Finished(member, found) for member in study.members if (found := results[member.name]) is not None]
 
-    for one in so_far():
-        progress.say(f"{one.member.name}: done already, skipped")
+    for run in so_far():
+        progress.say(f"{run.member.name}: done already, skipped")
     finished(so_far())
     started, trained, left, failed = time.perf_counter(), 0, sum(to_do.values()), list[str]()
     work = partial(_run_member, study, threads=torch.get_num_threads() if parallel > 1 else None)
-    given: Iterator[tuple[str, Result | DsuError]] = (
-        side_by_side(work, list(to_do), places, progress, left)
+    outcomes: Iterator[tuple[str, Result | DsuError]] = (
+        run_parallel(work, list(to_do), environments, progress, left)
         if parallel > 1
         else ((name, work(name, progress)) for name in to_do)
     )
-    for name, found in given:
+    for name, found in outcomes:
         if isinstance(found, DsuError):
             failed.append(f"{name}: {str(found).removesuffix('.')}")
             progress.say(f"{name}: failed; the others continue")
@@ -94,15 +94,16 @@ def run_study(
 
 
 def _run_member(study: Study, name: str, progress: Progress, *, threads: int | None) -> Result:
-    """Train what is left of a member and judge it.
+    """Finish a member's training and evaluate it.
 
-    `threads` are all that the study may use, where this process has a part of them: it predicts with all, as alone.
+    `threads` is set if members run in parallel: the number of threads of the whole study. This process trains with its
+    part of them, but predicts with all, so that the results equal those of a sequential study.
     """
     [member] = (member for member in study.members if member.name == name)
-    told = _Named(progress, name)
+    progress = _PrefixedProgress(progress, name)
     if not (member.folder / HEAD_FILE).exists():
-        _train(study, member, told, part=threads is not None)
-    return _judge(study, member, told, threads)
+        _train(study, member, progress, part=threads is not None)
+    return _evaluate(study, member, progress, threads)
 
 
 def _epochs_left(member: Member) -> int:
@@ -110,7 +111,7 @@ def _epochs_left(member: Member) -> int:
 
 
 def _time_left(epochs: int, seconds: float, trained: int) -> str:
-    """When the epochs that are left will be trained, by the seconds that others took; nothing where there are none."""
+    """The estimated time for the remaining epochs, from the seconds that `trained` epochs took; may be empty."""
     if not epochs or not trained:
         return ""
     minutes, rest = divmod(round(seconds / trained * epochs), 60)
@@ -135,40 +136,39 @@ def _train(study: Study, member: Member, progress: Progress, *, part: bool) -> N
             f"{' + '.join(member.cost.reads)}{epochs}"
         )
         for note in run.notes:
-            if not note.startswith(_SAID_ALREADY):
+            if not note.startswith(_HIDDEN_NOTES):
                 progress.say(note)
         trainer.run(progress)
 
 
-def _judge(study: Study, member: Member, progress: Progress, threads: int | None) -> Result:
-    """Predict and measure at the images' own sizes, and leave what `dsu predict` and `dsu eval` leave."""
+def _evaluate(study: Study, member: Member, progress: Progress, threads: int | None) -> Result:
+    """Predict and evaluate at the images' own sizes, and write the same files as `dsu predict` and `dsu eval`."""
     head = member.folder / HEAD_FILE
-    # At the precision of training.
     precision = read_settings(TrainingSettings, {}, member.folder / SETTINGS_FILE).precision
     runtime = choose_runtime(member.settings.device, precision, "of training")
     out = predictions_folder(member.folder, head)
-    how = PredictionSettings()
+    settings = PredictionSettings()
     with computing_threads(threads):
         jobs = prepare_jobs(
             [],
             head,
             read_head_info(head),
             out,
-            how,
+            settings,
             lambda: runtime,
             paths=study.paths,
             end_to_end=False,
             held_out=not study.tests,
             progress=progress,
         )
-        broken = predict(jobs, head, out, how, runtime, study.weights, progress).broken
-    judged = find_judged_sets([job.name for job in jobs], out, None, study.paths)
-    lost = [f"{one.name} has no prediction of {name}." for one in judged for name in one.missing]
+        broken = predict(jobs, head, out, settings, runtime, study.weights, progress).broken
+    test_sets = find_judged_sets([job.name for job in jobs], out, None, study.paths)
+    lost = [f"{test_set.name} has no prediction of {name}." for test_set in test_sets for name in test_set.missing]
     if broken or lost:
         raise DsuError(f"{member.name} can't be evaluated: {(broken or lost)[0]}")
-    found = {one.name: one.evaluate(progress=progress) for one in judged}
-    atomic_write(out / "metrics.json", as_json({member.name: found}).encode())
-    atomic_write(out / "metrics.csv", as_csv({member.name: found}).encode())
+    evaluations = {test_set.name: test_set.evaluate(progress=progress) for test_set in test_sets}
+    atomic_write(out / "metrics.json", as_json({member.name: evaluations}).encode())
+    atomic_write(out / "metrics.csv", as_csv({member.name: evaluations}).encode())
     train_images = study.images - len(read_head_info(head).dataset["held_out"])
     result = Result(
         head_sha256=head_sha256(head),
@@ -177,15 +177,15 @@ def _judge(study: Study, member: Member, progress: Progress, threads: int | None
         train_images=train_images,
         steps=math.ceil(train_images / member.settings.batch_size),
         seconds=epochs_of(member.folder),
-        sets={name: result_of_set(one) for name, one in found.items()},
+        sets={name: result_of_set(evaluation) for name, evaluation in evaluations.items()},
     )
     write_result(member.folder, result)
     return result
 
 
 @dataclass(frozen=True)
-class _Named:
-    """Progress of one member, prefixed with its name."""
+class _PrefixedProgress:
+    """Progress of one member; each line is prefixed with its name."""
 
     progress: Progress
     name: str

@@ -27,7 +27,7 @@ from dsu.data.views import UNFLIPPED
 from dsu.errors import UsageError
 from dsu.features.extraction import cache_features
 from dsu.settings import EncoderWeights, ExtractionSettings
-from dsu.study.side_by_side import places_for
+from dsu.study.parallel import worker_environments
 
 RECIPE = ("--adapt-last", 0, "--views", "none", "--epochs", 2, "--batch-size", 2, "--sheet-every", 0)
 
@@ -242,15 +242,15 @@ def test_a_killed_run_keeps_no_other_from_going_on_and_ctrl_c_ends_all(dsu: Dsu,
 
 def test_side_by_side_each_has_its_threads_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
-    assert places_for(2, "auto") == [{"OMP_NUM_THREADS": "4"}] * 2
-    assert places_for(12, "cpu")[0] == {"OMP_NUM_THREADS": "1"}
+    assert worker_environments(2, "auto") == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert worker_environments(12, "cpu")[0] == {"OMP_NUM_THREADS": "1"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places_for(2, "auto")] == ["3", "5"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(2, "auto")] == ["3", "5"]
     for count, device in ((3, "auto"), (2, "cuda:0")):
         with pytest.raises(UsageError, match=f"--parallel {count} needs a GPU for each"):
-            places_for(count, device)
+            worker_environments(count, device)
 
 
 def test_what_does_not_belong_together_is_refused(dsu: Dsu, tiles: Path, whole: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Means, spreads and all images together, against what is computed otherwise."""
+"""Means, spreads and pooled scores against independent computations; tables and figures."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,8 @@ from dsu.config import build_config
 from dsu.errors import UsageError
 from dsu.evaluation.evaluate import JudgedImage, evaluate
 from dsu.settings import TrainingSettings
-from dsu.study.plan import Asked, Cost, Member, Study, variants
+from dsu.study.plan import Cost, Member, Study, StudyRequest, variants
+from dsu.study.reporting import _draw_cases, default_figures, draw_study, study_tables
 from dsu.study.results import (
     Finished,
     Result,
@@ -28,11 +29,10 @@ from dsu.study.results import (
     spreads,
     write_result,
 )
-from dsu.study.telling import _draw_cases, default_figures, draw_study, study_tables
 
 
 def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:
-    """Drawn maps and masks, the last `empty` masks without an object."""
+    """Synthetic maps and masks; the last `empty` masks have no object."""
     rng = np.random.default_rng(count)
     folder.mkdir()
     found = []
@@ -57,7 +57,7 @@ def scored(**figures: float) -> dict[str, SetResult]:
     return {"tiles-VAL": SetResult(figures, 5, 0, {}, [])}
 
 
-def test_all_images_together_are_what_judging_them_together_gives(tmp_path: Path) -> None:
+def test_pooled_figures_equal_those_of_one_evaluation_of_all_images(tmp_path: Path) -> None:
     parts = [cases(tmp_path / "one", 4, 1), cases(tmp_path / "two", 7, 2), cases(tmp_path / "three", 3, 0)]
     folds = [
         finished(f"fold-{index}", "folds", {"set": result_of_set(evaluate(part, normalize=False))}, [1.0])
@@ -69,10 +69,10 @@ def test_all_images_together_are_what_judging_them_together_gives(tmp_path: Path
     for figure, value in found.items():
         assert value == pytest.approx(together[figure], abs=1e-12), figure
     unweighted = fmean(fold.result.sets["set"].figures["S"] for fold in folds)
-    assert abs(unweighted - found["S"]) > 1e-3, "folds of different sizes: the mean of folds is another figure"
+    assert abs(unweighted - found["S"]) > 1e-3, "folds of different sizes: the mean over folds differs"
 
 
-def test_spread_divides_by_one_less_than_there_are() -> None:
+def test_spread_divides_by_n_minus_1() -> None:
     found = spread([1.0, 2.0, 4.0])
     assert (found.mean, found.sd, found.count) == (
         pytest.approx(7 / 3),
@@ -94,7 +94,7 @@ def test_groups_of_one_have_no_spread_and_undefined_figures_are_left_out() -> No
     assert found["depth-4"]["AUROC"].count == 1
 
 
-def test_the_table_of_depth_has_costs_and_of_seeds_mean_and_spread() -> None:
+def test_tables_of_depth_have_costs_and_those_of_seeds_mean_and_spread() -> None:
     seeds = [finished(f"seed-{n}", "seeds", scored(S=0.5 + 0.1 * n, MAE=0.1), [60.0, 5.0]) for n in range(2)]
     [table] = study_tables("seeds", seeds, ("S", "MAE", "IoU"))
     assert table.headings == ("tiles-VAL", "S ↑", "MAE ↓", "IoU ↑", "time")
@@ -112,9 +112,9 @@ def test_the_table_of_depth_has_costs_and_of_seeds_mean_and_spread() -> None:
     assert table.members == [("depth-0", "0.5000", "1:12", "6", "2", "0.50", "1")]
 
 
-def test_one_seed_a_case_is_drawn_as_a_sample_and_not_as_a_result() -> None:
+def test_dots_of_single_runs_are_hollow_and_not_connected() -> None:
     def lines(seeds: int) -> list[tuple[str, bool]]:
-        """Of what is drawn, whether it is a line and whether its marks are hollow."""
+        """Line style of each plotted line, and whether its marks are hollow."""
         members = [
             finished(f"depth-{depth}-seed-{seed}", f"depth-{depth}", scored(S=0.5 + 0.1 * seed), [1])
             for depth in (0, 4)
@@ -132,13 +132,13 @@ def test_one_seed_a_case_is_drawn_as_a_sample_and_not_as_a_result() -> None:
 @pytest.mark.parametrize(
     ("values", "limits"),
     [
-        ((0.0, 0.0), (0, 0.11)),  # nothing below what can be reached
+        ((0.0, 0.0), (0, 0.11)),  # nothing below 0
         ((1.0, 0.9, 0.5), (0.3, 1)),
-        ((0.0, 1.0), (0, 1)),  # mean and deviation reach beyond both ends
-        ((0.912, 0.913), (0.86, 0.97)),  # chance stays small
+        ((0.0, 1.0), (0, 1)),  # the band exceeds both ends
+        ((0.912, 0.913), (0.86, 0.97)),  # a random difference looks small
     ],
 )
-def test_scales_end_where_figures_do_and_are_not_too_fine(
+def test_axis_limits_stay_within_0_to_1_and_at_least_a_tenth_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[float, ...], limits: tuple[float, float]
 ) -> None:
     drawn: list[tuple[float, float]] = []
@@ -157,7 +157,7 @@ def test_scales_end_where_figures_do_and_are_not_too_fine(
     assert (low, high) == pytest.approx(limits, abs=0.03)
 
 
-def test_images_without_an_object_call_for_other_figures() -> None:
+def test_images_without_an_object_change_the_default_figures() -> None:
     plain = finished("seed-0", "seeds", scored(S=1), [1])
     assert default_figures([plain]) == ("S", "F_adaptive", "E_mean", "MAE", "IoU")
     sets: dict[str, Any] = {"tiles-VAL": SetResult({}, 5, 2, {}, [])}
@@ -165,7 +165,7 @@ def test_images_without_an_object_call_for_other_figures() -> None:
     assert {"false_alarms", "misses", "AUROC", "IoU_object", "F_adaptive_object"} < set(told) and "IoU" not in told
 
 
-def test_a_result_is_of_the_head_that_was_judged(tmp_path: Path) -> None:
+def test_a_result_counts_only_for_the_head_that_was_evaluated(tmp_path: Path) -> None:
     from dsu.heads.head_file import head_sha256
 
     head = tmp_path / "head.safetensors"
@@ -174,26 +174,26 @@ def test_a_result_is_of_the_head_that_was_judged(tmp_path: Path) -> None:
     write_result(tmp_path, result)
     assert read_result(tmp_path) == result
     save_file({"side": np.zeros(3)}, head, metadata={"dsu": "its threshold, say"})
-    assert read_result(tmp_path) == result, "a head is its tensors"
+    assert read_result(tmp_path) == result, "only tensors count, not metadata"
     save_file({"side": np.ones(3)}, head)
     assert read_result(tmp_path) is None
     (tmp_path / "judged.json").write_text('{"sets": 3}')
     assert read_result(tmp_path) is None
 
 
-def test_what_members_vary() -> None:
+def test_varied_settings_of_each_member() -> None:
     large = build_config("large")
 
-    def varied(asked: Asked, first_seed: int = 0) -> list[dict[str, Any]]:
+    def varied(asked: StudyRequest, first_seed: int = 0) -> list[dict[str, Any]]:
         return [settings for _, settings in variants(asked, large, first_seed).values()]
 
-    assert varied(Asked("folds", 2)) == [{"fold": "1/2"}, {"fold": "2/2"}]
-    assert varied(Asked("seeds", 2), 7) == [{"seed": 0}, {"seed": 1}]
-    assert varied(Asked("depth"), 7) == [{"adapt_last": depth, "seed": 7} for depth in (0, 4, 12, 24, 48)]
-    chosen = variants(Asked("depth", 2, ("all", "0", "48")), large, 7)
+    assert varied(StudyRequest("folds", 2)) == [{"fold": "1/2"}, {"fold": "2/2"}]
+    assert varied(StudyRequest("seeds", 2), 7) == [{"seed": 0}, {"seed": 1}]
+    assert varied(StudyRequest("depth"), 7) == [{"adapt_last": depth, "seed": 7} for depth in (0, 4, 12, 24, 48)]
+    chosen = variants(StudyRequest("depth", 2, ("all", "0", "48")), large, 7)
     assert list(chosen) == ["depth-0", "depth-0-seed-8", "depth-48", "depth-48-seed-8"]
     assert [group for group, _ in chosen.values()] == ["depth-0", "depth-0", "depth-48", "depth-48"]
-    assert [settings["ablation"] for settings in varied(Asked("ablations"))] == ["none", "A", "B", "C"]
+    assert [settings["ablation"] for settings in varied(StudyRequest("ablations"))] == ["none", "A", "B", "C"]
     for odd in ("49", "-1", "half", ""):
         with pytest.raises(UsageError, match="from 0 to 48"):
-            variants(Asked("depth", 1, (odd,)), large, 0)
+            variants(StudyRequest("depth", 1, (odd,)), large, 0)

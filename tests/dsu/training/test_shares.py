@@ -14,7 +14,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
 from dsu.progress import SILENT
 from dsu.settings import EncoderWeights, ExtractionSettings, TrainingSettings
-from dsu.study.plan import Asked, open_study
+from dsu.study.plan import StudyRequest, open_study
 from dsu.training.run_folders import RunRecord
 from dsu.training.runs import Run, open_run, prepare_run
 
@@ -103,7 +103,7 @@ def test_folds_keep_things_together_and_hold_each_out_once(parts: Path, features
     held = [held_out(run(parts, features, fold=f"{part}/3").record) for part in (1, 2, 3)]
     assert sorted(scene for scenes in held for scene in scenes) == [f"{scene:02}" for scene in range(SCENES)]
     study = open_study(
-        Asked("folds", 3),
+        StudyRequest("folds", 3),
         settings_of(parts),
         paths=Paths(parts, features),
         weights=EncoderWeights(),
@@ -112,7 +112,7 @@ def test_folds_keep_things_together_and_hold_each_out_once(parts: Path, features
     assert len(study.members) == 3
     with pytest.raises(UsageError, match="too few images for 13 folds"):
         open_study(
-            Asked("folds", 13), settings_of(parts, group=r"_(\d+)"), paths=Paths(parts, features),
+            StudyRequest("folds", 13), settings_of(parts, group=r"_(\d+)"), paths=Paths(parts, features),
             weights=EncoderWeights(), out=parts / "none",
         )  # fmt: skip
 

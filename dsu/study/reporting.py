@@ -1,5 +1,5 @@
-"""What a study tells: its table, for the terminal and for Markdown alike, and the files in its folder: JSON, CSV, and a
-picture for print (a panel a figure, a dot a run, mean and spread where runs are repeated).
+"""Report a study: tables for the terminal, Markdown and LaTeX, and files in its folder: JSON, CSV and a figure for
+print (one panel per metric, one dot per run, mean and spread of repeated runs).
 """
 
 import json
@@ -26,7 +26,7 @@ from dsu.study.results import Finished, Spread, groups, pooled, set_names, sprea
 __all__ = ["StudyTable", "default_figures", "draw_study", "study_tables", "write_record", "write_study"]
 
 _POOLED: Final = "all images"
-"""The row of a cross-validation in which every image counts once."""
+"""Label of the row over all images of a cross-validation."""
 
 _USUAL: Final = ("S", "F_adaptive", "E_mean", "MAE", "IoU")
 
@@ -39,14 +39,14 @@ Cells = tuple[str, ...]
 
 @dataclass(frozen=True)
 class StudyTable:
-    """What a study found on one set, as cells: headings, one row per member, rows that sum them up."""
+    """The results on one set, as text cells: headings, one row per member, and summary rows."""
 
     headings: Cells
     members: list[Cells]
     summaries: list[Cells]
 
     def to_latex(self) -> str:
-        """One `tabular` for the package booktabs."""
+        """A `tabular` that needs the package booktabs."""
 
         def row(cells: Cells) -> str:
             return " & ".join(latex_text(cell).translate(_IN_LATEX) for cell in cells) + r" \\"
@@ -62,31 +62,31 @@ class StudyTable:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def to_markdown(self) -> str:
-        """Ready to paste."""
+        """A Markdown table."""
         rule = ("---", *("--:" for _ in self.headings[1:]))
         lines = [self.headings, rule, *self.members, *self.summaries]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def default_figures(finished: Sequence[Finished]) -> tuple[str, ...]:
-    """What is told unless asked otherwise: the paper's S, F, E and MAE, and IoU.
+    """The figures shown by default: the paper's S, F, E and MAE, and IoU.
 
-    Where there are images without an object, those that they spoil are over the images with one, and the figures of
-    whole images come on top.
+    If there are images without an object, figures that are meaningless for them are computed over the images with an
+    object, and the image-level figures are added.
     """
-    if not any(found.without_object for one in finished for found in one.result.sets.values()):
+    if not any(found.without_object for run in finished for found in run.result.sets.values()):
         return _USUAL
     usual = [over_objects(figure) if over_objects(figure) in SPOILT else figure for figure in _USUAL]
     return (*usual, *IMAGE_LEVEL)
 
 
 def study_tables(kind: Kind, finished: Sequence[Finished], figures: Sequence[str]) -> list[StudyTable]:
-    """A table a set.
+    """One table per set.
 
     Args:
-        kind: of study: depth also tells costs, folds all images together.
+        kind: the kind of study; depth adds columns of costs, folds a row over all images.
         finished: members with their results.
-        figures: which to tell, in order, of `dsu.metrics.figures.FIGURES`.
+        figures: names from `dsu.metrics.figures.FIGURES`, in the order of the columns.
     """
     costs = ("s/epoch", "s/step", "MB/image", "store GB") if kind == "depth" else ()
     heads = (*(f"{figure_name(figure)} {arrow(figure)}" for figure in figures), "time", *costs)
@@ -99,13 +99,13 @@ def study_tables(kind: Kind, finished: Sequence[Finished], figures: Sequence[str
     tables = []
     for name, members in _by_set(finished):
         rows = [
-            row(one.member.name, one.result.sets[name].figures, one.seconds, _costs(one) if costs else ())
-            for one in members
+            row(run.member.name, run.result.sets[name].figures, run.seconds, _costs(run) if costs else ())
+            for run in members
         ]
         summaries, empty, by_group = [], ("",) * len(costs), groups(members)
         for group, by_figure in spreads(members, name, figures).items():
             label = f"{group} " if len(by_group) > 1 else ""
-            by_figure["seconds"] = spread([one.seconds for one in by_group[group]])
+            by_figure["seconds"] = spread([run.seconds for run in by_group[group]])
             for what in ("mean", "sd"):
                 values = {figure: getattr(found, what) for figure, found in by_figure.items()}
                 summaries.append(row(f"{label}{what}", values, values["seconds"], empty))
@@ -116,13 +116,13 @@ def study_tables(kind: Kind, finished: Sequence[Finished], figures: Sequence[str
 
 
 def _by_set(finished: Sequence[Finished]) -> Iterator[tuple[str, list[Finished]]]:
-    """The sets, each with the members that were judged on it."""
+    """Each set's name with the members that were evaluated on it."""
     for name in set_names(finished):
-        yield name, [one for one in finished if name in one.result.sets]
+        yield name, [run for run in finished if name in run.result.sets]
 
 
-def _costs(one: Finished) -> Cells:
-    cost, result = one.member.cost, one.result
+def _costs(run: Finished) -> Cells:
+    cost, result = run.member.cost, run.result
     return (
         f"{result.epoch_seconds:.3g}",
         f"{result.step_seconds:.3g}",
@@ -135,17 +135,17 @@ def _costs(one: Finished) -> Cells:
 
 
 def write_record(study: Study, finished: Sequence[Finished]) -> None:
-    """Write `study.json`: what the study is, and every number that is known so far; NaN becomes null."""
+    """Write `study.json`: the study's definition and all results so far, with null for NaN."""
     content = {
         "kind": study.kind,
         "data": study.source.split,
-        "judged_on": study.judged_on,
+        "judged_on": study.evaluated_on,
         "images": study.images,
         "content": study.content,
         "dsu": __version__,
         "libraries": dict(library_versions()),
         "settings": study.settings.model_dump(mode="json"),
-        "members": [_member(one) for one in finished],
+        "members": [_member(run) for run in finished],
         "left_out": list(study.lacking),
         "sets": {name: _summary(study, members, name) for name, members in _by_set(finished)},
     }
@@ -154,25 +154,25 @@ def write_record(study: Study, finished: Sequence[Finished]) -> None:
 
 
 def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[str]) -> list[str]:
-    """Write the files for people and spreadsheets, next to `study.json`; returns their names.
+    """Write tables (Markdown, LaTeX, CSV) and the figure next to `study.json`; returns the names of all files.
 
     Args:
-        study: whose folder is written to.
+        study: the study; files are written into its folder.
         finished: all members with their results.
-        figures: that the table and the picture show; the CSV has all that there are.
+        figures: the metrics in the tables and the figure; the CSV files have all metrics.
     """
     tables = study_tables(study.kind, finished, figures)
-    random = any("encoders" in found.conventions for one in finished for found in one.result.sets.values())
-    notes = [f"Evaluated on: {study.judged_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.lacking]
+    random = any("encoders" in found.conventions for run in finished for found in run.result.sets.values())
+    notes = [f"Evaluated on: {study.evaluated_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.lacking]
     notes += [_ONE_SEED] if _single_seeds(study, finished) else []
-    kinds = {(name, *found.conventions.items()) for one in finished for name, found in one.result.sets.items()}
+    kinds = {(name, *found.conventions.items()) for run in finished for name, found in run.result.sets.items()}
     for name, *said in sorted(kinds):
         notes.append(f"Conventions of {name}: {'; '.join(f'{what}: {how}' for what, how in said)}.")
     per_image = (
-        {"set": name, "member": one.member.name, **row}
+        {"set": name, "member": run.member.name, **row}
         for name, members in _by_set(finished)
-        for one in members
-        for row in one.result.sets[name].per_image
+        for run in members
+        for row in run.result.sets[name].per_image
     )
     files = {
         "study.md": "\n".join([*(table.to_markdown() for table in tables), *(f"{note}\n" for note in notes)]),
@@ -188,20 +188,20 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
     return [STUDY_FILE, *files, "study.png"]
 
 
-def _member(one: Finished) -> dict[str, Any]:
-    result = one.result
+def _member(run: Finished) -> dict[str, Any]:
+    result = run.result
     return {
-        "name": one.member.name,
-        "group": one.member.group,
-        "settings": one.member.settings.model_dump(mode="json"),
+        "name": run.member.name,
+        "group": run.member.group,
+        "settings": run.member.settings.model_dump(mode="json"),
         "head_sha256": result.head_sha256,
         "machine": result.machine,
         "train_images": result.train_images,
         "epochs": len(result.seconds),
-        "seconds": one.seconds,
+        "seconds": run.seconds,
         "seconds_per_epoch": result.epoch_seconds,
         "seconds_per_step": result.step_seconds,
-        **asdict(one.member.cost),
+        **asdict(run.member.cost),
         "sets": {
             name: {
                 "figures": dict(found.figures),
@@ -215,12 +215,12 @@ def _member(one: Finished) -> dict[str, Any]:
 
 
 def _summary(study: Study, members: Sequence[Finished], name: str) -> dict[str, Any]:
-    """Of each group mean, standard deviation and number of values; of folds also all images together."""
+    """Mean, standard deviation and number of values of each group; for folds also the figures over all images."""
     by_group = {
         group: {
-            figure: {"mean": one.mean, "sd": one.sd if math.isfinite(one.sd) else None, "count": one.count}
-            for figure, one in by_figure.items()
-            if one.count
+            figure: {"mean": found.mean, "sd": found.sd if math.isfinite(found.sd) else None, "count": found.count}
+            for figure, found in by_figure.items()
+            if found.count
         }
         for group, by_figure in spreads(members, name, FIGURES).items()
     }
@@ -228,29 +228,28 @@ def _summary(study: Study, members: Sequence[Finished], name: str) -> dict[str, 
 
 
 def _rows(study: Study, finished: Sequence[Finished]) -> Iterator[dict[str, Any]]:
-    """Members, then what sums them up, under the same columns."""
+    """CSV rows: members, then summaries."""
     for name, members in _by_set(finished):
-        for one in members:
-            found = one.result.sets[name]
-            row = {"set": name, "member": one.member.name, "images": found.images, "seconds": one.seconds}
+        for run in members:
+            found = run.result.sets[name]
+            row = {"set": name, "member": run.member.name, "images": found.images, "seconds": run.seconds}
             yield {**row, **found.figures}
         for group, by_figure in spreads(members, name, FIGURES).items():
             for what in ("mean", "sd"):
-                values = {figure: getattr(one, what) for figure, one in by_figure.items()}
+                values = {figure: getattr(found, what) for figure, found in by_figure.items()}
                 known = {figure: value for figure, value in values.items() if not math.isnan(value)}
                 yield {"set": name, "member": f"{group} {what}", **known}
         if study.kind == "folds":
-            images = sum(one.result.sets[name].images for one in members)
+            images = sum(run.result.sets[name].images for run in members)
             yield {"set": name, "member": _POOLED, "images": images, **pooled(members, name)}
 
 
-# ---- the picture ----
+# ---- the figure ----
 
 
-_ACROSS: Final = 3
-"""Panels side by side."""
-_DOT: Final = "#08519c"
-_MEAN: Final = "#e8590c"
+_PANELS_PER_ROW: Final = 3
+_DOT_COLOUR: Final = "#08519c"
+_MEAN_COLOUR: Final = "#e8590c"
 _X_LABELS: Final[dict[Kind, str]] = {
     "folds": "fold",
     "seeds": "seed",
@@ -262,20 +261,20 @@ Value = Callable[[Finished], float]
 
 
 def draw_study(study: Study, finished: Sequence[Finished], figures: Sequence[str], path: Path) -> None:
-    """Write a PNG as wide as a printed page.
+    """Draw the results as a PNG as wide as a printed page.
 
-    Folds and seeds have a dot a run, the mean as a line and one standard deviation (n - 1) as a band; of depth and
-    ablations each case has its dots, and where it has several runs its mean and spread beside them. Depth has a
-    panel more: seconds an epoch.
+    For folds and seeds: one dot per run, the mean as a line and one standard deviation (n - 1) as a band. For depth and
+    ablations: one dot per run above each case's name, with mean and standard deviation next to the dots of repeated
+    runs. Depth has an additional panel with the seconds per epoch.
 
     Args:
-        study: what was varied.
+        study: the study.
         finished: members with their results.
-        figures: a panel each, a set of images at a time.
+        figures: the metrics, one panel per metric and set.
         path: the file to write.
     """
     names = set_names(finished)
-    panels: list[tuple[str, Value, bool]] = []  # title, value, whether it lives in 0 to 1
+    panels: list[tuple[str, Value, bool]] = []  # title, value, whether its range is 0 to 1
     for name in names:
         of = f", {name}" if len(names) > 1 else ""
         panels += [
@@ -284,15 +283,15 @@ def draw_study(study: Study, finished: Sequence[Finished], figures: Sequence[str
         ]
     if study.kind == "depth":
         panels.append(("seconds an epoch ↓", _epoch_seconds, False))
-    panels = [panel for panel in panels if any(not math.isnan(panel[1](one)) for one in finished)]
-    down = -(-len(panels) // _ACROSS)
+    panels = [panel for panel in panels if any(not math.isnan(panel[1](run)) for run in finished)]
+    down = -(-len(panels) // _PANELS_PER_ROW)
     page = Figure(figsize=(PAGE_WIDTH, 1.8 * down + 0.3), dpi=DPI, layout="constrained")
-    cells = list(page.subplots(down, _ACROSS, squeeze=False).flat)
+    cells = list(page.subplots(down, _PANELS_PER_ROW, squeeze=False).flat)
     repeats = study.kind in ("folds", "seeds")
     for axes, (title, value, is_share) in zip(cells, panels, strict=False):
         dress(axes, _X_LABELS[study.kind])
         axes.grid(visible=False, axis="x")
-        # Folds and seeds have mean and spread on a line of their own below the name, which may be long.
+        # For folds and seeds, mean and spread are written below the title, which may be long.
         axes.set_title(title, fontsize=8, color=INK, loc="left", pad=15 if repeats else 3)
         (_draw_repeats if repeats else _draw_cases)(axes, study.kind, finished, value)
         low, high = axes.get_ylim()
@@ -300,21 +299,21 @@ def draw_study(study: Study, finished: Sequence[Finished], figures: Sequence[str
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     for axes in cells[len(panels) :]:
         axes.set_visible(False)
-    page.suptitle(f"{study.source.split}: {_words(study, finished)}", fontsize=8, color=INK, x=0.01, ha="left")
+    page.suptitle(f"{study.source.split}: {_subtitle(study, finished)}", fontsize=8, color=INK, x=0.01, ha="left")
     save_figures([page], [path], DPI)
 
 
-def _figure(one: Finished, name: str, figure: str) -> float:
-    found = one.result.sets.get(name)
+def _figure(run: Finished, name: str, figure: str) -> float:
+    found = run.result.sets.get(name)
     return math.nan if found is None else found.figures.get(figure, math.nan)
 
 
-def _epoch_seconds(one: Finished) -> float:
-    return one.result.epoch_seconds
+def _epoch_seconds(run: Finished) -> float:
+    return run.result.epoch_seconds
 
 
-def _words(study: Study, finished: Sequence[Finished]) -> str:
-    """What is varied and what the marks mean."""
+def _subtitle(study: Study, finished: Sequence[Finished]) -> str:
+    """The varied setting and the meaning of the marks."""
     if study.kind in ("folds", "seeds"):
         return f"{counted(len(finished), study.kind)}, mean (line) and standard deviation (band)"
     what = "adapters in front of Hiera's last N blocks" if study.kind == "depth" else "ablations of the paper"
@@ -324,43 +323,51 @@ def _words(study: Study, finished: Sequence[Finished]) -> str:
 
 
 def _single_seeds(study: Study, finished: Sequence[Finished]) -> bool:
-    """Whether cases are compared that were trained only once each."""
+    """Whether the study compares cases that were trained once each."""
     return study.kind in ("depth", "ablations") and all(len(members) == 1 for members in groups(finished).values())
 
 
 def _draw_repeats(axes: Axes, kind: Kind, finished: Sequence[Finished], value: Value) -> None:
-    """A dot a run in order, over the band that they span."""
-    values = [value(one) for one in finished]
+    """One dot per run, in order, with mean and standard deviation as line and band."""
+    values = [value(run) for run in finished]
     found = _spread(values)
     sd = ""
     if found.count > 1:
         sd = f" ± {found.sd:.4f}"
-        axes.axhspan(found.mean - found.sd, found.mean + found.sd, color=_MEAN, alpha=0.15, linewidth=0)
-    axes.axhline(found.mean, color=_MEAN, linewidth=1)
-    axes.plot(range(len(values)), values, "o", color=_DOT, markersize=4, zorder=3, clip_on=False)
-    axes.text(0, 1.05, f"{found.mean:.4f}{sd}", fontsize=7, color=_MEAN, transform=axes.transAxes)
-    _label(axes, kind, [one.member.name for one in finished])
+        axes.axhspan(found.mean - found.sd, found.mean + found.sd, color=_MEAN_COLOUR, alpha=0.15, linewidth=0)
+    axes.axhline(found.mean, color=_MEAN_COLOUR, linewidth=1)
+    axes.plot(range(len(values)), values, "o", color=_DOT_COLOUR, markersize=4, zorder=3, clip_on=False)
+    axes.text(0, 1.05, f"{found.mean:.4f}{sd}", fontsize=7, color=_MEAN_COLOUR, transform=axes.transAxes)
+    _label(axes, kind, [run.member.name for run in finished])
 
 
 def _draw_cases(axes: Axes, kind: Kind, finished: Sequence[Finished], value: Value) -> None:
-    """The dots of each case above its name; of repeated cases mean and spread beside them."""
+    """The dots of each case above its name; mean and spread of repeated cases next to them."""
     cases = groups(finished)
     means = []
     for place, members in enumerate(cases.values()):
-        values = [value(one) for one in members]
+        values = [value(run) for run in members]
         found = _spread(values)
         means.append(found.mean)
-        # One run is a sample, not a result: its dot is hollow, and no line leads from it to the next.
-        face = "none" if len(values) == 1 else _DOT
+        # A single run shows no spread: its dot is hollow, and no line connects it to others.
+        face = "none" if len(values) == 1 else _DOT_COLOUR
         axes.plot(
-            [place] * len(values), values, "o", color=_DOT, mfc=face, markersize=4, alpha=0.8, zorder=3, clip_on=False
+            [place] * len(values),
+            values,
+            "o",
+            color=_DOT_COLOUR,
+            mfc=face,
+            markersize=4,
+            alpha=0.8,
+            zorder=3,
+            clip_on=False,
         )
         if found.count > 1:
             axes.errorbar(
-                place + 0.15, found.mean, found.sd, fmt="_", color=_MEAN, capsize=2.5, linewidth=1, markersize=6
+                place + 0.15, found.mean, found.sd, fmt="_", color=_MEAN_COLOUR, capsize=2.5, linewidth=1, markersize=6
             )
-    if kind == "depth" and all(len(members) > 1 for members in cases.values()):  # an order, so that a line has meaning
-        axes.plot(range(len(means)), means, color=_DOT, linewidth=1, alpha=0.5)
+    if kind == "depth" and all(len(members) > 1 for members in cases.values()):  # only depths are ordered
+        axes.plot(range(len(means)), means, color=_DOT_COLOUR, linewidth=1, alpha=0.5)
     _label(axes, kind, list(cases))
 
 
@@ -369,7 +376,7 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _label(axes: Axes, kind: Kind, folders: Sequence[str]) -> None:
-    """As many names below the places as there is room for."""
+    """Label the x axis with the members' names, or every n-th one if there are many."""
     step = -(-len(folders) // 10)
     names = [folder.removeprefix(FOLDER_STARTS[kind]) for folder in folders[::step]]
     axes.set_xticks(range(0, len(folders), step), names)
@@ -377,7 +384,7 @@ def _label(axes: Axes, kind: Kind, folders: Sequence[str]) -> None:
 
 
 def _share_limits(low: float, high: float) -> tuple[float, float]:
-    """Limits around `low` to `high` with some room, within 0 to 1 (a band may reach beyond) and not too near."""
-    span = min(max((high - low) * 1.1, 0.1), 1)  # on a finer scale chance looks like a difference
+    """Axis limits around `low` to `high`, within 0 to 1 (a band may exceed these) and at least 0.1 apart."""
+    span = min(max((high - low) * 1.1, 0.1), 1)  # on a finer scale, random differences look important
     bottom = min(max((low + high - span) / 2, 0), 1 - span)
     return bottom, bottom + span
