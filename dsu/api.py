@@ -230,11 +230,11 @@ def evaluate(
     Args:
         names: sets; none: all.
         predictions: a folder of predictions, or a run's; None takes the newest run's.
-        truth: a folder of masks to judge them against.
+        truth: a folder of masks to evaluate them against.
         normalize: `minmax` stretches each map first, `none` does not; None: benchmarks' maps alone.
         resize: bring predictions to the size of their truth instead of refusing them.
         foreground: raw mask values that are foreground; None: as in training.
-        training_images: judge images that the head was trained on, too.
+        training_images: evaluate images that the head was trained on, too.
         workers: processes; None: one a core.
         data_root, progress: as in `train`.
 
@@ -244,10 +244,10 @@ def evaluate(
 
     Raises `UsageError` for a set without predictions or ground truth, and `DsuError` for a file that can't be read.
     """
-    from dsu.evaluation.ground_truth import find_judged_sets, named_predictions
+    from dsu.evaluation.ground_truth import find_evaluation_sets, named_predictions
 
     [folder] = named_predictions([] if predictions is None else [predictions]).values()
-    judged_sets = find_judged_sets(
+    evaluation_sets = find_evaluation_sets(
         [names] if isinstance(names, str) else list(names),
         folder,
         None if truth is None else Path(truth),
@@ -257,7 +257,7 @@ def evaluate(
     )
     return {
         one.name: one.evaluate(resize=resize, foreground=foreground, workers=workers, progress=progress)
-        for one in judged_sets
+        for one in evaluation_sets
     }
 
 

@@ -327,9 +327,9 @@ def _with_a_head(runs: Path) -> list[str]:
     predictions = newest / "predictions"
     if (predictions / "metrics.json").exists():
         return [
-            f"All four steps are done, {newest} is judged: see `dsu eval --report report.html` and `dsu head list`.",
+            f"All four steps are done, {newest} is evaluated: see `dsu eval --report report.html` and `dsu head list`.",
             "Use its head: `dsu predict FOLDER --out masks`; or begin anew: `dsu cache-features NAME|FOLDER`.",
         ]
     if predictions.is_dir():
-        return [f"Judge what {newest} predicted: `dsu eval`."]
+        return [f"Evaluate what {newest} predicted: `dsu eval`."]
     return ["Use the newest head: `dsu predict [FOLDER]`, then `dsu eval`."]

@@ -1,4 +1,4 @@
-"""What is fed to the commands: images that are none and images that are odd, by name; and how a refusal is judged."""
+"""What tests feed to commands: files that are not images, and odd images, by name; and checks of a refusal."""
 
 import io
 import os

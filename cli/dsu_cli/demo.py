@@ -104,10 +104,10 @@ def _untrained_head(data: Path, features: Path, folder: Path, seed: int) -> Path
 def _metrics(predictions: Path) -> tuple[str, dict[str, float]]:
     """The name and the metrics of the only set."""
     from dsu.data.datasets import Paths
-    from dsu.evaluation.ground_truth import find_judged_sets
+    from dsu.evaluation.ground_truth import find_evaluation_sets
 
-    [judged] = find_judged_sets([], predictions, None, Paths(predictions))
-    return judged.name, judged.evaluate().metrics
+    [evaluated] = find_evaluation_sets([], predictions, None, Paths(predictions))
+    return evaluated.name, evaluated.evaluate().metrics
 
 
 def _picture_sheet(data: Path, predictions: Path, path: Path, rows: int = 8) -> Path:

@@ -24,7 +24,7 @@ from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
     from dsu.evaluation.evaluate import Evaluation
-    from dsu.evaluation.ground_truth import JudgedSet
+    from dsu.evaluation.ground_truth import EvaluationSet
     from dsu.evaluation.thresholds import Thresholds
     from dsu.report.tables import Comparison, Line, Results
 
@@ -32,9 +32,9 @@ _PAPERS_OWN = "DSU-Net"
 SHOWN = 10
 """How many missing predictions are named one by one."""
 
-_TELLING = "What is told"
+_OUTPUT = "Output"
 _ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "table"}
-"""What a file of --out holds where --format does not say."""
+"""The format of --out by its ending, without --format."""
 
 
 def evaluate(
@@ -49,15 +49,15 @@ def evaluate(
             help="Folder of predictions, or a run's folder (default: the newest run's); several are compared.",
         ),
     ] = None,
-    truth: Annotated[Path | None, typer.Option("--truth", help="Folder of masks to judge them against.")] = None,
+    truth: Annotated[Path | None, typer.Option("--truth", help="Folder of ground-truth masks.")] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Folder of the images that --report shows, where they are not found."),
+        typer.Option("--images", help="Folder of the images for --report, if they are not found automatically."),
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", help="Write a page (HTML) with figures, curves and every image.", rich_help_panel=_TELLING
+            "--report", help="Write an HTML page with scores, curves and every image.", rich_help_panel=_OUTPUT
         ),
     ] = None,
     metrics: Annotated[
@@ -65,68 +65,74 @@ def evaluate(
         typer.Option(
             "--metrics",
             metavar="NAME,...",
-            help="Figures to tell, in this order, such as S,F_adaptive,E_mean,MAE (an unknown name lists all).",
-            rich_help_panel=_TELLING,
+            help="Metrics to print, in this order, such as S,F_adaptive,E_mean,MAE (an unknown name lists all).",
+            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     format_: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="table, markdown, latex, csv or json (default: table, or after the ending of --out).",
-            rich_help_panel=_TELLING,
+            help="table, markdown, latex, csv or json (default: by the ending of --out, else table).",
+            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Write what --format gives here: .md, .tex, .csv, ...", rich_help_panel=_TELLING),
+        typer.Option(
+            "--out", help="Write the table to this file: .md, .tex, .csv, .json or .txt.", rich_help_panel=_OUTPUT
+        ),
     ] = None,
     published: Annotated[
-        bool, typer.Option("--published", help="With all the paper's rows of the sets.", rich_help_panel=_TELLING)
+        bool, typer.Option("--published", help="Add the methods that the paper compares.", rich_help_panel=_OUTPUT)
     ] = False,
     conventions: Annotated[
         bool,
-        typer.Option("--conventions", help="Say at length what the figures rest on.", rich_help_panel=_TELLING),
+        typer.Option("--conventions", help="Explain how the scores were computed.", rich_help_panel=_OUTPUT),
     ] = False,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write the metrics here, too.", rich_help_panel=_TELLING)
+        Path | None, typer.Option("--json", help="Also write the scores as JSON.", rich_help_panel=_OUTPUT)
     ] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Likewise, as a table.", rich_help_panel=_TELLING)] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Also write the scores as CSV.", rich_help_panel=_OUTPUT)
+    ] = None,
     per_image: Annotated[
-        Path | None, typer.Option("--per-image", help="Likewise, a row an image (CSV).", rich_help_panel=_TELLING)
+        Path | None,
+        typer.Option("--per-image", help="Also write the scores of each image as CSV.", rich_help_panel=_OUTPUT),
     ] = None,
     resize: Annotated[
-        bool, typer.Option("--resize", help="Bring predictions to the size of their truth instead of refusing.")
+        bool, typer.Option("--resize", help="Resize predictions to their masks instead of refusing other sizes.")
     ] = False,
     normalize: Annotated[
-        str | None, typer.Option(help="minmax stretches each map first (default: for benchmarks), none does not.")
+        str | None,
+        typer.Option(help="minmax: min-max normalise each map first (default for benchmarks); none: don't."),
     ] = None,
     training_images: Annotated[
-        bool, typer.Option("--all", help="Judge images that the head was trained on, too.")
+        bool, typer.Option("--all", help="Also evaluate images that the head was trained on.")
     ] = False,
     foreground: Annotated[
         list[int] | None,
-        typer.Option("--foreground", help="Mask value that is foreground (default: as in training), several times."),
+        typer.Option("--foreground", help="Mask value that is foreground (default: as in training); repeatable."),
     ] = None,
     false_alarms: Annotated[
         float,
         typer.Option(
             "--false-alarms",
             metavar="SHARE",
-            help="Of images without an object, how many one of the proposed thresholds may let raise an alarm.",
-            rich_help_panel=_TELLING,
+            help="Share of images without an object that may raise a false alarm, for one of the proposed thresholds.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = 0.05,
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one per core).")] = None,
     data_root: options.DataRoot = Path("data"),
     quiet: options.Quiet = False,
 ) -> None:
-    """Judge predictions: S, F, E, MAE, IoU and Dice, beside the paper's figures.
+    """Evaluate predictions: S, F, E, MAE, IoU and Dice, next to the paper's scores.
 
-    Where some images have no object, also false alarms, misses, AUROC, and the metrics over the images with one.
-    Several runs stand side by side: `--predictions Ours=A --predictions B`. Where `dsu predict` has also predicted the
-    validation share, thresholds are proposed from it and judged on the rest; `dsu head threshold` stores one. Writes
-    `metrics.json`, `metrics.csv` and `thresholds.json` beside the predictions of dsu.
+    If some images have no object: also false alarms, misses, AUROC, and the metrics over images with an object. To
+    compare runs: `--predictions Ours=A --predictions B`. If `dsu predict` has also predicted the validation share,
+    thresholds are proposed from it and evaluated on the other sets; `dsu head threshold` stores one. Writes
+    `metrics.json`, `metrics.csv` and `thresholds.json` next to predictions of dsu.
     """
     from dsu.data.datasets import Paths
 
@@ -143,70 +149,73 @@ def evaluate(
         check_report_path(report)
     asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
     _check_files({option: path for option, path in asked_for.items() if path is not None})
-    from dsu.evaluation.ground_truth import JudgedSet, find_judged_sets, named_predictions
+    from dsu.evaluation.ground_truth import EvaluationSet, find_evaluation_sets, named_predictions
 
     runs = named_predictions(predictions or [])
     named = any("=" in text and not Path(text).exists() for text in map(str, predictions or []))
     find = partial(
-        find_judged_sets,
+        find_evaluation_sets,
         names or [],
         truth=truth,
         paths=Paths(data_root),
         minmax=None if asked is None else asked == "minmax",
         images=images,
         training_images=training_images,
-        # Beside one folder of masks, several folders of maps are one set, though each is called otherwise.
+        # With one folder of masks, several folders of maps are predictions of one set, whatever their names.
         called=truth.resolve().name if truth is not None and len(runs) > 1 else "",
         validation=True,
         beside=runs.values(),
     )
-    judge = partial(JudgedSet.evaluate, resize=resize, foreground=foreground, workers=workers, progress=progress)
-    judged: dict[str, _Judged] = {}
+    evaluate_set = partial(
+        EvaluationSet.evaluate, resize=resize, foreground=foreground, workers=workers, progress=progress
+    )
+    evaluated: dict[str, _RunEvaluation] = {}
     for run, folder in runs.items():
-        progress.say(f"judging {folder}")
-        judged[run] = _Judged(run, folder, _judge(find(folder), folder, judge), bool(names), truth is None)
-        judged[run].find_thresholds(false_alarms)
-        for line in judged[run].left_out():
+        progress.say(f"evaluating {folder}")
+        sets = _evaluate(find(folder), folder, evaluate_set)
+        evaluated[run] = _RunEvaluation(run, folder, sets, bool(names), truth is None)
+        evaluated[run].find_thresholds(false_alarms)
+        for line in evaluated[run].left_out():
             progress.say(line)
-    results = {run: one.shown for run, one in judged.items()}
-    proposed = {run: one.thresholds for run, one in judged.items() if one.thresholds is not None}
+    results = {run: one.shown for run, one in evaluated.items()}
+    proposed = {run: one.thresholds for run, one in evaluated.items() if one.thresholds is not None}
 
-    beside = published or len(runs) > 1 or named
+    side_by_side = published or len(runs) > 1 or named
     paper = published or (len(runs) == 1 and named)
-    shown = _tables(results, chosen, beside=beside, published=paper, conventions=conventions, quiet=quiet)
+    shown = _tables(results, chosen, side_by_side=side_by_side, published=paper, conventions=conventions, quiet=quiet)
     if chosen is None:
-        lines = [line for one in judged.values() for line in one.at_own_threshold]
+        lines = [line for one in evaluated.values() for line in one.at_own_threshold]
         tables = [part for run, one in proposed.items() for part in _thresholds(run, one, len(runs) > 1)]
         shown = Group(shown, *lines, *tables)
-    told = ""
+    text = ""
     if form != "table":
-        told = FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
+        text = FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
     texts = [
-        (out, told or as_text(shown)),
+        (out, text or as_text(shown)),
         (json, as_json(results, metrics=chosen)),
         (csv, as_csv(results, metrics=chosen)),
         (per_image, as_per_image(results)),
-        *(file for one in judged.values() for file in one.files()),
+        *(file for one in evaluated.values() for file in one.files()),
     ]
-    written = [_write(path, text) for path, text in texts if path is not None]
+    written = [_write(path, content) for path, content in texts if path is not None]
     if report is not None:
         written.append(_named(report))
         write_report(report, results, proposed, progress=progress)
-    if told and out is None:
-        typer.echo(told, nl=False)
+    if text and out is None:
+        typer.echo(text, nl=False)
     else:
         console.print(shown)
     for name in written:
         progress.say(f"Written: {name}")
-    every = [one for run in judged.values() for one, _ in run.found.values()]
+    every = [one for run in evaluated.values() for one, _ in run.found.values()]
     if any(one.missing or one.extra or one.changed for one in every):
         raise typer.Exit(1)
 
 
-def _judge(
-    sets: "Sequence[JudgedSet]", folder: Path, evaluate: "Callable[[JudgedSet], Evaluation]"
-) -> "dict[str, tuple[JudgedSet, Evaluation]]":
-    """Every set of a folder with its evaluation, by name; what it has no prediction or no truth for is named first."""
+def _evaluate(
+    sets: "Sequence[EvaluationSet]", folder: Path, evaluate: "Callable[[EvaluationSet], Evaluation]"
+) -> "dict[str, tuple[EvaluationSet, Evaluation]]":
+    """Every set of a folder with its evaluation, by name, after naming what can't be evaluated."""
     found = {}
     for one in sets:
         _name_lost(one, folder)
@@ -215,21 +224,21 @@ def _judge(
 
 
 @dataclass
-class _Judged:
-    """One run: its sets, and what is told and kept of them.
+class _RunEvaluation:
+    """The evaluation of one run.
 
     Attributes:
-        run, folder: what it is called, and where its predictions are.
+        run, folder: its name, and the folder of its predictions.
         found: all sets, by name.
         named: whether the user named the sets.
-        own_data: whether they are judged against the data sets' own masks.
-        thresholds: that were proposed.
-        at_own_threshold: without those, what the run's own one does.
+        own_data: whether the ground truths are the data sets' own, not those of `--truth`.
+        thresholds: proposed thresholds.
+        at_own_threshold: without proposals, the effect of the run's own threshold.
     """
 
     run: str
     folder: Path
-    found: "dict[str, tuple[JudgedSet, Evaluation]]"
+    found: "dict[str, tuple[EvaluationSet, Evaluation]]"
     named: bool
     own_data: bool
     thresholds: "Thresholds | None" = None
@@ -237,12 +246,12 @@ class _Judged:
 
     @property
     def shown(self) -> "dict[str, Evaluation]":
-        """Those that are told: beside fair sets, the one that thresholds are chosen by is there for these alone."""
+        """The sets to print: without the validation share, which is only for thresholds, if there are others."""
         fair = [name for name, (one, _) in self.found.items() if not one.is_validation]
         return {name: self.found[name][1] for name in (self.named and self.found) or fair or self.found}
 
     def find_thresholds(self, false_alarms: float) -> None:
-        """Propose thresholds from the validation share, or judge the run's own."""
+        """Propose thresholds from the validation share, or evaluate the run's own."""
         from dsu.evaluation.thresholds import find_thresholds
         from dsu.prediction.verdicts import threshold_of
 
@@ -252,16 +261,16 @@ class _Judged:
             self.at_own_threshold = _at_own_threshold(self.run, threshold_of(self.folder), self.found)
 
     def left_out(self) -> list[str]:
-        """Say which predictions were not judged, and why."""
-        from dsu.evaluation.ground_truth import not_recorded, unjudged
+        """Which predictions were not evaluated, and why."""
+        from dsu.evaluation.ground_truth import not_recorded, without_truth
 
-        untrue = unjudged(self.folder) if self.own_data and not self.named else []
+        untrue = without_truth(self.folder) if self.own_data and not self.named else []
         others = not_recorded(self.folder) if self.own_data else []
-        kinds = (("have no ground truth", untrue), ("are not of the head that made the others", others))
-        return [f"left out, as they {why}: {', '.join(names)}" for why, names in kinds if names]
+        kinds = (("no ground truth", untrue), ("from another head", others))
+        return [f"left out ({why}): {', '.join(names)}" for why, names in kinds if names]
 
     def files(self) -> list[tuple[Path, str]]:
-        """What is kept beside predictions of dsu; another method's folder is left as it is."""
+        """Files to write next to predictions of dsu; another method's folder stays as it is."""
         from dsu.evaluation.ground_truth import kept_figures
         from dsu.prediction.record import THRESHOLDS_FILE
         from dsu.report.tables import as_json, figures_as_csv
@@ -276,16 +285,22 @@ class _Judged:
 
 
 def _tables(
-    results: "Results", metrics: Sequence[str] | None, *, beside: bool, published: bool, conventions: bool, quiet: bool
+    results: "Results",
+    metrics: Sequence[str] | None,
+    *,
+    side_by_side: bool,
+    published: bool,
+    conventions: bool,
+    quiet: bool,
 ) -> RenderableType:
-    """The table or tables of a person, with how maps were normalised above, and all conventions below if asked for.
+    """The tables for people, with the main conventions above and, if asked for, all of them below.
 
-    `beside` has a column a run, called as the run is, and with `published` the paper's.
+    With `side_by_side`, each run has a column with its name; with `published`, so have the paper's methods.
     """
     from dsu.report.tables import conventions_of, in_short
 
     parts: list[RenderableType] = [] if quiet else [Text(in_short(results), style="dim")]
-    if beside:
+    if side_by_side:
         parts.append(_comparison_tables(results, with_paper=published, metrics=metrics))
     else:
         parts += [_metrics_table(sets, metrics) for sets in results.values()]
@@ -294,14 +309,16 @@ def _tables(
     return Group(*parts)
 
 
-def _at_own_threshold(run: str, threshold: float, found: Mapping[str, tuple["JudgedSet", "Evaluation"]]) -> list[str]:
-    """What the threshold that verdicts went by does to each set, where it is not the one that figures go by."""
-    from dsu.metrics.thresholds import judge_threshold
+def _at_own_threshold(
+    run: str, threshold: float, found: Mapping[str, tuple["EvaluationSet", "Evaluation"]]
+) -> list[str]:
+    """The effect on each set of the threshold of the verdicts, if that is not the default."""
+    from dsu.metrics.thresholds import evaluate_threshold
 
     said = []
-    for name, (judged, one) in found.items():
-        if threshold != DEFAULT_THRESHOLD and not judged.predicted_otherwise:
-            at, level = judge_threshold(threshold, one.image_level, one.levels), one.image_level
+    for name, (of, one) in found.items():
+        if threshold != DEFAULT_THRESHOLD and not of.predicted_otherwise:
+            at, level = evaluate_threshold(threshold, one.image_level, one.levels), one.image_level
             found_of = f"{at.found} of {level.with_object} images with an object found"
             false = f"{at.false_alarms} false alarms on {level.without_object} without"
             whose = run if run == name else f"{run}, {name}"
@@ -310,7 +327,7 @@ def _at_own_threshold(run: str, threshold: float, found: Mapping[str, tuple["Jud
 
 
 def _thresholds(run: str, found: "Thresholds", several: bool) -> list[RenderableType]:
-    """A row a proposed threshold: what it does to the validation share and to the sets that it was not chosen by."""
+    """One row per proposed threshold: its effect on the validation share and on the other sets."""
     headings, *rows = found.table
     whose = f" for {run}" if several else ""
     parts: list[RenderableType] = ["", Text(f"Thresholds{whose}, {found.heading}"), table(headings, rows=rows)]
@@ -323,7 +340,7 @@ def _thresholds(run: str, found: "Thresholds", several: bool) -> list[Renderable
 
 
 def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | None = None) -> RenderableType:
-    """One row a figure, one column a set, beside it the paper's figures of DSU-Net where there are any."""
+    """One row per metric, one column per set, and next to it the paper's scores of DSU-Net, if there are any."""
     from dsu.report.tables import Comparison, compare
 
     columns: list[tuple[str, Line]] = []
@@ -334,13 +351,13 @@ def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | No
         columns += [(name, own), *(("paper", line) for line in paper if line.label == _PAPERS_OWN)]
         notes += own.notes(comparison.shown(metrics))
     together = Comparison("", tuple(line for _, line in columns))
-    # Of several sets no figure is the best.
+    # Scores of different sets are not compared, so none is marked as the best.
     table = _figures(together, columns, metrics, lambda line, figure: False)
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
 def _comparison_tables(results: "Results", *, with_paper: bool, metrics: Sequence[str] | None = None) -> RenderableType:
-    """A table a set: a row a figure, a column a run or published method, the best of each row bold."""
+    """One table per set: one row per metric, one column per run or published method, the best of each row bold."""
     from dsu.metrics.paper import published
     from dsu.report.tables import compare
 
@@ -361,8 +378,7 @@ def _figures(
     metrics: Sequence[str] | None,
     is_best: Callable[["Line", str], bool],
 ) -> Table:
-    """The figures asked for; else all metrics and, in parts of their own, what images without an object call for."""
-
+    """The metrics asked for, else all, with separate parts for images with and without an object."""
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(comparison.name, no_wrap=True)
     for heading, line in columns:
@@ -400,19 +416,16 @@ def _add_counts(table: Table, lines: Sequence["Line"], what: str, count: Callabl
 
 
 def _format_of(out: Path | None) -> str:
-    """What a file of that name holds. Raises `UsageError` for an ending that says nothing."""
-
+    """The format of a file by its ending. Raises `UsageError` for an unknown one."""
     if out is None:
         return "table"
     if out.suffix.lower() not in _ENDINGS:
-        raise UsageError(
-            f"--out {out} doesn't say what to write: end it in {', '.join(_ENDINGS)}, or give --format as well."
-        )
+        raise UsageError(f"--out {out} has no known ending: end it in {', '.join(_ENDINGS)}, or give --format as well.")
     return _ENDINGS[out.suffix.lower()]
 
 
 def _check_files(asked_for: Mapping[str, Path]) -> None:
-    """Check that each file can be written, and that none is written over another or over what is no evaluation."""
+    """Check that each file can be written, and that none would overwrite another one, an image or a run's files."""
     from dsu.data.images import IMAGE_SUFFIXES
     from dsu.heads.head_file import HEAD_FILE
     from dsu.prediction.targets import RECORD_FILE
@@ -425,12 +438,12 @@ def _check_files(asked_for: Mapping[str, Path]) -> None:
             raise UsageError(f"{other} and {option} both name {path}: give each a file of its own.")
         belongs = path.name == RECORD_FILE or (path.parent / HEAD_FILE).exists()
         if path.exists() and (belongs or path.suffix.lower() in IMAGE_SUFFIXES):
-            kept = "what a run keeps" if belongs else "a picture"
-            raise UsageError(f"{option} {path} would be written over {kept}: give another name.")
+            kept = "a file of a run" if belongs else "an image"
+            raise UsageError(f"{option} {path} would overwrite {kept}: give another name.")
 
 
 def _write(path: Path, text: str) -> str:
-    """Write a file, in a folder that is made for it if need be; what to call it."""
+    """Write a file, in a new folder if necessary; returns its name for people."""
     from dsu.files import atomic_write, make_folder
 
     named = _named(path)
@@ -440,21 +453,21 @@ def _write(path: Path, text: str) -> str:
 
 
 def _named(path: Path) -> str:
-    """What to call a file that is about to be written."""
+    """The name for people of a file that is about to be written."""
     return str(path) if path.parent.is_dir() else f"{path} (the folder {path.parent} is new)"
 
 
-def _name_lost(judged: "JudgedSet", folder: Path) -> None:
-    """Name what a set has no prediction or no ground truth for."""
+def _name_lost(one: "EvaluationSet", folder: Path) -> None:
+    """Name what can't be evaluated: predictions or ground truths without the other, and changed images."""
     from dsu.evaluation.ground_truth import predict_again
 
     kinds = (
-        ("has no prediction", judged.missing),
-        ("has no ground truth", judged.extra),
-        (f"is another image than was predicted (run {predict_again(folder)})", judged.changed),
+        ("has no prediction", one.missing),
+        ("has no ground truth", one.extra),
+        (f"has changed since it was predicted (run {predict_again(folder)})", one.changed),
     )
     for kind, lost in kinds:
         for name in lost[:SHOWN]:
-            fail(f"{judged.name}: {name} {kind}.")
+            fail(f"{one.name}: {name} {kind}.")
         if len(lost) > SHOWN:
-            fail(f"{judged.name}: {len(lost) - SHOWN:,} more: each {kind}.")
+            fail(f"{one.name}: {len(lost) - SHOWN:,} more: each {kind}.")

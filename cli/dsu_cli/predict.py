@@ -162,7 +162,7 @@ def _tell(outcome: "Outcome", table: Path | None, *, piped: bool) -> None:
     if found:
         where = ", ".join(map(str, [*files, *([table] if table else [])]))
         tell(found + (f": {where}" if where else ""))
-    if outcome.judgeable and not piped:
+    if outcome.has_truth and not piped:
         # `dsu eval` finds the newest predictions below runs/ without a name.
         known = outcome.folder in Path("runs").glob("*/predictions")
         named = [] if known else ["--predictions", str(outcome.folder)]

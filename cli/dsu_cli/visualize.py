@@ -199,7 +199,7 @@ def predictions(
     options.one_of("--first", first, range(1, 10_001))
     if worst is not None:
         options.one_of("--worst", worst, range(1, 10_001))
-    methods = named_predictions(predictions or [], judged=False)
+    methods = named_predictions(predictions or [], with_truth=False)
     for name, folder in methods.items():
         if name != str(folder):
             progress.say(f"{name}: {folder}")

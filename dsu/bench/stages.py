@@ -17,7 +17,7 @@ from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.images import read_mask
 from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
-from dsu.evaluation.evaluate import JudgedImage, evaluate
+from dsu.evaluation.evaluate import PredictionPair, evaluate
 from dsu.features.extraction import extract, plan_extraction
 from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.metrics.meters import Meters
@@ -159,14 +159,14 @@ def _bare(network: DSUNet, runtime: Runtime, size: int, count: int, progress: Pr
 
 
 def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
-    """Drawn masks and blurred ones in place of predictions, each judged several times over, both ways."""
+    """Evaluate drawn masks against blurred copies, several times each, with and without normalisation."""
     with TemporaryDirectory(prefix="dsu-bench-") as folder:
         draw_dataset(Path(folder), train=drawn, test=1, sizes=SIZES, progress=progress)
         predictions = Path(folder) / "predictions"
         predictions.mkdir()
         cases = []
         for truth in sorted((Path(folder) / "train" / "masks").iterdir()):
-            case = JudgedImage(truth.stem, predictions / f"{truth.stem}.png", truth)
+            case = PredictionPair(truth.stem, predictions / f"{truth.stem}.png", truth)
             with Image.open(truth) as mask:
                 small = mask.convert("L").resize((24, 24), Image.Resampling.BILINEAR)
                 small.resize(mask.size, Image.Resampling.BILINEAR).save(case.prediction)

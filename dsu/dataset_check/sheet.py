@@ -126,8 +126,8 @@ def _page(found: DatasetCheck, sections: Sequence[tuple[str, Sequence[Cell]]], t
 def _write_header(page: Page, found: DatasetCheck) -> None:
     pairs = ", ".join(f"{check.name} {len(check.samples):,}" for check in found.splits)
     severities = [finding.severity for finding in found.findings]
-    judged = ", ".join(f"{severities.count(severity)} {severity}" for severity in SEVERITIES)
-    line = f"read: {pairs}   ·   findings: {judged}   ·   network input {found.side}x{found.side}"
+    counts = ", ".join(f"{severities.count(severity)} {severity}" for severity in SEVERITIES)
+    line = f"read: {pairs}   ·   findings: {counts}   ·   network input {found.side}x{found.side}"
     if any(check.mask_format for check in found.splits):
         line += "   ·   yellow ring: a small object"
     page.write(found.splits[0].split.dataset, _GAP, 0.27, 13, weight="bold")

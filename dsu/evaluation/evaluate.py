@@ -1,30 +1,28 @@
 """Predicted maps against ground truth: the paper's metrics (its section IV-B), computed by pysodmetrics.
 
-No formula of `METRICS` is our own. In their order:
+All formulas are the library's. The metrics:
 
 * S: structure measure, alpha 0.5 (arXiv 1708.00786).
-* F_adaptive, F_mean, F_max: F-measure, beta^2 0.3 (Achanta et al., CVPR 2009). Adaptive cuts each map at
-  twice its own mean, at most 1. Mean and max are those of the curve over 256 thresholds, averaged over
-  images first.
-* F_weighted: weighted F-measure, beta^2 1 (Margolin et al., CVPR 2014).
-* E_adaptive, E_mean, E_max: enhanced alignment, cut likewise (arXiv 1805.10421).
-* MAE: mean absolute error (Perazzi et al., CVPR 2012), the only one where less is better.
-* IoU, Dice: of the pixels strictly above half (`map > 0.5`; in 8-bit values from 128), averaged over
+* F_adaptive, F_mean, F_max: F-measure, beta^2 0.3 (Achanta et al., CVPR 2009). The adaptive threshold is twice
+  the map's mean, at most 1. Mean and max are taken from the curve over 256 thresholds, after averaging it over
   images.
+* F_weighted: weighted F-measure, beta^2 1 (Margolin et al., CVPR 2014).
+* E_adaptive, E_mean, E_max: enhanced alignment measure, same thresholds (arXiv 1805.10421).
+* MAE: mean absolute error (Perazzi et al., CVPR 2012), the only metric where lower is better.
+* IoU, Dice: with pixels above 0.5 as foreground (8-bit values from 128), averaged over images.
 
-Conventions. Ground truth is foreground strictly above 128 (label maps: where not 0). With `normalize` each
-map is stretched to 0..1 by its own minimum and maximum (a constant map stays as it is); without, a map is v
-/ 255. Adaptive cuts and curves keep pixels `>=` the threshold, curves those of the map truncated to 8 bits.
-An oddity of all the toolboxes is kept: an all-black map has the adaptive threshold 0 and so counts as ALL
-foreground in F_adaptive and E_adaptive. Two are mended. E divides by one pixel less than there are, so
-perfect maps score just over 1, and maps of one pixel 3e14: here an image's E is at most 1. S of an object that
-lies within the last row or column is NaN, and with it the whole set's.
+Conventions. A ground truth is foreground above 128 (label maps: where not 0). With `normalize`, each map is
+min-max normalised (a constant map stays as it is); without, a map is v / 255. Adaptive metrics and curves count
+pixels `>=` the threshold; curves use the map truncated to 8 bits. All toolboxes treat an all-black map as all
+foreground in F_adaptive and E_adaptive, because its adaptive threshold is 0; so do we. Two oddities are corrected:
+E divides by the number of pixels minus one, so a perfect map scores just over 1, and a map of one pixel 3e14; here an
+image's E is at most 1. S of an object within the last row or column is NaN in the library, and so is the set's.
 
-An empty ground truth, one without a foreground pixel, is legal. There S is 1 - mean(map), MAE is mean(map) and E
-is the share of pixels left background: S, E_mean, E_max and MAE are right, of maps that were not normalised. Every
-F, IoU and Dice is 0 there whatever was predicted, and E_adaptive is 0 for the all-black map, which is the perfect
-one. So sets that have such images get, beside the figures over all images, `object_metrics`, the same over the
-images with an object alone, and `image_level`: false alarms, misses and AUROC (see `dsu.metrics.image_level`).
+A ground truth without a foreground pixel is legal. Its S is 1 - mean(map), its MAE mean(map), and its E the share of
+background pixels: S, E_mean, E_max and MAE are meaningful if maps are not normalised. But F, IoU and Dice are 0 for any
+prediction, and E_adaptive is 0 for the perfect, all-black map. Sets with such images therefore also get
+`object_metrics`, the same metrics over images with an object, and `image_level`: false alarms, misses and AUROC (see
+`dsu.metrics.image_level`).
 
 Against the MATLAB toolboxes, on real maps (the tests hold the figures):
 
@@ -67,7 +65,7 @@ from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 if TYPE_CHECKING:
     from dsu.metrics.meters import Meters
 
-__all__ = ["METRICS", "Evaluation", "JudgedImage", "evaluate", "match", "read_judged", "truths_in"]
+__all__ = ["METRICS", "Evaluation", "PredictionPair", "evaluate", "match", "read_pair", "truths_in"]
 
 _CHUNK: Final = 8
 # A process takes about as long to start as it takes to measure this many images.
@@ -75,10 +73,10 @@ _IMAGES_WORTH_A_PROCESS: Final = 64
 
 
 @dataclass(frozen=True)
-class JudgedImage:
-    """One predicted map and its ground truth; `name` is what errors and per-image tables call it.
+class PredictionPair:
+    """One predicted map and its ground truth, called `name` in errors and per-image tables.
 
-    `image` is what was segmented, where that is known: it is shown to people, and no figure depends on it.
+    `image` is the segmented image, if known: it is only shown in reports.
     """
 
     name: str
@@ -88,9 +86,9 @@ class JudgedImage:
 
 
 def truths_in(truth: str | Path, paths: Paths) -> list[Pair]:
-    """The samples that masks are of: a data set's, or one for each mask of any other folder.
+    """The samples of a data set, or one for each mask of a folder of masks.
 
-    A folder in which but few files lie beside a mask of theirs is taken for one of masks.
+    A folder in which some files have no mask next to them is a folder of masks.
     """
     splits = find_samples(truth, paths)
     if any(split.masks == split.images and split.images_without_mask for split in splits):
@@ -98,53 +96,53 @@ def truths_in(truth: str | Path, paths: Paths) -> list[Pair]:
     return [pair for split in splits for pair in split.pairs]
 
 
-def match(predictions: Path, samples: Sequence[Pair]) -> tuple[list[JudgedImage], list[str], list[str]]:
-    """Pair a folder of predictions with samples and their masks, by the rule by which these pair in training.
+def match(predictions: Path, samples: Sequence[Pair]) -> tuple[list[PredictionPair], list[str], list[str]]:
+    """Pair a folder of predictions with samples and their masks, by the same rule as in training.
 
     Args:
         predictions: A folder of maps, subfolders included.
-        samples: Each with its mask; where there is none the image is one, as `truths_in` gives them.
+        samples: Each with its mask, or with a mask in place of its image, see `truths_in`.
 
     Returns:
-        What can be judged, in the order of `samples`; the names of ground truths without a prediction; the names of
+        The pairs, in the order of `samples`; the names of ground truths without a prediction; the names of
         predictions without a ground truth.
 
     Raises:
-        UsageError: A folder that is absent or has no images.
-        DsuError: Two predictions that differ in ending only.
+        UsageError: The folder is missing or has no images.
+        DsuError: Two predictions differ in their endings only.
     """
     files = named_images(predictions)
     found = pair_names([(sample.name,) for sample in samples], files)
-    judged = [
-        JudgedImage(sample.name, files[name], sample.mask or sample.image, sample.image if sample.mask else None)
+    pairs = [
+        PredictionPair(sample.name, files[name], sample.mask or sample.image, sample.image if sample.mask else None)
         for sample, name in zip(samples, found, strict=True)
         if name is not None
     ]
     missing = [sample.name for sample, name in zip(samples, found, strict=True) if name is None]
     used = set(found)
-    return judged, missing, [name for name in files if name not in used]
+    return pairs, missing, [name for name in files if name not in used]
 
 
-def read_judged(
-    judged: JudgedImage, mask_format: MaskFormat, *, resize: bool
+def read_pair(
+    pair: PredictionPair, mask_format: MaskFormat, *, resize: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read one pair, prediction and ground truth, both uint8 (H, W) of the ground truth's size.
 
-    A prediction of its image's own size is brought to the mask's where that is another of the same proportions.
+    A prediction of its image's size is resized to its mask, if that has another size of the same proportions.
 
     Raises:
-        DsuError: A file that cannot be read, a prediction in colours, different sizes without `resize`, one of the two
-            on its side, or a ground truth of other proportions than its image.
+        DsuError: A file cannot be read, a prediction has colours, sizes differ without `resize`, one of the two is
+            rotated, or a ground truth has other proportions than its image.
     """
-    prediction = _read_map(judged.prediction)
-    head = None if judged.image is None else image_head(judged.image)
-    truth = mask_format.read(judged.truth, image=head)
+    prediction = _read_map(pair.prediction)
+    head = None if pair.image is None else image_head(pair.image)
+    truth = mask_format.read(pair.truth, image=head)
     if prediction.shape == truth.shape:
         return prediction, truth
     height, width = truth.shape
     sizes = (
-        f"the prediction {judged.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and its ground "
-        f"truth {judged.truth} {width}x{height}"
+        f"the prediction {pair.prediction} has {prediction.shape[1]}x{prediction.shape[0]} pixels and its ground "
+        f"truth {pair.truth} {width}x{height}"
     )
     if prediction.shape == truth.shape[::-1]:
         raise DsuError(f"{sizes}, so one of them is rotated: turn it.")
@@ -155,23 +153,23 @@ def read_judged(
 
 
 def _read_map(path: Path) -> NDArray[np.uint8]:
-    """A predicted map (H, W), uint8; of a cutout its opacity. Raises `DsuError` for a picture in colours."""
+    """A predicted map (H, W), uint8; for a cutout its opacity. Raises `DsuError` for a colour image."""
     values, kind = raw_mask(path)
     if kind in ("indices", "colours"):
-        raise DsuError(f"the prediction {path} is a colour picture, not a map: predict with --kind mask.")
+        raise DsuError(f"the prediction {path} is a colour image, not a map: predict with --kind mask.")
     if kind == "deep":
         _check_probabilities(path)
     return grey_levels(values, kind)
 
 
 def _check_probabilities(path: Path) -> None:
-    """Raise `DsuError` for a map of floats that are no probabilities; integers of 16 bits are left alone."""
+    """Raise `DsuError` for a map of floats outside [0, 1]; 16-bit integers are accepted."""
     with Image.open(path) as image:
         if image.mode != "F":
             return
         values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # which holds for NaN, too
+    if not (low >= 0 and high <= 1):  # also for NaN
         raise DsuError(
             f"the prediction {path} contains floats from {low:.4g} to {high:.4g}: save probabilities from 0 to 1, or "
             "an 8-bit image."
@@ -183,21 +181,21 @@ class Evaluation:
     """The scores of one set.
 
     Attributes:
-        metrics: Each of `METRICS`, in that order, with the set's figure.
-        images: How many were judged.
-        per_image: One row per image, in the order given: its "name", what of the metrics exists for a single image,
-            its "response" in [0, 1] and whether its ground truth is "empty".
-        curves: Precision, recall, F and E, each (256,), averaged over images; entry k is for the pixels of at
-            least 255 - k.
-        conventions: What the figures rest on, in words.
-        judged: What was.
-        normalize: Whether each map was stretched first.
+        metrics: The set's score for each of `METRICS`, in that order.
+        images: Number of evaluated images.
+        per_image: One row per image, in the order given: its "name", the metrics that exist for a single image, its
+            "response" in [0, 1] and whether its ground truth is "empty".
+        curves: Precision, recall, F and E, each (256,), averaged over images; entry k counts pixels of at least
+            255 - k as foreground.
+        conventions: How the scores were computed, in words.
+        pairs: The evaluated predictions with their ground truths.
+        normalize: Whether each map was min-max normalised first.
         mask_format: How the ground truths were read.
-        object_metrics: `METRICS` over the images with an object alone; nothing where no image has one.
-        image_level: The images' responses and what follows from them.
-        levels: How many pixels off objects and on them have each 8-bit value, not stretched, (2, 256).
-        missing: How many more ground truths the set has, without a prediction and so in no figure.
-        trained_on: How many of the images the head was trained on.
+        object_metrics: `METRICS` over the images with an object only; empty if no image has one.
+        image_level: The images' responses, and metrics of whole images.
+        levels: Number of pixels outside and inside objects by 8-bit value, not normalised, int64 (2, 256).
+        missing: Number of the set's ground truths without a prediction, which no score includes.
+        trained_on: Number of images that the head was trained on.
     """
 
     metrics: dict[str, float]
@@ -205,7 +203,7 @@ class Evaluation:
     per_image: list[dict[str, str | float]]
     curves: dict[str, NDArray[np.float64]]
     conventions: dict[str, str]
-    judged: tuple[JudgedImage, ...]
+    pairs: tuple[PredictionPair, ...]
     normalize: bool
     mask_format: MaskFormat
     object_metrics: dict[str, float]
@@ -216,7 +214,7 @@ class Evaluation:
 
     @property
     def faint(self) -> str:
-        """Why IoU and Dice are next to nothing though the maps need not be bad, in words; empty if it is not so."""
+        """Why IoU and Dice are close to zero although the maps may be good, in words; empty if they are not."""
         objects = int(self.levels[1].sum())
         above = int(self.levels[1, level_of(DEFAULT_THRESHOLD) :].sum())
         if self.normalize or not objects or above > 0.05 * objects:
@@ -228,7 +226,7 @@ class Evaluation:
 
 
 def evaluate(
-    images: Iterable[JudgedImage],
+    images: Iterable[PredictionPair],
     *,
     normalize: bool = True,
     resize: bool = False,
@@ -241,27 +239,27 @@ def evaluate(
 
     Args:
         images: Pairs of 8-bit grey images (H, W), maps and masks.
-        normalize: Stretch each map to 0..1 first (the benchmarks' convention, and pysodmetrics' default). It
-            turns 1/255 of noise into a full-range map, so leave it off to judge images without an object.
-        resize: Bring maps of another size to their mask's size, bilinearly (Pillow's, which filters when it
+        normalize: Min-max normalise each map first (the benchmarks' convention, and pysodmetrics' default). This
+            turns noise of 1/255 into a full-range map, so leave it off for images without an object.
+        resize: Resize maps of another size to their mask's, bilinearly (Pillow's, with a low-pass filter when it
             shrinks), instead of refusing them.
-        mask_format: How the ground truths are meant, where that is known; else they are all looked at first, since
-            label maps of 0 and 1 would pass for masks without an object.
-        foreground: Raw values of the ground truths that are foreground, where the user named them.
-        workers: Processes; by default up to one a core where there are images enough, and 1 measures in this
-            very process. A script that asks for more needs the usual `if __name__ == "__main__":`.
-        progress: Told of every image measured.
+        mask_format: How to read the ground truths; None examines all of them first, because label maps of 0 and 1
+            look like masks without an object.
+        foreground: Raw values of the ground truths that are foreground, if the user gave them.
+        workers: Processes; by default up to one per core, fewer for few images; 1 uses this process. A script that
+            asks for more needs the usual `if __name__ == "__main__":`.
+        progress: Receives every evaluated image.
 
     Raises:
-        UsageError: No images, fewer than one worker, or ground truths that leave open what is foreground.
-        DsuError: A file that cannot be read, or a pair of different sizes without `resize`.
+        UsageError: No images, fewer than one worker, or an unclear foreground in the ground truths.
+        DsuError: A file cannot be read, or the sizes of a pair differ without `resize`.
 
     Example:
-        >>> judged, missing, extra = match(Path("predictions/ECSSD"), truths_in("ECSSD", Paths()))
-        >>> evaluate(judged).metrics["S"]
+        >>> pairs, missing, extra = match(Path("predictions/ECSSD"), truths_in("ECSSD", Paths()))
+        >>> evaluate(pairs).metrics["S"]
         0.953
     """
-    from dsu.metrics.meters import Totals  # its library takes longer to load than a mistake takes to tell
+    from dsu.metrics.meters import Totals  # slow to load, and not needed to report a mistake
 
     images = list(images)
     workers = _workers(workers, len(images))
@@ -283,7 +281,7 @@ def evaluate(
         per_image=totals.per_image([image.name for image in images]),
         curves=totals.curves(),
         conventions=_conventions(normalize, resize, mask_format, level),
-        judged=tuple(images),
+        pairs=tuple(images),
         normalize=normalize,
         mask_format=mask_format,
         object_metrics=totals.averages(with_object=True) if level.with_object else {},
@@ -292,8 +290,8 @@ def evaluate(
     )
 
 
-def _examine(images: Sequence[JudgedImage], *, opaque: bool) -> list[MaskFacts]:
-    """Look at the ground truths. Raises `DsuError` for one that is a photograph."""
+def _examine(images: Sequence[PredictionPair], *, opaque: bool) -> list[MaskFacts]:
+    """Examine the ground truths. Raises `DsuError` for a photograph."""
     facts = [examine_mask(image.truth, opaque=opaque) for image in images]
     for image, found in zip(images, facts, strict=True):
         if found.values is None and not opaque and _is_photograph(image.truth):
@@ -305,18 +303,18 @@ def _examine(images: Sequence[JudgedImage], *, opaque: bool) -> list[MaskFacts]:
 
 
 def _is_photograph(path: Path) -> bool:
-    """Whether a picture's few commonest values cover but little of it, as no mask's do, soft edges or not."""
+    """Whether the few most frequent values cover less than half of an image, unlike in any mask, even a soft one."""
     values, _ = raw_mask(path)
     _, counts = np.unique(values, return_counts=True)
     return bool(np.sort(counts)[-FEW_VALUES:].sum() < values.size / 2)
 
 
-def _measure(images: Sequence[JudgedImage], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> "Meters":
+def _measure(images: Sequence[PredictionPair], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> "Meters":
     from dsu.metrics.meters import Meters
 
     meters = Meters()
     for image in images:
-        meters.step(*read_judged(image, mask_format, resize=resize), normalize=normalize)
+        meters.step(*read_pair(image, mask_format, resize=resize), normalize=normalize)
     return meters
 
 
@@ -331,9 +329,9 @@ def _workers(asked: int | None, images: int) -> int:
 
 @contextmanager
 def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a `map` that keeps the order: this process's own, or one over fresh processes.
+    """Give an ordered `map`: the built-in one, or one over new processes.
 
-    Processes are spawned, since a forked one inherits CUDA and threads in a state that neither survives.
+    Processes are spawned: a forked one would inherit CUDA and threads in a broken state.
     """
     if workers == 1:
         yield map
@@ -357,17 +355,17 @@ def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat, found: 
     said = {
         "ground truth": truth,
         "map": MINMAX if normalize else "value / 255, not normalised",
-        "other sizes": "map resized bilinearly to its mask"
-        if resize
-        else "refused, unless the mask's is not its image's",
+        "other sizes": "map resized bilinearly to its mask" if resize else "only if a mask is not of its image's size",
         "S": "alpha 0.5",
         "F": "beta^2 0.3 (weighted: 1); mean and max of the averaged curve",
         "IoU, Dice": "map > 0.5, averaged over images",
         "library": f"pysodmetrics {version('pysodmetrics')}",
     }
-    if found.without_object:  # said at length in `dsu.metrics.image_level`
+    if found.without_object:  # details in `dsu.metrics.image_level`
         said |= {
-            ", ".join(IMAGE_LEVEL): "of each map's largest value / 255, never normalised; alarm from 0.5 (128 of 255)",
-            "with an object": "over those images alone; on the others F, IoU and Dice are 0 whatever is predicted",
+            ", ".join(
+                IMAGE_LEVEL
+            ): "from each map's largest value / 255, never normalised; alarm from 0.5 (128 of 255)",
+            "with an object": "over those images only; on the others F, IoU and Dice are 0 for any prediction",
         }
     return said

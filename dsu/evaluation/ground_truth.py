@@ -1,4 +1,4 @@
-"""Which predictions are judged against which ground truth."""
+"""Pair folders of predictions with their ground truth."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from dsu.data.images import (
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, named_images, pair_files, subfolders, unwrapped
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate, match, truths_in
+from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE, head_sha256
 from dsu.metrics.figures import RANDOM
 from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted, unreadable_record
@@ -30,43 +30,47 @@ from dsu.progress import SILENT, Progress, counted, few
 from dsu_cache import holder
 
 _ALMOST_BLACK: Final = 1 / 255
-"""The largest response of 0/1 maps, read as 8-bit grey or as 16 bits with only 8 in use."""
+"""The largest response of maps saved as 0 and 1, in 8 bits or in 16 bits of which only 8 are used."""
 
 __all__ = [
-    "JudgedSet",
+    "EvaluationSet",
     "NoKnownTruth",
-    "find_judged_sets",
+    "find_evaluation_sets",
     "kept_figures",
     "named_predictions",
     "not_recorded",
     "predict_again",
     "read_record",
-    "unjudged",
+    "without_truth",
 ]
 
 
 class NoKnownTruth(UsageError):  # noqa: N818 - named after the folder's state
-    """Predictions that no ground truth is known of."""
+    """No ground truth is known for the predictions."""
 
 
 @dataclass(frozen=True)
-class JudgedSet:
+class EvaluationSet:
     """One set of predictions and their ground truth.
 
     Attributes:
         name: of the set.
-        judged: What is.
+        pairs: predictions with their ground truths.
         missing: names of ground truths without a prediction.
         extra: names of predictions without a ground truth.
-        minmax: whether maps are stretched to their full range first.
-        mask_format: how the masks are meant, where that was found out from the whole data set.
+        minmax: whether each map is min-max normalised first.
+        mask_format: how to read the masks, if the whole data set has shown it.
         random: whether random encoders made the predictions.
         share: which share of the head's own training split it is, in words; empty for other sets.
         trained_on: names of images that the head was trained on.
+        changed: names of images that have changed since they were predicted, and are not evaluated.
+        predicted: how prediction changed the maps in ways that evaluation can't undo, in words.
+        recorded: whether `dsu predict` wrote the maps.
+        predicted_otherwise: whether prediction normalised or binarised the maps.
     """
 
     name: str
-    judged: tuple[JudgedImage, ...]
+    pairs: tuple[PredictionPair, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     minmax: bool
@@ -75,13 +79,9 @@ class JudgedSet:
     share: str = ""
     trained_on: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-    """Names of images that are others than those that were predicted, and so are not judged."""
     predicted: str = ""
-    """What prediction did to the maps that no figure of theirs shows, in words."""
     recorded: bool = False
-    """Whether `dsu predict` wrote the maps."""
     predicted_otherwise: bool = False
-    """Whether its maps were stretched or cut when they were predicted."""
 
     @property
     def is_validation(self) -> bool:
@@ -96,9 +96,9 @@ class JudgedSet:
         workers: int | None = None,
         progress: Progress = SILENT,
     ) -> Evaluation:
-        """What the set scores; arguments and errors are those of `dsu.evaluation.evaluate.evaluate`."""
+        """Score the set; arguments and errors are those of `dsu.evaluation.evaluate.evaluate`."""
         found = evaluate(
-            self.judged,
+            self.pairs,
             normalize=self.minmax,
             resize=resize,
             mask_format=None if foreground else self.mask_format,
@@ -128,20 +128,20 @@ class JudgedSet:
 
 
 def is_validation(how: Mapping[str, Any]) -> bool:
-    """Whether what a record notes of a set is that it is a validation share."""
+    """Whether a set is a validation share, according to its entry in a record."""
     return str(how.get("share", "")).startswith(VALIDATION)
 
 
-def named_predictions(given: Sequence[str | Path], *, judged: bool = True) -> dict[str, Path]:
-    """Folders of predictions by name: each as NAME=FOLDER, or as FOLDER, which is called by what tells it apart.
+def named_predictions(given: Sequence[str | Path], *, with_truth: bool = True) -> dict[str, Path]:
+    """Folders of predictions by name, each given as NAME=FOLDER or FOLDER.
 
-    That is the run's folder where it is a run's, else its own name; where two share one, paths as given are the names.
-    A run's folder stands for the predictions in it; without any, it is the newest run's below runs/. Where they are to
-    be `judged`, these must be of a set with known ground truth.
+    The name of a FOLDER is its run's, else its own; if two folders share a name, their paths are their names. For a
+    run's folder, its predictions are taken; for nothing, those of the newest run below runs/. `with_truth` says whether
+    the newest predictions must have a known ground truth.
 
-    Raises `UsageError` for a name or a folder that is given twice, and where the newest run can't be meant.
+    Raises `UsageError` if a name or a folder is given twice, or if the newest run has no suitable predictions.
     """
-    asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(Path("runs"), judged))]
+    asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(Path("runs"), with_truth))]
     found = [_predictions_of(folder) for _, folder in asked]
     # realpath, since Path.resolve fails on links that lead round in a circle.
     for place, count in Counter(map(os.path.realpath, found)).items():
@@ -158,7 +158,7 @@ def named_predictions(given: Sequence[str | Path], *, judged: bool = True) -> di
 
 
 def _name_and_folder(text: str) -> tuple[str, Path]:
-    """`NAME=FOLDER` taken apart; the name is empty for a folder alone, which may have a `=` in it."""
+    """Split `NAME=FOLDER`; the name is empty for a folder alone, whose path may contain `=`."""
     if "=" not in text or Path(text).exists():
         return "", Path(text)
     name, _, folder = text.partition("=")
@@ -177,11 +177,11 @@ def _run_name(predictions: Path) -> str:
     return printable(Path((folder.parent if folder.name == "predictions" else folder).name))
 
 
-def _newest_predictions(runs: Path, judged: bool) -> Path:
-    """The folder that was predicted into last.
+def _newest_predictions(runs: Path, with_truth: bool) -> Path:
+    """The most recently written folder of predictions.
 
-    Raises `UsageError` if there is none, where another run was trained since, or where only older ones hold a set
-    with known ground truth: what an older run scores must not be taken for what the newest does.
+    Raises `UsageError` if there is none, if another run was trained since, or if only older predictions have a known
+    ground truth: an older run's scores must not pass for those of the newest.
     """
     found = _newest_first(runs.glob(f"*/predictions/{RECORD_FILE}"))
     if not found:
@@ -193,7 +193,7 @@ def _newest_predictions(runs: Path, judged: bool) -> Path:
             f"The newest run, {head.parent}, has no predictions yet: run `dsu predict`, or give --predictions "
             f"{newest.parent} for the newest existing ones."
         )
-    fit = next(filter(_has_truth, [newest, *older]), newest) if judged else newest
+    fit = next(filter(_has_truth, [newest, *older]), newest) if with_truth else newest
     if fit != newest:
         raise UsageError(
             f"The newest predictions, {newest}, have no known ground truth: predict a data set, or give --truth DIR, "
@@ -209,12 +209,12 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
 def _has_truth(predictions: Path) -> bool:
     try:
         return bool(_sets_in(predictions, read_record(predictions)))
-    except DsuError:  # damaged, or pictures: whoever judges it is told
+    except DsuError:  # damaged, or not masks: evaluating it will say so
         return False
 
 
-def unjudged(predictions: Path) -> list[str]:
-    """What `dsu predict` wrote into a folder without knowing a ground truth, in words: folders, and single files."""
+def without_truth(predictions: Path) -> list[str]:
+    """Sets and single files that `dsu predict` wrote without a known ground truth, in words."""
     return [
         f"{name or 'files given one by one'} ({counted(len(how['names']), 'images')})"
         for name, how in read_record(predictions).items()
@@ -223,7 +223,7 @@ def unjudged(predictions: Path) -> list[str]:
 
 
 def not_recorded(predictions: Path) -> list[str]:
-    """Folders of pictures among the predictions of a head that are not its own."""
+    """Folders with masks among a head's predictions that this head did not make."""
     record = read_record(predictions)
     others = [path for path in predictions.iterdir() if path.is_dir() and path.name not in record] if record else []
     return sorted(path.name for path in others if next(path.rglob("*.png"), None))
@@ -233,13 +233,13 @@ def kept_figures(predictions: Path) -> dict[str, Any]:
     """Scores written earlier next to predictions, for sets still in their record."""
     try:
         found = dict(json.loads((predictions / FIGURE_FILES[0]).read_text()))
-    except (OSError, ValueError, TypeError):  # not there, or not as it was written
+    except (OSError, ValueError, TypeError):  # missing or damaged
         return {}
     record = read_record(predictions)
     return {name: figures for name, figures in found.items() if name in record and isinstance(figures, dict)}
 
 
-def find_judged_sets(
+def find_evaluation_sets(
     names: Sequence[str],
     predictions: Path,
     truth: Path | None,
@@ -251,25 +251,24 @@ def find_judged_sets(
     called: str = "",
     validation: bool = False,
     beside: Iterable[Path] = (),
-) -> list[JudgedSet]:
+) -> list[EvaluationSet]:
     """Pair predictions with ground truths.
 
     Args:
-        names: sets, each a folder of `predictions`; none: all that have a ground truth.
-        predictions: the folder that `dsu predict` wrote into, or with `truth` any folder of maps.
-        truth: a folder of masks, or of images and masks, that `predictions` are judged against.
-        paths: where benchmarks lie.
-        minmax: None stretches the maps of benchmarks, as the paper does, and no others.
-        images: a folder of the images; None: those that are found with `truth` or belong to the data set. They are
-            shown in reports, and nothing is measured on them.
-        training_images: whether images that the head was trained on may be judged.
-        called: what the set is called that is judged against `truth`, where no name is given; else as its folder.
-        validation: whether the validation share is among all sets where there are others: thresholds are chosen by it.
-        beside: folders of other predictions, whose sets are known by their names here too: shares of one's own data
-            are known by nothing else. Without a name it is the one that they are judged on.
+        names: sets, each a folder of `predictions`; if empty, all sets with a ground truth.
+        predictions: a folder that `dsu predict` wrote, or with `truth` any folder of maps.
+        truth: a folder of masks, or of images and masks.
+        paths: where benchmarks are.
+        minmax: whether to min-max normalise each map; None: only those of benchmarks, as the paper does.
+        images: a folder of the images; None: those next to `truth` or in the data set. They are only shown in reports.
+        training_images: whether to accept images that the head was trained on.
+        called: the set's name if `truth` but no name is given; by default its folder's name.
+        validation: whether to include the validation share, which thresholds are chosen on, if there are other sets.
+        beside: folders of other predictions whose records may name sets of `predictions`, such as shares of one's own
+            data. If they record one set only, it needs no name.
 
-    Raises `UsageError` for a set without predictions or without ground truth, for predictions of another head than the
-    run's, and for images that the head was trained on.
+    Raises `UsageError` for a set without predictions or ground truth, for predictions of another head than the run's,
+    and for images that the head was trained on.
     """
     if not predictions.is_dir():
         raise UsageError(f"There is no folder of predictions at {predictions}: give --predictions DIR.")
@@ -285,7 +284,7 @@ def find_judged_sets(
     for one in found:
         if one.trained_on and not training_images:
             raise UsageError(
-                f"{len(one.trained_on):,} of {counted(len(one.judged), 'images')} of {one.name} were used to train "
+                f"{len(one.trained_on):,} of {counted(len(one.pairs), 'images')} of {one.name} were used to train "
                 f"this head ({one.trained_on[0]}, ...), so scores would be too good: evaluate other images, or these "
                 "with --all."
             )
@@ -301,12 +300,12 @@ def _against(
     minmax: bool | None,
     images: Path | None,
     called: str,
-) -> JudgedSet:
-    """The one set of a folder that is judged against masks that the user names."""
+) -> EvaluationSet:
+    """The set of a folder of maps, with masks from a folder that the user gave."""
     if len(names) > 1:
         raise UsageError("--truth evaluates one set: give at most one name.")
     folders = [name for name in record if (predictions / name).is_dir()]
-    # Validation images are for thresholds: next to another set they are never meant.
+    # The validation share is only for choosing thresholds if there is another set.
     sets = [name for name in folders if names or not is_validation(record[name])] or folders
     if sets and (len(sets) > 1 if not names else names[0] not in sets):
         raise UsageError(
@@ -317,12 +316,12 @@ def _against(
     if not names and len(folders) > 1:
         inner = predictions / sets[0]
     folder = inner if "" in sets and inner == predictions else unwrapped(inner)
-    # What is noted of the folder, which may be a set's own or the one that holds its alone.
+    # `predictions` may be the recorded folder itself, or the folder of one of its sets.
     home = predictions if record else folder.parent
     how = record.get("" if folder == predictions else folder.name) or read_record(home).get(folder.name)
     _check_head(home)
     name = names[0] if names else called or predictions.resolve().name
-    return _judged(name, folder, truths_in(truth, paths), how or {}, minmax, images, own_truth=False)
+    return _evaluation_set(name, folder, truths_in(truth, paths), how or {}, minmax, images, own_truth=False)
 
 
 def _recorded_sets(
@@ -334,10 +333,10 @@ def _recorded_sets(
     minmax: bool | None,
     images: Path | None,
     validation: bool,
-) -> list[JudgedSet]:
-    """The named sets of a folder that `dsu predict` wrote into, or all; benchmarks by their names in other folders.
+) -> list[EvaluationSet]:
+    """The named sets of a folder, or all: recorded by `dsu predict`, benchmarks, or sets `known` from other folders.
 
-    What is `known` of other folders' sets serves for another method's maps, which may be of more images.
+    Another method's maps of a `known` set may include more images.
     """
     chosen = list(names) or _sets_in(predictions, record)
     fair = [name for name, how in known.items() if not is_validation(how)]
@@ -350,7 +349,7 @@ def _recorded_sets(
         )
     _check_head(predictions)
     found = [
-        _judged(name, _folder_of(name, predictions), samples, record.get(name, {}), minmax, images)
+        _evaluation_set(name, _folder_of(name, predictions), samples, record.get(name, {}), minmax, images)
         for asked in chosen
         for name, samples in _truths(asked, predictions, known | record, paths)
     ]
@@ -358,23 +357,23 @@ def _recorded_sets(
 
 
 def predict_again(predictions: Path) -> str:
-    """The command to type for what changed in a folder of predictions (of a run: its own sets)."""
+    """The command that updates a folder of predictions."""
     of_run = (predictions.parent / HEAD_FILE).is_file() and predictions.name == "predictions"
     words = ["--head", predictions.parent] if of_run else ["SOURCE", "--out", predictions]
     return f"`{shlex.join(['dsu', 'predict', *map(str, words)])}`"
 
 
 def _folder_of(name: str, predictions: Path) -> Path:
-    """Where the maps of a set lie: in a folder of its name, or right in that of another method."""
+    """The folder with a set's maps: the subfolder of its name, or for another method's maps the folder itself."""
     return inner if (inner := predictions / name).is_dir() else predictions
 
 
 def _check_head(predictions: Path) -> None:
-    """Raise `UsageError` if a run's predictions are not those of the head that it has now."""
+    """Raise `UsageError` if a run's predictions are from an earlier head."""
     head = predictions.parent / HEAD_FILE
     try:
         made_by = json.loads((predictions / RECORD_FILE).read_text())["head_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):  # no record: foreign maps; a damaged one is found by its readers
+    except (OSError, ValueError, KeyError, TypeError):  # another method's maps; `read_record` reports a damaged record
         return
     if head.is_file() and made_by != head_sha256(head):
         raise UsageError(
@@ -383,7 +382,7 @@ def _check_head(predictions: Path) -> None:
         )
 
 
-def _judged(
+def _evaluation_set(
     name: str,
     predictions: Path,
     samples: Sequence[Pair],
@@ -392,44 +391,44 @@ def _judged(
     images: Path | None,
     *,
     own_truth: bool = True,
-) -> JudgedSet:
-    """A set from a folder of maps; images of a folder, where one is given, go before those that were found.
+) -> EvaluationSet:
+    """A set from a folder of maps, its samples and its entry `how` in the record.
 
-    `own_truth` says whether the samples are those that the record names: else masks are read as they are found.
+    `own_truth` says whether the samples are those of the record, whose mask format and time stamps then apply.
     """
-    judged, missing, extra = match(predictions, samples)
-    if not judged:
+    pairs, missing, extra = match(predictions, samples)
+    if not pairs:
         raise UsageError(f"No prediction of {name} has a ground truth of the same name: check both folders.")
     images_of = _images_of_maps(how)
-    made_of = {one.name: images_of.get(one.prediction.relative_to(predictions).as_posix(), "") for one in judged}
+    made_of = {one.name: images_of.get(one.prediction.relative_to(predictions).as_posix(), "") for one in pairs}
     changed: list[str] = []
-    if "names" in how:  # what else lies there is of another head, or of nothing that is known
-        missing = missing + [one.name for one in judged if not made_of[one.name]]
-        judged = [one for one in judged if made_of[one.name]]
+    if "names" in how:  # unrecorded maps are from another head, or unknown
+        missing = missing + [one.name for one in pairs if not made_of[one.name]]
+        pairs = [one for one in pairs if made_of[one.name]]
         stamps, contents = how.get("stamps", {}) if own_truth else {}, how.get("contents", {})
-        noted = {one.name: (stamps.get(made_of[one.name]), contents.get(made_of[one.name])) for one in judged}
-        changed = [one.name for one in judged if _has_changed(one, *noted[one.name])]
-        judged = [one for one in judged if one.name not in changed]
-        if not judged:
+        noted = {one.name: (stamps.get(made_of[one.name]), contents.get(made_of[one.name])) for one in pairs}
+        changed = [one.name for one in pairs if _has_changed(one, *noted[one.name])]
+        pairs = [one for one in pairs if one.name not in changed]
+        if not pairs:
             raise UsageError(
                 f"No prediction of {name} is in its record for an unchanged image: run {predict_again(predictions)}, "
                 "or copy the maps to evaluate into another folder."
             )
     if images is not None:
-        shown = pair_files([one.name for one in judged], named_images(images))
-        judged = [replace(one, image=image) for one, image in zip(judged, shown, strict=True)]
+        shown = pair_files([one.name for one in pairs], named_images(images))
+        pairs = [replace(one, image=image) for one, image in zip(pairs, shown, strict=True)]
     trained_on = set(how.get("trained_on", ()))
     minmax = is_benchmark(name) if minmax is None else minmax
-    return JudgedSet(
+    return EvaluationSet(
         name=name,
-        judged=tuple(judged),
+        pairs=tuple(pairs),
         missing=tuple(missing),
         extra=tuple(extra),
         minmax=minmax,
         mask_format=SourceFolder(**how["source"]).parsed_mask_format if how.get("source") and own_truth else None,
         random=bool(how.get("random", False)),
         share=str(how.get("share", "")),
-        trained_on=tuple(one.name for one in judged if made_of[one.name] in trained_on),
+        trained_on=tuple(one.name for one in pairs if made_of[one.name] in trained_on),
         changed=tuple(changed),
         predicted=_how_predicted(how, minmax=minmax),
         recorded="names" in how,
@@ -438,7 +437,7 @@ def _judged(
 
 
 def _images_of_maps(how: Mapping[str, Any]) -> dict[str, str]:
-    """The names of a record's images by the files that were predicted of them, as `dsu predict` calls these."""
+    """The recorded names of images by the file names that `dsu predict` gives their maps."""
     found: dict[str, str] = {}
     for name in how.get("names", ()):
         path = Path(name)
@@ -447,11 +446,8 @@ def _images_of_maps(how: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _has_changed(one: JudgedImage, stamp: Sequence[int] | None, digits: str | None) -> bool:
-    """Whether an image is another than was predicted, by size, then time, and by content where only the time differs.
-
-    Copies have another time.
-    """
+def _has_changed(one: PredictionPair, stamp: Sequence[int] | None, digits: str | None) -> bool:
+    """Whether an image has changed since it was predicted: by its size or, if only its time differs, its content."""
     if one.image is None or not stamp:
         return False
     found = or_unreadable(file_bytes_and_time)(one.image)
@@ -464,7 +460,7 @@ def _has_changed(one: JudgedImage, stamp: Sequence[int] | None, digits: str | No
 
 
 def _how_predicted(how: Mapping[str, Any], *, minmax: bool) -> str:
-    """What was done to maps when they were predicted, which judging can't undo."""
+    """How prediction changed the maps in ways that evaluation can't undo, in words."""
     stretched = how.get("normalization") == "minmax" and not minmax
     cut = how.get("threshold")
     done = (["stretched (min-max)"] if stretched else []) + ([] if cut is None else [f"cut at {cut}"])
@@ -472,7 +468,7 @@ def _how_predicted(how: Mapping[str, Any], *, minmax: bool) -> str:
 
 
 def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
-    """Folders that hold predictions of a data set, by the record or by a benchmark's name."""
+    """Folders with predictions of a data set, known from the record or by a benchmark's name."""
     folders = sorted(path.name for path in predictions.iterdir() if path.is_dir())
     return [
         name for name in folders if (record[name]["source"] if name in record else is_benchmark(name) and not record)
@@ -480,14 +476,14 @@ def _sets_in(predictions: Path, record: dict[str, Any]) -> list[str]:
 
 
 def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) -> list[tuple[str, list[Pair]]]:
-    """Sets meant by `name`, each with its samples that have a mask."""
+    """The sets called `name`, each with its samples that have a mask."""
     source = record.get(name, {}).get("source")
     if source is not None:
         origin = SourceFolder(**source)
         split = origin.find() or replace(origin, data_root=str(paths.data_root)).find()
         if split is None:
             raise DsuError(f"The ground truth of {name} is not at {origin.place}: give --data-root or --truth.")
-        # A set that is not a whole split is the share of it that the record names.
+        # A set that is not a whole split is the share of it in the record.
         only = set(record[name]["names"])
         return [(name, [pair for pair in split.pairs if pair.mask and (split.name == name or pair.name in only)])]
     same = [known for known, how in record.items() if how["source"] and how["source"]["dataset"] == name]
@@ -495,10 +491,10 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
         return [item for known in same for item in _truths(known, predictions, record, paths)]
     if record:
         named = few(sorted(filter(None, record)))
-        holds = (
+        content = (
             f"it contains {named}" if named else "its maps have no known ground truth; evaluate them with --truth MASKS"
         )
-        raise UsageError(f"{predictions} has no set {name!r} of this head: {holds}.")
+        raise UsageError(f"{predictions} has no set {name!r} of this head: {content}.")
     splits = test_splits(find_dataset(name, paths))
     present = [split for split in splits if (predictions / split.name).is_dir()]
     if not present and len(splits) == 1 and not subfolders(predictions):  # another method's maps, of this set alone
@@ -510,7 +506,7 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
 
 
 def read_record(predictions: Path) -> dict[str, Any]:
-    """What `dsu predict` wrote of each set; nothing for other folders."""
+    """The entry of each set in the record of `dsu predict`; empty for other folders."""
     try:
         content = json.loads((predictions / RECORD_FILE).read_text())
         sets, kind = dict(content["sets"]), content["kind"]
@@ -526,7 +522,5 @@ def read_record(predictions: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
     if kind != "mask":
-        raise UsageError(
-            f"{predictions} contains {kind} pictures, not masks: predict without --kind into another --out."
-        )
+        raise UsageError(f"{predictions} contains {kind} images, not masks: predict without --kind into another --out.")
     return sets

@@ -8,9 +8,9 @@ from typing import Any
 
 from dsu.errors import DsuError
 from dsu.evaluation.evaluate import Evaluation
-from dsu.evaluation.ground_truth import JudgedSet
+from dsu.evaluation.ground_truth import EvaluationSet
 from dsu.heads.head_file import HEAD_FILE, read_head_info
-from dsu.metrics.thresholds import AtThreshold, calibration, judge_threshold, propose_thresholds
+from dsu.metrics.thresholds import AtThreshold, calibration, evaluate_threshold, propose_thresholds
 from dsu.thresholds import DEFAULT_THRESHOLD
 
 __all__ = ["Thresholds", "find_thresholds"]
@@ -22,28 +22,28 @@ class Thresholds:
 
     Attributes:
         validation: the set that thresholds were chosen on.
-        sets: the validation set and those that they were judged on, by name.
-        proposals: each rule's name, its threshold, and what that does to each set.
+        sets: the validation set and the sets that thresholds were evaluated on, by name.
+        proposals: each rule's name, its threshold, and the threshold's effect on each set.
         calibration: of the validation set, see `dsu.metrics.thresholds.calibration`.
-        not_judged: sets whose maps are stretched or cut, of which no threshold can be judged.
+        not_evaluated: sets whose maps were normalised or binarised, so that no threshold applies.
     """
 
     validation: str
     sets: Mapping[str, Evaluation]
     proposals: list[tuple[str, float, dict[str, AtThreshold]]]
     calibration: list[tuple[float, float, int, int]]
-    not_judged: tuple[str, ...]
+    not_evaluated: tuple[str, ...]
 
     @property
     def heading(self) -> str:
         """Where thresholds come from, and whether other images test them."""
         alone = f"proposed from {self.validation} only"
-        lacking = "; no other images test them: --test-fraction in training sets some apart"
+        lacking = "; no other images test them: train with --test-fraction to keep some for that"
         return alone if len(self.sets) > 1 else alone + lacking
 
     @property
     def table(self) -> list[list[str]]:
-        """For people: headings, and one row per threshold that says what it does to each set."""
+        """For people: headings, and one row per threshold with its effect on each set."""
         rows = [["threshold", "", *(f"{name}\nfound, false, Dice" for name in self.sets)]]
         for rule, threshold, found in self.proposals:
             rows.append([f"{threshold:g}", rule])
@@ -55,10 +55,10 @@ class Thresholds:
 
     @property
     def remark(self) -> str:
-        """Which sets no threshold is judged on, and the way out; empty if all are judged."""
-        left_out = ", ".join(self.not_judged)
+        """Which sets no threshold was evaluated on, and the way out; empty if there are none."""
+        left_out = ", ".join(self.not_evaluated)
         return (
-            f"Not evaluated on {left_out}, which are stretched or binarised: predict with --normalize none."
+            f"Not evaluated on {left_out}, whose maps are normalised or binarised: predict with --normalize none."
             if left_out
             else ""
         )
@@ -88,29 +88,29 @@ class Thresholds:
 
 
 def find_thresholds(
-    judged: Mapping[str, tuple[JudgedSet, Evaluation]], predictions: Path, false_alarms: float
+    evaluated: Mapping[str, tuple[EvaluationSet, Evaluation]], predictions: Path, false_alarms: float
 ) -> Thresholds | None:
-    """Propose thresholds from the validation share among sets of one run; None if there is none, or not as it was.
+    """Propose thresholds from a run's validation share; None without one, or if its maps are normalised or binarised.
 
     Args:
-        judged: all sets of the run, and what they scored.
+        evaluated: all sets of the run, and their scores.
         predictions: their folder.
-        false_alarms: the share of images without an object that may raise an alarm.
+        false_alarms: the share of images without an object that may raise a false alarm, for one of the rules.
     """
-    whole = {name: found for name, (one, found) in judged.items() if not one.predicted_otherwise}
-    validation = next((name for name in whole if judged[name][0].is_validation), None)
+    whole = {name: found for name, (one, found) in evaluated.items() if not one.predicted_otherwise}
+    validation = next((name for name in whole if evaluated[name][0].is_validation), None)
     if validation is None:
         return None
     sets = {validation: whole[validation], **whole}
     chosen_by = sets[validation]
     rules = dict(propose_thresholds(chosen_by.image_level, chosen_by.levels, false_alarms))
-    with suppress(DsuError):  # no head beside it: its predictions can be judged all the same
+    with suppress(DsuError):  # predictions may have no head next to them
         own = read_head_info(predictions.parent / HEAD_FILE).threshold
         rules |= {"the head's own": own} if own is not None else {}
     rules["default"] = DEFAULT_THRESHOLD
     proposals = [
-        (rule, at, {name: judge_threshold(at, one.image_level, one.levels) for name, one in sets.items()})
+        (rule, at, {name: evaluate_threshold(at, one.image_level, one.levels) for name, one in sets.items()})
         for rule, at in rules.items()
     ]
-    others = tuple(name for name in judged if name not in whole)
+    others = tuple(name for name in evaluated if name not in whole)
     return Thresholds(validation, sets, proposals, calibration(chosen_by.image_level), others)

@@ -4,7 +4,7 @@ Data that is inspected (tiles, scans, products) is mostly without an object, and
 F, IoU and Dice of an empty ground truth are 0 whatever was predicted. What is asked of such images is whether the
 prediction stayed silent.
 
-Conventions. An image's response is the greatest value of its map, v / 255, of the map as it was judged (resized
+Conventions. An image's response is the greatest value of its map, v / 255, of the map as it was evaluated (resized
 where that was asked for) but never normalised: min-max gives every map the response 1, noise on an empty image
 included. An image raises an alarm where its response is at least 0.5; no 8-bit value is exactly half, so these are
 the maps with a pixel of 128 or more, those that IoU and Dice count without normalisation.
@@ -35,7 +35,7 @@ _STRETCHED: Final = 254 / 255
 
 @dataclass(frozen=True)
 class ImageLevel:
-    """Every image's response, and whether its ground truth is empty, in the order in which they were judged.
+    """Every image's response, and whether its ground truth is empty, in the order in which they were evaluated.
 
     Attributes:
         responses: The largest value of each map, in [0, 1].

@@ -11,7 +11,7 @@ from typing import Final
 from dsu.data.benchmarks import BENCHMARK_SPLITS, COD_TRAIN
 from dsu.progress import counted
 
-__all__ = ["IMAGES", "TABLES", "PublishedRow", "Table", "ablations", "incomparable", "judged_in_part", "published"]
+__all__ = ["IMAGES", "TABLES", "PublishedRow", "Table", "ablations", "evaluated_in_part", "incomparable", "published"]
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,11 @@ def incomparable(set_name: str, images: int, *, minmax: bool) -> str:
     if official is None:
         return ""
     if images != official:
-        return judged_in_part(images, official)
+        return evaluated_in_part(images, official)
     return "" if minmax else "whose maps were min-max normalised"
 
 
-def judged_in_part(images: int, whole: int) -> str:
+def evaluated_in_part(images: int, whole: int) -> str:
     """Of how many images of a set the figures are, in a few words."""
     return f"evaluated on {images:,} of the set's {counted(whole, 'images')}"
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dsu.metrics.image_level import ImageLevel
 from dsu.thresholds import level_of, threshold_at
 
-__all__ = ["CALIBRATION_BINS", "AtThreshold", "calibration", "judge_threshold", "propose_thresholds"]
+__all__ = ["CALIBRATION_BINS", "AtThreshold", "calibration", "evaluate_threshold", "propose_thresholds"]
 
 CALIBRATION_BINS: Final = 10
 
@@ -42,7 +42,7 @@ class AtThreshold:
     dice: float
 
 
-def judge_threshold(threshold: float, images: ImageLevel, pixels: NDArray[np.int64]) -> AtThreshold:
+def evaluate_threshold(threshold: float, images: ImageLevel, pixels: NDArray[np.int64]) -> AtThreshold:
     """What a threshold in [0, 1] does to a set.
 
     Args:
@@ -71,7 +71,7 @@ def propose_thresholds(
     """Thresholds by their rules; a rule that no threshold can follow is left out.
 
     Args:
-        images, pixels: see `judge_threshold`.
+        images, pixels: see `evaluate_threshold`.
         false_alarms: the share of images without an object that may raise one, in [0, 1].
     """
     if images.with_object:

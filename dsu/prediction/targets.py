@@ -244,7 +244,7 @@ class _Finder:
         return jobs or [self.held_out_share()]
 
     def held_out_share(self) -> Job:
-        """Those samples of the head's training split that were set apart to judge it by, else those it chose by."""
+        """Samples of the head's training split set apart to test it, else those its weights were chosen on."""
         if self.info.test:
             return self._share("TEST", "test share, never seen in training", self.info.test)
         return self._validation_share()

@@ -134,6 +134,6 @@ def read_table(folder: Path) -> dict[str, VerdictRow]:
 
 
 def threshold_of(predictions: Path) -> float:
-    """The threshold by which a folder's predictions were judged to be alarms; a half where that is not known."""
+    """The alarm threshold of the predictions in a folder; 0.5 if it is not recorded."""
     noted = (row.threshold for row in read_table(predictions).values() if row.threshold is not None)
     return next(noted, DEFAULT_THRESHOLD)

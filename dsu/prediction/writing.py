@@ -40,11 +40,11 @@ class Outcome:
 
     Attributes:
         folder: where the masks are; or the single output file.
-        judgeable: whether ground truth of any set is known.
+        has_truth: whether ground truth of any set is known.
     """
 
     folder: Path
-    judgeable: bool = False
+    has_truth: bool = False
     written: int = 0
     kept: int = 0
     """Existing predictions of the same head and settings."""

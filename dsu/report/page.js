@@ -139,7 +139,7 @@
     if (open + by >= 0 && open + by < order.length) enlarge(open + by);
   }
 
-  /** The group that both selects name; another set may not have been judged of the same run. */
+  /** The group that both selects name; another set may not have been evaluated for the same run. */
   function choose() {
     const set = at("set").value;
     const runs = groups.filter((candidate) => candidate.set === set).map(({ run }) => run);

@@ -48,7 +48,7 @@ _ERROR_RANGES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Where a histogram of a measure that is near 0 may end."""
 
 Floats = NDArray[np.float64]
-Judged = Mapping[str, tuple[int, Evaluation]]
+Evaluations = Mapping[str, tuple[int, Evaluation]]
 """Of one set, by the run's name: the run's number and what it scored."""
 Figure = tuple[str, list[str], "Chart"]
 """A drawing with its title and remarks."""
@@ -57,7 +57,7 @@ Figure = tuple[str, list[str], "Chart"]
 def write_report(
     path: Path, results: Results, thresholds: Mapping[str, Thresholds] | None = None, *, progress: Progress = SILENT
 ) -> None:
-    """Write a page of what was judged; with many images, their pictures go into a folder beside it.
+    """Write a page about evaluations; the thumbnails of many images go into a folder next to it.
 
     Few images come first of all, and histograms of their scores are folded away: there the images themselves say more.
 
@@ -75,7 +75,7 @@ def write_report(
         DsuError: A picture that can't be read or a file that can't be written.
     """
     check_report_path(path)
-    cases = [(found, case) for sets in results.values() for found in sets.values() for case in found.judged]
+    cases = [(found, case) for sets in results.values() for found in sets.values() for case in found.pairs]
     # As browsers call what they save with a page.
     beside = path.with_name(f"{path.stem}_files")
     folder = beside if len(cases) > INLINE_PICTURES else None
@@ -156,8 +156,7 @@ def _gallery(results: Results, strips: Iterable[Strip]) -> dict[str, Any]:
                 "empty": [index for index, row in enumerate(found.per_image) if row["empty"]],
                 "scores": {metric: _scores(found, metric) for metric in PER_IMAGE},
                 "strips": [
-                    [strip.source, strip.width, strip.height, strip.panels]
-                    for strip in islice(drawn, len(found.judged))
+                    [strip.source, strip.width, strip.height, strip.panels] for strip in islice(drawn, len(found.pairs))
                 ],
             }
             for run, sets in results.items()
@@ -184,10 +183,10 @@ def _sets(results: Results) -> Iterator[dict[str, Any]]:
     """What the template tells of each set."""
     for alone, beside, variants in zip(*(compare(results, rows) for rows in (None, published, ablations)), strict=True):
         # Numbered as all runs are, which draws a run alike in every set.
-        judged = {
+        evaluated = {
             run: (number, sets[alone.name]) for number, (run, sets) in enumerate(results.items()) if alone.name in sets
         }
-        counts = by_kind((run, counted(found.images, "images")) for run, (_, found) in judged.items())
+        counts = by_kind((run, counted(found.images, "images")) for run, (_, found) in evaluated.items())
         yield {
             "name": alone.name,
             "facts": ", ".join(
@@ -197,10 +196,10 @@ def _sets(results: Results) -> Iterator[dict[str, Any]]:
             "beside": beside,
             "tables": [(_title(one, ablation=one is variants), one) for one in (beside, variants) if one.printed],
             "notes": " ".join(dict.fromkeys([*beside.notes(), *variants.notes()])),
-            "numbers": {run: number for run, (number, _) in judged.items()},
-            "curves": _curves(judged),
+            "numbers": {run: number for run, (number, _) in evaluated.items()},
+            "curves": _curves(evaluated),
             "responses": _responses([line for line in beside.lines if line.without_object]),
-            "distributions": _distributions(judged),
+            "distributions": _distributions(evaluated),
         }
 
 
@@ -215,23 +214,23 @@ def _remarks(of_runs: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(f"{run}: {remark}" if several else remark for run, remark in of_runs.items()))
 
 
-def _curves(judged: Judged) -> list[Figure]:
+def _curves(evaluated: Evaluations) -> list[Figure]:
     thresholds = np.arange(255, -1, -1, dtype=np.float64)
     precision_recall = line_chart(
-        {number: (found.curves["recall"], found.curves["precision"]) for number, found in judged.values()},
+        {number: (found.curves["recall"], found.curves["precision"]) for number, found in evaluated.values()},
         Axis("recall", 0, 1),
         Axis("precision", 0, 1),
         "Precision over recall, averaged over images",
     )
     f_measure = line_chart(
-        {number: (thresholds, found.curves["F"]) for number, found in judged.values()},
+        {number: (thresholds, found.curves["F"]) for number, found in evaluated.values()},
         Axis("threshold (grey level)", 0, 255, places=0),
         Axis("F (beta² 0.3)", 0, 1),
         "F over the threshold, averaged over images",
     )
     greatest = {
         run: f"greatest {found.metrics['F_max']:.3f} at {255 - int(found.curves['F'].argmax())}"
-        for run, (_, found) in judged.items()
+        for run, (_, found) in evaluated.items()
     }
     return [
         ("Precision over recall", ["256 thresholds"], precision_recall),
@@ -239,20 +238,22 @@ def _curves(judged: Judged) -> list[Figure]:
     ]
 
 
-def _distributions(judged: Judged) -> Iterator[Figure]:
+def _distributions(evaluated: Evaluations) -> Iterator[Figure]:
     for metric in PER_IMAGE:
-        scores = {run: np.array([row[metric] for row in found.per_image], float) for run, (_, found) in judged.items()}
+        scores = {
+            run: np.array([row[metric] for row in found.per_image], float) for run, (_, found) in evaluated.items()
+        }
         greatest = max(float(values.max()) for values in scores.values())
         high = next((end for end in _ERROR_RANGES if end >= greatest), 1.0) if metric in LOWER_IS_BETTER else 1.0
         plain = metric.replace("_", " ")
-        numbered = {judged[run][0]: values for run, values in scores.items()}
+        numbered = {evaluated[run][0]: values for run, values in scores.items()}
         centres = {run: f"mean {v.mean():.3f}, median {np.median(v):.3f}" for run, v in scores.items()}
         drawing = histogram(numbered, plain, high, f"How many images score what {plain}")
         yield metric_html(metric), _remarks(centres), drawing
 
 
 def _responses(lines: Sequence[Line]) -> list[Figure]:
-    """Of each run that was judged on images without an object: how strongly images with (0) and without (1) respond."""
+    """For each run evaluated on images without an object: the responses of images with (0) and without one (1)."""
     drawings: list[Figure] = []
     for line in lines:
         assert line.image_level is not None  # a run's

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.images import UnreadableImage, read_image
-from dsu.evaluation.evaluate import Evaluation, JudgedImage, read_judged
+from dsu.evaluation.evaluate import Evaluation, PredictionPair, read_pair
 from dsu.files import atomic_write
 
 __all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strip"]
@@ -48,27 +48,27 @@ class Strip:
     complaint: str = ""
 
 
-def draw_strip(judged: tuple[Evaluation, JudgedImage], folder: Path | None, place: str) -> Strip:
+def draw_strip(evaluated: tuple[Evaluation, PredictionPair], folder: Path | None, place: str) -> Strip:
     """Draw a case's strip.
 
     A file is called by its content's hash: a page that was made before and is still open or stands finds its own
     pictures until another takes its name, and what is drawn already is not written again.
 
     Args:
-        judged: The case, and what its set scored.
+        evaluated: The case, and what its set scored.
         folder: Where the file goes; None keeps the picture in the page, as a data URI.
         place: The folder's address relative to the page.
 
     Raises:
         DsuError: A file that can't be read or written.
     """
-    found, case = judged
+    found, case = evaluated
     image, complaint = None, ""
     try:
         image = None if case.image is None else read_image(case.image)
     except UnreadableImage as error:
         case, complaint = replace(case, image=None), str(error)
-    prediction, truth = read_judged(case, found.mask_format, resize=True)
+    prediction, truth = read_pair(case, found.mask_format, resize=True)
     panels = draw_panels(truth, prediction, image, normalize=found.normalize)
     # Every panel is continued by its own edge: scaled, it takes no colour from its neighbour.
     padded = [np.pad(np.asarray(panel), ((0, 0), (_GUTTER, _GUTTER), (0, 0)), mode="edge") for panel in panels]
@@ -98,7 +98,7 @@ def draw_panels(
         truth: Ground truth (H, W).
         prediction: The map (H, W), 0..255.
         image: What was segmented, of any size.
-        normalize: Whether the map was judged stretched from its own minimum to its own maximum, and so is shown; a
+        normalize: Whether the map was evaluated stretched from its own minimum to its own maximum, and so is shown; a
             constant map stays as it is.
     """
     low, high = int(prediction.min()), int(prediction.max())

@@ -257,7 +257,7 @@ async function saveTable(button) {
     let done = 0;
     const rows = await Promise.all(all.map(async (one) => {
       const [row] = await (await ask(one.card.file, wanted(one, "table"), one.card.stop.signal)).json();
-      element("status").textContent = `${++done} of ${all.length} judged`;
+      element("status").textContent = `${++done} of ${all.length} done`;
       return { head: one.head.name, ...row };
     }));
     keep(new Blob([JSON.stringify(rows, null, 1)], { type: "application/json" }), "table.json");

@@ -102,16 +102,18 @@ class HeadFacts:
         ones (without a prediction), and where it is not to be held against the published figures `not_comparable`:
         why.
 
-        Nothing where nothing was judged, or where the predictions are pictures, cut at a threshold or of another head.
+        Empty if there are none, or if the predictions are not masks, are binarised, or come from another head.
         """
         folder = self.path.parent / "predictions"
         try:
             made = json.loads((folder / RECORD_FILE).read_text())
-            judged = json.loads((folder / "metrics.json").read_text())
+            evaluated = json.loads((folder / "metrics.json").read_text())
             mine = (
                 made["head_sha256"] == head_sha256(self.path) and made["kind"] == "mask" and made["threshold"] is None
             )
-            return {name: _judged(name, found) for name, found in judged.items() if mine and name in made["sets"]}
+            return {
+                name: _comparable(name, found) for name, found in evaluated.items() if mine and name in made["sets"]
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not as dsu writes them
             return {}
 
@@ -119,7 +121,7 @@ class HeadFacts:
     def at_threshold(self) -> list[str]:
         """What the head's threshold does, by what `dsu eval` kept beside its predictions: a phrase a set.
 
-        Nothing where none is stored, or nothing was judged at it.
+        Nothing where none is stored, or nothing was evaluated at it.
         """
         folder = self.path.parent / "predictions"
         try:
@@ -294,7 +296,7 @@ def _listed(file: Path) -> ListedHead:
     )
 
 
-def _judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _comparable(name: str, found: dict[str, Any]) -> dict[str, Any]:
     conventions = dict(found["conventions"])
     images, trained_on = int(found["images"]), int(found.get("trained_on", 0))
     remark = incomparable(name, images, minmax=conventions.get("map") == MINMAX)

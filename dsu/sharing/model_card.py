@@ -17,7 +17,7 @@ from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, head_bytes, load_head
 from dsu.hub import is_repository
 from dsu.metrics.figures import FIGURES, LOWER_IS_BETTER, METRICS, figure_name, metric_of
-from dsu.metrics.paper import judged_in_part
+from dsu.metrics.paper import evaluated_in_part
 from dsu.progress import counted
 from dsu.sharing.head_facts import HeadFacts, head_facts
 
@@ -97,9 +97,9 @@ def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:
     """
     text = (files("dsu.sharing") / "card.md.jinja").read_text("utf-8")
     conventions: dict[str, list[str]] = {}
-    for judged, found in facts.evaluated.items():
+    for evaluated, found in facts.evaluated.items():
         said = "; ".join(f"{what}: {how}" for what, how in found["conventions"].items())
-        conventions.setdefault(said, []).append(judged)
+        conventions.setdefault(said, []).append(evaluated)
     card = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     rendered: str = card.render(
         facts=facts,
@@ -110,7 +110,7 @@ def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:
         figures=_figures(facts),
         conventions=conventions,
         counted=counted,
-        judged_in_part=judged_in_part,
+        evaluated_in_part=evaluated_in_part,
     )
     return rendered
 
@@ -159,9 +159,9 @@ def _eval_results(facts: HeadFacts) -> list[EvalResult]:
 
     Of a part of a set, the data set's name says so.
     """
-    judged: dict[str, dict[str, Any]] = facts.evaluated
-    if not judged and facts.data_name:
-        judged = {f"{facts.data_name}, held-out share": facts.held_out_metrics}
+    evaluated: dict[str, dict[str, Any]] = facts.evaluated
+    if not evaluated and facts.data_name:
+        evaluated = {f"{facts.data_name}, held-out share": facts.held_out_metrics}
     return [
         EvalResult(
             "image-segmentation",
@@ -171,7 +171,7 @@ def _eval_results(facts: HeadFacts) -> list[EvalResult]:
             found[metric],
             metric_name=_METRIC_NAMES[metric],
         )
-        for dataset, found in judged.items()
+        for dataset, found in evaluated.items()
         for metric in found
         if metric in METRICS
     ]

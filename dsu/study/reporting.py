@@ -139,7 +139,7 @@ def write_record(study: Study, finished: Sequence[Finished]) -> None:
     content = {
         "kind": study.kind,
         "data": study.source.split,
-        "judged_on": study.evaluated_on,
+        "evaluated_on": study.evaluated_on,
         "images": study.images,
         "content": study.content,
         "dsu": __version__,

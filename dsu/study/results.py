@@ -37,7 +37,7 @@ __all__ = [
     "write_result",
 ]
 
-RESULT_FILE: Final = "judged.json"
+RESULT_FILE: Final = "evaluation.json"
 """Written last in a member's folder: a member is done if this file exists and belongs to the current head."""
 
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from dsu.errors import DsuError
-from dsu.evaluation.ground_truth import find_judged_sets
+from dsu.evaluation.ground_truth import find_evaluation_sets
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HEAD_FILE, head_sha256, predictions_folder, read_head_info
 from dsu.prediction.predict import predict
@@ -162,7 +162,7 @@ def _evaluate(study: Study, member: Member, progress: Progress, threads: int | N
             progress=progress,
         )
         broken = predict(jobs, head, out, settings, runtime, study.weights, progress).broken
-    test_sets = find_judged_sets([job.name for job in jobs], out, None, study.paths)
+    test_sets = find_evaluation_sets([job.name for job in jobs], out, None, study.paths)
     lost = [f"{test_set.name} has no prediction of {name}." for test_set in test_sets for name in test_set.missing]
     if broken or lost:
         raise DsuError(f"{member.name} can't be evaluated: {(broken or lost)[0]}")

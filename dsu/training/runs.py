@@ -279,7 +279,7 @@ def _new_network(
 def _start_from(
     head: Path, network: "DSUNet", digests: dict[str, str], dealt: _Dealt, data: TrainingData
 ) -> tuple[str, list[str]]:
-    """Start from a trained head; what it was trained on judges nothing. Returns its digest, and what to say."""
+    """Start from a trained head; its training images are never held out. Returns its digest, and what to say."""
     from dsu.network.pretrained import start_from
 
     trained, said = start_from(network.head, head, network.config, digests)

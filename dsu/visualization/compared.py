@@ -9,8 +9,8 @@ from pathlib import Path
 from dsu.data.datasets import Paths, find_dataset, find_samples, masks_below, test_splits
 from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.errors import DsuError, UsageError, did_you_mean
-from dsu.evaluation.evaluate import JudgedImage, evaluate, truths_in
-from dsu.evaluation.ground_truth import NoKnownTruth, find_judged_sets, read_record
+from dsu.evaluation.evaluate import PredictionPair, evaluate, truths_in
+from dsu.evaluation.ground_truth import NoKnownTruth, find_evaluation_sets, read_record
 from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.prediction.targets import RECORD_FILE
@@ -115,7 +115,7 @@ def choose_worst(
     if metric not in PER_IMAGE:
         near = did_you_mean(metric, PER_IMAGE)
         raise UsageError(f"--by can't be {metric!r}: give {', '.join(PER_IMAGE)}{near or '.'}")
-    cases = [JudgedImage(row.name, row.predictions[0], row.truth) for row in rows if row.truth is not None]
+    cases = [PredictionPair(row.name, row.predictions[0], row.truth) for row in rows if row.truth is not None]
     if len(cases) < len(rows):
         raise UsageError("--worst goes by the ground truth, and there is none: give it with --truth, or give --names.")
     figures = [float(found[metric]) for found in evaluate(cases, resize=True, progress=progress).per_image]
@@ -174,15 +174,15 @@ def _in_record(
 ) -> dict[str, list[ComparedImage]]:
     """The sets that `dsu predict` noted down, with what they were predicted from."""
     try:
-        judged = find_judged_sets([] if source is None else [source], folder, None, paths)
+        evaluated = find_evaluation_sets([] if source is None else [source], folder, None, paths)
     except NoKnownTruth as error:
         raise UsageError(
             f"{folder} does not say where images and their masks are: name them, a benchmark or a folder."
         ) from error
-    lacking[f"a prediction of {method}"] = sum(len(one.missing) for one in judged)
+    lacking[f"a prediction of {method}"] = sum(len(one.missing) for one in evaluated)
     return {
-        one.name: [ComparedImage(case.name, case.image, case.truth) for case in one.judged if case.image is not None]
-        for one in judged
+        one.name: [ComparedImage(case.name, case.image, case.truth) for case in one.pairs if case.image is not None]
+        for one in evaluated
     }
 
 

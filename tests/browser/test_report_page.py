@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judged import ODD_NAMES, draw_cases, judge
+from evaluations import ODD_NAMES, draw_cases, draw_evaluation
 from PIL import Image
 
 from dsu.evaluation.evaluate import Evaluation, evaluate
@@ -27,12 +27,12 @@ IN_SIGHT_AND_LOADED = (
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return judge(tmp_path_factory.mktemp("found"), NAMES, size=(120, 90))
+    return draw_evaluation(tmp_path_factory.mktemp("found"), NAMES, size=(120, 90))
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return judge(tmp_path_factory.mktemp("other"), NAMES[:20], size=(90, 120), seed=7)
+    return draw_evaluation(tmp_path_factory.mktemp("other"), NAMES[:20], size=(90, 120), seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +147,11 @@ def test_the_keyboard_opens_moves_and_closes(at_page: Browser, found: Evaluation
 
 def test_a_panel_shows_its_part_of_the_strip(browser: Browser, tmp_path: Path) -> None:
     """Image, truth, prediction and errors of one image whose panels can be told by their colour."""
-    found = judge(tmp_path, ["only"], size=(200, 100))
-    for path, grey in ((found.judged[0].truth, 255), (found.judged[0].prediction, 0)):
+    found = draw_evaluation(tmp_path, ["only"], size=(200, 100))
+    for path, grey in ((found.pairs[0].truth, 255), (found.pairs[0].prediction, 0)):
         Image.fromarray(np.full((100, 200), grey, np.uint8)).save(path)
-    assert found.judged[0].image is not None
-    Image.new("RGB", (200, 100), (200, 30, 30)).save(found.judged[0].image)
+    assert found.pairs[0].image is not None
+    Image.new("RGB", (200, 100), (200, 30, 30)).save(found.pairs[0].image)
     write_report(tmp_path / "report.html", {"run": {"set": found}})
     browser.look()
     browser.open(tmp_path / "report.html")
@@ -231,7 +231,7 @@ def test_every_column_has_its_heading(at_page: Browser) -> None:
 @pytest.mark.slow
 def test_five_thousand_images_open_in_seconds(browser: Browser, tmp_path: Path) -> None:
     """The size of DUTS-TE. Bounds are generous, for busy machines; the figures are printed."""
-    found = judge(tmp_path, [f"ILSVRC2012_test_{index:08}" for index in range(5019)], size=(32, 24))
+    found = draw_evaluation(tmp_path, [f"ILSVRC2012_test_{index:08}" for index in range(5019)], size=(32, 24))
     page = tmp_path / "report.html"
     started = time.perf_counter()
     write_report(page, {"run": {"DUTS-TE": found}})

@@ -1,4 +1,4 @@
-"""What tests of the commands share: a house that the commands built, a folder to spoil, and the judge of refusals."""
+"""What tests of the commands share: a house that the commands built, a folder to spoil, and checks of refusals."""
 
 import shutil
 from pathlib import Path

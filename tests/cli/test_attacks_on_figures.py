@@ -101,7 +101,7 @@ def test_predictions_never_lie_among_images(dsu: Dsu, house: House, drawn: Path)
 
 @pytest.mark.parametrize("to", ["old/0000.png", "0000_mask.png"])
 @pytest.mark.parametrize("own_truth", [True, False])
-def test_only_the_maps_that_were_written_are_judged(
+def test_only_the_maps_that_were_written_are_evaluated(
     dsu: Dsu, house: House, tmp_path: Path, to: str, own_truth: bool
 ) -> None:
     """A map that was moved or renamed inside its set's folder is no prediction of its image."""
@@ -114,7 +114,7 @@ def test_only_the_maps_that_were_written_are_judged(
     assert "0000 has no prediction" in result.stderr and '"images": 1' in result.stdout
 
 
-def test_an_image_that_changed_is_not_judged_by_its_old_map(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_an_image_that_changed_is_not_evaluated_by_its_old_map(dsu: Dsu, house: House, tmp_path: Path) -> None:
     data = shutil.copytree(house.data / "test", tmp_path / "ECSSD")
     roots = ("--data-root", tmp_path)
     dsu("predict", "ECSSD", "--head", house.run, "--out", "maps", *roots, "--quiet")
@@ -123,7 +123,7 @@ def test_an_image_that_changed_is_not_judged_by_its_old_map(dsu: Dsu, house: Hou
         picture.save(path)
     result = dsu("eval", "--predictions", "maps", "--format", "json", *roots, exit_code=1)
     assert json.loads(result.stdout)["ECSSD"]["images"] == 1
-    assert "0000 is another image than was predicted" in result.stderr
+    assert "0000 has changed since it was predicted" in result.stderr
     dsu("predict", "ECSSD", "--head", house.run, "--out", "maps", *roots, "--quiet")
     dsu("eval", "--predictions", "maps", *roots)
 
@@ -150,7 +150,7 @@ def test_old_maps_of_a_retrained_run_are_refused_beside_any_truth(dsu: Dsu, hous
     assert "belongs to another head" in result.stderr
 
 
-def test_maps_are_not_judged_while_they_are_predicted(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_maps_are_not_evaluated_while_they_are_predicted(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     with locked(mine.predictions / ".predictions.lock", "held"):
         assert "is predicting into" in dsu("eval", "--predictions", mine.run, exit_code=2).stderr
@@ -167,7 +167,7 @@ def test_what_prediction_did_to_maps_is_said_of_their_figures(dsu: Dsu, house: H
         assert said in " ".join(dsu("eval", "--predictions", "maps", "--format", form).stdout.split()), form
 
 
-def test_of_runs_that_were_judged_on_different_images_none_is_best(dsu: Dsu) -> None:
+def test_of_runs_that_were_evaluated_on_different_images_none_is_best(dsu: Dsu) -> None:
     saved("truth", lambda mask: mask)
     saved("good", lambda mask: mask)
     saved("other", lambda mask: mask // 2)

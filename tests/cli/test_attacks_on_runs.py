@@ -270,13 +270,13 @@ def test_a_study_tells_of_its_own_runs_alone(dsu: Dsu, house: House, tmp_path: P
     study = ("study", "seeds", house.data, "--cache-root", house.features, "--epochs", "1", "--out", "study", *QUICK)
     dsu(*study, "-n", "2")
     told = (tmp_path / "study" / "study.csv").read_bytes()
-    own = {name: (second / name).read_bytes() for name in ("head.safetensors", "judged.json", "metrics.csv")}
+    own = {name: (second / name).read_bytes() for name in ("head.safetensors", "evaluation.json", "metrics.csv")}
 
-    for name in ("head.safetensors", "judged.json"):
+    for name in ("head.safetensors", "evaluation.json"):
         shutil.copy(first / name, second / name)
     assert "seed 0, not 1" in dsu(*study, "-n", "2", exit_code=2).output
 
-    for name in ("head.safetensors", "judged.json"):
+    for name in ("head.safetensors", "evaluation.json"):
         (second / name).unlink()
     for content in (None, b"epoch;seconds\n1;2,5\n", b"\xff\x00"):
         (second / "metrics.csv").unlink() if content is None else (second / "metrics.csv").write_bytes(content)

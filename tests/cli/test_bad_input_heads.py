@@ -215,59 +215,61 @@ def test_no_predictions(refused: Refused, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def judged(house: House, tmp_path: Path) -> Path:
+def evaluated(house: House, tmp_path: Path) -> Path:
     """A copy of the predictions, to be spoilt."""
-    shutil.copytree(house.predictions, tmp_path / "judged")
-    return tmp_path / "judged"
+    shutil.copytree(house.predictions, tmp_path / "evaluated")
+    return tmp_path / "evaluated"
 
 
-def test_missing_and_extra_predictions_are_named_and_the_rest_is_judged(refused: Refused, judged: Path) -> None:
-    (judged / "shapes-TE" / "0000.png").rename(judged / "shapes-TE" / "stranger.png")
-    said = refused(["eval", "--predictions", judged], "shapes-TE: 0000 has no prediction", status=1)
+def test_missing_and_extra_predictions_are_named_and_the_rest_is_evaluated(refused: Refused, evaluated: Path) -> None:
+    (evaluated / "shapes-TE" / "0000.png").rename(evaluated / "shapes-TE" / "stranger.png")
+    said = refused(["eval", "--predictions", evaluated], "shapes-TE: 0000 has no prediction", status=1)
     assert "shapes-TE: stranger has no ground truth" in said and "MAE" in said
-    for path in (judged / "shapes-TE").iterdir():
+    for path in (evaluated / "shapes-TE").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
-    refused(["eval", "--predictions", judged], "No prediction of shapes-TE", "same name")
+    refused(["eval", "--predictions", evaluated], "No prediction of shapes-TE", "same name")
 
 
-def test_predictions_of_another_size(dsu: Dsu, refused: Refused, judged: Path) -> None:
-    path = judged / "shapes-TE" / "0001.png"
+def test_predictions_of_another_size(dsu: Dsu, refused: Refused, evaluated: Path) -> None:
+    path = evaluated / "shapes-TE" / "0001.png"
     Image.open(path).resize((20, 30)).save(path)
-    refused(["eval", "--predictions", judged], path, "20x30", "0001.png", "--resize", status=1)
-    dsu("eval", "--predictions", judged, "--resize")
+    refused(["eval", "--predictions", evaluated], path, "20x30", "0001.png", "--resize", status=1)
+    dsu("eval", "--predictions", evaluated, "--resize")
 
 
 @pytest.mark.parametrize("spoil", [truncate, lambda path: path.write_bytes(b""), lambda path: path.write_text("x")])
-def test_predictions_that_cannot_be_read(refused: Refused, judged: Path, spoil: Callable[[Path], Any]) -> None:
-    path = judged / "shapes-TE" / "0001.png"
+def test_predictions_that_cannot_be_read(refused: Refused, evaluated: Path, spoil: Callable[[Path], Any]) -> None:
+    path = evaluated / "shapes-TE" / "0001.png"
     spoil(path)
-    refused(["eval", "--predictions", judged], path, "cannot be read as an image", status=1)
+    refused(["eval", "--predictions", evaluated], path, "cannot be read as an image", status=1)
 
 
-def test_folders_called_like_images_are_no_predictions(refused: Refused, judged: Path) -> None:
-    (judged / "shapes-TE" / "0001.png").unlink()
-    (judged / "shapes-TE" / "0001.png").mkdir()
-    refused(["eval", "--predictions", judged], "0001 has no prediction", status=1)
+def test_folders_called_like_images_are_no_predictions(refused: Refused, evaluated: Path) -> None:
+    (evaluated / "shapes-TE" / "0001.png").unlink()
+    (evaluated / "shapes-TE" / "0001.png").mkdir()
+    refused(["eval", "--predictions", evaluated], "0001 has no prediction", status=1)
 
 
-def test_ground_truth_that_is_empty_or_not_there(refused: Refused, house: House, judged: Path, tmp_path: Path) -> None:
+def test_ground_truth_that_is_empty_or_not_there(
+    refused: Refused, house: House, evaluated: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
-    refused(["eval", "--predictions", judged / "shapes-TE", "--truth", "empty"], "empty", "no images")
-    record = json.loads((judged / "predictions.json").read_text())
+    refused(["eval", "--predictions", evaluated / "shapes-TE", "--truth", "empty"], "empty", "no images")
+    record = json.loads((evaluated / "predictions.json").read_text())
     record["sets"]["shapes-TE"]["source"]["reference"] = str(tmp_path / "gone")
-    (judged / "predictions.json").write_text(json.dumps(record))
-    refused(["eval", "--predictions", judged], "shapes-TE", tmp_path / "gone", "--truth", status=1)
+    (evaluated / "predictions.json").write_text(json.dumps(record))
+    refused(["eval", "--predictions", evaluated], "shapes-TE", tmp_path / "gone", "--truth", status=1)
 
 
 @pytest.mark.parametrize(
     "text", ["{ not JSON", "[]", '{"sets": ["a"]}', '{"sets": {"shapes-TE": {"source": {"a": 1}}}}']
 )
-def test_a_damaged_record_of_predictions(refused: Refused, house: House, judged: Path, text: str) -> None:
-    (judged / "predictions.json").write_text(text)
-    refused(["eval", "--predictions", judged], "predictions.json", "predict again", "--truth", status=1)
-    refused(house.predict("--out", judged), "judged", "--overwrite", status=1)
+def test_a_damaged_record_of_predictions(refused: Refused, house: House, evaluated: Path, text: str) -> None:
+    (evaluated / "predictions.json").write_text(text)
+    refused(["eval", "--predictions", evaluated], "predictions.json", "predict again", "--truth", status=1)
+    refused(house.predict("--out", evaluated), "evaluated", "--overwrite", status=1)
 
 
-def test_a_table_that_cannot_be_written(refused: Refused, judged: Path, tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_written(refused: Refused, evaluated: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(["eval", "--predictions", judged, "--json", "file/x.json"], "folder file can't be created", status=1)
+    refused(["eval", "--predictions", evaluated, "--json", "file/x.json"], "folder file can't be created", status=1)

@@ -292,15 +292,15 @@ def test_odd_images_and_masks_are_stored_and_trained_on(refused: Refused, odd: P
     refused.handled(["check-equivalence", "--steps", "1", "--views", "1", "--batch-size", "2"], "pass", count=2)
 
 
-def test_odd_images_are_predicted_and_judged(refused: Refused, house: House, odd: Path, tmp_path: Path) -> None:
+def test_odd_images_are_predicted_and_evaluated(refused: Refused, house: House, odd: Path, tmp_path: Path) -> None:
     refused.handled(house.predict(odd / "images", "--out", "out", "--kind", "overlay"), count=len(ODD))
     refused.handled(house.predict(odd / "images", "--out", "out", "--overwrite"), count=len(ODD))
     for name, (_, size) in ODD.items():
         with Image.open(tmp_path / "out" / f"{os.path.splitext(name)[0]}.png") as mask:
             assert (mask.mode, mask.size) == ("L", size), name
     assert len(list((tmp_path / "out").glob("*.png"))) == len(ODD)
-    judge = ["eval", "--predictions", "out", "--truth", odd / "masks", "--foreground", "255"]
-    refused.handled(judge, "MAE", count=len(ODD))
+    evaluate = ["eval", "--predictions", "out", "--truth", odd / "masks", "--foreground", "255"]
+    refused.handled(evaluate, "MAE", count=len(ODD))
     assert not (tmp_path / "ran").exists()
 
 

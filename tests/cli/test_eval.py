@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import draw_cases
 from house import House
-from judged import draw_cases
 from PIL import Image
 from rubbish import Refused
 from support import Dsu
@@ -82,7 +82,7 @@ def test_what_cannot_be_told_is_refused_before_the_work(dsu: Dsu, runs: Path) ->
     one = ("eval", "--predictions", runs / "a/predictions", "--truth", runs / "drawn")
     assert "--format can't be html: give table, markdown" in dsu(*one, "--format", "html", exit_code=2).output
     said = dsu(*one, "--report", "page.pdf", exit_code=2).output
-    assert "ends in .html" in said and "judging" not in said
+    assert "ends in .html" in said and "evaluating" not in said
     twice = dsu(*one, "--predictions", runs / "b" / ".." / "a" / "predictions", exit_code=2).output
     assert "2 times" in twice
 
@@ -109,7 +109,7 @@ def test_figures_are_chosen_by_name(dsu: Dsu, refused: Refused, runs: Path) -> N
     assert [line.split()[0] for line in table[2:5]] == ["MAE", "S", "images"]
     assert dsu(*one, "--metrics", "S,MAE", "--format", "csv").stdout.splitlines()[0] == "set,images,S,MAE"
     error = refused([*one, "--metrics", "S,Dise"], "--metrics can't be Dise", "F_adaptive", "false_alarms", "'Dice'?")
-    assert "judging" not in error
+    assert "evaluating" not in error
 
 
 def test_runs_are_called_as_they_are_told_to_be(dsu: Dsu, refused: Refused, runs: Path) -> None:
@@ -140,7 +140,7 @@ def test_no_folders_are_made_of_a_slip_of_the_pen(dsu: Dsu, refused: Refused, ru
         refused([*one, option, name], f"{option} can't be {name}", "there is no folder")
     (runs / "file").write_text("")
     said = refused([*one, "--csv", "file/m.csv"], "folder file can't be created", status=1)
-    assert "judging" not in said
+    assert "evaluating" not in said
     refused([*one, "--csv", "drawn"], "drawn is a folder")
     assert not (runs / "no").exists() and not (runs / "drawn" / "z").exists()
     assert "new/page.html (the folder new is new)" in dsu(*one, "--report", "new/page.html").output

@@ -79,10 +79,10 @@ def figures(dsu: Dsu, *words: object) -> dict[str, Any]:
     return dict(found)
 
 
-# ---- which maps are judged ----
+# ---- which maps are evaluated ----
 
 
-def test_maps_of_an_old_head_are_not_judged_beside_those_of_the_new_one(
+def test_maps_of_an_old_head_are_not_evaluated_beside_those_of_the_new_one(
     dsu: Dsu, house: House, benchmarks: Path, tmp_path: Path
 ) -> None:
     mine = house.copied(tmp_path)
@@ -98,7 +98,7 @@ def test_maps_of_an_old_head_are_not_judged_beside_those_of_the_new_one(
     assert "no set 'CHAMELEON'" in said
 
 
-def test_maps_of_an_old_head_are_not_judged_as_those_of_the_new_one(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_maps_of_an_old_head_are_not_evaluated_as_those_of_the_new_one(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     dsu("eval", "--predictions", mine.run, "--quiet")
     dsu(*mine.train("--seed", "1", "--out", "other", *QUICK))
@@ -131,7 +131,7 @@ def test_the_header_of_the_table_says_how_maps_were_normalised(dsu: Dsu, house: 
     assert re.search("normali[sz]", " ".join(lines[:first])), lines
 
 
-# ---- which ground truth they are judged against ----
+# ---- which ground truth they are evaluated against ----
 
 NAMES: Final = ("one", "two", "three")
 
@@ -159,7 +159,7 @@ def test_ground_truth_pairs_as_in_training(dsu: Dsu, tmp_path: Path, layout: str
 # ---- which share a figure is from ----
 
 
-def test_training_images_are_judged_only_where_that_is_asked_for_and_said(dsu: Dsu, photos: Path) -> None:
+def test_training_images_are_evaluated_only_where_that_is_asked_for_and_said(dsu: Dsu, photos: Path) -> None:
     """The set is found by its name, through its store: the folder is not in the working folder."""
     dsu("cache-features", photos, *STAGE_ONE)
     dsu("train-head", "--epochs", "1", "--out", "run", *QUICK)
@@ -230,8 +230,8 @@ def test_an_image_and_its_copy_in_another_file_are_in_one_share(dsu: Dsu, photos
     dsu("eval", "--predictions", "run")
 
 
-def test_an_image_that_was_edited_in_its_size_is_not_judged(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    """Copies have another time, and are judged."""
+def test_an_image_that_was_edited_in_its_size_is_not_evaluated(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """Copies have another time, and are evaluated."""
     for name in "ab":
         pictures = {"image": photo(60, 40), "mask": box(60, 40)}
         for inner, picture in pictures.items():
@@ -240,15 +240,15 @@ def test_an_image_that_was_edited_in_its_size_is_not_judged(dsu: Dsu, house: Hou
     dsu("predict", "ECSSD", "--head", house.run, "--out", "maps", "--data-root", tmp_path, "--quiet")
     for image in (tmp_path / "ECSSD" / "images").iterdir():
         os.utime(image, (0, 0))
-    judge = ("eval", "--predictions", "maps", "--data-root", tmp_path, "--format", "json")
-    assert json.loads(dsu(*judge).stdout)["ECSSD"]["images"] == 2
+    evaluate = ("eval", "--predictions", "maps", "--data-root", tmp_path, "--format", "json")
+    assert json.loads(dsu(*evaluate).stdout)["ECSSD"]["images"] == 2
     edited = tmp_path / "ECSSD" / "images" / "a.bmp"
     size = edited.stat().st_size
     Image.open(edited).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(edited)
     assert edited.stat().st_size == size
-    result = dsu(*judge, exit_code=1)
+    result = dsu(*evaluate, exit_code=1)
     assert json.loads(result.stdout)["ECSSD"]["images"] == 1
-    assert "a is another image than was predicted" in result.stderr
+    assert "a has changed since it was predicted" in result.stderr
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def cutouts() -> dict[str, NDArray[np.uint8] | Image.Image]:
 
 
 @pytest.mark.parametrize(("maps", "truth"), [("cutouts", "masks"), ("masks", "cutouts")])
-def test_cutouts_are_judged_by_their_opacity(dsu: Dsu, tmp_path: Path, maps: str, truth: str) -> None:
+def test_cutouts_are_evaluated_by_their_opacity(dsu: Dsu, tmp_path: Path, maps: str, truth: str) -> None:
     saved(tmp_path / "cutouts", cutouts())
     saved(tmp_path / "masks", {name: np.asarray(picture)[..., 3] for name, picture in cutouts().items()})
     found = figures(dsu, "--predictions", maps, "--truth", truth, "--normalize", "none")

@@ -248,7 +248,9 @@ def test_images_that_a_head_was_trained_on_are_not_held_out_silently(dsu: Dsu, p
     assert any(name in said for name in trained_on), said
 
 
-def test_all_runs_of_a_study_are_judged_on_the_same_images(dsu: Dsu, house: House, drawn: Path, tmp_path: Path) -> None:
+def test_all_runs_of_a_study_are_evaluated_on_the_same_images(
+    dsu: Dsu, house: House, drawn: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "shapes"
     shutil.copytree(house.data, data)
     study = ("study", "seeds", data, "--epochs", "1", "--out", "study", *QUICK)
@@ -260,8 +262,8 @@ def test_all_runs_of_a_study_are_judged_on_the_same_images(dsu: Dsu, house: Hous
     dsu("cache-features", data, *STAGE_ONE)
     if dsu(*study, "-n", "3", exit_code=None).exit_code == 0:
         with Path("study/per_image.csv").open(newline="") as file:
-            judged = Counter(row["member"] for row in csv.DictReader(file))
-        assert len(judged) == 3 and len(set(judged.values())) == 1, judged
+            evaluated = Counter(row["member"] for row in csv.DictReader(file))
+        assert len(evaluated) == 3 and len(set(evaluated.values())) == 1, evaluated
 
 
 # ---- states that are not finite ----
@@ -348,9 +350,9 @@ def test_two_predictions_into_one_folder_both_stand_at_the_end(
     if others != [0]:  # the folder was held: it is free now
         dsu(*house.predict("HKU-IS", *options))
     # They are images that the head was trained on.
-    judge = ("eval", "--predictions", "masks", "--data-root", benchmarks, "--format", "json", "--all", "--quiet")
-    judged = dsu(*judge).stdout
-    assert set(json.loads(judged)) == {"ECSSD", "CHAMELEON", "HKU-IS"}
+    evaluate = ("eval", "--predictions", "masks", "--data-root", benchmarks, "--format", "json", "--all", "--quiet")
+    evaluated = dsu(*evaluate).stdout
+    assert set(json.loads(evaluated)) == {"ECSSD", "CHAMELEON", "HKU-IS"}
     for name in ("ECSSD", "CHAMELEON", "HKU-IS"):
         said = dsu(*house.predict(name, *options), exit_code=None).output
         assert said.count("error:") == 0 and re.search(r"\b0 written\b", said), said

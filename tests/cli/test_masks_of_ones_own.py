@@ -72,7 +72,7 @@ def test_the_command_to_type_again_can_be_typed(dsu: Dsu, labels: Path) -> None:
     assert f"dsu cache-features '{labels}' --images pics --masks maps --foreground 2 {network}`" in said
 
 
-def test_a_mask_of_another_size_than_its_image_can_be_judged(dsu: Dsu, labels: Path) -> None:
+def test_a_mask_of_another_size_than_its_image_can_be_evaluated(dsu: Dsu, labels: Path) -> None:
     for path in (labels / "maps").iterdir():
         Image.open(path).resize((40, 30), Image.Resampling.NEAREST).save(path)
     dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
@@ -85,7 +85,7 @@ def test_a_mask_of_another_size_than_its_image_can_be_judged(dsu: Dsu, labels: P
     assert "has 55x55 pixels" in dsu("eval", "--predictions", "run", exit_code=1).output
 
 
-def test_maps_beside_any_masks_are_judged_as_they_are(dsu: Dsu, labels: Path) -> None:
+def test_maps_beside_any_masks_are_evaluated_as_they_are(dsu: Dsu, labels: Path) -> None:
     dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
     dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--out", "run")
     for words, form in (((), "none"), (("--normalize", "minmax"), "minmax")):

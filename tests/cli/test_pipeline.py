@@ -140,7 +140,9 @@ def _column(run: Path, name: str) -> list[str]:
     return [row[name] for row in csv.DictReader((run / "metrics.csv").open())]
 
 
-def test_ones_own_folder_without_splits_is_judged_on_what_was_held_out(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_ones_own_folder_without_splits_is_evaluated_on_what_was_held_out(
+    dsu: Dsu, drawn: Path, tmp_path: Path
+) -> None:
     shutil.copytree(drawn / "train", tmp_path / "tiles")
     dsu("cache-features", "tiles", *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1", "--val-fraction", "0.3")
@@ -165,7 +167,7 @@ def test_folders_and_files_are_predicted_with_subfolders_kept(dsu: Dsu, drawn: P
     assert "broken.jpg" in said and "4 written" in said and "1 skipped" in said
     written = {path.relative_to(tmp_path / "masks").as_posix() for path in (tmp_path / "masks").rglob("*.png")}
     assert written == {"photos/a_jpg.png", "photos/a_png.png", "photos/deep/b.png", f"{images[3].stem}.png"}
-    assert "Next:" not in said, "nothing of it can be judged"
+    assert "Next:" not in said, "nothing of it can be evaluated"
     said = dsu("predict", "photos", images[3], "--out", "masks", exit_code=1).output
     assert "4 already existed" in said
     assert dsu("predict", "--out", "my masks").stdout.endswith("Next: `dsu eval --predictions 'my masks'`\n")

@@ -84,7 +84,7 @@ def test_a_folder_is_mirrored_with_table_and_record_in_it(dsu: Dsu, house: House
     assert rows_of(Path("masks/table.csv")) == rows
 
 
-def test_a_mirrored_folder_can_be_judged_and_is_no_other_folders(dsu: Dsu, refused: Refused, house: House) -> None:
+def test_a_mirrored_folder_can_be_evaluated_and_is_no_other_folders(dsu: Dsu, refused: Refused, house: House) -> None:
     test = house.data / "test"
     dsu("predict", test / "images", "--head", house.run, "--out", "masks")
     told = json.loads(dsu("eval", "--predictions", "masks", "--truth", test / "masks", "--format", "json").stdout)

@@ -83,7 +83,7 @@ def same_heads(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_folds_are_what_the_commands_give_and_judge_every_image_once(dsu: Dsu, tiles: Path) -> None:
+def test_folds_are_what_the_commands_give_and_evaluate_every_image_once(dsu: Dsu, tiles: Path) -> None:
     said = dsu("study", "folds", tiles, "-k", 3, *RECIPE, "--out", "study").output
     for words in ("fold-1", "mean", "sd", "all images", "false alarms", "with an object", "3 runs"):
         assert words in said
@@ -107,7 +107,7 @@ def test_folds_of_a_data_set_with_a_test_split_leave_it_alone(dsu: Dsu, tiles: P
     assert names == [path.stem for path in sorted((drawn / "train" / "images").iterdir())]
 
 
-def test_seeds_differ_in_nothing_else_and_are_judged_on_the_test_split(dsu: Dsu, tiles: Path, drawn: Path) -> None:
+def test_seeds_differ_in_nothing_else_and_are_evaluated_on_the_test_split(dsu: Dsu, tiles: Path, drawn: Path) -> None:
     command = ("study", "seeds", drawn, *RECIPE, "--epochs", 1, "--out", "study", "--quiet", "-n")
     dsu(*command, 2)
     dsu("train-head", drawn, *RECIPE, "--epochs", 1, "--seed", 1, "--out", "typed", "--quiet")
@@ -128,10 +128,10 @@ def test_seeds_differ_in_nothing_else_and_are_judged_on_the_test_split(dsu: Dsu,
     assert Path("study/seed-0/head.safetensors").stat().st_mtime_ns == before
 
 
-def test_without_a_test_split_all_are_judged_on_the_same_images(dsu: Dsu, tiles: Path) -> None:
+def test_without_a_test_split_all_are_evaluated_on_the_same_images(dsu: Dsu, tiles: Path) -> None:
     dsu("study", "seeds", tiles, "-n", 2, *RECIPE, "--epochs", 1, "--val-fraction", 0.3, "--out", "study", "--quiet")
-    judged = [{row["name"] for row in rows(Path("study")) if row["member"] == f"seed-{seed}"} for seed in (0, 1)]
-    assert judged[0] == judged[1] != set()
+    evaluated = [{row["name"] for row in rows(Path("study")) if row["member"] == f"seed-{seed}"} for seed in (0, 1)]
+    assert evaluated[0] == evaluated[1] != set()
     kept = [yaml.safe_load(Path(f"study/seed-{seed}/settings.yaml").read_text())["keep"] for seed in (0, 1)]
     assert kept == ["last", "last"], "the held-out images must not select the weights"
 
@@ -169,8 +169,8 @@ def test_what_is_done_is_not_done_again(
     before = {path: path.stat().st_mtime_ns for path in Path("whole").glob("fold-*/**/*") if path.is_file()}
     dsu("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "whole")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    # Without its result a run is judged once more, and not trained.
-    Path("whole/fold-1/judged.json").unlink()
+    # Without its result a run is evaluated once more, and not trained.
+    Path("whole/fold-1/evaluation.json").unlink()
     dsu("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "whole")
     assert figures(Path("whole")) == whole
 

@@ -1,4 +1,4 @@
-"""From maps to a decision: thresholds from the validation share, judged on the test share, stored with the head."""
+"""From maps to a decision: thresholds from the validation share, evaluated on the test share, stored with the head."""
 
 import csv
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import draw_cases
 from house import House
-from judged import draw_cases
 from PIL import Image
 from rubbish import Refused
 from support import TINY, Dsu
@@ -28,7 +28,7 @@ def tiles(drawn: Path, tmp_path: Path) -> Path:
 RUN = ("--head", "run", "--quiet")
 
 
-def test_a_threshold_is_proposed_judged_stored_and_gone_by(dsu: Dsu, tiles: Path) -> None:
+def test_a_threshold_is_proposed_evaluated_stored_and_gone_by(dsu: Dsu, tiles: Path) -> None:
     dsu("cache-features", tiles, *TINY, "--features", "V", "--views", "none")
     shares = ("--val-fraction", "0.4", "--test-fraction", "0.3")
     dsu("train-head", "--epochs", 1, "--views", "none", *shares, "--out", "run", "--adapt-last", 0)
@@ -123,7 +123,7 @@ def test_another_methods_flat_folder_serves_a_named_set(dsu: Dsu, tmp_path: Path
     assert left == [f"{case.name}.png" for case in cases], "nothing is written into another method's folder"
 
 
-def test_another_methods_maps_are_judged_on_the_share_that_a_run_was_judged_on(dsu: Dsu, tiles: Path) -> None:
+def test_another_methods_maps_are_evaluated_on_the_share_that_a_run_was_evaluated_on(dsu: Dsu, tiles: Path) -> None:
     """They are of all images, and the share is known by the run's record alone."""
     dsu("cache-features", tiles, *TINY, "--features", "V", "--views", "none", "--quiet")
     shares = ("--val-fraction", "0.4", "--test-fraction", "0.3", "--views", "none", "--adapt-last", 0)

@@ -182,10 +182,10 @@ def test_the_next_step_follows_what_there_is(tmp_path: Path, drawn: Path) -> Non
     (tmp_path / "runs" / "a" / "head.safetensors").write_bytes(b"")
     assert "dsu predict" in look().next_steps[-1] and facts(look())["trained heads"].value == ["a"]
     (tmp_path / "runs" / "a" / "predictions").mkdir()
-    assert look().next_steps == ("Judge what runs/a predicted: `dsu eval`.",)
+    assert look().next_steps == ("Evaluate what runs/a predicted: `dsu eval`.",)
     (tmp_path / "runs" / "a" / "predictions" / "metrics.json").write_text("{}")
     first, second = look().next_steps
-    assert "All four steps are done, runs/a is judged" in first and "dsu predict FOLDER" in second
+    assert "All four steps are done, runs/a is evaluated" in first and "dsu predict FOLDER" in second
 
 
 def test_the_newest_head_is_what_the_next_step_is_about(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_a_folder_of_which_nothing_can_be_read_stops(tmp_path: Path) -> None:
     assert finding(found, "unreadable").count == 2
 
 
-def test_test_images_alone_stop_but_a_benchmark_that_is_for_judging_does_not(tmp_path: Path) -> None:
+def test_test_images_alone_stop_but_a_benchmark_that_is_for_evaluating_does_not(tmp_path: Path) -> None:
     write(tmp_path / "mine" / "test", plain(2))
     assert finding(check(tmp_path / "mine"), "no-training-split").severity == "will stop"
     write(tmp_path / "ECSSD", plain(2))

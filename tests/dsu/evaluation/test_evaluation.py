@@ -19,7 +19,7 @@ from dsu.data.datasets import Paths
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.evaluate import METRICS, Evaluation, JudgedImage, evaluate, match, truths_in
+from dsu.evaluation.evaluate import METRICS, Evaluation, PredictionPair, evaluate, match, truths_in
 
 Grey = NDArray[np.uint8]
 
@@ -41,17 +41,17 @@ def pair(seed: int, height: int = 40, width: int = 56) -> tuple[Grey, Grey]:
 
 
 def one(folder: Path, prediction: Grey, truth: Grey, **options: bool) -> Evaluation:
-    case = JudgedImage("one", save(folder / "map.png", prediction), save(folder / "mask.png", truth))
+    case = PredictionPair("one", save(folder / "map.png", prediction), save(folder / "mask.png", truth))
     return evaluate([case], workers=1, **options)
 
 
 @pytest.fixture
-def cases(tmp_path: Path) -> list[JudgedImage]:
+def cases(tmp_path: Path) -> list[PredictionPair]:
     made = []
     for index in range(20):
         prediction, truth = pair(index, 40 + index)
         made.append(
-            JudgedImage(
+            PredictionPair(
                 f"{index:02}",
                 save(tmp_path / "maps" / f"{index:02}.png", prediction),
                 save(tmp_path / "masks" / f"{index:02}.png", truth),
@@ -68,7 +68,7 @@ def data() -> Path:
     return Path(root) / "metrics"
 
 
-def by_the_library(cases: list[JudgedImage], normalize: bool) -> tuple[dict[str, float], NDArray[np.float64]]:
+def by_the_library(cases: list[PredictionPair], normalize: bool) -> tuple[dict[str, float], NDArray[np.float64]]:
     """pysodmetrics' own classes fed one after the other, as its examples do; and the averaged E curve."""
     s, weighted, e, mae = sod.Smeasure(), sod.WeightedFmeasure(), sod.Emeasure(), sod.MAE()
     f = sod.FmeasureV2(
@@ -107,7 +107,7 @@ def by_the_library(cases: list[JudgedImage], normalize: bool) -> tuple[dict[str,
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_figures_are_the_librarys_bit_for_bit(cases: list[JudgedImage], normalize: bool) -> None:
+def test_figures_are_the_librarys_bit_for_bit(cases: list[PredictionPair], normalize: bool) -> None:
     found = evaluate(cases, normalize=normalize, workers=1)
     figures, e_curve = by_the_library(cases, normalize)
     assert found.metrics == figures
@@ -117,14 +117,14 @@ def test_figures_are_the_librarys_bit_for_bit(cases: list[JudgedImage], normaliz
     assert all(curve.shape == (256,) for curve in found.curves.values())
 
 
-def test_two_processes_give_the_same_bits(cases: list[JudgedImage]) -> None:
+def test_two_processes_give_the_same_bits(cases: list[PredictionPair]) -> None:
     alone, together = evaluate(cases, workers=1), evaluate(cases, workers=2)
     assert together.metrics == alone.metrics
     assert together.per_image == alone.per_image
     assert all(np.array_equal(together.curves[name], curve) for name, curve in alone.curves.items())
 
 
-def test_images_are_told_in_the_order_given(cases: list[JudgedImage]) -> None:
+def test_images_are_told_in_the_order_given(cases: list[PredictionPair]) -> None:
     backwards = evaluate(cases[::-1], workers=1)
     assert [row["name"] for row in backwards.per_image] == [case.name for case in cases[::-1]]
     assert backwards.metrics["MAE"] == pytest.approx(
@@ -151,7 +151,7 @@ def test_thresholds_are_strict_on_both_sides(tmp_path: Path) -> None:
     assert whole.metrics["Dice"] == 4 / 5
 
 
-def test_label_maps_are_not_taken_for_empty_masks(cases: list[JudgedImage]) -> None:
+def test_label_maps_are_not_taken_for_empty_masks(cases: list[PredictionPair]) -> None:
     grey = evaluate(cases, workers=1)
     for case in cases:
         Image.fromarray(np.asarray(Image.open(case.truth)) // 255 * 2).save(case.truth)
@@ -197,13 +197,13 @@ def test_sizes_that_differ_are_refused_or_resized(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_file_that_cannot_be_read_is_named(cases: list[JudgedImage], workers: int) -> None:
+def test_a_file_that_cannot_be_read_is_named(cases: list[PredictionPair], workers: int) -> None:
     cases[11].prediction.write_text("no image")
     with pytest.raises(DsuError, match=r"11\.png"):
         evaluate(cases, workers=workers)
 
 
-def test_nothing_to_do_is_an_error(cases: list[JudgedImage]) -> None:
+def test_nothing_to_do_is_an_error(cases: list[PredictionPair]) -> None:
     with pytest.raises(UsageError, match="nothing to evaluate"):
         evaluate([])
     with pytest.raises(UsageError, match="0 workers"):
@@ -219,12 +219,12 @@ def test_folders_pair_by_path_without_suffix(tmp_path: Path) -> None:
     (tmp_path / "maps" / "notes.txt").write_text("no image")
     cases, missing, extra = match(tmp_path / "maps", truths_in(tmp_path / "masks", Paths()))
     assert [case.name for case in cases] == ["a", "a2/a", "deep/b.c"]
-    assert cases[0] == JudgedImage("a", tmp_path / "maps/a.JPG", tmp_path / "masks/a.png")
+    assert cases[0] == PredictionPair("a", tmp_path / "maps/a.JPG", tmp_path / "masks/a.png")
     assert missing == ["deep/lost"]
     assert extra == ["new/d"]
 
 
-def test_named_masks_keep_their_order(cases: list[JudgedImage], tmp_path: Path) -> None:
+def test_named_masks_keep_their_order(cases: list[PredictionPair], tmp_path: Path) -> None:
     named = [Pair(case.name, case.truth, None) for case in cases[::-1]]
     found, missing, extra = match(tmp_path / "maps", [*named[:-1], Pair("gone", tmp_path / "gone.png", None)])
     assert found == cases[:0:-1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dsu.evaluation.evaluate import METRICS, Evaluation, JudgedImage, evaluate
+from dsu.evaluation.evaluate import METRICS, Evaluation, PredictionPair, evaluate
 from dsu.metrics.image_level import ImageLevel, auroc
 from dsu.metrics.meters import Meters, Totals
 
@@ -19,7 +19,7 @@ from dsu.metrics.meters import Meters, Totals
 RESPONSES = st.lists(st.sampled_from([0, 1, 100, 127, 128, 200, 255]), min_size=1, max_size=12)
 
 
-def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[JudgedImage]:
+def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[PredictionPair]:
     """Maps of 6x8 that are 20 but for one pixel, `peaks` by name, and masks with a box, or empty ones."""
     made = []
     for name, (peak, empty) in peaks.items():
@@ -29,7 +29,7 @@ def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[JudgedImage]
         paths = [folder / f"{name}-{kind}.png" for kind in ("map", "mask")]
         for path, pixels in zip(paths, (prediction, truth), strict=True):
             Image.fromarray(pixels).save(path)
-        made.append(JudgedImage(name, *paths))
+        made.append(PredictionPair(name, *paths))
     return made
 
 
@@ -37,12 +37,12 @@ PEAKS = {"a": (255, False), "b": (200, True), "c": (128, False), "d": (100, True
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> list[JudgedImage]:
+def mixed(tmp_path: Path) -> list[PredictionPair]:
     return cases(tmp_path, PEAKS)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_set_counted_by_hand(mixed: list[JudgedImage], normalize: bool) -> None:
+def test_a_set_counted_by_hand(mixed: list[PredictionPair], normalize: bool) -> None:
     """One of two empty images is above half, one of three objects is not; of six pairs, four are in order."""
     found = evaluate(mixed, normalize=normalize, workers=1)
     assert found.image_level.without_object == 2 and found.image_level.with_object == 3
@@ -53,7 +53,7 @@ def test_a_set_counted_by_hand(mixed: list[JudgedImage], normalize: bool) -> Non
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_figures_with_an_object_are_those_of_these_images_alone(mixed: list[JudgedImage], normalize: bool) -> None:
+def test_figures_with_an_object_are_those_of_these_images_alone(mixed: list[PredictionPair], normalize: bool) -> None:
     found = evaluate(mixed, normalize=normalize, workers=1)
     alone = evaluate([mixed[0], mixed[2], mixed[4]], normalize=normalize, workers=1)
     assert found.object_metrics == alone.metrics == alone.object_metrics
@@ -81,7 +81,7 @@ def test_several_processes_give_the_same_digits(tmp_path: Path) -> None:
     assert together.image_level == alone.image_level and together.object_metrics == alone.object_metrics
 
 
-def test_the_response_is_of_the_map_as_it_is_judged(tmp_path: Path) -> None:
+def test_the_response_is_of_the_map_as_it_is_evaluated(tmp_path: Path) -> None:
     """A bright pixel that fades when the map is brought to its mask's size is no alarm any more."""
     [case] = cases(tmp_path, {"a": (0, True)})
     large = np.zeros((60, 80), np.uint8)

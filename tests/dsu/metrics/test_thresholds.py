@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.meters import Meters, Totals
-from dsu.metrics.thresholds import calibration, judge_threshold, propose_thresholds
+from dsu.metrics.thresholds import calibration, evaluate_threshold, propose_thresholds
 from dsu.thresholds import level_of, threshold_at
 
 
@@ -41,11 +41,11 @@ SHARE = (
 
 
 def test_what_a_threshold_does_is_counted_by_image_and_by_pixel() -> None:
-    at = judge_threshold(threshold_at(55), *measured(*SHARE))
+    at = evaluate_threshold(threshold_at(55), *measured(*SHARE))
     assert (at.found, at.missed, at.false_alarms, at.silent) == (2, 0, 1, 1)
     # Above are 90 and 100 on the object, 60 and 70 off it, in each of two rows.
     assert at.precision == 0.5 and at.recall == 0.5 and at.dice == 0.5
-    silent = judge_threshold(1.0, *measured(*SHARE))
+    silent = evaluate_threshold(1.0, *measured(*SHARE))
     assert (silent.found, silent.missed, silent.dice) == (0, 2, 0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judged import ODD_NAMES, judge
+from evaluations import ODD_NAMES, draw_evaluation
 from PIL import Image
 
 from dsu.errors import UsageError
@@ -77,12 +77,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return judge(tmp_path_factory.mktemp("odd"), ODD_NAMES)
+    return draw_evaluation(tmp_path_factory.mktemp("odd"), ODD_NAMES)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return judge(tmp_path_factory.mktemp("other"), ["a", "b"], seed=5)
+    return draw_evaluation(tmp_path_factory.mktemp("other"), ["a", "b"], seed=5)
 
 
 def written(path: Path, results: dict[str, dict[str, Evaluation]]) -> Page:
@@ -240,14 +240,14 @@ def test_stopped_while_drawing_the_earlier_page_stands(
 def test_images_that_are_unknown_or_unreadable_leave_three_panels(found: Evaluation, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_text("no image")
-    cases = (replace(found.judged[0], image=None), replace(found.judged[1], image=broken), *found.judged[2:])
+    cases = (replace(found.pairs[0], image=None), replace(found.pairs[1], image=broken), *found.pairs[2:])
     said: list[str] = []
 
     class Listener:
         say = staticmethod(said.append)
         task = staticmethod(SILENT.task)
 
-    write_report(tmp_path / "report.html", {"run": {"s": replace(found, judged=cases)}}, progress=Listener())
+    write_report(tmp_path / "report.html", {"run": {"s": replace(found, evaluated=cases)}}, progress=Listener())
     strips = Page(tmp_path / "report.html").data["groups"][0]["strips"]
     assert [strip[3] for strip in strips] == [3, 3, 4, 4, 4, 4]
     [complaint] = said
@@ -267,7 +267,7 @@ def test_images_without_an_object_have_their_part(found: Evaluation, tmp_path: P
 
 
 def test_one_image_is_one(tmp_path: Path) -> None:
-    page = written(tmp_path / "report.html", {"run": {"s": judge(tmp_path, ["only"])}})
+    page = written(tmp_path / "report.html", {"run": {"s": draw_evaluation(tmp_path, ["only"])}})
     assert "1 image" in page.texts and "1 images" not in page.source
 
 
@@ -305,7 +305,7 @@ def test_errors_are_coloured_by_kind() -> None:
     assert shown[30, 30, 0] == 200 and wanted[30, 10, 0] == 255
 
 
-def test_prediction_is_shown_as_it_was_judged() -> None:
+def test_prediction_is_shown_as_it_was_evaluated() -> None:
     truth = np.zeros((8, 8), np.uint8)
     faint = truth.copy()
     faint[0, 0] = 1

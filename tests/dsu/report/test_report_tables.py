@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from judged import judge
+from evaluations import draw_evaluation
 
 from dsu.evaluation.evaluate import METRICS, Evaluation
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, OBJECT
@@ -18,16 +18,16 @@ from dsu.report.tables import as_csv, as_json, as_latex, as_markdown, as_per_ima
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return judge(tmp_path_factory.mktemp("first"), ["a", "b", "c"], seed=1)
+    return draw_evaluation(tmp_path_factory.mktemp("first"), ["a", "b", "c"], seed=1)
 
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return judge(tmp_path_factory.mktemp("second"), ["a", "b", "c"], seed=2)
+    return draw_evaluation(tmp_path_factory.mktemp("second"), ["a", "b", "c"], seed=2)
 
 
 def whole(found: Evaluation, **figures: float) -> Evaluation:
-    """As if all of DUTS-TE had been judged."""
+    """As if all of DUTS-TE had been evaluated."""
     return replace(found, images=IMAGES["DUTS-TE"], metrics=found.metrics | figures)
 
 
@@ -183,9 +183,9 @@ def test_stretched_maps_are_said_to_say_nothing_of_empty_images(first: Evaluatio
     [as_predicted] = compare({"run": {"x": replace(first, images=2, image_level=level, normalize=False)}})
     [note] = as_predicted.notes()
     assert "every map reaches full range" in note
-    [when_judged] = compare({"run": {"x": with_empties(first, 0.2)}})
-    [note] = when_judged.notes()
-    assert "--normalize none" in note and when_judged.notes(["AUROC"]) == []
+    [when_evaluated] = compare({"run": {"x": with_empties(first, 0.2)}})
+    [note] = when_evaluated.notes()
+    assert "--normalize none" in note and when_evaluated.notes(["AUROC"]) == []
 
 
 def test_a_part_of_ones_own_set_is_said_to_be_one(first: Evaluation) -> None:

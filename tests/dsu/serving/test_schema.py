@@ -47,17 +47,17 @@ def test_the_schema_is_true(described: schemathesis.BaseSchema, mode: schemathes
 
 
 def statuses(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode) -> list[int]:
-    """What comes of some requests, each judged by the schema."""
+    """What comes of some requests, each evaluated by the schema."""
     answered = []
 
     @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy(generation_mode=mode))
-    def judge(case: schemathesis.Case) -> None:
+    def evaluate(case: schemathesis.Case) -> None:
         # Schemathesis sends its own bytes in place of an image, too.
         sent = case.body.get("image") if isinstance(case.body, dict) else None
         as_meant = sent in IMAGES or operation.label != "POST /predict"
         answer = case.call_and_validate(excluded_checks=[] if as_meant else [positive_data_acceptance])
         answered.append(answer.status_code)
 
-    judge()
+    evaluate()
     return answered

@@ -45,7 +45,7 @@ def make_head(folder: Path, preset: str = "toy", **fields: Any) -> Path:
     return folder / HEAD_FILE
 
 
-def judge(head: Path, *, images: int = 5019, extra: dict[str, Any] | None = None, **record: Any) -> None:
+def evaluate(head: Path, *, images: int = 5019, extra: dict[str, Any] | None = None, **record: Any) -> None:
     """What `dsu predict` and `dsu eval` leave beside a head."""
     folder = head.parent / "predictions"
     folder.mkdir()
@@ -105,7 +105,7 @@ def test_random_encoders_and_a_network_without_dinov2_are_said(tmp_path: Path) -
 
 def test_the_hubs_own_reader_understands_the_card(tmp_path: Path) -> None:
     head = make_head(tmp_path / "run", "large")
-    judge(head)
+    evaluate(head)
     [*_, card_file] = export_folder(head, tmp_path / "out", name="me/duts-large")
     assert card_file.name == CARD_FILE
     card = ModelCard.load(card_file, ignore_metadata_errors=False)
@@ -125,7 +125,7 @@ def test_the_hubs_own_reader_understands_the_card(tmp_path: Path) -> None:
 
 def test_figures_of_a_part_of_a_set_say_so(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    judge(head, images=12)
+    evaluate(head, images=12)
     facts = head_facts(head)
     assert facts.evaluated["DUTS-TE"]["not_comparable"] == "evaluated on 12 of the set's 5,019 images"
     card = model_card(facts, "me/x")
@@ -134,29 +134,29 @@ def test_figures_of_a_part_of_a_set_say_so(tmp_path: Path) -> None:
     assert index["results"][0]["dataset"]["name"] == "DUTS-TE (evaluated on 12 of the set's 5,019 images)"
 
 
-def test_ones_own_set_judged_in_part_says_so(tmp_path: Path) -> None:
+def test_ones_own_set_evaluated_in_part_says_so(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    judge(head, images=3, extra={"missing": 2}, sets={"tiles-VAL": {}, "elsewhere": {}})
+    evaluate(head, images=3, extra={"missing": 2}, sets={"tiles-VAL": {}, "elsewhere": {}})
     card = model_card(head_facts(head), "me/x")
     assert "**elsewhere was evaluated on 3 of the set's 5 images.**" in card
 
 
 def test_a_whole_set_is_said_nothing_of(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    judge(head)
+    evaluate(head)
     assert "not_comparable" not in head_facts(head).evaluated["DUTS-TE"]
     assert "not comparable" not in model_card(head_facts(head), "me/x")
 
 
 def test_images_without_an_object_are_in_the_card(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    judge(head, extra={"images_without_object": 19, "false_alarms": 0.125, "AUROC": None, "IoU_object": 0.75})
+    evaluate(head, extra={"images_without_object": 19, "false_alarms": 0.125, "AUROC": None, "IoU_object": 0.75})
     card = model_card(head_facts(head), "me/x")
     assert "| images without an object | 19 |" in card and "| false alarms (lower is better) | 0.1250 |" in card
     assert "| intersection over union, with an object (higher is better) | 0.7500 |" in card and "AUROC" not in card
 
 
-def test_what_training_found_is_the_result_where_nothing_was_judged(tmp_path: Path) -> None:
+def test_what_training_found_is_the_result_where_nothing_was_evaluated(tmp_path: Path) -> None:
     fields = front_matter(model_card(head_facts(make_head(tmp_path)), "me/x"))
     [index] = fields["model-index"]
     assert index["results"][0]["dataset"]["name"] == "DUTS-TR, held-out share"
@@ -170,7 +170,7 @@ def test_what_training_found_is_the_result_where_nothing_was_judged(tmp_path: Pa
 )
 def test_figures_of_other_predictions_are_not_taken_for_the_heads(tmp_path: Path, record: dict[str, Any]) -> None:
     head = make_head(tmp_path)
-    judge(head, **record)
+    evaluate(head, **record)
     assert head_facts(head).evaluated == {}
 
 

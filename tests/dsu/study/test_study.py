@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from dsu.config import build_config
 from dsu.errors import UsageError
-from dsu.evaluation.evaluate import JudgedImage, evaluate
+from dsu.evaluation.evaluate import PredictionPair, evaluate
 from dsu.settings import TrainingSettings
 from dsu.study.plan import Cost, Member, Study, StudyRequest, variants
 from dsu.study.reporting import _draw_cases, default_figures, draw_study, study_tables
@@ -31,7 +31,7 @@ from dsu.study.results import (
 )
 
 
-def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:
+def cases(folder: Path, count: int, empty: int) -> list[PredictionPair]:
     """Synthetic maps and masks; the last `empty` masks have no object."""
     rng = np.random.default_rng(count)
     folder.mkdir()
@@ -44,7 +44,7 @@ def cases(folder: Path, count: int, empty: int) -> list[JudgedImage]:
         paths = folder / f"{index}-map.png", folder / f"{index}-mask.png"
         for array, path in zip((noisy, mask), paths, strict=True):
             Image.fromarray(array).save(path)
-        found.append(JudgedImage(f"{folder.name}-{index}", *paths))
+        found.append(PredictionPair(f"{folder.name}-{index}", *paths))
     return found
 
 
@@ -177,7 +177,7 @@ def test_a_result_counts_only_for_the_head_that_was_evaluated(tmp_path: Path) ->
     assert read_result(tmp_path) == result, "only tensors count, not metadata"
     save_file({"side": np.ones(3)}, head)
     assert read_result(tmp_path) is None
-    (tmp_path / "judged.json").write_text('{"sets": 3}')
+    (tmp_path / "evaluation.json").write_text('{"sets": 3}')
     assert read_result(tmp_path) is None
 
 

@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from dsu.evaluation.evaluate import Evaluation, JudgedImage, evaluate
+from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate
 
-__all__ = ["ODD_NAMES", "draw_cases", "judge"]
+__all__ = ["ODD_NAMES", "draw_cases", "draw_evaluation"]
 
 ODD_NAMES: Final = (
     "<script>alert(1)",
@@ -24,7 +24,7 @@ ODD_NAMES: Final = (
 
 def draw_cases(
     folder: Path, names: Sequence[str], *, size: tuple[int, int] = (40, 30), seed: int = 0
-) -> list[JudgedImage]:
+) -> list[PredictionPair]:
     """Images of `size` (width, height), masks with a box, and maps with the box moved and noise."""
     rng = np.random.default_rng(seed)
     width, height = size
@@ -41,10 +41,12 @@ def draw_cases(
         paths = {part: folder / part / f"{name}.png" for part in ("images", "masks", "maps")}
         for part, pixels in (("images", image), ("masks", truth), ("maps", noisy)):
             Image.fromarray(pixels.astype(np.uint8)).save(paths[part])
-        cases.append(JudgedImage(name, paths["maps"], paths["masks"], paths["images"]))
+        cases.append(PredictionPair(name, paths["maps"], paths["masks"], paths["images"]))
     return cases
 
 
-def judge(folder: Path, names: Sequence[str], *, size: tuple[int, int] = (40, 30), seed: int = 0) -> Evaluation:
-    """What `draw_cases` scores, in this process."""
+def draw_evaluation(
+    folder: Path, names: Sequence[str], *, size: tuple[int, int] = (40, 30), seed: int = 0
+) -> Evaluation:
+    """The evaluation of `draw_cases`, in this process."""
     return evaluate(draw_cases(folder, names, size=size, seed=seed), workers=1)
