@@ -32,50 +32,50 @@ METRICS: Final = (
     "Dice",
 )
 
-# What is one number an image; the mean and max of F and E exist for a set's averaged curve only.
+# Metrics with a value for each image; the mean and max of F and E exist only for a set's averaged curve.
 PER_IMAGE: Final = ("S", "F_adaptive", "F_weighted", "E_adaptive", "MAE", "IoU", "Dice")
 
 IMAGE_LEVEL: Final = ("false_alarms", "misses", "AUROC")
-"""Figures of whole images: see `dsu.metrics.image_level`."""
+"""Metrics of whole images: see `dsu.metrics.image_level`."""
 
 _OVER_OBJECTS: Final = "_object"
 
 
 def over_objects(metric: str) -> str:
-    """The name of a metric over the images with an object alone."""
+    """The name of a metric over the images with an object only."""
     return f"{metric}{_OVER_OBJECTS}"
 
 
 OBJECT: Final = tuple(map(over_objects, METRICS))
-"""The metrics over the images with an object alone."""
+"""The metrics over the images with an object only."""
 
 SPOILT: Final = tuple(name for name in OBJECT if name.startswith(("F_", "E_adaptive", "IoU", "Dice")))
-"""Those of them whose metric over all images an empty ground truth spoils (see `dsu.evaluation.evaluate`)."""
+"""Those of `OBJECT` whose counterparts over all images mean little with empty ground truths."""
 
 FIGURES: Final = (*METRICS, *OBJECT, *IMAGE_LEVEL)
-"""All that can be asked for."""
+"""All metrics."""
 
 LOWER_IS_BETTER: Final = ("MAE", over_objects("MAE"), "false_alarms", "misses")
 
 RANDOM: Final = "random weights: these scores only show that the pipeline works"
-"""Said of the encoders, among the conventions of what was predicted with such."""
+"""The convention "encoders" of predictions by random encoders."""
 
 MINMAX: Final = "min-max normalised, image by image"
-"""The convention "map" of an evaluation that stretched each map first."""
+"""The convention "map" of an evaluation that min-max normalised each map first."""
 
 
 def metric_of(figure: str) -> tuple[str, bool]:
-    """The metric that a figure is of, and whether it is over the images with an object alone."""
+    """A figure's metric, and whether it is over the images with an object only."""
     return figure.removesuffix(_OVER_OBJECTS), figure.endswith(_OVER_OBJECTS)
 
 
 def figure_name(figure: str) -> str:
-    """A figure's name for people: metrics as they are, `IoU with an object`, `false alarms`."""
+    """A figure's name for people, such as `IoU`, `IoU with an object` or `false alarms`."""
     metric, restricted = metric_of(figure)
     name = metric if metric in METRICS else metric.replace("_", " ")
     return f"{name} with an object" if restricted else name
 
 
 def arrow(figure: str) -> str:
-    """Which way is better."""
+    """An arrow towards better values."""
     return "↓" if figure in LOWER_IS_BETTER else "↑"

@@ -1,19 +1,18 @@
-"""Figures of whole images, told by each map's largest response.
+"""Metrics of whole images, from each map's largest value.
 
-Data that is inspected (tiles, scans, products) is mostly without an object, and there the pixel metrics say little:
-F, IoU and Dice of an empty ground truth are 0 whatever was predicted. What is asked of such images is whether the
-prediction stayed silent.
+In inspection (tiles, scans, products), most images have no object, and pixel metrics say little about them: F, IoU and
+Dice of an empty ground truth are 0 for any prediction. What matters there is whether the prediction raises an alarm.
 
-Conventions. An image's response is the greatest value of its map, v / 255, of the map as it was evaluated (resized
-where that was asked for) but never normalised: min-max gives every map the response 1, noise on an empty image
-included. An image raises an alarm where its response is at least 0.5; no 8-bit value is exactly half, so these are
-the maps with a pixel of 128 or more, those that IoU and Dice count without normalisation.
+Conventions. An image's response is its map's largest value, v / 255, after resizing if that was asked for, but never
+normalised: min-max normalisation gives every map the response 1, even noise on an empty image. An image raises an alarm
+if its response is at least 0.5. No 8-bit value is exactly half, so these are the maps with a pixel of 128 or more, the
+same pixels that IoU and Dice count without normalisation.
 
-* false_alarms: the share of the images without an object that raise one.
-* misses: the share of the images with an object that raise none. Where in the image an alarm lies is not asked.
+* false_alarms: the share of images without an object that raise an alarm.
+* misses: the share of images with an object that raise none. The alarm's position does not matter.
 * AUROC: the area under the ROC curve of the responses, computed as the Mann-Whitney statistic (Hanley and McNeil,
-  Radiology 1982): how often an image with an object has a greater response than one without, over all pairs, ties
-  counting half. It needs images of both kinds.
+  Radiology 1982): over all pairs of an image with an object and one without, the share in which the former has the
+  greater response, ties counting half. It needs images of both kinds.
 """
 
 from collections.abc import Sequence
@@ -27,15 +26,15 @@ from dsu.thresholds import DEFAULT_THRESHOLD
 __all__ = ["ALARM", "ImageLevel", "auroc"]
 
 ALARM: Final = DEFAULT_THRESHOLD
-"""The least response that is an alarm."""
+"""The lowest response that raises an alarm."""
 
 _STRETCHED: Final = 254 / 255
-"""What every min-max normalised map reaches, whether it was truncated to 8 bits or rounded."""
+"""The lowest response of a min-max normalised map, whether truncated or rounded to 8 bits."""
 
 
 @dataclass(frozen=True)
 class ImageLevel:
-    """Every image's response, and whether its ground truth is empty, in the order in which they were evaluated.
+    """Every image's response, and whether its ground truth is empty, in order of evaluation.
 
     Attributes:
         responses: The largest value of each map, in [0, 1].
@@ -47,16 +46,16 @@ class ImageLevel:
 
     @property
     def without_object(self) -> int:
-        """How many images have no object."""
+        """Number of images without an object."""
         return sum(self.empty)
 
     @property
     def with_object(self) -> int:
-        """How many images have one."""
+        """Number of images with an object."""
         return len(self.empty) - self.without_object
 
     def figures(self) -> dict[str, float]:
-        """`dsu.metrics.figures.IMAGE_LEVEL`, in [0, 1]; those that are not defined are left out, see `lacking`."""
+        """The metrics of `dsu.metrics.figures.IMAGE_LEVEL`, in [0, 1], without undefined ones (see `lacking`)."""
         responses, empty = np.array(self.responses), np.array(self.empty, dtype=bool)
         without_object, with_object = responses[empty], responses[~empty]
         found = {}
@@ -70,21 +69,21 @@ class ImageLevel:
 
     @property
     def lacking(self) -> str:
-        """Why some of the figures are not defined, in a few words; empty if all are."""
+        """Why some of the metrics are undefined, in a few words; empty if all are defined."""
         if not self.with_object:
             return "no image has an object"
         return "" if self.without_object else "every image has an object"
 
     @property
     def stretched(self) -> bool:
-        """Whether every map reaches full range, as maps do that were min-max normalised when they were predicted."""
+        """Whether every map reaches the full range, as after min-max normalisation at prediction."""
         return bool(self.responses) and min(self.responses) >= _STRETCHED
 
 
 def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """The share of pairs in which the positive's score is the greater one, ties counting half.
+    """The share of pairs in which the positive has the greater score, ties counting half.
 
-    Both must have at least one score.
+    Both need at least one score.
 
     Example:
         >>> auroc([0.9, 0.5], [0.5, 0.1])

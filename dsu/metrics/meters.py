@@ -1,6 +1,6 @@
-"""pysodmetrics' accumulators, fed together.
+"""The accumulators of pysodmetrics, updated together.
 
-What they measure is described in `dsu.evaluation.evaluate`, and figures of whole images in `dsu.metrics.image_level`.
+See `dsu.evaluation.evaluate` for the metrics, and `dsu.metrics.image_level` for those of whole images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ __all__ = ["METRICS", "PER_IMAGE", "Meters", "StructureMeasure", "Totals"]
 
 
 class StructureMeasure(sod.Smeasure):  # type: ignore[misc]  # the library has no types
-    """S, where the library gives NaN: a foreground within the last row or column leaves quadrants empty.
+    """S without the library's NaN for a foreground within the last row or column, which leaves quadrants empty.
 
-    Such a quadrant has weight 0, but its score in the library, a mean over no pixels, is not a number.
+    Such a quadrant has weight 0, but its score in the library, a mean over no pixels, is NaN.
     """
 
     def ssim(self, pred: NDArray[np.float64], gt: NDArray[np.bool_]) -> float:
-        """The library's, where the quadrant has any pixel."""
+        """The library's score if the quadrant has any pixel, else 0."""
         return float(super().ssim(pred, gt)) if pred.size else 0.0
 
 
 class AlignmentMeasure(sod.Emeasure):  # type: ignore[misc]  # the library has no types
-    """E, at most 1: the library divides by a pixel less than there are, and of one pixel by almost nothing."""
+    """E, at most 1: the library divides by the number of pixels minus one, and for one pixel by almost nothing."""
 
     def step(self, *pair: NDArray[Any], normalize: bool = True) -> None:
         """Measure one pair, map and ground truth, both (H, W)."""
@@ -41,7 +41,7 @@ _CURVES: Final = ("F", "precision", "recall", "E")
 
 
 class Meters:
-    """The library's accumulators, fed together. They travel between processes whole."""
+    """The library's accumulators, updated together; can be pickled."""
 
     def __init__(self) -> None:
         self.s = StructureMeasure(alpha=0.5)
@@ -65,7 +65,7 @@ class Meters:
         pair = (prediction, truth) if normalize else (prediction / 255, truth > 128)
         for meter in (self.s, self.weighted, self.e, self.mae, self.f):
             meter.step(*pair, normalize=normalize)
-        # Of the map as it is, whatever `normalize` says: see `ImageLevel`.
+        # Responses are never normalised: see `ImageLevel`.
         self.responses.append(float(prediction.max()) / 255)
         on_object = truth > 128
         self.empty.append(not on_object.any())
@@ -87,7 +87,7 @@ class Meters:
         return _metrics(scalars, f["F"]["dynamic"], e["curve"])
 
     def lists(self) -> dict[str, list[Any]]:
-        """The library's own lists, an entry an image: numbers, and curves (256,)."""
+        """The library's lists, one entry per image: numbers, and curves (256,)."""
         return {
             "S": self.s.sms,
             "F_adaptive": self.handlers["F"].adaptive_results,
@@ -104,12 +104,12 @@ class Meters:
 
 
 class Totals:
-    """What meters measured, added up in the order of the images: some numbers an image are kept, curves are not.
+    """Sums over meters in the order of the images: keeps each image's numbers, but not its curves (12 KB).
 
-    Curves are added one by one, as the library's average of all of them adds them: the results have the same digits.
+    Curves are added one by one, as in the library's average of all of them: the results have the same digits.
 
     Attributes:
-        levels: Pixels off and on the object by the value of the map, int64 (2, 256).
+        levels: Number of pixels outside and inside objects by 8-bit value, int64 (2, 256).
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Totals:
         self.levels = np.zeros((2, 256), np.int64)
 
     def add(self, meters: Meters) -> None:
-        """Add what was measured of the next images."""
+        """Add the meters of the next images."""
         for name, some in meters.lists().items():
             if name not in _CURVES:
                 self._scalars.setdefault(name, []).extend(map(float, some))
@@ -151,12 +151,12 @@ class Totals:
         ]
 
     def curves(self, *, with_object: bool = False) -> dict[str, NDArray[np.float64]]:
-        """The averaged curves (256,), of all images or of those with an object alone."""
+        """The averaged curves (256,), over all images or over those with an object only."""
         count = len(self._empty) - with_object * sum(self._empty)
         return {name: total / count for name, total in self._sums["with object" if with_object else "all"].items()}
 
     def averages(self, *, with_object: bool = False) -> dict[str, float]:
-        """The metrics, in order, of all images or of those with an object alone."""
+        """The metrics, in order, over all images or over those with an object only."""
         kept = ~(np.array(self._empty) & with_object)
         curves = self.curves(with_object=with_object)
         scalars = {name: np.mean(np.array(some)[kept]) for name, some in self._scalars.items()}
@@ -164,6 +164,6 @@ class Totals:
 
 
 def _metrics(scalars: Mapping[str, Any], f: NDArray[np.float64], e: NDArray[np.float64]) -> dict[str, float]:
-    """All metrics, in order: averages over images, and what is taken of the averaged curves of F and E."""
+    """All metrics, in order: averages over images, and means and maxima of the averaged curves of F and E."""
     figures = {**scalars, "F_mean": f.mean(), "F_max": f.max(), "E_mean": e.mean(), "E_max": e.max()}
     return {metric: float(figures[metric]) for metric in METRICS}

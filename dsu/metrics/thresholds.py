@@ -1,9 +1,9 @@
 """Propose thresholds from validation images, and measure their effect on other images.
 
-Conventions. An image is found, or raises a false alarm, where its response (see `dsu.metrics.image_level`) reaches the
-threshold. Dice is that of all pixels together (F with beta 1), at each of the 8-bit values 1 to 255; maps are taken as
-they are, never stretched. Where several values do equally well, the middle one of the longest row of them is taken:
-the one that other images are least likely to cross.
+Conventions. An image is found, or raises a false alarm, if its response (see `dsu.metrics.image_level`) reaches the
+threshold. Dice is over all pixels together (F with beta 1), at each of the 8-bit values 1 to 255; maps are never
+normalised. If several values are equally good, the middle of their longest run is chosen, because it is farthest from
+thresholds that are worse.
 """
 
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ _LEVELS: Final = np.arange(1, 256)
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """What a threshold does to a set.
+    """The effect of a threshold on a set.
 
     Attributes:
-        found, missed: images with an object that raise an alarm, and that raise none.
-        false_alarms, silent: likewise of images without an object.
-        precision, recall, dice: of all pixels together, in [0, 1]; 0 where nothing is above the threshold.
+        found, missed: number of images with an object that raise an alarm, and that raise none.
+        false_alarms, silent: the same for images without an object.
+        precision, recall, dice: over all pixels together, in [0, 1]; 0 if no pixel reaches the threshold.
     """
 
     found: int
@@ -43,12 +43,12 @@ class AtThreshold:
 
 
 def evaluate_threshold(threshold: float, images: ImageLevel, pixels: NDArray[np.int64]) -> AtThreshold:
-    """What a threshold in [0, 1] does to a set.
+    """The effect of a threshold on a set.
 
     Args:
         threshold: in [0, 1].
         images: every image's response.
-        pixels: how many pixels off objects and on them have each 8-bit value, (2, 256).
+        pixels: number of pixels outside and inside objects by 8-bit value, (2, 256).
     """
     level = level_of(threshold)
     alarms, empty = _levels(images) >= level, np.array(images.empty, bool)
@@ -68,11 +68,11 @@ def evaluate_threshold(threshold: float, images: ImageLevel, pixels: NDArray[np.
 def propose_thresholds(
     images: ImageLevel, pixels: NDArray[np.int64], false_alarms: float = 0.05
 ) -> Iterator[tuple[str, float]]:
-    """Thresholds by their rules; a rule that no threshold can follow is left out.
+    """Each rule's name and threshold; rules without a suitable threshold are left out.
 
     Args:
         images, pixels: see `evaluate_threshold`.
-        false_alarms: the share of images without an object that may raise one, in [0, 1].
+        false_alarms: the share of images without an object that may raise a false alarm, in [0, 1].
     """
     if images.with_object:
         above = pixels[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
@@ -93,10 +93,10 @@ def propose_thresholds(
 
 
 def calibration(images: ImageLevel) -> list[tuple[float, float, int, int]]:
-    """How often images of like responses have an object, the weakest responses first.
+    """How often images with similar responses have an object.
 
-    Gives of each of up to `CALIBRATION_BINS` parts, of as many images each as ties allow: least and greatest response,
-    how many images, and how many of them have an object. Nothing where all images are of one kind.
+    Returns up to `CALIBRATION_BINS` bins in ascending order, as equal in size as ties allow: lowest and highest
+    response, number of images, and how many of them have an object. Empty if all images have an object, or none has.
     """
     if not (images.with_object and images.without_object):
         return []
@@ -116,7 +116,7 @@ def _levels(images: ImageLevel) -> NDArray[np.intp]:
 
 
 def _middle(good: NDArray[np.bool_]) -> float:
-    """The threshold in the middle of the longest row of good values, `good[0]` being that of 1."""
+    """The threshold in the middle of the longest run of good values; `good[0]` belongs to the value 1."""
     ends = np.flatnonzero(np.diff(np.concatenate([[0], good.astype(np.int8), [0]])))
     starts, stops = ends[::2], ends[1::2]
     longest = int((stops - starts).argmax())

@@ -1,4 +1,4 @@
-"""Models of `dsu export` in place of heads, through their own runner: nothing here loads torch."""
+"""Predict with models of `dsu export`, through their own runner and without torch."""
 
 import time
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportedSegmenter", "predict_exported"]
 
 AT_ONCE: Final = 2
-"""Images in progress: one is decoded or written while another is computed."""
+"""Images in progress: one is decoded or written while another one is computed."""
 
 
 def predict_exported(
@@ -44,10 +44,10 @@ def predict_exported(
     out: Path | None = None,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Write masks with an exported model, as `dsu.prediction.predict.predict` does with a head.
+    """Write masks with an exported model, like `dsu.prediction.predict.predict` with a head.
 
-    Images are read one by one; `batch_size` is of tiles. Raises `DsuError` and `UsageError` as that does, and for a
-    model that can't be loaded.
+    Images are read one by one; `batch_size` is a number of tiles. Raises the same errors, and `DsuError` for a model
+    that can't be loaded.
     """
     model = _load(path, asked.device, asked.precision)
     info = HeadInfo.model_validate_json(model.head)
@@ -86,16 +86,16 @@ def predict_exported(
             return replace(row, seconds=round(time.perf_counter() - started, 3))
 
         for row in in_threads(segment, todo, f"predicting {job.label}", progress, AT_ONCE):
-            outcome.count([row])
+            outcome.add([row])
 
     return write_jobs(jobs, path, info, folder, settings, run)
 
 
 class ExportedSegmenter(Segmenter):
-    """A `Segmenter` on an exported model: the same calls. Masks are cut where the model has a threshold.
+    """A `Segmenter` that runs an exported model. Masks are binarised if the model has a threshold.
 
     Attributes:
-        model: the runner's.
+        model: the model in its runner.
     """
 
     def __init__(self, path: Path, device: str = "auto", precision: Precision = "auto") -> None:

@@ -1,4 +1,4 @@
-"""From batches and tiles to logits, and from logits to masks, for all kinds of prediction."""
+"""Compute logits from batches and tiles, and masks from logits."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalizat
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(1, S, S) logits bilinearly to an image's (width, height): (height, width) float32."""
+    """Resize (1, S, S) logits bilinearly to an image's (width, height); returns (height, width) float32."""
     width, height = size
     resized = functional.interpolate(
         logits.float().unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False
@@ -65,7 +65,7 @@ def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]
 
 
 class PixelBudget:
-    """Limits the pixels that all threads process at once; a larger image waits until it is alone.
+    """Limits the pixels that all threads process at once; a larger image is processed alone.
 
     Args:
         most: pixels.
@@ -76,7 +76,7 @@ class PixelBudget:
 
     @contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Reserve an image's pixels inside a `with`."""
+        """Reserve an image's pixels within a `with` statement."""
         with self._given_back:
             self._given_back.wait_for(lambda: not self._taken or self._taken + pixels <= self._most)
             self._taken += pixels
@@ -89,12 +89,12 @@ class PixelBudget:
 
 
 class Predictor:
-    """The finest logits of unflipped batches, from the store or from images; on a GPU as one captured graph.
+    """Computes the finest logits of unflipped batches, from the store or from images; on a GPU as one CUDA graph.
 
     Args:
         network: in evaluation mode on the runtime's device.
         runtime: device and precision.
-        point: where every batch starts.
+        point: where the network resumes.
     """
 
     def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint) -> None:
@@ -117,7 +117,7 @@ class TiledImage:
 
     Attributes:
         boxes: the box of each tile.
-        fetch: a batch of the tiles from a start to a stop index in `boxes`.
+        fetch: returns a batch of the tiles from a start to a stop index in `boxes`.
     """
 
     boxes: Sequence[Box]
@@ -125,7 +125,7 @@ class TiledImage:
 
 
 def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size: int) -> Tensor:
-    """Logits (height, width) float32 of a whole image on the CPU, from its tiles, `size` of them at a time."""
+    """Logits (height, width) float32 of a whole image on the CPU, computed in batches of `size` tiles."""
     blender = TileBlender(image.boxes)
     for start in range(0, len(image.boxes), size):
         boxes = image.boxes[start : start + size]

@@ -1,4 +1,4 @@
-"""Masks for benchmarks, folders and files: decode or read, predict and write, overlapping."""
+"""Predict masks for sets of images: reading, computing and writing overlap."""
 
 import math
 import os
@@ -59,10 +59,7 @@ def predict(
     progress: Progress = SILENT,
     world: World = ALONE,
 ) -> Outcome:
-    """Write the masks of all jobs and a table of verdicts; names broken images in the outcome and skips them.
-
-    See `write_jobs`.
-    """
+    """Write the masks of all jobs and a table of verdicts, as `write_jobs`; broken images are named in the outcome."""
     state, info = load_head(head)
     network: DSUNet | None = None
 
@@ -93,8 +90,8 @@ def predict_job(
     divide `todo`.
     """
     predictor = Predictor(network, runtime, job.point)
-    # For tiled images, memory contains one image, a batch of its tiles, and the output of the previous image. Otherwise
-    # two batches are decoded, one computed and two written at once: a GPU needs less time per image than a thread.
+    # With tiles, memory contains one image, a batch of its tiles, and the output of the previous image. Otherwise two
+    # batches are decoded, one computed and two written at a time: a GPU needs less time per image than a CPU thread.
     whole = job.tiling is None
     ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
     own = todo[world.rank :: world.size] if world.together else todo
@@ -113,18 +110,18 @@ def predict_job(
         advance = world.counting(task, label)
         pending: deque[list[Future[VerdictRow]]] = deque()
         for loaded, reading in prefetch((partial(_timed, load) for load in work), ahead, readers):
-            outcome.count(replace(row_of(job, target, outcome), problem=problem) for target, problem in loaded.broken)
+            outcome.add(replace(row_of(job, target, outcome), problem=problem) for target, problem in loaded.broken)
             if loaded.targets:
                 started = time.perf_counter()
                 logits = list(loaded.segment(predictor))
                 each = (reading + time.perf_counter() - started) / len(loaded.targets)
                 if len(pending) == kept:
-                    outcome.count(write.result() for write in pending.popleft())  # written while these were computed
+                    outcome.add(write.result() for write in pending.popleft())  # written while these were computed
                 done = zip(loaded.targets, logits, loaded.sizes, strict=True)
                 pending.append([writer.submit(finish, *one, each) for one in done])
             advance(len(loaded.broken) + len(loaded.targets))
         for writes in pending:
-            outcome.count(write.result() for write in writes)
+            outcome.add(write.result() for write in writes)
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class _Loaded:
 
 
 def _timed(load: Callable[[], _Loaded]) -> tuple[_Loaded, float]:
-    """The data read, and the seconds it took."""
+    """The loaded data, and the seconds it took."""
     started = time.perf_counter()
     return load(), time.perf_counter() - started
 
@@ -149,13 +146,13 @@ def _timed(load: Callable[[], _Loaded]) -> tuple[_Loaded, float]:
 def _batches(
     network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int, decoded: Seen | None
 ) -> Iterator[Callable[[], _Loaded]]:
-    """Reads whole images or their stored features, a batch at a time."""
+    """Functions that load whole images or their stored features, one batch each."""
     load = _from_images(network, job, decoded) if job.store is None else _from_store(job.store, job.point)
     return (partial(load, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size))
 
 
 def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[Target]], _Loaded]:
-    """Reads stored features, and the images' own sizes from the manifest."""
+    """A function that reads stored features, and the images' own sizes from the manifest."""
     samples, metadata = FeatureDataset(store, point.features, masks=False), store.metadata
 
     def load(targets: Sequence[Target]) -> _Loaded:
@@ -167,7 +164,7 @@ def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[T
 
 
 def _from_images(network: DSUNet, job: Job, decoded: Seen | None) -> Callable[[Sequence[Target]], _Loaded]:
-    """Decodes images."""
+    """A function that decodes images."""
     processor = ImageProcessor(network.config, bool(job.point.guides))
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
@@ -192,7 +189,7 @@ def _from_images(network: DSUNet, job: Job, decoded: Seen | None) -> Callable[[S
 def _tiled(
     network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int, decoded: Seen | None
 ) -> Iterator[Callable[[], _Loaded]]:
-    """Opens images, or finds their stored features, to read them tile by tile."""
+    """Functions that open an image or its stored features, one image each, to read tile by tile."""
     assert job.tiling is not None
     open_tiles = (
         _tiles_of_images(network, job.tiling, job.depth, decoded)

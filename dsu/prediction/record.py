@@ -46,7 +46,7 @@ Seen = Callable[[Mapping[str, str]], None]
 """Receives the pixel hashes of images by name."""
 
 THRESHOLDS_FILE: Final = "thresholds.json"
-"""Next to it: proposed thresholds and their effect."""
+"""What `dsu eval` writes next to a record: proposed thresholds and their effect."""
 
 
 def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSettings) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSetti
         "head_sha256": head_sha256(head),
         "version": info.version,
         "kind": settings.kind,
-        # For binarised masks; pictures show what is above it.
+        # Overlays and cutouts depend on a threshold even if none was given.
         "threshold": settings.threshold if settings.kind == "mask" else decided_by(settings, info),
     }
     path, damaged = out / RECORD_FILE, False
@@ -128,17 +128,17 @@ def note_job(
     stamps = {target.name: _stamp(target.image) for target in job.targets}
     noted = before.get("stamps", {}) if same else {}
     there = [t for t in job.targets if t.name in noted and noted[t.name] == stamps[t.name] and t.output.exists()]
-    rows = {t: _standing_row(job, t, table.get(file_in(out, t)), out, settings) for t in there}
+    rows = {t: _existing_row(job, t, table.get(file_in(out, t)), out, settings) for t in there}
     todo = [t for t in job.targets if rows.get(t) is None]
-    standing = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
-    if standing:
-        raise DsuError(f"{standing[0]} already exists: give --overwrite or another --out.")
+    unknown = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
+    if unknown:
+        raise DsuError(f"{unknown[0]} already exists: give --overwrite or another --out.")
     for folder in {target.output.parent for target in todo}:
         make_folder(folder)
         sweep(folder)
     if todo:
         _forget_figures(out, job.name)
-    for target in todo:  # of an image that has changed: removed before the record calls it new
+    for target in todo:  # remove outdated masks before the record says that they are current
         target.output.unlink(missing_ok=True)
     stamps = {**noted, **stamps}
     contents = _contents(job, todo)
@@ -163,9 +163,9 @@ def _write_record(out: Path, record: Mapping[str, Any]) -> None:
 def trained_on_marker(
     out: Path, record: dict[str, Any], name: str, info: HeadInfo, world: World = ALONE
 ) -> Seen | None:
-    """Records images of a set that the head was trained on in other files; None for a head without pixel hashes.
+    """A function that records which images of a set the head was trained on, even from other files, by pixel hashes.
 
-    The processes of a `world` change the record in turn, on the disk.
+    None for a head without pixel hashes. The processes of a `world` take turns to change the record on the disk.
     """
     if not info.trained_on_pixels:
         return None
@@ -176,7 +176,7 @@ def trained_on_marker(
         if not known:
             return
         with ExitStack() as held:
-            held.enter_context(lock)  # two batches are decoded at once
+            held.enter_context(lock)  # two threads decode batches
             if world.together:
                 held.enter_context(locked(out / _RECORD_LOCK, f"{out / RECORD_FILE} is being written", patience=60))
                 record.update(json.loads((out / RECORD_FILE).read_text()))
@@ -193,7 +193,7 @@ def file_in(out: Path, target: Target) -> str:
     return Path(os.path.relpath(target.output, out)).as_posix()
 
 
-def _standing_row(
+def _existing_row(
     job: Job, target: Target, before: VerdictRow | None, out: Path, settings: PredictionSettings
 ) -> VerdictRow | None:
     """The row of an existing prediction; None if it can't be recovered, so the image is predicted again."""
@@ -218,9 +218,9 @@ def _forget_figures(out: Path, name: str) -> None:
         kept = {known: found for known, found in json.loads(figures.read_text()).items() if known != name}
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError):  # not as it was written
+    except (OSError, ValueError, AttributeError):  # damaged
         kept = {}
-    table.unlink(missing_ok=True)  # the next `dsu eval` writes it again, for all sets
+    table.unlink(missing_ok=True)  # the next `dsu eval` rewrites it for all sets
     if kept:
         atomic_write(figures, (json.dumps(kept, indent=2) + "\n").encode())
     else:

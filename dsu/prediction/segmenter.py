@@ -40,8 +40,8 @@ class Segmenter:
 
     Attributes:
         network: on `runtime.device`; it is switched to evaluation mode.
-        runtime: device and precision; None: those of the network.
-        tiling: how images are cut into tiles, as in training; None: not at all.
+        runtime: device and precision; None: the network's device, and its usual precision.
+        tiling: how images are cut into tiles, as in training; None: no tiles.
         depth: black and white point of files and PIL images with more than 8 bits, as in training.
     """
 
@@ -75,8 +75,8 @@ class Segmenter:
             head: the folder or file.
             device: auto, cpu, cuda or cuda:N.
             precision: auto, fp32 or bf16; an exported model has its own.
-            hiera_weights, dino_weights: the encoders' checkpoints; None looks for the published ones, as
-                `EncoderWeights` says.
+            hiera_weights, dino_weights: the encoders' checkpoints; None finds the published ones, see
+                `EncoderWeights`.
 
         Raises `DsuError` for a head or encoder weights that can't be found or read, or do not match.
         """
@@ -155,11 +155,10 @@ class Segmenter:
     def __call__(
         self, images: "ImageLike | Sequence[ImageLike]", normalization: Normalization = "none"
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
-        """The mask of an image, or the masks of several of any sizes, which are predicted together.
+        """Predict the mask of an image, or the masks of several images of any sizes as one batch.
 
         Args:
-            images: one, or a sequence: paths, PIL images, arrays or tensors, as `dsu.data.decoding.open_image` reads
-                them.
+            images: one, or a sequence: paths, PIL images, arrays or tensors, see `dsu.data.decoding.open_image`.
             normalization: `none` gives probabilities; see `Normalization`.
 
         Returns:
@@ -167,7 +166,7 @@ class Segmenter:
 
         Raises:
             UnreadableImage: A file that cannot be read or decoded.
-            UsageError: Anything else than an image.
+            UsageError: Something that is not an image.
         """
         several = as_images(images)
         masks = (
@@ -181,7 +180,7 @@ class Segmenter:
     def segment(
         self, pictures: Sequence[Image.Image], normalization: Normalization = "none"
     ) -> list[NDArray[np.float32]]:
-        """The soft masks of RGB pictures that stand upright, as `open_image` gives them; none is cut."""
+        """The soft masks of upright RGB images, as `open_image` returns them; never binarised."""
         from dsu.batches import Batch
         from dsu.prediction.inference import finish_mask
 

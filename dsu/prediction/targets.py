@@ -1,4 +1,4 @@
-"""What to predict: from the user's sources to sets of images, their resume points and output files.
+"""Resolve the user's sources into sets of images, with the features that they start from and their output files.
 
 No output file is an input, another prediction, or outside the output folder.
 """
@@ -65,19 +65,19 @@ class Job:
     """One set of images.
 
     Attributes:
-        name: of the set; its predictions lie in a folder of this name (files given alone: none).
+        name: of the set, and of the folder of its predictions; empty for single files.
         targets: its images.
         normalization: resolved.
         source: where the ground truth is, for a data set.
-        store: where its features are; None predicts from the images.
+        store: its stored features; None predicts from the images.
         point: where the network resumes.
-        tiling: how the images are cut; the samples of the store are the tiles then.
-        depth: what is black and white in images of more than 8 bits, as it was in training.
+        tiling: how images are cut into tiles; then the store's samples are tiles.
         share: which share of the head's own training split it is, in words; empty for other sets.
         threshold: of its verdicts.
-        places: where images that are of no data set lie: of a folder's that folder, by "", of single files and of a
-            folder whose masks have OUT for their own each one's, by name.
-        unread: a sentence for each photograph among them of a kind that is not read.
+        places: folders of images outside data sets: by image name for single files and mirrored folders; otherwise
+            the whole folder's path by "".
+        unread: one sentence for each image of a type that can't be read.
+        depth: black and white point of images with more than 8 bits, as in training.
     """
 
     name: str
@@ -95,19 +95,19 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What messages call it: its name, or that of the one folder that its images lie in."""
+        """The job's name in messages; without a name, that of the images' only folder."""
         folders = set(self.places.values())
         return self.name or (os.path.basename(folders.pop()) if len(folders) == 1 else "") or "files"
 
     def describe(self) -> str:
-        """How many images, and from what, in a line."""
+        """The number of images and their origin, in one line."""
         origin = f"features ({' + '.join(self.point.features)})" if self.store is not None else "images"
         cut = f" in tiles of {self.tiling.size} px with overlap {self.tiling.overlap}" if self.tiling else ""
         return f"{self.label}: {len(self.targets):,} from {origin}{cut}, normalisation {self.normalization}"
 
 
 def decided_by(settings: PredictionSettings, info: HeadInfo) -> float:
-    """The threshold of verdicts and pictures: as asked for, else the head's own, else a half."""
+    """The threshold of verdicts, overlays and cutouts: as asked for, else the head's own, else 0.5."""
     chosen = [settings.threshold, info.threshold, DEFAULT_THRESHOLD]
     return next(threshold for threshold in chosen if threshold is not None)
 
@@ -127,15 +127,23 @@ def prepare_jobs(
     mirror: bool = False,
     progress: Progress = SILENT,
 ) -> list[Job]:
-    """Find what is meant by `sources`; without any, the test splits (or held-out share) of the head's data set.
+    """Find the images of `sources`; without any, the test splits (or held-out share) of the head's data set.
 
-    A benchmark's name means its test splits, from their stores unless `end_to_end`; a folder or a file is always
-    predicted from its pixels. With `held_out` and no sources it is the held-out share even where there is a test
-    split; with `validation` the share comes along by which a threshold is chosen. With `mirror` the predictions of a
-    folder lie in `out` as its images do in the folder, instead of in a folder of its name. What gives a
-    `runtime` is called for stores alone: their features must have been made as it would make them.
+    Args:
+        sources: a benchmark's name means its test splits, from their stores unless `end_to_end`; folders and files are
+            always predicted from their pixels.
+        head, info: the head's file, and its metadata.
+        out: the output folder.
+        settings: as asked for.
+        runtime: returns the device and precision that stored features must agree with; only called for stores.
+        paths: where data sets and stores are.
+        end_to_end: ignore stores.
+        held_out: without sources, predict the held-out share even if there is a test split.
+        validation: add the validation share, which thresholds are chosen on.
+        mirror: write a folder's predictions directly into `out`, not into a subfolder named after it.
+        progress: receives messages.
 
-    Raises `UsageError` if a source is unknown or an output would fall on an input.
+    Raises `UsageError` if a source is unknown or an output would overwrite an input.
     """
     if not sources and "reference" not in info.dataset:
         raise UsageError(f"{head} does not record its training data: give a benchmark, a folder or image files.")
@@ -157,7 +165,7 @@ def prepare_jobs(
 
 @dataclass(frozen=True)
 class _Finder:
-    """From what a user names to jobs."""
+    """Turns sources into jobs."""
 
     info: HeadInfo
     out: Path
@@ -170,30 +178,30 @@ class _Finder:
 
     @property
     def tiling(self) -> Tiling | None:
-        """How images are cut: as asked for, else as those that the head was trained on."""
+        """How images are cut into tiles: as asked for, else as in training."""
         trained, size, overlap = self.info.tiling, self.settings.tile, self.settings.overlap
         if size is None and trained is not None:
             return Tiling(trained.size, trained.overlap if overlap is None else overlap)
         return Tiling.of(size or None, overlap)
 
     def find(self, source: str) -> list[Job]:
-        """What is meant by a benchmark's name, a folder, or the name of one below the data root."""
+        """The jobs of a benchmark, a folder, or a data set below the data root."""
         path = Path(source)
-        if not source:  # which Python treats as the working folder
+        if not source:  # Path("") is the working folder
             raise UsageError("A source name is empty: give a benchmark, a folder or image files.")
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.exists():
             raise UsageError(f"There is no image at {source}: check the path.")
         return [self._folder(path)] if path.is_dir() and not is_benchmark(source) else self._named(source)
 
     def _named(self, name: str) -> list[Job]:
-        """A data set's test splits (a split's own name: that split)."""
+        """The test splits of a data set, or the split of that name."""
         if stored := self._from_stores(name):
             return stored
         paths = self.paths
         try:
             splits = find_dataset(name, paths)
         except UsageError:
-            # A benchmark may still lie where the head's own data set lay.
+            # The benchmark may be next to the head's own data set.
             if "data_root" not in self.info.dataset:
                 raise
             paths = replace(paths, data_root=Path(self._trained_on().data_root))
@@ -201,13 +209,13 @@ class _Finder:
         jobs = []
         for split in test_splits(splits):
             source = SourceFolder.of(split, name, paths)
-            if self.info.dataset.get("reference") == source.reference:  # its masks are read as they were in training
+            if self.info.dataset.get("reference") == source.reference:  # masks are read as in training
                 source = replace(source, mask_format=self._trained_on().mask_format)
             jobs.append(self.images(split.name, _images_of(split), source))
         return jobs
 
     def _folder(self, folder: Path) -> Job:
-        """All images below a folder, subfolders kept."""
+        """All images below a folder, by their paths within it."""
         name = folder.resolve().name
         masks = masks_below(folder)
         if masks:
@@ -230,11 +238,11 @@ class _Finder:
         return replace(self.images(name, named), places={"": place}, unread=unread)
 
     def of_the_head(self) -> list[Job]:
-        """What the head was not trained on: its data set's test splits, else a share held out."""
+        """The test splits of the head's data set, else its held-out share."""
         like, jobs = self._trained_on(), list[Job]()
         try:
             splits = like.splits()
-        except DsuError:  # the images have moved: stores serve what they hold
+        except DsuError:  # the images have moved, but their features may be stored
             tests = [store for store in self._stores(like.dataset) if store.source.kind == "test"]
             return [self._stored_job(store.source.split, store) for store in tests] or [self.held_out_share()]
         for split in splits:
@@ -250,7 +258,7 @@ class _Finder:
         return self._validation_share()
 
     def for_thresholds(self, jobs: Sequence[Job]) -> list[Job]:
-        """The validation share, where there is one and it is not among the jobs."""
+        """The validation share, if there is one and it is not among the jobs."""
         if not self.info.dataset.get("held_out") or any(job.share.startswith(VALIDATION) for job in jobs):
             return []
         try:
@@ -270,7 +278,7 @@ class _Finder:
         return self._share("VAL", f"{VALIDATION}{chose}", names)
 
     def _share(self, ending: str, share: str, names: Iterable[str]) -> Job:
-        """Some samples of the training split, from its store or its images."""
+        """The named samples of the training split, from its store or its images."""
         source, wanted = self._trained_on(), set(names)
         name = f"{source.split}-{ending}"
         for store in self._stores(source.split):
@@ -282,7 +290,7 @@ class _Finder:
         return self.images(name, [(image, path) for image, path in own if image in wanted], source, share=share)
 
     def _trained_on(self) -> SourceFolder:
-        """Where the head's own data set is. Raises `DsuError` for a head that says it in a way dsu never does."""
+        """Where the head's own data set is. Raises `DsuError` if its record in the head is invalid."""
         noted = {name: value for name, value in self.info.dataset.items() if name != "held_out"}
         held_out = self.info.dataset.get("held_out", [])
         try:
@@ -295,7 +303,7 @@ class _Finder:
         )
 
     def _from_stores(self, name: str) -> list[Job]:
-        """Jobs from the stores of a data set's test splits, or of the one split that is named; none from images."""
+        """Jobs from the stores of a data set's test splits, or of one split; empty if any is missing or incomplete."""
         stores = self._stores(name)
         tests = [store for store in stores if store.source.kind == "test"] or stores
         try:
@@ -304,7 +312,7 @@ class _Finder:
             return []
 
     def _stores(self, name: str) -> "list[FeatureStore]":
-        """Stores of a data set or a split whose images are cut as is wanted; none from images."""
+        """Stores of a data set or a split with the right tiling; empty with `end_to_end`."""
         if self.end_to_end:
             return []
         from dsu.features.stores import find_stores
@@ -315,7 +323,7 @@ class _Finder:
     def _stored_job(
         self, name: str, store: "FeatureStore", only: Collection[str] | None = None, share: str = ""
     ) -> Job:
-        """The samples of a store, or some of them, after checking that their features still hold."""
+        """The samples of a store, or some of them, after checking that the stored features are valid."""
         source, available = store.source, store.available(UNFLIPPED)
         if "pixels" not in available:
             raise UsageError(f"{store.path} is not complete: run {store.again()} again.")
@@ -342,14 +350,14 @@ class _Finder:
         point: ResumePoint | None = None,
         share: str = "",
     ) -> Job:
-        """A set of images, by name and file, predicted from these, or from a store on where its `point` is given.
+        """A set of images, by name and file, predicted from the files, or from a store from its `point` on.
 
-        Files that were given one by one have no set's name: their masks lie in OUT itself.
+        Without a name, masks are written into OUT itself.
         """
         benchmark = source is not None and source.benchmark
-        stretched = benchmark and self.settings.kind == "mask" and not share.startswith(VALIDATION)
-        normalization = self.settings.normalize or ("minmax" if stretched else "none")
-        # A data set's samples are called without ending already, but for those that differ in nothing else.
+        minmax = benchmark and self.settings.kind == "mask" and not share.startswith(VALIDATION)
+        normalization = self.settings.normalize or ("minmax" if minmax else "none")
+        # Names of a data set's samples have no endings, unless they would be ambiguous.
         outputs = output_files(self.out, name, [item for item, _ in images], stems=source is None)
         targets = [Target(item, path, output) for (item, path), output in zip(images, outputs, strict=True)]
         point = point or earliest(self.info.config)
@@ -383,10 +391,7 @@ def _unread(folder: Path, images: Sequence[Path]) -> list[str]:
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:
-    """No prediction may fall on an input or on another one, and no set's record on another's.
-
-    Raises `UsageError` naming what would meet.
-    """
+    """Raise `UsageError` if a prediction would overwrite an input or another one, or if two sets share a name."""
     for name, count in Counter(job.name for job in jobs).items():
         if count > 1:
             raise UsageError(
@@ -401,7 +406,7 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
         place = os.path.realpath(target.output)
         if place in inputs:
             raise UsageError(f"The prediction of {target.image} would overwrite an input: give another --out.")
-        if os.path.dirname(place) in folders:  # where they would look like images or ground truth
+        if os.path.dirname(place) in folders:  # later they would be taken for images or ground truth
             raise UsageError(
                 f"Predictions in {target.output.parent} would be among the images: give a separate folder with --out."
             )

@@ -1,4 +1,4 @@
-"""Verdicts: how strongly a map responds, where, and whether that is an alarm; and a table of them."""
+"""Verdicts: the strength and position of a map's response, and whether it raises an alarm; and tables of them."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 __all__ = ["TABLE_FILES", "VerdictRow", "find_verdict", "read_table", "summary", "table_text", "write_table"]
 
 TABLE_FILES: Final = ("table.csv", "table.json")
-"""Next to a record: one row per image of all its sets."""
+"""The tables next to a record: one row per image of all its sets."""
 
 _MOST_BOXES: Final = 50
 """Maximum number of boxes, for the largest components; noise has thousands."""
@@ -31,17 +31,18 @@ class VerdictRow:
     """One image's row.
 
     Attributes:
-        set: that it belongs to; none for files, and for a folder whose masks have one of their own.
+        set: its set; empty for single files and mirrored folders.
         image: its name, with folders.
-        verdict: an alarm where the response reaches the threshold; "no mask" where there is none, see `problem`.
-        response: the map's largest value, in [0, 1], never stretched.
+        verdict: an alarm if the response reaches the threshold; "no mask" if there is none, see `problem`.
+        response: the map's largest value, in [0, 1], never normalised.
         threshold: applied threshold, in [0, 1].
-        area: pixels at or above the threshold; None if it was chosen later and the map is stretched.
-        share: of the image's pixels, in [0, 1].
-        components: how many separate regions these are; pixels that touch at a corner are one region.
-        boxes: of the largest 50 of them, the largest first: left, top, right, bottom in pixels of the image.
-        seconds: that the image took; of a batch each image has its part.
-        file: what was written, as a path below the table's folder.
+        area: number of pixels at or above the threshold; None if it was chosen later and the map is normalised.
+        share: `area` as a share of the image's pixels, in [0, 1].
+        components: number of separate regions; pixels that touch at a corner belong to one region.
+        boxes: of the 50 largest components, largest first: left, top, right, bottom in pixels of the image.
+        seconds: spent on the image; for a batch, an equal part of its time.
+        file: the output file, relative to the table's folder.
+        problem: why there is no mask, in one sentence.
     """
 
     set: str
@@ -58,15 +59,15 @@ class VerdictRow:
     problem: str = ""
 
     def at(self, threshold: float) -> "VerdictRow":
-        """The same image's row by another threshold, as far as its response says."""
+        """The image's row at another threshold, with what its response alone determines."""
         assert self.response is not None
         verdict = _verdict(round(255 * self.response), threshold)
         return VerdictRow(self.set, self.image, verdict, self.response, threshold, seconds=self.seconds, file=self.file)
 
 
 def find_verdict(row: VerdictRow, grey: NDArray[np.uint8], threshold: float) -> VerdictRow:
-    """An image's row, filled in by its map (H, W), which is not stretched."""
-    from scipy import ndimage  # type: ignore[import-untyped]  # half of what a look at heads would take
+    """An image's row with the verdict on its map (H, W), which must not be normalised."""
+    from scipy import ndimage  # type: ignore[import-untyped]  # slow to load, and commands about heads don't need it
 
     above = grey >= level_of(threshold)
     labels, count = ndimage.label(above, structure=np.ones((3, 3)))
@@ -122,7 +123,7 @@ def write_table(folder: Path, rows: Mapping[str, VerdictRow]) -> None:
 
 
 def read_table(folder: Path) -> dict[str, VerdictRow]:
-    """A folder's rows by their files; none where there is no table, or none as dsu writes them."""
+    """A folder's rows by output file; empty if there is no valid table."""
     try:
         found: list[dict[str, Any]] = json.loads((folder / TABLE_FILES[1]).read_text())
         rows = [VerdictRow(**{**row, "boxes": row["boxes"] and [tuple(box) for box in row["boxes"]]}) for row in found]

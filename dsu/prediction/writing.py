@@ -1,4 +1,4 @@
-"""From masks to files: one file per mask, with a record and a table next to them."""
+"""Write masks to files, with a record and a table next to them."""
 
 import io
 import time
@@ -28,10 +28,9 @@ from dsu.settings import PredictionSettings
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 from dsu_cache import locked
 
-__all__ = ["Look", "Outcome", "row_of", "verdict_of", "write_jobs", "write_mask"]
+__all__ = ["Outcome", "OutputStyle", "row_of", "verdict_of", "write_jobs", "write_mask"]
 
-_KEEP_EVERY: Final = 10.0
-"""Seconds between writes of the table."""
+_SECONDS_BETWEEN_TABLES: Final = 10.0
 
 
 @dataclass
@@ -41,47 +40,48 @@ class Outcome:
     Attributes:
         folder: where the masks are; or the single output file.
         has_truth: whether ground truth of any set is known.
+        written: number of new masks.
+        kept: number of existing predictions of the same head and settings.
+        broken: one sentence for each unreadable image or image without a mask.
+        rows: the verdict of each image, by output file.
+        before: the folder's earlier table.
+        writes_table: whether this process writes the folder's table.
     """
 
     folder: Path
     has_truth: bool = False
     written: int = 0
     kept: int = 0
-    """Existing predictions of the same head and settings."""
     broken: list[str] = field(default_factory=list)
-    """One sentence for each unreadable image or image without a mask."""
     rows: dict[str, VerdictRow] = field(default_factory=dict)
-    """The verdict of each image, by output file."""
     before: dict[str, VerdictRow] = field(default_factory=dict, repr=False)
-    """The folder's earlier table."""
-    keeps: bool = True
-    """Whether this process writes the folder's table."""
-    _kept_at: float = field(default_factory=time.monotonic, repr=False)
-    _fresh: list[VerdictRow] = field(default_factory=list, repr=False)
+    writes_table: bool = True
+    _table_written_at: float = field(default_factory=time.monotonic, repr=False)
+    _not_gathered: list[VerdictRow] = field(default_factory=list, repr=False)
 
-    def count(self, rows: Iterable[VerdictRow]) -> None:
-        """Count what was written, or note what is wrong with it. Raises as `atomic_write`."""
+    def add(self, rows: Iterable[VerdictRow]) -> None:
+        """Add rows of finished images; write the table now and then. Raises as `atomic_write`."""
         for row in rows:
-            self._fresh.append(row)
+            self._not_gathered.append(row)
             self.rows[row.file] = row
             self.written += not row.problem
             self.broken += [row.problem] if row.problem else []
-        if time.monotonic() - self._kept_at > _KEEP_EVERY:  # a command that is killed loses no more
-            self.keep_table()
+        if time.monotonic() - self._table_written_at > _SECONDS_BETWEEN_TABLES:  # for the case of a kill
+            self.write_table()
 
     def gather(self, world: World) -> None:
-        """Count what the other processes have written since they were last asked."""
-        own, self._fresh = self._fresh, []
+        """Add the rows of the other processes since the last call."""
+        own, self._not_gathered = self._not_gathered, []
         for rank, rows in enumerate(world.gathered(own)):
             if rank != world.rank:
-                self.count(rows)
-        self._fresh = []
+                self.add(rows)
+        self._not_gathered = []
 
-    def keep_table(self) -> None:
-        """Write the folder's table, with what has been found so far."""
-        if self.keeps:
+    def write_table(self) -> None:
+        """Write the folder's table with all rows so far."""
+        if self.writes_table:
             write_table(self.folder, self.before | self.rows)
-        self._kept_at = time.monotonic()
+        self._table_written_at = time.monotonic()
 
 
 def write_jobs(
@@ -93,24 +93,26 @@ def write_jobs(
     run: Callable[[Job, Sequence[Target], Outcome, Seen | None], None],
     world: World = ALONE,
 ) -> Outcome:
-    """Let `run` predict the missing targets of all jobs; keep the record and the table of verdicts.
+    """Predict the missing targets of all jobs with `run`; write the record and the table of verdicts.
 
-    Files appear whole or not at all. The folder is held meanwhile: two commands at once would write over each other's
-    record. Raises `DsuError` if `out` holds predictions made otherwise, and `BusyError` if another command
-    predicts into it.
+    Files are written atomically. The folder is locked meanwhile: two commands would overwrite each other's record.
 
     Args:
-        jobs, head, info, out, settings: what is predicted, by which head, and where to.
-        run: predicts targets of a job and counts them in the outcome; where it decodes images, it tells the last
-            argument what their pixels hash to before a mask of theirs is written.
-        world: the processes that divide each job's targets; `run` has all of them, and the first keeps the folder.
+        jobs, head, info, out, settings: what to predict, with which head, and where to.
+        run: predicts targets of a job and adds their rows to the outcome. If it decodes images, it passes their pixel
+            hashes to its last argument before it writes their masks.
+        world: the processes that divide each job's targets. `run` gets all targets in each; rank 0 writes the record.
+
+    Raises `DsuError` if `out` contains predictions made differently, and `BusyError` if another command predicts into
+    it.
     """
-    outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs), keeps=world.leads)
+    outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs))
+    outcome.writes_table = world.leads
     record: dict[str, Any] = {}
 
     def begin(job: Job) -> list[Target]:
         first = not record
-        if first or world.together:  # then the others mark images there, too
+        if first or world.together:  # other processes change the record on the disk
             record.update(open_record(out, head, info, settings))
         if first and record["sets"]:
             outcome.before = read_table(out)
@@ -130,29 +132,29 @@ def write_jobs(
                 if todo:
                     run(job, todo, outcome, trained_on_marker(out, record, job.name, info, world))
                 outcome.gather(world)
-        except BaseException:  # of what a stopped command has written, too
-            with suppress(DsuError):  # the disk is full, the folder is gone: what went wrong first is told
-                outcome.keep_table()
+        except BaseException:  # also when stopped by Ctrl-C
+            with suppress(DsuError):  # report the first error, not that the disk is still full
+                outcome.write_table()
             raise
-        outcome.keep_table()
+        outcome.write_table()
     return outcome
 
 
 def row_of(job: Job, target: Target, outcome: Outcome) -> VerdictRow:
-    """A target's row before it has a mask."""
+    """The row of a target without a mask."""
     return VerdictRow(job.name, target.name, "no mask", file=file_in(outcome.folder, target))
 
 
 def write_mask(
     row: VerdictRow, target: Target, mask: NDArray[np.float32], job: Job, settings: PredictionSettings
 ) -> VerdictRow:
-    """Write what is wanted of a mask (H, W), not stretched yet; its row, with a sentence where nothing is written."""
+    """Write the output for a mask (H, W), not normalised yet; returns its row, with the problem if there is one."""
     row = verdict_of(row, target.image, mask, job.threshold)
     if row.problem:
         return row
-    look = Look(settings.kind, settings.threshold, job.threshold, job.normalization, job.depth)
+    style = OutputStyle(settings.kind, settings.threshold, job.threshold, job.normalization, job.depth)
     try:
-        content = look.png(target.image, mask)
+        content = style.png(target.image, mask)
     except UnreadableImage as error:
         return replace(row, verdict="no mask", problem=str(error))
     atomic_write(target.output, content)
@@ -160,7 +162,7 @@ def write_mask(
 
 
 def verdict_of(row: VerdictRow, image: Path, mask: NDArray[np.float32], threshold: float) -> VerdictRow:
-    """An image's row by its mask (H, W), not stretched; with a sentence where that is no mask."""
+    """An image's row from its mask (H, W), not normalised; with the problem if the mask is not finite."""
     if np.isfinite(mask).all():
         return find_verdict(row, _grey(mask), threshold)
     problem = (
@@ -170,32 +172,32 @@ def verdict_of(row: VerdictRow, image: Path, mask: NDArray[np.float32], threshol
 
 
 @dataclass(frozen=True)
-class Look:
-    """What masks become.
+class OutputStyle:
+    """How masks are written.
 
     Attributes:
-        kind: of picture.
-        cut: where masks are cut to black and white; None leaves them soft.
+        kind: mask, overlay or cutout.
+        binarize_at: threshold for black and white masks; None keeps them soft.
         threshold: from which on soft masks show in overlays and cutouts.
         normalization: see `Normalization`.
-        depth: what is black and white in images of more than 8 bits.
+        depth: black and white point of images with more than 8 bits.
     """
 
     kind: PredictionKind
-    cut: float | None
+    binarize_at: float | None
     threshold: float
     normalization: Normalization = "none"
     depth: Depth | None = None
 
     def png(self, image: Path, mask: NDArray[np.float32], data: bytes | None = None) -> bytes:
-        """The picture of an image (its file, or the file's bytes) and its mask (H, W), which is written over.
+        """The PNG for an image (its file, or the file's bytes) and its mask (H, W), which is overwritten.
 
-        Raises `UnreadableImage` if the image is wanted and can't be read.
+        Raises `UnreadableImage` if the image is needed and can't be read.
         """
         grey = _grey(stretch(mask) if self.normalization == "minmax" else mask)
-        if self.cut is not None:
-            grey = np.where(grey >= level_of(self.cut), np.uint8(255), np.uint8(0))
-        threshold = self.threshold if self.cut is None else DEFAULT_THRESHOLD  # what is cut is black or white
+        if self.binarize_at is not None:
+            grey = np.where(grey >= level_of(self.binarize_at), np.uint8(255), np.uint8(0))
+        threshold = self.threshold if self.binarize_at is None else DEFAULT_THRESHOLD  # between black and white
         if self.kind == "overlay":
             picture = overlay(read_image(image, data, self.depth), grey, threshold)
         elif self.kind == "cutout":

@@ -21,7 +21,7 @@ from dsu.prediction.exported import ExportedSegmenter
 from dsu.prediction.segmenter import Segmenter
 from dsu.prediction.targets import decided_by
 from dsu.prediction.verdicts import VerdictRow
-from dsu.prediction.writing import Look, verdict_of
+from dsu.prediction.writing import OutputStyle, verdict_of
 from dsu.progress import SILENT, Progress
 from dsu.serving.uploads import Upload
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
@@ -89,7 +89,7 @@ class ServedHead:
         cut = None if asked.kind == "map" else self.cut if asked.threshold is None else asked.threshold
         kind = "mask" if asked.kind == "map" else asked.kind
         try:
-            return Look(kind, cut, threshold, depth=self.segmenter.depth).png(image, found, asked.image.data)
+            return OutputStyle(kind, cut, threshold, depth=self.segmenter.depth).png(image, found, asked.image.data)
         except UnreadableImage as error:
             return error
 

@@ -247,7 +247,7 @@ def test_images_that_are_unknown_or_unreadable_leave_three_panels(found: Evaluat
         say = staticmethod(said.append)
         task = staticmethod(SILENT.task)
 
-    write_report(tmp_path / "report.html", {"run": {"s": replace(found, evaluated=cases)}}, progress=Listener())
+    write_report(tmp_path / "report.html", {"run": {"s": replace(found, pairs=cases)}}, progress=Listener())
     strips = Page(tmp_path / "report.html").data["groups"][0]["strips"]
     assert [strip[3] for strip in strips] == [3, 3, 4, 4, 4, 4]
     [complaint] = said
