@@ -1,7 +1,7 @@
-"""One HTML page of an evaluation, which opens from disk without any network: figures, curves, all images.
+"""Write an evaluation as one HTML page that works without a network: scores, curves, all images.
 
-Its style, script and template are the files beside this module. What scripts need is one block of JSON; names of sets,
-runs and images are escaped wherever they stand, so an image may be called anything.
+Style, script and template are files next to this module. The script's data is one block of JSON; all names of sets,
+runs and images are escaped.
 """
 
 import json
@@ -37,21 +37,21 @@ from dsu.report.tables import PLACES, Comparison, Line, Results, by_kind, compar
 __all__ = ["INLINE_PICTURES", "check_report_path", "histogram", "write_report"]
 
 INLINE_PICTURES: Final = 200
-"""Up to so many cases are in the page itself; beyond, a browser would take long to read it, and they lie beside it."""
+"""Maximum number of thumbnails in the page itself; more would load slowly, and go into a folder next to it."""
 
 _PLACES: Final = 6
-"""Decimals of single images' scores in the page: the full figures of 5,000 images would triple it."""
+"""Decimals of single images' scores: all digits of 5,000 images would triple the page's size."""
 _OWN_FILE: Final = re.compile(rf"[0-9a-f]{{20}}{re.escape(SUFFIX)}")
 _MOST_BINS: Final = 5
-"""Of a histogram, in fives, which the ticks divide the axis into: so that bins end where ticks stand."""
+"""Maximum bins between the six ticks of a histogram, each interval with the same number of bins."""
 _ERROR_RANGES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Where a histogram of a measure that is near 0 may end."""
+"""Upper limits for histograms of errors, which are close to 0."""
 
 Floats = NDArray[np.float64]
 Evaluations = Mapping[str, tuple[int, Evaluation]]
-"""Of one set, by the run's name: the run's number and what it scored."""
+"""The evaluations of one set by run, with the run's number."""
 Figure = tuple[str, list[str], "Chart"]
-"""A drawing with its title and remarks."""
+"""A chart with its title and remarks."""
 
 
 def write_report(
@@ -59,24 +59,24 @@ def write_report(
 ) -> None:
     """Write a page about evaluations; the thumbnails of many images go into a folder next to it.
 
-    Few images come first of all, and histograms of their scores are folded away: there the images themselves say more.
+    With few images, these come first and histograms of scores are folded, because the images say more.
 
-    The page is written last and at once, over an earlier one: who stops this keeps that one whole, and drawing goes on
-    from there the next time.
+    The page is written last, atomically: if this is interrupted, an earlier page stays as it was, and the thumbnails
+    drawn so far are reused next time.
 
     Args:
         path: The page, `*.html`.
-        results: Of every run what each set scored.
-        thresholds: Those proposed for a run, by its name.
-        progress: Told of every picture.
+        results: The evaluations of all runs and sets.
+        thresholds: Proposed thresholds by run.
+        progress: Receives every thumbnail.
 
     Raises:
-        UsageError: `path` is no name for a page.
-        DsuError: A picture that can't be read or a file that can't be written.
+        UsageError: `path` does not end in .html.
+        DsuError: An image can't be read or a file can't be written.
     """
     check_report_path(path)
     cases = [(found, case) for sets in results.values() for found in sets.values() for case in found.pairs]
-    # As browsers call what they save with a page.
+    # Browsers use this name for the files of a saved page.
     beside = path.with_name(f"{path.stem}_files")
     folder = beside if len(cases) > INLINE_PICTURES else None
     make_folder(folder or path.parent)
@@ -90,7 +90,7 @@ def write_report(
 
 
 def check_report_path(path: Path) -> None:
-    """Raise `UsageError` unless a page can be called so: it is asked before hours of work, not after."""
+    """Raise `UsageError` if `path` can't be a page; called before hours of work, not after."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--report {path} must be a page: give a name that ends in .html.")
     if path.is_dir():
@@ -98,14 +98,14 @@ def check_report_path(path: Path) -> None:
 
 
 def _sweep(folder: Path, used: set[str]) -> None:
-    """Remove pictures of earlier pages that this one no longer shows; whatever else lies there is left alone."""
+    """Remove thumbnails of earlier pages that this one does not show; other files stay."""
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
         if _OWN_FILE.fullmatch(entry.name) and entry.name not in used:
             entry.unlink(missing_ok=True)
     if not used:
-        with suppress(OSError):  # something else lies there
+        with suppress(OSError):  # it contains other files
             folder.rmdir()
 
 
@@ -139,9 +139,9 @@ def _page(results: Results, strips: Iterable[Strip], thresholds: Mapping[str, Th
 
 
 def _gallery(results: Results, strips: Iterable[Strip]) -> dict[str, Any]:
-    """What the script shows: of every set and run names, scores and pictures of all images, column by column.
+    """The script's data: names, scores and thumbnails of all images of every set and run, column by column.
 
-    Images without an object are named by their places.
+    "empty" lists the indices of images without an object.
     """
     drawn = iter(strips)
     return {
@@ -171,7 +171,7 @@ def _scores(found: Evaluation, metric: str) -> list[float | None]:
 
 
 def metric_html(figure: str) -> Markup:
-    """A figure's name with its kind as index: F_max is F with a low "max", whatever images it is over."""
+    """A figure's name with its kind as a subscript: F_max is F with the subscript "max"."""
     metric, _ = metric_of(figure)
     letter, _, kind = metric.partition("_")
     if metric not in METRICS or not kind:
@@ -180,9 +180,9 @@ def metric_html(figure: str) -> Markup:
 
 
 def _sets(results: Results) -> Iterator[dict[str, Any]]:
-    """What the template tells of each set."""
+    """The template's data for each set."""
     for alone, beside, variants in zip(*(compare(results, rows) for rows in (None, published, ablations)), strict=True):
-        # Numbered as all runs are, which draws a run alike in every set.
+        # Numbers over all runs, so that a run has the same line style in every set.
         evaluated = {
             run: (number, sets[alone.name]) for number, (run, sets) in enumerate(results.items()) if alone.name in sets
         }
@@ -209,7 +209,7 @@ def _title(comparison: Comparison, *, ablation: bool) -> str:
 
 
 def _remarks(of_runs: Mapping[str, str]) -> list[str]:
-    """What is remarked of each run; what is the same for all is said once."""
+    """The remarks on all runs; equal ones once."""
     several = len({*of_runs.values()}) > 1
     return list(dict.fromkeys(f"{run}: {remark}" if several else remark for run, remark in of_runs.items()))
 
@@ -248,7 +248,7 @@ def _distributions(evaluated: Evaluations) -> Iterator[Figure]:
         plain = metric.replace("_", " ")
         numbered = {evaluated[run][0]: values for run, values in scores.items()}
         centres = {run: f"mean {v.mean():.3f}, median {np.median(v):.3f}" for run, v in scores.items()}
-        drawing = histogram(numbered, plain, high, f"How many images score what {plain}")
+        drawing = histogram(numbered, plain, high, f"Number of images by {plain}")
         yield metric_html(metric), _remarks(centres), drawing
 
 
@@ -259,14 +259,14 @@ def _responses(lines: Sequence[Line]) -> list[Figure]:
         assert line.image_level is not None  # a run's
         responses, empty = np.array(line.image_level.responses), np.array(line.image_level.empty)
         kinds = {kind: values for kind, values in enumerate((responses[~empty], responses[empty])) if values.size}
-        summary = "How many images with and without an object respond how strongly"
+        summary = "Number of images with and without an object by response"
         title = f"Responses of {line.label}" if len(lines) > 1 else "Responses"
         drawings.append((title, [], histogram(kinds, "response", 1.0, summary)))
     return drawings
 
 
 def _calibration(results: Results, thresholds: Mapping[str, Thresholds]) -> list[Figure]:
-    """How many images of like responses have an object, of each run whose validation share has images of both kinds."""
+    """How often images with similar responses have an object, for each run with a calibration."""
     lines, remarks = {}, {}
     for number, run in enumerate(results):
         if run in thresholds and thresholds[run].calibration:
@@ -274,7 +274,7 @@ def _calibration(results: Results, thresholds: Mapping[str, Thresholds]) -> list
             lines[number] = (low + high) / 2, some / images
             remarks[run] = f"{thresholds[run].validation}: " + ", ".join(": ".join(one) for one in thresholds[run].bins)
     share = Axis("images with an object", 0, 1)
-    drawing = line_chart(lines, Axis("response", 0, 1), share, "How many images of like responses have an object")
+    drawing = line_chart(lines, Axis("response", 0, 1), share, "Share of images with an object by response")
     return [("Calibration", _remarks(remarks), drawing)] if lines else []
 
 
@@ -283,7 +283,7 @@ def _calibration(results: Results, thresholds: Mapping[str, Thresholds]) -> list
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, and from where to where; ticks are labelled with `places` decimals."""
+    """An axis with its title and range; tick labels have `places` decimals."""
 
     title: str
     low: float
@@ -296,20 +296,20 @@ class Axis:
         return [(value, f"{value:,.{self.places}f}") for value in np.linspace(self.low, self.high, self.steps + 1)]
 
     def share(self, value: ArrayLike) -> Floats:
-        """Where on the axis a value lies, from 0 to 1."""
+        """A value's position on the axis, from 0 to 1."""
         return (np.asarray(value, np.float64) - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of `width` x `height` units with a plot inside.
+    """A chart of `width` x `height` SVG units.
 
     Attributes:
-        width, height: in the drawing's own units, as all places here.
+        width, height: in SVG units, like all positions here.
         x, y: the axes.
-        summary: what a screen reader says of the drawing.
-        bars: whether the shapes are areas, not lines.
-        shapes: the points of each as an SVG has them, by the number of the line style in which it is drawn.
+        summary: the text for screen readers.
+        bars: whether shapes are filled areas, not lines.
+        shapes: each shape's points in SVG syntax, by the number of its line style.
     """
 
     width: int
@@ -331,25 +331,25 @@ class Chart:
 
     @property
     def bottom(self) -> int:
-        """Its lower edge."""
+        """The plot's lower edge."""
         return self.height - 42
 
     def across(self, x: ArrayLike) -> Floats:
-        """Where values lie from left to right."""
+        """Horizontal positions of values."""
         return self.left + self.x.share(x) * (self.right - self.left)
 
     def down(self, y: ArrayLike) -> Floats:
-        """Where values lie from top to bottom."""
+        """Vertical positions of values."""
         return self.bottom - self.y.share(y) * (self.bottom - self.top)
 
     def add(self, number: int, xs: ArrayLike, ys: ArrayLike) -> None:
-        """Add a shape in the line style of that number, without repeats of a place."""
+        """Add a shape in the line style of that number, without repeated points."""
         places = (f"{x:.1f},{y:.1f}" for x, y in zip(self.across(xs), self.down(ys), strict=True))
         self.shapes[number] = " ".join(place for place, _ in groupby(places))
 
 
 def line_chart(lines: Mapping[int, tuple[Floats, Floats]], x: Axis, y: Axis, summary: str) -> Chart:
-    """Draw lines, each in the style of its number."""
+    """A chart of lines, each in the style of its number."""
     chart = Chart(400, 280, x, y, summary)
     for number, (xs, ys) in lines.items():
         chart.add(number, xs, ys)
@@ -357,13 +357,13 @@ def line_chart(lines: Mapping[int, tuple[Floats, Floats]], x: Axis, y: Axis, sum
 
 
 def histogram(scores: Mapping[int, Floats], title: str, high: float, summary: str) -> Chart:
-    """Draw how many images score what over 0..`high` (what lies beyond is in the last bin), styled as `line_chart`."""
-    # Rice's rule, twice the cube root, in fives: few values are not drawn as lone spikes.
+    """A histogram of scores over 0..`high`, with higher ones in the last bin, in the line styles of `line_chart`."""
+    # Rice's rule (twice the cube root), rounded to a multiple of five, so that bins end at ticks.
     bins = 5 * min(max(round(2 * math.cbrt(max(values.size for values in scores.values())) / 5), 1), _MOST_BINS)
     edges = np.linspace(0, high, bins + 1)
     counts = {number: np.histogram(np.clip(values, 0, high), edges)[0] for number, values in scores.items()}
     greatest = max(found.max() for found in counts.values())
-    # Halves of these are whole numbers.
+    # Limits whose halves, the middle ticks, are whole numbers.
     ends = (step * 10**power for power in count() for step in (2, 4, 6, 10))
     images = Axis("images", 0, next(end for end in ends if end >= greatest), steps=2, places=0)
     chart = Chart(300, 190, Axis(title, 0, high, places=1 if high >= 0.5 else 2), images, summary, bars=True)

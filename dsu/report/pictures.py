@@ -1,7 +1,6 @@
-"""The pictures of a report: of every case one strip of image, ground truth, prediction and errors, side by side.
+"""The thumbnails of a report: one strip per image with image, ground truth, prediction and errors.
 
-One file a case instead of four is a quarter of the requests and of the files beside the page, which shows one panel
-of it at a time.
+One file instead of four means a quarter of the requests and files; the page shows one panel at a time.
 """
 
 import hashlib
@@ -21,24 +20,22 @@ from dsu.files import atomic_write
 
 __all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strip"]
 
-# Orange and blue of Okabe and Ito's palette: apart for every kind of colour vision, and in lightness alone.
+# Orange and blue of Okabe and Ito's palette: distinct for every kind of colour vision, and by lightness alone.
 FALSE_POSITIVE: Final = (230, 159, 0)
-"""RGB of what was predicted and is not there."""
 FALSE_NEGATIVE: Final = (0, 114, 178)
-"""RGB of what is there and was missed."""
 SUFFIX: Final = ".webp"
 
 _LONGEST: Final = 320
-"""Pixels of a panel's longer side: sharp in the gallery on a dense screen, and a strip stays at about 20 kB."""
+"""Pixels of a panel's longer side: sharp on high-density screens, at about 20 kB per strip."""
 _GUTTER: Final = 4
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Where a case's strip is, as the page names it, and the size in pixels of one of its panels.
+    """The address of a strip, and the size in pixels of one of its panels.
 
-    The panels' left edges are evenly spaced, so that CSS finds panel k of n at k / (n - 1) of the strip.
-    `complaint` says, in a sentence, why the image is missing from it, though one is known.
+    Panels are evenly spaced: CSS shows panel k of n at k / (n - 1) of the strip. `complaint` says in a sentence why a
+    known image is missing.
     """
 
     source: str
@@ -49,18 +46,17 @@ class Strip:
 
 
 def draw_strip(evaluated: tuple[Evaluation, PredictionPair], folder: Path | None, place: str) -> Strip:
-    """Draw a case's strip.
+    """Draw the strip of an image.
 
-    A file is called by its content's hash: a page that was made before and is still open or stands finds its own
-    pictures until another takes its name, and what is drawn already is not written again.
+    Files are named by their content's hash, so an earlier page still finds its own, and existing files are reused.
 
     Args:
-        evaluated: The case, and what its set scored.
-        folder: Where the file goes; None keeps the picture in the page, as a data URI.
+        evaluated: The evaluation of a set, and one of its pairs.
+        folder: Where to write the file; None embeds it in the page as a data URI.
         place: The folder's address relative to the page.
 
     Raises:
-        DsuError: A file that can't be read or written.
+        DsuError: A file can't be read or written.
     """
     found, case = evaluated
     image, complaint = None, ""
@@ -70,10 +66,10 @@ def draw_strip(evaluated: tuple[Evaluation, PredictionPair], folder: Path | None
         case, complaint = replace(case, image=None), str(error)
     prediction, truth = read_pair(case, found.mask_format, resize=True)
     panels = draw_panels(truth, prediction, image, normalize=found.normalize)
-    # Every panel is continued by its own edge: scaled, it takes no colour from its neighbour.
+    # Repeat every panel's edge, so that scaling does not mix it with its neighbour.
     padded = [np.pad(np.asarray(panel), ((0, 0), (_GUTTER, _GUTTER), (0, 0)), mode="edge") for panel in panels]
     encoded = io.BytesIO()
-    # The default method, 4 of 6, takes more than twice as long for files 4 % smaller.
+    # The default method, 4 of 6, takes more than twice as long for 4 % smaller files.
     Image.fromarray(np.hstack(padded)[:, _GUTTER:-_GUTTER]).save(encoded, "WEBP", quality=80, method=2)
     content = encoded.getvalue()
     if folder is None:
@@ -89,17 +85,16 @@ def draw_strip(evaluated: tuple[Evaluation, PredictionPair], folder: Path | None
 def draw_panels(
     truth: NDArray[np.uint8], prediction: NDArray[np.uint8], image: Image.Image | None, *, normalize: bool
 ) -> list[Image.Image]:
-    """Draw image (where there is one), ground truth, prediction and errors, all of one small size, RGB.
+    """Draw the image (if there is one), ground truth, prediction and errors as RGB thumbnails of one size.
 
-    Errors are those that IoU and Dice count: a map above half against foreground above 128. They are found at full
-    size, so that thin ones fade in the small picture instead of vanishing; what is right keeps the image's greys.
+    Errors are those that IoU and Dice count: a map above 0.5 against foreground above 128. They are found at full size,
+    so thin ones fade in the thumbnail instead of vanishing. Correct pixels keep the image's grey values.
 
     Args:
         truth: Ground truth (H, W).
         prediction: The map (H, W), 0..255.
-        image: What was segmented, of any size.
-        normalize: Whether the map was evaluated stretched from its own minimum to its own maximum, and so is shown; a
-            constant map stays as it is.
+        image: The segmented image, of any size.
+        normalize: Whether to min-max normalise the map, as its evaluation did; a constant map stays as it is.
     """
     low, high = int(prediction.min()), int(prediction.max())
     level = (prediction - float(low)) / (high - low) if normalize and low < high else prediction / 255
@@ -109,7 +104,7 @@ def draw_panels(
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = None if image is None else image.resize(size, Image.Resampling.BICUBIC)
     grey = Image.new("RGB", size, (128, 128, 128)) if small is None else small.convert("L").convert("RGB")
-    # Foreground stays bright and background is dimmed, so that hits are told from what was rightly left out.
+    # Dim the background, to tell true positives from true negatives.
     dimmed = grey.point(lambda value: value // 3)
     errors = Image.composite(grey, dimmed, _shrunk(wanted, size))
     for wrong, colour in ((given & ~wanted, FALSE_POSITIVE), (wanted & ~given, FALSE_NEGATIVE)):

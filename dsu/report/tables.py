@@ -262,7 +262,7 @@ _WITHOUT: Final = "images_without_object"
 def as_markdown(
     results: Results, *, with_paper: bool, metrics: Sequence[str] | None = None, conventions: bool = False
 ) -> str:
-    """A table a set, the best of each column bold; one more where there are images without an object."""
+    """One table per set, the best of each column bold; a second one if there are images without an object."""
     parts = []
     for comparison in compare(results, published if with_paper else None):
         shown = _known(comparison.lines, metrics or METRICS)
@@ -281,10 +281,7 @@ def as_markdown(
 def as_latex(
     results: Results, *, with_paper: bool, metrics: Sequence[str] | None = None, conventions: bool = False
 ) -> str:
-    """One `tabular` for the package booktabs, a block a set, the best of each column bold.
-
-    It has the columns in which any line has a figure.
-    """
+    """One `tabular` for the package booktabs: one block per set, the best of each column bold, no empty columns."""
     comparisons = compare(results, published if with_paper else None)
     shown = _known([line for comparison in comparisons for line in comparison.lines], metrics or METRICS)
     width = len(shown) + 1
@@ -308,10 +305,10 @@ def as_latex(
 def as_csv(
     results: Results, *, with_paper: bool = False, metrics: Sequence[str] | None = None, conventions: bool = False
 ) -> str:
-    """A row a set: its name, its number of images and the figures, to all digits; `conventions` adds nothing.
+    """One row per set: its name, number of images and scores with all digits; `conventions` has no effect.
 
-    Where there is more than one run, or the paper beside it, a first column says whose figures they are. Where any
-    set has images without an object, further columns say how many and give all of `FIGURES`.
+    With several runs, or with the paper, the first column is the run's name. If any set has images without an object,
+    further columns have their number and all of `FIGURES`.
     """
     several = len(results) > 1 or with_paper
     comparisons = compare(results, published if with_paper else None)
@@ -334,7 +331,7 @@ def as_csv(
 
 
 def figures_as_csv(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """`as_csv` of what `as_json` gives for one run."""
+    """`as_csv` of the output of `as_json` for one run."""
     every = {name for found in figures.values() for name in found}
     known = ("trained_on",) if "trained_on" in every else ()
     extra = (_WITHOUT, *IMAGE_LEVEL, *OBJECT) if _WITHOUT in every else ()
@@ -345,7 +342,7 @@ def figures_as_csv(figures: Mapping[str, Mapping[str, Any]]) -> str:
 def as_json(
     results: Results, *, with_paper: bool = False, metrics: Sequence[str] | None = None, conventions: bool = True
 ) -> str:
-    """Map each set's name to its figures, "images" (how many) and "conventions" (in words, always), to all digits.
+    """Map each set's name to its scores with all digits, "images" (their number) and "conventions" (in words).
 
     Where there is more than one run, or the paper beside it, that is below the name of whose figures they are. Sets
     with images without an object have "images_without_object" and all of `FIGURES`; what is not defined is null. Where
@@ -372,10 +369,10 @@ def as_json(
 
 
 def as_per_image(results: Results) -> str:
-    """CSV with a row an image: its set, its name and what can be said of one image; with several runs, its run.
+    """CSV with one row per image: its set, name and scores; with several runs, its run.
 
-    What can be said are the metrics that one image has, its response (the map's largest value, not normalised, in
-    [0, 1]) and whether its ground truth is empty.
+    The scores are the metrics of single images, the response (the map's largest value, not normalised, in [0, 1]) and
+    whether the ground truth is empty.
     """
     rows = (
         {"run": run, "set": name, **row}
@@ -392,12 +389,12 @@ FORMATS: Final[Mapping[str, Callable[..., str]]] = {
     "csv": as_csv,
     "json": as_json,
 }
-"""How results become text; each takes `results`, `with_paper` (whether the published rows stand beside them),
-`metrics` and `conventions` (whether they are told at length)."""
+"""Output formats; each takes `results`, `with_paper` (whether to add published rows), `metrics` and `conventions`
+(whether to print them in full)."""
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV: of each what stands under these columns, and nothing where it lacks one."""
+    """Rows as CSV with these columns; missing values are empty."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -406,7 +403,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def conventions_of(results: Results) -> dict[str, str]:
-    """What all figures rest on, said once; where sets or runs differ in a convention, each after those it is of."""
+    """The conventions of all evaluations; if one differs between sets or runs, each value after their names."""
     several = len(results) > 1
     named = {
         f"{name} of {run}" if several else name: one.conventions
@@ -422,7 +419,7 @@ def conventions_of(results: Results) -> dict[str, str]:
 
 
 def in_short(results: Results) -> str:
-    """Whether maps were stretched, of sets and runs apart where they differ in it, and where to read the rest."""
+    """How maps were normalised, separately for sets and runs that differ, and where to read more."""
     found = {(run, name): one.conventions for run, sets in results.items() for name, one in sets.items()}
     kinds = by_kind(
         (
@@ -440,7 +437,7 @@ def in_short(results: Results) -> str:
 
 
 def _known(lines: Iterable[Line], names: Sequence[str]) -> list[str]:
-    """Those of the figures that any line has; all, where none has any."""
+    """The names of scores that any line has; all names if no line has any."""
     known = {name for line in lines for name in line.figures}
     return [name for name in names if name in known] or list(names)
 
@@ -473,7 +470,7 @@ def _markdown_table(
 
 
 def _conventions(results: Results, *, at_length: bool) -> list[str]:
-    """The conventions, a line each at length, else in one."""
+    """The conventions, one line each with `at_length`, else in one line."""
     if not at_length:
         return [in_short(results)]
     return [f"{what}: {how}" for what, how in conventions_of(results).items()]
@@ -482,7 +479,7 @@ def _conventions(results: Results, *, at_length: bool) -> list[str]:
 def _latex_head(figure: str) -> str:
     metric, over_objects = metric_of(figure)
     symbol = _LATEX_FIGURES.get(metric, rf"\mathrm{{{metric}}}")
-    # A bar, as for a function that is restricted to a part of where it is defined.
+    # A bar, as for a function restricted to a part of its domain.
     restricted = r"|_{\mathrm{object}}" if over_objects else ""
     return rf"${symbol}{restricted}\{'downarrow' if arrow(figure) == '↓' else 'uparrow'}$"
 

@@ -273,7 +273,7 @@ def test_one_image_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("values", "bins"), [(1, 5), (39, 5), (115, 10), (1000, 20), (5019, 25), (10**6, 25)])
 def test_few_scores_have_few_bins_that_end_at_ticks(values: int, bins: int) -> None:
-    chart = histogram({0: np.full(values, 0.5)}, "S", 1.0, "How many images score what")
+    chart = histogram({0: np.full(values, 0.5)}, "S", 1.0, "Number of images by S")
     edges = {float(corner.split(",")[0]) for corner in chart.shapes[0].split()}
     ticks = {round(float(chart.across(value)), 1) for value, _ in chart.x.ticks()}
     assert len(edges) == bins + 1 and len(ticks) == 6 and ticks <= edges

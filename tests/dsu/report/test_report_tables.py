@@ -173,9 +173,9 @@ def test_what_is_not_defined_is_a_dash_with_its_reason(first: Evaluation) -> Non
     told = json.loads(as_json(results))["clean"]
     assert told["AUROC"] is None and told["IoU_object"] is None and told["false_alarms"] == 0.5
     markdown = as_markdown(results, with_paper=False, metrics=["S", "false_alarms", "AUROC"])
-    assert "AUROC not defined, since no image has an object" in markdown
+    assert "AUROC undefined, because no image has an object" in markdown
     plain = as_markdown({"run": {"x": first}}, with_paper=False, metrics=["S", "AUROC", "misses"])
-    assert "AUROC not defined, since every image has an object" in plain and "misses not defined" not in plain
+    assert "AUROC undefined, because every image has an object" in plain and "misses undefined" not in plain
 
 
 def test_stretched_maps_are_said_to_say_nothing_of_empty_images(first: Evaluation) -> None:
