@@ -1,9 +1,8 @@
-"""Figures side by side, runs and the paper's rows, which of them are best, and all as text, for papers and programs.
+"""Tables that compare runs with each other and with the paper: Markdown and LaTeX for papers, CSV and JSON for programs.
 
-Markdown and LaTeX print three places, as the paper does, and what is best is judged by what is printed: figures that
-read the same share the mark. CSV and JSON have all digits. Each takes `metrics`, the figures to tell and their order
-(of `dsu.metrics.figures.FIGURES`); without, it tells all metrics and, where there are images without an object, what
-those call for.
+Markdown and LaTeX print three decimals, as the paper does, and mark the best of the printed numbers: equal ones share
+the mark. CSV and JSON have all digits. Each takes `metrics`, names of `FIGURES` in the order to print; by default all
+metrics and, if there are images without an object, the metrics for those.
 """
 
 import csv
@@ -31,7 +30,7 @@ from dsu.metrics.figures import (
     over_objects,
 )
 from dsu.metrics.image_level import ImageLevel
-from dsu.metrics.paper import PublishedRow, incomparable, judged_in_part, published
+from dsu.metrics.paper import PublishedRow, evaluated_in_part, incomparable, published
 
 __all__ = [
     "FORMATS",
@@ -54,40 +53,40 @@ __all__ = [
 ]
 
 Results = Mapping[str, Mapping[str, Evaluation]]
-"""Of every run, by its name, what each set scored, by the set's name."""
+"""Evaluations by run and set."""
 
 T = TypeVar("T", bound=Hashable)
 
 PLACES: Final = 3
-"""Decimals that stand beside the paper's, which prints as many."""
+"""Decimals in tables with the paper's scores, which have as many."""
 
 _UNCERTAIN: Final = "last digits hard to read in the paper's scan"
-_MIXED: Final = "The runs were judged on different images, so no figure is marked as the best."
+_MIXED: Final = "The runs were evaluated on different images, so no figure is marked as the best."
 _NOISE: Final = (
-    "min-max normalisation turns the least noise on images without an object into full range, which S, E and MAE over "
-    "all images count: --normalize none judges the maps as they are"
+    "min-max normalisation amplifies faint noise on images without an object to the full range, which spoils S, E and "
+    "MAE over all images: --normalize none evaluates the maps as they are"
 )
 _STRETCHED: Final = (
-    "every map reaches full range, as those do that were min-max normalised when they were predicted, so false "
-    "alarms, misses and AUROC say nothing: predict with --normalize none"
+    "every map reaches the full range, as after min-max normalisation at prediction, so false alarms, misses and AUROC "
+    "say nothing: predict with --normalize none"
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run's or published method's figures on one set.
+    """The scores of one run or published method on one set.
 
     Attributes:
         label: The run's or the method's name.
-        figures: What is known of it, by a name of `FIGURES`.
-        images: How many images a run was judged on; None for published figures.
-        approximate: Whether a published last digit is hard to read.
-        remark: Why a run's figures are not to be compared with published ones; empty where they are.
-        image_level: What a run's images answered; None for published figures.
-        minmax: Whether a run's maps were min-max normalised when they were judged.
-        missing: How many more images the set has, which the run has no prediction of.
-        trained_on: How many of its images the run was trained on.
-        faint: Why its IoU and Dice are next to nothing, where its maps are faint.
+        figures: Known scores by their names in `FIGURES`.
+        images: Number of images that a run was evaluated on; None for published scores.
+        approximate: Whether the last digits of published scores are hard to read.
+        remark: Why a run's scores are not comparable with published ones; empty if they are.
+        image_level: Metrics of whole images; None for published scores.
+        minmax: Whether the evaluation min-max normalised the maps.
+        missing: Number of images of the set without a prediction.
+        trained_on: Number of images that the run was trained on.
+        faint: Why IoU and Dice are close to zero, if the maps are faint.
     """
 
     label: str
@@ -103,32 +102,32 @@ class Line:
 
     @property
     def published(self) -> bool:
-        """Whether these are the paper's figures."""
+        """Whether these scores are the paper's."""
         return self.images is None
 
     @property
     def title(self) -> str:
-        """The label, saying of published figures that they are the paper's."""
+        """The label, marked if the scores are the paper's."""
         return f"{self.label} (paper{', approximate' if self.approximate else ''})" if self.published else self.label
 
     @property
     def without_object(self) -> int:
-        """How many of the images have no object."""
+        """Number of images without an object."""
         return 0 if self.image_level is None else self.image_level.without_object
 
     def notes(self, shown: Sequence[str]) -> list[str]:
-        """What a reader of the figures called `shown` should know of this run's, in sentences."""
+        """What readers of the scores named `shown` should know about this line, in sentences."""
         found = [f"not comparable with the paper, {self.remark}"] if self.remark else []
         if self.missing and self.images is not None and not self.remark:
-            found.append(judged_in_part(self.images, self.images + self.missing))
+            found.append(evaluated_in_part(self.images, self.images + self.missing))
         if self.trained_on:
-            found.append(f"trained on {self.trained_on:,} of the {self.images:,} images, so the figures flatter it")
+            found.append(f"trained on {self.trained_on:,} of the {self.images:,} images, so the scores are too good")
         if self.faint and {"IoU", "Dice"} & {*shown}:
             found.append(self.faint)
         if self.image_level is not None:
             undefined = [figure_name(name) for name in shown if name in FIGURES and name not in self.figures]
             if undefined:
-                found.append(f"{', '.join(undefined)} not defined, since {self.image_level.lacking}")
+                found.append(f"{', '.join(undefined)} undefined, because {self.image_level.lacking}")
         if self.image_level is not None and self.without_object:
             if self.minmax and {*shown} & {*METRICS}:
                 found.append(_NOISE)
@@ -139,17 +138,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All lines of one set, the paper's first."""
+    """All lines of one set, the paper's first.
+
+    `mixed` says whether the runs were evaluated on different images; then no score is the best.
+    """
 
     name: str
     lines: tuple[Line, ...]
     mixed: bool = False
-    """Whether the runs were not all judged on the same images, so that no figure is the best."""
 
     def is_best(self, line: Line, metric: str) -> bool:
-        """Whether no other line prints a better figure; of nothing to compare with, nothing is best.
+        """Whether no other line prints a better score; False if there is nothing to compare with.
 
-        Beside published figures, runs that are not comparable with them are out of the contest.
+        Next to published scores, runs that are not comparable with them never count.
         """
         if self.mixed:
             return False
@@ -161,18 +162,18 @@ class Comparison:
 
     @property
     def printed(self) -> list[str]:
-        """The metrics that the paper prints of the set; none for sets of which it prints nothing."""
+        """The metrics that the paper prints for the set, if any."""
         paper = [line for line in self.lines if line.published]
         return [name for name in METRICS if any(name in line.figures for line in paper)]
 
     def shown(self, metrics: Sequence[str] | None = None) -> tuple[str, ...]:
-        """The figures to tell: those asked for, else all metrics, and what images without an object call for."""
+        """Names of the scores to print: those asked for, else all metrics and, if useful, those for empty images."""
         if metrics is not None:
             return tuple(metrics)
         return (*METRICS, *((*IMAGE_LEVEL, *SPOILT) if self.with_empties else ()))
 
     def notes(self, metrics: Sequence[str] | None = None) -> list[str]:
-        """What a reader of the table should know of single lines, in sentences."""
+        """What readers of the table should know about its lines, in sentences."""
         uncertain = [line.label for line in self.lines if line.approximate]
         found = [f"{' and '.join(uncertain)}: {_UNCERTAIN}."] if uncertain else []
         found += [_MIXED] if self.mixed else []
@@ -180,20 +181,19 @@ class Comparison:
 
     @property
     def with_empties(self) -> bool:
-        """Whether any run was judged on images without an object."""
+        """Whether any run was evaluated on images without an object."""
         return any(line.without_object for line in self.lines)
 
 
 def compare(results: Results, paper: Callable[[str], tuple[PublishedRow, ...]] | None = published) -> list[Comparison]:
-    """Put every set's figures side by side.
+    """Compare the scores of every set.
 
     Args:
-        results: What was judged.
-        paper: Gives the published rows of a set (`published` or `ablations` of `dsu.metrics.paper`); None: without
-            them.
+        results: The evaluations.
+        paper: Returns the published rows of a set: `published` or `ablations` of `dsu.metrics.paper`; None for none.
 
     Returns:
-        A comparison a set, in the order in which the runs first name them.
+        One comparison per set, in the order of the runs' sets.
     """
     names = dict.fromkeys(chain.from_iterable(results.values()))
     return [
@@ -210,7 +210,7 @@ def compare(results: Results, paper: Callable[[str], tuple[PublishedRow, ...]] |
 
 
 def by_kind(named: Iterable[tuple[str, T]]) -> dict[T, list[str]]:
-    """The names of those that are alike."""
+    """Group names by their values."""
     kinds: dict[T, list[str]] = {}
     for name, kind in named:
         kinds.setdefault(kind, []).append(name)
@@ -218,8 +218,8 @@ def by_kind(named: Iterable[tuple[str, T]]) -> dict[T, list[str]]:
 
 
 def _images_of(found: Evaluation) -> frozenset[str]:
-    """Which images a run was judged on."""
-    return frozenset(one.name for one in found.judged)
+    """The images of an evaluation."""
+    return frozenset(one.name for one in found.pairs)
 
 
 def _line(run: str, name: str, found: Evaluation) -> Line:
@@ -269,10 +269,10 @@ def as_markdown(
         parts.append(f"### {_markdown(comparison.name)}\n")
         parts.append(_markdown_table(comparison, comparison.lines, shown, {"images": lambda line: line.images}))
         if comparison.with_empties and metrics is None:
-            judged = [line for line in comparison.lines if not line.published]
-            extra = _known(judged, [name for name in comparison.shown() if name not in METRICS])
+            evaluated = [line for line in comparison.lines if not line.published]
+            extra = _known(evaluated, [name for name in comparison.shown() if name not in METRICS])
             counts = {"without an object": lambda line: line.without_object}
-            parts.append(_markdown_table(comparison, judged, extra, counts))
+            parts.append(_markdown_table(comparison, evaluated, extra, counts))
         parts += [f"{_markdown(note)}\n" for note in comparison.notes(metrics)]
     parts += [f"{_markdown(line)}\n" for line in _conventions(results, at_length=conventions)]
     return "\n".join(parts)
@@ -344,10 +344,9 @@ def as_json(
 ) -> str:
     """Map each set's name to its scores with all digits, "images" (their number) and "conventions" (in words).
 
-    Where there is more than one run, or the paper beside it, that is below the name of whose figures they are. Sets
-    with images without an object have "images_without_object" and all of `FIGURES`; what is not defined is null. Where
-    there are ground truths without a prediction, "missing" is their number; where images were judged that the head was
-    trained on, "trained_on" is theirs.
+    With several runs, or with the paper, each run's sets are below its name. Sets with images without an object have
+    "images_without_object" and all of `FIGURES`; undefined ones are null. "missing" is the number of ground truths
+    without a prediction, if there are any, "trained_on" the number of images that the head was trained on.
     """
     content: dict[str, dict[str, Any]] = {}
     for comparison in compare(results, published if with_paper else None):
