@@ -1,4 +1,4 @@
-"""Tables that compare runs with each other and with the paper: Markdown and LaTeX for papers, CSV and JSON for programs.
+"""Tables that compare runs with each other and the paper: Markdown and LaTeX for papers, CSV and JSON for programs.
 
 Markdown and LaTeX print three decimals, as the paper does, and mark the best of the printed numbers: equal ones share
 the mark. CSV and JSON have all digits. Each takes `metrics`, names of `FIGURES` in the order to print; by default all

@@ -182,7 +182,7 @@ def test_stretched_maps_are_said_to_say_nothing_of_empty_images(first: Evaluatio
     level = ImageLevel((1.0, 254 / 255), (False, True))
     [as_predicted] = compare({"run": {"x": replace(first, images=2, image_level=level, normalize=False)}})
     [note] = as_predicted.notes()
-    assert "every map reaches full range" in note
+    assert "every map reaches the full range" in note
     [when_evaluated] = compare({"run": {"x": with_empties(first, 0.2)}})
     [note] = when_evaluated.notes()
     assert "--normalize none" in note and when_evaluated.notes(["AUROC"]) == []
@@ -201,7 +201,7 @@ def test_a_part_of_ones_own_set_is_said_to_be_one(first: Evaluation) -> None:
 def test_latex_is_no_wider_than_its_figures(first: Evaluation) -> None:
     clean = replace(first, image_level=ImageLevel((1.0,), (False,)))
     text = as_latex({"run": {"x": clean}}, with_paper=False, metrics=["S", "AUROC", "false_alarms", "IoU_object"])
-    assert r"\begin{tabular}{l*{2}{c}}" in text and "% run: AUROC, false alarms not defined" in text
+    assert r"\begin{tabular}{l*{2}{c}}" in text and "% run: AUROC, false alarms undefined" in text
     assert r"$\mathrm{IoU}|_{\mathrm{object}}\uparrow$" in text
     mixed = as_latex({"run": {"x": with_empties(first, 0.2)}}, with_paper=False, metrics=FIGURES)
     assert f"l*{{{len(FIGURES)}}}{{c}}" in mixed and r"\mathrm{false\ alarms}\downarrow" in mixed
