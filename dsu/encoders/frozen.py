@@ -2,19 +2,19 @@
 
 `run_block` runs a block, on a CPU without window padding: the same result as sam2's own block with fewer operations.
 
-sam2 cuts a map into square windows and pads it with zeros where they do not fit: at 352 pixels Hiera stage 3 is 22x22
+sam2 divides a map into square windows, and pads it with zeros if they do not fit: at 352 pixels Hiera stage 3 is 22x22
 with windows of 16, so a block computes 1024 tokens instead of 484. Three facts make that unnecessary:
 
 * Normalisation, linear layers and MLP process one token at a time. They need only the real tokens.
-* A padded token is zero after the norm. Its query, key and value are the bias of the `qkv` layer, the same for all of
-    them, and its own output is cropped away.
-* Attention does not depend on where a key comes from. So the real queries of a window over its real keys, and one copy
-    of the bias's key and value per padded token, give the published numbers.
+* A padded token is zero after the norm. Its query, key and value are the bias of the `qkv` layer, the same for all
+  padded tokens, and its own output is cropped away.
+* Attention does not depend on where a key comes from. So attention of a window's real queries over its real keys, plus
+  one copy of the bias's key and value per padded token, gives the published numbers.
 
-There are at most four window shapes: whole, cut at the right, at the bottom, and at the corner. Each is one call of
-torch's fused attention. Instead of the copies, one key with its logit raised by the logarithm of their number would
-work too; but bf16 rounds that logarithm by up to a percent, and a mask rules out the fastest kernels. For Hiera-L at
-352 pixels this is 102 instead of 134 G multiply-adds per image.
+There are at most four window shapes: whole, cropped at the right, at the bottom, and at the corner. Each is one call of
+torch's fused attention. A single key with the logarithm of the number of copies added to its logit would work too, but
+bf16 rounds that logarithm by up to a percent, and a mask rules out the fastest kernels. For Hiera-L at 352 pixels this
+takes 102 instead of 134 G multiply-adds per image.
 
 On a GPU four small calls take longer than one padded call, so windows are padded there as in sam2.
 
@@ -71,7 +71,7 @@ def build_dino(spec: DinoSpec, size: int) -> "VisionTransformer":
 def dino_maps(encoder: "VisionTransformer", pixels: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
     """Patch tokens after the given blocks (counted from 1), each through the final norm.
 
-    (B, 3, S, S) normalised pixels to one (B, C, S/14, S/14) a block; for the last block these are DINOv2's
+    (B, 3, S, S) normalised pixels to one (B, C, S/14, S/14) per block; for the last block these are DINOv2's
     `x_norm_patchtokens`.
     """
     with torch.no_grad():
@@ -101,7 +101,7 @@ def embed_pixels(trunk: "Hiera", pixels: Tensor) -> Tensor:
 
 
 def run_block(block: "MultiScaleBlock", tokens: Tensor) -> Tensor:
-    """What `block(tokens)` gives in evaluation mode: (B, H, W, C) to (B, H', W', C')."""
+    """The result of `block(tokens)` in evaluation mode: (B, H, W, C) to (B, H', W', C')."""
     tokens = tokens.contiguous()  # the patch embedding leaves them channels first
     normed = block.norm1(tokens)
     shortcut = tokens if block.dim == block.dim_out else _pool(block.proj(normed), block.pool)
@@ -118,7 +118,7 @@ def _pool(x: Tensor, pool: nn.Module | None) -> Tensor:
 
 
 def padded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
-    """Apply `layer` within windows of that side (0: one window over all), the last ones padded with zeros.
+    """Apply `layer` within windows with side `window` (0: one window over the map), the last ones padded with zeros.
 
     (B, H, W, C) to (B, H', W', C').
     """
@@ -139,10 +139,16 @@ def padded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Te
 
 def unpadded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> Tensor:
     """The result of `padded_attention`, without padding."""
-    strips = layer.qkv(x).split(_parts(x.shape[1], window), dim=1)
+    strips = layer.qkv(x).split(_window_lengths(x.shape[1], window), dim=1)
     mixed = torch.cat(
         [
-            torch.cat([_windows(layer, part, window) for part in strip.split(_parts(x.shape[2], window), 2)], dim=2)
+            torch.cat(
+                [
+                    _attend_in_windows(layer, part, window)
+                    for part in strip.split(_window_lengths(x.shape[2], window), 2)
+                ],
+                dim=2,
+            )
             for strip in strips
         ],
         dim=1,
@@ -151,13 +157,13 @@ def unpadded_attention(layer: "MultiScaleAttention", x: Tensor, window: int) -> 
     return result
 
 
-def _parts(side: int, window: int) -> list[int]:
-    """How much of a side whole windows cover, and the remainder for the last, cut window."""
+def _window_lengths(side: int, window: int) -> list[int]:
+    """The length of a side that whole windows cover, and the remainder for the last, cropped window."""
     rest = side % window if window else 0
     return [length for length in (side - rest, rest) if length]
 
 
-def _windows(layer: "MultiScaleAttention", qkv: Tensor, window: int) -> Tensor:
+def _attend_in_windows(layer: "MultiScaleAttention", qkv: Tensor, window: int) -> Tensor:
     """Attention within the equally shaped windows of one part of the map: (B, H, W, 3 C') to (B, H', W', C')."""
     batch, height, width, _ = qkv.shape
     high, wide = min(height, window or height), min(width, window or width)

@@ -30,8 +30,8 @@ class Source:
     """The source of one encoder's weights.
 
     Attributes:
-        what: the encoder's name for people.
-        option, variable: how a user gives their path.
+        what: the encoder's display name.
+        option, variable: option and environment variable for the path of the weights.
         repository, filename: on the Hugging Face hub; empty for an unpublished size.
         licence: of the published weights, as a hub identifier.
     """

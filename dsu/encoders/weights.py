@@ -1,7 +1,7 @@
 """Find, load and identify the encoders' weights.
 
-Official files only: SAM 2.1's checkpoints as Meta publishes them, DINOv2 from timm or Meta. The search order is a path
-from an option or environment variable, then the Hugging Face hub with its ordinary cache. Pickled code is never run.
+Only official files: SAM 2.1's checkpoints as published by Meta, DINOv2 from timm or Meta. The search order is a path
+from an option or environment variable, then the Hugging Face hub with its usual cache. Pickled code is never run.
 """
 
 import hashlib
@@ -42,28 +42,27 @@ _LOG: Final = logging.getLogger(__name__)
 
 _SAM_PREFIX = "image_encoder.trunk."
 
-
 _CONTAINERS: Final = frozenset({"model", "state_dict", "model_state_dict", "student", "teacher"})
-"""Keys under which training programs store weights, next to an optimiser's state and the like."""
+"""Keys under which training programs store weights, next to an optimiser's state, for example."""
 _PREFIXES: Final = ("module.", "backbone.", "teacher.", "student.", "model.")
-"""Prefixes of names."""
-_NO_CHECKPOINT: Final = {
+"""Prefixes that training programs add to the names of parameters."""
+_NOT_CHECKPOINTS: Final = {
     b"<!doctype html": "an HTML page, such as a login page",
     b"<html": "an HTML page, such as a login page",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
-"""First bytes of files often saved instead of a checkpoint."""
+"""First bytes of files that are often saved instead of a checkpoint."""
 
 
 def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", str]:
     """The frozen trunk and its weights' digest.
 
-    Raises `DsuError` if the weights can't be read or don't fit, and `MissingWeightsError` if there are none. It names
-    DINOv2's too if they are also missing, so that the user downloads once.
+    Raises `DsuError` if the weights can't be read or don't fit, and `MissingWeightsError` if there are none. The
+    message also names DINOv2's weights if they are missing, so that the user can download both at once.
     """
     spec = config.hiera
     if "hiera" in weights.random_of(config):
-        return _random(lambda: build_hiera(spec), seed=1)
+        return _random_module(lambda: build_hiera(spec), seed=1)
     others = [] if weights.dino else [source_of("dino", config.dino.name)]
     path = _find(source_of("hiera", spec.name), weights.hiera, weights.download, others)
     state = read_checkpoint(path)
@@ -74,7 +73,7 @@ def load_hiera(config: DSUNetConfig, weights: EncoderWeights) -> tuple["Hiera", 
 
 
 def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTransformer", str]:
-    """The frozen transformer, its position table resampled timm's way to the input size, and its digest.
+    """The frozen transformer, with its position table resampled to the input size as in timm, and its digest.
 
     Raises `DsuError` if the weights can't be read or don't fit, and `MissingWeightsError` if there are none.
     """
@@ -82,15 +81,15 @@ def load_dino(config: DSUNetConfig, weights: EncoderWeights) -> tuple["VisionTra
 
     spec, size = config.dino, config.dino_size
     if "dino" in weights.random_of(config):
-        return _random(lambda: build_dino(spec, size), seed=2)
+        return _random_module(lambda: build_dino(spec, size), seed=2)
     path = _find(source_of("dino", spec.name), weights.dino, weights.download)
     state = read_checkpoint(path)
     encoder = build_dino(spec, size)
     what = f"DINOv2 checkpoint of {spec.name}"
     try:
         converted = checkpoint_filter_fn(state, encoder)
-    except Exception as error:  # timm reads keys and shapes of anything
-        raise DsuError(_misfit(path, what, str(error))) from error
+    except Exception as error:  # timm may raise anything for unexpected keys or shapes
+        raise DsuError(_mismatch_message(path, what, str(error))) from error
     _load(encoder, {key: value for key, value in converted.items() if key != "mask_token"}, path, what)
     return encoder, weights_digest(encoder)
 
@@ -125,7 +124,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     check_checkpoint(path)
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
-    for beginning, what in _NO_CHECKPOINT.items():
+    for beginning, what in _NOT_CHECKPOINTS.items():
         if start.startswith(beginning):
             raise DsuError(f"{path} is {what}: download the actual file.")
     try:
@@ -133,7 +132,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings():  # for pickles not from torch, which are refused or read unchanged
+        with warnings.catch_warnings():  # about pickles not from torch, which are refused or read correctly
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -143,7 +142,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # the parsers of torch and safetensors may raise anything
         raise DsuError(f"{path} can't be read as a checkpoint ({reason_of(error)}): download it again.") from error
-    state, stripped = _unwrapped(state)
+    state, stripped = _unwrap(state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DsuError(f"{path} is not a state dict of tensors: give the published checkpoint.")
     if stripped:
@@ -152,15 +151,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _unwrapped(state: Any) -> tuple[Any, list[str]]:
-    """Weights without known wrappers of training programs, and the wrappers' names."""
+def _unwrap(state: Any) -> tuple[Any, list[str]]:
+    """Weights without the wrappers that training programs add, and the names of these wrappers."""
     stripped = []
     while isinstance(state, Mapping) and len(inner := _CONTAINERS & state.keys()) == 1:
         [name] = inner
         if not isinstance(state[name], Mapping):
             break
         state = state[name]
-        stripped += [] if name == "model" else [name]  # Meta's own
+        stripped += [] if name == "model" else [name]  # Meta's own files have this wrapper
     while isinstance(state, Mapping) and state:
         prefix = next((one for one in _PREFIXES if all(str(key).startswith(one) for key in state)), None)
         if prefix is None:
@@ -171,9 +170,11 @@ def _unwrapped(state: Any) -> tuple[Any, list[str]]:
 
 
 def _find(source: Source, given: Path | None, may_download: bool, others: Sequence[Source] = ()) -> Path:
-    """A local path: the given one, or in the hub's cache (downloads if allowed); also names missing `others`.
+    """The local path of weights: `given`, or in the hub's cache (downloaded if allowed).
 
-    Cached files are used without asking the hub: published weights do not change.
+    Cached files are used without a request to the hub, since published weights do not change. Raises `UsageError` if
+    the weights are not published, and `MissingWeightsError` if they can't be downloaded; it names missing `others`,
+    too.
     """
     path = given or locate(source)
     if path is not None:
@@ -185,12 +186,12 @@ def _find(source: Source, given: Path | None, may_download: bool, others: Sequen
         if not may_download:
             raise OutOfReachError("access to the Hugging Face hub is off")
         return download(source.repository, source.filename)
-    except Exception as error:  # network, authorisation, a full disk: the same way out for all
+    except Exception as error:  # network, authorisation, a full disk: the remedy is the same
         missing = [source, *(other for other in others if other.repository and locate(other) is None)]
-        raise MissingWeightsError(_how_to_get(missing, reason_of(error))) from error
+        raise MissingWeightsError(_download_advice(missing, reason_of(error))) from error
 
 
-def _how_to_get(missing: Sequence[Source], reason: str) -> str:
+def _download_advice(missing: Sequence[Source], reason: str) -> str:
     commands = [f"`hf download {source.repository} {source.filename} --local-dir .`" for source in missing]
     options = [f"{source.option} FILE (or {source.variable})" for source in missing]
     return (
@@ -205,16 +206,16 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str)
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise DsuError(_misfit(path, what, str(error))) from error
+        raise DsuError(_mismatch_message(path, what, str(error))) from error
 
 
-def _misfit(path: Path, what: str, reason: str) -> str:
+def _mismatch_message(path: Path, what: str, reason: str) -> str:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     detail = next((line for line in lines[1:]), lines[0] if lines else "unknown keys")
     return f"{path} is not a {what} ({detail[:200].rstrip('.')}): give the published file of that size."
 
 
-def _random(build: Callable[[], _M], seed: int) -> tuple[_M, str]:
+def _random_module(build: Callable[[], _M], seed: int) -> tuple[_M, str]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = build()

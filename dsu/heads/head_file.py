@@ -1,4 +1,4 @@
-"""A head's file: trained parameters and batch norm statistics, and everything needed to load it without other files."""
+"""A head's file: trained parameters, batch norm statistics and metadata, sufficient to load it without other files."""
 
 import hashlib
 import json
@@ -36,7 +36,6 @@ __all__ = [
     "image_digits",
     "is_exported",
     "is_finished",
-    "living",
     "load_head",
     "precision_of",
     "predictions_folder",
@@ -75,7 +74,7 @@ class HeadInfo(BaseModel):
         training: the resolved settings of the run.
         epoch: epochs trained.
         metrics: on the held-out images, if any.
-        threshold: for alarms and pictures, in (0, 1]; None: none chosen.
+        threshold: for verdicts, overlays and cutouts, in (0, 1]; None: none was chosen.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -95,7 +94,7 @@ class HeadInfo(BaseModel):
     threshold: float | None = Field(default=None, gt=0, le=1)
 
     def was_trained_on(self, *contents: str) -> bool:
-        """Whether an image was used for training, by the SHA-256 of its file or of its pixels."""
+        """Whether an image was used for training; `contents`: the SHA-256 of its file, of its pixels, or both."""
         return any(content[:IMAGE_DIGITS] in self._images for content in contents)
 
     @cached_property
@@ -105,13 +104,13 @@ class HeadInfo(BaseModel):
 
     @property
     def tiling(self) -> Tiling | None:
-        """The tiling of its training images."""
+        """The tiling of the training images; None: none was recorded."""
         noted = [self.dataset.get(field) for field in ("tile", "overlap")]
         return Tiling.of(*noted) if all(type(number) is int for number in noted) else None
 
     @property
     def depth(self) -> tuple[float, float] | None:
-        """The black and white point of images with more than 8 bits in training."""
+        """The black and white point in training for images with more than 8 bits; None: none was recorded."""
         noted = self.dataset.get("depth")
         if isinstance(noted, list) and len(noted) == 2 and all(isinstance(one, int | float) for one in noted):
             return float(noted[0]), float(noted[1])
@@ -119,7 +118,7 @@ class HeadInfo(BaseModel):
 
     @property
     def public(self) -> "HeadInfo":
-        """The public part: no local paths, no sample names."""
+        """A copy with only the public part: no local paths, no sample names."""
         dataset = {key: self.dataset[key] for key in _PUBLIC if key in self.dataset}
         training = {**self.training}
         if isinstance(training.get("init_from"), str):
@@ -140,12 +139,12 @@ class HeadInfo(BaseModel):
 
     @property
     def known_encoders(self) -> tuple[str, ...]:
-        """Those whose weights are the published ones, as far as is known: given as a file they may be anyone's."""
+        """The encoders whose weights are known to be the published ones: weights given as a file may be any."""
         return () if self.random_weights else tuple(self.training.get("known_encoders", ("hiera", "dino")))
 
     @property
     def encoder_batch_size(self) -> int | None:
-        """The encoder batch size in training."""
+        """The encoder batch size in training; None: none was recorded."""
         size = self.training.get("encoder_batch_size")
         return size if type(size) is int and size > 0 else None
 
@@ -189,7 +188,7 @@ def load_head(path: Path) -> "tuple[dict[str, Tensor], HeadInfo]":
 def head_sha256(path: Path) -> str:
     """A head's identity: the SHA-256 of its tensors, without its metadata.
 
-    For an exported model, that of its file. Raises `DsuError` for any other file.
+    For an exported model, the SHA-256 of its file. Raises `DsuError` for any other file.
     """
     try:
         content = path.read_bytes()
@@ -203,7 +202,7 @@ def head_sha256(path: Path) -> str:
 
 
 def set_threshold(path: Path, threshold: float | None) -> None:
-    """Store a threshold with a head. Keeps its file time and existing predictions valid.
+    """Store a threshold with a head; the file's time does not change, and existing predictions stay valid.
 
     Raises `DsuError` as `load_head` and `atomic_write`.
     """
@@ -235,7 +234,7 @@ def read_head_info(path: Path) -> HeadInfo:
         raise DsuError(
             f"The head {path} has settings that do not fit ({reasons}): restore or train it again."
         ) from error
-    except ValueError as error:  # not JSON: pydantic's error is a ValueError too, so it comes first
+    except ValueError as error:  # not JSON; pydantic's error is a ValueError too, so it is handled above
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
 
 
@@ -244,8 +243,8 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
 
     Args:
         given: a run folder, an exported folder, a head's file, an exported model, or OWNER/NAME on the Hugging Face hub
-            (a local path takes precedence); None takes the newest head below `runs`.
-        runs: folder of run folders.
+            (a local path takes precedence); None: the newest head below `runs`.
+        runs: the folder that contains run folders.
         revision: branch, tag or commit of a repository on the hub.
 
     Raises `UsageError` if there is none, and as `dsu.hub.fetch`.
@@ -259,14 +258,14 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
         found = sorted(_runs_with(HEAD_FILE, runs), key=lambda run: (run / HEAD_FILE).stat().st_mtime)
         if not found:
             unfinished = sorted(_runs_with(STATE_FILE, runs), key=lambda run: (run / STATE_FILE).stat().st_mtime)
-            why = _unfinished(unfinished[-1]) if unfinished else "run `dsu train-head`"
+            why = _unfinished_advice(unfinished[-1]) if unfinished else "run `dsu train-head`"
             raise UsageError(f"There is no trained head below {runs}/: {why}, or give a head with --head.")
         return found[-1] / HEAD_FILE
     if is_hub_name(given):
         return fetch(str(given), HEAD_FILE, revision)
     path = Path(given) / HEAD_FILE if Path(given).is_dir() else Path(given)
     if not path.is_file() and (path.parent / STATE_FILE).exists():
-        raise UsageError(f"The run {path.parent} has no result yet: {_unfinished(path.parent)}.")
+        raise UsageError(f"The run {path.parent} has no result yet: {_unfinished_advice(path.parent)}.")
     if not path.is_file():
         raise UsageError(
             f"There is no head at {given}: give a run folder, an exported folder, a {HEAD_FILE} or OWNER/NAME on the "
@@ -275,15 +274,15 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
     return path
 
 
-def _unfinished(run: Path) -> str:
-    trained_by = living(run)
+def _unfinished_advice(run: Path) -> str:
+    trained_by = _training_process(run)
     if trained_by is not None:
         return f"it is being trained by {trained_by}, wait until it ends"
     return f"its training was interrupted, resume it with `dsu train-head --resume --out {run}`"
 
 
 def precision_of(info: HeadInfo, head: Path) -> Precision:
-    """The precision of training, `auto` where it was not noted. Raises `UsageError` for one that there is not."""
+    """The precision of training, `auto` if none was recorded. Raises `UsageError` if it is no known precision."""
     trained = info.training.get("precision", "auto")
     for precision in get_args(Precision):
         if trained == precision:
@@ -301,28 +300,28 @@ def is_finished(folder: Path) -> bool:
     return (folder / HEAD_FILE).exists()
 
 
-def living(folder: Path) -> str | None:
+def _training_process(folder: Path) -> str | None:
     """Who is training a run (process, host, start, command); None if nobody is."""
     return holder(folder / LOCK_FILE)
 
 
 def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
     """Interrupted runs (a checkpoint, no result, nobody training), newest first."""
-    found = [run for run in _runs_with(STATE_FILE, runs) if not is_finished(run) and living(run) is None]
+    found = [run for run in _runs_with(STATE_FILE, runs) if not is_finished(run) and _training_process(run) is None]
     return sorted(found, key=lambda run: (run / STATE_FILE).stat().st_mtime, reverse=True)
 
 
 def _runs_with(name: str, runs: Path) -> list[Path]:
-    """Run folders that contain a file, without old runs that were set aside inside them."""
+    """Run folders that contain the file `name`, without replaced runs, which are kept inside them."""
     return [path.parent for path in runs.glob(f"*/{name}")]
 
 
 def predictions_folder(
     given: str | Path | None, head: Path, kind: PredictionKind = "mask", runs: Path = Path("runs")
 ) -> Path:
-    """The default prediction folder: in the head's run folder, pictures separate from masks.
+    """The default prediction folder: in the head's run folder, one for each kind of prediction.
 
-    For an exported head or one from the hub: a folder of its name below `runs`, so that nothing is written into the
+    For an exported head or one from the hub, a folder of its name below `runs`, so that nothing is written into the
     exported folder or the hub's cache.
     """
     run = head.parent

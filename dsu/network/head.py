@@ -1,4 +1,4 @@
-"""The head: everything that trains. Adapters, modulation and fusion of DINOv2, and the decoder."""
+"""The head, all layers that are trained: adapters, modulation and fusion of DINOv2, and the decoder."""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -28,7 +28,7 @@ SIDE_SCALES = (16, 8, 4)
 class Head(nn.Module):
     """All trainable parts of DSU-Net (7.226 M parameters in the paper's setting).
 
-    The network calls the adapters inside Hiera; `forward` is everything after the encoders.
+    The network calls the adapters inside Hiera; `forward` runs everything after the encoders.
 
     Args:
         config: determines all widths, which blocks have adapters and which levels DINOv2 is fused into.
@@ -55,7 +55,7 @@ class Head(nn.Module):
 
     @property
     def norm_groups(self) -> int:
-        """Number of normalisations in a pass, counting joint norms once: see `dsu.network.norms`."""
+        """Number of normalisations per pass, where norms that run together count once: see `dsu.network.norms`."""
         return len(self.modulations) + 5 * len(self.receptive_fields) + 5 * len(self.decoders)
 
     def init_adapters_identity(self, blocks: Iterable[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The trained layers, in the order of the paper's Section III.
 
 adapter -> wavelet convolution -> channel modulation -> content-guided fusion -> receptive-field block -> spatial
-feature fusion. `dsu.network.head` joins them.
+feature fusion. `dsu.network.head` connects them.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ WIDTH = 64
 """Channels of the decoder."""
 INNER = 32
 """Channels of the decoder's attention."""
-_NORM = ("weight", "bias", "running_mean", "running_var")
-"""As `batch_norms` takes them."""
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+"""The tensors of a batch norm, in the order of `batch_norms`."""
 
 
 # ---- the adapter in front of a Hiera block (after arXiv 2304.09148) ----
@@ -71,7 +71,7 @@ class Adapter(nn.Module):
         return tokens + prompt
 
 
-# ---- depthwise convolution with a wavelet branch (arXiv 2407.05848): a large field of view for few weights ----
+# ---- depthwise convolution with a wavelet branch (arXiv 2407.05848): a large receptive field with few weights ----
 
 
 def haar(x: Tensor) -> Tensor:
@@ -80,7 +80,8 @@ def haar(x: Tensor) -> Tensor:
     (B, C, H, W) with even sides to (B, 4 C, H/2, W/2): channel 4 c + subband, in the order LL, low along the width
     and high along the height, high along the width and low along the height, HH.
 
-    Additions within each 2x2 cell: a grouped convolution gives the same numbers, but cuDNN runs its groups one by one.
+    Computed by additions within each 2x2 cell: a grouped convolution gives the same numbers, but cuDNN runs its groups
+    one by one.
     """
     return _butterfly(functional.pixel_unshuffle(x, 2))
 
@@ -143,32 +144,32 @@ class WaveletConv(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """torch's batch norm without its batch counter: the head counts for all norms at once, which saves 88 kernels a
+    """torch's batch norm without its batch counter: the head counts for all norms at once, which saves 88 kernels per
     step."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return _normed([self], [x])[0]
+        return _apply_norms([self], [x])[0]
 
 
-def _normed(norms: Sequence[BatchNorm], inputs: Sequence[Tensor]) -> list[Tensor]:
+def _apply_norms(norms: Sequence[BatchNorm], inputs: Sequence[Tensor]) -> list[Tensor]:
     """Apply each norm to its own (B, C, H, W), all of one size."""
-    parts = [[getattr(norm, name) for name in _NORM] for norm in norms]
+    parts = [[getattr(norm, name) for name in _NORM_TENSORS] for norm in norms]
     first = norms[0]
     return batch_norms(inputs, parts, training=first.training, momentum=first.momentum or 0, eps=first.eps)
 
 
-def _side_by_side(layers: Sequence[nn.Sequential], inputs: Sequence[Tensor]) -> list[Tensor]:
+def _apply_layers(layers: Sequence[nn.Sequential], inputs: Sequence[Tensor]) -> list[Tensor]:
     """Apply each layer (convolution, norm, optional activation) to its own (B, C, H, W), the norms jointly."""
     convolved = [layer[0](x) for layer, x in zip(layers, inputs, strict=True)]
-    normed = _normed([layer[1] for layer in layers], convolved)  # type: ignore[misc]
+    normed = _apply_norms([layer[1] for layer in layers], convolved)  # type: ignore[misc]
     return [layer[2](x) if len(layer) > 2 else x for layer, x in zip(layers, normed, strict=True)]
 
 
 class ChannelModulation(nn.Module):
     """Depthwise wavelet convolution, 1x1 convolution to the level's width, batch norm, ReLU.
 
-    The map comes on the level's grid already (bilinear); the channels are the 1x1 convolution's to change.
+    The map is already on the level's grid (resized bilinearly), so only its number of channels changes here.
 
     Args:
         dino_dim: channels of DINOv2's map.
@@ -190,13 +191,13 @@ class ChannelModulation(nn.Module):
 
 
 class ContentGuidedFusion(nn.Module):
-    """Weights two feature maps by channel, spatial and pixel attention.
+    """Fuse two feature maps, weighted by channel, spatial and pixel attention.
 
     The pixel attention's sigmoid is applied twice, as in the published program: each map's weight is between 0.5 and
     0.73.
 
     Args:
-        dim: channels of both maps; they need at least 4x4 positions (reflect padding by 3).
+        dim: channels of both maps, which need at least 4x4 positions (reflect padding by 3).
     """
 
     def __init__(self, dim: int) -> None:
@@ -218,10 +219,11 @@ class ContentGuidedFusion(nn.Module):
         return fused
 
     def _pixel_attention(self, total: Tensor, coarse: Tensor) -> Tensor:
-        """`self.pixel` of both maps, channel by channel interleaved: (B, dim, H, W).
+        """Apply `self.pixel` to both maps with interleaved channels: (B, dim, H, W).
 
-        Each group of that layer sees a channel of the sum and the same channel of the coarse attention. Two depthwise
-        convolutions with the halves of its weight give the same numbers and have fast kernels; groups of two don't.
+        Each group of that layer reads one channel of the sum and the same channel of the coarse attention. Two
+        depthwise convolutions with the halves of its weight give the same numbers and have fast kernels; groups of two
+        don't.
         """
         weight, dim = self.pixel.weight, len(self.pixel.weight)
         total, coarse = reflect_pad(total, 3), reflect_pad(coarse, 3)
@@ -232,7 +234,7 @@ class ContentGuidedFusion(nn.Module):
 def reflect_pad(x: Tensor, by: int) -> Tensor:
     """Reflect-pad (B, C, H, W): (B, C, H + 2 by, W + 2 by).
 
-    torch's reflection padding has no deterministic backward pass on a GPU; copies do.
+    torch's reflection padding has no deterministic backward pass on a GPU; concatenated slices do.
     """
     x = torch.cat([x[..., 1 : by + 1].flip(-1), x, x[..., -by - 1 : -1].flip(-1)], dim=-1)
     return torch.cat([x[..., 1 : by + 1, :].flip(-2), x, x[..., -by - 1 : -1, :].flip(-2)], dim=-2)
@@ -257,7 +259,7 @@ class ConvNorm(nn.Sequential):
 
 
 class ReceptiveFieldBlock(nn.Module):
-    """Four branches with ranges 1, 3, 5 and 7, joined by a 3x3 convolution, plus a 1x1 of the input.
+    """Four branches with kernels and dilations 1, 3, 5 and 7, joined by a 3x3 convolution, plus a 1x1 of the input.
 
     Args:
         dim: channels of the level.
@@ -287,20 +289,20 @@ class ReceptiveFieldBlock(nn.Module):
         branches: Sequence[Any] = list(self.branches)[1:]
         firsts: list[Any] = [*(branch[0] for branch in branches), self.shortcut]
         started = functional.conv2d(level, torch.cat([first[0].weight for first in firsts]))
-        *passed, shortcut = torch.split(_norm_together([first[1] for first in firsts], started), WIDTH, dim=1)
+        *passed, shortcut = torch.split(_apply_norms_to_channels([first[1] for first in firsts], started), WIDTH, dim=1)
         for index in (1, 2):
-            passed = _side_by_side([branch[index] for branch in branches], passed)
+            passed = _apply_layers([branch[index] for branch in branches], passed)
         lasts: list[Any] = [self.branches[0], *(branch[3] for branch in branches)]
         ends = [last[0](x) for last, x in zip(lasts, [level, *passed], strict=True)]
-        seen = _norm_together([last[1] for last in lasts], torch.cat(ends, dim=1))
+        seen = _apply_norms_to_channels([last[1] for last in lasts], torch.cat(ends, dim=1))
         return functional.relu(self.join(seen) + shortcut)
 
 
-def _norm_together(norms: Sequence[BatchNorm], x: Tensor) -> Tensor:
-    """Apply each norm to its channels of (B, C, H, W) in one pass, since norms are per channel."""
+def _apply_norms_to_channels(norms: Sequence[BatchNorm], x: Tensor) -> Tensor:
+    """Apply each norm to its own channels of (B, C, H, W), all in one pass, since norms are per channel."""
     first, widths = norms[0], [norm.num_features for norm in norms]
-    parts = {name: [getattr(norm, name) for norm in norms] for name in _NORM}
-    weight, bias, mean, variance = (torch.cat(parts[name]) for name in _NORM)
+    parts = {name: [getattr(norm, name) for norm in norms] for name in _NORM_TENSORS}
+    weight, bias, mean, variance = (torch.cat(parts[name]) for name in _NORM_TENSORS)
     [x] = batch_norms(
         [x],
         [[weight, bias, mean, variance]],
@@ -314,7 +316,7 @@ def _norm_together(norms: Sequence[BatchNorm], x: Tensor) -> Tensor:
     return x
 
 
-# ---- spatial feature fusion, a decoder step: a deep, small map guides a large one ----
+# ---- spatial feature fusion, a decoder step: a small, deep map guides a large one ----
 
 
 def _conv_norm_relu(dim_in: int, dim_out: int, kernel: int = 1) -> nn.Sequential:
@@ -328,9 +330,9 @@ def _conv_norm_relu(dim_in: int, dim_out: int, kernel: int = 1) -> nn.Sequential
 class SpatialFeatureFusion(nn.Module):
     """Single-head attention over the large map's positions: queries from both maps, keys and values from the large one.
 
-    At 88x88 the attention matrix has 60 million entries an image. Torch's fused attention never materialises it, in
-    training as in inference: 100 MiB instead of 1.5 GB at batch 2, and a backward pass that recomputes it block by
-    block in less time than reading it back takes.
+    At 88x88 the attention matrix has 60 million entries per image. Torch's fused attention never materialises it, in
+    training or inference: at batch 2 it needs 100 MiB instead of 1.5 GB, and its backward pass recomputes the matrix
+    block by block in less time than reading it back would take.
 
     Args:
         as_published: materialise the matrix, as the authors do.
@@ -338,7 +340,7 @@ class SpatialFeatureFusion(nn.Module):
 
     def __init__(self, *, as_published: bool = False) -> None:
         super().__init__()
-        self._attend = _attend_written_out if as_published else _attend
+        self._attend = _attend_explicitly if as_published else _attend
         self.small = _conv_norm_relu(WIDTH, WIDTH)
         self.big = _conv_norm_relu(WIDTH, WIDTH)
         self.query = nn.Sequential(_conv_norm_relu(WIDTH, INNER), _conv_norm_relu(INNER, INNER))
@@ -350,24 +352,24 @@ class SpatialFeatureFusion(nn.Module):
     def forward(self, small: Tensor, big: Tensor) -> Tensor:
         """(B, 64, h, w) and (B, 64, H, W) to (B, 64, H, W)."""
         small = functional.interpolate(small, size=big.shape[-2:], mode="bilinear", align_corners=False)
-        small, asked = _side_by_side([self.small, self.big], [small, big])
-        asking = small + asked
-        query, key, value = _side_by_side([self.query[0], self.key[0], self.value], [asking, asking, big])  # type: ignore[list-item]
-        query, key = _side_by_side([self.query[1], self.key[1]], [query, key])  # type: ignore[list-item]
+        small, large = _apply_layers([self.small, self.big], [small, big])
+        both = small + large
+        query, key, value = _apply_layers([self.query[0], self.key[0], self.value], [both, both, big])  # type: ignore[list-item]
+        query, key = _apply_layers([self.query[1], self.key[1]], [query, key])  # type: ignore[list-item]
         mixed = self._attend(query, key, value)
         joined: Tensor = self.join(torch.cat([self.attended(mixed), big], dim=1))
         return joined
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, 32, H, W) to the same: every position of `query` attends to all of `key`, scaled by 32^-0.5."""
+    """(B, 32, H, W) each to the same shape: every position of `query` attends to all of `key`, scaled by 32^-0.5."""
     query, key, sequence = (_as_sequence(x).unsqueeze(1) for x in (query, key, value))  # one head
     mixed = functional.scaled_dot_product_attention(query, key, sequence)
     return mixed.squeeze(1).transpose(1, 2).reshape(value.shape)
 
 
-def _attend_written_out(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """As `_attend`, with the authors' operations in their order."""
+def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Like `_attend`, with the authors' operations in their order."""
     weight = (INNER**-0.5 * (_as_sequence(query) @ key.flatten(2))).softmax(-1)
     mixed: Tensor = weight @ _as_sequence(value)
     return mixed.transpose(1, 2).contiguous().view(value.shape)

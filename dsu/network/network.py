@@ -1,9 +1,9 @@
 """The whole network: one forward pass, from images or from stored features.
 
-Everything upstream of the first trainable layer is frozen and may be stored. `encode` computes it, and `forward`
-continues from it: it uses the features it gets and encodes the rest. Both ways give the same numbers by construction.
-The encoders always see blocks of one fixed number of samples, so a feature depends only on its own sample; and every
-feature passes through `to_stored`, so it equals the stored one byte for byte.
+Everything upstream of the first trainable layer is frozen and may be stored. `encode` computes these features, and
+`forward` continues from them: it uses the given ones and encodes the rest. Stored and recomputed features give the same
+numbers by construction. The encoders always process a fixed number of samples at once, so a feature depends only on its
+own sample; and every feature passes through `to_stored`, so it equals the stored one byte for byte.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -47,8 +47,8 @@ __all__ = ["DSUNet", "DSUNetOutput", "default_encoder_batch_size", "to_stored"]
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 
-_NORMALISED: Final = 5.0
-"""More than any normalised pixel, which reach from -2.1 to 2.7."""
+_MAX_NORMALISED: Final = 5.0
+"""An upper bound on normalised pixels, which range from -2.1 to 2.7."""
 STRIDE: Final = 32
 """Pixels per position of S4, the deepest level."""
 
@@ -65,12 +65,12 @@ On an H200 DINOv2's 24 layers take 4.1 ms for 8 images with the first and 6.1 ms
 
 
 def default_encoder_batch_size(device: torch.device) -> int:
-    """Default number of samples that the encoders see at once: 1 on a CPU, 8 on a GPU."""
+    """Default number of samples that the encoders process at once: 1 on a CPU, 8 on a GPU."""
     return 8 if device.type == "cuda" else 1
 
 
 def to_stored(tokens: Tensor, feature_dtype: torch.dtype | None) -> Tensor:
-    """(B, H, W, C) as a store keeps it: contiguous and rounded to `feature_dtype` (None: as computed)."""
+    """Convert (B, H, W, C) to its stored form: contiguous and rounded to `feature_dtype` (None: not rounded)."""
     return tokens.to(feature_dtype or tokens.dtype).contiguous()
 
 
@@ -99,23 +99,23 @@ class DSUNet(nn.Module):
         config: all sizes.
         hiera: the frozen trunk, or None.
         dino: the frozen transformer, or None.
-        feature_dtype: the type to which frozen features are rounded; None leaves them as computed.
-        encoder_batch_size: samples that the frozen encoders see at once, the last block padded. It determines which
-            kernels run, and so the features' last bits. None uses the device's default.
+        feature_dtype: the type to which frozen features are rounded; None: not rounded.
+        encoder_batch_size: samples that the frozen encoders process at once; the last group is padded to this number.
+            It determines which kernels run, and so the features' last bits. None uses the device's default.
         as_published: run the authors' operations in their order (padded windows, explicit attention): the same numbers
             up to rounding, slower. For comparisons.
 
     Attributes:
         encoder_digests: SHA-256 of the loaded encoders' weights, by `hiera` and `dino`.
         random_encoders: whether the encoders have random weights.
-        encoder_threads: threads of the frozen encoders on a CPU; None: as everything else.
+        encoder_threads: number of threads for the frozen encoders on a CPU; None: the same as for the head.
         gradient_checkpointing: whether adapted blocks recompute their activations in the backward pass: the same
             numbers, less memory, a third more time.
 
     Example:
         >>> network = DSUNet(config, hiera, dino).eval()
         >>> network(pixel_values, guide_values).logits                      # (B, 1, 352, 352)
-        >>> features = network.encode(pixel_values, guide_values, ["V"])    # (B, 11, 11, 1024), as a store keeps it
+        >>> features = network.encode(pixel_values, guide_values, ["V"])    # (B, 11, 11, 1024), as in a store
         >>> network(pixel_values, features=features).logits                 # the same numbers
     """
 
@@ -164,8 +164,8 @@ class DSUNet(nn.Module):
         """A trained head with its encoders, in evaluation mode.
 
         Args:
-            folder_or_hub_id: a run's folder, one that `save_pretrained` or `dsu head export` wrote, a head's file, or
-                OWNER/NAME on the Hugging Face hub.
+            folder_or_hub_id: a run's folder, a folder written by `save_pretrained` or `dsu head export`, a head's file,
+                or OWNER/NAME on the Hugging Face hub.
             revision: branch, tag or commit on the hub.
             encoder_weights, load_guide: see `create_model`.
 
@@ -203,14 +203,14 @@ class DSUNet(nn.Module):
 
         Each shape is compiled at first use; equal blocks share the result. Fused operations round in another order, so
         numbers change by about the precision's rounding; `encode` and passes without gradients do not change. The head
-        is not compiled: it takes as long as all blocks and gains little.
+        is not compiled: compiling it takes as long as compiling all blocks, and gains little.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        torch._dynamo.config.suppress_errors = True  # what can't be compiled here runs eagerly, with a warning
+        torch._dynamo.config.suppress_errors = True  # blocks that can't be compiled run eagerly, with a warning
         self._trained_block = torch.compile(_with_adapter, backend=backend, dynamic=False)
 
     def train(self, mode: bool = True) -> "DSUNet":
-        """Switch the head; the encoders always stay in evaluation mode."""
+        """Set the mode of the head; the encoders always stay in evaluation mode."""
         super().train(False)
         self.training = mode
         self.head.train(mode)
@@ -227,13 +227,13 @@ class DSUNet(nn.Module):
 
         Args:
             pixel_values: (B, 3, S, S) at Hiera's input size: uint8 RGB, or normalised float.
-            guide_values: (B, 3, S', S') at DINOv2's, same types.
+            guide_values: (B, 3, S', S') at DINOv2's input size, same types.
             features: frozen features by name, (B, H, W, C) each, from `encode` or a store.
             start_feature: the feature that Hiera starts from; None: the latest possible one in `features`. It may be
                 past some adapters, which are then skipped: frozen-adapter epochs use this.
 
-        Raises `UsageError` if something needed is neither given nor computable, if shapes do not match, or if the
-        encoders would train with the head.
+        Raises `UsageError` if a required input is neither given nor computable, if shapes do not match, or if the
+        encoders' parameters require gradients.
         """
         levels, guides = self._levels_and_guides(pixel_values, guide_values, features, start_feature)
         return DSUNetOutput(tuple(self.head(levels, guides)))
@@ -270,17 +270,19 @@ class DSUNet(nn.Module):
         if not names or given is None:
             return self.encode_at_once(None, None, names)
         count, size = len(given), self.encoder_batch_size or default_encoder_batch_size(given.device)
-        with _own_kernels(), computing_threads(self.encoder_threads):
+        with _encoder_kernels(), computing_threads(self.encoder_threads):
             blocks = [
-                self.encode_at_once(_block(pixel_values, start, size), _block(guide_values, start, size), names)
+                self.encode_at_once(
+                    _padded_block(pixel_values, start, size), _padded_block(guide_values, start, size), names
+                )
                 for start in range(0, count, size)
             ]
-        return {name: _joined([block[name] for block in blocks], count) for name in names}
+        return {name: _concatenate([block[name] for block in blocks], count) for name in names}
 
     def encode_at_once(
         self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
-        """As `encode`, with all samples in one block and gradients untouched: for one block, and for export."""
+        """Like `encode`, but on all samples at once and in the current gradient mode: for `encode` and for export."""
         guides = [name for name in names if name in guide_names(self.config)]
         tokens = [name for name in names if name not in guides]
         side = self.config.hiera_size if pixel_values is None else pixel_values.shape[-1]
@@ -288,7 +290,7 @@ class DSUNet(nn.Module):
         return {name: to_stored(tensor, self.feature_dtype) for name, tensor in found.items()}
 
     def _encode_hiera(self, pixel_values: Tensor | None, names: Collection[str]) -> dict[str, Tensor]:
-        """Hiera's features without adapters, (B, H, W, C)."""
+        """Hiera's features without adapters, (B, H, W, C) each."""
         if not names:
             return {}
         if pixel_values is None:
@@ -296,8 +298,8 @@ class DSUNet(nn.Module):
         wanted: dict[int, list[str]] = {}
         for name in names:
             wanted.setdefault(feature_block(self.config, name), []).append(name)
-        hiera = self._hiera()
-        tokens = embed_pixels(hiera, self._normalized(pixel_values))
+        hiera = self._require_hiera()
+        tokens = embed_pixels(hiera, self._normalize(pixel_values))
         found: dict[str, Tensor] = {}
         for index in range(max(wanted)):
             tokens = self._encoder_block(hiera.blocks[index], tokens)
@@ -305,7 +307,7 @@ class DSUNet(nn.Module):
         return found
 
     def _encode_dino(self, guide_values: Tensor | None, names: Collection[str], grid: int) -> dict[str, Tensor]:
-        """DINOv2's features, (B, H, W, C): V on S4's grid with side `grid`, V<k> on DINOv2's own."""
+        """DINOv2's features, (B, H, W, C) each: V on S4's grid with side `grid`, V<k> on DINOv2's own grid."""
         if not names:
             return {}
         if self.dino is None:
@@ -313,14 +315,14 @@ class DSUNet(nn.Module):
         if guide_values is None:
             raise UsageError(f"{', '.join(names)} of DINOv2 can't be computed without guide_values: give these, or it.")
         blocks = {name: int(name[1:] or self.config.dino.depth) for name in names}
-        maps = dino_maps(self.dino, self._normalized(guide_values), blocks.values())
+        maps = dino_maps(self.dino, self._normalize(guide_values), blocks.values())
         found = {name: maps[block].permute(0, 2, 3, 1) for name, block in blocks.items()}
         if "V" in found:
             found["V"] = resize_by_products(found["V"], self._guide_weights(found["V"].shape[1], grid))
         return found
 
     def _guide_weights(self, source: int, target: int) -> Tensor:
-        """The buffer, or new weights for images of another size than the config's."""
+        """The buffer, or new weights if images have another size than the config's."""
         if self.guide_weights.shape == (target, source):
             return self.guide_weights
         return bilinear_weights(source, target).to(self.guide_weights.device)
@@ -334,26 +336,26 @@ class DSUNet(nn.Module):
     ) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
         """Adapted levels and DINOv2's features, (B, C, H, W), with the types and layouts of an end-to-end pass."""
         given = dict(features or {})
-        self._check_given(given, pixel_values, guide_values)
+        self._check_inputs(given, pixel_values, guide_values)
         if pixel_values is not None:
             given["pixels"] = pixel_values
         point = self._resume_point(given, start_feature)
         lacking = [name for name in point.features if name not in given]
         if lacking:
             given |= self.encode(pixel_values, guide_values, lacking)
-        live = {name: self._live(name, given[name]) for name in point.features if name != "pixels"}
+        live = {name: self._cast_live(name, given[name]) for name in point.features if name != "pixels"}
         levels = {int(name[1]): live[name].permute(0, 3, 1, 2) for name in point.levels}
         if point.block < self.config.hiera.depth:
             if point.start == "pixels":
                 with computing_threads(self.encoder_threads):
-                    tokens = embed_pixels(self._hiera(), self._normalized(given["pixels"]))
+                    tokens = embed_pixels(self._require_hiera(), self._normalize(given["pixels"]))
             else:
                 tokens = live[point.start]
             self._run_blocks(tokens, point, levels)
         return levels, {name: live[name].permute(0, 3, 1, 2) for name in point.guides}
 
-    def _check_given(self, features: Mapping[str, Tensor], *images: Tensor | None) -> None:
-        """Raise `UsageError` for shapes that do not fit, which broadcasting would hide, and for encoders that train."""
+    def _check_inputs(self, features: Mapping[str, Tensor], *images: Tensor | None) -> None:
+        """Raise `UsageError` if shapes do not match (broadcasting would hide it) or the encoders require gradients."""
         if torch.compiler.is_compiling():
             return
         if self.training and any(p.requires_grad for e in (self.hiera, self.dino) if e for p in e.parameters()):
@@ -379,8 +381,8 @@ class DSUNet(nn.Module):
         return resume_point(self.config, {*given, *self.config.injections.values()})
 
     def _run_blocks(self, tokens: Tensor, point: ResumePoint, levels: dict[int, Tensor]) -> None:
-        """Run Hiera from `point.block` on and add the levels that end there."""
-        hiera, first_adapted = self._hiera(), self.config.first_adapted
+        """Run Hiera from `point.block` on, and add the levels that its stages produce."""
+        hiera, first_adapted = self._require_hiera(), self.config.first_adapted
         for index in range(point.block, len(hiera.blocks)):
             if index < first_adapted:
                 with torch.no_grad(), computing_threads(self.encoder_threads):
@@ -391,20 +393,20 @@ class DSUNet(nn.Module):
             else:
                 tokens = self._adapted_block(index, tokens)
             if index in hiera.stage_ends:
-                # Autograd sums a level's gradients in the order of its uses: first the decoder, then the next block, as
-                # in the published program.
+                # Autograd sums a level's gradients in the order of its uses: first the decoder, then the next block,
+                # like the published program.
                 levels[hiera.stage_ends.index(index) + 1] = tokens.permute(0, 3, 1, 2)
 
     def _adapted_block(self, index: int, tokens: Tensor) -> Tensor:
-        block, adapter = self._hiera().blocks[index], self.head.adapters[str(index)]
+        block, adapter = self._require_hiera().blocks[index], self.head.adapters[str(index)]
         run = self._trained_block if torch.is_grad_enabled() else _with_adapter
         return run(self._encoder_block, block, adapter, tokens)
 
-    def _live(self, name: str, tensor: Tensor) -> Tensor:
-        """Convert a feature to the type it has when computed live; the layout stays channels last.
+    def _cast_live(self, name: str, tensor: Tensor) -> Tensor:
+        """Convert a feature to the type that an end-to-end pass gives it; the layout stays channels last.
 
-        Hiera's residual stream changes from the parameters' type to autocast's after stage 1, where the shortcut passes
-        through a linear layer.
+        Hiera's residual stream changes from the parameters' type to autocast's after stage 1, since the shortcut then
+        passes through a linear layer.
         """
         dtype, kind = self.mean.dtype, tensor.device.type  # the parameters' type, which may be rounded for this call
         if name[0] in "SB" and self._stage(name) > 1 and torch.is_autocast_enabled(kind):
@@ -414,28 +416,28 @@ class DSUNet(nn.Module):
     def _stage(self, name: str) -> int:
         return int(name[1]) if name[0] == "S" else self.config.hiera.stage_of(int(name[1:]))
 
-    def _normalized(self, values: Tensor) -> Tensor:
-        """uint8 RGB to float32 with ImageNet's mean and deviation; floats are already normalised."""
+    def _normalize(self, values: Tensor) -> Tensor:
+        """Normalise uint8 RGB to float32 by ImageNet's mean and deviation; floats are taken as normalised already."""
         if values.dtype == torch.uint8:
             return (values.float() / 255 - self.mean) / self.std
-        if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.abs().max() > _NORMALISED:
+        if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.abs().max() > _MAX_NORMALISED:
             raise UsageError(
                 f"Float images are taken as normalised, and these reach {values.abs().max().item():g}: give uint8, or "
                 f"subtract ImageNet's mean and divide by its deviation."
             )
         return values
 
-    def _hiera(self) -> "Hiera":
+    def _require_hiera(self) -> "Hiera":
         if self.hiera is None:
             raise UsageError("The model was made without Hiera, and blocks of it have to run: load it.")
         return self.hiera
 
 
 @contextmanager
-def _own_kernels() -> Iterator[None]:
-    """Use the same kernels however training runs: torch's deterministic mode excludes some.
+def _encoder_kernels() -> Iterator[None]:
+    """Select the same kernels in every mode: torch's deterministic mode would exclude some of them.
 
-    None of the forward kernels sums in a varying order.
+    This stays deterministic, since no forward kernel sums in a varying order.
     """
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -446,10 +448,10 @@ def _own_kernels() -> Iterator[None]:
         torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
-def _block(values: Tensor | None, start: int, size: int) -> Tensor | None:
-    """`size` samples from `start`, padded by repeating the last.
+def _padded_block(values: Tensor | None, start: int, size: int) -> Tensor | None:
+    """`size` samples from `start` on, padded by repeating the last one.
 
-    Always in the layout of decoded images: another layout may select other kernels.
+    The layout is always that of decoded images, since another layout may select other kernels.
     """
     if values is None:
         return None
@@ -459,8 +461,8 @@ def _block(values: Tensor | None, start: int, size: int) -> Tensor | None:
     return part.contiguous(memory_format=torch.channels_last)
 
 
-def _joined(blocks: Sequence[Tensor], count: int) -> Tensor:
-    """All blocks without padding. Autocast supports only one half precision and would refuse to join the other."""
+def _concatenate(blocks: Sequence[Tensor], count: int) -> Tensor:
+    """All groups without padding. Without autocast, which supports only one half-precision type and rejects others."""
     if len(blocks) == 1:
         return blocks[0][:count]
     with torch.autocast(blocks[0].device.type, enabled=False):

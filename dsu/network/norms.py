@@ -2,7 +2,7 @@
 
 torch's own sync norm does not support CPUs. Each process contributes its number of positions, means and variances; an
 all-reduce collects them, and Chan's formula combines them. The backward pass sums two values per channel. Norms that
-can run together share one exchange each way, since even a small exchange has a fixed cost.
+can run together share one exchange in each direction, since even a small exchange has a fixed cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,8 @@ def shared_batch(world: World, share: Tensor | None) -> Iterator[None]:
 
     Args:
         world: the processes.
-        share: (2,) number of counting samples in this process and in all (see `Batch`); None: batches are not divided.
+        share: (2,) number of samples that count in this process and in all (see `Batch`); None: batches are not
+            divided.
     """
     global _shared
     before, _shared = _shared, None if share is None else (world, share)
@@ -44,8 +45,8 @@ def batch_norms(
 
     Args:
         inputs: the tensors to normalise.
-        norms: weight, bias, running mean and running variance of each, (C,); the last two change in training.
-        training, momentum, eps: as `functional.batch_norm` takes them.
+        norms: weight, bias, running mean and running variance of each, (C,); the last two are updated in training.
+        training, momentum, eps: see `functional.batch_norm`.
     """
     if not training or _shared is None:
         return [
@@ -58,16 +59,16 @@ def batch_norms(
     widths = [x.shape[1] for x in inputs]
     torch._foreach_lerp_(running_means, torch.split(mean, widths), momentum)
     torch._foreach_lerp_(running_variances, torch.split(variance * (count / (count - 1)), widths), momentum)
-    # A padding sample has no part in the statistics, nor in their gradient.
+    # A padding sample contributes neither to the statistics nor to their gradient.
     correction = (share[0] > 0) / count
-    return list(_Normalized.apply(world, eps, correction, mean, variance, *inputs, *weights, *biases))
+    return list(_SharedNorm.apply(world, eps, correction, mean, variance, *inputs, *weights, *biases))
 
 
 @torch.no_grad()
 def _statistics(
     world: World, share: Tensor, inputs: Sequence[Tensor], kind: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The total number of positions (a scalar), and the means and variances of all inputs' channels, concatenated."""
+    """The total number of positions (a scalar), and the concatenated means and variances of all inputs' channels."""
     own = [torch.var_mean(x.to(kind), (0, 2, 3), correction=0) for x in inputs]
     row = torch.cat(
         [share[:1].to(kind) * inputs[0][0, 0].numel(), *(mean for _, mean in own), *(var for var, _ in own)]
@@ -82,8 +83,8 @@ def _statistics(
     return count, mean, (counts * (variances + (means - mean).square())).sum(0) / count
 
 
-class _Normalized(torch.autograd.Function):
-    """Normalise inputs with statistics of all processes, which depend on the inputs.
+class _SharedNorm(torch.autograd.Function):
+    """Normalise inputs with the statistics of all processes, and differentiate through those statistics.
 
     Both passes use torch's norm with given statistics: one kernel on any device.
     """
@@ -96,14 +97,14 @@ class _Normalized(torch.autograd.Function):
         ctx.save_for_backward(correction, mean, variance, *tensors)
         return tuple(
             functional.batch_norm(x, its_mean, its_variance, weight, bias, eps=eps)
-            for x, weight, bias, its_mean, its_variance in _apart(mean, variance, tensors)
+            for x, weight, bias, its_mean, its_variance in _split_by_norm(mean, variance, tensors)
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         correction, mean, variance, *tensors = ctx.saved_tensors
-        parts = list(_apart(mean, variance, tensors))
+        parts = list(_split_by_norm(mean, variance, tensors))
         # With constant statistics: the input's gradient, and the sums over positions of dy xhat and of dy.
         direct = [
             torch.ops.aten.native_batch_norm_backward(
@@ -136,7 +137,7 @@ class _Normalized(torch.autograd.Function):
         return (None,) * 5 + (*through, *of_weights, *of_biases)
 
 
-def _apart(mean: Tensor, variance: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+def _split_by_norm(mean: Tensor, variance: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """For each input: the tensor, its weight, bias, mean and variance."""
     third = len(tensors) // 3
     inputs, weights, biases = tensors[:third], tensors[third : 2 * third], tensors[2 * third :]

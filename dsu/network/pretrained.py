@@ -57,18 +57,18 @@ def create_model(
         preset: `large` (the paper), `base`, `small`, `tiny` or `toy`.
         encoder_weights: `official` uses the published files from the hub or its cache; a mapping gives files by `hiera`
             and `dino`; None draws random weights, the same at every call.
-        load_guide: whether to load DINOv2; without it, pass V.
+        load_guide: whether to load DINOv2; without it, `forward` needs V.
         hiera, dino, hiera_size, dino_size: replacements for parts of the preset, sizes in pixels.
         adapt_last: number of Hiera's last blocks with adapters; None: all.
         ablation: A, B or C of the paper's Tables VII and VIII.
-        feature_dtype: type that frozen features are rounded to; None leaves them as computed.
-        encoder_batch_size: samples that the encoders see at once; None uses the device's default.
+        feature_dtype: type to which frozen features are rounded; None: not rounded.
+        encoder_batch_size: samples that the encoders process at once; None uses the device's default.
 
     Raises `UsageError` for an unknown name or an impossible size, and `DsuError` if weights can't be found or read.
 
     Example:
         >>> model = create_model("toy", adapt_last=2, encoder_weights=None)
-        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # what trains
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # trainable parameters
     """
     config = build_config(
         preset,
@@ -216,7 +216,7 @@ def _network_text(config: DSUNetConfig) -> str:
 
 
 def encoder_weights_of(encoder_weights: WeightsOf) -> EncoderWeights:
-    """`WeightsOf` as the loader's argument. Raises `UsageError` for anything else."""
+    """Convert `WeightsOf` to the loader's argument. Raises `UsageError` for any other value."""
     if encoder_weights is None:
         return EncoderWeights(random=True)
     if encoder_weights == "official":

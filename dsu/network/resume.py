@@ -1,4 +1,4 @@
-"""Resume points: which stored features can serve which depth of adaptation. Only this module knows.
+"""Resume points: from which stored features a network can start, given its number of adapted blocks.
 
 A tensor may be stored if and only if no trainable parameter is upstream of it. Candidates are the pixels, DINOv2's
 features (V, V<k>), Hiera's levels S1..S4 and the tokens `B<k>` that enter block k. S1, S2, S3 are the inputs of the
@@ -50,7 +50,7 @@ class ResumePoint:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """All their names."""
+        """The names of all features of this point."""
         return tuple(dict.fromkeys((self.start, *self.levels, *self.guides)))
 
 
@@ -95,7 +95,7 @@ def check_features(config: DSUNetConfig, names: Collection[str]) -> None:
 
 
 def guide_names(config: DSUNetConfig) -> tuple[str, ...]:
-    """DINOv2's features that may be stored: V on S4's grid, V<k> of block k (from 1) on DINOv2's own."""
+    """DINOv2's storable features: V on S4's grid, V<k> of block k (from 1) on DINOv2's own grid."""
     return ("V", *(f"V{block}" for block in range(1, config.dino.depth + 1)))
 
 
@@ -129,7 +129,7 @@ def resume_point(config: DSUNetConfig, available: Collection[str], wanted: str |
 
 
 def serving_features(config: DSUNetConfig, available: Collection[str]) -> list[str]:
-    """The `available` features from which a run with this depth of adaptation can start."""
+    """The `available` features from which a run with this number of adapted blocks can start."""
     found = []
     for name in available:
         if name in guide_names(config):
@@ -142,7 +142,7 @@ def serving_features(config: DSUNetConfig, available: Collection[str]) -> list[s
 
 
 def earliest(config: DSUNetConfig) -> ResumePoint:
-    """Start from pixels and DINOv2's features, without stored levels."""
+    """The point at the pixels: with DINOv2's features, without stored levels."""
     return resume_at(config, "pixels")
 
 
@@ -159,7 +159,7 @@ def _levels_before(config: DSUNetConfig, block: int) -> list[str]:
 
 
 def item_bytes(config: DSUNetConfig, name: str, feature_dtype: FeatureDtype) -> int:
-    """What one view of a sample takes in an array of a store, before it is compressed."""
+    """Size in bytes of one view of a sample in a store's array, uncompressed."""
     if name == "mask":
         return int(config.hiera_size**2)
     height, width, channels = feature_shape(config, name)

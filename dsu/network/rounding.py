@@ -43,7 +43,7 @@ class _Rounded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         given = [gradient for gradient in gradients if gradient is not None]
-        # It is one pass only for equal strides.
+        # `_foreach_copy_` is one pass only if strides are equal.
         wide = [torch.empty_strided(g.shape, g.stride(), dtype=ctx.kind, device=g.device) for g in given]
         torch._foreach_copy_(wide, given)
         found = iter(wide)

@@ -126,8 +126,8 @@ def test_features_of_other_weights_are_caught(
     """Even where the fingerprint claims the right weights."""
     from dsu.encoders import weights
 
-    real = weights._random
-    monkeypatch.setattr(weights, "_random", lambda build, seed: real(build, seed + 100))
+    real = weights._random_module
+    monkeypatch.setattr(weights, "_random_module", lambda build, seed: real(build, seed + 100))
     digest = {"hiera": "0", "dino": "0"}
     right = Store.open(next(features.glob("*/*"))).attributes["encoders"]
     digest.update(right)  # type: ignore[arg-type]

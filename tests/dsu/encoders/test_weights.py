@@ -1,4 +1,4 @@
-"""Loading code tested on files of the published shape, written here: for encoders small enough for a test."""
+"""Loading of weights, from files written here: in the published format, for encoders small enough for a test."""
 
 import pickle
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ def config(dino_size: int = 126, hiera: HieraSpec = HIERA, dino: DinoSpec = DINO
 
 
 @pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DSU_HIERA", "DSU_DINO"):
         monkeypatch.delenv(name, raising=False)
 
@@ -44,13 +44,13 @@ def trunk() -> dict[str, Tensor]:
 
 @pytest.fixture
 def transformer() -> dict[str, Tensor]:
-    """timm's names at the size that DINOv2 is published at, 518 pixels."""
+    """A state dict with timm's names, at DINOv2's published size of 518 pixels."""
     torch.manual_seed(4)
     return {name: torch.randn_like(value) for name, value in build_dino(DINO, 518).state_dict().items()}
 
 
 def as_meta_publishes(timm: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2's own file: like timm's, beside a mask token, and with the class token's place in the table."""
+    """The content of DINOv2's own file: like timm's, plus a mask token."""
     return {**timm, "mask_token": torch.zeros(1, DINO.embed_dim)}
 
 
@@ -59,12 +59,12 @@ def load(path: Path) -> str:
 
 
 def sam_checkpoint(trunk: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """SAM 2.1's file: the whole model under `model`, the trunk beside much else."""
+    """The content of SAM 2.1's file: the whole model under `model`, with the trunk and other parts."""
     others = {"image_encoder.neck.convs.0.conv.weight": torch.zeros(3), "maskmem_tpos_enc": torch.zeros(2)}
     return {"model": {f"image_encoder.trunk.{name}": value for name, value in trunk.items()} | others}
 
 
-def test_hiera_out_of_a_sam_checkpoint(tmp_path: Path, trunk: dict[str, Tensor]) -> None:
+def test_hiera_is_loaded_from_a_sam_checkpoint(tmp_path: Path, trunk: dict[str, Tensor]) -> None:
     torch.save(sam_checkpoint(trunk), tmp_path / "sam.pt")
     loaded, digest = load_hiera(config(), EncoderWeights(hiera=tmp_path / "sam.pt"))
     assert all(torch.equal(value, trunk[name]) for name, value in loaded.state_dict().items())
@@ -75,7 +75,7 @@ def test_hiera_out_of_a_sam_checkpoint(tmp_path: Path, trunk: dict[str, Tensor])
     assert load(tmp_path / "bare.pt") == load(tmp_path / "bare.safetensors") == digest == weights_digest(loaded)
 
 
-def test_the_environment_names_a_file_too(
+def test_an_environment_variable_can_name_the_file(
     tmp_path: Path, trunk: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(trunk, tmp_path / "bare.pt")
@@ -87,7 +87,7 @@ def test_the_environment_names_a_file_too(
         load_hiera(config(hiera=spec), EncoderWeights())
 
 
-def test_metas_and_timms_file_are_the_same_weights(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
+def test_metas_and_timms_files_give_the_same_weights(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
     torch.save(as_meta_publishes(transformer), tmp_path / "dinov2_vit_pretrain.pth")
     save_file(transformer, tmp_path / "model.safetensors")
     for size in (518, 126):
@@ -98,7 +98,7 @@ def test_metas_and_timms_file_are_the_same_weights(tmp_path: Path, transformer: 
         assert len(digests) == 1
 
 
-def test_the_position_table_is_resampled_timms_way(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
+def test_the_position_table_is_resampled_as_in_timm(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
     save_file(transformer, tmp_path / "model.safetensors")
     weights = EncoderWeights(dino=tmp_path / "model.safetensors")
     published, digest = load_dino(config(518), weights)
@@ -129,7 +129,7 @@ class _Code:
 
 
 def _run(_: str) -> None:
-    raise AssertionError("code out of a checkpoint was run")
+    raise AssertionError("code from a checkpoint was run")
 
 
 def code(folder: Path) -> Path:
@@ -196,9 +196,7 @@ def a_folder(folder: Path) -> Path:
         (a_folder, "are not at .*: check --hiera-weights or DSU_HIERA"),
     ],
 )
-def test_files_that_will_not_do_are_named_in_one_sentence(
-    tmp_path: Path, make: Callable[[Path], Path], reason: str
-) -> None:
+def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path, make: Callable[[Path], Path], reason: str) -> None:
     path = make(tmp_path)
     with pytest.raises(DsuError, match=reason) as caught:
         load_hiera(config(), EncoderWeights(hiera=path))
@@ -218,7 +216,7 @@ def test_a_dino_file_of_another_size_is_refused(tmp_path: Path, transformer: dic
         assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named_by_the_reader_too(tmp_path: Path) -> None:
+def test_reading_a_missing_checkpoint_names_it(tmp_path: Path) -> None:
     for name in ("gone.pt", "gone.safetensors"):
         with pytest.raises(DsuError, match=f"no checkpoint at .*{name}"):
             read_checkpoint(tmp_path / name)
@@ -226,7 +224,7 @@ def test_a_missing_file_is_named_by_the_reader_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub's cache, and no network."""
+    """An empty cache of the hub, and no network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -250,7 +248,7 @@ DINO_WAYS = (
 
 
 def cache_file(cache: Path, repository: str, filename: str) -> Path:
-    """Where the hub's cache keeps a file; the folder is made."""
+    """The path of a file in the hub's cache, in a new folder."""
     folder = cache / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("c0ffee")
@@ -267,7 +265,7 @@ def missing(weights: EncoderWeights, dino: DinoSpec = PUBLISHED_DINO) -> str:
     return message
 
 
-def test_both_encoders_that_are_missing_are_named_with_the_ways_to_get_them(offline: Path, tmp_path: Path) -> None:
+def test_both_missing_encoders_are_named_with_the_ways_to_get_them(offline: Path, tmp_path: Path) -> None:
     message = missing(EncoderWeights())
     assert [way for way in DINO_WAYS if way not in message] == []
     with pytest.raises(MissingWeightsError) as caught:
@@ -275,14 +273,14 @@ def test_both_encoders_that_are_missing_are_named_with_the_ways_to_get_them(offl
     assert [way for way in DINO_WAYS if way not in str(caught.value)] == [] and "Hiera" not in str(caught.value)
 
 
-def test_an_encoder_that_is_here_given_or_not_published_is_not_named_as_missing(offline: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_is_cached_given_or_unpublished_is_not_named_as_missing(offline: Path, tmp_path: Path) -> None:
     assert "DINOv2" not in missing(EncoderWeights(dino=tmp_path / "mine.pth"))
     assert "DINOv2" not in missing(EncoderWeights(), dino=DINO)
     cache_file(offline, "timm/vit_large_patch14_dinov2.lvd142m", "model.safetensors").write_bytes(b"weights")
     assert "DINOv2" not in missing(EncoderWeights())
 
 
-def test_weights_in_the_hubs_cache_are_read_without_asking(
+def test_weights_in_the_hubs_cache_are_read_without_a_request(
     offline: Path, trunk: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -294,7 +292,7 @@ def test_weights_in_the_hubs_cache_are_read_without_asking(
     assert load_hiera(config(hiera=PUBLISHED_HIERA), EncoderWeights())[1] == load(file)
 
 
-def test_why_the_hub_gives_nothing_is_said(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_failed_download_is_named(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(repository: str, filename: str) -> Path:
         raise OSError(28, "No space left on device")
 
@@ -305,14 +303,14 @@ def test_why_the_hub_gives_nothing_is_said(offline: Path, monkeypatch: pytest.Mo
         load_hiera(config(hiera=PUBLISHED_HIERA), EncoderWeights(download=False))
 
 
-def test_sizes_that_nobody_published_want_a_file() -> None:
+def test_unpublished_sizes_need_a_file() -> None:
     with pytest.raises(UsageError, match=r"Hiera \(custom\) has no official weights.*--hiera-weights FILE"):
         load_hiera(config(), EncoderWeights())
     with pytest.raises(UsageError, match=r"DINOv2 \(custom\) has no official weights.*--dino-weights FILE"):
         load_dino(config(), EncoderWeights())
 
 
-def test_random_weights_are_the_same_at_every_call_and_leave_the_generator_alone() -> None:
+def test_random_weights_are_the_same_at_every_call_and_do_not_change_the_generator() -> None:
     torch.manual_seed(11)
     first = [load(config(), EncoderWeights(random=True)) for load in (load_hiera, load_dino)]
     drawn = torch.rand(3)
@@ -323,7 +321,7 @@ def test_random_weights_are_the_same_at_every_call_and_leave_the_generator_alone
     assert first[0][0].pos_embed.any()
 
 
-def test_the_digest_is_of_names_types_shapes_and_values() -> None:
+def test_the_digest_depends_on_names_types_shapes_and_values() -> None:
     layer = torch.nn.Linear(2, 2)
     digest = weights_digest(layer)
     assert len(digest) == 64

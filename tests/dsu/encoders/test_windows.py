@@ -1,4 +1,4 @@
-"""Blocks without window padding, and with padding as on a GPU, against sam2's own: outputs and gradients."""
+"""Blocks without window padding, and with padding as on a GPU, compared with sam2's: outputs and gradients."""
 
 from functools import partial
 from unittest.mock import patch
@@ -18,18 +18,18 @@ def random_block(dim: int, dim_out: int, heads: int, window: int, pool: bool) ->
     torch.manual_seed(dim + window)
     block = MultiScaleBlock(dim, dim_out, heads, q_stride=(2, 2) if pool else None, window_size=window)
     for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)  # biases that make a padded token count
+        torch.nn.init.normal_(parameter, std=0.5)  # biases that make padded tokens matter
     return block.double().eval().requires_grad_(False)
 
 
 def padded_block(block: MultiScaleBlock, tokens: Tensor) -> Tensor:
-    """`run_block` as on a GPU."""
+    """Run `run_block` as on a GPU."""
     with patch("dsu.encoders.frozen.unpadded_attention", padded_attention):
         return run_block(block, tokens)
 
 
 def all_ways(block: MultiScaleBlock, tokens: Tensor) -> list[list[Tensor]]:
-    """Output and gradient of sam2's block, of ours, and of ours as on a GPU."""
+    """Output and gradient of sam2's block, of `run_block`, and of `run_block` as on a GPU."""
     found = []
     for run in (block, partial(run_block, block), partial(padded_block, block)):
         x = tokens.clone().requires_grad_()
@@ -48,7 +48,7 @@ def all_ways(block: MultiScaleBlock, tokens: Tensor) -> list[list[Tensor]]:
     heads=st.integers(1, 2),
     wider=st.booleans(),
 )
-def test_any_map_under_any_window(batch: int, height: int, width: int, window: int, heads: int, wider: bool) -> None:
+def test_any_map_size_and_window(batch: int, height: int, width: int, window: int, heads: int, wider: bool) -> None:
     block = random_block(4, 8 if wider else 4, heads, window, pool=False)
     tokens = torch.randn(batch, height, width, 4, dtype=torch.float64)
     expected, *found = all_ways(block, tokens)
@@ -59,7 +59,7 @@ def test_any_map_under_any_window(batch: int, height: int, width: int, window: i
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(2, 17), width=st.integers(2, 17), window=st.sampled_from([2, 4, 8]))
 def test_pooled_queries(height: int, width: int, window: int) -> None:
-    """Odd sides too: sam2 leaves the last row or column out, and fails where it is all of a window."""
+    """Including odd sides: sam2 omits the last row or column, and fails if it is a window of its own."""
     assume(all(side % window != 1 for side in (height, width)))
     block = random_block(4, 8, 2, window, pool=True)
     tokens = torch.randn(1, height, width, 4, dtype=torch.float64)
@@ -69,7 +69,7 @@ def test_pooled_queries(height: int, width: int, window: int) -> None:
 
 
 def test_every_block_of_every_trunk_on_the_papers_grids() -> None:
-    """The real window sizes, 7x7 to 16x16, on the grids of a 352 pixel image, at a tenth of the width."""
+    """The real window sizes, 7x7 to 16x16, on the grids of an image of 352 pixels, at a tenth of the width."""
     for name in ("large", "base_plus", "tiny"):
         spec = HIERAS[name].model_copy(update={"embed_dim": 8 * HIERAS[name].num_heads})
         torch.manual_seed(1)
@@ -93,8 +93,8 @@ def levels(trunk: Hiera, pixels: Tensor) -> list[Tensor]:
     return found
 
 
-def test_more_windows_than_a_kernel_takes_are_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's kernels take 65,535: images of 1,024 pixels in batches of 64 have more."""
+def test_more_windows_than_a_kernel_accepts_are_processed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's kernels accept 65,535; batches of 64 images of 1,024 pixels have more."""
     block = random_block(4, 8, 2, 4, pool=True)
     tokens = torch.randn(2, 10, 12, 4, dtype=torch.float64)
     whole, calls = padded_block(block, tokens), []
@@ -104,7 +104,7 @@ def test_more_windows_than_a_kernel_takes_are_attended_to_in_parts(monkeypatch: 
     assert calls == [7, 7, 4]
 
 
-def test_without_the_biases_copies_it_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_copies_of_the_bias_would_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     block = random_block(4, 4, 1, 8, pool=False)
     tokens = torch.randn(1, 11, 11, 4, dtype=torch.float64)
     monkeypatch.setattr(torch, "cat", _without_copies(torch.cat))
@@ -121,7 +121,7 @@ def _without_copies(cat):  # type: ignore[no-untyped-def]
     return call
 
 
-def test_in_bfloat16_it_is_as_close_as_sam2s_own() -> None:
+def test_bfloat16_is_as_accurate_as_sam2s_block() -> None:
     block = random_block(32, 32, 2, 8, pool=False)
     tokens = torch.randn(1, 11, 11, 32, dtype=torch.float64)
     exact = block(tokens)

@@ -10,7 +10,7 @@ from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, read_head_info, 
 from dsu.network.head import Head
 
 
-def test_a_head_loads_alone_with_its_settings_and_statistics(tmp_path: Path) -> None:
+def test_a_head_loads_from_its_file_with_settings_and_statistics(tmp_path: Path) -> None:
     config = build_config("toy", adapt_last=3, hiera_size=128)
     head = Head(config)
     head.decoders[0].small[1].running_mean.fill_(2.5)
@@ -43,7 +43,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_the_newest_run_is_meant_where_none_is_named(tmp_path: Path) -> None:
+def test_the_newest_run_is_used_if_none_is_given(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="train-head"):
         resolve_head(None, tmp_path)
     for index, name in enumerate(("old", "new")):

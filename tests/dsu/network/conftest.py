@@ -14,8 +14,7 @@ Build = Callable[..., DSUNet]
 
 @pytest.fixture
 def build() -> Build:
-    """A toy network with the same random weights at every call, heads included."""
-
+    """A function that builds a toy network, with the same random weights at every call, including the head's."""
     return toy_network
 
 

@@ -9,7 +9,7 @@ from dsu.network.layers import ContentGuidedFusion, reflect_pad
 
 
 def test_it_is_channel_then_spatial_then_pixel_attention() -> None:
-    """Compared with the definition, one channel after the other."""
+    """Compared with the definition, channel by channel."""
     torch.manual_seed(0)
     fusion = ContentGuidedFusion(16).double()
     x, y = torch.randn(2, 2, 16, 5, 6, dtype=torch.float64)
@@ -32,7 +32,7 @@ def test_it_is_channel_then_spatial_then_pixel_attention() -> None:
 
 
 def test_two_depthwise_convolutions_equal_the_grouped_one() -> None:
-    """The layer that the weights belong to, on interleaved channels: outputs and gradients, float64."""
+    """Compared with the layer that owns the weights, on interleaved channels: outputs and gradients, float64."""
     torch.manual_seed(0)
     fusion = ContentGuidedFusion(8).double()
     total, coarse = torch.randn(2, 2, 8, 6, 5, dtype=torch.float64)
@@ -47,8 +47,8 @@ def test_two_depthwise_convolutions_equal_the_grouped_one() -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
-def test_either_map_keeps_a_weight_between_a_half_and_three_quarters() -> None:
-    """The sigmoid is applied twice: whatever the attention says, w stays within (0.5, 0.731)."""
+def test_each_map_has_a_weight_between_a_half_and_three_quarters() -> None:
+    """The sigmoid is applied twice, so w is within (0.5, 0.731) for any attention."""
     fusion = ContentGuidedFusion(8).double()
     torch.nn.init.dirac_(fusion.out.weight)
     torch.nn.init.zeros_(fusion.out.bias)
@@ -59,7 +59,7 @@ def test_either_map_keeps_a_weight_between_a_half_and_three_quarters() -> None:
 
 
 @pytest.mark.parametrize("sides", [(4, 4), (5, 9)])
-def test_copies_mirror_as_torchs_own_padding(sides: tuple[int, int]) -> None:
+def test_reflect_pad_equals_torchs_own_padding(sides: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *sides)
     assert torch.equal(reflect_pad(x, 3), functional.pad(x, (3, 3, 3, 3), mode="reflect"))
 

@@ -15,7 +15,7 @@ POINTS = ("pixels", "S1", "S2", "S3", "S4", *(f"B{block}" for block in range(1, 
 
 
 def learn(network: DSUNet, points: Mapping[str, Tensor], point: ResumePoint) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Logits and the head's gradients of one training step from some point on."""
+    """Logits and the head's gradients of one training step that starts from `point`."""
     network.zero_grad()
     given = {name: feature for name, feature in points.items() if name != "pixels"}
     outputs = list(network(points.get("pixels"), features=given, start_feature=point.start).side_logits)
@@ -24,7 +24,7 @@ def learn(network: DSUNet, points: Mapping[str, Tensor], point: ResumePoint) -> 
 
 
 def frozen(network: DSUNet, batch: Batch, point: ResumePoint) -> dict[str, Tensor]:
-    """What the network goes on from, encoded now."""
+    """The features at `point`, newly encoded."""
     encoded = network.encode(*batch, [name for name in point.features if name != "pixels"])
     return encoded | ({"pixels": batch[0]} if point.start == "pixels" else {})
 
@@ -36,7 +36,7 @@ def assert_same(first: tuple[list[Tensor], dict[str, Tensor]], second: tuple[lis
 
 
 @pytest.mark.parametrize("ablation", ["none", "A", "B", "C"])
-def test_what_is_given_is_not_computed_and_gives_the_same(build: Build, batch: Batch, ablation: str) -> None:
+def test_given_features_are_used_and_give_the_same_logits(build: Build, batch: Batch, ablation: str) -> None:
     network = build(ablation=ablation).eval()
     point = earliest(network.config)
     outputs = network(*batch).side_logits
@@ -46,8 +46,8 @@ def test_what_is_given_is_not_computed_and_gives_the_same(build: Build, batch: B
 
 
 @pytest.mark.parametrize("adapt_last", range(8))
-def test_every_point_serves_every_depth_bit_for_bit(build: Build, batch: Batch, adapt_last: int) -> None:
-    """Logits and all gradients, in training mode, without any rounding at the split."""
+def test_every_resume_point_gives_the_same_bits_at_every_depth(build: Build, batch: Batch, adapt_last: int) -> None:
+    """Logits and all gradients, in training mode, without rounding of the features."""
     network = build(adapt_last).train()
     config = network.config
     available = {*POINTS, "V"}
@@ -63,10 +63,10 @@ def test_every_point_serves_every_depth_bit_for_bit(build: Build, batch: Batch, 
 
 @pytest.mark.parametrize("adapt_last", [7, 3, 0])
 @pytest.mark.parametrize("feature_dtype", [None, torch.float16])
-def test_rows_computed_alone_are_the_batchs(
+def test_features_do_not_depend_on_the_rest_of_the_batch(
     build: Build, batch: Batch, adapt_last: int, feature_dtype: torch.dtype | None
 ) -> None:
-    """What a store keeps, a row a sample, against those of the whole batch."""
+    """Features computed sample by sample, as for a store, compared with those of the whole batch."""
     network = build(adapt_last, feature_dtype=feature_dtype).train()
     point = resume_point(network.config, {*POINTS, "V"})
     live = frozen(network, batch, point)
@@ -76,7 +76,7 @@ def test_rows_computed_alone_are_the_batchs(
     assert_same(learn(network, live, point), learn(network, cached, point))
 
 
-def test_what_crosses_the_split_is_contiguous_and_rounded(build: Build, batch: Batch) -> None:
+def test_encoded_features_are_contiguous_and_rounded(build: Build, batch: Batch) -> None:
     names = ("S1", "S2", "S3", "S4", "B1", "B4", "V", "V2")
     exact, rounded = build().encode(*batch, names), build(feature_dtype=torch.float16).encode(*batch, names)
     for name in names:
@@ -93,7 +93,7 @@ def test_what_crosses_the_split_is_contiguous_and_rounded(build: Build, batch: B
     }
 
 
-def test_storing_keeps_a_type_that_is_not_named() -> None:
+def test_to_stored_without_a_type_does_not_round() -> None:
     x = torch.randn(1, 3, 4, 5).permute(0, 2, 3, 1)
     assert torch.equal(to_stored(x, None), x)
     assert to_stored(x, None).is_contiguous()
@@ -101,7 +101,7 @@ def test_storing_keeps_a_type_that_is_not_named() -> None:
 
 
 def test_frozen_blocks_keep_no_graph(build: Build, batch: Batch) -> None:
-    """Between the resume point and the first adapter blocks run forward only."""
+    """Blocks between the resume point and the first adapter run without a backward pass."""
     network = build(2).train()
     assert network.hiera is not None
     needs_graph = {}
@@ -127,7 +127,7 @@ def test_encoders_stay_frozen_and_in_evaluation_mode(build: Build, batch: Batch)
     assert not network.eval().head.training
 
 
-def test_levels_without_adapters_are_sam2s_own(build: Build, batch: Batch) -> None:
+def test_levels_without_adapters_equal_sam2s(build: Build, batch: Batch) -> None:
     network = build(0).eval()
     assert network.hiera is not None
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_levels_without_adapters_are_sam2s_own(build: Build, batch: Batch) -> No
 
 
 def test_as_published_and_fast_are_the_same_network(build: Build, batch: Batch) -> None:
-    """Logits and gradients in double precision, with biases that make padded tokens count."""
+    """Logits and gradients in double precision, with biases that make padded tokens matter."""
     images = tuple(images.double() for images in batch)
     fast = build().double().train()
     assert fast.hiera is not None
@@ -164,8 +164,8 @@ def test_gradient_checkpointing_changes_nothing(build: Build, batch: Batch, adap
     assert_same(kept, learn(network, points, point))
 
 
-def test_only_levels_behind_an_adapter_move(build: Build, batch: Batch) -> None:
-    plain, adapted = build(0).eval(), build(6).eval()  # the first block carries none: S1 ends before
+def test_adapters_change_only_the_levels_after_them(build: Build, batch: Batch) -> None:
+    plain, adapted = build(0).eval(), build(6).eval()  # the first block has no adapter, and S1 is its output
     with torch.no_grad():
         before, after = plain.forward_intermediates(*batch), adapted.forward_intermediates(*batch)
     assert [torch.equal(before[f"S{level}"], after[f"S{level}"]) for level in (1, 2, 3, 4)] == [True, *[False] * 3]
@@ -175,7 +175,7 @@ def test_only_levels_behind_an_adapter_move(build: Build, batch: Batch) -> None:
 @pytest.mark.parametrize(
     ("ablation", "injected"), [("none", {4}), ("A", set()), ("B", {1, 2, 3, 4}), ("C", {1, 2, 3, 4})]
 )
-def test_features_by_the_papers_names(build: Build, batch: Batch, ablation: str, injected: set[int]) -> None:
+def test_intermediates_have_the_papers_names(build: Build, batch: Batch, ablation: str, injected: set[int]) -> None:
     network = build(ablation=ablation).eval()
     with torch.no_grad():
         features = network.forward_intermediates(*batch)
@@ -201,8 +201,8 @@ def test_features_by_the_papers_names(build: Build, batch: Batch, ablation: str,
     assert [tuple(features[f"D{i}"].shape) for i in (1, 2, 3)] == [(2, 64, side, side) for side in (8, 16, 32)]
 
 
-def test_ablation_b_reads_each_block_into_its_level(build: Build, batch: Batch) -> None:
-    """Exchanging one block's map changes what is modulated into that block's level, and nothing shallower."""
+def test_ablation_b_fuses_each_block_into_its_level(build: Build, batch: Batch) -> None:
+    """Replacing one block's map changes the maps of that block's level, and no others before the decoder."""
     network = build(ablation="B").eval()
     point = earliest(network.config)
     points = frozen(network, batch, point)
@@ -215,7 +215,7 @@ def test_ablation_b_reads_each_block_into_its_level(build: Build, batch: Batch) 
     assert changed == {"modulated2", "fused2", "R2"}
 
 
-def test_an_absent_encoder_is_only_missed_where_it_is_needed(build: Build, batch: Batch) -> None:
+def test_an_absent_encoder_is_an_error_only_if_it_is_needed(build: Build, batch: Batch) -> None:
     whole = build(0).eval()
     point = resume_point(whole.config, {*POINTS, "V"})
     points = frozen(whole, batch, point)
@@ -228,8 +228,8 @@ def test_an_absent_encoder_is_only_missed_where_it_is_needed(build: Build, batch
         bare.encode(*batch, ["V"])
 
 
-def test_under_autocast_points_get_the_types_they_have_live(build: Build, batch: Batch) -> None:
-    """bfloat16 from Hiera stage 2 on, the parameters' type before: where a point is stored does not show."""
+def test_under_autocast_features_have_the_types_of_an_end_to_end_pass(build: Build, batch: Batch) -> None:
+    """bfloat16 from Hiera stage 2 on, the parameters' type before: the resume point does not change the logits."""
     network = build(2).eval()
     available = {*POINTS, "V"}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -239,20 +239,20 @@ def test_under_autocast_points_get_the_types_they_have_live(build: Build, batch:
             assert torch.equal(network(features=frozen(network, batch, point)).logits, expected), name
 
 
-def test_pixels_are_normalised_as_imagenets(build: Build) -> None:
+def test_pixels_are_normalised_by_imagenets_statistics(build: Build) -> None:
     pixels = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
     expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    normalized = build()._normalized(pixels.permute(0, 3, 1, 2))
+    normalized = build()._normalize(pixels.permute(0, 3, 1, 2))
     assert normalized.shape == (1, 3, 1, 1)
     torch.testing.assert_close(normalized.flatten(), torch.tensor(expected))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
-def test_what_is_compiled_gives_the_same_numbers(
+def test_compiled_blocks_give_the_same_numbers(
     build: Build, batch: Batch, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced, with gradients, and run by torch's own operators: compiling kernels would take minutes here."""
+    """Traced with gradients, and run by torch's own operators: compiling kernels would take minutes here."""
     if padded:  # as on a GPU
         monkeypatch.setattr("dsu.encoders.frozen.unpadded_attention", padded_attention)
     network = build(2).double().train()

@@ -48,15 +48,15 @@ def test_every_level_keeps_its_size_and_becomes_64_wide(side: int) -> None:
 
 
 def test_branches_pass_negative_values_on() -> None:
-    """A ReLU inside a branch would be the usual thing to write; the published block has none."""
+    """A ReLU inside a branch would be usual, but the published block has none."""
     torch.manual_seed(0)
     block = ReceptiveFieldBlock(8)
     assert not any(isinstance(module, nn.ReLU) for module in block.modules())
     assert (block.branches[1](torch.randn(2, 8, 9, 9)) < 0).any()
 
 
-def test_norms_and_convolutions_together_learn_what_they_learn_one_by_one() -> None:
-    """Outputs, gradients and running statistics of the published order of operations."""
+def test_joint_norms_and_convolutions_equal_separate_ones() -> None:
+    """Outputs, gradients and running statistics, compared with the published operations in their order."""
     torch.manual_seed(0)
     block = ReceptiveFieldBlock(8).double().train()
     alone = copy.deepcopy(block)

@@ -5,20 +5,20 @@ from torch.nn import functional
 from dsu.network.resize import bilinear_weights, resize_by_products, resize_map
 
 
-def test_a_map_of_the_right_size_is_passed_on_untouched() -> None:
+def test_a_map_of_the_right_size_is_returned_unchanged() -> None:
     x = torch.randn(1, 2, 4, 4)
     assert resize_map(x, 4) is x
 
 
 def test_resizing_does_not_align_corners() -> None:
-    """Halving takes the mean of four with corners not aligned; aligned corners would keep the corner pixels."""
+    """Halving averages four pixels if corners are not aligned; aligned corners would keep the corner pixels."""
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert resize_map(x, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
 
 
 @pytest.mark.parametrize(("source", "target"), [(37, 11), (9, 4), (4, 9), (5, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_two_products_resize_as_interpolate_does(source: int, target: int, dtype: torch.dtype) -> None:
+def test_two_products_resize_like_interpolate(source: int, target: int, dtype: torch.dtype) -> None:
     x = torch.randn(2, source, source, 3, dtype=dtype)
     expected = functional.interpolate(
         x.permute(0, 3, 1, 2), size=(target, target), mode="bilinear", align_corners=False

@@ -8,7 +8,7 @@ from dsu.network.resume import check_features, earliest, feature_block, feature_
 
 POINTS = ("pixels", "S1", "S2", "S3", "S4", *(f"B{block}" for block in range(1, 7)))
 LEVEL_ENDS = {1: 1, 2: 3, 3: 6, 4: 7}
-"""Of the toy's Hiera stages 1, 2, 3, 1: the block after which each level is complete."""
+"""Number of blocks after which each level is complete, for the toy's Hiera stages of 1, 2, 3 and 1 blocks."""
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ LEVEL_ENDS = {1: 1, 2: 3, 3: 6, 4: 7}
         (47, {"pixels", "V", "B1"}, "B1", 1, ()),
     ],
 )
-def test_the_latest_point_that_can_serve(
+def test_the_latest_possible_point_is_chosen(
     adapt_last: int, stored: set[str], tokens: str, block: int, levels: tuple[str, ...]
 ) -> None:
     point = resume_point(build_config("large", adapt_last=adapt_last), stored)
@@ -37,7 +37,7 @@ def test_the_latest_point_that_can_serve(
 
 @settings(max_examples=100, deadline=None)
 @given(adapt_last=st.integers(0, 7), stored=st.sets(st.sampled_from(POINTS)))
-def test_no_stored_point_that_could_serve_lies_later(adapt_last: int, stored: set[str]) -> None:
+def test_no_possible_stored_point_is_later(adapt_last: int, stored: set[str]) -> None:
     config = build_config("toy", adapt_last=adapt_last)
     available = stored | {"pixels", "V"}
     point = resume_point(config, available)
@@ -52,14 +52,14 @@ def test_no_stored_point_that_could_serve_lies_later(adapt_last: int, stored: se
     assert point.block == max(blocks[name] for name in available - {"V"} if can_serve(name))
 
 
-def test_a_level_is_preferred_to_the_same_tokens_under_a_blocks_name() -> None:
+def test_a_level_is_preferred_to_the_equal_tokens_of_a_block() -> None:
     config = build_config("toy", adapt_last=2)
     for stored in (["pixels", "V", "S1", "S2", "B3"], ["B3", "V", "S2", "S1", "pixels"]):
         assert resume_point(config, stored).features == ("S2", "S1", "V")
     assert resume_point(config, stored, wanted="B3").start == "B3"
 
 
-def test_a_wanted_point_is_taken_or_refused() -> None:
+def test_a_requested_point_is_used_or_refused() -> None:
     config = build_config("toy", adapt_last=3)
     stored = {"pixels", "V", "S1", "S2", "B5"}
     assert resume_point(config, stored).start == "S2"
@@ -68,7 +68,7 @@ def test_a_wanted_point_is_taken_or_refused() -> None:
         resume_point(config, stored, wanted="B5")
 
 
-def test_without_dinov2s_map_the_missing_one_is_named() -> None:
+def test_missing_maps_of_dinov2_are_named() -> None:
     with pytest.raises(UsageError, match=r"V is not stored.*--features V"):
         resume_point(build_config("toy"), {"pixels", "S1"})
     with pytest.raises(UsageError, match="V1,V2,V3,V4"):
@@ -76,12 +76,12 @@ def test_without_dinov2s_map_the_missing_one_is_named() -> None:
     assert resume_point(build_config("toy", ablation="A"), {"pixels"}).guides == ()
 
 
-def test_nothing_stored_is_refused() -> None:
+def test_a_store_without_a_feature_to_start_from_is_refused() -> None:
     with pytest.raises(UsageError, match="not even pixels"):
         resume_point(build_config("toy"), {"V"})
 
 
-def test_points_know_their_blocks_and_shapes() -> None:
+def test_blocks_and_shapes_of_features() -> None:
     config = build_config("large")
     assert [feature_block(config, name) for name in ("pixels", "S1", "S2", "S3", "S4", "B36")] == [
         0, 2, 8, 44, 48, 36,
@@ -101,7 +101,7 @@ def test_points_know_their_blocks_and_shapes() -> None:
 
 
 @pytest.mark.parametrize("name", ["B0", "B7", "B07", "S0", "S5", "V5", "V0", "v", "x"])
-def test_unknown_points_are_named_with_what_there_is(name: str) -> None:
+def test_unknown_features_are_refused_with_a_list_of_the_known(name: str) -> None:
     config = build_config("toy")
     with pytest.raises(UsageError, match=f"{name!r} is not a feature.*B1 to B6"):
         check_features(config, [name])

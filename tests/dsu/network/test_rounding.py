@@ -1,4 +1,4 @@
-"""Weights rounded in one pass against autocast, which rounds them one by one: the same numbers."""
+"""Weights rounded in one pass give the same numbers as autocast, which rounds them one by one."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def learn(network: DSUNet, *, together: bool, start: str = "pixels") -> tuple[Te
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("start", ["pixels", "S4"])
-def test_loss_and_gradients_are_autocasts(checkpointing: bool, start: str) -> None:
+def test_loss_and_gradients_equal_autocasts(checkpointing: bool, start: str) -> None:
     torch.manual_seed(0)
     network = toy_network(feature_dtype=torch.float16).train()
     network.gradient_checkpointing = checkpointing
@@ -42,10 +42,10 @@ def test_loss_and_gradients_are_autocasts(checkpointing: bool, start: str) -> No
         assert (gradient is None) == (wanted is None), name
         assert gradient is None or (gradient.dtype == torch.float32 and torch.equal(gradient, wanted)), name
     without = [name for name, gradient in gradients.items() if name.startswith("head.adapters") and gradient is None]
-    assert bool(without) == (start == "S4"), "an adapter that was not used has no gradient to decay by"
+    assert bool(without) == (start == "S4"), "an unused adapter must have no gradient, so that its weights do not decay"
 
 
-def test_norms_and_scales_are_left_alone() -> None:
+def test_norms_and_scales_are_not_rounded() -> None:
     network = toy_network().train()
     rounded = rounded_weights(network, torch.bfloat16)
     assert all(tensor.dtype == torch.bfloat16 for tensor in rounded.values())

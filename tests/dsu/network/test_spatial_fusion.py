@@ -20,7 +20,7 @@ def maps() -> tuple[Tensor, Tensor]:
 
 
 def attention_by_position(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Every position alone: weights over all positions, softmax, mean of values."""
+    """Attention computed position by position: weights over all positions, softmax, mean of values."""
     result = torch.zeros_like(value)
     for b in range(len(value)):
         for row in range(value.shape[2]):
@@ -35,13 +35,13 @@ def test_it_is_attention_over_the_large_maps_positions(fusion: SpatialFeatureFus
     fusion.eval()
     small, big = maps()
     grown = functional.interpolate(small, size=(6, 8), mode="bilinear", align_corners=False)
-    asking = fusion.small(grown) + fusion.big(big)
-    mixed = attention_by_position(fusion.query(asking), fusion.key(asking), fusion.value(big))
+    both = fusion.small(grown) + fusion.big(big)
+    mixed = attention_by_position(fusion.query(both), fusion.key(both), fusion.value(big))
     expected = fusion.join(torch.cat([fusion.attended(mixed), big], 1))
     torch.testing.assert_close(fusion(small, big), expected, atol=1e-12, rtol=0)
 
 
-def test_written_out_it_is_the_same_with_its_gradients(fusion: SpatialFeatureFusion) -> None:
+def test_explicit_attention_gives_the_same_output_and_gradients(fusion: SpatialFeatureFusion) -> None:
     small, big = maps()
     for x in (small, big):
         x.requires_grad_()
@@ -56,7 +56,9 @@ def test_written_out_it_is_the_same_with_its_gradients(fusion: SpatialFeatureFus
         torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
 
 
-def test_the_attention_is_never_written_out(fusion: SpatialFeatureFusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attention_matrix_is_never_materialised(
+    fusion: SpatialFeatureFusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def spy(*arguments: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ def test_the_attention_is_never_written_out(fusion: SpatialFeatureFusion, monkey
         assert all(x.is_contiguous() for x in arguments)
         return functional.scaled_dot_product_attention(*arguments)
 
-    monkeypatch.setattr(layers, "functional", _With(functional, scaled_dot_product_attention=spy))
+    monkeypatch.setattr(layers, "functional", _Patched(functional, scaled_dot_product_attention=spy))
     fusion(*maps())
     assert calls == [[(2, 1, 48, 32)] * 3]
 
@@ -74,8 +76,8 @@ def test_convolutions_before_a_norm_have_no_bias(fusion: SpatialFeatureFusion) -
     assert fusion(*maps()).shape == (2, 64, 6, 8)
 
 
-class _With:
-    """A module with some of its names exchanged."""
+class _Patched:
+    """A module with some attributes replaced."""
 
     def __init__(self, module: object, **names: object) -> None:
         self.module = module

@@ -16,11 +16,13 @@ def random(*shape: int) -> torch.Tensor:
 
 @settings(max_examples=30, deadline=None)
 @given(batch=st.integers(1, 3), channels=st.integers(1, 5), height=HALVES, width=HALVES)
-def test_the_inverse_undoes_the_transform_and_energy_stays(batch: int, channels: int, height: int, width: int) -> None:
+def test_the_inverse_undoes_the_transform_and_energy_is_kept(
+    batch: int, channels: int, height: int, width: int
+) -> None:
     x = random(batch, channels, 2 * height, 2 * width)
     subbands = haar(x)
     assert subbands.shape == (batch, 4 * channels, height, width)
-    # The published taps are float32 values: orthonormal to six digits behind the point, no further.
+    # The published taps are float32 values: orthonormal to six decimal places only.
     torch.testing.assert_close(inverse_haar(subbands), x, atol=1e-6, rtol=0)
     torch.testing.assert_close(subbands.square().sum(), x.square().sum(), atol=0, rtol=1e-6)
 
@@ -36,7 +38,7 @@ def test_subbands_come_in_the_published_order() -> None:
         torch.testing.assert_close(haar(x)[:, index::4], expected, atol=1e-6, rtol=0)
 
 
-def test_additions_equal_the_grouped_convolutions_of_the_published_program() -> None:
+def test_additions_equal_the_published_grouped_convolutions() -> None:
     """Outputs and gradients of the transform and its inverse, float64."""
     x, subbands = random(2, 5, 8, 6).requires_grad_(), random(2, 20, 4, 3).requires_grad_()
     for ours, theirs, argument in ((haar, grouped_haar, x), (inverse_haar, grouped_inverse_haar, subbands)):
@@ -47,7 +49,7 @@ def test_additions_equal_the_grouped_convolutions_of_the_published_program() -> 
         torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
-def test_flat_images_have_only_a_low_band_and_stripes_only_theirs() -> None:
+def test_flat_images_have_only_the_low_band_and_stripes_only_one_band() -> None:
     flat = torch.ones(1, 1, 4, 4)
     columns = torch.tensor([1.0, -1, 1, -1]).expand(1, 1, 4, 4)
     assert [bool(band.any()) for band in haar(flat).unbind(1)] == [True, False, False, False]
@@ -57,7 +59,7 @@ def test_flat_images_have_only_a_low_band_and_stripes_only_theirs() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9))
-def test_any_side_goes_in_and_comes_out(height: int, width: int) -> None:
+def test_any_size_is_kept(height: int, width: int) -> None:
     """With a subband convolution that copies its input, the wavelet branch is the scaled identity."""
     conv = WaveletConv(2).double()
     torch.nn.init.zeros_(conv.base.weight)
@@ -75,7 +77,7 @@ def test_the_base_scale_multiplies_the_bias_too() -> None:
     torch.testing.assert_close(conv(x), 2 * conv.base(x))
 
 
-def test_scales_start_where_the_paper_starts_them() -> None:
+def test_scales_start_at_the_papers_values() -> None:
     conv = WaveletConv(3)
     assert set(conv.base_scale.weight.flatten().tolist()) == {1.0}
     assert conv.subband_scale.weight.shape == (1, 12, 1, 1)
