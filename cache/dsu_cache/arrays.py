@@ -13,10 +13,9 @@ import json
 import math
 import os
 import re
-import stat
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from dsu_cache.files import (
     read_record,
     replace_record,
     replacing,
+    size_of,
     sync,
     write_metadata,
     write_record,
@@ -116,13 +116,13 @@ class Commit:
     nbytes: int
     sha256: str
 
+    def holds(self, rows: list[int], nbytes: int | None) -> bool:
+        """Whether all of `rows` are in a data file of so many bytes: an interrupted copy has fewer."""
+        return nbytes == self.nbytes and set(rows).issubset(self.rows)
+
     def fits(self, file: Path) -> bool:
         """Whether `file` is there and has its size: instant, finds what an interrupted copy cuts off."""
-        try:
-            found = os.stat(file)
-        except OSError:
-            return False
-        return stat.S_ISREG(found.st_mode) and found.st_size == self.nbytes
+        return size_of(file) == self.nbytes
 
     def matches(self, file: Path) -> bool:
         """Whether `file` holds the very bytes that were committed: reads them all."""
@@ -267,32 +267,41 @@ class StoredArray:
     def holds(self, shard: ShardId, rows: Rows) -> bool:
         """Whether the shard is committed, with all of `rows` (n,) in it."""
         commit = self.commit(shard)
-        return commit is not None and commit.fits(self.file(shard)) and set(commit.rows).issuperset(rows.tolist())
+        return commit is not None and commit.holds(rows.tolist(), self.nbytes(shard))
 
     def nbytes(self, shard: ShardId) -> int | None:
         """Return the bytes of a shard's data; None where there are none."""
-        file = self.file(shard)
-        return file.stat().st_size if file.is_file() else None
+        return size_of(self.file(shard))
 
     def is_intact(self, shard: ShardId, commit: Commit) -> bool:
         """Whether a shard's data are the very bytes that were committed: reads them all."""
         return commit.matches(self.file(shard))
 
-    def written_rows(self) -> set[int]:
-        """Return the rows that are committed in any view."""
+    def committed(self) -> dict[ShardId, Commit]:
+        """Return the commits of all shards whose markers are whole."""
         self.refresh()
-        commits = [self.commit(shard) for shard in marked(self.commits) | self._packed.keys()]
-        return {row for commit in commits if commit is not None for row in commit.rows}
+        loose = {shard: self.commit(shard) for shard in marked(self.commits)}
+        return {shard: commit for shard, commit in {**self._packed, **loose}.items() if commit is not None}
 
-    def shards(self, files: Iterable[str] | None = None) -> set[ShardId]:
-        """Return the shards that have a data file or a marker, whole or not; `files`: paths in `folder` if known."""
-        self.refresh()
-        paths = [path.split("/") for path in (file_sizes(self.folder) if files is None else files)]
-        depth = len(self.info.item_shape) + 3
-        written = {
-            ShardId(int(parts[2]), int(parts[1])) for parts in paths if len(parts) == depth and parts[-1].isdecimal()
+    def data_files(self) -> dict[str, str]:
+        """Return the data files of committed shards by their folders, both as paths in the store."""
+        folders = (f"{self.info.name}/c/{shard.shard}/{shard.view}/" for shard in self.committed())
+        inside = "/".join("0" for _ in self.info.item_shape)
+        return {folder: folder + inside for folder in folders}
+
+    def sizes(self, files: Mapping[str, int]) -> dict[ShardId, int]:
+        """Return the bytes of each shard's data, where those of the array's files are known by path."""
+        paths, depth = {path: path.split("/") for path in files}, len(self.info.item_shape) + 3
+        return {
+            ShardId(int(parts[2]), int(parts[1])): files[path]
+            for path, parts in paths.items()
+            if len(parts) == depth and parts[-1].isdecimal()
         }
-        return written | marked(self.commits) | self._packed.keys()
+
+    def shards(self) -> set[ShardId]:
+        """Return the shards that have a data file or a marker, whole or not."""
+        self.refresh()
+        return {*self.sizes(file_sizes(self.folder)), *marked(self.commits), *self._packed}
 
     @property
     def _packed(self) -> Mapping[ShardId, Commit]:
@@ -315,10 +324,7 @@ class StoredArray:
         loose = marked(self.commits)
         if len(loose) < max(PACKED_FROM, len(self._packed) // 4):
             return
-        commits = {shard: self.commit(shard) for shard in sorted(loose | self._packed.keys())}
-        made = save_commits(
-            self.commits, {shard: commit for shard, commit in commits.items() if commit}, self.rows_per_shard
-        )
+        made = save_commits(self.commits, dict(sorted(self.committed().items())), self.rows_per_shard)
         # What was packed before goes first: while it is there, markers of their own say what has changed since.
         for path in self._packed_paths:
             if path != made:

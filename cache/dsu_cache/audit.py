@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dsu_cache.arrays import RESERVED, Commit, ShardId, StoredArray, packed
 from dsu_cache.columns import load_tables
 from dsu_cache.files import METADATA, CorruptError, read_metadata, read_record
@@ -96,8 +98,11 @@ def discard_refuted(store: Store, findings: list[Damage]) -> list[Damage]:
 
 def orphans(store: Store) -> int:
     """Return the number of rows that are written, in any array, and no longer in use."""
-    written = set[int]().union(*(store.stored(name).written_rows() for name in store.arrays))
-    return len(written.difference(store.manifest.rows_in_use.tolist()))
+    shards, counts = np.unique(store.manifest.rows_in_use // store.rows_per_shard, return_counts=True)
+    full = set(shards[counts == store.rows_per_shard].tolist())
+    commits = (item for name in store.arrays for item in store.stored(name).committed().items())
+    others = ((shard.shard, commit.rows) for shard, commit in commits if shard.shard not in full)
+    return len({row for shard, rows in others for row in set(rows).difference(store.rows_in_shard(shard).tolist())})
 
 
 def _metadata(store: Store) -> Iterator[Damage]:

@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Final, TypeAlias
 
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
@@ -119,11 +121,27 @@ def clear(*folders: Path) -> None:
         sync(folder.parent)
 
 
-def file_sizes(folder: Path | str) -> dict[str, int]:
-    """Return the bytes of each file below a folder, by its path from there; others may be writing and removing some."""
+def size_of(file: Path | str) -> int | None:
+    """Return the bytes of a file; None where there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def file_sizes(folder: Path | str, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, int]:
+    """Return the bytes of each file below a folder, by its path from there; others may be writing and removing some.
+
+    `known` says which is the only file in some of the folders (`a/b/` to `a/b/0/0`), so that these are not searched,
+    unless it is not there.
+    """
     found, folders = {}, [""]
     while folders:
         inside = folders.pop()
+        if inside in known and (nbytes := size_of(f"{folder}/{known[inside]}")) is not None:
+            found[known[inside]] = nbytes
+            continue
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{folder}/{inside}") as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):

@@ -454,10 +454,6 @@ class RemoteArray(StoredArray):
         """See `StoredArray.commit`."""
         return self.known.get(shard)
 
-    def holds(self, shard: ShardId, rows: Rows) -> bool:
-        """See `StoredArray.holds`."""
-        return shard in self.known and set(self.known[shard].rows).issuperset(rows.tolist())
-
     def nbytes(self, shard: ShardId) -> int | None:
         """See `StoredArray.nbytes`."""
         return self.known[shard].nbytes if shard in self.known else None
@@ -469,13 +465,17 @@ class RemoteArray(StoredArray):
         except CorruptError:
             return False
 
-    def shards(self, files: Iterable[str] | None = None) -> set[ShardId]:
+    def committed(self) -> dict[ShardId, Commit]:
+        """See `StoredArray.committed`."""
+        return self.known
+
+    def sizes(self, files: Mapping[str, int]) -> dict[ShardId, int]:
+        """See `StoredArray.sizes`."""
+        return {shard: commit.nbytes for shard, commit in self.known.items()}
+
+    def shards(self) -> set[ShardId]:
         """See `StoredArray.shards`."""
         return set(self.known)
-
-    def written_rows(self) -> set[int]:
-        """See `StoredArray.written_rows`."""
-        return {row for commit in self.known.values() for row in commit.rows}
 
     def refresh(self) -> None:
         """Nothing: all objects are listed together when the store is opened or locked."""

@@ -359,6 +359,15 @@ class Store:
         place = self.path / name, self.path / "commits" / name, self.rows_per_shard, self.compressor
         return StoredArray(*place) if self.remote is None else RemoteArray(self.remote, *place)
 
+    def _with_views(self, array: str, views: Sequence[int]) -> StoredArray:
+        stored = self.stored(array)
+        for view in views:
+            if not 0 <= view < stored.info.views:
+                raise CacheError(
+                    f"array {array!r} has no view {view}: choose one of its {stored.info.views}, from 0 on"
+                )
+        return stored
+
     # -- shards --------------------------------------------------------------------------------------------------
 
     def rows_in_shard(self, shard: int) -> Rows:
@@ -369,12 +378,24 @@ class Store:
         rows: Rows = in_use[begin:end]
         return rows
 
-    def missing(self, array: str, views: Sequence[int]) -> list[ShardId]:
-        """Return the shards of `views` that hold rows in use and are not committed, ordered by view and shard."""
-        self.stored(array).refresh()
+    def missing(self, array: str, views: Sequence[int], sizes: Mapping[ShardId, int] | None = None) -> list[ShardId]:
+        """Return the shards of `views` that hold rows in use and are not committed, ordered by view and shard.
+
+        `sizes` are the bytes of all shards' files, where these are known; else each file is looked at.
+        """
+        stored = self._with_views(array, views)
+        commits, nbytes = stored.committed(), stored.nbytes if sizes is None else sizes.get
+
+        def is_committed(shard: ShardId) -> bool:
+            commit = commits.get(shard)
+            if commit is None:
+                return False
+            full = len(commit.rows) == self.rows_per_shard  # so it has the rows in use, whichever they are
+            return commit.holds([] if full else self.rows_in_shard(shard.shard).tolist(), nbytes(shard))
+
         in_use = np.unique(self.manifest.rows_in_use // self.rows_per_shard).tolist()
         wanted = [ShardId(view, shard) for view in sorted(set(views)) for shard in in_use]
-        return [shard for shard in wanted if not self._is_committed(array, shard)]
+        return [shard for shard in wanted if not is_committed(shard)]
 
     def write_shard(self, array: str, view: int, shard: int, rows: npt.ArrayLike, values: npt.NDArray[Any]) -> None:
         """Write a shard as a whole, flush it to the disk and commit it.
@@ -387,7 +408,7 @@ class Store:
             ValueError: other rows, another shape or another dtype.
             CacheError: the shard is committed already, or there is no such array or view.
         """
-        stored, info = self.stored(array), self.stored(array).info
+        stored, info = self._with_views(array, [view]), self.stored(array).info
         wanted = self.rows_in_shard(shard)
         if not np.array_equal(wanted, rows) or not len(wanted):
             raise ValueError(
@@ -399,19 +420,11 @@ class Store:
                 f"array {array!r} wants {info.dtype} {(len(wanted), *info.item_shape)} for shard {shard}, "
                 f"not {values.dtype} {values.shape}: convert the values before writing"
             )
-        if self._is_committed(array, ShardId(view, shard)):
+        if stored.holds(ShardId(view, shard), wanted):
             raise CacheError(
                 f"shard {shard} of array {array!r}, view {view}, is written already: discard it to write it again"
             )
         stored.write(ShardId(view, shard), wanted, values)
-
-    def _is_committed(self, array: str, shard: ShardId) -> bool:
-        stored = self.stored(array)
-        if not 0 <= shard.view < stored.info.views:
-            raise CacheError(
-                f"array {array!r} has no view {shard.view}: choose one of its {stored.info.views}, from 0 on"
-            )
-        return stored.holds(shard, self.rows_in_shard(shard.shard))
 
     def reader(
         self, names: Sequence[str], keep_open: bool = True, views: Mapping[str, Collection[int]] | None = None

@@ -219,25 +219,26 @@ def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress =
 
 
 def _describe(folder: Path) -> StoreState:
-    sizes, changed = file_sizes(folder), _last_change(folder)
-    nbytes = sum(sizes.values())
+    changed = _last_change(folder)
     try:
         store = FeatureStore.open(folder)
         source, config = store.source, store.config
     except RemoteError:
         raise
     except (DsuError, CacheError) as error:
-        nbytes = 0 if url_of(folder) else nbytes  # of a mirror, which says nothing of what there is
+        nbytes = 0 if url_of(folder) else sum(file_sizes(folder).values())  # a mirror says nothing of what there is
         return StoreState(folder, nbytes, changed, (str(error),), writer=writer_of(folder))
     if store.remote is not None:
         sizes, changed = store.remote.sizes, store.remote.changed.astimezone()
-        nbytes = sum(sizes.values())
+    else:
+        arrays = map(store.stored, store.arrays)
+        sizes = file_sizes(folder, {place: file for array in arrays for place, file in array.data_files().items()})
     orphaned = orphaned_objects(store)
     noted = store.attributes.get("random")
     toy = {config.hiera.name, config.dino.name} == {"toy"}
     return StoreState(
         path=folder,
-        nbytes=nbytes,
+        nbytes=sum(sizes.values()),
         changed=changed,
         damage=tuple(reason.replace(f"{folder}/", "") for reason in store.damaged.values()),
         writer=writer_of(folder),
@@ -258,10 +259,11 @@ def _describe(folder: Path) -> StoreState:
 
 def _describe_array(store: FeatureStore, name: str, sizes: Mapping[str, int]) -> ArrayState:
     """`sizes`: bytes of the store's files by path."""
-    info, below = store.arrays[name], f"{name}/"
+    info, below, stored = store.arrays[name], f"{name}/", store.stored(name)
     own = {path.removeprefix(below): nbytes for path, nbytes in sizes.items() if path.startswith(below)}
-    views = sorted({shard.view for shard in store.stored(name).shards(own) if shard.view < info.views})
-    missing = store.missing(name, views)
+    data = stored.sizes(own)
+    views = sorted({shard.view for shard in (*data, *stored.committed()) if shard.view < info.views})
+    missing = store.missing(name, views, data)
     lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
     maps = guide_names(store.config)
     encoder = None if name in FLIPPED_WHEN_READ else "DINOv2" if name in maps else "Hiera"

@@ -42,12 +42,15 @@ def test_info_and_list_say_what_there_is(dsu: Dsu, cached: Cached, tmp_path: Pat
     arrays = {array["name"]: array for array in state["arrays"]}
     assert arrays["V"]["views"] == [0, 1, 2, 3] and arrays["S3"]["views"] == [0] and arrays["mask"]["dtype"] == "uint8"
     assert state["nbytes"] == sum(path.stat().st_size for path in mine.store.rglob("*") if path.is_file())
-    shard(mine, "V", 1).unlink()
+    lost = shard(mine, "V", 1)
+    lost.with_name(f"{lost.name}.1.partial").write_bytes(lost.read_bytes()[:-1])
+    lost.unlink()
     said = dsu("cache", "info", *roots).output
     assert "3 of 4" in said and "1 shard: 5 samples" in said
     assert "5 samples incomplete" in dsu("cache", "list", *roots).output
     [state] = json.loads(dsu("cache", "list", *roots, "--json").output)
     assert not state["complete"]
+    assert state["nbytes"] == sum(path.stat().st_size for path in mine.store.rglob("*") if path.is_file())
     [result] = json.loads(dsu("cache", "verify", *roots, "--json", "--quiet", exit_code=1).stdout)
     assert not result["passed"] and result["findings"][0]["samples"] == ["0000", "0001", "0002", "0003", "0004"]
     assert "no store of DUTS" in dsu("cache", "info", "DUTS", *roots, exit_code=2).output
