@@ -1,4 +1,4 @@
-"""Pictures for people: masks laid over images, cut-outs (pages of many: `dsu.drawing`)."""
+"""Overlays of masks on images, and cutouts of objects (`dsu.drawing` draws pages of many images)."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -17,30 +17,31 @@ Picture = Image.Image | NDArray[Any] | Path
 """An image: Pillow's, a file, or an array (H, W) or (H, W, 3) of uint8 0..255, floats 0..1 or booleans."""
 
 CELL_GROUND: Final = (228, 230, 233)
-"""What shows where a picture is transparent or does not fill its cell."""
+"""The background colour of transparent pixels, and of cells that an image does not fill."""
 
 
 def overlay(image: Picture, mask: Picture, threshold: float = DEFAULT_THRESHOLD) -> Image.Image:
-    """Lay a mask over its image: what is above the threshold is outlined, and tinted as strongly as the mask is sure.
+    """Overlay a mask on its image: pixels at or above the threshold are tinted in proportion to their value, and
+    outlined.
 
     Args:
         image: (H, W, 3) or (H, W).
-        mask: (H, W) of the image's own size.
-        threshold: in [0, 1]; what is below it is shown as it is.
+        mask: (H, W), of the same size.
+        threshold: in [0, 1]; pixels below it keep the image's colour.
 
     Returns:
         An RGB image (H, W).
 
     Raises:
-        DsuError: The sizes differ.
+        DsuError: the sizes differ.
     """
-    ground, grey = _of_one_size(image, mask)
-    # Pink is rare in photographs, and dark and light grounds both show it.
+    ground, grey = _load_pair(image, mask)
+    # Pink is rare in photographs, and visible on dark and light backgrounds.
     colour = Image.new("RGB", ground.size, (255, 32, 140))
     least = level_of(threshold)
     tinted = Image.composite(colour, ground, grey.point(lambda value: round(value * 0.45) if value >= least else 0))
-    # A blurred silhouette lies strictly between black and white only along its edge. (A maximum filter would
-    # do as well, and takes minutes on photographs of 50 megapixels.)
+    # A blurred silhouette is strictly between black and white only along its edge. (A maximum filter gives the same,
+    # but takes minutes on photographs of 50 megapixels.)
     line = max(1.0, min(ground.size) / 400)
     silhouette = grey.point(lambda value: 255 if value >= least else 0)
     edge = silhouette.filter(ImageFilter.BoxBlur(line)).point(lambda value: 255 if 0 < value < 255 else 0)
@@ -50,14 +51,14 @@ def overlay(image: Picture, mask: Picture, threshold: float = DEFAULT_THRESHOLD)
 def cutout(image: Picture, mask: Picture, threshold: float = DEFAULT_THRESHOLD) -> Image.Image:
     """Cut the object out: the image as RGBA (H, W) with the mask, (H, W) of the same size, as its opacity.
 
-    What is below the threshold, in [0, 1], is transparent. What was transparent stays so, and what is transparent is
-    black: no one finds the background there.
+    Pixels below the threshold, in [0, 1], become transparent, and transparent ones stay so. Transparent pixels are
+    black, so the background can't be recovered.
 
     Raises:
-        DsuError: The sizes differ.
+        DsuError: the sizes differ.
     """
-    ground = read_rgba(image) if isinstance(image, Path) else _pillow(image)
-    rgb, grey = _of_one_size(ground.convert("RGB"), mask)
+    ground = read_rgba(image) if isinstance(image, Path) else _to_pillow(image)
+    rgb, grey = _load_pair(ground.convert("RGB"), mask)
     least = level_of(threshold)
     grey = grey.point(lambda value: value if value >= least else 0)
     alpha = ImageChops.multiply(ground.getchannel("A"), grey) if ground.mode == "RGBA" else grey
@@ -66,9 +67,9 @@ def cutout(image: Picture, mask: Picture, threshold: float = DEFAULT_THRESHOLD) 
     return cut
 
 
-def _of_one_size(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Image]:
+def _load_pair(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Image]:
     ground = as_rgb(image)
-    grey = Image.fromarray(read_mask(mask)) if isinstance(mask, Path) else _pillow(mask).convert("L")
+    grey = Image.fromarray(read_mask(mask)) if isinstance(mask, Path) else _to_pillow(mask).convert("L")
     if ground.size != grey.size:
         raise DsuError(
             f"the image has {ground.width}x{ground.height} pixels and the mask {grey.width}x{grey.height}: resize "
@@ -78,20 +79,20 @@ def _of_one_size(image: Picture, mask: Picture) -> tuple[Image.Image, Image.Imag
 
 
 def as_rgb(picture: Picture) -> Image.Image:
-    """A new RGB image (H, W), the caller's own left as it is; what is transparent shows `CELL_GROUND`.
+    """A new RGB image (H, W); transparent pixels show `CELL_GROUND`. The given image does not change.
 
     Raises:
         UnreadableImage: A file that cannot be read or decoded.
     """
     if isinstance(picture, Path):
         return read_image(picture)
-    image = _pillow(picture)
+    image = _to_pillow(picture)
     if image.mode != "RGBA":
         return image.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", image.size, CELL_GROUND), image).convert("RGB")
 
 
-def _pillow(picture: Image.Image | NDArray[Any]) -> Image.Image:
+def _to_pillow(picture: Image.Image | NDArray[Any]) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     if picture.dtype == np.uint8:
@@ -101,10 +102,10 @@ def _pillow(picture: Image.Image | NDArray[Any]) -> Image.Image:
 
 
 def page_files(path: Path, pages: int = 1) -> list[Path]:
-    """The files that hold so many pages: one PDF, or for PNGs `a.png`, `a-2.png`, ...
+    """The files for this number of pages: one PDF, or the PNGs `a.png`, `a-2.png`, ...
 
     Raises:
-        UsageError: Another ending than .png and .pdf.
+        UsageError: the extension is neither .png nor .pdf.
     """
     if path.suffix.lower() not in (".png", ".pdf"):
         raise UsageError(f"{path} can't be drawn as {path.suffix or 'a file without ending'}: name a .png or a .pdf.")

@@ -1,4 +1,4 @@
-"""A small store of the toy network, to be looked after, damaged and mended."""
+"""A small store of the toy network, for tests of upkeep, damage and repair."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from dsu_cache import CacheError
 __all__ = ["LOCKS", "READS", "Cached", "complaint", "data_files", "flip", "shard"]
 
 LOCKS = ("lock", "readers")
-"""The only files of a store that are not checked: nothing reads them, they name for people who holds the store."""
+"""The only files of a store without a checksum: they only name the store's holders, for people."""
 
 READS = ("pixels", "V", "S3")
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Images of one's own and their features."""
+    """A user's images and the cache root of their features."""
 
     images: Path
     root: Path
@@ -61,7 +61,7 @@ def data_files(root: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def read_as_training_does(cached: Cached) -> None:
-    """Find the store, compare it with the images and read every sample in every view; training does the same."""
+    """Find the store, compare it with the images and read every sample in every view, as training does."""
     store = find_store(cached.root, str(cached.images), ("train", "all"))
     if not set(READS) <= store.available(UNFLIPPED) or "V" not in store.available(ALL_FLIPS):
         raise DsuError("not complete: training starts from another point, or not at all")
@@ -75,7 +75,7 @@ def read_as_training_does(cached: Cached) -> None:
 
 
 def complaint(cached: Cached) -> str | None:
-    """What training says of a store, or None if it reads it."""
+    """The error that training raises for a store, or None if it can read it."""
     try:
         read_as_training_does(cached)
     except (DsuError, CacheError) as error:

@@ -1,4 +1,4 @@
-"""A head, the network of it and its exported model."""
+"""A head, its network and its exported model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ __all__ = ["Export"]
 
 @dataclass(frozen=True)
 class Export:
-    """A head, the network of it, and what `export_model` made."""
+    """A head, its network, and the result of `export_model`."""
 
     head: Path
     network: DSUNet

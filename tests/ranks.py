@@ -1,4 +1,4 @@
-"""Toy trainings in float64 by several processes: `start` starts this file as each of them, `main` is what they do."""
+"""Toy trainings in float64 by several processes: `start` runs this file in each of them, and `main` is their work."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ HOUSE: Final = Path(__file__).parents[1]
 
 
 class Drawn(SampleDataset):
-    """Random images and masks, each drawn by its name; every fourth has no object."""
+    """Random images and masks, each seeded by its name; every fourth mask is empty."""
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         def draw(name: str, side: int, *more: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def _network() -> DSUNet:
 
 
 def trainer(world: World, folder: Path, count: int = 3, **settings: Any) -> Trainer:
-    """One whose epochs have a batch of two samples and one of a single one; the adapters come in the third."""
+    """A trainer with two batches per epoch, of two samples and of one; the adapters train from the third epoch on."""
     given = {"batch_size": 2, "freeze_adapter_epochs": 2, "val_every": 5, "sheet_every": 0, "device": "cpu"}
     resolved = TrainingSettings(**{**given, **settings})
     network = deepcopy(_network())
@@ -79,7 +79,7 @@ def trainer(world: World, folder: Path, count: int = 3, **settings: Any) -> Trai
 
 
 def first_step(world: World, folder: Path, count: int) -> dict[str, Any]:
-    """Losses, gradients and buffers after one step on a batch of `count` samples, and the exchanges that it took."""
+    """Losses, gradients and buffers after one step on a batch of `count` samples, and the number of exchanges."""
     one = trainer(world, folder, count, freeze_adapter_epochs=0)
     one.network.train()
     exchanges = 0
@@ -104,7 +104,7 @@ def first_step(world: World, folder: Path, count: int) -> dict[str, Any]:
 
 
 def trained(world: World, folder: Path, **settings: Any) -> dict[str, Any]:
-    """A whole run, or the rest of one: its table, its weights and buffers."""
+    """A complete run, or the rest of one: its history, weights and buffers."""
     one = trainer(world, folder, **settings)
     before = one.validate(one.main.validation)  # type: ignore[arg-type]
     if (folder / "checkpoint.pt").exists():
@@ -114,7 +114,7 @@ def trained(world: World, folder: Path, **settings: Any) -> dict[str, Any]:
 
 
 def stopped(world: World, folder: Path, **settings: Any) -> dict[str, Any]:
-    """A run that is stopped within its third epoch, after a checkpoint."""
+    """Stop a run within its third epoch, after a checkpoint; returns its position."""
     one = trainer(world, folder, checkpoint_steps=1, **settings)
 
     class Stop(Exception):
@@ -134,11 +134,11 @@ def stopped(world: World, folder: Path, **settings: Any) -> dict[str, Any]:
         one.run()
     except Stop:
         return {"epoch": one.epoch, "step": one.step_in_epoch}
-    raise AssertionError("it was to be stopped")
+    raise AssertionError("the run was not stopped")
 
 
 def killed(world: World, folder: Path, victim: int, **settings: Any) -> dict[str, Any]:
-    """A run of which one process dies in its second step; what the others raise."""
+    """Run until process `victim` dies in its second step; returns the error of the others."""
     one = trainer(world, folder, **settings)
     step, done = one.step, 0
 
@@ -154,11 +154,12 @@ def killed(world: World, folder: Path, victim: int, **settings: Any) -> dict[str
         one.run()
     except LostError as error:
         return {"said": str(error), "epoch": one.epoch}
-    raise AssertionError("nothing was noticed")
+    raise AssertionError("the loss was not noticed")
 
 
-def told_to_end(world: World, folder: Path) -> dict[str, Any]:
-    """The first process waits for the second, which does nothing, and is told to end; until then the second lives."""
+def terminated(world: World, folder: Path) -> dict[str, Any]:
+    """The first process waits for the second, which does nothing, and gets SIGTERM; the second lives until it is
+    gone."""
     first, _ = world.gathered(os.getpid())
     if world.leads:
         threading.Timer(1, os.kill, (first, signal.SIGTERM)).start()
@@ -169,9 +170,9 @@ def told_to_end(world: World, folder: Path) -> dict[str, Any]:
 
 
 def start(folder: Path, size: int, *steps: tuple[str, dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """What each of `size` processes gets of each step: a function of this file, and its settings.
+    """Run steps (a function of this file, and its settings) in `size` processes; returns each process's results.
 
-    A step's folder is its number below `folder`, unless it names one. A process that has died lacks the rest.
+    A step's folder is its number below `folder`, unless it names one. A process that has died lacks further results.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -197,7 +198,7 @@ def start(folder: Path, size: int, *steps: tuple[str, dict[str, Any]]) -> list[l
 
 
 def main(folder: Path) -> None:
-    """Be one of the processes."""
+    """Run the steps as one of the processes."""
     found = []
     with joined() as world:
         for number, (name, settings) in enumerate(torch.load(folder / "steps.pt", weights_only=False)):

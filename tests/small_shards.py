@@ -1,4 +1,4 @@
-"""`dsu` with two samples a shard, so that few images have several shards to divide.
+"""`dsu` with two samples per shard, so that a few images fill several shards, which can be divided.
 
 For `kills.Forks`, or as a script.
 """

@@ -1,4 +1,4 @@
-"""A program that brings a small store to a goal in three steps, wherever it was stopped; for `kills.Forks`.
+"""A program that writes a small store in three steps, and continues if it was interrupted; for `kills.Forks`.
 
 toy_store.run with sys.argv: [program, folder]
 """
@@ -14,11 +14,11 @@ from dsu_cache import Entry, Fingerprint, Store
 __all__ = ["run"]
 
 NAMES = ("abcde", "aBcdef", "aBcdef")
-"""The samples of each step: in the second one is changed and one is new."""
+"""The samples of each step: in the second step, one sample is changed and one is new."""
 
 
 def run() -> None:
-    """Do what is left of all steps; at every lock, markers are packed."""
+    """Do the remaining steps; markers are packed whenever the lock is released."""
     dsu_cache.arrays.PACKED_FROM = 1  # type: ignore[misc]
     folder = Path(sys.argv[1])
     store = Store.open(folder) if (folder / "zarr.json").exists() else Store.create(folder, {"step": 0}, 3)
@@ -29,7 +29,7 @@ def run() -> None:
             manifest = store.manifest.assign({name.lower(): Entry(name) for name in NAMES[number]}, 3)
             if manifest != store.manifest:
                 store.set_manifest(manifest)
-            # In the last step y is made anew, its first shard with a gap where b was.
+            # In the last step y is replaced; its first shard has a gap at b's row.
             _want(store, "x", Fingerprint({"is": "x"}))
             _want(store, "y", Fingerprint({"is": "y" if number < 2 else "z"}))
             for array in ("x", "y"):
@@ -40,7 +40,7 @@ def run() -> None:
                     )
             store.set_attributes({"step": number + 1})
     with store.lock():
-        pass  # packs the last markers
+        pass  # leaving the lock packs the last markers
 
 
 def _want(store: Store, name: str, fingerprint: Fingerprint) -> None:

@@ -82,7 +82,7 @@ def features(
     options.one_of("--seed", seed, range(2**32))
     options.one_of("--tokens", tokens, range(4, 100_001))
     from dsu.visualization.features import (
-        MOST,
+        MAX_IMAGES,
         choose_blocks,
         choose_network,
         compute_features,
@@ -92,7 +92,7 @@ def features(
         open_network,
     )
 
-    most = options.one_of("--count", count, range(1, MOST + 1))
+    most = options.one_of("--count", count, range(1, MAX_IMAGES + 1))
     network_asked = read_settings(NetworkSettings, given).model_dump()
     alone = random_weights or any(value is not None for value in network_asked.values())
     head = head if alone else find_head(head, progress)
@@ -186,10 +186,10 @@ def predictions(
     from dsu.pictures import page_files
     from dsu.prediction.verdicts import threshold_of
     from dsu.visualization.compared import (
-        are_of_random_encoders,
         choose_worst,
         find_compared,
         pick_names,
+        used_random_encoders,
     )
 
     progress = ConsoleProgress(quiet=quiet)
@@ -213,7 +213,7 @@ def predictions(
     elif first < len(shown):
         progress.say(f"the first {first} of {len(shown):,} images: choose by --first, --names or --worst")
         shown = shown[:first]
-    random = [name for name, folder in methods.items() if are_of_random_encoders(folder)]
+    random = [name for name, folder in methods.items() if used_random_encoders(folder)]
     note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
     # Without a truth to hold them against, predictions are shown on their images.
     laid = [threshold_of(folder) for folder in methods.values()] if any(row.truth is None for row in shown) else []

@@ -1,1 +1,1 @@
-"""Figures for print: features as the encoders see them, and predictions side by side."""
+"""Figures for print: the encoders' features, and predictions side by side."""

@@ -1,4 +1,4 @@
-"""Predictions beside image and truth: which images are shown."""
+"""Select the images for a comparison of predictions with images and ground truth."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ from dsu.progress import SILENT, Progress
 
 __all__ = [
     "ComparedImage",
-    "are_of_random_encoders",
     "choose_worst",
     "find_compared",
     "pick_names",
+    "used_random_encoders",
 ]
 
 
 @dataclass(frozen=True)
 class ComparedImage:
-    """One row: an image, its truth (where it has one) and a prediction a method.
+    """One row: an image, its ground truth (if it has one) and one prediction per method.
 
-    `remark` says why it was chosen (a metric's value), where that is worth saying.
+    `remark` gives the score for which the image was chosen, if any.
     """
 
     name: str
@@ -42,21 +42,21 @@ class ComparedImage:
 def find_compared(
     source: str | None, predictions: Mapping[str, Path], paths: Paths, truth: Path | None = None
 ) -> tuple[list[ComparedImage], dict[str, int]]:
-    """Pair images, masks and predictions by their names: paths below their folders, without ending.
+    """Pair images, masks and predictions by name: the path below their folder, without extension.
 
     Args:
-        source: A benchmark, a set that was predicted, or a folder of images (or of images and masks). None takes the
-            sets that the predictions' own record names.
-        predictions: Each method's name and its folder: one that `dsu predict` wrote into, or any folder of maps.
-        paths: Where benchmarks lie.
-        truth: The masks' folder, beside a folder of images.
+        source: a benchmark, a predicted set, or a folder of images (or of images and masks). None: the sets named in
+            the record of the predictions.
+        predictions: each method's name and folder: one written by `dsu predict`, or any folder of maps.
+        paths: the folders of benchmarks.
+        truth: the folder of masks, if `source` is a folder of images.
 
     Returns:
-        The images that have all of these, in order; and how many were left out, by what they lack.
+        The images that have all of these, in order; and the number of omitted images, by what they lack.
 
     Raises:
-        UsageError: A source or folder that is absent or has no images, or no image has all.
-        DsuError: The images of a record are gone.
+        UsageError: a source or folder does not exist or has no images, or no image has all.
+        DsuError: the images of a record are gone.
     """
     for folder in predictions.values():
         if not folder.is_dir():
@@ -70,7 +70,7 @@ def find_compared(
         names = [sample.name for sample in samples]
         found = {}
         for method, folder in predictions.items():
-            # In a folder of the set's name, or right in it.
+            # In a subfolder of the set's name, or in the folder itself.
             inner = folder / name if (folder / name).is_dir() else folder
             found[method] = pair_files(names, named_images(unwrapped(inner)))
             lacking[f"a prediction of {method}"] += found[method].count(None)
@@ -87,7 +87,7 @@ def find_compared(
 
 
 def pick_names(rows: Sequence[ComparedImage], names: Sequence[str]) -> list[ComparedImage]:
-    """The named rows, in the order given. Raises `UsageError` for a name that there is not."""
+    """The named rows, in the given order. Raises `UsageError` for an unknown name."""
     by_name = {row.name: row for row in rows}
     for name in names:
         if name not in by_name:
@@ -99,18 +99,18 @@ def pick_names(rows: Sequence[ComparedImage], names: Sequence[str]) -> list[Comp
 def choose_worst(
     rows: Sequence[ComparedImage], count: int, metric: str, progress: Progress = SILENT
 ) -> list[ComparedImage]:
-    """The rows on which the first method does worst, worst first, each with its figure as remark.
+    """The rows with the worst scores of the first method, worst first, each with its score as remark.
 
     Args:
-        rows: With a prediction each at least.
-        count: How many.
-        metric: One of `dsu.metrics.figures.PER_IMAGE`; maps are stretched to their full range first, as benchmarks
-            do, and brought to their truth's size.
-        progress: Told of every image measured.
+        rows: each with at least one prediction.
+        count: the number of rows to return.
+        metric: one of `dsu.metrics.figures.PER_IMAGE`; maps are min-max normalised first, as for benchmarks, and
+            resized to their ground truth.
+        progress: advances by every evaluated image.
 
     Raises:
-        UsageError: Another metric, or images without truth.
-        DsuError: A file that can't be read.
+        UsageError: an unknown metric, or images without ground truth.
+        DsuError: a file can't be read.
     """
     if metric not in PER_IMAGE:
         near = did_you_mean(metric, PER_IMAGE)
@@ -123,11 +123,11 @@ def choose_worst(
     return [replace(rows[index], remark=f"{metric} {figures[index]:.3f}") for index in order[:count]]
 
 
-def are_of_random_encoders(predictions: Path) -> bool:
-    """Whether a run folder's predictions are those of a head on random encoders, which a figure should say."""
+def used_random_encoders(predictions: Path) -> bool:
+    """Whether a run folder's predictions were made with random encoders, which a figure should say."""
     head = predictions.parent / HEAD_FILE
     if (predictions / RECORD_FILE).is_file() and head.is_file():
-        with suppress(DsuError):  # of a damaged head: its predictions can be shown all the same
+        with suppress(DsuError):  # of a damaged head: its predictions can still be shown
             return read_head_info(head).random
     return False
 
@@ -135,17 +135,17 @@ def are_of_random_encoders(predictions: Path) -> bool:
 def _find_sets(
     source: str | None, predictions: Mapping[str, Path], truth: Path | None, paths: Paths, lacking: Counter[str]
 ) -> dict[str, list[ComparedImage]]:
-    """Images and truths of each set, without predictions."""
+    """Images and ground truths of each set, without predictions."""
     recorded = next(((name, path) for name, path in predictions.items() if (path / RECORD_FILE).is_file()), None)
     if source is None and truth is not None:
         raise UsageError(f"--truth {truth} goes with a folder of images: name that, too.")
     if source is not None and truth is not None:
-        return _in_two_folders(source, truth, paths, lacking)
+        return _sets_from_folders(source, truth, paths, lacking)
     if recorded is not None and (source is None or not Path(source).is_dir()):
         try:
-            return _in_record(source, *recorded, paths, lacking)
+            return _sets_from_record(source, *recorded, paths, lacking)
         except UsageError:
-            if without_truth := _predicted_images(source, recorded[1]):
+            if without_truth := _sets_without_truth(source, recorded[1]):
                 return without_truth
             raise
     if source is None:
@@ -153,10 +153,10 @@ def _find_sets(
             f"{', '.join(map(str, predictions.values()))} does not say which images were predicted: name them, a "
             f"benchmark or a folder."
         )
-    return _in_dataset(source, paths)
+    return _sets_from_dataset(source, paths)
 
 
-def _in_two_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str]) -> dict[str, list[ComparedImage]]:
+def _sets_from_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str]) -> dict[str, list[ComparedImage]]:
     images = {pair.name: pair.image for split in find_samples(source, paths) for pair in split.pairs}
     truths = truths_in(truth, paths)
     found = pair_names([(one.name,) for one in truths], images)
@@ -169,10 +169,10 @@ def _in_two_folders(source: str, truth: Path, paths: Paths, lacking: Counter[str
     return {Path(source).resolve().name: samples}
 
 
-def _in_record(
+def _sets_from_record(
     source: str | None, method: str, folder: Path, paths: Paths, lacking: Counter[str]
 ) -> dict[str, list[ComparedImage]]:
-    """The sets that `dsu predict` noted down, with what they were predicted from."""
+    """The sets recorded by `dsu predict`, with their images and ground truths."""
     try:
         evaluated = find_evaluation_sets([] if source is None else [source], folder, None, paths)
     except NoKnownTruth as error:
@@ -186,8 +186,8 @@ def _in_record(
     }
 
 
-def _predicted_images(source: str | None, folder: Path) -> dict[str, list[ComparedImage]]:
-    """The sets of a record that no ground truth is known of, or the named one, with the images that are still there."""
+def _sets_without_truth(source: str | None, folder: Path) -> dict[str, list[ComparedImage]]:
+    """The sets of a record (or the named one) without known ground truth, with the images that still exist."""
     found: dict[str, list[ComparedImage]] = {}
     for name, how in read_record(folder).items():
         if how["source"] is None and source in (None, name):
@@ -201,15 +201,15 @@ def _predicted_images(source: str | None, folder: Path) -> dict[str, list[Compar
     return found
 
 
-def _in_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImage]]:
-    """A benchmark's test splits, or what a folder holds; masks where it has any."""
+def _sets_from_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImage]]:
+    """A benchmark's test splits, or the images of a folder, with masks if it has any."""
     try:
         splits = find_dataset(source, paths)
     except UsageError as error:
         folder = Path(source)
         if not folder.is_dir():
             raise
-        images = find_images(folder)  # which says so where there are none at all
+        images = find_images(folder)  # raises if there are none
         if not masks_below(folder):
             named = [(image.relative_to(folder).with_suffix("").as_posix(), image) for image in images]
             return {folder.resolve().name: [ComparedImage(name, image, None) for name, image in named]}

@@ -1,4 +1,4 @@
-"""Predictions beside image and truth, for print (the paper's Figures 5 and 6)."""
+"""Predictions next to image and ground truth, for print (the paper's Figures 5 and 6)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,25 +28,25 @@ from dsu.visualization.compared import ComparedImage
 
 __all__ = ["ComparisonFigure"]
 
-_CELL: Final = 1.13
-"""Inches a column: three of them are 3.49 wide, as a column of print is."""
+_CELL_WIDTH: Final = 1.13
+"""Width of a column in inches: three are 3.49 wide, like a printed column."""
 
 
 @dataclass(frozen=True)
 class ComparisonFigure:
-    """Image, truth (where the images have one) and predictions side by side.
+    """Image, ground truth (if all images have one) and predictions side by side.
 
-    Three columns are as wide as a printed column, six and more as a printed page. Each row is as high as its image
-    wants it, so no picture is cut.
+    Three columns are as wide as a printed column, six and more as a printed page. Each row has its image's height, so
+    nothing is cropped.
 
     Attributes:
-        rows: What is shown, one or more.
-        methods: What stands above their predictions.
-        named: Whether each row says its name, and why it was chosen.
-        note: A line below the last row of every page; empty for none.
-        overlays: Of each method the threshold of one column more, in which its predictions lie over the images.
-        width: Of the figure, in inches; None for what its columns want.
-        per_page: Rows of each page, however high it grows; None for as many as a printed page has room for.
+        rows: the images, at least one.
+        methods: titles of the columns of predictions.
+        named: whether each row shows its name, and why it was chosen.
+        note: a line below the last row of every page; empty for none.
+        overlays: a threshold for each method, which adds a column with the predictions overlaid on the images.
+        width: of the figure, in inches; None: as the number of columns requires.
+        per_page: rows per page, regardless of its height; None: as many as fit on a printed page.
     """
 
     rows: Sequence[ComparedImage]
@@ -59,7 +59,7 @@ class ComparisonFigure:
 
     @property
     def titles(self) -> list[str]:
-        """What stands above the columns."""
+        """The titles of the columns."""
         truth = ["GT"] if all(row.truth is not None for row in self.rows) else []
         laid = [f"{method}, overlay" for method, _ in zip(self.methods, self.overlays, strict=False)]
         return ["Image", *truth, *self.methods, *laid]
@@ -67,21 +67,21 @@ class ComparisonFigure:
     @property
     def _cell(self) -> float:
         columns = len(self.titles)
-        width = self.width or min(PAGE_WIDTH, GRID_GAP + columns * (_CELL + GRID_GAP))
+        width = self.width or min(PAGE_WIDTH, GRID_GAP + columns * (_CELL_WIDTH + GRID_GAP))
         return (width - GRID_GAP) / columns - GRID_GAP
 
     @cached_property
     def _heights(self) -> list[float]:
-        """Of each row's pictures, in inches."""
+        """The height of each row's images, in inches."""
         sizes = [image_head(row.image).size for row in self.rows]
         aspects = [height / width for width, height in sizes]
-        # The more portraits there are, the taller. Single ones among landscapes would fill the page: they are narrower
-        # than their column instead.
+        # Rows of mostly portrait images may be taller. A few portraits among landscapes would fill the page, so they
+        # are drawn narrower than their column instead.
         tallest = min(max(median(aspects), 1.0), 1.5)
         return [self._cell * min(aspect, tallest) for aspect in aspects]
 
     def pages(self) -> list[list[tuple[ComparedImage, float]]]:
-        """The rows of each page, with their heights. Raises `UnreadableImage` for an image that is none."""
+        """The rows of each page, with their heights. Raises `UnreadableImage` if a file is not an image."""
         rows = list(zip(self.rows, self._heights, strict=True))
         if self.per_page is not None:
             return fill_pages(rows, [1.0] * len(rows), self.per_page)
@@ -93,15 +93,16 @@ class ComparisonFigure:
         """Draw all pages.
 
         Args:
-            path: .png (300 dpi; further pages beside it as `-2.png`, ...) or .pdf (text as text); its folder is made.
-            progress: Told of every row.
+            path: .png (300 dpi; further pages next to it as `-2.png`, ...) or .pdf (with text as text); its folder is
+                created.
+            progress: advances by every row.
 
         Returns:
-            The files written, those of `dsu.drawing.page_files`.
+            The written files: those of `dsu.pictures.page_files`.
 
         Raises:
-            UsageError: Another ending than .png and .pdf.
-            DsuError: A file that can't be read or written.
+            UsageError: the extension is neither .png nor .pdf.
+            DsuError: a file can't be read or written.
         """
         pages = self.pages()
         files = page_files(path, len(pages))
@@ -124,7 +125,7 @@ class ComparisonFigure:
     def _pictures(
         self, rows: Sequence[tuple[ComparedImage, float]], mask_format: MaskFormat, task: Task
     ) -> Iterator[Iterable[Picture]]:
-        """Truths are read here, a row at a time: a comparison may have any number of rows."""
+        """Yield each row's images. Masks are read row by row, since a comparison may have any number of rows."""
         for row, _ in rows:
             truths = [row.truth] if "GT" in self.titles and row.truth is not None else []
             masks = [mask_format.read(truth, image=image_head(row.image)) for truth in truths]

@@ -1,4 +1,4 @@
-"""Features of images to look at: Hiera's levels before and after the adapters, and DINOv2's blocks."""
+"""Compute the features for a figure: Hiera's levels before and after the adapters, and DINOv2's blocks."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from dsu.runtime import Runtime
 
 __all__ = [
-    "MOST",
+    "MAX_IMAGES",
     "FeatureGroup",
     "FeatureLevel",
-    "Shown",
+    "ShownImage",
     "choose_blocks",
     "choose_network",
     "compute_features",
@@ -38,24 +38,24 @@ __all__ = [
     "open_network",
 ]
 
-MOST: Final = 24
-"""Images of one figure."""
+MAX_IMAGES: Final = 24
+"""Maximum number of images in a figure."""
 
-_ADAPTED: Final = " adapted"
+_ADAPTED_SUFFIX: Final = " adapted"
 
-_RANDOM: Final = {
+_RANDOM_REMARKS: Final = {
     "hiera": "random weights: not what pretrained features look like",
     "dino": "random weights: untrained blocks look alike, pretrained ones do not",
 }
-"""What a figure says of random encoders."""
+"""Remarks in a figure about random encoders."""
 
 
 # ---- which images ----
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One image of a figure: RGB, and its mask (any size, uint8 0..255) where it has one."""
+class ShownImage:
+    """One image of a figure, in RGB, and its mask (any size, uint8 0..255) if it has one."""
 
     name: str
     image: Image.Image
@@ -64,24 +64,24 @@ class Shown:
 
 def find_shown(
     sources: Sequence[str], masks: Path | None, count: int, paths: Paths, progress: Progress = SILENT
-) -> tuple[list[Shown], list[str]]:
-    """Read the images that a user means, with their masks.
+) -> tuple[list[ShownImage], list[str]]:
+    """Read the given images with their masks.
 
     Args:
-        sources: Image files; folders of images, or of images and masks; benchmarks by name. Where there are test
-            splits, these are meant.
-        masks: A folder of masks of the same names (paths below a folder, without ending).
-        count: How many images of each folder are taken, evenly spread: neighbours are often alike.
-        paths: Where benchmarks lie.
-        progress: Who is told of images left out.
+        sources: image files; folders of images, or of images and masks; names of benchmarks. If there are test splits,
+            only these are used.
+        masks: a folder of masks with the same names (paths below a folder, without extension).
+        count: maximum number of images per source, evenly spaced, since neighbouring images are often alike.
+        paths: the folders of benchmarks.
+        progress: receives a message if images are omitted.
 
     Returns:
-        The images; and a sentence for each that was skipped, since it or its mask cannot be read.
+        The images; and a sentence for each image that was skipped because it or its mask can't be read.
 
     Raises:
-        UsageError: More than `MOST` images, a source that is absent or has none, or a folder of masks that has none
-            of these images.
-        UnreadableImage: None of the images can be read.
+        UsageError: more than `MAX_IMAGES` images, a source that does not exist or has no images, or a folder of masks
+            without a mask of any of these images.
+        UnreadableImage: none of the images can be read.
     """
     found: list[Pair] = []
     for source in sources:
@@ -90,8 +90,8 @@ def find_shown(
             progress.say(f"{source}: {count} of {len(named):,} images (--count shows more)")
         places = np.linspace(0, len(named) - 1, min(count, len(named))).round().astype(int)
         found += [named[place] for place in places]
-    if len(found) > MOST:
-        raise UsageError(f"{len(found)} images make too tall a figure: give {MOST} at most.")
+    if len(found) > MAX_IMAGES:
+        raise UsageError(f"{len(found)} images make too tall a figure: give {MAX_IMAGES} at most.")
     if masks is not None:
         files = pair_files([pair.name for pair in found], named_images(unwrapped(masks) if masks.is_dir() else masks))
         if not any(files):
@@ -99,14 +99,11 @@ def find_shown(
                 f"{masks} holds no mask called like {found[0].name}: give --masks the folder of their masks."
             )
         found = [replace(pair, mask=mask) for pair, mask in zip(found, files, strict=True)]
-    return _read(found)
+    return _read_images(found)
 
 
 def find_head(given: str | None, progress: Progress = SILENT) -> str | None:
-    """The head that is meant: the one given, else the newest run's, which is said, else none.
-
-    Raises `UsageError` as `resolve_head` where one is given.
-    """
+    """The given head, else the newest run's, which is reported, else None."""
     if given is not None:
         return given
     try:
@@ -118,9 +115,9 @@ def find_head(given: str | None, progress: Progress = SILENT) -> str | None:
 
 
 def images_of_head(sources: Sequence[str], head: str | None, paths: Paths) -> tuple[Sequence[str], Paths]:
-    """The images that are meant: those named, else what the head was trained on, and where to look for them.
+    """The named sources, else the data set that the head was trained on; and the folders in which to find it.
 
-    Raises `UsageError` where there are neither.
+    Raises `UsageError` if there is neither.
     """
     dataset = {} if sources or head is None else read_head_info(resolve_head(head)).dataset
     if sources or "reference" not in dataset:
@@ -137,8 +134,8 @@ def images_of_head(sources: Sequence[str], head: str | None, paths: Paths) -> tu
     )
 
 
-def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
-    """Images and masks, these read by one rule; and why others cannot be."""
+def _read_images(found: Sequence[Pair]) -> tuple[list[ShownImage], list[str]]:
+    """Read images and masks, all masks in one format; also returns why others can't be read."""
     opened, broken = [], []
     for pair in found:
         try:
@@ -150,7 +147,7 @@ def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
         raise broken[0]
     mask_format = choose_mask_format([facts for *_, facts in opened if facts is not None])
     shown = [
-        Shown(name, image, mask_format.read(mask, image=head) if mask else None)
+        ShownImage(name, image, mask_format.read(mask, image=head) if mask else None)
         for name, image, head, mask, _ in opened
     ]
     return shown, list(map(str, broken))
@@ -161,12 +158,12 @@ def _read(found: Sequence[Pair]) -> tuple[list[Shown], list[str]]:
 
 @dataclass(frozen=True)
 class FeatureLevel:
-    """One kind of features of several images.
+    """One level's features of several images.
 
     Attributes:
-        title: a name, and in a second line the shape.
+        title: the name, and in a second line the shape.
         maps: each image's tokens on their grid, (H, W, C) float32.
-        adapted: whether this is the level before it in its group, after the adapters.
+        adapted: whether this is the preceding level of its group, after the adapters.
     """
 
     title: str
@@ -176,12 +173,12 @@ class FeatureLevel:
 
 @dataclass(frozen=True)
 class FeatureGroup:
-    """The levels of one encoder, as they stand side by side.
+    """The levels of one encoder, in the order of their columns.
 
     Attributes:
         title: the encoder's name.
-        levels: from the first to the last, each before and (where asked for) after the adapters.
-        remark: what a reader of the figure must know.
+        levels: from first to last, each before and (if requested) after the adapters.
+        remark: a warning for the figure's readers; empty for none.
     """
 
     title: str
@@ -190,9 +187,9 @@ class FeatureGroup:
 
 
 def choose_blocks(config: DSUNetConfig, asked: Sequence[int] | None) -> list[int]:
-    """The DINOv2 blocks to look at, counted from 1; None takes those at the quarters (6, 12, 18, 24 of ViT-L).
+    """The DINOv2 blocks to show, counted from 1; None: those at the quarters of the depth (6, 12, 18, 24 of ViT-L).
 
-    Raises `UsageError` for a block that there is not.
+    Raises `UsageError` for a block that does not exist.
     """
     depth = config.dino.depth
     if asked is None:
@@ -209,15 +206,15 @@ def choose_blocks(config: DSUNetConfig, asked: Sequence[int] | None) -> list[int
 def choose_network(
     head: str | None, weights: EncoderWeights, encoders: Mapping[str, Any]
 ) -> tuple[DSUNetConfig, EncoderWeights]:
-    """The network to look into, and where its encoders' weights come from.
+    """The network whose features are shown, and the source of its encoders' weights.
 
     Args:
-        head: a run folder or a head's file; None: the encoders alone.
-        weights: where the encoders' weights come from.
-        encoders: `preset`, `hiera`, ... as of `build_config`, those not asked for being None; a head says them
+        head: a run folder or a head's file; None: only the encoders.
+        weights: the source of the encoders' weights.
+        encoders: `preset`, `hiera`, ... as in `build_config`, None for each that is not given; a head determines them
             itself.
 
-    Raises `UsageError` where a head and encoders are both named, `DsuError` where no file is where weights are named.
+    Raises `UsageError` if both a head and encoders are given, and `DsuError` if a given file of weights does not exist.
     """
     asked = {name: value for name, value in encoders.items() if value is not None}
     if head is not None and asked:
@@ -233,9 +230,10 @@ def choose_network(
 
 
 def open_network(head: str | None, config: DSUNetConfig, weights: EncoderWeights) -> "DSUNet":
-    """What `choose_network` chose, in evaluation mode with both encoders; without a head, its own is nobody's.
+    """Load the network chosen by `choose_network`, in evaluation mode with both encoders; without `head`, the network's
+    head is untrained.
 
-    Raises `DsuError` where it can't be loaded.
+    Raises `DsuError` if it can't be loaded.
     """
     from dsu.encoders.weights import load_encoders
     from dsu.network.network import DSUNet
@@ -261,16 +259,16 @@ def compute_features(
     random: Collection[str] = (),
     progress: Progress = SILENT,
 ) -> list[FeatureGroup]:
-    """Every Hiera level, and the given DINOv2 blocks on their own grid (through the final norm).
+    """Compute every Hiera level, and the given DINOv2 blocks on their own grid (through the final norm).
 
     Args:
         network: in evaluation mode on the runtime's device, with both encoders.
         runtime: device and precision.
-        images: RGB, of any sizes; each is run alone.
-        blocks: of DINOv2, counted from 1.
-        adapted: whether every level is also taken after the head's adapters, beside the frozen one.
-        random: encoders of random weights, "hiera" or "dino": their groups say so.
-        progress: who is told.
+        images: RGB, of any sizes; each is processed separately.
+        blocks: DINOv2's blocks, counted from 1.
+        adapted: whether to include every level after the head's adapters, too, next to the frozen one.
+        random: the encoders with random weights, "hiera" or "dino": their groups get a remark.
+        progress: advances by every image.
 
     Returns:
         Hiera's group (S1 to S4, or S1, S1 adapted, ...) and DINOv2's.
@@ -291,25 +289,25 @@ def compute_features(
                 computed = network.encode(inputs["pixel_values"], inputs["guide_values"], [*names, *maps])
                 if adapted:
                     after = network.forward_intermediates(**inputs)
-                    computed |= {name + _ADAPTED: after[name].permute(0, 2, 3, 1) for name in names}
+                    computed |= {name + _ADAPTED_SUFFIX: after[name].permute(0, 2, 3, 1) for name in names}
             for name, tensor in computed.items():
                 found.setdefault(name, []).append(tensor[0].float().cpu().numpy())
             task.advance()
-    levels = [wanted for name in names for wanted in ([name, name + _ADAPTED] if adapted else [name])]
+    levels = [wanted for name in names for wanted in ([name, name + _ADAPTED_SUFFIX] if adapted else [name])]
     return [
         FeatureGroup(
             f"SAM 2 Hiera ({config.hiera.name})",
             tuple(_level(name, found[name]) for name in levels),
-            _RANDOM["hiera"] if "hiera" in random else "",
+            _RANDOM_REMARKS["hiera"] if "hiera" in random else "",
         ),
         FeatureGroup(
             f"DINOv2 ({config.dino.name})",
             tuple(_level(f"block {name[1:]}", found[name]) for name in maps),
-            _RANDOM["dino"] if "dino" in random else "",
+            _RANDOM_REMARKS["dino"] if "dino" in random else "",
         ),
     ]
 
 
 def _level(name: str, maps: Sequence[NDArray[np.float32]]) -> FeatureLevel:
     height, width, channels = maps[0].shape
-    return FeatureLevel(f"{name}\n{height}×{width}×{channels}", tuple(maps), name.endswith(_ADAPTED))
+    return FeatureLevel(f"{name}\n{height}×{width}×{channels}", tuple(maps), name.endswith(_ADAPTED_SUFFIX))

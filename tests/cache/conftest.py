@@ -1,4 +1,4 @@
-"""A small store, and what its samples must read as."""
+"""A small store, and the expected values of its samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], str]] = {
 
 @pytest.fixture
 def values() -> Values:
-    """What row r of an array holds in a view: a pure function, all zeros in row 1."""
+    """A function that returns an array's values in some rows of a view: deterministic, all zeros in row 1."""
 
     def value(array: str, row: int, view: int) -> npt.NDArray[Any]:
         shape, dtype = SHAPES[array]
@@ -37,7 +37,7 @@ def values() -> Values:
 
 @pytest.fixture
 def put() -> Put:
-    """Make samples of these names the store's; a name's part before ':' is its content key."""
+    """A function that makes samples with these names the store's; a name's part before ':' is its content key."""
 
     def put(store: Store, names: Iterable[str]) -> None:
         entries = {name: Entry(name.partition(":")[0]) for name in names}
@@ -48,7 +48,7 @@ def put() -> Put:
 
 @pytest.fixture
 def fill(values: Values) -> Fill:
-    """Write what is missing, and return which shards that was."""
+    """A function that writes missing shards, and returns which these were."""
 
     def fill(store: Store, array: str, views: Sequence[int]) -> list[ShardId]:
         shards = store.missing(array, views)

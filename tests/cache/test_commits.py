@@ -19,7 +19,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_commit_says_what_a_shards_file_holds(store: Store, fill: Fill) -> None:
+def test_a_commit_records_rows_size_and_hash_of_a_shards_file(store: Store, fill: Fill) -> None:
     fill(store, "V", [0, 1])
     array, rows = store.stored("V"), {0: [0, 1, 2, 3], 1: [4, 5, 6, 7], 2: [8, 9]}
     assert array.shards() == {ShardId(view, shard) for view in (0, 1) for shard in rows}
@@ -30,7 +30,7 @@ def test_a_commit_says_what_a_shards_file_holds(store: Store, fill: Fill) -> Non
     assert (store.path / "commits/V/0.2.json").exists() and array.commit(ShardId(2, 0)) is None
 
 
-def test_a_commit_tells_a_short_file_from_a_whole_and_a_changed_one(data: Path) -> None:
+def test_a_commit_detects_truncated_and_changed_files(data: Path) -> None:
     content = data.read_bytes()
     commit = Commit([0], len(content), hashlib.sha256(content).hexdigest())
     assert commit.fits(data)
@@ -45,7 +45,7 @@ def test_a_commit_tells_a_short_file_from_a_whole_and_a_changed_one(data: Path) 
     assert not commit.matches(data)
 
 
-def test_a_torn_marker_is_none_and_can_be_removed(store: Store, fill: Fill) -> None:
+def test_a_torn_marker_does_not_count_and_can_be_removed(store: Store, fill: Fill) -> None:
     fill(store, "V", [0])
     array, shard = store.stored("V"), ShardId(0, 2)
     marker = array.marker(shard)
@@ -72,11 +72,11 @@ def test_many_markers_are_packed_into_one_file(store: Store, fill: Fill, monkeyp
     assert markers("V") == [".json"] * 6
     packing = relocked()
     assert (markers("V"), markers("pixels")) == ([".safetensors"], [".json"] * 3)
-    for seen in (opened, packing, Store.open(store.path)):  # who opened it before sees the same
+    for seen in (opened, packing, Store.open(store.path)):  # including a store that was opened before
         assert not seen.missing("V", [0, 1]) and seen.stored("V").shards() == set(written)
         assert {shard: seen.stored("V").commit(shard) for shard in written} == commits
 
-    # What is discarded is missing for all, and stays so when more is packed; written anew it counts again.
+    # A discarded shard is missing for all, and stays so when more markers are packed; written again it counts again.
     packing.stored("V").discard(written[1])
     assert packing.missing("V", [0, 1]) == Store.open(store.path).missing("V", [0, 1]) == [written[1]]
     assert "not finished" in str(audit(Store.open(store.path))[0])
@@ -90,7 +90,7 @@ def test_many_markers_are_packed_into_one_file(store: Store, fill: Fill, monkeyp
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: b"x" + content])
-def test_shards_whose_packed_markers_are_damaged_are_missing(
+def test_shards_with_damaged_packed_markers_are_missing(
     store: Store, fill: Fill, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
     written = fill(store, "V", [0])

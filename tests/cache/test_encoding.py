@@ -1,4 +1,4 @@
-"""Shards' bytes are those that Zarr writes itself."""
+"""Shards have the same bytes as those that Zarr writes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES: list[tuple[tuple[int, ...], str]] = [
 
 
 def drawn(rows: int, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
-    """Numbers of which row 2 is only zeros."""
+    """Random numbers, with zeros in row 2."""
     values = np.asarray(np.random.default_rng(0).integers(0, 9, (rows, *shape)), dtype)
     values[2] = 0
     return values
@@ -40,7 +40,7 @@ def drawn(rows: int, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.d
 def written_by_zarr(
     folder: Path, compressor: Compressor, length: int, rows: Iterable[int], values: np.ndarray[Any, np.dtype[Any]]
 ) -> bytes:
-    """The bytes of the second shard's file, written a row at a time."""
+    """The bytes of the second shard's file, written row by row."""
     array = zarr.create_array(
         folder,
         shape=(length, 1, *values.shape[1:]),
@@ -78,7 +78,7 @@ def test_a_shard_has_the_bytes_that_zarr_writes(
     assert encoded(rows, values, compressor) == expected
 
 
-def test_an_array_that_is_no_block_of_memory_is_encoded_as_its_copy() -> None:
+def test_a_non_contiguous_array_is_encoded_like_its_copy() -> None:
     values = drawn(4, (2, 3), "float16").transpose(0, 2, 1)
     assert not values.flags.c_contiguous
     rows = np.arange(4)

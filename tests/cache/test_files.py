@@ -30,18 +30,18 @@ def test_canonical_does_not_depend_on_order() -> None:
     assert canonical({"b": 1, "a": 2}) == canonical({"a": 2, "b": 1}) == '{"a":2,"b":1}'
 
 
-def test_canonical_refuses_what_is_not_json() -> None:
+def test_canonical_refuses_values_that_are_not_json() -> None:
     with pytest.raises(ValueError, match="JSON"):
         canonical(float("nan"))
     with pytest.raises(TypeError, match="set"):
         canonical({"a": {1}})  # type: ignore[dict-item]
 
 
-def test_no_record_reads_as_none(tmp_path: Path) -> None:
+def test_a_missing_record_is_read_as_none(tmp_path: Path) -> None:
     assert read_record(tmp_path / "r.json") is None
 
 
-def test_a_record_cut_anywhere_reads_as_none(tmp_path: Path) -> None:
+def test_a_truncated_record_is_read_as_none(tmp_path: Path) -> None:
     write_record(tmp_path / "r.json", {"rows": [1, 2, 3]})
     whole = (tmp_path / "r.json").read_bytes()
     for length in range(len(whole)):
@@ -49,7 +49,7 @@ def test_a_record_cut_anywhere_reads_as_none(tmp_path: Path) -> None:
         assert read_record(tmp_path / "r.json") is None
 
 
-def test_a_record_with_a_flipped_bit_reads_as_none(tmp_path: Path) -> None:
+def test_a_record_with_a_flipped_bit_is_read_as_none(tmp_path: Path) -> None:
     write_record(tmp_path / "r.json", {"rows": [1, 2, 3]})
     whole = (tmp_path / "r.json").read_bytes()
     for i in range(len(whole)):
@@ -57,7 +57,7 @@ def test_a_record_with_a_flipped_bit_reads_as_none(tmp_path: Path) -> None:
         assert read_record(tmp_path / "r.json") is None
 
 
-def test_a_record_is_never_written_over(tmp_path: Path) -> None:
+def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
     write_record(tmp_path / "r.json", 1)
     with pytest.raises(FileExistsError):
         write_record(tmp_path / "r.json", 2)
@@ -73,38 +73,38 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError), replacing(path) as stream:
         stream.write("text")  # type: ignore[arg-type]
     assert path.read_bytes() == b"second"
-    with replacing(path) as stream:  # which removes what was left
+    with replacing(path) as stream:  # removes the rest of the interrupted write
         stream.write(b"third")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_folders_are_made_from_where_they_are_missing(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     for relative in ("c/0/1", "c/0/2", "c/0/2"):
         make_folders(tmp_path, Path(relative))
         assert (tmp_path / relative).is_dir()
 
 
-def test_folders_of_what_is_gone_are_not_made_again(tmp_path: Path) -> None:
+def test_folders_are_not_created_below_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         make_folders(tmp_path / "gone", Path("c/0"))
     assert not (tmp_path / "gone").exists()
 
 
-NASTY = {"of the seal": '"seal": "', "nested": {"seal": "0" * 64}, "é": [1e-05, None]}
-"""Attributes that could be taken for the seal."""
+CONFUSING = {"of the seal": '"seal": "', "nested": {"seal": "0" * 64}, "é": [1e-05, None]}
+"""Attributes that could be mistaken for the seal."""
 
 
 def test_metadata_reads_as_written_and_zarr_reads_it_too(tmp_path: Path) -> None:
-    write_metadata(tmp_path, group(NASTY))
-    assert read_metadata(tmp_path) == group(NASTY)
+    write_metadata(tmp_path, group(CONFUSING))
+    assert read_metadata(tmp_path) == group(CONFUSING)
     opened = zarr.open_group(tmp_path, mode="r")
-    assert {name: opened.attrs[name] for name in NASTY} == NASTY
+    assert {name: opened.attrs[name] for name in CONFUSING} == CONFUSING
     stamp = (tmp_path / "zarr.json").stat().st_mtime_ns
-    write_metadata(tmp_path, group(NASTY))
-    assert (tmp_path / "zarr.json").stat().st_mtime_ns == stamp, "the same again is not written"
+    write_metadata(tmp_path, group(CONFUSING))
+    assert (tmp_path / "zarr.json").stat().st_mtime_ns == stamp, "equal metadata is not written again"
 
 
-def test_every_single_bit_counts(tmp_path: Path) -> None:
+def test_every_flipped_bit_in_metadata_is_found(tmp_path: Path) -> None:
     write_metadata(tmp_path, group({"size": 1e-05, "é": "x"}))
     path = tmp_path / "zarr.json"
     whole = path.read_bytes()
@@ -122,7 +122,7 @@ def test_every_single_bit_counts(tmp_path: Path) -> None:
         read_metadata(tmp_path)
 
 
-def test_what_an_interrupted_write_left_is_removed(tmp_path: Path) -> None:
+def test_the_rest_of_an_interrupted_write_is_removed(tmp_path: Path) -> None:
     write_metadata(tmp_path, group({}))
     (tmp_path / "zarr.json.123.partial").write_bytes(b"{")
     remove_strays(tmp_path / METADATA)

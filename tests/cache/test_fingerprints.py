@@ -13,7 +13,8 @@ from dsu_cache.files import canonical
 
 FIELDS: dict[str, JSON] = {"weights": "1a2b", "size": [518, 518], "precision": "fp16", "grid": 11, "mean": 0.5}
 
-# Texts from a list: the first `st.text()` on a machine builds a table of Unicode, too slow for Hypothesis' own limit.
+# Texts are from a list, since the first `st.text()` on a machine builds a Unicode table, too slow for Hypothesis'
+# limit.
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -27,25 +28,25 @@ fields = st.dictionaries(st.sampled_from("abc"), json_values, max_size=3)
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_each_field_alone_decides(name: str) -> None:
+def test_a_difference_in_any_field_counts(name: str) -> None:
     stored, wanted = Fingerprint(FIELDS), Fingerprint(FIELDS | {name: "other"})
     assert stored.differences(wanted, "V") == (FieldDifference("V", name, FIELDS[name], "other"),)
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_field_that_is_not_there_differs_either_way(name: str) -> None:
+def test_a_missing_field_is_a_difference_in_both_directions(name: str) -> None:
     without = Fingerprint({key: value for key, value in FIELDS.items() if key != name})
     assert Fingerprint(FIELDS).differences(without, "V") == (FieldDifference("V", name, FIELDS[name], None),)
     assert without.differences(Fingerprint(FIELDS), "V") == (FieldDifference("V", name, None, FIELDS[name]),)
 
 
-def test_recorded_fields_drift_and_decide_nothing() -> None:
+def test_recorded_fields_drift_and_make_nothing_stale() -> None:
     stored, wanted = Fingerprint(FIELDS, {"torch": "2.6"}), Fingerprint(FIELDS, {"torch": "2.7"})
     assert stored.differences(wanted, "V") == ()
     assert stored.drift(wanted, "V") == (FieldDifference("V", "torch", "2.6", "2.7"),)
 
 
-def test_tuples_and_lists_are_the_same_thing() -> None:
+def test_tuples_and_lists_are_equal() -> None:
     assert Fingerprint({"size": (518, 518)}) == Fingerprint({"size": [518, 518]})
 
 
@@ -58,12 +59,12 @@ def test_nothing_differs_if_and_only_if_the_fields_are_equal_as_json(a: dict[str
 
 @settings(deadline=None)
 @given(fields, fields)
-def test_json_brings_a_fingerprint_back(a: dict[str, Any], b: dict[str, Any]) -> None:
+def test_a_fingerprint_is_restored_from_json(a: dict[str, Any], b: dict[str, Any]) -> None:
     fingerprint = Fingerprint(a, b)
     assert Fingerprint(**json.loads(json.dumps(vars(fingerprint)))) == fingerprint
 
 
-def test_a_stale_error_says_what_differs_and_the_way_out_also_after_pickling() -> None:
+def test_a_stale_error_names_differences_and_remedy_also_after_pickling() -> None:
     difference = FieldDifference("V", "grid", 37, 11)
     error = StaleError((difference,), "Cache again.")
     assert isinstance(error, CacheError)

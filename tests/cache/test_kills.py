@@ -1,6 +1,6 @@
-"""A store whose writer is killed at any of its writes is gone on with to the very same bytes.
+"""A store whose writer is killed at any write can be completed, with exactly the same bytes.
 
-At every third write by default; `DSU_KILLS=300`, or any number above that of the writes, takes every single one.
+Every third write is tested by default, and every write with `DSU_KILLS=300` or any number above that of the writes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KILLS = int(os.environ.get("DSU_KILLS", "30"))
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    """Every file but the locks; a manifest under one name, since a kill may cost a number."""
+    """The content of every file except the locks; manifests get one name, since a kill may skip a number."""
     files = [path for path in store.rglob("*") if path.is_file() and path.name not in ("lock", "readers")]
     names = {path: str(path.relative_to(store)) for path in files}
     names |= {path: f"generation of {path.parent.name}" for path in files if path.stem.isdecimal() and path.suffix}
@@ -26,7 +26,7 @@ def contents(store: Path) -> dict[str, bytes]:
     return {names[path]: path.read_bytes() for path in files}
 
 
-def test_a_kill_at_any_write_leaves_the_same_store_in_the_end(
+def test_a_kill_at_any_write_does_not_change_the_final_store(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     with Forks(tmp_path, "toy_store:run") as forks:

@@ -35,7 +35,7 @@ def hold(path: Path, *part: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -> None:
+def test_the_holder_is_named_and_its_death_releases_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with hold(path) as process:
         with (
@@ -47,14 +47,14 @@ def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -
             pytest.fail("two writers")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert "process" in path.read_text(), "a killed process cleared up after itself"
+    assert "process" in path.read_text(), "the killed process cleaned up"
     with locked(path, "the toy is held"):
         assert path.read_text().startswith(f"process {os.getpid()} ")
 
 
-def test_a_second_lock_in_this_process_is_refused_and_the_first_stands(tmp_path: Path) -> None:
+def test_a_second_lock_in_this_process_is_refused_and_the_first_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    for _ in range(2):  # leaving frees it
+    for _ in range(2):  # leaving the context releases it
         with locked(path, "the toy"), pytest.raises(BusyError, match=f"process {os.getpid()}"), locked(path, "it"):
             pytest.fail("two writers")
 
@@ -68,7 +68,7 @@ def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_flock")
-def test_without_the_systems_locks_two_holders_are_told_apart(tmp_path: Path) -> None:
+def test_without_the_systems_locks_a_second_holder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with locked(path, "the toy is held"):
         assert str(os.getpid()) in (holder(path) or "")
@@ -89,7 +89,7 @@ def test_without_the_systems_locks_two_holders_are_told_apart(tmp_path: Path) ->
     ("host", "age", "free"), [("elsewhere", 60, False), ("elsewhere", 121, True), ("here", 1, True)]
 )
 def test_without_the_systems_locks_a_dead_holder_is_noticed(tmp_path: Path, host: str, age: float, free: bool) -> None:
-    """On this host by its process, on another one by how long it has given no sign."""
+    """On this host by its process id, on another host by the age of its last heartbeat."""
     sign = tmp_path / "lock.held"
     host = socket.gethostname() if host == "here" else host
     sign.write_text(f"process {2**22 + 17} on {host} since 2026-01-01 00:00:00 (dsu train-head)\n")
@@ -104,7 +104,7 @@ def test_without_the_systems_locks_a_dead_holder_is_noticed(tmp_path: Path, host
 
 
 @pytest.mark.usefixtures("without_flock")
-def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsu_cache.locks._BEAT", 0.01)
     with locked(tmp_path / "lock", "it is held"):
         os.utime(tmp_path / "lock.held", (0, 0))
@@ -124,7 +124,7 @@ def either_way(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.usefixtures("either_way")
-def test_those_who_share_a_lock_keep_others_out_and_leave_nothing(tmp_path: Path) -> None:
+def test_processes_that_share_a_lock_keep_others_out_and_leave_no_files(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with ExitStack() as held:
         for number in (1, 3):
@@ -146,26 +146,26 @@ def test_those_who_share_a_lock_keep_others_out_and_leave_nothing(tmp_path: Path
         pytest.raises(BusyError, match="is written by process"),
         locked(path, "the toy is written", share=(1, PARTS)),
     ):
-        pytest.fail("a share beside one alone")
+        pytest.fail("a share next to an exclusive holder")
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_dead_share_keeps_nobody_out(tmp_path: Path) -> None:
+def test_the_share_of_a_dead_process_keeps_nobody_out(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with hold(path, "2") as process:
         with locked(path, "it", share=(1, PARTS)):
             pass
         with pytest.raises(BusyError, match=rf"it by process {process.pid} "), locked(path, "it"):
-            pytest.fail("alone beside a share")
+            pytest.fail("an exclusive holder next to a share")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert (tmp_path / "lock.2-of-3-parts").exists(), "a killed process cleared up after itself"
+    assert (tmp_path / "lock.2-of-3-parts").exists(), "the killed process cleaned up"
     with locked(path, "it"):
         assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 
 
 @pytest.mark.usefixtures("without_flock")
-def test_without_the_systems_locks_a_dead_share_is_noticed(tmp_path: Path) -> None:
+def test_without_the_systems_locks_the_share_of_a_dead_process_is_noticed(tmp_path: Path) -> None:
     path, own = tmp_path / "lock", tmp_path / "lock.2-of-3-parts"
     own.touch()
     sign = own.with_name(f"{own.name}.held")
@@ -176,13 +176,11 @@ def test_without_the_systems_locks_a_dead_share_is_noticed(tmp_path: Path) -> No
                 assert not own.exists() and not sign.exists()
         else:
             with pytest.raises(BusyError, match="on elsewhere"), locked(path, "it"):
-                pytest.fail("alone beside a share")
+                pytest.fail("an exclusive holder next to a share")
             assert "on elsewhere" in (holder(path) or "")
 
 
-def test_who_waited_for_a_lock_file_that_is_gone_does_not_hold_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_on_a_removed_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     flock = fcntl.flock
 

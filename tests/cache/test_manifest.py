@@ -28,7 +28,7 @@ def test_new_samples_get_rows_in_the_order_of_their_names() -> None:
     assert manifest.names == ("a", "b", "c")
 
 
-def test_added_samples_begin_on_a_fresh_shard() -> None:
+def test_added_samples_begin_on_a_new_shard() -> None:
     before = Manifest().assign(entries(b="2", c="3"), 4)
     after = before.assign(entries(a="1", b="2", c="3", d="4"), 4)
     assert [after.row(name) for name in "abcd"] == [4, 0, 1, 5]
@@ -54,14 +54,14 @@ def test_equal_samples_share_a_row() -> None:
     assert manifest.names_at(1, 3, 0) == ("a", "b", "c")
 
 
-def test_content_that_was_gone_has_its_row_again_when_it_returns() -> None:
+def test_content_that_returns_gets_its_old_row() -> None:
     manifest = Manifest().assign(entries(a="1", b="2"), 4)
     without = manifest.assign(entries(a="1"), 4)
     assert without.rows_in_use.tolist() == [0] and without.next_row == 2
     assert without.assign(entries(a="1", b="2"), 4) == manifest
 
 
-def test_other_info_is_no_change_and_is_kept() -> None:
+def test_changed_info_does_not_change_the_row_and_is_stored() -> None:
     before = Manifest().assign({"a": Entry("1", {"size": 5})}, 4)
     after = before.assign({"a": Entry("1", {"size": 6})}, 4)
     assert after.entries["a"].info == {"size": 6}
@@ -82,9 +82,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(rows: dict[str, int], nex
 
 @settings(deadline=None)
 @given(histories, st.integers(1, 5))
-def test_rows_are_never_moved_and_never_given_twice(history: list[dict[str, Entry]], rows_per_shard: int) -> None:
+def test_rows_never_change_and_are_never_reused(history: list[dict[str, Entry]], rows_per_shard: int) -> None:
     manifest = Manifest()
-    written: dict[int, str] = {}  # the content that each row was given out for, ever
+    written: dict[int, str] = {}  # the content of each row that was ever assigned
     for wanted in history:
         before = manifest
         manifest = before.assign(wanted, rows_per_shard)
@@ -105,7 +105,7 @@ def test_rows_are_never_moved_and_never_given_twice(history: list[dict[str, Entr
 
 @settings(deadline=None)
 @given(histories)
-def test_a_manifest_reads_as_saved(history: list[dict[str, Entry]]) -> None:
+def test_a_manifest_is_loaded_as_saved(history: list[dict[str, Entry]]) -> None:
     manifest = Manifest()
     for wanted in history:
         manifest = manifest.assign({name: Entry(entry.key, {"of": [name]}) for name, entry in wanted.items()}, 4)
@@ -122,7 +122,7 @@ def test_only_the_newest_generation_is_kept(tmp_path: Path) -> None:
     assert load_manifest(tmp_path).entries["a"].key == "3"
 
 
-def test_a_torn_generation_is_passed_over_and_then_replaced(tmp_path: Path) -> None:
+def test_a_torn_generation_is_skipped_and_then_replaced(tmp_path: Path) -> None:
     save_manifest(tmp_path, Manifest().assign(entries(a="1"), 4))
     whole = (tmp_path / "00000001.json").read_bytes()
     (tmp_path / "00000002.json").write_bytes(whole[:-20])
@@ -133,7 +133,7 @@ def test_a_torn_generation_is_passed_over_and_then_replaced(tmp_path: Path) -> N
     assert load_manifest(tmp_path).entries["a"].key == "3"
 
 
-def test_a_generation_replaced_while_it_is_read_is_looked_for_again(
+def test_loading_is_repeated_if_the_generation_was_replaced_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_manifest(tmp_path, Manifest().assign(entries(a="1"), 4))
@@ -158,7 +158,7 @@ def test_without_a_whole_generation_the_manifest_is_corrupt(tmp_path: Path, cont
 @settings(deadline=None)
 @given(histories, st.integers(1, 5))
 def test_segments_add_up_to_the_manifest(history: list[dict[str, Entry]], rows_per_shard: int) -> None:
-    """Saved step by step, each after the last, it is what it would be saved at once."""
+    """A manifest saved in steps, each one as a change of the last, equals one saved at once."""
     before = Manifest()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -172,7 +172,7 @@ def test_segments_add_up_to_the_manifest(history: list[dict[str, Entry]], rows_p
             assert before.rows == manifest.rows
 
 
-def test_adding_writes_as_much_as_is_added(tmp_path: Path) -> None:
+def test_the_size_of_a_write_depends_on_the_number_of_added_samples(tmp_path: Path) -> None:
     def some(first: int, count: int) -> dict[str, Entry]:
         named = {f"{hashlib.sha256(str(i).encode()).hexdigest()}": i for i in range(first, first + count)}
         return {key: Entry(key, {"number": i}) for key, i in named.items()}
@@ -191,12 +191,12 @@ def test_adding_writes_as_much_as_is_added(tmp_path: Path) -> None:
         save_manifest(tmp_path, grown, manifest)
         manifest = grown
         written += sum(size for name, size in segments().items() if name not in known)
-    assert first.items() <= segments().items(), "the large one was written anew"
+    assert first.items() <= segments().items(), "the large segment was rewritten"
     assert len(segments()) <= 6 and written < sum(first.values()) / 2
     assert load_manifest(tmp_path) == manifest
 
 
-def test_a_manifest_whose_contents_were_replaced_is_written_whole(tmp_path: Path) -> None:
+def test_a_manifest_with_replaced_contents_is_written_completely(tmp_path: Path) -> None:
     save_manifest(tmp_path, Manifest(entries(a="1"), {"1": 0}, 1))
     other = Manifest(entries(a="2"), {"2": 0}, 1)
     assert other != load_manifest(tmp_path)
@@ -231,7 +231,7 @@ def as_text(found: list[Any]) -> list[str]:
 
 
 @given(st.lists(values, max_size=9), st.lists(values, max_size=9), st.lists(values, max_size=9))
-def test_columns_hold_any_values_exactly(one: list[Any], other: list[Any], third: list[Any]) -> None:
+def test_columns_store_any_values_exactly(one: list[Any], other: list[Any], third: list[Any]) -> None:
     column, both = Column.of(one), Column.of(one).joined(Column.of(other)).trimmed()
     assert as_text(column.values()) == as_text([column.value(i) for i in range(len(one))]) == as_text(one)
     assert as_text(both.values()) == as_text([*one, *other])

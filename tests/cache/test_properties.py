@@ -1,4 +1,4 @@
-"""Whatever is written, in whatever order and shards, reads back as it was, or not at all."""
+"""Property tests: written values are read back exactly or not at all, for any order of writing and any shard size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ quick = settings(max_examples=30, deadline=None)
 
 
 def content(row: int, view: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """What a row holds in a view; every third row only zeros, which must not read as missing."""
+    """The values of a row in a view; every third row is all zeros, which must not count as missing."""
     numbers = np.random.default_rng([row, view]).integers(0, 200, shape) * (row % 3 > 0)
     return np.asarray(numbers, dtype)
 
@@ -39,7 +39,7 @@ def written(
     compressor: Compressor = None,
     order: Callable[[list[ShardId]], list[ShardId]] = lambda shards: shards,
 ) -> Iterator[Store]:
-    """A store of `count` rows, its shards written in some order."""
+    """A store of `count` rows, with its shards written in a given order."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", {}, rows_per_shard, compressor)
         entries = {f"n{i:03d}": Entry(str(i)) for i in range(count)}
@@ -60,7 +60,7 @@ def written(
     dtype=dtypes,
     compressor=compressors,
 )
-def test_any_index_list_reads_what_was_written_in_any_order(
+def test_any_list_of_indices_is_read_after_writing_in_any_order(
     data: st.DataObject, count: int, rows_per_shard: int, shape: tuple[int, ...], dtype: str, compressor: Compressor
 ) -> None:
     def order(shards: list[ShardId]) -> list[ShardId]:
@@ -108,7 +108,7 @@ def test_corruption_anywhere_in_a_shard_is_never_read_silently(
                     refused.append((f"n{row:03d}", f"row {row}, view {view}", str(error)))
                 else:
                     np.testing.assert_array_equal(got, content(row, view, (3,), "float16"))
-        # Only what belongs to no sample may be overwritten unnoticed by reading: audit finds that too.
+        # Reading does not notice changes of bytes that belong to no sample, but audit does.
         assert refused or len(after) == len(before)
         assert [one for one in refused if one[0] not in finding.samples or one[1] not in one[2]] == []
         [discarded] = discard_refuted(store, [finding])

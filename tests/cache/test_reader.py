@@ -33,7 +33,7 @@ def flip(path: Path, at: int) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=12))
-def test_batches_are_what_was_written(full: Store, values: Values, requests: list[tuple[int, int]]) -> None:
+def test_batches_equal_the_written_values(full: Store, values: Values, requests: list[tuple[int, int]]) -> None:
     rows, views = [row for row, _ in requests], [view for _, view in requests]
     batch = full.reader(["pixels", "V"]).read(rows, views)
     assert {name: (array.shape, str(array.dtype)) for name, array in batch.items()} == {
@@ -59,7 +59,7 @@ def test_reading_agrees_with_zarr(tmp_path: Path, compressor: Compressor, put: P
     np.testing.assert_array_equal(batch["label"], group["label"][:, 0])  # type: ignore[index]
 
 
-def test_views_may_differ_from_array_to_array(store: Store, fill: Fill, values: Values) -> None:
+def test_views_may_differ_between_arrays(store: Store, fill: Fill, values: Values) -> None:
     store.add_array("label", (), "int64", 4, Fingerprint({}))
     for name in ("V", "label", "pixels"):
         fill(store, name, range(store.arrays[name].views))
@@ -69,7 +69,7 @@ def test_views_may_differ_from_array_to_array(store: Store, fill: Fill, values: 
 
 
 @pytest.mark.parametrize("written", ["nothing", "the rest of the shard"])
-def test_what_is_missing_never_reads_as_zeros(store: Store, put: Put, fill: Fill, written: str) -> None:
+def test_missing_samples_are_never_read_as_zeros(store: Store, put: Put, fill: Fill, written: str) -> None:
     if written == "the rest of the shard":
         before = store.manifest
         put(store, "abcdefghi")  # without j, row 9
@@ -79,7 +79,7 @@ def test_what_is_missing_never_reads_as_zeros(store: Store, put: Put, fill: Fill
         store.reader(["pixels"]).read([9], [0])
 
 
-def test_a_sample_of_only_zeros_is_kept_by_a_store_opened_again(store: Store, fill: Fill, values: Values) -> None:
+def test_a_sample_of_only_zeros_is_not_missing(store: Store, fill: Fill, values: Values) -> None:
     again = Store.open(store.path)
     with again.lock():
         fill(again, "pixels", [0])
@@ -108,7 +108,7 @@ def test_a_damaged_index_and_damaged_metadata_are_corrupt(full: Store) -> None:
         full.reader(["V"])
 
 
-def test_an_orphan_is_said_to_be_one(full: Store, put: Put) -> None:
+def test_a_damaged_orphan_is_reported_without_a_sample(full: Store, put: Put) -> None:
     put(full, "bcdefghij")
     (full.path / "pixels/c/0/0/0/0/0").unlink()
     with pytest.raises(CorruptError, match=r"row 0, view 0 .shard 0; no sample of the manifest"):
@@ -126,7 +126,7 @@ def test_an_orphan_is_said_to_be_one(full: Store, put: Put) -> None:
         ([[0]], [0], "shape"),
     ],
 )
-def test_requests_that_make_no_sense_are_refused(full: Store, rows: Any, views: Any, message: str) -> None:
+def test_invalid_requests_are_refused(full: Store, rows: Any, views: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         full.reader(["V"]).read(rows, views)
 

@@ -1,4 +1,4 @@
-"""Stores on S3, against a real server: what is written there, what is read, and what may go wrong."""
+"""Stores on S3, tested with a real server: writing, reading and errors."""
 
 import os
 import subprocess
@@ -44,8 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def _leads_there(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has an empty bucket and a scratch folder of its own."""
+def _empty_bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has an empty bucket and its own scratch folder."""
     server.forget()
     server.make_bucket()
     _environment(server, tmp_path / "scratch", monkeypatch)
@@ -62,7 +62,7 @@ def _environment(server: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.fixture
 def make(put: Put, fill: Fill) -> Callable[..., Store]:
-    """A store of ten samples in two arrays, filled, at a folder or below a URL."""
+    """A function that makes a filled store of ten samples in two arrays, in a folder or below a URL."""
 
     def make(root: Path | str = URL, names: str = NAMES) -> Store:
         folder = place_of(root) / "DUTS-TR" / "toy"
@@ -79,7 +79,7 @@ def make(put: Put, fill: Fill) -> Callable[..., Store]:
 
 
 def _check(store: Store, values: Values, names: str = NAMES) -> None:
-    """Every sample reads as what it is, and nothing is missing."""
+    """Every sample is read with the expected values, and nothing is missing."""
     rows = [store.manifest.row(name) for name in names]
     for name, views in (("pixels", 1), ("V", 2)):
         assert not store.missing(name, range(views))
@@ -89,7 +89,7 @@ def _check(store: Store, values: Values, names: str = NAMES) -> None:
 
 
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go on as another machine: with a scratch folder that knows nothing."""
+    """Continue as another machine: with an empty scratch folder."""
     monkeypatch.setenv("DSU_SCRATCH", str(tmp_path / f"scratch-{len(list(tmp_path.iterdir()))}"))
 
 
@@ -98,15 +98,15 @@ def _open(url: str = URL) -> Store:
 
 
 def _files(store: Path) -> dict[str, bytes]:
-    """What Zarr reads of a store."""
+    """The files of a store that Zarr reads."""
     paths = [path for path in store.rglob("*") if path.is_file() and (path.name == "zarr.json" or "c" in path.parts)]
     return {str(path.relative_to(store)): path.read_bytes() for path in paths}
 
 
-# -- what is written and read ------------------------------------------------------------------------------------
+# -- writing and reading -----------------------------------------------------------------------------------------
 
 
-def test_it_is_read_elsewhere_as_it_was_written(
+def test_another_machine_reads_the_written_values(
     make: Callable[..., Store], values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make()
@@ -131,7 +131,7 @@ def test_push_and_pull_restore_every_byte(
     assert audit(pulled) == []
 
 
-def test_only_what_is_missing_is_copied(make: Callable[..., Store], values: Values, tmp_path: Path) -> None:
+def test_only_missing_shards_are_copied(make: Callable[..., Store], values: Values, tmp_path: Path) -> None:
     source, there = make(tmp_path / "features"), place_of(URL) / "DUTS-TR" / "toy"
     todo: list[int] = []
 
@@ -172,14 +172,14 @@ def test_a_damaged_shard_is_not_copied(make: Callable[..., Store], tmp_path: Pat
 # -- several writers ---------------------------------------------------------------------------------------------
 
 
-def test_who_loses_a_generation_assigns_again(
+def test_the_loser_of_a_race_for_a_generation_assigns_rows_again(
     make: Callable[..., Store], put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two machines add different samples to the same state: both get rows of their own, and nothing is overwritten."""
+    """Two machines add different samples to the same state: both get separate rows, and nothing is overwritten."""
     ours, here, begun = make(), os.environ["DSU_SCRATCH"], list[Remote]()
 
     def interrupted(remote: Remote) -> None:
-        """Another machine publishes when all has been looked at, and nothing is written yet."""
+        """Let another machine publish after this one has read everything and before it writes."""
         begin(remote)
         begun.append(remote)
         if len(begun) == 1:
@@ -200,10 +200,10 @@ def test_who_loses_a_generation_assigns_again(
     assert {ours.manifest.rows[key] for key in "kl"}.isdisjoint(ours.manifest.rows[key] for key in "mn")
 
 
-def test_many_writers_at_a_time_lose_nothing(
+def test_many_simultaneous_writers_lose_nothing(
     make: Callable[..., Store], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes with scratch folders of their own add an array each: all are there afterwards."""
+    """Processes with separate scratch folders add one array each: afterwards all arrays exist."""
     make()
     program = (
         "import sys; from dsu_cache import *; "
@@ -221,10 +221,11 @@ def test_many_writers_at_a_time_lose_nothing(
     assert set(_open().arrays) == {"pixels", "V", *(f"extra{number}" for number in range(4))}
 
 
-def test_a_losers_object_is_an_orphan(
+def test_the_object_of_a_lost_race_is_an_orphan(
     make: Callable[..., Store], values: Values, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two machines compute the same shard with other last bits: one counts, the other is told of, and removed never."""
+    """Two machines compute the same shard with different last bits: one counts, the other is reported, but not
+    removed."""
     store = make()
     before = orphaned_objects(_open())
     row = store.rows_in_shard(0)
@@ -234,7 +235,7 @@ def test_a_losers_object_is_an_orphan(
     assert not _open().missing("V", [0])
 
 
-def test_writing_the_same_again_is_success() -> None:
+def test_writing_equal_content_again_succeeds() -> None:
     bucket = Bucket(URL)
     assert bucket.put_if_absent("x", b"same") and bucket.put_if_absent("x", b"same")
     assert not bucket.put_if_absent("x", b"other")
@@ -245,7 +246,7 @@ def test_writing_the_same_again_is_success() -> None:
 # -- bytes -------------------------------------------------------------------------------------------------------
 
 
-def test_flipped_bytes_are_found_wherever_they_lie(
+def test_a_flipped_byte_in_any_object_is_found(
     make: Callable[..., Store],
     values: Values,
     fill: Fill,
@@ -253,7 +254,7 @@ def test_flipped_bytes_are_found_wherever_they_lie(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """S3 hands out what it has: a flip in any object is found by `audit`, and never read."""
+    """S3 returns damaged objects without an error: `audit` finds the damage in any object, and it is never read."""
     store = make()
     for key, content in server.objects().items():
         newest = f"here/DUTS-TR/toy/manifest/{store.remote.number:08d}.json"  # type: ignore[union-attr]
@@ -289,7 +290,7 @@ def test_a_damaged_file_in_the_scratch_folder_is_not_read(
     _check(_open(), values)
 
 
-def test_shards_are_fetched_once_and_by_whom_they_fit(
+def test_shards_that_fit_are_fetched_once(
     make: Callable[..., Store], values: Values, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make()
@@ -304,7 +305,7 @@ def test_shards_are_fetched_once_and_by_whom_they_fit(
 
 
 @pytest.mark.parametrize("limit", ["0", "500", "1 KB"])
-def test_what_does_not_fit_is_read_chunk_by_chunk(
+def test_shards_that_do_not_fit_are_read_chunk_by_chunk(
     make: Callable[..., Store],
     values: Values,
     tmp_path: Path,
@@ -322,20 +323,20 @@ def test_what_does_not_fit_is_read_chunk_by_chunk(
     assert any("samples are read one by one" in message for message in caplog.messages)
 
 
-def test_what_was_used_longest_ago_makes_room(
+def test_the_least_recently_used_shards_are_removed(
     make: Callable[..., Store], values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make()
     store.reader(["V"]).read(range(10), [0] * 10)
     old = {file.name for file in (tmp_path / "scratch/shards").glob("[0-9a-f]*")}
-    monkeypatch.setenv("DSU_SCRATCH_LIMIT", "1.2 KB")  # for all of pixels, with little of V
+    monkeypatch.setenv("DSU_SCRATCH_LIMIT", "1.2 KB")  # enough for all of pixels and a little of V
     store.reader(["pixels"]).read(range(10), [0] * 10)
     left = {file.name: file.stat().st_size for file in (tmp_path / "scratch/shards").glob("[0-9a-f]*")}
     assert {commit.sha256 for commit in store.stored("pixels").known.values()} <= left.keys()  # type: ignore[attr-defined]
     assert old - left.keys() and sum(left.values()) <= 1200
 
 
-def test_fetching_does_not_count_all_files_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_does_not_count_the_files_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, counts = Pool(6400), list[int]()
     monkeypatch.setattr(Pool, "used", lambda self, real=Pool.used: counts.append(1) or real(self))
     fetched = [pool.fetched(Commit([], 10, f"{number:064x}"), lambda: b"0123456789") for number in range(700)]
@@ -343,17 +344,17 @@ def test_fetching_does_not_count_all_files_each_time(monkeypatch: pytest.MonkeyP
     assert len(counts) <= 64 + 60 + 2
 
 
-def test_a_limit_that_is_no_number_is_refused(make: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_scratch_limit_is_refused(make: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
     store = make()
     monkeypatch.setenv("DSU_SCRATCH_LIMIT", "much")
     with pytest.raises(CacheError, match="DSU_SCRATCH_LIMIT=much is no number of bytes"):
         store.reader(["V"])
 
 
-# -- what may go wrong -------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_is_gone_is_no_empty_store(make: Callable[..., Store], server: Server, values: Values) -> None:
+def test_a_missing_bucket_is_not_an_empty_store(make: Callable[..., Store], server: Server, values: Values) -> None:
     store = make()
     server.forget()
     for act in (
@@ -369,7 +370,7 @@ def test_a_bucket_that_is_gone_is_no_empty_store(make: Callable[..., Store], ser
             act()
 
 
-def test_a_missing_object_is_told_from_a_missing_bucket() -> None:
+def test_a_missing_object_is_distinguished_from_a_missing_bucket() -> None:
     with pytest.raises(FileNotFoundError, match=f"{URL}/x is missing"):
         Bucket(URL).get("x")
     assert list(Bucket(URL).list()) == []
@@ -378,7 +379,7 @@ def test_a_missing_object_is_told_from_a_missing_bucket() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["503", "cut"])
-def test_what_passes_is_not_noticed(
+def test_transient_failures_are_retried(
     make: Callable[..., Store],
     values: Values,
     server: Server,
@@ -386,7 +387,7 @@ def test_what_passes_is_not_noticed(
     monkeypatch: pytest.MonkeyPatch,
     trouble: str,
 ) -> None:
-    """Each third request fails."""
+    """Every third request fails."""
     with Proxy(server) as proxy:
         _environment(server, tmp_path / "scratch", monkeypatch, proxy.port)
         proxy.trouble, proxy.every = trouble, 3
@@ -399,7 +400,7 @@ def test_what_passes_is_not_noticed(
     ("trouble", "told"),
     [("503", "overloaded: 503"), ("403", "no permission"), ("refused", "can't be reached")],
 )
-def test_what_does_not_pass_is_one_sentence_without_keys(
+def test_permanent_failures_are_one_sentence_without_keys(
     make: Callable[..., Store],
     values: Values,
     server: Server,
@@ -447,7 +448,7 @@ def test_a_forked_process_is_refused_and_does_not_hang(make: Callable[..., Store
         assert "start workers by spawning" in pipe.read()
 
 
-def test_an_older_generation_serves_where_the_newest_is_damaged(
+def test_an_older_generation_is_used_if_the_newest_is_damaged(
     make: Callable[..., Store], values: Values, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make()
@@ -468,8 +469,8 @@ def test_an_older_generation_serves_where_the_newest_is_damaged(
     _check(_open(), values)
 
 
-def test_a_change_that_was_not_published_is_undone(make: Callable[..., Store], server: Server) -> None:
-    """Killed between changing the mirror and publishing that: the mirror is made anew."""
+def test_an_unpublished_change_is_undone(make: Callable[..., Store], server: Server) -> None:
+    """If a process is killed after changing the mirror and before publishing, the mirror is rebuilt."""
     store = make()
     assert store.remote is not None
     store.remote.begin()
@@ -477,7 +478,7 @@ def test_a_change_that_was_not_published_is_undone(make: Callable[..., Store], s
     assert set(_open().arrays) == {"pixels", "V"}
 
 
-def test_removing_leaves_nothing_and_what_is_made_anew_reads_nothing_old(
+def test_a_removed_store_leaves_nothing_and_a_new_one_does_not_reuse_its_objects(
     make: Callable[..., Store], server: Server, values: Values
 ) -> None:
     store = make()
@@ -487,11 +488,11 @@ def test_removing_leaves_nothing_and_what_is_made_anew_reads_nothing_old(
     place_of(URL)
     make()
     shared = {key for key in before & set(server.objects()) if "/manifest/" not in key}
-    assert not shared  # a store made anew has another id
+    assert not shared  # a new store has another id
     _check(_open(), values)
 
 
-def test_what_others_wrote_into_the_bucket_leads_nowhere_else(
+def test_foreign_content_in_the_bucket_can_not_write_outside_the_mirror(
     make: Callable[..., Store], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make()

@@ -1,6 +1,6 @@
-"""Reading for days: memory and open files stay as they are.
+"""Long reading: memory use and the number of open files do not grow.
 
-`DSU_SOAK` says how many batches are read: 300 by default, `DSU_SOAK=20000` for a thorough run.
+`DSU_SOAK` is the number of batches: 300 by default, `DSU_SOAK=20000` for a thorough run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SOAK: Final = int(os.environ.get("DSU_SOAK", "300"))
 ROWS, VIEWS, BATCH = 64, 2, 8
 SHAPE = (112, 112, 2)
 ALLOWANCE: Final = 8 << 20
-"""Bytes that a process may grow by: allocators keep some. A batch has 0.4 MB, so 20 batches kept are noticed."""
+"""Bytes by which a process may grow: allocators keep some. A batch has 0.4 MB, so 20 leaked batches are noticed."""
 
 
 @pytest.fixture
 def large(tmp_path: Path) -> Store:
-    """A store of 6 MB: more than its readers may keep in memory."""
+    """A store of 6 MB: more than its readers may hold in memory."""
     store = Store.create(tmp_path / "s", {}, 16)
     store.set_manifest(store.manifest.assign({f"{row:02d}": Entry(str(row)) for row in range(ROWS)}, 16))
     store.add_array("x", SHAPE, "float16", VIEWS, Fingerprint({}))
@@ -34,7 +34,7 @@ def large(tmp_path: Path) -> Store:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has in use."""
+    """This process's resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -43,7 +43,8 @@ def descriptors() -> int:
 
 
 def growth(store: Store, batches: int, keep: Callable[[Any], None]) -> tuple[int, int]:
-    """Read batches in random order, a fifth of them first to warm up; what grew since, in bytes and descriptors."""
+    """Read batches in random order, after a warm-up with a fifth as many; returns the growth in bytes and
+    descriptors."""
     chance = np.random.default_rng(1)
     warm = max(40, batches // 5)
     reader = store.reader(["x"])
@@ -58,7 +59,7 @@ def growth(store: Store, batches: int, keep: Callable[[Any], None]) -> tuple[int
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("leaking", [False, True])
-def test_reading_on_and_on_needs_no_more_memory_and_no_more_files(large: Store, leaking: bool) -> None:
+def test_long_reading_does_not_leak_memory_or_files(large: Store, leaking: bool) -> None:
     kept: list[Any] = []
     batches = min(SOAK, 300) if leaking else SOAK
     grown, opened = growth(large, batches, kept.append if leaking else lambda batch: None)

@@ -34,7 +34,7 @@ Fill = Callable[[Store, str, Sequence[int]], list[ShardId]]
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every data file with its modification time and bytes."""
+    """The modification time and bytes of every data file."""
     paths = [path for path in folder.glob("*/c/**/*") if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
@@ -65,7 +65,7 @@ def test_attributes_are_replaced(store: Store) -> None:
     assert Store.open(store.path).attributes == store.attributes == {"note": 1}
 
 
-def test_create_takes_no_folder_with_something_in_it(tmp_path: Path, store: Store) -> None:
+def test_create_refuses_a_folder_that_is_not_empty(tmp_path: Path, store: Store) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     for path in (tmp_path / "photos", tmp_path / "photos" / "a.jpg", store.path):
@@ -73,20 +73,20 @@ def test_create_takes_no_folder_with_something_in_it(tmp_path: Path, store: Stor
             Store.create(path, {})
 
 
-def test_create_goes_over_an_interrupted_create(store: Store, tmp_path: Path) -> None:
+def test_create_replaces_an_interrupted_creation(store: Store, tmp_path: Path) -> None:
     other = Store.create(tmp_path / "other", {})
     (other.path / "zarr.json").unlink()
     assert Store.create(other.path, {"dataset": "again"}).attributes == {"dataset": "again"}
 
 
 @pytest.mark.parametrize(("rows_per_shard", "compressor"), [(0, None), (4, "gzip")])
-def test_create_refuses_a_layout_that_is_none(tmp_path: Path, rows_per_shard: int, compressor: Any) -> None:
+def test_create_refuses_an_invalid_layout(tmp_path: Path, rows_per_shard: int, compressor: Any) -> None:
     with pytest.raises(ValueError, match="a store cannot have"):
         Store.create(tmp_path / "s", {}, rows_per_shard, compressor)
     assert not (tmp_path / "s").exists()
 
 
-def test_open_says_what_is_wrong(tmp_path: Path, store: Store) -> None:
+def test_open_reports_the_problem(tmp_path: Path, store: Store) -> None:
     with pytest.raises(CacheError, match="there is no store in"):
         Store.open(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
@@ -100,7 +100,7 @@ def test_open_says_what_is_wrong(tmp_path: Path, store: Store) -> None:
 
 
 @pytest.mark.parametrize("compressor", [None, "zstd", "blosc"])
-def test_any_zarr_reader_reads_what_was_written(
+def test_zarr_reads_the_written_values(
     tmp_path: Path, compressor: Compressor, put: Put, fill: Fill, values: Values
 ) -> None:
     store = Store.create(tmp_path / "s", {}, 4, compressor)
@@ -113,7 +113,7 @@ def test_any_zarr_reader_reads_what_was_written(
         store.add_array(name, shape, dtype, views, Fingerprint({"is": name}))
         fill(store, name, range(views))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing in the folder is strange to Zarr
+        warnings.simplefilter("error")  # Zarr recognises everything in the folder
         group = zarr.open_group(store.path, mode="r")
         assert {name for name, _ in group.arrays()} == {"pixels", "V", "label"}
     for name, info in store.arrays.items():
@@ -128,7 +128,7 @@ def test_any_zarr_reader_reads_what_was_written(
             np.testing.assert_array_equal(array[:, view], values(name, range(10), view))
 
 
-def test_a_partial_shard_takes_the_space_of_its_rows(store: Store, fill: Fill) -> None:
+def test_a_partial_shard_takes_only_the_space_of_its_rows(store: Store, fill: Fill) -> None:
     fill(store, "pixels", [0])
     sizes = [(store.path / "pixels" / "c" / str(shard) / "0/0/0/0").stat().st_size for shard in range(3)]
     index = 4 * 16 + 4
@@ -146,11 +146,11 @@ def test_missing_shrinks_as_shards_are_written(store: Store, fill: Fill) -> None
     fill(store, "V", [2])
     assert store.missing("V", [2]) == []
     assert complete(store, "V") == (2,)
-    fill(store, "V", [0, 1, 3])  # views may come later
+    fill(store, "V", [0, 1, 3])  # views may be written later
     assert complete(Store.open(store.path), "V") == (0, 1, 2, 3)
 
 
-def test_growth_writes_fresh_shards_and_leaves_the_others_alone(
+def test_new_samples_are_written_to_new_shards_and_others_do_not_change(
     store: Store, put: Put, fill: Fill, values: Values
 ) -> None:
     fill(store, "pixels", [0])
@@ -166,7 +166,7 @@ def test_growth_writes_fresh_shards_and_leaves_the_others_alone(
     np.testing.assert_array_equal(group["V"][12:, 0], values("V", [12, 13], 0))  # type: ignore[index]
 
 
-def test_changed_samples_leave_orphans_and_cost_their_own_rows_only(store: Store, put: Put, fill: Fill) -> None:
+def test_changed_samples_leave_orphans_and_only_they_are_rewritten(store: Store, put: Put, fill: Fill) -> None:
     fill(store, "pixels", [0])
     assert orphans(store) == 0
     put(store, ["A", *"bcdefghi", "j"])
@@ -177,7 +177,7 @@ def test_changed_samples_leave_orphans_and_cost_their_own_rows_only(store: Store
     assert orphans(store) == 1
 
 
-def test_a_shard_with_gaps_is_written_too(store: Store, put: Put, fill: Fill, values: Values) -> None:
+def test_a_shard_with_gaps_is_written_without_them(store: Store, put: Put, fill: Fill, values: Values) -> None:
     put(store, "acdfghij")
     fill(store, "V", [1])
     array = zarr.open_group(store.path, mode="r")["V"]
@@ -188,7 +188,7 @@ def test_a_shard_with_gaps_is_written_too(store: Store, put: Put, fill: Fill, va
     assert size == 3 * (64 + 4) + 4 * 16 + 4
 
 
-def test_an_interrupted_write_is_missing_and_is_rewritten_to_the_same_bytes(store: Store, fill: Fill) -> None:
+def test_an_interrupted_shard_is_missing_and_is_rewritten_with_the_same_bytes(store: Store, fill: Fill) -> None:
     fill(store, "V", [0])
     whole = {name: content for name, (_, content) in files(store.path).items()}
     data, marker = store.path / "V/c/1/0/0/0/0", store.path / "commits/V/0.1.json"
@@ -202,7 +202,7 @@ def test_an_interrupted_write_is_missing_and_is_rewritten_to_the_same_bytes(stor
         assert {name: content for name, (_, content) in files(store.path).items()} == whole
 
 
-def test_a_torn_marker_a_cut_file_and_a_lost_file_are_missing(store: Store, fill: Fill) -> None:
+def test_shards_with_a_torn_marker_a_truncated_file_or_no_file_are_missing(store: Store, fill: Fill) -> None:
     fill(store, "V", [0])
     marker = store.path / "commits/V/0.0.json"
     marker.write_bytes(marker.read_bytes()[:-1])
@@ -213,7 +213,7 @@ def test_a_torn_marker_a_cut_file_and_a_lost_file_are_missing(store: Store, fill
     assert store.missing("V", [0]) == damaged(store) == []
 
 
-def test_damage_is_found_and_can_be_mended(store: Store, fill: Fill) -> None:
+def test_damage_is_found_and_can_be_repaired(store: Store, fill: Fill) -> None:
     fill(store, "V", [0, 1])
     assert damaged(store) == []
     data = store.path / "V/c/2/1/0/0/0"
@@ -227,7 +227,7 @@ def test_damage_is_found_and_can_be_mended(store: Store, fill: Fill) -> None:
     assert damaged(store) == []
 
 
-def test_several_threads_write_what_one_writes(
+def test_several_threads_write_the_same_bytes_as_one(
     store: Store, tmp_path: Path, put: Put, fill: Fill, values: Values
 ) -> None:
     other = Store.create(tmp_path / "other", {"dataset": "toy"}, rows_per_shard=4)
@@ -251,7 +251,7 @@ def test_several_threads_write_what_one_writes(
     assert damaged(other) == []
 
 
-def test_write_shard_refuses_what_does_not_fit(store: Store, values: Values) -> None:
+def test_write_shard_refuses_wrong_arguments(store: Store, values: Values) -> None:
     rows = store.rows_in_shard(0)
     right = values("V", rows, 0)
     with pytest.raises(ValueError, match=r"float16 .4, 2, 2, 8. for shard 0, not float32"):
@@ -288,7 +288,7 @@ def test_arrays_are_added_and_removed(store: Store, fill: Fill) -> None:
     assert len(store.missing("label", [0])) == 3
 
 
-def test_what_an_interrupted_removal_leaves_never_counts(store: Store, fill: Fill) -> None:
+def test_the_rest_of_an_interrupted_removal_does_not_count(store: Store, fill: Fill) -> None:
     fill(store, "pixels", [0])
     (store.path / "pixels" / "zarr.json").unlink()
     with warnings.catch_warnings():
@@ -311,7 +311,7 @@ def test_what_an_interrupted_removal_leaves_never_counts(store: Store, fill: Fil
         ("S1", (2,), ">f2", 1),
     ],
 )
-def test_add_array_refuses_what_cannot_be_stored(
+def test_add_array_refuses_invalid_names_shapes_types_and_views(
     store: Store, name: str, shape: tuple[int, ...], dtype: str, views: int
 ) -> None:
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
@@ -342,7 +342,7 @@ def test_the_lock_brings_the_store_up_to_date(store: Store, put: Put) -> None:
         assert store.arrays == other.arrays
 
 
-def test_an_array_of_no_rows_grows(tmp_path: Path, put: Put, fill: Fill) -> None:
+def test_an_empty_array_grows(tmp_path: Path, put: Put, fill: Fill) -> None:
     store = Store.create(tmp_path / "s", {}, 4)
     store.add_array("V", (2, 2, 8), "float16", 1, Fingerprint({}))
     assert complete(store, "V") == (0,)
@@ -367,14 +367,14 @@ def test_an_array_that_is_being_read_is_not_removed_until_its_reader_is_closed_o
         store.remove_array(left)
 
 
-def test_a_store_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_can_create_a_store(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     with creating(tmp_path / "s"), pytest.raises(BusyError, match="is being made by another process"):
         Store.create(tmp_path / "s", {})
     Store.create(tmp_path / "s", {})
 
 
-def test_damaged_metadata_is_named_never_used_and_replaced_by_adding_the_array_anew(store: Store, fill: Fill) -> None:
+def test_damaged_metadata_is_named_not_used_and_replaced_by_adding_the_array_again(store: Store, fill: Fill) -> None:
     fill(store, "V", range(4))
     before = files(store.path)
     path = store.path / "V" / "zarr.json"
@@ -392,7 +392,7 @@ def test_damaged_metadata_is_named_never_used_and_replaced_by_adding_the_array_a
     store.check_readable()
 
 
-def test_remove_store_refuses_what_is_none(store: Store, tmp_path: Path) -> None:
+def test_remove_store_refuses_other_folders(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos" / "manifest").mkdir(parents=True)
     with pytest.raises(CacheError, match="is no store"):
         remove_store(tmp_path / "photos")

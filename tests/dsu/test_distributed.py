@@ -1,4 +1,4 @@
-"""Several processes train what one trains: from real processes, which talk by gloo, in float64."""
+"""Several processes give the same result as one: tested with real processes that communicate by gloo, in float64."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def assert_same_steps(results: Results, counts: tuple[int, ...], folder: Path) -> None:
-    """Every process has the gradients, losses and norms' buffers of one alone; and as many exchanges as are said."""
+    """Every process has a single process's gradients, losses and norms' buffers, and the reported number of
+    exchanges."""
     for number, count in enumerate(counts):
         expected = first_step(ALONE, folder, count)
         exchanges = 2 * trainer(ALONE, folder, epochs=3).network.head.norm_groups + 1
@@ -44,13 +45,13 @@ def assert_same_steps(results: Results, counts: tuple[int, ...], folder: Path) -
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One process, twenty steps."""
+    """Twenty steps of a single process."""
     return trained(ALONE, tmp_path_factory.mktemp("alone"), epochs=10)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    """Two processes, one thing after the other; at last one of them dies."""
+    """Several runs of two processes, one after the other; in the last run one process dies."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "by one").mkdir()
     stopped(ALONE, folder / "by one", epochs=3)
@@ -66,15 +67,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     )
 
 
-def test_a_step_of_two_processes_is_that_of_one(two: tuple[Path, Results], tmp_path: Path) -> None:
-    """The second batch has one sample, so that one of the processes has none."""
+def test_a_step_of_two_processes_equals_that_of_one(two: tuple[Path, Results], tmp_path: Path) -> None:
+    """The second batch has only one sample, so one of the processes has none."""
     assert_same_steps(two[1], (2, 1), tmp_path)
 
 
-def test_twenty_steps_of_two_processes_are_those_of_one(two: tuple[Path, Results], alone: dict[str, Any]) -> None:
+def test_twenty_steps_of_two_processes_equal_those_of_one(two: tuple[Path, Results], alone: dict[str, Any]) -> None:
     folder, results = two
     first, second = (process[2] for process in results)
-    assert first["before"] == second["before"] == alone["before"], "validated to the last bit, whoever has which batch"
+    assert first["before"] == second["before"] == alone["before"], "validation is bit-identical, however it is divided"
     assert_same_run(first, alone)
     assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
     for row, other in zip(first["history"], second["history"], strict=True):
@@ -84,8 +85,8 @@ def test_twenty_steps_of_two_processes_are_those_of_one(two: tuple[Path, Results
     }
 
 
-def test_any_number_of_processes_goes_on_from_any_others_checkpoint(two: tuple[Path, Results], tmp_path: Path) -> None:
-    """By two and then by one, by one and then by two; within an epoch, the adapters just come in."""
+def test_a_checkpoint_can_be_resumed_by_any_number_of_processes(two: tuple[Path, Results], tmp_path: Path) -> None:
+    """Two processes, then one, and vice versa; within the first epoch in which the adapters train."""
     folder, results = two
     expected = trained(ALONE, tmp_path, epochs=3)
     assert results[0][3] == results[1][3] == {"epoch": 2, "step": 1}
@@ -94,22 +95,22 @@ def test_any_number_of_processes_goes_on_from_any_others_checkpoint(two: tuple[P
         assert_same_run(process[4], expected)
 
 
-def test_where_one_dies_the_others_end(two: tuple[Path, Results]) -> None:
+def test_if_one_dies_the_others_end(two: tuple[Path, Results]) -> None:
     survivor, victim = two[1]
     assert len(victim) == 5
     assert "was ended" in survivor[5]["said"] and "--resume" in survivor[5]["said"]
 
 
 @pytest.mark.slow
-def test_one_that_waits_for_another_ends_when_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert start(tmp_path, 2, ("told_to_end", {})) == [[], [{}]]
+def test_a_process_that_waits_for_another_ends_on_sigterm(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert start(tmp_path, 2, ("terminated", {})) == [[], [{}]]
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "A process of this run was ended" in said[0]
 
 
 @pytest.mark.slow
-def test_four_processes_train_what_one_trains(alone: dict[str, Any], tmp_path: Path) -> None:
-    """Whole batches have two samples, so that two processes never have any."""
+def test_four_processes_equal_one(alone: dict[str, Any], tmp_path: Path) -> None:
+    """Full batches have two samples, so two processes never have any."""
     steps = [("first_step", {"count": 2}), ("first_step", {"count": 1}), ("trained", {"epochs": 10})]
     results = start(tmp_path, 4, *steps)
     assert_same_steps(results, (2, 1), tmp_path)
@@ -118,7 +119,7 @@ def test_four_processes_train_what_one_trains(alone: dict[str, Any], tmp_path: P
         assert_same_run(process[2], alone)
 
 
-def test_what_is_said_of_it(tmp_path: Path) -> None:
+def test_a_run_reports_its_processes(tmp_path: Path) -> None:
     one = trainer(World(size=2, together=True), tmp_path, batch_size=8, epochs=3)
     notes = run_notes(one, None, one.runtime)
     assert "processes: 2 divide batches of 8; 73 exchanges a step (norms, gradients)" in notes
@@ -127,7 +128,7 @@ def test_what_is_said_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [0, 1, 3, 8, 50])
-def test_parts_are_consecutive_and_as_large_as_each_other(size: int, count: int) -> None:
+def test_parts_are_consecutive_and_differ_by_at_most_one(size: int, count: int) -> None:
     parts = [list(range(count))[World(rank, size).part(count)] for rank in range(size)]
     assert [thing for part in parts for thing in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -145,13 +146,13 @@ STEP = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", 
         ("rack[2,4]n[01-04]-ib", "rack2n01-ib"),
     ],
 )
-def test_slurms_variables_say_who_one_is_and_where_all_meet(nodes: str, first: str) -> None:
+def test_slurms_variables_define_rank_and_rendezvous(nodes: str, first: str) -> None:
     found = World.of_environment({**STEP, "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_ID": "1"})
     assert found == World(5, 8, 1, f"tcp://{first}:10008")
 
 
-def test_without_a_launcher_a_process_is_alone() -> None:
-    """A batch script has SLURM_NTASKS and is one process all the same; only srun starts several."""
+def test_without_a_launcher_there_is_one_process() -> None:
+    """A batch script has SLURM_NTASKS but is a single process; only srun starts several."""
     assert World.of_environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == World.of_environment({}) == ALONE
     assert World.of_environment({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == World(3, 4, 1)
     with pytest.raises(UsageError, match="incomplete or no numbers"):
@@ -168,5 +169,7 @@ def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match="shows 4 GPUs: start no more"):
             process.device(asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert World(6, 8, 2, "tcp://gpu1:10000", together=True).device("cuda") == "cuda:0", "srun shows each its own"
+    assert World(6, 8, 2, "tcp://gpu1:10000", together=True).device("cuda") == "cuda:0", (
+        "srun may show each only one GPU"
+    )
     assert ALONE.device("auto") == "auto"

@@ -29,7 +29,7 @@ def cells(path: Path, columns: int, cell: int = 80, height: int = 60, gap: int =
     return [page[gap + 20 : gap + 20 + height, left : left + cell] for left in lefts]
 
 
-def test_a_sheet_takes_files_images_and_arrays_and_shows_their_very_pixels(tmp_path: Path) -> None:
+def test_a_sheet_accepts_files_images_and_arrays_and_shows_their_exact_pixels(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "image.png")
     mask = np.zeros((60, 80), np.uint8)
@@ -41,7 +41,7 @@ def test_a_sheet_takes_files_images_and_arrays_and_shows_their_very_pixels(tmp_p
     assert all(np.array_equal(one, np.stack([mask] * 3, axis=-1)) for one in drawn[1:])
 
 
-def test_rows_are_of_one_height_and_pictures_keep_their_proportions(tmp_path: Path) -> None:
+def test_rows_have_equal_heights_and_images_keep_their_proportions(tmp_path: Path) -> None:
     rows = [[grey()], [grey(40, 20)], [grey(60, 80)]]
     sheet(rows, ["image"], tmp_path / "sheet.png", cell=80)
     page = pixels_of(tmp_path / "sheet.png")
@@ -50,21 +50,21 @@ def test_rows_are_of_one_height_and_pictures_keep_their_proportions(tmp_path: Pa
     assert (tall == 100).all(axis=2).sum() == 30 * 60
 
 
-def test_what_is_transparent_shows_the_ground(tmp_path: Path) -> None:
+def test_transparent_pixels_show_the_background_colour(tmp_path: Path) -> None:
     clear = cutout(grey(60, 80), np.zeros((60, 80), np.uint8))
     sheet([[clear]], ["clear"], tmp_path / "sheet.png", cell=80)
     [drawn] = cells(tmp_path / "sheet.png", 1)
     assert np.unique(drawn.reshape(-1, 3), axis=0).tolist() == [[228, 230, 233]]
 
 
-def test_titles_and_labels_that_do_not_fit_are_shortened(tmp_path: Path) -> None:
+def test_titles_and_labels_that_are_too_long_are_shortened(tmp_path: Path) -> None:
     sheet([[grey()]], ["a title without end " * 20], tmp_path / "sheet.png", labels=["$na_me$" * 90], cell=120)
     page = pixels_of(tmp_path / "sheet.png")
     assert (page[:, :2] == 255).all() and (page[:, -2:] == 255).all()
     assert (page[:20] < 128).any()
 
 
-def test_a_pdf_holds_its_titles_as_text_and_is_the_same_each_time(tmp_path: Path) -> None:
+def test_a_pdf_contains_its_titles_as_text_and_is_reproducible(tmp_path: Path) -> None:
     for name in ("figure.pdf", "again.pdf"):
         sheet([[grey(), grey()]] * 7, ["Image", "Ours"], tmp_path / name, cell=300, dpi=300)
     content = (tmp_path / "figure.pdf").read_bytes()
@@ -79,13 +79,13 @@ def test_the_files_of_several_pages_are_numbered(tmp_path: Path) -> None:
     assert page_files(tmp_path / "figure.pdf", 3) == [tmp_path / "figure.pdf"]
 
 
-def test_a_png_knows_its_resolution(tmp_path: Path) -> None:
+def test_a_png_contains_its_resolution(tmp_path: Path) -> None:
     sheet([[grey()]], ["Image"], tmp_path / "figure.png", cell=300, dpi=300)
     with Image.open(tmp_path / "figure.png") as drawn:
         assert round(drawn.info["dpi"][0]) == 300
 
 
-def test_a_sheet_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
+def test_a_sheet_with_wrong_numbers_of_titles_or_labels_is_refused(tmp_path: Path) -> None:
     for rows in ([], [[grey()]], [[grey(), grey()], [grey()]]):
         with pytest.raises(UsageError, match="2 titles needs 2 pictures"):
             sheet(rows, ["image", "truth"], tmp_path / "sheet.png")
@@ -122,12 +122,12 @@ def test_training_curves(tmp_path: Path, epochs: int) -> None:
     training_curves(history(epochs), tmp_path / "new" / "curves.png")
     with Image.open(tmp_path / "new" / "curves.png") as drawn:
         assert drawn.format == "PNG"
-        # Validation has a panel of its own once there is any.
+        # There is a panel for validation only if there are values.
         assert drawn.height > 1000 if epochs > 1 else drawn.height < 800
 
 
-def test_validation_is_drawn_on_the_whole_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a change of 1 % looks like a plunge."""
+def test_validation_is_drawn_on_the_scale_from_0_to_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fitted scale, a change of 1 % would look like a collapse."""
     limits: list[tuple[float, float]] = []
     save = Figure.savefig
 
@@ -140,7 +140,7 @@ def test_validation_is_drawn_on_the_whole_scale(tmp_path: Path, monkeypatch: pyt
     assert limits == [(0, 1)]
 
 
-def test_training_curves_leave_out_what_is_not_there(tmp_path: Path) -> None:
+def test_training_curves_omit_missing_values(tmp_path: Path) -> None:
     rows = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": float("nan")}, {"epoch": 3, "loss": 1.0}]
     training_curves(rows, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").is_file()

@@ -30,7 +30,7 @@ def test_an_overlay_tints_the_object_and_outlines_it() -> None:
     assert 100 < inside[0] < 255
 
 
-def test_what_is_below_the_threshold_is_neither_tinted_nor_outlined() -> None:
+def test_pixels_below_the_threshold_are_neither_tinted_nor_outlined() -> None:
     unsure = box() // 4  # 63 of 255: 0.247
     assert np.array_equal(np.asarray(overlay(grey_ground(), unsure)), grey_ground())
     assert not np.asarray(cutout(grey_ground(), unsure)).any()
@@ -39,7 +39,7 @@ def test_what_is_below_the_threshold_is_neither_tinted_nor_outlined() -> None:
     assert np.array_equal(np.asarray(cutout(grey_ground(), unsure, 0.24))[..., 3], unsure)
 
 
-def test_the_callers_image_stays_as_it_is() -> None:
+def test_the_given_image_does_not_change() -> None:
     image = Image.fromarray(grey_ground())
     overlay(image, box())
     cutout(image, box())

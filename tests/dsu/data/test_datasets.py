@@ -1,4 +1,4 @@
-"""Finding, pairing and inspecting data sets: every layout that users bring, as tiny trees."""
+"""Finding, pairing and inspecting data sets: many layouts of users' folders, as tiny trees."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from dsu.progress import SILENT, counted
 
 
 def tree(root: Path, *files: str) -> Path:
-    """Empty files: finding and pairing open none."""
+    """Create empty files: finding and pairing do not open them."""
     for file in files:
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def find_one(folder: Path, **options: str) -> Split:
         ("NC4K", "__MACOSX/x.jpg NC4K/__MACOSX/x/._a.jpg NC4K/Imgs/a.jpg NC4K/Imgs/._a.jpg NC4K/GT/a.png", "NC4K"),
     ],
 )
-def test_benchmarks_are_found_as_published_and_as_repacked(
+def test_benchmarks_are_found_in_published_and_repacked_layouts(
     tmp_path: Path, wanted: str, files: str, expected: str
 ) -> None:
     (split,) = find_dataset(wanted, Paths(tree(tmp_path, *files.split())))
@@ -99,7 +99,7 @@ def test_benchmarks_are_found_as_published_and_as_repacked(
     assert split.official_count is not None
 
 
-def test_one_folder_of_masks_for_two_splits_is_no_pairing_trouble(tmp_path: Path) -> None:
+def test_two_splits_can_share_a_folder_of_masks(tmp_path: Path) -> None:
     tree(tmp_path, "CAMO/Images/Train/a.jpg", "CAMO/Images/Test/b.jpg")
     tree(tmp_path, "CAMO/GT/a.png", "CAMO/GT/b.png", "CAMO/GT/c.png")
     train, test = find_dataset("CAMO", Paths(tmp_path))
@@ -109,7 +109,7 @@ def test_one_folder_of_masks_for_two_splits_is_no_pairing_trouble(tmp_path: Path
         assert [relative(mask, tmp_path) for mask in split.masks_without_image] == ["CAMO/GT/c.png"]
 
 
-def test_cod10k_s_images_without_camouflage_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_cod10ks_images_without_camouflage_are_omitted_and_counted(tmp_path: Path) -> None:
     for name in ("COD10K-CAM-1", "COD10K-NonCAM-2", "COD10K-NonCAM-3"):
         tree(tmp_path, f"COD10K-v3/Train/Image/{name}.jpg", f"COD10K-v3/Train/GT_Object/{name}.png")
     (split,) = find_dataset("COD10K", Paths(tmp_path))
@@ -141,7 +141,7 @@ COD_PUBLISHED = [
 
 
 @pytest.mark.parametrize("files", [COD_REPACKED, COD_PUBLISHED, [f"COD/{file}" for file in COD_REPACKED]])
-def test_cod_is_one_training_split_and_the_tests_that_are_there(tmp_path: Path, files: list[str]) -> None:
+def test_cod_is_one_training_split_and_the_available_test_splits(tmp_path: Path, files: list[str]) -> None:
     splits = {split.name: split for split in find_dataset("COD", Paths(tree(tmp_path, *files)))}
     assert list(splits) == ["COD-TR", "COD10K-TE", "NC4K"]
     assert names(splits["COD-TR"]) == ["COD10K-CAM-2", "camourflage_1"]
@@ -151,21 +151,21 @@ def test_cod_is_one_training_split_and_the_tests_that_are_there(tmp_path: Path, 
         assert (names(alone), alone.masks_without_image) == ([member], ())
 
 
-def test_a_benchmark_s_folder_is_that_benchmark(tmp_path: Path) -> None:
+def test_a_benchmarks_folder_is_recognised(tmp_path: Path) -> None:
     tree(tmp_path, "DUTS/DUTS-TE/DUTS-TE-Image/a.jpg", "DUTS/DUTS-TE/DUTS-TE-Mask/a.png")
     for folder in (tmp_path / "DUTS", tmp_path / "DUTS/DUTS-TE"):
         (split,) = find_dataset(folder, Paths(tmp_path / "elsewhere"))
         assert (split.name, split.benchmark) == ("DUTS-TE", True)
 
 
-def test_an_absent_benchmark_is_refused_with_the_folders_looked_for(tmp_path: Path) -> None:
+def test_an_absent_benchmark_is_refused_with_the_searched_folders(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UsageError, match=r"DUTS-TE was not found below .*DUTS/DUTS-TE, DUTS-TE.*--data-root"):
             find_dataset("DUTS-TE", Paths(root))
 
 
 @pytest.mark.parametrize("name", ["nope", "\0", "x" * 5000, "a/b/c"])
-def test_an_unknown_name_is_refused_with_what_is_known(tmp_path: Path, name: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"neither a folder .*DUTS, DUT-OMRON.*NC4K, COD.*--data-root.*DSU_DATA"):
         find_dataset(name, Paths(tmp_path))
 
@@ -175,7 +175,7 @@ def test_names_of_benchmarks() -> None:
     assert not any(map(is_benchmark, ["", ".", "/data/DUTS", "mine", "DUTS-XX"]))
 
 
-# ---- folders of one's own ----
+# ---- users' folders ----
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_images_and_masks_are_found_by_usual_names(tmp_path: Path, files: str, i
     assert (split.pairs[0].mask is None) == (masks is None)
 
 
-def test_side_by_side_below_subfolders(tmp_path: Path) -> None:
+def test_images_and_masks_may_be_together_in_subfolders(tmp_path: Path) -> None:
     split = find_one(
         tree(tmp_path / "parts", "kos01/P0.jpg", "kos01/P0_label.bmp", "kos02/P0.jpg", "kos02/P0_label.bmp")
     )
@@ -244,7 +244,7 @@ def test_folders_train_and_test_are_splits(tmp_path: Path, files: str, expected:
         "x/a.jpg y/a.png",
     ],
 )
-def test_what_cannot_be_told_is_asked_for(tmp_path: Path, files: str) -> None:
+def test_an_ambiguous_folder_needs_named_subfolders(tmp_path: Path, files: str) -> None:
     home = tree(tmp_path / "mine", *files.split())
     with pytest.raises(UsageError, match=r"--images SUBFOLDER --masks SUBFOLDER") as caught:
         find_one(home)
@@ -252,7 +252,7 @@ def test_what_cannot_be_told_is_asked_for(tmp_path: Path, files: str) -> None:
         assert folder.name in str(caught.value)
 
 
-def test_named_subfolders_decide(tmp_path: Path) -> None:
+def test_named_subfolders_are_used(tmp_path: Path) -> None:
     home = tree(tmp_path / "mine", "raw/a.jpg", "defects/a.png", "masks/a.png", "b.jpg", "b.png")
     split = find_one(home, images="raw", masks="defects")
     assert (names(split), relative(split.pairs[0].mask, home)) == (["a"], "defects/a.png")
@@ -262,7 +262,7 @@ def test_named_subfolders_decide(tmp_path: Path) -> None:
         find_one(home, images="raw")
 
 
-def test_a_folder_is_also_found_below_the_data_root(tmp_path: Path) -> None:
+def test_a_folder_is_found_below_the_data_root(tmp_path: Path) -> None:
     tree(tmp_path, "mine/images/a.jpg", "mine/masks/a.png")
     (split,) = find_dataset("mine", Paths(tmp_path))
     assert names(split) == ["a"]
@@ -278,7 +278,7 @@ def test_folders_without_images_or_pairs_are_refused(tmp_path: Path) -> None:
 # ---- pairing ----
 
 
-def test_what_does_not_pair_is_listed_and_named(tmp_path: Path) -> None:
+def test_unpaired_files_are_listed(tmp_path: Path) -> None:
     images = [f"images/{index:02}.jpg" for index in range(15)]
     home = tree(tmp_path / "mine", *images, "masks/00.png", "masks/01.png", "masks/stray.png")
     split = find_one(home)
@@ -289,7 +289,7 @@ def test_what_does_not_pair_is_listed_and_named(tmp_path: Path) -> None:
     assert "1 mask of mine without an image: stray.png." in lines
 
 
-def test_equal_stems_keep_their_endings_and_subfolders_count(tmp_path: Path) -> None:
+def test_equal_stems_keep_their_extensions_and_subfolders(tmp_path: Path) -> None:
     home = tree(tmp_path / "mine", "images/a.jpg", "images/a.png", "images/x/b.jpg", "images/y/b.jpg")
     tree(home, "masks/a.png", "masks/x/b.png", "masks/y/b.png")
     split = find_one(home)
@@ -297,12 +297,12 @@ def test_equal_stems_keep_their_endings_and_subfolders_count(tmp_path: Path) -> 
     assert [relative(pair.mask, home / "masks") for pair in split.pairs] == ["a.png", "a.png", "x/b.png", "y/b.png"]
 
 
-def test_masks_of_unique_names_may_lie_in_other_folders(tmp_path: Path) -> None:
+def test_masks_with_unique_names_may_be_in_other_subfolders(tmp_path: Path) -> None:
     split = find_one(tree(tmp_path / "mine", "images/x/a.jpg", "images/y/b.jpg", "masks/a.png", "masks/b_gt.png"))
     assert names(split) == ["x/a", "y/b"]
 
 
-def test_the_exact_name_and_the_lossless_file_go_first(tmp_path: Path) -> None:
+def test_the_exact_name_and_the_lossless_file_are_preferred(tmp_path: Path) -> None:
     home = tree(tmp_path / "mine", "images/a.jpg", "masks/a_mask.png", "masks/a.jpg", "masks/a.png")
     split = find_one(home)
     assert relative(split.pairs[0].mask, home) == "masks/a.png"
@@ -315,7 +315,7 @@ FILES = st.sets(st.tuples(STEMS, st.sampled_from([".jpg", ".png", ".bmp"])).map(
 
 @settings(max_examples=120, deadline=None)
 @given(images=FILES.filter(bool), masks=FILES)
-def test_no_file_is_lost_and_no_name_is_taken_twice(
+def test_no_file_is_lost_and_no_name_is_used_twice(
     tmp_path_factory: pytest.TempPathFactory, images: set[str], masks: set[str]
 ) -> None:
     home = tree(tmp_path_factory.mktemp("any"), *(f"i/{file}" for file in images), *(f"m/{file}" for file in masks))
@@ -341,11 +341,11 @@ def test_images_are_found_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(tree(tmp_path.parent / f"{tmp_path.name} elsewhere", "d.tif"))
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
     assert found == ["b.JPG", "folder.png/c.webp", "linked/d.tif", "x/a.png"]
-    assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"], "a file named is meant"
+    assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"], "a given file is returned, whatever it is"
 
 
 @pytest.mark.parametrize(("name", "reason"), [("absent", "does not exist"), ("empty", "contains no images")])
-def test_nothing_to_predict_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=reason):
         find_images(tmp_path / name)
@@ -369,7 +369,7 @@ def mine(tmp_path: Path) -> Path:
 
 
 class Counted:
-    """A progress that counts what its one task was told."""
+    """A progress that counts the units of its only task."""
 
     def __init__(self) -> None:
         self.total, self.done = 0, 0
@@ -391,7 +391,7 @@ class Counted:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_a_sound_split_is_inspected_without_complaint(mine: Path) -> None:
+def test_a_sound_split_is_inspected_without_warnings(mine: Path) -> None:
     split, progress = find_one(mine), Counted()
     inspection = inspect(split, progress=progress)
     assert list(inspection.facts) == ["a", "b", "c"]
@@ -418,7 +418,7 @@ def test_broken_files_are_named_and_only_their_samples_are_missing(mine: Path) -
     assert str(mine / "masks" / "b.png") in cut_off and "truncated" in cut_off
 
 
-def test_masks_of_another_size_are_named(mine: Path) -> None:
+def test_masks_with_another_size_are_named(mine: Path) -> None:
     Image.new("L", (12, 20), 255).save(mine / "masks" / "b.png")
     Image.new("L", (10, 6), 255).save(mine / "masks" / "c.png")
     split = find_one(mine)
@@ -430,7 +430,7 @@ def test_masks_of_another_size_are_named(mine: Path) -> None:
     assert "b.png" in line and "12x20 pixels have another aspect ratio than its image's 20x12, as if one were" in line
 
 
-def test_only_what_changed_is_read_again(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_files_are_read_again(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = find_one(mine)
     first = inspect(split)
     known = {
@@ -456,10 +456,10 @@ def test_a_split_without_masks_is_inspected(mine: Path) -> None:
     assert describe(split, inspection) == [f"images: 3 images without masks in {mine / 'images'}."]
     known = {name: SampleMetadata.from_json(facts.to_json()) for name, facts in inspection.facts.items()}
     assert inspect(split, known) == inspection
-    assert inspect(find_one(mine), known).facts["a"].mask_sha256 is not None, "a mask that has come since is read"
+    assert inspect(find_one(mine), known).facts["a"].mask_sha256 is not None, "a mask that was added later is read"
 
 
-def test_label_masks_are_read_as_such_and_named_values_decide(mine: Path) -> None:
+def test_label_masks_are_recognised_and_given_values_are_used(mine: Path) -> None:
     for name, values in (("a", [0, 1]), ("b", [0, 2]), ("c", [0, 0])):
         Image.fromarray(np.repeat(np.array([values], np.uint8), 10, axis=1).repeat(12, axis=0)).save(
             mine / "masks" / f"{name}.png"
@@ -473,7 +473,7 @@ def test_label_masks_are_read_as_such_and_named_values_decide(mine: Path) -> Non
         inspect(split, inspection.facts, SILENT, foreground=[7])
 
 
-def test_a_file_that_vanished_since_is_named(mine: Path) -> None:
+def test_a_file_that_was_removed_meanwhile_is_named(mine: Path) -> None:
     split = find_one(mine)
     facts = inspect(split).facts
     (mine / "images" / "a.jpg").unlink()
@@ -481,7 +481,7 @@ def test_a_file_that_vanished_since_is_named(mine: Path) -> None:
         assert [path.name for path, *_ in inspect(split, known).undecodable] == ["a.jpg"]
 
 
-# ---- the real thing ----
+# ---- real data ----
 
 
 @pytest.mark.data
@@ -507,7 +507,7 @@ def test_camo(real_data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "pairs", "empty"), [("MT_Blowhole", 115, 0), ("MT_Break", 85, 0), ("MT_Uneven", 103, 4)]
 )
-def test_a_factory_s_folder_needs_no_renaming(real_data: Path, name: str, pairs: int, empty: int) -> None:
+def test_a_factorys_folder_needs_no_renaming(real_data: Path, name: str, pairs: int, empty: int) -> None:
     split = find_one(real_data / "MagneticTile" / name)
     assert (split.name, split.kind, len(split.pairs)) == (name, "all", pairs)
     inspection = inspect(split)
@@ -518,6 +518,6 @@ def test_a_factory_s_folder_needs_no_renaming(real_data: Path, name: str, pairs:
 
 
 @pytest.mark.data
-def test_the_magnetic_tiles_folder_asks_which(real_data: Path) -> None:
+def test_the_magnetic_tiles_folder_is_ambiguous(real_data: Path) -> None:
     with pytest.raises(UsageError, match="MT_Blowhole, MT_Break, MT_Uneven"):
         find_one(real_data / "MagneticTile")

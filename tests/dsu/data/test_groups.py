@@ -1,4 +1,4 @@
-"""Images that show one thing: found by their looks, or named."""
+"""Groups of images of the same object: found by similarity, or named."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from dsu.errors import UsageError
 from dsu.progress import SILENT
 
 TILES: Final = Path(__file__).with_name("magnetic_tiles.json")
-"""Names of the images of each tile of MagneticTile, by eye: the same marks, grinding lines and edges."""
+"""Names of the images of each tile of MagneticTile, labelled by eye: same marks, grinding lines and edges."""
 
 
 def drawn(seed: int) -> Image.Image:
@@ -51,21 +51,21 @@ CHANGES: Final[dict[str, Callable[[Image.Image], Image.Image]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_picture_is_found_again_and_nothing_else(change: str) -> None:
+def test_only_the_changed_copy_of_an_image_is_similar(change: str) -> None:
     images = {f"{seed:02}": drawn(seed) for seed in range(16)}
     changed = {f"{name} {change}": CHANGES[change](image) for name, image in images.items()}
     groups, chains = looking_alike({name: look_at(image) for name, image in (images | changed).items()}, 8)
     assert groups == [[name, f"{name} {change}"] for name in images] and not chains
 
 
-def test_pictures_that_show_nothing_are_not_alike() -> None:
+def test_uniform_images_are_not_similar() -> None:
     flat = {str(grey): look_at(Image.new("RGB", (60, 60), (grey, grey, grey))) for grey in (0, 90, 91, 255)}
     assert looking_alike(flat, 4) == ([], [])
     assert looking_alike({"alone": look_at(drawn(0))}, 4) == ([], [])
 
 
-def test_a_chain_that_is_too_long_is_named_and_only_its_closest_go_together() -> None:
-    """One scene before a fixed camera, in which something small differs; two of the pictures were saved anew."""
+def test_a_chain_that_is_too_long_is_named_and_only_its_closest_images_are_grouped() -> None:
+    """One scene from a fixed camera with small differences; two of the images were recompressed."""
     scene, found = drawn(3), dict[str, Image.Image]()
     for index in range(12):
         noise = np.random.default_rng(index).normal(0, 40, (scene.height, scene.width, 1))
@@ -78,11 +78,11 @@ def test_a_chain_that_is_too_long_is_named_and_only_its_closest_go_together() ->
     assert looking_alike(looks, 14) == ([sorted(looks)], [])
 
 
-def test_a_group_leaves_something_to_deal() -> None:
+def test_a_group_is_limited_to_a_part_of_the_images() -> None:
     assert most_together(100) == 25 and most_together(100, 0.1) == 10 and most_together(3) == 2
 
 
-def test_tiles_put_together_look_like_their_image() -> None:
+def test_merged_tiles_are_similar_to_their_image() -> None:
     image, whole = drawn(5), no_look()
     for box in Tiling(64, 8).boxes(*image.size):
         paste_look(whole, image.crop(box).resize((128, 128)), box, image.size)
@@ -91,7 +91,7 @@ def test_tiles_put_together_look_like_their_image() -> None:
 
 
 @pytest.mark.data
-def test_of_repeated_tiles_all_are_found_and_none_is_taken_for_another(
+def test_all_images_of_the_same_magnetic_tile_are_found_and_no_others(
     real_data: Path, record_property: Callable[[str, object], None]
 ) -> None:
     tiles = json.loads(TILES.read_text())
@@ -110,8 +110,8 @@ def test_of_repeated_tiles_all_are_found_and_none_is_taken_for_another(
 
 
 @pytest.mark.data
-def test_no_two_of_many_photographs_are_taken_for_one(real_data: Path) -> None:
-    """Whole pictures, and half of them with their parts, since comparing these takes time."""
+def test_no_two_of_many_photographs_are_similar(real_data: Path) -> None:
+    """A third of DUTS, since comparing images with parts of others takes time."""
     paths = sorted(real_data.glob("DUTS/*/*Image/*.jpg"))[::3]
     assert looking_alike({str(path): look_at(Image.open(path)) for path in paths}, 100) == ([], [])
 
@@ -122,7 +122,8 @@ def _image(folder: Path, name: str) -> Path:
 
 
 def _pairs_by_usual_hash(looks: dict[str, Look], true: set[tuple[str, str]]) -> int:
-    """Pairs that the usual hash (signs of 8 x 8 waves of 32 x 32 pixels) finds before its first false one."""
+    """Number of pairs that the usual perceptual hash (signs of 8 x 8 DCT coefficients of 32 x 32 pixels) finds before
+    its first false one."""
     from scipy.fft import dctn
 
     names = sorted(looks)
@@ -146,13 +147,13 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def test_a_pattern_groups_by_what_it_finds(said: list[str]) -> None:
+def test_a_pattern_groups_by_its_match(said: list[str]) -> None:
     found = named_groups(r"_num_(\d+)", NAMES)
     assert found["exp1_num_12"] == found["exp5_num_12"] != found["exp2_num_7"] == found["cold/exp1_num_7"]
     assert "odd" not in found and "matches no group for 1 images (odd)" in said[0]
-    assert len(set(named_groups(".+", NAMES).values())) == len(NAMES), "each by itself"
+    assert len(set(named_groups(".+", NAMES).values())) == len(NAMES), "each image is its own group"
     several = named_groups(r"(?:(cold)/)?exp\d+_num_(\d+)", NAMES)
-    assert several["exp2_num_7"] != several["cold/exp1_num_7"], "all brackets count"
+    assert several["exp2_num_7"] != several["cold/exp1_num_7"], "all capturing groups count"
 
 
 def test_a_file_groups_by_its_lines(tmp_path: Path, said: list[str]) -> None:
@@ -177,7 +178,7 @@ def test_a_file_groups_by_its_lines(tmp_path: Path, said: list[str]) -> None:
         (b"\xff\xfe\x00", "not UTF-8 CSV"),
     ],
 )
-def test_a_file_that_says_nothing_is_refused(content: str | bytes | None, words: str, tmp_path: Path) -> None:
+def test_an_invalid_file_of_groups_is_refused(content: str | bytes | None, words: str, tmp_path: Path) -> None:
     file = tmp_path / "groups.csv"
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -188,6 +189,6 @@ def test_a_file_that_says_nothing_is_refused(content: str | bytes | None, words:
 @pytest.mark.parametrize(
     ("pattern", "words"), [("(", "not a regular expression"), ("xyz", "matches none of the images")]
 )
-def test_a_pattern_that_finds_nothing_is_refused(pattern: str, words: str) -> None:
+def test_an_invalid_or_unmatched_pattern_is_refused(pattern: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         named_groups(pattern, NAMES)

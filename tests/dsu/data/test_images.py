@@ -1,4 +1,4 @@
-"""Every mode and bad file that a data set may bring, made here."""
+"""Images and masks of every mode, and broken files, generated here."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ def paletted(indices: NDArray[np.uint8], *colours: tuple[int, int, int]) -> Imag
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size that its few bytes of data do not have."""
+    """A PNG whose header claims more pixels than its data contain."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -94,7 +94,7 @@ def test_wide_tiffs_are_scaled(tmp_path: Path, dtype: type[np.generic]) -> None:
     assert np.array_equal(np.asarray(image)[..., 0], RAMP)
 
 
-def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
+def test_one_bit_images_are_black_and_white(tmp_path: Path) -> None:
     image = read_image(save(tmp_path, SPOT.astype(bool)))
     assert np.array_equal(np.asarray(image), np.dstack([SPOT * 255] * 3))
 
@@ -104,20 +104,22 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
     assert np.asarray(read_image(save(tmp_path, red, "x.jpg")))[0, 0].tolist() == pytest.approx([254, 0, 0], abs=3)
 
 
-def test_a_palette_with_transparency_is_read_without_remark(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_palette_with_transparency_is_read_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     path = save(tmp_path, Image.fromarray(COLOURS).quantize(256), transparency=bytes(range(256)))
     assert np.array_equal(np.asarray(read_image(path)), COLOURS)
     assert not recwarn.list
 
 
-def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     path = save(tmp_path, frames[0], "x.gif", save_all=True, append_images=frames[1:])
     assert read_image(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("orientation", range(9))
-def test_exif_rotation_turns_images_and_masks_alike(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation_is_applied_to_images_and_masks(tmp_path: Path, orientation: int) -> None:
     upright = {0: RAMP, 1: RAMP, 2: RAMP[:, ::-1], 3: RAMP[::-1, ::-1], 4: RAMP[::-1], 5: RAMP.T}
     upright |= {6: np.rot90(RAMP, -1), 7: RAMP[::-1, ::-1].T, 8: np.rot90(RAMP)}
     exif = Image.Exif()
@@ -134,7 +136,7 @@ def test_extreme_shapes_are_read_and_resized(tmp_path: Path, size: tuple[int, in
     assert resize_image(read_image(path), 35).tolist() == [[[1, 2, 3]] * 35] * 35
 
 
-def test_bytes_at_hand_are_not_read_again(tmp_path: Path) -> None:
+def test_given_bytes_are_used_instead_of_the_file(tmp_path: Path) -> None:
     data = save(tmp_path, RAMP).read_bytes()
     absent = tmp_path / "absent.png"
     assert np.array_equal(np.asarray(read_image(absent, data))[..., 0], RAMP)
@@ -168,7 +170,7 @@ def whole(format: str) -> bytes:
 )
 @pytest.mark.parametrize("read", [read_image, read_mask])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_undecodable_files_are_named_with_reason_and_way_out(
+def test_undecodable_files_are_named_with_reason_and_remedy(
     tmp_path: Path, read: Callable[[Path], object], data: bytes, reason: str
 ) -> None:
     path = tmp_path / "photo.jpg"
@@ -188,20 +190,20 @@ def test_folders_and_absent_files_are_named(tmp_path: Path) -> None:
                 read(path)
 
 
-def test_the_error_comes_out_of_another_process() -> None:
+def test_the_error_can_be_pickled() -> None:
     error = UnreadableImage(Path("a.jpg"), "it is empty")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.path, again.reason) == (str(error), error.path, error.reason)
 
 
-def test_the_limit_lets_a_400_megapixel_photograph_through() -> None:
+def test_the_limit_allows_a_photograph_of_400_megapixels() -> None:
     assert MAX_PIXELS > 23_200 * 17_400
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), format=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP"]))
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_bytes_never_raise_anything_else(data: st.DataObject, format: str) -> None:
+def test_damaged_bytes_never_raise_another_error(data: st.DataObject, format: str) -> None:
     damaged = bytearray(whole(format))
     changes = st.tuples(st.integers(0, min(200, len(damaged) - 1)), st.integers(0, 255))
     for position, value in data.draw(st.lists(changes, min_size=1, max_size=6)):
@@ -227,12 +229,12 @@ def test_grey_masks_keep_soft_edges(tmp_path: Path) -> None:
         assert np.array_equal(mask, RAMP), name
 
 
-def test_an_inverted_grey_palette_is_its_grey(tmp_path: Path) -> None:
+def test_an_inverted_grey_palette_is_read_as_its_grey_levels(tmp_path: Path) -> None:
     path = save(tmp_path, paletted(SPOT, (255, 255, 255), (0, 0, 0)))
     assert np.array_equal(read_mask(path), 255 - 255 * SPOT)
 
 
-def test_greys_with_a_jpeg_s_colour_noise_are_grey(tmp_path: Path) -> None:
+def test_grey_levels_with_jpeg_colour_noise_are_grey(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(-7, 8, (*RAMP.shape, 3))
     noisy = (np.dstack([RAMP] * 3) + noise).clip(0, 255).astype(np.uint8)
     assert np.abs(read_mask(save(tmp_path, noisy)).astype(int) - RAMP).max() <= 7
@@ -273,14 +275,14 @@ def test_colour_masks_saved_as_jpeg_have_a_clean_background(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_labels_and_named_values(tmp_path: Path, dtype: type[np.generic]) -> None:
+def test_labels_and_given_values_are_foreground(tmp_path: Path, dtype: type[np.generic]) -> None:
     values = np.arange(6, dtype=dtype).reshape(2, 3)
     path = save(tmp_path, values)
     assert np.array_equal(read_mask(path, labels=True), np.where(values > 0, 255, 0))
     assert np.array_equal(read_mask(path, foreground=(2, 5)), [[0, 0, 255], [0, 0, 255]])
 
 
-def test_named_values_of_a_palette_are_indices_and_of_rgb_colours(tmp_path: Path) -> None:
+def test_given_values_are_indices_for_a_palette_and_colours_for_rgb(tmp_path: Path) -> None:
     indices = np.array([[0, 1, 2]], np.uint8)
     colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
     assert read_mask(save(tmp_path, paletted(indices, *colours)), foreground=(2,)).tolist() == [[0, 0, 255]]
@@ -288,7 +290,7 @@ def test_named_values_of_a_palette_are_indices_and_of_rgb_colours(tmp_path: Path
     assert read_mask(rgb, foreground=(0xFF0000,)).tolist() == [[0, 255, 0]]
 
 
-def test_eight_bit_values_in_a_deep_file(tmp_path: Path) -> None:
+def test_8_bit_values_in_a_16_bit_file(tmp_path: Path) -> None:
     path = save(tmp_path, RAMP.astype(np.uint16))
     assert np.array_equal(read_mask(path, white=255), RAMP)
 
@@ -296,12 +298,12 @@ def test_eight_bit_values_in_a_deep_file(tmp_path: Path) -> None:
 # ---- hashing and resizing ----
 
 
-def test_the_hash_is_of_the_file_s_bytes(tmp_path: Path) -> None:
+def test_the_hash_is_of_the_files_bytes(tmp_path: Path) -> None:
     path = save(tmp_path, RAMP)
     assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_resizing_is_pillow_s_bilinear_and_bicubic() -> None:
+def test_resizing_is_pillows_bilinear_and_bicubic() -> None:
     image = Image.fromarray(COLOURS)
     assert np.array_equal(resize_image(image, 5), np.asarray(image.resize((5, 5), Image.Resampling.BILINEAR)))
     bicubic = Image.fromarray(RAMP).resize((5, 5), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""What masks mean is decided over a whole set: grey, labels, colours; never read as black."""
+"""The format of masks is chosen for a whole set: grey levels, labels or colours, never all black."""
 
 import json
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def paletted(indices: NDArray[np.uint8]) -> Image.Image:
 
 
 def colours(*values: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The object in vertical bands of the colours given."""
+    """The object in vertical stripes of the given colours."""
     canvas = np.zeros((8, 8, 3), np.uint8)
     for column, value in zip(range(2, 6), values * 4, strict=False):
         canvas[2:6, column] = value
@@ -56,7 +56,7 @@ def test_grey_sets_keep_soft_edges_and_dark_masks(tmp_path: Path) -> None:
         assert np.array_equal(mask, expected)
 
 
-def test_binary_masks_with_a_jpeg_s_noise_are_grey(tmp_path: Path) -> None:
+def test_binary_masks_with_jpeg_noise_are_grey(tmp_path: Path) -> None:
     noisy = OBJECT * 250
     noisy[0] = (1, 2, 3, 4, 1, 2, 3, 4)
     noisy[1] = 2
@@ -78,12 +78,12 @@ def test_binary_masks_with_a_jpeg_s_noise_are_grey(tmp_path: Path) -> None:
     ],
     ids=["0/1", "0..5", "to 100", "16-bit labels", "ids", "8-bit in 16", "16-bit", "palette", "colours, one grey"],
 )
-def test_labels_of_every_make_are_foreground(tmp_path: Path, masks: Masks) -> None:
+def test_labels_of_every_kind_are_foreground(tmp_path: Path, masks: Masks) -> None:
     for mask in read_all(tmp_path, masks):
         assert np.array_equal(mask, OBJECT * 255)
 
 
-def test_a_label_map_with_pixels_to_be_ignored_is_one(tmp_path: Path) -> None:
+def test_a_label_map_with_ignored_pixels_is_recognised(tmp_path: Path) -> None:
     voc = OBJECT * 15
     voc[2, 2:5] = 255
     assert np.array_equal(read_all(tmp_path, [voc, OBJECT * 3])[0], OBJECT * 255)
@@ -105,25 +105,25 @@ def test_soft_16_bit_masks_are_scaled(tmp_path: Path) -> None:
     ],
     ids=["grey", "palette", "colour", "16 bits"],
 )
-def test_values_that_the_user_names_decide(
+def test_given_foreground_values_are_used(
     tmp_path: Path, mask: NDArray[np.generic] | Image.Image, foreground: list[int]
 ) -> None:
     assert np.array_equal(read_all(tmp_path, [mask], foreground)[0], OBJECT * 255)
 
 
-def test_naming_white_among_coloured_masks_finds_masks_of_white_alone(tmp_path: Path) -> None:
+def test_white_as_foreground_of_coloured_masks_includes_masks_of_only_white(tmp_path: Path) -> None:
     masks = [colours((255, 0, 0), (255, 255, 255)), colours((255, 255, 255))]
     both, white = read_all(tmp_path, masks, [0xFFFFFF])
     assert np.array_equal(white, OBJECT * 255)
     assert both.sum() == white.sum() / 2
 
 
-def test_a_value_that_no_mask_holds_is_refused(tmp_path: Path) -> None:
+def test_a_foreground_value_that_no_mask_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"value 9 of --foreground: they contain the values 0, 1, 3\."):
         choose_mask_format(facts_of(tmp_path, [OBJECT, OBJECT * 3]), [9])
 
 
-def test_labels_without_background_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_labels_without_background_are_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError,
         match=r"choose from `--foreground 1 --foreground 2 --foreground 3` \(they contain the values 1, 2, 3\)",
@@ -131,11 +131,11 @@ def test_labels_without_background_are_refused_with_the_way_out(tmp_path: Path) 
         choose_mask_format(facts_of(tmp_path, [OBJECT + 1, OBJECT * 2 + 1]))
 
 
-def test_white_masks_without_background_are_legal(tmp_path: Path) -> None:
+def test_white_masks_without_background_are_accepted(tmp_path: Path) -> None:
     assert choose_mask_format(facts_of(tmp_path, [OBJECT * 0 + 255])) == MaskFormat()
 
 
-def test_what_is_assumed_is_said(tmp_path: Path) -> None:
+def test_assumptions_about_masks_are_reported(tmp_path: Path) -> None:
     def said(masks: Masks, foreground: Sequence[int] | None = None) -> str:
         facts = facts_of(tmp_path, masks)
         return "\n".join(describe_mask_format(choose_mask_format(facts, foreground), facts))
@@ -152,7 +152,7 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
     assert "the value 5 is foreground" in said([OBJECT * 5], [5])
     assert "the values 1, 5 are foreground" in said([OBJECT * 5, OBJECT], [1, 5])
     many = [OBJECT * value for value in range(151)]
-    assert "darker than half" in said(many), "as ADE20K's labels are: too many values to be sure"
+    assert "darker than half" in said(many), "like ADE20K's labels: too many values to be sure"
     assert "`--foreground VALUE`, once for each value" in said(many)
 
 
@@ -170,7 +170,7 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
         )
     )
 )
-def test_any_facts_give_a_reading_and_survive_json(facts: list[MaskFacts]) -> None:
+def test_any_facts_give_a_format_and_survive_json(facts: list[MaskFacts]) -> None:
     mask_format = choose_mask_format(facts)
     assert MaskFormat.from_json(json.loads(json.dumps(mask_format.to_json()))) == mask_format
     assert [MaskFacts.from_json(json.loads(json.dumps(mask.to_json()))) for mask in facts] == facts

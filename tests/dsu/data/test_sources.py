@@ -1,4 +1,4 @@
-"""How images were found, kept as plain values and believed only as dsu writes them."""
+"""Where a data set was found, stored as plain values, which are validated when they are read."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ FIELDS = {
 }
 
 
-def test_it_survives_being_written_down() -> None:
+def test_a_source_survives_json() -> None:
     mask_format = MaskFormat((1, 2), labels=False, white=255)
     source = SourceFolder(**FIELDS, images="pics", masks="maps", tile=64, overlap=8, mask_format=mask_format.to_json())
     again = SourceFolder(**json.loads(json.dumps(vars(source))))
@@ -29,7 +29,7 @@ def test_it_survives_being_written_down() -> None:
     assert again.parsed_mask_format == mask_format and again.tiling == Tiling(64, 8) and again.uncut.tiling is None
 
 
-def test_what_to_type_again_is_whole_and_quoted() -> None:
+def test_the_arguments_of_the_command_are_complete_and_quoted() -> None:
     source = SourceFolder(
         **FIELDS, images="my pics", masks="maps", tile=64, overlap=8, mask_format=MaskFormat((3,)).to_json()
     )
@@ -51,12 +51,12 @@ def test_what_to_type_again_is_whole_and_quoted() -> None:
         {"tile": True},
     ],
 )
-def test_other_values_are_refused(field: dict[str, Any]) -> None:
+def test_invalid_values_are_refused(field: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         SourceFolder(**{**FIELDS, **field})
 
 
-def test_a_split_is_found_again_as_it_was_cut(drawn: Path) -> None:
+def test_a_tiled_split_is_found_again(drawn: Path) -> None:
     from dsu.data.datasets import find_dataset
 
     [split] = find_dataset(drawn / "train", Paths(drawn))

@@ -14,13 +14,13 @@ SHARES = st.sampled_from([share_weights(0.1, 0.0), share_weights(0.1, 0.2), shar
 
 
 def contents(start: int, stop: int) -> dict[str, float]:
-    """Contents and the foreground of each, which no order of theirs gives away."""
+    """Contents with their foreground fractions, which are not correlated with any order of the contents."""
     return {hashlib.sha256(str(index).encode()).hexdigest(): 0.01 * (index * 37 % 100) for index in range(start, stop)}
 
 
 @given(weights=SHARES, sizes=st.lists(st.integers(0, 60), min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
-def test_every_share_has_its_part_of_every_stratum(weights: dict[str, float], sizes: list[int]) -> None:
+def test_every_share_has_its_fraction_of_every_stratum(weights: dict[str, float], sizes: list[int]) -> None:
     strata = [contents(100 * index, 100 * index + size) for index, size in enumerate(sizes)]
     dealt = deal(strata, weights)
     assert dealt.keys() == {content for stratum in strata for content in stratum}
@@ -33,21 +33,21 @@ def test_every_share_has_its_part_of_every_stratum(weights: dict[str, float], si
 
 @given(weights=SHARES, first=st.integers(0, 60), more=st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
-def test_what_was_dealt_never_moves(weights: dict[str, float], first: int, more: int) -> None:
+def test_assigned_contents_never_change_their_share(weights: dict[str, float], first: int, more: int) -> None:
     before = deal([contents(0, first)], weights)
     after = deal([contents(0, first + more)], weights, before)
     assert before.items() <= after.items()
     without = deal([contents(first // 2, first)], weights, before)
-    assert without.items() <= before.items(), "content that has gone moves none that stays"
+    assert without.items() <= before.items(), "removed contents do not move others"
 
 
-def test_the_same_contents_are_dealt_alike_in_any_order() -> None:
+def test_the_assignment_does_not_depend_on_the_order() -> None:
     names = contents(0, 50)
     assert deal([names], fold_weights(3)) == deal([dict(reversed(names.items()))], fold_weights(3))
     assert deal([names], {"train": 1.0}) == dict.fromkeys(names, "train")
 
 
-def test_one_image_is_trained_on() -> None:
+def test_a_single_image_is_for_training() -> None:
     assert deal([contents(0, 1)], share_weights(0.1, 0.1)) == dict.fromkeys(contents(0, 1), "train")
 
 
@@ -62,7 +62,7 @@ def test_large_and_small_objects_are_in_every_share(weights: dict[str, float]) -
 
 @given(weights=SHARES, sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), empty=st.integers(0, 20))
 @settings(max_examples=60, deadline=None)
-def test_groups_are_never_torn_and_shares_keep_their_size(
+def test_groups_are_not_divided_and_shares_keep_their_size(
     weights: dict[str, float], sizes: list[int], empty: int
 ) -> None:
     names = list(contents(0, sum(sizes)))
@@ -78,7 +78,7 @@ def test_groups_are_never_torn_and_shares_keep_their_size(
         assert counts[share] or units < len(weights)
 
 
-def test_what_joins_a_group_follows_it_and_no_group_is_torn_by_kinds() -> None:
+def test_a_new_member_follows_its_group_and_assigned_contents_do_not_move() -> None:
     first, weights = contents(0, 40), share_weights(0.2, 0.0)
     before = deal([first], weights)
     held = next(content for content in first if before[content] == "val")
@@ -86,17 +86,17 @@ def test_what_joins_a_group_follows_it_and_no_group_is_torn_by_kinds() -> None:
     after = deal([first, {new: 0.0}], weights, before, groups=[[held, new]])
     assert after[new] == "val" and before.items() <= after.items()
     apart = [next(content for content in first if before[content] == "train"), held]
-    assert deal([first], weights, before, groups=[apart]) == before, "what was dealt never moves"
+    assert deal([first], weights, before, groups=[apart]) == before, "assigned contents never move"
 
 
-def test_a_group_larger_than_a_share_is_trained_on() -> None:
+def test_a_group_larger_than_a_share_is_for_training() -> None:
     names = contents(0, 40)
     group = list(names)[:12]
     dealt = deal([names], share_weights(0.1, 0.1), groups=[group])
     assert {dealt[content] for content in group} == {"train"} and Counter(dealt.values())["val"] == 4
 
 
-def test_named_groups_are_dealt_apart(tmp_path: Path) -> None:
+def test_named_groups_have_a_separate_record(tmp_path: Path) -> None:
     names, weights = contents(0, 20), share_weights(0.2, 0.0)
     plain = recorded_deal(tmp_path, [names], weights)
     group = [content for share in ("train", "val") for content in names if plain[content] == share][-6:]
@@ -105,7 +105,7 @@ def test_named_groups_are_dealt_apart(tmp_path: Path) -> None:
     assert recorded_deal(tmp_path, [names], weights) == plain
 
 
-def test_shares_are_recorded_for_each_way_of_dealing(tmp_path: Path) -> None:
+def test_shares_are_recorded_for_each_kind_of_split(tmp_path: Path) -> None:
     first, more = [contents(0, 20)], [contents(0, 40)]
     folds, shares = fold_weights(3), share_weights(0.2, 0.0)
     before = recorded_deal(tmp_path / "new", first, folds), recorded_deal(tmp_path / "new", first, shares)
@@ -113,10 +113,10 @@ def test_shares_are_recorded_for_each_way_of_dealing(tmp_path: Path) -> None:
     assert all(old.items() <= new.items() for old, new in zip(before, after, strict=True))
     assert recorded_deal(tmp_path / "new", first, folds) == before[0]
     kept = json.loads((tmp_path / "new" / SPLITS_FILE).read_text())
-    assert sorted(map(len, kept.values())) == [40, 40], "those that are gone keep their share for when they return"
+    assert sorted(map(len, kept.values())) == [40, 40], "removed contents keep their share in case they return"
 
 
-def test_a_damaged_record_is_named_and_not_dealt_over(tmp_path: Path) -> None:
+def test_a_damaged_record_is_named_and_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / SPLITS_FILE).write_text("{")
     with pytest.raises(DsuError, match=SPLITS_FILE):
         recorded_deal(tmp_path, [contents(0, 20)], fold_weights(3))

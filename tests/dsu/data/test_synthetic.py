@@ -1,4 +1,4 @@
-"""The demo's data set: the same for a seed, varied, and with objects that can be seen."""
+"""The demo's data set: reproducible, varied, and with visible objects."""
 
 import hashlib
 from pathlib import Path
@@ -23,7 +23,7 @@ def digest(folder: Path) -> list[tuple[str, str]]:
     return [(file.relative_to(folder).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
 
 
-def test_it_is_a_data_set_that_pairs_without_complaint(tmp_path: Path) -> None:
+def test_it_is_a_data_set_without_warnings(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "shapes", train=4, test=2)
     splits = find_dataset(tmp_path / "shapes", Paths(tmp_path))
     assert [(split.name, split.kind, len(split.pairs)) for split in splits] == [
@@ -34,7 +34,7 @@ def test_it_is_a_data_set_that_pairs_without_complaint(tmp_path: Path) -> None:
         assert len(describe(split, inspect(split))) == 2
 
 
-def test_a_seed_draws_the_same_and_more_images_do_not_change_the_first(tmp_path: Path) -> None:
+def test_a_seed_is_reproducible_and_more_images_do_not_change_the_first(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "a", train=3, test=1)
     draw_dataset(tmp_path / "b", train=3, test=1)
     draw_dataset(tmp_path / "longer", train=5, test=1)
@@ -51,7 +51,7 @@ def test_sizes_vary_within_bounds(samples: list[Sample]) -> None:
     assert draw_sample(np.random.default_rng(0), (64, 64))[0].shape == (64, 64, 3)
 
 
-def test_masks_have_soft_edges_and_objects_of_fair_size(samples: list[Sample]) -> None:
+def test_masks_have_soft_edges_and_objects_of_moderate_size(samples: list[Sample]) -> None:
     for image, mask in samples:
         assert mask.shape == image.shape[:2]
         assert mask.dtype == image.dtype == np.uint8
@@ -61,7 +61,7 @@ def test_masks_have_soft_edges_and_objects_of_fair_size(samples: list[Sample]) -
         assert 0 < ((mask > 20) & (mask < 235)).mean() < 0.1
 
 
-def test_some_objects_stand_out_and_some_hide_but_none_is_invisible(samples: list[Sample]) -> None:
+def test_some_objects_are_salient_and_some_camouflaged_but_none_is_invisible(samples: list[Sample]) -> None:
     differences = np.array([_difference_from_surround(image, mask) for image, mask in samples])
     assert (differences > 0.2).mean() > 0.3, "salient"
     assert (differences < 0.15).mean() > 0.2, "camouflaged"
@@ -69,7 +69,7 @@ def test_some_objects_stand_out_and_some_hide_but_none_is_invisible(samples: lis
 
 
 def _difference_from_surround(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
-    """How far the mean colours of object and ground lie apart, in 0..1, and how much their roughness differs."""
+    """The difference of object and background in mean colour, plus that in standard deviation, in 0..1 each."""
     inside, outside = image[mask > 200] / 255, image[mask < 50] / 255
     tone = np.abs(inside.mean(0) - outside.mean(0)).mean()
     return float(tone + np.abs(inside.std(0) - outside.std(0)).mean())

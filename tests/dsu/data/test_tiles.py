@@ -1,4 +1,4 @@
-"""Tiles cover an image and put it together again without a seam; as samples they are what was cut by hand."""
+"""Tiles cover an image and are merged without seams; as samples they equal crops of the image."""
 
 import itertools
 import threading
@@ -23,7 +23,7 @@ SIZES = st.integers(1, 700)
 
 @given(width=SIZES, height=SIZES, size=st.integers(1, 300), data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_tiles_cover_the_image_overlap_enough_and_are_of_one_size(
+def test_tiles_cover_the_image_with_enough_overlap_and_equal_size(
     width: int, height: int, size: int, data: st.DataObject
 ) -> None:
     overlap = data.draw(st.integers(0, size // 2))
@@ -41,8 +41,8 @@ def test_tiles_cover_the_image_overlap_enough_and_are_of_one_size(
 
 @given(width=SIZES, height=SIZES, size=st.integers(8, 300), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_canvas_of_what_agrees_is_that(width: int, height: int, size: int, data: st.DataObject) -> None:
-    """Tiles that say the same of every pixel give it back: weights add up to one everywhere."""
+def test_blending_tiles_that_agree_gives_their_values(width: int, height: int, size: int, data: st.DataObject) -> None:
+    """If overlapping tiles agree on every pixel, blending returns these values: weights sum to one everywhere."""
     boxes = Tiling(size, data.draw(st.integers(0, size // 2))).boxes(width, height)
     image = np.random.default_rng(0).normal(0, 5, (height, width)).astype(np.float32)
     blender = TileBlender(boxes)
@@ -52,7 +52,7 @@ def test_a_canvas_of_what_agrees_is_that(width: int, height: int, size: int, dat
 
 
 def test_tiles_that_disagree_fade_into_each_other() -> None:
-    """One tile says 0, the next 1: no step is larger than the overlap allows, and each is itself beyond it."""
+    """One tile is 0, the next 1: values change gradually within the overlap, and not outside of it."""
     boxes = Tiling(100, 40).boxes(160, 50)
     assert boxes == [(0, 0, 100, 50), (60, 0, 160, 50)]
     blender = TileBlender(boxes)
@@ -64,7 +64,7 @@ def test_tiles_that_disagree_fade_into_each_other() -> None:
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(100, 51), (100, -1), (0, 0)])
-def test_tiles_that_would_never_end_are_refused(size: int, overlap: int) -> None:
+def test_invalid_sizes_and_overlaps_are_refused(size: int, overlap: int) -> None:
     with pytest.raises(UsageError, match="from 0 to half the --tile"):
         Tiling(size, overlap)
 
@@ -78,7 +78,7 @@ def test_options_make_a_tiling() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A large image, a small one, one on its side by EXIF, and one whose mask is half its size."""
+    """A large image, a small one, one rotated by EXIF, and one whose mask has half its size."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (tmp_path / "own" / name).mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_the_samples_of_a_tiled_split_are_its_tiles(folder: Path) -> None:
         assert image_head(pair.image).size == read_image(pair.image).size
 
 
-def test_the_facts_of_a_tile_are_its_own(folder: Path) -> None:
+def test_the_metadata_of_a_tile_describes_the_tile(folder: Path) -> None:
     [split] = find_dataset(folder, Paths(folder.parent))
     tiles = tiled(split, Tiling(64, 16))
     facts = inspect(tiles).facts
@@ -133,12 +133,12 @@ def test_the_facts_of_a_tile_are_its_own(folder: Path) -> None:
         assert (fact.mask_size, fact.mask) == ((right - left, bottom - top), examine_mask(cut))
         assert fact.size == image.crop(pair.box).size
     assert len({fact.content for fact in facts.values()}) == len(facts)
-    # Noted and compared, nothing is read again, and every fact survives being written down.
+    # Known samples are not read again, and metadata survives JSON.
     kept = {name: type(fact).from_json(fact.to_json()) for name, fact in facts.items()}
     assert inspect(tiles, kept).facts == facts == kept
 
 
-def test_an_image_that_cannot_be_read_is_named_once_and_the_others_are_cut(folder: Path) -> None:
+def test_an_unreadable_image_is_named_once_and_the_others_are_tiled(folder: Path) -> None:
     (folder / "images" / "large.png").write_bytes(b"nothing")
     [split] = find_dataset(folder, Paths(folder.parent))
     found = inspect(tiled(split, Tiling(64, 16)))
@@ -146,13 +146,13 @@ def test_an_image_that_cannot_be_read_is_named_once_and_the_others_are_cut(folde
     assert {image_name(name) for name in found.facts} == {"small", "turned", "shrunk"}
 
 
-def test_a_box_in_a_mask_of_another_size_is_never_empty() -> None:
+def test_a_box_scaled_to_a_masks_size_is_never_empty() -> None:
     box: Box = (3, 3, 4, 4)
     assert mask_box(box, (100, 100), (10, 10)) == (0, 0, 1, 1)
     assert mask_box((0, 0, 100, 100), (100, 100), (37, 11)) == (0, 0, 37, 11)
 
 
-def test_what_is_kept_open_is_made_once_for_all_threads() -> None:
+def test_a_cached_value_is_made_once_for_all_threads() -> None:
     made: list[int] = []
     started = threading.Event()
 
@@ -169,10 +169,10 @@ def test_what_is_kept_open_is_made_once_for_all_threads() -> None:
         thread.join()
     assert sorted(made) == [1, 2] and kept(1) == 1
     kept(3)
-    assert kept(2) == 4 and sorted(made) == [1, 2, 2, 3]  # 2 had been asked for longest ago
+    assert kept(2) == 4 and sorted(made) == [1, 2, 2, 3]  # 2 was the least recently used
 
 
-def test_what_cannot_be_made_says_so_to_all() -> None:
+def test_an_error_is_raised_at_every_call() -> None:
     def make(key: str) -> str:
         raise UsageError(key)
 

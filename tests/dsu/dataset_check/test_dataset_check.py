@@ -1,4 +1,4 @@
-"""A check of a data set: every finding on a folder made for it (what is counted: `test_dataset_check_figures`)."""
+"""The check of a data set: every finding, on a folder made for it (for counts see `test_dataset_check_figures`)."""
 
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ def names(one: Finding) -> list[str]:
     return [case.name for case in one.cases]
 
 
-def test_of_a_sound_folder_nothing_bad_is_said(tmp_path: Path) -> None:
+def test_a_sound_folder_has_no_findings(tmp_path: Path) -> None:
     found = check(write(tmp_path / "mine", plain(FEW)))
     assert found.findings == () and not found.stops
     few = check(write(tmp_path / "few", plain(FEW - 1)))
@@ -43,7 +43,7 @@ def specks(size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def shades() -> NDArray[np.uint8]:
-    """More values than a label map has, all below half of white."""
+    """More values than a label map has, all darker than half of white."""
     return np.random.default_rng(0).integers(40, 110, SIZE[::-1]).astype(np.uint8)
 
 
@@ -64,10 +64,10 @@ ONE: Final[dict[str, tuple[Image.Image, Mask]]] = {
     "vanishing": (photo(99, (1600, 1200)), specks((1600, 1200))),
     "tiny": (photo(99, (352, 352)), specks((352, 352))),
 }
-"""A pair that makes a finding of this name, and no other, in a folder of sound ones."""
+"""A pair that causes the finding of this name, and no other, in a folder of sound pairs."""
 
-BESIDE: Final = {"faint-masks": {"empty-masks"}}
-"""What else must be said of it."""
+FURTHER: Final = {"faint-masks": {"empty-masks"}}
+"""Further findings that such a pair must cause."""
 
 SEVERE: Final = ("flat", "dim", "mask-turned", "mask-shape", "faint-masks", "full-masks", "vanishing")
 
@@ -81,28 +81,28 @@ def test_one_bad_pair_among_sound_ones_is_named(tmp_path: Path, key: str) -> Non
     assert one.sentence().startswith(f"{one.what}: 1 (odd") and one.remedy.endswith(".")
     assert not found.stops
     concerned = {one.key for one in found.findings if "odd" in names(one)}
-    assert concerned == {key} | BESIDE.get(key, set())
+    assert concerned == {key} | FURTHER.get(key, set())
 
 
 @pytest.mark.parametrize("key", ONE)
-def test_what_is_sound_is_not_called_odd(tmp_path: Path, key: str) -> None:
+def test_sound_pairs_cause_no_finding(tmp_path: Path, key: str) -> None:
     assert key not in {one.key for one in check(write(tmp_path / "mine", plain(5))).findings}
 
 
-def test_findings_come_by_severity(tmp_path: Path) -> None:
+def test_findings_are_ordered_by_severity(tmp_path: Path) -> None:
     odd = {f"{key}.png": pair for key, pair in ONE.items()}
     severities = [SEVERITIES.index(one.severity) for one in check(write(tmp_path / "mine", odd)).findings]
     assert severities == sorted(severities) and len(set(severities)) == 2
 
 
-def test_objects_that_vanish_are_seen_at_the_size_asked_for(tmp_path: Path) -> None:
+def test_vanishing_objects_depend_on_the_input_size(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {**plain(2), "odd.png": ONE["vanishing"]})
     lost = finding(check(folder), "vanishing")
     assert "2 of 4 objects leave no pixel at 352x352" in lost.what and "become empty: 1;" in lost.remedy
     assert "vanishing" not in {one.key for one in check(folder, side=1024).findings}
 
 
-def test_one_mask_that_becomes_empty_hurts_among_many_objects(tmp_path: Path) -> None:
+def test_a_mask_that_becomes_empty_is_severe_even_among_many_objects(tmp_path: Path) -> None:
     many = np.zeros((400, 400), np.uint8)
     many.reshape(20, 20, 20, 20)[:, 5:15, :, 5:15] = 255
     pairs = {"many.png": (photo(7, (400, 400)), many), "odd.png": ONE["vanishing"]}
@@ -115,26 +115,26 @@ def test_one_mask_that_becomes_empty_hurts_among_many_objects(tmp_path: Path) ->
     assert lost.severity == "good to know" and "1 of 402 objects" in lost.what
 
 
-def test_a_black_image_of_16_bits_is_flat_and_nothing_else(tmp_path: Path) -> None:
+def test_a_dark_16_bit_image_is_only_flat(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {**plain(3), "odd.png": (deep(Image.new("L", SIZE, 7), 257), boxed(255))})
     assert {one.key for one in check(folder).findings if "odd" in names(one)} == {"flat"}
 
 
-def test_soft_edges_are_no_grey_masks(tmp_path: Path) -> None:
+def test_masks_with_soft_edges_are_not_grey_masks(tmp_path: Path) -> None:
     soft = Image.fromarray(boxed(255, 255)).filter(ImageFilter.GaussianBlur(0.7))
     found = check(write(tmp_path / "mine", {**plain(3), "soft.png": (photo(9), soft)}))
     assert [one.key for one in found.findings] == ["few"] and summary(found.splits[0])["soft_masks"] == 1
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
-def test_exif_is_seen_even_where_it_leaves_the_size(tmp_path: Path, suffix: str) -> None:
+def test_exif_rotation_is_found_even_if_it_keeps_the_size(tmp_path: Path, suffix: str) -> None:
     folder = write(tmp_path / "mine", plain(3))
     turned_by_exif(photo(9), folder / "images" / f"odd{suffix}")
     Image.fromarray(boxed(255)).save(folder / "masks" / "odd.png")
     assert names(finding(check(folder), "turned")) == ["odd"]
 
 
-def test_what_does_not_pair_is_named(tmp_path: Path) -> None:
+def test_unpaired_files_are_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {**plain(3), "alone.png": (photo(8), None)})
     Image.fromarray(boxed(255)).save(folder / "masks" / "lost.png")
     found = check(folder)
@@ -145,7 +145,7 @@ def test_what_does_not_pair_is_named(tmp_path: Path) -> None:
     assert finding(check(folder), "masks-without-image").severity == "good to know"
 
 
-def test_jpeg_masks_and_files_of_other_kinds_are_told(tmp_path: Path) -> None:
+def test_jpeg_masks_and_other_files_are_reported(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", plain(3), kind=".jpg")
     for name in ("images/a.heic", "images/b.HEIC", "labels.json", ".hidden.xml"):
         (folder / name).write_text("")
@@ -169,7 +169,7 @@ LABELS: Final[dict[str, tuple[list[Mask], str | None, str]]] = {
 
 
 @pytest.mark.parametrize("case", LABELS)
-def test_what_masks_mean_is_told_where_it_can_be_mistaken(tmp_path: Path, case: str) -> None:
+def test_ambiguous_masks_are_reported(tmp_path: Path, case: str) -> None:
     masks, key, words = LABELS[case]
     folder = write(
         tmp_path / "mine", {f"{index}.png": (photo(index), mask) for index, mask in enumerate([*masks, *masks])}
@@ -182,7 +182,7 @@ def test_what_masks_mean_is_told_where_it_can_be_mistaken(tmp_path: Path, case: 
         assert words in finding(found, key).sentence()
 
 
-def test_values_that_the_user_names_settle_it(tmp_path: Path) -> None:
+def test_given_foreground_values_resolve_ambiguity(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {**plain(2), "odd.png": (photo(9), boxed(1, 2, 255))})
     found = check(folder, foreground=[2])
     assert not {"ignored-label", "several-labels", "faint-masks"} & {one.key for one in found.findings}
@@ -190,15 +190,15 @@ def test_values_that_the_user_names_settle_it(tmp_path: Path) -> None:
     assert finding(found, "empty-masks").severity == "will hurt"
 
 
-# ---- what stops ----
+# ---- findings that prevent training ----
 
 
-def test_without_masks_there_is_no_training(tmp_path: Path) -> None:
+def test_a_folder_without_masks_stops(tmp_path: Path) -> None:
     found = check(write(tmp_path / "mine", {"a.png": (photo(1), None), "b.png": (photo(2), None)}))
     assert found.stops and [one.key for one in found.findings] == ["no-masks"]
 
 
-def test_masks_that_leave_open_what_is_foreground_stop(tmp_path: Path) -> None:
+def test_masks_with_unclear_foreground_stop(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {f"{index}.png": (photo(index), boxed(2, ground=1)) for index in range(3)})
     found = check(folder)
     assert found.stops and "choose from `--foreground 1 --foreground 2`" in finding(found, "unclear-masks").sentence()
@@ -209,7 +209,7 @@ def test_masks_that_leave_open_what_is_foreground_stop(tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_of_which_nothing_can_be_read_stops(tmp_path: Path) -> None:
+def test_a_folder_without_readable_images_stops(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", plain(2))
     for path in (folder / "images").iterdir():
         path.write_text("no image")
@@ -218,7 +218,7 @@ def test_a_folder_of_which_nothing_can_be_read_stops(tmp_path: Path) -> None:
     assert finding(found, "unreadable").count == 2
 
 
-def test_test_images_alone_stop_but_a_benchmark_that_is_for_evaluating_does_not(tmp_path: Path) -> None:
+def test_a_folder_with_only_test_images_stops_but_a_test_benchmark_does_not(tmp_path: Path) -> None:
     write(tmp_path / "mine" / "test", plain(2))
     assert finding(check(tmp_path / "mine"), "no-training-split").severity == "will stop"
     write(tmp_path / "ECSSD", plain(2))
@@ -226,7 +226,7 @@ def test_test_images_alone_stop_but_a_benchmark_that_is_for_evaluating_does_not(
     assert finding(found, "no-training-split").severity == "good to know" and not found.stops
 
 
-def test_a_folder_that_cannot_be_told_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a folder"):
         check(tmp_path / "nowhere")
 
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_told_is_refused(tmp_path: Path) -> None:
 # ---- copies ----
 
 
-def test_copies_are_found_within_a_split_and_across(tmp_path: Path) -> None:
+def test_copies_are_found_within_and_across_splits(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     write(folder / "train", {**plain(3), "again.bmp": (photo(1), boxed(255))})
     write(
@@ -247,17 +247,17 @@ def test_copies_are_found_within_a_split_and_across(tmp_path: Path) -> None:
     assert "contradictions" not in {one.key for one in found.findings}
 
 
-def test_one_image_with_two_masks_contradicts_itself(tmp_path: Path) -> None:
+def test_copies_with_different_masks_are_contradictions(tmp_path: Path) -> None:
     pairs = {**plain(3), "again.png": (photo(1), boxed(0, 255)), "same.png": (photo(2), boxed(255))}
     assert names(finding(check(write(tmp_path / "mine", pairs)), "contradictions")) == ["again = plain1"]
 
 
-def test_a_crowd_of_copies_makes_a_short_sentence(tmp_path: Path) -> None:
+def test_many_copies_give_a_short_sentence(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", {f"{index}.png": (photo(0), boxed(255)) for index in range(9)})
     assert names(finding(check(folder), "copies")) == ["0 = 1 = 2 = 3 = ... (9 in all)"]
 
 
-def test_pictures_of_one_thing_are_named_and_chains_of_them_asked_about(tmp_path: Path) -> None:
+def test_similar_images_are_named_and_chains_of_them_need_a_decision(tmp_path: Path) -> None:
     again = photo(2).crop((6, 4, 114, 86))
     few = check(write(tmp_path / "few", {**plain(8), "again.jpg": (again, boxed(255))}))
     assert names(finding(few, "groups")) == ["again = plain2"]
@@ -278,14 +278,16 @@ def test_pictures_of_one_thing_are_named_and_chains_of_them_asked_about(tmp_path
         ("MT_Uneven", 103, 4, 17, {"vanishing", "empty-masks", "tiny", "grey-masks"}),
     ],
 )
-def test_of_real_defects(real_data: Path, name: str, pairs: int, empty: int, tiles: int, keys: set[str]) -> None:
+def test_findings_in_real_defect_images(
+    real_data: Path, name: str, pairs: int, empty: int, tiles: int, keys: set[str]
+) -> None:
     found = check_dataset(f"MagneticTile/{name}", Paths(real_data))
     row = summary(found.splits[0])
     assert (row["pairs"], row["empty_masks"], row["masks_read_as"]) == (pairs, empty, "grey levels")
     assert {one.key for one in found.findings} == {*keys, "groups"} and not found.stops
-    assert finding(found, "groups").count == tiles, "those that are there more than once"
+    assert finding(found, "groups").count == tiles, "the number of tiles with several images"
 
 
 @pytest.mark.data
-def test_of_real_photographs_nothing_bad_is_said(real_data: Path) -> None:
+def test_real_photographs_have_no_findings(real_data: Path) -> None:
     assert check_dataset("CAMO", Paths(real_data)).findings == ()

@@ -1,4 +1,4 @@
-"""What a check counts, against brute force; files of every kind, and the sheet of pictures."""
+"""Counts of the data-set check, compared with brute force; files of every kind, and the sheet of images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from dsu.dataset_check.sheet import draw_sheet
 from dsu.errors import UsageError
 from dsu.progress import in_threads
 
-# ---- what is measured ----
+# ---- counts ----
 
 
 def flooded(foreground: NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
-    """Connected areas, corners touching, a pixel at a time."""
+    """Connected areas (8-connectivity), computed pixel by pixel."""
     left = set(zip(*map(np.ndarray.tolist, np.nonzero(foreground)), strict=True))
     areas = []
     while left:
@@ -55,7 +55,7 @@ def test_what_a_mask_marks_is_what_counting_pixels_gives(
     areas = flooded(grey >= 128)
     kept = 0
     for area in areas:
-        # Sides are odd, so that no pixel's centre lies between two cells.
+        # Sides are odd, so no pixel's centre is between two cells.
         cells = {(int((y + 0.5) * side / height), int((x + 0.5) * side / width)) for y, x in area}
         kept += any(small[cell] for cell in cells)
     assert (found.objects, found.vanished) == (len(areas), len(areas) - kept)
@@ -69,7 +69,7 @@ def test_what_a_mask_marks_is_what_counting_pixels_gives(
     }
 
 
-def test_figures_are_those_of_the_files(tmp_path: Path) -> None:
+def test_counts_equal_those_of_the_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     masks = [rng.choice([0, 0, 0, 255, 200, 3], (90 + index, 120)).astype(np.uint8) for index in range(7)]
     folder = write(
@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_files(tmp_path: Path) -> None:
     [[boxed(255)], [boxed(1)], [boxed(1, 2)], [boxed(255), boxed(40)], [boxed(1, 2, 255), boxed()]],
     ids=["white", "ones", "labels", "grey", "ignored"],
 )
-def test_masks_are_read_as_stage_one_reads_them(tmp_path: Path, masks: Sequence[Mask]) -> None:
+def test_masks_are_read_as_in_stage_one(tmp_path: Path, masks: Sequence[Mask]) -> None:
     folder = write(tmp_path / "mine", {f"{index}.png": (photo(index), mask) for index, mask in enumerate(masks)})
     [split] = find_dataset(str(folder), Paths(tmp_path))
     inspection = inspect(split)
@@ -100,13 +100,13 @@ def test_masks_are_read_as_stage_one_reads_them(tmp_path: Path, masks: Sequence[
     assert [sample.size for sample in seen.samples] == [facts.size for facts in inspection.facts.values()]
 
 
-# ---- rubbish ----
+# ---- unusual and broken files ----
 
 
 @pytest.fixture(scope="module")
-def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every odd image with a mask of its size, and every file that is none."""
-    folder = write(tmp_path_factory.mktemp("nasty") / "nasty", {})
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every unusual image with a mask of its size, and every kind of file that is no image."""
+    folder = write(tmp_path_factory.mktemp("unusual") / "unusual", {})
     (folder / "masks").mkdir()
     for name, (make, size) in {**ODD, **{name: (make, SIZE) for name, (make, _) in UNREADABLE.items()}}.items():
         if len(name) < 240:
@@ -117,8 +117,8 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rubbish_is_told_and_stops_nothing(nasty: Path) -> None:
-    found = check(nasty)
+def test_unusual_and_broken_files_are_reported_and_do_not_stop(unusual: Path) -> None:
+    found = check(unusual)
     [split] = found.splits
     assert {path.name for path, _ in split.unreadable} == set(UNREADABLE)
     assert len(split.samples) == sum(len(name) < 240 for name in ODD)
@@ -133,8 +133,8 @@ def test_rubbish_is_told_and_stops_nothing(nasty: Path) -> None:
     assert text.isprintable()
 
 
-def test_a_sheet_of_rubbish_is_drawn(nasty: Path, tmp_path: Path) -> None:
-    found = check(nasty)
+def test_a_sheet_of_unusual_files_is_drawn(unusual: Path, tmp_path: Path) -> None:
+    found = check(unusual)
     draw_sheet(found, tmp_path / "sheet.png")
     first = (tmp_path / "sheet.png").read_bytes()
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -144,14 +144,14 @@ def test_a_sheet_of_rubbish_is_drawn(nasty: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_sheet_of_little_is_drawn_too(tmp_path: Path, masked: bool) -> None:
+def test_a_sheet_of_one_image_is_drawn(tmp_path: Path, masked: bool) -> None:
     folder = write(tmp_path / "mine", {"a.png": (photo(1), boxed(255) if masked else None)})
     draw_sheet(check(folder), tmp_path / "sheet.pdf")
     assert (tmp_path / "sheet.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_a_sheet_shows_masks_where_they_are_and_rings_what_is_small(tmp_path: Path) -> None:
-    """Of grey images, what has a colour is drawn: the mask's tint, and the ring's yellow."""
+def test_a_sheet_shows_masks_in_place_and_rings_small_objects(tmp_path: Path) -> None:
+    """On grey images, coloured pixels are drawn: the mask's tint, and the yellow ring."""
     grey = Image.fromarray(np.random.default_rng(0).integers(90, 160, (400, 400)).astype(np.uint8))
 
     def colours(mask: NDArray[np.uint8]) -> tuple[int, int]:
@@ -171,7 +171,7 @@ def test_a_sheet_shows_masks_where_they_are_and_rings_what_is_small(tmp_path: Pa
 # ---- threads ----
 
 
-def test_results_come_in_order_and_failures_come_through() -> None:
+def test_results_are_in_order_and_errors_are_raised() -> None:
     assert list(in_threads(lambda x: x * x, range(50), "squares", workers=4)) == [x * x for x in range(50)]
 
     def fails(x: int) -> int:

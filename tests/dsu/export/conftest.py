@@ -1,4 +1,4 @@
-"""A head on the smallest network with a loud output, and its model: exported once."""
+"""A head of the smallest network with a large output, and its model, exported once."""
 
 import pytest
 from export_of import Export

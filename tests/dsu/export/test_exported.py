@@ -1,4 +1,4 @@
-"""`dsu export` from a head to masks: right, refused where it is not, and run without torch."""
+"""`dsu export` from a head to masks: correct models, refused ones, and running without torch."""
 
 import json
 import os
@@ -43,12 +43,12 @@ class OnlyThese:
 sys.meta_path.insert(0, OnlyThese())
 sys.argv = sys.argv[1:]
 """
-"""Before a program: only the standard library and these packages are there."""
+"""Runs before a program: only the standard library and these packages can be imported."""
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of several sizes, one turned by EXIF, one of 16 bits, one with alpha."""
+    """Images of several sizes: one rotated by EXIF, one with 16 bits, one with alpha."""
     folder = tmp_path_factory.mktemp("photos")
     first, second, third = images_to_check(None, 3)
     exif = Image.Exif()
@@ -61,8 +61,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def traced_before(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracing, which takes most of the time, gives the session's model."""
+def skip_tracing(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace tracing, which takes most of the time, by a copy of the session's model."""
     monkeypatch.setattr(exporting, "write_graph", lambda network, path: shutil.copy(exported.model, path))
 
 
@@ -73,7 +73,7 @@ def grey_levels(masks: Any, others: Any) -> float:
 # ---- the model ----
 
 
-def test_it_is_right_and_says_how_right(exported: Export) -> None:
+def test_the_model_is_correct_and_its_agreement_is_reported(exported: Export) -> None:
     agreement = exported.made.agreement
     assert TRACED not in BATCHES
     assert agreement.fault is None and agreement.logits < 1e-4 and agreement.grey_levels < 0.5
@@ -83,14 +83,14 @@ def test_it_is_right_and_says_how_right(exported: Export) -> None:
     assert onnx.load(exported.model).opset_import[0].version >= 23
 
 
-def test_it_fuses_attention(exported: Export) -> None:
-    """Written out, the largest of the decoder's would hold 60 million numbers an image."""
+def test_attention_is_fused(exported: Export) -> None:
+    """Materialised, the decoder's largest attention matrix would have 60 million entries per image."""
     operators = [node.op_type for node in onnx.load(exported.model).graph.node]
     assert "Attention" in operators and "Softmax" not in operators
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, TRACED])
-def test_every_batch_gives_each_image_its_own_logits(exported: Export, batch: int) -> None:
+def test_logits_do_not_depend_on_the_batch_size(exported: Export, batch: int) -> None:
     model = Model(exported.model, "cpu")
     given = network_inputs(model.sizes, images_to_check(None, batch))
     together = model.run(given)
@@ -99,7 +99,7 @@ def test_every_batch_gives_each_image_its_own_logits(exported: Export, batch: in
     assert np.abs(together - np.concatenate(alone)).max() < 1e-4 * together.std()
 
 
-def test_metadata_say_all_that_is_needed_and_no_path_or_name_of_a_sample(exported: Export) -> None:
+def test_metadata_is_complete_without_paths_or_sample_names(exported: Export) -> None:
     entries = {entry.key: entry.value for entry in onnx.load(exported.model).metadata_props}
     facts = json.loads(entries["dsu_export"])
     assert facts["sizes"] == {"pixels": 128, "dino_pixels": 126}
@@ -113,13 +113,13 @@ def test_metadata_say_all_that_is_needed_and_no_path_or_name_of_a_sample(exporte
     assert not [word for word in ("/home", "secret", "held_out") if word in str(entries)]
 
 
-def test_the_page_says_how_to_run_it(exported: Export) -> None:
+def test_the_page_explains_how_to_run_the_model(exported: Export) -> None:
     page = exported.made.files[2].read_text()
     assert "python dsu_runner.py model.onnx" in page and "4095.0 white" in page
     assert "{" not in page
 
 
-def test_the_snippets_of_the_page_and_of_the_docs_run(exported: Export, photos: Path, tmp_path: Path) -> None:
+def test_the_snippets_of_the_page_and_the_docs_run(exported: Export, photos: Path, tmp_path: Path) -> None:
     for file in exported.made.files:
         shutil.copy(file, tmp_path)
     shutil.copy(photos / "turned.jpg", tmp_path / "photo.jpg")
@@ -132,10 +132,10 @@ def test_the_snippets_of_the_page_and_of_the_docs_run(exported: Export, photos: 
         subprocess.run([sys.executable, "-c", f"{snippet}\nassert mask.ndim == 2"], check=True, cwd=tmp_path)
 
 
-# ---- what is not right is not written ----
+# ---- wrong models are not written ----
 
 
-def test_a_model_of_other_weights_is_found_out(exported: Export) -> None:
+def test_a_model_with_other_weights_is_detected(exported: Export) -> None:
     with torch.no_grad():
         weight = exported.network.head.sides[-1].bias
         before = weight.clone()
@@ -149,8 +149,8 @@ def test_a_model_of_other_weights_is_found_out(exported: Export) -> None:
             weight.copy_(before)
 
 
-@pytest.mark.usefixtures("traced_before")
-def test_a_wrong_model_leaves_nothing(exported: Export, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("skip_tracing")
+def test_a_wrong_model_leaves_no_files(exported: Export, tmp_path: Path) -> None:
     state, info = load_head(exported.head)
     state["sides.2.bias"] = state["sides.2.bias"] + 0.5
     save_head(tmp_path / HEAD_FILE, state, info)
@@ -159,7 +159,7 @@ def test_a_wrong_model_leaves_nothing(exported: Export, tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_frozen_batch_is_found_out(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_batch_size_is_detected(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(exported.model, "cpu")
     run = model.run
     monkeypatch.setattr(
@@ -177,13 +177,13 @@ def test_a_frozen_batch_is_found_out(exported: Export, monkeypatch: pytest.Monke
         ({"check": Path("nowhere")}, "model.onnx", "nowhere does not exist"),
     ],
 )
-def test_requests_that_can_not_be_met(exported: Export, tmp_path: Path, options: Any, out: str, said: str) -> None:
+def test_invalid_requests_are_refused(exported: Export, tmp_path: Path, options: Any, out: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         export_model(exported.head, tmp_path / out, WEIGHTS, **options)
 
 
-@pytest.mark.usefixtures("traced_before")
-def test_nothing_is_written_over_unasked(exported: Export, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("skip_tracing")
+def test_files_are_overwritten_only_if_requested(exported: Export, tmp_path: Path) -> None:
     for name in ("model.onnx", "model.md"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(UsageError, match=f"{name} stands already"):
@@ -194,34 +194,34 @@ def test_nothing_is_written_over_unasked(exported: Export, tmp_path: Path) -> No
     assert Model(tmp_path / "model.onnx", "cpu").threshold == 0.25
 
 
-@pytest.mark.usefixtures("traced_before")
-def test_what_a_killed_export_left_goes_and_what_a_living_one_makes_stays(exported: Export, tmp_path: Path) -> None:
-    dead, living = (tmp_path / f"{exporting.STRAY}{process}.x" for process in (2**22 + 1, os.getppid()))
-    for folder in (dead, living):
+@pytest.mark.usefixtures("skip_tracing")
+def test_files_of_a_killed_export_are_removed_and_those_of_a_running_one_are_kept(
+    exported: Export, tmp_path: Path
+) -> None:
+    dead, running = (tmp_path / f"{exporting.STRAY}{process}.x" for process in (2**22 + 1, os.getppid()))
+    for folder in (dead, running):
         folder.mkdir()
     export_model(exported.head, tmp_path / "model.onnx", WEIGHTS)
-    assert living.exists() and not dead.exists()
+    assert running.exists() and not dead.exists()
 
 
 # ---- lower precision ----
 
 
-@pytest.mark.usefixtures("traced_before")
-def test_eight_bits_cost_what_is_said_and_are_smaller(exported: Export, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("skip_tracing")
+def test_int8_is_smaller_and_its_loss_is_reported(exported: Export, tmp_path: Path) -> None:
     made = export_model(exported.head, tmp_path / "model.onnx", WEIGHTS, precision="int8")
     loss = made.loss
     assert loss is not None and 0 < loss.MAE <= precision.LIMIT and loss.grey_levels > 0
     assert 0 < loss.S <= 1 and 0 < loss.S_before <= 1
-    assert (
-        made.files[0].stat().st_size < 0.9 * exported.model.stat().st_size
-    )  # the toy is convolutions for the most part
+    assert made.files[0].stat().st_size < 0.9 * exported.model.stat().st_size  # the toy consists mostly of convolutions
     operators = [node.op_type for node in onnx.load(made.files[0]).graph.node]
     assert "MatMulInteger" in operators and "QuantizeLinear" not in operators
     assert Model(made.files[0], "cpu").facts["precision"] == "int8"
 
 
-@pytest.mark.usefixtures("traced_before")
-def test_what_measures_badly_at_eight_bits_stays_in_float(
+@pytest.mark.usefixtures("skip_tracing")
+def test_layers_with_a_large_loss_at_int8_stay_in_float(
     exported: Export, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "LIMIT", 1e-9)
@@ -230,8 +230,8 @@ def test_what_measures_badly_at_eight_bits_stays_in_float(
     assert made.loss is not None and made.loss.MAE <= 1e-9
 
 
-@pytest.mark.usefixtures("traced_before")
-def test_sixteen_bits_come_near(exported: Export, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("skip_tracing")
+def test_fp16_is_close(exported: Export, tmp_path: Path) -> None:
     made = export_model(exported.head, tmp_path / "model.onnx", WEIGHTS, precision="fp16")
     assert made.loss is not None and made.loss.grey_levels < 8
     assert made.files[0].stat().st_size < 0.6 * exported.model.stat().st_size
@@ -254,7 +254,9 @@ def test_the_runner_needs_three_packages(exported: Export, photos: Path, tmp_pat
 
 @pytest.mark.parametrize("normalization", ["none", "minmax"])
 @pytest.mark.parametrize("tiling", [None, Tiling(100, 20)], ids=str)
-def test_masks_are_those_of_the_head(exported: Export, photos: Path, tiling: Tiling | None, normalization: Any) -> None:
+def test_masks_equal_those_of_the_head(
+    exported: Export, photos: Path, tiling: Tiling | None, normalization: Any
+) -> None:
     own, other = Segmenter.load(exported.head, device="cpu"), Segmenter.load(exported.model)
     assert isinstance(other, ExportedSegmenter) and other.depth == own.depth == (0, 4095)
     own.tiling = other.tiling = tiling
@@ -263,7 +265,7 @@ def test_masks_are_those_of_the_head(exported: Export, photos: Path, tiling: Til
     assert other(paths[0]).shape == own(paths[0]).shape
 
 
-def test_predicting_and_segmenting_load_no_torch(exported: Export, photos: Path, tmp_path: Path) -> None:
+def test_predict_and_segmenter_do_not_load_torch(exported: Export, photos: Path, tmp_path: Path) -> None:
     block = ALONE.replace('not in sys.stdlib_module_names | {allowed!r} and not top.startswith("_")', "in {allowed!r}")
     program = block.format(allowed={"torch", "timm", "sam2", "onnx"}) + (
         "from dsu import Segmenter; print(Segmenter.load(sys.argv[3])(sys.argv[1]).shape)\n"
@@ -275,8 +277,8 @@ def test_predicting_and_segmenting_load_no_torch(exported: Export, photos: Path,
     assert "3 written" in done.stdout and "CPUExecutionProvider" in done.stderr
 
 
-def test_it_is_served_as_predict_has_it(exported: Export, photos: Path, tmp_path: Path) -> None:
-    """Masks by the model's own threshold, in a process that loads no torch."""
+def test_served_masks_equal_those_of_predict(exported: Export, photos: Path, tmp_path: Path) -> None:
+    """Masks binarised by the model's own threshold, in a process that does not load torch."""
     shutil.copy(exported.model, tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx")
     for entry in graph.metadata_props:
@@ -304,7 +306,7 @@ def test_it_is_served_as_predict_has_it(exported: Export, photos: Path, tmp_path
         assert mask.read_bytes() == own.read_bytes()
 
 
-def test_a_threshold_of_the_model_cuts_masks(exported: Export, photos: Path) -> None:
+def test_masks_are_binarised_by_the_models_threshold(exported: Export, photos: Path) -> None:
     segmenter = ExportedSegmenter(exported.model)
     soft = segmenter(photos / "alpha.png")
     segmenter.model.threshold = float(np.median(soft))
@@ -313,7 +315,7 @@ def test_a_threshold_of_the_model_cuts_masks(exported: Export, photos: Path) -> 
 
 
 @pytest.mark.parametrize("load", [Model, Segmenter.load], ids=["runner", "dsu"])
-def test_what_can_not_be_loaded_is_named(
+def test_models_that_can_not_be_loaded_are_named(
     load: Callable[..., Any], exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = ModelError if load is Model else DsuError
@@ -337,12 +339,12 @@ def test_what_can_not_be_loaded_is_named(
         load(exported.model, device="tpu")
 
 
-def test_a_precision_is_refused_where_the_model_has_its_own(exported: Export) -> None:
+def test_a_precision_is_refused_for_an_exported_model(exported: Export) -> None:
     with pytest.raises(UsageError, match="has the precision that it was exported with"):
         Segmenter.load(exported.model, precision="bf16")
 
 
-def test_the_runner_names_what_it_can_not_read_and_goes_on(exported: Export, photos: Path, tmp_path: Path) -> None:
+def test_the_runner_names_unreadable_images_and_continues(exported: Export, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     command = [exported.made.files[1], exported.model, tmp_path / "broken.png", photos / "alpha.png", "-o", tmp_path]
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
@@ -350,7 +352,9 @@ def test_the_runner_names_what_it_can_not_read_and_goes_on(exported: Export, pho
     assert (tmp_path / "alpha.png").exists()
 
 
-def test_weights_lie_beside_a_large_model(exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_has_its_weights_in_a_second_file(
+    exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (graph, exporting):
         monkeypatch.setattr(module, "BESIDE", 0)
     made = export_model(exported.head, tmp_path / "model.onnx", WEIGHTS)
@@ -365,8 +369,8 @@ def test_weights_lie_beside_a_large_model(exported: Export, tmp_path: Path, monk
     assert Segmenter.load(lower.files[0])(Image.new("RGB", (50, 40))).shape == (40, 50)
 
 
-def test_it_runs_in_an_environment_of_its_own(exported: Export, photos: Path, tmp_path: Path) -> None:
-    """Where numpy, Pillow and onnxruntime alone were installed."""
+def test_it_runs_in_a_separate_environment(exported: Export, photos: Path, tmp_path: Path) -> None:
+    """The environment contains only numpy, Pillow and onnxruntime."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     wanted = ["numpy", "pillow", "onnxruntime"]

@@ -1,4 +1,4 @@
-"""What is traced is the network, in its ablations too, for any number of images."""
+"""The traced graph equals the network, also in its ablations, for any batch size."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from dsu.export.graph import WholeNetwork, input_sizes
 @pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["A", "C"])
 @torch.no_grad()
-def test_it_is_the_network_and_keeps_no_batch(ablation: Ablation) -> None:
+def test_the_graph_equals_the_network_for_any_batch_size(ablation: Ablation) -> None:
     network = toy_network(adapt_last=2, feature_dtype=torch.float16, ablation=ablation).eval().requires_grad_(False)
     whole, sizes = WholeNetwork(network).eval(), input_sizes(network.config)
     assert list(sizes) == (["pixels"] if ablation == "A" else ["pixels", "dino_pixels"])
@@ -24,6 +24,6 @@ def test_it_is_the_network_and_keeps_no_batch(ablation: Ablation) -> None:
     expected = network(*(image.permute(0, 3, 1, 2) for image in two), start_feature="pixels").logits
     assert torch.allclose(whole(*two), expected, atol=1e-3 * expected.std().item())
     batch = torch.export.Dim("batch", min=1)
-    # A frozen batch is an error here.
+    # A batch size that is frozen in the graph is an error here.
     traced = torch.export.export(whole, images(5), dynamic_shapes=tuple({0: batch} for _ in sizes), strict=False)
     assert torch.allclose(traced.module()(*two), expected, atol=1e-3 * expected.std().item())

@@ -1,4 +1,4 @@
-"""The runner reads images and makes masks as dsu does: every function of it against dsu's own."""
+"""The runner reads images and computes masks like dsu: each of its functions is compared with dsu's."""
 
 import ast
 import sys
@@ -57,7 +57,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("depth", [None, (0.0, 4095.0), (-10.0, 3000.5)], ids=str)
 @pytest.mark.parametrize("name", ODD)
-def test_odd_images_are_read_alike(name: str, depth: tuple[float, float] | None, tmp_path: Path) -> None:
+def test_unusual_images_are_read_alike(name: str, depth: tuple[float, float] | None, tmp_path: Path) -> None:
     ODD[name](tmp_path / "image")
     [path] = tmp_path.iterdir()
     mine, own = runner.open_image(path, depth), images.read_image(path, depth=depth)
@@ -81,7 +81,7 @@ def test_arrays_are_read_alike(pixels: np.ndarray) -> None:
     [np.zeros((2, 2, 5), np.uint8), np.zeros((0, 2), np.uint8), np.full((2, 2), np.nan), np.zeros((2, 2), np.int64)],
     ids=["channels", "empty", "nan", "integers"],
 )
-def test_what_is_no_image_is_refused_by_both(bad: np.ndarray) -> None:
+def test_arrays_that_are_no_images_are_refused_by_both(bad: np.ndarray) -> None:
     with pytest.raises(runner.ModelError):
         runner.open_image(bad)
     with pytest.raises(DsuError):
@@ -103,13 +103,13 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     st.integers(1, 400),
     st.integers(8, 90).flatmap(lambda side: st.tuples(st.just(side), st.integers(0, side // 2))),
 )
-def test_tiles_are_cut_alike(width: int, height: int, tiling: tuple[int, int]) -> None:
+def test_tiles_are_equal(width: int, height: int, tiling: tuple[int, int]) -> None:
     assert list(runner.tile_boxes((width, height), *tiling)) == Tiling(*tiling).boxes(width, height)
 
 
 @pytest.mark.parametrize("size", [(7, 5), (64, 64), (200, 33), (1, 1), (333, 500)], ids=str)
 @pytest.mark.parametrize("normalization", ["none", "minmax"])
-def test_logits_become_masks_alike(size: tuple[int, int], normalization: Any) -> None:
+def test_masks_from_logits_are_equal(size: tuple[int, int], normalization: Any) -> None:
     logits = (8 * RNG.standard_normal((64, 64))).astype(np.float32)
     mine = runner.mask_of(runner.resize_logits(logits, size), normalization)
     own = inference.finish_mask(torch.from_numpy(logits)[None], size, normalization)
@@ -122,7 +122,7 @@ def test_extreme_logits_stay_probabilities() -> None:
     assert mask.tolist() == [[0.0, pytest.approx(0, abs=1e-30), 0.5, 1.0, 1.0]]
 
 
-def test_limits_and_endings_are_those_of_dsu() -> None:
+def test_limits_and_extensions_equal_those_of_dsu() -> None:
     assert (runner.SUFFIXES, runner.MAX_PIXELS, runner.FORMATS) == (
         images.IMAGE_SUFFIXES,
         images.MAX_PIXELS,
@@ -130,7 +130,7 @@ def test_limits_and_endings_are_those_of_dsu() -> None:
     )
 
 
-def test_it_imports_nothing_but_what_it_says() -> None:
+def test_it_imports_only_three_packages() -> None:
     tree = ast.parse(Path(runner.__file__).read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -1,4 +1,4 @@
-"""Stage one's values against the prefix run by hand, and what it refuses."""
+"""Stage one: stored values compared with direct encoding, and refused requests."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ def cache(folder: Path, root: Path, **settings: Any) -> Store:
     return plan.splits[0].store
 
 
-def test_what_is_stored_is_what_the_prefix_gives_in_every_view(drawn: Path, tmp_path: Path) -> None:
+def test_stored_features_equal_those_of_the_network_in_every_view(drawn: Path, tmp_path: Path) -> None:
     store = cache(drawn / "train", tmp_path, encoder_batch_size=5)
     name = store.manifest.names[7]
     image_path = drawn / "train" / "images" / f"{name}.jpg"
@@ -54,11 +54,11 @@ def test_what_is_stored_is_what_the_prefix_gives_in_every_view(drawn: Path, tmp_
     network = DSUNet(CONFIG, hiera, dino, feature_dtype=torch.float16).eval()
     for view, turn in enumerate((lambda x: x, np.fliplr, np.flipud, lambda x: np.flipud(np.fliplr(x)))):
         images = (torch.from_numpy(turn(image).copy())[None].permute(0, 3, 1, 2) for image in (pixels, dino_pixels))
-        by_hand = network.encode(*images, FEATURES)
+        expected = network.encode(*images, FEATURES)
         for array in FEATURES if view < 2 else ("V", "V2"):
             stored = store.reader([array]).read(row, [view])[array]
             assert stored.dtype == np.float16
-            assert np.array_equal(stored, by_hand[array].numpy()), (array, view)
+            assert np.array_equal(stored, expected[array].numpy()), (array, view)
 
 
 def test_mirrored_features_are_not_the_features_of_the_mirrored_image(drawn: Path, tmp_path: Path) -> None:
@@ -69,14 +69,14 @@ def test_mirrored_features_are_not_the_features_of_the_mirrored_image(drawn: Pat
     assert not np.allclose(identity[:, :, ::-1], horizontal, atol=1e-2)
 
 
-def test_test_splits_keep_one_view(drawn: Path, tmp_path: Path) -> None:
+def test_test_splits_are_stored_in_one_view(drawn: Path, tmp_path: Path) -> None:
     cache(drawn, tmp_path, features=("V", "S4"))
     stores = {path.parent.name: Store.open(path) for path in tmp_path.glob("*/*")}
     views = {name: [v for v in range(4) if not store.missing("V", [v])] for name, store in stores.items()}
     assert views == {"shapes-TR": [0, 1, 2, 3], "shapes-TE": [0]}
 
 
-def test_values_that_do_not_fit_are_refused_with_the_samples_name(
+def test_values_that_are_not_finite_are_refused_with_the_samples_name(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = DSUNet.encode
@@ -93,7 +93,7 @@ def test_values_that_do_not_fit_are_refused_with_the_samples_name(
     assert first in str(caught.value)
 
 
-def test_too_little_disk_is_refused_before_anything_is_computed(
+def test_too_little_disk_space_is_refused_before_anything_is_computed(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -103,13 +103,13 @@ def test_too_little_disk_is_refused_before_anything_is_computed(
     assert not list((tmp_path / "features").rglob("c/**/*"))
 
 
-def test_unknown_points_are_refused(drawn: Path, tmp_path: Path) -> None:
+def test_unknown_features_are_refused(drawn: Path, tmp_path: Path) -> None:
     for wrong in ("S5", "B7", "B0", "V9", "Q", ""):
         with pytest.raises(UsageError, match="is not a feature"):
             cache(drawn / "train", tmp_path, features=("V", wrong))
 
 
-def test_a_broken_image_is_left_out_and_counted(drawn: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_skipped_and_reported(drawn: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     shutil.copytree(drawn / "train", folder)
     first = sorted((folder / "images").iterdir())[0]
@@ -126,7 +126,7 @@ def test_a_broken_image_is_left_out_and_counted(drawn: Path, tmp_path: Path) -> 
     assert first.stem not in plan.splits[0].store.manifest.names
 
 
-def test_an_image_of_only_black_is_stored(tmp_path: Path) -> None:
+def test_a_black_image_is_stored(tmp_path: Path) -> None:
     for kind, mode in (("images", "RGB"), ("masks", "L")):
         (tmp_path / "own" / kind).mkdir(parents=True)
         for name in ("black", "white"):

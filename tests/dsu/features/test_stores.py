@@ -1,4 +1,4 @@
-"""What decides whether stored features may be used: fingerprints, an array and a field at a time; samples, a row."""
+"""Whether stored features may be used: fingerprints are tested by array and field, samples by row."""
 
 import shutil
 from pathlib import Path
@@ -34,7 +34,7 @@ def cache(folder: Path, root: Path, **settings: Any) -> CachePlan:
 
 @pytest.fixture(scope="module")
 def cached(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder of one's own and the root of its features."""
+    """A user's folder and the cache root of its features."""
     folder = tmp_path_factory.mktemp("own") / "tiles"
     shutil.copytree(drawn / "train", folder)
     root = tmp_path_factory.mktemp("features")
@@ -75,7 +75,7 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("array", "field"), FIELDS)
-def test_one_differing_field_refuses_that_array_and_no_other(
+def test_a_differing_field_makes_only_its_array_stale(
     cached: tuple[Path, Path], tmp_path: Path, array: str, field: str
 ) -> None:
     folder, root = cached
@@ -86,7 +86,7 @@ def test_one_differing_field_refuses_that_array_and_no_other(
     assert field in fields
     fields[field] = "something else"
     write_metadata(store / array, document)
-    # From S3 on, pixels are not read; with all blocks adapted, S3 is not.
+    # A run that starts at S3 does not read pixels; with all blocks adapted, it does not read S3.
     mask_format = {"adapt_last": 7} if array in ("pixels", "V", "mask") else {"adapt_last": 1}
     with pytest.raises(StaleError) as caught:
         open_training(folder, tmp_path / "features", **mask_format)
@@ -98,7 +98,7 @@ def test_one_differing_field_refuses_that_array_and_no_other(
         open_training(folder, tmp_path / "features", **without)
 
 
-def test_another_library_version_alone_only_warns(cached: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_library_version_only_warns(cached: tuple[Path, Path], tmp_path: Path) -> None:
     folder, root = cached
     shutil.copytree(root, tmp_path / "features")
     [store] = (tmp_path / "features").glob("*/*")
@@ -112,7 +112,7 @@ def test_another_library_version_alone_only_warns(cached: tuple[Path, Path], tmp
     assert any("torch" in warning and "1.0" in warning for warning in plan.drift)
 
 
-def test_a_new_array_is_computed_alone(cached: tuple[Path, Path], tmp_path: Path) -> None:
+def test_only_a_new_array_is_computed(cached: tuple[Path, Path], tmp_path: Path) -> None:
     folder, root = cached
     shutil.copytree(root, tmp_path / "features")
     [plan] = cache(folder, tmp_path / "features", features=("V", "S4")).splits
@@ -120,7 +120,7 @@ def test_a_new_array_is_computed_alone(cached: tuple[Path, Path], tmp_path: Path
 
 
 @pytest.mark.parametrize("what", ["image", "mask", "added", "renamed", "removed"])
-def test_a_changed_sample_is_said_before_training_and_only_its_row_is_computed(
+def test_a_changed_sample_is_reported_before_training_and_only_its_row_is_computed(
     cached: tuple[Path, Path], tmp_path: Path, what: str
 ) -> None:
     original, root = cached
@@ -165,7 +165,7 @@ def test_a_changed_sample_is_said_before_training_and_only_its_row_is_computed(
     assert other.stem in FeatureStore.open(path).manifest.names
 
 
-def test_two_folders_of_one_name_do_not_take_turns_in_one_store(
+def test_two_folders_with_the_same_name_can_not_share_a_store(
     cached: tuple[Path, Path], drawn: Path, tmp_path: Path
 ) -> None:
     _, root = cached

@@ -1,4 +1,4 @@
-"""Several threads write; what is pending is bounded, and a failure is heard of at once."""
+"""Writing by several threads: pending data is bounded, and a failure is raised at once."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ SAMPLES = ("a", "b", "c", "d")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Shards of four rows, nothing written."""
+    """An empty store with four rows per shard."""
     store = Store.create(tmp_path / "store", {}, ROWS)
     entries = {f"{index:03}": Entry(str(index)) for index in range(SHARDS * ROWS)}
     store.set_manifest(store.manifest.assign(entries, ROWS))
@@ -33,7 +33,7 @@ def parts(shard: int) -> list[torch.Tensor]:
     return [values[:3], values[3:]]
 
 
-def test_all_that_was_handed_over_is_written_when_the_block_is_left(store: Store) -> None:
+def test_all_shards_are_written_when_the_context_is_left(store: Store) -> None:
     with writing(store) as writer:
         for shard in range(SHARDS):
             for view in range(2):
@@ -44,7 +44,7 @@ def test_all_that_was_handed_over_is_written_when_the_block_is_left(store: Store
 
 
 class Slow:
-    """Holds up all writing until it is let go, at the latest when the threads are told to end; counts who has begun."""
+    """Blocks all writing until `go` is set, or until the pool shuts down; `begun` counts the writes that have begun."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go = threading.Event()
@@ -67,9 +67,7 @@ class Slow:
         monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
 
 
-def test_threads_write_at_the_same_time_and_more_than_the_limit_is_waited_for(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_write_in_parallel_and_put_waits_above_the_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
     a_shard = sum(part.nbytes for part in parts(0))
     monkeypatch.setattr(module, "PENDING_BYTES", 6 * a_shard)
@@ -85,7 +83,7 @@ def test_threads_write_at_the_same_time_and_more_than_the_limit_is_waited_for(
     producer.start()
     for _ in range(WRITERS):
         assert slow.begun.acquire(timeout=60)
-    for _ in range(7):  # six pending, and the one that is over the limit
+    for _ in range(7):  # six pending, and one above the limit
         assert handed_over.acquire(timeout=60)
     assert not handed_over.acquire(timeout=0.2)
     slow.go.set()
@@ -93,9 +91,7 @@ def test_threads_write_at_the_same_time_and_more_than_the_limit_is_waited_for(
     assert store.missing("V", [0]) == []
 
 
-def test_the_first_failure_ends_it_and_what_is_being_written_is_finished(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_failure_ends_writing_after_shards_in_progress(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
     broken = parts(1)
     broken[1][0, 0] = float("nan")
@@ -111,7 +107,7 @@ def test_the_first_failure_ends_it_and_what_is_being_written_is_finished(
     assert [shard for _, shard in store.missing("V", [0])] == list(range(1, SHARDS))
 
 
-def test_an_interruption_drops_what_is_not_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_drops_shards_that_have_not_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
 
     def hand_over() -> None:

@@ -1,4 +1,4 @@
-"""Figures of features and predictions: what is fitted, what is chosen, what is drawn."""
+"""Figures of features and predictions: projections, choice of images, drawing."""
 
 import json
 import shutil
@@ -28,14 +28,14 @@ from dsu.visualization.comparison import ComparisonFigure
 from dsu.visualization.features import (
     FeatureGroup,
     FeatureLevel,
-    Shown,
+    ShownImage,
     choose_blocks,
     choose_network,
     compute_features,
     find_shown,
     open_network,
 )
-from dsu.visualization.figures import FeatureFigure, choose_tokens, mask_of_tokens, plane, principal_colours
+from dsu.visualization.figures import FeatureFigure, choose_tokens, mask_of_tokens, principal_colours, tsne_positions
 
 FRAME_GREY: Final = (154, 160, 166)
 
@@ -45,7 +45,7 @@ def noise(height: int, width: int, channels: int, seed: int = 0) -> NDArray[np.f
 
 
 class Listener:
-    """A progress that remembers what was said, and the phases with their units."""
+    """A progress that records messages, and tasks with their number of units."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -68,13 +68,13 @@ class Listener:
     ("heights", "pages"),
     [([3, 3, 3], [2, 1]), ([4, 4, 4], [1, 1, 1]), ([9, 1, 1], [1, 2]), ([2, 2, 2, 9, 1], [3, 1, 1]), ([], [])],
 )
-def test_pages_are_filled_in_order_and_hold_one_item_at_least(heights: list[float], pages: list[int]) -> None:
+def test_pages_are_filled_in_order_with_at_least_one_item(heights: list[float], pages: list[int]) -> None:
     filled = fill_pages(range(len(heights)), heights, 6.5)
     assert [len(page) for page in filled] == pages
     assert [item for page in filled for item in page] == list(range(len(heights)))
 
 
-def test_a_picture_lies_pixel_by_pixel_in_the_middle_of_its_cell() -> None:
+def test_a_picture_is_drawn_pixel_by_pixel_in_the_centre_of_its_cell() -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
     page = Page(1, 0.5)
     page.picture(Image.fromarray(drawn), 0.1, 0.1, 0.4, 90 / DPI)
@@ -83,12 +83,12 @@ def test_a_picture_lies_pixel_by_pixel_in_the_middle_of_its_cell() -> None:
     left = 30 + (120 - 60) // 2
     assert np.array_equal(pixels[30:120, left : left + 60], drawn)
     pixels[30:120, left : left + 60] = FRAME_GREY
-    assert (pixels[28:122, left - 2 : left + 62] == FRAME_GREY).all(), "framed from outside"
+    assert (pixels[28:122, left - 2 : left + 62] == FRAME_GREY).all(), "the frame is around the picture"
     pixels[28:122, left - 2 : left + 62] = 255
     assert (pixels == 255).all()
 
 
-def test_a_line_too_long_for_its_room_is_shortened_in_its_middle() -> None:
+def test_a_line_that_is_too_long_is_shortened_in_its_middle() -> None:
     page = Page(2, 1)
     page.write("short", 0.1, 0.5, 8, room=1.5)
     page.write("beginning " * 9 + "end", 0.1, 0.8, 8, room=1.5)
@@ -121,13 +121,13 @@ def test_the_same_token_has_the_same_colour_in_every_image() -> None:
     assert np.array_equal(a[1, 4], b[3, 2])
 
 
-def test_components_are_turned_to_agree_with_those_that_they_are_compared_with() -> None:
+def test_components_are_flipped_to_agree_with_the_given_colours() -> None:
     [frozen] = principal_colours([noise(6, 6, 4, 1)])
-    [turned] = principal_colours([-noise(6, 6, 4, 1)], like=[frozen])
-    assert np.abs(turned - frozen).max() < 1e-5
+    [flipped] = principal_colours([-noise(6, 6, 4, 1)], like=[frozen])
+    assert np.abs(flipped - frozen).max() < 1e-5
 
 
-def test_features_of_few_channels_or_one_value_are_drawn_too() -> None:
+def test_features_with_few_channels_or_one_value_can_be_drawn() -> None:
     assert principal_colours([noise(4, 4, 2)])[0].shape == (4, 4, 3)
     flat = principal_colours([np.ones((4, 4, 6), np.float32)])[0]
     assert np.isfinite(flat).all()
@@ -140,19 +140,19 @@ def test_features_that_are_not_finite_are_refused() -> None:
         principal_colours([broken])
 
 
-def test_tsne_is_the_same_every_time_and_separates_what_is_apart() -> None:
+def test_tsne_is_reproducible_and_separates_clusters() -> None:
     maps = [noise(10, 10, 6, 1), noise(10, 10, 6, 2) + 20]
     chosen = choose_tokens(np.zeros(200, np.bool_), 120, seed=0)
     assert len(set(chosen.tolist())) == 120 and chosen.max() < 200
-    placed = plane(maps, chosen, seed=0)
-    assert placed.shape == (120, 2) and np.array_equal(placed, plane(maps, chosen, seed=0))
+    placed = tsne_positions(maps, chosen, seed=0)
+    assert placed.shape == (120, 2) and np.array_equal(placed, tsne_positions(maps, chosen, seed=0))
     far = chosen >= 100
     between = np.linalg.norm(placed[far].mean(axis=0) - placed[~far].mean(axis=0))
     assert between > 2 * placed[far].std()
 
 
 @pytest.mark.parametrize(("objects", "drawn"), [(0, 0), (3, 3), (60, 20), (95, 35), (100, 40)])
-def test_small_objects_are_not_lost_among_the_tokens_drawn(objects: int, drawn: int) -> None:
+def test_tokens_of_small_objects_are_among_the_chosen(objects: int, drawn: int) -> None:
     on_object = np.arange(100) < objects
     chosen = choose_tokens(on_object, 40, seed=1)
     assert len(set(chosen.tolist())) == 40
@@ -161,10 +161,10 @@ def test_small_objects_are_not_lost_among_the_tokens_drawn(objects: int, drawn: 
 
 
 def test_tsne_of_a_handful_of_tokens() -> None:
-    assert plane([noise(2, 2, 3)], np.arange(4), seed=0).shape == (4, 2)
+    assert tsne_positions([noise(2, 2, 3)], np.arange(4), seed=0).shape == (4, 2)
 
 
-def test_a_token_is_on_the_object_that_covers_a_quarter_of_it() -> None:
+def test_a_token_is_on_the_object_if_a_quarter_of_it_is_covered() -> None:
     mask = np.zeros((40, 60), np.uint8)
     mask[:20, :26] = 255
     assert mask_of_tokens(mask, noise(2, 3, 1)).tolist() == [[True, True, False], [False, False, False]]
@@ -173,7 +173,7 @@ def test_a_token_is_on_the_object_that_covers_a_quarter_of_it() -> None:
 # ---- features ----
 
 
-def test_levels_before_and_after_adapters_and_blocks_on_their_own_grid() -> None:
+def test_features_are_levels_before_and_after_adapters_and_blocks_on_their_own_grid() -> None:
     network = toy_network().eval()
     runtime = choose_runtime("cpu", "fp32")
     images = [Image.fromarray(np.random.default_rng(index).integers(0, 256, (50, 70, 3), np.uint8)) for index in (0, 1)]
@@ -194,7 +194,7 @@ def test_levels_before_and_after_adapters_and_blocks_on_their_own_grid() -> None
     assert np.array_equal(frozen.levels[3].maps[0], hiera.levels[6].maps[1])
 
 
-def test_blocks_are_the_quarters_unless_named() -> None:
+def test_default_blocks_are_at_the_quarters_of_the_depth() -> None:
     config = toy_network().config
     assert choose_blocks(config, None) == [1, 2, 3, 4]
     assert choose_blocks(config, [3, 1, 3]) == [1, 3]
@@ -202,7 +202,7 @@ def test_blocks_are_the_quarters_unless_named() -> None:
         choose_blocks(config, [2, 5])
 
 
-def test_encoders_of_random_weights_are_marked() -> None:
+def test_encoders_with_random_weights_get_a_remark() -> None:
     asked = {"preset": "toy", "hiera": None, "hiera_size": 128, "dino_size": 126}
     config, weights = choose_network(None, EncoderWeights(), asked)
     network = open_network(None, config, weights)
@@ -211,19 +211,19 @@ def test_encoders_of_random_weights_are_marked() -> None:
     runtime = choose_runtime("cpu", "fp32")
     hiera, dino = compute_features(network, runtime, [image], [4], random=["dino"])
     assert hiera.remark == "" and "random weights" in dino.remark
-    page = FeatureFigure([Shown("a", image, None)], [hiera, dino], tokens=None)
+    page = FeatureFigure([ShownImage("a", image, None)], [hiera, dino], tokens=None)
     [drawn] = [page._page(blocks, iter([]), SILENT) for blocks in page.pages()]  # type: ignore[arg-type]
     assert sum("random weights" in text.get_text() for text in drawn.texts) == 1
 
 
 @pytest.mark.parametrize("name", ["features.png", "features.pdf"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_figure_of_features_is_drawn_the_same_every_time(tmp_path: Path, name: str, masked: bool) -> None:
+def test_a_figure_of_features_is_reproducible(tmp_path: Path, name: str, masked: bool) -> None:
     torch.set_num_threads(1)
     images = [Image.fromarray(np.full((40, 60, 3), level, np.uint8)) for level in (60, 180)]
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 10:40] = 255
-    shown = [Shown(f"n{index}", image, mask if masked else None) for index, image in enumerate(images)]
+    shown = [ShownImage(f"n{index}", image, mask if masked else None) for index, image in enumerate(images)]
     groups = compute_features(toy_network().eval(), choose_runtime("cpu", "fp32"), images, [4])
     figure = FeatureFigure(shown, groups, tokens=40)
     [file] = figure.draw(tmp_path / name)
@@ -241,8 +241,8 @@ def levels(count: int, *, adapted: bool = False) -> tuple[FeatureLevel, ...]:
     )
 
 
-def test_more_than_four_levels_go_on_below_and_pages_end_where_print_does(tmp_path: Path) -> None:
-    image = Shown("a", Image.new("RGB", (60, 40)), None)
+def test_more_than_four_levels_continue_below_and_pages_have_the_height_of_a_printed_page(tmp_path: Path) -> None:
+    image = ShownImage("a", Image.new("RGB", (60, 40)), None)
     groups = [FeatureGroup("Hiera", levels(8, adapted=True)), FeatureGroup("DINOv2", levels(4))]
     figure = FeatureFigure([image], groups, tokens=None)
     assert [[len(block.levels) for block in page] for page in figure.pages()] == [[4, 4, 4]]
@@ -253,8 +253,8 @@ def test_more_than_four_levels_go_on_below_and_pages_end_where_print_does(tmp_pa
         assert drawn.width == pytest.approx(5 * 342, abs=20) and drawn.height <= 9.2 * 300
 
 
-def test_tsne_is_a_phase_of_its_own_and_can_be_left_out(tmp_path: Path) -> None:
-    image = Shown("a", Image.new("RGB", (60, 40)), None)
+def test_tsne_is_a_separate_task_and_can_be_omitted(tmp_path: Path) -> None:
+    image = ShownImage("a", Image.new("RGB", (60, 40)), None)
     groups = [FeatureGroup("Hiera", levels(2))]
     heights = []
     for tokens, phases in ((20, {"placing tokens (t-SNE)": 2, "drawing": 2}), (None, {"drawing": 2})):
@@ -266,7 +266,7 @@ def test_tsne_is_a_phase_of_its_own_and_can_be_left_out(tmp_path: Path) -> None:
     assert heights[0] - heights[1] == pytest.approx(1.1 * DPI, abs=2)
 
 
-def test_images_are_shown_with_the_masks_that_belong_to_them(drawn: Path, tmp_path: Path) -> None:
+def test_images_are_shown_with_their_masks(drawn: Path, tmp_path: Path) -> None:
     train = drawn / "train"
     shown, _ = find_shown([str(train)], None, 3, paths=Paths(tmp_path))
     assert len(shown) == 3 and all(one.mask is not None and one.mask.max() > 0 for one in shown)
@@ -280,7 +280,7 @@ def test_images_are_shown_with_the_masks_that_belong_to_them(drawn: Path, tmp_pa
         find_shown(files, tmp_path / "other", 9, paths=Paths(tmp_path))
 
 
-def test_what_cannot_be_read_is_skipped_and_named(drawn: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped_and_named(drawn: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(drawn / "train", mine)
     images, masks = (sorted((mine / inner).iterdir()) for inner in ("images", "masks"))
@@ -293,7 +293,7 @@ def test_what_cannot_be_read_is_skipped_and_named(drawn: Path, tmp_path: Path) -
         find_shown([str(images[0])], None, 24, paths=Paths(tmp_path))
 
 
-def test_a_benchmarks_name_means_the_images_of_its_test_split(published: Path) -> None:
+def test_a_benchmarks_name_selects_the_images_of_its_test_split(published: Path) -> None:
     heard = Listener()
     shown, _ = find_shown(["duts"], None, 2, paths=Paths(published), progress=heard)
     assert [one.name for one in shown] == ["a", "c"] and all(one.mask is not None for one in shown)
@@ -310,7 +310,7 @@ def test_a_benchmarks_name_means_the_images_of_its_test_split(published: Path) -
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Images and masks `a` to `d`; `good` predicts all but d, `bad` all, worse and worse from a to d."""
+    """Images and masks `a` to `d`; `good` predicts all except d, `bad` predicts all, increasingly worse from a to d."""
     for folder in ("images", "masks", "good", "bad"):
         (tmp_path / folder).mkdir()
     for index, name in enumerate("abcd"):
@@ -327,7 +327,7 @@ def folders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """DUTS as it is published: `t` to train on, `a` to `c` to test on. Also maps of a and b, right in a folder."""
+    """DUTS with its published folders: `t` for training, `a` to `c` for testing. Also maps of a and b in one folder."""
     for split, names in (("TR", "t"), ("TE", "abc")):
         images, masks = (tmp_path / "DUTS" / f"DUTS-{split}" / f"DUTS-{split}-{kind}" for kind in ("Image", "Mask"))
         images.mkdir(parents=True)
@@ -341,7 +341,7 @@ def published(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_are_what_has_all_pictures(folders: Path) -> None:
+def test_rows_are_the_images_with_all_predictions(folders: Path) -> None:
     methods = {"Good": folders / "good", "Bad": folders / "bad"}
     places = {"paths": Paths(folders / "data"), "truth": folders / "masks"}
     rows, lacking = find_compared(str(folders / "images"), methods, **places)
@@ -355,7 +355,7 @@ def test_rows_are_what_has_all_pictures(folders: Path) -> None:
         find_compared(None, methods, paths=Paths(folders))
 
 
-def test_a_folder_brings_its_own_truth_and_images_alone_have_none(folders: Path, tmp_path: Path) -> None:
+def test_ground_truth_is_found_in_a_folder_with_masks_only(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "tiles").mkdir()
     for kind in ("images", "masks"):
         (folders / kind).rename(tmp_path / "tiles" / kind)
@@ -368,7 +368,7 @@ def test_a_folder_brings_its_own_truth_and_images_alone_have_none(folders: Path,
         choose_worst(rows, 1, "S")
 
 
-def test_a_benchmark_by_name_with_maps_right_in_a_folder_or_in_one_of_its_name(published: Path) -> None:
+def test_maps_of_a_benchmark_may_be_in_a_folder_or_in_its_subfolder_of_the_sets_name(published: Path) -> None:
     (published / "run" / "DUTS-TE").mkdir(parents=True)
     Image.new("L", (30, 40)).save(published / "run" / "DUTS-TE" / "b.png")
     methods = {"Theirs": published / "maps", "Ours": published / "run"}
@@ -379,7 +379,7 @@ def test_a_benchmark_by_name_with_maps_right_in_a_folder_or_in_one_of_its_name(p
     assert lacking == {"a prediction of Theirs": 1, "a prediction of Ours": 2}
 
 
-def test_a_record_of_predictions_names_images_and_truth(published: Path) -> None:
+def test_images_and_ground_truth_are_found_by_the_record_of_predictions(published: Path) -> None:
     run = published / "run"
     (run / "DUTS-TE").mkdir(parents=True)
     for name in "ac":
@@ -396,7 +396,7 @@ def test_a_record_of_predictions_names_images_and_truth(published: Path) -> None
         find_compared("tiles", {"Ours": run}, paths=Paths(elsewhere))
 
 
-def test_the_worst_and_the_named(folders: Path) -> None:
+def test_the_worst_rows_and_named_rows_are_selected(folders: Path) -> None:
     rows = compared(folders)
     for metric in ("S", "MAE", "IoU"):
         worst = choose_worst(rows, 2, metric)
@@ -417,7 +417,7 @@ def compared(folders: Path) -> list[ComparedImage]:
 @pytest.mark.parametrize(
     ("methods", "width", "inches"), [(1, None, 3.5), (2, None, 4.65), (6, None, 7.16), (1, 7.16, 7.16), (3, 2.0, 2.0)]
 )
-def test_a_figure_is_as_wide_as_its_columns_want_or_as_was_asked(
+def test_a_figures_width_depends_on_its_columns_unless_given(
     folders: Path, methods: int, width: float | None, inches: float
 ) -> None:
     rows = [replace(row, predictions=row.predictions * methods) for row in compared(folders)]
@@ -426,7 +426,7 @@ def test_a_figure_is_as_wide_as_its_columns_want_or_as_was_asked(
         assert abs(drawn.width - inches * 300) <= 10 and drawn.mode == "RGB"
 
 
-def test_a_page_has_as_many_rows_as_were_asked(folders: Path) -> None:
+def test_a_page_has_the_requested_number_of_rows(folders: Path) -> None:
     rows = compared(folders) * 5
     figures = [ComparisonFigure(rows, ["Bad"], per_page=count) for count in (6, 20)]
     assert [[len(page) for page in figure.pages()] for figure in figures] == [[6, 6, 6, 2], [20]]
@@ -434,7 +434,7 @@ def test_a_page_has_as_many_rows_as_were_asked(folders: Path) -> None:
         assert drawn.height > 9.2 * 300
 
 
-def test_a_comparison_ends_a_page_where_print_does(folders: Path) -> None:
+def test_a_page_of_a_comparison_has_the_height_of_a_printed_page(folders: Path) -> None:
     rows = compared(folders)
     comparison = ComparisonFigure(rows * 3, ["Bad"], width=7.16)
     heard = Listener()
@@ -454,7 +454,9 @@ def test_a_comparison_ends_a_page_where_print_does(folders: Path) -> None:
         (["tall", "tall", "wide"], 1.5, 0.75),
     ],
 )
-def test_portraits_stand_on_white_paper(tmp_path: Path, names: list[str], height: float, width: float) -> None:
+def test_portraits_are_narrower_than_their_column(
+    tmp_path: Path, names: list[str], height: float, width: float
+) -> None:
     Image.new("RGB", (100, 200), "red").save(tmp_path / "tall.png")
     Image.new("RGB", (400, 100), "blue").save(tmp_path / "wide.png")
     rows = [ComparedImage(name, file, None, (file,) * 3) for name in names for file in [tmp_path / f"{name}.png"]]
@@ -469,7 +471,7 @@ def test_portraits_stand_on_white_paper(tmp_path: Path, names: list[str], height
     assert not (rest == CELL_GROUND).all(axis=1).any() and (rest == 255).all(axis=1).mean() > 0.98
 
 
-def test_a_note_stands_below_the_rows_and_counts_for_the_page(folders: Path) -> None:
+def test_a_note_is_below_the_rows_and_adds_to_the_height(folders: Path) -> None:
     rows = compared(folders)
     plain, noted = (ComparisonFigure(rows, ["Bad"], note=note) for note in ("", "Bad: random encoders"))
     heights = []
