@@ -1,7 +1,6 @@
 """A trained head with its encoders, for images in Python."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, overload
 
@@ -30,7 +29,6 @@ __all__ = ["Segmenter"]
 _TILES_AT_ONCE: Final = 8
 
 
-@dataclass(eq=False)
 class Segmenter:
     """A trained head with its encoders, for images in Python.
 
@@ -38,26 +36,29 @@ class Segmenter:
         >>> segmenter = Segmenter.load("runs/DUTS-TR-large")
         >>> mask = segmenter(Image.open("photo.jpg"))   # float32 (height, width) in [0, 1]
 
-    Attributes:
+    Args:
         network: on `runtime.device`; it is switched to evaluation mode.
         runtime: device and precision; None: the network's device, and its usual precision.
         tiling: how images are cut into tiles, as in training; None: no tiles.
         depth: black and white point of files and PIL images with more than 8 bits, as in training.
     """
 
-    network: "DSUNet" = field(repr=False)
-    runtime: "Runtime" = None  # type: ignore[assignment]  # chosen below
-    tiling: Tiling | None = None
-    depth: Depth | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        network: "DSUNet",
+        runtime: "Runtime | None" = None,
+        tiling: Tiling | None = None,
+        depth: Depth | None = None,
+    ) -> None:
         from dsu.prediction.inference import Predictor
+        from dsu.runtime import choose_runtime
 
-        if getattr(self, "runtime", None) is None:
-            from dsu.runtime import choose_runtime
+        self.network, self.tiling, self.depth = network.eval(), tiling, depth
+        self.runtime = runtime or choose_runtime(str(network.mean.device), "auto")
+        self._predictor = Predictor(self.network, self.runtime, earliest(network.config))
 
-            self.runtime = choose_runtime(str(self.network.mean.device), "auto")
-        self._predictor = Predictor(self.network.eval(), self.runtime, earliest(self.network.config))
+    def __repr__(self) -> str:
+        return f"Segmenter({self.network.config.preset}, {self.runtime.device} at {self.runtime.precision})"
 
     @classmethod
     def load(
