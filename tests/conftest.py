@@ -1,4 +1,4 @@
-"""What tests of the library and of the command line share: a drawn data set and the command itself."""
+"""Fixtures for tests of the library and the command line: a synthetic data set, and the command itself."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ from dsu.environment import prepare_environment
 prepare_environment()  # before anything imports torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Consoles look their width up when they are made, which is when the first test imports them.
+# Consoles read their width when they are created, which is when the first test imports them.
 os.environ["COLUMNS"] = "200"
-# A job in the background ignores Ctrl-C, and so would the commands that tests stop by it.
+# A background job ignores Ctrl-C, and so would the commands that tests interrupt.
 with suppress(ValueError):  # not in the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -27,7 +27,7 @@ from support import Dsu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is no card."""
+    """Skip tests marked `gpu` if there is no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what tests that passed have counted, such as "bad inputs refused or handled: N"."""
+    """Print the counts recorded by passed tests, such as "bad inputs refused or handled: N"."""
     counts: Counter[str] = Counter()
     for report in terminalreporter.stats.get("passed", []):
         for what, count in report.user_properties:
@@ -50,7 +50,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train/ and test/ images and masks, drawn once."""
+    """A folder with train/ and test/ images and masks, generated once."""
     from dsu.data.synthetic import draw_dataset
 
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
@@ -60,7 +60,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dsu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dsu:
-    """Run `dsu ...` in an empty working folder, as a user would; `result.output` is all that was printed."""
+    """Run `dsu ...` in an empty working folder, as a user would; `result.output` is everything printed."""
     from dsu_cli.main import run
 
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def dsu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dsu:
 
 
 def _invoke(run: Callable[[], None], arguments: list[str]) -> Result:
-    """Through `run`, which turns failures into sentences, with both streams in `output`."""
+    """Call `run`, which turns errors into sentences; `output` contains both streams."""
 
     @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
     @click.argument("words", nargs=-1, type=click.UNPROCESSED)
@@ -91,7 +91,7 @@ def _invoke(run: Callable[[], None], arguments: list[str]) -> Result:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The real images; the test is skipped where they are not."""
+    """The folder of real images; the test is skipped if there is none."""
     folder = os.environ.get("DSU_TEST_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("DSU_TEST_DATA names no folder of real images")

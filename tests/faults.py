@@ -1,4 +1,4 @@
-"""A disk that is full: everything that writes below a folder fails from its n-th operation on."""
+"""A full disk: every operation that writes below a folder fails, from the n-th on."""
 
 import builtins
 import errno
@@ -16,10 +16,10 @@ __all__ = ["FullDisk"]
 
 
 class FullDisk:
-    """Counts what is written below `root`, and from operation `full_at` (counted from 1) lets it fail.
+    """Counts write operations below `root`, and lets them fail from operation `full_at` (counted from 1) on.
 
     An operation is a write of bytes (of which half still reach the disk), a flush to the disk, a new folder, or a
-    file's new name. Reading and removing go on, as they do on a full disk.
+    renamed file. Reading and removing still work, as on a full disk.
     """
 
     def __init__(self, root: Path, full_at: int | None = None) -> None:
@@ -28,7 +28,7 @@ class FullDisk:
 
     @contextmanager
     def mounted(self) -> Iterator["FullDisk"]:
-        """Be the disk, for all of Python's writing (Zarr's and ours; what else there is does not write)."""
+        """Patch all of Python's writing inside a `with` (Zarr's and dsu's; nothing else writes)."""
         with pytest.MonkeyPatch.context() as patch:
             for module in (io, builtins):
                 patch.setattr(module, "open", self._opening(io.open))
@@ -38,7 +38,7 @@ class FullDisk:
             yield self
 
     def operate(self, path: Any) -> None:
-        """One more operation on `path`."""
+        """Count an operation on `path`; raises if the disk is full."""
         with self._lock:
             self.operations += 1
             full = self._full_at is not None and self.operations >= self._full_at

@@ -1,4 +1,4 @@
-"""A few drawn images, and what stage one, stage two and prediction leave of them."""
+"""A few synthetic images, and the results of stage one, stage two and prediction for them."""
 
 import shutil
 import sys
@@ -17,13 +17,13 @@ WIDE: Final = ("--features", "V", "--views", "1")
 
 
 def stage_one(folder: Path | str, *more: object) -> list[object]:
-    """`cache-features` with as little work as there can be."""
+    """`cache-features` with as little work as possible."""
     return ["cache-features", folder, *TINY, *WIDE, *more]
 
 
 @dataclass(frozen=True)
 class House:
-    """Made once; tests that damage something damage a copy."""
+    """Data, store and run, made once; tests that damage something damage a copy."""
 
     data: Path
     features: Path
@@ -39,7 +39,7 @@ class House:
         return self.run / "predictions"
 
     def copied(self, to: Path) -> "House":
-        """The same in another place, to be damaged."""
+        """A copy in another folder, to be damaged."""
         shutil.copytree(self.features, to / "features")
         shutil.copytree(self.run, to / "run")
         return replace(self, features=to / "features", run=to / "run")
@@ -54,7 +54,7 @@ class House:
 
 
 def build_house(drawn: Path, home: Path) -> House:
-    """Made by the commands themselves, outside of the `dsu` fixture, which lives for one test."""
+    """Build the house with the commands, without the `dsu` fixture, which exists for one test only."""
     from dsu_cli.main import run
 
     for part, count in (("train", 5), ("test", 2)):

@@ -1,4 +1,4 @@
-"""A hub of one's own on this machine: answers as huggingface.co does, with the status, headers and bodies it sends."""
+"""A local hub that responds like huggingface.co, with the same status codes, headers and bodies."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """Repositories by name, each a mapping of files to contents; `asked` is every request for a file."""
+    """Repositories by name, each a mapping of files to contents; `asked` lists all requested paths."""
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)

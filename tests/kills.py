@@ -1,8 +1,9 @@
-"""Killing real commands at random moments, and running them again until they are done.
+"""Kill real commands at random moments, and run them again until they have finished.
 
-`Forks` starts one process that imports everything once and forks a child for each command: so a kill falls into the
-command's work, not into seconds of imports. A moment is a time; or a write, the nth time that the child opens a file to
-write, renames, removes or makes something: just before it does, or with the file opened and nothing written yet.
+`Forks` starts one process that imports everything once and forks a child for each command, so a kill hits the command's
+work, not seconds of imports. A moment is a time, or a write: the nth time that the child opens a file for writing,
+renames, removes or creates something. The kill is just before that, or after the file was opened and before it is
+written.
 """
 
 import gc
@@ -28,7 +29,7 @@ _WRITES: Final = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: exit status (-9 where it was killed), seconds, writes, and what it printed."""
+    """The result of a command: exit status (-9 if it was killed), seconds, number of writes, and its output."""
 
     status: int
     seconds: float
@@ -41,12 +42,12 @@ class Outcome:
 
 
 class Forks:
-    """Runs commands in a working folder, each in a process of its own.
+    """Runs commands in a working folder, each in a separate process.
 
     Args:
         folder: the working folder.
-        program: `module:function` that acts on `sys.argv`; `dsu` itself by default.
-        environment: more variables for it.
+        program: `module:function` that reads `sys.argv`; by default `dsu` itself.
+        environment: further environment variables for it.
 
     Example:
         >>> with Forks(tmp_path) as forks:
@@ -60,11 +61,11 @@ class Forks:
 
     @property
     def pid(self) -> int:
-        """The process whose children are the commands."""
+        """The process id of the server, whose children are the commands."""
         return self._server.pid
 
     def __enter__(self) -> "Forks":
-        # Variables that would lead a command elsewhere are none of its business here.
+        # Without variables that would send a command to other folders.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DSU_")}
         self._server = subprocess.Popen(
             [sys.executable, __file__, self._program],
@@ -89,8 +90,8 @@ class Forks:
     ) -> Outcome:
         """Run the program with these arguments.
 
-        Kill it after some seconds, or at its nth write (with the file `opened`, or just before), if it lasts that
-        long.
+        Kill it `after` some seconds, or `at_write`, its nth write (with the file `opened`, or just before), unless it
+        ends earlier.
         """
         assert self._server.stdin is not None and self._server.stdout is not None
         order = {"command": [str(word) for word in command], "after": after, "at_write": at_write, "opened": opened}
@@ -109,22 +110,22 @@ def kill_at_random(
     check_killed: Callable[[], None] = lambda: None,
     check_finished: Callable[[], None],
 ) -> int:
-    """Kill a command at random moments over its whole run, each time running it again, until it has died often enough.
+    """Kill a command at random moments of its run, and run it again each time, until it was killed often enough.
 
-    A third of the kills fall at a time, a third just before a write, a third with a file opened and nothing written.
-    Whenever a run comes through, what it left is checked and all begins anew.
+    A third of the kills is at a time, a third just before a write, a third with a file opened and nothing written.
+    Whenever a run finishes, its result is checked, removed, and everything starts again.
 
     Args:
-        forks: where commands run.
-        command: what to run next; may look at what the last run left (whether there is something to resume).
-        kills: how many have to land.
+        forks: runs the commands.
+        command: returns the next command; may look at the files of the last run (whether it can be resumed).
+        kills: the number of successful kills.
         seed: of the moments.
-        fresh: removes all that the command makes.
+        fresh: removes everything that the command creates.
         check_killed: called after every kill.
-        check_finished: called after every run that came through; the last run always does.
+        check_finished: called after every finished run; the last run always finishes.
 
     Returns:
-        How many kills landed.
+        The number of successful kills.
     """
     moments = random.Random(seed)
     fresh()
@@ -158,14 +159,14 @@ def _serve(program: str) -> None:
     if program in (DSU, "small_shards:run"):
         _warm_up()
     run = getattr(importlib.import_module(module), function)
-    gc.freeze()  # so that a child that collects garbage does not copy all of this
+    gc.freeze()  # so that garbage collection in a child does not copy all these objects
     for line in sys.stdin:
         print(json.dumps(_fork(run, **json.loads(line))), flush=True)
-    os._exit(0)  # some of the imported complain when they are torn down
+    os._exit(0)  # some imported libraries print errors at shutdown
 
 
 def _warm_up() -> None:
-    """Import and do what is slow the first time, so that forks need not; nothing may start a thread here."""
+    """Import and run what is slow the first time, before forking; nothing may start a thread here."""
     import timm.models.vision_transformer  # noqa: F401
     from PIL import Image
 
@@ -175,7 +176,7 @@ def _warm_up() -> None:
     from dsu.network.network import DSUNet
     from dsu.settings import EncoderWeights
 
-    # What Python and torch do slowly the first time: plugins, and checks against abstract classes.
+    # Slow the first time: loading of plugins, and checks against abstract classes.
     Image.init()
     toy = build_config("toy", hiera_size=128, dino_size=126)
     DSUNet(toy, *load_encoders(toy, EncoderWeights(), hiera=True, dino=True)[:2])
@@ -186,7 +187,7 @@ def _fork(
 ) -> dict[str, Any]:
     read, write = os.pipe()
     log = Path(f"{os.getpid()}.log").absolute()
-    log.touch()  # the child may be gone before it could
+    log.touch()  # the child may be killed before it creates it
     started = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -195,7 +196,7 @@ def _fork(
     os.close(write)
     if after is not None:
         time.sleep(after)
-        os.kill(child, signal.SIGKILL)  # a child that has ended, but was not waited for, does not mind
+        os.kill(child, signal.SIGKILL)  # harmless if the child has ended but was not waited for
     _, ended = os.waitpid(child, 0)
     seconds = time.monotonic() - started
     with os.fdopen(read) as pipe:
@@ -208,11 +209,11 @@ def _fork(
 def _become(
     run: Callable[[], None], command: list[str], at_write: int | None, opened: bool, report: int, log: Path
 ) -> None:
-    """Become the program; never returns."""
+    """Run the program in the child; never returns."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
-    # A kill loses nothing that was written, as losing power would: so the disk need not be waited for.
+    # Unlike a power failure, a kill loses no written data, so fsync is not needed.
     os.fsync = lambda fd: None
     writes = 0
 
@@ -223,7 +224,7 @@ def _become(
             writes += 1
             if writes == at_write:
                 if opens and opened and isinstance(arguments[0], str | bytes):
-                    os.open(arguments[0], arguments[2], 0o666)  # which makes it, or makes it empty
+                    os.open(arguments[0], arguments[2], 0o666)  # creates the file, or truncates it
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)

@@ -1,4 +1,4 @@
-"""The smallest network with an output that varies over its images, as a trained one's does, and its head."""
+"""The smallest network with an output that varies over the image, like a trained network's, and its head."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["loud_network", "save_loud_head"]
 
 
 def loud_network(seed: int = 1, **options: Any) -> DSUNet:
-    """Of `toy_network`, the same at every call with a seed."""
+    """`toy_network` with a large output; the same at every call with the same seed."""
     network = toy_network(feature_dtype=torch.float16, **options)
     torch.manual_seed(seed)
     for layer in network.head.modules():
@@ -28,7 +28,7 @@ def loud_network(seed: int = 1, **options: Any) -> DSUNet:
 
 
 def save_loud_head(path: Path, network: DSUNet, **info: Any) -> Path:
-    """Write its head; `info` are fields of `HeadInfo`."""
+    """Write the network's head; `info` are fields of `HeadInfo`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     training = {"random_weights": True, **info.pop("training", {})}
     noted = HeadInfo(config=network.config, encoders=network.encoder_digests, training=training, **info)

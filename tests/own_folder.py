@@ -1,4 +1,4 @@
-"""Folders of one's own, made for a test, and what a check finds in them."""
+"""Users' folders made for a test, and the findings of a check in them."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +18,13 @@ SIZE: Final = (120, 90)
 
 
 def photo(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
-    """Something with structure, and another for every seed."""
+    """A structured image, different for every seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
 def boxed(*values: int, size: tuple[int, int] = SIZE, ground: int = 0) -> NDArray[np.uint8]:
-    """A mask with a box of each value, side by side."""
+    """A mask with one box per value, side by side."""
     mask = np.full(size[::-1], ground, np.uint8)
     for index, value in enumerate(values):
         mask[30:60, 10 + 30 * index : 35 + 30 * index] = value
@@ -32,7 +32,7 @@ def boxed(*values: int, size: tuple[int, int] = SIZE, ground: int = 0) -> NDArra
 
 
 def write(folder: Path, pairs: dict[str, tuple[Image.Image, Mask | None]], kind: str = ".png") -> Path:
-    """A folder of one's own: images of these names, and masks where there are any."""
+    """Write a user's folder: images with these names, and masks if there are any."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, (image, mask) in pairs.items():
         image.save(folder / "images" / name)
@@ -44,16 +44,16 @@ def write(folder: Path, pairs: dict[str, tuple[Image.Image, Mask | None]], kind:
 
 
 def plain(count: int, start: int = 0) -> dict[str, tuple[Image.Image, Mask | None]]:
-    """Pairs of which nothing bad can be said but that they are few."""
+    """Sound pairs: a check finds nothing, except that they are few."""
     return {f"plain{start + index}.png": (photo(start + index), boxed(255)) for index in range(count)}
 
 
 def check(folder: Path, **options: Any) -> DatasetCheck:
-    """`dsu datasets check FOLDER`."""
+    """Run `dsu datasets check FOLDER`."""
     return check_dataset(str(folder), Paths(folder.parent), **options)
 
 
 def finding(found: DatasetCheck, key: str) -> Finding:
-    """The one finding of this kind."""
+    """The only finding with this key."""
     [one] = [finding for finding in found.findings if finding.key == key]
     return one

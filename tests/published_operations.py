@@ -1,4 +1,4 @@
-"""The published program's own operations where the network computes the same numbers by others."""
+"""Operations of the published program for which the network uses faster ones with the same results."""
 
 from collections.abc import Collection
 from functools import partial
@@ -17,25 +17,25 @@ __all__ = ["grouped_haar", "grouped_inverse_haar", "grouped_pixel_attention", "u
 
 
 def grouped_haar(x: Tensor) -> Tensor:
-    """As `haar`, by a convolution with a group a channel."""
+    """Like `haar`, by a convolution with one group per channel."""
     return functional.conv2d(x, _taps(x, x.shape[1]), stride=2, groups=x.shape[1])
 
 
 def grouped_inverse_haar(subbands: Tensor) -> Tensor:
-    """As `inverse_haar`, by a transposed convolution with a group a channel."""
+    """Like `inverse_haar`, by a transposed convolution with one group per channel."""
     channels = subbands.shape[1] // 4
     return functional.conv_transpose2d(subbands.contiguous(), _taps(subbands, channels), stride=2, groups=channels)
 
 
 def grouped_pixel_attention(fusion: ContentGuidedFusion, total: Tensor, coarse: Tensor) -> Tensor:
-    """The layer that the weights belong to, on the two maps' interleaved channels."""
+    """Apply the layer that owns the weights to the two maps' interleaved channels."""
     pairs = torch.stack([total, coarse], dim=2).flatten(1, 2)
     attended: Tensor = fusion.pixel(functional.pad(pairs, (3, 3, 3, 3), mode="reflect"))
     return attended
 
 
 def use_published_operations(network: nn.Module) -> None:
-    """Exchange them in one network, in place."""
+    """Use the published operations in a network, in place."""
     for module in network.modules():
         if isinstance(module, WaveletConv):
             module.forward = partial(_wavelet, module)  # type: ignore[method-assign]

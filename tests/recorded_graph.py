@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph on a CPU: it repeats operators on fixed tensors, and nothing that Python does."""
+"""A substitute for a CUDA graph on a CPU: it repeats operators on fixed tensors, but no Python code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ __all__ = ["RecordedGraph"]
 
 
 class RecordedGraph:
-    """Records every operator with the very tensors that it got and gave, in forward, backward and optimiser alike.
+    """Records every operator with its input and output tensors, in the forward pass, backward pass and optimiser.
 
-    As on a GPU, a replay reads and writes the same memory again. Branches, numbers and tensors that the host made
-    while recording are frozen. Unlike on a GPU, recording runs the operators; `capture` puts back what they changed of
-    the tensors that were there before, so that only a replay counts.
+    As on a GPU, a replay reads and writes the same memory again. Branches, numbers and tensors that the host created
+    during recording are frozen. Unlike on a GPU, recording runs the operators; `capture` restores the tensors that
+    existed before, so that only replays have an effect.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class RecordedGraph:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes operators, and memory from before them when it is first met: any operator may overwrite it."""
+    """Records operators, and copies existing memory at its first use, since any operator may overwrite it."""
 
     def __init__(self, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""An S3 server (moto's) in a process of its own, which survives being killed, and a proxy before it that makes trouble.
+"""An S3 server (moto) in a separate process that can be killed and restarted, and a proxy that injects failures.
 
-moto keeps all in memory: so what changes anything is written to a journal before it is answered, and a server that is
-started again does all of it again.
+moto keeps all data in memory. So every request that changes data is written to a journal before it is answered, and a
+restarted server replays the journal.
 """
 
 import os
@@ -27,7 +27,7 @@ BUCKET = "features"
 
 
 class Server:
-    """The server, with one bucket; `environment` leads to it.
+    """The server, with one bucket; `environment` gives the variables to reach it.
 
     Example:
         >>> with Server(tmp_path) as server:
@@ -52,7 +52,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self, port: int | None = None) -> dict[str, str]:
-        """Variables that lead to it, or to a proxy before it."""
+        """Environment variables to reach the server, or a proxy in front of it."""
         return {
             "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST",
             "AWS_SECRET_ACCESS_KEY": "neverprintedneverstored",
@@ -61,7 +61,7 @@ class Server:
         }
 
     def start(self) -> None:
-        """Start it, with all that it was ever told."""
+        """Start the server and replay its journal."""
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(self.port), str(self._journal)],
             stdout=subprocess.DEVNULL,
@@ -79,7 +79,7 @@ class Server:
         self._process.wait()
 
     def forget(self) -> None:
-        """Lose the bucket with all that is in it."""
+        """Restart the server without its bucket and objects."""
         self.kill()
         self._journal.unlink(missing_ok=True)
         self.start()
@@ -88,7 +88,7 @@ class Server:
         urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{BUCKET}", method="PUT")).close()
 
     def objects(self) -> dict[str, bytes]:
-        """All keys and what they hold."""
+        """The content of all objects, by key."""
         keys = [one["path"] for page in obstore.list(self._client) for one in page]
         return {key: bytes(obstore.get(self._client, key).bytes()) for key in keys}
 
@@ -105,13 +105,13 @@ class Server:
 
 
 class Proxy:
-    """Passes on what is said, until `trouble` is set: "503", "403", or "cut", after 20,000 bytes of an answer.
+    """Forwards requests, and fails some if `trouble` is set: "503", "403", or "cut" (after 20,000 bytes of a response).
 
     Attributes:
-        port: where it listens.
-        trouble: what it does to every so many requests from now on.
-        every: to how many of them; 1: to all.
-        requests: how many have come.
+        port: the port it listens on.
+        trouble: the kind of failure from now on; empty for none.
+        every: every how many requests one fails; 1: all.
+        requests: the number of requests so far.
     """
 
     def __init__(self, server: Server) -> None:
@@ -134,7 +134,7 @@ class Proxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """One request: the connection is closed after it, so that the next one may fail."""
+        """Handle one request and close the connection, so that the next request can fail."""
         self.requests += 1
         trouble = self.trouble if self.requests % self.every == 0 else ""
         head = b""
@@ -188,7 +188,7 @@ def _serve(port: int, journal: Path) -> None:
         import io
 
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        if len(body) < int(environ.get("CONTENT_LENGTH") or 0):  # cut off: S3 takes nothing of it
+        if len(body) < int(environ.get("CONTENT_LENGTH") or 0):  # truncated: S3 discards it
             start("400 Bad Request", [("Content-Length", "0")])
             return []
         environ["wsgi.input"] = io.BytesIO(body)

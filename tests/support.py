@@ -1,4 +1,4 @@
-"""What tests of several rooms share."""
+"""Helpers for tests of several packages."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 __all__ = ["TINY", "Dsu", "empty_weights", "pixel_difference", "toy_network"]
 
 TINY: Final = ("--preset", "toy", "--hiera-size", "128", "--dino-size", "126")
-"""The smallest network there is: reflect padding wants S4 of 4x4, which is an input of 128."""
+"""Options of the smallest possible network: reflect padding needs S4 of 4x4, which is an input of 128 pixels."""
 
 Dsu = Callable[..., Result]
-"""Runs `dsu ...`; the result's `output` is all that was printed."""
+"""Runs `dsu ...`; the result's `output` is everything printed."""
 
 
 def pixel_difference(first: Path, second: Path) -> int:
-    """The largest difference of two grey pictures, in grey levels."""
+    """The largest difference of two grey images, in grey levels."""
     a, b = (np.asarray(Image.open(path)).astype(int) for path in (first, second))
     return int(np.abs(a - b).max())
 
 
 @contextmanager
 def empty_weights() -> "Iterator[None]":
-    """Modules that are built inside have parameters without memory: for counting what would take gigabytes.
+    """Build modules inside this context with parameters that take no memory, to count those of large networks.
 
     torch's own meta device forbids reading values, which sam2's trunk does while it is built.
     """
@@ -55,7 +55,7 @@ def toy_network(
     encoder_batch_size: int | None = None,
     **options: Any,
 ) -> "DSUNet":
-    """The smallest network, with the same random weights at every call, heads included."""
+    """The smallest network, with the same random weights at every call, including the head's."""
     import torch
 
     from dsu.config import build_config

@@ -1,4 +1,4 @@
-"""Starting `dsu` as several processes, as its user does."""
+"""Start `dsu` as several processes, as its user does."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ HOUSE = Path(__file__).parents[1]
 def torchrun(
     arguments: Sequence[str], processes: int = 2, program: Sequence[str] = ("-m", "dsu"), threads: int = 1
 ) -> "subprocess.Popen[str]":
-    """`torchrun -m dsu ...` in the working folder; its standard output has both streams."""
+    """Start `torchrun -m dsu ...` in the working folder; its standard output contains both streams."""
     path = os.pathsep.join(map(str, (HOUSE, HOUSE / "cache", HOUSE / "cli")))
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *program, *arguments],

@@ -1,4 +1,4 @@
-"""What tests of the commands share: a house that the commands built, a folder to spoil, and checks of refusals."""
+"""Fixtures for tests of the commands: a house that the commands built, a folder to damage, and checks of refusals."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def house(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> House:
 
 @pytest.fixture
 def mine(drawn: Path, tmp_path: Path) -> Path:
-    """A folder of one's own with four images and masks, to be spoilt."""
+    """A user's folder with four images and masks, to be damaged."""
     folder = tmp_path / "mine"
     for inner in ("images", "masks"):
         (folder / inner).mkdir(parents=True)
@@ -38,7 +38,7 @@ def refused(dsu: Dsu, request: pytest.FixtureRequest, tmp_path: Path, house: Hou
 
 @pytest.fixture(scope="session")
 def cached(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Cached:
-    """Five images of one's own and their features, to be copied before anything is done to them."""
+    """A user's five images and their features; tests that change them use a copy."""
     home = tmp_path_factory.mktemp("cached")
     for inner in ("images", "masks"):
         (home / "tiles" / inner).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Bad stores and runs: what is damaged is named, with the way out."""
+"""Bad stores and runs: errors name the damage and the remedy."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def test_training_without_any_store(refused: Refused) -> None:
     refused(["train-head", "DUTS", "--cache-root", "x"], "of DUTS", "below x", "dsu cache-features DUTS")
 
 
-def test_what_was_made_otherwise_is_refused_by_field(refused: Refused, house: House) -> None:
+def test_stale_arrays_are_refused_with_the_differing_field(refused: Refused, house: House) -> None:
     roots = ("--cache-root", house.features)
     for options, field in (
         (("--feature-dtype", "float32"), "V: type is 'float16' in the store, 'float32' is wanted"),
@@ -65,8 +65,8 @@ def test_a_store_of_a_newer_version(refused: Refused, house: House, tmp_path: Pa
         refused(command, mine.store, "99", "version", status=1)
 
 
-def _noted(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change what a store says of itself, as a program would that knows its checksums."""
+def _change_attributes(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a store's attributes, with valid checksums."""
     from dsu_cache import Store
 
     opened = Store.open(store)
@@ -78,7 +78,7 @@ def _noted(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_a_store_whose_data_set_leads_elsewhere(refused: Refused, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
-    _noted(mine.store, lambda attributes: attributes["source"].update(split="../../evil"))
+    _change_attributes(mine.store, lambda attributes: attributes["source"].update(split="../../evil"))
     refused(["train-head", "--cache-root", mine.features, "--epochs", "1"], "'../../evil-", "--out", status=1)
 
 
@@ -87,7 +87,7 @@ def test_a_store_whose_samples_lead_elsewhere(refused: Refused, house: House, tm
 
     mine = house.copied(tmp_path)
     [path] = (mine.features / "shapes-TE").iterdir()
-    _noted(path, lambda attributes: attributes["source"].update(reference=str(tmp_path / "gone")))
+    _change_attributes(path, lambda attributes: attributes["source"].update(reference=str(tmp_path / "gone")))
     store = Store.open(path)
     with store.lock():
         entries = {f"../../../{name}": entry for name, entry in store.manifest.entries.items()}
@@ -102,7 +102,7 @@ def test_a_store_with_foreign_encoders(
     refused: Refused, house: House, tmp_path: Path, part: str, changes: dict[str, object]
 ) -> None:
     mine = house.copied(tmp_path)
-    _noted(mine.store, lambda attributes: attributes["config"][part].update(changes))
+    _change_attributes(mine.store, lambda attributes: attributes["config"][part].update(changes))
     refused(mine.train(), mine.store, "was not written by this dsu", "remove it", status=1)
 
 
@@ -140,7 +140,7 @@ def test_a_store_that_another_process_writes(refused: Refused, house: House, tmp
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_do_not_fit_are_named_with_their_sample(
+def test_features_that_are_not_finite_are_named_with_their_sample(
     refused: Refused, mine: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     from dsu.network.network import DSUNet
@@ -186,7 +186,7 @@ def test_an_image_that_changed_since_it_was_cached(dsu: Dsu, refused: Refused, m
     refused(["train-head"], "0001", f"dsu cache-features {mine}", status=1)
 
 
-def test_the_check_of_equivalence_wants_the_images_of_the_store(refused: Refused, mine: Path, tmp_path: Path) -> None:
+def test_check_equivalence_needs_the_images_of_the_store(refused: Refused, mine: Path, tmp_path: Path) -> None:
     refused.handled(stage_one(mine), count=0)
     command = ["check-equivalence", "--views", "1", "--steps", "1"]
     (tmp_path / "file").write_text("")
@@ -202,7 +202,7 @@ def test_the_check_of_equivalence_wants_the_images_of_the_store(refused: Refused
     refused(command, "0001", f"dsu cache-features {mine}", status=1)
 
 
-def test_a_data_set_that_is_gone_is_said(dsu: Dsu, refused: Refused, mine: Path) -> None:
+def test_a_missing_data_set_is_reported(dsu: Dsu, refused: Refused, mine: Path) -> None:
     dsu(*stage_one(mine))
     shutil.rmtree(mine)
     said = dsu("train-head", "--epochs", "1", "--views", "1").output
@@ -215,19 +215,19 @@ def test_a_data_set_that_is_gone_is_said(dsu: Dsu, refused: Refused, mine: Path)
 # ---- runs ----
 
 
-def test_going_on_with_a_run_that_is_not_there(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_resuming_a_missing_run(refused: Refused, house: House, tmp_path: Path) -> None:
     refused(house.train("--resume"), "no unfinished run", "runs/", "--out")
     refused(house.train("--resume", "--out", "nowhere"), "nowhere", "--resume")
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_going_on_with_other_settings(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_resuming_with_other_settings(refused: Refused, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     command = ["train-head", "--cache-root", mine.features, "--out", mine.run, "--resume"]
     refused([*command, "--lr", "0.5", "--epochs", "1"], "lr 0.001 -> 0.5", mine.run, "--out")
 
 
-def test_a_folder_that_holds_a_run(refused: Refused, house: House) -> None:
+def test_a_folder_that_contains_a_run(refused: Refused, house: House) -> None:
     refused(house.train("--out", house.run), house.run, "--resume", "--overwrite")
 
 

@@ -1,4 +1,4 @@
-"""`dsu cache`: what there is, removing it, and who may read it while it is written."""
+"""`dsu cache`: listing and removing stores, and simultaneous use."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from dsu_cli.cache import stores_table
 # ---- info, list, remove ----
 
 
-def test_info_and_list_say_what_there_is(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+def test_info_and_list_describe_stores(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
     mine = cached.copied(tmp_path)
     roots = ("--cache-root", mine.root)
     said = dsu("cache", "info", "tiles", *roots).output
@@ -64,10 +64,10 @@ def test_info_and_list_say_what_there_is(dsu: Dsu, cached: Cached, tmp_path: Pat
         (40, ["a-rather-long-", "name-of-a-data-set"]),
     ],
 )
-def test_a_long_name_is_whole_or_folded_at_hyphens(
+def test_a_long_name_is_not_truncated_and_breaks_at_hyphens(
     cached: Cached, monkeypatch: pytest.MonkeyPatch, width: int, parts: list[str]
 ) -> None:
-    """The column of arrays gives way first."""
+    """The column of arrays shrinks first."""
     [state] = describe_stores((), cached.root)
     monkeypatch.setattr(console.out, "width", width)
     with console.out.capture() as printed:
@@ -76,7 +76,7 @@ def test_a_long_name_is_whole_or_folded_at_hyphens(
     assert [line for line in said if line and line in "".join(parts)] == parts
 
 
-def test_without_any_store_all_commands_say_so_and_a_name_is_refused(dsu: Dsu) -> None:
+def test_without_stores_all_commands_say_so_and_a_name_is_refused(dsu: Dsu) -> None:
     for command in ("list", "info", "verify"):
         said = dsu("cache", command, "--cache-root", "elsewhere").output
         assert said == "There are no stores below elsewhere: `dsu cache-features` makes them.\n"
@@ -85,21 +85,21 @@ def test_without_any_store_all_commands_say_so_and_a_name_is_refused(dsu: Dsu) -
         assert "no store of DUTS" in dsu("cache", command, "DUTS", exit_code=2).output
 
 
-def test_no_name_means_no_store(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+def test_an_empty_name_selects_no_store(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
     mine = cached.copied(tmp_path)
-    (mine.store / "zarr.json").unlink()  # of a damaged store the folder's name is all there is to go by
+    (mine.store / "zarr.json").unlink()  # a damaged store is only identified by its folder's name
     assert "There is no store of" in dsu("cache", "remove", "", "--yes", "--cache-root", mine.root, exit_code=2).output
     assert mine.store.is_dir()
 
 
-def test_verify_says_what_it_has_read(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+def test_verify_reports_what_it_has_read(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
     mine = cached.copied(tmp_path)
     assert "of features, images and masks read." in dsu("cache", "verify", "--cache-root", mine.root).output
     shard(mine, "V", 1).unlink()
     assert "5 samples" in dsu("cache", "verify", "--cache-root", mine.root, exit_code=1).output
 
 
-def test_drift_of_versions_is_said(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+def test_drift_of_versions_is_reported(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
     from dsu_cache.files import read_metadata, write_metadata
 
     mine = cached.copied(tmp_path)
@@ -109,11 +109,11 @@ def test_drift_of_versions_is_said(dsu: Dsu, cached: Cached, tmp_path: Path) -> 
     assert "torch was 1.0, is" in dsu("cache", "info", "--cache-root", mine.root).output
 
 
-def test_remove_takes_the_store_and_nothing_else(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+def test_remove_removes_only_the_store(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
     mine = cached.copied(tmp_path)
     roots = ("--cache-root", mine.root)
     (mine.root / "note.txt").write_text("mine")
-    dsu("cache", "remove", "tiles", *roots, exit_code=1)  # no one is there to say yes
+    dsu("cache", "remove", "tiles", *roots, exit_code=1)  # nobody confirms
     assert verify_store(mine.store).passed
     assert "freed" in dsu("cache", "remove", "tiles", *roots, "--yes").output
     assert [path.name for path in mine.root.iterdir()] == ["note.txt"]
@@ -121,7 +121,7 @@ def test_remove_takes_the_store_and_nothing_else(dsu: Dsu, cached: Cached, tmp_p
     assert "no store of tiles" in dsu("cache", "remove", "tiles", *roots, "--yes", exit_code=2).output
 
 
-def test_remove_refuses_what_is_elsewhere_linked_no_store_or_more_than_a_store(
+def test_remove_refuses_other_folders_links_and_stores_with_other_files(
     dsu: Dsu, cached: Cached, tmp_path: Path
 ) -> None:
     mine = cached.copied(tmp_path)
@@ -176,7 +176,7 @@ else:
 
 @contextmanager
 def held(store: Path, how: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that writes to a store, or reads from it; killed at the end."""
+    """Start another process that writes to a store, or reads from it; it is killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(store), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -191,7 +191,7 @@ def held(store: Path, how: str) -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-def test_a_store_that_is_being_written_is_neither_written_nor_read_nor_removed(
+def test_a_store_that_is_being_written_can_not_be_written_read_or_removed(
     dsu: Dsu, cached: Cached, tmp_path: Path
 ) -> None:
     mine = cached.copied(tmp_path)
@@ -211,7 +211,7 @@ def test_a_store_that_is_being_written_is_neither_written_nor_read_nor_removed(
     assert "all there" in dsu(*mine.command()).output
 
 
-def test_a_store_that_is_being_read_is_neither_rebuilt_nor_removed(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
+def test_a_store_that_is_being_read_can_not_be_rebuilt_or_removed(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
     mine = cached.copied(tmp_path)
     with held(mine.store, "read") as other:
         for command in (
@@ -220,7 +220,7 @@ def test_a_store_that_is_being_read_is_neither_rebuilt_nor_removed(dsu: Dsu, cac
         ):
             said = dsu(*command, exit_code=1).output
             assert f"being read by process {other.pid} on " in said
-        assert "all there" in dsu(*mine.command()).output  # what readers do not notice goes on
+        assert "all there" in dsu(*mine.command()).output  # commands that do not affect readers still work
         assert complaint(mine) is None
     dsu(*mine.command("--feature-dtype", "float32", "--rebuild"))
 
@@ -235,7 +235,7 @@ def test_predictions_do_not_read_a_store_that_is_being_written(dsu: Dsu, cached:
     assert "written to" in dsu("predict", "--head", "run", *roots).output
 
 
-def test_a_reader_opened_before_a_rebuild_is_told(cached: Cached, tmp_path: Path, dsu: Dsu) -> None:
+def test_a_store_opened_before_a_rebuild_can_not_be_read(cached: Cached, tmp_path: Path, dsu: Dsu) -> None:
     mine = cached.copied(tmp_path)
     store = Store.open(mine.store)
     dsu(*mine.command("--feature-dtype", "float32", "--rebuild"))

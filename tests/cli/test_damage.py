@@ -1,4 +1,4 @@
-"""Nothing that is not as it was written is ever read silently, and only what is damaged is computed again."""
+"""Damaged data is never read silently, and only damaged data is computed again."""
 
 import os
 import random
@@ -28,14 +28,14 @@ def names_file(found: Verification, file: Path) -> bool:
 
 
 def detected(cached: Cached, file: Path) -> bool:
-    """Whether both verify and training find that a file is not as it was written."""
+    """Whether both verify and training detect a damaged file."""
     found = verify_store(cached.store, mark=False)
     said = complaint(cached)
     named = said is not None and ("/c/" not in str(file) or not file.exists() or "'000" in said or "complete" in said)
     return not found.passed and names_file(found, file) and named
 
 
-def test_a_bit_flipped_anywhere_is_found_by_verify_and_by_training(
+def test_any_flipped_bit_is_detected_by_verify_and_training(
     cached: Cached, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     mine = cached.copied(tmp_path)
@@ -53,7 +53,7 @@ def test_a_bit_flipped_anywhere_is_found_by_verify_and_by_training(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
-def test_every_file_once_cut_or_lost_is_found_by_verify_and_by_training(
+def test_any_truncated_or_deleted_file_is_detected_by_verify_and_training(
     cached: Cached, tmp_path: Path, damage: str, record_property: Callable[[str, object], None]
 ) -> None:
     mine = cached.copied(tmp_path)
@@ -70,7 +70,7 @@ def test_every_file_once_cut_or_lost_is_found_by_verify_and_by_training(
     assert complaint(mine) is None and verify_store(mine.store).passed
 
 
-def test_verify_names_damage_with_its_samples_and_only_that_is_computed_again(
+def test_verify_names_damage_with_its_samples_and_only_damaged_shards_are_computed_again(
     dsu: Dsu, cached: Cached, tmp_path: Path
 ) -> None:
     mine = cached.copied(tmp_path)
@@ -94,7 +94,7 @@ def test_verify_names_damage_with_its_samples_and_only_that_is_computed_again(
 
 
 @pytest.mark.parametrize("array", ["V", "S3", "mask"])
-def test_an_array_whose_metadata_is_damaged_is_computed_again_alone(
+def test_only_an_array_with_damaged_metadata_is_computed_again(
     dsu: Dsu, cached: Cached, tmp_path: Path, array: str
 ) -> None:
     mine = cached.copied(tmp_path)
@@ -110,7 +110,7 @@ def test_an_array_whose_metadata_is_damaged_is_computed_again_alone(
     assert complaint(mine) is None
 
 
-def test_a_store_damaged_beyond_mending_is_said_to_be_and_can_be_made_anew(
+def test_a_store_that_is_damaged_beyond_repair_is_reported_and_can_be_replaced(
     dsu: Dsu, cached: Cached, tmp_path: Path
 ) -> None:
     mine = cached.copied(tmp_path)
@@ -127,7 +127,7 @@ def test_a_store_damaged_beyond_mending_is_said_to_be_and_can_be_made_anew(
     assert verify_store(mine.store).passed
 
 
-def test_an_image_changed_behind_its_size_and_time_is_found_and_its_row_alone_computed(
+def test_a_change_of_an_image_with_the_same_size_and_time_is_found_by_verify(
     dsu: Dsu, cached: Cached, tmp_path: Path
 ) -> None:
     shutil.copytree(cached.images, tmp_path / "mine")
@@ -135,7 +135,7 @@ def test_an_image_changed_behind_its_size_and_time_is_found_and_its_row_alone_co
     dsu(*mine.command())
     image = sorted((mine.images / "images").iterdir())[1]
     stat = image.stat()
-    flip(image, stat.st_size - 3)  # behind the last coefficient: it still decodes
+    flip(image, stat.st_size - 3)  # after the last coefficient, so it still decodes
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert complaint(mine) is None, "size and time are the same: only verify can know"
     assert f"1 sample ({image.stem}) changed" in dsu("cache", "verify", exit_code=1).output

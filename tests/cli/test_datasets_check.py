@@ -12,7 +12,7 @@ from support import Dsu
 
 @pytest.fixture
 def folder(drawn: Path, tmp_path: Path) -> Path:
-    """A folder of one's own with a file that is none, a mask that is black and one that is lost."""
+    """A user's folder with a file that is no image, a black mask, and a mask without image."""
     mine = tmp_path / "tiles"
     for inner in ("images", "masks"):
         shutil.copytree(drawn / "train" / inner, mine / inner)
@@ -24,7 +24,7 @@ def folder(drawn: Path, tmp_path: Path) -> Path:
     return mine
 
 
-def test_a_page_says_what_is_there_and_what_will_bite(dsu: Dsu, folder: Path) -> None:
+def test_the_page_lists_counts_and_problems(dsu: Dsu, folder: Path) -> None:
     said = dsu("datasets", "check", "tiles").output
     first, second, third, *_ = sorted(path.stem for path in (folder / "masks").iterdir())
     figures, rest = said.split("\nfiles ", 1)
@@ -41,7 +41,7 @@ def test_a_page_says_what_is_there_and_what_will_bite(dsu: Dsu, folder: Path) ->
     assert "reading tiles" in said and "masks/s" in said
 
 
-def test_json_has_all_names_and_nothing_else_is_printed(dsu: Dsu, folder: Path) -> None:
+def test_json_contains_all_names_and_nothing_else_is_printed(dsu: Dsu, folder: Path) -> None:
     found = json.loads(dsu("datasets", "check", folder, "--json", "--quiet").output)
     assert found["stops"] is False and found["input_size"] == 352
     [split] = found["splits"]
@@ -62,14 +62,14 @@ def test_benchmarks_are_checked_by_name(dsu: Dsu, drawn: Path, tmp_path: Path) -
     assert "test images identical to training images: 1 (DUTS-TE " in said
 
 
-def test_status_1_only_where_training_stops(dsu: Dsu, folder: Path) -> None:
+def test_status_is_1_only_if_training_would_stop(dsu: Dsu, folder: Path) -> None:
     shutil.rmtree(folder / "masks")
     said = dsu("datasets", "check", folder, exit_code=1).output
     assert "will stop" in said and "--masks" in said
     assert "There" not in dsu("datasets", "check", "nowhere", exit_code=2).output.split("error:")[0]
 
 
-def test_masks_of_one_value_are_told_and_named(dsu: Dsu, folder: Path) -> None:
+def test_ambiguous_masks_are_reported_with_their_options(dsu: Dsu, folder: Path) -> None:
     for path in (folder / "masks").iterdir():
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 127, np.uint8(2), np.uint8(1))).save(path)
     said = dsu("datasets", "check", folder, exit_code=1).output
@@ -79,7 +79,7 @@ def test_masks_of_one_value_are_told_and_named(dsu: Dsu, folder: Path) -> None:
     assert "foreground where 2" in said
 
 
-def test_at_the_end_stands_what_to_type_next(dsu: Dsu, folder: Path, tmp_path: Path) -> None:
+def test_the_last_line_is_the_next_command(dsu: Dsu, folder: Path, tmp_path: Path) -> None:
     def last(*arguments: object) -> str:
         return str(dsu("datasets", "check", *arguments).stdout.splitlines()[-1])
 
@@ -92,7 +92,7 @@ def test_at_the_end_stands_what_to_type_next(dsu: Dsu, folder: Path, tmp_path: P
     assert "Next" not in last(mine, *options, "--quiet")
 
 
-def test_a_sheet_is_drawn_if_asked_for_and_never_over_anything(dsu: Dsu, folder: Path) -> None:
+def test_a_sheet_is_drawn_on_request_and_overwrites_nothing(dsu: Dsu, folder: Path) -> None:
     dsu("datasets", "check", folder)
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["tiles"]
     said = dsu("datasets", "check", folder, "--sheet", "look/sheet.png").output
@@ -107,18 +107,18 @@ def test_a_sheet_is_drawn_if_asked_for_and_never_over_anything(dsu: Dsu, folder:
     assert "name a .png or a .pdf" in dsu("datasets", "check", folder, "--sheet", "a.txt", exit_code=2).output
 
 
-def test_the_size_at_which_objects_are_sought_is_the_networks(dsu: Dsu, folder: Path) -> None:
+def test_lost_objects_are_counted_at_the_networks_input_size(dsu: Dsu, folder: Path) -> None:
     assert "objects lost at 128x128" in dsu("datasets", "check", folder, "--hiera-size", 128).output
     assert "hiera_size" in dsu("datasets", "check", folder, "--hiera-size", 100, exit_code=2).output
 
 
-def test_options_that_stand_before_check_are_not_lost_in_silence(dsu: Dsu, folder: Path) -> None:
+def test_options_before_check_are_refused(dsu: Dsu, folder: Path) -> None:
     for option in (("--json",), ("--data-root", folder.parent)):
         said = dsu("datasets", *option, "check", folder, exit_code=2).output
         assert f"{option[0]} is an option of check" in said
 
 
-def test_help_says_what_check_is_and_datasets_alone_still_lists(dsu: Dsu) -> None:
+def test_help_describes_check_and_datasets_without_it_lists(dsu: Dsu) -> None:
     assert "[check NAME|FOLDER]" in dsu("datasets", "--help").output
     said = " ".join(dsu("datasets", "check", "--help").output.split())
     assert "Exit status: 1 if something will stop training" in said

@@ -1,4 +1,4 @@
-"""Stage one on several processes: the same stores, byte for byte, whoever has written which shard."""
+"""Stage one on several processes: the same stores, byte for byte, however the shards are divided."""
 
 import os
 import shlex
@@ -22,32 +22,32 @@ from dsu_cache import Store, locked
 OPTIONS = (*TINY, "--features", "V,S1", "--level-views", "flips")
 SMALL = (str(HOUSE / "tests" / "small_shards.py"),)
 THREADS = 2
-"""With which the first process computes; torchrun gives each one."""
+"""The number of threads of the first process; torchrun gives each process one."""
 
 
 @pytest.fixture
 def many(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> Dsu:
-    """`dsu`, with two samples a shard: six shards to train on and three to test on."""
+    """`dsu` with two samples per shard: six shards for training and three for testing."""
     monkeypatch.setattr(Store.create.__func__, "__defaults__", (2, None))  # type: ignore[attr-defined]
     return dsu
 
 
 @pytest.fixture
 def one(many: Dsu, drawn: Path) -> dict[str, bytes]:
-    """What one process makes, in `one`."""
+    """The stores of a single process, in `one`."""
     with computing_threads(THREADS):
         many("cache-features", drawn, *OPTIONS, "--cache-root", "one", "--quiet")
     return contents(Path("one"))
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Every file below stores by its path, the locks left out."""
+    """The content of every file below stores, by path, without the locks."""
     files = [path for path in root.rglob("*") if path.is_file() and path.name not in LOCKS]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 def begun(root: str, *lost: int) -> None:
-    """A copy of `one` that lacks shards."""
+    """Make a copy of `one` without some shards."""
     shutil.copytree("one", root)
     for number in lost:
         for marker in Path(root).glob(f"*/*/commits/*/*.{number}.json"):
@@ -60,7 +60,7 @@ def differing(root: str, wanted: dict[str, bytes]) -> list[str]:
 
 
 def test_two_processes_make_the_stores_of_one(many: Dsu, one: dict[str, bytes], drawn: Path) -> None:
-    """From nothing, and gone on with where another has begun with other threads."""
+    """From scratch, and continued after a process with another number of threads."""
     command = ["cache-features", str(drawn), *OPTIONS]
     process = torchrun([*command, "--cache-root", "two"], program=SMALL, threads=THREADS)
     text = said(process)
@@ -101,7 +101,9 @@ def test_parts_make_the_stores_of_one_in_any_order_and_the_last_says_so(
     assert not list(Path("parts").glob(".*")), "a lock was left"
 
 
-def test_any_number_of_processes_finishes_what_parts_have_begun(many: Dsu, one: dict[str, bytes], drawn: Path) -> None:
+def test_any_number_of_processes_can_finish_the_stores_that_parts_have_begun(
+    many: Dsu, one: dict[str, bytes], drawn: Path
+) -> None:
     with computing_threads(THREADS):
         many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "1/2")
     with computing_threads(1):
@@ -111,7 +113,7 @@ def test_any_number_of_processes_finishes_what_parts_have_begun(many: Dsu, one: 
     assert not differing("rest", one)
 
 
-def test_while_parts_write_others_read_their_plan_and_change_nothing(
+def test_while_parts_write_others_use_their_plan_and_change_nothing(
     many: Dsu, one: dict[str, bytes], drawn: Path
 ) -> None:
     begun("features", 0, 1)
@@ -134,7 +136,7 @@ def test_while_parts_write_others_read_their_plan_and_change_nothing(
     assert not differing("features", one)
 
 
-def test_what_would_be_written_twice_is_refused(
+def test_parts_that_would_write_shards_twice_are_refused(
     many: Dsu, one: dict[str, bytes], drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dsu.features.extraction._PATIENCE", 0.0)
@@ -151,7 +153,7 @@ def test_what_would_be_written_twice_is_refused(
         assert reason in output, output
 
 
-def test_a_part_waits_while_another_looks_at_the_images_and_says_so(many: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_a_part_waits_while_another_reads_the_images_and_says_so(many: Dsu, drawn: Path, tmp_path: Path) -> None:
     lock = tmp_path / "features" / f".shapes-TR-{'hiera-toy-128+dino-toy-126'}.lock"
     lock.parent.mkdir()
     with ExitStack() as held:
@@ -162,7 +164,7 @@ def test_a_part_waits_while_another_looks_at_the_images_and_says_so(many: Dsu, d
     assert f"are being looked at by process {os.getpid()} on" in text
 
 
-def test_who_waited_for_another_start_of_the_same_part_does_what_is_left(many: Dsu, drawn: Path) -> None:
+def test_a_part_that_waited_for_the_same_part_writes_only_the_rest(many: Dsu, drawn: Path) -> None:
     many("cache-features", drawn, *OPTIONS, "--quiet")
     begun = contents(Path("features"))
     for marker in Path("features").glob("*/*/commits/*/*.0.json"):
@@ -184,8 +186,8 @@ def test_who_waited_for_another_start_of_the_same_part_does_what_is_left(many: D
     assert contents(Path("features")) == begun
 
 
-def test_one_fails_and_all_end_with_one_line(many: Dsu, drawn: Path, tmp_path: Path) -> None:
-    """A folder that can't be written into, found by whoever has its shard."""
+def test_if_one_process_fails_all_end_with_one_line(many: Dsu, drawn: Path, tmp_path: Path) -> None:
+    """A folder can't be written into, which the process with its shard notices."""
     many("cache-features", drawn, *OPTIONS, "--part", "1/6")
     [array] = Path("features").glob("shapes-TR/*/V")
     (array / "c").rename(array / "kept")
@@ -201,12 +203,12 @@ def test_one_fails_and_all_end_with_one_line(many: Dsu, drawn: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"])
-def test_what_is_no_part_is_refused(dsu: Dsu, drawn: Path, part: str) -> None:
+def test_an_invalid_part_is_refused(dsu: Dsu, drawn: Path, part: str) -> None:
     assert "a part and how many there are, as 3/16" in dsu("cache-features", drawn, "--part", part, exit_code=2).output
 
 
 def shown(word: str) -> str:
-    """The command that docs/scale.md shows for stage one and that has a word, without its remark."""
+    """The command for stage one in docs/scale.md that contains a word, without its remark."""
     text = (HOUSE / "docs" / "scale.md").read_text(encoding="utf-8").replace("\\\n", " ")
     found = [line.strip().partition("  #")[0] for line in text.splitlines() if line.startswith("    ")]
     [line] = [line for line in found if "cache-features" in line and word in line]
@@ -214,7 +216,7 @@ def shown(word: str) -> str:
 
 
 def started(line: str, **environment: str) -> "subprocess.Popen[str]":
-    """A line of the documentation in a shell, whose `srun` is this machine."""
+    """Run a line of the documentation in a shell in which `srun` runs on this machine."""
     path = os.pathsep.join(map(str, (HOUSE, HOUSE / "cache", HOUSE / "cli")))
     python = shlex.quote(sys.executable)
     tools = f'torchrun() {{ {python} -m torch.distributed.run "$@"; }}; dsu() {{ {python} -m dsu "$@"; }}'
@@ -231,7 +233,7 @@ def started(line: str, **environment: str) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["one machine", "two machines", "srun", "array"])
 def test_the_lines_of_the_documentation_make_the_store_of_one(dsu: Dsu, drawn: Path, way: str) -> None:
-    """With two processes, or a process on each of two machines, which are one here."""
+    """With two processes, or with one process on each of two machines, which are the same machine here."""
     dsu("cache-features", drawn, *OPTIONS, "--cache-root", "one", "--quiet")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
-"""Commands killed at random moments (SIGKILL) and run again leave exactly what an uninterrupted run leaves.
+"""Commands that are killed at random moments (SIGKILL) and run again give the same files as an uninterrupted run.
 
-`DSU_KILLS` says how often each is killed: 30 by default, `DSU_KILLS=300` for a thorough run.
+`DSU_KILLS` is the number of kills of each command: 30 by default, `DSU_KILLS=300` for a thorough run.
 """
 
 import csv
@@ -23,7 +23,7 @@ from support import TINY
 KILLS = int(os.environ.get("DSU_KILLS", "30"))
 
 LOCKS = ("lock", "readers")
-"""Text for people about who holds a store: process ids and times, left behind by whoever is killed."""
+"""Files that name a store's holders, for people: process ids and times, left behind by killed processes."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 @pytest.fixture(scope="module")
 def shapes(forks: Forks, drawn: Path) -> Path:
-    """A data set in the working folder: small, since every kill costs a part of a run."""
+    """A data set in the working folder: small, since every kill takes a part of a run."""
     folder = forks.folder / "shapes"
     for part, count in (("train", 4), ("test", 4)):
         for inner in ("images", "masks"):
@@ -45,9 +45,9 @@ def shapes(forks: Forks, drawn: Path) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Every file below stores by its path, the locks left out.
+    """The content of every file below stores, by path, without the locks.
 
-    A manifest's number counts its generations, one more after a kill between two of them: only its content counts.
+    A manifest's number, which is higher after a kill between two generations, does not count, only its content.
     """
     found = {}
     for path in sorted(root.rglob("*")):
@@ -60,7 +60,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return found
 
 
-def test_a_killed_stage_one_leaves_the_store_of_an_uninterrupted_one(
+def test_stage_one_makes_the_same_store_after_kills(
     forks: Forks, shapes: Path, record_property: Callable[[str, object], None]
 ) -> None:
     root = forks.folder / "features"
@@ -88,7 +88,7 @@ def test_a_killed_stage_one_leaves_the_store_of_an_uninterrupted_one(
 
 @pytest.fixture(scope="module")
 def head(forks: Forks, shapes: Path) -> Path:
-    """A head of one epoch, and the features of the test split."""
+    """A head trained for one epoch, and the features of the test split."""
     root = forks.folder / "for-predict"
     for command in (
         ["cache-features", shapes, *TINY, "--features", "V", "--views", 1, "--cache-root", root],
@@ -104,7 +104,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def test_a_killed_prediction_leaves_no_half_mask_and_is_finished_by_the_next(
+def test_a_killed_prediction_leaves_no_partial_mask_and_the_next_run_completes_it(
     forks: Forks, head: Path, record_property: Callable[[str, object], None]
 ) -> None:
     out = forks.folder / "masks"
@@ -115,7 +115,7 @@ def test_a_killed_prediction_leaves_no_half_mask_and_is_finished_by_the_next(
 
     def check_killed() -> None:
         found = pictures(out)
-        assert [name for name in found if found[name] != wanted[name]] == [], "a mask is there by half"
+        assert [name for name in found if found[name] != wanted[name]] == [], "a mask is partial"
 
     def check_finished() -> None:
         wanted.update(wanted or pictures(out))
@@ -140,10 +140,10 @@ def test_a_killed_prediction_leaves_no_half_mask_and_is_finished_by_the_next(
 
 
 UNMEASURED = ("seconds", "images_per_second", "data_wait", "peak_memory_gb")
-"""What differs between two runs of the same training: time and memory."""
+"""Columns that differ between two runs of the same training: time and memory."""
 
 
-def test_a_killed_training_goes_on_to_the_weights_of_an_uninterrupted_one(
+def test_training_gives_the_same_weights_after_kills(
     forks: Forks, shapes: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """A checkpoint after every step of two epochs, of two batches each."""

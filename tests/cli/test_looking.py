@@ -1,4 +1,4 @@
-"""`dsu doctor` and `dsu datasets`: what there is, before any work."""
+"""`dsu doctor` and `dsu datasets`: the machine, the data and the stores, before any work."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from support import Dsu
 
 @pytest.fixture
 def duts(drawn: Path, tmp_path: Path) -> Path:
-    """A data root with a small DUTS, one image of which is in both splits."""
+    """A data root with a small DUTS that has one image in both splits."""
     root = tmp_path / "sets"
     for part, name in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
         shutil.copytree(drawn / part, root / "DUTS" / name)
@@ -22,7 +22,7 @@ def duts(drawn: Path, tmp_path: Path) -> Path:
     return root
 
 
-def test_the_doctor_says_what_there_is_and_what_to_do(dsu: Dsu, duts: Path) -> None:
+def test_the_doctor_describes_the_machine_and_the_next_step(dsu: Dsu, duts: Path) -> None:
     said = dsu("doctor", "--data-root", duts).output
     for words in ("device", "torch", "precision", "DUTS-TR 12", "cache root", "GB free", "What to do next", "toy"):
         assert words in said, words
@@ -31,14 +31,14 @@ def test_the_doctor_says_what_there_is_and_what_to_do(dsu: Dsu, duts: Path) -> N
     assert found["working"] and found["data"]["benchmarks"] == {"DUTS-TR": 12, "DUTS-TE": 5}
 
 
-def test_the_doctor_fails_where_something_is_broken(dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_fails_if_something_is_broken(dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSU_DINO", "gone.safetensors")
     said = dsu("doctor", exit_code=1).output
     assert "gone.safetensors" in said.split("What to do next")[1]
     assert json.loads(dsu("doctor", "--json", exit_code=1).output)["problems"][-1]["what"] == "DSU_DINO"
 
 
-def test_datasets_are_counted_and_the_rest_says_where_to_get_it(dsu: Dsu, duts: Path) -> None:
+def test_datasets_are_counted_and_missing_ones_have_a_download_page(dsu: Dsu, duts: Path) -> None:
     said = dsu("datasets", "--data-root", duts).output
     assert "DUTS-TR" in said and "12" in said and "10,553" in said and "DUTS/DUTS-TR/images" in said
     assert "cse.cuhk.edu.hk" in said and "saliencydetection.net/duts" in said
@@ -46,7 +46,7 @@ def test_datasets_are_counted_and_the_rest_says_where_to_get_it(dsu: Dsu, duts: 
     assert {state["split"]: state["pairs"] for state in states}["DUTS-TE"] == 5 and len(states) == 13
 
 
-def test_a_data_root_that_is_not_there_is_said(dsu: Dsu) -> None:
+def test_a_missing_data_root_is_reported(dsu: Dsu) -> None:
     said = dsu("datasets").output
     assert "no folder data" in said and "--data-root" in said and "ECSSD" in said
 
@@ -68,7 +68,7 @@ def test_an_image_that_cannot_be_read_is_named(dsu: Dsu, duts: Path) -> None:
     Image.open(sorted(last.parent.iterdir())[0]).verify()
 
 
-def test_names_with_brackets_are_text(dsu: Dsu, duts: Path) -> None:
+def test_names_with_brackets_are_printed_literally(dsu: Dsu, duts: Path) -> None:
     odd = duts.rename(duts.with_name("[bold]sets"))
     (odd / "DUTS" / "DUTS-TR").rename(odd / "DUTS-TR")
     assert "[bold]sets" in dsu("doctor", "--data-root", odd).output

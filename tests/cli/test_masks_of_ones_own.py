@@ -1,4 +1,4 @@
-"""What was found out, or said, about one's own masks in stage one holds in every command after it."""
+"""The format of a user's masks, chosen or given in stage one, holds in every later command."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ from support import TINY, Dsu
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Ten images with label maps: 1 is dust in all, 2 the defect in every other one; names with a space."""
+    """Ten images with label maps: 1 is dust, in all; 2 is the defect, in every other one. The path contains a space."""
     home = tmp_path / "my tiles"
     rng = np.random.default_rng(0)
     for kind in ("pics", "maps"):
@@ -34,7 +34,7 @@ def empties(file: Path) -> dict[str, bool]:
         return {row["name"]: row["empty"] == "True" for row in csv.DictReader(rows)}
 
 
-def test_the_values_that_are_foreground_are_remembered(dsu: Dsu, labels: Path) -> None:
+def test_foreground_values_are_remembered(dsu: Dsu, labels: Path) -> None:
     dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
     dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--fold", "1/2", "--out", "run")
     dsu("predict", "--head", "run")
@@ -45,7 +45,7 @@ def test_the_values_that_are_foreground_are_remembered(dsu: Dsu, labels: Path) -
     assert all(empty == (int(name[1:]) % 2 == 0) for name, empty in found.items())
     dsu("study", "folds", labels, "-k", 2, "--epochs", 1, "--views", "none", "--adapt-last", 0, "--out", "study")
     assert empties(Path("study/per_image.csv")) == {f"i{index}": index % 2 == 0 for index in range(10)}
-    # The same command with less said means the same masks: nothing has to be computed.
+    # The same command without the values means the same masks: nothing has to be computed.
     again = " ".join(dsu("cache-features", labels, *MINE[:4], *TINY, "--views", "none").output.split())
     assert "the value 2 is foreground" in again and "all there" in again, again
     for words, expected in ((("--foreground", 2), "values 2"), ((), "labels other than 0")):
@@ -63,7 +63,7 @@ def test_the_values_that_are_foreground_are_remembered(dsu: Dsu, labels: Path) -
         assert expected in said.output
 
 
-def test_the_command_to_type_again_can_be_typed(dsu: Dsu, labels: Path) -> None:
+def test_the_suggested_command_is_complete_and_quoted(dsu: Dsu, labels: Path) -> None:
     dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
     Image.new("RGB", (80, 60)).save(labels / "pics" / "i3.png")
     said = " ".join(dsu("train-head", "--epochs", 1, exit_code=1).output.split())
@@ -79,13 +79,13 @@ def test_a_mask_of_another_size_than_its_image_can_be_evaluated(dsu: Dsu, labels
     dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--fold", "1/2", "--out", "run")
     dsu("predict", "--head", "run")
     dsu("eval", "--predictions", "run")
-    # A prediction that is of neither size is still refused.
+    # A prediction with neither of the two sizes is still refused.
     [first, *_] = sorted(Path("run/predictions").rglob("*.png"))
     Image.open(first).resize((55, 55)).save(first)
     assert "has 55x55 pixels" in dsu("eval", "--predictions", "run", exit_code=1).output
 
 
-def test_maps_beside_any_masks_are_evaluated_as_they_are(dsu: Dsu, labels: Path) -> None:
+def test_maps_are_not_normalised_for_evaluation_with_a_folder_of_masks(dsu: Dsu, labels: Path) -> None:
     dsu("cache-features", labels, *MINE, *TINY, "--views", "none")
     dsu("train-head", "--epochs", 1, "--views", "none", "--adapt-last", 0, "--out", "run")
     for words, form in (((), "none"), (("--normalize", "minmax"), "minmax")):

@@ -1,4 +1,4 @@
-"""Commands with stores on S3, against a real server that is killed, and a way to it that fails."""
+"""Commands with stores on S3, with a real server that is killed, and a connection that fails."""
 
 import random
 import threading
@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def s3(dsu: Dsu, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """An empty bucket, and two samples a shard."""
+    """An empty bucket, and two samples per shard."""
     server.forget()
     server.make_bucket()
     monkeypatch.setattr(Store.create.__func__, "__defaults__", (2, None))  # type: ignore[attr-defined]
@@ -44,13 +44,13 @@ def lead(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
 
 
 def zarr(root: Path | str) -> dict[str, bytes]:
-    """What Zarr reads below a cache root: sealed metadata and shards."""
+    """The files that Zarr reads below a cache root: sealed metadata and shards."""
     files = [path for path in Path(root).glob("*/*/**/*") if path.is_file()]
     wanted = [path for path in files if path.name == "zarr.json" or "c" in path.parts]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in wanted}
 
 
-def test_every_command_does_with_s3_what_it_does_with_a_folder(dsu: Dsu, s3: Server, drawn: Path) -> None:
+def test_every_command_gives_the_same_results_on_s3_as_in_a_folder(dsu: Dsu, s3: Server, drawn: Path) -> None:
     for root, runs in (("features", "here"), (ROOT, "there")):
         dsu("cache-features", drawn, *OPTIONS, "--cache-root", root, "--quiet")
         dsu("train-head", drawn, "--cache-root", root, "--epochs", 1, "--out", runs, "--quiet")
@@ -70,12 +70,12 @@ def test_every_command_does_with_s3_what_it_does_with_a_folder(dsu: Dsu, s3: Ser
     assert "There are no stores" in dsu("cache", "list", "--cache-root", ROOT).output
 
 
-def test_what_is_of_disks_only_is_refused(dsu: Dsu, s3: Server) -> None:
+def test_commands_that_need_a_disk_refuse_s3(dsu: Dsu, s3: Server) -> None:
     output = dsu("bench", "--cache-root", ROOT, *TINY, "--random-weights", exit_code=2).output
     assert "`dsu bench` needs a --cache-root on a disk" in output
 
 
-def test_push_again_copies_what_is_new(dsu: Dsu, s3: Server, drawn: Path) -> None:
+def test_a_second_push_copies_only_new_shards(dsu: Dsu, s3: Server, drawn: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     assert "shards" in dsu("cache", "push", drawn, ROOT).output
     assert dsu("cache", "push", ROOT).output.count("nothing was missing") == 2
@@ -88,7 +88,7 @@ def test_push_again_copies_what_is_new(dsu: Dsu, s3: Server, drawn: Path) -> Non
     assert zarr("pulled") == zarr("features")
 
 
-def test_shares_that_were_dealt_are_dealt_elsewhere(
+def test_recorded_splits_are_used_on_another_machine(
     dsu: Dsu, s3: Server, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V", "--cache-root", ROOT, "--quiet")
@@ -109,7 +109,7 @@ def test_shares_that_were_dealt_are_dealt_elsewhere(
         ("refused", "can't be reached"),
     ],
 )
-def test_what_does_not_pass_is_one_line(
+def test_permanent_failures_are_one_line(
     dsu: Dsu, s3: Server, drawn: Path, monkeypatch: pytest.MonkeyPatch, what: str, told: str
 ) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
@@ -134,7 +134,7 @@ def test_what_does_not_pass_is_one_line(
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_server_that_dies_at_random_costs_nothing(
+def test_kills_of_the_server_lose_nothing(
     dsu: Dsu,
     s3: Server,
     drawn: Path,
@@ -143,7 +143,7 @@ def test_a_server_that_dies_at_random_costs_nothing(
     kills: int,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Half of the times it comes back while requests are repeated, half only after the command has given up."""
+    """In half of the cases it restarts during retries, in the others only after the command has given up."""
     monkeypatch.setattr(dsu_cache.storage, "RETRIES", 3)
     dsu("cache-features", drawn, *OPTIONS, "--quiet")
     wanted, chance = zarr("features"), random.Random(7)
@@ -189,7 +189,7 @@ def test_a_server_that_dies_at_random_costs_nothing(
 def test_parts_on_two_machines_fill_one_store(
     dsu: Dsu, s3: Server, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has a scratch folder of its own: what the other has written it learns from S3 alone."""
+    """Each has a separate scratch folder, and sees the other's shards only on S3."""
     dsu("cache-features", drawn, *OPTIONS, "--quiet")
     for number in (1, 2):
         monkeypatch.setenv("DSU_SCRATCH", str(tmp_path / f"machine {number}"))
@@ -228,7 +228,7 @@ def test_python_reads_a_store_by_its_url(dsu: Dsu, s3: Server, drawn: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [30])
-def test_commands_that_are_killed_at_random_cost_nothing(
+def test_kills_of_commands_lose_nothing(
     dsu: Dsu,
     s3: Server,
     drawn: Path,
@@ -237,7 +237,8 @@ def test_commands_that_are_killed_at_random_cost_nothing(
     kills: int,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Commands die while they write to S3 or read from there; what they have written counts, and nothing is wrong."""
+    """Commands are killed while they write to S3 or read from it; their finished work counts, and nothing is
+    damaged."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     dsu("cache-features", drawn, *OPTIONS, "--quiet")
     wanted, chance, died, number = zarr("features"), random.Random(3), 0, 0

@@ -1,4 +1,4 @@
-"""`dsu` as several processes, which torchrun starts."""
+"""`dsu` in several processes, started by torchrun."""
 
 import csv
 import signal
@@ -24,7 +24,7 @@ def stored(dsu: Dsu, drawn: Path) -> Dsu:
     return dsu
 
 
-def test_two_processes_train_as_one_and_one_of_them_speaks(stored: Dsu) -> None:
+def test_two_processes_train_as_one_and_only_the_first_prints(stored: Dsu) -> None:
     process = torchrun(["train-head", *RECIPE, "--epochs", "2", "--out", "two"])
     text = said(process)
     assert process.returncode == 0, text
@@ -38,7 +38,7 @@ def test_two_processes_train_as_one_and_one_of_them_speaks(stored: Dsu) -> None:
     assert "finished run" in stored("train-head", "--resume", "--epochs", 3, "--out", "two", exit_code=2).output
 
 
-def test_a_killed_process_ends_all_and_one_process_goes_on(stored: Dsu) -> None:
+def test_a_killed_process_ends_all_and_one_process_can_resume(stored: Dsu) -> None:
     process = torchrun(["train-head", *RECIPE, "--epochs", "500", "--out", "run", "--sheet-every", "0"])
     deadline = time.monotonic() + 200
     while not Path("run/checkpoint.pt").exists():
@@ -61,7 +61,7 @@ def test_a_killed_process_ends_all_and_one_process_goes_on(stored: Dsu) -> None:
     assert not lines(said(rest), "error:")
 
 
-def test_what_fails_in_all_is_said_once(dsu: Dsu) -> None:
+def test_an_error_in_all_processes_is_printed_once(dsu: Dsu) -> None:
     for arguments, reason in (
         (["train-head", "nowhere"], "There are no training features"),
         (["train-head", "--epochs", "many"], "Invalid value"),

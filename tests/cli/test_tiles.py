@@ -1,4 +1,4 @@
-"""Large images with tiles, as one types it: cache, train, predict from the store and end to end, evaluate."""
+"""Large images with tiles: cache, train, predict from the store and end to end, evaluate."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from support import TINY, Dsu, pixel_difference
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """Six images of 150x100 with a small spot each; names with what tiles' names are made of."""
+    """Six images of 150x100 with a small spot each; their names contain `@`, as tiles' names do."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (tmp_path / "large" / name).mkdir(parents=True)
@@ -25,7 +25,7 @@ def large(tmp_path: Path) -> Path:
     return tmp_path / "large"
 
 
-def test_from_tiles_to_figures(dsu: Dsu, large: Path, tmp_path: Path) -> None:
+def test_from_tiles_to_scores(dsu: Dsu, large: Path, tmp_path: Path) -> None:
     tiles = ("--tile", 64, "--overlap", 16)
     stored = dsu("cache-features", large, *TINY, *tiles, "--views", "none").output
     assert "36 tiles of 6 pairs" in " ".join(stored.split())

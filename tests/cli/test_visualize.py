@@ -1,4 +1,4 @@
-"""`dsu visualize`, and training as it is watched on a terminal."""
+"""`dsu visualize`, and the panel of training on a terminal."""
 
 import io
 import re
@@ -30,7 +30,7 @@ def test_features_of_a_folder_with_masks_and_of_files_without(dsu: Dsu, drawn: P
     assert Path("new/some.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_features_of_a_folder_with_an_unreadable_image_are_of_the_others(dsu: Dsu, drawn: Path) -> None:
+def test_features_skip_an_unreadable_image(dsu: Dsu, drawn: Path) -> None:
     shutil.copytree(drawn / "test", "mine")
     first = min(Path("mine/images").iterdir())
     first.write_bytes(b"rubbish")
@@ -73,7 +73,7 @@ def test_bad_options_of_features(dsu: Dsu, drawn: Path, options: tuple[str, ...]
     assert all(word in " ".join(said.split()) for word in words), said
 
 
-def test_features_refuse_what_can_not_be(dsu: Dsu, drawn: Path, house: House) -> None:
+def test_features_refuse_invalid_requests(dsu: Dsu, drawn: Path, house: House) -> None:
     image = next((drawn / "train" / "images").iterdir())
     said = dsu("visualize", "features", image, "--head", house.run, "--preset", "toy", exit_code=2).output
     assert "--preset" in said and "--head" in said
@@ -92,7 +92,7 @@ def test_features_refuse_what_can_not_be(dsu: Dsu, drawn: Path, house: House) ->
     assert "folder.png already exists" in said
 
 
-def test_predictions_of_a_run_need_no_more_than_its_folder(dsu: Dsu, house: House) -> None:
+def test_predictions_of_a_run_need_only_its_folder(dsu: Dsu, house: House) -> None:
     said = dsu("visualize", "predictions", "--predictions", f"Ours={house.run}").output
     assert f"Ours: {house.predictions}" in said and "2 images on 1 page" in said
     assert said.endswith("Written: predictions.png\n")
@@ -171,7 +171,7 @@ def test_the_clock(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("width", [100, 60])
-def test_the_panel_says_how_far_the_run_is_and_leaves_a_line_an_epoch(house: House, tmp_path: Path, width: int) -> None:
+def test_the_panel_shows_progress_and_leaves_one_line_per_epoch(house: House, tmp_path: Path, width: int) -> None:
     run = prepare_run(
         TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
         paths=Paths(house.data, house.features),
