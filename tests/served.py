@@ -1,4 +1,4 @@
-"""Heads that tests serve, a server in a process of its own, and photographs that are sent there."""
+"""For tests of the server: heads, images, and a server in its own process."""
 
 import io
 import re
@@ -23,7 +23,7 @@ __all__ = ["form", "load_two_heads", "photograph", "png", "serving"]
 
 
 def load_two_heads(folder: Path) -> Mapping[str, ServedHead]:
-    """Of one network with two outputs: `first`, which was trained on images of 12 bits, and `second` at 0.25."""
+    """Two heads: `first`, trained on 12-bit images, and `second`, with threshold 0.25."""
     files = [
         save_loud_head(folder / "first" / HEAD_FILE, loud_network(adapt_last=3), dataset={"depth": [0, 4095]}),
         save_loud_head(folder / "second" / HEAD_FILE, loud_network(seed=2, adapt_last=3), threshold=0.25),
@@ -32,19 +32,19 @@ def load_two_heads(folder: Path) -> Mapping[str, ServedHead]:
 
 
 def photograph(seed: int = 0) -> Image.Image:
-    """A drawn RGB image."""
+    """A synthetic RGB image."""
     return Image.fromarray(draw_sample(np.random.default_rng((23, seed)))[0])
 
 
 def png(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """An image's file."""
+    """The image encoded as a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def form(data: bytes, name: str = "photo.png") -> dict[str, Any]:
-    """What httpx sends an image by."""
+    """Arguments with which httpx sends an image as a form."""
     return {"files": {"image": (name, data)}}
 
 
@@ -52,7 +52,7 @@ def form(data: bytes, name: str = "photo.png") -> dict[str, Any]:
 def serving(
     *options: object, program: str = "from dsu_cli.main import run; run()"
 ) -> Iterator[tuple[int, psutil.Process, "subprocess.Popen[str]"]]:
-    """A server on a free port: the port, the process as psutil and as subprocess have it."""
+    """A server on a free port; yields the port and the process (psutil and subprocess)."""
     command = [sys.executable, "-c", program, "serve", "--port", "0", *map(str, options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

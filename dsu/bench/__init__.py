@@ -9,4 +9,4 @@ from typing import Final
 __all__ = ["PARTS"]
 
 PARTS: Final = ("steps", "reading", "stages", "eval", "scale")
-"""What can be measured by itself."""
+"""Parts that can be measured separately."""

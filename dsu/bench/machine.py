@@ -1,6 +1,6 @@
-"""Taking turns, medians and spread; and what the machine can do: matrix products, files, and a store, written and read.
+"""Timing in turns, and the machine's rates: matrix products, plain files, and writing and reading a store.
 
-The store's features are random, of the real shapes and types.
+The store's features are random, with real shapes and data types.
 """
 
 import os
@@ -53,32 +53,32 @@ CPU: Final = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one thing, a value a round."""
+    """Seconds of one case, one value per round."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Over the rounds."""
+        """The median over the rounds."""
         return statistics.median(self.seconds)
 
 
 def ratio(of: Timing, to: Timing) -> float:
-    """How many times longer `to` takes than `of`: the median of the rounds' own ratios."""
+    """The time of `to` divided by that of `of`: the median over rounds of each round's ratio."""
     return statistics.median(b / a for a, b in zip(of.seconds, to.seconds, strict=True))
 
 
 def seconds_of(call: Callable[[], object], device: torch.device = CPU, repeat: int = 1) -> float:
-    """Seconds of a call, on average over `repeat` in a row; a GPU is waited for before the first and after the last."""
-    _wait_for(device)
+    """Average seconds of `repeat` consecutive calls; a GPU is synchronised before the first and after the last."""
+    _synchronise(device)
     started = time.perf_counter()
     for _ in range(repeat):
         call()
-    _wait_for(device)
+    _synchronise(device)
     return (time.perf_counter() - started) / repeat
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -91,7 +91,7 @@ def take_turns(
     *,
     repeat: int = 1,
 ) -> dict[str, Timing]:
-    """Time every case once a round; `repeat` calls make one value."""
+    """Time every case once per round; each value is the average of `repeat` calls."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     with progress.task("timing", rounds * len(cases), "measurements") as task:
         for _ in range(rounds):
@@ -104,12 +104,12 @@ def take_turns(
 
 @dataclass(frozen=True)
 class GpuWork:
-    """What one call makes a GPU do.
+    """The work of a GPU in one call.
 
     Attributes:
-        kernels: launched, or replayed by a graph.
-        busy: seconds in which any of them ran.
-        eager: seconds of the same call kernel by kernel; None if it is not captured at all.
+        kernels: number of kernels launched, or replayed by a graph.
+        busy: total seconds of these kernels.
+        eager: seconds of the same call without a graph; None if it is never captured.
     """
 
     kernels: int
@@ -118,7 +118,7 @@ class GpuWork:
 
 
 def gpu_work(call: Callable[[], object], eager: Callable[[], object] | None, device: torch.device) -> GpuWork | None:
-    """Profile one call, which has warmed up; None without a GPU."""
+    """Profile one call after its warm-up; None without a GPU."""
     if device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -133,7 +133,7 @@ def gpu_work(call: Callable[[], object], eager: Callable[[], object] | None, dev
 
 
 def summed(events: Iterable[Any]) -> GpuWork:
-    """The device's share of a profile: its own times are in microseconds."""
+    """The kernels in a profile, whose times are in microseconds."""
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
     on_device = [event for event in events if event.device_type == DeviceType.CUDA]
@@ -142,7 +142,7 @@ def summed(events: Iterable[Any]) -> GpuWork:
 
 
 def matrix_rate(runtime: Runtime, sides: Sequence[int] = ()) -> float:
-    """FLOP/s of the largest square matrix products at the precision, the best of several: the machine's ceiling."""
+    """The machine's peak FLOP/s at a precision: the fastest of several large square matrix products."""
     on_gpu = runtime.device.type == "cuda"
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
     best = 0.0
@@ -155,7 +155,7 @@ def matrix_rate(runtime: Runtime, sides: Sequence[int] = ()) -> float:
 
 
 def images(config: DSUNetConfig, count: int, *, dino: bool) -> Batch:
-    """Decoded images as they come from a folder, in all four views."""
+    """Random images in all four views, in the format of decoded ones; `dino` adds DINOv2's input."""
     rng = np.random.default_rng(0)
 
     def draw(side: int) -> torch.Tensor:
@@ -171,18 +171,18 @@ def images(config: DSUNetConfig, count: int, *, dino: bool) -> Batch:
     )
 
 
-# ---- a store, written ----
+# ---- writing a store ----
 
 
 @dataclass(frozen=True)
 class DrawnStore:
-    """A store in one view, and the same arrays as plain files.
+    """A store with one view, and the same arrays as plain files.
 
     Attributes:
-        store: of `pixels`, `mask`, `V`, S1..S4 and the tokens that the cases resume from.
-        plain: a `.npy` file (samples, *item) by array; a sample's place in it is that of its name.
-        names: of its samples.
-        written: bytes per second, as stage one writes.
+        store: the store, with `pixels`, `mask`, `V`, S1..S4 and the tokens that the cases resume from.
+        plain: for each array a `.npy` file of shape (samples, *item), in the order of `names`.
+        names: the samples' names.
+        written: bytes per second written by stage one's writer.
         disk: bytes per second of plain files of the same sizes: see `disk_rate`.
     """
 
@@ -195,7 +195,7 @@ class DrawnStore:
 
 @contextmanager
 def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progress = SILENT) -> Iterator[DrawnStore]:
-    """A store below the folder where stores lie, gone afterwards."""
+    """Write a temporary store of random features in a folder of stores; use inside a `with`."""
     below.mkdir(parents=True, exist_ok=True)
     rng, shapes = np.random.default_rng(0), _shapes(config)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
@@ -233,18 +233,18 @@ def _shapes(config: DSUNetConfig) -> dict[str, tuple[tuple[int, ...], np.dtype[n
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
-    """Random rows of which a tenth is new and the rest shifted copies: numbers enough, drawn quickly."""
+    """At most 16 random rows, repeated with cyclic shifts: faster than random numbers for all rows."""
     first = (min(shape[0], 16), *shape[1:])
-    fresh = rng.integers(0, 256, first) if kind == np.uint8 else rng.standard_normal(first, np.float32)
-    turned = [np.roll(fresh.astype(kind), turn, axis=1) for turn in range(-(-shape[0] // len(fresh)))]
-    values: NDArray[np.generic] = np.concatenate(turned)
+    random = rng.integers(0, 256, first) if kind == np.uint8 else rng.standard_normal(first, np.float32)
+    shifted = [np.roll(random.astype(kind), shift, axis=1) for shift in range(-(-shape[0] // len(random)))]
+    values: NDArray[np.generic] = np.concatenate(shifted)
     return values[: shape[0]]
 
 
 def disk_rate(sizes: Sequence[int], below: Path) -> float:
-    """Bytes per second of plain files, each written at once and flushed once, by as many threads as stage one has.
+    """Bytes per second for plain files, each written and flushed once, by as many threads as stage one uses.
 
-    The median of three rounds, in a folder below `below` that goes away again.
+    The median of three rounds, in temporary folders below `below`.
     """
     content = memoryview(np.random.default_rng(0).bytes(max(sizes)))
 
@@ -265,23 +265,23 @@ def disk_rate(sizes: Sequence[int], below: Path) -> float:
 
 
 def file_sizes(store: Store) -> list[int]:
-    """Bytes of each of a store's data files."""
+    """The size of each of a store's data files, in bytes."""
     return [path.stat().st_size for path in store.path.glob("*/c/**/*") if path.is_file()]
 
 
-# ---- the same store, read ----
+# ---- reading the store ----
 
 
 @dataclass(frozen=True)
 class ReadRow:
-    """One set of arrays, read a sample at a time in random order.
+    """Reading rates of one set of arrays, for samples in random order.
 
     Attributes:
         what: the arrays.
-        bytes_per_sample: of one sample.
-        samples: a second, through the training path, checksums verified, files in the page cache.
-        against_plain: the reader's rate over that of numpy memory maps.
-        cold: samples a second with the files out of the page cache.
+        bytes_per_sample: bytes of one sample in these arrays.
+        samples: samples per second as in training: hashes are verified, and files are in the page cache.
+        against_plain: the reader's rate divided by that of numpy memory maps.
+        cold: samples per second if the files are not in the page cache.
     """
 
     what: tuple[str, ...]
@@ -294,7 +294,7 @@ class ReadRow:
 def measure_reading(
     drawn: DrawnStore, runtime: Runtime, rounds: int, progress: Progress = SILENT
 ) -> tuple[ReadRow, ...]:
-    """What the paper's setting reads, and what resuming from S3 reads, in batches of 8."""
+    """Measure batches of 8 for the arrays of the paper's setting, and for those that resume from S3."""
     order = np.random.default_rng(1).permutation(len(drawn.names))
     batches = [order[start : start + 8].tolist() for start in range(0, len(order), 8)]
     named = [[drawn.names[index] for index in batch] for batch in batches]
@@ -305,7 +305,7 @@ def measure_reading(
         read, plain = partial(_read_all, samples, named), partial(_index_all, maps, batches)
         read(), plain()
         taken = take_turns({"reader": read, "memory map": plain}, rounds, runtime, progress)
-        _forget(drawn)
+        _drop_page_cache(drawn)
         cold = take_turns({"cold": read}, 1, runtime, progress)["cold"]
         rows.append(
             ReadRow(
@@ -330,8 +330,8 @@ def _index_all(maps: Sequence[NDArray[np.generic]], batches: Sequence[Sequence[i
             array[rows]
 
 
-def _forget(drawn: DrawnStore) -> None:
-    """Ask the kernel to drop the store's files from the page cache, where there is such a request."""
+def _drop_page_cache(drawn: DrawnStore) -> None:
+    """Ask the kernel to drop the store's files from the page cache, on systems that support this."""
     if not hasattr(os, "posix_fadvise"):
         return
     os.sync()

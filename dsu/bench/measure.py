@@ -1,4 +1,4 @@
-"""`dsu bench`: every part in one run, as JSON and as the Markdown that a README can take."""
+"""`dsu bench`: measure all parts in one run, and report them as JSON and Markdown."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,25 +27,25 @@ from dsu.settings import EncoderWeights
 __all__ = ["Report", "bench", "markdown_table"]
 
 WIDE: Final = 32
-"""Samples of a second batch size on a GPU, where launches weigh less."""
+"""A second batch size on a GPU, at which kernel launches matter less."""
 DUTS_TR: Final = 10_553
-"""Images of DUTS-TR, in four views each in stage one."""
+"""Images in DUTS-TR; stage one encodes each in four views."""
 EPOCHS: Final = 50
 _PLAIN: Final = f"plain files of the same sizes, {WRITERS} threads, each file flushed once"
 
 
 @dataclass
 class Report:
-    """Everything that `dsu bench` measured; parts that were left out are None or empty.
+    """All measurements of a run of `dsu bench`; parts that were left out are None or empty.
 
     Attributes:
-        device, libraries, date: of this run.
-        preset, precision, batch_size, rounds: what was run.
-        matrix_rate: FLOP/s of large matrix products, the machine's ceiling at this precision.
-        steps, reading, stages, evaluation, scale: see their modules.
+        device, libraries, date: machine, versions and date of the run.
+        preset, precision, batch_size, rounds: settings of the run.
+        matrix_rate: FLOP/s of large matrix products, the machine's peak at this precision.
+        steps, reading, stages, evaluation, scale: see their classes.
         wide: steps at a larger batch size, on a GPU.
-        written: bytes per second that the store took, flushed.
-        disk: bytes per second that plain files of the same sizes took.
+        written: bytes per second written to the store, including flushing.
+        disk: bytes per second written to plain files of the same sizes.
     """
 
     device: str
@@ -70,7 +70,7 @@ class Report:
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """All tables, aligned to be read as they are."""
+        """All tables, with padded columns, and their explanations."""
         return "\n\n".join(self._paragraphs())
 
     def _paragraphs(self) -> Iterator[str]:
@@ -163,7 +163,7 @@ class Report:
         return markdown_table(head, body, left=1)
 
     def _disk(self) -> Iterator[str]:
-        """How the store was written, and which depths the disk can feed, by what a sample of each reads."""
+        """Sentences on the store's writing rate, and on the depths for which the disk is fast enough."""
         if self.written and self.disk:
             yield (
                 f"The store was written at {self.written / 1e6:,.0f} MB/s, {self.written / self.disk:.0%} of the "
@@ -184,7 +184,7 @@ class Report:
 
 
 def _gpu_cells(row: StepRow) -> list[str]:
-    """Kernels, the share of the time in which the GPU is busy, and milliseconds kernel by kernel."""
+    """Number of kernels, the fraction of time in which the GPU is busy, and milliseconds without a graph."""
     if row.gpu is None:
         return ["", "", ""]
     eager = "" if row.gpu.eager is None else _ms(row.gpu.eager)
@@ -235,7 +235,7 @@ def _scale_table(rows: Sequence[ScaleRow]) -> str:
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int) -> str:
-    """A table whose first `left` columns are flush left, the others flush right, all padded."""
+    """A table with padded columns: the first `left` are left-aligned, the others right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *body, strict=True)]
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     padded = [
@@ -263,17 +263,17 @@ def bench(
     """Measure this machine.
 
     Args:
-        config: preset and sizes; all of its depths are measured.
-        weights: of the encoders; random ones take the same time.
-        cache_root: where stores lie; this disk is measured.
+        config: preset and sizes; all of its usual depths are measured.
+        weights: where the encoders' weights come from; random ones take the same time.
+        cache_root: the folder of stores; its disk is measured.
         device, precision: see `choose_runtime`.
-        parts: some of `PARTS`.
-        batch_size: of a step; None: 8 on a GPU, and in a second table 32; 2 on a CPU.
-        rounds: turns that each case takes; None: 5 on a GPU, 3 on a CPU.
-        images: that stage one and prediction run over; None: 512 on a GPU, 8 on a CPU.
-        compiled: add a case with torch.compile, which takes minutes to get ready.
-        memory_limit: GB of a GPU's memory that may be used; None: all.
-        progress: who is told.
+        parts: the parts to measure, from `PARTS`.
+        batch_size: samples per step; None: 8 on a GPU, and 32 in a second table; 2 on a CPU.
+        rounds: rounds per case; None: 5 on a GPU, 3 on a CPU.
+        images: number of images for stage one and prediction; None: 512 on a GPU, 8 on a CPU.
+        compiled: add a case with torch.compile, whose compilation takes minutes.
+        memory_limit: GB of GPU memory that may be used; None: all.
+        progress: receives messages.
     """
     runtime = choose_runtime(device, precision)
     on_gpu = runtime.device.type == "cuda"
@@ -291,7 +291,7 @@ def bench(
         matrix_rate=matrix_rate(runtime),
     )
     if {"steps", "stages"} & set(parts):
-        with runtime.device:  # random weights are drawn there: on a GPU in a second
+        with runtime.device:  # draw random weights on the device: on a GPU this takes a second
             hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
         network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
     if {"steps", "reading"} & set(parts):

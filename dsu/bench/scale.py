@@ -1,4 +1,4 @@
-"""How a store's bookkeeping grows with its samples: time and memory at ten thousand, and at a million of them."""
+"""How time and memory for a store's manifest grow with the number of samples, from ten thousand to a million."""
 
 import hashlib
 import time
@@ -29,22 +29,22 @@ __all__ = ["COUNTS", "ScaleRow", "measure_scale"]
 COUNTS: Final = (10_000, 100_000, 1_000_000)
 ADDED: Final = 1000
 _VIEWS: Final = {"pixels": 1, "mask": 1, "V": 4}
-"""The arrays of a simulated store, and their views."""
+"""The arrays of a simulated store, and their numbers of views."""
 _SHARD_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """Seconds and bytes at one number of samples, every measurement in a process of its own.
+    """Seconds and bytes for one number of samples, each measured in a new process.
 
     Attributes:
-        samples: how many.
+        samples: number of samples.
         manifest: bytes of the manifest.
-        begin: seconds from a finished scan of the files to the first image that stage one decodes.
-        open, open_memory: seconds to open the store, and bytes above a process that opens an empty one.
-        add, added: seconds to add a thousand samples, and bytes that this writes.
+        begin: seconds from the end of the file scan until stage one decodes the first image.
+        open, open_memory: seconds to open the store, and bytes in addition to a process that opens an empty one.
+        add, added: seconds to add a thousand samples, and bytes written for this.
         epoch: seconds to draw one epoch's order and views.
-        info: seconds of `dsu cache info`, of a store in which every shard is there.
+        info: seconds of `dsu cache info` for a complete store.
     """
 
     samples: int
@@ -59,30 +59,30 @@ class ScaleRow:
 
 
 def measure_scale(below: Path, counts: Sequence[int] = COUNTS, progress: Progress = SILENT) -> tuple[ScaleRow, ...]:
-    """Measure simulated stores below a folder, one after the other; they are removed again."""
+    """Measure simulated stores in temporary folders below a folder, one after the other."""
     below.mkdir(parents=True, exist_ok=True)
     rows = []
     with progress.task("simulating stores", len(counts) * 4, "steps") as task:
         for count in counts:
             with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
                 root = Path(folder)
-                begin = _alone(_begin, root, count)
+                begin = _in_new_process(_begin, root, count)
                 task.advance()
                 manifest = sum(file_sizes(_path(root) / "manifest").values())
                 FeatureStore.create(root / "empty", {})
-                _, empty = _alone(_open, root / "empty")
-                opened, memory = _alone(_open, _path(root))
+                _, empty = _in_new_process(_open, root / "empty")
+                opened, memory = _in_new_process(_open, _path(root))
                 task.advance()
-                epoch, info = _alone(_epoch, root), _alone(_info, root, count)
+                epoch, info = _in_new_process(_epoch, root), _in_new_process(_info, root, count)
                 task.advance()
-                add, added = _alone(_add, root, count)
+                add, added = _in_new_process(_add, root, count)
                 task.advance()
             rows.append(ScaleRow(count, manifest, begin, opened, memory - empty, add, added, epoch, info))
     return tuple(rows)
 
 
-def _alone(measure: Callable[..., Any], *arguments: object) -> Any:
-    """What a function gives in a new process, whose memory is its own."""
+def _in_new_process(measure: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function in a new process, so that memory can be measured separately; returns its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
@@ -92,22 +92,22 @@ def _path(root: Path) -> Path:
 
 
 def _simulated(first: int, count: int) -> Iterator[tuple[str, SampleMetadata]]:
-    """What a scan finds: photographs and masks like those of DUTS, in a thousand folders."""
+    """Simulate the result of a file scan: images and masks as in DUTS, in a thousand folders."""
 
     def digest(text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
 
     for i in range(first, first + count):
-        noon = 1_700_000_000_000_000_000 + i * 1_234_567
+        mtime_ns = 1_700_000_000_000_000_000 + i * 1_234_567
         size, mask = (400, 300 + i % 50), MaskFacts("grey", None, 0, 255, i % 3001, i % 60_013)
         facts = SampleMetadata(
             image_sha256=digest(f"image {i}"),
             image_bytes=30_000 + i % 99_991,
-            image_mtime_ns=noon,
+            image_mtime_ns=mtime_ns,
             size=size,
             mask_sha256=digest(f"mask {i}"),
             mask_bytes=900 + i % 7001,
-            mask_mtime_ns=noon,
+            mask_mtime_ns=mtime_ns,
             mask_size=size,
             mask=mask,
             pixels_sha256=digest(f"pixels {i}"),
@@ -158,7 +158,7 @@ def _epoch(root: Path) -> float:
 def _info(root: Path, count: int) -> float:
     store = FeatureStore.open(_path(root))
     for name, views in _VIEWS.items():
-        _pretend(store, name, views)
+        _add_empty_shards(store, name, views)
     started = time.perf_counter()
     (state,) = describe_stores(["simulated-TR"], root)
     assert state.samples == count, state
@@ -166,14 +166,14 @@ def _info(root: Path, count: int) -> float:
     return time.perf_counter() - started
 
 
-def _pretend(store: FeatureStore, name: str, views: int) -> None:
-    """Let all shards of an array count: their files are there, and empty of data (sparse)."""
+def _add_empty_shards(store: FeatureStore, name: str, views: int) -> None:
+    """Complete an array with sparse files without data."""
     stored, commits = store.stored(name), {}
     for shard in store.missing(name, range(views)):
         file = stored.file(ShardId(*shard))
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as made:
-            made.truncate(_SHARD_BYTES)
+        with file.open("wb") as opened:
+            opened.truncate(_SHARD_BYTES)
         rows = store.rows_in_shard(shard.shard).tolist()
         commits[shard] = Commit(rows, _SHARD_BYTES, hashlib.sha256(str(file).encode()).hexdigest())
     save_commits(stored.commits, commits, store.rows_per_shard)

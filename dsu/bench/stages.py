@@ -1,4 +1,4 @@
-"""Whole commands: stage one against a bare loop of the encoders, prediction, and eval against its library."""
+"""Measure whole commands: stage one against the encoders alone, prediction, and eval against pysodmetrics."""
 
 import os
 import shutil
@@ -33,23 +33,23 @@ from dsu.settings import EncoderWeights, ExtractionSettings, PredictionSettings
 __all__ = ["EvalRow", "MixRow", "StageRow", "measure_eval", "measure_stages"]
 
 SIZES = (300, 400)
-"""Pixels a side, as the benchmarks' images have them."""
+"""Typical sides of the benchmarks' images, in pixels."""
 DRAWN = 64
-"""Images that are drawn; more are copies of them."""
+"""Number of different images; further images are copies."""
 GUIDE_ONLY = ("V",)
-"""What `--features V` stores beside pixels and mask."""
+"""The features of `--features V`, in addition to pixels and mask."""
 
 
 @dataclass(frozen=True)
 class MixRow:
-    """Stage one of a training split, beside what bounds it.
+    """Stage one of a training split, and its upper bounds.
 
     Attributes:
-        features: what is stored beside pixels and mask: V in every view, Hiera's features in one.
-        views: of images that were encoded, in all: the unit of the rates.
-        bare: views per second of the encoders alone, on ready batches, in this very mix.
+        features: the features stored in addition to pixels and mask: V in all views, Hiera's features in one.
+        views: total number of encoded views, the unit of the rates.
+        bare: views per second of the encoders alone, for the same features, on batches that are ready on the device.
         stage_one: views per second of `cache-features`: decoding, encoders, writing.
-        nbytes: what it wrote.
+        nbytes: bytes written.
         disk: bytes per second of plain files of the same sizes, by as many threads, each flushed once.
     """
 
@@ -62,7 +62,7 @@ class MixRow:
 
     @property
     def written(self) -> float:
-        """Bytes per second of `cache-features`."""
+        """Bytes per second written by `cache-features`."""
         return self.nbytes * self.stage_one / self.views
 
 
@@ -71,8 +71,9 @@ class StageRow:
     """Stage one and prediction over the same images.
 
     Attributes:
-        images: how many, drawn, of the benchmarks' usual size.
-        mixes: stage one as it is by default, V in four views, and with V alone (on a CPU in one view: it takes long).
+        images: number of synthetic images, of the benchmarks' usual size.
+        mixes: stage one with its default features (V in four views), and with V only (on a CPU in one view, to save
+            time).
         prediction: images per second of `predict --end-to-end`: decoding, the whole network, writing.
     """
 
@@ -83,13 +84,13 @@ class StageRow:
 
 @dataclass(frozen=True)
 class EvalRow:
-    """`eval` against pysodmetrics in a loop.
+    """`eval` compared with a loop over pysodmetrics.
 
     Attributes:
-        images, workers: how many.
+        images, workers: number of images and of processes.
         library, ours: images per second.
-        speedup: the median of the rounds' ratios.
-        same: whether every digit of every metric is.
+        speedup: the median over rounds of each round's ratio.
+        same: whether all metrics are bit-identical.
     """
 
     images: int
@@ -101,7 +102,7 @@ class EvalRow:
 
 
 def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, progress: Progress = SILENT) -> StageRow:
-    """One pass each over `count` drawn images; stores and masks go below the folder `below` and away again."""
+    """Run stage one and prediction over `count` synthetic images, in a temporary folder below `below`."""
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
         data = Path(folder) / "data"
@@ -112,7 +113,7 @@ def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, p
                 shutil.copy(below_data / f"{index % DRAWN:04}.{ending}", below_data / f"{index:04}.{ending}")
         split = next(split for split in find_dataset(str(data), Paths(data)) if split.kind == "train")
         source = SourceFolder.of(split, str(data), Paths(data))
-        bare = _bare(network, runtime, default_encoder_batch_size(runtime.device), count, progress)
+        bare = _encoder_rates(network, runtime, default_encoder_batch_size(runtime.device), count, progress)
         mixes = []
         for features, rate in bare.items():
             short = features == GUIDE_ONLY and runtime.device.type == "cpu"
@@ -132,8 +133,10 @@ def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, p
         return StageRow(count, tuple(mixes), count / seconds_of(predict))
 
 
-def _bare(network: DSUNet, runtime: Runtime, size: int, count: int, progress: Progress) -> dict[tuple[str, ...], float]:
-    """Views a second of the encoders by features, run as in stage one, on batches that lie ready on the device."""
+def _encoder_rates(
+    network: DSUNet, runtime: Runtime, size: int, count: int, progress: Progress
+) -> dict[tuple[str, ...], float]:
+    """Views per second of the encoders for each set of features, as in stage one, on batches ready on the device."""
     batch = images(network.config, size, dino=True).to(runtime.device)
 
     def seconds(features: Sequence[str]) -> float:
@@ -154,12 +157,12 @@ def _bare(network: DSUNet, runtime: Runtime, size: int, count: int, progress: Pr
 
     with progress.task("encoders alone", 2 * count, "views") as task:
         whole, maps = seconds(usual := ExtractionSettings().features), seconds(GUIDE_ONLY)
-    # Of four views, the last three take as long as any that is of V alone.
+    # Only the first of four views has Hiera's features; the others take as long as views of V only.
     return {usual: 4 * count / (whole + 3 * maps), GUIDE_ONLY: count / maps}
 
 
 def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
-    """Evaluate drawn masks against blurred copies, several times each, with and without normalisation."""
+    """Evaluate blurred masks as predictions with both programs; each of `drawn` images counts `times` times."""
     with TemporaryDirectory(prefix="dsu-bench-") as folder:
         draw_dataset(Path(folder), train=drawn, test=1, sizes=SIZES, progress=progress)
         predictions = Path(folder) / "predictions"

@@ -1,4 +1,4 @@
-"""Training steps: end to end, from the store at several depths, with and without optimisations."""
+"""Measure training steps: end to end, from the store at several depths, with and without optimisations."""
 
 import ctypes
 import gc
@@ -37,19 +37,19 @@ COMPILED: Final = f"{STORE}all, compiled"
 
 @dataclass(frozen=True)
 class StepRow:
-    """One case.
+    """The measurements of one case.
 
     Attributes:
-        name: of the case.
-        reads: what it resumes from; empty for an encoder alone.
-        timing: of a step (or a forward pass) of one batch.
-        speedup: against end to end with all blocks adapted.
-        flop: operations of one image, forward and backward.
-        images: a second.
-        peak: bytes: the case's network, its optimiser and what a step adds.
-        wait: share of the time that steps in a row waited for data; None if nothing is read.
-        item_bytes: of one sample, by array that it reads.
-        gpu: what a step makes the GPU do; None without one.
+        name: the case's name.
+        reads: the features that a step resumes from; empty for an encoder alone.
+        timing: seconds of a step (or a forward pass) with one batch.
+        speedup: relative to end-to-end training with all blocks adapted.
+        flop: floating-point operations per image, forward and backward.
+        images: images per second.
+        peak: bytes of the case's network and optimiser, plus the memory that a step adds.
+        wait: fraction of time that consecutive steps waited for data; None if nothing is read.
+        item_bytes: bytes of one sample, by array.
+        gpu: the GPU's work in a step; None without a GPU.
     """
 
     name: str
@@ -66,9 +66,15 @@ class StepRow:
 
 @dataclass(frozen=True)
 class _Case:
-    """What is timed: `call`, which `eager` does kernel by kernel, and the `module` in memory.
+    """A case to measure.
 
-    What trains names what it `reads`, and where that comes from the store its `trainer`.
+    Attributes:
+        name: the case's name.
+        call: one step or forward pass, with a CUDA graph on a GPU.
+        module: the network in memory.
+        reads: the features that a training step resumes from.
+        trainer: its trainer, if it trains from the store.
+        eager: the same as `call`, without a graph.
     """
 
     name: str
@@ -90,14 +96,22 @@ def measure_steps(
     usual_only: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[StepRow, ...]:
-    """All cases in turn, on random weights or real ones: the time does not depend on them.
+    """Measure all cases in turn; random weights take the same time as real ones.
 
-    `network` lies on the device, and gives its encoders. `usual_only` leaves out the encoders alone, and ways of
-    training that are there to be compared with.
+    Args:
+        network: the network on the device; all cases use its encoders.
+        drawn: the store that steps resume from.
+        runtime: device and precision.
+        batch_size: samples per step.
+        rounds: rounds per case.
+        compiled: add a case with torch.compile.
+        usual_only: leave out the encoders alone, and variants of training that only serve as comparisons.
+        progress: receives messages.
     """
-    builders = [] if usual_only else _bare(network, runtime, batch_size)
-    builders += _training(network, drawn, runtime, batch_size, compiled=compiled, usual_only=usual_only)
-    # On a GPU one by one, since all at once need several times the memory; its clock is steady. A CPU's is not.
+    builders = [] if usual_only else _encoder_cases(network, runtime, batch_size)
+    builders += _training_cases(network, drawn, runtime, batch_size, compiled=compiled, usual_only=usual_only)
+    # On a GPU, measure one case after the other: all together need several times the memory, and the clock rate is
+    # steady. On a CPU it is not, so cases take turns.
     groups = [[builder] for builder in builders] if runtime.device.type == "cuda" else [builders]
     found: list[StepRow] = []
     for group in groups:
@@ -109,7 +123,7 @@ def measure_steps(
 def _measure_group(
     cases: Sequence[_Case], drawn: DrawnStore, runtime: Runtime, batch_size: int, rounds: int, progress: Progress
 ) -> list[StepRow]:
-    """Cases in turn; the speedup is left open."""
+    """Measure cases in turn; their speedup stays NaN."""
     flop, peak = {}, {}
     with progress.task("warming up", len(cases), "cases") as task:
         for case in cases:
@@ -137,8 +151,8 @@ def _measure_group(
     ]
 
 
-def _bare(network: DSUNet, runtime: Runtime, batch_size: int) -> list[Callable[[], _Case]]:
-    """The frozen encoders by themselves, forward, on ready batches."""
+def _encoder_cases(network: DSUNet, runtime: Runtime, batch_size: int) -> list[Callable[[], _Case]]:
+    """Forward passes of the frozen encoders alone, on batches that are ready on the device."""
     config, hiera, dino = network.config, network.hiera, network.dino
     assert hiera is not None
     assert dino is not None
@@ -173,10 +187,10 @@ def _bare(network: DSUNet, runtime: Runtime, batch_size: int) -> list[Callable[[
     ]
 
 
-def _training(
+def _training_cases(
     network: DSUNet, drawn: DrawnStore, runtime: Runtime, batch_size: int, *, compiled: bool, usual_only: bool
 ) -> list[Callable[[], _Case]]:
-    """Steps of training, each of a head of its own, on a batch that is there already."""
+    """Training steps, each with its own head, on a batch that is ready on the device."""
     config = network.config
     live = images(config, batch_size, dino=True)
     stored = set(drawn.store.arrays) - {"mask"}
@@ -223,8 +237,11 @@ def _training(
 
 
 def _warm_up(case: _Case, runtime: Runtime, batch_size: int) -> tuple[float, int]:
-    """Operations of an image, and peak memory in bytes; what is compiled is not counted."""
-    before, counter = _held_now(runtime), FlopCounterMode(display=False, custom_mapping=GROUPED)
+    """Run a case until its graph is captured; returns operations per image and peak memory in bytes.
+
+    Operations of compiled code are not counted.
+    """
+    before, counter = _memory_in_use(runtime), FlopCounterMode(display=False, custom_mapping=GROUPED)
     if case.name == COMPILED:
         case.call()
     memory = PeakMemory(runtime.device)
@@ -242,22 +259,22 @@ def _warm_up(case: _Case, runtime: Runtime, batch_size: int) -> tuple[float, int
 def _convolution_backward(
     grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *arguments: Any, **_: Any
 ) -> int:
-    """Operations for both gradients, each as many as forward: torch's own formula takes groups for dense layers."""
+    """Operations for both gradients, each as many as forward. Torch counts grouped layers as dense ones."""
     transposed, wanted = arguments[4], arguments[7]
     positions = math.prod((x if transposed else grad)[2:])
     return int(2 * x[0] * positions * math.prod(weight) * sum(wanted[:2]))
 
 
 GROUPED: Final = {torch.ops.aten.convolution_backward: _convolution_backward}
-"""For torch's counter of operations."""
+"""A corrected formula for torch's `FlopCounterMode`."""
 
 
-def _held_now(runtime: Runtime) -> int:
+def _memory_in_use(runtime: Runtime) -> int:
     if runtime.device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         return torch.cuda.memory_reserved(runtime.device)
-    # What earlier cases gave back would hide what this one takes: glibc keeps it in the process.
+    # glibc keeps freed memory in the process, which would hide what this case allocates: release it.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -265,7 +282,7 @@ def _held_now(runtime: Runtime) -> int:
 
 
 def _wait(case: _Case, drawn: DrawnStore, timing: Timing, progress: Progress) -> float | None:
-    """The share of their time that some steps in a row wait for their data; the first batch is not counted."""
+    """The fraction of time that consecutive steps wait for data, without the first batch."""
     if case.trainer is None:
         return None
     trainer, device, size = case.trainer, case.trainer.runtime.device, case.trainer.settings.batch_size

@@ -1,1 +1,1 @@
-"""Heads behind HTTP: images go in, masks, pictures and verdicts come out. Nothing is written to disk."""
+"""Serve heads over HTTP: images in; masks, overlays, cutouts and verdicts out. Nothing is written to disk."""

@@ -1,4 +1,4 @@
-"""The server: its routes, what it refuses and in which words, and its page."""
+"""The server: its routes, its error responses and its page."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -20,19 +20,19 @@ from dsu.data.images import UnreadableImage
 from dsu.errors import DsuError, validation_reasons
 from dsu.prediction.verdicts import VerdictRow, table_text
 from dsu.serving.batches import Batcher
-from dsu.serving.heads import Answer, Asked, ServedHead
-from dsu.serving.uploads import FIELD, Refused, receive_image
+from dsu.serving.heads import Answer, PredictRequest, ServedHead
+from dsu.serving.uploads import FIELD, RequestError, receive_image
 from dsu.settings import ServingSettings
 
 __all__ = ["create_app"]
 
-_POLICY: Final = (
+_CONTENT_POLICY: Final = (
     "default-src 'none'; connect-src 'self'; img-src blob: data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page reaches this server alone."""
+"""The page may only connect to this server."""
 
-_FORM: Final = {
+_REQUEST_BODY: Final = {
     "requestBody": {
         "required": True,
         "content": {
@@ -49,10 +49,10 @@ _FORM: Final = {
 
 
 class Problem(BaseModel):
-    """Why a request is not answered.
+    """The reason for an error response.
 
     Attributes:
-        status: the response's.
+        status: the response's HTTP status.
         error: one sentence.
     """
 
@@ -61,20 +61,20 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether requests are answered, and how many are in work."""
+    """Whether requests are answered, and the number of requests in progress."""
 
     status: Literal["ok"]
     requests: int
 
 
 class HeadFacts(BaseModel):
-    """A head that is served.
+    """A served head.
 
     Attributes:
-        encoders: what they are called.
+        encoders: the name of its encoders.
         runs_on: device and precision.
-        threshold: of verdicts, overlays and cutouts where none is asked for.
-        cuts: whether masks are cut there, too.
+        threshold: the threshold for verdicts, overlays and cutouts if a request has none.
+        cuts: whether masks are binarised at this threshold, too.
     """
 
     name: str
@@ -85,7 +85,7 @@ class HeadFacts(BaseModel):
 
 
 class Version(BaseModel):
-    """What is served, and what is taken."""
+    """Version, served heads, and limits on an image's bytes and pixels."""
 
     version: str
     heads: list[HeadFacts]
@@ -93,8 +93,8 @@ class Version(BaseModel):
     max_megapixels: float
 
 
-class Wanted(BaseModel):
-    """What is wanted of an image."""
+class PredictQuery(BaseModel):
+    """Query parameters of a prediction."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -106,7 +106,7 @@ class Wanted(BaseModel):
     )
 
 
-_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
         400: "The form is damaged.",
@@ -118,31 +118,31 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
         503: "Too many requests: come back after some seconds.",
     }.items()
 }
-_ANSWERS[200] = {"content": {"image/png": {}}, "description": "A picture, or the table of one row."}
-_ANSWERS[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+_RESPONSES[200] = {"content": {"image/png": {}}, "description": "A picture, or the table of one row."}
+_RESPONSES[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 
 
-class _Places:
-    """How many requests are in the house, which is bounded."""
+class _RequestCounter:
+    """The number of requests in progress, up to a limit."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.taken = most, 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.count = limit, 0
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Hold a place inside a `with`. Raises `Refused` where none is left."""
-        if self.taken == self.most:
-            raise Refused(503, "Too many requests wait already: come back in a few seconds.", {"Retry-After": "2"})
-        self.taken += 1
+    def counted(self) -> Iterator[None]:
+        """Count a request inside a `with`. Raises `RequestError` if the limit is reached."""
+        if self.count == self.limit:
+            raise RequestError(503, "Too many requests wait already: come back in a few seconds.", {"Retry-After": "2"})
+        self.count += 1
         try:
             yield
         finally:
-            self.taken -= 1
+            self.count -= 1
 
 
 def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> FastAPI:
-    """The server of some heads, by name; requests that name none get the first."""
-    batcher, places = Batcher(settings.batch_size, settings.max_megapixels * 1e6), _Places(settings.queue)
+    """A server for heads by name; the first one is the default."""
+    batcher, requests = Batcher(settings.batch_size, settings.max_megapixels * 1e6), _RequestCounter(settings.queue)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -151,79 +151,80 @@ def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Fa
 
     app = FastAPI(title="dsu", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.batcher = batcher
-    _say_in_one_sentence(app)
+    _add_error_handlers(app)
     page = _page(heads, settings)
     known = Literal[tuple(heads)]  # type: ignore[valid-type]
 
-    class Chosen(Wanted):
+    class HeadQuery(PredictQuery):
         head: known = Field(next(iter(heads)), description="One of those that are served.")  # type: ignore[valid-type]
 
     @app.get("/", response_class=HTMLResponse)
     async def show() -> HTMLResponse:
         """The page."""
-        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"})
+        return HTMLResponse(page, headers={"Content-Security-Policy": _CONTENT_POLICY, "Cache-Control": "no-store"})
 
     @app.get("/health", responses={503: {"model": Problem, "description": "Nothing is answered."}})
     async def health() -> Health:
         """Whether requests are answered."""
-        if not batcher.works:
-            raise Refused(503, "The server does not compute any more: start it again.")
-        return Health(status="ok", requests=places.taken)
+        if not batcher.is_running:
+            raise RequestError(503, "The server does not compute any more: start it again.")
+        return Health(status="ok", requests=requests.count)
 
     @app.get("/version")
     async def version() -> Version:
-        """Which heads are served, and what is taken."""
+        """The served heads, and the limits on images."""
         return _version(heads, settings)
 
     @app.post(
         "/predict",
         response_model=list[VerdictRow],
-        responses=_ANSWERS,
-        openapi_extra=_FORM,
+        responses=_RESPONSES,
+        openapi_extra=_REQUEST_BODY,
     )
-    async def predict(request: Request, wanted: Annotated[Chosen, Query()]) -> Response:
+    async def predict(request: Request, query: Annotated[HeadQuery, Query()]) -> Response:
         """The mask, overlay, cutout or verdict of an image."""
         try:
-            with places.one():
+            with requests.counted():
                 image = await receive_image(request, settings)
-                asked = Asked(image, wanted.kind, wanted.threshold)
-                answer = await _computed(request, batcher.submit(heads[wanted.head], asked))
+                job = PredictRequest(image, query.kind, query.threshold)
+                answer = await _wait_for_answer(request, batcher.submit(heads[query.head], job))
         except asyncio.CancelledError as error:
-            raise Refused(503, "The server ends: ask it again when it is back.", {"Retry-After": "10"}) from error
-        unkept = {"Cache-Control": "no-store"}
+            raise RequestError(503, "The server ends: ask it again when it is back.", {"Retry-After": "10"}) from error
+        uncached = {"Cache-Control": "no-store"}
         if isinstance(answer, VerdictRow):
-            return Response(table_text([answer], ".json"), media_type="application/json", headers=unkept)
-        return Response(answer, media_type="image/png", headers=unkept)
+            return Response(table_text([answer], ".json"), media_type="application/json", headers=uncached)
+        return Response(answer, media_type="image/png", headers=uncached)
 
     return app
 
 
-async def _computed(request: Request, future: "Future[Answer]") -> Answer:
-    """What comes of a request; it is not computed any more once the client has gone."""
+async def _wait_for_answer(request: Request, future: "Future[Answer]") -> Answer:
+    """Wait for a request's answer; cancels the request if the client disconnects."""
     answer = asyncio.wrap_future(future)
-    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())  # after the form nothing comes but that
-    awaited: list[asyncio.Future[Any]] = [answer, gone]
+    # The form was received, so that the next message can only be a disconnect.
+    disconnect: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
+    awaited: list[asyncio.Future[Any]] = [answer, disconnect]
     await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-    gone.cancel()
+    disconnect.cancel()
     if not answer.done():
         answer.cancel()
-        raise Refused(400, "The client has gone.")
+        raise RequestError(400, "The client has gone.")
     try:
         return answer.result()
     except UnreadableImage as error:
-        raise Refused(422, str(error)) from error
+        raise RequestError(422, str(error)) from error
     except DsuError as error:
-        raise Refused(500, str(error)) from error
+        raise RequestError(500, str(error)) from error
 
 
-def _say_in_one_sentence(app: FastAPI) -> None:
-    """Answer whatever goes wrong as a `Problem`."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with a `Problem`."""
 
     def problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         return JSONResponse(Problem(status=status, error=sentence).model_dump(), status, headers)
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> JSONResponse:
         return problem(error.status, str(error), error.headers)
 
     @app.exception_handler(RequestValidationError)

@@ -1,4 +1,4 @@
-"""One thread that computes for everyone: requests of one head that wait together run together."""
+"""A thread that computes all requests; waiting requests for the same head run in one batch."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Final
 
-from dsu.serving.heads import Answer, Asked, ServedHead
+from dsu.serving.heads import Answer, PredictRequest, ServedHead
 
 __all__ = ["Batcher"]
 
-_DRAWING: Final = 4
-"""Threads that decode images and encode pictures."""
+_IMAGE_THREADS: Final = 4
+"""Threads that decode and encode images."""
 
-_END: Final = 5.0
-"""Seconds for which the batch in work is waited for when the server ends."""
+_EXIT_SECONDS: Final = 5.0
+"""Seconds that the server waits for the current batch when it stops."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
     head: ServedHead
-    asked: Asked
+    request: PredictRequest
     answer: "Future[Answer]" = field(default_factory=Future)
 
 
 class Batcher:
-    """Answers requests in the order in which they came, several of a head at once. It is open inside a `with`.
+    """Answers requests in their order of arrival, several for one head at once. Runs inside a `with`.
 
     Args:
-        size: the most images of a batch.
-        pixels: the most of a batch, all images together; a single image may have more.
+        size: maximum number of images in a batch.
+        pixels: maximum total number of pixels in a batch; a single image may have more.
     """
 
     def __init__(self, size: int, pixels: float) -> None:
@@ -50,25 +50,25 @@ class Batcher:
             self._open = False
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join(_END)  # a batch of a large network takes minutes on a processor: nobody waits for it
+            self._thread.join(_EXIT_SECONDS)  # on a CPU, a batch may take minutes: do not wait for its end
         while self._waiting:
             self._waiting.popleft().answer.cancel()
 
     @property
-    def works(self) -> bool:
+    def is_running(self) -> bool:
         """Whether requests are answered."""
         return self._thread is not None and self._thread.is_alive()
 
-    def submit(self, head: ServedHead, asked: Asked) -> "Future[Answer]":
-        """What comes of a request, when it does; one that is cancelled before its turn is not computed."""
-        task = _Task(head, asked)
+    def submit(self, head: ServedHead, request: PredictRequest) -> "Future[Answer]":
+        """Add a request and return its future answer; a request cancelled before its turn is not computed."""
+        task = _Task(head, request)
         with self._changed:
             self._waiting.append(task)
             self._changed.notify()
         return task.answer
 
     def _work(self) -> None:
-        with ThreadPoolExecutor(_DRAWING, thread_name_prefix="draw") as pool:
+        with ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="draw") as pool:
             while True:
                 batch = self._next()
                 if batch is None:
@@ -78,17 +78,17 @@ class Batcher:
                     _answer(wanted, pool)
 
     def _next(self) -> list[_Task] | None:
-        """The longest waiting request and others of its head, as many as fit; None when it is closed."""
+        """The oldest request, and others for its head up to the limits; None once the batcher is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or not self._open)
             if not self._open:
                 return None
             head, batch, rest, pixels = self._waiting[0].head, list[_Task](), deque[_Task](), 0
             for task in self._waiting:
-                fits = not batch or (len(batch) < self._size and pixels + task.asked.image.pixels <= self._pixels)
+                fits = not batch or (len(batch) < self._size and pixels + task.request.image.pixels <= self._pixels)
                 if task.head is head and fits:
                     batch.append(task)
-                    pixels += task.asked.image.pixels
+                    pixels += task.request.image.pixels
                 else:
                     rest.append(task)
             self._waiting = rest
@@ -98,8 +98,8 @@ class Batcher:
 def _answer(batch: list[_Task], pool: ThreadPoolExecutor) -> None:
     answers: Sequence[Answer | Exception]
     try:
-        answers = batch[0].head.answers([task.asked for task in batch], pool)
-    except Exception as error:  # whatever it is, each of them is to hear of it, and the next batch is to be computed
+        answers = batch[0].head.answers([task.request for task in batch], pool)
+    except Exception as error:  # every request of the batch gets the error, and the thread goes on with the next batch
         answers = [error] * len(batch)
     for task, answer in zip(batch, answers, strict=True):
         if isinstance(answer, Exception):

@@ -1,4 +1,4 @@
-"""Heads that are loaded to be served, and what they answer to several requests at once."""
+"""Loaded heads, and their answers to batches of requests."""
 
 import os
 import time
@@ -26,18 +26,18 @@ from dsu.progress import SILENT, Progress
 from dsu.serving.uploads import Upload
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
 
-__all__ = ["Answer", "Asked", "ServedHead", "load_heads"]
+__all__ = ["Answer", "PredictRequest", "ServedHead", "load_heads"]
 
 Answer = bytes | VerdictRow
-"""A picture as PNG, or an image's row of the table."""
+"""A PNG file, or an image's row of the verdict table."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An image, and what is wanted of it.
+class PredictRequest:
+    """An image and the requested output.
 
     Attributes:
-        threshold: as `dsu predict --threshold` has it; None: the head's own.
+        threshold: as for `dsu predict --threshold`; None: the head's own.
     """
 
     image: Upload
@@ -50,10 +50,10 @@ class ServedHead:
     """A head with its encoders.
 
     Attributes:
-        encoders: what they are called.
-        runs_on: device and precision, or provider, in words.
-        threshold: of verdicts and pictures.
-        cut: where masks are cut; None leaves them soft.
+        encoders: the name of its encoders.
+        runs_on: device and precision, or the ONNX provider, in words.
+        threshold: default threshold for verdicts, overlays and cutouts.
+        cut: threshold at which masks are binarised; None: masks stay soft.
     """
 
     name: str
@@ -63,46 +63,52 @@ class ServedHead:
     threshold: float
     cut: float | None = None
 
-    def answers(self, asked: Sequence[Asked], pool: Executor) -> list[Answer | DsuError]:
-        """What `dsu predict` makes of images, which run together, or why it can't; `pool` reads and draws them."""
+    def answers(self, requests: Sequence[PredictRequest], pool: Executor) -> list[Answer | DsuError]:
+        """Predict for several images in one batch, as `dsu predict` would; `pool` decodes and encodes images.
+
+        An image that can't be read, or whose output is not finite, gets an error instead of an answer.
+        """
         started = time.perf_counter()
-        read = list(pool.map(self._read, asked))
+        read = list(pool.map(self._read, requests))
         pictures = [one for one in read if not isinstance(one, UnreadableImage)]
         masks = iter(self.segmenter.segment(pictures) if pictures else ())
         found = [one if isinstance(one, UnreadableImage) else next(masks) for one in read]
-        return list(pool.map(partial(self._finish, (time.perf_counter() - started) / len(asked)), asked, found))
+        return list(pool.map(partial(self._finish, (time.perf_counter() - started) / len(requests)), requests, found))
 
     @or_unreadable
-    def _read(self, asked: Asked) -> Image.Image:
-        return read_image(Path(asked.image.name), asked.image.data, self.segmenter.depth)
+    def _read(self, request: PredictRequest) -> Image.Image:
+        return read_image(Path(request.image.name), request.image.data, self.segmenter.depth)
 
-    def _finish(self, seconds: float, asked: Asked, found: NDArray[np.float32] | UnreadableImage) -> Answer | DsuError:
+    def _finish(
+        self, seconds: float, request: PredictRequest, found: NDArray[np.float32] | UnreadableImage
+    ) -> Answer | DsuError:
         if isinstance(found, UnreadableImage):
             return found
-        image, started = Path(asked.image.name), time.perf_counter()
-        threshold = self.threshold if asked.threshold is None else asked.threshold
-        row = verdict_of(VerdictRow("", asked.image.name, "no mask"), image, found, threshold)
+        image, started = Path(request.image.name), time.perf_counter()
+        threshold = self.threshold if request.threshold is None else request.threshold
+        row = verdict_of(VerdictRow("", request.image.name, "no mask"), image, found, threshold)
         if row.problem:
             return DsuError(row.problem)
-        if asked.kind == "table":
+        if request.kind == "table":
             return replace(row, seconds=round(seconds + time.perf_counter() - started, 3))
-        cut = None if asked.kind == "map" else self.cut if asked.threshold is None else asked.threshold
-        kind = "mask" if asked.kind == "map" else asked.kind
+        cut = None if request.kind == "map" else self.cut if request.threshold is None else request.threshold
+        kind = "mask" if request.kind == "map" else request.kind
         try:
-            return OutputStyle(kind, cut, threshold, depth=self.segmenter.depth).png(image, found, asked.image.data)
+            return OutputStyle(kind, cut, threshold, depth=self.segmenter.depth).png(image, found, request.image.data)
         except UnreadableImage as error:
             return error
 
 
 def load_heads(
     given: Sequence[str | Path],
-    asked: RuntimeSettings,
+    settings: RuntimeSettings,
     weights: EncoderWeights,
     progress: Progress = SILENT,
 ) -> dict[str, ServedHead]:
-    """Heads with their encoders, by names: a run's, a model's file's, or OWNER/NAME; none given: the newest run's.
+    """Load heads with their encoders, by name: of the run's folder or the model file, or OWNER/NAME on the hub.
 
-    Raises `UsageError` for a head that is named twice, and as `Segmenter.load`.
+    Without any given head, the newest run's is loaded. Raises `UsageError` if a head is given twice, and as
+    `Segmenter.load`.
     """
     texts: list[str | Path | None] = list(given) or [None]
     files = [resolve_head(text) for text in texts]
@@ -113,7 +119,7 @@ def load_heads(
         if name in heads:
             raise UsageError(f"--head names {name} twice: give every head once.")
         progress.say(f"loading {file}")
-        heads[name] = _load(name, file, asked, weights)
+        heads[name] = _load(name, file, settings, weights)
         progress.say(f"{name}: {heads[name].encoders} on {heads[name].runs_on}")
     return heads
 
@@ -123,16 +129,16 @@ def _own_name(file: Path) -> str:
     return printable(Path(own.name))
 
 
-def _load(name: str, file: Path, asked: RuntimeSettings, weights: EncoderWeights) -> ServedHead:
+def _load(name: str, file: Path, settings: RuntimeSettings, weights: EncoderWeights) -> ServedHead:
     if is_exported(file):
-        exported = ExportedSegmenter(file, asked.device, asked.precision)
+        exported = ExportedSegmenter(file, settings.device, settings.precision)
         info, cut = HeadInfo.model_validate_json(exported.model.head), exported.model.threshold
         threshold = decided_by(PredictionSettings(threshold=cut), info)
         return ServedHead(name, exported, info.config.encoders_name, exported.model.provider, threshold, cut)
     info = read_head_info(file)
-    precision = precision_of(info, file) if asked.precision == "auto" else asked.precision
+    precision = precision_of(info, file) if settings.precision == "auto" else settings.precision
     segmenter = Segmenter.load(
-        file, device=asked.device, precision=precision, hiera_weights=weights.hiera, dino_weights=weights.dino
+        file, device=settings.device, precision=precision, hiera_weights=weights.hiera, dino_weights=weights.dino
     )
     threshold = decided_by(PredictionSettings(), info)
     return ServedHead(name, segmenter, info.config.encoders_name, segmenter.runtime.describe(), threshold)

@@ -1,5 +1,5 @@
 "use strict";
-// Maps come from the server once, and are coloured here; what is saved, the server draws. Nothing is stored.
+// The page requests each map once and colours it itself; the server draws saved images. Nothing is stored.
 
 const DISPLAYED = 1400; // pixels of the longer side that a canvas has
 const AT_ONCE = 4; // requests
@@ -10,7 +10,7 @@ const made = (template) => element(template).content.firstElementChild.cloneNode
 const cards = new Set();
 let chosen = null; // the slider's threshold; null: each head's own
 
-// ---- requests: a few at a time, again after a while where the server has too many ----
+// ---- requests: a few at a time, repeated after a while if the server has too many ----
 
 const waiting = [];
 let running = 0;
@@ -44,7 +44,7 @@ async function send({ file, query, signal }) {
 // ---- images ----
 
 function add(files) {
-  const first = element("images").firstChild; // what comes later stands before it, in its own order
+  const first = element("images").firstChild; // new images are inserted before it, in their own order
   for (const file of files) {
     const card = { file, name: file.name || "pasted.png", node: made("card"), stop: new AbortController() };
     card.node.querySelector("h2").textContent = card.name;
@@ -90,7 +90,7 @@ function panel(card, head) {
 }
 
 async function start(card) {
-  // What a browser can't show, such as TIFF, the server may still read.
+  // The server may be able to read formats that the browser can't show, such as TIFF.
   const photo = createImageBitmap(card.file).catch(() => null);
   photo.then((bitmap) => bitmap && card.panels.forEach((one) => shape(one, bitmap.width, bitmap.height, bitmap)));
   await Promise.all(card.panels.map(async (one) => {
@@ -122,7 +122,7 @@ function shape(one, width, height, photo) {
   one.photo = Boolean(photo);
 }
 
-// Grey levels at the size of the canvas; how often each is there, from all pixels.
+// Grey levels at the size of the canvas, and their histogram over all pixels.
 function read(one, map) {
   const { width, height } = one.node.querySelector(".layer");
   one.levels = greys(map, 0, map.height, width, height);
@@ -268,7 +268,7 @@ async function saveTable(button) {
   button.disabled = false;
 }
 
-// ---- what a person does ----
+// ---- user input ----
 
 element("files").onchange = (event) => add(event.target.files);
 element("threshold").oninput = (event) => { chosen = event.target.valueAsNumber; refresh(); };

@@ -1,4 +1,4 @@
-"""The image of a request, out of a form that streams in: in memory alone, and never more of it than is allowed."""
+"""Receive a request's image from a streamed form: in memory only, and never more bytes than the limit."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,32 +14,32 @@ from starlette.requests import ClientDisconnect
 from dsu.data.images import UnreadableImage, image_size
 from dsu.settings import ServingSettings
 
-__all__ = ["FIELD", "Refused", "Upload", "receive_image"]
+__all__ = ["FIELD", "RequestError", "Upload", "receive_image"]
 
 FIELD: Final = "image"
 
-_FRAME: Final = 1 << 16
-"""Bytes of a request beside its image: headers, other fields."""
+_FORM_OVERHEAD: Final = 1 << 16
+"""Maximum bytes of a form in addition to its image: headers and other fields."""
 
 _LONGEST_NAME: Final = 120
 
 
-class Refused(Exception):  # noqa: N818 - named after what becomes of the request
-    """A request that is not answered: the status, one sentence, and headers beside it."""
+class RequestError(Exception):
+    """A request that gets an error response: its status, a message of one sentence, and additional headers."""
 
-    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An image as it came.
+    """An uploaded image file, not yet decoded.
 
     Attributes:
-        name: of its file, without folders; for messages and tables.
+        name: the file's name without folders, for messages and tables.
         data: the file's bytes.
-        pixels: how many it claims to have.
+        pixels: number of pixels according to the file's header.
     """
 
     name: str
@@ -48,44 +48,47 @@ class Upload:
 
 
 async def receive_image(request: Request, limits: ServingSettings) -> Upload:
-    """The image of a form, checked as far as can be without decoding it. Raises `Refused`."""
+    """Receive the image of a form, and check its size without decoding it.
+
+    Raises `RequestError` if the request has no valid form with one image, or exceeds a limit.
+    """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise Refused(415, f"The request is no form: send multipart/form-data with a field {FIELD!r}.")
+        raise RequestError(415, f"The request is no form: send multipart/form-data with a field {FIELD!r}.")
     most = int(limits.max_megabytes * 1e6)
-    too_large = Refused(413, f"The image is larger than {limits.max_megabytes:g} MB: send a smaller one.")
-    if int(request.headers.get("content-length", 0)) > most + _FRAME:
+    too_large = RequestError(413, f"The image is larger than {limits.max_megabytes:g} MB: send a smaller one.")
+    if int(request.headers.get("content-length", 0)) > most + _FORM_OVERHEAD:
         raise too_large
     try:
-        form, received = _Form(options[b"boundary"]), 0
+        form, received = _FormReader(options[b"boundary"]), 0
         async with asyncio.timeout(limits.upload_seconds):
             async for chunk in request.stream():
                 received += len(chunk)
-                if received > most + _FRAME:
+                if received > most + _FORM_OVERHEAD:
                     raise too_large
                 form.parser.write(chunk)
     except TimeoutError as error:
-        raise Refused(
+        raise RequestError(
             408,
             f"The request did not arrive in {limits.upload_seconds:g} seconds: send a smaller image, or over a faster "
             f"line.",
             {"Connection": "close"},
         ) from error
     except (FormParserError, ClientDisconnect) as error:
-        raise Refused(400, "The form is damaged: send it anew.") from error
+        raise RequestError(400, "The form is damaged: send it anew.") from error
     if not form.whole:
-        raise Refused(400, "The form is cut off: send it anew.")
+        raise RequestError(400, "The form is cut off: send it anew.")
     if form.images != 1:
-        raise Refused(400, f"The form has {form.images} fields {FIELD!r}: send one.")
+        raise RequestError(400, f"The form has {form.images} fields {FIELD!r}: send one.")
     if len(form.content) > most:
         raise too_large
     data = bytes(form.content)
     try:
         width, height = await asyncio.to_thread(image_size, Path(form.name), data)
     except UnreadableImage as error:
-        raise Refused(415, str(error)) from error
+        raise RequestError(415, str(error)) from error
     if width * height > limits.max_megapixels * 1e6:
-        raise Refused(
+        raise RequestError(
             413,
             f"{form.name} has {width}x{height} pixels, and no more than {limits.max_megapixels:g} million are taken: "
             f"send a smaller one.",
@@ -93,8 +96,8 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
     return Upload(form.name, data, width * height)
 
 
-class _Form:
-    """What is kept of a form while it is parsed: the bytes of the field `image` and their file's name."""
+class _FormReader:
+    """Parses a form in chunks; keeps the bytes and the file name of the field `image`, and drops all other fields."""
 
     def __init__(self, boundary: bytes) -> None:
         self.content, self.name, self.images, self.whole = bytearray(), "", 0, False
@@ -125,7 +128,7 @@ class _Form:
             _, options = parse_options_header(self._value)
             if options.get(b"name") == FIELD.encode():
                 self.images, self._taken = self.images + 1, True
-                self.name = _plain(options.get(b"filename", b""))
+                self.name = _printable_name(options.get(b"filename", b""))
         self._header, self._value = b"", b""
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
@@ -136,7 +139,7 @@ class _Form:
         self.whole = True
 
 
-def _plain(name: bytes) -> str:
-    """A file's name without folders and what can't be printed."""
+def _printable_name(name: bytes) -> str:
+    """A file's name without folders and unprintable characters."""
     last = PurePosixPath(name.decode("utf-8", "replace").replace("\\", "/")).name
     return "".join(letter for letter in last if letter.isprintable())[:_LONGEST_NAME] or FIELD

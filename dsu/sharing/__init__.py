@@ -1,1 +1,1 @@
-"""Heads among people: what can be said of one, model cards, lists, and the authors' own checkpoints."""
+"""Share heads: their metadata, lists of heads, model cards, and the authors' checkpoints."""

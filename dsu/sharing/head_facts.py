@@ -1,4 +1,4 @@
-"""Facts about heads without loading their encoders: for people (`dsu head`) and for model cards."""
+"""Facts about heads, without loading their encoders: for `dsu head`, `dsu heads` and model cards."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from dsu.thresholds import level_of
 __all__ = ["EncoderFacts", "HeadFacts", "ListedHead", "find_heads", "head_facts"]
 
 _STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
-"""Endings of what batch norms keep beside what trains."""
+"""Suffixes of batch norms' tensors that are not trained."""
 
 _RECIPE: Final = (
     "epochs",
@@ -39,7 +39,7 @@ _RECIPE: Final = (
     "start_feature",
     "precision",
 )
-"""What of a run's settings people ask for first."""
+"""A run's most important settings."""
 
 _UNUSUAL: Final = (
     "tile",
@@ -52,7 +52,7 @@ _UNUSUAL: Final = (
     "init_from",
     "fold",
 )
-"""What they want to know where it is not the default."""
+"""Settings that are shown only if they differ from their defaults."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class EncoderFacts:
 
     Attributes:
         name: such as "Hiera large".
-        size: of its input, in pixels.
-        sha256: digest of the weights that the head was trained on; None if it was not noted.
-        random: whether these weights are random ones, which every dsu draws alike.
-        source: where its weights are published; None for random ones, sizes that nobody published, and weights out of
-            a file that are not known to be the published ones.
+        size: side of its input, in pixels.
+        sha256: hash of the weights that the head was trained on; None if it was not recorded.
+        random: whether these are random weights, which dsu reproduces from a fixed seed.
+        source: where its weights are published; None for random weights, for sizes without published weights, and for
+            weights from a file that are not known to be the published ones.
     """
 
     name: str
@@ -80,7 +80,7 @@ class HeadFacts:
     """A head's metadata, size and scores.
 
     Attributes:
-        path: of the file.
+        path: the head's file.
         info: its metadata.
     """
 
@@ -89,45 +89,46 @@ class HeadFacts:
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers that train, the batch norms' statistics not among them."""
+        """Number of trained parameters, without the batch norms' statistics."""
         with safe_open(self.path, framework="numpy") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
         return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
 
     @cached_property
     def evaluated(self) -> dict[str, dict[str, Any]]:
-        """What `dsu eval` wrote of the predictions in its run folder, by set.
+        """What `dsu eval` wrote about the predictions in the run's folder, by set.
 
-        Of each set its figures, `images`, `conventions`, where there are any `images_without_object` and `missing`
-        ones (without a prediction), and where it is not to be held against the published figures `not_comparable`:
-        why.
+        Each set has its figures, `images` and `conventions`, and if they apply: `images_without_object`, `missing` (the
+        number of images without a prediction), `trained_on` (the number of training images in the set) and
+        `not_comparable`, the reason why its figures can't be compared with published ones.
 
-        Empty if there are none, or if the predictions are not masks, are binarised, or come from another head.
+        Empty if nothing was evaluated, or if the predictions are not soft masks of this head.
         """
         folder = self.path.parent / "predictions"
         try:
-            made = json.loads((folder / RECORD_FILE).read_text())
-            evaluated = json.loads((folder / "metrics.json").read_text())
-            mine = (
-                made["head_sha256"] == head_sha256(self.path) and made["kind"] == "mask" and made["threshold"] is None
-            )
+            record = json.loads((folder / RECORD_FILE).read_text())
+            metrics = json.loads((folder / "metrics.json").read_text())
+            own = record["head_sha256"] == head_sha256(self.path)
+            soft = record["kind"] == "mask" and record["threshold"] is None
             return {
-                name: _comparable(name, found) for name, found in evaluated.items() if mine and name in made["sets"]
+                name: _with_remark(name, found)
+                for name, found in metrics.items()
+                if own and soft and name in record["sets"]
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not as dsu writes them
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not in dsu's format
             return {}
 
     @property
     def at_threshold(self) -> list[str]:
-        """What the head's threshold does, by what `dsu eval` kept beside its predictions: a phrase a set.
+        """The results at the head's threshold, from the file that `dsu eval` wrote: one phrase per set.
 
-        Nothing where none is stored, or nothing was evaluated at it.
+        Empty if the head has no threshold, or if it was not evaluated at this threshold.
         """
         folder = self.path.parent / "predictions"
         try:
-            made = json.loads((folder / RECORD_FILE).read_text())
+            record = json.loads((folder / RECORD_FILE).read_text())
             found = json.loads((folder / THRESHOLDS_FILE).read_text())
-            if self.info.threshold is None or made["head_sha256"] != head_sha256(self.path):
+            if self.info.threshold is None or record["head_sha256"] != head_sha256(self.path):
                 return []
             chosen = level_of(self.info.threshold)
             sets = next(one["sets"] for one in found["proposals"] if level_of(one["threshold"]) == chosen)
@@ -137,12 +138,12 @@ class HeadFacts:
                 f"Dice {at['dice']:.3f}"
                 for name, at in sets.items()
             ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):  # not as dsu writes them
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):  # missing, or another format
             return []
 
     @property
     def encoders(self) -> list[EncoderFacts]:
-        """The frozen encoders that it needs."""
+        """The frozen encoders that the head needs."""
         config, drawn, known = self.info.config, self.info.random_weights, self.info.known_encoders
         hiera, dino = config.hiera.name, config.dino.name
         found = [
@@ -165,29 +166,29 @@ class HeadFacts:
 
     @property
     def data_name(self) -> str | None:
-        """The training split; None for a head of a published checkpoint."""
+        """The training split's name; None for a head from a published checkpoint."""
         name = self.info.dataset.get("split")
         return name if isinstance(name, str) else None
 
     @property
     def benchmark(self) -> bool:
-        """Whether it was trained on one of the literature's data sets."""
+        """Whether it was trained on a benchmark of the literature."""
         return self.info.dataset.get("benchmark") is True
 
     @property
     def held_out(self) -> int:
-        """How many images, or tiles, were held out to validate on."""
+        """Number of images (or tiles) held out for validation."""
         names = self.info.dataset.get("held_out")
         return len(names) if isinstance(names, list) else 0
 
     @property
     def unit(self) -> str:
-        """What it was trained on: images, or their tiles."""
+        """The unit of training: `images` or `tiles`."""
         return "images" if self.info.tiling is None else "tiles"
 
     @property
     def adapters(self) -> str:
-        """Which of Hiera's blocks have adapters, in words."""
+        """The Hiera blocks with adapters, in words."""
         depth, adapted = self.info.config.hiera.depth, self.info.config.adapt_last
         if adapted in (0, depth):
             return f"in front of all {depth} Hiera blocks" if adapted else "none"
@@ -195,14 +196,14 @@ class HeadFacts:
 
     @property
     def recipe(self) -> dict[str, str]:
-        """The settings that people ask for first, in words."""
+        """The most important training settings, as text."""
         training, fields = self.info.training, TrainingSettings.model_fields
         unusual = [key for key in _UNUSUAL if key in training and training[key] != fields[key].default]
         return {key.replace("_", " "): str(training[key]) for key in (*_RECIPE, *unusual) if key in training}
 
     @property
     def held_out_metrics(self) -> dict[str, float]:
-        """What training found on the images held out; nothing where none were."""
+        """Validation metrics on the held-out images; empty if none were held out."""
         return {key.removeprefix("val_"): figure for key, figure in self.info.metrics.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -229,18 +230,18 @@ class HeadFacts:
 
 @dataclass(frozen=True)
 class ListedHead:
-    """A trained head in one line. Of one that can't be read only path, time and damage are known.
+    """A trained head in a list. An unreadable one has only `path`, `written` and `damage`.
 
     Attributes:
-        path: of its run folder.
-        written: when it was.
-        damage: why it can't be read, a sentence.
-        data: the training split; None for a head of a published checkpoint.
-        preset: of its network.
-        adapt_last, depth: how many of Hiera's blocks have adapters, and how many there are.
-        epoch, epochs: after which epoch of how many it was taken; of a published checkpoint the latter is None.
-        tiled: whether it was trained, and so validated, on tiles of images.
-        held_out: its metrics on the images (or tiles) held out; nothing where none were.
+        path: its run's folder.
+        written: time of writing.
+        damage: one sentence, why it can't be read.
+        data: the training split; None for a head from a published checkpoint.
+        preset: the network's preset.
+        adapt_last, depth: number of Hiera blocks with adapters, and of all Hiera blocks.
+        epoch, epochs: its epoch, and the run's number of epochs (None for a published checkpoint).
+        tiled: whether it was trained and validated on tiles of images.
+        held_out: validation metrics on the held-out images (or tiles); empty if none were held out.
     """
 
     path: Path
@@ -261,14 +262,14 @@ class ListedHead:
 
 
 def head_facts(path: Path) -> HeadFacts:
-    """The facts of a head's file. Raises `DsuError` as `read_head_info`."""
+    """Read the facts of a head's file. Raises `DsuError` as `read_head_info`."""
     return HeadFacts(path, read_head_info(path))
 
 
 def find_heads(folder: Path) -> list[ListedHead]:
-    """All heads below a folder, the newest first; damaged ones are among them.
+    """All heads below a folder, the newest first, including damaged ones.
 
-    Raises `UsageError` if there is no such folder; a `runs` that no run has made yet is merely empty.
+    Raises `UsageError` if the folder does not exist; a missing `runs` counts as empty.
     """
     if not folder.is_dir() and folder != Path("runs"):
         raise UsageError(f"There is no folder {folder}: give one that contains run folders.")
@@ -296,7 +297,8 @@ def _listed(file: Path) -> ListedHead:
     )
 
 
-def _comparable(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _with_remark(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A set's entry in metrics.json, with the reason why its figures can't be compared with published ones, if any."""
     conventions = dict(found["conventions"])
     images, trained_on = int(found["images"]), int(found.get("trained_on", 0))
     remark = incomparable(name, images, minmax=conventions.get("map") == MINMAX)

@@ -1,6 +1,6 @@
-"""A head as a folder that the Hugging Face hub takes: the head, its settings as JSON, and a model card.
+"""Write a head as a folder for the Hugging Face hub: the head, its settings as JSON, and a model card.
 
-The card's text is the template `card.md.jinja`, next to this module.
+The card's template is `card.md.jinja`, next to this module.
 """
 
 import json
@@ -43,19 +43,19 @@ _METRIC_NAMES: Final = {
 def export_folder(
     head: Path, out: Path, *, name: str | None = None, licence: str = "apache-2.0", overwrite: bool = False
 ) -> list[Path]:
-    """Write a head with its model card and `config.json` into a folder.
+    """Write a head with its model card and `config.json` into a folder; returns the files.
 
-    The head's tensors are the same to the bit. Of its data set only what is public is kept: see `HeadInfo.public`.
+    The tensors stay bit-identical. Private details of the data set are removed: see `HeadInfo.public`.
 
     Args:
-        head: its file.
-        out: the folder, to be made.
-        name: OWNER/NAME that the card calls it by; None makes one of the folder's name.
-        licence: of the head, by its identifier on the hub.
-        overwrite: write over files of an earlier export; others in the folder are left alone.
+        head: the head's file.
+        out: the folder to create.
+        name: OWNER/NAME for the card; None: derived from the folder's name.
+        licence: the head's licence, as an identifier of the hub.
+        overwrite: replace the files of an earlier export; other files in the folder stay.
 
-    Returns the files. Raises `UsageError` if something stands in the way, and `DsuError` as `load_head` and
-    `atomic_write`.
+    Raises `UsageError` if `out` is a file, a run's folder or a folder with other files, and `DsuError` as `load_head`
+    and `atomic_write`.
     """
     if name is not None and not is_repository(name):
         raise UsageError(f"--name {name} is not an OWNER/NAME for the hub: use letters, digits, '.', '_' and '-'.")
@@ -63,9 +63,9 @@ def export_folder(
     facts = head_facts(head)
     state, info = load_head(head)
     public = info.public
-    # Read by people and tools; dsu itself goes by the head's file alone.
-    told = {**facts.to_json(), **public.model_dump(mode="json", exclude={"encoders"})}
-    config = {"library_name": "dsu-net", **{key: told[key] for key in told if key not in ("path", "bytes")}}
+    # For people and other tools; dsu itself only reads the head's file.
+    values = {**facts.to_json(), **public.model_dump(mode="json", exclude={"encoders"})}
+    config = {"library_name": "dsu-net", **{key: values[key] for key in values if key not in ("path", "bytes")}}
     contents = {
         HEAD_FILE: head_bytes(state, public),
         CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),
@@ -80,7 +80,7 @@ def export_folder(
 def _check_free(head: Path, out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: give another folder with --out.")
-    # A run's own head says where its images are, which `predict` without a SOURCE goes by.
+    # The head in a run's folder has the location of its images, which `predict` without SOURCE needs: keep it.
     if out.is_dir() and (out.resolve() == head.parent.resolve() or (out / "settings.yaml").exists()):
         raise UsageError(f"{out} is a run folder: give another folder with --out.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
@@ -88,18 +88,18 @@ def _check_free(head: Path, out: Path, overwrite: bool) -> None:
 
 
 def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:
-    """The model card of a head as Markdown with the YAML that the hub reads in front.
+    """The model card of a head: YAML front matter for the hub, then Markdown.
 
     Args:
-        facts: of the head.
-        name: OWNER/NAME, as others are to call it.
-        licence: of the head, by its identifier on the hub.
+        facts: the head's facts.
+        name: OWNER/NAME on the hub.
+        licence: the head's licence, as an identifier of the hub.
     """
     text = (files("dsu.sharing") / "card.md.jinja").read_text("utf-8")
     conventions: dict[str, list[str]] = {}
-    for evaluated, found in facts.evaluated.items():
-        said = "; ".join(f"{what}: {how}" for what, how in found["conventions"].items())
-        conventions.setdefault(said, []).append(evaluated)
+    for name_of_set, found in facts.evaluated.items():
+        text_of_set = "; ".join(f"{key}: {value}" for key, value in found["conventions"].items())
+        conventions.setdefault(text_of_set, []).append(name_of_set)
     card = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     rendered: str = card.render(
         facts=facts,
@@ -116,7 +116,7 @@ def model_card(facts: HeadFacts, name: str, licence: str = "apache-2.0") -> str:
 
 
 def _figures(facts: HeadFacts) -> list[tuple[str, list[str]]]:
-    """One row per figure that any set has: its name and every set's value; then how many images they are of."""
+    """One row per figure that any set has, with its name and every set's value; then the numbers of images."""
     sets = facts.evaluated.values()
     rows = []
     for figure in FIGURES:
@@ -155,9 +155,9 @@ def _front_matter(facts: HeadFacts, name: str, licence: str) -> str:
 
 
 def _eval_results(facts: HeadFacts) -> list[EvalResult]:
-    """The figures as the hub takes them: those of `dsu eval`, else those of the held-out share.
+    """The figures in the hub's format: those of `dsu eval`, or else those of the held-out share.
 
-    Of a part of a set, the data set's name says so.
+    If figures can't be compared with published ones, the data set's name includes the reason.
     """
     evaluated: dict[str, dict[str, Any]] = facts.evaluated
     if not evaluated and facts.data_name:

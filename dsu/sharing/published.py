@@ -1,6 +1,6 @@
-"""The authors' published checkpoints: their key names, read and written.
+"""Read and write checkpoints in the authors' published format.
 
-A published file contains the whole network, including frozen encoders, with the authors' key names.
+A published file contains the whole network, including the frozen encoders, under the authors' key names.
 """
 
 import os
@@ -28,7 +28,7 @@ from dsu.settings import EncoderWeights
 __all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
 
 SIGNS: Final = (((1, 1), (1, 1)), ((1, 1), (-1, -1)), ((1, -1), (1, -1)), ((1, -1), (-1, 1)))
-"""Of the 2x2 Haar filters that a published file keeps: LL, then high along the height, along the width, along both."""
+"""Signs of the 2x2 Haar filters in a published file: LL, then high-pass along the height, the width, and both."""
 
 _ATTENTION = r"(query|key)"
 _RENAMINGS: Final = tuple(
@@ -74,16 +74,16 @@ _RENAMINGS: Final = tuple(
         (r"^(rfb\d)\.shortcut\.1", r"\1.conv_res.bn"),
     )
 )
-"""Own names to published ones, applied one after the other from the top."""
+"""Patterns that turn own names into published ones, applied in this order."""
 
 _IGNORED: Final = frozenset({"backbone_dino.dino_encoder.mask_token"})
-"""In published files but no part of the computation."""
+"""Keys in published files that the computation does not use."""
 
 _HAAR_KEYS: Final = tuple(f"dino2sam_down14.depthwise.{kind}_filter" for kind in ("wt", "iwt"))
 
 
 def published_name(own: str) -> str:
-    """The authors' name of one of `DSUNet`'s parameters or statistics."""
+    """The authors' name for one of `DSUNet`'s parameters or buffers."""
     name = own
     for pattern, replacement in _RENAMINGS:
         name = pattern.sub(replacement, name)
@@ -95,19 +95,20 @@ def load_published_checkpoint(
     hiera: Mapping[str, Any] | None = None,
     dino: Mapping[str, Any] | None = None,
 ) -> DSUNet:
-    """The whole network out of a file of the authors' program.
+    """Load the whole network from a checkpoint of the authors' program.
 
     Args:
-        state_dict_or_path: the state dict, or a `.pth` file of it (loaded without running any pickled code).
-        hiera: settings of the trunk under sam2's names, for sizes that are not official.
-        dino: `embed_dim`, `depth`, `num_heads`, `patch_size`, `img_size`, likewise.
+        state_dict_or_path: the state dict, or a `.pth` file with it (loaded without running pickled code).
+        hiera: settings of Hiera under sam2's names, for unofficial sizes.
+        dino: `embed_dim`, `depth`, `num_heads`, `patch_size` and `img_size` of DINOv2, for unofficial sizes.
 
     Returns:
-        The network in evaluation mode, float32, nothing rounded at the split. It takes normalised pixels at
-        both input sizes, (B, 3, 352, 352) and (B, 3, 518, 518), and returns three logit maps, deepest first.
+        The network in evaluation mode, in float32, without rounding of features. It takes normalised pixels at both
+        input sizes, (B, 3, 352, 352) and (B, 3, 518, 518), and returns three logit maps, deepest first.
 
     Raises:
-        DsuError: for keys that are missing or unknown, naming them, and for sizes that can't be recognised.
+        DsuError: if keys are missing or unknown (the message names them), or the encoders' sizes are not official.
+        UsageError: if `hiera` or `dino` is not valid.
     """
     given = state_dict_or_path
     state = dict(given) if isinstance(given, Mapping) else read_checkpoint(Path(given))
@@ -145,7 +146,7 @@ def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, di
 
 
 def export_published(network: DSUNet) -> dict[str, Tensor]:
-    """The network's state under the authors' names, as their program loads it (Haar taps included)."""
+    """The network's state dict under the authors' names, including Haar filters, as their program loads it."""
     state = {published_name(own): tensor for own, tensor in network.state_dict().items()}
     haar_filter = _haar_filter(network.config.dino.embed_dim)
     mask_token = torch.zeros(1, network.config.dino.embed_dim)
@@ -153,10 +154,10 @@ def export_published(network: DSUNet) -> dict[str, Tensor]:
 
 
 def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor], HeadInfo, list[str]]:
-    """A head out of a published checkpoint: its state, its info and what to tell the user.
+    """Extract the head from a published checkpoint; returns its state dict, its info and notes for the user.
 
-    The encoders inside are compared with those given, or the published ones at hand (nothing is fetched for it), and
-    with the random ones of --random-weights; what is not known is not claimed.
+    The checkpoint's encoders are compared with the given weights, or published weights that are already downloaded, and
+    with the random weights of --random-weights. Encoders that match none of them are recorded as unknown.
     Raises `DsuError` as `load_published_checkpoint`.
     """
     network = load_published_checkpoint(path)
@@ -169,7 +170,7 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
         ("dino", config.dino.name, network.dino, load_dino, weights.dino),
     )
     for encoder, size, module, load, given in sides:
-        assert module is not None  # a published file holds both
+        assert module is not None  # a published file contains both encoders
         digest = inside[encoder] = weights_digest(module)
         place = given or os.environ.get(f"DSU_{encoder.upper()}")
         theirs = f"the weights of {place}" if place else "the published weights"
@@ -193,9 +194,9 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
 
 
 def export_head(head: Path, weights: EncoderWeights) -> dict[str, Tensor]:
-    """A head with its encoders under the authors' names.
+    """The state dict of a head with its encoders, under the authors' names.
 
-    Raises `DsuError` for a head whose parts the published program lacks (fewer adapters, an ablation), and where the
+    Raises `DsuError` if the published program does not support the head (fewer adapters, an ablation), or if the
     encoders' weights are not those that it was trained on.
     """
     state, info = load_head(head)
@@ -263,7 +264,7 @@ def _haar_filter(channels: int) -> Tensor:
 
 
 def _check_haar(state: Mapping[str, Tensor]) -> None:
-    """The taps are no parameters here; a file with other ones is another network."""
+    """Raise `DsuError` if a file's Haar filters differ from the constants in `dsu.network.layers`."""
     for key in _HAAR_KEYS:
         taps = state.get(key)
         haar = _haar_filter(taps.shape[0] // 4) if taps is not None and taps.ndim else None

@@ -1,4 +1,4 @@
-"""What `dsu bench` computes from its timings; that it runs is tested with the command."""
+"""Computations of `dsu bench` from its timings; the command's own tests run it."""
 
 import math
 from collections.abc import Callable
@@ -42,18 +42,18 @@ def test_the_papers_depths() -> None:
     assert build_config("large").usual_depths == [48, 24, 12, 4, 0]
 
 
-def test_cases_take_turns_and_a_ratio_is_the_median_of_the_rounds_own() -> None:
+def test_cases_take_turns_and_a_ratio_is_the_median_over_rounds() -> None:
     calls: list[str] = []
     runtime = choose_runtime("cpu", "fp32")
     taken = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, runtime, repeat=2)
     assert "".join(calls) == "aabb" * 3
     assert len(taken["a"].seconds) == 3
-    # A round in which everything was slow does not move the ratio.
+    # A slow round does not change the ratio.
     assert ratio(Timing((1.0, 10.0, 1.0)), Timing((2.0, 20.0, 3.0))) == 2.0
     assert matrix_rate(runtime, (64,)) > 0
 
 
-def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
+def test_the_temporary_store_has_features_for_all_depths_and_is_removed(tmp_path: Path) -> None:
     with draw_store(CONFIG, tmp_path, samples=70) as drawn:
         available = set(drawn.store.arrays) - {"mask"}
         for depth in CONFIG.usual_depths:
@@ -67,7 +67,7 @@ def test_a_drawn_store_serves_all_depths_and_goes_away(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_drawn_images_fit_the_network() -> None:
+def test_random_images_fit_the_network() -> None:
     batch = images(CONFIG, 3, dino=True)
     assert batch.views.tolist() == [0, 1, 2] and set(batch.images) == {"pixels", "mask", "dino_pixels"}
     network = toy_network().eval()
@@ -75,18 +75,18 @@ def test_drawn_images_fit_the_network() -> None:
         assert network(**batch.inputs).logits.shape == (3, 1, 128, 128)
 
 
-def test_eval_gives_its_librarys_figures() -> None:
+def test_eval_gives_the_same_figures_as_pysodmetrics() -> None:
     found = measure_eval(choose_runtime("cpu", "fp32"), 2, 2, 1)
     assert found.same and found.images == 4
     assert found.speedup == pytest.approx(found.ours / found.library)
 
 
-def test_the_disk_is_measured_with_files_that_go_away(tmp_path: Path) -> None:
+def test_files_for_the_disk_rate_are_removed(tmp_path: Path) -> None:
     assert disk_rate([0, 1000, 5], tmp_path) > 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stage_one_is_measured_in_the_mix_that_it_stores_by_default(tmp_path: Path) -> None:
+def test_stage_one_is_measured_with_its_default_features(tmp_path: Path) -> None:
     encoders = load_encoders(CONFIG, EncoderWeights(), hiera=True, dino=True)[:2]
     network = DSUNet(CONFIG, *encoders, feature_dtype=torch.float16).eval()
     found = measure_stages(network, choose_runtime("cpu", "fp32"), 3, tmp_path)
@@ -107,13 +107,13 @@ def row(name: str, seconds: float, reads: tuple[str, ...] = ("pixels", "V"), wai
     return StepRow(name, reads, Timing((seconds,)), 8 / seconds, 1e12, 8 / seconds, 10**9, wait, {"pixels": 10**6})
 
 
-def test_a_gpus_work_is_summed_over_kernels() -> None:
+def test_gpu_work_is_summed_over_kernels() -> None:
     kernel = SimpleNamespace(device_type=torch.autograd.DeviceType.CUDA, self_device_time_total=1500.0, count=3)
     host = SimpleNamespace(device_type=torch.autograd.DeviceType.CPU, self_device_time_total=9e9, count=1000)
     assert summed([kernel, host, kernel]) == GpuWork(kernels=6, busy=0.003, eager=None)
 
 
-def test_a_gpus_work_has_columns_of_its_own(report: Report) -> None:
+def test_gpu_work_has_additional_columns(report: Report) -> None:
     assert "kernels" not in report.to_markdown() and "batch 32" not in report.to_markdown()
     assert "The same at batch 32" in replace(report, wide=report.steps).to_markdown()
     with_work = replace(report, steps=tuple(replace(one, gpu=GpuWork(4297, 0.5, 2.0)) for one in report.steps))
@@ -157,18 +157,18 @@ def report() -> Report:
     )
 
 
-def test_the_report_says_what_the_targets_are_about(report: Report) -> None:
+def test_the_report_has_rates_ratios_and_hours(report: Report) -> None:
     text = report.to_markdown()
     assert "takes 0.40 of the same step with padded windows" in text
     assert "takes 1.02 of DINOv2 alone" in text
-    # 4 images a second, 1 TFLOP each, of a machine that does 10.
+    # 4 images/s of 1 TFLOP each, on a machine with a peak of 10 TFLOP/s.
     assert "| 4 |" in " ".join(next(line for line in text.splitlines() if f"{STORE}all " in line).split())
     assert "40%" in text
-    # 74 MB/s from the cold disk: N = all wants 4 x 3 MB/s, N = 0 wants 16 x 21.
+    # 74 MB/s from the cold disk: N = all needs 4 x 3 MB/s, N = 0 needs 16 x 21.
     assert "feeds N = all; too slow for N = 0 (336 MB/s)" in text
-    # 50 x 10,553 images at 4 a second are 36.6 hours.
+    # 50 x 10,553 images at 4 images/s take 36.6 hours.
     assert "36.6" in text
-    # Stage one of four views each, at 95 a second, takes 7.4 minutes more.
+    # Stage one with four views each, at 95 views/s, takes another 7.4 minutes.
     assert "36.8" in text
     assert "The store was written at 200 MB/s, 80% of the disk's own 250 MB/s" in text
     rows = [" ".join(line.split()) for line in text.splitlines() if line.startswith("| V in")]
@@ -186,7 +186,7 @@ def test_tables_are_aligned() -> None:
 
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_operations_of_a_convolution_are_counted_forward_and_for_both_gradients(groups: int, transposed: bool) -> None:
+def test_operations_of_a_convolution_include_both_gradients(groups: int, transposed: bool) -> None:
     kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
     layer, x = kind(8, 8, 3, padding=1, groups=groups), torch.randn(2, 8, 5, 5, requires_grad=True)
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
@@ -194,17 +194,17 @@ def test_operations_of_a_convolution_are_counted_forward_and_for_both_gradients(
     assert counter.get_total_flops() == 3 * 2 * 2 * 25 * layer.weight.numel()
 
 
-def test_simulated_stores_are_measured_at_each_size_and_go_away(
+def test_simulated_stores_are_measured_at_each_size_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def here(measure: Callable[..., object], *arguments: object) -> object:
         return measure(*arguments)
 
-    monkeypatch.setattr("dsu.bench.scale._alone", here)
+    monkeypatch.setattr("dsu.bench.scale._in_new_process", here)
     rows = measure_scale(tmp_path, (300, 3000))
     assert [row.samples for row in rows] == [300, 3000] and list(tmp_path.iterdir()) == []
     assert 5 < rows[1].manifest / rows[0].manifest < 15, "the manifest grows with the samples"
-    # 1,000 samples are more than the 300 that were there, so these are written with them; later only what is new is.
+    # 1,000 new samples are more than the 300 old ones, so old entries are written again; later only new ones are.
     assert rows[1].added < rows[1].manifest
     assert all(seconds > 0 for row in rows for seconds in (row.begin, row.open, row.add, row.epoch, row.info))
     report = Report("cpu", "torch", "today", "toy", "fp32", 2, 3, 1.0, scale=rows).to_markdown()

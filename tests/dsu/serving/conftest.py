@@ -1,4 +1,4 @@
-"""Two heads, loaded once, and servers of them."""
+"""Fixtures: two heads, loaded once, and servers for them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ Heads = Mapping[str, ServedHead]
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the heads' folders are."""
+    """The parent of the heads' folders."""
     return tmp_path_factory.mktemp("served")
 
 
@@ -28,7 +28,7 @@ def heads(home: Path) -> Heads:
 
 @pytest.fixture
 def serve(heads: Heads) -> Iterator[Callable[..., TestClient]]:
-    """A client of a server with some settings, of other heads where they are given; no socket is opened."""
+    """Start a server with the given settings, and optionally other heads; returns a client without a socket."""
     with ExitStack() as running:
 
         def started(others: Heads = heads, **settings: float) -> TestClient:

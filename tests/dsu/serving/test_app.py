@@ -1,4 +1,4 @@
-"""What the server answers: the files of `dsu predict`, and one sentence for whatever goes wrong."""
+"""The server's answers: the same files as `dsu predict`, and one sentence for every error."""
 
 import builtins
 import io
@@ -30,7 +30,7 @@ Heads = Mapping[str, ServedHead]
 
 
 class Watched:
-    """A segmenter that notes its batches, and waits for leave before each."""
+    """A segmenter that records its batch sizes; before each batch it waits for the event `leave`."""
 
     def __init__(self, inner: Segmenter, *, held: bool = False) -> None:
         self.inner, self.depth = inner, inner.depth
@@ -91,13 +91,13 @@ def test_pictures_and_verdicts_are_those_of_predict(
             assert row == json.loads(json.dumps(asdict(expected)))
 
 
-def test_the_first_head_answers_who_names_none(serve: Serve) -> None:
+def test_the_first_head_is_the_default(serve: Serve) -> None:
     client, data = serve(), png(photograph())
     first, second = (client.post("/predict", params={"head": head}, **form(data)) for head in ("first", "second"))
     assert client.post("/predict", **form(data)).content == first.content != second.content
 
 
-def test_a_map_is_soft_where_the_head_cuts_masks(serve: Serve, heads: Heads) -> None:
+def test_a_map_is_soft_even_if_the_head_binarises_masks(serve: Serve, heads: Heads) -> None:
     data = png(photograph())
     [mask] = heads["second"].segmenter.segment([photograph()])
     own, other = (float(np.quantile(mask, share)) for share in (0.3, 0.6))
@@ -112,7 +112,7 @@ def test_a_map_is_soft_where_the_head_cuts_masks(serve: Serve, heads: Heads) -> 
     assert facts["threshold"] == own and facts["cuts"] is True
 
 
-def test_a_name_is_no_path(serve: Serve) -> None:
+def test_folders_of_uploaded_names_are_dropped(serve: Serve) -> None:
     for sent, noted in {
         "../../etc/passwd.png": "passwd.png",
         "C:\\photos\\a b.png": "a b.png",
@@ -124,7 +124,7 @@ def test_a_name_is_no_path(serve: Serve) -> None:
 
 
 def test_nothing_is_written_to_disk(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A form of megabytes, which Starlette's own parser would spool."""
+    """Send several megabytes: Starlette's own parser would write them to a temporary file."""
     client = serve()
 
     def refuse(*words: Any, **options: Any) -> None:
@@ -145,7 +145,7 @@ def test_nothing_is_written_to_disk(serve: Serve, monkeypatch: pytest.MonkeyPatc
     assert client.get("/").headers["cache-control"] == "no-store"
 
 
-def test_the_page_holds_all_that_it_shows(serve: Serve) -> None:
+def test_the_page_loads_nothing_else(serve: Serve) -> None:
     answer = serve().get("/")
     assert answer.status_code == 200
     for where in (r"https?:", r"src=", r"@import", r"url\(", r"<link(?! rel=\"icon\" href=\"data:,\")", "localStorage"):
@@ -153,14 +153,14 @@ def test_the_page_holds_all_that_it_shows(serve: Serve) -> None:
     assert "connect-src 'self'" in answer.headers["content-security-policy"]
 
 
-def test_a_head_s_name_is_text_on_the_page(serve: Serve, heads: Heads) -> None:
+def test_the_page_escapes_names_of_heads(serve: Serve, heads: Heads) -> None:
     name = "<script>alert(1)</script>"
     client = serve({name: replace(heads["first"], name=name)})
     assert "<script>alert" not in client.get("/").text and "&lt;script&gt;alert(1)" in client.get("/").text
     assert client.post("/predict", params={"head": name}, **form(png(photograph()))).status_code == 200
 
 
-# ---- what goes wrong ----
+# ---- errors ----
 
 
 BIG = png(Image.new("RGB", (1100, 1000)))
@@ -190,7 +190,7 @@ BIG = png(Image.new("RGB", (1100, 1000)))
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_one_sentence_for_whatever_goes_wrong(serve: Serve, request_: dict[str, Any], status: int, said: str) -> None:
+def test_errors_are_one_sentence(serve: Serve, request_: dict[str, Any], status: int, said: str) -> None:
     client = serve(max_megapixels=1, max_megabytes=0.2)
     answer = client.post("/predict", **form(png(photograph())) | request_)
     assert answer.status_code == status
@@ -199,12 +199,12 @@ def test_one_sentence_for_whatever_goes_wrong(serve: Serve, request_: dict[str, 
 
 
 @pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/health", 405), ("/docs", 404), ("/../etc", 404)])
-def test_what_there_is_not_is_said_as_json(serve: Serve, path: str, status: int) -> None:
+def test_unknown_routes_answer_with_json(serve: Serve, path: str, status: int) -> None:
     answer = serve().post(path)
     assert answer.status_code == status and answer.json()["status"] == status
 
 
-def test_a_defect_is_no_silence(serve: Serve, heads: Heads) -> None:
+def test_an_unexpected_exception_gives_status_500_and_the_server_continues(serve: Serve, heads: Heads) -> None:
     head, watcher = watched(heads["first"])
     client = serve({"first": head})
     watcher.inner = None  # type: ignore[assignment]
@@ -214,7 +214,9 @@ def test_a_defect_is_no_silence(serve: Serve, heads: Heads) -> None:
     assert client.post("/predict", **form(png(photograph()))).status_code == 200
 
 
-def test_a_mask_that_is_not_finite_is_none(serve: Serve, heads: Heads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_not_finite_gives_status_500(
+    serve: Serve, heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = serve()
     monkeypatch.setattr(
         heads["first"].segmenter, "segment", lambda pictures: [np.full(one.size[::-1], np.nan) for one in pictures]
@@ -223,10 +225,10 @@ def test_a_mask_that_is_not_finite_is_none(serve: Serve, heads: Heads, monkeypat
     assert answer.status_code == 500 and "output is not finite" in answer.json()["error"]
 
 
-# ---- many at once ----
+# ---- concurrent requests ----
 
 
-def test_what_waits_runs_together_and_gives_what_it_gives_alone(serve: Serve, heads: Heads) -> None:
+def test_waiting_requests_run_in_one_batch_with_the_same_results(serve: Serve, heads: Heads) -> None:
     head, watcher = watched(heads["first"], held=True)
     client = serve({"first": head}, batch_size=4)
     images = [png(photograph(seed).resize((60 + 40 * seed, 90))) for seed in range(9)]
@@ -240,10 +242,10 @@ def test_what_waits_runs_together_and_gives_what_it_gives_alone(serve: Serve, he
         assert answer.status_code == 200
         alone = client.post("/predict", **form(data))
         grey, own = (np.asarray(Image.open(io.BytesIO(one.content))).astype(int) for one in (answer, alone))
-        assert np.abs(grey - own).max() <= 1  # sums of a batch are added up in another order
+        assert np.abs(grey - own).max() <= 1  # sums in a batch may have another order
 
 
-def test_a_batch_holds_no_more_pixels_than_one_image_may_have(serve: Serve, heads: Heads) -> None:
+def test_a_batch_has_no_more_pixels_than_one_image_may_have(serve: Serve, heads: Heads) -> None:
     (first, watcher), (second, other) = watched(heads["first"], held=True), watched(heads["second"])
     client = serve({"first": first, "second": second}, max_megapixels=1)
     large, small = png(Image.new("RGB", (900, 1000))), png(Image.new("RGB", (100, 100)))
@@ -256,11 +258,11 @@ def test_a_batch_holds_no_more_pixels_than_one_image_may_have(serve: Serve, head
             until(lambda number=number: client.get("/health").json()["requests"] == number)
         watcher.leave.set()
         assert {one.result().status_code for one in asked} == {200}
-    # Each batch takes what fits of its head, those that came before first.
+    # Each batch takes the oldest requests for its head that fit.
     assert watcher.batches == [1, 2, 1] and other.batches == [2]
 
 
-def test_a_broken_image_spoils_no_other_of_its_batch(serve: Serve, heads: Heads) -> None:
+def test_a_damaged_image_does_not_affect_others_in_its_batch(serve: Serve, heads: Heads) -> None:
     head, watcher = watched(heads["first"], held=True)
     client = serve({"first": head})
     data = png(photograph())
@@ -273,7 +275,7 @@ def test_a_broken_image_spoils_no_other_of_its_batch(serve: Serve, heads: Heads)
         assert [one.result().status_code for one in (first, *others)] == [200, 422, 200]
 
 
-def test_a_full_house_says_when_to_come_back(serve: Serve, heads: Heads) -> None:
+def test_a_full_queue_gives_status_503_and_retry_after(serve: Serve, heads: Heads) -> None:
     head, watcher = watched(heads["first"], held=True)
     client = serve({"first": head}, queue=2)
     data = png(photograph())
@@ -289,15 +291,15 @@ def test_a_full_house_says_when_to_come_back(serve: Serve, heads: Heads) -> None
     assert client.post("/predict", **form(data)).status_code == 200
 
 
-def test_health_says_when_nothing_is_computed_any_more(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_gives_status_503_once_the_thread_has_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
-    monkeypatch.setattr(Batcher, "works", False)
+    monkeypatch.setattr(Batcher, "is_running", False)
     assert client.get("/health").status_code == 503 and "start it again" in client.get("/health").json()["error"]
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for what others do in their own time."""
+    """Wait until another thread has made a condition true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the server is true: schemathesis makes requests of it, right and wrong ones."""
+"""The server conforms to its OpenAPI schema: schemathesis sends valid and invalid requests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +18,11 @@ from dsu.settings import ServingSettings
 
 IMAGES = [png(photograph(seed), kind) for seed, kind in enumerate(("PNG", "JPEG", "GIF"))]
 
-schemathesis.openapi.format("binary", st.sampled_from(IMAGES))  # what is no image is for other tests
+schemathesis.openapi.format("binary", st.sampled_from(IMAGES))  # other tests send damaged images
 
 
 class Quick:
-    """A segmenter that takes no time."""
+    """A segmenter without a network."""
 
     depth = None
 
@@ -37,27 +37,27 @@ def described(heads: Mapping[str, ServedHead]) -> schemathesis.BaseSchema:
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
-def test_the_schema_is_true(described: schemathesis.BaseSchema, mode: schemathesis.GenerationMode) -> None:
+def test_responses_conform_to_the_schema(described: schemathesis.BaseSchema, mode: schemathesis.GenerationMode) -> None:
     operations = {found.ok().label: found.ok() for found in described.get_all_operations()}
     assert set(operations) == {"GET /", "GET /health", "GET /version", "POST /predict"}
     for label, operation in operations.items():
-        if mode.is_positive or label == "POST /predict":  # the others take nothing that could be wrong
+        if mode.is_positive or label == "POST /predict":  # the others have no parameters
             answered = statuses(operation, mode)
             assert mode.is_negative or 200 in answered
 
 
 def statuses(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode) -> list[int]:
-    """What comes of some requests, each evaluated by the schema."""
+    """Status codes of generated requests, each validated against the schema."""
     answered = []
 
     @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy(generation_mode=mode))
-    def evaluate(case: schemathesis.Case) -> None:
-        # Schemathesis sends its own bytes in place of an image, too.
+    def validate(case: schemathesis.Case) -> None:
+        # Schemathesis sometimes sends arbitrary bytes instead of an image.
         sent = case.body.get("image") if isinstance(case.body, dict) else None
         as_meant = sent in IMAGES or operation.label != "POST /predict"
         answer = case.call_and_validate(excluded_checks=[] if as_meant else [positive_data_acceptance])
         answered.append(answer.status_code)
 
-    evaluate()
+    validate()
     return answered

@@ -1,4 +1,4 @@
-"""Requests as they stream in: whole in any pieces, and stopped at the limits, whatever a client does."""
+"""Streamed requests: complete in any chunks, and rejected at the limits."""
 
 import asyncio
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 from served import form, photograph, png
 from starlette.testclient import TestClient
 
-from dsu.serving.uploads import Refused, Upload, receive_image
+from dsu.serving.uploads import RequestError, Upload, receive_image
 from dsu.settings import ServingSettings
 
 Serve = Callable[..., TestClient]
@@ -32,7 +32,7 @@ def body(data: bytes = PHOTO, name: str = "photo.png", before: bytes = b"", afte
 def received(
     chunks: Iterable[bytes | float], kind: str = f"multipart/form-data; boundary={BOUNDARY}", **limits: float
 ) -> Upload:
-    """What comes of a request in these pieces; a number is a pause in seconds."""
+    """The upload received from a request in these chunks; a number is a pause in seconds."""
     pieces = iter(chunks)
 
     async def receive() -> dict[str, Any]:
@@ -48,7 +48,7 @@ def received(
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, len(body())), max_size=30))
-def test_a_form_is_read_in_any_pieces(cuts: list[int]) -> None:
+def test_a_form_is_read_in_any_chunks(cuts: list[int]) -> None:
     whole = body()
     places = [0, *sorted(cuts), len(whole)]
     upload = received(whole[a:b] for a, b in itertools.pairwise(places))
@@ -59,7 +59,7 @@ def test_byte_by_byte() -> None:
     assert received(body()[at : at + 1] for at in range(len(body()))).data == PHOTO
 
 
-def test_other_fields_are_passed_over() -> None:
+def test_other_fields_are_ignored() -> None:
     other = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="note"\r\n\r\nimage\r\n'.encode()
     after = f'\r\nContent-Disposition: form-data; name="more"\r\n\r\nx\r\n--{BOUNDARY}--\r\n'.encode()
     assert received([body(before=other, after=after)]).data == PHOTO
@@ -82,26 +82,26 @@ def test_other_fields_are_passed_over() -> None:
     ids=["nothing", "text", "no end", "no image", "a long header", "many fields"],
 )
 def test_damaged_forms(content: bytes, status: int, said: str) -> None:
-    with pytest.raises(Refused, match=said) as refused:
+    with pytest.raises(RequestError, match=said) as refused:
         received([content])
     assert refused.value.status == status
 
 
 @pytest.mark.parametrize("kind", ["", "image/png", "multipart/form-data", "multipart/mixed; boundary=a"])
-def test_what_is_no_form(kind: str) -> None:
-    with pytest.raises(Refused, match="no form") as refused:
+def test_requests_without_a_form(kind: str) -> None:
+    with pytest.raises(RequestError, match="no form") as refused:
         received([body()], kind)
     assert refused.value.status == 415
 
 
-def test_a_boundary_without_end_is_damaged() -> None:
-    with pytest.raises(Refused, match="damaged"):
+def test_a_very_long_boundary_is_refused() -> None:
+    with pytest.raises(RequestError, match="damaged"):
         received([body()], f"multipart/form-data; boundary={400 * 'x'}")
 
 
 @pytest.mark.parametrize("field", ["image", "other"])
-def test_a_gigabyte_is_cut_off_at_the_limit(field: str) -> None:
-    """Also where it is no image's: bytes are counted before anything is made of them."""
+def test_a_gigabyte_is_refused_at_the_limit(field: str) -> None:
+    """In any field: bytes are counted before they are parsed."""
     sent = 0
 
     def gigabyte() -> Iterator[bytes]:
@@ -114,7 +114,7 @@ def test_a_gigabyte_is_cut_off_at_the_limit(field: str) -> None:
 
     tracemalloc.start()
     try:
-        with pytest.raises(Refused, match="larger than 3 MB") as refused:
+        with pytest.raises(RequestError, match="larger than 3 MB") as refused:
             received(gigabyte(), max_megabytes=3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -123,7 +123,7 @@ def test_a_gigabyte_is_cut_off_at_the_limit(field: str) -> None:
     assert sent <= 5 << 20 and peak < 12e6
 
 
-def test_a_length_that_is_too_great_is_refused_unread() -> None:
+def test_a_content_length_above_the_limit_is_refused_unread() -> None:
     scope = {
         "type": "http",
         "method": "POST",
@@ -136,26 +136,26 @@ def test_a_length_that_is_too_great_is_refused_unread() -> None:
     async def receive() -> dict[str, Any]:
         raise AssertionError("the body was asked for")
 
-    with pytest.raises(Refused, match="larger than 20 MB"):
+    with pytest.raises(RequestError, match="larger than 20 MB"):
         asyncio.run(receive_image(Request(scope, receive), ServingSettings()))
 
 
-def test_a_slow_client_is_given_up() -> None:
+def test_a_slow_upload_times_out() -> None:
     def trickle() -> Iterator[bytes | float]:
         for at in range(len(body())):
             yield body()[at : at + 1]
             yield 0.01
 
-    with pytest.raises(Refused, match=r"did not arrive in 0.2 seconds") as refused:
+    with pytest.raises(RequestError, match=r"did not arrive in 0.2 seconds") as refused:
         received(trickle(), upload_seconds=0.2)
     assert refused.value.status == 408 and refused.value.headers == {"Connection": "close"}
 
 
-# ---- images that are made to harm ----
+# ---- malicious images ----
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes that claims a size, and has as many zeros as a megabyte packs."""
+    """A small PNG whose header claims this size; its data is one compressed megabyte of zeros."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
@@ -170,10 +170,10 @@ def claiming(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (100_000, 600), (2**31 - 1, 2**31 - 1)], ids=str)
-def test_a_bomb_is_refused_by_what_it_claims(size: tuple[int, int]) -> None:
+def test_a_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RequestError) as refused:
             received([body(claiming(*size))])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -181,8 +181,8 @@ def test_a_bomb_is_refused_by_what_it_claims(size: tuple[int, int]) -> None:
     assert refused.value.status in (413, 415) and peak < 3e6
 
 
-def test_a_bomb_of_text_beside_a_small_image(serve: Serve) -> None:
-    """zTXt of 200 MB in 200 kB: Pillow's limits hold, and what is read of it is an image or is none."""
+def test_a_compressed_text_chunk_of_200_mb(serve: Serve) -> None:
+    """A zTXt chunk of 200 kB that expands to 200 MB: Pillow's limits hold, with or without an error."""
     text = b"Comment\0\0" + zlib.compress(bytes(200 << 20), 9)
     chunk = len(text).to_bytes(4, "big") + b"zTXt" + text + zlib.crc32(b"zTXt" + text).to_bytes(4, "big")
     data = PHOTO[:33] + chunk + PHOTO[33:]
@@ -190,7 +190,7 @@ def test_a_bomb_of_text_beside_a_small_image(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "JPEG"])
-def test_images_that_are_cut_off_or_damaged_are_no_defect(serve: Serve, kind: str) -> None:
+def test_truncated_and_damaged_images_never_give_status_500(serve: Serve, kind: str) -> None:
     client, data = serve(), png(photograph(), kind)
     for cut in (10, 40, len(data) // 2, len(data) - 3):
         broken = bytearray(data)
@@ -201,7 +201,7 @@ def test_images_that_are_cut_off_or_damaged_are_no_defect(serve: Serve, kind: st
             assert answer.status_code == 200 or "photo.png" in answer.json()["error"]
 
 
-def test_many_frames_are_one(serve: Serve) -> None:
+def test_only_the_first_frame_is_used(serve: Serve) -> None:
     frames = [Image.new("RGB", (300, 200), (index % 256, 0, 0)) for index in range(300)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -209,11 +209,11 @@ def test_many_frames_are_one(serve: Serve) -> None:
     assert Image.open(io.BytesIO(answer.content)).size == (300, 200)
 
 
-# ---- clients that go ----
+# ---- disconnects ----
 
 
-def test_a_client_that_has_gone_is_not_computed_for(serve: Serve) -> None:
-    """The ASGI server says so while the request waits behind another."""
+def test_a_request_is_cancelled_when_its_client_disconnects(serve: Serve) -> None:
+    """The ASGI server reports the disconnect while the request waits."""
     app: Any = serve().app
     sent: list[dict[str, Any]] = []
     messages = [{"type": "http.request", "body": body(), "more_body": False}, {"type": "http.disconnect"}]

@@ -1,4 +1,4 @@
-"""What a head says of itself, and the folder that the hub takes."""
+"""Facts about heads, and folders for the hub."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ SECRET = "/home/someone/secret"
 
 
 def make_head(folder: Path, preset: str = "toy", **fields: Any) -> Path:
-    """A head as a run of DUTS leaves it; `fields` replace those of its info."""
+    """Write a head as if trained on DUTS; `fields` replace fields of its info."""
     config = build_config(preset)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -45,8 +45,8 @@ def make_head(folder: Path, preset: str = "toy", **fields: Any) -> Path:
     return folder / HEAD_FILE
 
 
-def evaluate(head: Path, *, images: int = 5019, extra: dict[str, Any] | None = None, **record: Any) -> None:
-    """What `dsu predict` and `dsu eval` leave beside a head."""
+def write_evaluation(head: Path, *, images: int = 5019, extra: dict[str, Any] | None = None, **record: Any) -> None:
+    """Write the files of `dsu predict` and `dsu eval` next to a head."""
     folder = head.parent / "predictions"
     folder.mkdir()
     made = {"head_sha256": head_sha256(head), "kind": "mask", "threshold": None, "sets": {"DUTS-TE": {}}, **record}
@@ -60,7 +60,7 @@ def front_matter(card: str) -> dict[str, Any]:
     return dict(yaml.safe_load(card.split("---\n")[1]))
 
 
-def test_the_papers_head_is_counted_and_its_encoders_are_named(tmp_path: Path) -> None:
+def test_parameters_and_encoders_of_the_papers_head(tmp_path: Path) -> None:
     facts = head_facts(make_head(tmp_path, "large"))
     assert facts.parameters == 7_225_830, "the paper's trainable parameters, without the batch norms' statistics"
     assert [encoder.name for encoder in facts.encoders] == ["Hiera large", "DINOv2 vitl14"]
@@ -74,7 +74,7 @@ def test_the_papers_head_is_counted_and_its_encoders_are_named(tmp_path: Path) -
     assert json.loads(json.dumps(facts.to_json()))["encoders"][0]["licence"] == "apache-2.0"
 
 
-def test_weights_out_of_a_file_are_not_called_the_published_ones(tmp_path: Path) -> None:
+def test_weights_from_a_file_are_not_named_as_the_published_ones(tmp_path: Path) -> None:
     own = head_facts(make_head(tmp_path, "tiny", training={"known_encoders": ["dino"]}))
     assert [bool(encoder.source) for encoder in own.encoders] == [False, True]
     card = model_card(own, "me/x")
@@ -83,9 +83,7 @@ def test_weights_out_of_a_file_are_not_called_the_published_ones(tmp_path: Path)
     assert "identified by their digests below" in card and "fetched from where" not in card
 
 
-def test_stage_one_notes_which_weights_came_out_of_files(
-    dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stage_one_records_weights_from_files(dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSU_DINO", "mine.pth")
     dsu("cache-features", drawn, *TINY, "--features", "V", "--views", "none", "--quiet")
     monkeypatch.delenv("DSU_DINO")
@@ -93,7 +91,7 @@ def test_stage_one_notes_which_weights_came_out_of_files(
     assert read_head_info(Path("run") / HEAD_FILE).known_encoders == ("hiera",)
 
 
-def test_random_encoders_and_a_network_without_dinov2_are_said(tmp_path: Path) -> None:
+def test_the_card_names_random_encoders_and_a_network_without_dinov2(tmp_path: Path) -> None:
     assert head_facts(make_head(tmp_path / "toy")).info.random
     drawn = make_head(tmp_path / "tiny", "tiny", training={"random_weights": True})
     assert head_facts(drawn).info.random and not head_facts(drawn).encoders[0].source
@@ -103,9 +101,9 @@ def test_random_encoders_and_a_network_without_dinov2_are_said(tmp_path: Path) -
     assert [encoder.name for encoder in head_facts(tmp_path / HEAD_FILE).encoders] == ["Hiera toy"]
 
 
-def test_the_hubs_own_reader_understands_the_card(tmp_path: Path) -> None:
+def test_the_hubs_own_parser_reads_the_card(tmp_path: Path) -> None:
     head = make_head(tmp_path / "run", "large")
-    evaluate(head)
+    write_evaluation(head)
     [*_, card_file] = export_folder(head, tmp_path / "out", name="me/duts-large")
     assert card_file.name == CARD_FILE
     card = ModelCard.load(card_file, ignore_metadata_errors=False)
@@ -123,9 +121,9 @@ def test_the_hubs_own_reader_understands_the_card(tmp_path: Path) -> None:
         assert said in card.text
 
 
-def test_figures_of_a_part_of_a_set_say_so(tmp_path: Path) -> None:
+def test_figures_of_a_part_of_a_benchmark_are_marked(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    evaluate(head, images=12)
+    write_evaluation(head, images=12)
     facts = head_facts(head)
     assert facts.evaluated["DUTS-TE"]["not_comparable"] == "evaluated on 12 of the set's 5,019 images"
     card = model_card(facts, "me/x")
@@ -134,29 +132,31 @@ def test_figures_of_a_part_of_a_set_say_so(tmp_path: Path) -> None:
     assert index["results"][0]["dataset"]["name"] == "DUTS-TE (evaluated on 12 of the set's 5,019 images)"
 
 
-def test_ones_own_set_evaluated_in_part_says_so(tmp_path: Path) -> None:
+def test_figures_of_a_part_of_an_own_set_are_marked(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    evaluate(head, images=3, extra={"missing": 2}, sets={"tiles-VAL": {}, "elsewhere": {}})
+    write_evaluation(head, images=3, extra={"missing": 2}, sets={"tiles-VAL": {}, "elsewhere": {}})
     card = model_card(head_facts(head), "me/x")
     assert "**elsewhere was evaluated on 3 of the set's 5 images.**" in card
 
 
-def test_a_whole_set_is_said_nothing_of(tmp_path: Path) -> None:
+def test_figures_of_a_whole_set_have_no_remark(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    evaluate(head)
+    write_evaluation(head)
     assert "not_comparable" not in head_facts(head).evaluated["DUTS-TE"]
     assert "not comparable" not in model_card(head_facts(head), "me/x")
 
 
 def test_images_without_an_object_are_in_the_card(tmp_path: Path) -> None:
     head = make_head(tmp_path)
-    evaluate(head, extra={"images_without_object": 19, "false_alarms": 0.125, "AUROC": None, "IoU_object": 0.75})
+    write_evaluation(
+        head, extra={"images_without_object": 19, "false_alarms": 0.125, "AUROC": None, "IoU_object": 0.75}
+    )
     card = model_card(head_facts(head), "me/x")
     assert "| images without an object | 19 |" in card and "| false alarms (lower is better) | 0.1250 |" in card
     assert "| intersection over union, with an object (higher is better) | 0.7500 |" in card and "AUROC" not in card
 
 
-def test_what_training_found_is_the_result_where_nothing_was_evaluated(tmp_path: Path) -> None:
+def test_validation_metrics_are_the_result_without_an_evaluation(tmp_path: Path) -> None:
     fields = front_matter(model_card(head_facts(make_head(tmp_path)), "me/x"))
     [index] = fields["model-index"]
     assert index["results"][0]["dataset"]["name"] == "DUTS-TR, held-out share"
@@ -168,20 +168,20 @@ def test_what_training_found_is_the_result_where_nothing_was_evaluated(tmp_path:
 @pytest.mark.parametrize(
     "record", [{"head_sha256": "0" * 64}, {"kind": "overlay"}, {"threshold": 0.5}, {"sets": None}, {"sets": {}}]
 )
-def test_figures_of_other_predictions_are_not_taken_for_the_heads(tmp_path: Path, record: dict[str, Any]) -> None:
+def test_figures_of_other_predictions_are_ignored(tmp_path: Path, record: dict[str, Any]) -> None:
     head = make_head(tmp_path)
-    evaluate(head, **record)
+    write_evaluation(head, **record)
     assert head_facts(head).evaluated == {}
 
 
-def test_names_out_of_the_world_do_not_break_the_front_matter(tmp_path: Path) -> None:
+def test_names_with_special_characters_do_not_break_the_front_matter(tmp_path: Path) -> None:
     name = 'tiles: "new"\n- [x] | ---'
     head = make_head(tmp_path, dataset={"split": name, "dataset": name, "kind": "train", "benchmark": False})
     [index] = front_matter(model_card(head_facts(head), "me/x"))["model-index"]
     assert index["results"][0]["dataset"]["name"] == f"{name}, held-out share"
 
 
-def test_an_export_keeps_the_tensors_and_tells_no_paths_and_no_names(tmp_path: Path) -> None:
+def test_an_export_keeps_the_tensors_and_has_no_paths_or_file_names(tmp_path: Path) -> None:
     head = make_head(tmp_path / "run")
     files = export_folder(head, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in files)
@@ -197,7 +197,7 @@ def test_an_export_keeps_the_tensors_and_tells_no_paths_and_no_names(tmp_path: P
     assert "2 images were held out" in (tmp_path / "out" / CARD_FILE).read_text()
 
 
-def test_nothing_is_written_over_unasked_and_a_run_never(tmp_path: Path) -> None:
+def test_files_are_replaced_only_with_overwrite_and_a_run_never(tmp_path: Path) -> None:
     head = make_head(tmp_path / "run")
     out = tmp_path / "out"
     out.mkdir()
@@ -213,7 +213,7 @@ def test_nothing_is_written_over_unasked_and_a_run_never(tmp_path: Path) -> None
             export_folder(head, out / "notes.txt", overwrite=overwrite)
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = make_head(tmp_path / "run")
 
     def full(*_: object) -> None:
@@ -225,15 +225,15 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_random_toy_is_the_one_that_everyone_draws() -> None:
-    """The card says so: two loads of the toy's encoders have one digest."""
+def test_random_toy_weights_are_reproducible() -> None:
+    """As the card says: two loads of the toy encoders have the same hash."""
     from dsu.encoders.weights import load_hiera
 
     config = build_config("toy")
     assert load_hiera(config, EncoderWeights())[1] == load_hiera(config, EncoderWeights())[1]
 
 
-def test_what_is_shared_still_cuts_images_and_tells_no_path() -> None:
+def test_public_info_keeps_the_tiling_and_has_no_paths() -> None:
     info = HeadInfo(
         config=build_config("toy"),
         dataset={"split": "own", "reference": "/home/me/own", "data_root": "/home/me", "tile": 512, "overlap": 64},

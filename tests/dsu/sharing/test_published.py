@@ -1,4 +1,4 @@
-"""The authors' numbers (`parity/toy.pt`, see the design's section 5) and their key names."""
+"""Parity with the authors' program (`parity/toy.pt`, see the design's section 5), and their key names."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ from dsu.settings import EncoderWeights
 from dsu.sharing.published import export_published, load_published_checkpoint, published_name
 
 WITHOUT_GRADIENT = ("fusion4.conv.bias", "dino2sam_down14.depthwise.base_conv.bias")
-"""A batch norm follows both: their gradient is zero, and what is computed of it is rounding alone."""
+"""A batch norm follows both, so their gradient is zero except for rounding errors."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def _two_threads() -> Iterator[None]:
 
 
 def difference(network: DSUNet, reference: dict[str, Any]) -> float:
-    """The largest difference of any logit."""
+    """The largest absolute difference of any logit."""
     with torch.no_grad():
         outputs = network.eval()(reference["x_sam"].float(), reference["x_dino"].float()).side_logits
     return max((a - b).abs().max().item() for a, b in zip(outputs, reference["eval_outputs"], strict=True))
@@ -58,7 +58,7 @@ def test_the_authors_outputs_and_features(published: DSUNet, reference: dict[str
     with torch.no_grad():
         images = reference["x_sam"].float(), reference["x_dino"].float()
         features = published.eval().forward_intermediates(*images)
-        whole = f"V{published.config.dino.depth}"  # theirs is DINOv2's whole grid
+        whole = f"V{published.config.dino.depth}"  # the authors' is DINOv2's whole grid
         features["V"] = published.encode(*images, [whole])[whole].permute(0, 3, 1, 2)
     assert set(features) == set(reference["eval_features"])
     for name, expected in reference["eval_features"].items():
@@ -76,7 +76,7 @@ def unfused_level(network: DSUNet, patch: pytest.MonkeyPatch) -> None:
 
 
 def one_sigmoid(network: DSUNet, patch: pytest.MonkeyPatch) -> None:
-    """Only content-guided attention calls it, twice in a row: the inner call passes its argument on."""
+    """Only content-guided attention calls sigmoid, twice in a row: the patched inner call returns its argument."""
     calls = itertools.count()
     patch.setattr(torch, "sigmoid", lambda x: x if next(calls) % 2 == 0 else x.sigmoid())
 
@@ -91,14 +91,14 @@ def swapped_subbands(network: DSUNet, _: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.data
 @pytest.mark.parametrize("fault", [without_dinov2, unfused_level, one_sigmoid, swapped_subbands])
-def test_a_fault_would_be_noticed(
+def test_the_comparison_detects_faults(
     published: DSUNet,
     reference: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[[DSUNet, pytest.MonkeyPatch], None],
 ) -> None:
     fault(published, monkeypatch)
-    assert difference(published, reference) > 1e-4  # ten times what is allowed
+    assert difference(published, reference) > 1e-4  # ten times the tolerance
 
 
 @pytest.mark.data
@@ -125,12 +125,12 @@ def test_the_authors_first_step(published: DSUNet, reference: dict[str, Any]) ->
 def test_the_authors_five_steps(published: DSUNet, reference: dict[str, Any]) -> None:
     """The reference's attention is nearly hard (entropy 0.2 nats), which makes its training chaotic.
 
-    A change of 1e-14 in the weights changes the gradients by 4e-11, and every step of AdamW repeats that: the
-    same program with one thread differs from itself with two by 3e-4 in the fifth loss, and windows without padding
-    differ by 4e-7 in the fourth. So the two agree to 1e-8 only where every operation is the published one, in its
-    order, with as many threads as the reference had; the fast operations are held to each of these steps alone.
+    A change of 1e-14 in the weights changes the gradients by 4e-11, and every step of AdamW amplifies differences: the
+    fifth loss of the same program differs by 3e-4 between one and two threads, and the fourth by 4e-7 if windows have
+    no padding. So both programs agree to 1e-8 only if every operation equals the published one, in the same order, with
+    as many threads as the reference had; faster operations are compared for single steps in other tests.
     """
-    if os.environ["MKL_CBWR"]:  # the reference was computed without it, and it counts from torch's start
+    if os.environ["MKL_CBWR"]:  # the reference was computed without it, and it takes effect when torch is loaded
         without = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         this = f"{__file__}::test_the_authors_five_steps"
         subprocess.run([sys.executable, "-m", "pytest", "-q", this], env={**without, "MKL_CBWR": ""}, check=True)
@@ -139,7 +139,7 @@ def test_the_authors_five_steps(published: DSUNet, reference: dict[str, Any]) ->
         published.config,
         published.hiera,
         published.dino,
-        encoder_batch_size=len(reference["x_sam"]),  # all at once, as theirs
+        encoder_batch_size=len(reference["x_sam"]),  # all at once, as in the authors' program
         as_published=True,
     )
     use_published_operations(network)
@@ -168,7 +168,7 @@ def test_the_authors_five_steps(published: DSUNet, reference: dict[str, Any]) ->
 
 @pytest.fixture(scope="module")
 def small() -> DSUNet:
-    """Sizes that are nobody's, statistics that are no defaults."""
+    """A network with unofficial sizes and non-default batch norm statistics."""
     config = DSUNetConfig(
         hiera=HieraSpec(embed_dim=8, num_heads=1, stages=(1, 2, 1, 1), global_att_blocks=(2,)),
         dino=DinoSpec(embed_dim=24, depth=2, num_heads=2),
@@ -187,14 +187,14 @@ def small() -> DSUNet:
 
 
 def settings(network: DSUNet) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A network's sizes as the reference file has them."""
+    """A network's sizes in the format of the reference file."""
     config = network.config
     dino = config.dino.model_dump(include={"embed_dim", "depth", "num_heads", "patch_size"})
     return config.hiera.model_dump(exclude={"name"}), {**dino, "img_size": config.dino_size}
 
 
 @pytest.mark.parametrize("through_a_file", [False, True])
-def test_what_is_exported_loads_back(small: DSUNet, tmp_path: Path, through_a_file: bool) -> None:
+def test_exported_checkpoints_load_again(small: DSUNet, tmp_path: Path, through_a_file: bool) -> None:
     state: dict[str, Tensor] | Path = export_published(small)
     if through_a_file:
         torch.save(state, tmp_path / "published.pth")
@@ -218,11 +218,11 @@ def test_the_reference_round_trips(published: DSUNet, reference: dict[str, Any])
     assert exported.keys() == reference["state_dict"].keys()
     for name, value in reference["state_dict"].items():
         assert exported[name].shape == value.shape, name
-        if not name.endswith("mask_token"):  # no part of the computation
+        if not name.endswith("mask_token"):  # not used by the computation
             assert torch.equal(exported[name], value), name
 
 
-def test_every_name_is_translated_and_none_twice(small: DSUNet) -> None:
+def test_every_name_has_one_unique_translation(small: DSUNet) -> None:
     names = [published_name(own) for own in small.state_dict()]
     assert len(set(names)) == len(names)
     own = ("hiera.", "dino.", "head.decoders", "head.fusions", "head.modulations", "head.sides", "head.adapters")
@@ -237,7 +237,7 @@ def test_official_sizes_are_recognised_without_settings() -> None:
     assert (again.hiera, again.dino, again.adapt_last) == (config.hiera, config.dino, 7)
 
 
-def test_other_sizes_want_their_settings(small: DSUNet) -> None:
+def test_unofficial_sizes_need_settings(small: DSUNet) -> None:
     with pytest.raises(DsuError, match=r"width 8 and 5 blocks, DINOv2 of width 24.*no official size: give"):
         load_published_checkpoint(export_published(small))
     hiera, dino = settings(small)
@@ -260,7 +260,7 @@ def test_missing_and_unknown_keys_are_named(small: DSUNet) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "other taps"])
-def test_a_checkpoint_with_other_wavelets_is_another_network(small: DSUNet, change: str) -> None:
+def test_a_checkpoint_with_other_wavelets_is_refused(small: DSUNet, change: str) -> None:
     state = export_published(small)
     key = "dino2sam_down14.depthwise.iwt_filter"
     if change == "missing":
@@ -271,8 +271,8 @@ def test_a_checkpoint_with_other_wavelets_is_another_network(small: DSUNet, chan
         load_published_checkpoint(state, *settings(small))
 
 
-def test_taps_are_exported_as_the_authors_lay_them_out(small: DSUNet) -> None:
-    """Used as a grouped convolution they are the transform that the network computes."""
+def test_haar_filters_are_exported_in_the_authors_layout(small: DSUNet) -> None:
+    """As a grouped convolution they compute the network's own transform."""
     from dsu.network.layers import haar
 
     taps = export_published(small)["dino2sam_down14.depthwise.wt_filter"]
@@ -281,6 +281,6 @@ def test_taps_are_exported_as_the_authors_lay_them_out(small: DSUNet) -> None:
     torch.testing.assert_close(functional.conv2d(x, taps, stride=2, groups=24), haar(x))
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DsuError, match=r"no checkpoint at .*gone\.pth"):
         load_published_checkpoint(tmp_path / "gone.pth")
