@@ -32,7 +32,7 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
+_MODULES = {
     "DSUNet": "dsu.network.network",
     "DSUNetConfig": "dsu.config",
     "FeatureDataset": "dsu.features.feature_dataset",
@@ -49,12 +49,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: torch takes seconds, and `dsu --help` needs none of it."""
-    if name not in _HOMES:
+    """Import public names on first use: loading torch takes seconds, and `dsu --help` does not need it."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'dsu' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

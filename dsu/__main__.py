@@ -1,4 +1,4 @@
-"""`python -m dsu` is the command: here alone `dsu` imports `dsu_cli`, since this is where Python looks for it."""
+"""Run the command line by `python -m dsu`. Only this module of `dsu` imports `dsu_cli`."""
 
 if __name__ == "__main__":
     from dsu_cli.main import run

@@ -58,17 +58,17 @@ def train(
     Args:
         dataset: a benchmark's name or a folder; None uses what was cached last.
         out: the run's folder; None creates one below `runs/`.
-        resume, overwrite: resume the existing run, or replace it.
+        resume, overwrite: whether to resume, or to replace, an existing run.
         encoder_weights: see `dsu.create_model`.
         data_root, cache_root: folders of benchmarks and stores.
-        images, masks: subfolders of your own data set, if they have other names.
-        progress: receives progress.
+        images, masks: subfolders of your own data set, if their names are unusual.
+        progress: receives messages.
         settings: fields of `dsu.settings.TrainingSettings` (docs/settings.md), such as `epochs=20`.
 
     Returns:
         The trainer: `out` is the run's folder, `history` has one row per epoch, `best_epoch` the best validated one.
 
-    Raises `DsuError` if something does not fit, and `UsageError` for an unknown setting.
+    Raises `DsuError` if the run can't be trained with these arguments, and `UsageError` for an unknown setting.
     """
     from dsu.network.pretrained import encoder_weights_of
     from dsu.training.runs import open_run
@@ -105,32 +105,33 @@ def predict(
     """Write masks for benchmarks, folders and files, as `dsu predict` does.
 
     Args:
-        sources: one or several; none: what the head was not trained on of its own data set.
+        sources: one or several; empty: the images of the head's own data set that it was not trained on.
         head: a run's or an exported folder, a head's file, an exported .onnx model, or OWNER/NAME on the hub; None
             takes the newest run.
         revision: branch, tag or commit of a head on the hub.
-        out: where masks go: a folder, or of one image file a .png; None: `predictions/` in the run's folder.
-        end_to_end: from the images even where features are stored.
-        encoder_weights: see `dsu.create_model`; a head on random encoders has its own.
+        out: a folder for the masks, or a .png file if the source is one image; None: `predictions/` in the run's
+            folder.
+        end_to_end: encode the images even if their features are stored.
+        encoder_weights: see `dsu.create_model`; heads with random encoders always use those.
         data_root, cache_root, images, masks, progress: as in `train`.
         settings: fields of `PredictionSettings` and `RuntimeSettings`, such as `threshold=0.5` or `device="cpu"`.
 
     Returns:
-        How many were written and kept, what could not be read, where they are, and `rows`: of each file the verdict.
+        The numbers of new and kept masks, the unreadable images, the masks' folder, and `rows`: a verdict per file.
 
-    Raises `DsuError` if something does not fit, and `UsageError` for an unknown setting.
+    Raises `DsuError` if prediction is impossible with these arguments, and `UsageError` for an unknown setting.
     """
     weights = EncoderWeights()
     if encoder_weights != "official":
         from dsu.network.pretrained import encoder_weights_of
 
         weights = encoder_weights_of(encoder_weights)
-    how, where = _read(settings, PredictionSettings, RuntimeSettings)
+    prediction_settings, runtime_settings = _read(settings, PredictionSettings, RuntimeSettings)
     return predict_with(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
         head,
-        how,
-        where,
+        prediction_settings,
+        runtime_settings,
         weights,
         Paths(Path(data_root), place_of(cache_root), images, masks),
         revision=revision,
@@ -144,7 +145,7 @@ def predict_with(
     sources: Sequence[str],
     head: str | Path | None,
     settings: PredictionSettings,
-    asked: RuntimeSettings,
+    runtime_settings: RuntimeSettings,
     weights: EncoderWeights,
     paths: Paths,
     *,
@@ -154,17 +155,17 @@ def predict_with(
     progress: Progress = SILENT,
     world: World = ALONE,
 ) -> "Outcome":
-    """As `predict`, with what its arguments become; the processes of a `world` divide the images of each set."""
+    """The same as `predict`, for validated arguments; the processes of a `world` divide the images of each set."""
     if check_places(sources, out, overwrite=settings.overwrite):
         if world.together:
             raise UsageError("One image needs one process: start this command without torchrun or srun.")
-        # Predicted as into a folder, of which the one file is kept.
+        # Predict into a temporary folder, and keep its only file.
         with TemporaryDirectory() as scratch:
             outcome = predict_with(
                 sources,
                 head,
                 settings,
-                asked,
+                runtime_settings,
                 weights,
                 paths,
                 revision=revision,
@@ -186,10 +187,10 @@ def predict_with(
 
         if world.together:
             raise UsageError(f"{head_file} is an exported model, which runs in one process: start without torchrun.")
-        return predict_exported(sources, head_file, settings, asked, paths, out=out, progress=progress)
+        return predict_exported(sources, head_file, settings, runtime_settings, paths, out=out, progress=progress)
     info = read_head_info(head_file)
     folder = out or predictions_folder(head, head_file, settings.kind)
-    runtime = cache(lambda: _runtime(asked, info, head_file, world))  # once what is meant is found: torch takes seconds
+    runtime = cache(lambda: _runtime(runtime_settings, info, head_file, world))  # loads torch: only after all checks
     jobs = prepare_jobs(
         sources,
         head_file,
@@ -225,22 +226,22 @@ def evaluate(
     data_root: str | Path = "data",
     progress: Progress = SILENT,
 ) -> "dict[str, Evaluation]":
-    """Evaluate predictions, as `dsu eval` does; writes nothing.
+    """Evaluate predictions, as `dsu eval` does, without writing files.
 
     Args:
-        names: sets; none: all.
-        predictions: a folder of predictions, or a run's; None takes the newest run's.
-        truth: a folder of masks to evaluate them against.
-        normalize: `minmax` stretches each map first, `none` does not; None: benchmarks' maps alone.
-        resize: bring predictions to the size of their truth instead of refusing them.
+        names: names of sets; empty: all.
+        predictions: a folder of predictions, or a run's folder; None takes the newest run's predictions.
+        truth: a folder of ground-truth masks.
+        normalize: `minmax` normalises each map to its full range first, `none` does not; None: only benchmarks' maps.
+        resize: resize predictions of another size to that of their ground truth, instead of refusing them.
         foreground: raw mask values that are foreground; None: as in training.
-        training_images: evaluate images that the head was trained on, too.
-        workers: processes; None: one a core.
+        training_images: also evaluate images that the head was trained on.
+        workers: number of processes; None: one per core.
         data_root, progress: as in `train`.
 
     Returns:
-        By each set's name `metrics`, `per_image`, `curves` and the `conventions` that these rest on; `missing` counts
-        ground truths without a prediction.
+        For each set's name an evaluation with `metrics`, `per_image`, `curves`, the `conventions` used, and `missing`,
+        the number of ground-truth masks without a prediction.
 
     Raises `UsageError` for a set without predictions or ground truth, and `DsuError` for a file that can't be read.
     """
@@ -256,22 +257,24 @@ def evaluate(
         training_images=training_images,
     )
     return {
-        one.name: one.evaluate(resize=resize, foreground=foreground, workers=workers, progress=progress)
-        for one in evaluation_sets
+        evaluation_set.name: evaluation_set.evaluate(
+            resize=resize, foreground=foreground, workers=workers, progress=progress
+        )
+        for evaluation_set in evaluation_sets
     }
 
 
-def _runtime(asked: RuntimeSettings, info: HeadInfo, head: Path, world: World = ALONE) -> "Runtime":
+def _runtime(runtime_settings: RuntimeSettings, info: HeadInfo, head: Path, world: World = ALONE) -> "Runtime":
     """The requested device, with the precision of training unless one is given."""
     from dsu.runtime import choose_runtime
 
-    precision = precision_of(info, head) if asked.precision == "auto" else asked.precision
-    because = "as requested" if precision == asked.precision else "of training"
-    return choose_runtime(world.device(asked.device), precision, because)
+    precision = precision_of(info, head) if runtime_settings.precision == "auto" else runtime_settings.precision
+    because = "as requested" if precision == runtime_settings.precision else "of training"
+    return choose_runtime(world.device(runtime_settings.device), precision, because)
 
 
 def _read(given: Mapping[str, Any], *kinds: type[Settings]) -> list[Any]:
-    """Settings of each kind. Raises `UsageError` for an unknown field."""
+    """Read the settings of each kind. Raises `UsageError` for an unknown field."""
     known = [name for kind in kinds for name in kind.model_fields]
     for name in given:
         if name not in known:

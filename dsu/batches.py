@@ -1,10 +1,10 @@
 """Batches, prefetched and moved to the device.
 
-A `Batch` contains the input of the network's `forward`: images, or stored features instead. A `SampleDataset` reads one
-at a time. `feed` moves it to the device unchanged, and flips run there. A `DataLoader` takes the same data sets sample
-by sample, flips them on the CPU and joins them again, which costs more than reading them: on two busy cores of an AMD
-EPYC, batches of 8 of pixels, mask and V, files in the page cache, `feed` gave 13,000 samples a second of the toy and
-5,700 of `large`, a `DataLoader` 1,500 and 590 without workers, 1,400 and 450 with two.
+A `Batch` contains the input of the network's `forward`: images, or stored features instead. A `SampleDataset` reads
+whole batches, `feed` moves them to the device, and flips run there. A `DataLoader` can use the same data sets, but it
+reads single samples, flips them on the CPU and collates them, which costs more than reading. Measured on two busy cores
+of an AMD EPYC with batches of 8 (pixels, mask and V, files in the page cache): `feed` gave 13,000 samples/s for the toy
+and 5,700 for `large`; a `DataLoader` 1,500 and 590 without workers, 1,400 and 450 with two.
 """
 
 from collections import deque
@@ -37,13 +37,13 @@ class Batch:
     """Some samples, each in one view.
 
     Attributes:
-        names: of the samples.
-        views: (B,) int64, number of each sample's view: a tensor, since images are flipped on the device.
-        images: as they were read, not flipped: `pixels` (B, S, S, 3) uint8 at Hiera's input size, `mask` (B, S, S)
-            uint8 likewise, `dino_pixels` (B, S', S', 3) uint8 at DINOv2's; those that are read, and that there are.
-        features: (B, H, W, C) stored features by name, computed in that view.
-        share: where a batch is divided over processes, (2,) float64: how many samples here count (all, or none where a
-            sample only keeps its process company), and how many the whole batch has.
+        names: the samples' names.
+        views: (B,) int64, the number of each sample's view; a tensor, since images are flipped on the device.
+        images: unflipped images by name, if they exist and are needed: `pixels` (B, S, S, 3) uint8 and `mask`
+            (B, S, S) uint8 at Hiera's input size, `dino_pixels` (B, S', S', 3) uint8 at DINOv2's.
+        features: stored features by name, (B, H, W, C), computed in the samples' views.
+        share: (2,) float64 if processes divide the batch: the number of samples here that count (0 for a placeholder,
+            see `_read_part`), and the number in the whole batch.
     """
 
     names: tuple[str, ...]
@@ -61,13 +61,13 @@ class Batch:
         features: Mapping[str, Tensor] | None = None,
         **images: Tensor | None,
     ) -> "Batch":
-        """A batch on the CPU, not flipped yet; of `images`, None are those that there are not."""
+        """A batch on the CPU with unflipped images; those that are None are left out."""
         given = {name: image for name, image in images.items() if image is not None}
         return cls(tuple(names), torch.as_tensor(views), given, features or {})
 
     @classmethod
     def decoded(cls, names: Sequence[str], images: Sequence[Decoded], views: Sequence[int] | None = None) -> "Batch":
-        """A batch of decoded images, unflipped where no views are given."""
+        """A batch of decoded images; without `views`, all are in the unflipped view."""
         return cls.of(
             names,
             [0] * len(names) if views is None else views,
@@ -78,7 +78,7 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the network's `forward` takes."""
+        """The arguments of the network's `forward`."""
         values = {name: image.permute(0, 3, 1, 2) for name, image in self.images.items() if name != "mask"}
         return {
             "pixel_values": values.get("pixels"),
@@ -93,32 +93,32 @@ class Batch:
         return [*self.images.values(), *self.features.values(), self.views, *share]
 
     def part(self, start: int, stop: int, view: int | None = None) -> "Batch":
-        """Some of the samples of an undivided batch; `view` puts all of them, images, in another view."""
+        """Samples `start` to `stop` of an undivided batch; `view` replaces the view of all (for images only)."""
         cut = replace(self.mapped(lambda tensor: tensor[start:stop]), names=self.names[start:stop])
         return cut if view is None else replace(cut, views=torch.full_like(cut.views, view))
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; from pinned memory without waiting for it."""
+        """The same batch on `device`; copies from pinned memory are asynchronous."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """The same batch in memory from which a GPU copies by itself."""
+        """The same batch in pinned memory, from which a GPU copies asynchronously."""
         return self.mapped(lambda tensor: tensor.pin_memory())
 
     def flipped(self) -> "Batch":
-        """Pixels and masks, read as identity, in the samples' views. Stored features are in them already.
+        """The batch with its images flipped to the samples' views; stored features already have them.
 
-        The flips always run, whatever the views: a captured GPU graph repeats what ran when it was captured.
+        The flips always run, for any views: a captured GPU graph repeats the operations of its capture.
         """
         return replace(self, images={name: flip(image, self.views) for name, image in self.images.items()})
 
     def used_by(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory of tensors made on another stream until `stream` has passed this point."""
+        """Keep the memory of tensors from another stream until `stream` has passed this point."""
         for tensor in self.tensors:
             tensor.record_stream(stream)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with every tensor changed."""
+        """The same batch with `change` applied to every tensor."""
         images = {name: change(image) for name, image in self.images.items()}
         features = {name: change(feature) for name, feature in self.features.items()}
         share = None if self.share is None else change(self.share)
@@ -132,7 +132,7 @@ class Batch:
         return self.images["mask"].unsqueeze(1).float() / 255
 
     def items(self) -> list[dict[str, Any]]:
-        """The samples one by one in their views: see `SampleDataset`."""
+        """The samples as single items, flipped to their views: see `SampleDataset`."""
         found: list[dict[str, Any]] = []
         for index, (name, view) in enumerate(zip(self.names, self.views.tolist(), strict=True)):
             images = {kind: flip_one(image[index], view) for kind, image in self.images.items()}
@@ -145,16 +145,15 @@ class Batch:
 
 
 BatchIndices = tuple[Sequence[str], Sequence[int]]
-"""A batch that is still to be read: names, and the number of the view drawn for each."""
+"""A batch that is not read yet: names, and the number of each sample's view."""
 
 
 def feed(
     samples: "SampleDataset", drawn: Iterable[BatchIndices], device: torch.device, world: World = ALONE
 ) -> Iterator[Batch]:
-    """Batches in order on `device`, made in advance; of each this process's part, where several divide them.
+    """Yield batches in order on `device`, read in advance; if processes divide batches, only this process's parts.
 
-    For a GPU several threads read them into pinned memory, from which they are copied on a stream of their own while
-    the step before computes.
+    For a GPU, several threads read into pinned memory, and a separate stream copies while the previous step computes.
     """
     read = partial(_read_part, samples, world) if world.together else samples.read
     if device.type != "cuda":
@@ -175,7 +174,8 @@ def feed(
 
 
 def _read_part(samples: "SampleDataset", world: World, names: Sequence[str], views: Sequence[int]) -> Batch:
-    """A process's part of a batch; where nothing is left for it a sample without weight, so that it joins the step."""
+    """A process's part of a batch. If it is empty, one placeholder sample without weight, since all processes must take
+    part in the step's exchanges."""
     part = world.part(len(names))
     count = part.stop - part.start
     part = part if count else slice(0, 1)
@@ -184,7 +184,7 @@ def _read_part(samples: "SampleDataset", world: World, names: Sequence[str], vie
 
 
 def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2, workers: int = 1) -> Iterator[T]:
-    """Results of `work` in order, up to `ahead` of them made in advance by threads."""
+    """Yield the results of `work` in order; threads compute up to `ahead` of them in advance."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     pending: deque[Future[T]] = deque()
     try:

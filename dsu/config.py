@@ -1,4 +1,4 @@
-"""The network's configuration: encoder sizes, input sizes, depth of adaptation, presets.
+"""The network's configuration: encoders, input sizes, depth of adaptation, and presets.
 
 A `DSUNetConfig` determines all shapes of the network and of its stored features. A head's file contains it, so that a
 head loads without other files.
@@ -26,17 +26,18 @@ LEVELS: Final = (1, 2, 3, 4)
 """Hiera's levels S1..S4, one per Hiera stage."""
 
 Ablation = Literal["none", "A", "B", "C"]
-"""Table VII and VIII of the paper: A without DINOv2, B four DINOv2 blocks into four levels, C the last into four."""
+"""Tables VII and VIII of the paper: A has no DINOv2, B fuses four DINOv2 blocks into the four levels, C the last block
+into all four."""
 
 Count = Annotated[int, Field(ge=1, le=8192)]
-"""Of blocks, channels, heads and pixels: bounded, since a file may say anything."""
+"""A number of blocks, channels, heads or pixels; bounded, since a file may contain any number."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""Becomes part of the names of folders."""
+"""A name that becomes part of folder names."""
 
 
 class _EncoderSpec(BaseModel):
-    """What both encoders have."""
+    """Settings that both encoders have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +65,7 @@ class HieraSpec(_EncoderSpec):
         outside = [block for block in self.global_att_blocks if not 0 <= block < self.depth]
         if outside:
             raise ValueError(f"global_att_blocks names block {outside[0]}, but blocks range from 0 to {self.depth - 1}")
-        # The first block of a stage pools within its windows, which a global block has none of.
+        # The first block of a stage pools within its windows, and a global block has no windows.
         pooling = sorted(set(self.global_att_blocks) & set(self.stage_starts[1:]))
         if pooling:
             raise ValueError(
@@ -82,17 +83,17 @@ class HieraSpec(_EncoderSpec):
 
     @property
     def stage_starts(self) -> tuple[int, ...]:
-        """Index of the first block of each Hiera stage; level k is what block `stage_starts[k]` reads."""
+        """Index of the first block of each Hiera stage; level k is the input of block `stage_starts[k]`."""
         return tuple(sum(self.stages[:stage]) for stage in range(4))
 
     def level_dim(self, level: int) -> int:
-        """Channels of level S`level`: doubled from each Hiera stage to the next."""
+        """Channels of level S`level`; they double from each Hiera stage to the next."""
         return int(self.embed_dim * 2 ** (level - 1))
 
     def stage_of(self, block: int) -> int:
-        """The Hiera stage, 1..4, whose output grid the tokens entering `block` lie on.
+        """The Hiera stage (1..4) that determines the grid of the tokens entering `block`.
 
-        The first block of a stage reads the stage before: it pools.
+        For the first block of a stage this is the previous stage, since that block pools.
         """
         return max(1, sum(start < block for start in self.stage_starts))
 
@@ -111,7 +112,7 @@ class DinoSpec(_EncoderSpec):
 
 
 class DSUNetConfig(BaseModel):
-    """Both encoders, their input sizes in pixels, and what trains inside Hiera."""
+    """Both encoders, their input sizes in pixels, and the number of adapted Hiera blocks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -150,14 +151,14 @@ class DSUNetConfig(BaseModel):
 
     @property
     def encoders_name(self) -> str:
-        """Of the encoders and their input sizes: the preset's name, or the parts' where they are no preset's."""
+        """A name for the encoders and input sizes: the preset's, or one composed of the parts' names."""
         if self.preset != "custom":
             return self.preset
         return f"hiera-{self.hiera.name}-{self.hiera_size}+dino-{self.dino.name}-{self.dino_size}"
 
     @property
     def encoder_settings(self) -> dict[str, str | int | None]:
-        """The fields of settings that name these encoders, so that the settings of a run can be given to another."""
+        """The settings' fields that select these encoders, to copy them to another run."""
         if self.preset != "custom":
             return {"preset": self.preset}
         sizes = {"hiera_size": self.hiera_size, "dino_size": self.dino_size}
@@ -165,7 +166,7 @@ class DSUNetConfig(BaseModel):
 
     @property
     def first_adapted(self) -> int:
-        """Index of the first Hiera block with an adapter; everything before it is frozen (depth: none)."""
+        """Index of the first Hiera block with an adapter (Hiera's depth without adapters); earlier ones are frozen."""
         return self.hiera.depth - self.adapt_last
 
     @property
@@ -180,7 +181,7 @@ class DSUNetConfig(BaseModel):
         return self.dino_size // self.dino.patch_size
 
     def level_grid(self, level: int) -> int:
-        """Side of level S`level`: an eighth, ... of the input; S1 has stride 4."""
+        """Side of level S`level`; S1 has stride 4, and each further level twice the stride."""
         return int(self.hiera_size // 4 // 2 ** (level - 1))
 
     @property
@@ -232,7 +233,7 @@ HIERAS: Final[dict[str, HieraSpec]] = {
         HieraSpec(name="toy", embed_dim=16, num_heads=1, stages=(1, 2, 3, 1), global_att_blocks=(4,)),
     )
 }
-"""SAM 2.1's four trunks and a toy; `large` takes no window sizes of its own from sam2's defaults."""
+"""SAM 2.1's four trunks and a toy; `large` has sam2's default window sizes."""
 
 DINOS: Final[dict[str, DinoSpec]] = {
     spec.name: spec
@@ -265,7 +266,7 @@ def build_config(
     adapt_last: int | None = None,
     ablation: Ablation = "none",
 ) -> DSUNetConfig:
-    """A preset with some parts replaced.
+    """The config of a preset with some parts replaced.
 
     Raises `UsageError` for an unknown name, an impossible size or more adapters than blocks.
     """

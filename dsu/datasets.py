@@ -1,4 +1,4 @@
-"""Samples as torch data sets: the base class, and data sets decoded from image files.
+"""Torch data sets of samples: the base class, and data sets decoded from image files.
 
 For data sets from a store, see `dsu.features.feature_dataset`.
 """
@@ -34,28 +34,28 @@ T = TypeVar("T")
 
 
 class SampleDataset(Dataset[dict[str, Any]]):
-    """Samples in the views that training draws, as a torch data set.
+    """A torch data set of samples in randomly drawn views.
 
-    An item is a dict of what the network's `forward` takes of it, with its mask and name:
+    An item is a dict with the arguments of the network's `forward`, the mask and the name:
 
-    * `pixel_values`, `guide_values`: (3, S, S) uint8 at Hiera's and DINOv2's input size, where they are read;
+    * `pixel_values`, `guide_values`: (3, S, S) uint8 at Hiera's and DINOv2's input size, if they are needed;
     * `features`: stored features by name, (H, W, C) each;
-    * `mask`: (1, S, S) float32 in [0, 1], soft edges kept, where there are masks;
+    * `mask`: (1, S, S) float32 in [0, 1] with soft edges, if there are masks;
     * `name`.
 
-    All of it is in the sample's view: which one is a pure function of seed, epoch and name. A `DataLoader` takes data
-    sets as they are, with workers however started: each opens for itself what it reads from.
+    All of them are in the same view, a pure function of seed, epoch and name. A `DataLoader` can use these data sets
+    with any kind of worker processes: each process opens its own files.
 
     Args:
         known: all samples, by name.
-        names: those that are taken; None takes all.
-        views: those that are drawn from: `none`, `width`, `flips`, `flips+3`, as `dsu train-head --views` takes them.
-        seed: of the draws.
+        names: the samples to use; None: all.
+        views: the views to draw from: `none`, `width`, `flips` or `flips+3`, as for `dsu train-head --views`.
+        seed: seed of the draws.
 
     Attributes:
         names, views, seed: as given.
 
-    Raises `UsageError` for a name that is none, and `DsuError` where there is no sample.
+    Raises `UsageError` for an unknown name or invalid views.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
         if isinstance(names, str) or unknown:
             what, example = names if isinstance(names, str) else few(unknown), next(iter(known), "none")
             raise UsageError(f"There is no sample {what}: give a list of names without extension, such as {example!r}.")
-        # Shared, so that workers that live on see it change.
+        # In shared memory, so that persistent workers see changes.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
@@ -85,22 +85,22 @@ class SampleDataset(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several items, read at once."""
+        """Several items, read as one batch."""
         names, epoch = [self.names[index] for index in indices], int(self._epoch)
         return self.read(names, [draw_view(self.seed, epoch, name, self.views) for name in names]).items()
 
     @property
     def metadata(self) -> Mapping[str, SampleMetadata]:
-        """What its samples are, by name."""
+        """Metadata of its samples, by name."""
         raise NotImplementedError
 
     @property
     def described(self) -> dict[str, Any]:
-        """Where its samples are from, as a head that was trained on them notes it."""
+        """The origin of its samples, in the format of a head's info."""
         return {}
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
-        """The named samples, each for a view by number; pixels and masks not flipped yet, everything on the CPU."""
+        """Read named samples in numbered views, on the CPU; pixels and masks are not flipped yet."""
         raise NotImplementedError
 
 
@@ -108,14 +108,16 @@ class ImageDataset(SampleDataset):
     """Samples decoded from their files.
 
     Args:
-        images: a folder of images and masks, laid out as `dsu cache-features` takes it (of a training and a test part
-            the former), or a split that was found.
-        model: the network that is to take them, or its config.
-        metadata, mask_format, depth: what every sample is, how masks are read, and what is black and white in images of
-            more than 8 bits, where that is known; every file is read once to find out otherwise.
-        names: of the samples; None takes all.
-        guide: whether DINOv2's input is wanted; None: where the network fuses it.
+        images: a folder of images and masks in a layout that `dsu cache-features` knows (if it has a training and a
+            test split, the former is used), or a split.
+        model: the network to decode for, or its config.
+        metadata, mask_format, depth: if known: the samples' metadata, how to read masks, and the black and white values
+            of images with more than 8 bits. Otherwise every file is read once to find them.
+        names: the samples to use; None: all.
+        guide: whether to include DINOv2's input; None: if the network uses DINOv2.
         views, seed: see `SampleDataset`.
+
+    Raises `UsageError` as `SampleDataset`, and `DsuError` if there is no readable image.
 
     Example:
         >>> data = ImageDataset("tiles", model, views="flips")
@@ -155,7 +157,7 @@ class ImageDataset(SampleDataset):
 
     @property
     def metadata(self) -> Mapping[str, SampleMetadata]:
-        """What its samples are, by name."""
+        """Metadata of its samples, by name."""
         return self._metadata
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
@@ -163,7 +165,7 @@ class ImageDataset(SampleDataset):
         return Batch.decoded(names, list(self._files().pool.map(self._decode, names, views)), views)
 
     def _decode(self, name: str, view: int) -> Decoded:
-        """An image and its mask, in the cached augmentation that `view` is a flip of."""
+        """Decode an image and its mask, with the cached augmentation of `view`, unflipped."""
         pair, known, index = self._pairs[name], self._metadata[name], augmentation_of(view)
         files = SampleFiles(pair.image, known.image_sha256, pair.mask, known.mask_sha256)
         image, mask = self._files().open(files) if pair.box is None else self._files().last_opened(files)
@@ -171,7 +173,7 @@ class ImageDataset(SampleDataset):
 
 
 class _Files:
-    """Threads that decode files, and the whole images that tiles were last cut from."""
+    """A pool of decoding threads, and a cache of the last opened images, from which tiles are cut."""
 
     def __init__(self, mask_format: MaskFormat, depth: Depth | None) -> None:
         self.pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
@@ -183,7 +185,7 @@ class PerProcess(Generic[T]):
     """A value that every process creates for itself, since threads and locks can't move between processes.
 
     Args:
-        make: makes it. Called at once, and in each other process that a copy of this gets into.
+        make: creates the value. It is called immediately, and once in every other process that uses a copy.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -191,8 +193,8 @@ class PerProcess(Generic[T]):
         self._process, self._made = os.getpid(), make()
 
     def __call__(self) -> T:
-        """What this process has made."""
-        if self._process != os.getpid():  # forked since
+        """This process's value."""
+        if self._process != os.getpid():  # forked
             self._process, self._made = os.getpid(), self._make()
         return self._made
 

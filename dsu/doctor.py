@@ -1,4 +1,4 @@
-"""Whether one can work here: device, libraries, weights, data, folders, and what to do next. Nothing is downloaded."""
+"""Check the installation: libraries, weights, data, folders and device, and suggest next steps. Downloads nothing."""
 
 import os
 import re
@@ -26,19 +26,20 @@ _LIBRARIES: Final = (
 
 _TOGETHER: Final = "Install torch and torchvision together from one registry."
 
-_WIDTH: Final = 100  # letters of a list of names; JSON has all
+_LIST_WIDTH: Final = 100
+"""Maximum characters of a list of names in the text; JSON has all names."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: the thing.
-        text: what was found, for people.
-        state: broken where it keeps one from working.
-        remedy: the way out, a whole sentence, where it is not fine.
-        value: what was found, for programs; None takes the text.
+        what: the checked item.
+        text: the result for people.
+        state: `broken` if dsu can't work with it.
+        remedy: if the state is not `fine`, one sentence with the way out.
+        value: the result for programs; None: `text`.
     """
 
     what: str
@@ -50,14 +51,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All facts, by section, and what to do next: one line a step, the most urgent first."""
+    """All facts by section, and the next steps, one sentence each, the most urgent first."""
 
     sections: Mapping[str, tuple[Fact, ...]]
     next_steps: tuple[str, ...]
 
     @property
     def facts(self) -> list[Fact]:
-        """Those of all sections."""
+        """The facts of all sections."""
         return [fact for found in self.sections.values() for fact in found]
 
     @property
@@ -66,7 +67,7 @@ class Diagnosis:
         return not any(fact.state == "broken" for fact in self.facts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: by section and thing, and the facts that are not fine once more by themselves."""
+        """Plain JSON values by section and item, and a list of all facts that are not fine."""
         return {
             "working": self.working,
             **{
@@ -86,31 +87,31 @@ def diagnose(
     data_root: Path,
     cache_root: Path,
     runs: Path = Path("runs"),
-    told: Callable[[str, Sequence[Fact]], None] = lambda name, facts: None,
+    on_section: Callable[[str, Sequence[Fact]], None] = lambda name, facts: None,
 ) -> Diagnosis:
-    """Look at everything that work here depends on.
+    """Run all checks.
 
     Args:
-        data_root: where benchmarks lie.
-        cache_root: where stores lie.
-        runs: where run folders lie.
-        told: is called with each section when it is known; the machine comes last, since it takes torch, and that
-            seconds to load.
+        data_root: folder of benchmarks.
+        cache_root: folder of stores.
+        runs: parent of run folders.
+        on_section: called with each finished section. The section `machine` is the last, since it loads torch, which
+            takes seconds.
     """
     sections: dict[str, tuple[Fact, ...]] = {}
-    sound = True
-    for name, look in {
+    libraries_work = True
+    for name, check in {
         "libraries": _libraries,
         "weights": _weights,
         "data": lambda: _data(data_root, cache_root, runs),
         "folders": lambda: _folders(cache_root),
         "machine": _machine,
     }.items():
-        if sound or name == "folders":
-            sections[name] = look()
-            told(name, sections[name])
+        if libraries_work or name == "folders":
+            sections[name] = check()
+            on_section(name, sections[name])
         if name == "libraries":
-            sound = all(fact.state != "broken" for fact in sections[name])
+            libraries_work = all(fact.state != "broken" for fact in sections[name])
     return Diagnosis(sections, tuple(_next_steps(sections, data_root, runs)))
 
 
@@ -122,7 +123,7 @@ def _libraries() -> tuple[Fact, ...]:
         except PackageNotFoundError:
             remedy = f"Install dsu anew with pip: it brings {name} along."
             found.append(Fact(name, "not installed", "broken", remedy))
-    # torchvision's pin is compared instead of importing it, which takes as long as all the rest.
+    # Compare torchvision's pinned version instead of importing it, which takes as long as all other checks.
     lacking = {fact.what for fact in found if fact.state == "broken"}
     pinned = requires("torchvision") or () if not {"torch", "torchvision"} & lacking else ()
     pins = (re.match(r"torch\s*\(?\s*==\s*([\d.]+)", wanted) for wanted in pinned)
@@ -139,7 +140,7 @@ def _one_line(error: Exception) -> str:
 def _machine() -> tuple[Fact, ...]:
     try:
         import torch
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return (Fact("import torch", f"fails: {_one_line(error)}", "broken", _TOGETHER),)
     from dsu.runtime import choose_runtime
 
@@ -183,7 +184,7 @@ def _gpus() -> list[Fact]:
 
 
 def _memory(what: str, free: int, total: int, name: str = "") -> Fact:
-    """Of the machine, or of a GPU of that name."""
+    """The memory of the machine, or of the GPU called `name`, in bytes."""
     named, value = ({"name": name} if name else {}), {"bytes": total, "free_bytes": free}
     text = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free"
     return Fact(what, ", ".join([*named.values(), text]), value=named | value)
@@ -198,11 +199,11 @@ def _weights() -> tuple[Fact, ...]:
     named = [_named_file(variable) for variable in ("DSU_HIERA", "DSU_DINO")]
     remedy = "Name another folder for what is fetched by HF_HOME."
     cache = _writable("hub's cache", Path(constants.HF_HUB_CACHE), remedy)
-    if cache.state == "broken":  # one that is shared may well be read alone
+    if cache.state == "broken":  # a shared cache may be read-only
         cache = replace(cache, state="note")
     if constants.HF_HUB_OFFLINE:
         asked = "is not asked (HF_HUB_OFFLINE)"
-    elif any(fact.state == "note" for fact in presets):  # not tried: a doctor answers at once
+    elif any(fact.state == "note" for fact in presets):  # do not wait for the network
         asked = "is asked when weights are wanted that are not here (not tried)"
     else:
         asked = "need not be asked"
@@ -219,7 +220,7 @@ def _named_file(variable: str) -> Fact:
 
 
 def _preset(name: str, hiera: str, dino: str) -> Fact:
-    """Whether a preset's weights are at hand, and where."""
+    """The local paths of a preset's weights, or where they are published."""
     from dsu.encoders.sources import locate, published_source
 
     texts, missing = [], []
@@ -258,8 +259,8 @@ def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Fact, ...]:
     return (
         Fact("data root", f"{data_root}{'' if data_root.is_dir() else ' (not there)'}", value=str(data_root)),
         Fact("benchmarks", listed, value=benchmarks),
-        Fact("stores", shorten(", ".join(stores), _WIDTH, placeholder=" ...") or "none", value=stores),
-        Fact("trained heads", shorten(", ".join(heads), _WIDTH, placeholder=" ...") or "none", value=heads),
+        Fact("stores", shorten(", ".join(stores), _LIST_WIDTH, placeholder=" ...") or "none", value=stores),
+        Fact("trained heads", shorten(", ".join(heads), _LIST_WIDTH, placeholder=" ...") or "none", value=heads),
     )
 
 
@@ -281,7 +282,7 @@ def _folders(cache_root: Path) -> tuple[Fact, ...]:
 
 
 def _writable(what: str, folder: Path, remedy: str) -> Fact:
-    """Whether a folder, or the nearest one above it that is there, can be written into, and how much is free."""
+    """Whether a folder (or its nearest existing parent) is writable, and its free space."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     value: dict[str, Any] = {"path": str(folder), "writable": False, "free_bytes": None}
     try:
@@ -300,7 +301,7 @@ def _writable(what: str, folder: Path, remedy: str) -> Fact:
 
 
 def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path, runs: Path) -> list[str]:
-    """What is broken first; else the next of the four commands, and what it will fetch."""
+    """Remedies if anything is broken; otherwise the next of the four commands."""
     by_name = {fact.what: fact for found in sections.values() for fact in found}
     broken = [fact.remedy or fact.text for fact in by_name.values() if fact.state == "broken"]
     if broken:
@@ -322,7 +323,7 @@ def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path, runs:
 
 
 def _with_a_head(runs: Path) -> list[str]:
-    """What is left to do with the newest head, which commands take by themselves."""
+    """The next step with the newest head, which commands use by default."""
     newest = max(runs.glob("*/head.safetensors"), key=lambda path: path.stat().st_mtime).parent
     predictions = newest / "predictions"
     if (predictions / "metrics.json").exists():

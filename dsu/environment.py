@@ -1,7 +1,7 @@
-"""Settings of the libraries below torch, which they read once, when torch is loaded.
+"""Environment variables for libraries that torch uses.
 
-They belong into the environment before the first `import torch`. The command line sees to that; a program that imports
-dsu calls `prepare_environment` first.
+The libraries read them once, when torch is loaded. So they must be set before the first `import torch`: the command
+line does this, and other programs call `prepare_environment` first.
 """
 
 import os
@@ -12,18 +12,18 @@ from typing import Final
 __all__ = ["SETTINGS", "prepare_environment"]
 
 SETTINGS: Final = {
-    # Next to other busy programs, spinning threads occupy the cores they wait for (measured: a step ten times slower on
-    # two shared cores).
+    # Next to other busy programs, spinning threads occupy the cores they wait for (measured on two shared cores: a step
+    # ten times slower).
     "OMP_WAIT_POLICY": "passive",
     # Intel's matrix library otherwise chooses kernels by the number of threads, and results differ in their last bits.
     "MKL_CBWR": "AUTO,STRICT",
-    # cuBLAS needs this for the same results at every call.
+    # cuBLAS needs this for deterministic results.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 
 def prepare_environment() -> None:
-    """Set what is not set already; warn with `UserWarning` where torch is loaded and can't take it any more.
+    """Set the variables that are not set yet; issues a `UserWarning` if torch was already imported.
 
     Example:
         >>> from dsu.environment import prepare_environment

@@ -1,9 +1,10 @@
 """Verify step by step that training from the store equals training end to end.
 
-The same head trains on the same batches in two ways: from the store, and live. Stored features, the first logits, the
-first masks and the first loss must be equal to the last bit, on any device. So must every later loss, all gradients and
-all weights on a CPU, and on a GPU with `deterministic`. Without it a GPU sums in another order at every call; a second
-live run then measures how much training differs from itself, and these rows may differ by as much.
+The same head trains on the same batches in two ways: from the store, and live (end to end). On any device, stored
+features, the first logits, the first masks and the first loss must be bit-identical. On a CPU, and on a GPU with
+`deterministic`, all later losses, gradients and weights must be, too. Without `deterministic`, a GPU sums in another
+order at every call: then a second live run measures how much training differs from itself, and these rows may differ by
+as much.
 """
 
 import math
@@ -40,9 +41,8 @@ class Difference:
         what: a stored feature's name, `logits`, `masks`, `loss`, a parameter's name.
         stage: `stored`, `logits`, `masks`, `loss`, `gradient` or `weight`.
         absolute: the largest absolute difference.
-        relative: that over the largest absolute value.
-        allowance: the largest absolute difference of the live way from itself, run twice; 0 where equality is
-            asked for.
+        relative: `absolute` divided by the largest absolute value.
+        allowance: the largest absolute difference between two live runs; 0 if equality is required.
         where: the sample and view (or step) of the largest difference.
     """
 
@@ -55,18 +55,18 @@ class Difference:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is no larger than the allowance (a NaN is)."""
+        """Whether the difference is at most the allowance (NaN fails)."""
         return self.absolute <= self.allowance
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What storing float16 instead of float32 changes, on the first batch and the initial head.
+    """The effect of storing float16 instead of float32, for the first batch and the initial head.
 
     Attributes:
         logits: largest absolute difference of the finest logits.
         grey_levels: largest difference of the 8-bit masks.
-        mae: difference of the mean absolute errors against the truth.
+        mae: difference of the mean absolute errors with respect to the ground truth.
     """
 
     logits: float
@@ -76,7 +76,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, and what the rounding changes."""
+    """All rows, and the effect of rounding."""
 
     rows: tuple[Difference, ...]
     rounding: Rounding
@@ -93,7 +93,7 @@ class Report:
         return all(row.passed for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Plain JSON values."""
         rows = [{**asdict(row), "passed": row.passed} for row in self.rows]
         return {**asdict(self), "passed": self.passed, "rows": rows}
 
@@ -106,9 +106,9 @@ def check_equivalence(
     steps: int = 20,
     progress: Progress = SILENT,
 ) -> Report:
-    """Train `steps` steps from the store and live, and compare them at each step of the computation.
+    """Train `steps` steps from the store and live, and compare all intermediate results.
 
-    Raises `DsuError` if there is no store to compare with, or its images are gone.
+    Raises `DsuError` if there is no store, or if its images are missing.
     """
 
     def trainer(*, end_to_end: bool) -> Trainer:
@@ -142,7 +142,7 @@ def check_equivalence(
 
 
 def _twin(network: DSUNet) -> DSUNet:
-    """Another head of the same weights around the same encoders."""
+    """A second network with a copy of the head and the same encoders."""
     twin = DSUNet(
         network.config,
         network.hiera,
@@ -157,7 +157,7 @@ def _twin(network: DSUNet) -> DSUNet:
 def _compare_features(
     stored: Trainer, live: Trainer, batches: Sequence[BatchIndices], progress: Progress
 ) -> list[Difference]:
-    """Everything that is read, for every sample and view that the steps draw."""
+    """Compare all features that are read, for every sample and view in the batches."""
     rows = []
     with progress.task("comparing stored features", sum(len(names) for names, _ in batches)) as task:
         for names, views in batches:
@@ -172,7 +172,7 @@ def _compare_features(
 
 
 def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
-    """What the network goes on from: as stored, or encoded now."""
+    """The features that a step starts from, as stored or newly encoded."""
     batch = trainer.main.train.read(*drawn).to(trainer.runtime.device).flipped()
     inputs = batch.inputs
     lacking = [name for name in trainer.main.point.features if name not in ("pixels", *batch.features)]
@@ -182,7 +182,7 @@ def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
 
 
 def _compare_outputs(stored: Trainer, live: Trainer, batch: BatchIndices) -> list[Difference]:
-    """The initial head in evaluation mode: its three outputs, and the masks that it would write."""
+    """Compare the initial head's three outputs and 8-bit masks in evaluation mode."""
     outputs = [_outputs(way, batch)[0] for way in (stored, live)]
     return [
         _row("logits", "logits", [torch.cat(each, dim=1) for each in outputs]),
@@ -191,21 +191,21 @@ def _compare_outputs(stored: Trainer, live: Trainer, batch: BatchIndices) -> lis
 
 
 def _outputs(trainer: Trainer, batch: BatchIndices) -> tuple[list[Tensor], Tensor]:
-    """The head's outputs in evaluation mode, and the truth."""
+    """The head's outputs in evaluation mode, and the ground truth."""
     trainer.network.eval()
     with torch.no_grad():
         return trainer.forward(trainer.main.train.read(*batch))
 
 
 def _masks(logits: Tensor) -> Tensor:
-    """(B, 1, S, S) logits to (B, S, S) grey levels, uint8, not stretched."""
+    """(B, 1, S, S) logits to (B, S, S) grey levels, uint8, not normalised."""
     side = logits.shape[-1]
     maps = np.stack([finish_mask(one, (side, side), "none") for one in logits])
     return torch.from_numpy((maps * 255).astype(np.uint8))
 
 
 def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], progress: Progress) -> list[Difference]:
-    """Losses of all steps, gradients of the first, weights and statistics after the last."""
+    """Compare the losses of all steps, the gradients of the first, and weights and statistics after the last."""
     gradients: list[Difference] = []
     losses = []
     for way in ways:
@@ -234,7 +234,7 @@ def _by_name(stage: str, ways: Sequence[Mapping[str, Tensor]]) -> list[Differenc
 
 
 def _row(what: str, stage: str, ways: Sequence[Tensor], where: str = "") -> Difference:
-    """Stored against live; a third way, live once more, gives the allowance."""
+    """The difference of stored and live; the allowance comes from a second live run, if there is one."""
     stored, live, *again = (way.double() for way in ways)
     absolute, scale = _largest(stored - live), _largest(live)
     allowance = _largest(again[0] - live) if again else 0.0
@@ -246,7 +246,7 @@ def _largest(x: Tensor) -> float:
 
 
 def _worst(rows: Iterable[Difference]) -> list[Difference]:
-    """Of the rows that compare the same thing the one with the largest difference, and the largest allowance."""
+    """Join rows that compare the same item: the largest difference, with the largest allowance."""
     found: dict[str, list[Difference]] = {}
     for row in rows:
         found.setdefault(row.what, []).append(row)
@@ -260,7 +260,7 @@ def _worst(rows: Iterable[Difference]) -> list[Difference]:
 
 
 def _rounding(live: Trainer, batch: BatchIndices) -> Rounding:
-    """Logits, masks and MAE of the initial head with the features rounded to float16 and to float32."""
+    """Compare logits, masks and MAE of the initial head between features rounded to float16 and to float32."""
     kept = live.network.feature_dtype
     logits, masks, errors = [], [], []
     for kind in (torch.float16, torch.float32):

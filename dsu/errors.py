@@ -21,40 +21,40 @@ class UsageError(DsuError):
 
 
 def check_installed(doing: str, *packages: str) -> None:
-    """Raise `UsageError` if packages are not installed that something optional wants, with the line that does it."""
+    """Raise `UsageError` with the `pip` command if packages for an optional feature are not installed."""
     missing = [name for name in packages if find_spec(name.replace("-", "_")) is None]
     if missing:
         raise UsageError(f"{doing} needs {', '.join(missing)}: `pip install {' '.join(missing)}`, and run again.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A clause for the end of a message, "; did you mean 'epochs'?", or nothing if no known name is similar."""
+    """A clause for the end of a message, "; did you mean 'epochs'?", or "" if no known name is similar."""
     by_small = {item.casefold(): item for item in known}
     near = get_close_matches(name.casefold(), by_small, n=1)
     return f"; did you mean {by_small[near[0]]!r}?" if near else ""
 
 
-class _Invalid(Protocol):
-    """pydantic's `ValidationError`, and whatever else lists what is wrong as that does."""
+class _ValidationError(Protocol):
+    """pydantic's `ValidationError`, or FastAPI's with the same format."""
 
     def errors(self) -> Sequence[Any]:
-        """What is wrong, one by one."""
+        """One dict per invalid value."""
 
 
 def validation_reasons(
-    error: _Invalid, known: Collection[str] = (), spell: Callable[[str], str] = lambda field: field
+    error: _ValidationError, known: Collection[str] = (), spell: Callable[[str], str] = lambda field: field
 ) -> str:
-    """A failed validation's reasons as plain clauses joined by semicolons (for settings, heads and networks).
+    """A failed validation's reasons as plain clauses joined by semicolons.
 
     Args:
-        error: pydantic's.
-        known: the fields there are, for a field that is not among them.
-        spell: how the user writes a field: as an option, say.
+        error: pydantic's error.
+        known: the names of all fields, for hints on unknown ones.
+        spell: turns a field's name into what the user writes, such as an option.
     """
     return "; ".join(_reason(item, known, spell) for item in error.errors())
 
 
-_WANTED: Final = {
+_EXPECTED: Final = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
@@ -71,7 +71,7 @@ _WANTED: Final = {
     "too_long": "a list of {max_length}",
     "too_short": "a list of {min_length}",
 }
-"""What a value must be, by pydantic's name of the error."""
+"""The expected value for each type of pydantic error."""
 
 
 def _reason(item: Mapping[str, Any], known: Collection[str], spell: Callable[[str], str]) -> str:
@@ -84,11 +84,11 @@ def _reason(item: Mapping[str, Any], known: Collection[str], spell: Callable[[st
         near = did_you_mean(first, known) if not rest else ""
         listed = f"; known fields are {', '.join(known)}" if known and not near and not rest else ""
         return f"{field} is not a known field{near}{listed}"
-    if item["type"] in _WANTED:
-        # reprlib: a value out of a file may be of any length and depth.
-        # pydantic gives the bounds of numbers as 1.0.
+    if item["type"] in _EXPECTED:
+        # reprlib shortens values from files, which may have any length and depth.
+        # pydantic gives the bounds of integers as floats.
         context = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in context.items()}
-        wanted = _WANTED[item["type"]].format(**context)
+        wanted = _EXPECTED[item["type"]].format(**context)
         near = did_you_mean(str(item["input"]), wanted.split("'")[1::2]) if item["type"] == "literal_error" else ""
         return f"{field or 'it'} must be {wanted}, not {reprlib.repr(item['input'])}{near}"
     return f"{field} {item['msg'].removeprefix('Value error, ')}".strip()

@@ -15,7 +15,7 @@ __all__ = ["atomic_write", "make_folder", "sweep"]
 
 
 PARTIAL: Final = ".partial"
-"""Ending of files that are still being written."""
+"""Suffix of temporary files."""
 
 
 def make_folder(path: Path, *, parents: bool = True) -> None:
@@ -30,23 +30,23 @@ def make_folder(path: Path, *, parents: bool = True) -> None:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write a temporary file, flush it, then rename it: readers see the old content or the new, never half.
+    """Write a temporary file, flush it, then rename it: readers see either the old or the new content.
 
-    The folder must exist: one that vanished (an unmounted disk) is not silently created elsewhere. Raises `DsuError`
-    naming the file, and leaves nothing behind.
+    The folder must exist, so that files are not written elsewhere after a disk was unmounted. Raises `DsuError` naming
+    the file, and removes the temporary file.
     """
-    # A name of its own for each file and writer, and short: the file's own may be as long as names can be.
+    # Unique for each file and writer. The hash is short: the file's own name may already have the maximum length.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    beside = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
+    temporary = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
         raise DsuError(
@@ -56,11 +56,10 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files of killed writers. Call this with the folder's lock held: otherwise a writer may be
-    alive."""
+    """Remove temporary files of killed writers. Call this only while holding the folder's lock."""
     for stray in folder.glob(f".*{PARTIAL}"):
         writer = stray.name.split(".")[2]
-        # A command that needs no lock, such as `dsu eval`, may be writing beside: then its process is here.
+        # A command without a lock, such as `dsu eval`, may be writing here: then its process still exists.
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
             with suppress(OSError):
                 stray.unlink()

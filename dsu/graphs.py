@@ -1,8 +1,8 @@
-"""Capture a function of a batch as a CUDA graph once it has run a few times: many kernels, one launch.
+"""Capture a function of a batch as a CUDA graph, which launches many kernels at once.
 
-A training step is thousands of small kernels. Launched one by one they keep the host busy and the GPU waiting; as a
-graph they are one launch. A graph repeats kernels on fixed addresses and nothing that Python does. Whatever is to
-differ between two calls must therefore be a tensor of the batch: the samples, their views, the learning rate.
+A training step consists of thousands of small kernels. If the host launches them one by one, the GPU waits for it; a
+graph needs one launch. A graph repeats kernels on fixed addresses, but no Python code. So everything that differs
+between two calls must be in a tensor: the samples, their views, the learning rate.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from dsu.batches import Batch
 __all__ = ["EAGER_CALLS", "Graph", "GraphRunner", "Outputs"]
 
 EAGER_CALLS: Final = 3
-"""Calls before the capture: they allocate what the function keeps, let libraries choose their kernels and compile."""
+"""Eager calls before the capture: they allocate persistent tensors, and libraries choose or compile kernels."""
 
 Outputs = dict[str, Tensor]
 
 
 class Graph(Protocol):
-    """What records the kernels of a function and repeats them."""
+    """Records the kernels of a function, and repeats them."""
 
     def capture(self, function: Callable[[], Outputs]) -> Outputs:
         """Record `function` without running it; its outputs are filled by every `replay`."""
 
     def replay(self) -> None:
-        """Run what was recorded."""
+        """Run the recorded kernels."""
 
 
 class CudaGraph:
@@ -40,7 +40,7 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
 
     def capture(self, function: Callable[[], Outputs]) -> Outputs:
-        """See `Graph.capture`; other threads may go on allocating, as the feeding one does pinned memory."""
+        """See `Graph.capture`; other threads may allocate meanwhile, such as pinned memory for the next batches."""
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             return function()
 
@@ -51,12 +51,12 @@ class CudaGraph:
 
 @cache
 def compute_stream(device: torch.device) -> "torch.cuda.Stream":
-    """The one stream on which everything that may be captured runs."""
+    """The stream for all functions that may be captured, one per device."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Captured(NamedTuple):
-    """A graph, the shape of batch that it was captured of, and the fixed places of what it reads and gives."""
+    """A graph, the shape of its batches, and its input and output tensors at fixed addresses."""
 
     graph: Graph
     shape: object
@@ -66,15 +66,15 @@ class _Captured(NamedTuple):
 
 @dataclass
 class GraphRunner:
-    """Calls a function; on a GPU it replays the function's kernels as one graph, once it has run a few times.
+    """Calls a function; on a GPU, it captures the function after a few calls, and then replays the graph.
 
-    The first shape of batch that has come `EAGER_CALLS` times is captured. Other shapes, such as a short last batch,
-    run eagerly, and so does everything where capturing fails (`refusal` then says why). The calls before the capture
-    are real ones, and the captured call is replayed for its own batch: no call is lost or done twice.
+    The first shape of batch that has been seen `EAGER_CALLS` times is captured. Other shapes, such as a short last
+    batch, run eagerly; so do all if the capture fails, and `refusal` has the reason. The eager calls before the capture
+    are real steps, and the new graph is replayed for the batch of its capture: every call runs exactly once.
 
     Args:
-        device: where functions run; on a CPU everything is eager.
-        make_graph: of an empty graph; None never captures.
+        device: the device of all batches; on a CPU everything runs eagerly.
+        make_graph: creates an empty graph; None never captures.
     """
 
     device: torch.device
@@ -85,17 +85,17 @@ class GraphRunner:
 
     @classmethod
     def on(cls, device: torch.device) -> "GraphRunner":
-        """One that captures where `device` is a GPU."""
+        """A runner that captures if `device` is a GPU."""
         return cls(device, CudaGraph if device.type == "cuda" else None)
 
     @property
     def captured(self) -> bool:
-        """Whether calls of the usual shape are one launch by now."""
+        """Whether a graph was captured."""
         return self._captured is not None
 
     @property
     def remark(self) -> str:
-        """How calls run, for a progress line; empty on a CPU, where there is only one way."""
+        """How calls run, for a progress line; empty on a CPU."""
         if self.make_graph is None:
             return ""
         if self.refusal is not None:
@@ -103,16 +103,16 @@ class GraphRunner:
         return " · one graph a step" if self.captured else " · no graph yet"
 
     def forget(self) -> None:
-        """Drop the graph, since what it was captured from has been replaced."""
+        """Drop the graph, for example because its function or tensors have been replaced."""
         self._captured = None
         self._seen.clear()
 
     def run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
-        """The function's outputs for a batch on the device, never overwritten by later calls.
+        """The function's outputs for a batch; later calls do not overwrite them.
 
         Args:
-            function: always the same one. It must neither wait for the device nor look at values on the host.
-            batch: on the device.
+            function: the same function in all calls. It must not synchronise, or read values on the host.
+            batch: a batch on the device.
         """
         if self.device.type != "cuda":
             return self._run(function, batch)
@@ -124,7 +124,7 @@ class GraphRunner:
         return outputs
 
     def _run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
-        # What must be equal for one graph to serve two batches.
+        # A graph can only be replayed for batches with the same names, shapes, types and strides.
         tensors = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch.tensors)
         shape = (*batch.images, *batch.features), tensors
         if self._captured is None and self._is_due(shape):

@@ -1,4 +1,4 @@
-"""Files on the Hugging Face hub: recognise their names, and download them into the hub's ordinary cache."""
+"""Files on the Hugging Face hub: recognise names of repositories, and download files into the hub's cache."""
 
 import logging
 import re
@@ -15,33 +15,33 @@ _log = logging.getLogger(__name__)
 
 
 class OutOfReachError(Exception):
-    """The hub could not be asked for a file that its cache lacks; the text is a clause that says why."""
+    """A file is not in the hub's cache, and the hub can't be reached; the text is a clause with the reason."""
 
 
 def is_repository(text: str) -> bool:
-    """Whether a text has the form OWNER/NAME, in the letters that the hub allows."""
+    """Whether a text has the form OWNER/NAME, with the characters that the hub allows."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII))
 
 
 def is_hub_name(given: str | Path) -> bool:
-    """Whether OWNER/NAME on the hub is meant: it looks like one, and there is neither such a path nor a folder OWNER.
+    """Whether a text means OWNER/NAME on the hub: it has this form, and there is no local folder OWNER.
 
-    What begins with a folder that is here, such as `runs/tilse`, is a slip that the hub need not be asked about.
+    A text that begins with an existing folder, such as `runs/tilse`, is a misspelt path, not a repository.
     """
     text = str(given)
     return is_repository(text) and not text.endswith((".safetensors", ".onnx")) and not Path(text).parent.is_dir()
 
 
 def download(repository: str, filename: str, revision: str | None = None) -> Path:
-    """A file of a repository, in the hub's cache; downloaded into it where it lacks.
+    """The path of a repository's file in the hub's cache, after downloading it if it is missing.
 
-    That the hub is asked is logged beforehand, since the answer may take a while. Raises `OutOfReachError` if it
-    can't be asked and the cache has no such file; else as `huggingface_hub.hf_hub_download`.
+    A log message precedes the request, since the answer may take a while. Raises `OutOfReachError` if the file is not
+    cached and the hub can't be reached, and otherwise as `huggingface_hub.hf_hub_download`.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # Its retries and warnings tell a user nothing that one sentence of ours does not.
+    # Hide its retries and warnings: our error message is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     cached = isinstance(try_to_load_from_cache(repository, filename, revision=revision), str)
     if not constants.HF_HUB_OFFLINE:
@@ -51,20 +51,20 @@ def download(repository: str, filename: str, revision: str | None = None) -> Pat
     elif not cached:
         raise OutOfReachError("HF_HUB_OFFLINE is set")
     try:
-        return Path(hf_hub_download(repository, filename, revision=revision, etag_timeout=_patience()))
+        return Path(hf_hub_download(repository, filename, revision=revision, etag_timeout=_timeout()))
     except LocalEntryNotFoundError as error:
         raise OutOfReachError(f"{host()} answers with errors") from error
 
 
 def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
-    """As `download`, for a head that somebody shared.
+    """Download a file of a shared head, as `download`.
 
     Args:
         repository: OWNER/NAME.
-        filename: in the repository.
-        revision: branch, tag or commit; None is the newest.
+        filename: name in the repository.
+        revision: branch, tag or commit; None: the newest commit.
 
-    Raises `DsuError` saying which of the network, the repository, the revision or the file is not there.
+    Raises `DsuError` naming what is missing: the network, the repository, the revision or the file.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -98,37 +98,37 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
             f"{repository} on the Hugging Face hub has no {filename}, so it is not a dsu head: give one from `dsu "
             "head export`."
         ) from error
-    except Exception as error:  # a broken connection, a full disk, a proxy's page: whatever the client meets
+    except Exception as error:  # a broken connection, a full disk, a proxy's page: the client raises many types
         raise DsuError(
             f"{repository} can't be downloaded from the Hugging Face hub ({reason_of(error)}): try again."
         ) from error
 
 
 def host() -> str:
-    """Who is asked: huggingface.co, unless HF_ENDPOINT names a mirror."""
+    """The hub's host name: huggingface.co, unless HF_ENDPOINT names a mirror."""
     return str(constants.ENDPOINT).partition("://")[2]
 
 
 def reason_of(error: Exception) -> str:
-    """What the hub's client says of a failure, as a short clause."""
+    """The message of an error from the hub's client, as a short clause."""
     text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
     return shorten(text, 160, placeholder=" ...").rstrip(".:") or type(error).__name__
 
 
 def _check_reachable(repository: str, filename: str, revision: str | None) -> None:
-    """One request, made once: `hf_hub_download` makes it six times in 25 seconds, and no setting of it says fewer."""
+    """Send a single request: `hf_hub_download` would try six times in 25 seconds, and has no setting to change this."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        get_hf_file_metadata(hf_hub_url(repository, filename, revision=revision), timeout=_patience())
+        get_hf_file_metadata(hf_hub_url(repository, filename, revision=revision), timeout=_timeout())
     except (HfHubHTTPError, HFValidationError):
-        return  # an answer; what it means is said by who downloads
-    except Exception as error:  # no name, no route, no certificate, no proxy: of httpx or requests, by version
+        return  # the hub has answered; the download will raise the right error
+    except Exception as error:  # DNS, routing, certificates or a proxy; httpx's or requests' types, by version
         raise OutOfReachError(f"{host()} can't be reached: {reason_of(error)}") from error
 
 
-def _patience() -> float:
-    """Seconds that the hub is given to answer: 5, unless HF_HUB_ETAG_TIMEOUT gives others."""
-    asked = constants.HF_HUB_ETAG_TIMEOUT
-    return asked if asked != constants.DEFAULT_ETAG_TIMEOUT else 5
+def _timeout() -> float:
+    """Timeout of requests in seconds: 5, unless HF_HUB_ETAG_TIMEOUT is set."""
+    configured = constants.HF_HUB_ETAG_TIMEOUT
+    return configured if configured != constants.DEFAULT_ETAG_TIMEOUT else 5

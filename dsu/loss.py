@@ -1,9 +1,9 @@
-"""The paper's loss: IoU weighted towards boundaries plus BCE, over three side outputs (paper, equations 1, 2).
+"""The paper's loss: IoU weighted towards boundaries plus BCE, over three side outputs (paper, equations 1 and 2).
 
-For rare foreground, either part can be replaced (`SegmentationLoss`).
+For rare foreground, both terms can be replaced (see `SegmentationLoss`).
 
-An image without an object has a loss like any other. Its region term is 1 - 1 / (1 + c), where c is the sum of w p
-(of a Tversky term: c times 1 - beta): 0 for an empty prediction, and the more is predicted the closer to 1.
+The loss is also defined for an image without an object. Its region term is then 1 - 1 / (1 + c), where c is the sum of
+w p (for a Tversky term multiplied by 1 - beta): 0 for an empty prediction, and close to 1 for a large one.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ WINDOW: Final = 31
 
 
 class Output(Protocol):
-    """What the network gives."""
+    """The network's output."""
 
     @property
     def side_logits(self) -> Sequence[Tensor]:
@@ -38,10 +38,10 @@ class SegmentationLoss:
     """Deep supervision of three side outputs: a region term and a BCE each (paper, equations 2 to 4).
 
     Args:
-        region: the paper's IoU, or the Tversky index, in which misses and false alarms have weights of their own.
+        region: the paper's IoU, or the Tversky index, with separate weights for misses and false alarms.
         bce: plain (the paper), weighted at boundaries, or focal.
-        tversky_beta: the misses' share of the weight in the Tversky index, between 0 and 1; false alarms have the rest.
-        focal_gamma: the exponent of a focal BCE.
+        tversky_beta: weight of misses in the Tversky index, between 0 and 1; false alarms have weight 1 - beta.
+        focal_gamma: exponent of the focal BCE.
 
     Raises `UsageError` for an unknown term or a number out of range.
 
@@ -69,11 +69,11 @@ class SegmentationLoss:
             )
 
     def __call__(self, output: Output, mask: Tensor) -> Tensor:
-        """0.25, 0.5 and 1 times the losses of the side outputs, deepest first, as one scalar.
+        """The sum of 0.25, 0.5 and 1 times the side outputs' losses, deepest first: a scalar.
 
         Args:
-            output: of the network; its logits may be of any floating type.
-            mask: (B, 1, H, W) in [0, 1], soft edges kept.
+            output: the network's output; its logits may have any floating-point type.
+            mask: (B, 1, H, W) in [0, 1], with soft edges.
         """
         return self.total(self.side_losses([precise(logits) for logits in output.side_logits], mask))
 
@@ -84,12 +84,12 @@ class SegmentationLoss:
         return [(self._region(z, mask, weight) + self._bce(z, mask, weight)).mean() for z in side_logits]
 
     def total(self, side_losses: Sequence[Tensor]) -> Tensor:
-        """Equation 2: the side outputs' losses, deepest first, to one."""
+        """Equation 2: the weighted sum of the side outputs' losses, deepest first."""
         start = side_losses[0].new_zeros(())
         return sum((w * loss for w, loss in zip(SIDE_WEIGHTS, side_losses, strict=True)), start=start)
 
     def _region(self, logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        """(B, 1): one minus the region's agreement."""
+        """The region term, (B, 1): one minus IoU or Tversky index."""
         probability = logits.sigmoid()
         both = (probability * mask * weight).sum((2, 3))
         if self.region == "iou":
@@ -100,7 +100,7 @@ class SegmentationLoss:
         return 1 - (both + 1) / (both + (1 - self.tversky_beta) * alarms + self.tversky_beta * misses + 1)
 
     def _bce(self, logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        """Binary cross-entropy, one figure for all images or (B, 1)."""
+        """Binary cross-entropy: a scalar for all images, or (B, 1)."""
         if self.bce == "plain":
             return functional.binary_cross_entropy_with_logits(logits, mask)
         pixels = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
@@ -110,7 +110,7 @@ class SegmentationLoss:
 
 
 def _check_mask(mask: Tensor, logits: Tensor) -> None:
-    """Raise `UsageError` for a mask that is no (B, 1, H, W) of floats in [0, 1]; a GPU's values are not looked at."""
+    """Raise `UsageError` if a mask is not (B, 1, H, W) floats in [0, 1]; values on a GPU are not checked."""
     if not mask.is_floating_point():
         kind = str(mask.dtype).removeprefix("torch.")
         raise UsageError(
@@ -127,10 +127,10 @@ def _check_mask(mask: Tensor, logits: Tensor) -> None:
 
 
 def boundary_weight(mask: Tensor) -> Tensor:
-    """1 + 5 |local mean - mask|: large where the mask changes within 15 pixels.
+    """Pixel weights 1 + 5 |local mean - mask|, large at pixels within 15 pixels of a boundary.
 
-    (B, 1, H, W) to the same shape. The mean counts the zero padding. The sum over a square is the sum of sums
-    over rows and columns, which costs 62 instead of 961 additions a pixel.
+    (B, 1, H, W) to the same shape. The mean includes zero padding. The 31 x 31 window is summed along each axis
+    separately, which costs 62 instead of 961 additions per pixel.
     """
     half = WINDOW // 2
     rows = functional.avg_pool2d(mask, (1, WINDOW), stride=1, padding=(0, half), divisor_override=1)
@@ -139,5 +139,5 @@ def boundary_weight(mask: Tensor) -> Tensor:
 
 
 def precise(logits: Tensor) -> Tensor:
-    """float32 at least."""
+    """Convert to float32; float64 stays."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,7 +1,7 @@
 """Progress reporting for library functions, and a threaded map over files.
 
-Library functions take a `Progress` and open one task a phase; the command line draws bars with rate and
-ETA, and `SILENT` is for everyone else.
+Library functions take a `Progress` and open one task per phase. The command line shows bars with rate and remaining
+time; `SILENT`, the default, shows nothing.
 """
 
 import os
@@ -15,8 +15,8 @@ __all__ = ["SILENT", "Progress", "Task", "clock", "counted", "few", "in_threads"
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST_THREADS: Final = 16
-"""By default: more decode no faster, and each holds an image."""
+_MAX_THREADS: Final = 16
+"""Default maximum: more threads decode no faster, and each keeps an image in memory."""
 
 
 def few(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
@@ -25,12 +25,12 @@ def few(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
 
 
 def counted(count: int, things: str) -> str:
-    """`1 image`, `2,064 images`: a number and what is counted, given in the plural."""
+    """A number and a noun given in the plural: `1 image`, `2,064 images`."""
     return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
 
 
 def clock(seconds: float) -> str:
-    """`0:05`, `12:30`, `3:02:10` or `2 d 4 h`."""
+    """A duration as `0:05`, `12:30`, `3:02:10` or `2 d 4 h`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -39,41 +39,41 @@ def clock(seconds: float) -> str:
 
 
 class Task(Protocol):
-    """One phase of long work: `advance` as units are done, `note` for a short live remark (a loss, a name)."""
+    """A phase of a long computation: `advance` counts finished units, `note` sets a short remark (a loss, a name)."""
 
     def advance(self, units: int = 1) -> None:
         """Count `units` more as done."""
 
     def note(self, text: str) -> None:
-        """Replace the remark beside the bar."""
+        """Replace the remark next to the bar."""
 
 
 class Progress(Protocol):
-    """Shows progress, and lines that stay readable afterwards."""
+    """Shows progress bars and permanent lines."""
 
     def task(self, label: str, total: int, unit: str = "images") -> AbstractContextManager[Task]:
-        """Open a phase of `total` units; closing the context closes the bar."""
+        """Open a phase of `total` units, inside a `with`."""
 
     def say(self, text: str) -> None:
-        """Print one line that stays."""
+        """Print one permanent line."""
 
 
-class _Silence:
+class _Silent:
     def advance(self, units: int = 1) -> None:
-        """Nobody counts."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Nobody reads it."""
+        """Do nothing."""
 
     def say(self, text: str) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "images") -> Iterator[Task]:
         yield self
 
 
-SILENT: Progress = _Silence()
+SILENT: Progress = _Silent()
 
 
 def in_threads(
@@ -84,23 +84,23 @@ def in_threads(
     workers: int | None = None,
     unit: str = "images",
 ) -> Iterator[R]:
-    """Yield `function` of every item, in the items' order, while threads work ahead.
+    """Yield the results of `function` for all items, in order, computed in advance by threads.
 
-    All results that have not been taken yet are held: return little.
+    All results that are not consumed yet stay in memory, so they should be small.
 
     Args:
-        function: what a thread does with one item; what it raises is raised here.
-        items: what it is done with.
-        label, unit: of the phase that `progress` is told of.
-        progress: who is told.
-        workers: how many items are worked on at once; by default as many as there are processors, at most 16.
+        function: called with each item in a thread; its exceptions are raised here.
+        items: the items.
+        label, unit: label and unit of the phase shown by `progress`.
+        progress: receives messages.
+        workers: number of threads; by default one per core, at most 16.
     """
-    pool = ThreadPoolExecutor(workers or min(_MOST_THREADS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(_MAX_THREADS, os.cpu_count() or 1))
     try:
         with progress.task(label, len(items), unit) as task:
             for result in pool.map(function, items):
                 yield result
                 task.advance()
     finally:
-        # So that an interrupted user does not wait for the rest.
+        # After an interruption, do not wait for the remaining items.
         pool.shutdown(cancel_futures=True)

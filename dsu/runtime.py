@@ -1,4 +1,4 @@
-"""Choose device and precision, with the reason."""
+"""Choose device and precision, with reasons for the user; threads, memory and names of the machine."""
 
 import platform
 import sys
@@ -36,9 +36,9 @@ class Runtime:
     """A device and a precision.
 
     Attributes:
-        device: where tensors live.
+        device: the device of all tensors.
         precision: `fp32`, or `bf16` for autocast.
-        why: one clause for the user.
+        why: the reasons, as a clause for the user.
         deterministic: whether training uses torch's deterministic algorithms.
     """
 
@@ -48,14 +48,14 @@ class Runtime:
     deterministic: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around every forward pass, of the encoders as of what trains."""
+        """A context for every forward pass, of the encoders and of the head."""
         import torch
 
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Around every step: torch's deterministic algorithms, where they are asked for."""
+        """A context for every training step: torch's deterministic algorithms, if requested."""
         if not self.deterministic:
             yield
             return
@@ -64,7 +64,7 @@ class Runtime:
 
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)
-        # Nothing here reads memory before it is written.
+        # Filling memory costs time, and nothing here reads uninitialised memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             # The memory-efficient attention has no deterministic backward pass.
@@ -74,17 +74,17 @@ class Runtime:
             torch.use_deterministic_algorithms(before)
 
     def place(self, network: Module) -> Module:
-        """Move a network to the device, ready for this precision; returns it.
+        """Move a network to the device, and prepare it for this precision; returns it.
 
-        Autocast rounds a frozen layer's weights to bf16 anew at every use. Kept rounded, linear and convolution
-        layers that do not train give the same numbers, from half of the memory and without that pass over it.
+        Autocast would round a frozen layer's weights to bf16 at every use. Here, the weights of frozen linear and
+        convolution layers are stored in bf16, which gives the same results with half of the memory and without
+        rounding again.
         """
-        # A GPU convolves channels last, as images and features lie, and would turn other weights at every use.
         import torch
         from torch import nn
 
         network.to(self.device)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # images and features are channels-last: others would be converted at every use
             network.to(memory_format=torch.channels_last)
         if self.precision == "bf16":
             for layer in network.modules():
@@ -93,7 +93,7 @@ class Runtime:
         return network
 
     def describe(self) -> str:
-        """`cuda (NVIDIA ...) at bf16: why`."""
+        """The device, its name, precision and reasons: `cuda (NVIDIA ...) at bf16: why`."""
         import torch
 
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
@@ -103,9 +103,9 @@ class Runtime:
 def choose_runtime(
     device: str = "auto", precision: Precision = "auto", because: str = "as requested", *, deterministic: bool = False
 ) -> Runtime:
-    """The named device and precision, or the best there is; `because` says where a named precision comes from.
+    """The requested device and precision; `auto` chooses the best. `because` explains a requested precision.
 
-    Raises `UsageError` for a device that this machine lacks.
+    Raises `UsageError` if this machine does not have the device.
     """
     import torch
 
@@ -129,7 +129,7 @@ def choose_runtime(
         picked, because = "bf16", "the GPU computes bf16"
     else:
         picked, because = "fp32", "exact and the default here"
-    # Rounding to TF32 behind fp32's back would make two GPUs disagree; cuDNN's search picks kernels by the clock.
+    # With TF32, fp32 results would differ between GPUs; with cuDNN's benchmark mode, kernels would depend on timings.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
@@ -137,7 +137,7 @@ def choose_runtime(
 
 
 def _computes_bf16(device: "torch.device") -> bool:
-    """Of this very card: torch asks the current one."""
+    """Whether this GPU computes bf16 natively (torch checks the current one)."""
     import torch
 
     with torch.cuda.device(device):
@@ -146,7 +146,7 @@ def _computes_bf16(device: "torch.device") -> bool:
 
 @contextmanager
 def computing_threads(count: int | None) -> Iterator[None]:
-    """Compute with so many threads on the CPU inside a `with`; None leaves them as they are."""
+    """Use `count` CPU threads inside a `with`; None leaves the number unchanged."""
     import torch
 
     before = torch.get_num_threads()
@@ -161,14 +161,14 @@ def computing_threads(count: int | None) -> Iterator[None]:
 
 
 def torch_type(feature_dtype: FeatureDtype) -> "torch.dtype":
-    """`float16` or `float32` as torch's type."""
+    """The torch type of `float16` or `float32`."""
     import torch
 
     return {"float16": torch.float16, "float32": torch.float32}[feature_dtype]
 
 
 def machine_name(runtime: Runtime) -> str:
-    """The GPU, or the processor with the number of threads that compute."""
+    """The GPU's name, or the processor's name and the number of CPU threads."""
     import torch
 
     if runtime.device.type == "cuda":
@@ -178,7 +178,7 @@ def machine_name(runtime: Runtime) -> str:
 
 @cache
 def processor_name() -> str:
-    """The processor's model, or its kind where the system does not say."""
+    """The processor's model, or its architecture if the model is unknown."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
@@ -186,9 +186,9 @@ def processor_name() -> str:
 
 
 class PeakMemory:
-    """The most memory held since this was made: of the GPU, or of this process where there is none.
+    """Peak memory since its creation: of the GPU, or on a CPU of this process.
 
-    On Linux the process's high-water mark is set back; elsewhere it is that of the process's whole life.
+    On Linux, the process's peak is reset; on other systems it covers the process's whole lifetime.
     """
 
     def __init__(self, device: "torch.device") -> None:
@@ -202,7 +202,7 @@ class PeakMemory:
                 Path("/proc/self/clear_refs").write_text("5")
 
     def bytes(self) -> int:
-        """Of the GPU what torch reserved, since a replayed graph allocates nothing; of the process its resident set."""
+        """Peak bytes: those reserved by torch on the GPU (a replayed graph allocates none), or the resident set."""
         if self._device.type == "cuda":
             import torch
 

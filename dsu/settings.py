@@ -1,8 +1,7 @@
-"""Settings of stage one, training and prediction; defaults are the paper's recipe.
+"""Settings of stage one, training, prediction and serving; defaults are the paper's recipe.
 
-Each field is declared once, with its help: it is an option of the command line (`dsu_cli.options`), a line of
-a settings file (`dsu.settings_file`) and a row of docs/settings.md. Nothing here imports torch, so that `--help` is
-quick.
+Each field is declared once, with its help text: it is an option of the command line (`dsu_cli.options`), a line of a
+settings file (`dsu.settings_file`) and a row of docs/settings.md. Nothing here imports torch, to keep `--help` fast.
 """
 
 import os
@@ -39,27 +38,27 @@ __all__ = [
 WHERE: Final = "Paths"
 NETWORK: Final = "Network"
 _RECIPE: Final = "Recipe (the paper's by default)"
-_WATCHING: Final = "Monitoring"
+_MONITOR: Final = "Monitoring"
 MACHINE: Final = "Machine"
 
-PANELS: Final = ("Options", WHERE, NETWORK, _RECIPE, _WATCHING, MACHINE)
+PANELS: Final = ("Options", WHERE, NETWORK, _RECIPE, _MONITOR, MACHINE)
 """Option panels of the help, in order."""
 
 
 def option(default: Any, help: str, panel: str = PANELS[0], *, metavar: str | None = None, **bounds: Any) -> Any:
-    """A field with what the command line shows of it; a metavar in brackets is that of an argument."""
+    """A field with its help, panel and metavar for the command line; a metavar in brackets means an argument."""
     return Field(default, description=help, json_schema_extra={"panel": panel, "metavar": metavar}, **bounds)
 
 
-def _listed(text: object) -> object:
-    """`V,S1` taken apart, each name once."""
+def _split_names(text: object) -> object:
+    """Split `V,S1` into names, without duplicates."""
     if isinstance(text, str):
         return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     return text
 
 
 _Views = Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)]
-_Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+_Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 
 
 @dataclass(frozen=True)
@@ -81,22 +80,22 @@ class EncoderWeights:
 
     @property
     def from_files(self) -> frozenset[str]:
-        """Which encoders' weights are named as files, by path or variable: no one knows them for the published ones."""
+        """Encoders with weights from a file (by path or variable), which may differ from the published weights."""
         named = {"hiera": self.hiera, "dino": self.dino}
         return frozenset(name for name, path in named.items() if path or os.environ.get(f"DSU_{name.upper()}"))
 
     def random_of(self, config: DSUNetConfig) -> frozenset[str]:
-        """Which of a network's encoders, "hiera" and "dino", have random weights."""
+        """Encoders of a network ("hiera", "dino") with random weights."""
         names = {"hiera": config.hiera.name, "dino": config.dino.name}
         return frozenset(encoder for encoder, name in names.items() if self.random or name == "toy")
 
 
-def _two_numbers(text: object) -> object:
-    """`0,4095` taken apart."""
+def _split_range(text: object) -> object:
+    """Split `0,4095` into its two numbers."""
     return tuple(text.split(",")) if isinstance(text, str) else text
 
 
-_Range = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
+_Range = Annotated[tuple[float, float], BeforeValidator(_split_range)]
 
 
 class Settings(BaseModel):
@@ -106,8 +105,8 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """`epochs: yes` is a mistake, which Python would accept as 1."""
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a boolean for a number, such as `epochs: yes`, which Python would accept as 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"must be a value, not {'yes' if value else 'no'}")
@@ -115,7 +114,7 @@ class Settings(BaseModel):
 
 
 class NetworkSettings(Settings):
-    """Which encoders, at which input sizes."""
+    """The encoders and their input sizes."""
 
     preset: str | None = option(
         None, "large (the paper), base, small, tiny or toy (default: the store's, or large).", NETWORK
@@ -139,7 +138,7 @@ class NetworkSettings(Settings):
 
 
 class TilingSettings(Settings):
-    """How to cut large images into tiles."""
+    """Tiles of large images."""
 
     tile: int | None = option(None, "Cut large images into tiles with this side, in pixels.", gt=0)
     overlap: int | None = option(None, "Minimum overlap of tiles in pixels (default: an eighth of --tile).", ge=0)
@@ -231,7 +230,7 @@ class PredictionSettings(TilingSettings):
 
 
 class ServingSettings(Settings):
-    """What a server takes on, and what it refuses."""
+    """Settings of the server: its address, and limits on requests."""
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.", metavar="ADDRESS")
     port: int = option(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
@@ -243,7 +242,7 @@ class ServingSettings(Settings):
 
 
 class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
-    """A run's settings (paper, Section IV.C): AdamW, cosine schedule stepped once an epoch, flips."""
+    """A run's settings (paper, Section IV.C): AdamW, a cosine schedule with one step per epoch, and flips."""
 
     dataset: str | None = option(
         None, "A benchmark's name or your own folder (default: what was cached last).", metavar="[NAME|FOLDER]"
@@ -312,8 +311,8 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
         gt=0,
     )
 
-    sheet_every: int = option(5, "Epochs between sheets of predictions on the same images (0: none).", _WATCHING, ge=0)
-    track: Literal["tensorboard", "wandb"] | None = option(None, "Also log the run there.", _WATCHING)
+    sheet_every: int = option(5, "Epochs between sheets of predictions on the same images (0: none).", _MONITOR, ge=0)
+    track: Literal["tensorboard", "wandb"] | None = option(None, "Also log the run there.", _MONITOR)
 
     gradient_checkpointing: bool = option(
         False, "Recompute adapted blocks in the backward pass: less memory, slower.", MACHINE

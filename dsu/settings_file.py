@@ -1,4 +1,4 @@
-"""Settings from options and YAML files, with errors that name the option or the field."""
+"""Read settings from options and YAML files, with errors that name the option or the field."""
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def read_settings(kind: type[S], options: Mapping[str, Any], file: Path | None = None) -> S:
-    """Settings from a YAML file, overridden by options: those named like a field of `kind` that are not None.
+    """Read settings from a YAML file, overridden by `options` that are fields of `kind` and not None.
 
     Raises `UsageError` naming the file and the field, or the option.
     """
@@ -36,7 +36,7 @@ def read_settings(kind: type[S], options: Mapping[str, Any], file: Path | None =
 
 
 class _Loader(yaml.SafeLoader):
-    """Accept only plain values and each field once: YAML itself would silently take the last."""
+    """Accepts only plain values, and each field once: plain YAML would silently use the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -53,7 +53,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UsageError(f"The settings file {path} can't be read ({error.strerror}): check the path.") from error
-    # Deep nesting exhausts the parser, and invalid dates raise a plain ValueError.
+    # Deep nesting causes a RecursionError in the parser, and invalid dates a plain ValueError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(
             f"The settings file {path} is not valid YAML ({_yaml_reason(error)}): write `field: value` lines, such as "

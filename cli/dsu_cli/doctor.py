@@ -43,7 +43,7 @@ def doctor(
         found = diagnose(data_root, cache_root)
         print_json(found.to_json())
     else:
-        found = diagnose(data_root, cache_root, told=show)
+        found = diagnose(data_root, cache_root, on_section=show)
         out.print("\nWhat to do next", style="bold")
         for step in found.next_steps:
             out.print(f"  {step}")

@@ -23,7 +23,7 @@ def large() -> Head:
         return Head(build_config("large"))
 
 
-def test_the_papers_head_counts_to_the_integer(large: Head) -> None:
+def test_the_papers_head_has_the_exact_number_of_parameters(large: Head) -> None:
     assert count(large.adapters) == 1_714_416
     assert count(large.modulations) == 1_234_176
     assert count(large.fusions) == 1_775_475
@@ -33,9 +33,9 @@ def test_the_papers_head_counts_to_the_integer(large: Head) -> None:
     assert all(p.requires_grad and p.is_meta for p in large.parameters())
 
 
-def test_the_papers_encoders_count_to_the_integer(large: Head) -> None:
+def test_the_papers_encoders_have_the_exact_number_of_parameters(large: Head) -> None:
     config = build_config("large")
-    with empty_weights():  # sam2's trunk reads values while it is built, which torch's meta device forbids
+    with empty_weights():  # sam2's constructor reads tensor values, which torch's meta device does not allow
         hiera = build_hiera(config.hiera)
         dino = build_dino(config.dino, config.dino_size)
     assert count(hiera) == 212_149_296
@@ -49,7 +49,7 @@ def test_the_papers_encoders_count_to_the_integer(large: Head) -> None:
 
 
 @pytest.mark.parametrize(("name", "letter"), [("large", "l"), ("base_plus", "b+"), ("small", "s"), ("tiny", "t")])
-def test_trunks_are_sam2s_own(name: str, letter: str) -> None:
+def test_hiera_specs_equal_sam2s_configs(name: str, letter: str) -> None:
     import sam2
     from omegaconf import OmegaConf
     from sam2.modeling.backbones.hieradet import Hiera
@@ -93,7 +93,7 @@ def test_the_papers_grids() -> None:
     assert config.hiera.stage_starts == (0, 2, 8, 44)
 
 
-def test_sizes_that_do_not_divide_are_refused_naming_one_that_does() -> None:
+def test_invalid_sizes_are_refused_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="multiple of 32, not 350: try 352"):
         build_config(hiera_size=350)
     with pytest.raises(UsageError, match="multiple of 14, not 512: try 518"):
@@ -104,7 +104,7 @@ def test_sizes_that_do_not_divide_are_refused_naming_one_that_does() -> None:
 
 
 @pytest.mark.parametrize("size", range(129, 250, 7))
-def test_the_size_that_a_refusal_names_works(size: int) -> None:
+def test_suggested_sizes_are_valid(size: int) -> None:
     for option in ("hiera_size", "dino_size"):
         try:
             build_config("toy", **{option: size})
@@ -129,12 +129,12 @@ def test_more_adapters_than_blocks_are_refused() -> None:
         ({"dino": "vitg14"}, "no DINOv2 called 'vitg14': choose one of vitl14"),
     ],
 )
-def test_unknown_names_are_answered_with_the_known_ones(names: dict[str, str], message: str) -> None:
+def test_errors_for_unknown_names_list_the_known_ones(names: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_config(**names)
 
 
-def test_ablations_read_the_blocks_of_the_tables() -> None:
+def test_ablations_use_the_blocks_of_the_papers_tables() -> None:
     assert build_config(ablation="A").injections == {}
     assert build_config(ablation="B").injections == {1: "V6", 2: "V12", 3: "V18", 4: "V24"}
     assert build_config(ablation="C").injections == dict.fromkeys((1, 2, 3, 4), "V24")
@@ -142,7 +142,7 @@ def test_ablations_read_the_blocks_of_the_tables() -> None:
 
 
 @pytest.mark.parametrize("ablation", ["A", "B", "C"])
-def test_ablations_have_a_modulation_and_a_fusion_for_each_of_their_levels(ablation: str) -> None:
+def test_ablations_have_a_modulation_and_a_fusion_per_level(ablation: str) -> None:
     with torch.device("meta"):
         head = Head(build_config(ablation=ablation))
     levels = [] if ablation == "A" else ["1", "2", "3", "4"]
@@ -151,7 +151,7 @@ def test_ablations_have_a_modulation_and_a_fusion_for_each_of_their_levels(ablat
         assert head.modulations[level].pointwise.weight.shape == (dim, 1024, 1, 1)
 
 
-def test_dinov2s_sizes_are_the_published_ones() -> None:
+def test_dinov2_sizes_are_the_published_ones() -> None:
     assert {name: (spec.embed_dim, spec.depth, spec.num_heads) for name, spec in DINOS.items() if name != "toy"} == {
         "vitl14": (1024, 24, 16),
         "vitb14": (768, 12, 12),

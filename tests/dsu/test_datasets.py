@@ -1,4 +1,4 @@
-"""Samples as torch data sets: what a plain `DataLoader` gives is what training reads, flipped."""
+"""Torch data sets: a plain `DataLoader` gives the same samples as training, flipped."""
 
 import time
 from functools import partial
@@ -26,7 +26,7 @@ SEED = 7
 
 
 def store_of(drawn: Path, root: Path, compressor: Compressor = None) -> Path:
-    """The store of `drawn`'s training images, all of V in four views."""
+    """A store of `drawn`'s training images with V in all four views."""
     cache_features(
         str(drawn / "train"),
         build_config("toy", hiera_size=128, dino_size=126),
@@ -54,7 +54,7 @@ def both(drawn: Path, store: Path) -> tuple[FeatureDataset, ImageDataset]:
 
 
 def same(first: dict[str, object], second: dict[str, object]) -> None:
-    """Two items, or two batches of them, are equal to the last bit."""
+    """Assert that two items, or two batches, are bit-identical."""
     assert first.keys() == second.keys()
     for key, value in first.items():
         other = second[key]
@@ -66,7 +66,7 @@ def same(first: dict[str, object], second: dict[str, object]) -> None:
             assert value == other
 
 
-def test_items_are_what_training_reads_flipped(both: tuple[FeatureDataset, ImageDataset], store: Path) -> None:
+def test_items_equal_flipped_training_batches(both: tuple[FeatureDataset, ImageDataset], store: Path) -> None:
     stored, images = both
     opened = FeatureStore.open(store)
     stored.set_epoch(3)
@@ -88,7 +88,7 @@ def test_items_are_what_training_reads_flipped(both: tuple[FeatureDataset, Image
     same({**item, "features": {}}, live)
 
 
-def test_the_network_takes_batches_of_either(both: tuple[FeatureDataset, ImageDataset]) -> None:
+def test_the_network_takes_batches_from_stores_and_images(both: tuple[FeatureDataset, ImageDataset]) -> None:
     network = toy_network(feature_dtype=torch.float16).eval()
     batches = [next(iter(DataLoader(dataset, batch_size=3))) for dataset in both]
     with torch.no_grad():
@@ -100,22 +100,22 @@ def test_the_network_takes_batches_of_either(both: tuple[FeatureDataset, ImageDa
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", [0, 1], ids=["features", "images"])
-def test_a_plain_loader_gives_the_same_with_workers_however_started(
+def test_a_dataloader_gives_the_same_with_any_start_method(
     both: tuple[FeatureDataset, ImageDataset], kind: int, method: str
 ) -> None:
     dataset: SampleDataset = both[kind]
     assert isinstance(dataset, Dataset) and len(dataset) == len(dataset.names)
     dataset.set_epoch(1)
     expected = list(DataLoader(dataset, batch_size=5))
-    workers = 2 if method == "fork" else 1  # to start one anew takes seconds
+    workers = 2 if method == "fork" else 1  # starting a new process takes seconds
     found = list(DataLoader(dataset, batch_size=5, num_workers=workers, multiprocessing_context=method))
     assert [len(batch["name"]) for batch in expected] == [5, 5, 2]
     for one, other in zip(expected, found, strict=True):
         same(one, other)
-    same(dataset[0], {**dataset[0]})  # this process reads on
+    same(dataset[0], {**dataset[0]})  # this process still reads
 
 
-def test_a_compressed_store_is_read_by_workers_too(drawn: Path, tmp_path: Path) -> None:
+def test_workers_read_compressed_stores(drawn: Path, tmp_path: Path) -> None:
     dataset = FeatureDataset(store_of(drawn, tmp_path, "zstd"), ("pixels", "V"))
     [expected] = DataLoader(dataset, batch_size=12)
     for method in ("spawn", "fork"):
@@ -123,7 +123,7 @@ def test_a_compressed_store_is_read_by_workers_too(drawn: Path, tmp_path: Path) 
         same(expected, found)
 
 
-def test_set_epoch_reaches_workers_that_live_on(store: Path) -> None:
+def test_set_epoch_reaches_persistent_workers(store: Path) -> None:
     dataset = FeatureDataset(store, toy_network(), views="flips", seed=SEED)
     loader = DataLoader(dataset, batch_size=12, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
     for epoch in (0, 1, 5):
@@ -138,11 +138,11 @@ def test_names_arrays_and_masks_can_be_chosen(store: Path) -> None:
     opened = FeatureStore.open(store)
     chosen = opened.manifest.names[3:5]
     dataset = FeatureDataset(opened, ("V",), names=chosen, masks=False)
-    assert [item["name"] for item in dataset] == list(chosen)  # iterates, and ends
+    assert [item["name"] for item in dataset] == list(chosen)  # iteration ends
     assert dataset[1].keys() == {"name", "features"}
 
 
-def test_a_model_notes_which_encoders_its_features_come_from(store: Path) -> None:
+def test_a_model_records_the_encoders_of_its_features(store: Path) -> None:
     network = toy_network()
     FeatureDataset(store, network)
     opened = FeatureStore.open(store)
@@ -150,7 +150,7 @@ def test_a_model_notes_which_encoders_its_features_come_from(store: Path) -> Non
     assert network.encoder_batch_size == opened.encoder_batch_size == 1
 
 
-def test_a_splits_folder_will_do_for_a_store(store: Path) -> None:
+def test_a_splits_folder_stands_for_its_store(store: Path) -> None:
     assert len(FeatureDataset(store.parent, toy_network())) == 12
 
 
@@ -161,7 +161,7 @@ def test_images_without_masks_are_items_without_masks(drawn: Path, tmp_path: Pat
     assert dataset[0].keys() == {"name", "features", "pixel_values", "guide_values"}
 
 
-def test_what_does_not_fit_is_refused_in_one_sentence(store: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused_in_one_sentence(store: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"There is no store at .*: run `dsu cache-features` first"):
         FeatureDataset(tmp_path, toy_network())
     with pytest.raises(UsageError, match=r"The views must be none, width or flips, .* not 'sideways'\.$"):
@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(store: Path, tmp_path: Pat
         FeatureDataset(store, other)
 
 
-def test_what_is_made_in_advance_comes_in_order_and_fails_in_its_turn() -> None:
+def test_prefetched_results_and_errors_come_in_order() -> None:
     def slow(number: int) -> int:
         time.sleep(0.002 * (number % 3))
         if number == 7:
@@ -194,7 +194,7 @@ def test_what_is_made_in_advance_comes_in_order_and_fails_in_its_turn() -> None:
             next(made)
 
 
-def test_batches_fed_are_batches_read(store: Path) -> None:
+def test_feed_gives_the_batches_that_were_read(store: Path) -> None:
     dataset = FeatureDataset(store, ("pixels", "V"))
     drawn = [
         (dataset.names[start : start + 5], [start % 4] * len(dataset.names[start : start + 5])) for start in (0, 5, 10)

@@ -1,4 +1,4 @@
-"""What keeps one from working, found before any work begins."""
+"""`dsu doctor`: broken installations, missing files, and the next step."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from dsu.doctor import Diagnosis, Fact, diagnose
 
 @pytest.fixture(autouse=True)
 def _plain_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder, no variables, an empty hub cache."""
+    """An empty working folder and hub cache, without environment variables."""
     from huggingface_hub import constants
 
     monkeypatch.chdir(tmp_path)
@@ -34,21 +34,19 @@ def broken(found: Diagnosis) -> set[str]:
     return {what for what, fact in facts(found).items() if fact.state == "broken"}
 
 
-def test_a_bare_machine_can_be_worked_on_and_is_told_how_to_begin() -> None:
+def test_a_new_machine_works_and_the_next_step_is_to_store_features() -> None:
     found = look()
     assert found.working and broken(found) == set()
     assert facts(found)["torch"].text and facts(found)["python"].text
     assert facts(found)["large"].state == "note" and facts(found)["toy"].state == "fine"
     assert "fetches the weights" in found.next_steps[0] and "dsu demo" in found.next_steps[-1]
-    assert not any(Path().iterdir()), "looking left something behind"
+    assert not any(Path().iterdir()), "the checks left files behind"
     assert json.loads(json.dumps(found.to_json()))["working"] is True
 
 
-def test_weights_are_found_in_the_hubs_cache_and_nothing_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_found_in_the_hubs_cache_without_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: object, **__: object) -> str:
-        raise AssertionError("the hub was asked")
+        raise AssertionError("the hub was used")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     repository = tmp_path / "hub" / "models--facebook--sam2.1-hiera-tiny"
@@ -62,7 +60,7 @@ def test_weights_are_found_in_the_hubs_cache_and_nothing_is_fetched(
     assert tiny.value["dino"] is None and tiny.value["hiera"].endswith("sam2.1_hiera_tiny.pt")
 
 
-def test_a_variable_that_names_no_file_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_with_a_missing_file_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSU_HIERA", "gone.pt")
     found = look()
     assert not found.working and broken(found) == {"DSU_HIERA"}
@@ -72,7 +70,7 @@ def test_a_variable_that_names_no_file_is_broken(tmp_path: Path, monkeypatch: py
     assert found.working and "Hiera large by DSU_HIERA" in facts(found)["large"].text
 
 
-def test_offline_the_missing_files_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_named_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -81,7 +79,7 @@ def test_offline_the_missing_files_are_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_cache_root_that_may_not_be_written_is_broken(tmp_path: Path) -> None:
+def test_a_read_only_cache_root_is_broken(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     found = look(cache_root="locked/features")
     assert broken(found) == {"cache root"} and "--cache-root" in found.next_steps[0]
@@ -93,7 +91,7 @@ def test_a_cache_root_below_a_file_is_broken(tmp_path: Path) -> None:
     assert broken(found) == {"cache root"} and not found.to_json()["folders"]["cache root"]["writable"]
 
 
-def test_a_hub_cache_that_is_only_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_hub_cache_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     (tmp_path / "file").write_text("words")
@@ -102,7 +100,7 @@ def test_a_hub_cache_that_is_only_read_is_said(tmp_path: Path, monkeypatch: pyte
     assert found.working and facts(found)["hub's cache"].state == "note"
 
 
-def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_missing_or_can_not_be_imported_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     import dsu.doctor as doctor
 
     real = doctor.version
@@ -118,7 +116,7 @@ def test_a_library_that_is_missing_or_does_not_load_is_broken(monkeypatch: pytes
     assert "machine" not in found.sections, "what needs the libraries is not tried"
 
 
-def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchvision_built_for_another_torch_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsu.doctor.requires", lambda name: ["numpy", "torch==1.0.0"])
     found = look()
     assert broken(found) == {"torchvision's torch"} and "together" in found.next_steps[0]
@@ -127,15 +125,15 @@ def test_a_torchvision_of_another_torch_is_broken(monkeypatch: pytest.MonkeyPatc
     assert broken(look()) >= {"import torch"}
 
 
-def test_what_needs_torch_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_section_that_loads_torch_is_last(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = diagnose(Path("data"), Path("features"), told=lambda section, facts: told.append(section))
+    found = diagnose(Path("data"), Path("features"), on_section=lambda section, facts: told.append(section))
     assert told == [*found.sections] == ["libraries", "weights", "data", "folders", "machine"]
     assert broken(found) == {"import torch"} and found.sections["machine"][0].state == "broken"
 
 
-def test_gpus_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_listed_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from dsu.doctor import _gpus
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -145,7 +143,7 @@ def test_gpus_are_named_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert [card.text for card in _gpus()] == ["Card 0, 24.0 GB, 20.0 free", "Card 1, 24.0 GB, 20.0 free"]
 
 
-def test_a_card_that_does_not_answer_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_does_not_respond_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     def fail(*_: object, **__: object) -> None:
@@ -157,7 +155,7 @@ def test_a_card_that_does_not_answer_is_broken(monkeypatch: pytest.MonkeyPatch) 
     assert broken(found) == {"device"} and "nvidia-smi" in found.next_steps[0]
 
 
-def test_a_data_root_that_cannot_be_read_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_data_root_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def locked(root: Path) -> None:
         raise PermissionError(13, "Permission denied", str(root))
 
@@ -166,7 +164,7 @@ def test_a_data_root_that_cannot_be_read_is_broken(monkeypatch: pytest.MonkeyPat
     assert broken(found) == {"data root"} and "Make locked readable" in found.next_steps[0]
 
 
-def test_the_next_step_follows_what_there_is(tmp_path: Path, drawn: Path) -> None:
+def test_the_next_step_depends_on_stores_and_heads(tmp_path: Path, drawn: Path) -> None:
     import shutil
 
     for part, name in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
@@ -188,7 +186,7 @@ def test_the_next_step_follows_what_there_is(tmp_path: Path, drawn: Path) -> Non
     assert "All four steps are done, runs/a is evaluated" in first and "dsu predict FOLDER" in second
 
 
-def test_the_newest_head_is_what_the_next_step_is_about(tmp_path: Path) -> None:
+def test_the_next_step_is_about_the_newest_head(tmp_path: Path) -> None:
     for name, written in (("old", 1), ("new", 2)):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "head.safetensors").write_bytes(b"")
@@ -197,7 +195,7 @@ def test_the_newest_head_is_what_the_next_step_is_about(tmp_path: Path) -> None:
     assert "`dsu predict [FOLDER]`" in look().next_steps[-1]
 
 
-def test_whether_the_hub_would_be_asked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_the_hub_would_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     assert facts(look())["hub"].text.startswith("is asked when weights are wanted that are not here")
@@ -209,7 +207,7 @@ def test_whether_the_hub_would_be_asked_is_said(tmp_path: Path, monkeypatch: pyt
     assert "HF_HUB_OFFLINE" in facts(look())["hub"].text
 
 
-def test_a_machine_that_does_not_tell_its_memory_can_be_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_memory_size_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
 

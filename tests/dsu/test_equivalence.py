@@ -1,4 +1,4 @@
-"""Training from the store is end-to-end training, at every depth and from every point; and the check can fail."""
+"""Training from the store equals end-to-end training at every depth and from every point; the check detects faults."""
 
 import shutil
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Rewrite = Callable[[np.ndarray, int], np.ndarray]
 
 @pytest.fixture(scope="module")
 def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with every kind of point in all four views."""
+    """A store with every kind of resume point in all four views."""
     root = tmp_path_factory.mktemp("features")
     cache_features(
         str(drawn / "train"),
@@ -44,7 +44,7 @@ def check(root: Path, data: Path, steps: int = 2, **settings: object) -> Report:
 def test_every_depth_of_adaptation_is_exact(features: Path, drawn: Path, adapt_last: int) -> None:
     report = check(features, drawn, adapt_last=adapt_last)
     assert report.passed
-    assert {row.allowance for row in report.rows} == {0.0}, "on a CPU equality is asked for everywhere"
+    assert {row.allowance for row in report.rows} == {0.0}, "a CPU needs no allowance"
     stages = {row.stage for row in report.rows}
     assert stages == {"stored", "logits", "masks", "loss", "gradient", "weight"}
 
@@ -57,7 +57,7 @@ def test_every_resume_point_is_exact(features: Path, drawn: Path, point: str) ->
 
 
 @pytest.mark.parametrize("ablation", ["A", "B", "C"])
-def test_the_ablations_are_cached_like_the_rest(features: Path, drawn: Path, ablation: str) -> None:
+def test_the_ablations_are_exact(features: Path, drawn: Path, ablation: str) -> None:
     report = check(features, drawn, ablation=ablation)
     assert report.passed
     maps = {"A": set(), "B": {"V1", "V2", "V3", "V4"}, "C": {"V4"}}[ablation]
@@ -65,7 +65,7 @@ def test_the_ablations_are_cached_like_the_rest(features: Path, drawn: Path, abl
 
 
 def rewritten(features: Path, to: Path, array: str, change: Rewrite) -> Path:
-    """A copy of the store in which `change(values, view)` stands in place of an array's values, checksums and all."""
+    """A copy of the store with an array's values replaced by `change(values, view)`, and valid hashes."""
     shutil.copytree(features, to)
     [folder] = to.glob("*/*")
     store = Store.open(folder)
@@ -82,7 +82,7 @@ def failed(report: Report) -> set[str]:
     return {row.what for row in report.rows if row.stage == "stored" and not row.passed}
 
 
-def test_one_changed_feature_is_caught_and_named(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_one_changed_feature_is_detected_and_named(features: Path, drawn: Path, tmp_path: Path) -> None:
     store = Store.open(next(features.glob("*/*")))
     name = store.manifest.names[3]
 
@@ -98,7 +98,7 @@ def test_one_changed_feature_is_caught_and_named(features: Path, drawn: Path, tm
     assert name in row.where
 
 
-def test_mirrored_features_in_place_of_a_views_own_are_caught(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_mirrored_features_instead_of_a_views_own_are_detected(features: Path, drawn: Path, tmp_path: Path) -> None:
     identity = Store.open(next(features.glob("*/*")))
     rows = identity.rows_in_shard(0)
     own = identity.reader(["V"]).read(rows, [0] * len(rows))["V"]
@@ -112,7 +112,7 @@ def test_mirrored_features_in_place_of_a_views_own_are_caught(features: Path, dr
     assert "identity" not in row.where, "the unflipped view is right"
 
 
-def test_a_resume_point_off_by_one_block_is_caught(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_a_resume_point_off_by_one_block_is_detected(features: Path, drawn: Path, tmp_path: Path) -> None:
     store = Store.open(next(features.glob("*/*")))
     rows = store.rows_in_shard(0)
     later = {view: store.reader(["B5"]).read(rows, [view] * len(rows))["B5"] for view in range(4)}
@@ -120,10 +120,10 @@ def test_a_resume_point_off_by_one_block_is_caught(features: Path, drawn: Path, 
     assert failed(check(changed, drawn, adapt_last=2, start_feature="B4")) == {"B4"}
 
 
-def test_features_of_other_weights_are_caught(
+def test_features_from_other_weights_are_detected(
     features: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even where the fingerprint claims the right weights."""
+    """Even if the store's fingerprints name the right weights."""
     from dsu.encoders import weights
 
     real = weights._random_module
@@ -148,8 +148,8 @@ def _with_digests(digests: dict[str, str]) -> Callable[..., object]:
     return load
 
 
-def test_what_is_no_number_at_one_step_is_not_hidden_by_the_next(features: Path, drawn: Path, tmp_path: Path) -> None:
-    """Its batch comes before others, which are equal."""
+def test_nan_in_one_step_is_not_hidden_by_the_next(features: Path, drawn: Path, tmp_path: Path) -> None:
+    """The NaN is in the first batch, and all later batches are equal."""
     store = Store.open(next(features.glob("*/*")))
 
     def spoil(values: np.ndarray, view: int) -> np.ndarray:
@@ -162,7 +162,7 @@ def test_what_is_no_number_at_one_step_is_not_hidden_by_the_next(features: Path,
     assert np.isnan(row.absolute) and store.manifest.names[0] in row.where
 
 
-def test_rounding_is_reported_apart(features: Path, drawn: Path) -> None:
+def test_rounding_is_reported_separately(features: Path, drawn: Path) -> None:
     report = check(features, drawn, steps=1)
     assert 0 < report.rounding.logits < 1e-3
     assert report.to_json()["rounding"]["grey_levels"] >= 0

@@ -1,7 +1,7 @@
-"""Features and steps at the official sizes: the same to the last bit, at any batch size and any number of threads.
+"""Features and steps at official sizes are bit-identical for any batch size and any number of threads.
 
-`tiny` is the smallest pair of encoders of those sizes. Its Hiera stage 4 has 121 tokens, where matrix libraries choose
-other kernels for other numbers of samples.
+`tiny` has the smallest official encoders. Its Hiera stage 4 has 121 tokens, for which matrix libraries choose different
+kernels depending on the number of samples.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def network() -> DSUNet:
-    """With adapters in the last stage alone, so that a step goes on from S3."""
+    """A network with adapters in the last stage only, so that a step resumes from S3."""
     config = build_config("tiny", adapt_last=2)
     weights = EncoderWeights(random=True)
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def alone(network: DSUNet, images: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Every sample encoded by itself, as stage one does on a CPU."""
+    """Every sample encoded separately, as stage one does on a CPU."""
     rows = [network.encode(images[0][[i]], images[1][[i]], FEATURES) for i in range(SAMPLES)]
     return {name: torch.cat([row[name] for row in rows]) for name in FEATURES}
 
@@ -60,7 +60,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_a_feature_depends_on_its_sample_alone(
+def test_features_depend_only_on_their_sample(
     network: DSUNet, images: tuple[Tensor, Tensor], alone: dict[str, Tensor]
 ) -> None:
     together = network.encode(*images, FEATURES)
@@ -68,11 +68,11 @@ def test_a_feature_depends_on_its_sample_alone(
 
 
 @pytest.mark.usefixtures("_threads")
-def test_a_feature_does_not_depend_on_the_threads(
+def test_features_do_not_depend_on_the_number_of_threads(
     network: DSUNet, images: tuple[Tensor, Tensor], alone: dict[str, Tensor]
 ) -> None:
     if not torch.backends.mkl.is_available():
-        pytest.skip("only Intel's matrix library promises that")
+        pytest.skip("only Intel's matrix library guarantees this")
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
         found = network.encode(images[0][:1], images[1][:1], FEATURES)
@@ -80,7 +80,7 @@ def test_a_feature_does_not_depend_on_the_threads(
 
 
 def test_blocks_of_several_samples_are_padded(network: DSUNet, images: tuple[Tensor, Tensor]) -> None:
-    """As on a GPU: full blocks, a short one, and one sample give each sample the same features."""
+    """As on a GPU: each sample has the same features in a full block, a short one, and alone."""
     network.encoder_batch_size = 3
     try:
         whole = network.encode(images[0][:4], images[1][:4], FEATURES)
@@ -92,7 +92,7 @@ def test_blocks_of_several_samples_are_padded(network: DSUNet, images: tuple[Ten
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 3), (0, 8), (7, 9)])
-def test_a_step_from_stored_features_is_the_step_from_images(
+def test_steps_from_stored_features_equal_steps_from_images(
     network: DSUNet, images: tuple[Tensor, Tensor], alone: dict[str, Tensor], start: int, stop: int
 ) -> None:
     """Loss and all gradients, at several batch sizes."""

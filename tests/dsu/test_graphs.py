@@ -1,4 +1,4 @@
-"""Captured steps against eager ones, bit for bit, on a stand-in for the GPU's graph."""
+"""Captured steps are bit-identical to eager ones, tested with a fake graph on the CPU and real ones on a GPU."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ STEPS = EAGER_CALLS + 4
 
 
 def batches(sizes: list[int], seed: int = 0, features: tuple[str, ...] = ()) -> Iterator[Batch]:
-    """Random images in random views; with `features`, encoded as a store would keep them."""
+    """Random images in random views; with `features`, as in a store."""
     generator = torch.Generator().manual_seed(seed)
     network = toy_network(feature_dtype=torch.float16)
     for number, size in enumerate(sizes):
@@ -60,7 +60,7 @@ def trainer(
     deterministic: bool = False,
     **settings: object,
 ) -> Trainer:
-    """A trainer whose steps are captured, or eager; on a CPU its optimiser is the one that a graph can repeat."""
+    """A trainer with captured or eager steps; on a CPU, its optimiser is the one for GPUs, which a graph can replay."""
     resolved = TrainingSettings(sheet_every=0, **settings)  # type: ignore[arg-type]
     ablation = {} if resolved.ablation == "none" else {"ablation": resolved.ablation}
     network = toy_network(adapt_last, feature_dtype=torch.float16, **ablation).train()
@@ -111,10 +111,10 @@ def assert_same_steps(eager: Trainer, captured: Trainer, given: list[Batch]) -> 
         ("S2", 3, {"precision": "bf16", "gradient_checkpointing": True}),
     ],
 )
-def test_a_captured_step_is_the_eager_step(
+def test_captured_steps_equal_eager_steps(
     tmp_path: Path, start: str, adapt_last: int, settings: dict[str, object]
 ) -> None:
-    """Other samples, views and learning rates in every step, and a short batch in between, which runs eagerly."""
+    """Different samples, views and learning rates in every step, and a short batch, which runs eagerly."""
     eager, captured = (
         trainer(tmp_path, adapt_last=adapt_last, start=start, captured=way, **settings) for way in (False, True)
     )
@@ -125,15 +125,15 @@ def test_a_captured_step_is_the_eager_step(
     assert captured._steps._captured.graph.replays == 4  # type: ignore[union-attr, attr-defined]
 
 
-def test_stored_features_and_live_ones_take_the_same_captured_steps(tmp_path: Path) -> None:
-    """Two graphs of one training: the store's batches in one, images in the other."""
+def test_captured_steps_from_stored_and_live_features_are_equal(tmp_path: Path) -> None:
+    """Two graphs of the same training: one with batches from the store, one with images."""
     live, stored = (trainer(tmp_path, captured=True) for _ in range(2))
     images, features = list(batches([2] * STEPS)), list(batches([2] * STEPS, features=("V",)))
     for one, other in zip(images, features, strict=True):
         assert torch.equal(live.step(one), stored.step(other))
 
 
-def test_evaluation_is_captured_too_and_sees_the_weights_of_now(tmp_path: Path) -> None:
+def test_captured_evaluation_uses_the_current_weights(tmp_path: Path) -> None:
     way = trainer(tmp_path, captured=True)
     given = list(batches([2] * STEPS))
     for batch in given:
@@ -146,7 +146,7 @@ def test_evaluation_is_captured_too_and_sees_the_weights_of_now(tmp_path: Path) 
     assert way._evaluations.captured
 
 
-def test_another_phase_is_captured_anew(tmp_path: Path) -> None:
+def test_a_new_phase_is_captured_again(tmp_path: Path) -> None:
     eager, captured = (trainer(tmp_path, adapt_last=3, captured=way, epochs=9) for way in (False, True))
     frozen = resume_point(eager.network.config.model_copy(update={"adapt_last": 0}), {"S1", "S2", "S3", "S4", "V"})
     features = list(batches([2] * STEPS, features=frozen.features))
@@ -161,8 +161,8 @@ def test_another_phase_is_captured_anew(tmp_path: Path) -> None:
     assert_same_steps(eager, captured, list(batches([2] * STEPS)))
 
 
-def test_a_resumed_step_goes_on_exactly_whatever_device_saved_it(tmp_path: Path) -> None:
-    """The saved learning rate is a number; the run's own tensor, `fused` and `capturable` stay."""
+def test_a_resumed_step_is_exact_for_checkpoints_from_any_device(tmp_path: Path) -> None:
+    """The saved learning rate is a number; the run keeps its own tensor, `fused` and `capturable`."""
     first, second, undisturbed = (trainer(tmp_path, captured=True) for _ in range(3))
     given = list(batches([2] * (2 * STEPS)))
     for batch in given[:STEPS]:
@@ -201,7 +201,7 @@ def test_outputs_are_not_overwritten_by_later_calls() -> None:
     assert found == [one.tolist() for one in kept] == [[2.0 * number] * 2 for number in range(8)]
 
 
-def test_what_cannot_be_captured_runs_eagerly_and_says_why() -> None:
+def test_a_failed_capture_runs_eagerly_and_has_a_reason() -> None:
     class Refusing(RecordedGraph):
         def capture(self, function: object) -> dict[str, torch.Tensor]:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
@@ -214,8 +214,8 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why() -> None:
     assert not graphs.captured
 
 
-def test_the_stand_in_freezes_what_the_host_decides() -> None:
-    """It would notice a branch on the host: the first batch's branch is repeated for all."""
+def test_the_fake_graph_repeats_decisions_of_the_host() -> None:
+    """So the tests detect a branch on the host: the branch of the captured batch is repeated for all."""
 
     def flipped_on_the_host(batch: Batch) -> dict[str, torch.Tensor]:
         x = batch.features["x"]
@@ -231,10 +231,8 @@ def test_the_stand_in_freezes_what_the_host_decides() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_that_is_divided_over_processes_is_captured_with_its_exchanges(
-    tmp_path: Path, device: str, precision: str
-) -> None:
-    """A world of one, whose batches are whole or parts; a whole one is a step without others."""
+def test_captured_steps_include_exchanges_between_processes(tmp_path: Path, device: str, precision: str) -> None:
+    """In a world of one process: a whole batch gives the same step as without a world, and parts can be captured."""
     shares = [(3, 3)] * (EAGER_CALLS + 1) + [(3, 7), (3, 30), (3, 3)]
     given = list(batches([3] * len(shares)))
     divided = [
@@ -262,9 +260,7 @@ def test_a_step_that_is_divided_over_processes_is_captured_with_its_exchanges(
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"adapt_last": 0, "start": "S4"}])
-def test_on_a_gpu_the_real_graph_takes_the_eager_steps(
-    tmp_path: Path, precision: str, settings: dict[str, object]
-) -> None:
+def test_on_a_gpu_cuda_graphs_equal_eager_steps(tmp_path: Path, precision: str, settings: dict[str, object]) -> None:
     eager, captured = (
         trainer(tmp_path, captured=way, device="cuda", precision=precision, deterministic=True, **settings)  # type: ignore[arg-type]
         for way in (False, True)

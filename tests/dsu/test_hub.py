@@ -1,4 +1,4 @@
-"""Heads from the hub, which here is a server of our own."""
+"""Heads from the hub, with a local fake server."""
 
 import time
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with one head, one repository without, and an empty cache; the working folder is empty too."""
+    """A hub with a head and a repository without one; its cache and the working folder are empty."""
     from huggingface_hub import constants
 
     files = {path.name: path.read_bytes() for path in exported.iterdir()}
@@ -58,7 +58,7 @@ def refusal(name: str, revision: str | None = None) -> str:
     return message
 
 
-def test_a_head_is_fetched_once_and_predicts_as_the_folder_does(hub: FakeHub, exported: Path) -> None:
+def test_a_head_is_downloaded_once_and_predicts_like_its_folder(hub: FakeHub, exported: Path) -> None:
     fetched = Segmenter.from_pretrained("me/tiles", device="cpu")
     picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     local = Segmenter.from_pretrained(exported, device="cpu")
@@ -68,7 +68,7 @@ def test_a_head_is_fetched_once_and_predicts_as_the_folder_does(hub: FakeHub, ex
     assert files and all(path.endswith(HEAD_FILE) for path in files), "more than the head was fetched"
 
 
-def test_offline_what_was_fetched_is_found_and_the_rest_is_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_cached_heads_are_found_and_others_give_an_error(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     first = resolve_head("me/tiles")
@@ -78,17 +78,17 @@ def test_offline_what_was_fetched_is_found_and_the_rest_is_said(hub: FakeHub, mo
     assert "HF_HUB_OFFLINE is set" in refusal("me/unknown")
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(
+def test_an_unreachable_hub_gives_an_error_at_once(
     tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`hf_hub_download` alone takes 23 seconds for it."""
+    """`hf_hub_download` itself would take 23 seconds."""
     point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
     began = time.perf_counter()
     assert "127.0.0.1:9 can't be reached: Connection refused" in refusal("me/tiles")
     assert time.perf_counter() - began < 10
 
 
-def test_what_was_fetched_serves_where_the_hub_cannot_be_reached(
+def test_cached_files_are_used_if_the_hub_is_unreachable(
     tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = resolve_head("me/tiles")
@@ -98,7 +98,7 @@ def test_what_was_fetched_serves_where_the_hub_cannot_be_reached(
     assert time.perf_counter() - began < 10
 
 
-def test_that_the_hub_is_asked_is_said_before_it_answers(
+def test_requests_to_the_hub_are_logged_in_advance(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from huggingface_hub import constants
@@ -116,7 +116,7 @@ def test_that_the_hub_is_asked_is_said_before_it_answers(
     assert not caplog.text
 
 
-def test_what_is_not_there_is_named(hub: FakeHub) -> None:
+def test_missing_repositories_revisions_and_files_are_named(hub: FakeHub) -> None:
     assert "neither as a local path nor as a repository" in refusal("me/unknown")
     assert "has no head.safetensors" in refusal("me/other")
     assert "no revision 'v9'" in refusal("me/tiles", "v9")
@@ -124,20 +124,20 @@ def test_what_is_not_there_is_named(hub: FakeHub) -> None:
     assert "request access" in refusal("me/tiles", "v1")
 
 
-def test_a_file_that_is_no_head_is_refused(hub: FakeHub) -> None:
+def test_a_file_that_is_not_a_head_is_refused(hub: FakeHub) -> None:
     hub.repositories["me/other"][HEAD_FILE] = b"<html>not what you think</html>"
     with pytest.raises(DsuError, match="can't be read as a head"):
         Segmenter.from_pretrained("me/other")
 
 
-def test_a_revision_is_taken_from_the_hub_alone(hub: FakeHub, exported: Path) -> None:
+def test_revisions_need_the_hub(hub: FakeHub, exported: Path) -> None:
     assert read_head_info(resolve_head("me/tiles", revision="v1")).config.preset == "custom"
     for given in (exported, None):
         with pytest.raises(UsageError, match="--revision"):
             resolve_head(given, revision="v1")
 
 
-def test_a_path_goes_before_a_repository(hub: FakeHub, exported: Path) -> None:
+def test_local_paths_precede_repositories(hub: FakeHub, exported: Path) -> None:
     assert is_hub_name("me/tiles") and is_hub_name(Path("me/tiles"))
     for text in ("tiles", "me/tiles/deep", "/me/tiles", "../tiles", "me/head.safetensors", "~/tiles", "me/"):
         assert not is_hub_name(text), text
@@ -149,7 +149,7 @@ def test_a_path_goes_before_a_repository(hub: FakeHub, exported: Path) -> None:
     assert not hub.asked
 
 
-def test_predictions_go_neither_into_the_hubs_cache_nor_into_an_exported_folder(hub: FakeHub, exported: Path) -> None:
+def test_predictions_are_never_written_into_the_hubs_cache_or_an_exported_folder(hub: FakeHub, exported: Path) -> None:
     fetched = resolve_head("me/tiles")
     assert predictions_folder("me/tiles", fetched) == Path("runs/me--tiles/predictions")
     assert predictions_folder(exported, exported / HEAD_FILE) == Path("runs/exported/predictions")

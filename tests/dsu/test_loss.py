@@ -12,7 +12,7 @@ from dsu.network.network import DSUNetOutput
 
 
 def soft_masks(batch: int, side: int, seed: int = 0) -> Tensor:
-    """Blobs with soft edges, one of the images empty when there are several."""
+    """Blobs with soft edges; if there are several images, the last is empty."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch, 1, 6, 6, dtype=torch.float64, generator=generator)
     masks = functional.interpolate(noise, size=(side, side), mode="bicubic").clamp(0, 1)
@@ -44,11 +44,11 @@ def image_loss(z: Tensor, m: Tensor, loss: SegmentationLoss) -> Tensor:
     w = 1 + 5 * (functional.avg_pool2d(m[None, None], 31, stride=1, padding=15)[0, 0] - m).abs()
     p = 1 / (1 + torch.exp(-z))
     both = (w * p * m).sum()
-    alarms, tversky_beta = (w * p).sum() - both, (w * m).sum() - both
+    alarms, misses = (w * p).sum() - both, (w * m).sum() - both
     if loss.region == "iou":
-        region = (both + 1) / (both + alarms + tversky_beta + 1)
+        region = (both + 1) / (both + alarms + misses + 1)
     else:
-        region = (both + 1) / (both + (1 - loss.tversky_beta) * alarms + loss.tversky_beta * tversky_beta + 1)
+        region = (both + 1) / (both + (1 - loss.tversky_beta) * alarms + loss.tversky_beta * misses + 1)
     entropy = -(m * torch.log(p) + (1 - m) * torch.log(1 - p))
     mean = {
         "plain": lambda: entropy.mean(),
@@ -59,7 +59,7 @@ def image_loss(z: Tensor, m: Tensor, loss: SegmentationLoss) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_it_is_the_mean_over_images_of_the_definition(loss: SegmentationLoss) -> None:
+def test_the_loss_is_the_mean_over_images_of_the_definition(loss: SegmentationLoss) -> None:
     masks, outputs = soft_masks(3, 40), logits(3, 40)
     assert ((masks > 0) & (masks < 1)).float().mean() > 0
     losses = loss.side_losses(outputs, masks)
@@ -70,15 +70,15 @@ def test_it_is_the_mean_over_images_of_the_definition(loss: SegmentationLoss) ->
     torch.testing.assert_close(total(loss, outputs, masks), weighted, atol=1e-12, rtol=0)
 
 
-def test_the_parts_make_a_difference_and_the_papers_are_the_default() -> None:
+def test_terms_differ_and_the_papers_are_the_default() -> None:
     masks, outputs = soft_masks(2, 40), logits(2, 40)
     by_loss = [total(loss, outputs, masks) for loss in LOSSES]
     assert torch.equal(by_loss[0], total(SegmentationLoss(), outputs, masks))
     assert all(abs(a - b) > 1e-3 for index, a in enumerate(by_loss) for b in by_loss[:index])
 
 
-def test_a_miss_costs_more_than_a_false_alarm_where_it_weighs_more() -> None:
-    """Of the same pixels, far from any boundary's weight."""
+def test_tversky_beta_weights_misses_against_false_alarms() -> None:
+    """One wrong pixel each, far from the boundary, so that the boundary weights are equal."""
     mask = torch.zeros(1, 1, 128, 128, dtype=torch.float64)
     mask[..., :64] = 1
     missed, alarm = [mask.clone() for _ in range(2)]
@@ -94,7 +94,7 @@ def test_a_miss_costs_more_than_a_false_alarm_where_it_weighs_more() -> None:
     assert costs[0.9][0] > costs[0.5][0] > costs[0.9][1]
 
 
-def test_without_an_object_the_region_term_is_as_stated() -> None:
+def test_the_region_term_without_an_object() -> None:
     """1 - 1 / (1 + c), where c is the sum of w p, weighted for Tversky."""
     mask, z = torch.zeros(1, 1, 32, 32, dtype=torch.float64), logits(1, 32)[0]
     mass = float(z.sigmoid().sum())
@@ -106,19 +106,19 @@ def test_without_an_object_the_region_term_is_as_stated() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(1, 50), width=st.integers(1, 50), seed=st.integers(0, 99))
-def test_the_boundary_weight_is_one_pool_of_31(height: int, width: int, seed: int) -> None:
+def test_the_boundary_weight_is_a_31x31_average(height: int, width: int, seed: int) -> None:
     mask = torch.rand(2, 1, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     expected = 1 + 5 * (functional.avg_pool2d(mask, 31, stride=1, padding=15) - mask).abs()
     torch.testing.assert_close(boundary_weight(mask), expected, atol=1e-12, rtol=0)
 
 
-def test_the_boundary_weight_of_sums_that_are_exact_is_exact() -> None:
-    """Masks of few bits, as the reference figures have them: not one rounding differs from the plain pool."""
+def test_the_boundary_weight_is_exact_for_masks_of_half_precision() -> None:
+    """Sums of values with few bits are exact, so that the result equals the plain 31 x 31 pool."""
     mask = soft_masks(2, 64).half().double()
     assert torch.equal(boundary_weight(mask), 1 + 5 * (functional.avg_pool2d(mask, 31, 1, 15) - mask).abs())
 
 
-def test_the_padding_counts() -> None:
+def test_the_average_includes_the_padding() -> None:
     weight = boundary_weight(torch.ones(1, 1, 64, 64))[0, 0]
     assert weight[32, 32] == 1
     assert weight[0, 0] == pytest.approx(1 + 5 * (1 - 16**2 / 31**2))
@@ -127,9 +127,7 @@ def test_the_padding_counts() -> None:
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 @pytest.mark.parametrize("sure", [-200.0, 0.0, 200.0])
 @pytest.mark.parametrize("parts", LOSSES, ids=str)
-def test_masks_without_an_object_or_without_a_background_are_finite(
-    fill: float, sure: float, parts: SegmentationLoss
-) -> None:
+def test_losses_of_empty_and_full_masks_are_finite(fill: float, sure: float, parts: SegmentationLoss) -> None:
     outputs = [torch.full((1, 1, 32, 32), sure, requires_grad=True) for _ in range(3)]
     loss = total(parts, outputs, torch.full((1, 1, 32, 32), fill))
     loss.backward()
@@ -137,7 +135,7 @@ def test_masks_without_an_object_or_without_a_background_are_finite(
     assert all(torch.isfinite(x.grad).all() for x in outputs if x.grad is not None)
 
 
-def test_an_image_counts_the_same_whatever_else_is_in_its_batch() -> None:
+def test_an_images_loss_does_not_depend_on_its_batch() -> None:
     masks, outputs = soft_masks(3, 32), logits(3, 32)
     alone = [total(SegmentationLoss(), [z[[i]] for z in outputs], masks[[i]]) for i in range(3)]
     torch.testing.assert_close(total(SegmentationLoss(), outputs, masks), torch.stack(alone).mean(), atol=1e-12, rtol=0)
@@ -150,6 +148,6 @@ def test_gradients(loss: SegmentationLoss) -> None:
     assert torch.autograd.gradcheck(lambda *z: total(loss, z, masks), tuple(outputs))
 
 
-def test_a_perfect_prediction_has_next_to_no_loss() -> None:
+def test_a_perfect_prediction_has_almost_no_loss() -> None:
     mask = (soft_masks(1, 40) > 0.5).double()
     assert total(SegmentationLoss(), [(mask * 2 - 1) * 50] * 3, mask) < 1e-10

@@ -1,4 +1,4 @@
-"""Mistakes that people make with the Python API: each is said in one sentence, and none passes silently."""
+"""Common mistakes with the Python API: each gives an error of one sentence or a warning."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ from dsu.settings import EncoderWeights, ExtractionSettings
 
 @pytest.fixture(scope="module")
 def folder(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the store of the drawn training images."""
+    """The folder of a store with the synthetic training images."""
     root = tmp_path_factory.mktemp("features")
     settings, weights = ExtractionSettings(features=("V",), views=Views(1)), EncoderWeights(random=True)
     config = build_config("toy", hiera_size=128, dino_size=126)
@@ -53,7 +53,7 @@ def inputs(model: DSUNet) -> dict[str, Tensor]:
         ({"focal_gamma": -1.0}, "at least 0"),
     ],
 )
-def test_a_loss_of_unknown_terms_is_refused(given: dict[str, object], said: str) -> None:
+def test_unknown_terms_of_the_loss_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         SegmentationLoss(**given)  # type: ignore[arg-type]
 
@@ -67,28 +67,28 @@ def test_a_loss_of_unknown_terms_is_refused(given: dict[str, object], said: str)
         (lambda mask: mask[:, 0], r"\(2, 8, 8\) and the logits are \(2, 1, 8, 8\)"),
     ],
 )
-def test_a_mask_that_is_none_is_refused(change: Callable[[Tensor], Tensor], said: str) -> None:
+def test_invalid_masks_are_refused(change: Callable[[Tensor], Tensor], said: str) -> None:
     output = DSUNetOutput((torch.zeros(2, 1, 8, 8),) * 3)
     SegmentationLoss()(output, torch.ones(2, 1, 8, 8))
     with pytest.raises(UsageError, match=said):
         SegmentationLoss()(output, change(torch.ones(2, 1, 8, 8)))
 
 
-def test_encoders_that_would_train_with_the_head_are_refused(model: DSUNet, inputs: dict[str, Tensor]) -> None:
+def test_trainable_encoders_are_refused(model: DSUNet, inputs: dict[str, Tensor]) -> None:
     model.train().requires_grad_(True)
     with pytest.raises(UsageError, match="encoders' parameters require gradients"):
         model(**inputs)
     model.eval()(**inputs)
 
 
-def test_floats_that_are_not_normalised_are_refused(model: DSUNet, inputs: dict[str, Tensor]) -> None:
+def test_unnormalised_floats_are_refused(model: DSUNet, inputs: dict[str, Tensor]) -> None:
     normalised = {name: (x.float() / 255 - model.mean) / model.std for name, x in inputs.items()}
     assert torch.allclose(model(**normalised).logits, model(**inputs).logits, atol=1e-4)
     with pytest.raises(UsageError, match="taken as normalised, and these reach"):
         model(inputs["pixel_values"].float(), inputs["guide_values"])
 
 
-def test_what_is_lacking_or_does_not_fit_is_named(model: DSUNet, inputs: dict[str, Tensor]) -> None:
+def test_missing_and_mismatching_inputs_are_named(model: DSUNet, inputs: dict[str, Tensor]) -> None:
     with pytest.raises(UsageError, match="V of DINOv2 can't be computed without guide_values"):
         model(inputs["pixel_values"])
     with pytest.raises(UsageError, match="S1 of Hiera can't be computed without pixel_values"):
@@ -102,14 +102,14 @@ def test_what_is_lacking_or_does_not_fit_is_named(model: DSUNet, inputs: dict[st
         model(inputs["pixel_values"], features={"V": features["V"].permute(0, 3, 1, 2)})
 
 
-def test_the_device_that_was_refused_is_not_offered() -> None:
+def test_a_refused_device_is_not_suggested() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(UsageError, match=r"'cuda' can't be used: choose what is here \(cpu alone\)"):
         choose_runtime("cuda", "auto")
 
 
-def test_names_that_are_none_are_refused_at_once(model: DSUNet, drawn: Path, folder: Path) -> None:
+def test_unknown_names_of_samples_are_refused_at_once(model: DSUNet, drawn: Path, folder: Path) -> None:
     images = ImageDataset(drawn / "train", model)
     for make in (
         lambda names: FeatureDataset(folder, model, names=names),
@@ -124,7 +124,7 @@ def test_names_that_are_none_are_refused_at_once(model: DSUNet, drawn: Path, fol
         FeatureDataset(next(folder.iterdir()), "toy")
 
 
-def test_a_model_is_wanted_and_said_where_something_else_is_given(model: DSUNet, drawn: Path) -> None:
+def test_other_objects_than_models_are_refused(model: DSUNet, drawn: Path) -> None:
     with pytest.raises(UsageError, match="'toy' is not a model"):
         ImageDataset(drawn, "toy")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="is not a model"):
@@ -132,7 +132,7 @@ def test_a_model_is_wanted_and_said_where_something_else_is_given(model: DSUNet,
     assert ImageProcessor(model).config == model.config  # type: ignore[arg-type]
 
 
-def test_images_without_a_mask_are_said(drawn: Path, tmp_path: Path, model: DSUNet) -> None:
+def test_images_without_a_mask_give_a_warning(drawn: Path, tmp_path: Path, model: DSUNet) -> None:
     import shutil
 
     shutil.copytree(drawn / "train", tmp_path / "set")
@@ -143,7 +143,7 @@ def test_images_without_a_mask_are_said(drawn: Path, tmp_path: Path, model: DSUN
     assert first.stem not in data.names
 
 
-def test_a_head_notes_what_it_was_trained_on(model: DSUNet, drawn: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_head_records_its_training_data(model: DSUNet, drawn: Path, folder: Path, tmp_path: Path) -> None:
     from dsu.heads.head_file import load_head, resolve_head
 
     data = FeatureDataset(folder, model, names=FeatureDataset(folder, model).names[1:])
@@ -158,7 +158,7 @@ def test_a_head_notes_what_it_was_trained_on(model: DSUNet, drawn: Path, folder:
     assert [*map(len, (info.trained_on, info.dataset))] == [12, 0], "one digest, cut short"
 
 
-def test_a_segmenter_of_a_model_in_memory(model: DSUNet, tmp_path: Path) -> None:
+def test_a_segmenter_for_a_model_in_memory(model: DSUNet, tmp_path: Path) -> None:
     image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
     model.train()
     found = Segmenter(model)(image)

@@ -1,4 +1,4 @@
-"""Imports run one way: dsu_cli -> dsu -> dsu_cache, and within dsu from later rooms to earlier ones."""
+"""Imports go one way: dsu_cli -> dsu -> dsu_cache, and within dsu from later rooms to earlier ones."""
 
 import ast
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ PLACE = {name: place for place, line in enumerate(ROOMS) for name in line}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Modules that a file imports, inside functions too; what is imported for types alone does not count."""
+    """Modules that a file imports, including inside functions, but not imports for type checking only."""
     tree = ast.parse(path.read_text())
     for_types = {
         id(inner)
@@ -70,19 +70,19 @@ def test_packages_import_one_way(package: str, forbidden: tuple[str, ...]) -> No
     wrong = [
         f"{path.relative_to(HOUSE)} imports {name}"
         for path in files(package)
-        if path.name != "__main__.py"  # `python -m dsu`: Python looks for the command there
+        if path.name != "__main__.py"  # `python -m dsu` runs the command line
         for name in imported(path)
         if name.split(".")[0] in forbidden
     ]
     assert wrong == []
 
 
-def test_every_room_has_its_place() -> None:
+def test_every_room_is_listed() -> None:
     there = {room_of(path) for path in files("dsu")} - {"__init__", "__main__"}
     assert there == set(PLACE), "a new room needs its place in ROOMS"
 
 
-def test_rooms_import_earlier_ones_only() -> None:
+def test_rooms_import_only_earlier_ones() -> None:
     wrong = []
     for path in files("dsu"):
         own = room_of(path)

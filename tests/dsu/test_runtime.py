@@ -16,8 +16,8 @@ def at(precision: str) -> Runtime:
     return choose_runtime("cpu", precision)  # type: ignore[arg-type]
 
 
-def test_weights_kept_rounded_give_autocasts_numbers() -> None:
-    """Both encoders, forward and the gradients of every trainable part, bit for bit."""
+def test_weights_stored_in_bf16_give_the_same_results_as_autocast() -> None:
+    """Bit-identical outputs and gradients of all trained parameters."""
     generator = torch.Generator().manual_seed(5)
     pixels, dino_pixels = (torch.randn(2, 3, side, side, generator=generator) for side in (128, 126))
     found = []
@@ -39,8 +39,8 @@ def test_at_fp32_nothing_is_rounded() -> None:
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-def test_bf16_is_asked_of_the_card_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for two cards: the current one, cuda:0, computes no bf16."""
+def test_bf16_depends_on_the_chosen_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two fake GPUs: the current one, cuda:0, does not support bf16."""
     current = [0]
 
     @contextmanager
@@ -68,14 +68,14 @@ print((memory.bytes() - before) / 2**20)
 """
 
 
-def test_peak_memory_sees_what_was_held_and_given_back_since() -> None:
-    """In a process of its own: here others hold and give back memory, too."""
+def test_peak_memory_includes_freed_memory() -> None:
+    """In a new process, since other tests allocate memory in this one."""
     found = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert 48 < float(found.stdout) < 80
 
 
 @pytest.mark.gpu
-def test_a_gpus_feed_gives_the_same_batches() -> None:
+def test_feed_on_a_gpu_gives_the_same_batches() -> None:
     from dsu.batches import Batch, feed
 
     class Counting:
@@ -93,7 +93,7 @@ def test_a_gpus_feed_gives_the_same_batches() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nothing_in_a_step_waits_for_the_gpu(precision: str) -> None:
+def test_steps_do_not_synchronise_with_the_gpu(precision: str) -> None:
     from dsu.bench.machine import images
     from dsu.heads.head_file import HeadInfo
     from dsu.network.resume import earliest

@@ -7,7 +7,7 @@ from dsu.settings import TrainingSettings
 from dsu.settings_file import read_settings
 
 
-def test_options_go_over_the_file_and_none_means_not_given(tmp_path: Path) -> None:
+def test_options_override_the_file_unless_they_are_none(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("epochs: 7\nlr: 1e-4\nviews: 2\n")
     settings = read_settings(TrainingSettings, {"epochs": 3, "lr": None}, file)
@@ -17,7 +17,7 @@ def test_options_go_over_the_file_and_none_means_not_given(tmp_path: Path) -> No
     assert read_settings(TrainingSettings, {}, file) == TrainingSettings()
 
 
-def test_what_a_file_switches_on_an_option_switches_off(tmp_path: Path) -> None:
+def test_an_option_can_turn_off_a_files_setting(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("balance: true\ncompile: true\n")
     settings = read_settings(TrainingSettings, {"balance": False, "compile": None}, file)
@@ -40,7 +40,7 @@ def test_what_a_file_switches_on_an_option_switches_off(tmp_path: Path) -> None:
         ("precision: fp8", "precision"),
     ],
 )
-def test_a_bad_file_is_named_with_its_field(tmp_path: Path, text: str, named: str) -> None:
+def test_errors_name_the_file_and_the_field(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
