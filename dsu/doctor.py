@@ -290,8 +290,7 @@ def _writable(what: str, folder: Path, remedy: str) -> Fact:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"dsu")
     except OSError as error:
-        reason = error.strerror or str(error)
-        return Fact(what, f"{folder} can't be written ({reason})", "broken", remedy, value)
+        return Fact(what, f"{folder} can't be written ({error.strerror or error})", "broken", remedy, value)
     made = "" if there == folder.absolute() else ", made when needed"
     free = f"{value['free_bytes'] / 1e9:,.0f} GB free{made}"
     return Fact(what, f"{folder} ({free})", value={**value, "writable": True})

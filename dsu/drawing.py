@@ -315,10 +315,9 @@ def sheet(
         raise UsageError(f"a sheet with {len(titles)} titles needs {len(titles)} pictures in each row.")
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
-    sizes = [as_rgb(row[0]).size for row in rows[:50]]
     # A panorama among portraits must not decide alone.
-    aspect = min(max(median(height / width for width, height in sizes), 0.5), 1.5)
-    heights = [max(1, round(cell * aspect)) / dpi] * len(rows)
+    aspect = median(height / width for width, height in (as_rgb(row[0]).size for row in rows[:50]))
+    heights = [max(1, round(cell * min(max(aspect, 0.5), 1.5))) / dpi] * len(rows)
     draw = partial(
         draw_grid,
         titles=titles,

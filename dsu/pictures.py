@@ -97,8 +97,7 @@ def _to_pillow(picture: Image.Image | NDArray[Any]) -> Image.Image:
         return picture
     if picture.dtype == np.uint8:
         return Image.fromarray(picture)
-    levels: NDArray[np.float64] = np.clip(picture.astype(np.float64), 0, 1) * 255
-    return Image.fromarray(levels.round().astype(np.uint8))
+    return Image.fromarray((np.clip(picture.astype(np.float64), 0, 1) * 255).round().astype(np.uint8))
 
 
 def page_files(path: Path, pages: int = 1) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from dsu.choices import ExportPrecision
+from dsu.errors import check_installed
 from dsu.settings import EncoderWeights
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, bytes_text, key_table
@@ -62,6 +63,7 @@ def export(
     from dsu.heads.head_file import resolve_head
 
     head_file = resolve_head(head)
+    check_installed("Exporting", "onnx", "onnxscript", "onnxruntime")
     from dsu.export.exporting import export_model  # with torch, which takes seconds to come
 
     made = export_model(

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from dsu_cli.console import age_text, bytes_text, fail, key_table, print_json, s
 from dsu_cli.console import out as console
 
 if TYPE_CHECKING:
-    from dsu.sharing.head_facts import HeadFacts, ListedHead
+    from dsu.sharing.head_facts import HeadFacts
 
 __all__ = ["export_checkpoint", "head", "import_checkpoint"]
 
@@ -50,15 +51,15 @@ def list_(
 
     heads = find_heads(folder)
     if json:
-        print_json([head.to_json() for head in heads])
+        print_json(heads)
     elif heads:
         console.print(_heads_table(heads))
-        tiled = any(head.tiled for head in heads)
+        tiled = any(head["tiled"] for head in heads)
         instead = "; for (tiles) on held-out tiles, which are not comparable with whole images" if tiled else ""
         say(f"N: Hiera's last N blocks have adapters. S, MAE, IoU: on held-out images{instead}.")
     else:
         say(f"There are no heads below {folder}: train one with `dsu train-head`.")
-    damage = [head.damage for head in heads if head.damage]
+    damage = [head["damage"] for head in heads if head["damage"]]
     for reason in damage:
         fail(reason)
     if damage:
@@ -231,18 +232,19 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
     return rows
 
 
-def _heads_table(heads: Sequence["ListedHead"]) -> Table:
+def _heads_table(heads: Sequence[dict[str, Any]]) -> Table:
     figures = ("S", "MAE", "IoU")
     shown = table(("head", "data", "network", "N", "epoch", *figures, "age"), {"N", "epoch", *figures, "age"})
     for head in heads:
         cells = ["damaged"]
-        if not head.damage:
-            data = f"{head.data or 'not noted'}{' (tiles)' if head.tiled else ''}"
-            cells = [data, head.preset or "", str(head.adapt_last)]
-            cells.append(f"{head.epoch}/{head.epochs}" if head.epochs else "")
-            cells += [f"{head.held_out[name]:.4f}" if name in head.held_out else "" for name in figures]
+        if not head["damage"]:
+            data = f"{head['data'] or 'not noted'}{' (tiles)' if head['tiled'] else ''}"
+            cells = [data, head["preset"] or "", str(head["adapt_last"])]
+            cells.append(f"{head['epoch']}/{head['epochs']}" if head["epochs"] else "")
+            cells += [f"{head['held_out'][name]:.4f}" if name in head["held_out"] else "" for name in figures]
         cells += [""] * (len(shown.columns) - 2 - len(cells))
-        shown.add_row(str(head.path), *cells, age_text(time.time() - head.written.timestamp()))
+        written = datetime.fromisoformat(head["written"]).timestamp()
+        shown.add_row(head["path"], *cells, age_text(time.time() - written))
     return shown
 
 

@@ -257,9 +257,8 @@ def disk_rate(sizes: Sequence[int], below: Path) -> float:
     rates = []
     for _ in range(3):
         with TemporaryDirectory(prefix=".bench-", dir=below) as folder, ThreadPoolExecutor(WRITERS) as pool:
-            paths = [Path(folder) / str(number) for number in range(len(sizes))]
             started = time.perf_counter()
-            list(pool.map(write, paths, sizes))
+            list(pool.map(write, [Path(folder) / str(number) for number in range(len(sizes))], sizes))
             rates.append(sum(sizes) / (time.perf_counter() - started))
     return statistics.median(rates)
 

@@ -306,8 +306,7 @@ def bench(
                     report.wide = steps(batch_size=WIDE, rounds=max(report.rounds // 2, 1), usual_only=True)
                 report.matrix_rate = max(report.matrix_rate, matrix_rate(runtime))
     if "stages" in parts:
-        count = images or (512 if on_gpu else 8)
-        report.stages = measure_stages(network, runtime, count, cache_root, progress)
+        report.stages = measure_stages(network, runtime, images or (512 if on_gpu else 8), cache_root, progress)
     if "eval" in parts:
         report.evaluation = measure_eval(runtime, 100, 6, 2, progress)
     if "scale" in parts:

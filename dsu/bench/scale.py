@@ -122,10 +122,10 @@ def _entries(found: dict[str, SampleMetadata]) -> dict[str, Entry]:
 def _begin(root: Path, count: int) -> float:
     found = dict(_simulated(0, count))
     source = SourceFolder("simulated-TR", "simulated", "train", False, str(root / "images"), str(root))
-    config = build_config("toy").model_dump(mode="json")
-    attributes = {"source": vars(source), "config": config, "encoders": {}}
     started = time.perf_counter()
-    store = FeatureStore.create(_path(root), attributes)
+    store = FeatureStore.create(
+        _path(root), {"source": vars(source), "config": build_config("toy").model_dump(mode="json"), "encoders": {}}
+    )
     with store.lock():
         manifest = store.manifest.assign(_entries(found), store.rows_per_shard)
         if manifest != store.manifest:
@@ -133,8 +133,7 @@ def _begin(root: Path, count: int) -> float:
         for name, views in _VIEWS.items():
             store.add_array(name, (1, 1), "uint8", views, Fingerprint({}))
     todo = [store.missing(name, range(views)) for name, views in _VIEWS.items()]
-    rows = store.rows_in_shard(todo[0][0].shard)
-    [store.manifest.names_at(row) for row in rows.tolist()]
+    [store.manifest.names_at(row) for row in store.rows_in_shard(todo[0][0].shard).tolist()]
     return time.perf_counter() - started
 
 

@@ -211,8 +211,7 @@ def _training_cases(
         samples = FeatureDataset(drawn.store, point.features, names=drawn.names)
         phase, info = TrainingPhase(point, samples, None), HeadInfo(config=adapted)
         trainer = Trainer(trained, phase, settings, info, runtime, keep_best=False)
-        batch = live if end_to_end else samples.read(drawn.names[:batch_size], [0] * batch_size)
-        ready = batch.to(runtime.device)
+        ready = (live if end_to_end else samples.read(drawn.names[:batch_size], [0] * batch_size)).to(runtime.device)
         return _Case(
             name,
             partial(trainer.step, ready),
@@ -302,5 +301,4 @@ def _wait(case: _Case, drawn: DrawnStore, timing: Timing, progress: Progress) ->
 
     with progress.task(f"data wait, {case.name}", steps, "steps") as task:
         trainer.step(next(fed))
-        taken = seconds_of(steps_in_a_row, device)
-    return waited / taken
+    return waited / seconds_of(steps_in_a_row, device)

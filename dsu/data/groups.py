@@ -154,8 +154,7 @@ def _evened(looks: Look) -> NDArray[np.float32]:
     blur = (0, _BLUR, _BLUR)
     grey = looks.astype(np.float32)
     grey -= ndimage.gaussian_filter(grey, blur, mode="nearest")
-    evened: NDArray[np.float32] = grey / (np.sqrt(ndimage.gaussian_filter(grey * grey, blur, mode="nearest")) + 1)
-    return evened
+    return np.asarray(grey / (np.sqrt(ndimage.gaussian_filter(grey * grey, blur, mode="nearest")) + 1))
 
 
 def _cosines(low: float, high: float) -> NDArray[np.float32]:
@@ -164,8 +163,7 @@ def _cosines(low: float, high: float) -> NDArray[np.float32]:
     centres = np.arange(_SIDE) + 0.5
     inside = np.clip(np.minimum(centres + 0.5, stop) - np.maximum(centres - 0.5, start), 0, 1)
     phase = np.pi * (np.clip(centres, start, stop) - start) / (stop - start)
-    waves: NDArray[np.float32] = (np.cos(np.arange(_WAVES)[:, None] * phase) * inside).astype(np.float32)
-    return waves
+    return np.asarray(np.cos(np.arange(_WAVES)[:, None] * phase) * inside, np.float32)
 
 
 def _hashes(evened: NDArray[np.float32], waves: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -274,5 +274,4 @@ def object_boxes(foreground: NDArray[np.bool_]) -> list[tuple[slice, slice]]:
     from scipy import ndimage  # type: ignore[import-untyped]  # takes longer to load than most commands want it
 
     labels, _ = ndimage.label(foreground, np.ones((3, 3)))
-    boxes: list[tuple[slice, slice]] = ndimage.find_objects(labels)
-    return boxes
+    return list(ndimage.find_objects(labels))

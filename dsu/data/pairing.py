@@ -386,8 +386,7 @@ def pair_files(wanted: Iterable[str], files: Mapping[str, Path]) -> list[Path | 
 
 
 def _files_of(wanted: Sequence[Sequence[str]], files: Mapping[str, Path]) -> list[Path | None]:
-    found = pair_names(wanted, files, lambda name: files[name].name)
-    return [None if name is None else files[name] for name in found]
+    return [None if name is None else files[name] for name in pair_names(wanted, files, lambda name: files[name].name)]
 
 
 def _name_masks(masks: Iterable[Path], folder: Path) -> dict[str, Path]:

@@ -102,8 +102,7 @@ def _units(
         unit_of |= dict.fromkeys(members, tuple(members))
     found: list[dict[tuple[str, ...], float]] = []
     for stratum in strata:
-        taken = {unit for units in found for unit in units}
-        units = {unit_of[content] for content in stratum} - taken
+        units = {unit_of[content] for content in stratum} - {unit for units in found for unit in units}
         found.append({unit: fmean(foreground[content] for content in unit) for unit in units})
     return found
 
@@ -160,8 +159,7 @@ def recorded_deal(
             known = _read(path)
             before = known.get(key, {})
             dealt = deal(strata, weights, before, groups)
-            content = {**known, key: {**before, **dealt}}
-            atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
+            atomic_write(path, (json.dumps({**known, key: {**before, **dealt}}, indent=1) + "\n").encode())
             keep_beside(path)
     except (OSError, DsuError) as error:
         progress.say(f"The split can't be recorded in {path} ({error}): only the run keeps it.")
@@ -170,8 +168,7 @@ def recorded_deal(
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
-        content = json.loads(path.read_text())
-        splits = {key: dict(shares) for key, shares in content.items()}
+        splits = {key: dict(shares) for key, shares in json.loads(path.read_text()).items()}
         if not all(isinstance(share, str) for shares in splits.values() for share in shares.values()):
             raise TypeError("a share is not a name")
         return splits

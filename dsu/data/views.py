@@ -144,9 +144,8 @@ def draw_samples(seed: int, epoch: int, names: Sequence[str], empty: Collection[
     if empty is None:
         return [(name, 0) for name in epoch_order(seed, epoch, names)]
     kinds = [sorted(set(names) & set(empty)), sorted(set(names) - set(empty))]
-    shares = (len(names) // 2, len(names) - len(names) // 2)
     drawn: list[tuple[str, int]] = []
-    for kind, share in zip(kinds, shares, strict=True):
+    for kind, share in zip(kinds, (len(names) // 2, len(names) - len(names) // 2), strict=True):
         order = epoch_order(seed, epoch, kind)
         drawn += [(order[index % len(order)], index // len(order)) for index in range(share)]
     return sorted(drawn, key=lambda one: (_draw(f"order/{seed}/{epoch}/{one[0]}/{one[1]}"), one))

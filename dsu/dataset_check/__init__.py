@@ -289,12 +289,11 @@ def _equation(group: Sequence[Sample]) -> Case:
 def _no_training_split(checks: Sequence[SplitCheck]) -> list[Finding]:
     if any(check.trains for check in checks):
         return []
-    what = "There is no training split"
+    key, what = "no-training-split", "There is no training split"
     if all(check.split.benchmark for check in checks):
-        remedy = "It is only for testing: train on another one."
-        return [Finding("no-training-split", "good to know", what, remedy)]
+        return [Finding(key, "good to know", what, "It is only for testing: train on another one.")]
     remedy = "Name the folder of training images train/, or give a folder without such parts."
-    return [Finding("no-training-split", "will stop", what, remedy)]
+    return [Finding(key, "will stop", what, remedy)]
 
 
 def _of_files(files: Counter[str]) -> list[Finding]:
@@ -332,6 +331,5 @@ def _of_formats(checks: Sequence[SplitCheck]) -> list[Finding]:
     if len(set(labels.values())) < 2:
         return []
     ways = ", ".join(f"{name} {'labels' if is_labels else 'grey levels'}" for name, is_labels in labels.items())
-    what = f"Masks are read in different ways ({ways})"
     remedy = "If that is wrong, give the foreground with --foreground VALUE, once for each value."
-    return [Finding("readings-differ", "good to know", what, remedy)]
+    return [Finding("readings-differ", "good to know", f"Masks are read in different ways ({ways})", remedy)]

@@ -331,8 +331,7 @@ def _count_objects(foreground: NDArray[np.bool_], small: NDArray[np.bool_]) -> t
         return 0, 0
     height, width = foreground.shape
     kept = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST))
-    seen = np.unique(labels[kept & foreground])
-    return int(count), int(count - len(seen))
+    return int(count), int(count - len(np.unique(labels[kept & foreground])))
 
 
 def _value_counts(raw: NDArray[Any], kind: MaskKind) -> Counter[int]:

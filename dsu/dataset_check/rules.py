@@ -103,9 +103,8 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with all names."""
-        names = [str(case) for case in self.cases]
         words = {name: getattr(self, name) for name in ("key", "severity", "split", "what", "remedy")}
-        return {**words, "count": self.count, "names": names}
+        return {**words, "count": self.count, "names": [str(case) for case in self.cases]}
 
 
 def case_of(sample: Sample, remark: str = "") -> Case:
@@ -173,13 +172,11 @@ def _too_few(check: SplitCheck) -> list[Finding]:
     if check.split.masks is None and check.trains:
         remedy = (
             "Training needs pairs: put masks, named like the images, into masks/ next to images/, or name the "
-            "subfolders "
-            "with --images and --masks. Without masks you can only predict."
+            "subfolders with --images and --masks. Without masks you can only predict."
         )
         return [Finding("no-masks", "will stop", "No image has a mask", remedy)]
     if check.split.masks is None:
-        remedy = "You can predict, but not evaluate."
-        return [Finding("no-masks", "good to know", "No image has a mask", remedy)]
+        return [Finding("no-masks", "good to know", "No image has a mask", "You can predict, but not evaluate.")]
     if pairs >= FEW or not check.trains:
         return []
     if not pairs:
@@ -337,8 +334,8 @@ def _of_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
     )
     if not mask_format.labels and sum(facts.dark for facts in greys) > sum(facts.bright for facts in greys):
         what = "Most nonblack pixels in the masks are darker than half"
-        remedy = "They are read as soft edges: if they are labels, give the object's with"
-        found.append(Finding("dark-masks", "will hurt", what, f"{remedy} {typed_foreground(greys)}."))
+        remedy = f"They are read as soft edges: if they are labels, give the object's with {typed_foreground(greys)}."
+        found.append(Finding("dark-masks", "will hurt", what, remedy))
     values = sorted({value for facts in labels for value in facts.values or ()} - {0})
     coloured = any(facts.kind == "colours" for facts in labels)
     if IGNORED in values and len(values) > 1 and not coloured:

@@ -1,6 +1,6 @@
 """A check on one page: some pairs, the least and the most foreground, odd ones, and three histograms."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import cycle, zip_longest
 from pathlib import Path
@@ -76,8 +76,7 @@ def _sections(found: DatasetCheck) -> Iterator[tuple[str, list[Cell]]]:
     ordered = sorted((pair for pair in marked if pair[0] > 0), key=lambda pair: pair[0])
     half = _COLUMNS // 2
     extremes = [*ordered[:half], *ordered[max(half, len(ordered) - half) :]]
-    shares = [(sample, f"{100 * share:.3g} %", INK) for share, sample in extremes]
-    yield "The least and the most foreground", shares
+    yield "The least and the most foreground", [(sample, f"{100 * share:.3g} %", INK) for share, sample in extremes]
     yield "Odd ones, by finding", _odd(found.findings)
 
 
@@ -102,8 +101,7 @@ def _odd(findings: Sequence[Finding]) -> list[Cell]:
 def _page(found: DatasetCheck, sections: Sequence[tuple[str, Sequence[Cell]]], task: Task) -> Figure:
     pitch = _CELL[1] + 0.36  # two lines below a cell
     rows = sum(-(-len(cells) // _COLUMNS) for _, cells in sections)
-    height = _HEADER + len(sections) * _SECTION + rows * pitch + _PLOTS
-    page = Page(_GAP + _COLUMNS * (_CELL[0] + _GAP), height, DPI)
+    page = Page(_GAP + _COLUMNS * (_CELL[0] + _GAP), _HEADER + len(sections) * _SECTION + rows * pitch + _PLOTS, DPI)
     _write_header(page, found)
     top = _HEADER
     for title, cells in sections:
@@ -116,10 +114,8 @@ def _page(found: DatasetCheck, sections: Sequence[tuple[str, Sequence[Cell]]], t
         top += -(-len(cells) // _COLUMNS) * pitch
     page.write("Foreground, mask values, sizes", _GAP, top + 0.2, 9, weight="bold")
     room = (page.width - _GAP) / 3
-    plots: tuple[Callable[[Axes, DatasetCheck], None], ...] = (_draw_shares, _draw_values, _draw_sizes)
-    for column, draw in enumerate(plots):
-        left = _GAP + column * room + 0.5
-        draw(page.axes(left, top + _SECTION + 0.05, room - 0.75, _PLOTS - _SECTION - 0.6), found)
+    for column, draw in enumerate((_draw_shares, _draw_values, _draw_sizes)):
+        draw(page.axes(_GAP + column * room + 0.5, top + _SECTION + 0.05, room - 0.75, _PLOTS - _SECTION - 0.6), found)
     return page.finish()
 
 

@@ -1,34 +1,50 @@
-"""`dsu export`: a head and its encoders to one ONNX file that has shown to be right, with a runner beside it."""
+"""`dsu export`: a head and its encoders to one ONNX file that has shown to be right, with a runner beside it.
+
+Lower precision: weights of 8 bits for processors, floats of 16 bits for GPUs. Dynamic quantisation rounds the matrix
+products' weights to 8 bits and their inputs as they come. Static quantisation rounds convolutions as well, in ranges
+found on images. What it costs is measured, part by part if it is too much.
+"""
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
+import numpy as np
+import onnx
 import psutil
 import torch
 from jinja2 import StrictUndefined, Template
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from dsu import __version__
 from dsu.choices import ExportPrecision
 from dsu.encoders.sources import published_source
-from dsu.errors import DsuError, UsageError, check_installed
+from dsu.errors import DsuError, UsageError
 from dsu.export.graph import (
     BESIDE,
     Agreement,
+    Arrays,
     Loss,
     compare,
     images_to_check,
     input_sizes,
     loss_of,
+    masks_of,
     network_inputs,
+    silence,
     write_graph,
 )
-from dsu.export.precision import halve, quantize
 from dsu.export.runner import FORMAT, Model
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, head_sha256, load_head
@@ -43,6 +59,13 @@ STRAY: Final = ".export."
 """How folders begin in which models are made; the process follows."""
 CALIBRATED: Final = 32
 """Images that ranges are found on."""
+LIMIT: Final = 1 / 255
+"""Of the mean difference of masks that may come of rounding to 8 bits: a grey level."""
+
+_PART: Final = re.compile(r"\bnetwork\.(dino|hiera|head\.\w+)")
+
+Parts = Mapping[str, Sequence[str]]
+"""Names of nodes by the part of the network and the operator, such as `dino MatMul`."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +152,9 @@ def export_model(
             if precision == "int8":
                 found = [] if calibrate is None else images_to_check(calibrate, CALIBRATED)
                 calibration = [network_inputs(sizes, [picture]) for picture in found]
-                loss, kept = quantize(made, lower, floating, given, calibration, threads)
+                loss, kept = _quantize(made, lower, floating, given, calibration, threads)
             else:
-                halve(made, lower)
+                _halve(made, lower)
                 loss = loss_of(Model(lower, "cpu", threads), floating, given)
             made = lower
         _note(made, facts | {"check": asdict(agreement), "loss": loss and asdict(loss), "kept": kept}, info)
@@ -151,7 +174,6 @@ def _sweep(folder: Path) -> None:
 
 
 def _check_request(out: Path, page: Path, precision: ExportPrecision, calibrate: Path | None, overwrite: bool) -> None:
-    check_installed("Exporting", "onnx", "onnxscript", "onnxruntime")
     if out.suffix != ".onnx":
         raise UsageError(f"--out {out} must end in .onnx: it becomes an ONNX file.")
     if calibrate is not None and precision != "int8":
@@ -189,8 +211,6 @@ def _facts(info: HeadInfo, digests: dict[str, str], licence: str) -> dict[str, A
 
 def _note(path: Path, facts: dict[str, Any], info: HeadInfo) -> None:
     """Put facts into a model's metadata, and weights beside it into it, where they are not too large."""
-    import onnx
-
     data = path.with_name(f"{path.name}.data")
     inside = data.exists() and data.stat().st_size <= BESIDE
     model = onnx.load(path, load_external_data=inside)
@@ -203,10 +223,11 @@ def _note(path: Path, facts: dict[str, Any], info: HeadInfo) -> None:
 def _page(out: Path, facts: dict[str, Any], agreement: Agreement, loss: Loss | None) -> str:
     text = (files("dsu.export") / "page.md.jinja").read_text("utf-8")
     page = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    rendered: str = page.render(
-        model=out.name, runner=RUNNER_FILE, facts=facts, agreement=agreement, loss=loss, data=f"{out.name}.data"
+    return str(
+        page.render(
+            model=out.name, runner=RUNNER_FILE, facts=facts, agreement=agreement, loss=loss, data=f"{out.name}.data"
+        )
     )
-    return rendered
 
 
 def _move(file: Path, folder: Path) -> Path:
@@ -214,3 +235,95 @@ def _move(file: Path, folder: Path) -> Path:
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
     return file.replace(folder / file.name)
+
+
+# ---- lower precision ----
+
+
+def _halve(source: Path, target: Path) -> None:
+    """Write a float32 model in float16, its output still float32: for the CUDA provider."""
+    with silence():
+        model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=True)
+        onnx.save(model, target, save_as_external_data=model.ByteSize() > BESIDE, location=f"{target.name}.data")
+
+
+def _quantize(
+    source: Path, target: Path, floating: Model, given: Arrays, calibration: Sequence[Arrays], threads: int
+) -> tuple[Loss, list[str]]:
+    """Write a float32 model in 8 bits; what it loses, and which parts stay in float.
+
+    Args:
+        source, target: the files.
+        floating: the float32 model.
+        given: images to measure on.
+        calibration: images one by one, in whose ranges convolutions are rounded; none: they stay in float.
+        threads: that compute while it is measured.
+    """
+    parts = _parts(source, ("MatMul", "Conv") if calibration else ("MatMul",))
+    masks = masks_of(floating, given)
+
+    def attempt(chosen: Parts) -> float:
+        _write_8_bits(source, target, chosen, calibration)
+        return float(np.abs(masks_of(Model(target, "cpu", threads), given) - masks).mean())
+
+    chosen = parts
+    if attempt(parts) > LIMIT:
+        alone = {name: attempt({name: nodes}) for name, nodes in parts.items()}
+        spent = np.cumsum(sorted(alone.values()))
+        cheap = sorted(alone, key=alone.__getitem__)[: int((spent <= LIMIT).sum())]
+        chosen = {name: parts[name] for name in cheap}
+        _write_8_bits(source, target, chosen, calibration)
+    return loss_of(Model(target, "cpu", threads), floating, given), sorted(parts.keys() - chosen.keys())
+
+
+def _parts(source: Path, operators: Sequence[str]) -> Parts:
+    model = onnx.load(source, load_external_data=False)
+    constant = {one.name for one in model.graph.initializer}
+    parts = defaultdict(list)
+    for node in model.graph.node:
+        if node.op_type in operators and node.input[1] in constant:
+            # The part of the network is in the name of the module, which torch notes.
+            noted = _PART.findall("/".join(entry.value for entry in node.metadata_props))
+            parts[f"{noted[-1] if noted else 'network'} {node.op_type}"].append(node.name)
+    return dict(parts)
+
+
+def _write_8_bits(source: Path, target: Path, parts: Parts, calibration: Sequence[Arrays]) -> None:
+    products, convolutions = (
+        [node for name, nodes in parts.items() if name.endswith(operator) for node in nodes]
+        for operator in ("MatMul", "Conv")
+    )
+    beside = source.with_name(f"{source.name}.data").exists()  # what is made may still be too large for one file
+    with silence(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = source  # each step writes under the model's own name, which weights beside it are found by
+        if products:
+            made = Path(tempfile.mkdtemp(dir=folder), source.name)
+            quantize_dynamic(
+                source,
+                made,
+                op_types_to_quantize=["MatMul"],
+                nodes_to_quantize=products,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=beside,
+                extra_options={"MatMulConstBOnly": True},
+            )
+        if convolutions:
+            before, made = made, Path(tempfile.mkdtemp(dir=folder), source.name)
+            quantize_static(
+                before,
+                made,
+                SimpleNamespace(get_next=partial(next, iter(calibration), None)),  # images one by one, then None
+                QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                nodes_to_quantize=convolutions,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=beside,
+                calibration_cache_path=target.with_name("ranges.json"),  # found in the first attempt, on all of them
+            )
+        for file in target.parent.glob(f"{target.name}*"):
+            file.unlink()
+        for file in made.parent.glob(f"{source.name}*"):
+            shutil.copyfile(file, target.with_name(file.name))

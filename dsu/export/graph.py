@@ -267,8 +267,7 @@ def _run(model: Model, batch: Arrays) -> NDArray[np.float32]:
 def _grey(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Differences of stretched masks, (B, S, S), in grey levels."""
     stretched = [np.stack([mask_of(one[0].copy(), "minmax") for one in logits]) for logits in (a, b)]
-    differences: NDArray[np.float32] = np.abs(stretched[0] - stretched[1]) * np.float32(255)
-    return differences
+    return np.asarray(np.abs(stretched[0] - stretched[1]) * np.float32(255))
 
 
 def _seconds(runs: Sequence[Callable[[Arrays], Any]], given: Arrays) -> list[float]:

@@ -142,8 +142,7 @@ class Model:
 
     def run(self, given: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(B, 1, S, S) logits of what the network reads: (B, side, side, 3) uint8 for each of `sizes`."""
-        result: NDArray[np.float32] = self._session.run(["logits"], given)[0]
-        return result
+        return np.asarray(self._session.run(["logits"], given)[0])
 
     def cut(self, mask: NDArray[np.float32]) -> NDArray[np.float32]:
         """A mask cut at the model's threshold, if it has one."""
@@ -362,8 +361,7 @@ def _targets(images: Iterable[Path], out: Path) -> Iterator[tuple[Path, Path]]:
     """Images, and where the mask of each goes: `a.jpg` to `OUT/a.png`, an `a.png` beside it to `OUT/a_png.png`."""
     taken = set()
     for given in images:
-        found = sorted(given.rglob("*")) if given.is_dir() else [given]
-        for image in found:
+        for image in sorted(given.rglob("*")) if given.is_dir() else [given]:
             if image == given or image.suffix.lower() in SUFFIXES:
                 inside = image.relative_to(given) if image != given else Path(image.name)
                 target = out / inside.with_suffix(".png")

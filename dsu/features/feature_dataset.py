@@ -68,15 +68,13 @@ class FeatureDataset(SampleDataset):
     @property
     def described(self) -> dict[str, Any]:
         """Where its samples are from, and which of the store's are not among them."""
-        others = sorted(set(self.store.manifest.names).difference(self.names))
-        return {**vars(self.store.source), "held_out": others}
+        return {**vars(self.store.source), "held_out": sorted(set(self.store.manifest.names).difference(self.names))}
 
     def read(self, names: Sequence[str], views: Sequence[int]) -> Batch:
         """See `SampleDataset.read`; every chunk's checksum is verified. Raises `DsuError` naming a damaged sample."""
         try:
-            rows = [self.store.manifest.row(name) for name in names]
             places = {name: [view_index(name, view) for view in views] for name in self._arrays}
-            found = self._reader().read(rows, places)
+            found = self._reader().read([self.store.manifest.row(name) for name in names], places)
         except CorruptError as error:
             raise DsuError(
                 f"{error}. Run `dsu cache verify`, then {self.store.again()}: it computes only what is damaged."

@@ -303,9 +303,8 @@ def fingerprint(
             library_versions(),
         )
     is_map = name in guide_names(config)
-    spec = config.dino if is_map else config.hiera
     fields: dict[str, Any] = {
-        "encoder": spec.model_dump(mode="json", exclude={"name"}),
+        "encoder": (config.dino if is_map else config.hiera).model_dump(mode="json", exclude={"name"}),
         "weights": digests["dino" if is_map else "hiera"],
         "input size": config.dino_size if is_map else config.hiera_size,
         "resize": "PIL bilinear",

@@ -265,8 +265,7 @@ def _describe_array(store: FeatureStore, name: str, sizes: Mapping[str, int]) ->
     views = sorted({shard.view for shard in (*data, *stored.committed()) if shard.view < info.views})
     missing = store.missing(name, views, data)
     lost = {int(row) for shard in missing for row in store.rows_in_shard(shard.shard)}
-    maps = guide_names(store.config)
-    encoder = None if name in FLIPPED_WHEN_READ else "DINOv2" if name in maps else "Hiera"
+    encoder = None if name in FLIPPED_WHEN_READ else "DINOv2" if name in guide_names(store.config) else "Hiera"
     now, fields = library_versions(), info.fingerprint
     in_use = store.manifest.rows_in_use // store.rows_per_shard
     return ArrayState(

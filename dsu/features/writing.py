@@ -117,8 +117,7 @@ def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:
     # Both extremes are NaN where any value is: twenty times as fast as to ask of every value.
     if not tensor.is_floating_point() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
         return
-    finite = tensor.isfinite().flatten(1).all(1)
-    sample = samples[int((~finite).nonzero()[0])]
+    sample = samples[int((~tensor.isfinite().flatten(1).all(1)).nonzero()[0])]
     raise DsuError(
         f"{name} of {sample} has values that are not finite as {str(tensor.dtype).removeprefix('torch.')}: store "
         f"float32 (--feature-dtype float32), or check the image and the encoder's weights."

@@ -21,7 +21,6 @@ from dsu.hub import fetch, is_hub_name
 from dsu_cache import holder
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 __all__ = [
@@ -148,13 +147,6 @@ class HeadInfo(BaseModel):
         size = self.training.get("encoder_batch_size")
         return size if type(size) is int and size > 0 else None
 
-    @property
-    def torch_feature_dtype(self) -> "torch.dtype | None":
-        """`feature_dtype` as torch's type."""
-        from dsu.runtime import torch_type
-
-        return None if self.feature_dtype is None else torch_type(self.feature_dtype)
-
 
 def image_digits(contents: Iterable[str]) -> str:
     """`HeadInfo.trained_on` or `trained_on_pixels` from the images' SHA-256."""
@@ -227,14 +219,11 @@ def read_head_info(path: Path) -> HeadInfo:
         if isinstance(content, dict) and content.get("format", FORMAT) > FORMAT:
             raise DsuError(f"The head {path} was written by a newer dsu, {content.get('version')}: update dsu.")
         return HeadInfo.model_validate(content)
-    except (TypeError, RecursionError) as error:
-        raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
-    except ValidationError as error:
-        reasons = validation_reasons(error)
+    except ValidationError as error:  # a ValueError too, so it comes first
         raise DsuError(
-            f"The head {path} has settings that do not fit ({reasons}): restore or train it again."
+            f"The head {path} has settings that do not fit ({validation_reasons(error)}): restore or train it again."
         ) from error
-    except ValueError as error:  # not JSON; pydantic's error is a ValueError too, so it is handled above
+    except (TypeError, ValueError, RecursionError) as error:  # not JSON
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
 
 
@@ -255,12 +244,11 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
             "OWNER/NAME."
         )
     if given is None:
-        found = sorted(_runs_with(HEAD_FILE, runs), key=lambda run: (run / HEAD_FILE).stat().st_mtime)
+        found = _runs_with(HEAD_FILE, runs)
         if not found:
-            unfinished = sorted(_runs_with(STATE_FILE, runs), key=lambda run: (run / STATE_FILE).stat().st_mtime)
-            why = _unfinished_advice(unfinished[-1]) if unfinished else "run `dsu train-head`"
+            why = next(map(_unfinished_advice, _runs_with(STATE_FILE, runs)), "run `dsu train-head`")
             raise UsageError(f"There is no trained head below {runs}/: {why}, or give a head with --head.")
-        return found[-1] / HEAD_FILE
+        return found[0] / HEAD_FILE
     if is_hub_name(given):
         return fetch(str(given), HEAD_FILE, revision)
     path = Path(given) / HEAD_FILE if Path(given).is_dir() else Path(given)
@@ -307,13 +295,13 @@ def _training_process(folder: Path) -> str | None:
 
 def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
     """Interrupted runs (a checkpoint, no result, nobody training), newest first."""
-    found = [run for run in _runs_with(STATE_FILE, runs) if not is_finished(run) and _training_process(run) is None]
-    return sorted(found, key=lambda run: (run / STATE_FILE).stat().st_mtime, reverse=True)
+    return [run for run in _runs_with(STATE_FILE, runs) if not is_finished(run) and _training_process(run) is None]
 
 
 def _runs_with(name: str, runs: Path) -> list[Path]:
-    """Run folders that contain the file `name`, without replaced runs, which are kept inside them."""
-    return [path.parent for path in runs.glob(f"*/{name}")]
+    """Run folders that contain the file `name`, newest first, without replaced runs, which are kept inside them."""
+    found = sorted(runs.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in reversed(found)]
 
 
 def predictions_folder(

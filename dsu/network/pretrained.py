@@ -117,9 +117,8 @@ def load_network(
                 f"The head was trained with other weights of {encoder} ({trained_on[:12]}) than those found "
                 f"({digest[:12]}): give the right ones with --{encoder}-weights."
             )
-    model = DSUNet(
-        config, hiera, dino, feature_dtype=info.torch_feature_dtype, encoder_batch_size=info.encoder_batch_size
-    )
+    kind = info.feature_dtype and torch_type(info.feature_dtype)
+    model = DSUNet(config, hiera, dino, feature_dtype=kind, encoder_batch_size=info.encoder_batch_size)
     model.encoder_digests, model.random_encoders = {**info.encoders, **digests}, info.random_weights
     try:
         model.head.load_state_dict(dict(state))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from dsu.progress import counted
 from dsu.settings import TrainingSettings
 from dsu.thresholds import level_of
 
-__all__ = ["EncoderFacts", "HeadFacts", "ListedHead", "find_heads", "head_facts"]
+__all__ = ["EncoderFacts", "HeadFacts", "find_heads", "head_facts"]
 
 _STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 """Suffixes of batch norms' tensors that are not trained."""
@@ -228,73 +228,48 @@ class HeadFacts:
         }
 
 
-@dataclass(frozen=True)
-class ListedHead:
-    """A trained head in a list. An unreadable one has only `path`, `written` and `damage`.
-
-    Attributes:
-        path: its run's folder.
-        written: time of writing.
-        damage: one sentence, why it can't be read.
-        data: the training split; None for a head from a published checkpoint.
-        preset: the network's preset.
-        adapt_last, depth: number of Hiera blocks with adapters, and of all Hiera blocks.
-        epoch, epochs: its epoch, and the run's number of epochs (None for a published checkpoint).
-        tiled: whether it was trained and validated on tiles of images.
-        held_out: validation metrics on the held-out images (or tiles); empty if none were held out.
-    """
-
-    path: Path
-    written: datetime
-    damage: str | None = None
-    data: str | None = None
-    preset: str | None = None
-    adapt_last: int = 0
-    depth: int = 0
-    epoch: int = 0
-    epochs: int | None = None
-    tiled: bool = False
-    held_out: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"path": str(self.path), "written": self.written.isoformat(timespec="seconds")}
-
-
 def head_facts(path: Path) -> HeadFacts:
     """Read the facts of a head's file. Raises `DsuError` as `read_head_info`."""
     return HeadFacts(path, read_head_info(path))
 
 
-def find_heads(folder: Path) -> list[ListedHead]:
-    """All heads below a folder, the newest first, including damaged ones.
+def find_heads(folder: Path) -> list[dict[str, Any]]:
+    """All heads below a folder, newest first, as plain JSON values.
 
-    Raises `UsageError` if the folder does not exist; a missing `runs` counts as empty.
+    `path` is the run folder, `written` the time of writing, `data` the training split (None for a head from a published
+    checkpoint), `preset` the network's, `adapt_last` the number of Hiera blocks with adapters, of `depth`; `epoch` the
+    epoch of the head, of `epochs` (None for a published checkpoint); `tiled` whether the head was trained and validated
+    on tiles; `held_out` its metrics on held-out images or tiles, if any. `damage` is a sentence saying why the head
+    can't be read, or None; then only path and time are known.
+
+    Raises `UsageError` if there is no such folder, except for the default `runs`.
     """
     if not folder.is_dir() and folder != Path("runs"):
         raise UsageError(f"There is no folder {folder}: give one that contains run folders.")
-    return sorted((_listed(file) for file in folder.rglob(HEAD_FILE)), key=lambda head: head.written, reverse=True)
+    files = sorted(folder.rglob(HEAD_FILE), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [_listed(file) for file in files]
 
 
-def _listed(file: Path) -> ListedHead:
-    written = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+def _listed(file: Path) -> dict[str, Any]:
+    written = datetime.fromtimestamp(file.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+    listed: dict[str, Any] = {"path": str(file.parent), "written": written, "damage": None, "data": None}
+    listed |= {"preset": None, "adapt_last": 0, "depth": 0, "epoch": 0, "epochs": None, "tiled": False, "held_out": {}}
     try:
         facts = head_facts(file)
     except DsuError as error:
-        return ListedHead(file.parent, written, str(error))
+        return {**listed, "damage": str(error)}
     config, epochs = facts.info.config, facts.info.training.get("epochs")
-    return ListedHead(
-        path=file.parent,
-        written=written,
-        data=facts.data_name,
-        preset=config.preset,
-        adapt_last=config.adapt_last,
-        depth=config.hiera.depth,
-        epoch=facts.info.epoch,
-        epochs=epochs if isinstance(epochs, int) else None,
-        tiled=facts.info.tiling is not None,
-        held_out=facts.held_out_metrics,
-    )
+    return {
+        **listed,
+        "data": facts.data_name,
+        "preset": config.preset,
+        "adapt_last": config.adapt_last,
+        "depth": config.hiera.depth,
+        "epoch": facts.info.epoch,
+        "epochs": epochs if isinstance(epochs, int) else None,
+        "tiled": facts.info.tiling is not None,
+        "held_out": facts.held_out_metrics,
+    }
 
 
 def _with_remark(name: str, found: dict[str, Any]) -> dict[str, Any]:

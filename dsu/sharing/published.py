@@ -165,11 +165,10 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
     inside: dict[str, str] = {}
     kinds: dict[str, str] = {}
     notes = []
-    sides = (
+    for encoder, size, module, load, given in (
         ("hiera", config.hiera.name, network.hiera, load_hiera, weights.hiera),
         ("dino", config.dino.name, network.dino, load_dino, weights.dino),
-    )
-    for encoder, size, module, load, given in sides:
+    ):
         assert module is not None  # a published file contains both encoders
         digest = inside[encoder] = weights_digest(module)
         place = given or os.environ.get(f"DSU_{encoder.upper()}")

@@ -73,8 +73,7 @@ class ComparisonFigure:
     @cached_property
     def _heights(self) -> list[float]:
         """The height of each row's images, in inches."""
-        sizes = [image_head(row.image).size for row in self.rows]
-        aspects = [height / width for width, height in sizes]
+        aspects = [height / width for width, height in (image_head(row.image).size for row in self.rows)]
         # Rows of mostly portrait images may be taller. A few portraits among landscapes would fill the page, so they
         # are drawn narrower than their column instead.
         tallest = min(max(median(aspects), 1.0), 1.5)
@@ -108,8 +107,7 @@ class ComparisonFigure:
         files = page_files(path, len(pages))
         mask_format = choose_mask_format([examine_mask(row.truth) for row in self.rows if row.truth is not None])
         with progress.task("drawing", len(self.rows)) as task:
-            draw = partial(self._page, mask_format=mask_format, task=task)
-            return save_figures(map(draw, pages), files, DPI)
+            return save_figures(map(partial(self._page, mask_format=mask_format, task=task), pages), files, DPI)
 
     def _page(self, rows: Sequence[tuple[ComparedImage, float]], mask_format: MaskFormat, task: Task) -> Figure:
         labels = [" · ".join(filter(None, (row.name, row.remark))) for row, _ in rows]

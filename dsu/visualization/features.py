@@ -88,8 +88,7 @@ def find_shown(
         named = [pair for split in find_samples(source, paths) for pair in split.pairs]
         if len(named) > count:
             progress.say(f"{source}: {count} of {len(named):,} images (--count shows more)")
-        places = np.linspace(0, len(named) - 1, min(count, len(named))).round().astype(int)
-        found += [named[place] for place in places]
+        found += [named[place] for place in np.linspace(0, len(named) - 1, min(count, len(named))).round().astype(int)]
     if len(found) > MAX_IMAGES:
         raise UsageError(f"{len(found)} images make too tall a figure: give {MAX_IMAGES} at most.")
     if masks is not None:
@@ -124,9 +123,8 @@ def images_of_head(sources: Sequence[str], head: str | None, paths: Paths) -> tu
         if not sources:
             raise UsageError("Nothing says which images to show: name image files, a folder or a benchmark.")
         return sources, paths
-    noted = {name: value for name, value in dataset.items() if name != "held_out"}
     try:
-        source = SourceFolder(**noted)
+        source = SourceFolder(**{name: value for name, value in dataset.items() if name != "held_out"})
     except TypeError as error:
         raise UsageError(f"{head} does not say rightly what it was trained on: name the images to show.") from error
     return [source.reference], replace(
@@ -146,11 +144,10 @@ def _read_images(found: Sequence[Pair]) -> tuple[list[ShownImage], list[str]]:
     if broken and not opened:
         raise broken[0]
     mask_format = choose_mask_format([facts for *_, facts in opened if facts is not None])
-    shown = [
+    return [
         ShownImage(name, image, mask_format.read(mask, image=head) if mask else None)
         for name, image, head, mask, _ in opened
-    ]
-    return shown, list(map(str, broken))
+    ], list(map(str, broken))
 
 
 # ---- their features ----

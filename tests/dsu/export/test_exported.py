@@ -21,7 +21,7 @@ from dsu import Segmenter
 from dsu.api import predict
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError
-from dsu.export import exporting, graph, precision
+from dsu.export import exporting, graph
 from dsu.export.exporting import export_model
 from dsu.export.graph import BATCHES, TRACED, compare, images_to_check, network_inputs
 from dsu.export.runner import Model, ModelError
@@ -212,7 +212,7 @@ def test_files_of_a_killed_export_are_removed_and_those_of_a_running_one_are_kep
 def test_int8_is_smaller_and_its_loss_is_reported(exported: Export, tmp_path: Path) -> None:
     made = export_model(exported.head, tmp_path / "model.onnx", WEIGHTS, precision="int8")
     loss = made.loss
-    assert loss is not None and 0 < loss.MAE <= precision.LIMIT and loss.grey_levels > 0
+    assert loss is not None and 0 < loss.MAE <= exporting.LIMIT and loss.grey_levels > 0
     assert 0 < loss.S <= 1 and 0 < loss.S_before <= 1
     assert made.files[0].stat().st_size < 0.9 * exported.model.stat().st_size  # the toy consists mostly of convolutions
     operators = [node.op_type for node in onnx.load(made.files[0]).graph.node]
@@ -224,7 +224,7 @@ def test_int8_is_smaller_and_its_loss_is_reported(exported: Export, tmp_path: Pa
 def test_layers_with_a_large_loss_at_int8_stay_in_float(
     exported: Export, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "LIMIT", 1e-9)
+    monkeypatch.setattr(exporting, "LIMIT", 1e-9)
     made = export_model(exported.head, tmp_path / "a.onnx", WEIGHTS, precision="int8", calibrate=photos)
     assert {"dino MatMul", "hiera MatMul", "head.decoders Conv"} <= set(made.kept)
     assert made.loss is not None and made.loss.MAE <= 1e-9
