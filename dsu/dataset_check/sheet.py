@@ -71,13 +71,13 @@ def _sections(found: DatasetCheck) -> Iterator[tuple[str, list[Cell]]]:
     samples = [sample for check in found.splits for sample in check.samples]
     chosen = np.linspace(0, len(samples) - 1, min(_COLUMNS, len(samples))).round().astype(int)
     sizes = [(sample, f"{sample.size[0]}x{sample.size[1]}", INK) for sample in (samples[index] for index in chosen)]
-    yield "Some of them, evenly spread", sizes
+    yield "Samples, evenly spread", sizes
     marked = [(one.foreground.share, one.sample) for check in found.splits for one in check.masked]
     ordered = sorted((pair for pair in marked if pair[0] > 0), key=lambda pair: pair[0])
     half = _COLUMNS // 2
     extremes = [*ordered[:half], *ordered[max(half, len(ordered) - half) :]]
-    yield "The least and the most foreground", [(sample, f"{100 * share:.3g} %", INK) for share, sample in extremes]
-    yield "Odd ones, by finding", _odd(found.findings)
+    yield "Least and most foreground", [(sample, f"{100 * share:.3g} %", INK) for share, sample in extremes]
+    yield "Examples of findings", _odd(found.findings)
 
 
 def _odd(findings: Sequence[Finding]) -> list[Cell]:
