@@ -84,8 +84,7 @@ def write_report(
     strips = list(in_threads(draw, cases, "drawing", progress, unit="pictures"))
     for complaint in dict.fromkeys(strip.complaint for strip in strips if strip.complaint):
         progress.say(f"The report lacks an image: {complaint}")
-    page = _page(results, strips, thresholds or {}, few=folder is None)
-    atomic_write(path, page.encode("utf-8", "replace"))
+    atomic_write(path, _page(results, strips, thresholds or {}, few=folder is None).encode("utf-8", "replace"))
     _sweep(beside, {Path(strip.source).name for strip in strips} if folder else set())
 
 
@@ -113,7 +112,7 @@ def _page(results: Results, strips: Iterable[Strip], thresholds: Mapping[str, Th
     text = {name: (files("dsu.report") / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     data = json.dumps(_gallery(results, strips), separators=(",", ":"), allow_nan=False)
-    page: str = environment.from_string(text["html"]).render(
+    return environment.from_string(text["html"]).render(
         runs=", ".join(results),
         several=len(results) > 1,
         few=few,
@@ -135,7 +134,6 @@ def _page(results: Results, strips: Iterable[Strip], thresholds: Mapping[str, Th
         LOWER_IS_BETTER=LOWER_IS_BETTER,
         PRINTED=f"%.{PLACES}f",
     )
-    return page
 
 
 def _gallery(results: Results, strips: Iterable[Strip]) -> dict[str, Any]:
@@ -248,16 +246,16 @@ def _distributions(evaluated: Evaluations) -> Iterator[Figure]:
         plain = metric.replace("_", " ")
         numbered = {evaluated[run][0]: values for run, values in scores.items()}
         centres = {run: f"mean {v.mean():.3f}, median {np.median(v):.3f}" for run, v in scores.items()}
-        drawing = histogram(numbered, plain, high, f"Number of images by {plain}")
-        yield metric_html(metric), _remarks(centres), drawing
+        yield metric_html(metric), _remarks(centres), histogram(numbered, plain, high, f"Number of images by {plain}")
 
 
 def _responses(lines: Sequence[Line]) -> list[Figure]:
     """For each run evaluated on images without an object: the responses of images with (0) and without one (1)."""
     drawings: list[Figure] = []
     for line in lines:
-        assert line.image_level is not None  # a run's
-        responses, empty = np.array(line.image_level.responses), np.array(line.image_level.empty)
+        assert line.evaluation is not None  # a run's
+        level = line.evaluation.image_level
+        responses, empty = np.array(level.responses), np.array(level.empty)
         kinds = {kind: values for kind, values in enumerate((responses[~empty], responses[empty])) if values.size}
         summary = "Number of images with and without an object by response"
         title = f"Responses of {line.label}" if len(lines) > 1 else "Responses"

@@ -105,8 +105,7 @@ def draw_panels(
     small = None if image is None else image.resize(size, Image.Resampling.BICUBIC)
     grey = Image.new("RGB", size, (128, 128, 128)) if small is None else small.convert("L").convert("RGB")
     # Dim the background, to tell true positives from true negatives.
-    dimmed = grey.point(lambda value: value // 3)
-    errors = Image.composite(grey, dimmed, _shrunk(wanted, size))
+    errors = Image.composite(grey, grey.point(lambda value: value // 3), _shrunk(wanted, size))
     for wrong, colour in ((given & ~wanted, FALSE_POSITIVE), (wanted & ~given, FALSE_NEGATIVE)):
         errors.paste(colour, mask=_shrunk(wrong, size))
     shown = Image.fromarray((level * 255).round().astype(np.uint8)).resize(size, Image.Resampling.BOX)

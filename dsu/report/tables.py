@@ -29,7 +29,6 @@ from dsu.metrics.figures import (
     metric_of,
     over_objects,
 )
-from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import PublishedRow, evaluated_in_part, incomparable, published
 
 __all__ = [
@@ -79,31 +78,26 @@ class Line:
     Attributes:
         label: The run's or the method's name.
         figures: Known scores by their names in `FIGURES`.
-        images: Number of images that a run was evaluated on; None for published scores.
+        evaluation: Of a run; None for published scores.
         approximate: Whether the last digits of published scores are hard to read.
         remark: Why a run's scores are not comparable with published ones; empty if they are.
-        image_level: Metrics of whole images; None for published scores.
-        minmax: Whether the evaluation min-max normalised the maps.
-        missing: Number of images of the set without a prediction.
-        trained_on: Number of images that the run was trained on.
-        faint: Why IoU and Dice are close to zero, if the maps are faint.
     """
 
     label: str
     figures: Mapping[str, float]
-    images: int | None = None
+    evaluation: Evaluation | None = None
     approximate: bool = False
     remark: str = ""
-    image_level: ImageLevel | None = None
-    minmax: bool = False
-    missing: int = 0
-    trained_on: int = 0
-    faint: str = ""
 
     @property
     def published(self) -> bool:
         """Whether these scores are the paper's."""
-        return self.images is None
+        return self.evaluation is None
+
+    @property
+    def images(self) -> int | None:
+        """Number of images that a run was evaluated on; None for published scores."""
+        return None if self.evaluation is None else self.evaluation.images
 
     @property
     def title(self) -> str:
@@ -113,26 +107,27 @@ class Line:
     @property
     def without_object(self) -> int:
         """Number of images without an object."""
-        return 0 if self.image_level is None else self.image_level.without_object
+        return 0 if self.evaluation is None else self.evaluation.image_level.without_object
 
     def notes(self, shown: Sequence[str]) -> list[str]:
         """What readers of the scores named `shown` should know about this line, in sentences."""
+        of = self.evaluation
+        if of is None:
+            return []
         found = [f"not comparable with the paper, {self.remark}"] if self.remark else []
-        if self.missing and self.images is not None and not self.remark:
-            found.append(evaluated_in_part(self.images, self.images + self.missing))
-        if self.trained_on:
-            found.append(f"trained on {self.trained_on:,} of the {self.images:,} images, so the scores are too good")
-        if self.faint and {"IoU", "Dice"} & {*shown}:
-            found.append(self.faint)
-        if self.image_level is not None:
-            undefined = [figure_name(name) for name in shown if name in FIGURES and name not in self.figures]
-            if undefined:
-                found.append(f"{', '.join(undefined)} undefined, because {self.image_level.lacking}")
-        if self.image_level is not None and self.without_object:
-            if self.minmax and {*shown} & {*METRICS}:
-                found.append(_NOISE)
-            if self.image_level.stretched and {*shown} & {*IMAGE_LEVEL}:
-                found.append(_STRETCHED)
+        if of.missing and not self.remark:
+            found.append(evaluated_in_part(of.images, of.images + of.missing))
+        if of.trained_on:
+            found.append(f"trained on {of.trained_on:,} of the {of.images:,} images, so the scores are too good")
+        if of.faint and {"IoU", "Dice"} & {*shown}:
+            found.append(of.faint)
+        undefined = [figure_name(name) for name in shown if name in FIGURES and name not in self.figures]
+        if undefined:
+            found.append(f"{', '.join(undefined)} undefined, because {of.image_level.lacking}")
+        if self.without_object and of.normalize and {*shown} & {*METRICS}:
+            found.append(_NOISE)
+        if self.without_object and of.image_level.stretched and {*shown} & {*IMAGE_LEVEL}:
+            found.append(_STRETCHED)
         return [f"{self.label}: {note}." for note in found]
 
 
@@ -224,17 +219,8 @@ def _images_of(found: Evaluation) -> frozenset[str]:
 
 def _line(run: str, name: str, found: Evaluation) -> Line:
     restricted = {over_objects(metric): figure for metric, figure in found.object_metrics.items()}
-    return Line(
-        run,
-        found.metrics | restricted | found.image_level.figures(),
-        found.images,
-        remark=incomparable(name, found.images, minmax=found.normalize),
-        image_level=found.image_level,
-        minmax=found.normalize,
-        missing=found.missing,
-        trained_on=found.trained_on,
-        faint=found.faint,
-    )
+    figures = found.metrics | restricted | found.image_level.figures()
+    return Line(run, figures, found, remark=incomparable(name, found.images, minmax=found.normalize))
 
 
 # ---- as text ----
@@ -320,7 +306,7 @@ def as_csv(
             "set": comparison.name,
             "images": line.images,
             _WITHOUT: None if line.published else line.without_object,
-            "trained_on": line.trained_on,
+            "trained_on": line.evaluation.trained_on if line.evaluation else 0,
             **line.figures,
         }
         for comparison in comparisons
@@ -351,17 +337,15 @@ def as_json(
     content: dict[str, dict[str, Any]] = {}
     for comparison in compare(results, published if with_paper else None):
         for line in comparison.lines:
-            extra = (*IMAGE_LEVEL, *OBJECT) if line.without_object else ()
-            wanted = metrics or (*METRICS, *extra)
+            wanted = metrics or (*METRICS, *((*IMAGE_LEVEL, *OBJECT) if line.without_object else ()))
             entry: dict[str, Any] = {
                 name: line.figures.get(name) for name in wanted if name in line.figures or not line.published
             }
-            if line.images is not None:
-                entry["images"] = line.images
-                entry |= {_WITHOUT: line.without_object} if line.without_object else {}
-                entry |= {"missing": line.missing} if line.missing else {}
-                entry |= {"trained_on": line.trained_on} if line.trained_on else {}
-                entry["conventions"] = results[line.label][comparison.name].conventions
+            if line.evaluation is not None:
+                of = line.evaluation
+                counts = {_WITHOUT: line.without_object, "missing": of.missing, "trained_on": of.trained_on}
+                entry |= {"images": of.images, **{what: count for what, count in counts.items() if count}}
+                entry["conventions"] = of.conventions
             content.setdefault(line.title, {})[comparison.name] = entry
     several = len(results) > 1 or with_paper
     return json.dumps(content if several else next(iter(content.values())), indent=2) + "\n"
@@ -464,8 +448,7 @@ def _markdown_table(
         ]
         for line in lines
     ]
-    table = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] + ["--:"] * (len(head) - 1), *rows]) + "\n"
 
 
 def _conventions(results: Results, *, at_length: bool) -> list[str]:
