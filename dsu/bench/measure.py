@@ -12,8 +12,19 @@ import torch
 from dsu.bench import PARTS
 from dsu.bench.machine import ReadRow, draw_store, matrix_rate, measure_reading, ratio
 from dsu.bench.scale import ScaleRow, measure_scale
-from dsu.bench.stages import EvalRow, StageRow, measure_eval, measure_stages
-from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, PUBLISHED, STORE, StepRow, measure_steps
+from dsu.bench.steps import (
+    BARE_DINO,
+    DINO_PART,
+    END_TO_END,
+    PUBLISHED,
+    STORE,
+    EvalRow,
+    StageRow,
+    StepRow,
+    measure_eval,
+    measure_stages,
+    measure_steps,
+)
 from dsu.choices import Precision
 from dsu.config import DSUNetConfig
 from dsu.encoders.weights import load_encoders

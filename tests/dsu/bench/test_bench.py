@@ -26,8 +26,19 @@ from dsu.bench.machine import (
 )
 from dsu.bench.measure import Report, markdown_table
 from dsu.bench.scale import measure_scale
-from dsu.bench.stages import MixRow, StageRow, measure_eval, measure_stages
-from dsu.bench.steps import BARE_DINO, DINO_PART, END_TO_END, GROUPED, PUBLISHED, STORE, StepRow
+from dsu.bench.steps import (
+    BARE_DINO,
+    DINO_PART,
+    END_TO_END,
+    GROUPED,
+    PUBLISHED,
+    STORE,
+    MixRow,
+    StageRow,
+    StepRow,
+    measure_eval,
+    measure_stages,
+)
 from dsu.config import build_config
 from dsu.encoders.weights import load_encoders
 from dsu.network.network import DSUNet
