@@ -45,11 +45,9 @@ class Tiling:
     @classmethod
     def of(cls, tile: int | None, overlap: int | None) -> "Tiling | None":
         """From options; the default overlap is an eighth. Raises `UsageError` for an overlap without tiles."""
-        if tile is None:
-            if overlap is not None:
-                raise UsageError("--overlap needs --tile: give both.")
-            return None
-        return cls(tile, tile // 8 if overlap is None else overlap)
+        if tile is None and overlap is not None:
+            raise UsageError("--overlap needs --tile: give both.")
+        return None if tile is None else cls(tile, tile // 8 if overlap is None else overlap)
 
     def __str__(self) -> str:
         return f"{self.size}-{self.overlap}"

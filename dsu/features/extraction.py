@@ -81,8 +81,7 @@ class ExtractionPlan:
     def part(self, part: Part) -> "ExtractionPlan":
         """What one of several jobs has to do, whatever the others have done: every so manieth shard is its own."""
         number, parts = part
-        own = {shard: lacking for shard, lacking in self.todo.items() if shard % parts == number - 1}
-        return replace(self, todo=own)
+        return replace(self, todo={shard: todo for shard, todo in self.todo.items() if shard % parts == number - 1})
 
     def share(self, world: World) -> "ExtractionPlan":
         """What one of several processes that have the same plan has to do."""
@@ -286,9 +285,13 @@ def plan_extraction(
     store = FeatureStore.open(path) if Store.exists(path) else None
     if store is not None:
         _check_owner(store, source)
-    foreground = settings.foreground or (store.source.foreground if store else None)
-    depth = settings.range or (store.source.parsed_depth if store else None)
-    inspection = inspect(split, store.metadata if store else None, progress, foreground=foreground, depth=depth)
+    inspection = inspect(
+        split,
+        store.metadata if store else None,
+        progress,
+        foreground=settings.foreground or (store.source.foreground if store else None),
+        depth=settings.range or (store.source.parsed_depth if store else None),
+    )
     if not inspection.facts:
         broken = "".join(f" ({path}: {reason})" for path, reason, _ in inspection.undecodable[:1])
         raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
@@ -423,13 +426,11 @@ def _reconcile(store: FeatureStore, wanted: Mapping[str, Fingerprint], *, rebuil
 def _add_arrays(
     store: FeatureStore, wanted: Mapping[str, Fingerprint], settings: ExtractionSettings, config: DSUNetConfig
 ) -> None:
-    side = config.hiera_size
     for name, print_ in wanted.items():
-        if name in store.arrays:
-            continue
-        shape = (side, side) if name == "mask" else feature_shape(config, name)
-        kind = np.uint8 if name in FLIPPED_WHEN_READ else settings.feature_dtype
-        store.add_array(name, shape, kind, view_count(name), print_)
+        if name not in store.arrays:
+            shape = (config.hiera_size,) * 2 if name == "mask" else feature_shape(config, name)
+            kind = np.uint8 if name in FLIPPED_WHEN_READ else settings.feature_dtype
+            store.add_array(name, shape, kind, view_count(name), print_)
 
 
 def _kept_views(settings: ExtractionSettings, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:

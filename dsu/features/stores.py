@@ -399,10 +399,8 @@ def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> lis
             continue
         try:
             store = FeatureStore.open(folder)
-        except RemoteError:
-            raise
-        except (CacheError, DsuError):
-            if name is not None and _may_be_of(Path(name).name, folder):
+        except (CacheError, DsuError) as error:
+            if isinstance(error, RemoteError) or (name is not None and _may_be_of(Path(name).name, folder)):
                 raise
             continue
         if name is None or store.is_of(name):
