@@ -21,7 +21,7 @@ from dsu.progress import SILENT, Progress
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
-from dsu.training.training_data import TrainingData, config_asked, encoders_asked
+from dsu.training.training_data import TrainingData, requested_config, requested_encoders
 
 __all__ = ["FOLDER_STARTS", "STUDY_FILE", "Cost", "Kind", "Member", "Study", "StudyRequest", "open_study", "variants"]
 
@@ -247,7 +247,7 @@ def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeigh
 
     Raises `UsageError` if the run can't resume from the requested feature.
     """
-    config = config_asked(settings, store)
+    config = requested_config(settings, store)
     available = store.available(settings.views)
     maps = [name for name in dict.fromkeys(config.injections.values()) if name not in available]
     if maps:
@@ -271,7 +271,7 @@ def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeigh
 def _find_store(settings: TrainingSettings, cache_root: Path, progress: Progress) -> FeatureStore:
     if settings.end_to_end:
         raise UsageError("A study needs one store, and end_to_end uses none: omit it.")
-    encoders = encoders_asked(settings)
+    encoders = requested_encoders(settings)
     return find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
 
 
@@ -338,14 +338,14 @@ def _check_folder(study: Study) -> None:
     """Raise `UsageError` if the study's folder, or a member's, contains something from another study."""
     if not study.folder.exists():
         return
-    strangers = [
+    foreign = [
         path.parent.name
         for path in sorted(study.folder.glob(f"*/{SETTINGS_FILE}"))
         if not path.parent.name.startswith(FOLDER_STARTS[study.kind])
     ]
-    if strangers:
+    if foreign:
         raise UsageError(
-            f"{study.folder} contains other runs ({strangers[0]}): give the study its own folder with --out."
+            f"{study.folder} contains other runs ({foreign[0]}): give the study its own folder with --out."
         )
     if (study.folder / SETTINGS_FILE).exists():
         check_same_run(study.folder, study.settings)

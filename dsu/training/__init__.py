@@ -1,1 +1,1 @@
-"""Stage two: from settings to a trained head."""
+"""Stage two: train a head."""

@@ -1,4 +1,4 @@
-"""Callbacks of a training run: curves, and sheets of the same images during training."""
+"""Callbacks of a training run: curves, and sheets that show the same images during training."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ PROGRESS_FILE: Final = "progress.png"
 SHEETS_FOLDER: Final = "sheets"
 SHEET_IMAGES: Final = 6
 
-_FAINT: Final = 26
-"""Grey level from which a pixel belongs to a circled object: objects smaller than a pixel are faint."""
+_FAINT_LEVEL: Final = 26
+"""Minimum grey level of circled objects: objects smaller than a pixel of the network's mask are faint."""
 
 _PROGRESS_PIXELS: Final = 2400
 """Maximum width of `progress.png`; its cells shrink to fit."""
@@ -38,15 +38,15 @@ _PROGRESS_PIXELS: Final = 2400
 class Callback:
     """Observes a run without changing it; override the methods you need.
 
-    All methods run on the training thread, so they should be quick. They must not draw random numbers or change the
-    network. An error ends the run, after its state was saved.
+    All methods run in the training thread, so they should be fast. They must not draw random numbers or change the
+    network. An error ends the run; the last checkpoint remains.
     """
 
     def on_train_start(self, trainer: "Trainer") -> None:
         """Called before training; in a resumed run, `trainer.epoch` epochs are already done."""
 
     def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
-        """Called after an optimiser step. Reading `log` is free; fetching from the device is not."""
+        """Called after every optimiser step. Reading `log` costs nothing; fetching tensors from the device does."""
 
     def on_validation_batch(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
         """Called for every validation batch with its samples' names and finest outputs (B, S, S) in [0, 1]."""
@@ -62,7 +62,7 @@ class Curves(Callback):
     """Writes `curves.png` into the run's folder."""
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Draw missing curves if a run stopped between its checkpoint and its curves."""
+        """Draw missing curves, if the run was interrupted between its checkpoint and its curves."""
         if trainer.history:
             self.on_epoch_end(trainer, trainer.history[-1])
 
@@ -72,33 +72,33 @@ class Curves(Callback):
 
 
 def sheet_names(names: Sequence[str], seed: int) -> list[str]:
-    """The samples for the sheets, in order: a pure function of all names and the seed."""
+    """The samples for the sheets, sorted; a pure function of all names and the seed."""
     return sorted(epoch_order(seed, 0, names)[:SHEET_IMAGES])
 
 
 class Sheets(Callback):
-    """Every few epochs, a sheet of the same images (image, ground truth, current prediction) to watch the head learn.
+    """Draws a sheet of the same images every few epochs: image, ground truth, current prediction.
 
-    Predictions come from validation; without validation, the few images are predicted separately. Written to `sheets/`
-    in the run's folder: `epoch_0005.png`, ...; `progress.png` with the predictions of all these epochs side by side;
-    and below `maps/` the predictions only, stacked, from which a resumed run redraws `progress.png`.
+    Predictions come from validation; without validation, these few images are predicted separately. The files in the
+    folder `sheets/` of the run: `epoch_0005.png`, ...; `progress.png` with the predictions of all these epochs next to
+    each other; and in `maps/` the stacked predictions of each epoch, from which a resumed run redraws `progress.png`.
 
-    Pictures keep their images' aspect ratios, and small objects are circled in the whole row.
+    Cells keep the images' aspect ratios, and small objects are circled in all cells of a row.
 
     Args:
-        pictures: pixels and masks of the images to draw.
-        sizes: sizes of the images, (width, height), in the order of their names.
+        samples: pixels and masks of the images to draw.
+        sizes: (width, height) of the images, in the samples' order.
         every: epochs between sheets; the last epoch always has one.
     """
 
-    def __init__(self, pictures: SampleDataset, sizes: Sequence[tuple[int, int]], every: int) -> None:
-        self.names = list(pictures.names)
-        self._pictures, self._sizes, self._every = pictures, sizes, every
+    def __init__(self, samples: SampleDataset, sizes: Sequence[tuple[int, int]], every: int) -> None:
+        self.names = list(samples.names)
+        self._samples, self._sizes, self._every = samples, sizes, every
         self._labels = self.names
         self._maps: dict[str, NDArray[np.uint8]] = {}
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Remove sheets of later epochs (from a run that was restarted); draw a missing one."""
+        """Remove sheets of later epochs (from an earlier run in this folder), and draw a missing one."""
         if trainer.main.validation is None:
             self._labels = [f"{name} (trained on)" for name in self.names]
         folder = trainer.out / SHEETS_FOLDER
@@ -108,12 +108,12 @@ class Sheets(Callback):
                     path.unlink()
         if not trainer.epoch:
             (folder / PROGRESS_FILE).unlink(missing_ok=True)
-        # In the middle of an epoch, the weights are no longer those at the end of the previous one.
+        # A sheet can't be drawn later in the middle of an epoch, since the weights have changed.
         if trainer.epoch and not _sheet_file(folder, trainer.epoch).exists() and not trainer.step_in_epoch:
             self.on_epoch_end(trainer, {})
 
     def on_validation_batch(self, names: Sequence[str], probability: NDArray[np.float64]) -> None:
-        """Keep the maps of the drawn images."""
+        """Keep the predictions for the images on the sheets."""
         for name, values in zip(names, probability, strict=True):
             if name in self.names:
                 self._maps[name] = (values * 255).astype(np.uint8)
@@ -129,23 +129,23 @@ class Sheets(Callback):
         self._maps = {}
 
     def _draw(self, folder: Path, epoch: int) -> None:
-        batch = self._pictures.read(self.names, [0] * len(self.names))
+        batch = self._samples.read(self.names, [0] * len(self.names))
         if not {"pixels", "mask"} <= batch.images.keys():
             raise RuntimeError("a sheet needs samples with pixels and masks")
         maps = [self._maps[name] for name in self.names]
         pixels, masks = (batch.images[name].numpy() for name in ("pixels", "mask"))
         for place in (folder, folder / "maps"):
-            make_folder(place, parents=False)  # a removed run folder is not created again
+            make_folder(place, parents=False)  # do not create a removed run folder again
         _write_maps(_maps_file(folder, epoch), maps)
         shown: dict[str, Sequence[NDArray[np.uint8]]] = {"image": list(pixels), "truth": list(masks)}
         shown |= {f"epoch {kept}": before for kept, before in _kept_maps(folder, maps)} | {f"epoch {epoch}": maps}
         columns = {
-            title: [_in_proportion(one, size) for one, size in zip(pictures, self._sizes, strict=True)]
-            for title, pictures in shown.items()
+            title: [_with_aspect_ratio(image, size) for image, size in zip(images, self._sizes, strict=True)]
+            for title, images in shown.items()
         }
         cell = max(64, min(192, _PROGRESS_PIXELS // len(columns)))
         self._write(folder / PROGRESS_FILE, columns, masks, cell)
-        # Last: if this file exists, nothing is missing.
+        # Written last: if this file exists, all others do.
         now = {title: columns[title] for title in ("image", "truth", f"epoch {epoch}")}
         self._write(_sheet_file(folder, epoch), now, masks, 192)
 
@@ -153,13 +153,13 @@ class Sheets(Callback):
         self, path: Path, columns: Mapping[str, Sequence[Image.Image]], masks: NDArray[np.uint8], cell: int
     ) -> None:
         rows = list(zip(*columns.values(), strict=True))
-        sheet(rows, list(columns), path, self._labels, marked=list(masks >= _FAINT), cell=cell)
+        sheet(rows, list(columns), path, self._labels, marked=list(masks >= _FAINT_LEVEL), cell=cell)
 
 
-def _in_proportion(picture: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    """The network's view, (S, S) or (S, S, 3), resized to the aspect ratio of its image (width, height)."""
-    width, height = (max(1, round(len(picture) * length / max(size))) for length in size)
-    return Image.fromarray(picture).resize((width, height), reducing_gap=3.0)
+def _with_aspect_ratio(image: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """Resize a square array, (S, S) or (S, S, 3), to the aspect ratio of its original image, (width, height)."""
+    width, height = (max(1, round(len(image) * length / max(size))) for length in size)
+    return Image.fromarray(image).resize((width, height), reducing_gap=3.0)
 
 
 def probability_of(outputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
@@ -189,7 +189,7 @@ def _write_maps(path: Path, maps: Sequence[NDArray[np.uint8]]) -> None:
 
 
 def _kept_maps(folder: Path, like: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
-    """Epochs with their maps, in order, without damaged ones and those of other images."""
+    """Yield epochs with their maps, in order; skips damaged files and those of other images."""
     for epoch, path in _epoch_files(folder / "maps"):
         with suppress(UnreadableImage):
             strip = read_mask(path)

@@ -1,4 +1,4 @@
-"""Counters of the running epoch, and the table of epochs."""
+"""Counters of the current epoch, and the table of epochs."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ COLUMNS: Final = (
 
 
 def as_csv(history: Sequence[Mapping[str, float]]) -> bytes:
-    """Epochs as rows with `COLUMNS`; missing values stay empty."""
+    """A CSV table with one row per epoch and `COLUMNS`; missing values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="")
     writer.writeheader()
@@ -35,14 +35,14 @@ def as_csv(history: Sequence[Mapping[str, float]]) -> bytes:
 
 @dataclass
 class EpochLog:
-    """Losses, time and data wait of the running epoch.
+    """Losses, time and data wait of the current epoch, including the part before an interruption.
 
     Losses are fetched from the device only occasionally, because a fetch waits for the device.
 
     Attributes:
         every: steps between two fetches.
-        steps, samples: done in this epoch, including before an interruption.
-        seconds, waited: of this epoch, likewise; `waited` is the time that steps waited for data.
+        steps, samples: number of finished steps and of their samples.
+        seconds, waited: training time, and the part of it that steps waited for data.
         recent: the last total loss fetched.
         fetched: number of samples with known losses.
     """
@@ -59,7 +59,7 @@ class EpochLog:
     _since: float = field(default_factory=time.perf_counter)
 
     def add(self, names: tuple[str, ...], losses: Tensor, waited: float) -> None:
-        """Count one step: samples, four losses (total, D1..D3) and seconds of data wait."""
+        """Add a step: its samples' names, (4,) losses (total, D1..D3) and seconds of data wait."""
         self._pending.append((names, losses))
         self.steps += 1
         self.samples += len(names)
@@ -80,23 +80,23 @@ class EpochLog:
                     f"The loss is not finite ({row[0]}) in the batch of {', '.join(names)}: check these images and "
                     "masks, lower --lr, or try --precision fp32; the last checkpoint is from before."
                 )
-            self._sum = self._sum + row * len(names)  # a new list: others may be reading the old one
+            self._sum = self._sum + row * len(names)  # not in place: another thread may be reading the old array
             self.fetched += len(names)
         self.recent = float(values[-1, 0])
         self._pending = []
 
     @property
     def losses(self) -> tuple[float, float, float, float]:
-        """Total, D1, D2 and D3 of this epoch so far, as fetched: means over samples."""
+        """Mean losses over the samples fetched so far: total, D1, D2 and D3."""
         total, deepest, middle, finest = (float(value) for value in self._sum / max(self.fetched, 1))
         return total, deepest, middle, finest
 
     def remark(self) -> str:
-        """For the progress line."""
+        """A remark for the progress line."""
         return f"loss {self.recent:.3f} · data wait {self.waited / max(self.seconds, 1e-9):.0%}"
 
     def row(self) -> dict[str, float]:
-        """A finished epoch's row: losses as means over samples, rate and data wait."""
+        """A finished epoch's row of the table: mean losses, time, rate and data wait."""
         self.fetch()
         return {
             **dict(zip(("loss", "loss_D1", "loss_D2", "loss_D3"), self.losses, strict=True)),
@@ -106,7 +106,7 @@ class EpochLog:
         }
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         self.fetch()
         kept = {name: getattr(self, name) for name in ("steps", "samples", "seconds", "waited", "recent")}
         return kept | {"sum": self._sum.tolist()}

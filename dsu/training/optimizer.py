@@ -1,4 +1,4 @@
-"""AdamW whose step works in a CUDA graph: there, the learning rate is a tensor that is filled in place."""
+"""AdamW for CUDA graphs: on a GPU, the learning rate is a tensor that is filled in place."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from dsu.settings import TrainingSettings
 
 __all__ = ["load_optimizer", "make_optimizer", "optimizer_state", "set_learning_rate"]
 
-_OF_THE_MACHINE = ("fused", "capturable", "foreach", "lr")
-"""Parameter group entries that belong to the machine or are set in every epoch."""
+_MACHINE_ENTRIES = ("fused", "capturable", "foreach", "lr")
+"""Entries of parameter groups that depend on the machine, or are set in every epoch."""
 
 
 def make_optimizer(
@@ -24,7 +24,7 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Fill the learning rate of every group."""
+    """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -40,8 +40,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state saved on this or another device, keeping this run's machine-specific entries."""
-    own = [{name: group.get(name) for name in _OF_THE_MACHINE} for group in optimizer.param_groups]
+    """Load a state saved on any device; this run's machine-specific entries stay."""
+    own = [{name: group.get(name) for name in _MACHINE_ENTRIES} for group in optimizer.param_groups]
     groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
     # The fused step needs averages in the parameter's memory layout, which differs between devices (see
@@ -50,6 +50,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         for name, average in averages.items():
             if average.shape == parameter.shape:
                 averages[name] = torch.empty_like(parameter, dtype=average.dtype).copy_(average)
-    # Loading replaces the learning rate tensor: put back the one that may be part of a graph.
+    # Loading replaces the learning rate tensor: restore the old one, which a graph may use.
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group["lr"] = kept["lr"]

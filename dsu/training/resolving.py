@@ -1,4 +1,4 @@
-"""Resolve open settings from the store, the data and the paper, and detect contradictions."""
+"""Resolve open settings from the store, the data and the paper, and check for contradictions."""
 
 from dsu.config import DSUNetConfig
 from dsu.distributed import World
@@ -9,13 +9,16 @@ from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import TrainingSettings
 from dsu.training.training_data import TrainingData
 
-__all__ = ["check_sense", "choose_point", "frozen_point", "resolve"]
+__all__ = ["check_consistent", "choose_point", "frozen_point", "resolve"]
 
 
 def resolve(
     settings: TrainingSettings, data: TrainingData, point: ResumePoint, world: World
 ) -> tuple[TrainingSettings, Runtime]:
-    """Resolve open settings: from the store if there is one, else from the paper and the kind of data."""
+    """Resolve open settings from the store if there is one, or else from the paper and the kind of data.
+
+    Raises `UsageError` if a setting contradicts the data, the store or the device.
+    """
     config, store = data.config, data.store
     if settings.precision == "auto" and store is not None:
         precision, because = store.precision, "of the stored features"
@@ -48,20 +51,20 @@ def resolve(
 
 
 def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, runtime: Runtime) -> int:
-    """The store's number, so that live features equal stored ones."""
+    """The store's batch size, so that live features equal stored ones; without a store the given or default one."""
     from dsu.network.network import default_encoder_batch_size
 
     recorded = store.encoder_batch_size if store else None
-    asked = settings.encoder_batch_size
-    if None not in (recorded, asked) and recorded != asked:
+    requested = settings.encoder_batch_size
+    if None not in (recorded, requested) and recorded != requested:
         raise UsageError(
-            f"The stored features were computed {recorded} samples at a time, not {asked}: omit encoder_batch_size, "
-            "or store them again."
+            f"The stored features were computed {recorded} samples at a time, not {requested}: omit "
+            "encoder_batch_size, or store them again."
         )
-    return recorded or asked or default_encoder_batch_size(runtime.device)
+    return recorded or requested or default_encoder_batch_size(runtime.device)
 
 
-def check_sense(settings: TrainingSettings, data: TrainingData) -> None:
+def check_consistent(settings: TrainingSettings, data: TrainingData) -> None:
     """Raise `UsageError` for settings that contradict each other or the data."""
     if settings.fold is not None and settings.test_fraction:
         raise UsageError("--fold and --test-fraction both set test images apart: give one of them.")
@@ -81,7 +84,8 @@ def check_sense(settings: TrainingSettings, data: TrainingData) -> None:
 
 
 def choose_point(settings: TrainingSettings, config: DSUNetConfig, store: FeatureStore | None) -> ResumePoint:
-    """The resume point from the store; without a store, only DINOv2's maps are rounded, unless requested otherwise."""
+    """The resume point in the store. Without a store, a step starts from pixels, and only DINOv2's maps are rounded,
+    unless settings request another point."""
     if store is not None:
         return resume_point(config, store.available(settings.views), settings.start_feature)
     everything = {"pixels", *config.injections.values()}

@@ -1,4 +1,4 @@
-"""The folder of a training run: its lock, its identity, and what happens to the previous run."""
+"""The folder of a training run: its lock, its identity, and replacing a previous run."""
 
 import hashlib
 import json
@@ -37,8 +37,8 @@ __all__ = [
     "RunRecord",
     "check_same_run",
     "has_state",
-    "hold_new_run",
-    "hold_old_run",
+    "lock_new_run",
+    "lock_old_run",
     "remove_previous",
     "run_mark",
     "settings_of_run",
@@ -51,16 +51,17 @@ LAST_FILE: Final = "last.safetensors"
 BEST_FILE: Final = "best.safetensors"
 METRICS_FILE: Final = "metrics.csv"
 PREVIOUS: Final = "previous"
-"""Subfolder that keeps the old run while a new one trains in its place."""
+"""Subfolder for the old run while a new one trains in the same folder."""
 
-_KEPT: Final = (METRICS_FILE, BEST_FILE, LAST_FILE, HEAD_FILE, STATE_FILE)
-"""Files that exist once a run has saved any training state."""
-_REPLACED: Final = (RECORD_FILE, SETTINGS_FILE, "curves.png", "sheets", *_KEPT)
-"""Files that training writes."""
-_OF_A_RUN: Final = ("tracking", "predictions", *_REPLACED)
-"""A run's own files; all others are the user's. The files that identify a run are moved last."""
+_STATE_FILES: Final = (METRICS_FILE, BEST_FILE, LAST_FILE, HEAD_FILE, STATE_FILE)
+"""Files of a run that has saved any training state."""
+_TRAINING_FILES: Final = (RECORD_FILE, SETTINGS_FILE, "curves.png", "sheets", *_STATE_FILES)
+"""Files and folders that training writes."""
+_ALL_FILES: Final = ("tracking", "predictions", *_TRAINING_FILES)
+"""A run's own files and folders; all others are the user's. They are moved in this order: those that identify a run are
+last."""
 
-_FREE: Final = frozenset(
+_CHANGEABLE: Final = frozenset(
     {
         "checkpoint_steps",
         "gradient_checkpointing",
@@ -77,7 +78,7 @@ _FREE: Final = frozenset(
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run's training data, kept next to its settings.
+    """A record of a run's training data, stored next to its settings.
 
     Attributes:
         encoders: digests of the frozen weights.
@@ -99,7 +100,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """The record of a run. Raises `DsuError` if it can't be read."""
+        """Read the record of a run. Raises `DsuError` if it can't be read."""
         try:
             content = json.loads((folder / RECORD_FILE).read_text())
             samples = {name: tuple(one) for name, one in content["samples"].items()}
@@ -112,7 +113,7 @@ class RunRecord:
             ) from error
 
     def differences(self, now: "RunRecord") -> list[str]:
-        """The differences of `now`, as clauses."""
+        """How `now` differs from this record, as clauses."""
         found = [
             f"other weights of {name}" for name, digest in self.encoders.items() if now.encoders.get(name) != digest
         ]
@@ -128,30 +129,30 @@ class RunRecord:
         return found + [f"{kind}: {few(names)}" for kind, names in kinds if names]
 
 
-def _decisive(settings: TrainingSettings) -> dict[str, Any]:
+def _decisive_settings(settings: TrainingSettings) -> dict[str, Any]:
     """The settings that affect the result, as JSON values."""
-    return {name: value for name, value in settings.model_dump(mode="json").items() if name not in _FREE}
+    return {name: value for name, value in settings.model_dump(mode="json").items() if name not in _CHANGEABLE}
 
 
 def run_mark(settings: TrainingSettings, record: RunRecord) -> str:
-    """A digest that identifies a run; its checkpoint contains it, so that no other checkpoint is mistaken for it."""
+    """A hash that identifies a run. Checkpoints contain it, so that those of other runs are detected."""
     decisive = {
         name: value for name, value in asdict(record).items() if name != "groups"
     }  # which determines the shares
-    return hashlib.sha256(json.dumps([_decisive(settings), decisive], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_decisive_settings(settings), decisive], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tuple[Path, Callable[[], bool]]]:
+def lock_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tuple[Path, Callable[[], bool]]]:
     """Lock a folder for a new run inside a `with`; a run already in it is set aside first.
 
     Args:
-        out: as given; None creates a folder called `name` below `runs/`, numbered if it exists.
-        name: from data set and encoders.
+        out: the requested folder; None creates a folder called `name` below `runs/`, with a number if it exists.
+        name: the default name.
         overwrite: whether a run in `out` may be replaced.
 
-    Yields the folder, and a function that tells whether it is still locked. Raises `UsageError` for a folder with a run
-    or with other files, and `BusyError` if a run is training there.
+    Yields the folder, and a function that returns whether it is still locked. Raises `UsageError` if the folder has a
+    run or conflicting files, and `BusyError` if a run is training there.
     """
     taken: Path | None = None
     if out is None:
@@ -160,11 +161,11 @@ def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
     try:
         with locked(out / LOCK_FILE, f"{out} is being trained") as held:
             sweep(out)
-            _check_strangers(out)
+            _check_foreign_files(out)
             if has_state(out):
                 if not overwrite:
                     raise UsageError(
-                        _cannot_go_on(out)
+                        _finished_error(out)
                         if is_finished(out)
                         else f"{out} already contains a run: resume it (--resume), or start again (--overwrite)."
                     )
@@ -176,11 +177,11 @@ def hold_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
 
 
 @contextmanager
-def hold_old_run(folder: Path) -> Iterator[Callable[[], bool]]:
+def lock_old_run(folder: Path) -> Iterator[Callable[[], bool]]:
     """Lock the folder of a run to resume inside a `with`.
 
-    Yields a function that tells whether it is still locked. Raises `UsageError` if there is no run, and `BusyError` if
-    it is training.
+    Yields a function that returns whether it is still locked. Raises `UsageError` if there is no run, and `BusyError`
+    if it is training.
     """
     if not has_state(folder) and not (folder / SETTINGS_FILE).exists():
         raise UsageError(f"There is no run in {folder} to resume: omit --resume.")
@@ -190,7 +191,7 @@ def hold_old_run(folder: Path) -> Iterator[Callable[[], bool]]:
 
 
 def _make_numbered(runs: Path, name: str) -> Path:
-    """A new folder: two runs that start together never share one."""
+    """Create a new folder; two runs that start at the same time never get the same one."""
     if Path(name).name != name:
         raise DsuError(f"The store's data set name {name!r} can't be a folder name: give the run's folder with --out.")
     make_folder(runs)
@@ -208,12 +209,12 @@ def _make_numbered(runs: Path, name: str) -> Path:
     raise DsuError(f"There are {index:,} runs called {name} below {runs}: remove some, or give a folder with --out.")
 
 
-def _check_strangers(out: Path) -> None:
-    """Raise `UsageError` if training would replace files that belong to no run: every run has its record."""
-    strangers = [name for name in _REPLACED if (out / name).exists()]
-    if strangers and not (out / RECORD_FILE).exists():
+def _check_foreign_files(out: Path) -> None:
+    """Raise `UsageError` if training would replace files that belong to no run: runs always have a record."""
+    foreign = [name for name in _TRAINING_FILES if (out / name).exists()]
+    if foreign and not (out / RECORD_FILE).exists():
         raise UsageError(
-            f"{out} contains {few(strangers)}, which training would replace, but no {RECORD_FILE}, so they belong to "
+            f"{out} contains {few(foreign)}, which training would replace, but no {RECORD_FILE}, so they belong to "
             "no run: give the run its own folder with --out."
         )
 
@@ -221,8 +222,8 @@ def _check_strangers(out: Path) -> None:
 def _set_aside(folder: Path) -> None:
     """Move a run's files to `FOLDER/previous` until the new run has finished.
 
-    Inside the folder, since its parent may be read-only or contain other files. If a run is already set aside, the new
-    one never finished: then its files are removed.
+    The subfolder is inside `FOLDER`, since the parent may be read-only or contain other files. If a run was already set
+    aside, the run that replaced it never finished, and its files are removed instead.
     """
     previous = folder / PREVIOUS
     if is_finished(folder):
@@ -234,7 +235,7 @@ def _set_aside(folder: Path) -> None:
         raise UsageError(f"The old run would be moved to {previous}, but other files are there: move them away.")
     moving = folder / f"{PREVIOUS}.partial"
     make_folder(moving)
-    for name in _OF_A_RUN:
+    for name in _ALL_FILES:
         if (folder / name).exists():
             os.replace(folder / name, moving / name)
     os.replace(moving, previous)
@@ -249,14 +250,14 @@ def remove_previous(folder: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Remove a run's files, but no others."""
-    for name in _OF_A_RUN:
+    for name in _ALL_FILES:
         part = folder / name
         rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
 
 
 def has_state(folder: Path) -> bool:
     """Whether a run has saved any training state."""
-    return any((folder / name).exists() for name in _KEPT)
+    return any((folder / name).exists() for name in _STATE_FILES)
 
 
 def unfinished_run(runs: Path = Path("runs")) -> Path:
@@ -272,16 +273,16 @@ def unfinished_run(runs: Path = Path("runs")) -> Path:
 
 
 def settings_of_run(folder: Path, given: TrainingSettings) -> TrainingSettings:
-    """A run's original settings, overridden by those given now."""
+    """A run's original settings, overridden by the fields set in `given`."""
     return _read_run(folder).model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
 
 
 def check_same_run(folder: Path, resolved: TrainingSettings, record: RunRecord | None = None) -> None:
-    """Check that a resumed run is the same run. Raises `UsageError` naming settings and samples that differ."""
+    """Raise `UsageError` naming the differences if settings or samples of a resumed run have changed."""
     before = _read_run(folder)
     if is_finished(folder):
         if before.epochs != resolved.epochs:
-            raise UsageError(_cannot_go_on(folder))
+            raise UsageError(_finished_error(folder))
         _check_result(folder, before)
     other = RunRecord.read(folder).differences(record) if record is not None else []
     if other:
@@ -292,7 +293,7 @@ def check_same_run(folder: Path, resolved: TrainingSettings, record: RunRecord |
     different = [
         f"{name} {getattr(before, name)} -> {getattr(resolved, name)}"
         for name in TrainingSettings.model_fields
-        if name not in _FREE and getattr(before, name) != getattr(resolved, name)
+        if name not in _CHANGEABLE and getattr(before, name) != getattr(resolved, name)
     ]
     if different:
         raise UsageError(
@@ -304,7 +305,7 @@ def check_same_run(folder: Path, resolved: TrainingSettings, record: RunRecord |
 def _check_result(folder: Path, settings: TrainingSettings) -> None:
     """Raise `UsageError` if the head of a finished run is not its own result."""
     info, samples = read_head_info(folder / HEAD_FILE), RunRecord.read(folder).samples
-    own = _decisive(settings)
+    own = _decisive_settings(settings)
     other = [
         f"{name} {info.training.get(name)}, not {own[name]}" for name in own if info.training.get(name) != own[name]
     ]
@@ -318,7 +319,7 @@ def _check_result(folder: Path, settings: TrainingSettings) -> None:
         )
 
 
-def _cannot_go_on(folder: Path) -> str:
+def _finished_error(folder: Path) -> str:
     return (
         f"{folder} contains a finished run, which --resume can't extend, since its cosine learning rate schedule is "
         f"complete: start from its head in another folder (--init-from {folder} --out FOLDER), or train again in this "

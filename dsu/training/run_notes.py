@@ -10,11 +10,11 @@ __all__ = ["run_notes"]
 
 
 def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) -> list[str]:
-    """Where the run starts, the cost, and which stored level would make it faster.
+    """Notes on device, parameters, resume point and cost, and on stored levels that would make the run faster.
 
     Args:
-        trainer: of the run.
-        store: of its training split, if any.
+        trainer: the run's trainer.
+        store: the store of its training split, if any.
         runtime: device and precision.
     """
     config, point = trainer.network.config, trainer.main.point

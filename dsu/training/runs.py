@@ -1,4 +1,4 @@
-"""Prepare a run from settings: samples, store or images, resume point, folder."""
+"""Prepare a training run: data, settings, network, trainer and folder."""
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,15 +22,15 @@ from dsu.progress import SILENT, Progress, counted, few
 from dsu.runtime import Runtime, computing_threads, torch_type
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.compiling import compile_pays
-from dsu.training.resolving import check_sense, choose_point, frozen_point, resolve
+from dsu.training.resolving import check_consistent, choose_point, frozen_point, resolve
 from dsu.training.run_folders import (
     PREVIOUS,
     SETTINGS_FILE,
     RunRecord,
     check_same_run,
     has_state,
-    hold_new_run,
-    hold_old_run,
+    lock_new_run,
+    lock_old_run,
     run_mark,
     settings_of_run,
     unfinished_run,
@@ -50,14 +50,14 @@ __all__ = ["Run", "open_run", "prepare_run"]
 
 @dataclass(frozen=True)
 class Run:
-    """A prepared run and notes for the user.
+    """A prepared run.
 
     Attributes:
         trainer: the run's trainer; it has a folder once the run is open.
-        name: from data set and encoders, the default folder name.
+        name: the default folder name, from data set and encoders.
         source: the training split.
-        record: the training data.
-        notes: `label: text`.
+        record: the record of its training data.
+        notes: lines `label: text` for the user.
     """
 
     trainer: "Trainer"
@@ -81,20 +81,21 @@ def open_run(
 ) -> Iterator[Run]:
     """Prepare a run and lock its folder inside a `with`, so that no other process trains there.
 
-    Processes started by torchrun or Slurm train it together: only the first locks the folder and prints.
+    If torchrun or Slurm started several processes, they train together; only the first locks the folder and prints.
 
     Args:
         settings: the requested settings.
-        paths: where to find data sets and stores; image and mask subfolders are for `end_to_end`.
+        paths: the folders of data sets and stores; image and mask subfolders are for `end_to_end`.
         weights: where the encoders' weights come from.
-        out: the run's folder; None makes one below `runs/`.
-        resume: go on from the checkpoint in `out` (None: the newest run below `runs/` that was stopped), with the run's
-            own settings where none are given.
+        out: the run's folder; None creates one below `runs/`.
+        resume: continue from the checkpoint in `out` (None: the newest interrupted run below `runs/`); the run's own
+            settings apply unless others are given.
+        overwrite: replace a run in `out`; its files are set aside until the new run has finished.
         part: whether this process uses only part of the processor's threads, since others run in parallel.
-        overwrite: replace a run in `out`, which is set aside until the new one has finished.
-        progress: who is told.
+        progress: receives messages.
 
-    Raises `DsuError` naming what does not fit, before any work is done, and `BusyError` if the run is being trained.
+    Raises `DsuError` or `UsageError` if settings, data and folder don't fit together, before any training, and
+    `BusyError` if another process is training the run.
     """
     before: RunRecord | None = None
     with ExitStack() as held:
@@ -104,7 +105,7 @@ def open_run(
         if resume:
             if world.leads:
                 out = out or unfinished_run()
-                holds = held.enter_context(hold_old_run(out))
+                holds = held.enter_context(lock_old_run(out))
             out = world.told(lambda: out)
             assert out is not None
             settings, before = settings_of_run(out, settings), RunRecord.read(out)
@@ -125,7 +126,7 @@ def open_run(
         )
         trainer = run.trainer
         trainer.mark = run_mark(trainer.settings, run.record)
-        _check_same(world, trainer.mark)
+        _check_processes_agree(world, trainer.mark)
         if resume and out is not None:
             trainer.out = out
             check_same_run(out, trainer.settings, run.record)
@@ -133,10 +134,10 @@ def open_run(
             if has_state(out):  # else it stopped before the first checkpoint
                 trainer.resume()
         else:
-            _check_start(settings, out)
-            _check_place(run.source, out)
+            _check_initial_head(settings, out)
+            _check_folder_of_images(run.source, out)
             if world.leads:
-                out, trainer.holds = held.enter_context(hold_new_run(out, run.name, overwrite=overwrite))
+                out, trainer.holds = held.enter_context(lock_new_run(out, run.name, overwrite=overwrite))
                 run.record.write(out)
             trainer.out = world.told(lambda: out) or trainer.out
         if world.leads:
@@ -156,15 +157,18 @@ def prepare_run(
     world: World = ALONE,
     part: bool = False,
 ) -> Run:
-    """Resolve everything that `settings` leave open and build the trainer, still without a folder.
+    """Resolve all open settings and build the trainer, without a folder.
 
-    Takes and raises what `open_run` does; `before` is the record of the run that is resumed, whose split holds.
-    Where that has `begun`, its checkpoint has the weights, and the head that it started from is not needed. The
-    processes of a `world` prepare it alike.
+    Arguments and errors are those of `open_run`. All processes of a `world` must call it with the same arguments.
+
+    Args:
+        before: the record of a resumed run, whose split is used again.
+        begun: whether the resumed run has a checkpoint: its weights replace the initial head's, which is not needed.
+        world: the processes that train together.
     """
     data = find_training_data(settings, paths, progress)
     config, store, live = data.config, data.store, settings.end_to_end
-    check_sense(settings, data)
+    check_consistent(settings, data)
     if settings.init_from is not None and not begun:
         resolve_head(settings.init_from)
     if before is None and settings.group is not None:  # else the record has them
@@ -172,7 +176,7 @@ def prepare_run(
     point = choose_point(settings, config, store)
     wanted = {"hiera": live or point.block < config.hiera.depth, "dino": live and bool(point.guides)}
     check_given(config, weights, **wanted)
-    # Only now, since torch takes seconds: what is wrong with names and settings has been said.
+    # Loading torch takes seconds: import it only after checking names and settings.
     from dsu.encoders.weights import load_encoders
     from dsu.training.run_notes import run_notes
 
@@ -182,43 +186,43 @@ def prepare_run(
         check_tracker(settings.track)
     resolved, runtime = resolve(settings, data, point, world)
     frozen = frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
-    # The launcher may give each process one thread, and their number may affect the last bits of a feature.
+    # Launchers may set one thread per process, and the number of threads may change the last bits of a feature.
     threads = store.threads if store is not None and part and runtime.device.type == "cpu" else None
     hiera, dino, digests = load_encoders(config, weights, **wanted)
     warnings: list[str] = []
     if store is not None and not live:
         digests, warnings = _check_store(store, [point, frozen], digests, runtime, resolved, threads)
-    dealt = _deal(resolved, data, before, paths, settings.model_fields_set, world, progress)
-    compiled, compiling = compile_pays(config, resolved, len(dealt.of("train")), runtime, world.size)
+    assignment = _assign(resolved, data, before, paths, settings.model_fields_set, world, progress)
+    compiled, compiling = compile_pays(config, resolved, len(assignment.of("train")), runtime, world.size)
     resolved = resolved.model_copy(update={"compile": compiled})
     network = _new_network(config, resolved, hiera, dino)
     network.encoder_threads = threads
     start = before.start if before is not None and begun else None
     if resolved.init_from is not None and not begun:
-        start, said = _start_from(resolve_head(resolved.init_from), network, digests, dealt, data)
+        start, said = _start_from(resolve_head(resolved.init_from), network, digests, assignment, data)
         warnings += said
     if frozen is not None:
         network.head.init_adapters_identity()
-    info = _head_info(config, resolved, data, dealt, digests, weights)
-    trainer = _trainer(network, resolved, data, dealt, (point, frozen), info, runtime, world)
+    info = _head_info(config, resolved, data, assignment, digests, weights)
+    trainer = _trainer(network, resolved, data, assignment, (point, frozen), info, runtime, world)
     trainer.callbacks += _callbacks(trainer, data) if world.leads else []
-    facts = {name: (dealt.shares[name], f.image_sha256, f.mask_sha256) for name, f in sorted(data.facts.items())}
-    record = RunRecord(digests, data.mask_format.to_json(), start, facts, dealt.groups)
+    facts = {name: (assignment.shares[name], f.image_sha256, f.mask_sha256) for name, f in sorted(data.facts.items())}
+    record = RunRecord(digests, data.mask_format.to_json(), start, facts, assignment.groups)
     said = [*run_notes(trainer, store, runtime), *([compiling] if compiling else []), *warnings]
-    notes = (*data.describe_shares(dealt.shares, dealt.groups), *said)
+    notes = (*data.describe_shares(assignment.shares, assignment.groups), *said)
     return Run(trainer, f"{data.source.split}-{config.encoders_name}", data.source, record, notes)
 
 
 @dataclass
-class _Dealt:
-    """Which share each sample is in, by name, and the samples that stay together in one."""
+class _Assignment:
+    """Each sample's share, by name, and the groups of samples that stay in one share."""
 
     shares: dict[str, str]
     groups: list[list[str]]
 
     def of(self, share: str) -> list[str]:
         """The samples of a share."""
-        return [name for name, its in self.shares.items() if its == share]
+        return [name for name, own in self.shares.items() if own == share]
 
 
 def _check_store(
@@ -229,44 +233,47 @@ def _check_store(
     settings: TrainingSettings,
     threads: int | None,
 ) -> tuple[dict[str, str], list[str]]:
-    """The digests of the encoders behind what is read, and what was made with other versions, to warn of."""
+    """Check the stored features; returns the digests of their encoders, and warnings about other library versions."""
     drift: tuple[str, ...] = ()
     with computing_threads(threads):
-        for read in points:
-            if read is not None:
-                digests, drift = store.check_arrays(read, digests, runtime, settings.feature_dtype or "float16")
+        for point in points:
+            if point is not None:
+                digests, drift = store.check_arrays(point, digests, runtime, settings.feature_dtype or "float16")
     return digests, [f"other version: {item}" for item in drift]
 
 
-def _deal(
+def _assign(
     settings: TrainingSettings,
     data: TrainingData,
     before: RunRecord | None,
     paths: Paths,
-    asked: Collection[str],
+    given: Collection[str],
     world: World,
     progress: Progress,
-) -> _Dealt:
-    """Split samples as the resumed run did, or newly. Raises `UsageError` if nothing can be balanced."""
-    if before is None:  # recorded next to the store, by one process
-        dealt = _Dealt(*world.told(lambda: data.shares(settings, paths.cache_root, progress, asked)))
-    else:  # what is new is refused by `check_same_run`
+) -> _Assignment:
+    """Split the samples, as the resumed run did if there is one. Raises `UsageError` if nothing can be balanced.
+
+    `given` are the names of the settings that the user gave.
+    """
+    if before is None:  # one process computes the split, and records it next to the store
+        assignment = _Assignment(*world.told(lambda: data.shares(settings, paths.cache_root, progress, given)))
+    else:  # `check_same_run` refuses new samples
         shares = {name: before.samples.get(name, ("train",))[0] for name in sorted(data.facts)}
-        dealt = _Dealt(shares, [list(group) for group in before.groups])
-    train = dealt.of("train")
+        assignment = _Assignment(shares, [list(group) for group in before.groups])
+    train = assignment.of("train")
     empty = data.empty & set(train)
     if settings.balance and len(empty) in (0, len(train)):
         raise UsageError(
             f"All training images of {data.source.split} are {'without' if empty else 'with'} an object, so nothing "
             "can be balanced: omit --balance."
         )
-    return dealt
+    return assignment
 
 
 def _new_network(
     config: DSUNetConfig, settings: TrainingSettings, hiera: "Hiera | None", dino: "VisionTransformer | None"
 ) -> "DSUNet":
-    """The network with a head as the settings' seed draws it."""
+    """The network with a new head, drawn from the settings' seed."""
     import torch
 
     from dsu.network.network import DSUNet
@@ -277,32 +284,32 @@ def _new_network(
 
 
 def _start_from(
-    head: Path, network: "DSUNet", digests: dict[str, str], dealt: _Dealt, data: TrainingData
+    head: Path, network: "DSUNet", digests: dict[str, str], assignment: _Assignment, data: TrainingData
 ) -> tuple[str, list[str]]:
     """Start from a trained head; its training images are never held out. Returns its digest, and what to say."""
     from dsu.network.pretrained import start_from
 
-    trained, said = start_from(network.head, head, network.config, digests)
-    return head_sha256(head), [*said, *_leave_out(dealt, trained, data)]
+    trained, notes = start_from(network.head, head, network.config, digests)
+    return head_sha256(head), [*notes, *_exclude_known(assignment, trained, data)]
 
 
 def _head_info(
     config: DSUNetConfig,
     settings: TrainingSettings,
     data: TrainingData,
-    dealt: _Dealt,
+    assignment: _Assignment,
     digests: dict[str, str],
     weights: EncoderWeights,
 ) -> HeadInfo:
-    """What the head will say of itself, where its encoders' weights come from among it."""
+    """The head's metadata, including the origin of its encoders' weights."""
     return HeadInfo(
         config=config,
         feature_dtype=settings.feature_dtype,
         encoders=digests,
-        dataset={**vars(data.source), "held_out": dealt.of("val")},
-        test=dealt.of("test"),
-        trained_on=image_digits(data.facts[name].image_sha256 for name in dealt.of("train")),
-        trained_on_pixels=image_digits(data.facts[name].pixels_sha256 for name in dealt.of("train")),
+        dataset={**vars(data.source), "held_out": assignment.of("val")},
+        test=assignment.of("test"),
+        trained_on=image_digits(data.facts[name].image_sha256 for name in assignment.of("train")),
+        trained_on_pixels=image_digits(data.facts[name].pixels_sha256 for name in assignment.of("train")),
         training={
             **settings.model_dump(mode="json"),
             "random_weights": weights.random,
@@ -317,16 +324,16 @@ def _trainer(
     network: "DSUNet",
     settings: TrainingSettings,
     data: TrainingData,
-    dealt: _Dealt,
+    assignment: _Assignment,
     points: tuple[ResumePoint, ResumePoint | None],
     info: HeadInfo,
     runtime: Runtime,
     world: World,
 ) -> "Trainer":
-    """The trainer of the samples that were dealt, from `points`: of all epochs, and of those with frozen adapters."""
+    """The trainer; `points` are the resume points of all epochs, and of those with frozen adapters."""
     from dsu.training.trainer import Trainer, TrainingPhase
 
-    train, held_out = dealt.of("train"), dealt.of("val")
+    train, held_out = assignment.of("train"), assignment.of("val")
 
     def phase(at: ResumePoint) -> "TrainingPhase":
         held = data.samples(held_out, at, live=settings.end_to_end) if held_out else None
@@ -346,10 +353,10 @@ def _trainer(
     )
 
 
-def _check_same(world: World, mark: str) -> None:
-    """Raise `DsuError` if processes would train something else than the first."""
+def _check_processes_agree(world: World, mark: str) -> None:
+    """Raise `DsuError` if other processes have a different run than the first."""
     marks = world.gathered(mark)
-    others = [str(rank) for rank, its in enumerate(marks) if its != marks[0]]
+    others = [str(rank) for rank, other in enumerate(marks) if other != marks[0]]
     if others:
         raise DsuError(
             f"The processes {few(others)} have other samples, settings or weights than the first: start all with the "
@@ -357,7 +364,7 @@ def _check_same(world: World, mark: str) -> None:
         )
 
 
-def _check_start(settings: TrainingSettings, out: Path | None) -> None:
+def _check_initial_head(settings: TrainingSettings, out: Path | None) -> None:
     """Raise `UsageError` if a run would replace its initial head."""
     if out is None or settings.init_from is None:
         return
@@ -367,8 +374,8 @@ def _check_start(settings: TrainingSettings, out: Path | None) -> None:
         )
 
 
-def _check_place(source: SourceFolder, out: Path | None) -> None:
-    """Raise `UsageError` if a run's folder would contain the images: its pictures would look like data, or hide it."""
+def _check_folder_of_images(source: SourceFolder, out: Path | None) -> None:
+    """Raise `UsageError` if a run's folder contains the images: the run's own figures would look like images."""
     split = source.find()
     if out is None or split is None:
         return
@@ -377,15 +384,15 @@ def _check_place(source: SourceFolder, out: Path | None) -> None:
         raise UsageError(f"{out} contains images of {source.split}: give the run its own folder with --out.")
 
 
-def _leave_out(dealt: _Dealt, trained: HeadInfo, data: TrainingData) -> list[str]:
-    """Remove images that the initial head was trained on from the held-out ones, with a note.
+def _exclude_known(assignment: _Assignment, trained: HeadInfo, data: TrainingData) -> list[str]:
+    """Exclude images that the initial head was trained on from the held-out shares; returns notes.
 
-    Raises `UsageError` if that leaves a share empty.
+    Raises `UsageError` if a share becomes empty.
     """
     known = {name for name, fact in data.facts.items() if trained.was_trained_on(fact.image_sha256, fact.pixels_sha256)}
-    said = []
+    notes = []
     for share in ("val", "test"):
-        names = dealt.of(share)
+        names = assignment.of(share)
         lost = [name for name in names if name in known]
         if lost and len(lost) == len(names):
             raise UsageError(
@@ -393,24 +400,24 @@ def _leave_out(dealt: _Dealt, trained: HeadInfo, data: TrainingData) -> list[str
                 "nothing could be evaluated: hold out images that it was trained without, or start with a new head."
             )
         if lost:
-            dealt.shares |= dict.fromkeys(lost, "left out")
-            said.append(
+            assignment.shares |= dict.fromkeys(lost, "left out")
+            notes.append(
                 f"left out: {counted(len(lost), 'held-out images')} that the initial head was trained on ({few(lost)})"
             )
-    return said
+    return notes
 
 
 def _callbacks(trainer: "Trainer", data: TrainingData) -> "list[Callback]":
-    """The callbacks of this run: curves, sheets and a tracker, from its settings."""
+    """The run's callbacks, according to its settings: curves, sheets and a tracker."""
     from dsu.training.callbacks import Callback, Curves, Sheets, sheet_names
     from dsu.training.tracking import Tracking
 
     settings, callbacks = trainer.settings, list[Callback]([Curves()])
     if settings.sheet_every:
         names = sheet_names((trainer.main.validation or trainer.main.train).names, settings.seed)
-        pictures = data.samples(names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
-        sizes = [data.facts[name].size for name in pictures.names]
-        callbacks.append(Sheets(pictures, sizes, settings.sheet_every))
+        samples = data.samples(names, ResumePoint("pixels", 0, (), ()), live=settings.end_to_end)
+        sizes = [data.facts[name].size for name in samples.names]
+        callbacks.append(Sheets(samples, sizes, settings.sheet_every))
     if settings.track is not None:
         callbacks.append(Tracking(settings.track))
     return callbacks

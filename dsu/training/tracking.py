@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["TRACKERS", "TRACKING_FOLDER", "Tracking", "check_tracker"]
 
 TRACKING_FOLDER: Final = "tracking"
-"""Subfolder of the run for trackers that write files. `tensorboard --logdir runs` finds it."""
+"""Subfolder of the run for trackers that write files; `tensorboard --logdir runs` finds it."""
 
 STEPS: Final = 20
 """Optimiser steps between logged losses."""
@@ -39,11 +39,11 @@ _EPOCH_TAGS: Final = {
 }
 
 
-Opened: TypeAlias = tuple[Callable[[Mapping[str, float], int], None], Callable[[], None]]
-"""Functions that log values by tag at a step, and that flush and close at the end."""
+OpenTracker: TypeAlias = tuple[Callable[[Mapping[str, float], int], None], Callable[[], None]]
+"""Two functions: log values by tag at a step; flush and close at the end."""
 
 
-def _tensorboard(out: Path, recipe: Mapping[str, Any]) -> Opened:
+def _tensorboard(out: Path, recipe: Mapping[str, Any]) -> OpenTracker:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(out / TRACKING_FOLDER))
@@ -57,7 +57,7 @@ def _tensorboard(out: Path, recipe: Mapping[str, Any]) -> Opened:
     return log, writer.close
 
 
-def _wandb(out: Path, recipe: Mapping[str, Any]) -> Opened:
+def _wandb(out: Path, recipe: Mapping[str, Any]) -> OpenTracker:
     import wandb
 
     run = wandb.init(project="dsu", name=out.name, dir=str(out), config=dict(recipe))
@@ -65,7 +65,7 @@ def _wandb(out: Path, recipe: Mapping[str, Any]) -> Opened:
 
 
 TRACKERS: Final = {"tensorboard": _tensorboard, "wandb": _wandb}
-"""How to open each tracker for a run folder and settings, by package name."""
+"""For each tracker's package, a function that opens it for a run folder and settings."""
 
 
 def check_tracker(name: str) -> None:
@@ -82,18 +82,18 @@ class Tracking(Callback):
 
     def __init__(self, tracker: str) -> None:
         self._tracker, self._noted = tracker, 0
-        self._opened: Opened | None = None
+        self._opened: OpenTracker | None = None
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        """Open the tracker. Raises `DsuError` if that fails (missing login, full disk)."""
-        if not trainer.epoch and not trainer.step_in_epoch:  # from another run that was in this folder
+        """Open the tracker. Raises `DsuError` if this fails (missing login, full disk)."""
+        if not trainer.epoch and not trainer.step_in_epoch:  # a new run: remove logs of an earlier one in this folder
             rmtree(trainer.out / TRACKING_FOLDER, ignore_errors=True)
         recipe = {name: value for name, value in trainer.settings.model_dump(mode="json").items() if value is not None}
-        with self._failing():
+        with self._tracker_errors():
             self._opened = TRACKERS[self._tracker](trainer.out, recipe)
 
     def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
-        """Log the loss if due; it was already fetched from the device."""
+        """Log the latest fetched loss, if due."""
         done = _step(trainer)
         if done - self._noted >= STEPS and log.fetched:
             self._noted = done
@@ -110,11 +110,11 @@ class Tracking(Callback):
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         assert self._opened is not None
-        with self._failing():
+        with self._tracker_errors():
             self._opened[0](values, step)
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def _tracker_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # services raise anything for a missing login or connection

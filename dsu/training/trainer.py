@@ -1,4 +1,4 @@
-"""Stage two: train the head, from the store or end to end, with the same data in the same order."""
+"""The training loop of stage two: from the store or end to end, with the same data in the same order."""
 
 import io
 import math
@@ -43,12 +43,12 @@ T = TypeVar("T")
 SIDES: Final = ("D1", "D2", "D3")
 """The side outputs, deepest first."""
 
-_TELLING: Final = ("epoch", "metrics", "trained_on", "encoders")
-"""Fields of a head's info that reveal another run or epoch."""
+_IDENTIFYING: Final = ("epoch", "metrics", "trained_on", "encoders")
+"""Fields of a head's info that differ between runs or epochs."""
 
 
 def learning_rate(settings: TrainingSettings, epoch: int) -> float:
-    """Cosine from `lr` to `lr_min`, stepped once per epoch (counted from 0)."""
+    """The learning rate of an epoch (from 0): a cosine from `lr` to `lr_min`, constant within an epoch."""
     return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
 
 
@@ -57,7 +57,7 @@ class TrainingPhase:
     """The data of a range of epochs.
 
     Attributes:
-        point: where every step starts.
+        point: the resume point of every step.
         train, validation: samples; validation may be None.
     """
 
@@ -71,19 +71,19 @@ class Trainer:
     """A stage-two run.
 
     Attributes:
-        network: with the encoders that its phases need.
+        network: the network, with the encoders that its phases need.
         main: the run's data.
-        frozen_adapters: data of the first `settings.freeze_adapter_epochs` epochs. They start after all adapters, which
-            then have no gradient, so the optimiser skips them.
-        empty: samples without an object, if they are drawn as often as others.
-        settings, info: resolved; `info` becomes the head's metadata.
+        frozen_adapters: the data of the first `settings.freeze_adapter_epochs` epochs. Their steps resume after all
+            adapters, which then have no gradient, so that the optimiser skips them.
+        empty: samples without an object, if both kinds are drawn equally often; otherwise None.
+        settings, info: the resolved settings; the head's metadata.
         runtime: device and precision.
-        keep_best: whether the best weights on validation are the result, or the last ones.
+        keep_best: whether the result is the best weights on validation instead of the last ones.
         out: the run's folder.
-        mark: the run's identity (`run_mark`): a checkpoint of another run is refused.
-        holds: tells whether this process still holds the run's folder.
+        mark: the run's identity (`run_mark`); checkpoints of other runs are refused.
+        holds: returns whether this process still has the lock of the run's folder.
         world: the processes that train together. Each draws the same batches and takes its part; norms, gradients and
-            losses are those of whole batches, so all have the same weights. Only the first writes.
+            losses are those of whole batches, so that all have the same weights. Only the first process writes.
         callbacks: observers of the run.
         memory: peak memory of this epoch.
     """
@@ -129,11 +129,11 @@ class Trainer:
         )
 
     def run(self, progress: Progress = SILENT) -> None:
-        """Train up to `settings.epochs`, from the current epoch.
+        """Train from the current epoch up to `settings.epochs`.
 
-        Writes the row of `metrics.csv` and the full state after every epoch, and the state also after every
-        `checkpoint_steps` steps. Raises `DsuError` naming the batch's samples if its loss is not finite; a state that
-        is not finite is never saved.
+        Writes a row of `metrics.csv` and a checkpoint after every epoch, and a checkpoint also after every
+        `checkpoint_steps` steps. Raises `DsuError` naming the batch's samples if its loss is not finite; checkpoints
+        never contain a state that is not finite.
         """
         progress = progress if self.world.leads else SILENT
         try:
@@ -145,7 +145,7 @@ class Trainer:
                 self._run_epoch(progress)
             self.finish()
         finally:
-            self._forget_graphs()  # before the processes part: it needs all of them
+            self._forget_graphs()  # while all processes are still connected: freeing graphs needs this
             for callback in self.callbacks:
                 callback.on_train_end(self)
 
@@ -166,7 +166,7 @@ class Trainer:
             callback.on_epoch_end(self, row)
 
     def resume(self) -> None:
-        """Load the state of an interrupted run. Raises `DsuError` if it is missing or does not fit."""
+        """Load the checkpoint of an interrupted run. Raises `DsuError` if it is missing, damaged or of another run."""
         path = self.out / STATE_FILE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -200,17 +200,17 @@ class Trainer:
             return
         wanted = self._info_at(self.history[epoch - 1])
         found = read_head_info(path) if path.exists() else None
-        if found is None or any(getattr(found, name) != getattr(wanted, name) for name in _TELLING):
+        if found is None or any(getattr(found, name) != getattr(wanted, name) for name in _IDENTIFYING):
             raise DsuError(
                 f"{path} does not contain this run's best weights so far, of epoch {epoch}: restore it, or start the "
                 "run again with --overwrite."
             )
 
     def validate(self, samples: SampleDataset, progress: Progress = SILENT) -> dict[str, float]:
-        """Loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
+        """Compute loss, S-measure, MAE and IoU of the finest output at network size, on unflipped images.
 
-        IoU uses threshold 0.5 and averages over samples with an object (0 if there are none): for others it is
-        meaningless.
+        IoU uses threshold 0.5, and is averaged over samples with an object (0 if there are none), since it is
+        meaningless for others.
         """
         from py_sod_metrics import MAE, FmeasureV2, IOUHandler
 
@@ -220,8 +220,8 @@ class Trainer:
         iou = IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)
         overlap = FmeasureV2(metric_handlers={"iou": iou})
         losses: list[float] = []
-        # Whole batches, since a loss's last bits depend on its batch.
-        batches = self._cut(samples.names)
+        # Processes divide whole batches, since the last bits of a loss depend on its batch.
+        batches = self._split(samples.names)
         own = [name for part in batches[self.world.part(len(batches))] for name in part]
         with progress.task("validating", len(samples.names)) as task:
             for names, outputs, mask in self.evaluated(samples, own):
@@ -249,25 +249,25 @@ class Trainer:
     def evaluated(
         self, samples: SampleDataset, names: Sequence[str]
     ) -> Iterator[tuple[tuple[str, ...], list[Tensor], Tensor]]:
-        """Batches of unflipped samples in evaluation mode: names, logits (as `forward`) and soft masks."""
+        """Evaluate named samples, unflipped; yields each batch's names, logits (as `forward`) and soft masks."""
         self.network.eval()
-        unflipped = [(part, [0] * len(part)) for part in self._cut(names)]
+        unflipped = [(part, [0] * len(part)) for part in self._split(names)]
         for batch in feed(samples, unflipped, self.runtime.device):
             found = self._evaluations.run(self._eager_evaluation, self._ready(batch))
             yield batch.names, [found[name] for name in SIDES], found["mask"]
 
     def finish(self) -> None:
-        """Write the result as the head's file."""
+        """Write the result as the head's file, and remove the previous run."""
         if not self.world.leads:
             return
-        self._check_held()
+        self._check_lock()
         chosen = self.out / (BEST_FILE if self.keep_best and self.best_epoch is not None else LAST_FILE)
         atomic_write(self.out / HEAD_FILE, chosen.read_bytes())
         remove_previous(self.out)
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch (from 1) with the highest validated S-measure."""
+        """The epoch (from 1) with the highest S-measure on validation; None without validation."""
         validated = [row for row in self.history if "val_S" in row]
         return int(max(validated, key=lambda row: row["val_S"])["epoch"]) if validated else None
 
@@ -313,11 +313,11 @@ class Trainer:
         return 20 if self.runtime.device.type == "cuda" else 1
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; returns the whole batch's total loss and the three side losses, still on the device."""
+        """Run an optimiser step; returns (4,) losses of the whole batch on the device: total, D1, D2 and D3."""
         return self._steps.run(self._eager_step, self._ready(batch))["losses"]
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """Logits in float32 (at least) and the soft mask of a batch as it was read."""
+        """Logits of the side outputs (at least float32), and the soft mask, both for the flipped batch."""
         flipped = batch.to(self.runtime.device).flipped()
         rounded = rounded_weights(self.network, torch.bfloat16) if self.runtime.precision == "bf16" else {}
         inputs = {**flipped.inputs, "start_feature": self.phase.point.start}
@@ -327,7 +327,7 @@ class Trainer:
         return side_logits, flipped.soft_mask.to(side_logits[0].dtype)
 
     def _ready(self, batch: Batch) -> Batch:
-        """A batch on the device; drops graphs captured in another phase."""
+        """Move a batch to the device; drops graphs that were captured in another phase."""
         if self._captured_phase is not self.phase:
             self._forget_graphs()
             self._captured_phase = self.phase
@@ -349,19 +349,19 @@ class Trainer:
             torch.autograd.backward(total)
             found = torch.stack([total, *losses]).detach()
             if batch.share is not None:
-                found = self._add_up(found)
+                found = self._sum_over_processes(found)
             self.optimizer.step()
             return {"losses": found}
 
-    def _add_up(self, losses: Tensor) -> Tensor:
-        """Sum gradients (in place) and losses over all processes: one buffer, one exchange."""
+    def _sum_over_processes(self, losses: Tensor) -> Tensor:
+        """Sum gradients (in place) and losses over all processes, with a single exchange."""
         gradients = [p.grad for p in self.network.head.parameters() if p.grad is not None]
         flat = torch.cat([*(gradient.flatten() for gradient in gradients), losses])
         self.world.add_up(flat)
         *sums, losses = torch.split(flat, [*(gradient.numel() for gradient in gradients), len(losses)])
         summed = [one.view(gradient.shape) for one, gradient in zip(sums, gradients, strict=True)]
         torch._foreach_copy_(gradients, summed)
-        return losses.clone()  # which would otherwise keep the buffer
+        return losses.clone()  # a view would keep the whole buffer in memory
 
     @torch.no_grad()
     def _eager_evaluation(self, batch: Batch) -> Outputs:
@@ -369,16 +369,16 @@ class Trainer:
         return {**dict(zip(SIDES, outputs, strict=True)), "mask": mask}
 
     def epoch_batches(self, epoch: int) -> list[BatchIndices]:
-        """The batches of an epoch (from 0): a pure function of the settings and the samples' names."""
+        """The batches of an epoch (from 0), a pure function of the settings and the samples' names."""
         seed, views = self.settings.seed, self.settings.views
         drawn = draw_samples(seed, epoch, self.main.train.names, self.empty)
         return [
             ([name for name, _ in part], [draw_view(seed, epoch, name, views, turn) for name, turn in part])
-            for part in self._cut(drawn)
+            for part in self._split(drawn)
         ]
 
-    def _cut(self, samples: Sequence[T]) -> list[Sequence[T]]:
-        """Batches in order, including a short last one."""
+    def _split(self, samples: Sequence[T]) -> list[Sequence[T]]:
+        """Split samples into batches, in order; the last one may be shorter."""
         size = self.settings.batch_size
         return [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -399,9 +399,9 @@ class Trainer:
         )
 
     def _save_results(self) -> None:
-        """Write the table of epochs and the heads atomically.
+        """Write the table of epochs and the heads.
 
-        After the checkpoint, so that none is from an epoch that a resumed run does not know.
+        Must run after the checkpoint is saved, so that these files are never newer than the state of a resumed run.
         """
         if not self.world.leads:
             return
@@ -413,12 +413,12 @@ class Trainer:
         save_head(self.out / LAST_FILE, state, info)
 
     def _info_at(self, row: Mapping[str, float]) -> HeadInfo:
-        """The head's info at the end of an epoch."""
+        """The head's info at the end of the epoch with this row."""
         metrics = {key: value for key, value in row.items() if key.startswith("val_")}
         return self.info.model_copy(update={"epoch": int(row["epoch"]), "metrics": metrics})
 
-    def _check_held(self) -> None:
-        """Raise `DsuError` if the folder was renamed or its lock removed: another run may be there now."""
+    def _check_lock(self) -> None:
+        """Raise `DsuError` if the folder was renamed or its lock removed, since another run may be using it now."""
         if not self.holds():
             raise DsuError(
                 f"{self.out} no longer belongs to this run: the folder, or {LOCK_FILE} in it, was renamed or "
@@ -427,10 +427,10 @@ class Trainer:
             )
 
     def _save_state(self) -> None:
-        """Write everything needed to resume, also in the middle of an epoch."""
+        """Write a checkpoint, from which a run can resume even in the middle of an epoch."""
         if not self.world.leads:
             return
-        self._check_held()
+        self._check_lock()
         buffer = io.BytesIO()
         torch.save(
             {

@@ -1,4 +1,4 @@
-"""The training split of a run: from its store, or end to end from its images."""
+"""The training split of a run, from its store or from images, and its division into shares."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,10 +35,10 @@ from dsu.settings import NetworkSettings, TrainingSettings
 if TYPE_CHECKING:
     from dsu.datasets import SampleDataset
 
-__all__ = ["TrainingData", "config_asked", "encoders_asked", "find_training_data"]
+__all__ = ["TrainingData", "find_training_data", "requested_config", "requested_encoders"]
 
-_BLOCK: Final = 64
-"""Samples read at once to compare images."""
+_BLOCK_SIZE: Final = 64
+"""Samples per read when comparing images."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TrainingData:
 
     @property
     def strata(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Images by content, with and without an object, and the foreground fraction of each."""
+        """Foreground fractions of images by their hash: those with an object, and those without."""
         pixels: dict[str, tuple[int, int]] = {}
         for fact in self.facts.values():
             marked, area = pixels.get(fact.image_sha256, (0, 0))
@@ -73,7 +73,7 @@ class TrainingData:
         )
 
     def groups(self, settings: TrainingSettings, weights: Mapping[str, float], progress: Progress) -> list[list[str]]:
-        """Contents that stay in one share: named groups, or images that look alike, unless there are too many."""
+        """Groups of image hashes that stay in one share: named groups, or similar images unless there are too many."""
         names = {fact.image_sha256: image_name(name) if fact.box else name for name, fact in self.facts.items()}
         if settings.group is not None:
             copies = {image_name(name) if fact.box else name: fact.image_sha256 for name, fact in self.facts.items()}
@@ -99,7 +99,7 @@ class TrainingData:
         return groups
 
     def _looks(self, live: bool, progress: Progress) -> dict[str, Look]:
-        """A small grey copy of each image, by content."""
+        """A small grey copy of each image, by its hash."""
         samples, names = (
             self.samples(sorted(self.facts), ResumePoint("pixels", 0, (), ()), live=live),
             sorted(self.facts),
@@ -110,8 +110,8 @@ class TrainingData:
             sizes[fact.image_sha256] = max(ends[0], least[0]), max(ends[1], least[1])
         looks = {content: no_look() for content in sizes}
         with progress.task(f"comparing images of {self.source.split}", len(names)) as task:
-            for start in range(0, len(names), _BLOCK):
-                block = names[start : start + _BLOCK]
+            for start in range(0, len(names), _BLOCK_SIZE):
+                block = names[start : start + _BLOCK_SIZE]
                 for name, pixels in zip(block, samples.read(block, [0] * len(block)).images["pixels"], strict=True):
                     fact = self.facts[name]
                     box, size = fact.box or (0, 0, *fact.size), sizes[fact.image_sha256]
@@ -120,12 +120,12 @@ class TrainingData:
         return {content: np.asarray(look) for content, look in looks.items()}
 
     def shares(
-        self, settings: TrainingSettings, cache_root: Path, progress: Progress, asked: Collection[str] = ()
+        self, settings: TrainingSettings, cache_root: Path, progress: Progress, given: Collection[str] = ()
     ) -> tuple[dict[str, str], list[list[str]]]:
-        """Each sample's share (`train`, `val` or `test`), and the groups that stay together.
+        """Each sample's share (`train`, `val` or `test`), and the groups of names that stay together.
 
-        Raises `DsuError` if nothing is left for training, or nothing can be held out for a fraction that was `asked`
-        for.
+        `given` are the names of the settings that the user gave. Raises `DsuError` if no sample remains for training,
+        or if none can be held out for a given fraction.
         """
         images = {name: self.facts[name].image_sha256 for name in sorted(self.facts)}
         if settings.fold is None:
@@ -133,26 +133,26 @@ class TrainingData:
         else:
             part, parts = settings.fold.split("/")
             weights = fold_weights(int(parts))
-        dealt, groups = dict.fromkeys(images.values(), "train"), list[list[str]]()
+        assigned, groups = dict.fromkeys(images.values(), "train"), list[list[str]]()
         if len(weights) > 1:
             groups = self.groups(settings, weights, progress)
-            # Next to the stores: a split's name comes from a store's file, and may lead anywhere.
-            beside = self.store.path.parent if self.store else cache_root / self.source.split
-            dealt = recorded_deal(beside, self.strata, weights, groups, settings.group, progress)
-            self._check_together(groups, dealt, beside, settings.group, progress)
+            # Next to the store, not in a folder named after the split: that name comes from a file, and may be a path.
+            folder = self.store.path.parent if self.store else cache_root / self.source.split
+            assigned = recorded_deal(folder, self.strata, weights, groups, settings.group, progress)
+            self._check_together(groups, assigned, folder, settings.group, progress)
         if settings.fold is not None:
-            dealt = {content: "val" if share == part else "train" for content, share in dealt.items()}
-        found = {name: dealt[content] for name, content in images.items()}
+            assigned = {content: "val" if share == part else "train" for content, share in assigned.items()}
+        found = {name: assigned[content] for name, content in images.items()}
         if "train" not in found.values():
             raise DsuError(f"{self.source.split} has nothing left for training: hold out less, or add images.")
         if settings.fold is not None and "val" not in found.values():
             raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: use fewer folds.")
         lacking = [share for share in weights if share in ("val", "test") and share not in found.values()]
-        wanted = [share for share in lacking if f"{share}_fraction" in asked]
-        if wanted:
+        requested = [share for share in lacking if f"{share}_fraction" in given]
+        if requested:
             raise UsageError(
-                f"{self.source.split} has too few images to hold any out by --{wanted[0]}-fraction: add images, or "
-                f"give --{wanted[0]}-fraction 0."
+                f"{self.source.split} has too few images to hold any out by --{requested[0]}-fraction: add images, or "
+                f"give --{requested[0]}-fraction 0."
             )
         if lacking:
             progress.say(f"{self.source.split} has too few images to hold any out: this run has no validation.")
@@ -162,26 +162,26 @@ class TrainingData:
     def _check_together(
         self,
         groups: Sequence[Sequence[str]],
-        dealt: Mapping[str, str],
-        beside: Path,
+        assigned: Mapping[str, str],
+        folder: Path,
         named: str | None,
         progress: Progress,
     ) -> None:
-        """Warn about groups that were split before they were known. Raises `DsuError` if the user named them."""
-        apart = [group for group in groups if len({dealt[content] for content in group}) > 1]
+        """Warn about groups that an earlier run split. Raises `DsuError` if the user named these groups."""
+        apart = [group for group in groups if len({assigned[content] for content in group}) > 1]
         if not apart:
             return
         names = [name for name, fact in sorted(self.facts.items()) if fact.image_sha256 in apart[0]]
         what = (
             f"{counted(len(apart), 'groups')} of {self.source.split} (such as {few(names)}) are in several splits from "
-            f"an earlier run: remove {beside / SPLITS_FILE} to split all images again"
+            f"an earlier run: remove {folder / SPLITS_FILE} to split all images again"
         )
         if named is not None:
             raise DsuError(f"{what}, or use the earlier --group.")
         progress.say(f"{what}; scores on held-out images may be too good.")
 
     def describe_shares(self, shares: Mapping[str, str], groups: Sequence[Sequence[str]]) -> list[str]:
-        """`share: content` lines, if there is more than one share."""
+        """Lines `share: content`, if there is more than one share."""
         thing_of = {name: index for index, group in enumerate(groups) for name in group}
         foreground = {content: part for stratum in self.strata for content, part in stratum.items()}
         lines, kind = [], "tiles" if self.source.tile else "images"
@@ -200,7 +200,7 @@ class TrainingData:
         return lines if len(lines) > 1 else []
 
     def samples(self, names: Sequence[str], point: ResumePoint, *, live: bool) -> "SampleDataset":
-        """The named samples for a run that starts at `point`: from the store, or from `live` images."""
+        """A data set of named samples for steps from `point`, read from the store, or with `live` from images."""
         if live:
             from dsu.datasets import ImageDataset
 
@@ -221,31 +221,34 @@ class TrainingData:
 
 
 def find_training_data(settings: TrainingSettings, paths: Paths, progress: Progress) -> TrainingData:
-    """The training split: from its store, or end to end from its images (with its store's settings, if any)."""
-    encoders = encoders_asked(settings)
+    """Find the training split: in its store, or end to end its images (with the store's settings, if there is one).
+
+    Raises `UsageError` or `DsuError` if there is no such split, or if the store or the images can't be used.
+    """
+    encoders = requested_encoders(settings)
     try:
         store = find_store(paths.cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
     except UsageError:
         if not settings.end_to_end or settings.dataset is None:
             raise
         source = _source_from_images(settings.dataset, paths, settings.tiling)
-        return _from_images(source, config_asked(settings, None), None, progress)
+        return _from_images(source, requested_config(settings, None), None, progress)
     store.check_views(settings.views)
-    config = config_asked(settings, store)
+    config = requested_config(settings, store)
     if settings.end_to_end:
         return _from_images(store.source, config, store, progress)
     mask_format = store.mask_format
     return TrainingData(store.source, store.check_samples(progress), config, store, None, mask_format)
 
 
-def encoders_asked(settings: TrainingSettings) -> str | None:
-    """The name of the requested encoders; None if the store decides."""
+def requested_encoders(settings: TrainingSettings) -> str | None:
+    """The name of the requested encoders; None if settings name none, so that the store decides."""
     given = [getattr(settings, name) for name in NetworkSettings.model_fields]
-    return None if all(value is None for value in given) else config_asked(settings, None).encoders_name
+    return None if all(value is None for value in given) else requested_config(settings, None).encoders_name
 
 
-def config_asked(settings: TrainingSettings, store: FeatureStore | None) -> DSUNetConfig:
-    """The requested config; the store's encoders if the store decides."""
+def requested_config(settings: TrainingSettings, store: FeatureStore | None) -> DSUNetConfig:
+    """The requested config; with a store, its encoders. Raises `UsageError` if `adapt_last` exceeds Hiera's depth."""
     if store is not None:
         like = store.config
         adapt_last = like.hiera.depth if settings.adapt_last is None else settings.adapt_last
