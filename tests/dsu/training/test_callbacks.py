@@ -1,4 +1,4 @@
-"""Sheets and curves follow a run without changing it, and go on where a stopped run was."""
+"""Sheets, curves and other callbacks: they do not change training, and a resumed run continues them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ RECIPE = ("--epochs", 4, "--batch-size", 4, "--quiet")
 
 @pytest.fixture
 def stored(dsu: Dsu, drawn: Path) -> Dsu:
-    """The command, in a folder where stage one has been."""
+    """The command in a folder with stored features."""
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     return dsu
 
@@ -39,8 +39,8 @@ def sheets(run: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("held_out", [0, 0.4])
-def test_sheets_change_nothing_of_what_is_trained(stored: Dsu, held_out: float) -> None:
-    """Held out or not; epochs 2, 3 and 4 are drawn, of which 3 is not validated."""
+def test_sheets_do_not_change_training(stored: Dsu, held_out: float) -> None:
+    """With and without validation; epochs 1 and 3 have sheets but no validation."""
     train = ("train-head", *RECIPE, "--val-fraction", held_out, "--val-every", 2)
     stored(*train, "--sheet-every", 0, "--out", "plain")
     stored(*train, "--sheet-every", 1, "--out", "watched")
@@ -50,7 +50,7 @@ def test_sheets_change_nothing_of_what_is_trained(stored: Dsu, held_out: float) 
     assert sheets("watched").keys() == names
 
 
-def test_predictions_are_those_of_the_head_then(stored: Dsu) -> None:
+def test_sheets_show_the_predictions_of_their_epoch(stored: Dsu) -> None:
     stored("train-head", *RECIPE, "--sheet-every", 3, "--out", "run")
     assert {name for name in sheets("run") if name.startswith("epoch")} == {"epoch_0003.png", "epoch_0004.png"}
     maps = np.asarray(Image.open("run/sheets/maps/epoch_0004.png"))
@@ -60,8 +60,8 @@ def test_predictions_are_those_of_the_head_then(stored: Dsu) -> None:
     assert not np.array_equal(first, last)
 
 
-def test_sheets_keep_proportions_and_ring_what_is_tiny(stored: Dsu, tmp_path: Path) -> None:
-    """Two images twice as wide as high, of which one has an object of 3 pixels."""
+def test_sheets_keep_aspect_ratios_and_circle_tiny_objects(stored: Dsu, tmp_path: Path) -> None:
+    """Two images, twice as wide as high; one of them has an object of 3 pixels."""
     for part, grey in (("images", 90), ("masks", 0)):
         (tmp_path / "wide" / part).mkdir(parents=True)
         for name, box in (("large", (100, 50, 300, 150)), ("tiny", (300, 100, 303, 103))):
@@ -75,15 +75,15 @@ def test_sheets_keep_proportions_and_ring_what_is_tiny(stored: Dsu, tmp_path: Pa
         pixels = np.asarray(drawn.convert("RGB")).astype(int)
     yellow = (np.abs(pixels - (255, 212, 0)) < 40).all(axis=2)
     across = np.flatnonzero(yellow.any(axis=0))
-    assert len(np.flatnonzero(np.diff(across) > 50)) == 2, "a ring in each of three columns"
+    assert len(np.flatnonzero(np.diff(across) > 50)) == 2, "a circle in each of three columns"
     rows = np.flatnonzero(yellow.any(axis=1))
-    assert rows.min() > len(pixels) / 2 and len(rows) < 40, "in the second row alone"
+    assert rows.min() > len(pixels) / 2 and len(rows) < 40, "only in the second row"
     black = (pixels < 20).all(axis=2)[: len(pixels) // 2, 200:385]
     high, wide = (np.ptp(np.flatnonzero(black.sum(axis=axis) > 30)) for axis in (1, 0))
     assert wide / high == pytest.approx(2, rel=0.1)
 
 
-def test_a_run_that_is_gone_on_with_has_the_sheets_of_one_that_was_not_stopped(
+def test_a_resumed_run_has_the_same_sheets_as_an_uninterrupted_one(
     stored: Dsu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = ("train-head", *RECIPE, "--sheet-every", 1, "--val-fraction", 0.4)
@@ -92,7 +92,7 @@ def test_a_run_that_is_gone_on_with_has_the_sheets_of_one_that_was_not_stopped(
 
     def save_and_stop(self: Trainer) -> None:
         original(self)
-        raise KeyboardInterrupt  # the checkpoint stands, its sheet does not
+        raise KeyboardInterrupt  # after the checkpoint, before its sheet
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_state", save_and_stop)
@@ -103,46 +103,46 @@ def test_a_run_that_is_gone_on_with_has_the_sheets_of_one_that_was_not_stopped(
     assert sheets("whole") == sheets("stopped")
 
 
-def test_a_run_started_anew_shows_nothing_of_the_one_before(stored: Dsu) -> None:
+def test_an_overwritten_run_leaves_no_sheets(stored: Dsu) -> None:
     stored("train-head", *RECIPE, "--sheet-every", 1, "--out", "run")
     (Path("run") / "sheets" / "epoch_mine.txt").write_text("a note")
     stored("train-head", "--epochs", 2, "--quiet", "--out", "run", "--overwrite")
     assert sheets("run").keys() == {"epoch_0002.png", "maps/epoch_0002.png", "progress.png"}
 
 
-def test_the_images_shown_depend_on_names_and_seed_alone() -> None:
+def test_sheet_names_depend_only_on_names_and_seed() -> None:
     names = [f"n{index:02}" for index in range(40)]
     assert sheet_names(names, 1) == sheet_names(names[::-1], 1) != sheet_names(names, 2)
     assert len(sheet_names(names, 1)) == 6
     assert sheet_names(names[:2], 1) == names[:2]
 
 
-def test_watchers_are_told_in_order_and_of_the_end_even_of_a_run_that_fails(
+def test_callbacks_are_called_in_order_and_also_at_the_end_of_a_failed_run(
     stored: Dsu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    calls: list[str] = []
 
-    class Diary(Callback):
+    class Recorder(Callback):
         def on_train_start(self, trainer: Trainer) -> None:
-            told.append("started")
+            calls.append("started")
 
         def on_step_end(self, trainer: Trainer, log: EpochLog) -> None:
-            told.append(f"step {log.steps}")
+            calls.append(f"step {log.steps}")
             if trainer.epoch == 1:
                 raise KeyboardInterrupt
 
         def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-            told.append(f"epoch {trainer.epoch}")
+            calls.append(f"epoch {trainer.epoch}")
 
         def on_train_end(self, trainer: Trainer) -> None:
-            told.append("ended")
+            calls.append("ended")
 
-    monkeypatch.setattr("dsu.training.callbacks.Curves", Diary)
+    monkeypatch.setattr("dsu.training.callbacks.Curves", Recorder)
     stored("train-head", "--epochs", 3, "--batch-size", 8, "--val-fraction", 0, "--out", "run", exit_code=130)
-    assert told == ["started", "step 1", "step 2", "epoch 1", "step 1", "ended"]
+    assert calls == ["started", "step 1", "step 2", "epoch 1", "step 1", "ended"]
 
 
-def test_losses_so_far_are_means_over_what_was_fetched() -> None:
+def test_losses_are_means_over_fetched_samples() -> None:
     log = EpochLog(every=2)
     assert log.losses == (0, 0, 0, 0)
     log.add(("a", "b"), torch.tensor([1.0, 2, 3, 4]), 0.0)

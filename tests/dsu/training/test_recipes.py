@@ -1,5 +1,5 @@
-"""What few images and rare objects call for, from the store and end to end alike: cached augmentations, tiles, balance,
-warm-up, and starting from another head."""
+"""Options for few images and rare objects, from the store and end to end: cached augmentations, tiles, balance, frozen
+adapters, and starting from another head."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def cache(data: Path, root: Path, tiling: Tiling | None = None, views: Views = V
 
 @pytest.fixture(scope="module")
 def features(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two cached augmentations of everything, and in a second store the tiles."""
+    """A store of all features with two cached augmentations, and another of tiles."""
     root = tmp_path_factory.mktemp("features")
     cache(drawn, root)
     cache(drawn, root, TILING, Views(1))
@@ -56,7 +56,7 @@ def settings_of(drawn: Path, **given: object) -> TrainingSettings:
 
 
 def run(drawn: Path, features: Path, out: Path, **given: object) -> Run:
-    """A run that is only looked at: no other can be in its folder."""
+    """A prepared run that does not lock its folder."""
     run = prepare_run(settings_of(drawn, **given), paths=Paths(drawn, features), weights=EncoderWeights())
     run.trainer.out = out
     return run
@@ -73,7 +73,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 @pytest.mark.parametrize("adapt_last", [7, 1, 0])
-def test_extra_views_are_exact_from_every_resume_point(features: Path, drawn: Path, adapt_last: int) -> None:
+def test_augmented_views_are_exact_from_every_resume_point(features: Path, drawn: Path, adapt_last: int) -> None:
     settings = TrainingSettings(
         dataset=str(drawn / "train"), batch_size=5, device="cpu", views=VIEWS, adapt_last=adapt_last
     )
@@ -81,7 +81,7 @@ def test_extra_views_are_exact_from_every_resume_point(features: Path, drawn: Pa
     assert report.passed and {row.allowance for row in report.rows} == {0.0}
 
 
-def test_extra_views_are_the_images_own_turned_before_they_are_resized(features: Path, drawn: Path) -> None:
+def test_augmentations_are_applied_before_resizing(features: Path, drawn: Path) -> None:
     store = find_store(features, str(drawn / "train"), ("all", "train"))
     split = store.source.find()
     assert split is not None and store.source.tiling is None
@@ -94,12 +94,12 @@ def test_extra_views_are_the_images_own_turned_before_they_are_resized(features:
     assert np.array_equal(stored, resize_image(expected, 128))
 
 
-def test_views_that_are_not_stored_are_refused_with_the_command_that_stores_them(features: Path, drawn: Path) -> None:
+def test_errors_for_missing_views_name_the_command_that_stores_them(features: Path, drawn: Path) -> None:
     with pytest.raises(DsuError, match=r"flips\+3.*cache-features .*--views"):
         run(drawn, features, Path("nowhere"), views="flips+3")
 
 
-def test_adding_views_computes_only_those(drawn: Path, tmp_path: Path) -> None:
+def test_adding_views_computes_only_new_ones(drawn: Path, tmp_path: Path) -> None:
     cache(drawn, tmp_path, views=Views(2))
     [store] = tmp_path.glob("*/*")
     before = {path: path.read_bytes() for path in store.glob("*/c/**/*") if path.is_file()}
@@ -116,7 +116,7 @@ def test_tiles_are_exact(features: Path, drawn: Path) -> None:
     assert report.passed and {row.allowance for row in report.rows} == {0.0}
 
 
-def test_without_a_tiling_whole_images_go_first(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_without_tiling_the_store_of_whole_images_is_used(features: Path, drawn: Path, tmp_path: Path) -> None:
     whole = run(drawn, features, tmp_path / "whole").trainer
     tiles = run(drawn, features, tmp_path / "tiles", tile=40, overlap=8, views="none").trainer
     assert "@" not in whole.main.train.names[0] and "@" in tiles.main.train.names[0]
@@ -127,9 +127,7 @@ def test_without_a_tiling_whole_images_go_first(features: Path, drawn: Path, tmp
         run(drawn, features, tmp_path / "other", tile=50)
 
 
-def test_balance_draws_the_same_from_both_ways_and_needs_both_kinds(
-    features: Path, drawn: Path, tmp_path: Path
-) -> None:
+def test_balance_draws_the_same_end_to_end_and_needs_both_kinds(features: Path, drawn: Path, tmp_path: Path) -> None:
     tiled = {"tile": 40, "overlap": 8, "views": "none", "balance": True, "adapt_last": 0, "epochs": 1}
     stored, live = (run(drawn, features, tmp_path / str(way), end_to_end=way, **tiled).trainer for way in (False, True))
     assert stored.epoch_batches(3) == live.epoch_batches(3)
@@ -140,15 +138,13 @@ def test_balance_draws_the_same_from_both_ways_and_needs_both_kinds(
         run(drawn, features, tmp_path / "whole", balance=True)
 
 
-def test_a_warm_up_is_the_same_end_to_end(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_frozen_adapters_give_the_same_end_to_end(features: Path, drawn: Path, tmp_path: Path) -> None:
     schedule = {"freeze_adapter_epochs": 1, "epochs": 3, "start_feature": "pixels"}
     stored, live = (trained(drawn, features, tmp_path / str(way), end_to_end=way, **schedule) for way in (False, True))
     assert same(stored, live)
 
 
-def test_a_warm_up_leaves_the_adapters_alone_and_they_learn_afterwards(
-    features: Path, drawn: Path, tmp_path: Path
-) -> None:
+def test_frozen_adapters_do_not_change_and_learn_afterwards(features: Path, drawn: Path, tmp_path: Path) -> None:
     trainer = run(drawn, features, tmp_path / "run", freeze_adapter_epochs=1, epochs=2).trainer
     adapters = trainer.network.head.adapters
     before = {name: tensor.clone() for name, tensor in adapters.state_dict().items()}
@@ -158,7 +154,7 @@ def test_a_warm_up_leaves_the_adapters_alone_and_they_learn_afterwards(
         trainer.step(trainer.phase.train.read(*batch))
     assert same(dict(adapters.state_dict()), before)
     assert not torch.equal(trainer.network.head.sides[0].weight, others)
-    # They enter as the identity: at its end, with and without adapters the network says the same.
+    # Adapters start as the identity, so that outputs with and without them are equal.
     batch = trainer.epoch_batches(1)[0]
     without = trainer.evaluated(trainer.phase.train, batch[0])
     _, outputs, _ = next(iter(without))
@@ -173,7 +169,7 @@ def test_a_warm_up_leaves_the_adapters_alone_and_they_learn_afterwards(
     assert {name for name in before if ".up." in name} <= moved
 
 
-def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_a_run_killed_after_frozen_adapters_resumes_exactly(features: Path, drawn: Path, tmp_path: Path) -> None:
     whole = trained(drawn, features, tmp_path / "whole", freeze_adapter_epochs=1, epochs=2)
     where = {"paths": Paths(drawn, features), "weights": EncoderWeights(), "out": tmp_path / "run"}
     with open_run(settings_of(drawn, freeze_adapter_epochs=1, epochs=2), **where) as first:
@@ -194,21 +190,21 @@ def test_a_warm_up_that_was_killed_goes_on_the_same(features: Path, drawn: Path,
         ({"tile": 40, "overlap": 8, "views": "flips+1"}, r"lacks pixels .* --tile 40 --overlap 8 .*` with as many"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(
+def test_contradicting_settings_are_refused(
     features: Path, drawn: Path, tmp_path: Path, given: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(DsuError, match=reason):
         run(drawn, features, tmp_path / "run", **given)
 
 
-def test_starting_from_a_head_starts_with_its_weights(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_init_from_loads_the_heads_weights(features: Path, drawn: Path, tmp_path: Path) -> None:
     head = trained(drawn, features, tmp_path / "first", epochs=1)
     started = run(drawn, features, tmp_path / "second", init_from=str(tmp_path / "first"), seed=5)
     assert same(dict(started.trainer.network.head.state_dict()), head)
     assert any("initial head" in note and "1 epochs" in note for note in started.notes)
 
 
-def test_starting_from_a_head_with_fewer_adapters_changes_nothing_it_says(
+def test_init_from_a_head_with_fewer_adapters_keeps_its_predictions(
     features: Path, drawn: Path, tmp_path: Path
 ) -> None:
     trained(drawn, features, tmp_path / "first", epochs=1, adapt_last=0)
@@ -217,17 +213,19 @@ def test_starting_from_a_head_with_fewer_adapters_changes_nothing_it_says(
     names = few.main.train.names[:3]
     [(_, first, _)] = few.evaluated(few.main.train, names)
     [(_, second, _)] = more.evaluated(more.main.train, names)
-    torch.testing.assert_close(first[-1], second[-1], atol=2e-3, rtol=0)  # S4 comes from the store or is run here
+    torch.testing.assert_close(
+        first[-1], second[-1], atol=2e-3, rtol=0
+    )  # S4 is stored for one, and computed for the other
 
 
-def test_starting_from_a_head_of_another_network_is_refused(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_init_from_a_head_of_another_network_is_refused(features: Path, drawn: Path, tmp_path: Path) -> None:
     trained(drawn, features, tmp_path / "first", epochs=1)
     for given in ({"ablation": "A"}, {"adapt_last": 2}):
         with pytest.raises(UsageError, match=r"belongs to another network .* start from a head of"):
             run(drawn, features, tmp_path / "second", init_from=str(tmp_path / "first"), **given)
 
 
-def test_folds_hold_out_what_they_say(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_folds_hold_out_every_image_once(features: Path, drawn: Path, tmp_path: Path) -> None:
     held = [run(drawn, features, tmp_path / str(part), fold=f"{part}/3").trainer.main.validation for part in (1, 2, 3)]
     names = [name for samples in held if samples is not None for name in samples.names]
     assert len(names) == len(set(names))
@@ -235,7 +233,7 @@ def test_folds_hold_out_what_they_say(features: Path, drawn: Path, tmp_path: Pat
     assert sorted(names) == sorted(everything)
 
 
-def test_the_validated_iou_is_of_the_samples_with_an_object(features: Path, drawn: Path, tmp_path: Path) -> None:
+def test_validation_iou_is_averaged_over_samples_with_an_object(features: Path, drawn: Path, tmp_path: Path) -> None:
     trainer = run(
         drawn, features, tmp_path / "run", tile=40, overlap=8, views="none", adapt_last=0, val_fraction=0.5
     ).trainer

@@ -1,4 +1,4 @@
-"""What is held out: images that show one thing stay on one side, in hold-out, folds, resumed runs and studies."""
+"""Held-out images: images of the same thing stay in one share, in hold-out, folds, resumed runs and studies."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ SCENES = 12
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve parts, each photographed twice (the second time darker and cropped), two of them without a defect."""
+    """Twelve parts with two photographs each (the second darker and cropped); two parts have no defect."""
     pairs = {}
     for scene in range(SCENES):
         mask = boxed(0) if scene < 2 else boxed(255)
@@ -34,7 +34,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stored(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Their features, and in a second store those of their tiles."""
+    """A store of their features, and another of their tiles' features."""
     root = tmp_path_factory.mktemp("features")
     for tiling in (None, Tiling(60, 8)):
         config = build_config("toy", hiera_size=128, dino_size=126)
@@ -46,7 +46,7 @@ def stored(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def features(stored: Path) -> Path:
-    """The stores, of which nothing has been dealt yet."""
+    """The stores, without a recorded split."""
     (stored / "parts" / SPLITS_FILE).unlink(missing_ok=True)
     return stored
 
@@ -68,7 +68,7 @@ def run(parts: Path, features: Path, **given: object) -> Run:
 
 
 def shares_of_scenes(record: RunRecord) -> dict[str, set[str]]:
-    """In which shares each scene is, however its images were cut."""
+    """The shares of each scene's images or tiles."""
     found: dict[str, set[str]] = {}
     for name, (share, *_) in record.samples.items():
         found.setdefault(name.partition("@")[0][2:], set()).add(share)
@@ -80,7 +80,7 @@ def held_out(record: RunRecord) -> set[str]:
 
 
 @pytest.mark.parametrize("way", [{}, {"end_to_end": True}, {"tile": 60, "overlap": 8}])
-def test_what_is_photographed_twice_stays_on_one_side(
+def test_images_of_the_same_thing_stay_in_one_share(
     way: dict[str, object], parts: Path, features: Path, said: list[str]
 ) -> None:
     found = run(parts, features, val_fraction=0.25, test_fraction=0.25, **way)
@@ -91,7 +91,7 @@ def test_what_is_photographed_twice_stays_on_one_side(
     assert any("24 images show 12 things more than once (such as a_00, b_00)" in line for line in said), said
 
 
-def test_what_is_in_each_share_is_said(parts: Path, features: Path) -> None:
+def test_notes_describe_the_shares(parts: Path, features: Path) -> None:
     notes = run(parts, features, val_fraction=0.5).notes
     lines = {line.partition(": ")[0]: line for line in notes}
     assert lines["train"].startswith("train: 12 images of 6 things, 10 with an object, 2 without; median foreground")
@@ -99,7 +99,7 @@ def test_what_is_in_each_share_is_said(parts: Path, features: Path) -> None:
     assert not any(line.startswith("train:") for line in run(parts, features, val_fraction=0.0, keep="last").notes)
 
 
-def test_folds_keep_things_together_and_hold_each_out_once(parts: Path, features: Path) -> None:
+def test_folds_keep_groups_together_and_hold_each_out_once(parts: Path, features: Path) -> None:
     held = [held_out(run(parts, features, fold=f"{part}/3").record) for part in (1, 2, 3)]
     assert sorted(scene for scenes in held for scene in scenes) == [f"{scene:02}" for scene in range(SCENES)]
     study = open_study(
@@ -117,7 +117,7 @@ def test_folds_keep_things_together_and_hold_each_out_once(parts: Path, features
         )  # fmt: skip
 
 
-def test_a_name_groups_what_looks_different(parts: Path, features: Path, tmp_path: Path) -> None:
+def test_named_groups_override_similarity(parts: Path, features: Path, tmp_path: Path) -> None:
     by_pattern = run(parts, features, val_fraction=0.25, group=r"_(\d)").record
     tens = [
         {share for scene, one in shares_of_scenes(by_pattern).items() if scene[0] == ten for share in one}
@@ -132,7 +132,7 @@ def test_a_name_groups_what_looks_different(parts: Path, features: Path, tmp_pat
     assert not alone.groups and any(len(one) == 2 for one in shares_of_scenes(alone).values())
 
 
-def test_a_run_that_goes_on_keeps_its_shares_and_its_groups(parts: Path, features: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_shares_and_groups(parts: Path, features: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "pairs.csv", tmp_path / "run"
     file.write_text("".join(f"{kind}_{scene:02},{scene}\n" for scene in range(SCENES) for kind in "ab"))
     given = {"val_fraction": 0.25, "group": str(file), "epochs": 2}
@@ -150,12 +150,12 @@ def test_a_run_that_goes_on_keeps_its_shares_and_its_groups(parts: Path, feature
     ):
         pass
     plain = json.loads((out / "run.json").read_text())
-    del plain["groups"]  # as runs were before there were groups
+    del plain["groups"]  # as in runs from before groups existed
     (out / "run.json").write_text(json.dumps(plain))
     assert RunRecord.read(out).groups == () and RunRecord.read(out).samples == record.samples
 
 
-def test_what_was_dealt_apart_before_is_said_and_refused_where_it_was_named(
+def test_groups_split_by_an_earlier_run_give_a_warning_or_an_error_if_named(
     parts: Path, features: Path, tmp_path: Path, said: list[str]
 ) -> None:
     file = tmp_path / "pairs.csv"

@@ -1,4 +1,4 @@
-"""Figures in a tracker: what is noted, when, and what a missing package is called."""
+"""Trackers: logged values and steps, and errors."""
 
 import sys
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from safetensors.torch import load_file
 from support import TINY, Dsu
 
 from dsu.errors import DsuError
-from dsu.training.tracking import TRACKERS, Opened, check_tracker
+from dsu.training.tracking import TRACKERS, OpenTracker, check_tracker
 
-NOTED: list[tuple[int, dict[str, float]]] = []
+LOGGED: list[tuple[int, dict[str, float]]] = []
 CONFIGS: list[dict[str, Any]] = []
 
 
-class Notebook:
-    """A tracker that keeps what it is given."""
+class FakeTracker:
+    """A tracker that records its calls."""
 
     finished = 0
 
     @classmethod
-    def opened(cls, out: Path, recipe: Mapping[str, Any]) -> Opened:
+    def opened(cls, out: Path, recipe: Mapping[str, Any]) -> OpenTracker:
         CONFIGS.append(dict(recipe))
         return lambda values, step: cls.log(values, step), cls.close
 
     @staticmethod
     def log(values: Mapping[str, float], step: int) -> None:
-        NOTED.append((step, dict(values)))
+        LOGGED.append((step, dict(values)))
 
     @classmethod
     def close(cls) -> None:
@@ -38,17 +38,17 @@ class Notebook:
 
 
 @pytest.fixture
-def notebook(monkeypatch: pytest.MonkeyPatch) -> type[Notebook]:
-    """In TensorBoard's place, which need not be installed."""
-    monkeypatch.setitem(TRACKERS, "tensorboard", Notebook.opened)
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTracker]:
+    """A replacement for TensorBoard, which need not be installed."""
+    monkeypatch.setitem(TRACKERS, "tensorboard", FakeTracker.opened)
     monkeypatch.setattr("dsu.training.tracking.find_spec", lambda name: object())
-    NOTED.clear(), CONFIGS.clear()
-    Notebook.finished = 0
-    return Notebook
+    LOGGED.clear(), CONFIGS.clear()
+    FakeTracker.finished = 0
+    return FakeTracker
 
 
-def test_figures_are_noted_over_the_steps_of_the_run(
-    dsu: Dsu, drawn: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
+def test_trackers_log_values_over_steps(
+    dsu: Dsu, drawn: Path, fake: type[FakeTracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dsu.training.tracking.STEPS", 2)
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
@@ -56,30 +56,30 @@ def test_figures_are_noted_over_the_steps_of_the_run(
     dsu(*train, "--out", "run")
     [config] = CONFIGS
     assert config["epochs"] == 2 and None not in config.values()
-    steps = [step for step, values in NOTED if "step/loss" in values]
-    epochs = [(step, values) for step, values in NOTED if "epoch/loss" in values]
+    steps = [step for step, values in LOGGED if "step/loss" in values]
+    epochs = [(step, values) for step, values in LOGGED if "epoch/loss" in values]
     assert steps == [2, 4, 6]
     assert [(step, values["epoch/number"]) for step, values in epochs] == [(3, 1), (6, 2)]
     wanted = {"epoch/loss_D1", "epoch/lr", "validation/S", "validation/loss", "speed/images_per_second"}
     assert wanted | {"speed/data_wait"} <= epochs[0][1].keys()
-    assert Notebook.finished == 1
+    assert FakeTracker.finished == 1
     dsu(*train[:-2], "--out", "untracked")
     tracked, untracked = (load_file(Path(run) / "last.safetensors") for run in ("run", "untracked"))
     assert all(tracked[name].equal(untracked[name]) for name in untracked)
 
 
-def test_a_tracker_that_fails_is_one_sentence(
-    dsu: Dsu, drawn: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
+def test_a_failing_tracker_gives_an_error_of_one_sentence(
+    dsu: Dsu, drawn: Path, fake: type[FakeTracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
 
     def full(*given: Any) -> None:
-        raise RuntimeError("the notebook is full")
+        raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(Notebook, "log", full)
+    monkeypatch.setattr(FakeTracker, "log", full)
     said = dsu("train-head", "--epochs", 1, "--out", "run", "--track", "tensorboard", exit_code=1).output
-    assert "tensorboard failed (the notebook is full)" in said and "--resume" in said
-    assert Notebook.finished == 1
+    assert "tensorboard failed (the disk is full)" in said and "--resume" in said
+    assert FakeTracker.finished == 1
     monkeypatch.undo()
     dsu("train-head", "--resume", "--out", "run", exit_code=None)
 
@@ -91,9 +91,7 @@ def test_missing_trackers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             check_tracker(name)
 
 
-def test_weights_and_biases_is_given_the_run_its_settings_and_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_receives_the_settings_and_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, ...]] = []
     run = SimpleNamespace(log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append(("end",)))
     wandb = ModuleType("wandb")
@@ -105,13 +103,13 @@ def test_weights_and_biases_is_given_the_run_its_settings_and_figures(
     assert seen == [("dsu", "run", {"epochs": 2}), (4, {"epoch/loss": 0.5}), ("end",)]
 
 
-def test_the_command_refuses_a_tracker_before_any_work(dsu: Dsu) -> None:
+def test_an_unknown_tracker_is_refused_at_once(dsu: Dsu) -> None:
     said = dsu("train-head", "--track", "tensorbord", exit_code=2).output
     assert "--track must be 'tensorboard' or 'wandb', not 'tensorbord'; did you mean 'tensorboard'?" in said
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_reads_what_was_noted(dsu: Dsu, drawn: Path) -> None:
+def test_tensorboard_reads_the_logged_values(dsu: Dsu, drawn: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")

@@ -8,7 +8,7 @@ from dsu.training.trainer import learning_rate
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 50])
-def test_the_learning_rate_is_torchs_cosine_stepped_once_an_epoch(epochs: int) -> None:
+def test_the_learning_rate_is_torchs_cosine_per_epoch(epochs: int) -> None:
     recipe = TrainingSettings(epochs=epochs)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=recipe.lr)
