@@ -172,7 +172,7 @@ def test_a_panel_shows_its_part_of_the_strip(browser: Browser, tmp_path: Path) -
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_fits_the_window_in_both_colours(browser: Browser, page: Path, width: int, dark: bool) -> None:
+def test_the_page_fits_the_window_in_light_and_dark_mode(browser: Browser, page: Path, width: int, dark: bool) -> None:
     browser.look(width=width, dark=dark)
     browser.open(page)
     shade = "dark" if dark else "light"

@@ -1,4 +1,4 @@
-"""The server's page in a real browser: images go in, masks are coloured and saved, by mouse and by keyboard."""
+"""The server's page in a real browser: upload images, show and save masks, by mouse and keyboard."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ServedHead]:
 
 
 def served(heads: Mapping[str, ServedHead]) -> Iterator[str]:
-    """A server in this process: its address."""
+    """The address of a server in this process."""
     uvicorn = pytest.importorskip("uvicorn")
     from dsu.serving.app import create_app
 
@@ -50,7 +50,7 @@ def served(heads: Mapping[str, ServedHead]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def one(heads: Mapping[str, ServedHead]) -> Iterator[str]:
-    """With a head whose threshold lies in the midst of its maps."""
+    """A server with one head, whose threshold is near the median of its maps."""
     yield from served({"second": replace(heads["second"], threshold=0.75)})
 
 
@@ -61,7 +61,7 @@ def two(heads: Mapping[str, ServedHead]) -> Iterator[str]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    """One of them turned by EXIF."""
+    """Image files; one of them is rotated by EXIF."""
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "a.png").write_bytes(png(photograph(0)))
@@ -112,7 +112,7 @@ def grey_of(head: ServedHead, image: Image.Image) -> np.ndarray:
 
 @pytest.fixture
 def saved(browser: Browser, tmp_path: Path) -> Path:
-    """Where the browser saves files."""
+    """The browser's download folder."""
     folder = tmp_path / "saved"
     folder.mkdir()
     behaviour = {"behavior": "allow", "downloadPath": str(folder)}
@@ -122,7 +122,7 @@ def saved(browser: Browser, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def grey(browser: Browser, one: str, heads: Mapping[str, ServedHead], photos: list[Path]) -> np.ndarray:
-    """The map (H, W) of the first photograph, which the page of one head has computed and shows."""
+    """The map (H, W) of the first photograph, which the page with one head shows."""
     browser.look()
     browser.open(one)
     choose(browser, photos[0])
@@ -131,7 +131,7 @@ def grey(browser: Browser, one: str, heads: Mapping[str, ServedHead], photos: li
 
 
 def test_the_overlay_follows_the_slider(browser: Browser, grey: np.ndarray) -> None:
-    """The layer tints what the server's map says, and what is saved as overlay looks the same."""
+    """The layer colours the server's map, and the saved overlay looks the same."""
     for threshold, least in ((0.75, 192), (0.8, 204), (0.6, 153)):
         if threshold != 0.75:
             slide(browser, threshold)
@@ -146,7 +146,7 @@ def test_the_overlay_follows_the_slider(browser: Browser, grey: np.ndarray) -> N
         tint = np.full(grey.shape, 0.45 * 255) if threshold != 0.75 else 0.45 * grey
         assert np.abs(layer[..., 3] - tint)[inside & ~line].max() <= 1
         assert layer[..., 3][outside & ~line].max(initial=0) == 0
-        # Against the picture of `dsu predict`: the same but along the line.
+        # The same as the overlay of `dsu predict`, except along the contour.
         photo = pixels(browser, ".photo")[..., :3].astype(float)
         alpha = layer[..., 3:].astype(float) / 255
         seen = photo * (1 - alpha) + np.array([255, 32, 140]) * alpha
@@ -159,7 +159,7 @@ def test_the_overlay_follows_the_slider(browser: Browser, grey: np.ndarray) -> N
     until(lambda: browser.texts("#chosen") == ["0.75"])
 
 
-def test_mask_and_image_are_shown_too(browser: Browser, grey: np.ndarray) -> None:
+def test_mask_and_image_are_shown(browser: Browser, grey: np.ndarray) -> None:
     browser.run("document.getElementById('view-mask').click()")
     time.sleep(0.2)
     assert np.array_equal(pixels(browser, ".layer")[..., 0], grey)
@@ -171,7 +171,7 @@ def test_mask_and_image_are_shown_too(browser: Browser, grey: np.ndarray) -> Non
     assert np.array_equal(pixels(browser, ".photo")[..., :3], np.asarray(photograph(0)))
 
 
-def test_heads_stand_side_by_side(browser: Browser, two: str, photos: list[Path]) -> None:
+def test_outputs_of_two_heads_are_next_to_each_other(browser: Browser, two: str, photos: list[Path]) -> None:
     browser.look()
     browser.open(two)
     choose(browser, *photos)
@@ -184,11 +184,11 @@ def test_heads_stand_side_by_side(browser: Browser, two: str, photos: list[Path]
     )
     assert boxes[0][1] == boxes[1][1] and boxes[0][0] < boxes[1][0]
     turned = photograph(1)
-    assert pixels(browser, ".layer", 2).shape[:2] == turned.size  # upright: width and height have changed places
+    assert pixels(browser, ".layer", 2).shape[:2] == turned.size  # upright: width and height are exchanged
     assert browser.complaints() == []
 
 
-def test_what_is_saved_is_the_server_s(
+def test_saved_images_are_those_of_the_server(
     browser: Browser, one: str, photos: list[Path], saved: Path, heads: Mapping[str, ServedHead]
 ) -> None:
     browser.look()
@@ -214,7 +214,7 @@ def test_what_is_saved_is_the_server_s(
     assert (row["head"], row["image"], row["threshold"], row["area"]) == ("second", "a.png", 0.8, int((cut > 0).sum()))
 
 
-def test_what_can_not_be_taken_is_said_in_its_place(browser: Browser, one: str, tmp_path: Path) -> None:
+def test_refused_images_have_an_error_in_their_place(browser: Browser, one: str, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     noise = np.random.default_rng(0).integers(0, 256, (900, 1000, 3), np.uint8)
     (tmp_path / "large.png").write_bytes(png(Image.fromarray(noise)))
@@ -233,7 +233,7 @@ def test_what_can_not_be_taken_is_said_in_its_place(browser: Browser, one: str, 
     assert browser.run("return document.getElementById('controls').hidden")
 
 
-def test_what_a_browser_can_not_show_has_a_mask(browser: Browser, one: str, tmp_path: Path) -> None:
+def test_images_that_the_browser_can_not_show_have_a_mask(browser: Browser, one: str, tmp_path: Path) -> None:
     (tmp_path / "deep.tif").write_bytes(png(photograph(2).convert("L"), "TIFF"))
     browser.look()
     browser.open(one)
@@ -287,7 +287,7 @@ def test_the_keyboard_reaches_everything(browser: Browser, one: str, photos: lis
     assert browser.run(focused) == "files"
 
 
-def test_a_screen_reader_is_told_what_there_is(browser: Browser, two: str, photos: list[Path]) -> None:
+def test_the_page_has_labels_for_screen_readers(browser: Browser, two: str, photos: list[Path]) -> None:
     browser.look()
     browser.open(two)
     choose(browser, photos[0])
@@ -305,7 +305,7 @@ def test_a_screen_reader_is_told_what_there_is(browser: Browser, two: str, photo
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_fits_the_window_in_both_colours(
+def test_the_page_fits_the_window_in_light_and_dark_mode(
     browser: Browser, two: str, photos: list[Path], width: int, dark: bool
 ) -> None:
     browser.look(width=width, dark=dark)

@@ -1,4 +1,4 @@
-"""What a stranger does to runs and to what belongs to them: nothing is lost, and no run is silently another one."""
+"""Changes to run folders and their files: nothing is lost, and no run is silently mistaken for another."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from stopping import stop_at
 from support import Dsu
 
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
-"""Options of a training that takes as little time as there can be."""
+"""Options of the fastest training."""
 
 
 def stopped(dsu: Dsu, monkeypatch: pytest.MonkeyPatch, step: int, *command: object) -> None:
@@ -41,8 +41,8 @@ def info(run: Path) -> dict[str, Any]:
 # ---- folders ----
 
 
-def test_a_backup_beside_a_run_is_never_removed(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    """Somebody's own copy may be called as dsu's would be."""
+def test_a_backup_next_to_a_run_is_never_removed(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """A user's copy may have the same name as dsu's own backup."""
     mine = house.copied(tmp_path)
     shutil.copytree(mine.run, tmp_path / "run.previous")
     dsu(*mine.train("--out", mine.run, "--overwrite", *QUICK))
@@ -53,7 +53,7 @@ def test_a_backup_beside_a_run_is_never_removed(dsu: Dsu, house: House, tmp_path
 def test_a_run_in_a_mounted_folder_can_be_replaced(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing can be renamed out of a folder that is a disk of its own, or whose parent may not be written."""
+    """Nothing can be renamed out of a mounted folder, or out of one whose parent is read-only."""
     run, rename = house.copied(tmp_path).run, os.replace
 
     def replace(source: Any, target: Any, **more: Any) -> None:
@@ -68,7 +68,7 @@ def test_a_run_in_a_mounted_folder_can_be_replaced(
 @pytest.mark.parametrize(
     "name", ["settings.yaml", "metrics.csv", "curves.png", "best.safetensors", "sheets/epoch_0009.png"]
 )
-def test_files_of_others_in_the_folder_are_not_replaced(dsu: Dsu, house: House, tmp_path: Path, name: str) -> None:
+def test_other_files_in_the_folder_are_not_replaced(dsu: Dsu, house: House, tmp_path: Path, name: str) -> None:
     (tmp_path / "work" / name).parent.mkdir(parents=True)
     (tmp_path / "work" / name).write_text("epochs: 1\n")
     said = dsu(*house.train("--out", "work", *QUICK), exit_code=2).output
@@ -76,15 +76,15 @@ def test_files_of_others_in_the_folder_are_not_replaced(dsu: Dsu, house: House, 
     assert (tmp_path / "work" / name).read_text() == "epochs: 1\n"
 
 
-def test_a_head_that_was_exported_is_not_replaced(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    """Its model card would speak of another head."""
+def test_an_exported_head_is_not_replaced(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """Its model card would describe another head."""
     dsu("head", "export", house.run, "-o", "shared")
     before = (tmp_path / "shared" / "head.safetensors").read_bytes()
     dsu(*house.train("--out", "shared", "--overwrite", *QUICK), exit_code=2)
     assert (tmp_path / "shared" / "head.safetensors").read_bytes() == before
 
 
-# ---- what belongs to a run ----
+# ---- files of a run ----
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "settings.yaml", "run.json"])
@@ -111,8 +111,8 @@ def test_a_setting_edited_in_the_run_folder_is_refused(
     assert "settings.yaml" in said
 
 
-def test_masks_read_otherwise_are_other_masks(dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same files, and another value of them is the object."""
+def test_another_mask_format_is_detected(dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same mask files, with another value as foreground."""
     data = write(tmp_path / "labels", {f"{n}.png": (photo(n), boxed(1, 2)) for n in range(4)})
     dsu(*stage_one(data, "--foreground", "1", "--quiet"))
     stopped(dsu, monkeypatch, 1, "train-head", "--epochs", "2", "--out", "run", *QUICK)
@@ -122,7 +122,7 @@ def test_masks_read_otherwise_are_other_masks(dsu: Dsu, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("how", ["gone", "of another run"])
-def test_a_best_state_that_is_not_this_runs_is_no_result(
+def test_best_weights_of_another_run_are_refused(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     from dsu.training.trainer import Trainer
@@ -138,7 +138,7 @@ def test_a_best_state_that_is_not_this_runs_is_no_result(
     assert "best.safetensors" in said and "epoch 1" in said
 
 
-def test_a_deleted_checkpoint_is_not_taken_for_a_run_that_has_kept_nothing(
+def test_a_deleted_checkpoint_is_detected(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(dsu, monkeypatch, 1, *house.train("--epochs", "2", "--out", "run", *QUICK))
@@ -149,10 +149,10 @@ def test_a_deleted_checkpoint_is_not_taken_for_a_run_that_has_kept_nothing(
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == last
 
 
-# ---- a head to start from ----
+# ---- an initial head ----
 
 
-def test_the_head_to_start_from_is_not_needed_again(
+def test_the_initial_head_is_not_needed_to_resume(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = house.train("--epochs", "2", "--val-fraction", "0", "--init-from", "first", *QUICK)
@@ -164,10 +164,10 @@ def test_the_head_to_start_from_is_not_needed_again(
     assert same_weights(tmp_path / "run" / "head.safetensors", tmp_path / "whole" / "head.safetensors")
 
 
-def test_what_is_held_out_does_not_follow_the_head_to_start_from(
+def test_held_out_images_do_not_change_with_the_initial_heads_file(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head was trained on some of what is held out; then a head that was not lies there."""
+    """The initial head was trained on some of the held-out images; before resuming, another head replaces it."""
     train = house.train("--epochs", "2", "--val-fraction", "0.8", "--init-from", "first", *QUICK)
     dsu(*house.train("--out", "first", "--val-fraction", "0.6", *QUICK))
     dsu(*house.train("--out", "other", "--val-fraction", "0.8", *QUICK))
@@ -179,7 +179,7 @@ def test_what_is_held_out_does_not_follow_the_head_to_start_from(
     assert info(tmp_path / "run")["dataset"]["held_out"] == info(tmp_path / "probe")["dataset"]["held_out"]
 
 
-def test_a_run_is_not_replaced_by_what_starts_from_it(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_a_run_is_not_replaced_by_a_run_that_starts_from_it(dsu: Dsu, house: House, tmp_path: Path) -> None:
     run = house.copied(tmp_path).run
     said = dsu(*house.train("--init-from", run, "--out", run, "--overwrite", *QUICK), exit_code=2).output
     assert "--init-from" in said and (run / "head.safetensors").exists()
@@ -189,7 +189,7 @@ def test_a_run_is_not_replaced_by_what_starts_from_it(dsu: Dsu, house: House, tm
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_share_that_was_asked_for_is_never_empty_in_silence(dsu: Dsu, tmp_path: Path, count: int) -> None:
+def test_a_requested_share_is_never_empty_silently(dsu: Dsu, tmp_path: Path, count: int) -> None:
     data = write(tmp_path / "few", plain(count))
     dsu(*stage_one(data, "--quiet"))
     asked = ("train-head", "--epochs", "1", *QUICK)
@@ -214,11 +214,11 @@ def test_images_without_any_object(dsu: Dsu, tmp_path: Path) -> None:
     dsu("study", "folds", data, "-k", "2", "--epochs", "1", *QUICK)
 
 
-# ---- what is held out ----
+# ---- held-out images ----
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "3", '{"train 0.8, val 0.2": {"SHA": ["val"]}}', "\x00", "FOLDER"])
-def test_a_spoilt_splits_file_is_named(dsu: Dsu, house: House, tmp_path: Path, content: str) -> None:
+def test_a_damaged_splits_file_is_named(dsu: Dsu, house: House, tmp_path: Path, content: str) -> None:
     mine = house.copied(tmp_path)
     train = mine.train("--val-fraction", "0.2", *QUICK)
     dsu(*train, "--out", "first")
@@ -230,7 +230,7 @@ def test_a_spoilt_splits_file_is_named(dsu: Dsu, house: House, tmp_path: Path, c
     assert "splits.json" in said and said.count("error:") == 1
 
 
-def test_shares_outlive_the_store(dsu: Dsu, tmp_path: Path) -> None:
+def test_shares_remain_after_removing_the_store(dsu: Dsu, tmp_path: Path) -> None:
     data = write(tmp_path / "photos", plain(6))
     train = ("train-head", "--val-fraction", "0.3", "--test-fraction", "0.2", "--epochs", "1", *QUICK)
     dsu(*stage_one(data, "--quiet"))
@@ -244,8 +244,8 @@ def test_shares_outlive_the_store(dsu: Dsu, tmp_path: Path) -> None:
     assert set(first["dataset"]["held_out"]) <= set(second["dataset"]["held_out"])
 
 
-def test_a_share_of_a_name_that_there_is_not_is_named(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    """As after an edit by hand: it must not be dealt anew in silence."""
+def test_an_unknown_share_in_the_splits_file_is_named(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """As after an edit by hand: images must not be split again silently."""
     mine = house.copied(tmp_path)
     train = mine.train("--val-fraction", "0.2", *QUICK)
     dsu(*train, "--out", "first")
@@ -255,7 +255,7 @@ def test_a_share_of_a_name_that_there_is_not_is_named(dsu: Dsu, house: House, tm
     assert "'validation'" in said and "train, val" in said
 
 
-def test_a_study_does_not_mix_masks_that_are_read_differently(dsu: Dsu, tmp_path: Path) -> None:
+def test_a_study_does_not_mix_mask_formats(dsu: Dsu, tmp_path: Path) -> None:
     data = write(tmp_path / "labels", {f"{n}.png": (photo(n), boxed(1, 2)) for n in range(4)})
     study = ("study", "seeds", data, "--epochs", "1", *QUICK)
     dsu(*stage_one(data, "--foreground", "1", "--quiet"))
@@ -264,8 +264,8 @@ def test_a_study_does_not_mix_masks_that_are_read_differently(dsu: Dsu, tmp_path
     assert "other images, masks or encoders" in dsu(*study, "-n", "3", exit_code=2).output
 
 
-def test_a_study_tells_of_its_own_runs_alone(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    """Heads, results and tables that were lost or mixed up."""
+def test_a_study_reports_only_its_own_runs(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """Even if heads, results and tables are lost or exchanged."""
     first, second = tmp_path / "study" / "seed-0", tmp_path / "study" / "seed-1"
     study = ("study", "seeds", house.data, "--cache-root", house.features, "--epochs", "1", "--out", "study", *QUICK)
     dsu(*study, "-n", "2")
@@ -289,7 +289,7 @@ def test_a_study_tells_of_its_own_runs_alone(dsu: Dsu, house: House, tmp_path: P
     assert (tmp_path / "study" / "study.csv").read_bytes() == told
 
 
-def test_a_study_knows_its_images_without_its_own_record(dsu: Dsu, house: House, drawn: Path, tmp_path: Path) -> None:
+def test_a_study_detects_changed_images_without_its_record(dsu: Dsu, house: House, drawn: Path, tmp_path: Path) -> None:
     data = tmp_path / "shapes"
     shutil.copytree(house.data, data)
     study = ("study", "seeds", data, "--epochs", "1", "--out", "study", *QUICK)
@@ -302,11 +302,11 @@ def test_a_study_knows_its_images_without_its_own_record(dsu: Dsu, house: House,
     assert "other images" in dsu(*study, "-n", "3", exit_code=2).output
 
 
-# ---- folders that move while a run lives ----
+# ---- folders that change while a run trains ----
 
 
 @pytest.mark.parametrize("how", ["renamed", "unlocked"])
-def test_a_folder_that_a_run_has_lost_is_not_written_to(
+def test_a_run_does_not_write_to_a_folder_that_it_has_lost(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Its folder is renamed and another run takes the name; or its lock is deleted and another run takes the folder."""
@@ -333,10 +333,10 @@ def test_a_folder_that_a_run_has_lost_is_not_written_to(
     assert (run / "checkpoint.pt").read_bytes() == seen[0]
 
 
-def test_a_run_that_may_not_be_looked_into_is_in_nobodys_way(
+def test_an_unreadable_run_does_not_disturb_other_commands(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user's, in a folder that is shared."""
+    """Another user's run in a shared folder."""
     other, open_file = tmp_path / "runs" / "other" / "run.lock", os.open
     shutil.copytree(house.run, other.parent)
     (other.parent / "head.safetensors").unlink()
@@ -354,14 +354,14 @@ def test_a_run_that_may_not_be_looked_into_is_in_nobodys_way(
 # ---- settings ----
 
 
-def test_a_runs_own_settings_make_the_same_run_again(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_a_runs_settings_file_reproduces_the_run(dsu: Dsu, house: House, tmp_path: Path) -> None:
     dsu(*house.train("--val-fraction", "0.3", "--out", "first", *QUICK))
     again = ("train-head", "--config", "first/settings.yaml", "--cache-root", house.features, "--out", "second")
     dsu(*again, "--quiet")
     assert same_weights(tmp_path / "first" / "head.safetensors", tmp_path / "second" / "head.safetensors")
 
 
-def test_a_copied_run_goes_on_where_it_lies(
+def test_a_copied_run_resumes_in_its_new_folder(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = house.train("--epochs", "2", *QUICK)

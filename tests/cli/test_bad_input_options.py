@@ -159,7 +159,7 @@ def test_options_of_the_check_of_equivalence(
         ("nonsense",),
     ],
 )
-def test_words_that_are_no_numbers_and_options_that_do_not_exist(dsu: Dsu, arguments: Sequence[str]) -> None:
+def test_invalid_numbers_and_unknown_options(dsu: Dsu, arguments: Sequence[str]) -> None:
     said = dsu(*arguments, exit_code=2).output
     wrong = next((word for word in arguments if word.startswith("--")), "Missing argument")
     assert "Usage: " in said and ((wrong in said) or "No such command" in said)
@@ -218,15 +218,13 @@ def test_settings_files(refused: Refused, house: House, tmp_path: Path, text: st
     refused(command, "mine.yaml", *words)
 
 
-def test_a_settings_file_that_is_no_text(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_a_settings_file_that_is_not_text(refused: Refused, house: House, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00\x80")
     refused(house.train("--config", "mine.yaml"), "mine.yaml", "not valid YAML")
     refused(house.train("--config", tmp_path), tmp_path, "can't be read")
 
 
-def test_an_option_on_top_of_a_settings_file_is_not_blamed_on_the_file(
-    refused: Refused, house: House, tmp_path: Path
-) -> None:
+def test_errors_in_options_do_not_name_the_settings_file(refused: Refused, house: House, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("epochs: 3\n")
     error = refused(
         house.train("--config", "mine.yaml", "--val-fraction", "7"), "--val-fraction must be less than 1, not 7"
@@ -237,7 +235,7 @@ def test_an_option_on_top_of_a_settings_file_is_not_blamed_on_the_file(
 # ---- the rest ----
 
 
-def test_interruption_is_one_sentence(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_gives_one_sentence(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -245,7 +243,7 @@ def test_interruption_is_one_sentence(refused: Refused, drawn: Path, monkeypatch
     refused(stage_one(drawn), "Stopped.", "run the same command again", status=130)
 
 
-def test_too_little_memory_is_one_sentence(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_gives_one_sentence(refused: Refused, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 
     def exhaust(*arguments: object, **options: object) -> None:
@@ -256,7 +254,7 @@ def test_too_little_memory_is_one_sentence(refused: Refused, drawn: Path, monkey
         refused(stage_one(drawn), "too little memory", "--batch-size", "--preset", status=1)
 
 
-def test_settings_written_by_a_run_are_settings(dsu: Dsu, house: House) -> None:
+def test_a_runs_settings_file_can_be_used_as_config(dsu: Dsu, house: House) -> None:
     written = yaml.safe_load((house.run / "settings.yaml").read_text())
     assert written["epochs"] == 1
     dsu(*house.train("--config", house.run / "settings.yaml"))

@@ -8,7 +8,7 @@ from dsu.bench import PARTS
 
 
 @pytest.mark.slow
-def test_bench_measures_the_network_and_leaves_nothing(dsu: Dsu) -> None:
+def test_bench_measures_the_network_and_leaves_no_files(dsu: Dsu) -> None:
     arguments = (
         "--parts",
         "steps,reading,stages",
@@ -36,7 +36,7 @@ def test_bench_measures_the_network_and_leaves_nothing(dsu: Dsu) -> None:
     assert list(Path("features").iterdir()) == []
 
 
-def test_bench_measures_all_parts_unless_told(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_measures_all_parts_by_default(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> None:
     from dsu.bench import measure
 
     asked: list[str] = []
@@ -50,6 +50,6 @@ def test_bench_measures_all_parts_unless_told(dsu: Dsu, monkeypatch: pytest.Monk
     assert asked == [part for part in PARTS if part != "scale"], "that takes minutes: only when asked for"
 
 
-def test_bench_names_what_it_does_not_know(dsu: Dsu) -> None:
+def test_bench_names_unknown_parts(dsu: Dsu) -> None:
     assert "steps, reading, stages, eval, scale" in dsu("bench", "--parts", "speed", exit_code=2).output
     assert "--rounds" in dsu("bench", "--rounds", 0, exit_code=2).output

@@ -1,4 +1,4 @@
-"""The authors' file format, through the commands."""
+"""Commands for the authors' checkpoint format."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def head(dsu: Dsu, drawn: Path, tmp_path: Path) -> Path:
     return tmp_path / "run" / "head.safetensors"
 
 
-def test_a_head_goes_out_and_comes_back_unchanged(dsu: Dsu, head: Path, tmp_path: Path) -> None:
+def test_a_head_is_unchanged_after_export_and_import(dsu: Dsu, head: Path, tmp_path: Path) -> None:
     dsu("export-checkpoint", "run", "-o", "authors.pth")
     state = torch.load(tmp_path / "authors.pth", weights_only=True)
     assert "backbone_sam.sam_encoder.blocks.0.prompt_learn.0.weight" in state
@@ -30,7 +30,7 @@ def test_a_head_goes_out_and_comes_back_unchanged(dsu: Dsu, head: Path, tmp_path
     assert all(before[name].equal(after[name]) for name in before)
 
 
-def test_encoders_that_are_not_the_official_ones_are_said(dsu: Dsu, drawn: Path, head: Path, tmp_path: Path) -> None:
+def test_imports_report_unofficial_encoders(dsu: Dsu, drawn: Path, head: Path, tmp_path: Path) -> None:
     dsu("export-checkpoint", "run", "-o", "authors.pth")
     state = torch.load(tmp_path / "authors.pth", weights_only=True)
     state[published_name("hiera.blocks.2.norm1.weight")][0] += 1
@@ -56,20 +56,20 @@ def test_missing_and_unknown_keys_are_named(dsu: Dsu, head: Path, tmp_path: Path
     assert not (tmp_path / "back.safetensors").exists()
 
 
-def test_nothing_is_written_over_unasked(dsu: Dsu, head: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_replaced(dsu: Dsu, head: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_text("precious")
     said = dsu("export-checkpoint", "run", "-o", "mine.pth", exit_code=2).output
     assert "mine.pth" in said and "--overwrite" in said
     assert (tmp_path / "mine.pth").read_text() == "precious"
 
 
-def test_what_the_published_program_lacks_is_refused(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_unsupported_heads_are_not_exported(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1", "--adapt-last", "2", "--out", "run")
     assert "--adapt-last" in dsu("export-checkpoint", "run", exit_code=1).output
 
 
-def test_check_equivalence_passes_and_says_so_to_machines(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_check_equivalence_passes_with_json(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     said = dsu("check-equivalence", "--steps", "2", "--json", "report.json").output
     assert "pass" in said and "FAIL" not in said

@@ -1,4 +1,4 @@
-"""Runs and what belongs to them: faults that people met, each with what happens now."""
+"""Regression tests for faults of runs, each with the right behaviour."""
 
 import csv
 import json
@@ -27,29 +27,29 @@ from stopping import stop_at
 from support import TINY, Dsu
 
 DSU: Final = Path(sys.executable).with_name("dsu")
-"""The command itself, for what must be a process of its own."""
+"""The command's script, for tests that need a separate process."""
 
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
-"""Options of a training that takes as little time as there can be."""
+"""Options of the fastest training."""
 
 STAGE_ONE: Final = (*TINY, "--features", "V", "--views", "1", "--quiet")
 
 
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Runs commands in processes of their own, all in one working folder."""
+    """Runs commands in separate processes, all in one working folder."""
     with Forks(tmp_path_factory.mktemp("forks")) as forks:
         yield forks
 
 
 @pytest.fixture
 def photos(drawn: Path, tmp_path: Path) -> Path:
-    """Six images of one's own and their masks, with names that nothing else in an output resembles."""
+    """Six own images and masks, with names that are easy to find in an output."""
     return draw(tmp_path / "photos", drawn, range(6))
 
 
 def draw(folder: Path, drawn: Path, which: range) -> Path:
-    """Put some drawn images and masks into a folder of one's own, where others may lie already."""
+    """Copy some synthetic images and masks into a folder, which may have others already."""
     for inner in ("images", "masks"):
         (folder / inner).mkdir(parents=True, exist_ok=True)
         paths = sorted((drawn / "train" / inner).iterdir())
@@ -64,7 +64,7 @@ def same_weights(first: Path, second: Path) -> bool:
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait for something that another process does."""
+    """Wait until another process has made a condition true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -80,7 +80,7 @@ def finite(values: Any) -> bool:
     return all(map(finite, values)) if isinstance(values, list | tuple) else True
 
 
-# ---- a run is held while it lives ----
+# ---- a run is locked while it trains ----
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Living:
 
 @pytest.fixture(scope="module")
 def living(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
-    """A run whose process is alive; it is held still, so that it does not come to its end."""
+    """A run with a suspended process, so that it does not finish."""
     home = tmp_path_factory.mktemp("living")
     run = home / "runs" / "living"
     more = ("--epochs", "3", "--batch-size", "1", "--checkpoint-steps", "1", "--out", run, *QUICK)
@@ -105,17 +105,17 @@ def living(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     process.wait(30)
 
 
-def test_a_living_run_is_not_called_stopped(
+def test_a_running_training_is_not_listed_as_interrupted(
     dsu: Dsu, house: House, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert living.process.poll() is None and not (living.run / "head.safetensors").exists()
     monkeypatch.chdir(living.run.parent.parent)
     for command in (["predict", house.data / "test" / "images"], house.train("--views", "1", "--sheet-every", "0")):
         said = dsu(*command, exit_code=None).output
-        assert "stopped" not in said, said
+        assert "stopped" not in said and "interrupted" not in said, said
 
 
-def test_a_living_run_cannot_be_resumed(dsu: Dsu, house: House, living: Living) -> None:
+def test_a_running_training_can_not_be_resumed(dsu: Dsu, house: House, living: Living) -> None:
     assert living.process.poll() is None and not (living.run / "head.safetensors").exists()
     resume = ("train-head", "--resume", "--out", living.run, "--cache-root", house.features, "--quiet")
     try:
@@ -127,10 +127,10 @@ def test_a_living_run_cannot_be_resumed(dsu: Dsu, house: House, living: Living) 
         (living.run / "head.safetensors").unlink(missing_ok=True)
 
 
-def test_two_runs_that_start_together_keep_two_results(
+def test_runs_that_start_at_the_same_time_have_separate_folders(
     house: House, forks: Forks, dsu: Dsu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one starts and ends just before the first one makes its folder."""
+    """The second run starts and ends just before the first one creates its folder."""
     monkeypatch.chdir(forks.folder)
     make, others = os.mkdir, list[int]()
 
@@ -147,11 +147,11 @@ def test_two_runs_that_start_together_keep_two_results(
     assert done > 0 and len(list(Path("runs").glob("*/head.safetensors"))) == done
 
 
-# ---- a run that is started anew ----
+# ---- a run that is started again ----
 
 
 @pytest.mark.parametrize("old", ["finished", "stopped"])
-def test_an_old_run_is_not_resumed_as_the_new_one(
+def test_a_replaced_run_is_not_resumed_as_the_new_one(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str
 ) -> None:
     run = house.copied(tmp_path).run
@@ -167,7 +167,7 @@ def test_an_old_run_is_not_resumed_as_the_new_one(
         assert same_weights(run / "head.safetensors", tmp_path / "undisturbed" / "head.safetensors")
 
 
-def test_an_old_run_is_kept_until_the_new_one_has_finished(
+def test_a_replaced_run_is_kept_until_the_new_one_has_finished(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = house.copied(tmp_path).run
@@ -181,7 +181,7 @@ def test_an_old_run_is_kept_until_the_new_one_has_finished(
     assert not previous.exists() and (run / "head.safetensors").read_bytes() != old
 
 
-# ---- what a run was trained on ----
+# ---- a run's training data ----
 
 
 @pytest.mark.parametrize("change", ["added", "changed"])
@@ -223,7 +223,7 @@ def test_a_run_is_not_resumed_with_other_encoders(dsu: Dsu, photos: Path, monkey
 
 
 def held_out(dsu: Dsu, run: str) -> set[str]:
-    """The samples that a run does not train on, by what is predicted where nothing is named."""
+    """The samples held out by a run: those that `dsu predict` takes by default."""
     dsu("predict", "--head", run, "--out", f"{run}-masks", "--quiet")
     return {path.stem for path in Path(f"{run}-masks").rglob("photo-*.png")}
 
@@ -269,10 +269,10 @@ def test_all_runs_of_a_study_are_evaluated_on_the_same_images(
 # ---- states that are not finite ----
 
 DIVERGING: Final = ("--lr", "1e25", *QUICK)
-"""After one step the weights are finite and the outputs are not."""
+"""After one step, the weights are finite, but the outputs are not."""
 
 OVERFLOWING: Final = (*DIVERGING, "--weight-decay", "1e20")
-"""After one step the weights are not finite either."""
+"""After one step, the weights are not finite either."""
 
 
 def test_a_state_that_is_not_finite_is_not_saved(dsu: Dsu, house: House, tmp_path: Path) -> None:
@@ -299,8 +299,8 @@ def test_a_state_that_is_not_finite_is_not_a_result(
     assert "finite" in result.output and not (tmp_path / "run" / "head.safetensors").exists()
 
 
-def test_balancing_without_an_empty_image_to_train_on_is_refused(dsu: Dsu, photos: Path) -> None:
-    """There is one empty image: wherever it is held out, nothing can be balanced, and that is said."""
+def test_balance_without_empty_training_images_is_refused(dsu: Dsu, photos: Path) -> None:
+    """There is one empty image: whenever it is held out, nothing can be balanced, which is an error."""
     mask = photos / "masks" / "photo-02.png"
     Image.fromarray(np.zeros(np.asarray(Image.open(mask)).shape, np.uint8)).save(mask)
     dsu("cache-features", photos, *STAGE_ONE)
@@ -330,10 +330,10 @@ def benchmarks(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_two_predictions_into_one_folder_both_stand_at_the_end(
+def test_two_simultaneous_predictions_into_one_folder_are_both_kept(
     dsu: Dsu, house: House, benchmarks: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second begins and ends while the first writes the first mask of ECSSD."""
+    """The second prediction starts and ends while the first writes its first mask for ECSSD."""
     options = ("--data-root", benchmarks, "--out", tmp_path / "masks")
     rename, others = os.replace, list[int]()
 
@@ -347,9 +347,9 @@ def test_two_predictions_into_one_folder_both_stand_at_the_end(
         patch.setattr(os, "replace", replace)
         dsu(*house.predict("ECSSD", "CHAMELEON", *options, "--batch-size", "1"))
     assert others, "the first command renamed no mask"
-    if others != [0]:  # the folder was held: it is free now
+    if others != [0]:  # the folder was locked: it is free now
         dsu(*house.predict("HKU-IS", *options))
-    # They are images that the head was trained on.
+    # The head was trained on these images.
     evaluate = ("eval", "--predictions", "masks", "--data-root", benchmarks, "--format", "json", "--all", "--quiet")
     evaluated = dsu(*evaluate).stdout
     assert set(json.loads(evaluated)) == {"ECSSD", "CHAMELEON", "HKU-IS"}
@@ -358,12 +358,12 @@ def test_two_predictions_into_one_folder_both_stand_at_the_end(
         assert said.count("error:") == 0 and re.search(r"\b0 written\b", said), said
 
 
-def test_partial_files_of_a_living_writer_elsewhere_are_left_alone(
+def test_temporary_files_of_a_writer_on_another_host_are_kept(
     dsu: Dsu, house: House, benchmarks: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As from a container or another host: the writer's process id is of no process here.
+    """A writer in a container or on another host: no local process has its process id.
 
-    A second command writes into the same folder while the first one's file has not got its name yet.
+    A second command writes into the same folder while the first one's temporary file is not renamed yet.
     """
     options = ("--data-root", benchmarks, "--out", tmp_path / "masks", "--quiet")
     rename, others = os.replace, list[int]()
@@ -375,20 +375,20 @@ def test_partial_files_of_a_living_writer_elsewhere_are_left_alone(
         rename(source, target, *more, **of)
 
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 17)  # more than Linux ever gives
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 17)  # above Linux's maximum
     said = dsu(*house.predict("CHAMELEON", *options), exit_code=None)
     assert others, "the first command renamed nothing"
     assert said.exit_code == 0, said.output
     assert len(list((tmp_path / "masks" / "CHAMELEON").glob("*.png"))) == 2
 
 
-# ---- one epoch, one commit ----
+# ---- order of files per epoch ----
 
 
-def test_the_best_state_is_never_of_an_epoch_that_is_in_no_checkpoint(
+def test_the_best_weights_are_never_newer_than_the_checkpoint(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a kill between two files leaves: it is looked at after each of them."""
+    """Also if a kill leaves only some of an epoch's files: the state is checked after each file."""
     run, rename, seen = tmp_path / "run", os.replace, list[tuple[int, int]]()
 
     def replace(source: Any, target: Any, *more: Any, **of: Any) -> None:

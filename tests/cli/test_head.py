@@ -1,4 +1,4 @@
-"""`dsu head`, and predicting with what it exported."""
+"""`dsu head`, and predicting with an exported head."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from rubbish import Refused
 from support import Dsu, pixel_difference
 
 
-def test_info_says_what_a_head_is(dsu: Dsu, house: House) -> None:
+def test_info_describes_a_head(dsu: Dsu, house: House) -> None:
     said = dsu("head", "info", house.run).output
     for words in ("Hiera toy at 128 px", "random weights", "M parameters", "shapes-TR", "epochs 1", "after epoch 1"):
         assert words in said, words
@@ -23,7 +23,7 @@ def test_info_says_what_a_head_is(dsu: Dsu, house: House) -> None:
     assert facts["epoch"] == 1 and facts["dataset"]["split"] == "shapes-TR" and len(facts["encoders"]) == 2
 
 
-def test_an_exported_head_predicts_as_the_run_does(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_an_exported_head_gives_the_same_predictions(dsu: Dsu, house: House, tmp_path: Path) -> None:
     said = dsu("head", "export", house.run, "-o", "given", "--name", "me/shapes").output
     assert "README.md" in said and "apache-2.0" in said and "hf upload me/shapes given" in said
     images = house.data / "test" / "images"
@@ -38,7 +38,7 @@ def test_an_exported_head_predicts_as_the_run_does(dsu: Dsu, house: House, tmp_p
     assert str(house.data.parent) not in card
 
 
-def test_what_eval_found_is_in_the_card(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_the_card_has_the_scores_of_eval(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     dsu("eval", "--predictions", mine.predictions)
     dsu("head", "export", mine.run, "-o", "given")
@@ -50,7 +50,7 @@ def test_what_eval_found_is_in_the_card(dsu: Dsu, house: House, tmp_path: Path) 
     assert "shapes-TE" in dsu("head", "info", mine.run).output
 
 
-def test_a_part_of_a_benchmark_is_said_to_be_one(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_the_card_marks_figures_of_a_part_of_a_benchmark(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     shutil.copytree(house.data / "test", tmp_path / "data" / "ECSSD")
     dsu("predict", "ECSSD", "--head", mine.run, "--data-root", "data")
@@ -61,7 +61,7 @@ def test_a_part_of_a_benchmark_is_said_to_be_one(dsu: Dsu, house: House, tmp_pat
     assert "evaluated on 2 of the set's 1,000 images" in (tmp_path / "given" / "README.md").read_text()
 
 
-def test_predictions_that_are_missing_are_said_to_be(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_the_card_names_missing_predictions(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     sorted((mine.predictions / "shapes-TE").iterdir())[0].unlink()
     assert "evaluated on 1 of the set's 2 images" in dsu("eval", "--predictions", mine.run, exit_code=1).stdout
@@ -69,7 +69,7 @@ def test_predictions_that_are_missing_are_said_to_be(dsu: Dsu, house: House, tmp
     assert "(1 image; 1 more without a prediction)" in said
 
 
-def test_bad_requests_are_one_sentence(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_bad_requests_give_one_sentence(refused: Refused, house: House, tmp_path: Path) -> None:
     refused(["head", "info"], "no trained head below runs/", "dsu train-head")
     refused(["head", "info", "nowhere"], "nowhere", "train one first")
     (tmp_path / "full").mkdir()
@@ -80,13 +80,13 @@ def test_bad_requests_are_one_sentence(refused: Refused, house: House, tmp_path:
     refused(["predict", "--head", house.run, "--revision", "v1"], "--revision", "OWNER/NAME")
 
 
-def test_a_predicted_folder_without_a_source_says_what_to_name(refused: Refused, dsu: Dsu, house: House) -> None:
+def test_an_exported_head_needs_a_source(refused: Refused, dsu: Dsu, house: House) -> None:
     dsu("head", "export", house.run, "-o", "given", "--quiet")
     refused(["predict", "--head", "given"], "does not record its training data", "folder or image files")
 
 
-def test_a_head_of_the_hub_is_fetched_where_the_environment_says(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    """In a process of its own, since the library reads HF_HOME and HF_ENDPOINT when it is imported."""
+def test_downloads_use_the_hubs_environment_variables(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """In a new process, since the library reads HF_HOME and HF_ENDPOINT when it is imported."""
     dsu("head", "export", house.run, "-o", "given", "--quiet")
     files = {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()}
     image = sorted((house.data / "test" / "images").iterdir())[0]

@@ -48,7 +48,7 @@ def test_heads_of_tiles_are_marked_and_the_headings_explained(dsu: Dsu, runs: Pa
     assert [head["tiled"] for head in json.loads(dsu("head", "list", "--json").stdout)] == [True, False, False, False]
 
 
-def test_heads_are_listed_the_newest_first_with_data_adapters_epochs_figures_and_age(dsu: Dsu, runs: Path) -> None:
+def test_heads_are_listed_newest_first_with_their_facts(dsu: Dsu, runs: Path) -> None:
     first, *rows = [line.split() for line in dsu("head", "list").stdout.splitlines()]
     assert first == ["head", "data", "network", "N", "epoch", "S", "MAE", "IoU", "age"]
     assert rows == [
@@ -65,7 +65,7 @@ def test_columns_are_aligned(dsu: Dsu, runs: Path) -> None:
     }
 
 
-def test_as_json_with_all_that_is_known(dsu: Dsu, runs: Path) -> None:
+def test_json_has_all_facts(dsu: Dsu, runs: Path) -> None:
     listed = json.loads(dsu("head", "list", runs.parent, "--json").stdout)
     assert [Path(head["path"]).name for head in listed] == ["newest", "tiles", "imported"]
     tiles = listed[1]
@@ -79,7 +79,7 @@ def test_as_json_with_all_that_is_known(dsu: Dsu, runs: Path) -> None:
     assert tiles["held_out"]["S"] == 0.91234 and tiles["held_out"]["loss"] == 0.3 and tiles["damage"] is None
 
 
-def test_a_head_that_cannot_be_read_is_listed_and_named(dsu: Dsu, runs: Path) -> None:
+def test_unreadable_heads_are_listed_with_the_reason(dsu: Dsu, runs: Path) -> None:
     (runs / "torn").mkdir()
     (runs / "torn" / HEAD_FILE).write_bytes(b"torn")
     said = dsu("head", "list", exit_code=1).output
@@ -88,7 +88,7 @@ def test_a_head_that_cannot_be_read_is_listed_and_named(dsu: Dsu, runs: Path) ->
     assert [bool(head["damage"]) for head in listed] == [True, False, False, False]
 
 
-def test_without_heads_that_is_said(dsu: Dsu, tmp_path: Path) -> None:
+def test_an_empty_list_of_heads(dsu: Dsu, tmp_path: Path) -> None:
     assert "no heads below runs: train one with `dsu train-head`" in dsu("head", "list").output
     assert json.loads(dsu("head", "list", "--json").stdout) == []
     assert "no folder nowhere" in dsu("head", "list", "nowhere", exit_code=2).output

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and gone on with is the run that was never stopped."""
+"""A run that is stopped anywhere and resumed equals an uninterrupted run."""
 
 import csv
 from pathlib import Path
@@ -17,8 +17,8 @@ def rows(run: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in unmeasured} for row in csv.DictReader(file)]
 
 
-def test_stopped_within_epochs_and_gone_on_with(dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 samples in batches of 4: three steps an epoch, a checkpoint every two."""
+def test_runs_stopped_within_epochs_resume_exactly(dsu: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 samples in batches of 4: three steps per epoch, and a checkpoint every two steps."""
     dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
     train = ("train-head", "--epochs", 3, "--batch-size", 4, "--checkpoint-steps", 2, "--val-fraction", 0.01, "--quiet")
     dsu(*train, "--out", "whole")
@@ -37,7 +37,7 @@ def test_stopped_within_epochs_and_gone_on_with(dsu: Dsu, drawn: Path, monkeypat
             assert all(torch.equal(whole[key], gone_on[key]) for key in whole), name
 
 
-def test_stopped_before_anything_is_kept_the_same_command_starts_anew(
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = house.train("--out", "early", "--quiet")
@@ -50,7 +50,7 @@ def test_stopped_before_anything_is_kept_the_same_command_starts_anew(
     dsu(*train)
 
 
-def test_a_finished_run_cannot_be_prolonged_and_what_to_do_is_said(dsu: Dsu, house: House) -> None:
+def test_a_finished_run_can_not_be_extended(dsu: Dsu, house: House) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in house.run.rglob("*.[!l]*"))
     for more in ((), ("--resume",)):
         command = ["train-head", house.data, "--cache-root", house.features, "--epochs", "9", "--out", house.run, *more]
@@ -60,7 +60,7 @@ def test_a_finished_run_cannot_be_prolonged_and_what_to_do_is_said(dsu: Dsu, hou
     assert sorted((path, path.stat().st_mtime_ns) for path in house.run.rglob("*.[!l]*")) == before
 
 
-def test_an_unfinished_run_is_to_be_gone_on_with(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_resumed_or_overwritten(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     (mine.run / "head.safetensors").unlink()
     assert "resume it (--resume)" in dsu(*mine.train("--out", mine.run), exit_code=2).output

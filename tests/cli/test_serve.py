@@ -1,4 +1,4 @@
-"""`dsu serve` as a process: its address, its end, what it says, and what hostile clients and many of them do to it."""
+"""`dsu serve` as a process: its address, its end, its messages, and hostile or many clients."""
 
 import http.client
 import json
@@ -49,8 +49,8 @@ def get(port: int, path: str) -> dict[str, object]:
         connection.close()
 
 
-def test_it_says_its_address_and_ends_by_ctrl_c(run_folder: Path) -> None:
-    """Also while a client has not sent all of its request."""
+def test_the_server_prints_its_address_and_ends_by_ctrl_c(run_folder: Path) -> None:
+    """Even while a client is still sending its request."""
     with serving("--head", run_folder) as (port, _, process), socket.create_connection(("127.0.0.1", port)) as slow:
         assert get(port, "/health") == {"status": "ok", "requests": 0}
         assert post(port, png(photograph()))[0] == 200
@@ -77,11 +77,11 @@ Segmenter.segment = segment
 from dsu_cli.main import run
 run()
 """
-"""`dsu` in which a batch takes a minute."""
+"""`dsu` with a head whose batches take a minute."""
 
 
 @pytest.mark.slow
-def test_ctrl_c_waits_for_no_long_batch(run_folder: Path) -> None:
+def test_ctrl_c_does_not_wait_for_a_long_batch(run_folder: Path) -> None:
     with serving("--head", run_folder, program=LONG) as (port, _, process):
         client = threading.Thread(target=post, args=(port, png(photograph())))
         client.start()
@@ -93,7 +93,7 @@ def test_ctrl_c_waits_for_no_long_batch(run_folder: Path) -> None:
     assert process.returncode == 130 and err.endswith("error: Stopped: no more images are taken.\n")
 
 
-def test_a_port_that_is_taken_is_said_before_anything_is_loaded(dsu: Dsu, run_folder: Path) -> None:
+def test_a_used_port_is_reported_before_loading_heads(dsu: Dsu, run_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = dsu("serve", "--head", run_folder, "--port", port, exit_code=2).output
@@ -112,25 +112,25 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(dsu: Dsu, run_fo
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_can_not_be_served(dsu: Dsu, options: tuple[str, ...], said: str) -> None:
+def test_heads_that_can_not_be_served(dsu: Dsu, options: tuple[str, ...], said: str) -> None:
     result = dsu("serve", *options, exit_code=2)
     assert said in result.output and len(result.output.strip().splitlines()) == 1
 
 
-def test_a_head_that_is_named_twice(dsu: Dsu, run_folder: Path) -> None:
+def test_a_head_given_twice_is_refused(dsu: Dsu, run_folder: Path) -> None:
     said = dsu("serve", "--port", "0", "--head", run_folder, "--head", run_folder, exit_code=2).output
     assert f"--head names {run_folder} twice" in said
 
 
-def test_without_its_packages_it_says_what_to_install(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_the_pip_command(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsu.errors.find_spec", lambda name: None)
     said = dsu("serve", exit_code=2).output
     assert "Serving needs fastapi, uvicorn, python-multipart: `pip install fastapi uvicorn python-multipart`" in said
 
 
 @pytest.mark.slow
-def test_hostile_clients_cost_little_and_stop_no_one_else(run_folder: Path) -> None:
-    """A gigabyte, a trickle, and one that goes without a word, while others are answered."""
+def test_hostile_clients_need_little_memory_and_do_not_block_others(run_folder: Path) -> None:
+    """A gigabyte, very slow uploads, and a disconnect, while other requests are answered."""
     with serving("--head", run_folder, "--upload-seconds", 3, "--queue", 4) as (port, process, _):
         photo = png(photograph())
         post(port, photo)
@@ -139,7 +139,7 @@ def test_hostile_clients_cost_little_and_stop_no_one_else(run_folder: Path) -> N
         slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
         for one in slow:
             one.sendall(f"{HEAD}Content-Length: 100000\r\n\r\n".encode() + BEFORE)
-        assert post(port, photo)[0] == 200  # in the fourth place
+        assert post(port, photo)[0] == 200  # the fourth of four requests
 
         with socket.create_connection(("127.0.0.1", port)) as gigabyte:
             gigabyte.sendall(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode())

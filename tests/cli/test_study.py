@@ -1,4 +1,4 @@
-"""`dsu study`: what the four commands give, run after run, from one store."""
+"""`dsu study`: the same results as single commands, from one store."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ RECIPE = ("--adapt-last", 0, "--views", "none", "--epochs", 2, "--batch-size", 2
 
 @pytest.fixture(scope="module")
 def stored(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of `tiles`, nine images of one's own without a test split, two masks empty; and of `shapes` with one."""
+    """Stored features of `tiles` (nine images without a test split, two without an object) and `shapes` (with one)."""
     from PIL import Image
 
     home = tmp_path_factory.mktemp("stored")
@@ -58,7 +58,7 @@ def stored(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiles(stored: Path, dsu: Dsu, tmp_path: Path) -> Path:
-    """The working folder has the features, as after `dsu cache-features`."""
+    """The folder `tiles`, with its stored features in the working folder."""
     shutil.copytree(stored / "features", tmp_path / "features")
     return stored / "tiles"
 
@@ -69,7 +69,7 @@ def record(study: Path) -> dict[str, Any]:
 
 
 def figures(study: Path) -> dict[str, Any]:
-    """All that was measured, without what times differ in."""
+    """All results, without times."""
     return {member["name"]: member["sets"] for member in record(study)["members"]}
 
 
@@ -83,7 +83,7 @@ def same_heads(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_folds_are_what_the_commands_give_and_evaluate_every_image_once(dsu: Dsu, tiles: Path) -> None:
+def test_folds_equal_single_commands_and_evaluate_every_image_once(dsu: Dsu, tiles: Path) -> None:
     said = dsu("study", "folds", tiles, "-k", 3, *RECIPE, "--out", "study").output
     for words in ("fold-1", "mean", "sd", "all images", "false alarms", "with an object", "3 runs"):
         assert words in said
@@ -101,13 +101,15 @@ def test_folds_are_what_the_commands_give_and_evaluate_every_image_once(dsu: Dsu
     assert {"study.md", "study.csv", "study.png", "settings.yaml"} <= {path.name for path in study.iterdir()}
 
 
-def test_folds_of_a_data_set_with_a_test_split_leave_it_alone(dsu: Dsu, tiles: Path, drawn: Path) -> None:
+def test_folds_do_not_use_the_test_split(dsu: Dsu, tiles: Path, drawn: Path) -> None:
     dsu("study", "folds", drawn, "-k", 2, *RECIPE, "--epochs", 1, "--out", "study", "--quiet")
     names = sorted(row["name"] for row in rows(Path("study")))
     assert names == [path.stem for path in sorted((drawn / "train" / "images").iterdir())]
 
 
-def test_seeds_differ_in_nothing_else_and_are_evaluated_on_the_test_split(dsu: Dsu, tiles: Path, drawn: Path) -> None:
+def test_seeds_differ_only_in_their_seed_and_are_evaluated_on_the_test_split(
+    dsu: Dsu, tiles: Path, drawn: Path
+) -> None:
     command = ("study", "seeds", drawn, *RECIPE, "--epochs", 1, "--out", "study", "--quiet", "-n")
     dsu(*command, 2)
     dsu("train-head", drawn, *RECIPE, "--epochs", 1, "--seed", 1, "--out", "typed", "--quiet")
@@ -128,7 +130,7 @@ def test_seeds_differ_in_nothing_else_and_are_evaluated_on_the_test_split(dsu: D
     assert Path("study/seed-0/head.safetensors").stat().st_mtime_ns == before
 
 
-def test_without_a_test_split_all_are_evaluated_on_the_same_images(dsu: Dsu, tiles: Path) -> None:
+def test_without_a_test_split_all_runs_are_evaluated_on_the_same_images(dsu: Dsu, tiles: Path) -> None:
     dsu("study", "seeds", tiles, "-n", 2, *RECIPE, "--epochs", 1, "--val-fraction", 0.3, "--out", "study", "--quiet")
     evaluated = [{row["name"] for row in rows(Path("study")) if row["member"] == f"seed-{seed}"} for seed in (0, 1)]
     assert evaluated[0] == evaluated[1] != set()
@@ -142,10 +144,10 @@ def whole(dsu: Dsu, tiles: Path) -> dict[str, Any]:
     return figures(Path("whole"))
 
 
-def test_stopped_anywhere_and_gone_on_with(
+def test_an_interrupted_study_resumes_with_the_same_result(
     dsu: Dsu, tiles: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs of two steps, then of three: stopped in the first run's second epoch, then in the second run's second."""
+    """Epochs have two steps in the first run and three in the second; each is stopped in its second epoch."""
     command = ("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "study")
     for stop in (3, 6):
         with monkeypatch.context() as patch:
@@ -162,21 +164,23 @@ def test_stopped_anywhere_and_gone_on_with(
     assert all(same_heads(Path("study") / fold, Path("whole") / fold) for fold in ("fold-1", "fold-2"))
 
 
-def test_what_is_done_is_not_done_again(
+def test_finished_runs_are_skipped(
     dsu: Dsu, tiles: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_at(monkeypatch, 0)
     before = {path: path.stat().st_mtime_ns for path in Path("whole").glob("fold-*/**/*") if path.is_file()}
     dsu("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "whole")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    # Without its result a run is evaluated once more, and not trained.
+    # Without its result, a run is evaluated again, but not trained.
     Path("whole/fold-1/evaluation.json").unlink()
     dsu("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "whole")
     assert figures(Path("whole")) == whole
 
 
 @pytest.mark.slow
-def test_killed_at_random_writes_and_gone_on_with(dsu: Dsu, tiles: Path, whole: dict[str, Any]) -> None:
+def test_a_study_killed_at_random_writes_resumes_with_the_same_result(
+    dsu: Dsu, tiles: Path, whole: dict[str, Any]
+) -> None:
     command = ("study", "folds", tiles, "-k", 2, *RECIPE, "--quiet", "--out")
     with Forks(Path.cwd()) as forks:
         writes = forks.run([*command, "counted"]).writes
@@ -187,10 +191,8 @@ def test_killed_at_random_writes_and_gone_on_with(dsu: Dsu, tiles: Path, whole: 
     assert figures(Path("study")) == whole
 
 
-def test_side_by_side_the_results_are_those_of_one_after_the_other(
-    dsu: Dsu, tiles: Path, whole: dict[str, Any]
-) -> None:
-    """The first run can't be created a folder, and keeps no other from its end; then the same command does it alone."""
+def test_parallel_runs_give_the_same_results(dsu: Dsu, tiles: Path, whole: dict[str, Any]) -> None:
+    """The first run's folder can't be created, and the other run finishes; the same command then trains the first."""
     command = ("study", "folds", tiles, "-k", 2, *RECIPE, "--out", "study")
     Path("study").mkdir()
     Path("study/fold-1").write_text("in the way")
@@ -207,7 +209,7 @@ def test_side_by_side_the_results_are_those_of_one_after_the_other(
     assert all(same_heads(Path("study") / fold, Path("whole") / fold) for fold in ("fold-1", "fold-2"))
 
 
-def test_a_killed_run_keeps_no_other_from_going_on_and_ctrl_c_ends_all(dsu: Dsu, tiles: Path) -> None:
+def test_other_runs_continue_after_one_is_killed_and_ctrl_c_ends_all(dsu: Dsu, tiles: Path) -> None:
     recipe = [str(word) for word in (*RECIPE, "--epochs", 2000, "--parallel", 2, "--out", "study")]
     house = Path(__file__).parents[2]
     path = os.pathsep.join(map(str, (house, house / "cache", house / "cli")))
@@ -240,7 +242,7 @@ def test_a_killed_run_keeps_no_other_from_going_on_and_ctrl_c_ends_all(dsu: Dsu,
     assert not psutil.wait_procs(children, timeout=10)[1]
 
 
-def test_side_by_side_each_has_its_threads_or_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_runs_have_their_own_threads_or_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
     assert worker_environments(2, "auto") == [{"OMP_NUM_THREADS": "4"}] * 2
     assert worker_environments(12, "cpu")[0] == {"OMP_NUM_THREADS": "1"}
@@ -253,7 +255,7 @@ def test_side_by_side_each_has_its_threads_or_a_gpu(monkeypatch: pytest.MonkeyPa
             worker_environments(count, device)
 
 
-def test_what_does_not_belong_together_is_refused(dsu: Dsu, tiles: Path, whole: dict[str, Any]) -> None:
+def test_other_settings_and_runs_in_the_folder_are_refused(dsu: Dsu, tiles: Path, whole: dict[str, Any]) -> None:
     base = ("study", "folds", tiles, *RECIPE, "--out", "whole")
     before = record(Path("whole"))
     for more, words in (
@@ -273,7 +275,7 @@ def test_what_does_not_belong_together_is_refused(dsu: Dsu, tiles: Path, whole: 
     assert record(Path("whole")) == before
 
 
-def test_other_images_than_those_it_was_begun_with_are_noticed(dsu: Dsu, stored: Path, tmp_path: Path) -> None:
+def test_changed_images_are_detected(dsu: Dsu, stored: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(stored / "tiles", mine)
     dsu("cache-features", mine, *TINY, "--views", "none", "--quiet")
@@ -286,13 +288,13 @@ def test_other_images_than_those_it_was_begun_with_are_noticed(dsu: Dsu, stored:
     assert "started with other images, masks or encoders of mine" in dsu(*command, exit_code=2).output
 
 
-def test_dry_run_says_what_is_to_do_and_writes_nothing(dsu: Dsu, tiles: Path) -> None:
+def test_dry_run_lists_the_remaining_work_and_writes_nothing(dsu: Dsu, tiles: Path) -> None:
     said = dsu("study", "folds", tiles, "-k", 3, *RECIPE, "--dry-run").output
     assert said.count("to do") == 3 and "studies/tiles-" in said
     assert not Path("studies").exists()
 
 
-def test_depth_tells_accuracy_time_and_disk(dsu: Dsu, tiles: Path) -> None:
+def test_depth_reports_scores_time_and_disk(dsu: Dsu, tiles: Path) -> None:
     recipe = (*RECIPE[2:], "--epochs", 1, "--val-fraction", 0.3)
     said = dsu("study", "depth", tiles, "--depths", "0,1,all", *recipe, "--out", "study").output
     for words in ("s/epoch", "s/step", "MB/image", "store", "depth-0", "depth-1", "depth-7"):
@@ -310,7 +312,7 @@ def test_depth_tells_accuracy_time_and_disk(dsu: Dsu, tiles: Path) -> None:
         assert member["seconds_per_epoch"] == pytest.approx(member["seconds_per_step"] * steps)
 
 
-def test_ablations_that_the_store_lacks_are_left_out_until_it_has_them(dsu: Dsu, tiles: Path, drawn: Path) -> None:
+def test_ablations_without_stored_features_are_left_out(dsu: Dsu, tiles: Path, drawn: Path) -> None:
     command = ("study", "ablations", drawn, *RECIPE, "--epochs", 1, "--out", "study")
     said = dsu(*command, exit_code=1).output
     assert "ablation-none" in said and "ablation-A" in said
@@ -323,7 +325,7 @@ def test_ablations_that_the_store_lacks_are_left_out_until_it_has_them(dsu: Dsu,
     assert list(figures(Path("study"))) == ["ablation-none", "ablation-A", "ablation-B", "ablation-C"]
 
 
-def test_several_seeds_of_each_ablation_have_a_mean(dsu: Dsu, tiles: Path, drawn: Path) -> None:
+def test_several_seeds_per_ablation_have_a_mean(dsu: Dsu, tiles: Path, drawn: Path) -> None:
     said = dsu("study", "ablations", drawn, "-n", 2, *RECIPE, "--epochs", 1, "--out", "study", exit_code=1).output
     assert "ablation-A-seed-1" in said and "ablation-A mean" in said and "ablation-none sd" in said
     groups = record(Path("study"))["sets"]["shapes-TE"]["groups"]

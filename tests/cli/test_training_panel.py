@@ -1,4 +1,4 @@
-"""What the panel says while a run goes on; how it looks is in test_visualize."""
+"""The contents of the training panel during a run; test_visualize tests its looks."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from dsu_cli.training_panel import CAPTION, TrainingPanel
 
 
 class Looks(Callback):
-    """Draws the panel whenever the trainer speaks to its callbacks, and before the panel itself is told."""
+    """Renders the panel at every callback, before the panel's own callback."""
 
     def __init__(self, panel: TrainingPanel) -> None:
         self.panel, self.frames = panel, list[str]()
@@ -35,7 +35,7 @@ class Looks(Callback):
         self.frames.append(shot.getvalue())
 
 
-def test_the_run_never_goes_back_nor_beyond_its_end_and_the_words_are_explained(house: House, tmp_path: Path) -> None:
+def test_progress_never_decreases_or_exceeds_the_total_and_terms_are_explained(house: House, tmp_path: Path) -> None:
     run = prepare_run(
         TrainingSettings(epochs=2, sheet_every=0, val_fraction=0.3, batch_size=2),
         paths=Paths(house.data, house.features),

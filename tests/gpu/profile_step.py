@@ -1,10 +1,10 @@
-"""Where a training step's time goes on a GPU: kernels by their share, kernel by kernel and as one graph.
+"""Profile a training step on a GPU: the kernels and their shares of time, eagerly and as one graph.
 
 Usage, in the project's root: python tests/gpu/profile_step.py PRESET CASE...
 
-A case is DEPTH[xBATCH][e][c]: how many blocks carry adapters (`all` for every one), the batch size (8), `e` for end to
-end, `c` for compiled, such as `all`, `12x32`, `allx8e`, `allc`. Without a GPU each case runs one step, which shows that
-it can.
+A case is DEPTH[xBATCH][e][c]: the number of blocks with adapters (or `all`), the batch size (default: 8), `e` for end
+to end, `c` for compiled; for example `all`, `12x32`, `allx8e`, `allc`. Without a GPU, each case runs a single step, as
+a test.
 """
 
 import re
@@ -102,7 +102,7 @@ def run(name: str, config: DSUNetConfig, encoders: tuple) -> None:
 def main(preset: str, *cases: str) -> None:
     config = build_config(preset)
     runtime = choose_runtime()
-    with runtime.device:  # drawn where they are wanted: ten times as fast
+    with runtime.device:  # drawing weights on the device is ten times as fast
         hiera, dino, _ = load_encoders(config, EncoderWeights(random=True), hiera=True, dino=True)
     runtime.place(hiera)
     runtime.place(dino)

@@ -1,4 +1,4 @@
-"""The script that is taken to a GPU runs, so that its minutes there are not spent on a slip."""
+"""The profiling script runs, tested before it is used on a GPU."""
 
 import subprocess
 import sys
