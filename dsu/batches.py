@@ -149,7 +149,7 @@ BatchIndices = tuple[Sequence[str], Sequence[int]]
 
 
 def feed(
-    samples: "SampleDataset", drawn: Iterable[BatchIndices], device: torch.device, world: World = ALONE
+    samples: "SampleDataset", batch_indices: Iterable[BatchIndices], device: torch.device, world: World = ALONE
 ) -> Iterator[Batch]:
     """Yield batches in order on `device`, read in advance; if processes divide batches, only this process's parts.
 
@@ -157,7 +157,7 @@ def feed(
     """
     read = partial(_read_part, samples, world) if world.together else samples.read
     if device.type != "cuda":
-        yield from prefetch(partial(read, *wanted) for wanted in drawn)
+        yield from prefetch(partial(read, *indices) for indices in batch_indices)
         return
     copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -166,7 +166,9 @@ def feed(
         with torch.cuda.stream(copying):
             return pinned.to(device), copying.record_event()
 
-    for batch, copied in prefetch((partial(upload, *wanted) for wanted in drawn), ahead=READERS, workers=READERS):
+    for batch, copied in prefetch(
+        (partial(upload, *indices) for indices in batch_indices), ahead=READERS, workers=READERS
+    ):
         computing = torch.cuda.current_stream(device)
         computing.wait_event(copied)
         batch.used_by(computing)

@@ -175,9 +175,9 @@ def _features(trainer: Trainer, drawn: BatchIndices) -> dict[str, Tensor]:
     """The features that a step starts from, as stored or newly encoded."""
     batch = trainer.main.train.read(*drawn).to(trainer.runtime.device).flipped()
     inputs = batch.inputs
-    lacking = [name for name in trainer.main.point.features if name not in ("pixels", *batch.features)]
+    missing = [name for name in trainer.main.point.features if name not in ("pixels", *batch.features)]
     with trainer.runtime.autocast():
-        encoded = trainer.network.encode(inputs["pixel_values"], inputs["guide_values"], lacking)
+        encoded = trainer.network.encode(inputs["pixel_values"], inputs["guide_values"], missing)
     return {"pixels": inputs["pixel_values"], **batch.features, **encoded}
 
 
@@ -225,10 +225,10 @@ def _compare_training(ways: Sequence[Trainer], batches: Sequence[BatchIndices], 
 
 
 def _by_name(stage: str, ways: Sequence[Mapping[str, Tensor]]) -> list[Difference]:
-    odd = sorted({name for way in ways for name in way.keys() ^ ways[0].keys()})
-    if odd:
+    differing = sorted({name for way in ways for name in way.keys() ^ ways[0].keys()})
+    if differing:
         raise DsuError(
-            f"Some parameters have a {stage} one way and none the other ({', '.join(odd[:3])}): a bug in dsu."
+            f"Some parameters have a {stage} one way and none the other ({', '.join(differing[:3])}): a bug in dsu."
         )
     return [_row(name, stage, [way[name] for way in ways]) for name in ways[0]]
 

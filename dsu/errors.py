@@ -88,7 +88,7 @@ def _reason(item: Mapping[str, Any], known: Collection[str], spell: Callable[[st
         # reprlib shortens values from files, which may have any length and depth.
         # pydantic gives the bounds of integers as floats.
         context = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in context.items()}
-        wanted = _EXPECTED[item["type"]].format(**context)
-        near = did_you_mean(str(item["input"]), wanted.split("'")[1::2]) if item["type"] == "literal_error" else ""
-        return f"{field or 'it'} must be {wanted}, not {reprlib.repr(item['input'])}{near}"
+        expected = _EXPECTED[item["type"]].format(**context)
+        near = did_you_mean(str(item["input"]), expected.split("'")[1::2]) if item["type"] == "literal_error" else ""
+        return f"{field or 'it'} must be {expected}, not {reprlib.repr(item['input'])}{near}"
     return f"{field} {item['msg'].removeprefix('Value error, ')}".strip()

@@ -86,7 +86,7 @@ def _run(
         }
         console.print(key_table(facts.items()))
     progress = ConsoleProgress(quiet=quiet)
-    for line in plan.lacking:
+    for line in plan.left_out:
         progress.say(line)
     if dry_run:
         console.print(key_table([(member.name, _state(member)) for member in plan.members]))
@@ -100,7 +100,7 @@ def _run(
     for one in study_tables(plan.kind, finished, figures):
         console.print(as_text(_shown(one)), end="")
     progress.say(f"Written to {plan.folder}: {', '.join(files)}")
-    if plan.lacking:
+    if plan.left_out:
         raise typer.Exit(1)
 
 

@@ -31,17 +31,17 @@ from dsu_cache import Entry, Fingerprint, Store
 
 __all__ = [
     "CPU",
-    "DrawnStore",
     "GpuWork",
+    "RandomStore",
     "ReadRow",
     "Timing",
     "disk_rate",
-    "draw_store",
     "file_sizes",
     "gpu_work",
     "images",
     "matrix_rate",
     "measure_reading",
+    "random_store",
     "ratio",
     "seconds_of",
     "summed",
@@ -175,7 +175,7 @@ def images(config: DSUNetConfig, count: int, *, dino: bool) -> Batch:
 
 
 @dataclass(frozen=True)
-class DrawnStore:
+class RandomStore:
     """A store with one view, and the same arrays as plain files.
 
     Attributes:
@@ -194,7 +194,7 @@ class DrawnStore:
 
 
 @contextmanager
-def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progress = SILENT) -> Iterator[DrawnStore]:
+def random_store(config: DSUNetConfig, below: Path, samples: int, progress: Progress = SILENT) -> Iterator[RandomStore]:
     """Write a temporary store of random features in a folder of stores; use inside a `with`."""
     below.mkdir(parents=True, exist_ok=True)
     rng, shapes = np.random.default_rng(0), _shapes(config)
@@ -212,7 +212,7 @@ def draw_store(config: DSUNetConfig, below: Path, samples: int, progress: Progre
                 seconds += seconds_of(partial(_write, store, name, values))
                 total += values.nbytes
                 task.advance()
-        yield DrawnStore(store, plain, names, total / seconds, disk_rate(file_sizes(store), below))
+        yield RandomStore(store, plain, names, total / seconds, disk_rate(file_sizes(store), below))
 
 
 def _write(store: FeatureStore, name: str, values: NDArray[np.generic]) -> None:
@@ -291,27 +291,27 @@ class ReadRow:
 
 
 def measure_reading(
-    drawn: DrawnStore, runtime: Runtime, rounds: int, progress: Progress = SILENT
+    stored: RandomStore, runtime: Runtime, rounds: int, progress: Progress = SILENT
 ) -> tuple[ReadRow, ...]:
     """Measure batches of 8 for the arrays of the paper's setting, and for those that resume from S3."""
-    order = np.random.default_rng(1).permutation(len(drawn.names))
+    order = np.random.default_rng(1).permutation(len(stored.names))
     batches = [order[start : start + 8].tolist() for start in range(0, len(order), 8)]
-    named = [[drawn.names[index] for index in batch] for batch in batches]
+    named = [[stored.names[index] for index in batch] for batch in batches]
     rows = []
     for arrays in (("pixels", "mask", "V"), ("mask", "V", "S1", "S2", "S3")):
-        samples = FeatureDataset(drawn.store, [name for name in arrays if name != "mask"], names=drawn.names)
-        maps = [np.load(drawn.plain[name], mmap_mode="r") for name in arrays]
+        samples = FeatureDataset(stored.store, [name for name in arrays if name != "mask"], names=stored.names)
+        maps = [np.load(stored.plain[name], mmap_mode="r") for name in arrays]
         read, plain = partial(_read_all, samples, named), partial(_index_all, maps, batches)
         read(), plain()
-        taken = take_turns({"reader": read, "memory map": plain}, rounds, runtime, progress)
-        _drop_page_cache(drawn)
+        timings = take_turns({"reader": read, "memory map": plain}, rounds, runtime, progress)
+        _drop_page_cache(stored)
         cold = take_turns({"cold": read}, 1, runtime, progress)["cold"]
         rows.append(
             ReadRow(
                 arrays,
-                sum(drawn.store.arrays[name].item_nbytes for name in arrays),
-                len(order) / taken["reader"].median,
-                ratio(taken["reader"], taken["memory map"]),
+                sum(stored.store.arrays[name].item_nbytes for name in arrays),
+                len(order) / timings["reader"].median,
+                ratio(timings["reader"], timings["memory map"]),
                 len(order) / cold.median,
             )
         )
@@ -329,12 +329,12 @@ def _index_all(maps: Sequence[NDArray[np.generic]], batches: Sequence[Sequence[i
             array[rows]
 
 
-def _drop_page_cache(drawn: DrawnStore) -> None:
+def _drop_page_cache(stored: RandomStore) -> None:
     """Ask the kernel to drop the store's files from the page cache, on systems that support this."""
     if not hasattr(os, "posix_fadvise"):
         return
     os.sync()
-    for path in drawn.store.path.rglob("*"):
+    for path in stored.store.path.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from dsu.bench import PARTS
-from dsu.bench.machine import ReadRow, draw_store, matrix_rate, measure_reading, ratio
+from dsu.bench.machine import ReadRow, matrix_rate, measure_reading, random_store, ratio
 from dsu.bench.scale import ScaleRow, measure_scale
 from dsu.bench.steps import (
     BARE_DINO,
@@ -306,12 +306,12 @@ def bench(
             hiera, dino, _ = load_encoders(config, weights, hiera=True, dino=True)
         network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch.float16).eval())
     if {"steps", "reading"} & set(parts):
-        with draw_store(config, cache_root, 256, progress) as drawn:
-            report.written, report.disk = drawn.written, drawn.disk
+        with random_store(config, cache_root, 256, progress) as stored:
+            report.written, report.disk = stored.written, stored.disk
             if "reading" in parts:
-                report.reading = measure_reading(drawn, runtime, max(report.rounds, 5), progress)
+                report.reading = measure_reading(stored, runtime, max(report.rounds, 5), progress)
             if "steps" in parts:
-                steps = partial(measure_steps, network, drawn, runtime, compiled=compiled, progress=progress)
+                steps = partial(measure_steps, network, stored, runtime, compiled=compiled, progress=progress)
                 report.steps = steps(batch_size=report.batch_size, rounds=report.rounds)
                 if on_gpu and batch_size is None:
                     report.wide = steps(batch_size=WIDE, rounds=max(report.rounds // 2, 1), usual_only=True)

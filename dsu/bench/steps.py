@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsu.batches import Batch, feed
 from dsu.bench.machine import (
-    DrawnStore,
     GpuWork,
+    RandomStore,
     Timing,
     disk_rate,
     file_sizes,
@@ -138,7 +138,7 @@ class _Case:
 
 def measure_steps(
     network: DSUNet,
-    drawn: DrawnStore,
+    stored: RandomStore,
     runtime: Runtime,
     *,
     batch_size: int,
@@ -151,7 +151,7 @@ def measure_steps(
 
     Args:
         network: the network on the device; all cases use its encoders.
-        drawn: the store that steps resume from.
+        stored: the store that steps resume from.
         runtime: device and precision.
         batch_size: samples per step.
         rounds: rounds per case.
@@ -160,19 +160,19 @@ def measure_steps(
         progress: receives messages.
     """
     builders = [] if usual_only else _encoder_cases(network, runtime, batch_size)
-    builders += _training_cases(network, drawn, runtime, batch_size, compiled=compiled, usual_only=usual_only)
+    builders += _training_cases(network, stored, runtime, batch_size, compiled=compiled, usual_only=usual_only)
     # On a GPU, measure one case after the other: all together need several times the memory, and the clock rate is
     # steady. On a CPU it is not, so cases take turns.
     groups = [[builder] for builder in builders] if runtime.device.type == "cuda" else [builders]
     found: list[StepRow] = []
     for group in groups:
-        found += _measure_group([build() for build in group], drawn, runtime, batch_size, rounds, progress)
+        found += _measure_group([build() for build in group], stored, runtime, batch_size, rounds, progress)
     whole = next(row for row in found if row.name == END_TO_END)
     return tuple(replace(row, speedup=ratio(row.timing, whole.timing)) for row in found)
 
 
 def _measure_group(
-    cases: Sequence[_Case], drawn: DrawnStore, runtime: Runtime, batch_size: int, rounds: int, progress: Progress
+    cases: Sequence[_Case], stored: RandomStore, runtime: Runtime, batch_size: int, rounds: int, progress: Progress
 ) -> list[StepRow]:
     """Measure cases in turn; their speedup stays NaN."""
     flop, peak = {}, {}
@@ -194,8 +194,8 @@ def _measure_group(
             flop[case.name],
             batch_size / timings[case.name].median,
             peak[case.name],
-            _wait(case, drawn, timings[case.name], progress),
-            {name: drawn.store.arrays[name].item_nbytes for name in (*case.reads, "mask")} if case.trainer else {},
+            _wait(case, stored, timings[case.name], progress),
+            {name: stored.store.arrays[name].item_nbytes for name in (*case.reads, "mask")} if case.trainer else {},
             gpu_work(case.call, case.eager, runtime.device),
         )
         for case in cases
@@ -239,17 +239,17 @@ def _encoder_cases(network: DSUNet, runtime: Runtime, batch_size: int) -> list[C
 
 
 def _training_cases(
-    network: DSUNet, drawn: DrawnStore, runtime: Runtime, batch_size: int, *, compiled: bool, usual_only: bool
+    network: DSUNet, stored: RandomStore, runtime: Runtime, batch_size: int, *, compiled: bool, usual_only: bool
 ) -> list[Callable[[], _Case]]:
     """Training steps, each with its own head, on a batch that is ready on the device."""
     config = network.config
     live = images(config, batch_size, dino=True)
-    stored = set(drawn.store.arrays) - {"mask"}
+    arrays = set(stored.store.arrays) - {"mask"}
 
     def case(name: str, depth: int, *, as_published: bool = False, **options: bool) -> _Case:
         adapted = config.model_copy(update={"adapt_last": depth})
         end_to_end = name == END_TO_END
-        available = {"pixels", "V"} if depth == config.hiera.depth else stored
+        available = {"pixels", "V"} if depth == config.hiera.depth else arrays
         point = earliest(adapted) if end_to_end else resume_point(adapted, available)
         trained = DSUNet(
             adapted,
@@ -259,10 +259,10 @@ def _training_cases(
             as_published=as_published,
         ).train()
         settings = TrainingSettings(batch_size=batch_size, **options)  # type: ignore[arg-type]
-        samples = FeatureDataset(drawn.store, point.features, names=drawn.names)
+        samples = FeatureDataset(stored.store, point.features, names=stored.names)
         phase, info = TrainingPhase(point, samples, None), HeadInfo(config=adapted)
         trainer = Trainer(trained, phase, settings, info, runtime, keep_best=False)
-        ready = (live if end_to_end else samples.read(drawn.names[:batch_size], [0] * batch_size)).to(runtime.device)
+        ready = (live if end_to_end else samples.read(stored.names[:batch_size], [0] * batch_size)).to(runtime.device)
         return _Case(
             name,
             partial(trainer.step, ready),
@@ -331,24 +331,24 @@ def _memory_in_use(runtime: Runtime) -> int:
     return PeakMemory(runtime.device).bytes()
 
 
-def _wait(case: _Case, drawn: DrawnStore, timing: Timing, progress: Progress) -> float | None:
+def _wait(case: _Case, stored: RandomStore, timing: Timing, progress: Progress) -> float | None:
     """The fraction of time that consecutive steps wait for data, without the first batch."""
     if case.trainer is None:
         return None
     trainer, device, size = case.trainer, case.trainer.runtime.device, case.trainer.settings.batch_size
     steps = int(min(max(1.5 / timing.median, 2), 100)) + 1
-    names = [drawn.names[index % len(drawn.names)] for index in range(steps * size)]
+    names = [stored.names[index % len(stored.names)] for index in range(steps * size)]
     fed = feed(trainer.main.train, [(names[i : i + size], [0] * size) for i in range(0, len(names), size)], device)
     waited = 0.0
 
     def steps_in_a_row() -> None:
         nonlocal waited
-        asked = time.perf_counter()
+        started = time.perf_counter()
         for batch in fed:
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - started
             trainer.step(batch)
             task.advance()
-            asked = time.perf_counter()
+            started = time.perf_counter()
 
     with progress.task(f"data wait, {case.name}", steps, "steps") as task:
         trainer.step(next(fed))
@@ -479,10 +479,10 @@ def _encoder_rates(
     return {usual: 4 * count / (whole + 3 * maps), GUIDE_ONLY: count / maps}
 
 
-def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
-    """Evaluate blurred masks as predictions with both programs; each of `drawn` images counts `times` times."""
+def measure_eval(runtime: Runtime, count: int, times: int, rounds: int, progress: Progress = SILENT) -> EvalRow:
+    """Evaluate blurred masks as predictions with both programs; each of `count` images counts `times` times."""
     with TemporaryDirectory(prefix="dsu-bench-") as folder:
-        draw_dataset(Path(folder), train=drawn, test=1, sizes=SIZES, progress=progress)
+        draw_dataset(Path(folder), train=count, test=1, sizes=SIZES, progress=progress)
         predictions = Path(folder) / "predictions"
         predictions.mkdir()
         cases = []
@@ -503,12 +503,12 @@ def measure_eval(runtime: Runtime, drawn: int, times: int, rounds: int, progress
         def ours() -> None:
             figures["ours"] = evaluate(cases).metrics
 
-        taken = take_turns({"library": library, "ours": ours}, rounds, runtime, progress)
+        timings = take_turns({"library": library, "ours": ours}, rounds, runtime, progress)
     return EvalRow(
         len(cases),
         os.cpu_count() or 1,
-        len(cases) / taken["library"].median,
-        len(cases) / taken["ours"].median,
-        ratio(taken["ours"], taken["library"]),
+        len(cases) / timings["library"].median,
+        len(cases) / timings["ours"].median,
+        ratio(timings["ours"], timings["library"]),
         figures["library"] == figures["ours"],
     )

@@ -73,9 +73,9 @@ class Batcher:
                 batch = self._next()
                 if batch is None:
                     return
-                wanted = [task for task in batch if task.answer.set_running_or_notify_cancel()]
-                if wanted:
-                    _answer(wanted, pool)
+                active = [task for task in batch if task.answer.set_running_or_notify_cancel()]
+                if active:
+                    _answer(active, pool)
 
     def _next(self) -> list[_Task] | None:
         """The oldest request, and others for its head up to the limits; None once the batcher is closed."""

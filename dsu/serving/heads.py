@@ -70,8 +70,8 @@ class ServedHead:
         """
         started = time.perf_counter()
         read = list(pool.map(self._read, requests))
-        pictures = [one for one in read if not isinstance(one, UnreadableImage)]
-        masks = iter(self.segmenter.segment(pictures) if pictures else ())
+        images = [one for one in read if not isinstance(one, UnreadableImage)]
+        masks = iter(self.segmenter.segment(images) if images else ())
         found = [one if isinstance(one, UnreadableImage) else next(masks) for one in read]
         return list(pool.map(partial(self._finish, (time.perf_counter() - started) / len(requests)), requests, found))
 

@@ -55,16 +55,16 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise RequestError(415, f"The request is no form: send multipart/form-data with a field {FIELD!r}.")
-    most = int(limits.max_megabytes * 1e6)
+    limit = int(limits.max_megabytes * 1e6)
     too_large = RequestError(413, f"The image is larger than {limits.max_megabytes:g} MB: send a smaller one.")
-    if int(request.headers.get("content-length", 0)) > most + _FORM_OVERHEAD:
+    if int(request.headers.get("content-length", 0)) > limit + _FORM_OVERHEAD:
         raise too_large
     try:
         form, received = _FormReader(options[b"boundary"]), 0
         async with asyncio.timeout(limits.upload_seconds):
             async for chunk in request.stream():
                 received += len(chunk)
-                if received > most + _FORM_OVERHEAD:
+                if received > limit + _FORM_OVERHEAD:
                     raise too_large
                 form.parser.write(chunk)
     except TimeoutError as error:
@@ -76,11 +76,11 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
         ) from error
     except (FormParserError, ClientDisconnect) as error:
         raise RequestError(400, "The form is damaged: send it anew.") from error
-    if not form.whole:
+    if not form.complete:
         raise RequestError(400, "The form is cut off: send it anew.")
     if form.images != 1:
         raise RequestError(400, f"The form has {form.images} fields {FIELD!r}: send one.")
-    if len(form.content) > most:
+    if len(form.content) > limit:
         raise too_large
     data = bytes(form.content)
     try:
@@ -100,7 +100,7 @@ class _FormReader:
     """Parses a form in chunks; keeps the bytes and the file name of the field `image`, and drops all other fields."""
 
     def __init__(self, boundary: bytes) -> None:
-        self.content, self.name, self.images, self.whole = bytearray(), "", 0, False
+        self.content, self.name, self.images, self.complete = bytearray(), "", 0, False
         self._header, self._value, self._taken = b"", b"", False
         self.parser = MultipartParser(
             boundary,
@@ -136,7 +136,7 @@ class _FormReader:
             self.content += data[start:end]
 
     def _on_end(self) -> None:
-        self.whole = True
+        self.complete = True
 
 
 def _printable_name(name: bytes) -> str:

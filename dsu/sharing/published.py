@@ -124,9 +124,9 @@ def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, di
     config = _recognise(state, hiera, dino)
     network = DSUNet(config, build_hiera(config.hiera), build_dino(config.dino, config.dino_size))
     _check_haar(state)
-    wanted = {published_name(own): own for own in network.state_dict()}
-    missing = sorted(set(wanted) - set(state))
-    unknown = sorted(set(state) - set(wanted) - _IGNORED - set(_HAAR_KEYS))
+    own_names = {published_name(own): own for own in network.state_dict()}
+    missing = sorted(set(own_names) - set(state))
+    unknown = sorted(set(state) - set(own_names) - _IGNORED - set(_HAAR_KEYS))
     if missing or unknown:
         raise DsuError(
             "This is not a checkpoint of the published program: "
@@ -138,7 +138,7 @@ def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, di
             + "."
         )
     try:
-        network.load_state_dict({own: state[name] for name, own in wanted.items()})
+        network.load_state_dict({own: state[name] for name, own in own_names.items()})
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise DsuError(f"The checkpoint's tensors do not fit the encoders' sizes: {first}.") from error
@@ -172,17 +172,17 @@ def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor],
         assert module is not None  # a published file contains both encoders
         digest = inside[encoder] = weights_digest(module)
         place = given or os.environ.get(f"DSU_{encoder.upper()}")
-        theirs = f"the weights of {place}" if place else "the published weights"
-        kinds[encoder], said = "", f"NOT the random weights of {size}"
+        reference = f"the weights of {place}" if place else "the published weights"
+        kinds[encoder], note = "", f"NOT the random weights of {size}"
         if published_source(encoder, size):
             try:
                 same = load(config, replace(weights, download=False))[1] == digest
-                kinds[encoder], said = "published" if same else "", theirs if same else f"NOT {theirs}"
+                kinds[encoder], note = "published" if same else "", reference if same else f"NOT {reference}"
             except DsuError:
-                said = f"not compared with {theirs}, which are not available"
+                note = f"not compared with {reference}, which are not available"
         if not kinds[encoder] and load(config, EncoderWeights(random=True))[1] == digest:
-            kinds[encoder], said = "random", "random weights, as --random-weights draws them"
-        notes.append(f"{encoder}: {said} ({digest[:12]})")
+            kinds[encoder], note = "random", "random weights, as --random-weights draws them"
+        notes.append(f"{encoder}: {note} ({digest[:12]})")
     training = {
         "imported_from": path.name,
         "random_weights": set(kinds.values()) == {"random"},

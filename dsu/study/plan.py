@@ -115,7 +115,7 @@ class Study:
         settings: the settings that all members share.
         folder: the study's folder, which contains the members' folders.
         members: in the order in which they are run.
-        lacking: one sentence for each case whose features are not stored, with the command that stores them.
+        left_out: one sentence for each case whose features are not stored, with the command that stores them.
         source: the training split.
         images: number of samples in the training split.
         content: a hash of these samples and the test files, to detect other images or masks.
@@ -128,7 +128,7 @@ class Study:
     settings: TrainingSettings
     folder: Path
     members: tuple[Member, ...]
-    lacking: tuple[str, ...]
+    left_out: tuple[str, ...]
     source: SourceFolder
     images: int
     content: str
@@ -176,24 +176,24 @@ def open_study(
         _check_parts(store, shared, request.count)
     kind = f"folds-{request.count}" if request.kind == "folds" else request.kind
     folder = out or Path("studies") / f"{store.path.parent.name}-{store.config.encoders_name}-{kind}"
-    members, lacking = [], {}
+    members, left_out = [], {}
     for name, (group, varied) in variants(request, store.config, shared.seed).items():
-        own = TrainingSettings(**{**_given(shared), **varied})
+        own = TrainingSettings(**{**_given_fields(shared), **varied})
         cost = _cost(own, store, weights, paths.cache_root)
         if isinstance(cost, Cost):
             members.append(Member(name, group, own, folder / name, cost))
         elif request.kind == "ablations":
-            lacking[group] = f"{group} is left out, {cost}"
+            left_out[group] = f"{group} is left out, {cost}"
         else:
             raise UsageError(f"{name} can't be run, {cost}")
     if not members:
-        raise UsageError(f"Nothing to study: {' '.join(lacking.values())}")
+        raise UsageError(f"Nothing to study: {' '.join(left_out.values())}")
     study = Study(
         kind=request.kind,
         settings=shared,
         folder=folder,
         members=tuple(members),
-        lacking=tuple(lacking.values()),
+        left_out=tuple(left_out.values()),
         source=store.source,
         images=len(store.manifest.entries),
         content=_content(store, tests),
@@ -299,13 +299,13 @@ def _shared_settings(
             "keep: best would choose weights on the images used for evaluation: omit it to keep the last weights, "
             "or add a test split."
         )
-    given = {name: value for name, value in _given(settings).items() if name not in VARIES[kind]}
+    given = {name: value for name, value in _given_fields(settings).items() if name not in VARIES[kind]}
     found = {"dataset": source.split, "tile": source.tile, "overlap": source.overlap}
     found |= store.config.encoder_settings | ({"keep": "last"} if held_out else {})
     return TrainingSettings(**{**given, **{name: value for name, value in found.items() if value is not None}})
 
 
-def _given(settings: TrainingSettings) -> dict[str, Any]:
+def _given_fields(settings: TrainingSettings) -> dict[str, Any]:
     """The fields that were given. All others stay unset, so that a resumed run keeps its own values."""
     named = {name: getattr(settings, name) for name in settings.model_fields_set}
     return {name: value for name, value in named.items() if value not in (None, "auto")}

@@ -146,7 +146,7 @@ def write_record(study: Study, finished: Sequence[Finished]) -> None:
         "libraries": dict(library_versions()),
         "settings": study.settings.model_dump(mode="json"),
         "members": [_member(run) for run in finished],
-        "left_out": list(study.lacking),
+        "left_out": list(study.left_out),
         "sets": {name: _summary(study, members, name) for name, members in _by_set(finished)},
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
@@ -163,7 +163,7 @@ def write_study(study: Study, finished: Sequence[Finished], figures: Sequence[st
     """
     tables = study_tables(study.kind, finished, figures)
     random = any("encoders" in found.conventions for run in finished for found in run.result.sets.values())
-    notes = [f"Evaluated on: {study.evaluated_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.lacking]
+    notes = [f"Evaluated on: {study.evaluated_on}.", *([f"Encoders of {RANDOM}."] if random else []), *study.left_out]
     notes += [_ONE_SEED] if _single_seeds(study, finished) else []
     kinds = {(name, *found.conventions.items()) for run in finished for name, found in run.result.sets.items()}
     for name, *said in sorted(kinds):

@@ -121,9 +121,9 @@ class Sheets(Callback):
     def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
         """Draw this epoch's sheet and the progress of all epochs, if due."""
         if trainer.epoch % self._every == 0 or trainer.epoch == trainer.settings.epochs:
-            lacking = [name for name in self.names if name not in self._maps]
+            missing = [name for name in self.names if name not in self._maps]
             samples = trainer.phase.validation or trainer.phase.train
-            for names, outputs, _ in trainer.evaluated(samples, lacking):
+            for names, outputs, _ in trainer.evaluated(samples, missing):
                 self.on_validation_batch(names, probability_of(outputs))
             self._draw(trainer.out / SHEETS_FOLDER, trainer.epoch)
         self._maps = {}

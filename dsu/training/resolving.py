@@ -99,10 +99,10 @@ def frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
     """The point after all of Hiera, as if there were no adapters. Raises `UsageError` if the store lacks it."""
     without = data.config.model_copy(update={"adapt_last": 0})
     if data.store is not None:
-        lacking = {"S1", "S2", "S3", "S4"} - data.store.available(settings.views)
-        if lacking and not settings.end_to_end:
+        missing = {"S1", "S2", "S3", "S4"} - data.store.available(settings.views)
+        if missing and not settings.end_to_end:
             raise UsageError(
-                f"--freeze-adapter-epochs needs Hiera's levels, but {', '.join(sorted(lacking))} are not stored in "
+                f"--freeze-adapter-epochs needs Hiera's levels, but {', '.join(sorted(missing))} are not stored in "
                 f"the views {settings.views}: run {data.store.again('--level-views', settings.views)}, or draw "
                 f"fewer --views."
             )

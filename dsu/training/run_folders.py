@@ -154,9 +154,9 @@ def lock_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
     Yields the folder, and a function that returns whether it is still locked. Raises `UsageError` if the folder has a
     run or conflicting files, and `BusyError` if a run is training there.
     """
-    taken: Path | None = None
+    numbered: Path | None = None
     if out is None:
-        out = taken = _make_numbered(Path("runs"), name)
+        out = numbered = _make_numbered(Path("runs"), name)
     make_folder(out)
     try:
         with locked(out / LOCK_FILE, f"{out} is being trained") as held:
@@ -172,8 +172,8 @@ def lock_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
                 _set_aside(out)
             yield out, held
     finally:
-        if taken is not None and {path.name for path in taken.iterdir()} <= {LOCK_FILE}:
-            rmtree(taken)
+        if numbered is not None and {path.name for path in numbered.iterdir()} <= {LOCK_FILE}:
+            rmtree(numbered)
 
 
 @contextmanager

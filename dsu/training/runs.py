@@ -174,8 +174,8 @@ def prepare_run(
     if before is None and settings.group is not None:  # else the record has them
         data.groups(settings, {"train": 1.0}, SILENT)
     point = choose_point(settings, config, store)
-    wanted = {"hiera": live or point.block < config.hiera.depth, "dino": live and bool(point.guides)}
-    check_given(config, weights, **wanted)
+    needed = {"hiera": live or point.block < config.hiera.depth, "dino": live and bool(point.guides)}
+    check_given(config, weights, **needed)
     # Loading torch takes seconds: import it only after checking names and settings.
     from dsu.encoders.weights import load_encoders
     from dsu.training.run_notes import run_notes
@@ -188,7 +188,7 @@ def prepare_run(
     frozen = frozen_point(resolved, data) if resolved.freeze_adapter_epochs else None
     # Launchers may set one thread per process, and the number of threads may change the last bits of a feature.
     threads = store.threads if store is not None and part and runtime.device.type == "cpu" else None
-    hiera, dino, digests = load_encoders(config, weights, **wanted)
+    hiera, dino, digests = load_encoders(config, weights, **needed)
     warnings: list[str] = []
     if store is not None and not live:
         digests, warnings = _check_store(store, [point, frozen], digests, runtime, resolved, threads)

@@ -198,9 +198,9 @@ class Trainer:
         epoch, path = self.best_epoch, self.out / BEST_FILE
         if not self.keep_best or epoch is None or epoch == self.epoch or not self.world.leads:
             return
-        wanted = self._info_at(self.history[epoch - 1])
+        expected = self._info_at(self.history[epoch - 1])
         found = read_head_info(path) if path.exists() else None
-        if found is None or any(getattr(found, name) != getattr(wanted, name) for name in _IDENTIFYING):
+        if found is None or any(getattr(found, name) != getattr(expected, name) for name in _IDENTIFYING):
             raise DsuError(
                 f"{path} does not contain this run's best weights so far, of epoch {epoch}: restore it, or start the "
                 "run again with --overwrite."
@@ -287,9 +287,9 @@ class Trainer:
         drawn = self.epoch_batches(self.epoch)[log.steps :]
         batches = feed(self.phase.train, drawn, self.runtime.device, self.world)
         for names, _ in drawn:
-            asked = time.perf_counter()
+            started = time.perf_counter()
             batch = next(batches)
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - started
             log.add(tuple(names), self.step(batch), waited)
             task.advance(len(names))
             task.note(log.remark())

@@ -81,8 +81,8 @@ class TrainingData:
             for name, group in named_groups(settings.group, copies.keys(), progress).items():
                 named.setdefault(group, set()).add(copies[name])
             return [sorted(group) for group in named.values() if len(group) > 1]
-        most = most_together(len(names), max(weights.values()))
-        groups, chains = looking_alike(self._looks(settings.end_to_end, progress), most, progress)
+        limit = most_together(len(names), max(weights.values()))
+        groups, chains = looking_alike(self._looks(settings.end_to_end, progress), limit, progress)
         if groups:
             shown = few(min(sorted(names[one] for one in group) for group in groups))
             count = sum(map(len, groups))
@@ -147,14 +147,14 @@ class TrainingData:
             raise DsuError(f"{self.source.split} has nothing left for training: hold out less, or add images.")
         if settings.fold is not None and "val" not in found.values():
             raise DsuError(f"{self.source.split} has too few images for --fold {settings.fold}: use fewer folds.")
-        lacking = [share for share in weights if share in ("val", "test") and share not in found.values()]
-        requested = [share for share in lacking if f"{share}_fraction" in given]
+        empty_shares = [share for share in weights if share in ("val", "test") and share not in found.values()]
+        requested = [share for share in empty_shares if f"{share}_fraction" in given]
         if requested:
             raise UsageError(
                 f"{self.source.split} has too few images to hold any out by --{requested[0]}-fraction: add images, or "
                 f"give --{requested[0]}-fraction 0."
             )
-        if lacking:
+        if empty_shares:
             progress.say(f"{self.source.split} has too few images to hold any out: this run has no validation.")
         members = [set(group) for group in groups]
         return found, sorted([name for name, content in images.items() if content in group] for group in members)

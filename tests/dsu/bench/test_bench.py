@@ -17,9 +17,9 @@ from dsu.bench.machine import (
     ReadRow,
     Timing,
     disk_rate,
-    draw_store,
     images,
     matrix_rate,
+    random_store,
     ratio,
     summed,
     take_turns,
@@ -65,16 +65,16 @@ def test_cases_take_turns_and_a_ratio_is_the_median_over_rounds() -> None:
 
 
 def test_the_temporary_store_has_features_for_all_depths_and_is_removed(tmp_path: Path) -> None:
-    with draw_store(CONFIG, tmp_path, samples=70) as drawn:
-        available = set(drawn.store.arrays) - {"mask"}
+    with random_store(CONFIG, tmp_path, samples=70) as stored:
+        available = set(stored.store.arrays) - {"mask"}
         for depth in CONFIG.usual_depths:
             adapted = CONFIG.model_copy(update={"adapt_last": depth})
             assert resume_point(adapted, available).block == adapted.first_adapted
-        for name, path in drawn.plain.items():
+        for name, path in stored.plain.items():
             plain = np.load(path)
-            rows = [drawn.store.manifest.row(sample) for sample in drawn.names]
-            assert np.array_equal(drawn.store.reader([name]).read(rows, [0] * 70)[name], plain[rows])
-        assert drawn.written > 0 and drawn.disk > 0
+            rows = [stored.store.manifest.row(sample) for sample in stored.names]
+            assert np.array_equal(stored.store.reader([name]).read(rows, [0] * 70)[name], plain[rows])
+        assert stored.written > 0 and stored.disk > 0
     assert list(tmp_path.iterdir()) == []
 
 
