@@ -1,4 +1,4 @@
-"""Attacks on figures and predictions: each once got a figure about something else, or lost something in silence."""
+"""Regression tests for evaluation: each case once gave a wrong figure, or lost files silently."""
 
 import json
 import shutil
@@ -17,18 +17,18 @@ from dsu_cache import locked
 
 Map = NDArray[Any]
 SIZES: Final = ((60, 40), (64, 44), (68, 48))
-"""Widths and heights of drawn masks."""
+"""Widths and heights of synthetic masks."""
 
 
 def box(width: int, height: int) -> NDArray[np.uint8]:
-    """A mask (H, W) with a box that no turn leaves where it is."""
+    """A mask (H, W) with a box that changes its place in every rotation."""
     mask = np.zeros((height, width), np.uint8)
     mask[height // 8 : height // 2, width // 4 : width // 2] = 255
     return mask
 
 
 def saved(folder: Path | str, make: Callable[[Map], Map], ending: str = "png") -> Path:
-    """A folder of pictures made of the boxes."""
+    """Write images made from the boxes into a folder."""
     Path(folder).mkdir(parents=True)
     for index, size in enumerate(SIZES):
         Image.fromarray(make(box(*size))).save(Path(folder) / f"{index}.{ending}")
@@ -40,7 +40,7 @@ def photograph(mask: Map) -> Map:
     return np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
 
 
-# ---- maps and truths that are not what they are taken for ----
+# ---- files that are not maps or masks ----
 
 NO_MAPS: Final = {
     "zeros and ones": (lambda mask: mask // 255, "png", "have no value above 1"),
@@ -60,7 +60,7 @@ def test_maps_of_another_range_are_refused(dsu: Dsu, kind: str) -> None:
 
 
 @pytest.mark.parametrize("grey", [False, True])
-def test_photographs_are_no_ground_truth(dsu: Dsu, grey: bool) -> None:
+def test_photographs_are_refused_as_ground_truth(dsu: Dsu, grey: bool) -> None:
     saved("maps", lambda mask: mask)
     saved("truth", (lambda mask: photograph(mask)[..., 0]) if grey else photograph)
     result = dsu("eval", "--predictions", "maps", "--truth", "truth", exit_code=1)
@@ -68,7 +68,7 @@ def test_photographs_are_no_ground_truth(dsu: Dsu, grey: bool) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--resize",)])
-def test_maps_on_their_side_are_not_stretched_into_their_masks(dsu: Dsu, options: tuple[str, ...]) -> None:
+def test_rotated_maps_are_refused(dsu: Dsu, options: tuple[str, ...]) -> None:
     saved("truth", lambda mask: mask)
     saved("maps", np.transpose)
     result = dsu("eval", "--predictions", "maps", "--truth", "truth", *options, exit_code=1)
@@ -78,7 +78,7 @@ def test_maps_on_their_side_are_not_stretched_into_their_masks(dsu: Dsu, options
 # ---- maps of another image, set or head ----
 
 
-def test_images_of_another_folder_of_the_same_name_do_not_mix(dsu: Dsu, house: House, drawn: Path) -> None:
+def test_images_from_another_folder_with_the_same_name_are_refused(dsu: Dsu, house: House, drawn: Path) -> None:
     for place, part in (("a", "train"), ("b", "test")):
         shutil.copytree(drawn / part / "images", Path(place, "images"))
     into = ("--head", house.run, "--out", "maps", "--quiet")
@@ -91,7 +91,7 @@ def test_images_of_another_folder_of_the_same_name_do_not_mix(dsu: Dsu, house: H
     assert "12 already existed" in dsu("predict", Path("moved", "images"), *into[:-1]).output
 
 
-def test_predictions_never_lie_among_images(dsu: Dsu, house: House, drawn: Path) -> None:
+def test_predictions_are_never_written_among_images(dsu: Dsu, house: House, drawn: Path) -> None:
     shutil.copytree(drawn / "test", "tiles")
     for source, out in (("tiles/images", "tiles"), ("tiles/images/0000.jpg", "tiles/images")):
         result = dsu("predict", source, "--head", house.run, "--out", out, exit_code=2)
@@ -101,10 +101,10 @@ def test_predictions_never_lie_among_images(dsu: Dsu, house: House, drawn: Path)
 
 @pytest.mark.parametrize("to", ["old/0000.png", "0000_mask.png"])
 @pytest.mark.parametrize("own_truth", [True, False])
-def test_only_the_maps_that_were_written_are_evaluated(
+def test_moved_and_renamed_maps_are_not_evaluated(
     dsu: Dsu, house: House, tmp_path: Path, to: str, own_truth: bool
 ) -> None:
-    """A map that was moved or renamed inside its set's folder is no prediction of its image."""
+    """A map that was moved or renamed inside its set's folder does not count as a prediction."""
     mine = house.copied(tmp_path)
     inner = mine.predictions / "shapes-TE"
     (inner / "old").mkdir()
@@ -114,7 +114,7 @@ def test_only_the_maps_that_were_written_are_evaluated(
     assert "0000 has no prediction" in result.stderr and '"images": 1' in result.stdout
 
 
-def test_an_image_that_changed_is_not_evaluated_by_its_old_map(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_a_changed_image_is_not_evaluated_with_its_old_map(dsu: Dsu, house: House, tmp_path: Path) -> None:
     data = shutil.copytree(house.data / "test", tmp_path / "ECSSD")
     roots = ("--data-root", tmp_path)
     dsu("predict", "ECSSD", "--head", house.run, "--out", "maps", *roots, "--quiet")
@@ -128,7 +128,7 @@ def test_an_image_that_changed_is_not_evaluated_by_its_old_map(dsu: Dsu, house: 
     dsu("eval", "--predictions", "maps", *roots)
 
 
-def test_a_truth_is_of_the_set_that_is_named(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_ground_truth_belongs_to_the_named_set(dsu: Dsu, house: House, tmp_path: Path) -> None:
     for name in ("ECSSD", "CHAMELEON"):
         shutil.copytree(house.data / "test", tmp_path / name)
     dsu("predict", "ECSSD", "CHAMELEON", "--head", house.run, "--out", "maps", "--data-root", tmp_path, "--quiet")
@@ -140,7 +140,7 @@ def test_a_truth_is_of_the_set_that_is_named(dsu: Dsu, house: House, tmp_path: P
     assert named["ECSSD"]["S"] == own["ECSSD"]["S"]
 
 
-def test_old_maps_of_a_retrained_run_are_refused_beside_any_truth(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_old_maps_of_a_retrained_run_are_refused_with_any_ground_truth(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     head = mine.run / "head.safetensors"
     head.write_bytes((mine.run / "last.safetensors").read_bytes() + b" ")
@@ -150,16 +150,16 @@ def test_old_maps_of_a_retrained_run_are_refused_beside_any_truth(dsu: Dsu, hous
     assert "belongs to another head" in result.stderr
 
 
-def test_maps_are_not_evaluated_while_they_are_predicted(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_maps_are_not_evaluated_during_prediction(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     with locked(mine.predictions / ".predictions.lock", "held"):
         assert "is predicting into" in dsu("eval", "--predictions", mine.run, exit_code=2).stderr
 
 
-# ---- what is said of figures ----
+# ---- remarks on figures ----
 
 
-def test_what_prediction_did_to_maps_is_said_of_their_figures(dsu: Dsu, house: House) -> None:
+def test_eval_reports_normalisation_and_thresholds_of_prediction(dsu: Dsu, house: House) -> None:
     options = ("--threshold", "0.5", "--normalize", "minmax")
     dsu(*house.predict("--out", "maps", *options, "--quiet"))
     said = "stretched (min-max) and cut at 0.5 when predicted"
@@ -167,7 +167,7 @@ def test_what_prediction_did_to_maps_is_said_of_their_figures(dsu: Dsu, house: H
         assert said in " ".join(dsu("eval", "--predictions", "maps", "--format", form).stdout.split()), form
 
 
-def test_of_runs_that_were_evaluated_on_different_images_none_is_best(dsu: Dsu) -> None:
+def test_runs_evaluated_on_different_images_are_not_ranked(dsu: Dsu) -> None:
     saved("truth", lambda mask: mask)
     saved("good", lambda mask: mask)
     saved("other", lambda mask: mask // 2)
@@ -190,7 +190,7 @@ def test_figures_of_training_images_are_marked_in_a_model_card(dsu: Dsu, house: 
     assert "trained on 1 of 2 images" in " ".join(front.split()) and "trained on 1 of 2 images" in text
 
 
-def test_figures_of_maps_that_were_written_anew_are_forgotten(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_figures_are_removed_when_maps_are_replaced(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     dsu("eval", "--predictions", mine.run, "--quiet")
     assert "shapes-TE" in dsu("head", "info", mine.run).stdout.split()
@@ -199,10 +199,10 @@ def test_figures_of_maps_that_were_written_anew_are_forgotten(dsu: Dsu, house: H
     assert not list(mine.predictions.glob("metrics.*"))
 
 
-# ---- nothing is lost ----
+# ---- no files are lost ----
 
 
-def test_figures_of_one_set_leave_those_of_others(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_evaluating_one_set_keeps_the_figures_of_others(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine, roots = house.copied(tmp_path), ("--data-root", tmp_path)
     shutil.copytree(house.data / "test", tmp_path / "ECSSD")
     dsu(*mine.predict("ECSSD", *roots, "--quiet"))
@@ -224,7 +224,7 @@ WRITTEN_OVER: Final = {
 
 
 @pytest.mark.parametrize("what", WRITTEN_OVER)
-def test_figures_are_not_written_over_what_is_none(dsu: Dsu, house: House, tmp_path: Path, what: str) -> None:
+def test_output_files_never_replace_other_files(dsu: Dsu, house: House, tmp_path: Path, what: str) -> None:
     mine = house.copied(tmp_path)
     saved("truth", lambda mask: mask)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -243,7 +243,7 @@ SPOILT: Final = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_a_spoilt_record_is_called_damaged(dsu: Dsu, house: House, tmp_path: Path, kind: str) -> None:
+def test_a_damaged_record_is_named(dsu: Dsu, house: House, tmp_path: Path, kind: str) -> None:
     mine = house.copied(tmp_path)
     path = mine.predictions / "predictions.json"
     record = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Attacks with folders and machines as people have them: each once was silent, wrong, or blamed the wrong thing."""
+"""Regression tests with unusual folders and machines: each case once had no error, or a wrong one."""
 
 import json
 import os
@@ -24,20 +24,20 @@ QUICK: Final = ("--views", "1", "--epochs", "1", "--sheet-every", "0", "--quiet"
 
 
 def photo(seed: int, mode: str = "RGB") -> Image.Image:
-    """A photograph of 60x40, another for every seed."""
+    """A 60x40 photograph that depends on the seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((60, 40), Image.Resampling.BICUBIC).convert(mode)
 
 
 def box() -> Image.Image:
-    """A mask of 60x40."""
+    """A 60x40 mask."""
     grey = np.zeros((40, 60), np.uint8)
     grey[5:20, 15:30] = 255
     return Image.fromarray(grey)
 
 
 def written(folder: Path, pictures: Mapping[str, Image.Image]) -> Path:
-    """A folder of pictures by their paths in it."""
+    """Write images into a folder, by their relative paths."""
     for path, picture in pictures.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         picture.save(folder / path)
@@ -45,13 +45,13 @@ def written(folder: Path, pictures: Mapping[str, Image.Image]) -> Path:
 
 
 def plain(folder: Path, count: int = 3) -> Path:
-    """Images and masks with nothing odd about them."""
+    """A folder with ordinary images and masks."""
     pictures = {f"images/p{index}.png": photo(index) for index in range(count)}
     return written(folder, pictures | {f"masks/p{index}.png": box() for index in range(count)})
 
 
 def checked(dsu: Dsu, folder: Path) -> dict[str, Any]:
-    """What `datasets check` finds of the only split."""
+    """The result of `datasets check` for the only split."""
     [split] = json.loads(dsu("datasets", "check", folder, "--json", "--quiet", exit_code=None).stdout)["splits"]
     return dict(split)
 
@@ -66,7 +66,7 @@ NAMES: Final[dict[str, Callable[[str], tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_names_pair_whatever_their_case_and_spaces(dsu: Dsu, tmp_path: Path, kind: str) -> None:
+def test_names_pair_regardless_of_case_and_spaces(dsu: Dsu, tmp_path: Path, kind: str) -> None:
     pictures = {}
     for index, name in enumerate(("cat", "dog", "owl")):
         image, mask = NAMES[kind](name)
@@ -75,7 +75,7 @@ def test_names_pair_whatever_their_case_and_spaces(dsu: Dsu, tmp_path: Path, kin
     assert (found["pairs"], found["images_without_mask"]) == (3, 0)
 
 
-def test_names_that_differ_in_case_alone_stay_apart(dsu: Dsu, tmp_path: Path) -> None:
+def test_names_that_differ_only_in_case_are_different(dsu: Dsu, tmp_path: Path) -> None:
     pictures = {f"images/{name}.jpg": photo(ord(name)) for name in "aA"} | {f"masks/{name}.png": box() for name in "aA"}
     folder = written(tmp_path / "mine", pictures)
     dsu("cache-features", folder, *STAGE_ONE)
@@ -84,18 +84,18 @@ def test_names_that_differ_in_case_alone_stay_apart(dsu: Dsu, tmp_path: Path) ->
     assert "1 image of mine without a mask, skipped: A.jpg" in said
 
 
-# ---- what is no image, and what is no mask ----
+# ---- files that are not images or masks ----
 
 
 @pytest.mark.parametrize("place", ["@eaDir/p0.png", "$RECYCLE.BIN", "lost+found"])
-def test_what_systems_leave_among_images_is_none(dsu: Dsu, house: House, tmp_path: Path, place: str) -> None:
+def test_files_of_operating_systems_are_not_images(dsu: Dsu, house: House, tmp_path: Path, place: str) -> None:
     folder = written(plain(tmp_path / "mine"), {f"images/{place}/thumbnail.jpg": photo(9)})
     dsu("cache-features", folder, *STAGE_ONE)
     said = dsu("predict", folder, "--head", house.run, "--out", "maps").output
     assert "mine: 3 from images" in said
 
 
-def test_photographs_of_other_kinds_are_named(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_photographs_in_unsupported_formats_are_named(dsu: Dsu, house: House, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     written(folder, {"a.jpg": photo(0), "raw-and-jpeg.jpg": photo(1)})
     for name in ("b.HEIC", "c.avif", "raw-and-jpeg.CR2", "notes.pdf"):
@@ -130,7 +130,7 @@ def _copied_grey(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", NO_MASKS)
-def test_a_photograph_is_no_mask(dsu: Dsu, tmp_path: Path, kind: str) -> None:
+def test_a_photograph_is_refused_as_mask(dsu: Dsu, tmp_path: Path, kind: str) -> None:
     folder = plain(tmp_path / "mine")
     NO_MASKS[kind](folder)
     for status, command in enumerate((("datasets", "check", folder), ("cache-features", folder, *STAGE_ONE))):
@@ -140,14 +140,14 @@ def test_a_photograph_is_no_mask(dsu: Dsu, tmp_path: Path, kind: str) -> None:
     assert set(json.loads(Path("run/run.json").read_text())["samples"]) == {"p1", "p2"}
 
 
-def test_masks_that_lead_to_the_images_are_refused(dsu: Dsu, tmp_path: Path) -> None:
+def test_masks_that_link_to_the_images_are_refused(dsu: Dsu, tmp_path: Path) -> None:
     folder = written(tmp_path / "mine", {f"images/p{index}.png": photo(index) for index in range(3)})
     (folder / "masks").symlink_to("images")
     assert "photograph" in dsu("cache-features", folder, *STAGE_ONE, exit_code=1).stderr
 
 
-def test_images_and_masks_whose_endings_are_exchanged_are_refused(dsu: Dsu, tmp_path: Path) -> None:
-    """`p0.png` is the photograph and `p0.jpg` its mask: the usual guess is the other way round."""
+def test_images_and_masks_with_exchanged_extensions_are_refused(dsu: Dsu, tmp_path: Path) -> None:
+    """`p0.png` is the photograph and `p0.jpg` its mask; the usual guess is the opposite."""
     pictures = {f"p{index}.png": photo(index) for index in range(3)} | {f"p{index}.jpg": box() for index in range(3)}
     said = dsu("cache-features", written(tmp_path / "mine", pictures), *STAGE_ONE, exit_code=1).stderr
     assert "p0.png" in said and "photograph" in said
@@ -160,15 +160,13 @@ def test_blank_images_may_equal_their_masks(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", folder, *STAGE_ONE)
 
 
-def test_an_archive_is_called_a_file(dsu: Dsu, tmp_path: Path) -> None:
+def test_an_archive_is_refused(dsu: Dsu, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "packed"), "zip", plain(tmp_path / "mine"))
     assert "packed.zip is a file" in dsu("cache-features", "packed.zip", *STAGE_ONE, exit_code=2).stderr
 
 
-def test_a_folder_that_may_not_be_looked_into_is_named(
-    dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever runs the tests may be allowed everything."""
+def test_an_unreadable_folder_is_named(dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is simulated, since root may read everything."""
     folder = written(plain(tmp_path / "mine"), {"images/locked/q.png": photo(9), "masks/q.png": box()})
     scan = os.scandir
 
@@ -188,7 +186,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(
         assert "locked can't be read (Permission denied)" in said.replace("\n", " ")
 
 
-def test_what_may_not_be_read_is_not_called_damaged_or_absent(
+def test_unreadable_files_are_not_reported_as_damaged_or_missing(
     dsu: Dsu, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, opened = house.copied(tmp_path).run, Path.open
@@ -218,31 +216,31 @@ def test_what_may_not_be_read_is_not_called_damaged_or_absent(
 
 @pytest.fixture
 def beside(dsu: Dsu, tmp_path: Path) -> Path:
-    """The working folder holds images and masks side by side, and their features."""
+    """A working folder with images and masks in the same folder, and their stored features."""
     pictures = {f"p{index}.jpg": photo(index) for index in range(3)} | {f"p{index}.png": box() for index in range(3)}
     written(tmp_path, pictures)
     dsu("cache-features", ".", *STAGE_ONE, "--quiet")
     return tmp_path
 
 
-def test_a_runs_pictures_are_no_images(dsu: Dsu, beside: Path) -> None:
+def test_a_runs_figures_are_not_images(dsu: Dsu, beside: Path) -> None:
     dsu("train-head", "--views", "1", "--epochs", "1", "--quiet")
     assert list(beside.glob("runs/*/sheets/*.png"))
     dsu("cache-features", ".", *STAGE_ONE)
-    # Beside a photograph a file of its name may be another one.
+    # A .png next to a .jpg of the same name may be another image.
     assert f"{beside.name}: 6 from images" in dsu("predict", ".", "--out", "maps").output
 
 
 @pytest.mark.parametrize("out", [".", ".."])
-def test_no_run_lies_around_the_images(dsu: Dsu, beside: Path, out: str) -> None:
+def test_a_run_folder_can_not_contain_the_images(dsu: Dsu, beside: Path, out: str) -> None:
     before = sorted(beside.iterdir())
     said = dsu("train-head", *QUICK, "--out", out, exit_code=2).stderr
     assert "give the run its own folder with --out" in said
     assert sorted(beside.iterdir()) == before
 
 
-def test_a_run_that_was_removed_is_not_made_anew(dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removed after the state of an epoch was kept and before its sheet is drawn."""
+def test_a_removed_run_folder_is_not_created_again(dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is removed after an epoch's checkpoint and before its sheet."""
     drawn = callbacks.Curves.on_epoch_end
 
     def remove(self: callbacks.Curves, trainer: Any, row: Any) -> None:
@@ -259,7 +257,7 @@ def test_a_run_that_was_removed_is_not_made_anew(dsu: Dsu, house: House, monkeyp
 
 
 def command(*words: object, folder: Path, streams: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    """`dsu ...` as a process of its own, its standard streams as a shell redirects them."""
+    """Run `dsu ...` in a new process, with its standard streams redirected by a shell."""
     program = Path(sys.executable).with_name("dsu")
     return subprocess.run(
         ["sh", "-c", f'"$0" "$@" {streams}', program, *map(str, words)],
@@ -270,22 +268,22 @@ def command(*words: object, folder: Path, streams: str = "", **options: Any) -> 
     )
 
 
-def test_a_closed_error_stream_is_written_into_no_file(dsu: Dsu, tmp_path: Path) -> None:
-    """The number of a closed stream goes to the next file that is opened."""
+def test_a_closed_error_stream_damages_no_file(dsu: Dsu, tmp_path: Path) -> None:
+    """The next opened file gets the file descriptor of a closed stream."""
     plain(tmp_path / "mine")
     done = command("cache-features", "mine", *STAGE_ONE, folder=tmp_path, streams="2>&-")
     assert done.returncode == 0, done
     dsu("cache", "verify", "mine")
 
 
-def test_a_question_to_nobody_is_answered_no(dsu: Dsu, tmp_path: Path) -> None:
+def test_a_question_without_standard_input_is_answered_no(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", plain(tmp_path / "mine"), *STAGE_ONE, "--quiet")
     done = command("cache", "remove", "mine", folder=tmp_path, streams="<&-")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     dsu("cache", "verify", "mine")
 
 
-def test_a_working_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+def test_a_removed_working_folder_gives_an_error(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("dsu")
     (tmp_path / "gone").mkdir()
     script = f"cd gone && rmdir ../gone && {program} doctor"
@@ -293,7 +291,7 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     assert done.returncode == 2 and "The working folder no longer exists" in done.stderr, done.stderr
 
 
-def test_too_little_memory_for_torch_is_said(tmp_path: Path, house: House) -> None:
+def test_too_little_memory_for_torch_gives_an_error(tmp_path: Path, house: House) -> None:
     def little() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 
@@ -302,7 +300,7 @@ def test_too_little_memory_for_torch_is_said(tmp_path: Path, house: House) -> No
     assert "memory" in done.stderr and "ulimit -v" in done.stderr
 
 
-def test_full_shared_memory_is_said(dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_shared_memory_gives_an_error(dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
@@ -310,8 +308,8 @@ def test_full_shared_memory_is_said(dsu: Dsu, house: House, monkeypatch: pytest.
     assert "/dev/shm, is full" in dsu(*house.train(*QUICK, "--out", "run"), exit_code=1).stderr
 
 
-def test_files_that_may_be_but_small_are_named(tmp_path: Path, house: House) -> None:
-    """As a quota does; the signal that comes with it must kill nobody."""
+def test_a_limit_on_file_sizes_gives_an_error(tmp_path: Path, house: House) -> None:
+    """As with a quota; the accompanying signal (SIGXFSZ) must not kill the process."""
 
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
@@ -322,7 +320,7 @@ def test_files_that_may_be_but_small_are_named(tmp_path: Path, house: House) -> 
 
 
 @pytest.mark.parametrize("time", [-(10**9), 0, 5 * 10**9])
-def test_files_of_any_time_are_known_again(dsu: Dsu, tmp_path: Path, time: int) -> None:
+def test_files_with_any_modification_time_are_recognised(dsu: Dsu, tmp_path: Path, time: int) -> None:
     folder = plain(tmp_path / "mine")
     os.utime(folder / "images" / "p0.png", (time, time))
     dsu("cache-features", folder, *STAGE_ONE, "--quiet")

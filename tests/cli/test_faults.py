@@ -1,4 +1,4 @@
-"""Full disks, folders without permission, what vanishes in the middle: a clear line, and what is finished stays."""
+"""Full disks, missing permissions, and files removed during a command: a clear error, and finished work is kept."""
 
 import ctypes
 import errno
@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 from support import Dsu
 
 STRIDE: Final = {"cache-features": 5, "train-head": 7, "predict": 1}
-"""Every which operation fails, in a test session: 1 tries all of them, in two minutes."""
+"""Every n-th operation fails once; 1 tries all operations, in two minutes."""
 
 
 def commands(name: str, out: Path, house: House, mine: Path) -> list[object]:
-    """A command that writes everything below `out`."""
+    """A command that writes only below `out`."""
     return {
         "cache-features": stage_one(mine, "--cache-root", out),
         "train-head": [*house.train("--views", "1", "--val-fraction", "0.4", "--epochs", "2"), "--out", out],
@@ -37,7 +37,7 @@ def commands(name: str, out: Path, house: House, mine: Path) -> list[object]:
 
 
 def features(out: Path) -> dict[str, bytes]:
-    """All that a store holds, every chunk of it read against its checksum."""
+    """The contents of a store; reading verifies every chunk's checksum."""
     from dsu_cache import Store
 
     [path] = (out / "mine").iterdir()
@@ -48,7 +48,7 @@ def features(out: Path) -> dict[str, bytes]:
 
 
 def head(out: Path) -> dict[str, bytes]:
-    """The weights of the result and of the other states that a run keeps."""
+    """The weights of a run's result, and of its last and best state."""
     assert (out / "curves.png").is_file() and (out / "metrics.csv").is_file()
     return {
         f"{file}/{name}": tensor.numpy().tobytes()
@@ -63,7 +63,7 @@ def pictures(out: Path) -> dict[str, bytes]:
 
 
 def grey_levels_apart(one: bytes, other: bytes) -> int:
-    """How far two PNGs differ at most."""
+    """The largest difference between two PNGs."""
     first, second = (np.asarray(Image.open(io.BytesIO(data)), int) for data in (one, other))
     return int(np.abs(first - second).max())
 
@@ -87,7 +87,7 @@ WHOLE: Final[dict[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("name", STRIDE)
-def test_a_disk_that_is_full_at_any_moment(
+def test_a_full_disk_at_any_operation(
     dsu: Dsu, request: pytest.FixtureRequest, house: House, mine: Path, tmp_path: Path, name: str
 ) -> None:
     calm = FullDisk(tmp_path / "calm")
@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_at_any_moment(
         assert said.count("error:") == 1, said
         error = said[said.index("error:") :]
         assert str(out) in error and "No space left on device" in error and "space" in error.split("device")[1], error
-        if name != "cache-features":  # a store's own records are torn by design, and know it
+        if name != "cache-features":  # a store detects its own truncated records
             left = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"]
             assert [path for path in left if path.name.startswith(".")] == []
             for path in left:
@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_at_any_moment(
         resume = ["--resume"] if (out / "settings.yaml").exists() else []
         dsu(*command, *resume)
         found = RESULTS[name](out)
-        if name == "predict":  # other images share a batch than before, which may move a last bit
+        if name == "predict":  # batches have other images than before, which may change the last bits
             assert found.keys() == expected.keys()
             assert all(grey_levels_apart(found[file], expected[file]) <= 1 for file in expected), full_at
         else:
@@ -122,11 +122,11 @@ def test_a_disk_that_is_full_at_any_moment(
     request.node.user_properties.append(("failed writes survived", survived))
 
 
-# ---- what vanishes in the middle ----
+# ---- files removed during a command ----
 
 
 def before(patch: pytest.MonkeyPatch, where: str, act: Callable[[], object], call: int = 1) -> None:
-    """Let something happen right before the `call`-th call of a method."""
+    """Run a function just before the `call`-th call of a method."""
     module, _, method = where.rpartition(".")
     owner: Any = pytest.importorskip(module.rpartition(".")[0])
     owner = getattr(owner, module.rpartition(".")[2])
@@ -140,7 +140,7 @@ def before(patch: pytest.MonkeyPatch, where: str, act: Callable[[], object], cal
     patch.setattr(owner, method, acting)
 
 
-def test_images_that_vanish_between_plan_and_work(
+def test_images_removed_between_plan_and_extraction(
     dsu: Dsu, refused: Refused, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -154,7 +154,7 @@ def test_images_that_vanish_between_plan_and_work(
 
 
 @pytest.mark.parametrize("command", ["cache-features", "train-head", "check-equivalence"])
-def test_a_mask_that_vanishes_in_the_middle(
+def test_a_mask_removed_during_extraction(
     dsu: Dsu, refused: Refused, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     mask = mine / "masks" / "0002.png"
@@ -179,11 +179,11 @@ def test_a_mask_that_vanishes_in_the_middle(
     refused.handled(again)
 
 
-def test_a_store_that_vanishes_while_it_is_written(
+def test_a_store_removed_while_it_is_written(
     refused: Refused, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        # Renamed first, so that it vanishes at once: other threads are writing into it.
+        # Renamed first, to remove it at once: other threads are writing into it.
         before(
             patch,
             "dsu_cache.Store.write_shard",
@@ -195,7 +195,7 @@ def test_a_store_that_vanishes_while_it_is_written(
     assert set(features(tmp_path / "features")) == {"V", "pixels", "mask"}
 
 
-def test_a_run_folder_that_vanishes_while_training(
+def test_a_run_folder_removed_during_training(
     refused: Refused, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*house.train("--views", "1", "--epochs", "2"), "--out", "run"]
@@ -206,7 +206,7 @@ def test_a_run_folder_that_vanishes_while_training(
     refused.handled(command)
 
 
-def test_a_folder_for_masks_that_vanishes(
+def test_an_output_folder_removed_during_prediction(
     refused: Refused, house: House, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1")
@@ -218,12 +218,12 @@ def test_a_folder_for_masks_that_vanishes(
 
 
 @pytest.mark.parametrize("kind", ["mask", "overlay"])
-def test_an_image_that_vanishes_while_predicting(
+def test_an_image_removed_during_prediction(
     dsu: Dsu, house: House, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     image = mine / "images" / "0003.jpg"
     command = house.predict(mine / "images", "--out", "out", "--batch-size", "1", "--kind", kind)
-    # For an overlay it is read once more, when it has been decoded and predicted.
+    # For an overlay, the image is read again after its prediction.
     where = "dsu.data.decoding.ImageProcessor.fit" if kind == "mask" else "dsu.network.network.DSUNet.forward"
     with monkeypatch.context() as patch:
         before(patch, where, image.unlink, 4 if kind == "overlay" else 1)
@@ -232,7 +232,7 @@ def test_an_image_that_vanishes_while_predicting(
     assert "3 written" in said and len(pictures(tmp_path / "out")) == 3
 
 
-# ---- permissions, which do not hold root back ----
+# ---- permissions, which root ignores ----
 
 _FORBIDDEN: Final = """
 import json, sys
@@ -248,7 +248,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def _without_privileges() -> None:
-    """Give up, in a new process, what lets root read and write everything (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    """Drop root's capabilities to read and write any file, in a new process (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
     for capability in (1, 2):
         if os.geteuid() == 0 and ctypes.CDLL(None).prctl(24, capability, 0, 0, 0):
             raise OSError(errno.EPERM, "capabilities cannot be given up here")

@@ -1,4 +1,4 @@
-"""Folders, files, file systems and checkpoints as people have them: faults they met, each with what happens now."""
+"""Regression tests with users' folders, files, file systems and checkpoints, each with the right behaviour."""
 
 import builtins
 import errno
@@ -34,29 +34,29 @@ from support import TINY, Dsu, pixel_difference
 from dsu import Segmenter
 
 DSU: Final = Path(sys.executable).with_name("dsu")
-"""The command itself, for what must be a process of its own."""
+"""The command's script, for tests that need a separate process."""
 
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
-"""Options of a training that takes as little time as there can be."""
+"""Options of the fastest training."""
 
 STAGE_ONE: Final = (*TINY, "--features", "V", "--views", "1")
 
 
 def photo(seed: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """Something with structure, and another for every seed."""
+    """A structured image that depends on the seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
 def mask(size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """A box."""
+    """A mask with a box."""
     grey = np.zeros(size[::-1], np.uint8)
     grey[size[1] // 8 : size[1] // 2, size[0] // 4 : size[0] // 2] = 255
     return Image.fromarray(grey)
 
 
 def written(folder: Path, images: Mapping[str, Image.Image], masks: tuple[str, ...]) -> Path:
-    """A folder of one's own: images and masks by their paths below it."""
+    """A user's folder with images and masks, by their relative paths."""
     for path in (*images, *masks):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
     for path, image in images.items():
@@ -67,13 +67,13 @@ def written(folder: Path, images: Mapping[str, Image.Image], masks: tuple[str, .
 
 
 def plain(folder: Path, which: range) -> Path:
-    """A folder of one's own with nothing odd about it."""
+    """An ordinary user's folder."""
     images = {f"images/photo-{index}.png": photo(index) for index in which}
     return written(folder, images, tuple(f"masks/photo-{index}.png" for index in which))
 
 
 def stored(name: str, array: str) -> NDArray[Any]:
-    """What an array of a data set's only store holds, as any Zarr reader reads it."""
+    """An array of a data set's only store, read with plain Zarr."""
     [store] = Path("features", name).iterdir()
     return np.asarray(zarr.open_group(store, mode="r")[array][:])
 
@@ -99,11 +99,11 @@ NAMES: Final[dict[str, tuple[Callable[[str], str], Callable[[str], str]]]] = {
     "beginnings": (lambda n: f"images/image_{n}.jpg", lambda n: f"masks/mask_{n}.png"),
     "channels": (lambda n: f"images/{n}_0000.png", lambda n: f"labels/{n}.png"),
 }
-"""What images and masks are called, from a name that is the same for both."""
+"""Paths of an image and its mask, from their common name."""
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_names_pair_as_people_have_them(dsu: Dsu, tmp_path: Path, kind: str) -> None:
+def test_common_naming_schemes_pair(dsu: Dsu, tmp_path: Path, kind: str) -> None:
     image, truth = NAMES[kind]
     names = ("café", "naïve", "plain", "über")
     images = {image(name): photo(index) for index, name in enumerate(names)}
@@ -130,7 +130,7 @@ def test_two_masks_for_one_image_are_refused_by_name(dsu: Dsu, tmp_path: Path) -
     assert "two_gt.png" in result.output and "two_mask.png" in result.output
 
 
-def test_a_file_that_is_left_out_is_said_first_and_by_the_exit_status(dsu: Dsu, tmp_path: Path) -> None:
+def test_left_out_files_are_reported_first_and_in_the_exit_status(dsu: Dsu, tmp_path: Path) -> None:
     images = {f"images/{name}.jpg": photo(index) for index, name in enumerate(("one", "two", "lonely"))}
     folder = written(tmp_path / "mine", images, ("masks/one.png", "masks/two.png"))
     result = dsu("cache-features", folder, *STAGE_ONE, exit_code=None)
@@ -151,11 +151,11 @@ DEEP: Final = {
     "whole numbers": (".tif", _scaled(1, np.int32)),
     "twelve bits": (".png", _scaled(16, np.uint16)),
 }
-"""Pictures of more than 8 bits: their ending, and how they are made from 8 bits."""
+"""Images with more than 8 bits: their extension, and how to make them from 8-bit images."""
 
 
 def greys() -> list[NDArray[np.uint8]]:
-    """Three pictures of which only the first goes from black to white: a scale for each would be another."""
+    """Three images; only the first has the full range, so that a separate range for each would differ."""
     return [np.asarray(photo(index).convert("L").resize((60, 40))) for index in range(3)]
 
 
@@ -168,7 +168,7 @@ def drawn_deep(folder: Path, ending: str, make: Callable[[NDArray[np.uint8]], Im
 
 
 @pytest.mark.parametrize("kind", DEEP)
-def test_deep_images_are_read_on_the_scale_of_their_data_set(dsu: Dsu, tmp_path: Path, kind: str) -> None:
+def test_deep_images_use_the_range_of_their_data_set(dsu: Dsu, tmp_path: Path, kind: str) -> None:
     drawn_deep(tmp_path / "flat", ".png", Image.fromarray)
     drawn_deep(tmp_path / "deep", *DEEP[kind])
     for folder in ("flat", "deep"):
@@ -177,25 +177,25 @@ def test_deep_images_are_read_on_the_scale_of_their_data_set(dsu: Dsu, tmp_path:
     assert np.abs(flat - deep).max() <= 2
 
 
-def test_deep_images_are_predicted_on_the_scale_of_training(dsu: Dsu, tmp_path: Path) -> None:
+def test_deep_images_are_predicted_with_the_range_of_training(dsu: Dsu, tmp_path: Path) -> None:
     drawn_deep(tmp_path / "flat", ".png", Image.fromarray)
     drawn_deep(tmp_path / "deep", *DEEP["floats to 255"])
     for folder in ("flat", "deep"):
         dsu("cache-features", folder, *STAGE_ONE, "--quiet")
         dsu("train-head", folder, "--epochs", "1", "--val-fraction", "0", "--out", f"run-{folder}", *QUICK)
-        # Only one of the three, and not the brightest: it is read on the scale that its head was trained on.
+        # A single image, not the brightest: it is read with the range that the head was trained with.
         [image] = (tmp_path / folder / "images").glob("photo-2.*")
         dsu("predict", image, "--head", f"run-{folder}", "--out", f"maps-{folder}", "--quiet")
     assert pixel_difference(Path("maps-flat/photo-2.png"), Path("maps-deep/photo-2.png")) <= 2
 
 
-def test_a_file_outside_of_the_range_is_named(dsu: Dsu, tmp_path: Path) -> None:
+def test_a_file_outside_the_range_is_named(dsu: Dsu, tmp_path: Path) -> None:
     folder = drawn_deep(tmp_path / "deep", *DEEP["floats to 255"])
     said = dsu("cache-features", folder, *STAGE_ONE, "--range", "0,180", exit_code=None).output
     assert "photo-0.tif" in said and "photo-1.tif" not in said
 
 
-# ---- files that Pillow is careful with ----
+# ---- files that Pillow limits ----
 
 
 def _wordy(path: Path) -> None:
@@ -209,7 +209,7 @@ def _profiled(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_wordy, _profiled])
-def test_pngs_with_much_beside_their_pixels_are_read(
+def test_pngs_with_large_metadata_are_read(
     dsu: Dsu, house: House, tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "large.png")
@@ -222,7 +222,7 @@ def test_pngs_with_much_beside_their_pixels_are_read(
 
 @pytest.fixture(params=["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
 def without_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Lustre and on some NFS."""
+    """As on Lustre and some NFS systems."""
     number = getattr(errno, request.param)
 
     def flock(descriptor: int, operation: int) -> None:
@@ -237,7 +237,7 @@ def test_stores_are_read_without_flock(dsu: Dsu, house: House, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("without_flock")
-def test_stores_are_written_without_flock_and_it_is_said(dsu: Dsu, tmp_path: Path) -> None:
+def test_stores_are_written_without_flock_with_a_warning(dsu: Dsu, tmp_path: Path) -> None:
     said = dsu("cache-features", plain(tmp_path / "mine", range(2)), *STAGE_ONE).output
     assert "lock" in said.lower(), said
 
@@ -270,8 +270,8 @@ def many_files(dsu: Dsu, tmp_path: Path) -> list[object]:
 
 @contextmanager
 def few_files(more: int) -> Iterator[None]:
-    """Let this process open so many files more than it has now; the limit could be raised."""
-    gc.collect()  # what earlier tests have left open is not to be closed meanwhile
+    """Limit this process to so many more open files than it has now; the limit can be raised."""
+    gc.collect()  # close files of earlier tests now, not during this test
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + more, hard))
     try:
@@ -285,7 +285,7 @@ def test_a_limit_on_open_files_is_raised(dsu: Dsu, many_files: list[object]) -> 
         dsu(*many_files)
 
 
-def test_a_limit_on_open_files_is_not_called_damage(
+def test_a_limit_on_open_files_is_not_reported_as_damage(
     dsu: Dsu, many_files: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(which: int, limits: tuple[int, int]) -> None:
@@ -297,10 +297,10 @@ def test_a_limit_on_open_files_is_not_called_damage(
     assert result.exit_code == 0 or not re.search("damage|discard", result.output), result.output
 
 
-# ---- data that move and go ----
+# ---- moved and removed data ----
 
 
-def test_a_store_serves_what_it_holds_when_its_images_have_moved(dsu: Dsu, tmp_path: Path) -> None:
+def test_stored_features_are_predicted_after_their_images_have_moved(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", plain(tmp_path / "mine", range(5)), *STAGE_ONE, "--quiet")
     dsu("train-head", "--val-fraction", "0.5", "--epochs", "1", "--out", "run", *QUICK)
     dsu("predict", "--head", "run", "--out", "before", "--quiet")
@@ -309,14 +309,14 @@ def test_a_store_serves_what_it_holds_when_its_images_have_moved(dsu: Dsu, tmp_p
     assert maps("before") and maps("after") == maps("before")
 
 
-def test_a_folder_that_is_given_is_that_folder(dsu: Dsu, tmp_path: Path) -> None:
+def test_a_store_of_another_folder_with_the_same_name_is_not_used(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", plain(tmp_path / "elsewhere" / "mine", range(3)), *STAGE_ONE, "--quiet")
     plain(tmp_path / "mine", range(3, 6))
     result = dsu("train-head", "mine", "--epochs", "1", "--out", "run", *QUICK, exit_code=None)
     assert result.exit_code != 0 and not Path("run").exists(), result.output
 
 
-def test_features_of_a_folder_that_was_away_are_kept(dsu: Dsu, tmp_path: Path) -> None:
+def test_features_of_an_unmounted_folder_are_kept(dsu: Dsu, tmp_path: Path) -> None:
     away, here = plain(tmp_path / "disk" / "mine", range(3)), plain(tmp_path / "home" / "mine", range(3, 6))
     dsu("cache-features", away, *STAGE_ONE, "--quiet")
     away.rename(tmp_path / "unmounted")
@@ -328,7 +328,7 @@ def test_features_of_a_folder_that_was_away_are_kept(dsu: Dsu, tmp_path: Path) -
     assert data_files(tmp_path / "features") == before
 
 
-def test_rows_that_leave_a_store_are_said(dsu: Dsu, tmp_path: Path) -> None:
+def test_images_removed_from_a_store_are_reported(dsu: Dsu, tmp_path: Path) -> None:
     folder = plain(tmp_path / "mine", range(3))
     dsu("cache-features", folder, *STAGE_ONE, "--quiet")
     (folder / "images" / "photo-1.png").unlink()
@@ -337,7 +337,7 @@ def test_rows_that_leave_a_store_are_said(dsu: Dsu, tmp_path: Path) -> None:
     assert "photo-1" in said, said
 
 
-def test_features_of_a_benchmark_below_two_data_roots_are_kept(dsu: Dsu, tmp_path: Path) -> None:
+def test_features_of_a_benchmark_in_two_data_roots_are_kept(dsu: Dsu, tmp_path: Path) -> None:
     roots = [tmp_path / "first", tmp_path / "second"]
     plain(roots[0] / "ECSSD", range(3))
     plain(roots[1] / "ECSSD", range(2, 5))
@@ -348,8 +348,8 @@ def test_features_of_a_benchmark_below_two_data_roots_are_kept(dsu: Dsu, tmp_pat
     assert data_files(tmp_path / "features") == before
 
 
-def test_what_was_decoded_is_what_is_hashed(dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image is another one from its second reading on, and itself again when the command has ended."""
+def test_the_decoded_file_is_the_hashed_file(dsu: Dsu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image changes after its first reading, and changes back when the command has ended."""
     image = plain(tmp_path / "mine", range(2)) / "images" / "photo-1.png"
     shutil.copytree(tmp_path / "mine", tmp_path / "undisturbed")
     shutil.copy(image, tmp_path / "itself.png")
@@ -381,7 +381,7 @@ def test_what_was_decoded_is_what_is_hashed(dsu: Dsu, tmp_path: Path, monkeypatc
 # ---- predictions below the images ----
 
 
-def test_masks_below_the_images_are_no_input(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_masks_below_the_images_are_not_input(dsu: Dsu, house: House, tmp_path: Path) -> None:
     (plain(tmp_path / "mine", range(3)) / "images").rename(tmp_path / "photos")
     command = ("predict", "photos", "--head", house.run, "--out", "photos/results", "--quiet")
     dsu(*command)
@@ -391,7 +391,7 @@ def test_masks_below_the_images_are_no_input(dsu: Dsu, house: House, tmp_path: P
     assert maps("photos/results") == before
 
 
-def test_overlays_below_the_images_are_no_input(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_overlays_below_the_images_are_not_input(dsu: Dsu, house: House, tmp_path: Path) -> None:
     (plain(tmp_path / "mine", range(3)) / "images").rename(tmp_path / "photos")
     dsu("predict", "photos", "--head", house.run, "--kind", "overlay", "--out", "photos/overlays", "--quiet")
     dsu("predict", "photos", "--head", house.run, "--out", "maps", "--quiet")
@@ -401,7 +401,7 @@ def test_overlays_below_the_images_are_no_input(dsu: Dsu, house: House, tmp_path
 # ---- cutouts ----
 
 
-def test_what_was_transparent_stays_transparent_in_a_cutout(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_cutouts_keep_transparent_pixels_transparent(dsu: Dsu, house: House, tmp_path: Path) -> None:
     image = photo(0).convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 30, 40))
     image.save(tmp_path / "half.png")
@@ -413,7 +413,7 @@ def test_what_was_transparent_stays_transparent_in_a_cutout(dsu: Dsu, house: Hou
     assert np.array_equal(opacity[:, 30:], np.where(mask >= 128, mask, 0))
 
 
-def test_what_is_transparent_in_a_cutout_has_no_colour(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_transparent_pixels_of_cutouts_have_no_colour(dsu: Dsu, house: House, tmp_path: Path) -> None:
     photo(0).save(tmp_path / "photo.png")
     dsu("predict", "photo.png", "--head", house.run, "--out", "maps", "--quiet")
     middle = float(np.median(np.asarray(Image.open("maps/photo.png")))) / 255
@@ -425,10 +425,10 @@ def test_what_is_transparent_in_a_cutout_has_no_colour(dsu: Dsu, house: House, t
     assert not picture[transparent].any()
 
 
-# ---- what is said, and to whom ----
+# ---- messages ----
 
 
-def test_tables_are_printed_where_characters_are_few(house: House, tmp_path: Path) -> None:
+def test_tables_are_printed_in_limited_encodings(house: House, tmp_path: Path) -> None:
     done = subprocess.run(
         [DSU, "eval", "--predictions", house.predictions],
         cwd=tmp_path,
@@ -448,13 +448,13 @@ def test_tiles_of_a_mask_far_smaller_than_its_image(dsu: Dsu, tmp_path: Path) ->
     assert result.exit_code == 0 or (result.exit_code == 1 and "large" in result.output)
 
 
-def test_nothing_is_called_validated_where_nothing_was_held_out(dsu: Dsu, tmp_path: Path) -> None:
+def test_runs_without_held_out_images_report_no_validation(dsu: Dsu, tmp_path: Path) -> None:
     dsu("cache-features", plain(tmp_path / "mine", range(1)), *STAGE_ONE, "--quiet")
     said = dsu("train-head", "--epochs", "1", "--views", "1", "--sheet-every", "0", "--out", "run").output
     assert "validated" not in said, said
 
 
-def test_a_check_advises_nothing_that_is_not_needed(dsu: Dsu, tmp_path: Path) -> None:
+def test_a_check_gives_no_unnecessary_advice(dsu: Dsu, tmp_path: Path) -> None:
     folder = plain(tmp_path / "mine", range(3))
     for path in (folder / "masks").iterdir():
         mask((30, 20)).save(path)
@@ -462,7 +462,7 @@ def test_a_check_advises_nothing_that_is_not_needed(dsu: Dsu, tmp_path: Path) ->
     assert "another size" in said and "--resize" not in said, said
 
 
-def test_nobody_is_told_to_remove_a_folder(house: House, drawn: Path) -> None:
+def test_no_error_suggests_removing_a_folder(house: House, drawn: Path) -> None:
     segmenter = Segmenter.load(house.run, device="cpu")
     with pytest.raises(Exception, match="images") as refused:
         segmenter(drawn / "test" / "images")
@@ -476,7 +476,7 @@ SMALL: Final = ("--hiera", "toy", "--dino", "vits14", "--hiera-size", "128", "--
 
 @pytest.fixture(scope="module")
 def dino() -> dict[str, torch.Tensor]:
-    """Weights of DINOv2's smallest size, as timm publishes them, but random."""
+    """Random weights of the smallest DINOv2, in timm's format."""
     import timm
 
     torch.manual_seed(0)
@@ -497,11 +497,11 @@ WRAPPED: Final[dict[str, Callable[[Weights], Any]]] = {
     "state_dict": lambda weights: {"state_dict": weights, "epoch": 3},
     "student": lambda weights: {"student": weights},
 }
-"""Checkpoints of weights as training programs leave them."""
+"""Formats in which training programs save weights."""
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_what_is_put_around_weights_is_stripped(dsu: Dsu, tmp_path: Path, dino: Weights, kind: str) -> None:
+def test_wrappers_around_weights_are_removed(dsu: Dsu, tmp_path: Path, dino: Weights, kind: str) -> None:
     torch.save(WRAPPED[kind](dino), "wrapped.pth")
     save_file(dino, "bare.safetensors")
     for file in ("bare.safetensors", "wrapped.pth"):
@@ -519,14 +519,14 @@ def test_what_is_put_around_weights_is_stripped(dsu: Dsu, tmp_path: Path, dino: 
     ],
     ids=["page", "pointer"],
 )
-def test_what_is_no_checkpoint_is_called_what_it_is(dsu: Dsu, tmp_path: Path, content: str, word: str) -> None:
+def test_files_that_are_not_checkpoints_are_named(dsu: Dsu, tmp_path: Path, content: str, word: str) -> None:
     (tmp_path / "weights.pth").write_text(content)
     plain(tmp_path / "mine", range(1))
     said = dsu("cache-features", "mine", *SMALL, "--dino-weights", "weights.pth", exit_code=1).output
     assert "weights.pth" in said and word in said, said
 
 
-def test_encoders_of_an_imported_head_are_not_called_official(dsu: Dsu, house: House) -> None:
+def test_encoders_of_an_imported_head_are_not_official(dsu: Dsu, house: House) -> None:
     dsu("export-checkpoint", house.run, "-o", "authors.pth")
     said = dsu("import-checkpoint", "authors.pth", "-o", "head.safetensors").output
     assert ": the official" not in said, said
@@ -535,10 +535,10 @@ def test_encoders_of_an_imported_head_are_not_called_official(dsu: Dsu, house: H
 # ---- another device ----
 
 
-def test_a_run_from_a_gpu_goes_on_with_the_optimiser_of_this_device(
+def test_a_run_from_a_gpu_resumes_with_this_devices_optimiser(
     dsu: Dsu, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint as a GPU leaves it: the same numbers, and the flag of its kernels."""
+    """A checkpoint as saved on a GPU: the same numbers, with the flag for fused kernels."""
     train = house.train("--epochs", "2", "--val-fraction", "0", *QUICK)
     with monkeypatch.context() as patch:
         stop_at(patch, 1)

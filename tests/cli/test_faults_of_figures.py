@@ -1,4 +1,4 @@
-"""Figures and what they are about: faults that people met, each with what happens now."""
+"""Regression tests for figures and the images behind them, each with the right behaviour."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from dsu import Segmenter
 from dsu.prediction import predict
 
 QUICK: Final = ("--views", "1", "--sheet-every", "0", "--quiet")
-"""Options of a training that takes as little time as there can be."""
+"""Options of the fastest training."""
 
 STAGE_ONE: Final = (*TINY, "--features", "V", "--views", "1", "--quiet")
 
@@ -36,12 +36,12 @@ def benchmarks(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(drawn: Path, tmp_path: Path) -> Path:
-    """Six images of one's own and their masks, elsewhere than in the working folder."""
+    """Six own images and masks, outside the working folder."""
     return copied(drawn / "train", tmp_path / "elsewhere" / "photos", range(6))
 
 
 def copied(drawn: Path, folder: Path, which: range) -> Path:
-    """Some drawn images and masks in a folder of their own."""
+    """Copy some synthetic images and masks into a new folder."""
     for inner in ("images", "masks"):
         (folder / inner).mkdir(parents=True)
         for path in sorted((drawn / inner).iterdir())[which.start : which.stop]:
@@ -50,7 +50,7 @@ def copied(drawn: Path, folder: Path, which: range) -> Path:
 
 
 def saved(folder: Path, pictures: dict[str, NDArray[np.uint8] | Image.Image], **options: Any) -> Path:
-    """A folder of pictures by their names."""
+    """Write images into a folder, by their names."""
     folder.mkdir(parents=True)
     for name, picture in pictures.items():
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -59,14 +59,14 @@ def saved(folder: Path, pictures: dict[str, NDArray[np.uint8] | Image.Image], **
 
 
 def box(width: int, height: int) -> NDArray[np.uint8]:
-    """A mask (H, W) with a box that no turn leaves where it is."""
+    """A mask (H, W) with a box that changes its place in every rotation."""
     mask = np.zeros((height, width), np.uint8)
     mask[height // 8 : height // 2, width // 4 : width // 2] = 255
     return mask
 
 
 def photo(width: int, height: int) -> NDArray[np.uint8]:
-    """Noise (H, W, 3) with a quarter of its pixels nearly black, as dark parts of photographs are."""
+    """Noise (H, W, 3) with a quarter of its pixels nearly black, like dark parts of photographs."""
     rng = np.random.default_rng(width)
     values = rng.integers(60, 256, (height, width, 3), dtype=np.uint8)
     values[rng.random((height, width)) < 0.25] //= 16
@@ -74,7 +74,7 @@ def photo(width: int, height: int) -> NDArray[np.uint8]:
 
 
 def figures(dsu: Dsu, *words: object) -> dict[str, Any]:
-    """What `eval` gives for its only set."""
+    """The figures of `eval` for its only set."""
     [found] = json.loads(dsu("eval", *words, "--format", "json", "--quiet").stdout).values()
     return dict(found)
 
@@ -82,7 +82,7 @@ def figures(dsu: Dsu, *words: object) -> dict[str, Any]:
 # ---- which maps are evaluated ----
 
 
-def test_maps_of_an_old_head_are_not_evaluated_beside_those_of_the_new_one(
+def test_sets_predicted_by_an_old_head_are_not_evaluated(
     dsu: Dsu, house: House, benchmarks: Path, tmp_path: Path
 ) -> None:
     mine = house.copied(tmp_path)
@@ -98,7 +98,7 @@ def test_maps_of_an_old_head_are_not_evaluated_beside_those_of_the_new_one(
     assert "no set 'CHAMELEON'" in said
 
 
-def test_maps_of_an_old_head_are_not_evaluated_as_those_of_the_new_one(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_maps_of_an_old_head_are_not_evaluated_as_the_new_ones(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     dsu("eval", "--predictions", mine.run, "--quiet")
     dsu(*mine.train("--seed", "1", "--out", "other", *QUICK))
@@ -110,7 +110,7 @@ def test_maps_of_an_old_head_are_not_evaluated_as_those_of_the_new_one(dsu: Dsu,
 # ---- normalisation ----
 
 
-def test_equal_maps_get_equal_figures(dsu: Dsu, house: House, drawn: Path, tmp_path: Path) -> None:
+def test_equal_maps_have_equal_figures(dsu: Dsu, house: House, drawn: Path, tmp_path: Path) -> None:
     tiles = copied(drawn / "test", tmp_path / "tiles", range(3))
     dsu("predict", tiles / "images", "--head", house.run, "--out", "of-images", "--quiet")
     dsu("predict", tiles, "--head", house.run, "--out", "of-all", "--quiet")
@@ -125,13 +125,13 @@ def test_equal_maps_get_equal_figures(dsu: Dsu, house: House, drawn: Path, tmp_p
     assert found == [plain] * 3
 
 
-def test_the_header_of_the_table_says_how_maps_were_normalised(dsu: Dsu, house: House) -> None:
+def test_the_tables_header_has_the_normalisation(dsu: Dsu, house: House) -> None:
     lines = dsu("eval", "--predictions", house.predictions).stdout.splitlines()
     first = next(index for index, line in enumerate(lines) if line.split()[:2] == ["S", "↑"])
     assert re.search("normali[sz]", " ".join(lines[:first])), lines
 
 
-# ---- which ground truth they are evaluated against ----
+# ---- which ground truth maps are compared with ----
 
 NAMES: Final = ("one", "two", "three")
 
@@ -140,7 +140,7 @@ LAYOUTS: Final = {
     "beside": ("", "", ""),
     "ending apart": ("images", "masks", "_mask"),
 }
-"""Folder of the images, folder of the masks, and what the masks' names end in."""
+"""Folder of the images, folder of the masks, and the suffix of the masks' names."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -159,8 +159,8 @@ def test_ground_truth_pairs_as_in_training(dsu: Dsu, tmp_path: Path, layout: str
 # ---- which share a figure is from ----
 
 
-def test_training_images_are_evaluated_only_where_that_is_asked_for_and_said(dsu: Dsu, photos: Path) -> None:
-    """The set is found by its name, through its store: the folder is not in the working folder."""
+def test_training_images_are_evaluated_only_on_request(dsu: Dsu, photos: Path) -> None:
+    """The set is found by its name in its store, since its folder is not in the working folder."""
     dsu("cache-features", photos, *STAGE_ONE)
     dsu("train-head", "--epochs", "1", "--out", "run", *QUICK)
     if dsu("predict", "photos", "--head", "run", "--quiet", exit_code=None).exit_code != 0:
@@ -172,7 +172,7 @@ def test_training_images_are_evaluated_only_where_that_is_asked_for_and_said(dsu
 
 
 def _with_exif(path: Path, to: Path) -> None:
-    """A JPEG's own pixels, not encoded again, behind another head."""
+    """Copy a JPEG's compressed data, with another header."""
     data, exif = path.read_bytes(), Image.Exif()
     exif[0x010E] = "described"
     head = exif.tobytes()
@@ -186,14 +186,14 @@ SAVED_ANEW: Final[dict[str, Callable[[Path, Path], None]]] = {
     "3.webp": lambda path, to: Image.open(path).save(to, lossless=True),
     "4.jpg": _with_exif,
 }
-"""Training images in other files, nothing lost."""
+"""Lossless ways to save training images in other files."""
 
 
 @pytest.mark.parametrize("cut", [(), ("--tile", "64")])
-def test_training_images_saved_anew_are_known(
+def test_training_images_in_other_files_are_recognised(
     dsu: Dsu, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[str, ...]
 ) -> None:
-    """Also one that is not in the record yet when its mask is about to be written: a kill would leave it unknown."""
+    """The record has each image before its mask is written: otherwise, a kill would leave it unrecognised."""
     dsu("cache-features", photos, *STAGE_ONE)
     dsu("train-head", "--epochs", "1", "--val-fraction", "0", "--out", "run", *QUICK)
     anew, trained = tmp_path / "anew", sorted((photos / "images").iterdir())
@@ -217,7 +217,7 @@ def test_training_images_saved_anew_are_known(
     dsu("eval", "--predictions", "maps", "--truth", truth, "--all")
 
 
-def test_an_image_and_its_copy_in_another_file_are_in_one_share(dsu: Dsu, photos: Path) -> None:
+def test_an_image_and_its_copy_are_in_one_share(dsu: Dsu, photos: Path) -> None:
     for path in sorted((photos / "images").iterdir()):
         Image.open(path).save(path.with_name(f"copy-{path.stem}.png"))
         shutil.copy(photos / "masks" / f"{path.stem}.png", photos / "masks" / f"copy-{path.stem}.png")
@@ -230,8 +230,8 @@ def test_an_image_and_its_copy_in_another_file_are_in_one_share(dsu: Dsu, photos
     dsu("eval", "--predictions", "run")
 
 
-def test_an_image_that_was_edited_in_its_size_is_not_evaluated(dsu: Dsu, house: House, tmp_path: Path) -> None:
-    """Copies have another time, and are evaluated."""
+def test_an_edited_image_of_the_same_file_size_is_not_evaluated(dsu: Dsu, house: House, tmp_path: Path) -> None:
+    """Files with only another modification time, such as copies, are still evaluated."""
     for name in "ab":
         pictures = {"image": photo(60, 40), "mask": box(60, 40)}
         for inner, picture in pictures.items():
@@ -253,21 +253,21 @@ def test_an_image_that_was_edited_in_its_size_is_not_evaluated(dsu: Dsu, house: 
 
 @pytest.fixture
 def validated(dsu: Dsu, photos: Path) -> Path:
-    """A run of which the best validated state is kept, and predictions of the images that chose it."""
+    """A run with the best weights on validation, and predictions of its validation images."""
     dsu("cache-features", photos, *STAGE_ONE)
     dsu("train-head", "--val-fraction", "0.3", "--epochs", "1", "--out", "run", *QUICK)
     dsu("predict", "--head", "run", "--quiet")
     return Path("run")
 
 
-def test_figures_of_the_images_that_chose_the_state_say_so(dsu: Dsu, validated: Path) -> None:
+def test_figures_of_validation_images_are_marked(dsu: Dsu, validated: Path) -> None:
     said = dsu("eval", "--predictions", validated, "--conventions", "--report", "page.html").output
     page = Path("page.html").read_text()
     for told in (said, page):
         assert re.search("chose|validat", told.lower()), said
 
 
-def test_a_share_is_held_out_that_training_never_looks_at(dsu: Dsu, photos: Path) -> None:
+def test_training_never_uses_the_test_share(dsu: Dsu, photos: Path) -> None:
     dsu("cache-features", photos, *STAGE_ONE)
     shares = ("--val-fraction", "0.3", "--test-fraction", "0.3")
     dsu("train-head", *shares, "--epochs", "1", "--out", "run", *QUICK)
@@ -276,11 +276,11 @@ def test_a_share_is_held_out_that_training_never_looks_at(dsu: Dsu, photos: Path
     assert "test" in result.stdout.lower(), result.output
 
 
-# ---- masks and maps as they are ----
+# ---- formats of masks and maps ----
 
 
-def test_masks_of_stored_pixels_are_turned_like_their_images(dsu: Dsu, tmp_path: Path) -> None:
-    """Each image is stored lying, and EXIF turns it; its mask was drawn on the stored pixels."""
+def test_masks_of_unrotated_pixels_are_rotated_like_their_images(dsu: Dsu, tmp_path: Path) -> None:
+    """Each image is rotated by EXIF, and its mask was drawn on the unrotated pixels."""
     maps: dict[str, NDArray[np.uint8] | Image.Image] = {}
     for orientation in (5, 6, 7, 8):
         exif = Image.Exif()
@@ -298,7 +298,7 @@ def test_masks_of_stored_pixels_are_turned_like_their_images(dsu: Dsu, tmp_path:
     assert (found["images"], found["IoU"], found["MAE"]) == (4, 1, 0)
 
 
-def test_a_mask_of_other_proportions_than_its_image_is_refused_by_name(dsu: Dsu, tmp_path: Path) -> None:
+def test_a_mask_with_another_aspect_ratio_is_refused_by_name(dsu: Dsu, tmp_path: Path) -> None:
     saved(tmp_path / "tiles" / "images", {"good.jpg": photo(160, 146), "narrow.jpg": photo(160, 146)})
     saved(tmp_path / "tiles" / "masks", {"good.png": box(160, 146), "narrow.png": box(100, 146)})
     saved(tmp_path / "maps", {"good.png": box(160, 146), "narrow.png": box(160, 146)})
@@ -307,7 +307,7 @@ def test_a_mask_of_other_proportions_than_its_image_is_refused_by_name(dsu: Dsu,
 
 
 def cutouts() -> dict[str, NDArray[np.uint8] | Image.Image]:
-    """Photographs with a mask as their opacity."""
+    """Photographs with a mask as their alpha channel."""
     return {
         f"{name}.png": np.dstack([photo(60 + 2 * index, 40), box(60 + 2 * index, 40)])
         for index, name in enumerate(NAMES)
@@ -315,14 +315,14 @@ def cutouts() -> dict[str, NDArray[np.uint8] | Image.Image]:
 
 
 @pytest.mark.parametrize(("maps", "truth"), [("cutouts", "masks"), ("masks", "cutouts")])
-def test_cutouts_are_evaluated_by_their_opacity(dsu: Dsu, tmp_path: Path, maps: str, truth: str) -> None:
+def test_cutouts_are_evaluated_by_their_alpha_channel(dsu: Dsu, tmp_path: Path, maps: str, truth: str) -> None:
     saved(tmp_path / "cutouts", cutouts())
     saved(tmp_path / "masks", {name: np.asarray(picture)[..., 3] for name, picture in cutouts().items()})
     found = figures(dsu, "--predictions", maps, "--truth", truth, "--normalize", "none")
     assert (found["IoU"], found["MAE"]) == (1, 0)
 
 
-def test_cutouts_as_masks_are_learnt_by_their_opacity(dsu: Dsu, tmp_path: Path) -> None:
+def test_cutouts_as_masks_are_read_from_their_alpha_channel(dsu: Dsu, tmp_path: Path) -> None:
     names = [Path(name).with_suffix(".jpg").name for name in cutouts()]
     stored = []
     for folder in ("cut", "plain"):
@@ -358,7 +358,7 @@ RANGES: Final = (
 
 
 @pytest.mark.parametrize("values", [(0, 0), (0, 255), (255, 255), (128, 255), (128, 0)], ids=str)
-def test_every_figure_of_one_pixel_is_in_its_range(dsu: Dsu, tmp_path: Path, values: Sequence[int]) -> None:
+def test_figures_of_one_pixel_are_in_their_ranges(dsu: Dsu, tmp_path: Path, values: Sequence[int]) -> None:
     for folder, value in zip(("maps", "truth"), values, strict=True):
         saved(tmp_path / folder, {"point.png": np.full((1, 1), value, np.uint8)})
     found = figures(dsu, "--predictions", "maps", "--truth", "truth")
@@ -369,7 +369,7 @@ def test_every_figure_of_one_pixel_is_in_its_range(dsu: Dsu, tmp_path: Path, val
 
 
 @pytest.mark.parametrize("kind", ["turned", "deep"])
-def test_an_opened_picture_is_read_as_its_file(house: House, tmp_path: Path, kind: str) -> None:
+def test_an_opened_image_is_read_like_its_file(house: House, tmp_path: Path, kind: str) -> None:
     if kind == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
