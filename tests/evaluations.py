@@ -1,4 +1,4 @@
-"""Evaluations of drawn predictions, for tests of what is told about them."""
+"""Evaluations of synthetic predictions, for tests of reports."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ ODD_NAMES: Final = (
     "$title ${style}",
     "日本 ü 100%25#?",
 )
-"""Names that images may have and that mean something to HTML, to scripts, to templates or to addresses."""
+"""Possible names of images that contain special characters of HTML, scripts, templates or URLs."""
 
 
 def draw_cases(

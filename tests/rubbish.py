@@ -1,4 +1,4 @@
-"""What tests feed to commands: files that are not images, and odd images, by name; and checks of a refusal."""
+"""Bad input for commands: files that are not images, and unusual images, by name; and checks of errors."""
 
 import io
 import os
@@ -18,7 +18,7 @@ __all__ = ["ODD", "UNREADABLE", "Code", "Refused", "picture", "run_code", "trunc
 
 
 class Code:
-    """Unpickled, it makes a file called `ran`."""
+    """An object that creates a file called `ran` when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -28,7 +28,7 @@ class Code:
 
 
 def run_code(path: Path) -> None:
-    """A pickle that runs code where it is unpickled."""
+    """A pickle that runs code when it is loaded."""
     path.write_bytes(pickle.dumps({"model": Code(path)}))
 
 
@@ -68,7 +68,7 @@ def _corrupt(path: Path) -> None:
 
 
 def _claiming(width: int, height: int) -> Callable[[Path], object]:
-    """A PNG of a few bytes that claims a size."""
+    """A PNG of a few bytes whose header claims this size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -110,7 +110,7 @@ UNREADABLE: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "device.jpg": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     os.fsdecode(b"latin-\xe9.jpg"): (lambda path: path.write_bytes(_bytes(picture(), "JPEG")), "not valid UTF-8"),
 }
-"""Files that cannot be read as images, by name: how each is made, and what must be said of it."""
+"""Files that cannot be read as images, by name: a function that makes the file, and a part of its error message."""
 
 
 def _saved(image: Image.Image, kind: str = "PNG", **options: Any) -> tuple[Callable[[Path], object], tuple[int, int]]:
@@ -119,7 +119,7 @@ def _saved(image: Image.Image, kind: str = "PNG", **options: Any) -> tuple[Calla
 
 def _turned() -> tuple[Callable[[Path], object], tuple[int, int]]:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     return _saved(picture(40, 30), "JPEG", exif=exif)[0], (30, 40)
 
 
@@ -158,7 +158,7 @@ ODD: Final[dict[str, tuple[Callable[[Path], object], tuple[int, int]]]] = {
     "dots...png": _saved(picture()),
     "n" * 251 + ".png": _saved(picture()),
 }
-"""Images that must work whatever they are called and however they are kept: how each is made, its size upright."""
+"""Unusual but valid images, by name: a function that makes the file, and the image's upright size."""
 
 _OUTPUTS: Final = {
     "cache-features": {"--cache-root": "features"},
@@ -169,23 +169,23 @@ _OUTPUTS: Final = {
     "import-checkpoint": {"-o": "head.safetensors"},
     "export-checkpoint": {"-o": "checkpoint.pth"},
 }
-"""Where a command may write: its options that say so and what they are by default ("." for nothing)."""
+"""Options that name a command's outputs, with their defaults ("." for none)."""
 
 
 class Refused:
-    """Runs `dsu ...` on bad input and finds that it was told as it should be, and nothing written elsewhere.
+    """Runs `dsu ...` on bad input, and checks its messages, and that it writes only its outputs.
 
     Args:
         dsu: the command.
-        node: the test, which carries the count to the summary.
-        watched: folders in which nothing may change but what the command is asked to write.
+        node: the test, whose properties count inputs for the summary.
+        watched: folders in which only the command's outputs may change.
     """
 
     def __init__(self, dsu: Dsu, node: pytest.Item, watched: Sequence[Path]) -> None:
         self._dsu, self._node, self._watched = dsu, node, watched
 
     def __call__(self, arguments: Sequence[object], *words: object, status: int = 2, count: int = 1) -> str:
-        """Find all of `words` in what is said after `error:`, and the exit status; returns what is said."""
+        """Check the exit status, and that the text after `error:` contains all `words`; returns this text."""
         said = self.handled(arguments, status=status, count=count)
         assert "error:" in said, said
         error = said[said.index("error:") :]
@@ -193,20 +193,20 @@ class Refused:
         return error
 
     def handled(self, arguments: Sequence[object], *words: object, status: int = 0, count: int = 1) -> str:
-        """Find all of `words` in what is said, and the exit status; returns what is said."""
+        """Check the exit status, and that the output contains all `words`; returns the output."""
         outputs = _outputs(list(map(str, arguments)))
         before = dict(self._seen(outputs))
         said = " ".join(self._dsu(*arguments, exit_code=status).output.split())
         assert [str(word) for word in words if str(word) not in said] == [], said
         after = dict(self._seen(outputs))
         changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-        elsewhere = [path for path in changed if "splits.json" not in path]  # which share a sample is in is noted
+        elsewhere = [path for path in changed if "splits.json" not in path]  # training records each sample's share
         assert elsewhere == [], elsewhere
         self._node.user_properties.append(("bad inputs refused or handled", count))
         return said
 
     def _seen(self, outputs: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every file that is no output, with its size and time, and every folder; the parent's only by name."""
+        """All files except outputs, with size and time, and all folders; those of the parent only by name."""
         for folder in self._watched:
             yield from ((entry.path, ()) for entry in os.scandir(folder.parent))
             for where, inner, files in os.walk(folder):
@@ -214,7 +214,7 @@ class Refused:
                 yield from ((os.path.join(where, name), (0,)) for name in inner)
                 for name in files:
                     if name in ("lock", "readers") and os.path.basename(where) == "manifest":
-                        continue  # of a store: whoever reads it holds them
+                        continue  # a store's locks, which readers take
                     path = os.path.join(where, name)
                     if path not in outputs:
                         found = os.lstat(path)

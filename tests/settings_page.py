@@ -1,4 +1,4 @@
-"""docs/settings.md, made of the settings' fields: `python tests/settings_page.py` writes it."""
+"""Generate docs/settings.md from the fields of settings: `python tests/settings_page.py` writes it."""
 
 from collections.abc import Iterator
 from pathlib import Path

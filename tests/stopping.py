@@ -1,4 +1,4 @@
-"""Stops training where a test wants it."""
+"""Interrupt training at a given step."""
 
 import pytest
 import torch

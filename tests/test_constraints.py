@@ -1,4 +1,4 @@
-"""`.ci/constraints.txt` pins all that is installed for development, and binds no user."""
+"""`.ci/constraints.txt` pins all packages for development, but not for users."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Start `dsu` as several processes, as its user does."""
+"""Start `dsu` as several processes with torchrun."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A headless Chromium, with its driver, where the machine has one."""
+"""A headless Chromium with its driver, if the machine has them."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: it sorts, filters, obeys the keyboard, is quiet, and opens fast."""
+"""The report's page in a real browser: sorting, filtering, keyboard, no console messages, and fast loading."""
 
 import time
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def press(browser: Browser, *keys: str) -> None:
     ActionChains(browser.driver).send_keys(*keys).perform()
 
 
-def test_worst_first_by_any_metric(at_page: Browser, found: Evaluation) -> None:
+def test_images_are_sorted_by_any_metric(at_page: Browser, found: Evaluation) -> None:
     assert shown(at_page) == by_score(found, "S", reverse=False)[:48]
     choose(at_page, "metric", "MAE")
     assert shown(at_page) == by_score(found, "MAE", reverse=True)[:48]
@@ -95,7 +95,7 @@ def test_worst_first_by_any_metric(at_page: Browser, found: Evaluation) -> None:
     assert at_page.complaints() == []
 
 
-def test_filter_by_name_and_choose_set_and_run(at_page: Browser, other: Evaluation) -> None:
+def test_filters_by_name_set_and_run(at_page: Browser, other: Evaluation) -> None:
     field = at_page.driver.find_element("id", "filter")
     field.send_keys("IMG_00")
     assert set(shown(at_page)) == {f"img_{index:03}" for index in range(10)}
@@ -191,7 +191,7 @@ def test_the_page_fits_the_window_in_light_and_dark_mode(browser: Browser, page:
     assert browser.complaints() == []
 
 
-def test_everything_a_hand_can_reach_has_a_name(at_page: Browser) -> None:
+def test_all_controls_have_accessible_names(at_page: Browser) -> None:
     nameless = at_page.run(
         "return [...document.querySelectorAll('button, select, input, a')].filter((e) =>"
         "!(e.textContent.trim() || e.ariaLabel || e.labels?.length)).map((e) => e.outerHTML)"
@@ -202,7 +202,7 @@ def test_everything_a_hand_can_reach_has_a_name(at_page: Browser) -> None:
     assert [alt.rsplit(": ", 1)[1] for alt in alts] == ["image", "ground truth", "prediction", "errors"]
 
 
-def test_images_without_an_object_are_shown_alone(browser: Browser, tmp_path: Path) -> None:
+def test_images_without_an_object_can_be_selected(browser: Browser, tmp_path: Path) -> None:
     cases = draw_cases(tmp_path, ["a", "b", "c"])
     Image.fromarray(np.zeros((30, 40), np.uint8)).save(cases[1].truth)
     for name, chosen in (("mixed", cases), ("plain", cases[::2])):
@@ -229,7 +229,7 @@ def test_every_column_has_its_heading(at_page: Browser) -> None:
 
 
 @pytest.mark.slow
-def test_five_thousand_images_open_in_seconds(browser: Browser, tmp_path: Path) -> None:
+def test_a_page_with_five_thousand_images_loads_in_seconds(browser: Browser, tmp_path: Path) -> None:
     """The size of DUTS-TE. Bounds are generous, for busy machines; the figures are printed."""
     found = draw_evaluation(tmp_path, [f"ILSVRC2012_test_{index:08}" for index in range(5019)], size=(32, 24))
     page = tmp_path / "report.html"

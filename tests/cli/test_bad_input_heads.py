@@ -27,7 +27,7 @@ def test_prediction_without_a_head(refused: Refused, tmp_path: Path) -> None:
 
 
 def _rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """The same tensors with other metadata."""
+    """Rewrite a head with the same tensors and other metadata."""
     with safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()["dsu"])
     changed = change(content)
@@ -84,7 +84,7 @@ def _with_hiera(path: Path, **changes: object) -> None:
         (run_code, ("can't be read as a head",)),
     ],
 )
-def test_heads_that_are_none(
+def test_files_that_are_not_heads(
     refused: Refused, house: House, tmp_path: Path, spoil: Callable[[Path], Any], words: Sequence[str]
 ) -> None:
     head = tmp_path / "head.safetensors"
@@ -100,7 +100,7 @@ def test_a_head_whose_tensors_do_not_fit(refused: Refused, house: House, tmp_pat
     refused(["predict", house.data / "test", "--head", head], "tensors do not fit", "train it again", status=1)
 
 
-def test_a_head_of_other_encoder_weights(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_a_head_trained_with_other_encoder_weights(refused: Refused, house: House, tmp_path: Path) -> None:
     head = tmp_path / "head.safetensors"
     shutil.copy(house.run / head.name, head)
     _rewritten(head, lambda c: {**c, "encoders": {"hiera": "a" * 64, "dino": "b" * 64}})
@@ -118,7 +118,7 @@ def test_a_head_of_other_encoder_weights(refused: Refused, house: House, tmp_pat
         {"reference": "x", "held_out": 5},
     ],
 )
-def test_a_head_that_names_its_data_set_wrongly(
+def test_a_head_with_an_invalid_data_set(
     refused: Refused, house: House, tmp_path: Path, dataset: dict[str, Any]
 ) -> None:
     head = tmp_path / "head.safetensors"
@@ -127,7 +127,7 @@ def test_a_head_that_names_its_data_set_wrongly(
     refused(["predict", "--head", head], "is invalid", "give the images to predict", status=1)
 
 
-def test_a_head_that_leads_out_of_the_output_folder(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_a_head_whose_set_name_leads_out_of_the_output_folder(refused: Refused, house: House, tmp_path: Path) -> None:
     head = tmp_path / "deep" / "head.safetensors"
     head.parent.mkdir()
     shutil.copy(house.run / head.name, head)
@@ -138,7 +138,7 @@ def test_a_head_that_leads_out_of_the_output_folder(refused: Refused, house: Hou
     refused(["predict", "--head", head, "--end-to-end"], "'../../evil-VAL'", "would be outside", status=1)
 
 
-def test_a_head_that_gives_no_finite_numbers(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_a_head_with_outputs_that_are_not_finite(refused: Refused, house: House, tmp_path: Path) -> None:
     head = tmp_path / "head.safetensors"
     with safe_open(house.run / head.name, framework="pt") as file:
         metadata = file.metadata()
@@ -149,7 +149,7 @@ def test_a_head_that_gives_no_finite_numbers(refused: Refused, house: House, tmp
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-def test_a_head_that_names_no_data_set(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_a_head_without_a_data_set(refused: Refused, house: House, tmp_path: Path) -> None:
     head = tmp_path / "head.safetensors"
     shutil.copy(house.run / head.name, head)
     _rewritten(head, lambda c: {**c, "dataset": {}})
@@ -162,13 +162,13 @@ def test_sources_that_do_not_exist(refused: Refused, house: House, source: str) 
     assert ("--data-root" in error) != source.endswith(("jpg", "png"))
 
 
-def test_a_source_that_is_no_image(refused: Refused, house: House, tmp_path: Path) -> None:
+def test_a_source_that_is_not_an_image(refused: Refused, house: House, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("words")
     error = refused(house.predict("notes.txt", "--out", "out"), "notes.txt", "not in a known image format", status=1)
     assert "0 written" in error and "1 skipped" in error
 
 
-def test_predictions_never_fall_on_their_inputs(refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
+def test_predictions_never_replace_their_inputs(refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
     image = mine / "images" / "one.png"
     Image.open(mine / "images" / "0000.jpg").save(image)
     before = image.read_bytes()
@@ -177,7 +177,9 @@ def test_predictions_never_fall_on_their_inputs(refused: Refused, house: House, 
     assert image.read_bytes() == before
 
 
-def test_files_that_stand_in_the_way(dsu: Dsu, refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
+def test_existing_masks_are_replaced_only_with_overwrite(
+    dsu: Dsu, refused: Refused, house: House, mine: Path, tmp_path: Path
+) -> None:
     foreign = tmp_path / "out" / "0000.png"
     foreign.parent.mkdir()
     foreign.write_text("mine")
@@ -216,7 +218,7 @@ def test_no_predictions(refused: Refused, tmp_path: Path) -> None:
 
 @pytest.fixture
 def evaluated(house: House, tmp_path: Path) -> Path:
-    """A copy of the predictions, to be spoilt."""
+    """A copy of the predictions, which tests damage."""
     shutil.copytree(house.predictions, tmp_path / "evaluated")
     return tmp_path / "evaluated"
 
@@ -244,15 +246,13 @@ def test_predictions_that_cannot_be_read(refused: Refused, evaluated: Path, spoi
     refused(["eval", "--predictions", evaluated], path, "cannot be read as an image", status=1)
 
 
-def test_folders_called_like_images_are_no_predictions(refused: Refused, evaluated: Path) -> None:
+def test_folders_named_like_images_are_not_predictions(refused: Refused, evaluated: Path) -> None:
     (evaluated / "shapes-TE" / "0001.png").unlink()
     (evaluated / "shapes-TE" / "0001.png").mkdir()
     refused(["eval", "--predictions", evaluated], "0001 has no prediction", status=1)
 
 
-def test_ground_truth_that_is_empty_or_not_there(
-    refused: Refused, house: House, evaluated: Path, tmp_path: Path
-) -> None:
+def test_ground_truth_that_is_empty_or_missing(refused: Refused, house: House, evaluated: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(["eval", "--predictions", evaluated / "shapes-TE", "--truth", "empty"], "empty", "no images")
     record = json.loads((evaluated / "predictions.json").read_text())

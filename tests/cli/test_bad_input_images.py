@@ -1,4 +1,4 @@
-"""Bad data sets, images and masks: each is named, none is left out silently, and the rest goes on."""
+"""Bad data sets, images and masks: each is named, none is left out silently, and the others are processed."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def test_an_unknown_data_set(refused: Refused, tmp_path: Path) -> None:
     refused(stage_one("NOWHERE"), "'NOWHERE'", "below data", "DUTS", "NC4K", "--data-root", "DSU_DATA")
 
 
-def test_a_benchmark_that_is_not_below_the_data_root(refused: Refused, tmp_path: Path) -> None:
+def test_a_benchmark_that_is_not_in_the_data_root(refused: Refused, tmp_path: Path) -> None:
     error = refused(stage_one("duts", "--data-root", "sets"), "duts", "below sets", "DUTS/DUTS-TR", "--data-root")
     assert "neither" not in error
 
@@ -27,14 +27,14 @@ def test_a_folder_without_images(refused: Refused, tmp_path: Path) -> None:
     refused(stage_one("empty"), tmp_path / "empty", "contains no images")
 
 
-def test_a_folder_in_which_images_and_masks_cannot_be_told_apart(dsu: Dsu, refused: Refused, mine: Path) -> None:
+def test_a_folder_with_indistinguishable_images_and_masks(dsu: Dsu, refused: Refused, mine: Path) -> None:
     (mine / "images").rename(mine / "first")
     (mine / "masks").rename(mine / "second")
     refused(stage_one(mine), mine, "first, second", "--images SUBFOLDER --masks SUBFOLDER")
     dsu(*stage_one(mine, "--images", "first", "--masks", "second"))
 
 
-def test_images_without_masks_and_masks_without_images_are_named_and_the_rest_goes_on(dsu: Dsu, mine: Path) -> None:
+def test_images_without_masks_and_masks_without_images_are_named(dsu: Dsu, mine: Path) -> None:
     (mine / "masks" / "0000.png").rename(mine / "masks" / "lonely.png")
     said = dsu(*stage_one(mine), exit_code=1).output
     assert said.startswith("1 image of mine without a mask, skipped: 0000.jpg")
@@ -48,7 +48,7 @@ def test_no_pair_at_all(refused: Refused, mine: Path) -> None:
     refused(stage_one(mine), mine / "masks", "0000.jpg", "other0000.png", "--images SUBFOLDER --masks SUBFOLDER")
 
 
-def test_training_wants_masks(dsu: Dsu, refused: Refused, mine: Path) -> None:
+def test_training_needs_masks(dsu: Dsu, refused: Refused, mine: Path) -> None:
     shutil.rmtree(mine / "masks")
     dsu(*stage_one(mine))
     refused(["train-head", mine], "mine", "no masks", status=1)
@@ -99,7 +99,7 @@ def test_broken_files_are_named_and_the_rest_is_predicted(
     refused(house.predict(spoilt / "images" / "folder.png", "--out", "out"), "folder.png", "contains no images")
 
 
-def test_nothing_that_can_be_read(refused: Refused, mine: Path) -> None:
+def test_a_folder_with_only_unreadable_files(refused: Refused, mine: Path) -> None:
     for path in (mine / "images").iterdir():
         path.write_bytes(b"")
     error = refused(stage_one(mine), "mine", "no image that can be read", status=1)
@@ -186,18 +186,18 @@ def test_one_image_is_enough(dsu: Dsu, mine: Path) -> None:
     dsu("train-head", "--epochs", "1", "--views", "1", "--val-fraction", "0")
 
 
-# ---- the corpus ----
+# ---- unreadable and unusual files ----
 
 
 def unique(name: str) -> str:
-    """The name of one of `UNREADABLE` with a stem of its own."""
+    """The name of a file in `UNREADABLE`, with a unique stem."""
     stem, _, ending = name.rpartition(".")
     return f"{stem}-{ending}.{ending}"
 
 
 @pytest.fixture
 def rubbish(tmp_path: Path) -> Path:
-    """A folder of images and masks: all that is unreadable as an image, as a mask the same, and one good pair."""
+    """A folder with all unreadable files as images and as masks, and one good pair."""
     images, masks = tmp_path / "bad" / "images", tmp_path / "bad" / "masks"
     for folder, mode in ((images, "RGB"), (masks, "L")):
         folder.mkdir(parents=True)
@@ -211,10 +211,10 @@ def rubbish(tmp_path: Path) -> Path:
 
 
 def names_each_once(said: str, folder: Path, prefix: str) -> None:
-    """Every unreadable file is named once, with the reason and the way out."""
+    """Check that every unreadable file is named once, with the reason and the way out."""
     for name, (_, reason) in UNREADABLE.items():
         if prefix == "mask-" and "UTF-8" in reason:
-            continue  # the image of that name comes first
+            continue  # the image of this name is named first
         shown = os.fsencode(folder / f"{prefix}{unique(name)}").decode("utf-8", "replace")
         assert said.count(f"{shown} ") == 1, f"{shown} in {said}"
         sentence = said[said.index(f"{shown} ") :].split("error:")[0]
@@ -222,7 +222,7 @@ def names_each_once(said: str, folder: Path, prefix: str) -> None:
         assert "remove it" in sentence or "run again" in sentence or "rename it" in sentence, sentence
 
 
-def test_the_rubbish_is_named_by_stage_one(refused: Refused, rubbish: Path, tmp_path: Path) -> None:
+def test_stage_one_names_unreadable_files(refused: Refused, rubbish: Path, tmp_path: Path) -> None:
     from dsu_cache import Store
 
     said = refused(stage_one(rubbish), status=1, count=2 * len(UNREADABLE))
@@ -233,14 +233,14 @@ def test_the_rubbish_is_named_by_stage_one(refused: Refused, rubbish: Path, tmp_
     assert not (rubbish / "images" / "ran").exists()
 
 
-def test_the_rubbish_is_named_by_training_end_to_end(refused: Refused, rubbish: Path) -> None:
+def test_end_to_end_training_names_unreadable_files(refused: Refused, rubbish: Path) -> None:
     command = ["train-head", rubbish, "--end-to-end", "--epochs", "1", "--val-fraction", "0", *TINY]
     said = refused.handled(command, count=2 * len(UNREADABLE))
     for line in ("image-empty-jpg.jpg", "mask-pipe-jpg.jpg", "image-device-jpg.jpg", "mask-bomb-png.png"):
         assert said.count(f"/{line} ") == 1
 
 
-def test_the_rubbish_is_named_by_prediction(refused: Refused, house: House, rubbish: Path, tmp_path: Path) -> None:
+def test_prediction_names_unreadable_files(refused: Refused, house: House, rubbish: Path, tmp_path: Path) -> None:
     shutil.rmtree(rubbish / "masks")
     for path in (rubbish / "images").glob("mask-*"):
         path.unlink()
@@ -251,7 +251,7 @@ def test_the_rubbish_is_named_by_prediction(refused: Refused, house: House, rubb
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_the_rubbish_is_named_by_evaluation(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_evaluation_names_unreadable_files(refused: Refused, tmp_path: Path, name: str) -> None:
     make, reason = UNREADABLE[name]
     for folder in ("predicted", "truth", "good"):
         (tmp_path / folder).mkdir()
@@ -266,7 +266,7 @@ def test_the_rubbish_is_named_by_evaluation(refused: Refused, tmp_path: Path, na
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """A folder of images that are odd and fine, a mask for each, and of another kind; names by pairs."""
+    """A folder with all unusual but valid files as images and as masks, and with a folder named like an image."""
     for inner in ("images", "masks"):
         (tmp_path / "odd" / inner).mkdir(parents=True)
     for name, (make, _) in ODD.items():
@@ -278,7 +278,7 @@ def odd(tmp_path: Path) -> Path:
 
 
 def test_odd_images_and_masks_are_stored_and_trained_on(refused: Refused, odd: Path, tmp_path: Path) -> None:
-    """Of photographs as masks it is said what is foreground."""
+    """The masks are images of all kinds, read with --foreground 255."""
     from dsu_cache import Store
 
     refused.handled(stage_one(odd, "--foreground", "255"), count=2 * len(ODD))
@@ -304,7 +304,7 @@ def test_odd_images_are_predicted_and_evaluated(refused: Refused, house: House, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_images_that_differ_in_their_ending_only(refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
+def test_images_that_differ_only_in_their_extension(refused: Refused, house: House, mine: Path, tmp_path: Path) -> None:
     shutil.copy(mine / "images" / "0001.jpg", mine / "images" / "0001_jpg.jpg")
     Image.open(mine / "images" / "0000.jpg").save(mine / "images" / "0000.webp")
     refused.handled(stage_one(mine), "0001_jpg.jpg", status=1)
@@ -319,7 +319,7 @@ def test_images_that_differ_in_their_ending_only(refused: Refused, house: House,
     )
 
 
-def test_two_sets_of_one_name(refused: Refused, house: House, mine: Path, drawn: Path) -> None:
+def test_two_sets_with_the_same_name(refused: Refused, house: House, mine: Path, drawn: Path) -> None:
     command = house.predict(mine / "images", drawn / "test" / "images", "--out", "out")
     refused(command, "2 of the sources are called images", "--out")
 
@@ -336,7 +336,7 @@ def test_masks_without_any_object_are_kept(refused: Refused, mine: Path) -> None
 @pytest.mark.parametrize(
     "text", ["", "ECSD", "coi10k", "loop", "a" * 300, "../../etc", "file.txt", "mine/images/0000.jpg"]
 )
-def test_names_that_are_no_data_set(refused: Refused, mine: Path, tmp_path: Path, text: str) -> None:
+def test_names_that_are_not_data_sets(refused: Refused, mine: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file.txt").write_text("")
     near = {"ECSD": "did you mean 'ECSSD'?", "coi10k": "did you mean 'COD10K'?", "": "empty"}
@@ -345,16 +345,16 @@ def test_names_that_are_no_data_set(refused: Refused, mine: Path, tmp_path: Path
     refused(["train-head", text, "--end-to-end", *TINY], near.get(text, "--data-root"), text)
 
 
-def test_nothing_named_to_predict(refused: Refused, house: House) -> None:
+def test_an_empty_source_is_refused(refused: Refused, house: House) -> None:
     refused(house.predict(""), "empty", "folder or image files")
 
 
-def test_a_folder_whose_name_is_no_text(refused: Refused, mine: Path, tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_not_utf_8(refused: Refused, mine: Path, tmp_path: Path) -> None:
     folder = mine.rename(tmp_path / os.fsdecode(b"caf\xe9"))
     refused(stage_one(folder), "caf\N{REPLACEMENT CHARACTER}", "UTF-8", "rename it")
 
 
-def test_folders_with_names_that_mean_something_elsewhere(
+def test_folders_with_names_that_are_special_elsewhere(
     refused: Refused, house: House, mine: Path, tmp_path: Path
 ) -> None:
     folder = mine.rename(tmp_path / "[red]x; :car: %s {0}")

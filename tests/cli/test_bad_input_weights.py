@@ -1,4 +1,4 @@
-"""Bad weights of the encoders and checkpoints: named, and no code in them is run."""
+"""Bad encoder weights and checkpoints: errors name them, and no code in them runs."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network and an empty cache, as HF_HUB_OFFLINE=1 and HF_HOME have it before the first import."""
+    """No network and an empty cache, as if HF_HUB_OFFLINE=1 and HF_HOME were set before the first import."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -29,7 +29,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("V", ("model.safetensors", "timm/vit_small_patch14_dinov2", "--dino-weights", "DSU_DINO")),
     ],
 )
-def test_pretrained_weights_that_are_not_there(refused: Refused, drawn: Path, level: str, words: Sequence[str]) -> None:
+def test_missing_pretrained_weights(refused: Refused, drawn: Path, level: str, words: Sequence[str]) -> None:
     refused(["cache-features", drawn, "--preset", "tiny", "--features", level], *words, status=1)
 
 
@@ -59,7 +59,7 @@ def _half_a_checkpoint(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(("level", "option"), [("S4", "--hiera-weights"), ("V", "--dino-weights")])
-def test_files_of_weights_that_are_none(
+def test_files_that_are_not_weights(
     refused: Refused,
     drawn: Path,
     tmp_path: Path,
@@ -116,7 +116,7 @@ def published(house: House) -> dict[str, torch.Tensor]:
         (lambda path: torch.save({"a": torch.zeros(1)}, path), ("not a checkpoint of the published program",)),
     ],
 )
-def test_files_that_are_no_checkpoint(
+def test_files_that_are_not_checkpoints(
     refused: Refused, tmp_path: Path, make: Callable[[Path], Any], words: Sequence[str]
 ) -> None:
     path = tmp_path / "authors.pth"
@@ -151,7 +151,7 @@ def test_checkpoints_with_other_tensors(
     refused(["import-checkpoint", "authors.pth"], "authors.pth can't be imported", *words, status=1)
 
 
-def test_a_head_of_ones_own_is_no_published_checkpoint(refused: Refused, house: House) -> None:
+def test_a_head_is_not_a_published_checkpoint(refused: Refused, house: House) -> None:
     head = house.run / "head.safetensors"
     refused(["import-checkpoint", head, "-o", "other.safetensors"], head, "not a checkpoint of the published", status=1)
 

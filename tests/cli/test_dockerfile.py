@@ -1,4 +1,4 @@
-"""Every line of the Dockerfile, as far as it can be checked without a daemon."""
+"""The Dockerfile's lines, checked without a Docker daemon."""
 
 import json
 import re
@@ -20,7 +20,7 @@ PROJECT: dict[str, Any] = tomllib.loads((HOUSE / "pyproject.toml").read_text())
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Each one's name and what follows it, in order; continued lines are joined."""
+    """The instructions in order: name and arguments, with continued lines joined."""
     text = re.sub(r"^#.*\n", "", FILE.read_text(), flags=re.M).replace("\\\n", "")
     return [(line.split()[0], line.partition(" ")[2].strip()) for line in text.splitlines() if line.strip()]
 
@@ -30,20 +30,20 @@ def one(name: str) -> str:
     return found
 
 
-def test_it_has_these_instructions_in_this_order() -> None:
+def test_instructions_and_their_order() -> None:
     names = [name for name, _ in instructions()]
     assert names == ["FROM", "WORKDIR", *4 * ["COPY"], "RUN", "USER", "EXPOSE", "HEALTHCHECK", "CMD"]
     assert one("WORKDIR").startswith("/")
 
 
-def test_the_base_has_a_python_that_the_project_takes() -> None:
+def test_the_base_image_has_a_supported_python() -> None:
     found = re.fullmatch(r"python:3\.(\d+)-slim", one("FROM"))
     assert found is not None
     assert PROJECT["project"]["requires-python"] == ">=3.11" and int(found[1]) >= 11
     assert f"Programming Language :: Python :: 3.{found[1]}" in PROJECT["project"]["classifiers"]
 
 
-def test_what_is_copied_is_there_and_is_all_that_installing_reads() -> None:
+def test_copied_files_exist_and_suffice_to_install() -> None:
     copies = [shlex.split(rest) for name, rest in instructions() if name == "COPY"]
     sources = {source: target for *several, target in copies for source in several}
     for source, target in sources.items():
@@ -55,7 +55,7 @@ def test_what_is_copied_is_there_and_is_all_that_installing_reads() -> None:
     assert (HOUSE / PROJECT["tool"]["hatch"]["version"]["path"]).is_relative_to(HOUSE / "dsu")
 
 
-def test_what_is_installed_are_extras_of_this_project() -> None:
+def test_installed_extras_exist() -> None:
     torch, own, user = (shlex.split(part) for part in one("RUN").split("&&"))
     assert torch[:2] == own[:2] == ["pip", "install"] and "--no-cache-dir" in torch and "--no-cache-dir" in own
     needed = {re.split(r"[\s><=\[]", one)[0] for one in PROJECT["project"]["dependencies"]}
@@ -66,7 +66,7 @@ def test_what_is_installed_are_extras_of_this_project() -> None:
     assert user[0] == "useradd" and user[-1] == one("USER") != "root"
 
 
-def test_the_port_is_the_default_and_health_is_asked_where_it_is_answered() -> None:
+def test_the_port_and_the_health_check() -> None:
     port = ServingSettings().port
     assert one("EXPOSE") == str(port)
     options, _, command = one("HEALTHCHECK").partition("CMD ")
@@ -80,17 +80,17 @@ def test_the_port_is_the_default_and_health_is_asked_where_it_is_answered() -> N
     assert "get" in paths[path]
 
 
-def test_the_command_is_one_of_ours(dsu: Dsu) -> None:
+def test_the_command_is_valid(dsu: Dsu) -> None:
     program, *words = json.loads(one("CMD"))
     assert program in PROJECT["project"]["scripts"]
-    # It comes as far as the head, which is mounted when the container is run.
+    # It fails at the missing head, which is mounted when the container runs.
     said = dsu(*words, "--port", "0", exit_code=2).output
     assert f"There is no head at {words[-1]}" in said
-    assert words[words.index("--host") + 1] == "0.0.0.0"  # or nothing outside of the container reaches it
+    assert words[words.index("--host") + 1] == "0.0.0.0"  # otherwise it can't be reached from outside the container
 
 
 @pytest.mark.parametrize("remark", [line for line in FILE.read_text().splitlines() if line.startswith("# docker")])
-def test_the_lines_that_use_it_name_what_is_there(remark: str) -> None:
+def test_documented_docker_commands_are_valid(remark: str) -> None:
     words = shlex.split(remark.removeprefix("# ").replace("$PWD", "/here"))
     if words[1] == "build":
         assert words[words.index("-f") + 1] == ".docker/Dockerfile" and words[-1] == "."

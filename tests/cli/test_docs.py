@@ -1,4 +1,4 @@
-"""Every command that README and docs/ show, run as it stands there: with toy encoders, in place of the paper's."""
+"""Every command in README and docs/ runs as shown, but with toy encoders instead of the paper's."""
 
 import itertools
 import os
@@ -22,13 +22,13 @@ HOUSE = Path(__file__).parents[2]
 DOCUMENTS = (HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md")))
 
 TOY = {"V6,V12,V18,V24": "V1,V2,V3,V4", "--preset toy": ""}
-"""What the toy has in place of the paper's encoders."""
+"""Replacements in commands for the toy encoders."""
 
 SHOWN_ONLY = ("dsu COMMAND", "dsu demo")
-"""A placeholder, and what `make demo` runs."""
+"""Commands that are not run: a placeholder, and the command of `make demo`."""
 
 SERVED = "127.0.0.1:8000"
-"""Where documents find the server; tests start it on a free port."""
+"""The server's address in documents; tests start it on a free port."""
 
 SMALLER = {
     "cache-features": TINY,
@@ -40,26 +40,26 @@ SMALLER = {
     "study folds": ("--epochs", "1", "-k", "2"),
     "study": ("--epochs", "1"),
 }
-"""Options that come on top, by command: later ones win."""
+"""Additional options by command, which override earlier ones."""
 
 
 def commands(document: Path) -> list[str]:
-    """The indented lines that begin with `dsu `, or run what it wrote or serves, without their remarks."""
+    """Indented lines with `dsu` commands, exported programs or requests to the server, without their comments."""
     lines = document.read_text(encoding="utf-8").splitlines()
     shown = [line.strip() for line in lines if line.startswith(("    dsu ", "    python shared/", "    curl "))]
     return [line.partition("  #")[0].strip() for line in shown if not line.startswith(SHOWN_ONLY)]
 
 
-def test_there_are_commands_to_run() -> None:
+def test_documents_have_commands() -> None:
     assert sum(len(commands(document)) for document in DOCUMENTS) > 20
 
 
-def test_the_page_of_settings_is_made_of_their_fields() -> None:
+def test_the_settings_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == settings_page(), "run `python tests/settings_page.py`"
 
 
-def test_no_install_line_fetches_a_strangers_package() -> None:
-    """The registry's `dsu` is another program, and `dsu-net` is not in it: a path or an address is installed."""
+def test_no_install_line_fetches_a_foreign_package() -> None:
+    """On PyPI, `dsu` is another program and `dsu-net` does not exist, so documents install a path or a URL."""
     assert tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]["name"] == "dsu-net"
     folders = [HOUSE / name for name in ("dsu", "cache", "cli", "docs", ".ci")]
     files = [HOUSE / "README.md", HOUSE / "Makefile", *(path for folder in folders for path in folder.rglob("*"))]
@@ -75,7 +75,7 @@ def test_no_install_line_fetches_a_strangers_package() -> None:
 
 @pytest.fixture
 def running() -> Iterator[ExitStack]:
-    """Servers, which end with the test."""
+    """Start servers, which end with the test."""
     with ExitStack() as stack:
         yield stack
 
@@ -126,7 +126,7 @@ def test_the_commands_of(
 
 
 def benchmarks(root: Path, drawn: Path) -> None:
-    """All nine, two drawn pairs a split, in layouts in which they are found."""
+    """All nine benchmarks in known layouts, with two synthetic pairs per split."""
     pairs = itertools.cycle(sorted((drawn / "train" / "images").iterdir()))
     plain = ("DUTS/DUTS-TR", "DUTS/DUTS-TE", "DUT-OMRON", "HKU-IS", "PASCAL-S", "ECSSD")
     tests = ("TestDataset/CAMO", "TestDataset/COD10K", "TestDataset/CHAMELEON", "TestDataset/NC4K")

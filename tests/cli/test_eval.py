@@ -1,4 +1,4 @@
-"""`dsu eval`: several runs, text in several forms, and the page."""
+"""`dsu eval`: several runs, output formats, and the page."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_runs_side_by_side(dsu: Dsu, runs: Path) -> None:
+def test_several_runs_in_one_table(dsu: Dsu, runs: Path) -> None:
     both = ("--predictions", runs / "a/predictions", "--predictions", runs / "b/predictions", "--truth", runs / "drawn")
     said = dsu("eval", *both).stdout
     assert "a" in said.split() and "b" in said.split() and "MAE ↓" in said
@@ -42,7 +42,7 @@ def test_runs_side_by_side(dsu: Dsu, runs: Path) -> None:
     assert {"a", "b", "DSU-Net (paper)"} < set(told) and told["a"]["ECSSD"]["MAE"] == float(rows[0]["MAE"])
 
 
-def test_standard_output_is_the_text_alone(dsu: Dsu, runs: Path) -> None:
+def test_standard_output_has_only_the_text(dsu: Dsu, runs: Path) -> None:
     one = ("eval", "CAMO", "--predictions", runs / "a/predictions", "--truth", runs / "drawn", "--published")
     latex = dsu(*one, "--format", "latex").stdout
     assert latex.startswith("% needs") and latex.endswith("\\end{tabular}\n") and "FEDER" in latex
@@ -55,14 +55,14 @@ def test_standard_output_is_the_text_alone(dsu: Dsu, runs: Path) -> None:
     assert "alpha 0.5" in dsu(*one, "--conventions").stdout
 
 
-def test_files_and_formats_are_one(dsu: Dsu, runs: Path) -> None:
+def test_files_and_standard_output_have_the_same_formats(dsu: Dsu, runs: Path) -> None:
     one = ("eval", "--predictions", runs / "a/predictions", "--truth", runs / "drawn")
     for form in ("csv", "json"):
         said = dsu(*one, "--format", form, f"--{form}", f"figures.{form}").stdout
         assert (runs / f"figures.{form}").read_text() == said
 
 
-def test_the_page_is_written_with_the_images_that_are_found(dsu: Dsu, runs: Path) -> None:
+def test_the_page_contains_available_images(dsu: Dsu, runs: Path) -> None:
     both = ("--predictions", runs / "a/predictions", "--predictions", runs / "b/predictions", "--truth", runs / "drawn")
     said = dsu("eval", *both, "--report", "out/page.html").output
     assert "out/page.html" in said and "drawing: 8 pictures" in said
@@ -78,7 +78,7 @@ def test_the_page_is_written_with_the_images_that_are_found(dsu: Dsu, runs: Path
     assert ",4]" in (runs / "out/page.html").read_text()
 
 
-def test_what_cannot_be_told_is_refused_before_the_work(dsu: Dsu, runs: Path) -> None:
+def test_invalid_requests_are_refused_before_the_evaluation(dsu: Dsu, runs: Path) -> None:
     one = ("eval", "--predictions", runs / "a/predictions", "--truth", runs / "drawn")
     assert "--format can't be html: give table, markdown" in dsu(*one, "--format", "html", exit_code=2).output
     said = dsu(*one, "--report", "page.pdf", exit_code=2).output
@@ -87,23 +87,25 @@ def test_what_cannot_be_told_is_refused_before_the_work(dsu: Dsu, runs: Path) ->
     assert "2 times" in twice
 
 
-def test_runs_are_called_by_what_tells_them_apart(dsu: Dsu, runs: Path) -> None:
+def test_runs_have_distinct_names(dsu: Dsu, runs: Path) -> None:
     (runs / "x" / "a").mkdir()
     (runs / "b" / "predictions").rename(runs / "x" / "a" / "predictions")
     both = ("eval", "--predictions", "a", "--predictions", "x/a", "--truth", runs / "drawn", "--format", "json")
     assert set(json.loads(dsu(*both).stdout)) == {"a", "x/a"}
     alone = ("eval", "--predictions", "a", "--truth", runs / "drawn", "--format", "json")
-    assert set(json.loads(dsu(*alone).stdout)) == {"predictions"}  # the set's, as ever: that of the folder of maps
+    assert set(json.loads(dsu(*alone).stdout)) == {
+        "predictions"
+    }  # a flat folder of maps is a set with the folder's name
 
 
-def test_a_part_of_a_benchmark_is_said_not_to_compare_with_the_paper(dsu: Dsu, runs: Path) -> None:
+def test_a_part_of_a_benchmark_is_marked_as_not_comparable(dsu: Dsu, runs: Path) -> None:
     said = dsu("eval", "CAMO", "--predictions", runs / "a/predictions", "--truth", runs / "drawn").output
     assert "not comparable with the paper, evaluated on 4 of the set's 250 images" in said, said
     markdown = dsu("eval", "CAMO", "--predictions", "a", "--truth", "drawn", "--format", "markdown").stdout
     assert "evaluated on 4 of the set's 250 images" in markdown and "paper)" not in markdown
 
 
-def test_figures_are_chosen_by_name(dsu: Dsu, refused: Refused, runs: Path) -> None:
+def test_figures_can_be_selected(dsu: Dsu, refused: Refused, runs: Path) -> None:
     one = ("eval", "--predictions", "a", "--truth", "drawn")
     table = dsu(*one, "--metrics", "MAE, S").stdout.splitlines()
     assert [line.split()[0] for line in table[2:5]] == ["MAE", "S", "images"]
@@ -112,7 +114,7 @@ def test_figures_are_chosen_by_name(dsu: Dsu, refused: Refused, runs: Path) -> N
     assert "evaluating" not in error
 
 
-def test_runs_are_called_as_they_are_told_to_be(dsu: Dsu, refused: Refused, runs: Path) -> None:
+def test_runs_can_be_named(dsu: Dsu, refused: Refused, runs: Path) -> None:
     (runs / "lr=0.1").symlink_to(runs / "b", target_is_directory=True)
     both = ("eval", "--truth", "drawn", "--format", "json", "--predictions")
     assert set(json.loads(dsu(*both, "Ours=a", "--predictions", "b").stdout)) == {"Ours", "b"}
@@ -121,7 +123,7 @@ def test_runs_are_called_as_they_are_told_to_be(dsu: Dsu, refused: Refused, runs
     refused([*both, "=a"], "'=a'", "NAME=FOLDER")
 
 
-def test_the_formatted_table_goes_into_a_file(dsu: Dsu, refused: Refused, runs: Path) -> None:
+def test_the_formatted_table_can_be_written_to_a_file(dsu: Dsu, refused: Refused, runs: Path) -> None:
     one = ("eval", "--predictions", "a", "--truth", "drawn")
     for form, name in (("latex", "t.tex"), ("markdown", "t.md"), ("csv", "t.csv"), ("json", "t.json")):
         said = dsu(*one, "--out", name)
@@ -134,7 +136,7 @@ def test_the_formatted_table_goes_into_a_file(dsu: Dsu, refused: Refused, runs: 
     refused([*one, "--out", "table.doc"], "--out table.doc", ".tex", "--format")
 
 
-def test_no_folders_are_made_of_a_slip_of_the_pen(dsu: Dsu, refused: Refused, runs: Path) -> None:
+def test_misspelt_paths_create_no_folders(dsu: Dsu, refused: Refused, runs: Path) -> None:
     one = ["eval", "--predictions", "a", "--truth", "drawn"]
     for option, name in (("--report", "no/y/page.html"), ("--json", "no/y/m.json"), ("--per-image", "drawn/z/w/m.csv")):
         refused([*one, option, name], f"{option} can't be {name}", "there is no folder")
@@ -146,8 +148,8 @@ def test_no_folders_are_made_of_a_slip_of_the_pen(dsu: Dsu, refused: Refused, ru
     assert "new/page.html (the folder new is new)" in dsu(*one, "--report", "new/page.html").output
 
 
-def test_images_without_an_object_are_told_of(dsu: Dsu, runs: Path) -> None:
-    """Of four images two have no object: on one the map is silent, on the other it is not."""
+def test_images_without_an_object_have_their_own_figures(dsu: Dsu, runs: Path) -> None:
+    """Two of four images have no object; one of their maps is empty, and the other is not."""
     for name, peak in (("0", 50), ("1", 250)):
         for path, pixels in ((f"drawn/masks/{name}.png", [0]), (f"a/predictions/{name}.png", [0, peak])):
             Image.fromarray(np.resize(pixels, (30, 40)).astype(np.uint8)).save(runs / path)
@@ -168,8 +170,10 @@ def test_images_without_an_object_are_told_of(dsu: Dsu, runs: Path) -> None:
     assert told["IoU_object"] == pytest.approx(2 * told["IoU"]) and told["images_without_object"] == 2
 
 
-def test_a_newer_run_is_not_taken_for_an_older_one(dsu: Dsu, refused: Refused, house: House, tmp_path: Path) -> None:
-    """Trained but not predicted with, or predicted with on a photograph only: the run to name is named."""
+def test_errors_name_the_run_if_the_newest_has_no_predictions(
+    dsu: Dsu, refused: Refused, house: House, tmp_path: Path
+) -> None:
+    """The newest run has no predictions, or only of a photograph: the error names an older run."""
     older, newer = tmp_path / "runs" / "older", tmp_path / "runs" / "newer"
     shutil.copytree(house.run, older)
     newer.mkdir()
@@ -181,7 +185,7 @@ def test_a_newer_run_is_not_taken_for_an_older_one(dsu: Dsu, refused: Refused, h
     assert "shapes-TE" in dsu("eval", "--predictions", "runs/older").stdout
 
 
-def test_photographs_beside_a_set_are_left_out(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_photographs_predicted_next_to_a_set_are_left_out(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     shutil.copytree(mine.run, tmp_path / "runs" / "one")
     photo = sorted((house.data / "test" / "images").iterdir())[0]

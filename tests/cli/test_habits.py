@@ -1,4 +1,4 @@
-"""What every command line is expected to do: help, completion, colours, Ctrl-C."""
+"""Standard behaviour of a command line: help, completion, colours, Ctrl-C."""
 
 import os
 import signal
@@ -42,30 +42,30 @@ def test_help_names_all_commands_statuses_and_variables(dsu: Dsu) -> None:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "head info", "head list", "head export", "cache list", "cache verify"])
-def test_every_command_has_a_help(dsu: Dsu, command: str) -> None:
+def test_every_command_has_help(dsu: Dsu, command: str) -> None:
     assert "--help" in dsu(*command.split(), "--help").output
 
 
-def test_a_table_has_room_for_words_however_narrow_the_terminal(tmp_path: Path) -> None:
+def test_tables_are_readable_in_narrow_terminals(tmp_path: Path) -> None:
     said = subprocess.run(
         [*RUN, "datasets"], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "1"}, check=True
     ).stdout
     assert "DUTS-TR" in said
 
 
-def test_words_of_the_progress_line_are_explained(dsu: Dsu) -> None:
+def test_help_explains_the_progress_line(dsu: Dsu) -> None:
     said = dsu("train-head", "--help").output
     assert "data wait" in said and "peak" in said
 
 
-def test_one_is_counted_as_one() -> None:
+def test_counts_of_one_are_singular() -> None:
     from dsu.progress import counted
 
     assert [counted(n, "images") for n in (0, 1, 2064)] == ["0 images", "1 image", "2,064 images"]
     assert counted(1, "MB") == "1 MB"
 
 
-def test_ages_are_said_in_the_largest_unit_that_fits() -> None:
+def test_ages_use_the_largest_unit_that_fits() -> None:
     from dsu_cli.console import age_text
 
     assert [age_text(s) for s in (-1, 59, 60, 7199, 86399, 86400 * 40)] == [
@@ -79,7 +79,7 @@ def test_ages_are_said_in_the_largest_unit_that_fits() -> None:
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_that_the_network_is_asked_is_said_unless_quiet(drawn: Path, tmp_path: Path, quiet: bool) -> None:
+def test_downloads_are_announced_unless_quiet(drawn: Path, tmp_path: Path, quiet: bool) -> None:
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     environment.pop("HF_HUB_OFFLINE", None)
     command = [*RUN, "cache-features", str(drawn), *(["--quiet"] if quiet else [])]
@@ -95,7 +95,7 @@ def test_that_the_network_is_asked_is_said_unless_quiet(drawn: Path, tmp_path: P
     [["--help"], ["--version"], *([command, "--help"] for command in ("datasets", "train-head", "cache-features"))],
 )
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
-    """What is not imported takes no time; how long the rest takes depends on the machine, and no test says it."""
+    """Imports dominate the start-up time, so this tests imports instead of seconds, which depend on the machine."""
     heavy = ("torch", "zarr", "numpy", "huggingface_hub", "yaml", "PIL", "scipy", "jinja2", "asyncio")
     probe = f"import sys, atexit; atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))"
     code = f"{probe}; sys.argv = {['dsu', *arguments]}; from dsu_cli.main import run; run()"
@@ -103,7 +103,7 @@ def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     assert printed.splitlines()[-1] == "[]"
 
 
-def test_the_package_run_as_a_module_is_the_command() -> None:
+def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "dsu", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("dsu ")
 
@@ -138,13 +138,13 @@ def test_completion_completes_commands_and_options() -> None:
 
 
 def _as_dsu() -> str:
-    """The program's own name, which completion goes by."""
+    """A program called `dsu`, the name that completion depends on."""
     return "import sys; sys.argv[0] = 'dsu'; from dsu_cli.main import run; run()"
 
 
 @pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}])
-def test_no_colours_where_none_are_wanted(house: House, variables: dict[str, str]) -> None:
-    """Piped: no escape codes at all. With NO_COLOR: no colours, even where a terminal is there."""
+def test_output_without_colours(house: House, variables: dict[str, str]) -> None:
+    """In a pipe: no escape codes at all. With NO_COLOR: no colours, even in a terminal."""
     environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
     for arguments in (["cache", "list", "--cache-root", house.features], ["datasets"], ["head", "info", "nowhere"]):
         done = subprocess.run([*RUN, *map(str, arguments)], env={**environment, **variables}, capture_output=True)
@@ -156,14 +156,14 @@ def test_no_colours_where_none_are_wanted(house: House, variables: dict[str, str
 
 
 @pytest.mark.parametrize("command", ["cache-features", "predict", "datasets"])
-def test_ctrl_c_ends_with_what_to_type(command: str, drawn: Path, house: House, tmp_path: Path) -> None:
-    """Interrupted in the middle of its work: no traceback, status 130, and the same command finishes."""
+def test_ctrl_c_ends_with_a_hint_to_continue(command: str, drawn: Path, house: House, tmp_path: Path) -> None:
+    """After an interruption during its work: no traceback, status 130, and the same command finishes."""
     arguments: list[object] = {
         "cache-features": ["cache-features", drawn, *TINY, "--features", "V"],
         "predict": ["predict", drawn / "train" / "images", "--head", house.run, "--out", "masks", "--batch-size", "1"],
         "datasets": ["datasets", "--data-root", drawn.parent, "--overlaps"],
     }[command]
-    # The alarm is the keyboard's interrupt, from within: it comes when the first image has been decoded.
+    # The process sends itself SIGINT when it decodes the first image.
     slow = (
         "import os, signal, time, dsu.data.images as images; real = images.read_image_and_head\n"
         "def read(*a, **k):\n"
@@ -186,8 +186,8 @@ def test_ctrl_c_ends_with_what_to_type(command: str, drawn: Path, house: House, 
     assert done.returncode == 0, done.stderr
 
 
-def test_ctrl_c_at_the_keyboard_reaches_the_command(drawn: Path, tmp_path: Path) -> None:
-    """From outside, at any moment after it has begun to speak."""
+def test_ctrl_c_from_the_keyboard_ends_the_command(drawn: Path, tmp_path: Path) -> None:
+    """SIGINT from another process, after the first line of output."""
     process = subprocess.Popen(
         [*RUN, "cache-features", str(drawn), "--preset", "toy"],
         cwd=tmp_path,

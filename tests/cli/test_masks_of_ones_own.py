@@ -45,7 +45,7 @@ def test_foreground_values_are_remembered(dsu: Dsu, labels: Path) -> None:
     assert all(empty == (int(name[1:]) % 2 == 0) for name, empty in found.items())
     dsu("study", "folds", labels, "-k", 2, "--epochs", 1, "--views", "none", "--adapt-last", 0, "--out", "study")
     assert empties(Path("study/per_image.csv")) == {f"i{index}": index % 2 == 0 for index in range(10)}
-    # The same command without the values means the same masks: nothing has to be computed.
+    # Without the values, the same command uses the recorded ones: nothing has to be computed.
     again = " ".join(dsu("cache-features", labels, *MINE[:4], *TINY, "--views", "none").output.split())
     assert "the value 2 is foreground" in again and "all there" in again, again
     for words, expected in ((("--foreground", 2), "values 2"), ((), "labels other than 0")):

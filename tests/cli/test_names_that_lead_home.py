@@ -1,4 +1,4 @@
-"""What is meant where nothing is named is said, and is never something unexpected."""
+"""Defaults for unnamed data sets, heads and images: they are reported, and never surprising."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from dsu.sharing.head_facts import head_facts
 from dsu.sharing.published import export_published, import_head
 
 
-def test_cached_last_is_said_and_never_silently_tiles_or_images_without_masks(
+def test_the_default_store_is_reported_and_skips_tiles_and_images_without_masks(
     dsu: Dsu, drawn: Path, tmp_path: Path
 ) -> None:
     for name in ("whole", "cut"):
@@ -34,7 +34,7 @@ def test_cached_last_is_said_and_never_silently_tiles_or_images_without_masks(
     assert "cached last" not in dsu(*train, "third", "whole").output
 
 
-def test_features_are_those_of_the_newest_run_and_its_images(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_features_are_drawn_for_the_newest_run_and_its_images(dsu: Dsu, house: House, tmp_path: Path) -> None:
     shutil.copytree(house.run, tmp_path / "runs" / "one")
     said = dsu("visualize", "features", "--no-tsne", "--count", 2).output
     assert "head: runs/one/head.safetensors, the newest" in said and "features of 2 images" in said
@@ -46,7 +46,7 @@ def test_features_are_those_of_the_newest_run_and_its_images(dsu: Dsu, house: Ho
     assert "Nothing says which images to show" in said
 
 
-def test_predictions_are_shown_without_a_truth(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_predictions_are_shown_without_ground_truth(dsu: Dsu, house: House, tmp_path: Path) -> None:
     shutil.copytree(house.data / "test" / "images", "photos/deep")
     dsu("predict", "photos", "--head", house.run, "--out", "masks")
     for more in ([], ["photos"]):
@@ -58,7 +58,7 @@ def test_predictions_are_shown_without_a_truth(dsu: Dsu, house: House, tmp_path:
     assert "2 images on" in dsu("visualize", "predictions", "--overwrite").output, "the newest need no truth"
 
 
-def test_an_imported_head_says_of_its_encoders_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_imported_head_reports_only_known_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import torch
 
@@ -74,7 +74,7 @@ def test_an_imported_head_says_of_its_encoders_what_is_known(tmp_path: Path, mon
     assert all(encoder.source is None for encoder in head_facts(tmp_path / "head.safetensors").encoders)
 
 
-def test_a_folder_in_an_images_place_is_never_to_be_removed(tmp_path: Path) -> None:
+def test_no_error_suggests_removing_a_folder_in_an_images_place(tmp_path: Path) -> None:
     from dsu.data.images import UnreadableImage, read_image
 
     with pytest.raises(UnreadableImage, match="it is a folder") as refused:

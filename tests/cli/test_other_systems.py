@@ -1,4 +1,4 @@
-"""The whole way with what Unix alone has taken away, as on Windows: modules, calls, and folders that can be opened."""
+"""The pipeline without anything that only Unix has, as on Windows: modules, functions, opening folders."""
 
 import subprocess
 import sys
@@ -75,7 +75,7 @@ def dsu(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_pipeline_needs_nothing_that_unix_alone_has(folder: Path) -> None:
+def test_the_pipeline_needs_no_unix_functions(folder: Path) -> None:
     toy = ("--preset", "toy", "--random-weights")
     dsu(folder, "cache-features", "tiles", *toy)
     dsu(folder, "train-head", *toy, "--epochs", "2", "--batch-size", "4", "--out", "run")
@@ -88,6 +88,6 @@ def test_the_pipeline_needs_nothing_that_unix_alone_has(folder: Path) -> None:
     dsu(folder, "cache", "remove", "tiles", "--yes")
 
 
-def test_no_module_is_imported_that_unix_alone_has(folder: Path) -> None:
+def test_no_unix_module_is_imported(folder: Path) -> None:
     assert "cache-features" in dsu(folder, "--help")
     dsu(folder, "cache", "list")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from support import TINY, Dsu, pixel_difference
 
 
-def test_the_four_commands_go_on_with_what_the_last_one_left(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_the_four_commands_use_the_previous_ones_results(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     said = dsu("cache-features", drawn, *TINY).output
     assert "12 " in said and "shapes-TR" in said and "shapes-TE" in said
     assert "cpu at fp32" in said and "free:" in said
@@ -81,7 +81,7 @@ def test_training_from_the_store_and_end_to_end_gives_the_same_weights(
     assert [name for name in stored if not stored[name].equal(live[name])] == []
 
 
-def test_a_second_run_of_stage_one_computes_nothing(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_repeating_stage_one_computes_nothing(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("c/**/*") if path.is_file()}
     said = dsu("cache-features", drawn, *TINY, "--features", "V").output
@@ -91,9 +91,7 @@ def test_a_second_run_of_stage_one_computes_nothing(dsu: Dsu, drawn: Path, tmp_p
     assert before.items() <= after.items() and len(after) == len(before) + 2
 
 
-def test_new_and_changed_images_are_computed_alone_and_training_says_so_before(
-    dsu: Dsu, drawn: Path, tmp_path: Path
-) -> None:
+def test_only_new_and_changed_images_are_computed(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(drawn / "train", mine)
     dsu("cache-features", mine, *TINY, "--features", "V")
@@ -103,13 +101,13 @@ def test_new_and_changed_images_are_computed_alone_and_training_says_so_before(
         shutil.copy((mine / folder / second.name).with_suffix(ending), mine / folder / f"added{ending}")
     said = dsu("train-head", mine, "--epochs", "1", exit_code=1).output
     assert "1 new (added)" in said and f"1 changed ({first.stem})" in said and "dsu cache-features" in said
-    # The added image is a copy, whose row is there already: one row to compute.
+    # The added image is a copy of a stored one, so that only one row is computed.
     said = dsu("cache-features", mine, *TINY, "--features", "V").output
     assert "4 views" in said
     dsu("train-head", mine, "--epochs", "1")
 
 
-def test_other_weights_sizes_or_types_are_refused_naming_the_field(dsu: Dsu, drawn: Path) -> None:
+def test_errors_for_other_weights_sizes_or_types_name_the_field(dsu: Dsu, drawn: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     said = dsu("cache-features", drawn, *TINY, "--features", "V", "--feature-dtype", "float32", exit_code=1).output
     assert "type" in said and "float16" in said and "float32" in said and "--rebuild" in said
@@ -140,9 +138,7 @@ def _column(run: Path, name: str) -> list[str]:
     return [row[name] for row in csv.DictReader((run / "metrics.csv").open())]
 
 
-def test_ones_own_folder_without_splits_is_evaluated_on_what_was_held_out(
-    dsu: Dsu, drawn: Path, tmp_path: Path
-) -> None:
+def test_an_own_folder_without_splits_is_evaluated_on_held_out_images(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn / "train", tmp_path / "tiles")
     dsu("cache-features", "tiles", *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1", "--val-fraction", "0.3")
@@ -154,7 +150,7 @@ def test_ones_own_folder_without_splits_is_evaluated_on_what_was_held_out(
     assert "not normalised" in figures[name]["conventions"]["map"]
 
 
-def test_folders_and_files_are_predicted_with_subfolders_kept(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_predictions_keep_subfolders(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     images = sorted((drawn / "test" / "images").iterdir())
@@ -175,7 +171,7 @@ def test_folders_and_files_are_predicted_with_subfolders_kept(dsu: Dsu, drawn: P
     assert "--overwrite" in said
 
 
-def test_pictures_instead_of_masks(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_overlays_and_cutouts(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     image = sorted((drawn / "test" / "images").iterdir())[0]
@@ -188,7 +184,7 @@ def test_pictures_instead_of_masks(dsu: Dsu, drawn: Path, tmp_path: Path) -> Non
     assert set(np.unique(np.asarray(Image.open(tmp_path / "hard" / name)))) <= {0, 255}
 
 
-def test_settings_from_a_file_with_options_on_top(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_options_override_settings_from_a_file(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     (tmp_path / "mine.yaml").write_text("epochs: 3\nbatch_size: 6\nlr: 0.0005\n")
     dsu("train-head", "--config", "mine.yaml", "--epochs", "1", "--out", "run")
@@ -196,13 +192,13 @@ def test_settings_from_a_file_with_options_on_top(dsu: Dsu, drawn: Path, tmp_pat
     assert "epochs: 1" in settings and "batch_size: 6" in settings and "lr: 0.0005" in settings
 
 
-def test_help_and_version_answer_at_once() -> None:
+def test_help_and_version_are_fast() -> None:
     probe = "import sys, dsu_cli.main; print([m for m in ('torch', 'zarr', 'numpy') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]", "a heavy import stands outside of the commands"
 
 
-def test_a_run_goes_on_with_its_own_settings(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_has_its_own_settings(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     (tmp_path / "mine.yaml").write_text("epochs: 2\nlr: 0.0005\nseed: 7\n")
     dsu("train-head", "--config", "mine.yaml")
@@ -215,7 +211,7 @@ def test_a_run_goes_on_with_its_own_settings(dsu: Dsu, drawn: Path, tmp_path: Pa
     assert [name for name in whole if not whole[name].equal(again[name])] == []
 
 
-def test_an_image_that_has_changed_is_predicted_again(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_changed_images_are_predicted_again(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     photos = tmp_path / "photos"
@@ -227,7 +223,7 @@ def test_an_image_that_has_changed_is_predicted_again(dsu: Dsu, drawn: Path, tmp
     assert Image.open(tmp_path / "masks" / f"{first.stem}.png").size == (77, 55)
 
 
-def test_folders_of_images_and_masks_are_told_apart_in_predict_and_eval(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_predict_and_eval_distinguish_images_from_masks(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     dsu("cache-features", drawn, *TINY, "--features", "V")
     dsu("train-head", "--epochs", "1")
     said = dsu("predict", drawn / "test", "--out", "masks").output

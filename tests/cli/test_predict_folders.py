@@ -1,4 +1,4 @@
-"""Folders of images to predict, with whatever lies beside them."""
+"""Predicting folders of images that also contain masks or predictions."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,7 @@ from house import House
 from support import TINY, Dsu
 
 
-def test_masks_beside_the_images_are_not_predicted_however_the_folder_is_named(
-    dsu: Dsu, drawn: Path, house: House
-) -> None:
+def test_masks_next_to_the_images_are_not_predicted(dsu: Dsu, drawn: Path, house: House) -> None:
     shutil.copytree(drawn / "test", "own")
     for number, named in enumerate(("own", "./own", Path.cwd() / "own")):
         said = dsu("predict", named, "--head", house.run, "--out", f"masks-{number}").output
@@ -18,7 +16,7 @@ def test_masks_beside_the_images_are_not_predicted_however_the_folder_is_named(
         assert len(written) == 5, written
 
 
-def test_masks_are_left_out_below_a_folder_of_data_sets_too(dsu: Dsu, drawn: Path, house: House) -> None:
+def test_masks_in_a_folder_of_data_sets_are_not_predicted(dsu: Dsu, drawn: Path, house: House) -> None:
     for name in ("first", "second"):
         shutil.copytree(drawn / "test", Path("all") / name)
     said = dsu("predict", "all", "--head", house.run, "--out", "out").output
@@ -26,7 +24,7 @@ def test_masks_are_left_out_below_a_folder_of_data_sets_too(dsu: Dsu, drawn: Pat
     assert len(list(Path("out").rglob("*.png"))) == 10
 
 
-def test_both_kinds_of_vocs_masks_are_left_out(dsu: Dsu, drawn: Path, house: House) -> None:
+def test_both_kinds_of_voc_masks_are_not_predicted(dsu: Dsu, drawn: Path, house: House) -> None:
     shutil.copytree(drawn / "test" / "images", "voc/JPEGImages")
     for name in ("SegmentationClass", "SegmentationObject"):
         shutil.copytree(drawn / "test" / "masks", Path("voc") / name)
@@ -35,7 +33,7 @@ def test_both_kinds_of_vocs_masks_are_left_out(dsu: Dsu, drawn: Path, house: Hou
     assert len(list(Path("out").rglob("*.png"))) == 5
 
 
-def test_predictions_among_the_images_are_not_called_images_without_masks(dsu: Dsu, drawn: Path, house: House) -> None:
+def test_predictions_among_the_images_are_not_reported_as_images(dsu: Dsu, drawn: Path, house: House) -> None:
     shutil.copytree(drawn / "train", "own")
     dsu("predict", drawn / "test" / "images", "--head", house.run, "--out", "own/images/predicted", "--quiet")
     said = dsu("cache-features", "own", *TINY, "--dry-run").output

@@ -1,4 +1,4 @@
-"""Where `dsu predict` writes: one file, a folder as the images', standard output; the table; pictures beside masks."""
+"""Outputs of `dsu predict`: one file, a mirrored folder, standard output; the table; overlays next to masks."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def photo(house: House) -> Path:
 
 @pytest.fixture
 def batch(drawn: Path, tmp_path: Path) -> Path:
-    """Three images in two folders, and what is no image."""
+    """Three images in two folders, and a file that is not an image."""
     images = sorted((drawn / "test" / "images").iterdir())
     for inner, image in zip(("monday", "monday", "tuesday/late"), images, strict=False):
         (tmp_path / "batch" / inner).mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def rows_of(file: Path) -> dict[str, dict[str, str]]:
         return {row["image"]: row for row in csv.DictReader(lines)}
 
 
-def test_one_image_becomes_the_file_that_is_named_and_nothing_beside_it(dsu: Dsu, house: House, photo: Path) -> None:
+def test_one_image_is_written_to_the_given_file_only(dsu: Dsu, house: House, photo: Path) -> None:
     said = dsu("predict", photo, "--head", house.run, "--out", "new/mask.png").output
     assert "1 written to new/mask.png" in said
     assert [path.name for path in Path("new").iterdir()] == ["mask.png"]
@@ -50,7 +50,7 @@ def test_one_image_becomes_the_file_that_is_named_and_nothing_beside_it(dsu: Dsu
     assert row["image"] == photo.name and row["file"] == "cut.png" and row["seconds"] > 0
 
 
-def test_one_file_takes_one_image_and_no_other_form(refused: Refused, house: House, photo: Path) -> None:
+def test_an_output_file_needs_one_image(refused: Refused, house: House, photo: Path) -> None:
     shutil.copy(photo, "mine.png")
     head = ("--head", house.run, "--out")
     refused(["predict", photo.parent, *head, "mask.png"], "mask.png must be a folder", "single image file")
@@ -62,7 +62,7 @@ def test_one_file_takes_one_image_and_no_other_form(refused: Refused, house: Hou
     refused(["predict", photo, *head, "m.png", "--table", "t.xlsx"], "--table t.xlsx", ".csv or .json")
 
 
-def test_a_folder_is_mirrored_with_table_and_record_in_it(dsu: Dsu, house: House, batch: Path) -> None:
+def test_an_output_folder_mirrors_the_input_with_table_and_record(dsu: Dsu, house: House, batch: Path) -> None:
     said = dsu("predict", batch, "--head", house.run, "--out", "masks", exit_code=1).output
     assert "3 written to masks, 1 skipped" in said and "masks/table.csv" in said
     pictures = {path.relative_to("masks").as_posix() for path in Path("masks").rglob("*.png")}
@@ -84,7 +84,7 @@ def test_a_folder_is_mirrored_with_table_and_record_in_it(dsu: Dsu, house: House
     assert rows_of(Path("masks/table.csv")) == rows
 
 
-def test_a_mirrored_folder_can_be_evaluated_and_is_no_other_folders(dsu: Dsu, refused: Refused, house: House) -> None:
+def test_a_mirrored_folder_can_be_evaluated_and_belongs_to_its_source(dsu: Dsu, refused: Refused, house: House) -> None:
     test = house.data / "test"
     dsu("predict", test / "images", "--head", house.run, "--out", "masks")
     told = json.loads(dsu("eval", "--predictions", "masks", "--truth", test / "masks", "--format", "json").stdout)
@@ -95,7 +95,7 @@ def test_a_mirrored_folder_can_be_evaluated_and_is_no_other_folders(dsu: Dsu, re
     )
 
 
-def test_bytes_go_in_and_out(house: House, photo: Path, tmp_path: Path, dsu: Dsu) -> None:
+def test_standard_input_and_output(house: House, photo: Path, tmp_path: Path, dsu: Dsu) -> None:
     dsu("predict", photo, "--head", house.run, "--out", "mask.png")
     command = [sys.executable, "-m", "dsu", "predict", "-", "--head", str(house.run)]
     for more in ([], ["--out", "-"]):
@@ -112,7 +112,7 @@ def test_bytes_go_in_and_out(house: House, photo: Path, tmp_path: Path, dsu: Dsu
     assert Image.open(io.BytesIO(out)).size == Image.open(photo).size
 
 
-def test_pictures_stand_beside_the_runs_masks(dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_overlays_are_written_next_to_the_runs_masks(dsu: Dsu, house: House, tmp_path: Path) -> None:
     mine = house.copied(tmp_path)
     for kind in ("overlay", "cutout"):
         dsu(*mine.predict("--kind", kind))
@@ -121,7 +121,9 @@ def test_pictures_stand_beside_the_runs_masks(dsu: Dsu, house: House, tmp_path: 
     assert "0 written" in dsu(*mine.predict()).output, "and the masks are as they were"
 
 
-def test_the_home_folder_is_never_meant(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_and_its_parents_are_refused(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "pictures").mkdir(parents=True)
     refused(["predict", tmp_path / "home"], "is your home folder", "name a folder of images in it")
@@ -129,7 +131,7 @@ def test_the_home_folder_is_never_meant(refused: Refused, tmp_path: Path, monkey
     refused(["predict", tmp_path / "home" / "pictures"], "There is no trained head")
 
 
-def test_a_table_that_is_gone_is_made_again_of_the_masks(dsu: Dsu, house: House, batch: Path) -> None:
+def test_a_removed_table_is_written_again_from_the_masks(dsu: Dsu, house: House, batch: Path) -> None:
     (batch / "monday" / "broken.jpg").unlink()
     dsu("predict", batch, "--head", house.run, "--out", "masks")
     before = rows_of(Path("masks/table.csv"))

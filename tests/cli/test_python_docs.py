@@ -1,4 +1,4 @@
-"""docs/python.md runs from the first line to the last, as one program, and what it saves is a head for the commands."""
+"""docs/python.md runs as one program, and commands can use the head that it saves."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "python.md"
 
 
 @pytest.mark.slow
-def test_the_snippets_run_and_the_head_predicts(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+def test_the_snippets_run_and_save_a_head(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.S)
     assert len(snippets) > 3
     dsu("cache-features", drawn / "train", "--preset", "toy", "--features", "V", "--quiet")

@@ -1,6 +1,6 @@
-"""What is wrong with names, options and files is said before torch is loaded, which takes seconds; so is what is here.
+"""Errors in names, options and files, and listings, do not load torch, which takes seconds.
 
-Each command runs in a process of its own and prints which libraries it has loaded: no clock decides.
+Each command runs in a new process and prints the slow libraries that it has loaded, instead of measuring time.
 """
 
 import subprocess
@@ -83,7 +83,7 @@ ERRORS: Final[dict[str, tuple[str, str]]] = {
     "check-equivalence --steps 0": ("--steps can't be 0", ""),
     "bench --preset huge": ("no preset called 'huge'", ""),
 }
-"""What is typed: a part of what is said, and which slow libraries are wanted all the same."""
+"""For each command: a part of its error message, and the slow libraries that it may load."""
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def typed(folder: Path, words: list[str]) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("command", ERRORS)
-def test_an_error_needs_no_torch(command: str, here: Path, drawn: Path) -> None:
+def test_errors_do_not_load_torch(command: str, here: Path, drawn: Path) -> None:
     words, wanted = ERRORS[command]
     (here / "empty").mkdir(exist_ok=True)
     said, status = typed(here, command.format(images=drawn / "train", empty="empty").split())
@@ -118,10 +118,10 @@ def test_an_error_needs_no_torch(command: str, here: Path, drawn: Path) -> None:
 @pytest.mark.parametrize(
     "command", ["--help", "train-head --help", "--version", "head info", "head list", "cache list", "datasets"]
 )
-def test_what_is_here_is_told_without_torch(command: str, here: Path) -> None:
+def test_listings_do_not_load_torch(command: str, here: Path) -> None:
     said, status = typed(here, command.split())
     assert status == 0 and not said.rpartition("LOADED")[2].split(), said
 
 
-def test_formats_are_known_before_the_report_is_loaded() -> None:
+def test_report_formats_are_the_allowed_values() -> None:
     assert get_args(ReportFormat) == tuple(FORMATS)

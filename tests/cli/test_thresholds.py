@@ -28,7 +28,7 @@ def tiles(drawn: Path, tmp_path: Path) -> Path:
 RUN = ("--head", "run", "--quiet")
 
 
-def test_a_threshold_is_proposed_evaluated_stored_and_gone_by(dsu: Dsu, tiles: Path) -> None:
+def test_a_threshold_is_proposed_evaluated_stored_and_used(dsu: Dsu, tiles: Path) -> None:
     dsu("cache-features", tiles, *TINY, "--features", "V", "--views", "none")
     shares = ("--val-fraction", "0.4", "--test-fraction", "0.3")
     dsu("train-head", "--epochs", 1, "--views", "none", *shares, "--out", "run", "--adapt-last", 0)
@@ -49,7 +49,7 @@ def test_a_threshold_is_proposed_evaluated_stored_and_gone_by(dsu: Dsu, tiles: P
             at = one["sets"][name]
             assert at["found"] + at["missed"] == counts["with_object"]
             assert at["false_alarms"] + at["silent"] == counts["without_object"]
-            # As the maps themselves say, of every image.
+            # The same as computed from the maps, for every image.
             maps = [np.asarray(Image.open(path)) for path in (predictions / name).rglob("*.png")]
             alarms = sum(bool((grey / 255 >= one["threshold"] - 1e-9).any()) for grey in maps)
             assert at["found"] + at["false_alarms"] == alarms
@@ -91,7 +91,7 @@ def test_a_threshold_is_proposed_evaluated_stored_and_gone_by(dsu: Dsu, tiles: P
             assert shown.any() == (grey / 255 >= threshold - 1e-9).any()
 
 
-def test_what_is_no_threshold_is_refused(refused: Refused, dsu: Dsu, house: House, tmp_path: Path) -> None:
+def test_invalid_thresholds_are_refused(refused: Refused, dsu: Dsu, house: House, tmp_path: Path) -> None:
     run = house.copied(tmp_path).run
     for value in ("0", "1.01", "half", "nan"):
         refused(["head", "threshold", value, run], f"VALUE can't be {value!r}", "or none")
@@ -99,7 +99,7 @@ def test_what_is_no_threshold_is_refused(refused: Refused, dsu: Dsu, house: Hous
     refused(["eval", "--predictions", run, "--false-alarms", "5"], "--false-alarms can't be 5", "such as 0.05")
 
 
-def test_faint_maps_are_called_faint(dsu: Dsu, tmp_path: Path) -> None:
+def test_faint_maps_give_a_warning(dsu: Dsu, tmp_path: Path) -> None:
     for case in draw_cases(tmp_path / "drawn", ["0", "1", "2"]):
         Image.open(case.prediction).point(lambda value: value // 4).save(case.prediction)
     one = ("eval", "--predictions", "drawn/maps", "--truth", "drawn/masks")
@@ -109,7 +109,7 @@ def test_faint_maps_are_called_faint(dsu: Dsu, tmp_path: Path) -> None:
     assert "lower threshold" not in dsu(*one, "--metrics", "S,MAE").stdout
 
 
-def test_another_methods_flat_folder_serves_a_named_set(dsu: Dsu, tmp_path: Path) -> None:
+def test_another_methods_flat_folder_is_evaluated_as_a_named_set(dsu: Dsu, tmp_path: Path) -> None:
     cases = draw_cases(tmp_path / "x", ["0", "1", "2"])
     (tmp_path / "data" / "ECSSD").mkdir(parents=True)
     (tmp_path / "x" / "images").rename(tmp_path / "data/ECSSD/images")
@@ -123,8 +123,8 @@ def test_another_methods_flat_folder_serves_a_named_set(dsu: Dsu, tmp_path: Path
     assert left == [f"{case.name}.png" for case in cases], "nothing is written into another method's folder"
 
 
-def test_another_methods_maps_are_evaluated_on_the_share_that_a_run_was_evaluated_on(dsu: Dsu, tiles: Path) -> None:
-    """They are of all images, and the share is known by the run's record alone."""
+def test_another_methods_maps_are_evaluated_on_a_runs_share(dsu: Dsu, tiles: Path) -> None:
+    """The other method's maps are of all images; only the run's record has the share."""
     dsu("cache-features", tiles, *TINY, "--features", "V", "--views", "none", "--quiet")
     shares = ("--val-fraction", "0.4", "--test-fraction", "0.3", "--views", "none", "--adapt-last", 0)
     dsu("train-head", "--epochs", 1, *shares, "--out", "run", "--quiet")

@@ -123,7 +123,7 @@ def test_pages_are_announced_and_every_file_is_named(dsu: Dsu, drawn: Path) -> N
     assert dsu(*command, "--overwrite", "--quiet").output == ""
 
 
-def test_predictions_side_by_side(dsu: Dsu, drawn: Path) -> None:
+def test_predictions_of_several_heads_in_one_figure(dsu: Dsu, drawn: Path) -> None:
     images, masks = drawn / "test" / "images", drawn / "test" / "masks"
     shutil.copytree(masks, "theirs")
     columns = ("--truth", masks, "--predictions", f"Ours={masks}", "--predictions", "Theirs=theirs")

@@ -1,4 +1,4 @@
-"""The profiling script runs, tested before it is used on a GPU."""
+"""The profiling script runs on a CPU, before it is used on a GPU."""
 
 import subprocess
 import sys
