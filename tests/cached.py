@@ -1,4 +1,4 @@
-"""A small store of the toy network, for tests of upkeep, damage and repair."""
+"""A small store of the toy network, for tests of maintenance, damage and repair."""
 
 import shutil
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, bytes_text, fail, key_table, out, print_json, table, with_urls
 
 if TYPE_CHECKING:
-    from dsu.features.upkeep import ArrayState, Copy, StoreState, Verification
+    from dsu.features.maintenance import ArrayState, Copy, StoreState, Verification
     from dsu_cache import Damage
 
 __all__ = ["cache", "stores_table"]
@@ -40,7 +40,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of table
 @cache.command("list")
 def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False, quiet: options.Quiet = False) -> None:
     """All stores, one a row: what they are of, their size, whether they are complete."""
-    from dsu.features.upkeep import describe_stores
+    from dsu.features.maintenance import describe_stores
 
     states = describe_stores((), cache_root, ConsoleProgress(quiet=quiet))
     if json:
@@ -57,7 +57,7 @@ def info(
     quiet: options.Quiet = False,
 ) -> None:
     """What a store holds, of which encoders, weights and images, and what it lacks."""
-    from dsu.features.upkeep import describe_stores
+    from dsu.features.maintenance import describe_stores
 
     states = describe_stores(names or (), cache_root, ConsoleProgress(quiet=quiet))
     if json:
@@ -82,7 +82,7 @@ def verify(
     exactly these; their data is left where it is until then. Exit status 1 if anything is not as it was written, 0 if
     all is, or there are no stores.
     """
-    from dsu.features.upkeep import verify_stores
+    from dsu.features.maintenance import verify_stores
 
     results = verify_stores(
         names or (),
@@ -111,7 +111,7 @@ def remove(
     quiet: options.Quiet = False,
 ) -> None:
     """Remove stores with all their features, after asking. Images and masks are never touched."""
-    from dsu.features.upkeep import remove_stores
+    from dsu.features.maintenance import remove_stores
 
     def ask(doomed: "list[StoreState]") -> None:
         if not quiet:
@@ -139,7 +139,7 @@ def push(
     Run it again at any time: it goes on where it was. Keys and places come from AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_REGION and, for what is not Amazon's, AWS_ENDPOINT_URL.
     """
-    from dsu.features.upkeep import push_stores
+    from dsu.features.maintenance import push_stores
 
     _tell_copies(push_stores(names or (), cache_root, url, ConsoleProgress(quiet=quiet)), quiet=quiet)
 
@@ -152,7 +152,7 @@ def pull(
     quiet: options.Quiet = False,
 ) -> None:
     """Copy stores from S3 to the cache root, only what is missing there: byte for byte what was pushed."""
-    from dsu.features.upkeep import pull_stores
+    from dsu.features.maintenance import pull_stores
 
     _tell_copies(pull_stores(url, names or (), cache_root, ConsoleProgress(quiet=quiet)), quiet=quiet)
 

@@ -16,8 +16,8 @@ from dsu.config import build_config
 from dsu.data.datasets import SampleMetadata, SourceFolder
 from dsu.data.masks import MaskFacts
 from dsu.data.views import ALL_FLIPS, draw_samples, draw_view
+from dsu.features.maintenance import describe_stores
 from dsu.features.stores import FeatureStore, sample_key
-from dsu.features.upkeep import describe_stores
 from dsu.progress import SILENT, Progress
 from dsu.runtime import PeakMemory
 from dsu_cache import Entry, Fingerprint

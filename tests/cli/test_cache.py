@@ -13,7 +13,7 @@ import pytest
 from cached import Cached, complaint, data_files, shard
 from support import Dsu
 
-from dsu.features.upkeep import describe_stores, verify_store
+from dsu.features.maintenance import describe_stores, verify_store
 from dsu_cache import CacheError, Store
 from dsu_cli import console
 from dsu_cli.cache import stores_table

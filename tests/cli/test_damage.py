@@ -10,7 +10,7 @@ import pytest
 from cached import Cached, complaint, data_files, flip, shard
 from support import Dsu
 
-from dsu.features.upkeep import Verification, verify_store
+from dsu.features.maintenance import Verification, verify_store
 
 FLIPS = int(os.environ.get("DSU_FLIPS", "200"))
 
