@@ -1,4 +1,4 @@
-"""Thresholds of maps. They apply to 8-bit maps, so that tables and files agree."""
+"""Thresholds of maps, which always apply to 8-bit values, so that tables and files agree."""
 
 import math
 from typing import Final
@@ -6,16 +6,16 @@ from typing import Final
 __all__ = ["DEFAULT_THRESHOLD", "level_of", "threshold_at"]
 
 DEFAULT_THRESHOLD: Final = 0.5
-"""Where nobody has chosen another. No 8-bit value is exactly half: from 128 on pixels are above it."""
+"""The threshold if no other was chosen. No 8-bit value is exactly one half: values from 128 are above."""
 
 
 def level_of(threshold: float) -> int:
-    """The least 8-bit value that reaches a threshold in [0, 1]: v / 255 >= threshold."""
+    """The smallest 8-bit value v with v / 255 >= threshold, for a threshold in [0, 1]."""
     return math.ceil(255 * threshold - 1e-9)
 
 
 def threshold_at(level: int) -> float:
-    """The threshold of an 8-bit value, 1 to 255, with the fewest decimals that have that very `level_of`."""
+    """The threshold with the fewest decimals whose `level_of` is this 8-bit value (1 to 255)."""
     for digits in range(1, 4):
         scale: int = 10**digits
         threshold = math.floor(level / 255 * scale) / scale

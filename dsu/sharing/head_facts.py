@@ -1,4 +1,4 @@
-"""Facts about heads, without loading their encoders: for `dsu head`, `dsu heads` and model cards."""
+"""Facts about heads, without loading their encoders: for `dsu head` and model cards."""
 
 import json
 import math

@@ -131,7 +131,7 @@ def open_run(
             trainer.out = out
             check_same_run(out, trainer.settings, run.record)
             trainer.holds = holds or trainer.holds
-            if has_state(out):  # else it stopped before the first checkpoint
+            if has_state(out):  # otherwise it stopped before its first checkpoint
                 trainer.resume()
         else:
             _check_initial_head(settings, out)
@@ -171,7 +171,7 @@ def prepare_run(
     check_consistent(settings, data)
     if settings.init_from is not None and not begun:
         resolve_head(settings.init_from)
-    if before is None and settings.group is not None:  # else the record has them
+    if before is None and settings.group is not None:  # a resumed run's record has its groups
         data.groups(settings, {"train": 1.0}, SILENT)
     point = choose_point(settings, config, store)
     needed = {"hiera": live or point.block < config.hiera.depth, "dino": live and bool(point.guides)}
@@ -286,7 +286,7 @@ def _new_network(
 def _start_from(
     head: Path, network: "DSUNet", digests: dict[str, str], assignment: _Assignment, data: TrainingData
 ) -> tuple[str, list[str]]:
-    """Start from a trained head; its training images are never held out. Returns its digest, and what to say."""
+    """Load a trained head, and exclude its training images from the held-out ones; returns its digest and notes."""
     from dsu.network.pretrained import start_from
 
     trained, notes = start_from(network.head, head, network.config, digests)
