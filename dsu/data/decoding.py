@@ -232,8 +232,9 @@ def _cut(mask: NDArray[np.uint8], crop: tuple[float, float, float]) -> NDArray[n
 
 def _keeps_object(mask: NDArray[np.uint8] | None, crop: tuple[float, float, float]) -> bool:
     """Whether a crop contains some of the object; always true if there is no object."""
-    objectless = mask is None or mask.max(initial=0) < _FOREGROUND
-    return objectless or bool(_cut(mask, crop).max(initial=0) >= _FOREGROUND)
+    if mask is None or mask.max(initial=0) < _FOREGROUND:
+        return True
+    return bool(_cut(mask, crop).max(initial=0) >= _FOREGROUND)
 
 
 # ---- network input ----
