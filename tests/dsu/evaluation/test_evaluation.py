@@ -1,4 +1,4 @@
-"""Our figures are pysodmetrics', however many processes work; and how MATLAB's toolboxes differ."""
+"""Figures equal those of pysodmetrics with any number of processes; differences from MATLAB's toolboxes."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def save(path: Path, pixels: Grey) -> Path:
 
 
 def pair(seed: int, height: int = 40, width: int = 56) -> tuple[Grey, Grey]:
-    """A noisy map and a mask with a box in it, both (H, W)."""
+    """A noisy map and a mask with a box, both (H, W)."""
     rng = np.random.default_rng(seed)
     truth = np.zeros((height, width), np.uint8)
     top, left = rng.integers(2, height // 2), rng.integers(2, width // 2)
@@ -69,7 +69,7 @@ def data() -> Path:
 
 
 def by_the_library(cases: list[PredictionPair], normalize: bool) -> tuple[dict[str, float], NDArray[np.float64]]:
-    """pysodmetrics' own classes fed one after the other, as its examples do; and the averaged E curve."""
+    """The figures of pysodmetrics' own classes, used as in its examples, and the averaged E curve."""
     s, weighted, e, mae = sod.Smeasure(), sod.WeightedFmeasure(), sod.Emeasure(), sod.MAE()
     f = sod.FmeasureV2(
         {
@@ -86,7 +86,7 @@ def by_the_library(cases: list[PredictionPair], normalize: bool) -> tuple[dict[s
                 metric.step(prediction, truth)
             else:
                 metric.step(prediction / 255, truth > 128, normalize=False)
-    # Perfect maps score just over 1 in the library.
+    # Perfect maps score slightly more than 1 in the library.
     e.adaptive_ems = [min(value, 1.0) for value in e.adaptive_ems]
     e.changeable_ems = [np.minimum(curve, 1.0) for curve in e.changeable_ems]
     fm, em = f.get_results(), e.get_results()["em"]
@@ -107,7 +107,7 @@ def by_the_library(cases: list[PredictionPair], normalize: bool) -> tuple[dict[s
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_figures_are_the_librarys_bit_for_bit(cases: list[PredictionPair], normalize: bool) -> None:
+def test_figures_are_bit_identical_to_the_librarys(cases: list[PredictionPair], normalize: bool) -> None:
     found = evaluate(cases, normalize=normalize, workers=1)
     figures, e_curve = by_the_library(cases, normalize)
     assert found.metrics == figures
@@ -124,7 +124,7 @@ def test_two_processes_give_the_same_bits(cases: list[PredictionPair]) -> None:
     assert all(np.array_equal(together.curves[name], curve) for name, curve in alone.curves.items())
 
 
-def test_images_are_told_in_the_order_given(cases: list[PredictionPair]) -> None:
+def test_per_image_rows_keep_the_order_of_images(cases: list[PredictionPair]) -> None:
     backwards = evaluate(cases[::-1], workers=1)
     assert [row["name"] for row in backwards.per_image] == [case.name for case in cases[::-1]]
     assert backwards.metrics["MAE"] == pytest.approx(
@@ -132,7 +132,7 @@ def test_images_are_told_in_the_order_given(cases: list[PredictionPair]) -> None
     )
 
 
-def test_normalisation_is_a_switch_that_is_stated(tmp_path: Path) -> None:
+def test_normalisation_is_optional_and_recorded(tmp_path: Path) -> None:
     truth = np.zeros((20, 20), np.uint8)
     noise = truth.copy()
     noise[3, 4] = 1
@@ -144,14 +144,14 @@ def test_normalisation_is_a_switch_that_is_stated(tmp_path: Path) -> None:
 
 
 def test_thresholds_are_strict_on_both_sides(tmp_path: Path) -> None:
-    """Ground truth is foreground from 129, a map for IoU and Dice from 128."""
+    """Ground truth is foreground from 129; for IoU and Dice, maps are foreground from 128."""
     levels = np.array([[0, 127, 128, 129, 255]], np.uint8)
     whole = one(tmp_path, levels, np.array([[0, 0, 128, 129, 255]], np.uint8), normalize=False)
     assert whole.metrics["IoU"] == 2 / 3
     assert whole.metrics["Dice"] == 4 / 5
 
 
-def test_label_maps_are_not_taken_for_empty_masks(cases: list[PredictionPair]) -> None:
+def test_label_maps_are_not_mistaken_for_empty_masks(cases: list[PredictionPair]) -> None:
     grey = evaluate(cases, workers=1)
     for case in cases:
         Image.fromarray(np.asarray(Image.open(case.truth)) // 255 * 2).save(case.truth)
@@ -181,13 +181,13 @@ def test_an_empty_ground_truth_is_legal(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("along", [0, 1])
 def test_an_object_within_the_last_line_has_a_structure_measure(tmp_path: Path, along: int) -> None:
-    """pysodmetrics gives NaN here, and with it for the whole set."""
+    """pysodmetrics gives NaN here, and therefore for the whole set."""
     truth = np.zeros((30, 30), np.uint8)
     truth[(slice(None), -1) if along else -1] = 255
     assert one(tmp_path, truth, truth).metrics["S"] == pytest.approx(1)
 
 
-def test_sizes_that_differ_are_refused_or_resized(tmp_path: Path) -> None:
+def test_different_sizes_are_refused_or_resized(tmp_path: Path) -> None:
     prediction, truth = pair(0)
     with pytest.raises(DsuError, match=r"map\.png has 28x20 pixels .*mask\.png 56x40.*--resize"):
         one(tmp_path, prediction[::2, ::2], truth)
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_read_is_named(cases: list[PredictionPair], worker
         evaluate(cases, workers=workers)
 
 
-def test_nothing_to_do_is_an_error(cases: list[PredictionPair]) -> None:
+def test_no_images_are_an_error(cases: list[PredictionPair]) -> None:
     with pytest.raises(UsageError, match="nothing to evaluate"):
         evaluate([])
     with pytest.raises(UsageError, match="0 workers"):
@@ -250,7 +250,7 @@ def test_workers_start_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-# What follows compares with published reference figures on real maps.
+# The following tests compare with published reference figures on real maps.
 
 
 def folders(predictions: Path, truth: Path, workers: int = 1) -> Evaluation:
@@ -264,7 +264,7 @@ def folders(predictions: Path, truth: Path, workers: int = 1) -> Evaluation:
 def test_pysodmetrics_published_figures(data: Path) -> None:
     golden: dict[str, float] = {}
     for figures in json.loads((data / "PySODMetrics/version_performance.json").read_text()).values():
-        golden |= figures  # a version lists what it changed: the newest figure of each name stands
+        golden |= figures  # each version lists only its changes: the newest figure of each name counts
     names = {
         "S": "Smeasure",
         "F_adaptive": "adpFm",
@@ -313,7 +313,7 @@ def test_cod_toolbox(cod: tuple[Evaluation, dict[str, Any]], ours: str, theirs: 
 def test_cod_toolbox_curves_differ_where_its_thresholds_are_rounded(
     cod: tuple[Evaluation, dict[str, Any]],
 ) -> None:
-    """MATLAB builds `1:-1/255:0` from both ends; with those very thresholds the curves are equal."""
+    """MATLAB builds `1:-1/255:0` from both ends; with the same thresholds, the curves are equal."""
     found, matlab = cod
     step = np.arange(256)
     thresholds = np.where(step < 128, 1 - step * (1 / 255), (255 - step) * (1 / 255))

@@ -1,4 +1,4 @@
-"""Images without an object: false alarms, misses and AUROC, by hand and against a count of all pairs."""
+"""Images without an object: false alarms, misses and AUROC, compared with computations by hand and over all pairs."""
 
 import pickle
 from itertools import product
@@ -15,12 +15,12 @@ from dsu.evaluation.evaluate import METRICS, Evaluation, PredictionPair, evaluat
 from dsu.metrics.image_level import ImageLevel, auroc
 from dsu.metrics.meters import Meters, Totals
 
-# Of 8-bit maps, and few enough for ties to be common.
+# Responses of 8-bit maps; few different values, so that ties are common.
 RESPONSES = st.lists(st.sampled_from([0, 1, 100, 127, 128, 200, 255]), min_size=1, max_size=12)
 
 
 def cases(folder: Path, peaks: dict[str, tuple[int, bool]]) -> list[PredictionPair]:
-    """Maps of 6x8 that are 20 but for one pixel, `peaks` by name, and masks with a box, or empty ones."""
+    """Maps (6, 8) of value 20 except for one pixel (`peaks`, by name), and masks with a box or without an object."""
     made = []
     for name, (peak, empty) in peaks.items():
         prediction, truth = np.full((6, 8), 20, np.uint8), np.zeros((6, 8), np.uint8)
@@ -42,8 +42,8 @@ def mixed(tmp_path: Path) -> list[PredictionPair]:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_set_counted_by_hand(mixed: list[PredictionPair], normalize: bool) -> None:
-    """One of two empty images is above half, one of three objects is not; of six pairs, four are in order."""
+def test_figures_of_a_set_computed_by_hand(mixed: list[PredictionPair], normalize: bool) -> None:
+    """One of two empty images is above one half, and one of three objects is not; four of six pairs are in order."""
     found = evaluate(mixed, normalize=normalize, workers=1)
     assert found.image_level.without_object == 2 and found.image_level.with_object == 3
     assert found.image_level.figures() == {"false_alarms": 1 / 2, "misses": 1 / 3, "AUROC": 4 / 6}
@@ -53,7 +53,7 @@ def test_a_set_counted_by_hand(mixed: list[PredictionPair], normalize: bool) -> 
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_figures_with_an_object_are_those_of_these_images_alone(mixed: list[PredictionPair], normalize: bool) -> None:
+def test_object_figures_use_only_images_with_an_object(mixed: list[PredictionPair], normalize: bool) -> None:
     found = evaluate(mixed, normalize=normalize, workers=1)
     alone = evaluate([mixed[0], mixed[2], mixed[4]], normalize=normalize, workers=1)
     assert found.object_metrics == alone.metrics == alone.object_metrics
@@ -61,7 +61,7 @@ def test_figures_with_an_object_are_those_of_these_images_alone(mixed: list[Pred
     assert tuple(found.object_metrics) == METRICS
 
 
-def test_without_empty_truths_nothing_is_added(tmp_path: Path) -> None:
+def test_without_empty_masks_there_are_no_image_level_figures(tmp_path: Path) -> None:
     found = evaluate(cases(tmp_path, {"a": (255, False), "b": (50, False)}), workers=1)
     assert found.object_metrics == found.metrics
     assert found.image_level.figures() == {"misses": 0.5} and found.image_level.lacking == "every image has an object"
@@ -69,20 +69,20 @@ def test_without_empty_truths_nothing_is_added(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_of_empty_truths_alone_there_are_false_alarms_and_no_more(tmp_path: Path) -> None:
+def test_sets_of_empty_masks_have_only_false_alarms(tmp_path: Path) -> None:
     found = evaluate(cases(tmp_path, {"a": (255, True), "b": (50, True), "c": (20, True)}), workers=1)
     assert found.image_level.figures() == {"false_alarms": 1 / 3} and found.object_metrics == {}
     assert found.image_level.lacking == "no image has an object"
 
 
-def test_several_processes_give_the_same_digits(tmp_path: Path) -> None:
+def test_several_processes_give_the_same_figures(tmp_path: Path) -> None:
     peaks = {f"{index:02}": (13 * index % 256, index % 3 == 0) for index in range(20)}
     alone, together = (evaluate(cases(tmp_path, peaks), workers=workers) for workers in (1, 2))
     assert together.image_level == alone.image_level and together.object_metrics == alone.object_metrics
 
 
-def test_the_response_is_of_the_map_as_it_is_evaluated(tmp_path: Path) -> None:
-    """A bright pixel that fades when the map is brought to its mask's size is no alarm any more."""
+def test_the_response_is_that_of_the_evaluated_map(tmp_path: Path) -> None:
+    """A bright pixel that fades when the map is resized to its mask is no false alarm."""
     [case] = cases(tmp_path, {"a": (0, True)})
     large = np.zeros((60, 80), np.uint8)
     large[30, 40] = 255
@@ -91,7 +91,7 @@ def test_the_response_is_of_the_map_as_it_is_evaluated(tmp_path: Path) -> None:
     assert 0 < float(row["response"]) < 0.1
 
 
-def test_maps_that_were_stretched_before_are_noticed(tmp_path: Path) -> None:
+def test_maps_normalised_before_are_detected(tmp_path: Path) -> None:
     def level(*peaks: int) -> ImageLevel:
         found: Evaluation = evaluate(cases(tmp_path, {str(peak): (peak, True) for peak in peaks}), workers=1)
         return found.image_level
@@ -100,7 +100,7 @@ def test_maps_that_were_stretched_before_are_noticed(tmp_path: Path) -> None:
 
 
 @given(RESPONSES, RESPONSES)
-def test_auroc_is_the_count_of_all_pairs(positives: list[int], negatives: list[int]) -> None:
+def test_auroc_equals_a_count_of_all_pairs(positives: list[int], negatives: list[int]) -> None:
     won = [(p > n) + (p == n) / 2 for p, n in product(positives, negatives)]
     found = auroc([p / 255 for p in positives], [n / 255 for n in negatives])
     assert found == sum(won) / len(won)
@@ -110,7 +110,7 @@ def test_auroc_is_the_count_of_all_pairs(positives: list[int], negatives: list[i
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 200])
-def test_totals_have_the_digits_of_the_librarys_own_averages_and_keep_no_curves(chunk: int) -> None:
+def test_totals_equal_the_librarys_averages_without_curves(chunk: int) -> None:
     rng = np.random.default_rng(0)
     pairs = []
     for index in range(200):

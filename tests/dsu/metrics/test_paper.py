@@ -24,7 +24,7 @@ def as_json(rows: tuple[PublishedRow, ...]) -> dict[str, dict[str, float]]:
 
 
 def renamed(methods: dict[str, dict[str, list[float]]], metrics: list[str]) -> dict[str, dict[str, Any]]:
-    """The file's method -> set -> figures, as set -> method -> figures by our names."""
+    """The file's method -> set -> figures, as set -> method -> figures with our names."""
     columns = [COLUMNS[metric] for metric in metrics]
     sets = {name for by_set in methods.values() for name in by_set}
     return {
@@ -35,7 +35,7 @@ def renamed(methods: dict[str, dict[str, list[float]]], metrics: list[str]) -> d
 
 @pytest.mark.data
 @pytest.mark.parametrize("kind", ["salient", "camouflaged"])
-def test_benchmarks_are_the_files(results: dict[str, Any], kind: str) -> None:
+def test_benchmarks_equal_the_reference_file(results: dict[str, Any], kind: str) -> None:
     expected = renamed(results[kind]["methods"], results[kind]["metrics"])
     assert {name: as_json(published(name)) for name in expected} == expected
     printed = {name for table in TABLES if not table.ablation for name in table.sets}
@@ -43,7 +43,7 @@ def test_benchmarks_are_the_files(results: dict[str, Any], kind: str) -> None:
 
 
 @pytest.mark.data
-def test_ablations_are_the_files(results: dict[str, Any]) -> None:
+def test_ablations_equal_the_reference_file(results: dict[str, Any]) -> None:
     ablation = results["ablation"]
     for name in ("DUTS-TE", "DUT-OMRON", "CAMO", "COD10K"):
         kind = "metrics_salient" if name.startswith("DUT") else "metrics_camouflaged"
@@ -53,16 +53,16 @@ def test_ablations_are_the_files(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.data
-def test_counts_are_the_files(results: dict[str, Any]) -> None:
+def test_counts_equal_the_reference_file(results: dict[str, Any]) -> None:
     assert dict(IMAGES) == results["images"]
 
 
-def test_every_set_the_paper_prints_has_a_count() -> None:
+def test_every_set_of_the_paper_has_a_count() -> None:
     assert {name for table in TABLES for name in table.sets} <= set(IMAGES)
 
 
 def test_six_figures_are_approximate() -> None:
-    hazy = [
+    approximate = [
         (name, row.method)
         for table in TABLES
         if not table.ablation
@@ -70,10 +70,10 @@ def test_six_figures_are_approximate() -> None:
         for row in published(name)
         if row.approximate
     ]
-    assert hazy == [(name, m) for name in ("DUTS-TE", "DUT-OMRON", "HKU-IS") for m in ("ICON", "EDN")]
+    assert approximate == [(name, m) for name in ("DUTS-TE", "DUT-OMRON", "HKU-IS") for m in ("ICON", "EDN")]
 
 
-def test_the_papers_short_names_are_the_test_sets() -> None:
+def test_the_papers_short_names_are_test_sets() -> None:
     assert published("CAMO") == published("CAMO-TE") != ()
     assert ablations("COD10K") == ablations("COD10K-TE") != ()
 

@@ -1,4 +1,4 @@
-"""Masks put together from tiles: those of a network that looks at single pixels have no seam at all."""
+"""Masks composed from tiles, and writing masks within a budget of pixels."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ from dsu.runtime import choose_runtime
 
 
 def shaded(width: int, height: int) -> Image.Image:
-    """An image that gets brighter to the right and redder downwards."""
+    """An image with brightness increasing to the right, and redness increasing downwards."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([y, x, x], axis=-1).astype(np.uint8))
 
@@ -39,8 +39,8 @@ def test_one_tile_is_the_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_what_looks_at_single_pixels_sees_no_seam(size: int) -> None:
-    """With a network whose logit is the pixel's own brightness, tiles give what the whole image gives."""
+def test_tiles_of_a_pixelwise_network_have_no_seams(size: int) -> None:
+    """With a network whose logit is the pixel's own brightness, tiles give the same mask as the whole image."""
 
     def brightness(batch: Batch) -> Tensor:
         assert len(batch.names) <= size
@@ -53,8 +53,8 @@ def test_what_looks_at_single_pixels_sees_no_seam(size: int) -> None:
     np.testing.assert_allclose(got, np.asarray(image)[..., 1].astype(np.float32) / 64 - 2, atol=1e-5)
 
 
-def test_large_masks_wait_for_one_another() -> None:
-    """Never more than the budget at once, but for an image that alone has more."""
+def test_large_masks_are_written_one_after_the_other() -> None:
+    """Never more than the budget at once, except for a single larger image."""
     budget, lock, together = PixelBudget(100), threading.Lock(), list[int]()
     held: Counter[int] = Counter()
 
@@ -73,7 +73,7 @@ def test_large_masks_wait_for_one_another() -> None:
     assert len(together) == len(sizes) and max(together) <= 100
 
 
-def test_small_masks_are_written_beside_each_other() -> None:
+def test_small_masks_are_written_in_parallel() -> None:
     budget, both = PixelBudget(100), threading.Barrier(2)
 
     def work(pixels: int) -> int:
@@ -84,7 +84,7 @@ def test_small_masks_are_written_beside_each_other() -> None:
         assert sorted(pool.map(work, [50, 50])) == [0, 1]
 
 
-def test_an_image_that_fails_gives_its_pixels_back() -> None:
+def test_a_failed_image_releases_its_pixels() -> None:
     budget = PixelBudget(100)
     with pytest.raises(ValueError, match="broken"), budget.taken(90):
         raise ValueError("broken")
@@ -92,7 +92,7 @@ def test_an_image_that_fails_gives_its_pixels_back() -> None:
         pass
 
 
-def test_python_cuts_images_as_the_heads_were() -> None:
+def test_python_uses_the_tiling_of_the_head() -> None:
     network, runtime = toy_network(feature_dtype=torch.float16).eval(), choose_runtime("cpu", "fp32")
     image = shaded(200, 150)
     whole, cut = (Segmenter(network, runtime, tiling)(image) for tiling in (None, Tiling(100, 20)))

@@ -27,7 +27,7 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def test_a_mask_has_the_images_own_size_and_is_a_probability(segmenter: Segmenter) -> None:
+def test_masks_have_the_images_size_and_are_probabilities(segmenter: Segmenter) -> None:
     mask = segmenter(picture(90, 60))
     assert mask.shape == (60, 90)
     assert mask.dtype == np.float32
@@ -42,7 +42,7 @@ def test_pil_and_arrays_and_batches_agree(segmenter: Segmenter) -> None:
         assert np.allclose(a, b, atol=1e-5)
 
 
-def test_arrays_and_tensors_are_read_as_their_picture(segmenter: Segmenter) -> None:
+def test_arrays_and_tensors_equal_their_images(segmenter: Segmenter) -> None:
     grey = picture(30, 20).convert("L")
     colours = np.asarray(picture(30, 20))
     mask = segmenter(picture(30, 20))
@@ -71,18 +71,18 @@ def test_arrays_and_tensors_are_read_as_their_picture(segmenter: Segmenter) -> N
         (3, "int"),
     ],
 )
-def test_what_is_no_image_is_refused_by_what_it_is(segmenter: Segmenter, wrong: object, said: str) -> None:
+def test_invalid_images_are_refused_with_their_kind(segmenter: Segmenter, wrong: object, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         segmenter([wrong])  # type: ignore[list-item]
 
 
-def test_a_folder_is_not_read_as_a_damaged_image(segmenter: Segmenter, tmp_path: Path) -> None:
+def test_a_folder_is_not_reported_as_a_damaged_image(segmenter: Segmenter, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder") as refused:
         segmenter(tmp_path)
     assert "remove" not in str(refused.value)
 
 
-def test_no_image_has_no_mask_and_a_segmenter_moves(segmenter: Segmenter) -> None:
+def test_an_empty_list_of_images_and_moving_to_a_device(segmenter: Segmenter) -> None:
     assert segmenter([]) == []
     image = picture(30, 20)
     before = segmenter(image)
@@ -91,7 +91,7 @@ def test_no_image_has_no_mask_and_a_segmenter_moves(segmenter: Segmenter) -> Non
         segmenter.to("nowhere")
 
 
-def test_finishing_is_bilinear_resize_sigmoid_and_minmax_only_where_asked() -> None:
+def test_finishing_resizes_logits_and_normalises_only_on_request() -> None:
     logits = torch.linspace(-3, 3, 64).reshape(1, 8, 8)
     plain = finish_mask(logits, (8, 8), "none")
     assert np.allclose(plain, logits[0].sigmoid().numpy())

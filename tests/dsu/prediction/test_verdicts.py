@@ -1,4 +1,4 @@
-"""The table of verdicts: components and their boxes, both files, and rows that are found again."""
+"""The table of verdicts: components and their boxes, both files, and reading rows again."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ from dsu.prediction.verdicts import VerdictRow, find_verdict, read_table, summar
 ROW = VerdictRow("", "tile.jpg", "no mask", seconds=0.25, file="tile.png")
 
 
-def test_components_are_counted_and_boxed_the_largest_first() -> None:
+def test_components_are_counted_with_boxes_largest_first() -> None:
     grey = np.zeros((20, 30), np.uint8)
     grey[2:4, 3:7] = 200
-    grey[4, 7] = 130  # touches at a corner: one region with the box above
-    grey[10:19, 20:29] = 127  # just below a half
+    grey[4, 7] = 130  # touches the box above at a corner: one component
+    grey[10:19, 20:29] = 127  # just below one half
     grey[0, 29] = 255
     row = find_verdict(ROW, grey, 0.5)
     assert (row.verdict, row.response, row.area, row.components) == ("alarm", 1.0, 10, 2)
@@ -28,21 +28,21 @@ def test_components_are_counted_and_boxed_the_largest_first() -> None:
     assert row.seconds == 0.25, "what was known stays"
 
 
-def test_noise_has_all_its_components_counted_and_few_of_them_boxed() -> None:
+def test_all_components_of_noise_are_counted_but_few_have_boxes() -> None:
     grey = np.zeros((40, 40), np.uint8)
     grey[::2, ::2] = 255
     row = find_verdict(ROW, grey, 0.5)
     assert row.components == 400 and row.boxes is not None and len(row.boxes) == 50
 
 
-def test_another_threshold_changes_the_verdict_and_what_is_not_known_is_left_open() -> None:
+def test_another_threshold_changes_the_verdict_and_unknown_fields_are_empty() -> None:
     row = find_verdict(ROW, np.full((4, 4), 100, np.uint8), 0.5)
     assert row.verdict == "clear"
     other = row.at(0.39)
     assert (other.verdict, other.threshold, other.area, other.boxes) == ("alarm", 0.39, None, None)
 
 
-def test_both_files_hold_the_same_rows(tmp_path: Path) -> None:
+def test_both_files_have_the_same_rows(tmp_path: Path) -> None:
     found = find_verdict(ROW, np.full((4, 4), 200, np.uint8), 0.5)
     broken = VerdictRow("set", "b, c.jpg", "no mask", file="set/b, c.png", problem='"b, c.jpg" can\'t be read.')
     write_table(tmp_path, {row.file: row for row in (found, broken)})
@@ -54,7 +54,7 @@ def test_both_files_hold_the_same_rows(tmp_path: Path) -> None:
     assert summary([found, broken]) == "1 alarm, 0 clear at threshold 0.5, 1 without a mask" and summary([]) == ""
 
 
-def test_a_damaged_table_is_as_good_as_none(tmp_path: Path) -> None:
+def test_a_damaged_table_counts_as_missing(tmp_path: Path) -> None:
     assert read_table(tmp_path) == {}
     for text in ("{", "[1]", "{}", '[{"file": "a.png"}]', json.dumps([{**vars(ROW), "response": "high"}])):
         (tmp_path / "table.json").write_text(text)

@@ -1,4 +1,4 @@
-"""The page: its figures are the evaluation's, it is whole in itself, and no name can break it."""
+"""The report's page: it has the evaluation's figures, is self-contained, and escapes all names."""
 
 import json
 import re
@@ -27,12 +27,12 @@ from dsu.report.page import histogram, write_report
 from dsu.report.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, draw_panels
 
 VOID = {"meta", "link", "img", "input", "br"}
-# Their end tags may be left out in HTML.
+# HTML allows these elements without an end tag.
 OPTIONAL = {"li", "tr", "td", "th", "tbody", "thead", "dt", "dd", "p", "option"}
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, the text of table cells, and the data block."""
+    """Parses tags with their attributes, the text of table cells, and the data block."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def written(path: Path, results: dict[str, dict[str, Evaluation]]) -> Page:
     return page
 
 
-def test_the_page_is_whole_in_itself(found: Evaluation, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(found: Evaluation, tmp_path: Path) -> None:
     page = written(tmp_path / "new" / "report.html", {"run": {"shapes": found}})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
     for _, attributes in page.tags:
@@ -113,7 +113,7 @@ def test_the_page_is_whole_in_itself(found: Evaluation, tmp_path: Path) -> None:
     )
 
 
-def test_figures_are_the_evaluations(found: Evaluation, other: Evaluation, tmp_path: Path) -> None:
+def test_the_page_has_the_figures_of_the_evaluation(found: Evaluation, other: Evaluation, tmp_path: Path) -> None:
     page = written(tmp_path / "report.html", {"run": {"shapes": found, "others": other}})
     assert page.exact == [*found.metrics.values(), *other.metrics.values()]
     groups = page.data["groups"]
@@ -129,14 +129,14 @@ def test_figures_are_the_evaluations(found: Evaluation, other: Evaluation, tmp_p
     assert all(any(mean in text for text in page.texts) for mean in means)
 
 
-def test_the_papers_rows_stand_beside(found: Evaluation, tmp_path: Path) -> None:
+def test_the_page_has_the_papers_rows(found: Evaluation, tmp_path: Path) -> None:
     sets = {"DUTS-TE": replace(found, images=IMAGES["DUTS-TE"]), "CAMO-TE": found, "mine": found}
     page = written(tmp_path / "report.html", {"run": sets})
     for name in sets:
         for row in (*published(name), *ablations(name)):
             printed = [f"{row.figures[metric]:.3f}" for metric in METRICS if metric in row.figures]
             assert any(cells[1:] == printed and cells[0].startswith(row.method) for cells in page.rows), row
-    assert sum(cells[:1] == ["run"] for cells in page.rows) == 4  # two sets, each beside rows and ablations
+    assert sum(cells[:1] == ["run"] for cells in page.rows) == 4  # two sets, each with the paper's rows and ablations
     assert any("6 of the set's 250 images" in text for text in page.texts)
     assert not any("of the set's 5,019" in text for text in page.texts)
 
@@ -154,7 +154,7 @@ def test_few_images_come_first_and_their_histograms_are_folded(
     assert order(many) == ["overview", "set-0", "gallery", "conventions"] and ("details", {"open": None}) in many.tags
 
 
-def test_conventions_are_said_once_and_apart_where_methods_differ(found: Evaluation, tmp_path: Path) -> None:
+def test_conventions_appear_once_or_per_method_if_they_differ(found: Evaluation, tmp_path: Path) -> None:
     other = replace(found, conventions=found.conventions | {"map": "value / 255"})
     page = written(tmp_path / "report.html", {"Ours": {"s": found, "t": found}, "Theirs": {"s": other}})
     told = [text.strip() for text in page.texts]
@@ -162,7 +162,7 @@ def test_conventions_are_said_once_and_apart_where_methods_differ(found: Evaluat
     assert f"s of Ours, t of Ours: {found.conventions['map']}; s of Theirs: value / 255" in told
 
 
-def test_thresholds_and_calibration_are_told_of_every_run_that_has_them(found: Evaluation, tmp_path: Path) -> None:
+def test_thresholds_and_calibration_are_shown_for_all_runs_that_have_them(found: Evaluation, tmp_path: Path) -> None:
     at = AtThreshold(found=3, missed=1, false_alarms=1, silent=1, precision=0.5, recall=0.5, dice=0.25)
     level = ImageLevel((0.9, 0.8, 0.7, 0.6, 0.6, 0.1), (False, False, False, False, True, True))
     validation = replace(found, image_level=level)
@@ -191,7 +191,7 @@ def test_no_name_breaks_the_page(found: Evaluation, tmp_path: Path) -> None:
     assert "</section><i>&amp;" in page.texts and "$data" in "".join(page.texts)
 
 
-def test_many_pictures_lie_beside_the_page(
+def test_many_images_are_stored_next_to_the_page(
     found: Evaluation, other: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "INLINE_PICTURES", 3)
@@ -212,7 +212,7 @@ def test_many_pictures_lie_beside_the_page(
     assert [path.name for path in folder.iterdir()] == ["notes.txt"], "what no page shows goes; the rest is not ours"
 
 
-def test_stopped_while_drawing_the_earlier_page_stands(
+def test_an_interruption_keeps_the_earlier_page(
     found: Evaluation, other: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "INLINE_PICTURES", 1)
@@ -237,7 +237,7 @@ def test_stopped_while_drawing_the_earlier_page_stands(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_images_that_are_unknown_or_unreadable_leave_three_panels(found: Evaluation, tmp_path: Path) -> None:
+def test_missing_and_unreadable_images_leave_three_panels(found: Evaluation, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_text("no image")
     cases = (replace(found.pairs[0], image=None), replace(found.pairs[1], image=broken), *found.pairs[2:])
@@ -254,7 +254,7 @@ def test_images_that_are_unknown_or_unreadable_leave_three_panels(found: Evaluat
     assert "broken.jpg" in complaint
 
 
-def test_images_without_an_object_have_their_part(found: Evaluation, tmp_path: Path) -> None:
+def test_images_without_an_object_have_their_own_section(found: Evaluation, tmp_path: Path) -> None:
     assert "Images without an object" not in written(tmp_path / "plain.html", {"run": {"s": found}}).source
     level = ImageLevel((*found.image_level.responses, 0.7, 0.1), (*found.image_level.empty, True, True))
     mixed = replace(found, images=8, image_level=level)
@@ -263,10 +263,10 @@ def test_images_without_an_object_have_their_part(found: Evaluation, tmp_path: P
     assert ["run", "0.500", "0.000", "1.000", "2"] in page.rows
     spoilt = [f"{found.metrics[metric_of(name)[0]]:.3f}" for name in SPOILT]
     assert ["run", *spoilt, "6"] in page.rows
-    assert sum(tag == "svg" for tag, _ in page.tags) == 2 * (2 + len(PER_IMAGE)) + 1 + 2  # responses, and their key
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2 * (2 + len(PER_IMAGE)) + 1 + 2  # responses, and their legend
 
 
-def test_one_image_is_one(tmp_path: Path) -> None:
+def test_counts_of_one_image_are_singular(tmp_path: Path) -> None:
     page = written(tmp_path / "report.html", {"run": {"s": draw_evaluation(tmp_path, ["only"])}})
     assert "1 image" in page.texts and "1 images" not in page.source
 
@@ -279,7 +279,7 @@ def test_few_scores_have_few_bins_that_end_at_ticks(values: int, bins: int) -> N
     assert len(edges) == bins + 1 and len(ticks) == 6 and ticks <= edges
 
 
-def test_pages_have_names_of_pages(tmp_path: Path, found: Evaluation) -> None:
+def test_pages_need_the_extension_html(tmp_path: Path, found: Evaluation) -> None:
     with pytest.raises(UsageError, match=r"ends in \.html"):
         write_report(tmp_path / "report.pdf", {"run": {"s": found}})
     (tmp_path / "folder.html").mkdir()
@@ -305,7 +305,7 @@ def test_errors_are_coloured_by_kind() -> None:
     assert shown[30, 30, 0] == 200 and wanted[30, 10, 0] == 255
 
 
-def test_prediction_is_shown_as_it_was_evaluated() -> None:
+def test_predictions_are_shown_as_evaluated() -> None:
     truth = np.zeros((8, 8), np.uint8)
     faint = truth.copy()
     faint[0, 0] = 1
@@ -316,7 +316,7 @@ def test_prediction_is_shown_as_it_was_evaluated() -> None:
     assert len(black) == 3 and np.asarray(black[1]).max() == 0
 
 
-def test_thin_errors_fade_and_do_not_vanish() -> None:
+def test_thin_errors_stay_visible() -> None:
     truth = np.zeros((1000, 1600), np.uint8)
     prediction = truth.copy()
     prediction[:, 801] = 255
@@ -325,7 +325,7 @@ def test_thin_errors_fade_and_do_not_vanish() -> None:
     assert errors[100, 160, 0] > errors[100, 158, 0] + 20
 
 
-def test_extreme_shapes_are_drawn(tmp_path: Path) -> None:
+def test_images_with_extreme_shapes_are_drawn(tmp_path: Path) -> None:
     for shape in ((1, 3000), (3000, 1), (1, 1)):
         truth = np.full(shape, 255, np.uint8)
         assert all(min(panel.size) >= 1 for panel in draw_panels(truth, truth, None, normalize=True))

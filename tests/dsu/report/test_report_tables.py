@@ -1,4 +1,4 @@
-"""Figures side by side: whose, which are best, and as what text."""
+"""Tables of figures: names of runs, best values, and output formats."""
 
 import csv
 import io
@@ -27,12 +27,12 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 
 
 def whole(found: Evaluation, **figures: float) -> Evaluation:
-    """As if all of DUTS-TE had been evaluated."""
+    """An evaluation that claims to cover all of DUTS-TE."""
     return replace(found, images=IMAGES["DUTS-TE"], metrics=found.metrics | figures)
 
 
 def with_empties(found: Evaluation, *responses: float) -> Evaluation:
-    """As if there were more images, without an object, that respond so."""
+    """An evaluation with additional images without an object, which have these responses."""
     level = found.image_level
     more = ImageLevel((*level.responses, *responses), (*level.empty, *(True for _ in responses)))
     return replace(found, images=len(more.empty), image_level=more, metrics=found.metrics | {"IoU": 0.25})
@@ -42,7 +42,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_one_run_is_told_to_all_digits(first: Evaluation, second: Evaluation) -> None:
+def test_one_run_is_shown_with_all_digits(first: Evaluation, second: Evaluation) -> None:
     results = {"run": {"ECSSD": first, "mine/é": second}}
     told: dict[str, dict[str, Any]] = json.loads(as_json(results))
     rows = rows_of(as_csv(results))
@@ -60,7 +60,7 @@ def test_one_run_is_told_to_all_digits(first: Evaluation, second: Evaluation) ->
     assert float(images[-1]["MAE"]) == second.per_image[-1]["MAE"]
 
 
-def test_several_runs_say_whose_figures_they_are(first: Evaluation, second: Evaluation) -> None:
+def test_tables_of_several_runs_name_the_runs(first: Evaluation, second: Evaluation) -> None:
     results = {"one": {"ECSSD": first}, "two": {"ECSSD": second, "mine": second}}
     assert [(row["run"], row["set"]) for row in rows_of(as_csv(results))] == [
         ("one", "ECSSD"),
@@ -84,7 +84,7 @@ def test_the_papers_rows_come_first(first: Evaluation) -> None:
     assert told["one"]["ECSSD"]["S"] == first.metrics["S"]
 
 
-def test_best_is_what_prints_best_and_ties_share_it(first: Evaluation) -> None:
+def test_the_best_figures_are_marked_including_ties(first: Evaluation) -> None:
     close = whole(first, S=0.93404, MAE=0.0195, IoU=0.5)
     [comparison] = compare({"run": {"DUTS-TE": close}})
     best = {metric: [line.label for line in comparison.lines if comparison.is_best(line, metric)] for metric in METRICS}
@@ -93,7 +93,7 @@ def test_best_is_what_prints_best_and_ties_share_it(first: Evaluation) -> None:
     assert best["IoU"] == []  # nothing to compare with
 
 
-def test_part_of_a_set_is_out_of_the_papers_contest(first: Evaluation) -> None:
+def test_parts_of_sets_are_not_ranked_with_the_paper(first: Evaluation) -> None:
     part = replace(first, metrics=first.metrics | {"S": 0.999})
     [comparison] = compare({"run": {"DUTS-TE": part}})
     assert [line.label for line in comparison.lines if comparison.is_best(line, "S")] == ["SAM2-UNet", "DSU-Net"]
@@ -133,7 +133,7 @@ def test_latex(first: Evaluation, second: Evaluation) -> None:
         assert rule in text
 
 
-def test_conventions_that_differ_are_told_apart(first: Evaluation) -> None:
+def test_different_conventions_are_listed_separately(first: Evaluation) -> None:
     other = replace(first, conventions=first.conventions | {"map": "value / 255, not normalised"})
     results = {"one": {"x": first}, "two": {"x": other}}
     text = as_markdown(results, with_paper=False, conventions=True)
@@ -143,7 +143,7 @@ def test_conventions_that_differ_are_told_apart(first: Evaluation) -> None:
     assert "Maps: x of one min-max normalised, image by image; x of two value / 255, not normalised." in short
 
 
-def test_figures_are_chosen_and_ordered_in_every_format(first: Evaluation) -> None:
+def test_figures_can_be_selected_and_ordered_in_every_format(first: Evaluation) -> None:
     results, chosen = {"run": {"x": first}}, ["MAE", "S"]
     assert list(rows_of(as_csv(results, metrics=chosen))[0]) == ["set", "images", "MAE", "S"]
     assert list(json.loads(as_json(results, metrics=chosen))["x"]) == ["MAE", "S", "images", "conventions"]
@@ -152,7 +152,7 @@ def test_figures_are_chosen_and_ordered_in_every_format(first: Evaluation) -> No
     assert r" & $\mathrm{MAE}\downarrow$ & $S_\alpha\uparrow$ \\" in as_latex(results, with_paper=False, metrics=chosen)
 
 
-def test_images_without_an_object_are_told_where_there_are_any(first: Evaluation, second: Evaluation) -> None:
+def test_images_without_an_object_are_shown_if_there_are_any(first: Evaluation, second: Evaluation) -> None:
     results = {"run": {"tiles": with_empties(first, 0.6, 0.1), "plain": second}}
     rows = rows_of(as_csv(results))
     assert list(rows[0]) == ["set", "images", *METRICS, "images_without_object", *IMAGE_LEVEL, *OBJECT]
@@ -167,7 +167,7 @@ def test_images_without_an_object_are_told_where_there_are_any(first: Evaluation
     assert f"| run | 0.500 | 0.000 | 1.000 | {first.metrics['F_adaptive']:.3f} |" in markdown
 
 
-def test_what_is_not_defined_is_a_dash_with_its_reason(first: Evaluation) -> None:
+def test_undefined_figures_are_dashes_with_a_reason(first: Evaluation) -> None:
     level = ImageLevel((1.0, 0.0), (True, True))
     results = {"run": {"clean": replace(first, images=2, image_level=level, object_metrics={})}}
     told = json.loads(as_json(results))["clean"]
@@ -178,7 +178,7 @@ def test_what_is_not_defined_is_a_dash_with_its_reason(first: Evaluation) -> Non
     assert "AUROC undefined, because every image has an object" in plain and "misses undefined" not in plain
 
 
-def test_stretched_maps_are_said_to_say_nothing_of_empty_images(first: Evaluation) -> None:
+def test_normalised_maps_have_a_remark_on_empty_images(first: Evaluation) -> None:
     level = ImageLevel((1.0, 254 / 255), (False, True))
     [as_predicted] = compare({"run": {"x": replace(first, images=2, image_level=level, normalize=False)}})
     [note] = as_predicted.notes()
@@ -188,7 +188,7 @@ def test_stretched_maps_are_said_to_say_nothing_of_empty_images(first: Evaluatio
     assert "--normalize none" in note and when_evaluated.notes(["AUROC"]) == []
 
 
-def test_a_part_of_ones_own_set_is_said_to_be_one(first: Evaluation) -> None:
+def test_a_part_of_an_own_set_is_marked(first: Evaluation) -> None:
     part = {"run": {"tiles": replace(first, missing=2), "ECSSD": replace(first, missing=997)}}
     assert [comparison.notes() for comparison in compare(part, None)] == [
         ["run: evaluated on 3 of the set's 5 images."],
@@ -198,7 +198,7 @@ def test_a_part_of_ones_own_set_is_said_to_be_one(first: Evaluation) -> None:
     assert told["tiles"]["missing"] == 2 and "missing" not in json.loads(as_json({"run": {"x": first}}))["x"]
 
 
-def test_latex_is_no_wider_than_its_figures(first: Evaluation) -> None:
+def test_latex_tables_have_no_unnecessary_columns(first: Evaluation) -> None:
     clean = replace(first, image_level=ImageLevel((1.0,), (False,)))
     text = as_latex({"run": {"x": clean}}, with_paper=False, metrics=["S", "AUROC", "false_alarms", "IoU_object"])
     assert r"\begin{tabular}{l*{2}{c}}" in text and "% run: AUROC, false alarms undefined" in text
