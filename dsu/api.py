@@ -186,7 +186,10 @@ def predict_with(
         from dsu.prediction.exported import predict_exported
 
         if world.together:
-            raise UsageError(f"{head_file} is an exported model, which runs in one process: start without torchrun.")
+            raise UsageError(
+                f"{head_file} is an exported model, which runs in one process: start this command without torchrun "
+                "or srun."
+            )
         return predict_exported(sources, head_file, settings, runtime_settings, paths, out=out, progress=progress)
     info = read_head_info(head_file)
     folder = out or predictions_folder(head, head_file, settings.kind)
@@ -265,7 +268,7 @@ def evaluate(
 
 
 def _runtime(runtime_settings: RuntimeSettings, info: HeadInfo, head: Path, world: World = ALONE) -> "Runtime":
-    """The requested device, with the precision of training unless one is given."""
+    """The requested device, with the precision of training unless another is given."""
     from dsu.runtime import choose_runtime
 
     precision = precision_of(info, head) if runtime_settings.precision == "auto" else runtime_settings.precision

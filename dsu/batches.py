@@ -29,12 +29,12 @@ __all__ = ["Batch", "BatchIndices", "feed", "prefetch"]
 T = TypeVar("T")
 
 READERS: Final = 4
-"""Threads that read batches for a GPU, whose steps may be shorter than one read takes."""
+"""Threads that read batches for a GPU, whose steps may be shorter than one read."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples, each in one view.
+    """A batch of samples, each in one view.
 
     Attributes:
         names: the samples' names.
@@ -126,7 +126,7 @@ class Batch:
 
     @property
     def soft_mask(self) -> Tensor:
-        """(B, 1, S, S) float32 in [0, 1], soft edges kept."""
+        """The masks, (B, 1, S, S) float32 in [0, 1], with soft edges."""
         if "mask" not in self.images:
             raise RuntimeError("a loss needs samples with masks")
         return self.images["mask"].unsqueeze(1).float() / 255

@@ -20,7 +20,7 @@ FeatureDtype = Literal["float16", "float32"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 ExportPrecision = Literal["fp32", "int8", "fp16"]
-"""`int8` is for processors, `fp16` for GPUs."""
+"""`int8` is for CPUs, `fp16` for GPUs."""
 
 RegionKind = Literal["iou", "tversky"]
 """The paper's IoU, or the Tversky index, with separate weights for misses and false alarms (arXiv 1706.05721)."""

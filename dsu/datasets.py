@@ -182,7 +182,7 @@ class _Files:
 
 
 class PerProcess(Generic[T]):
-    """A value that every process creates for itself, since threads and locks can't move between processes.
+    """A value that each process creates for itself, since threads and locks can't move between processes.
 
     Args:
         make: creates the value. It is called immediately, and once in every other process that uses a copy.

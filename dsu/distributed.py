@@ -1,7 +1,7 @@
-"""Several processes that do one thing together, as torchrun or Slurm starts them: who this one is, and how they talk.
+"""Several processes that work together, started by torchrun or Slurm: ranks, world size and communication.
 
-A process alone is a `World` of one, whose methods cost nothing and change nothing. Nothing here imports torch before
-there is somebody to talk to, so that the command line may ask early.
+A single process is a `World` of size 1, whose methods cost nothing and change nothing. Nothing here imports torch
+before there are other processes, so the command line can use this early.
 """
 
 import os
@@ -31,34 +31,34 @@ __all__ = ["ALONE", "LostError", "World", "joined"]
 T = TypeVar("T")
 
 _TORCHRUN: Final = "env://"
-"""torchrun's own variables say where the processes meet."""
+"""torchrun's variables define the rendezvous."""
 _PATIENCE: Final = 5.0
-"""Seconds in which a process that is told to end does so by itself, unless it waits for one that is gone."""
+"""Seconds in which a process that gets SIGTERM ends by itself, unless it waits for one that is gone."""
 _PORTS: Final = range(10_000, 30_000)
-"""Below those that systems give out by themselves."""
+"""Below the range of ports that systems assign automatically."""
 
 
 class LostError(DsuError, RuntimeError):
-    """Another process is gone, or this one is told to end."""
+    """Another process is gone, or this one was told to end."""
 
     def __init__(self) -> None:
         super().__init__(
-            "A process of this run was ended, and so all of them end: what it said, if anything, stands above; go on "
-            "with the same command, and train-head with --resume from the last checkpoint."
+            "A process of this run ended, so all of them end (its message, if any, is above): run the same command "
+            "again; train-head with --resume continues from the last checkpoint."
         )
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that do one thing together, seen by one of them.
+    """The processes that work together, from the point of view of one of them.
 
     Attributes:
         rank: this process's number, from 0.
-        size: how many there are.
+        size: number of processes (world size).
         local_rank: its number among those on its machine.
-        meets: where they meet, as torch names it.
-        together: whether they have met, so that work is divided.
-        store: what all of them may read and change at any time, once they have met.
+        meets: the rendezvous address, as torch names it.
+        together: whether the processes are connected, so that work is divided.
+        store: torch's key-value store, shared by all, once connected.
     """
 
     rank: int = 0
@@ -70,9 +70,10 @@ class World:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
-        """As torchrun's variables say, or those that Slurm's srun sets for a step; else one process alone.
+        """The world defined by torchrun's variables, or by those that Slurm's srun sets for a step; else a single
+        process.
 
-        Raises `UsageError` for variables that are no numbers, or that lack one.
+        Raises `UsageError` if variables are incomplete or no numbers.
         """
         try:
             if "WORLD_SIZE" in environment and "RANK" in environment:
@@ -84,56 +85,57 @@ class World:
                 return cls(rank, size, local_rank, _slurm_place(environment))
         except (KeyError, ValueError) as error:
             raise UsageError(
-                f"The variables by which torchrun or Slurm numbers its processes are incomplete or no numbers "
-                f"({error}): start with torchrun or srun, or unset RANK, WORLD_SIZE and SLURM_STEP_NUM_TASKS."
+                f"The environment variables of torchrun or Slurm are incomplete or no numbers ({error}): start with "
+                "torchrun or srun, or unset RANK, WORLD_SIZE and SLURM_STEP_NUM_TASKS."
             ) from error
         return cls()
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one process that writes and speaks."""
+        """Whether this is the first process, the only one that writes and prints."""
         return self.rank == 0
 
     def part(self, count: int) -> slice:
-        """This process's part of so many things: consecutive ones, as many as each other process's, or one more."""
+        """This process's part of `count` things: a consecutive range; sizes differ by at most one."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def device(self, asked: str) -> str:
-        """The device of this process, where `asked` names one for all; a GPU becomes the current one.
+        """This process's device, given the one `asked` for all; makes a GPU the current one.
 
-        Raises `UsageError` where processes would have to share a GPU.
+        Raises `UsageError` if processes would have to share a GPU.
         """
         import torch
 
         if not self.together or asked == "cpu" or not torch.cuda.is_available():
             return asked
         count = torch.cuda.device_count()
-        # Slurm may show each process its own GPU alone (--gpus-per-task=1).
+        # With --gpus-per-task=1, Slurm shows each process only its own GPU.
         index = 0 if count == 1 and self.meets != _TORCHRUN else self.local_rank
         if ":" in asked or index >= count:
             raise UsageError(
-                f"The device {asked!r} can't serve all processes on this machine, which shows {count} GPUs: start no "
-                f"more processes on it than that (--nproc-per-node {count}) with --device cuda, or give --device cpu."
+                f"The device {asked!r} is not enough for all processes on this machine, which has {count} GPUs: "
+                f"start at most {count} processes on it (--nproc-per-node {count}) with --device cuda, or give "
+                "--device cpu."
             )
-        torch.cuda.set_device(index)  # else every process would take memory of the first for itself
+        torch.cuda.set_device(index)  # otherwise every process would also use memory of the first GPU
         return f"cuda:{index}"
 
     def add_up(self, tensor: "Tensor") -> None:
-        """Replace a contiguous tensor by the sum of all processes', the same to the last bit in each."""
+        """Replace a contiguous tensor by the sum over all processes, which is bit-identical in each."""
         if self.together:
             with _others() as distributed:
                 distributed.all_reduce(tensor)
 
     def spread(self, tensor: "Tensor") -> None:
-        """Replace a tensor by the leading process's."""
+        """Replace a tensor by the first process's."""
         if self.together:
-            whole = tensor.flatten()  # in the order in which all have it
+            whole = tensor.flatten()  # in the same order in all processes
             with _others() as distributed:
                 distributed.broadcast(whole, 0)
             tensor.copy_(whole.view(tensor.shape))
 
     def told(self, find: Callable[[], T]) -> T:
-        """What the leading process finds, while the others wait for it."""
+        """The first process's result of `find`; the others wait for it."""
         found = [find() if self.leads else None]
         if self.together:
             with _others() as distributed:
@@ -141,14 +143,14 @@ class World:
         return found[0]  # type: ignore[return-value]
 
     def counted(self, name: str, units: int) -> int:
-        """Add to a counter of this name that all processes share, and return its sum, waiting for no one."""
+        """Add to a named counter shared by all processes and return its sum, without waiting for others."""
         if self.store is None:
             return units
         with _others():
             return self.store.add(f"dsu/{name}", units)
 
     def counting(self, task: "Task", label: str) -> Callable[[int], None]:
-        """A function that counts units of this process, and tells the task of those of all."""
+        """A function that counts this process's units and reports all processes' units to the task."""
         told = 0
 
         def advance(units: int) -> None:
@@ -160,7 +162,7 @@ class World:
         return task.advance if self.store is None else advance
 
     def gathered(self, value: T) -> list[T]:
-        """Every process's value, in their order."""
+        """The values of all processes, by rank."""
         if not self.together:
             return [value]
         found: list[Any] = [None] * self.size
@@ -174,12 +176,12 @@ ALONE: Final = World()
 
 @contextmanager
 def joined(patience: timedelta | None = None) -> Iterator[World]:
-    """Meet the other processes, if there are any, inside a `with`; whoever has met them already is met again.
+    """Connect to the other processes, if there are any, inside a `with`; reuses an existing connection.
 
-    `patience` says how long one may wait for another that lives (None: as long as torch does by itself).
+    `patience` is how long a process waits for another one that is alive (None: torch's default).
 
-    Where one fails, all end, and one alone says why: the first to fail. In the others, which only lose it, what was
-    raised becomes a silent `SystemExit`. Raises `DsuError` where the others do not come.
+    If one process fails, all end, and only the first to fail prints the reason. In the others, the error becomes a
+    silent `SystemExit`. Raises `DsuError` if the others do not connect.
     """
     world = World.of_environment()
     if world.size == 1:
@@ -204,7 +206,7 @@ def joined(patience: timedelta | None = None) -> Iterator[World]:
 
 
 def _meet(world: World, patience: timedelta | None) -> "Store":
-    """Make the group of processes: CPU tensors and objects travel by gloo, those on GPUs by nccl."""
+    """Create the process group: gloo for CPU tensors and objects, nccl for GPU tensors."""
     import torch
     import torch.distributed as distributed
     from torch.distributed.rendezvous import rendezvous
@@ -215,8 +217,9 @@ def _meet(world: World, patience: timedelta | None) -> "Store":
         distributed.init_process_group(backend, timeout=patience, store=store, rank=world.rank, world_size=world.size)
     except (RuntimeError, ValueError) as error:
         raise DsuError(
-            f"Process {world.rank} can't meet the others at {world.meets} ({str(error).splitlines()[0][:160]}): start "
-            f"all {world.size} with torchrun or srun, on machines that reach each other."
+            f"Process {world.rank} can't connect to the others at {world.meets} "
+            f"({str(error).splitlines()[0][:160]}): start all {world.size} with torchrun or srun, on machines that "
+            "can reach each other."
         ) from error
     return store
 
@@ -224,17 +227,17 @@ def _meet(world: World, patience: timedelta | None) -> "Store":
 def _is_first_to_fail(store: "Store") -> bool:
     try:
         return store.add("dsu/failed", 1) == 1
-    except RuntimeError:  # it was kept by a process that is gone
+    except RuntimeError:  # its host process is gone
         return True
 
 
 def _heed(store: "Store") -> Callable[[], None]:
-    """End where this process is told to (SIGTERM), as those who started it do where another has died.
+    """End this process on SIGTERM, which launchers send if another process has died.
 
-    `LostError` is raised in the main thread. Where that does not run, since it waits in torch for one that is gone, a
-    thread says the same and ends the process. Returns what undoes all this.
+    Raises `LostError` in the main thread. If that is blocked in torch, waiting for a process that is gone, another
+    thread prints the message and ends the process. Returns a function that undoes all this.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone can
+    if threading.current_thread() is not threading.main_thread():  # the only thread that can
         return lambda: None
     numbers, written = socket.socketpair()
     written.setblocking(False)
@@ -250,7 +253,7 @@ def _heed(store: "Store") -> Callable[[], None]:
 
 
 def _watch(numbers: socket.socket, store: "Store") -> None:
-    """Wait for the number of the signal; `numbers` ends where nothing is to be heeded any more."""
+    """Wait for the signal's number; `numbers` ends when signals no longer matter."""
     while number := numbers.recv(1):
         if number[0] == signal.SIGTERM:
             time.sleep(_PATIENCE)
@@ -265,7 +268,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def _pass(number: int, frame: object) -> None:
-    """It is ending already."""
+    """Ignore a second signal: the process is ending already."""
 
 
 def _on_term(handler: Any) -> Any:
@@ -275,7 +278,7 @@ def _on_term(handler: Any) -> Any:
 
 @contextmanager
 def _others() -> Iterator[ModuleType]:
-    """Talk to the others. Raises `LostError` where one does not answer any more."""
+    """Communicate with the others. Raises `LostError` if one no longer responds."""
     import torch.distributed as distributed
 
     try:
@@ -285,7 +288,7 @@ def _others() -> Iterator[ModuleType]:
 
 
 def _slurm_place(environment: Mapping[str, str]) -> str:
-    """Where the processes of a Slurm step meet: at the machine of the first, at a port by the job's number."""
+    """The rendezvous address of a Slurm step: the first machine, with a port derived from the job's number."""
     # `gpu[03-07,11],login` to `gpu03`.
     first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
     number = int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])

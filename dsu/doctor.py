@@ -24,7 +24,7 @@ _LIBRARIES: Final = (
     *("numpy", "pillow", "pysodmetrics", "pydantic", "matplotlib"),
 )
 
-_TOGETHER: Final = "Install torch and torchvision together from one registry."
+_TOGETHER: Final = "Install torch and torchvision together from the same registry."
 
 _LIST_WIDTH: Final = 100
 """Maximum characters of a list of names in the text; JSON has all names."""
@@ -121,7 +121,7 @@ def _libraries() -> tuple[Fact, ...]:
         try:
             found.append(Fact(name, version(name)))
         except PackageNotFoundError:
-            remedy = f"Install dsu anew with pip: it brings {name} along."
+            remedy = f"Install dsu again with pip, which also installs {name}."
             found.append(Fact(name, "not installed", "broken", remedy))
     # Compare torchvision's pinned version instead of importing it, which takes as long as all other checks.
     lacking = {fact.what for fact in found if fact.state == "broken"}
@@ -147,10 +147,10 @@ def _machine() -> tuple[Fact, ...]:
     try:
         runtime, gpus = choose_runtime(), _gpus()
     except (DsuError, RuntimeError) as error:
-        remedy = "Compare with what `nvidia-smi` says, or work without the GPU: CUDA_VISIBLE_DEVICES= ."
+        remedy = "Compare with the output of `nvidia-smi`, or work without the GPU: CUDA_VISIBLE_DEVICES= ."
         return (Fact("device", f"can't be used: {_one_line(error).rstrip('.')}", "broken", remedy),)
     threads, limit = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    why = f"OMP_NUM_THREADS={limit}" if limit else "one a core"
+    why = f"OMP_NUM_THREADS={limit}" if limit else "one per core"
     return (
         Fact("device", runtime.describe(), value=str(runtime.device)),
         Fact("precision", runtime.precision),
@@ -175,8 +175,8 @@ def _gpus() -> list[Fact]:
         if not Path("/dev/nvidiactl").exists():
             return []
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-        remedy = f"There is an NVIDIA GPU, but {built} and does not see it: compare with what `nvidia-smi` says."
-        return [Fact("GPU", "there, but not usable", "note", remedy)]
+        remedy = f"There is an NVIDIA GPU, but {built} and does not see it: compare with the output of `nvidia-smi`."
+        return [Fact("GPU", "present, but not usable", "note", remedy)]
     return [
         _memory(f"cuda:{index}", *torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index))
         for index in range(torch.cuda.device_count())
@@ -197,16 +197,16 @@ def _weights() -> tuple[Fact, ...]:
 
     presets = [_preset(name, hiera, dino) for name, (hiera, dino, *_) in PRESETS.items()]
     named = [_named_file(variable) for variable in ("DSU_HIERA", "DSU_DINO")]
-    remedy = "Name another folder for what is fetched by HF_HOME."
+    remedy = "Choose another download folder with HF_HOME."
     cache = _writable("hub's cache", Path(constants.HF_HUB_CACHE), remedy)
     if cache.state == "broken":  # a shared cache may be read-only
         cache = replace(cache, state="note")
     if constants.HF_HUB_OFFLINE:
-        asked = "is not asked (HF_HUB_OFFLINE)"
+        asked = "is not used (HF_HUB_OFFLINE)"
     elif any(fact.state == "note" for fact in presets):  # do not wait for the network
-        asked = "is asked when weights are wanted that are not here (not tried)"
+        asked = "is used if weights are missing here (not tried)"
     else:
-        asked = "need not be asked"
+        asked = "is not needed"
     home = Fact("HF_HOME", os.environ.get("HF_HOME") or "not set")
     return (*presets, *named, home, cache, Fact("hub", asked, value=bool(constants.HF_HUB_OFFLINE)))
 
@@ -215,8 +215,8 @@ def _named_file(variable: str) -> Fact:
     path = os.environ.get(variable)
     if not path or Path(path).is_file():
         return Fact(variable, path or "not set")
-    remedy = f"{variable} names {path}, where there is no file: mend it, or unset it to use the hub's cache."
-    return Fact(variable, f"{path}: no file is there", "broken", remedy)
+    remedy = f"{variable} names {path}, which does not exist: correct it, or unset it to use the hub's cache."
+    return Fact(variable, f"{path}: does not exist", "broken", remedy)
 
 
 def _preset(name: str, hiera: str, dino: str) -> Fact:
@@ -236,11 +236,11 @@ def _preset(name: str, hiera: str, dino: str) -> Fact:
             texts.append(f"{shown} {where}")
         elif source:
             value[encoder] = None
-            texts.append(f"{shown} not here")
+            texts.append(f"{shown} missing")
             missing.append(f"{source.filename} from huggingface.co/{source.repository} ({source.option})")
     if not texts:
-        return Fact(name, "random weights, none are needed", value={})
-    remedy = f"Preset {name} wants {' and '.join(missing)}." if missing else None
+        return Fact(name, "random weights, no files needed", value={})
+    remedy = f"Preset {name} needs {' and '.join(missing)}." if missing else None
     return Fact(name, ", ".join(texts), "note" if missing else "fine", remedy, value)
 
 
@@ -257,7 +257,7 @@ def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Fact, ...]:
     stores = [f"{folder.parent.name}/{folder.name}" for folder in store_folders(cache_root)]
     heads = sorted(path.parent.name for path in runs.glob("*/head.safetensors"))
     return (
-        Fact("data root", f"{data_root}{'' if data_root.is_dir() else ' (not there)'}", value=str(data_root)),
+        Fact("data root", f"{data_root}{'' if data_root.is_dir() else ' (missing)'}", value=str(data_root)),
         Fact("benchmarks", listed, value=benchmarks),
         Fact("stores", shorten(", ".join(stores), _LIST_WIDTH, placeholder=" ...") or "none", value=stores),
         Fact("trained heads", shorten(", ".join(heads), _LIST_WIDTH, placeholder=" ...") or "none", value=heads),
@@ -268,15 +268,15 @@ def _folders(cache_root: Path) -> tuple[Fact, ...]:
     from dsu_cache.remote import scratch, url_of
 
     try:
-        temporary = _writable("temporary files", Path(tempfile.gettempdir()), "Name another folder with TMPDIR.")
+        temporary = _writable("temporary files", Path(tempfile.gettempdir()), "Choose another folder with TMPDIR.")
     except FileNotFoundError as error:
-        remedy = "Free some space, or name a folder that you may write with TMPDIR."
+        remedy = "Free some space, or choose a writable folder with TMPDIR."
         temporary = Fact("temporary files", str(error.strerror or error), "broken", remedy)
     return (
         _writable("cache root", cache_root, "Give another --cache-root (DSU_CACHE).")
         if url_of(cache_root) is None
-        else _writable("S3's scratch folder", scratch(), "Name another folder with DSU_SCRATCH."),
-        _writable("working folder", Path.cwd(), "Change to a folder that you may write, or give --out."),
+        else _writable("S3's scratch folder", scratch(), "Choose another folder with DSU_SCRATCH."),
+        _writable("working folder", Path.cwd(), "Change to a writable folder, or give --out."),
         temporary,
     )
 
@@ -309,12 +309,12 @@ def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path, runs:
     if by_name["trained heads"].value:
         return [*steps, *_with_a_head(runs)]
     if by_name["stores"].value:
-        return [*steps, "Train from the features that are stored: `dsu train-head`."]
+        return [*steps, "Train from the stored features: `dsu train-head`."]
     large = by_name["large"]
     if large.state != "fine" and by_name["hub"].value:
-        steps.append(f"{large.remedy} The hub may not be asked (HF_HUB_OFFLINE): give them by path.")
+        steps.append(f"{large.remedy} HF_HUB_OFFLINE forbids downloads: give them by path.")
     elif large.state != "fine":
-        steps.append("The first `dsu cache-features` fetches the weights that are not here from the hub.")
+        steps.append("The first `dsu cache-features` downloads missing weights from the hub.")
     train = [name.removesuffix("-TR") for name in by_name["benchmarks"].value if name.endswith("-TR")]
     where = f" --data-root {data_root}" if train and data_root != Path("data") and "DSU_DATA" not in os.environ else ""
     what = f"{train[0] if train else 'FOLDER'}{where}"
@@ -328,7 +328,8 @@ def _with_a_head(runs: Path) -> list[str]:
     if (predictions / "metrics.json").exists():
         return [
             f"All four steps are done, {newest} is evaluated: see `dsu eval --report report.html` and `dsu head list`.",
-            "Use its head: `dsu predict FOLDER --out masks`; or begin anew: `dsu cache-features NAME|FOLDER`.",
+            "Use its head: `dsu predict FOLDER --out masks`; or start with other data: `dsu cache-features "
+            "NAME|FOLDER`.",
         ]
     if predictions.is_dir():
         return [f"Evaluate what {newest} predicted: `dsu eval`."]

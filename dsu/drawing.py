@@ -1,6 +1,6 @@
-"""Drawing with matplotlib, off screen: pages of pictures and text for the screen and for print, and training curves.
+"""Off-screen drawing with matplotlib: pages of images and text for screen and print, and training curves.
 
-Pictures are fitted into cells, pixel by pixel; titles and labels are written over them as text, which stays text
+Images are fitted into cells, aligned to pixels. Titles and labels are drawn over them as text, which stays text
 (vectors) in a PDF. The paper's Figures 5 and 6 are such pages.
 """
 
@@ -54,24 +54,25 @@ DPI: Final = 300
 INK: Final = "#202124"
 FAINT_INK: Final = "#5f6368"
 PAGE_WIDTH: Final = 7.16
-"""Inches: the text of a printed page, over both of its columns."""
+"""Text width of a printed page in inches, over both columns."""
 PAGE_HEIGHT: Final = 9.2
 
 GRID_GAP: Final = 0.025
 GRID_TITLE: Final = 0.18
 GRID_LABEL: Final = 0.15
-"""Inches between the pictures of a grid, of a line of titles and of a label."""
+"""Inches: the gap between the images of a grid, the height of a line of titles and of a label."""
 
 
 # ---- pages ----
 
 
 class Page:
-    """A page of `dpi` pixels per inch. Places and sizes are in inches from its top left; pictures fall on whole pixels.
+    """A page with `dpi` pixels per inch. Positions and sizes are in inches from its top left; images are aligned to
+    whole pixels.
 
     Attributes:
         width, height: in inches.
-        figure: matplotlib's, without the pictures until `finish`.
+        figure: matplotlib's, without the images until `finish`.
     """
 
     def __init__(self, width: float, height: float, dpi: int = DPI) -> None:
@@ -83,12 +84,13 @@ class Page:
         self._paper = Image.new("RGB", pixels, "white")
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes whose inner frame stands there."""
+        """Axes whose inner frame has this position."""
         bottom = 1 - (top + height) / self.height
         return self.figure.add_axes((left / self.width, bottom, width / self.width, height / self.height))
 
     def fit(self, size: tuple[int, int], width: float, height: float) -> tuple[int, int]:
-        """The pixels at which a picture of that size fills a cell, one way at least; a ribbon keeps 6 of its width."""
+        """The size in pixels at which an image fills a cell in at least one direction; a very narrow one keeps 6
+        pixels."""
         room = round(width * self._dpi), round(height * self._dpi)
         scale = min(room[0] / size[0], room[1] / size[1])
         wide, high = (max(min(6, most), round(scale * length)) for length, most in zip(size, room, strict=True))
@@ -108,19 +110,19 @@ class Page:
         ground: tuple[int, int, int] | None = None,
         resample: Image.Resampling = Image.Resampling.LANCZOS,
     ) -> tuple[float, float, float, float]:
-        """Fit a picture into a cell.
+        """Fit an image into a cell.
 
         Args:
-            picture: RGB, of any size.
-            left, top, width, height: of the cell.
-            shape: width and height whose proportions it is given; else it keeps its own.
-            frame, line: the colour of a line around the picture, outside of it, and how wide it is: without one, white
-                at the picture's border goes over into the paper.
-            ground: what shows where the picture does not fill the cell; else the paper does.
-            resample: how it is resized.
+            picture: RGB, any size.
+            left, top, width, height: the cell.
+            shape: width and height that define its aspect ratio; by default its own.
+            frame, line: colour and width of a line around the image; without one, a white image border merges with the
+                paper.
+            ground: colour of the cell where the image does not fill it; by default the paper.
+            resample: the resampling filter.
 
         Returns:
-            The edges of what was drawn: left, top, right, bottom.
+            The edges of the drawn image: left, top, right, bottom.
         """
         x, y, across, down = (round(inches * self._dpi) for inches in (left, top, width, height))
         size = self.fit(shape or picture.size, width, height)
@@ -141,11 +143,11 @@ class Page:
         edges: tuple[float, float, float, float],
         cell: tuple[float, float, float, float],
     ) -> None:
-        """Ring the smallest objects on a picture, four at most and none that is plain to see.
+        """Circle the smallest objects on an image: at most four, and none that is easy to see.
 
         Args:
-            foreground: of the objects, (H, W).
-            edges: of the picture that they are in, as `picture` gives them.
+            foreground: the objects, (H, W).
+            edges: the image's edges, from `picture`.
             cell: left, top, width and height, beyond which nothing is drawn.
         """
         boxes = np.array([[(part.start, part.stop) for part in box] for box in object_boxes(foreground)])
@@ -154,7 +156,7 @@ class Page:
         left, top, right, bottom = edges
         boxes = boxes * np.array([(bottom - top), (right - left)])[:, None] / np.array(foreground.shape)[:, None]
         extents = (boxes[:, :, 1] - boxes[:, :, 0]).max(axis=1)
-        radius = 0.07 * max(right - left, bottom - top)  # what is smaller is hardly seen
+        radius = 0.07 * max(right - left, bottom - top)  # smaller ones are hardly visible
         bounds = Bbox.from_bounds(cell[0], self.height - cell[1] - cell[3], *cell[2:])
         clip = TransformedBbox(bounds, self.figure.dpi_scale_trans)
         for index in np.argsort(extents, kind="stable")[:4]:
@@ -166,16 +168,17 @@ class Page:
                 self.figure.add_artist(ring)
 
     def write(self, text: str, x: float, y: float, points: float, *, room: float | None = None, **style: Any) -> None:
-        """Write one line whose baseline is at `y`: smaller where `room` is short, then shortened in its middle.
+        """Write one line with its baseline at `y`; if `room` is short, it is made smaller, then shortened in the
+        middle.
 
-        `style` is that of matplotlib's text (`ha`, `weight`, `color`, ...).
+        `style` are matplotlib's text properties (`ha`, `weight`, `color`, ...).
         """
         style = {"color": INK, "va": "baseline", "parse_math": False, **style}
         written = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=points, **style)
         pixels = None if room is None else room * self._dpi
         if pixels is None or (wide := written.get_window_extent().width) <= pixels:
             return
-        # Letters do not shrink quite evenly, hence a little less; below 5 points no one reads a line.
+        # Text does not scale exactly, hence a small margin; below 5 points it is unreadable.
         written.set_fontsize(max(5.0, 0.96 * points * pixels / wide))
         keep = len(text)
         while written.get_window_extent().width > pixels and keep > 2:
@@ -183,16 +186,16 @@ class Page:
             written.set_text(f"{text[: keep // 2]}…{text[-(keep - keep // 2) :]}")
 
     def finish(self) -> Figure:
-        """Lay the pictures below all else that is drawn."""
+        """Draw the images below everything else."""
         axes = self.figure.add_axes((0, 0, 1, 1), zorder=-1)
         axes.set_axis_off()
-        # Without interpolation a PNG has the pixels one to one, and a PDF keeps them as they are.
+        # Without interpolation, PNG and PDF contain the pixels unchanged.
         axes.imshow(np.asarray(self._paper), interpolation="none", aspect="auto")
         return self.figure
 
 
 def fill_pages(items: Sequence[T], heights: Sequence[float], room: float) -> list[list[T]]:
-    """Items of these heights on as few pages as have room for them, in order; one at least on each."""
+    """Distribute items of these heights over as few pages as possible, in order, at least one on each."""
     pages: list[list[T]] = []
     left = 0.0
     for item, height in zip(items, heights, strict=True):
@@ -205,17 +208,17 @@ def fill_pages(items: Sequence[T], heights: Sequence[float], room: float) -> lis
 
 
 def save_figures(figures: Iterable[Figure], files: Sequence[Path], dpi: int) -> list[Path]:
-    """Write matplotlib's figures, all into one PDF or each into its PNG, so that no file is ever half there.
+    """Write matplotlib's figures atomically: all into one PDF, or each into its own PNG.
 
-    The same figures give the same bytes: no date is noted. An iterator's figures are made here, one after another,
-    where letters that the font lacks are forgiven. Raises `DsuError` naming a file that can't be written.
+    The same figures give the same bytes: no date is stored. `figures` may be an iterator that draws here, one after
+    another; letters that the font lacks are ignored. Raises `DsuError` naming a file that can't be written.
     """
     make_folder(files[0].parent)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():  # a name is no reason to stop, nor to shout
+    with warnings.catch_warnings():  # a name is no reason to stop or to warn
         warnings.filterwarnings("ignore", message="Glyph")
         if files[0].suffix.lower() == ".pdf":
-            # Type 42: text that other programs can select and edit.
+            # Type 42: other programs can select and edit the text.
             with rc_context({"pdf.fonttype": 42}), PdfPages(buffer, metadata={"CreationDate": None}) as pages:
                 for figure in figures:
                     pages.savefig(figure, dpi=dpi)
@@ -224,14 +227,14 @@ def save_figures(figures: Iterable[Figure], files: Sequence[Path], dpi: int) -> 
         for file, figure in zip(files, figures, strict=True):
             drawn, opaque = io.BytesIO(), io.BytesIO()
             figure.savefig(drawn, format="png", dpi=dpi)
-            # Without matplotlib's alpha channel, of which some printers make black.
+            # Without matplotlib's alpha channel, which some printers print as black.
             with Image.open(drawn) as picture:
                 picture.convert("RGB").save(opaque, "PNG", dpi=(dpi, dpi))
             atomic_write(file, opaque.getvalue())
     return list(files)
 
 
-# ---- pictures side by side ----
+# ---- images side by side ----
 
 
 def draw_grid(
@@ -249,15 +252,15 @@ def draw_grid(
     """Draw one row per image and one column per kind on one page.
 
     Args:
-        rows: Pictures, taken one after another: a page may have any number of them.
-        titles: What stands above each column.
-        labels: What stands above each row; None for nothing.
-        heights: Of each row's cells, in inches.
-        cell: Width of a column, likewise.
+        rows: Images, consumed one by one, so a page may have any number of them.
+        titles: Title above each column.
+        labels: Label above each row; None for none.
+        heights: Height of each row's cells, in inches.
+        cell: Width of a column, in inches.
         dpi: Pixels per inch.
         note: A line below the last row; empty for none.
-        marked: Of each row the objects, (H, W), whose small ones are ringed on all its pictures; None for nothing.
-        style: That of `Page.picture`.
+        marked: Each row's objects, (H, W), whose small ones are circled in all its images; None for none.
+        style: See `Page.picture`.
     """
     gap, title_line, line = (round(inches * dpi) / dpi for inches in (GRID_GAP, GRID_TITLE, GRID_LABEL))
     label_line = 0.0 if labels is None else line
@@ -288,31 +291,31 @@ def sheet(
     cell: int = 192,
     dpi: int = 110,
 ) -> None:
-    """Draw pictures side by side, as a PNG or a PDF of one page.
+    """Draw images side by side, as a PNG or a PDF of one page.
 
-    All cells have one size, whose proportions are those of most of the first column's pictures; each picture is
-    fitted into its cell, its own proportions kept.
+    All cells have the same size, with the aspect ratio of most images in the first column; each image is fitted into
+    its cell with its own aspect ratio.
 
     Args:
-        rows: Pictures of any sizes.
-        titles: What stands above each column.
-        path: The file to write, .png or .pdf; its folder is made.
-        labels: What stands above each row, its image's name for instance.
+        rows: Images of any sizes.
+        titles: Title above each column.
+        path: The file to write, .png or .pdf; its folder is created if missing.
+        labels: Label above each row, such as its image's name.
         marked: See `draw_grid`.
         cell: The width of a column in pixels.
-        dpi: Pixels per inch; fixes how large the text is beside the pictures.
+        dpi: Pixels per inch; determines the text's size relative to the images.
 
     Raises:
-        UsageError: No rows, a row with more or fewer pictures than titles, a label too many or too few, or
-            another ending than .png and .pdf.
-        UnreadableImage: A picture's file cannot be read.
+        UsageError: No rows, a row with more or fewer images than titles, too many or too few labels, or another
+            extension than .png and .pdf.
+        UnreadableImage: An image file can't be read.
         DsuError: The file cannot be written.
 
     Example:
         >>> sheet([[Path("a.jpg"), mask > 0.5]], ["image", "prediction"], Path("sheet.png"))
     """
     if not rows or {len(row) for row in rows} != {len(titles)}:
-        raise UsageError(f"a sheet with {len(titles)} titles needs {len(titles)} pictures in each row.")
+        raise UsageError(f"a sheet with {len(titles)} titles needs {len(titles)} images in each row.")
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
     # A panorama among portraits must not decide alone.
@@ -336,7 +339,7 @@ def sheet(
 
 
 def dress(axes: Axes, across: str = "", up: str = "", points: float = 7) -> None:
-    """Give a plot its axes' names, a faint grid behind what is drawn, and no box."""
+    """Set a plot's axis names, a faint grid in the background, and no box."""
     axes.grid(visible=True, color="#e8eaed", linewidth=points / 12)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -362,18 +365,18 @@ _RATE: Final = {"lr": ("", FAINT_INK, "-")}
 
 
 def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a run's history as a PNG: losses, validation figures where there are any, learning rate.
+    """Draw a run's history as a PNG: losses, validation scores if there are any, learning rate.
 
     Args:
         history: One row per epoch: epoch, lr, loss, loss_D1, loss_D2, loss_D3, and val_loss, val_S, val_MAE, val_IoU. A
-            column may be absent, and an entry empty, where nothing was measured.
-        path: The file to write; its folder is made.
+            column may be absent, and an entry empty, if nothing was measured.
+        path: The file to write; its folder is created if missing.
 
     Raises:
         UsageError: There is no epoch in the history.
     """
     if not _series(history, "loss"):
-        raise UsageError("the history has no epoch with a loss: train for one epoch at least before drawing it.")
+        raise UsageError("the history has no epoch with a loss: train for at least one epoch first.")
     panels = {"loss": (3.0, _LOSSES), "validation": (2.0, _VALIDATION), "learning rate": (0.9, _RATE)}
     if not any(_series(history, key) for key in _VALIDATION):
         del panels["validation"]
@@ -387,7 +390,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.set_ylim(0, 1)
         elif lines:
             axes.set_ylim(0, 1.1 * axes.dataLim.y1)
-        if styles is not _RATE:  # above their panel, where they cover no curve
+        if styles is not _RATE:  # above their panel, to cover no curve
             axes.legend(handles=lines, ncols=len(lines), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     cells[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     figure.align_ylabels(cells)
@@ -395,7 +398,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """One column's epochs and values, where it has any."""
+    """One column's epochs and values, as far as there are any."""
     filled = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
     return [point for point in filled if isfinite(point[1])]
 

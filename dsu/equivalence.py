@@ -122,7 +122,7 @@ def check_equivalence(
         raise DsuError("The images are gone, so there is nothing to compare the store with: restore them.")
     assert isinstance(stored.main.train, FeatureDataset)
     if stored.network.hiera is not None:
-        stored.network.hiera = live.network.hiera  # one copy of the frozen weights in memory
+        stored.network.hiera = live.network.hiera  # only one copy of the frozen weights in memory
     exact = live.runtime.device.type == "cpu" or live.runtime.deterministic
     ways = (stored, live) if exact else (stored, live, replace(live, network=_twin(live.network)))
     batches = list(islice(chain.from_iterable(map(live.epoch_batches, count())), steps))

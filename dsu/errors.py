@@ -10,7 +10,7 @@ __all__ = ["DsuError", "UsageError", "check_installed", "did_you_mean", "validat
 
 
 class DsuError(Exception):
-    """An error that the user can fix. The message is one sentence: the thing, the reason, the way out.
+    """An error that the user can fix. The message is one sentence: the thing, the reason, the fix.
 
     The command line prints it without a traceback and exits with status 1.
     """
@@ -24,7 +24,7 @@ def check_installed(doing: str, *packages: str) -> None:
     """Raise `UsageError` with the `pip` command if packages for an optional feature are not installed."""
     missing = [name for name in packages if find_spec(name.replace("-", "_")) is None]
     if missing:
-        raise UsageError(f"{doing} needs {', '.join(missing)}: `pip install {' '.join(missing)}`, and run again.")
+        raise UsageError(f"{doing} needs {', '.join(missing)}: run `pip install {' '.join(missing)}`.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -100,7 +100,7 @@ class GraphRunner:
             return ""
         if self.refusal is not None:
             return f" · without a CUDA graph, which could not be captured ({self.refusal})"
-        return " · one graph a step" if self.captured else " · no graph yet"
+        return " · one graph per step" if self.captured else " · no graph yet"
 
     def forget(self) -> None:
         """Drop the graph, for example because its function or tensors have been replaced."""

@@ -114,7 +114,7 @@ def _check_mask(mask: Tensor, logits: Tensor) -> None:
     if not mask.is_floating_point():
         kind = str(mask.dtype).removeprefix("torch.")
         raise UsageError(
-            f"The mask is {kind}, and the loss takes floats in [0, 1]: give mask.float(), or / 255 of bytes."
+            f"The mask is {kind}, but the loss needs floats in [0, 1]: give mask.float(), or for bytes mask / 255."
         )
     if mask.shape != logits.shape:
         raise UsageError(
@@ -122,7 +122,7 @@ def _check_mask(mask: Tensor, logits: Tensor) -> None:
         )
     if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.numel() and mask.max() > 1:
         raise UsageError(
-            f"The mask reaches {mask.max().item():g}, and the loss takes floats in [0, 1]: divide it by 255."
+            f"The mask's maximum is {mask.max().item():g}, but the loss needs floats in [0, 1]: divide it by 255."
         )
 
 

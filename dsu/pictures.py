@@ -107,7 +107,9 @@ def page_files(path: Path, pages: int = 1) -> list[Path]:
         UsageError: the extension is neither .png nor .pdf.
     """
     if path.suffix.lower() not in (".png", ".pdf"):
-        raise UsageError(f"{path} can't be drawn as {path.suffix or 'a file without ending'}: name a .png or a .pdf.")
+        raise UsageError(
+            f"{path} can't be drawn as {path.suffix or 'a file without extension'}: give a .png or a .pdf."
+        )
     if path.suffix.lower() == ".pdf":
         return [path]
     return [path, *(path.with_name(f"{path.stem}-{page}{path.suffix}") for page in range(2, pages + 1))]

@@ -20,7 +20,7 @@ _MAX_THREADS: Final = 16
 
 
 def few(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of further ones."""
     return separator.join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 

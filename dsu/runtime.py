@@ -121,14 +121,14 @@ def choose_runtime(
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         count = torch.cuda.device_count()
-        there = "cpu alone" if not count else f"cpu and {', '.join(f'cuda:{number}' for number in range(count))}"
-        raise UsageError(f"The device {device!r} can't be used: choose what is here ({there}).") from error
+        there = "only cpu" if not count else f"cpu and {', '.join(f'cuda:{number}' for number in range(count))}"
+        raise UsageError(f"The device {device!r} can't be used: choose an available one ({there}).") from error
     if precision != "auto":
         picked, because = precision, f"precision {because}"
     elif chosen.type == "cuda" and _computes_bf16(chosen):
         picked, because = "bf16", "the GPU computes bf16"
     else:
-        picked, because = "fp32", "exact and the default here"
+        picked, because = "fp32", "exact, and the default here"
     # With TF32, fp32 results would differ between GPUs; with cuDNN's benchmark mode, kernels would depend on timings.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -211,16 +211,19 @@ class ExtractionSettings(Settings):
 class PredictionSettings(TilingSettings):
     """Settings of prediction."""
 
-    kind: PredictionKind = option("mask", "An 8-bit mask, the image under a coloured mask, or the object cut out.")
+    kind: PredictionKind = option(
+        "mask", "An 8-bit mask, an overlay (the image with the mask in colour), or a cutout of the object."
+    )
     threshold: float | None = option(
         None,
-        "Binarise masks at this value in [0, 1] (default: soft masks; verdicts and pictures use the head's "
+        "Binarise masks at this value in [0, 1] (default: soft masks; verdicts, overlays and cutouts use the head's "
         "threshold, or 0.5).",
         ge=0,
         le=1,
     )
     normalize: Normalization | None = option(
-        None, "Stretch each mask (default: minmax for benchmarks, as in the paper; none for everything else)."
+        None,
+        "Stretch each mask to full range (default: minmax for benchmarks, as in the paper; none for everything else).",
     )
     tile: int | None = option(
         None, "Cut images into tiles with this side, in pixels (default: as in training; 0: whole images).", ge=0
@@ -232,13 +235,13 @@ class PredictionSettings(TilingSettings):
 class ServingSettings(Settings):
     """Settings of the server: its address, and limits on requests."""
 
-    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.", metavar="ADDRESS")
-    port: int = option(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
-    batch_size: int = option(8, "Images at once.", gt=0, le=4096)
-    queue: int = option(32, "Requests at once, from their first byte to their answer; others get 503.", gt=0)
-    max_megabytes: float = option(20, "The largest file that is taken.", gt=0, le=4000)
-    max_megapixels: float = option(50, "The largest image that is decoded, and the most of a batch.", gt=0, le=500)
-    upload_seconds: float = option(60, "Time in which a request has to arrive.", gt=0)
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 accepts other machines.", metavar="ADDRESS")
+    port: int = option(8000, "Port to listen on; 0 chooses a free one.", ge=0, le=65535)
+    batch_size: int = option(8, "Maximum number of images per batch.", gt=0, le=4096)
+    queue: int = option(32, "Maximum number of requests in progress; others get 503.", gt=0)
+    max_megabytes: float = option(20, "Maximum size of a file in MB.", gt=0, le=4000)
+    max_megapixels: float = option(50, "Maximum size of an image, and of a batch, in megapixels.", gt=0, le=500)
+    upload_seconds: float = option(60, "Maximum time for a request to arrive, in seconds.", gt=0)
 
 
 class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
@@ -277,7 +280,7 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
     balance: bool = option(False, "Draw images with and without an object equally often.", _RECIPE)
     region: RegionKind = option("iou", "Region term of the loss; tversky is for rare foreground.", _RECIPE)
     tversky_beta: float = option(
-        0.7, "Weight of misses in the Tversky index; false alarms get the rest of 1.", _RECIPE, gt=0, lt=1
+        0.7, "Weight of misses in the Tversky index; false alarms get the rest (1 - beta).", _RECIPE, gt=0, lt=1
     )
     bce: BceKind = option("plain", "Cross-entropy term of the loss.", _RECIPE)
     focal_gamma: float = option(2.0, "Exponent of the focal BCE.", _RECIPE, ge=1)

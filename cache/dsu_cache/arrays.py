@@ -1,11 +1,11 @@
-"""One array of a store as Zarr v3 keeps it: one chunk a sample and view, `rows_per_shard` of them in a file, a shard.
+"""One array of a store in Zarr v3 format: one chunk per sample and view, `rows_per_shard` chunks per file (shard).
 
-Beside it lie its commits: the markers that make shards count, each written after its shard's data is on the disk. Many
-markers are packed into one file of columns; a marker of its own goes before what is packed.
+Next to it are its commit markers. A shard counts only if it has a marker, which is written after the shard's data is on
+disk. Many markers are packed into one file of columns; a single marker takes precedence over a packed one.
 
-A shard's bytes are as Zarr lays them out: its chunks, one a row, then an index of them; behind each its checksum. Zarr
-itself writes a shard through an event loop that all threads share, copying it three times, and reads it as slowly. Here
-each thread encodes and decodes for itself, and what takes time runs past Python's lock.
+A shard has Zarr's layout: one chunk per row, then an index of the chunks, each followed by its checksum. Zarr itself
+writes and reads a shard slowly: in an event loop that all threads share, with three copies. Here each thread encodes
+and decodes on its own, and the slow parts release Python's global interpreter lock.
 """
 
 import hashlib
@@ -48,18 +48,18 @@ Compressor: TypeAlias = Literal["zstd", "blosc"] | None
 Rows: TypeAlias = npt.NDArray[np.int64]
 
 _CHECKSUM: Final = 4
-"""Bytes of a CRC32C, little-endian, behind every chunk and every index."""
+"""Size of a CRC32C in bytes; it follows every chunk and every index, little-endian."""
 _MISSING: Final = 2**64 - 1
-"""Offset and length, in an index, of a chunk that is not there."""
+"""Offset and length, in an index, of a missing chunk."""
 _SEEKING: Final = threading.Lock()
-"""Held where a file can be read only from where it was moved to."""
+"""Held if a file must be read with seek and read (no `preadv`)."""
 LEVEL: Final = 3
-"""How hard is compressed."""
+"""Compression level."""
 
-RESERVED: Final = ("manifest", "commits")  # the store's own folders, beside the arrays'
+RESERVED: Final = ("manifest", "commits")  # the store's own folders, next to the arrays
 
 PACKED_FROM: Final = 1000
-"""Markers of one array from which on they are packed into one file."""
+"""From this number on, an array's markers are packed into one file."""
 
 COMPRESSORS: Final[tuple[Compressor, ...]] = (None, "zstd", "blosc")
 
@@ -76,7 +76,7 @@ class ArrayInfo:
     """One array of a store: for each row and view a tensor of shape `item_shape` and type `dtype`.
 
     Raises:
-        ValueError: something that Zarr, or the store's folders, cannot hold.
+        ValueError: a name, type or shape that Zarr or the store's folders do not support.
     """
 
     name: str
@@ -91,26 +91,28 @@ class ArrayInfo:
                 f"{self.name!r} cannot name an array: use letters, digits, '_', '.' and '-', and none of {RESERVED}"
             )
         if self.dtype.kind not in "biufc" or not self.dtype.isnative:
-            raise ValueError(f"array {self.name!r} cannot be of type {self.dtype}: use a plain NumPy number type")
+            raise ValueError(
+                f"array {self.name!r} has the unsupported type {self.dtype}: use a plain NumPy number type"
+            )
         if min(self.item_shape, default=1) < 1 or self.views < 1:
             raise ValueError(
-                f"array {self.name!r} of shape {self.item_shape} in {self.views} views holds nothing: "
-                "every side, and the number of views, must be at least 1"
+                f"array {self.name!r} of shape {self.item_shape} in {self.views} views is empty: every side, and the "
+                "number of views, must be at least 1"
             )
 
     @property
     def item_nbytes(self) -> int:
-        """The bytes of one row in one view, uncompressed."""
+        """Size of one row in one view, uncompressed."""
         return math.prod(self.item_shape) * self.dtype.itemsize
 
     def empty(self, count: int) -> npt.NDArray[Any]:
-        """An array for `count` rows in one view, (count, *item_shape), its bytes in the order of the files'."""
+        """An empty array for `count` rows in one view, (count, *item_shape), in the files' byte order."""
         return np.empty((count, *self.item_shape), self.dtype.newbyteorder("<"))
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What a marker says of a shard's data file."""
+    """A marker's record of a shard's data file."""
 
     rows: list[int]
     nbytes: int
@@ -121,11 +123,11 @@ class Commit:
         return nbytes == self.nbytes and set(rows).issubset(self.rows)
 
     def fits(self, file: Path) -> bool:
-        """Whether `file` is there and has its size: instant, finds what an interrupted copy cuts off."""
+        """Whether `file` exists and has its size: a fast check that detects interrupted copies."""
         return size_of(file) == self.nbytes
 
     def matches(self, file: Path) -> bool:
-        """Whether `file` holds the very bytes that were committed: reads them all."""
+        """Whether `file` contains exactly the committed bytes; reads all of them."""
         if not self.fits(file):
             return False
         with file.open("rb") as stream:
@@ -133,10 +135,10 @@ class Commit:
 
 
 class StoredArray:
-    """An array's folders: the Zarr array, and the commits that say which of its shards count.
+    """An array's folders: the Zarr array, and the commit markers of its shards.
 
     Args:
-        folder: the folder of an array made by `create`.
+        folder: the folder of an array created by `create`.
         commits: the folder of its commits.
         rows_per_shard, compressor: the store's.
 
@@ -148,7 +150,7 @@ class StoredArray:
         self.folder: Final = folder
         self.commits: Final = commits
         self.rows_per_shard: Final = rows_per_shard
-        # Who finds a folder made by another thread must find its name on the disk, too.
+        # A thread that finds a folder created by another one must also find its name on disk.
         self._making_folders: Final = threading.Lock()
         self._packed_paths: list[Path] = []
         self._packed_read: Mapping[ShardId, Commit] | None = None
@@ -164,7 +166,7 @@ class StoredArray:
         cls, info: ArrayInfo, folder: Path, commits: Path, rows: int, rows_per_shard: int, compressor: Compressor
     ) -> "StoredArray":
         """Create the array that `info` describes, with `rows` rows, all missing."""
-        import zarr  # only here, since it takes as long to load as most commands that read take in all
+        import zarr  # imported only here, since it takes longer to load than most reading commands run
         from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
         from zarr.core.buffer import default_buffer_prototype
 
@@ -172,7 +174,7 @@ class StoredArray:
             "zstd": [ZstdCodec(level=LEVEL)],
             "blosc": [BloscCodec(cname="zstd", clevel=LEVEL)],
         }
-        # In memory, for its metadata: on the disk that is written sealed from the first.
+        # In memory, only for its metadata, which is written to disk with its seal at once.
         pattern: zarr.Array[Any] = zarr.create_array(
             {},
             shape=(rows, info.views, *info.item_shape),
@@ -192,7 +194,7 @@ class StoredArray:
         return cls(folder, commits, rows_per_shard, compressor)
 
     def grow(self, rows: int) -> None:
-        """Make the array at least `rows` rows long: metadata only, no data is touched."""
+        """Make the array at least `rows` rows long. Changes only metadata, no data."""
         document = read_metadata(self.folder)
         if document["shape"][0] < rows:
             document["shape"][0] = rows
@@ -200,15 +202,15 @@ class StoredArray:
 
     def remove(self) -> None:
         """Remove the array with all its data."""
-        # First what makes it an array, then what makes its shards count: no half of it can pass for whole.
+        # First its metadata, then the markers: an array that is partly removed is never taken for a complete one.
         (self.folder / METADATA).unlink()
         sync(self.folder)
         clear(self.commits, self.folder)
 
     def write(self, shard: ShardId, rows: Rows, values: npt.NDArray[Any]) -> None:
-        """Write a shard anew, `values` (n, *item_shape) in `rows` (n,), ascending; on return it is on the disk.
+        """Write a shard: `values` (n, *item_shape) in `rows` (n,), ascending. On return it is on disk.
 
-        Whatever an interrupted write left behind is removed first. Rows that are not given take no space.
+        Remains of an interrupted write are removed first. Other rows take no space.
         """
         digest, nbytes = hashlib.sha256(), 0
         with self._rewriting(shard) as stream:
@@ -218,7 +220,7 @@ class StoredArray:
         self._mark(shard, Commit(rows.tolist(), nbytes, digest.hexdigest()))
 
     def restore(self, shard: ShardId, commit: Commit, content: bytes) -> None:
-        """Write a shard anew as it was written elsewhere; on return it is on the disk."""
+        """Write a copy of a shard from its bytes. On return it is on disk."""
         with self._rewriting(shard) as stream:
             stream.write(content)
         self._mark(shard, commit)
@@ -238,19 +240,19 @@ class StoredArray:
         write(self.marker(shard), vars(commit))
 
     def content(self, shard: ShardId) -> bytes:
-        """Return the bytes of a committed shard, verified. Raises `CorruptError` where they are others, or gone."""
+        """Return the verified bytes of a committed shard. Raises `CorruptError` if they have changed or are missing."""
         file, commit = self.file(shard), self.commit(shard)
         content = file.read_bytes() if commit is not None and commit.fits(file) else b""
         if commit is None or hashlib.sha256(content).hexdigest() != commit.sha256:
-            raise CorruptError(f"{file} does not hold the bytes that were written")
+            raise CorruptError(f"{file} does not contain the bytes that were written")
         return content
 
     def open_shard(self, shard: ShardId) -> "ShardFile":
-        """Open a shard for reading. Raises `CorruptError` saying what is wrong with its file."""
+        """Open a shard for reading. Raises `CorruptError` describing what is wrong with its file."""
         return ShardFile(self.file(shard), self.rows_per_shard, self._codec)
 
     def discard(self, shard: ShardId) -> None:
-        """Make a shard count as missing, so that it can be written again: its marker, torn or whole, goes."""
+        """Mark a shard as missing by removing its marker, damaged or intact, so that it can be written again."""
         if shard in self._packed:
             replace_record(self.marker(shard), {})
             return
@@ -258,23 +260,23 @@ class StoredArray:
         sync(self.commits)
 
     def commit(self, shard: ShardId) -> Commit | None:
-        """Return the commit of a shard, or None where there is none or its marker is torn."""
+        """Return the commit of a shard, or None if it has none or its marker is damaged."""
         if not self.marker(shard).exists():
             return self._packed.get(shard)
         record = read_record(self.marker(shard))
         return Commit(**record) if record else None
 
     def holds(self, shard: ShardId, rows: Rows) -> bool:
-        """Whether the shard is committed, with all of `rows` (n,) in it."""
+        """Whether the shard is committed and contains all of `rows` (n,)."""
         commit = self.commit(shard)
         return commit is not None and commit.holds(rows.tolist(), self.nbytes(shard))
 
     def nbytes(self, shard: ShardId) -> int | None:
-        """Return the bytes of a shard's data; None where there are none."""
+        """Return the size of a shard's data in bytes; None if there is no data file."""
         return size_of(self.file(shard))
 
     def is_intact(self, shard: ShardId, commit: Commit) -> bool:
-        """Whether a shard's data are the very bytes that were committed: reads them all."""
+        """Whether a shard's data is exactly what was committed; reads all of it."""
         return commit.matches(self.file(shard))
 
     def committed(self) -> dict[ShardId, Commit]:
@@ -310,7 +312,7 @@ class StoredArray:
         return self._packed_read or {}
 
     def refresh(self) -> None:
-        """Look at what is packed now: others may have packed more since."""
+        """Reload the packed markers: another process may have packed more since."""
         paths = sorted(packed(self.commits))
         if paths != self._packed_paths or self._packed_read is None:
             found: dict[ShardId, Commit] = {}
@@ -320,12 +322,12 @@ class StoredArray:
             self._packed_paths, self._packed_read = paths, found
 
     def pack(self) -> None:
-        """Pack the markers into one file if they are many; no one may write meanwhile."""
+        """Pack the markers into one file if there are many. No other process may write meanwhile."""
         loose = marked(self.commits)
         if len(loose) < max(PACKED_FROM, len(self._packed) // 4):
             return
         made = save_commits(self.commits, dict(sorted(self.committed().items())), self.rows_per_shard)
-        # What was packed before goes first: while it is there, markers of their own say what has changed since.
+        # Removed before the single markers: as long as it exists, these override it.
         for path in self._packed_paths:
             if path != made:
                 path.unlink()
@@ -335,17 +337,17 @@ class StoredArray:
         self.refresh()
 
     def file(self, shard: ShardId) -> Path:
-        """Return where a shard's data is."""
-        # As Zarr's default chunk keys have it.
+        """Return the path of a shard's data."""
+        # The path is Zarr's default chunk key.
         return self.folder / f"c/{shard.shard}/{shard.view}{'/0' * len(self.info.item_shape)}"
 
     def marker(self, shard: ShardId) -> Path:
-        """Return where a shard's commit is."""
+        """Return the path of a shard's marker."""
         return self.commits / f"{shard.view}.{shard.shard}.json"
 
 
 def marked(commits: Path) -> set[ShardId]:
-    """Return the shards that have a marker, torn or whole, in an array's folder of commits."""
+    """Return the shards that have a marker, damaged or intact, in an array's folder of commits."""
     names = [path.name.split(".") for path in commits.glob("*.json")]
     return {ShardId(int(n[0]), int(n[1])) for n in names if len(n) == 3 and n[0].isdecimal() and n[1].isdecimal()}
 
@@ -356,7 +358,7 @@ def packed(commits: Path) -> list[Path]:
 
 
 def save_commits(folder: Path, found: Mapping[ShardId, Commit], rows_per_shard: int) -> Path:
-    """Write commits to a file of columns. Rows count from the shard's first: most shards have all."""
+    """Write commits to a file of columns. Rows are relative to the shard's first row: most shards are full."""
     rows = [[row - shard.shard * rows_per_shard for row in commit.rows] for shard, commit in found.items()]
     table = {
         "view": Column.of([shard.view for shard in found]),
@@ -382,7 +384,8 @@ def _unpack(path: Path, rows_per_shard: int) -> dict[ShardId, Commit]:
 
 
 def codec_of(compressor: Compressor, itemsize: int) -> Any:
-    """Return what compresses chunks of numbers of so many bytes, exactly as Zarr does; None without a compressor."""
+    """Return the codec for chunks of numbers with `itemsize` bytes, exactly as Zarr uses it; None for no
+    compression."""
     if compressor == "blosc":
         shuffle = Blosc.BITSHUFFLE if itemsize == 1 else Blosc.SHUFFLE
         return Blosc(cname="zstd", clevel=LEVEL, shuffle=shuffle, typesize=itemsize)
@@ -390,10 +393,10 @@ def codec_of(compressor: Compressor, itemsize: int) -> Any:
 
 
 def encode(rows: Rows, values: npt.NDArray[Any], rows_per_shard: int, codec: Any) -> Iterator[bytes | memoryview]:
-    """Yield a shard's bytes, piece by piece: `values` (n, *item_shape) in `rows` (n,), ascending.
+    """Yield a shard's bytes in pieces: `values` (n, *item_shape) in `rows` (n,), ascending.
 
-    The shard's other rows take no space. A row of only zeros is written like any other: left out, it could not be
-    told from one that is missing.
+    The shard's other rows take no space. A row of zeros is written like any other: if omitted, it would look like a
+    missing row.
     """
     index = np.full((rows_per_shard, 2), _MISSING, "<u8")
     offset = 0
@@ -409,18 +412,18 @@ def encode(rows: Rows, values: npt.NDArray[Any], rows_per_shard: int, codec: Any
 
 
 class ShardFile:
-    """A shard's open file and its index, (offset, bytes) a chunk.
+    """A shard's open file and its index: (offset, bytes) for each chunk.
 
-    Without compression a chunk lies there exactly as it will lie in memory: one system call puts it and its checksum
-    where they belong, and the checksum is computed while the bytes are still in the processor's cache.
+    Without compression, a chunk has the same bytes in the file and in memory: one system call reads it and its checksum
+    into place, and the checksum is computed while the bytes are still in the processor's cache.
 
     Args:
         path: the file.
-        chunks: how many it has room for.
-        codec: as `codec_of` gives it.
+        chunks: number of chunk slots.
+        codec: from `codec_of`.
 
     Raises:
-        CorruptError: saying what is wrong with the file.
+        CorruptError: the message describes what is wrong with the file.
     """
 
     def __init__(self, path: Path, chunks: int, codec: Any) -> None:
@@ -434,13 +437,13 @@ class ShardFile:
         self._index = self._read_index(chunks, os.fstat(self._descriptor).st_size)
 
     def _read_index(self, chunks: int, nbytes: int) -> npt.NDArray[np.uint64]:
-        """The index, (chunks, 2), of a file of so many bytes."""
+        """The index, (chunks, 2), of a file with `nbytes` bytes."""
         index = np.empty(16 * chunks, np.uint8)
         self._read(index, nbytes - index.size - _CHECKSUM, "its index")
         return index.view("<u8").reshape(chunks, 2)
 
     def read(self, chunk: int, into: npt.NDArray[np.uint8]) -> None:
-        """Fill `into`, the chunk's bytes, and verify them."""
+        """Read the chunk into `into` and verify it."""
         offset, nbytes = self._index[chunk].tolist()
         if offset == _MISSING == nbytes:
             raise CorruptError(f"{self._path} has no chunk {chunk}.")
@@ -455,20 +458,20 @@ class ShardFile:
             raise CorruptError(f"chunk {chunk} of {self._path} has {nbytes} bytes instead of {wanted}.")
 
     def _read(self, into: npt.NDArray[np.uint8], offset: int, what: str) -> None:
-        """Fill `into` from `offset` on, and compare with the checksum that follows."""
+        """Read `into` from `offset` and compare it with the checksum that follows."""
         checksum = bytearray(_CHECKSUM)
         if offset < 0 or self._fill([into.data, memoryview(checksum)], offset) != into.size + _CHECKSUM:
-            raise CorruptError(f"{what} of {self._path} is cut off.")
+            raise CorruptError(f"{what} of {self._path} is truncated.")
         if _checksum(into.data) != checksum:
-            raise CorruptError(f"{what} of {self._path} does not fit its checksum.")
+            raise CorruptError(f"{what} of {self._path} does not match its checksum.")
 
     def _fill(self, buffers: list[Any], offset: int) -> int:
-        """Fill buffers from `offset` on, and return how many bytes there were."""
+        """Read from `offset` into the buffers; return the number of bytes read."""
         return _read_at(self._descriptor, buffers, offset)
 
 
 def _read_at(descriptor: int, buffers: list[Any], offset: int) -> int:
-    """Fill buffers from a file's bytes from `offset` on, as `os.preadv` does, which Windows lacks."""
+    """Read from `offset` into the buffers, like `os.preadv`, which Windows lacks."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, buffers, offset)
     with _SEEKING:

@@ -1,4 +1,4 @@
-"""Auditing a store: every byte of every file against the checksum that it was written with."""
+"""Audit a store: verify every byte of every file against its checksum."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +17,16 @@ from dsu_cache.store import Store
 
 @dataclass(frozen=True)
 class Damage:
-    """Something in a store that is not as it was written.
+    """Damage found in a store: something that differs from what was written.
 
     Args:
         file: the file, below the store's folder.
         reason: what is wrong with it.
-        array: the array that it belongs to, if to any.
-        shard: the shard, where it is one's data or marker.
-        samples: the samples in use that are lost with it, by name.
-        unreadable: those among them whose own chunks are damaged, as far as that can be told.
-        commit: the shard's marker as it was read, where there is a whole one: what finding this out refutes.
+        array: the array that it belongs to, if any.
+        shard: the shard, if the file is its data or marker.
+        samples: names of the samples in use that are lost with it.
+        unreadable: those among them whose own chunks are damaged, as far as known.
+        commit: the shard's marker as read, if it is intact; the finding refutes it.
     """
 
     file: Path
@@ -42,14 +42,14 @@ class Damage:
 
 
 def audit(store: Store, advance: Callable[[int], None] = lambda count: None, workers: int = 4) -> list[Damage]:
-    """Read all files of a store but its locks, and return what is not as it was written, or is missing.
+    """Read all files of a store except its locks; return what is damaged or missing.
 
-    A view of an array counts as stored once it has any file, and has to be whole then.
+    A view of an array counts as stored if it has any file, and must then be complete.
 
     Args:
-        store: as opened; its own metadata and newest manifest were checked by that.
-        advance: told the bytes of each file read.
-        workers: how many files are read at a time.
+        store: an open store; opening it has checked its metadata and newest manifest.
+        advance: called with the size of each file read.
+        workers: number of files read in parallel.
     """
     findings = [*_metadata(store)]
     shards = [(name, shard) for name in store.arrays for shard in _expected(store, name)]
@@ -60,24 +60,24 @@ def audit(store: Store, advance: Callable[[int], None] = lambda count: None, wor
                 if finding is not None:
                     findings.append(finding)
         except BaseException:
-            # So that who interrupts it does not wait for the rest.
+            # So that an interrupted user does not wait for the rest.
             pool.shutdown(cancel_futures=True)
             raise
     return findings
 
 
 def audited_nbytes(store: Store) -> int:
-    """Return the bytes that `audit` reads of shards."""
+    """Return the number of bytes of shards that `audit` reads."""
     return sum(store.stored(name).nbytes(shard) or 0 for name in store.arrays for shard in store.stored(name).shards())
 
 
 def discard_refuted(store: Store, findings: list[Damage]) -> list[Damage]:
-    """Remove the markers of damaged shards, so that they count as missing; their data is left where it is.
+    """Remove the markers of damaged shards, so that they count as missing. Their data stays on disk.
 
-    A shard that was written anew since it was examined keeps its marker.
+    A shard that was rewritten since it was examined keeps its marker.
 
     Returns:
-        The findings that no longer have a marker.
+        The findings whose shard no longer has a marker.
 
     Raises:
         BusyError: another process is writing to the store.
@@ -97,7 +97,7 @@ def discard_refuted(store: Store, findings: list[Damage]) -> list[Damage]:
 
 
 def orphans(store: Store) -> int:
-    """Return the number of rows that are written, in any array, and no longer in use."""
+    """Return the number of rows that are written in any array but no longer in use."""
     shards, counts = np.unique(store.manifest.rows_in_use // store.rows_per_shard, return_counts=True)
     full = set(shards[counts == store.rows_per_shard].tolist())
     commits = (item for name in store.arrays for item in store.stored(name).committed().items())
@@ -123,7 +123,7 @@ def _metadata(store: Store) -> Iterator[Damage]:
     for path in generations(store.path / "manifest"):
         reason = damage(path)
         if reason:
-            yield Damage(path.relative_to(store.path), f"{reason}, so an older manifest is in use")
+            yield Damage(path.relative_to(store.path), f"{reason}, so an older manifest is used")
 
 
 def _of_metadata(store: Store, folder: str, reason: str) -> Damage:
@@ -131,26 +131,26 @@ def _of_metadata(store: Store, folder: str, reason: str) -> Damage:
 
 
 def _expected(store: Store, name: str) -> list[ShardId]:
-    """Shards with any file, and those that stored views lack."""
+    """Shards with any file, and those missing in stored views."""
     found = store.stored(name).shards()
     views = sorted({shard.view for shard in found if shard.view < store.arrays[name].views})
     return sorted(found | set(store.missing(name, views)))
 
 
 def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | None]:
-    """The bytes of a shard that were read, and what is wrong with it, if anything."""
+    """The number of bytes read of a shard, and the damage found, if any."""
     stored, rows = store.stored(name), store.rows_in_shard(shard.shard).tolist()
     file, commit, unreadable = stored.file(shard), stored.commit(shard), []
     size = stored.nbytes(shard)
     nbytes = size or 0 if commit is not None else 0
     if commit is None:
-        # Without rows in use nothing will ever write it again, and nothing reads it.
+        # Without rows in use, it is never read or written again.
         reason = _uncommitted(stored, shard) if rows else ""
     elif size is None:
         reason = "is missing"
     elif not stored.is_intact(shard, commit):
         differs = f"has {nbytes:,} bytes instead of {commit.nbytes:,}"
-        reason = differs if nbytes != commit.nbytes else "does not hold the bytes that were written"
+        reason = differs if nbytes != commit.nbytes else "does not contain the bytes that were written"
         unreadable = _unreadable(store, name, rows, shard.view)
     elif not set(commit.rows).issuperset(rows):
         reason, commit = "lacks some of its rows", None
@@ -181,7 +181,7 @@ def _unreadable(store: Store, name: str, rows: list[int], view: int) -> list[int
 
 
 def orphaned_objects(store: Store) -> tuple[int, int]:
-    """Return how many objects of a store on S3 nothing names, and their bytes; none of one in a folder."""
+    """Return the number and total size of unreferenced objects of a store on S3; zero for a store in a folder."""
     if store.remote is None:
         return 0, 0
     arrays = [array for name in store.arrays if isinstance(array := store.stored(name), RemoteArray)]

@@ -1,7 +1,7 @@
-"""Tables of JSON values, kept column by column: a million samples in 200 MB that are loaded in a second.
+"""Tables of JSON values, stored by column: a million samples take 200 MB and load in a second.
 
-A column holds whole numbers, or digests (64 hexadecimal digits), or any other values as numbers into a list of the
-different ones. Tables are never altered. A file holds them as safetensors, which any reader of those can open.
+A column contains integers, digests (64 hexadecimal digits), or any other values as indices into a list of distinct
+values. Tables are immutable. Their files are in safetensors format, which other programs can read.
 """
 
 import hashlib
@@ -21,23 +21,23 @@ from dsu_cache.files import CorruptError, canonical, replacing
 Indices: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice
 
 ABSENT: Final[Any] = object()
-"""What a column has where a record lacks its field."""
+"""The value of a column if a record lacks the field."""
 COLUMNS: Final = ".safetensors"
-"""How the names of files of tables end."""
+"""File extension of tables."""
 _ABSENT_CODE: Final = -1
 _HEX_DIGITS: Final = 64
 _TEXTS: Final = "texts of "
 _KINDS: Final = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1"}
-"""The types of columns as safetensors' header calls them, and as NumPy does."""
+"""Column types by their names in safetensors headers, as NumPy types."""
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One JSON value a record.
+    """One JSON value per record.
 
     Attributes:
         data: whole numbers (n,), digests (n, 32) uint8, or int32 (n,) codes into `texts`.
-        texts: the different values as lines of JSON; None where `data` are the values.
+        texts: the distinct values as lines of JSON; None if `data` contains the values.
     """
 
     data: npt.NDArray[Any]
@@ -45,7 +45,7 @@ class Column:
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "Column":
-        """The column of JSON values and `ABSENT`, in the form that takes least space."""
+        """The column of some JSON values and `ABSENT`, in the most compact form."""
         kinds = set(map(type, values))
         if kinds == {int} and min(values) >= -(2**63) and max(values) < 2**63:
             return cls(_narrow(np.array(values, np.int64)))
@@ -71,7 +71,7 @@ class Column:
 
     @cached_property
     def _different(self) -> list[Any]:
-        """The values that `texts` stands for."""
+        """The values of `texts`."""
         return list(json.loads(b"[" + (self.texts or b"").replace(b"\n", b",") + b"]"))
 
     def value(self, index: int) -> Any:
@@ -82,9 +82,9 @@ class Column:
         return self.data[index].tobytes().hex() if self.data.ndim == 2 else int(self.data[index])
 
     def values(self) -> list[Any]:
-        """All values, `ABSENT` among them."""
+        """All values, including `ABSENT`."""
         if self.texts is not None:
-            different = [*self._different, ABSENT]  # the code of what is absent is -1
+            different = [*self._different, ABSENT]  # the code of an absent value is -1
             return [different[code] for code in self.data.tolist()]
         if self.data.ndim == 1:
             return list(self.data.tolist())
@@ -96,7 +96,7 @@ class Column:
         return Column(self.data[index], self.texts)
 
     def joined(self, other: "Column") -> "Column":
-        """This column with another below it."""
+        """This column followed by another."""
         if not len(self) or not len(other):
             return self if len(self) else other
         if self.texts is None and other.texts is None and self.data.ndim == other.data.ndim:
@@ -108,11 +108,11 @@ class Column:
         return Column(np.concatenate([above.data, recoded]), b"\n".join(index))
 
     def trimmed(self) -> "Column":
-        """The same values in the least space: without texts that no record has."""
+        """The same values in the most compact form, without unused texts."""
         if self.texts is None:
             return Column(_narrow(self.data)) if self.data.ndim == 1 else self
         used, first = np.unique(self.data, return_index=True)
-        used = used[np.argsort(first)]  # in the order in which records have them, as a column made anew has it
+        used = used[np.argsort(first)]  # in the order of the records, as in a new column
         used, lines = used[used != _ABSENT_CODE], _lines(self)
         codes = np.full(len(lines) + 1, _ABSENT_CODE, np.int32)
         codes[used] = np.arange(len(used))
@@ -120,11 +120,11 @@ class Column:
 
 
 Table: TypeAlias = Mapping[str, Column]
-"""Columns of equal length by the name of their field."""
+"""Columns of equal length by field name."""
 
 
 def length(table: Table) -> int:
-    """The number of records of a table, which has one column at least."""
+    """The number of records of a table with at least one column."""
     return len(next(iter(table.values())))
 
 
@@ -134,7 +134,7 @@ def take(table: Table, index: Indices) -> dict[str, Column]:
 
 
 def joined(above: Table, below: Table, index: Indices = slice(None)) -> dict[str, Column]:
-    """A table with another below it, or some records of that; a field that one of them lacks is absent there."""
+    """A table followed by another one, or by some of its records. A field that one of them lacks is `ABSENT` there."""
     lacking = {id(table): Column(np.full(length(table), _ABSENT_CODE, np.int32), b"") for table in (above, below)}
     return {
         name: above.get(name, lacking[id(above)]).joined(below.get(name, lacking[id(below)])).take(index)
@@ -143,7 +143,7 @@ def joined(above: Table, below: Table, index: Indices = slice(None)) -> dict[str
 
 
 def equal(one: Table, other: Table) -> npt.NDArray[np.bool_]:
-    """Which records of two tables of one length are the same, bool (n,)."""
+    """Which records of two tables of equal length are the same, bool (n,)."""
     count = length(one)
     same = np.ones(count, bool)
     for column in joined(one, other).values():
@@ -153,7 +153,7 @@ def equal(one: Table, other: Table) -> npt.NDArray[np.bool_]:
 
 
 def save_tables(folder: Path, tables: Mapping[str, Table]) -> Path:
-    """Write tables to a file that is named by its sha256, the same for the same records; it is never altered."""
+    """Write tables to an immutable file named by its SHA-256, which is the same for the same records."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for place, table in tables.items():
         for name, column in table.items():
@@ -169,7 +169,7 @@ def save_tables(folder: Path, tables: Mapping[str, Table]) -> Path:
 
 
 def load_tables(path: Path) -> dict[str, Table]:
-    """The tables of a file that `save_tables` made, by place.
+    """The tables of a file written by `save_tables`, by name.
 
     Raises:
         CorruptError: it is missing, or damaged.
@@ -185,7 +185,7 @@ def load_tables(path: Path) -> dict[str, Table]:
 
 
 def _read(file: BinaryIO) -> dict[str, Table]:
-    """What `load_tables` returns; columns are read one by one, so that none lies twice in memory."""
+    """The result of `load_tables`. Columns are read one by one, so that none is in memory twice."""
     header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     arrays = {}
     for name, one in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -205,7 +205,7 @@ def _lines(column: Column) -> list[bytes]:
 
 
 def _narrow(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Whole numbers in the smallest signed type that holds them all."""
+    """Integers in the smallest signed type that fits all of them."""
     if not len(numbers):
         return numbers.astype(np.int8)
     low, high = int(numbers.min()), int(numbers.max())

@@ -1,4 +1,4 @@
-"""Copying a store: between a folder and S3, either way, and only what is missing there."""
+"""Copy a store between a folder and S3, in either direction; copies only what is missing."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +11,11 @@ from dsu_cache.arrays import ShardId
 from dsu_cache.store import Store
 
 TRANSFERS: Final = 8
-"""Shards that are copied at a time."""
+"""Number of shards copied in parallel."""
 
 
 def missing_shards(source: Store, target: Store) -> list[tuple[str, ShardId, int]]:
-    """The whole shards of `source` that `target`, which has its arrays, lacks: array, shard and bytes."""
+    """The intact shards of `source` that `target`, with the same arrays, lacks: array, shard and size in bytes."""
     found = []
     for name in source.arrays:
         stored, there = source.stored(name), target.stored(name)
@@ -28,21 +28,21 @@ def missing_shards(source: Store, target: Store) -> list[tuple[str, ShardId, int
 
 
 def copy_store(source: Store, folder: Path, before: Callable[[int, int], Callable[[int], None]]) -> Store:
-    """Bring what a store holds to a folder, or to what a folder is the mirror of; return the store there.
+    """Copy a store's content to a folder, or to the S3 store that the folder mirrors; return the copy.
 
-    What is there already stays, and is not copied again: an interrupted copy goes on where it was. Metadata goes
-    first, byte for byte; each shard's bytes are compared with their sha256 before they are written. Of samples, the
-    source's are the copy's.
+    Existing shards are not copied again, so an interrupted copy can be continued. Metadata is copied first, byte for
+    byte; each shard is verified against its SHA-256 before it is written. The copy has the source's samples.
 
     Args:
-        source: as opened.
-        folder: where the copy is, or is going to be.
-        before: told how many shards and bytes are going to be copied; what it returns is told the bytes of each.
+        source: an open store.
+        folder: the copy's folder, existing or not.
+        before: called with the number of shards and bytes to copy; returns a function that is called with the size of
+            each copied shard.
 
     Raises:
-        CacheError: what is there is another store, or has newer samples, or arrays that were made otherwise.
+        CacheError: the folder contains another store, newer samples, or arrays made with other settings.
         CorruptError: a shard of the source is damaged; all others have been copied.
-        BusyError: another process writes to either.
+        BusyError: another process is writing to either store.
     """
     source.check_readable()
     if Store.exists(folder):

@@ -1,10 +1,10 @@
-"""Files that survive a crash: each carries its own checksum, and is flushed down to its folder.
+"""Crash-safe files: each contains its own checksum, and the file and its folder are flushed to disk.
 
-Records are small JSON files with a checksum line. Zarr's metadata files carry a seal: the sha256 of their own other
-bytes, kept among their attributes. Zarr checks chunks, but not the `zarr.json` that says what they are: a flipped bit
-there may be a valid shape, type or fingerprint. Zarr readers know nothing of the seal and need not.
+Records are small JSON files with a checksum line. Zarr metadata files contain a seal among their attributes: the
+SHA-256 of all their other bytes. Zarr verifies chunks, but not the `zarr.json` that describes them, where a flipped bit
+may give another valid shape, type or fingerprint. Zarr readers ignore the seal.
 
-What can go wrong with a store is one family of exceptions: those here, and `dsu_cache.fingerprints.StaleError`.
+All errors of a store belong to one family of exceptions: those here, and `dsu_cache.fingerprints.StaleError`.
 """
 
 import errno
@@ -27,11 +27,11 @@ _DIGITS: Final = 64
 
 
 class CacheError(Exception):
-    """Something about a store that its user can act on; the message says what and how."""
+    """A problem of a store that the user can fix; the message describes the problem and the fix."""
 
 
 class CorruptError(CacheError):
-    """Stored bytes are missing or are not the bytes that were written."""
+    """Stored bytes are missing or differ from what was written."""
 
 
 class BusyError(CacheError):
@@ -39,24 +39,24 @@ class BusyError(CacheError):
 
 
 _encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
-"""Made once: `json.dumps` makes an encoder for every value."""
+"""Created once, because `json.dumps` creates an encoder for every call."""
 
 
 def canonical(value: JSON) -> str:
-    """Return the one JSON text of `value`: sorted keys, no spaces, ASCII, and no NaN or infinity.
+    """Return the canonical JSON text of `value`: sorted keys, no spaces, ASCII, no NaN or infinity.
 
     Raises:
-        TypeError: `value` holds something that JSON has no word for.
-        ValueError: `value` holds a NaN or an infinity.
+        TypeError: `value` contains something that JSON does not support.
+        ValueError: `value` contains a NaN or an infinity.
     """
     return _encode(value)
 
 
 def sync(path: Path) -> None:
-    """Flush a file's bytes, or a folder's list of names, to the disk.
+    """Flush a file's bytes, or a folder's list of names, to disk.
 
-    Some file systems (CIFS) can't flush folders, and Windows can't open them; there a power cut may lose the newest
-    names, never halves of files.
+    Some file systems (CIFS) can't flush folders, and Windows can't open them: there a power cut may lose the newest
+    files, but never leaves partial ones.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -75,7 +75,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` once the `with` is left: whole, and on the disk, or not at all."""
+    """Open a file that replaces `path` atomically, flushed to disk, when the `with` block ends."""
     remove_strays(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with beside.open("wb") as file:
@@ -87,7 +87,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Put a copy of a small file in the place of another, unless they are equal already."""
+    """Replace a small file by a copy of another, unless they are equal already."""
     content = source.read_bytes()
     if not target.is_file() or target.read_bytes() != content:
         with replacing(target) as file:
@@ -95,16 +95,16 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def remove_strays(path: Path) -> None:
-    """Remove what interrupted writes of `path` left beside it."""
+    """Remove temporary files that interrupted writes of `path` left next to it."""
     for stray in path.parent.glob(f"{path.name}.*.partial"):
         stray.unlink(missing_ok=True)
 
 
 def make_folders(within: Path, relative: Path) -> None:
-    """Make what is missing of the folders `relative` inside a folder; on return their names are on the disk.
+    """Create the missing folders of `relative` inside a folder; on return their names are on disk.
 
     Raises:
-        FileNotFoundError: `within` is not there.
+        FileNotFoundError: `within` does not exist.
     """
     for depth in range(len(relative.parts)):
         folder = within.joinpath(*relative.parts[: depth + 1])
@@ -114,7 +114,7 @@ def make_folders(within: Path, relative: Path) -> None:
 
 
 def clear(*folders: Path) -> None:
-    """Remove folders with all that is in them, one after the other, where they are there."""
+    """Remove folders with all their content, in order; missing ones are skipped."""
     for folder in folders:
         if folder.exists():
             shutil.rmtree(folder)
@@ -131,7 +131,8 @@ def size_of(file: Path | str) -> int | None:
 
 
 def file_sizes(folder: Path | str, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, int]:
-    """Return the bytes of each file below a folder, by its path from there; others may be writing and removing some.
+    """Return the size of each file below a folder, by relative path; other processes may write and remove files
+    meanwhile.
 
     `known` says which is the only file in some of the folders (`a/b/` to `a/b/0/0`), so that these are not searched,
     unless it is not there.
@@ -156,12 +157,12 @@ def file_sizes(folder: Path | str, known: Mapping[str, str] = MappingProxyType({
 
 
 def write_record(path: Path, value: JSON) -> None:
-    """Write `value` as JSON and a checksum line to the new file `path`; on return it is on the disk.
+    """Write `value` as JSON with a checksum line to the new file `path`; on return it is on disk.
 
-    The checksum makes a torn write visible, so the file is written in place: no rename is needed.
+    The checksum reveals a partial write, so the file is written in place, without a rename.
 
     Raises:
-        FileExistsError: there is a file of that name already.
+        FileExistsError: the file exists already.
     """
     with path.open("xb") as file:
         file.write(record_bytes(value))
@@ -171,19 +172,19 @@ def write_record(path: Path, value: JSON) -> None:
 
 
 def replace_record(path: Path, value: JSON) -> None:
-    """As `write_record`, but in place of the record that is there: until it returns, that one may be read."""
+    """Like `write_record`, but replaces an existing record atomically."""
     with replacing(path) as file:
         file.write(record_bytes(value))
 
 
 def record_bytes(value: JSON) -> bytes:
-    """Return what a record's file holds: JSON and its checksum, a line each."""
+    """Return the content of a record's file: one line of JSON and one with its checksum."""
     body = canonical(value).encode() + b"\n"
     return body + _checksum(body)
 
 
 def read_record(path: Path) -> Any:
-    """Return the record in `path`, or None where there is none or only part of one."""
+    """Return the record in `path`, or None if it is missing or incomplete."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -192,7 +193,7 @@ def read_record(path: Path) -> Any:
 
 
 def parse_record(content: bytes) -> Any:
-    """Return the value of a record, or None of only part of one."""
+    """Return the value of a record, or None if it is incomplete."""
     body, newline, checksum = content.partition(b"\n")
     return json.loads(body) if checksum == _checksum(body + newline) else None
 
@@ -210,8 +211,8 @@ def group(attributes: Mapping[str, JSON]) -> dict[str, Any]:
 
 
 def write_metadata(folder: Path, document: Mapping[str, Any]) -> None:
-    """Make `document`, sealed, the metadata of a Zarr folder: at once, and on return it is on the disk."""
-    # Last among the attributes, so that the seal is found from the end, whatever they hold.
+    """Write `document` with its seal as the metadata of a Zarr folder, atomically; on return it is on disk."""
+    # The last attribute, so that the seal can be found from the end, whatever the others contain.
     unsealed = {**document, "attributes": {**document["attributes"], "seal": ""}}
     before, key, after = json.dumps(unsealed, indent=2, allow_nan=False).encode().rpartition(_SEAL)
     path, content = folder / METADATA, before + key + _digest(before + key + after) + after
@@ -225,7 +226,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the metadata of a Zarr folder as it was written, without the seal.
 
     Raises:
-        CorruptError: it is missing, or its seal does not fit it.
+        CorruptError: it is missing, or does not match its seal.
     """
     path = folder / METADATA
     try:

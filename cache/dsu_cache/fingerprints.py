@@ -1,4 +1,4 @@
-"""Fingerprints: what an array was computed with, so that a stale one is refused and never read."""
+"""Fingerprints: what an array was computed from, so that a stale array is refused."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dsu_cache.files import JSON, CacheError, canonical
 
 @dataclass(frozen=True)
 class FieldDifference:
-    """One field of one array's fingerprint that is not as wanted; a field that is not there reads as None."""
+    """A field of an array's fingerprint that differs from the expected value; a missing field is None."""
 
     array: str
     field: str
@@ -17,19 +17,19 @@ class FieldDifference:
     wanted: JSON
 
     def __str__(self) -> str:
-        return f"{self.array}: {self.field} is {self.stored!r} in the store, {self.wanted!r} is wanted"
+        return f"{self.array}: {self.field} is {self.stored!r} in the store, but {self.wanted!r} is needed"
 
 
 class StaleError(CacheError):
-    """Stored arrays were made with other settings than the ones wanted.
+    """Stored arrays were made with other settings than needed.
 
     Args:
         differences: every field that differs.
-        advice: the way out, as the caller's user would type it; ends the message.
+        advice: what the user can do; ends the message.
     """
 
     def __init__(self, differences: tuple[FieldDifference, ...], advice: str = "") -> None:
-        # Both go to the base class as they are: exceptions are pickled by their arguments.
+        # Both are passed to the base class unchanged: exceptions are pickled by their arguments.
         super().__init__(differences, advice)
         self.differences = differences
         self.advice = advice
@@ -41,22 +41,22 @@ class StaleError(CacheError):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an array's numbers depend on.
+    """What an array's values depend on.
 
-    Values are brought to the form in which JSON gives them back (a tuple becomes a list), so that a fingerprint
-    made in the program equals the same one read from a store. `vars` gives it as JSON.
+    Values are converted as by a round trip through JSON (a tuple becomes a list), so that a fingerprint created in the
+    program equals one read from a store. `vars` gives it as JSON.
 
     Args:
-        fields: decide validity: when one differs, the array is stale.
-        recorded: change numbers slightly at most (library versions, say): when one differs, warn.
+        fields: decide validity: if one differs, the array is stale.
+        recorded: change values only slightly (such as library versions): if one differs, warn.
 
     Raises:
-        TypeError, ValueError: a value that JSON cannot hold.
+        TypeError, ValueError: a value that JSON does not support.
 
     Example:
         >>> stored = Fingerprint({"size": 518}, {"torch": "2.6"})
         >>> [str(difference) for difference in stored.differences(Fingerprint({"size": 448}), "V")]
-        ['V: size is 518 in the store, 448 is wanted']
+        ['V: size is 518 in the store, but 448 is needed']
     """
 
     fields: Mapping[str, JSON]
@@ -76,7 +76,7 @@ class Fingerprint:
 
 
 def _compare(stored: Mapping[str, JSON], wanted: Mapping[str, JSON], array: str) -> tuple[FieldDifference, ...]:
-    # As JSON text, since in Python 1 == 1.0 == True; as lists, since a null is not a field that is not there.
+    # Compared as JSON text, since in Python 1 == 1.0 == True; as lists, since null differs from a missing field.
     return tuple(
         FieldDifference(array, name, stored.get(name), wanted.get(name))
         for name in sorted({*stored, *wanted})

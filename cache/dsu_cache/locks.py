@@ -1,11 +1,10 @@
-"""Who may touch a store: operating system's locks that a dead process cannot keep, and who holds them.
+"""Locks on a store, which the operating system releases when a process dies, and who holds them.
 
-Some file systems (Lustre, some NFS) have no such locks, nor has Windows. There a file that only one process can create
-stands for the lock, and its holder touches it every few seconds: one that has not been touched for two minutes is a
-dead holder's.
+Some file systems (Lustre, some NFS) and Windows have no such locks. There a lock is a file that only one process can
+create, and whose holder touches it every few seconds. If it was not touched for two minutes, its holder counts as dead.
 
-Several processes may share a lock, each as one of a division (3 of 16 parts). Each holds a file of its own besides,
-beside the lock's, so that none comes twice, and so that they are known where there are no locks.
+Several processes may share a lock, each as one part of a division (3 of 16 parts). Each also holds its own file next to
+the lock file: so no part runs twice, and the parts are known on file systems without locks.
 """
 
 import errno
@@ -31,35 +30,35 @@ fcntl: Final[Any] = import_module("fcntl") if find_spec("fcntl") else None
 """None on Windows."""
 
 _BEAT: Final = 15.0
-"""Seconds between two signs of life of a holder, where there are no locks."""
+"""Seconds between two heartbeats of a holder, on file systems without locks."""
 _DEAD: Final = 120.0
-"""Seconds without one after which it counts as dead."""
+"""Seconds without a heartbeat after which a holder counts as dead."""
 _HELD: Final = ".held"
-"""Ends the name of the file that stands for a lock."""
+"""Suffix of the file that replaces a lock."""
 _OF: Final = "-of-"
-"""Between one's number and the division, in the name of a share's file."""
+"""Separates number and division in the name of a share's file."""
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 _LOG: Final = logging.getLogger("dsu.cache")
 
 Share: TypeAlias = tuple[int, str]
-"""One of those who share a lock, and what it is one of: `(3, "16 parts")`."""
+"""A process's number and the division that shares a lock: `(3, "16 parts")`."""
 
 
 @contextmanager
 def locked(path: Path, what: str, patience: float = 0.3, share: Share | None = None) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file `path` inside a `with`; `what` is what it guards and what is done, for the message.
+    """Hold the lock file `path` inside a `with`; `what` says for the message what it guards and what is being done.
 
-    It is held alone, or with a `share` together with the others of its division.
+    It is held exclusively, or with a `share` together with the other parts of the division.
 
-    The lock belongs to the open file, not to the file's being there: when its process dies, it is free. The file's
-    text says who holds it (process, host, since when, command) and is for people only. Not re-entrant.
+    The lock belongs to the open file: when its process dies, it is released, even though the file remains. The file's
+    text names the holder (process, host, start, command) and is for people only. Not re-entrant.
 
-    Yields a function that says whether `path` still leads to that file: if not, it or its folder was removed or
-    renamed, and another process may hold what has its name now.
+    Yields a function that returns whether `path` is still that file. If not, the file or its folder was removed or
+    renamed, and another process may hold a new lock of that name.
 
     Raises:
-        BusyError: it is held already, for longer than `patience` in seconds; names the holders.
+        BusyError: another process holds it for longer than `patience` seconds; names the holders.
     """
     descriptor, held = _open(path), None
     try:
@@ -83,16 +82,16 @@ def locked(path: Path, what: str, patience: float = 0.3, share: Share | None = N
             os.ftruncate(descriptor, 0)
     finally:
         if held:
-            # Said outright, since a forked child may still have the file open.
+            # Unlocked explicitly, since a forked child may still have the file open.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 @contextmanager
 def _sharing(path: Path, what: str, share: Share) -> Iterator[None]:
-    """Hold the file of one's own share inside a `with`.
+    """Hold the file of this process's share inside a `with`.
 
-    It is made first and looked around then: of two who exclude each other at least one sees the other.
+    The file is created before the others are checked, so of two conflicting processes at least one sees the other.
     """
     number, division = share
     own = path.with_name(f"{path.name}.{number}{_OF}{division.replace(' ', '-')}")
@@ -102,16 +101,16 @@ def _sharing(path: Path, what: str, share: Share) -> Iterator[None]:
                 raise _busy(what, path)
             for other in _shares(path):
                 if other.name.partition(_OF)[2] != own.name.partition(_OF)[2] and holder(other):
-                    raise _busy(f"{what}, divided otherwise,", other)
+                    raise _busy(f"{what} in another division", other)
             yield
         finally:
-            with suppress(OSError):  # Windows removes nothing that is open
+            with suppress(OSError):  # Windows can't remove open files
                 own.unlink()
 
 
 @contextmanager
 def _beating(path: Path, what: str) -> Iterator[None]:
-    """As `locked` alone, where the file system has no locks."""
+    """Like an exclusive `locked`, on file systems without locks."""
     _say_without_locks(path.parent.resolve())
     sign = _sign(path)
     if _beats(sign):
@@ -145,8 +144,8 @@ def _beating(path: Path, what: str) -> Iterator[None]:
 @cache
 def _say_without_locks(folder: Path) -> None:
     _LOG.warning(
-        "%s has no locks of the system: remove and rebuild no store that others read; what is killed on "
-        "another host keeps its folder busy for two minutes",
+        "the file system of %s does not support locks: don't remove or rebuild a store while others read it; a "
+        "process killed on another host keeps its folder locked for two minutes",
         folder,
     )
 
@@ -156,12 +155,12 @@ def _sign(path: Path) -> Path:
 
 
 def _shares(path: Path) -> list[Path]:
-    """The files of those who share a lock, or did."""
+    """The files of processes that share a lock, or did."""
     return sorted(own for own in path.parent.glob(f"{path.name}.*{_OF}*") if own.suffix != _HELD)
 
 
 def _beats(sign: Path) -> bool:
-    """Whether the holder of a lock without the system's help may be alive."""
+    """Whether the holder of a lock may be alive, on file systems without locks."""
     try:
         claim, age = sign.read_text(encoding="utf-8", errors="replace"), time.time() - sign.stat().st_mtime
     except FileNotFoundError:
@@ -170,7 +169,7 @@ def _beats(sign: Path) -> bool:
 
 
 def _remove_shares(path: Path) -> None:
-    """Remove what dead processes left of their shares, once a lock is held alone."""
+    """Remove the share files of dead processes, while the lock is held exclusively."""
     for own in _shares(path):
         own.unlink(missing_ok=True)
         _sign(own).unlink(missing_ok=True)
@@ -178,36 +177,36 @@ def _remove_shares(path: Path) -> None:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[None]:
-    """Hold a folder that is becoming a store, and has no lock file yet, inside a `with`.
+    """Hold a folder in which a store is being created, and which has no lock file yet, inside a `with`.
 
     Raises:
         BusyError: another process holds it.
     """
-    if fcntl is None:  # a folder can't be opened there
+    if fcntl is None:  # folders can't be opened there
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if _try(descriptor) is False:  # without locks it is made by whoever comes: each step is atomic
-            raise BusyError(f"{folder} is being made by another process: wait until it ends, or stop it")
+        if _try(descriptor) is False:  # without locks, several processes may create it: each step is atomic
+            raise BusyError(f"another process is creating {folder}: wait until it ends, or stop it")
         yield
     finally:
         os.close(descriptor)
 
 
 def share(path: Path, what: str) -> int | None:
-    """Hold the lock file `path` together with others who share it, until the descriptor returned is closed.
+    """Hold the lock file `path` together with other readers, until the returned descriptor is closed.
 
-    Returns None where the file cannot be written (a read-only disk): there is no one to hold out.
+    Returns None if the file can't be written (a read-only disk): then nobody can write to the store either.
 
     Raises:
-        BusyError: someone holds it alone; names the holder.
+        BusyError: another process holds it exclusively; names the holder.
     """
     try:
         descriptor = _open(path)
     except OSError:
         return None
-    if _try(descriptor, patience=0):  # alone for a moment: then everyone named in the file is gone
+    if _try(descriptor, patience=0):  # exclusively for a moment: then every process named in the file is gone
         os.ftruncate(descriptor, 0)
     if _try(descriptor, shared=True) is False or _beats(_sign(path)):
         os.close(descriptor)
@@ -217,7 +216,7 @@ def share(path: Path, what: str) -> int | None:
 
 
 def holder(path: Path) -> str | None:
-    """Say who holds the lock file `path`, alone or by shares; None if no one does."""
+    """Return who holds the lock file `path`, exclusively or shared; None if nobody does."""
     found = [one for file in (path, *_shares(path)) if (one := _holder(file))]
     return " and ".join(dict.fromkeys(found)) or None
 
@@ -228,7 +227,7 @@ def _holder(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except PermissionError:
-        return "another user, maybe: its lock can't be read"
+        return "maybe another user: the lock can't be read"
     try:
         free = _try(descriptor, shared=True, patience=0)
         if free is None:
@@ -250,9 +249,9 @@ def _open(path: Path) -> int:
 
 
 def _try(descriptor: int, *, shared: bool = False, patience: float = 0.3) -> bool | None:
-    """Whether a lock could be had in so many seconds; None where there are none.
+    """Whether a lock could be acquired within `patience` seconds; None on file systems without locks.
 
-    Others may hold it for a moment, to see whether it is free.
+    Other processes may hold it for a moment to check whether it is free.
     """
     if fcntl is None:
         return None
@@ -283,7 +282,8 @@ def _busy(what: str, path: Path) -> BusyError:
 
 
 def _holders(path: Path) -> str:
-    """Who has signed the file, or a share's, and may still be alive: a dead process leaves its line, not its lock."""
+    """Processes named in the file, or in a share's, that may still be alive: a dead process leaves its line, but not
+    its lock."""
     lines: list[str] = []
     for file in (path, *_shares(path)):
         for signed in (file, _sign(file)):

@@ -1,8 +1,8 @@
-"""The manifest: which sample lies in which row, keyed by content.
+"""The manifest: the row of each sample, keyed by content.
 
-On the disk it is a numbered record, the generation, that lists segments: files of columns, named by their sha256 and
-never altered. The first holds all samples as they once were, each further one what has changed since; small ones are
-merged into one another, so that there are few, and that adding samples writes as much as they are.
+On disk it is a numbered record (generation) that lists segments: immutable files of columns, named by their SHA-256.
+The first segment contains all samples of an earlier state, each further one the changes since. Small segments are
+merged, so that there are few, and adding samples writes only about their own size.
 """
 
 from bisect import bisect_left
@@ -37,14 +37,14 @@ from dsu_cache.files import (
 )
 
 _MERGED_BELOW: Final = 2
-"""A segment is merged with the one before unless that is so many times as large."""
+"""A segment is merged with the previous one unless that is this many times larger."""
 _INFO: Final = "info "
-"""What the columns of samples' notes are called, before the name of the note."""
+"""Prefix of the columns that contain fields of `info`."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample: `key` stands for its content (a hash, say), `info` is whatever else is known about it."""
+    """A sample: `key` identifies its content (such as a hash), `info` contains further facts."""
 
     key: str
     info: Mapping[str, JSON] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Segment:
     gone: Table = field(default_factory=lambda: {"name": Column.of([])})
 
     def followed_by(self, later: "Segment") -> "Segment":
-        """Both as one: what the later one says of a sample holds."""
+        """Both merged; the later entry of a sample wins."""
         names, changed, gone = (one["name"].values() for one in (self.samples, later.samples, later.gone))
         kept = np.ones(len(names) + len(changed), bool)
         for name in (*changed, *gone):
@@ -77,20 +77,20 @@ class Segment:
 
     @property
     def weight(self) -> int:
-        """How much there is to write."""
+        """Number of records."""
         return length(self.samples) + length(self.contents) + length(self.gone)
 
 
 class Manifest:
-    """The samples of a store and their rows; never altered, `assign` gives the next one.
+    """The samples of a store and their rows. Immutable; `assign` returns the next manifest.
 
     Args:
         entries: the samples by name.
-        rows: the row of each content key, those of content that is gone for now included: orphans.
-        next_row: the number of rows ever given out: all rows lie below it.
+        rows: the row of each content key, including orphans (content not in use).
+        next_row: the number of rows ever assigned; all rows are below it.
 
     Raises:
-        ValueError: keys and rows do not fit each other.
+        ValueError: keys and rows are inconsistent.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class Manifest:
 
     @cached_property
     def entries(self) -> "_Entries":
-        """The samples by name, sorted; each is made when it is asked for."""
+        """The samples by name, sorted; each is created on access."""
         return _Entries(self)
 
     def samples(self) -> Iterator[tuple[str, Entry]]:
-        """Yield all names and entries in order: much faster than one after the other from `entries`."""
+        """Yield all names and entries in order: much faster than single accesses to `entries`."""
         contents = self._all.contents
         keys = contents["key"].take(np.searchsorted(contents["row"].data, self._rows)).values()
         notes = [(note, column.values()) for note, column in self.entries.notes]
@@ -155,14 +155,14 @@ class Manifest:
 
     @cached_property
     def rows_in_use(self) -> npt.NDArray[np.int64]:
-        """The rows that hold a sample, ascending, int64 (n,)."""
+        """The rows in use, ascending, int64 (n,)."""
         return np.unique(self._rows)
 
     def row(self, name: str) -> int:
         """Return the row of the sample called `name`.
 
         Raises:
-            CacheError: there is none of that name.
+            CacheError: there is no such sample.
         """
         index = self._index(name)
         if index is None:
@@ -170,7 +170,7 @@ class Manifest:
         return int(self._rows[index])
 
     def names_at(self, *rows: int) -> tuple[str, ...]:
-        """Return the names of the samples in `rows`, sorted: several a row where files are equal, none of an orphan."""
+        """Return the names of the samples in `rows`, sorted: several per row if files are equal, none for an orphan."""
         order, ordered = self._by_row
         begins, ends = np.searchsorted(ordered, rows, "left"), np.searchsorted(ordered, rows, "right")
         spans = zip(begins.tolist(), ends.tolist(), strict=True)
@@ -194,9 +194,9 @@ class Manifest:
     def assign(self, entries: Mapping[str, Entry], rows_per_shard: int) -> "Manifest":
         """Return the manifest of `entries`.
 
-        Known content keeps its row under any name, and equal samples share one. New content gets new rows, in the
-        order of the names, beginning on a fresh shard, so that no shard that is already written is touched. Content
-        that is gone keeps its row, and has it again when it comes back.
+        Known content keeps its row under any name, and equal samples share a row. New content gets new rows in the
+        order of the names, starting with a new shard, so that no written shard changes. Content that is gone keeps its
+        row in case it returns.
         """
         rows = {**self.rows}
         fresh = list(dict.fromkeys(entries[name].key for name in sorted(entries) if entries[name].key not in rows))
@@ -236,7 +236,7 @@ class _Entries(Mapping[str, Entry]):
 
 
 def keeps_contents(before: Manifest, after: Manifest) -> bool:
-    """Whether all contents of a manifest are in the next, in their rows; new ones have higher rows."""
+    """Whether the next manifest contains all contents of this one in the same rows, and new ones in higher rows."""
     known = length(before._all.contents)
     if known > length(after._all.contents):
         return False
@@ -244,7 +244,7 @@ def keeps_contents(before: Manifest, after: Manifest) -> bool:
 
 
 def _changes(before: Manifest, after: Manifest) -> Segment:
-    """What makes of one manifest the next, which keeps its contents."""
+    """The changes from one manifest to the next, which keeps its contents."""
     place = {name: index for index, name in enumerate(before.names)}
     at = np.fromiter((place.get(name, -1) for name in after.names), np.int64, len(after.names))
     known = at >= 0
@@ -259,12 +259,12 @@ def _changes(before: Manifest, after: Manifest) -> Segment:
 
 
 def save_manifest(folder: Path, manifest: Manifest, before: Manifest | None = None) -> None:
-    """Write `manifest` as the newest generation in `folder`, then delete what only older ones need.
+    """Write `manifest` as the newest generation in `folder`, then delete files that only older ones need.
 
     Args:
-        folder: where it goes.
-        manifest: what is written.
-        before: what the newest generation there holds; without it all is written, not only what has changed.
+        folder: the manifest folder.
+        manifest: the manifest to write.
+        before: the manifest of the newest generation there; if given, only the changes are written.
 
     Raises:
         BusyError: another process wrote a generation at the same time.
@@ -292,9 +292,9 @@ def save_manifest(folder: Path, manifest: Manifest, before: Manifest | None = No
 
 
 def load_manifest(folder: Path, *, tidy: bool = False) -> Manifest:
-    """Return the newest generation in `folder` that is whole.
+    """Return the newest intact generation in `folder`.
 
-    With `tidy`, for who alone may write, what interrupted writers left is removed: all that this one does not need.
+    `tidy` removes all other files, which interrupted writers left; only the exclusive writer may use it.
 
     Raises:
         CorruptError: there is none.
@@ -314,30 +314,30 @@ def load_manifest(folder: Path, *, tidy: bool = False) -> Manifest:
                     if other != path:
                         other.unlink(missing_ok=True)
                 _remove_unlisted(folder, record["segments"])
-            # From the newest on, since the newest are the smallest.
+            # Newest first, since the newest are the smallest.
             everything = reduce(lambda later, earlier: earlier.followed_by(later), reversed(segments))
             return Manifest._of(everything, record["next_row"])
-        seen = paths  # A writer may have replaced them while they were read: look once more.
+        seen = paths  # A writer may have replaced them meanwhile: try once more.
     raise CorruptError(
-        f"{folder} holds no whole manifest, so it is not known which sample lies where: make the store again"
+        f"{folder} contains no intact manifest, so the samples' rows are unknown: create the store again"
     )
 
 
 def generations(folder: Path) -> list[Path]:
-    """Return the manifests in `folder`, the newest first, torn ones too."""
+    """Return the manifests in `folder`, newest first, including damaged ones."""
     return sorted(folder.glob("[0-9]" * 8 + ".json"), reverse=True)
 
 
 def damage(generation: Path) -> str:
-    """Say what is wrong with a generation or one of its segments; nothing if it is whole."""
+    """Describe the damage of a generation or one of its segments; empty if it is intact."""
     record = read_record(generation)
     if record is None:
-        return "is torn or damaged"
+        return "is incomplete or damaged"
     try:
         for one in record["segments"]:
             _load_segment(generation.parent, one["sha256"])
     except CorruptError as error:
-        return f"lists a segment that is lost: {error}"
+        return f"lists a lost segment: {error}"
     return ""
 
 
@@ -352,5 +352,5 @@ def _load_segment(folder: Path, sha256: str) -> Segment:
 def _remove_unlisted(folder: Path, listed: Sequence[Mapping[str, Any]]) -> None:
     kept = {one["sha256"] for one in listed}
     for path in folder.glob(f"*{COLUMNS}*"):
-        if path.name.removesuffix(COLUMNS) not in kept:  # what an interrupted write left, too
+        if path.name.removesuffix(COLUMNS) not in kept:  # also files that an interrupted write left
             path.unlink(missing_ok=True)

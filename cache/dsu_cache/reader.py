@@ -1,4 +1,4 @@
-"""Reading batches of samples from a store, in any order and fast."""
+"""Fast reading of batches of samples from a store, in any order."""
 
 import errno
 import os
@@ -22,32 +22,32 @@ from dsu_cache.manifest import Manifest
 from dsu_cache.storage import RemoteError
 
 resource: Final[Any] = import_module("resource") if find_spec("resource") else None
-"""None on Windows, where no limit of open files is low."""
+"""None on Windows, where the limit of open files is high."""
 
 Indices: TypeAlias = npt.NDArray[np.int64] | Sequence[int]
 Views: TypeAlias = Indices | Mapping[str, Indices]
 Batch: TypeAlias = dict[str, npt.NDArray[Any]]
 
 OPEN_FILES: Final = 512
-"""Shards that a reader keeps open at most."""
+"""Maximum number of shards that a reader keeps open."""
 _SPARE_FILES: Final = 64
-"""Files that everything else in this process may open at once."""
+"""Number of files reserved for everything else in this process."""
 _OF_THE_SYSTEM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 THREADS: Final = min(4, os.cpu_count() or 1)
 
 
 class Reader:
-    """Reads samples of some arrays of a store by row; made by `Store.reader`.
+    """Reads samples of some arrays of a store by row; created by `Store.reader`.
 
-    Every chunk's checksum is verified. Reading runs in threads of its own, past Python's lock; make the reader in the
-    process that uses it, since threads do not survive a fork. It sees the store as it was when the reader was made,
-    and knows nothing of commits: ask `Store.missing` first.
+    Every chunk's checksum is verified. Reading runs in separate threads without Python's global interpreter lock.
+    Create the reader in the process that uses it, since threads do not survive a fork. It reads the store as of its
+    creation and does not check commits: call `Store.missing` first.
 
     Args:
-        arrays: what is read.
+        arrays: the arrays to read.
         manifest: the samples of the store.
-        keep_open: whether the shards read last, with their indices, are kept open for the next read.
-        sharing: a descriptor that is closed when the reader is.
+        keep_open: whether the most recently read shards, with their indices, stay open for the next read.
+        sharing: a descriptor that is closed together with the reader.
 
     Example:
         >>> reader = store.reader(["pixels", "V"])
@@ -67,24 +67,25 @@ class Reader:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
 
     def close(self) -> None:
-        """Let others remove arrays again; what is not closed is when no one uses it any more."""
+        """Allow other processes to remove arrays again. A reader that is not closed does this when it is
+        garbage-collected."""
         if self._release is not None:
             self._release()
 
     def read(self, rows: Indices, views: Views) -> Batch:
-        """Read one batch, all arrays and samples at a time.
+        """Read one batch, all arrays and samples in parallel.
 
         Args:
             rows: the row of each sample, (n,).
-            views: the view of each sample, (n,): one list for all arrays, or one for each by name. An array with
-                one view has its only view read, whatever is asked for.
+            views: the view of each sample, (n,): one list for all arrays, or one per array by name. For an array with
+                one view, that view is read, whatever is requested.
 
         Returns:
-            For each array a new (n, *item_shape) of the array's dtype, in the order of `rows`.
+            For each array a new array (n, *item_shape) of its dtype, in the order of `rows`.
 
         Raises:
-            CorruptError: a sample is damaged, or was never written; names array, row, shard and sample.
-            ValueError: a row or view that is not in the store, or not as many views as rows.
+            CorruptError: a sample is damaged or was never written; names array, row, shard and sample.
+            ValueError: a row or view is not in the store, or the numbers of views and rows differ.
         """
         row = _checked("rows", rows, self._manifest.next_row)
         view = {name: _views_of(array.info, views, len(row)) for name, array in self._arrays.items()}
@@ -92,7 +93,7 @@ class Reader:
         futures = [
             (name, part) for name in batch if len(row) for part in self._begin(name, row, view[name], batch[name])
         ]
-        # All are waited for before one is complained of: none may go on writing into a batch given up.
+        # Wait for all before raising an error, so that none writes into a discarded batch.
         errors = [(name, future.exception()) for name, future in futures]
         for name, error in errors:
             if error is not None:
@@ -121,35 +122,35 @@ class Reader:
         with self._lock:
             self._open[name, shard] = opened
             while len(self._open) > self._keep:
-                self._open.popitem(last=False)  # closed when the last read of it is over
+                self._open.popitem(last=False)  # closed when its last read is done
         return opened
 
     def _diagnosis(self, name: str, rows: Rows, views: Rows, error: BaseException) -> CacheError:
-        """Find which sample of a failed request is the bad one, by reading each alone."""
+        """Find the damaged sample of a failed request by reading each one alone."""
         if isinstance(error, RemoteError):
             return error
         if _is_of_the_system(error):
             return CacheError(
-                f"array {name!r} can't be read ({error}): nothing is known to be damaged; close other programs, or "
-                f"raise the limit (`ulimit -n 4096`)."
+                f"array {name!r} can't be read ({error}), but no data is known to be damaged: close other programs, "
+                "or raise the limit (`ulimit -n 4096`)."
             )
         array = self._arrays[name]
         for at, (row, view) in enumerate(zip(rows.tolist(), views.tolist(), strict=True)):
             try:
                 self._fill(name, rows[at : at + 1], views[at : at + 1], array.info.empty(1))
-            except Exception as alone:  # of the disk, of what decompresses
+            except Exception as alone:  # errors of the disk or the decompressor
                 if isinstance(alone, RemoteError) or _is_of_the_system(alone):
                     return self._diagnosis(name, rows, views, alone)
-                samples = ", ".join(map(repr, self._manifest.names_at(row))) or "no sample of the manifest"
+                samples = ", ".join(map(repr, self._manifest.names_at(row))) or "no sample in the manifest"
                 return CorruptError(
                     f"array {name!r}, row {row}, view {view} (shard {row // array.rows_per_shard}; {samples}) "
                     f"is damaged or was never written: discard the shard and compute it again. {alone}"
                 )
-        return CacheError(f"array {name!r} could not be read, yet each sample alone can be: try again. {error}")
+        return CacheError(f"array {name!r} could not be read, but each sample alone could: try again. {error}")
 
 
 def _allowed_files() -> int:
-    """How many shards may stay open: the soft limit is raised where the system lets us, and others have some left."""
+    """How many shards may stay open: raises the soft limit if allowed, and leaves some files to others."""
     if resource is None:
         return OPEN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -165,7 +166,7 @@ def _allowed_files() -> int:
 
 
 def _is_of_the_system(error: BaseException) -> bool:
-    """Whether a read failed for want of files, memory or rights, which says nothing about what is stored."""
+    """Whether a read failed for lack of file handles, memory or permission, which does not imply damage."""
     return isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM
 
 
@@ -175,7 +176,7 @@ def _views_of(info: ArrayInfo, views: Views, count: int) -> Rows:
     asked = views[info.name] if isinstance(views, Mapping) else views
     view = _checked(f"views of {info.name!r}", asked, info.views)
     if len(view) != count:
-        raise ValueError(f"{count} rows and {len(view)} views of {info.name!r}: give one view a row")
+        raise ValueError(f"{count} rows and {len(view)} views of {info.name!r}: give one view per row")
     return view
 
 

@@ -1,17 +1,18 @@
-"""A store on S3, used through its mirror: a local folder with its metadata, and a scratch folder with what was read.
+"""A store on S3, used through its mirror: a local folder with its metadata, and a scratch folder for downloaded shards.
 
-Below `s3://bucket/path/SPLIT/ENCODERS/` lie, never altered:
+`s3://bucket/path/SPLIT/ENCODERS/` contains these immutable objects:
 
-* `manifest/<number>.json`: generations, each all of the store's metadata: `zarr.json` files as they are, the manifest's
-  segments, and the store's id, drawn when it was made. The next one is put if absent: who loses looks at what the
-  other has written, makes the change again on top of that and tries the next number. So no lock is needed.
+* `manifest/<number>.json`: generations, each with all of the store's metadata: the `zarr.json` files, the names of the
+    manifest's segments, and the store's random id. The next generation is written only if absent. A writer that loses
+    the race loads the other's generation, repeats its change on top of it and tries the next number. So no lock is
+    needed.
 * `manifest/<sha256>.safetensors`: the manifest's segments.
-* `<array>/<id>/<view>.<shard>.<rows>.<bytes>.<sha256>`: a shard's data, whole or not there. Its name is its marker. The
-  id stands for store, type, shape and fingerprint, so that no array made anew finds what another one left.
+* `<array>/<id>/<view>.<shard>.<rows>.<bytes>.<sha256>`: a shard's data, complete or absent. Its name is its marker. The
+    id is derived from store, type, shape and fingerprint, so that a new array never uses objects of an earlier one.
 
-What nothing names any more stays: `Remote.orphans` counts it. The mirror is a store's folder as any other; what it
-lacks are shards. Those that are read are fetched once, verified, and shared by all processes; where they do not fit
-within the limit, single chunks are read from where they lie.
+Objects that are no longer referenced stay; `Remote.orphans` counts them. The mirror is an ordinary store folder without
+shards. Shards that are read are downloaded once, verified, and shared by all processes; if they do not fit within the
+limit, single chunks are read from S3.
 """
 
 import hashlib
@@ -50,9 +51,9 @@ _MIRRORS: Final = "s3:"
 """The folder of the mirrors in the scratch folder."""
 _POOL: Final = "shards"
 _BESIDE: Final = ("splits.json",)
-"""Files beside stores, in their splits' folders, that belong to them."""
+"""Files next to stores, in their splits' folders, that belong to them."""
 _STATE: Final = "published"
-"""A mirror's file with the generation that it is like; not there while it may be like none."""
+"""A mirror's file with its generation; absent while the mirror may match none."""
 _OBJECT: Final = re.compile(r"([^/]+)/([0-9a-f]{16})/(\d+)\.(\d+)\.([0-9a-f]+)\.(\d+)\.([0-9a-f]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -63,46 +64,47 @@ _LOG: Final = logging.getLogger("dsu.cache")
 _TOLD: Final = set[tuple[str, int, bool]]()
 
 
-# -- where mirrors are -------------------------------------------------------------------------------------------
+# -- paths of mirrors -------------------------------------------------------------------------------------------
 
 
 def scratch() -> Path:
-    """The folder for what is fetched: `DSU_SCRATCH`, or one of the user's in the system's cache folder."""
+    """The folder for downloads: `DSU_SCRATCH`, or one in the user's cache folder."""
     named = os.environ.get("DSU_SCRATCH")
     return Path(os.path.abspath(named)) if named else Path.home() / ".cache" / "dsu" / "scratch"
 
 
 def mirror_of(url: str) -> Path:
-    """The local folder that stands for `s3://bucket/path`."""
+    """The local mirror folder of `s3://bucket/path`."""
     return scratch() / _MIRRORS / Bucket(url).url.removeprefix(SCHEME)
 
 
 def url_of(folder: Path) -> str | None:
-    """What a folder is the mirror of, if it is one."""
+    """The URL that a folder mirrors, if it is a mirror."""
     mirrors = scratch() / _MIRRORS
     absolute = Path(os.path.abspath(folder))
     return SCHEME + absolute.relative_to(mirrors).as_posix() if mirrors in absolute.parents else None
 
 
 def with_urls(text: str) -> str:
-    """A text for people, in which folders of mirrors are called what they mirror."""
+    """A text for people in which folders of mirrors are replaced by their URLs."""
     return text.replace(f"{scratch() / _MIRRORS}/", SCHEME)
 
 
 def folder_of(place: Path | str) -> Path:
-    """The folder that stands for a place: itself, or the mirror of `s3://bucket/path`, also where a `Path` was made."""
-    named = re.match(r"s3:/+(.*)", str(place))  # which has one slash only
+    """The local folder of a path or URL: the path itself, or the mirror of `s3://bucket/path`, even if it was turned
+    into a `Path`."""
+    named = re.match(r"s3:/+(.*)", str(place))  # which has only one slash
     return mirror_of(SCHEME + named[1]) if named else Path(place)
 
 
 def place_of(root: Path | str) -> Path:
-    """Where the stores of a cache root are used: in the folder itself, or in the mirror, once that is up to date."""
+    """The local folder of a cache root: the folder itself, or its mirror after bringing that up to date."""
     folder = folder_of(root)
     return folder if folder == Path(root) else attach(url_of(folder) or "")
 
 
 def attach(url: str) -> Path:
-    """The mirror of a cache root, with a folder for each of its stores; others are emptied.
+    """The mirror of a cache root, with a folder for each of its stores; other folders are emptied.
 
     Raises:
         RemoteError: it can't be listed, or the bucket is gone.
@@ -121,7 +123,7 @@ def attach(url: str) -> Path:
                 changed = max(one.changed for one in found).timestamp()
                 os.utime(root / split / encoders, (changed, changed))
     for folder in set(root.glob("*/*/")) - there:
-        with suppress(BusyError), creating(folder):  # or one that is just being made
+        with suppress(BusyError), creating(folder):  # or one that is being created
             remote = Remote(folder, f"{url}/{folder.relative_to(root).as_posix()}")
             if not remote.exists():
                 remote.empty()
@@ -130,10 +132,10 @@ def attach(url: str) -> Path:
 
 
 def keep_beside(path: Path) -> None:
-    """Let a file that lies beside stores, and was changed, be the same on S3, if its folder is a mirror.
+    """Upload a changed file that is next to stores, if its folder is a mirror.
 
     Raises:
-        CacheError: another has changed it since it was fetched.
+        CacheError: another process has changed it since it was downloaded.
     """
     url, fetched = url_of(path.parent), path.with_name(f".{path.name}.fetched")
     if url is None:
@@ -157,12 +159,12 @@ def _fetch_beside(bucket: Bucket, root: Path, key: str) -> None:
 
 
 class Remote:
-    """What a mirror mirrors.
+    """The S3 store behind a mirror.
 
     Attributes:
-        folder, url: the mirror and what it is of.
-        number: the generation that the mirror is like; 0 where there is none.
-        pool: where shards are fetched to; None: nothing is fetched, single chunks are read.
+        folder, url: the mirror and its store.
+        number: the mirror's generation; 0 if there is none.
+        pool: where shards are downloaded to; None: single chunks are read from S3 instead.
     """
 
     def __init__(self, folder: Path, url: str) -> None:
@@ -175,24 +177,25 @@ class Remote:
         self._found: list[Found] = []
 
     def look(self) -> None:
-        """List all objects, and make the mirror like the newest generation that is whole.
+        """List all objects, and update the mirror to the newest intact generation.
 
         Raises:
-            CorruptError: none is whole.
+            CorruptError: none is intact.
             CacheError: there is none.
-            RemoteError: it can't be looked at.
+            RemoteError: S3 can't be read.
         """
         with self.alone():
             self._found = [*self.bucket.list()]
             self._mirror()
 
     def alone(self) -> AbstractContextManager[object]:
-        """Keep other processes of this machine off the mirror's metadata inside a `with`."""
+        """Lock the mirror's metadata against other processes of this machine inside a `with`."""
         (self.folder / "manifest").mkdir(parents=True, exist_ok=True)
-        return locked(self.folder / "manifest" / "mirror", f"{self.folder} is being brought up to date", patience=600)
+        return locked(self.folder / "manifest" / "mirror", f"{self.folder} is being updated", patience=600)
 
     def bring_up_to_date(self) -> bool:
-        """As `look`, of generations only and for who is `alone`; whether there was a newer one."""
+        """Like `look`, but only for generations; returns whether there was a newer one. `alone`: the caller holds the
+        lock exclusively."""
         data = [one for one in self._found if not one.key.startswith("manifest/")]
         self._found = [*data, *self.bucket.list("manifest")]
         before = self.number
@@ -200,11 +203,11 @@ class Remote:
         return self.number != before
 
     def exists(self) -> bool:
-        """Whether there is a store, whole or damaged."""
+        """Whether there is a store, intact or damaged."""
         return any(_GENERATION.fullmatch(one.key) for one in self.bucket.list("manifest"))
 
     def make_way(self) -> None:
-        """Empty the mirror where there is no store; where there is one, have it there."""
+        """Update the mirror if there is a store, else empty it."""
         if self.exists():
             self.look()
             return
@@ -212,7 +215,7 @@ class Remote:
         self.empty()
 
     def empty(self) -> None:
-        """Remove all that is in the mirror."""
+        """Remove the mirror's content."""
         for entry in self.folder.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -222,7 +225,7 @@ class Remote:
     def _mirror(self) -> None:
         tags = {int(match[1]): one.tag for one in self._found if (match := _GENERATION.fullmatch(one.key))}
         if not tags:
-            raise CacheError(f"there is no store in {self.url}: make one, or correct the path")
+            raise CacheError(f"there is no store in {self.url}: create one, or correct the path")
         newest, state, reason = max(tags), self.folder / "manifest" / _STATE, ""
         known = read_record(state)
         if known and (known["number"], known["tag"]) == (newest, tags[newest]):
@@ -240,20 +243,20 @@ class Remote:
             if not reason:
                 _write(state, record_bytes({"number": newest, "tag": tags[newest], "record": record}))
             return
-        raise CorruptError(f"{self.url} holds no whole manifest ({reason}): make the store again")
+        raise CorruptError(f"{self.url} contains no intact manifest ({reason}): create the store again")
 
     def _read_generation(self, number: int) -> dict[str, Any]:
         record: dict[str, Any] | None = parse_record(self.bucket.get(_generation(number)))
         if record is None:
             raise CorruptError(f"{self.url}/{_generation(number)} is damaged (its bytes do not match their checksum)")
-        # What becomes names of files here: the checksum is anyone's to compute.
+        # These become file names here, and anyone can compute a checksum.
         arrays, hashes = record["metadata"].keys() - {""}, [one["sha256"] for one in record["segments"]]
         if not all(map(_NAME.fullmatch, arrays)) or not all(map(_HASH.fullmatch, hashes)):
             raise CorruptError(f"{self.url}/{_generation(number)} was not written by this program")
         return record
 
     def _restore(self, number: int, record: Mapping[str, Any]) -> None:
-        """Make the mirror's metadata what a generation says. Raises as `look`, where segments are lost."""
+        """Write a generation's metadata to the mirror. Raises as `look` if segments are lost."""
         manifest = self.folder / "manifest"
         for one in record["segments"]:
             name = f"{one['sha256']}{COLUMNS}"
@@ -276,15 +279,17 @@ class Remote:
                 other.unlink(missing_ok=True)
 
     def begin(self) -> None:
-        """Say that the mirror is about to be changed: unless that is published, it is made anew."""
+        """Record that the mirror is about to change: unless the change is published, the mirror is rebuilt."""
         (self.folder / "manifest" / _STATE).unlink(missing_ok=True)
         sync(self.folder / "manifest")
 
     def publish(self, generation: Path) -> bool:
-        """Make the mirror's metadata, with this generation of its manifest, the next one; False: another was first.
+        """Publish the mirror's metadata, with this generation of its manifest, as the next generation; False if another
+        process was first.
 
         Raises:
-            CorruptError: the newest one is damaged: which rows it gave away is not known, so none can be given.
+            CorruptError: the newest generation is damaged, so the rows it assigned are unknown and none can be
+                assigned.
         """
         if self._torn:
             raise CorruptError(
@@ -312,13 +317,13 @@ class Remote:
         return True
 
     def remove(self) -> None:
-        """Remove all objects, the generations last, so that an interrupted removal can be done again."""
+        """Remove all objects, generations last, so that an interrupted removal can be repeated."""
         keys = [one.key for one in self.bucket.list()]
         self.bucket.delete([key for key in keys if not _GENERATION.fullmatch(key)])
         self.bucket.delete([key for key in keys if _GENERATION.fullmatch(key)])
 
     def prepare(self, arrays: Sequence["RemoteArray"], views: Mapping[str, Collection[int]] | None) -> None:
-        """Decide how shards are read, and say so: fetched where all of these views fit, else chunk by chunk."""
+        """Decide how to read shards, and log it: download them if all of these views fit, else read chunk by chunk."""
         wanted = {
             commit.sha256: commit.nbytes
             for array in arrays
@@ -332,18 +337,19 @@ class Remote:
         if (self.url, nbytes, fit) not in _TOLD:
             _TOLD.add((self.url, nbytes, fit))
             size, limit = (f"{count / 1e9:.3g} GB" for count in (nbytes, pool.limit))
-            how = "have room" if fit else "have not, so samples are read one by one from there"
-            _LOG.info("%s: %s to be read, for which %s in %s %s", self.url, size, limit, scratch(), how)
+            how = "all of it fits" if fit else "it does not fit, so samples are read one by one from S3"
+            _LOG.info("%s: %s to read, limit %s in %s: %s", self.url, size, limit, scratch(), how)
 
     # -- shards --------------------------------------------------------------------------------------------------
 
     def prefix(self, info: ArrayInfo) -> str:
-        """Where an array's shards lie."""
+        """The prefix of an array's shards."""
         made_of = [self._record["id"], info.item_shape, info.dtype.str, info.views, vars(info.fingerprint)]
         return f"{info.name}/{_sha256(json.dumps(made_of, sort_keys=True).encode())[:16]}/"
 
     def shards(self, info: ArrayInfo, rows_per_shard: int) -> dict[ShardId, Commit]:
-        """The shards of an array as they were listed: of several for one shard, which are all right, the fullest."""
+        """The listed shards of an array. If a shard has several objects, all valid, the one with the most rows is
+        used."""
         prefix, found = self.prefix(info), dict[ShardId, Commit]()
         for one in sorted(self._found, key=lambda one: one.key):
             match = _OBJECT.fullmatch(one.key) if one.key.startswith(prefix) else None
@@ -362,27 +368,27 @@ class Remote:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The bytes of all objects by key, as they were listed."""
+        """The listed size of all objects by key."""
         return {one.key: one.nbytes for one in self._found}
 
     @property
     def changed(self) -> datetime:
-        """When an object was last written, as they were listed."""
+        """When an object was last written, according to the listing."""
         return max(one.changed for one in self._found)
 
     def orphans(self, arrays: Iterable["RemoteArray"]) -> tuple[int, int]:
-        """How many listed objects nothing names, and their bytes: what older generations need is among them."""
+        """Number and size of unreferenced objects in the listing, including those that only older generations need."""
         named = {self.key(a.info, a.rows_per_shard, shard, commit) for a in arrays for shard, commit in a.known.items()}
         named |= {_generation(self.number), *(f"manifest/{one['sha256']}{COLUMNS}" for one in self._record["segments"])}
         lost = [one.nbytes for one in self._found if one.key not in named]
         return len(lost), sum(lost)
 
     def damage(self) -> Iterator[tuple[str, str]]:
-        """Read the newest generation and its segments: yield the keys of what is damaged, and how."""
+        """Read the newest generation and its segments; yield the keys of damaged objects, with the reason."""
         try:
             record = self._read_generation(self.number)
         except (CorruptError, FileNotFoundError):
-            yield _generation(self.number), "is damaged, so an older one is in use"
+            yield _generation(self.number), "is damaged, so an older one is used"
             return
         for one in record["segments"]:
             key = f"manifest/{one['sha256']}{COLUMNS}"
@@ -393,11 +399,11 @@ class Remote:
 
 
 class RemoteArray(StoredArray):
-    """An array whose shards lie on S3.
+    """An array whose shards are on S3.
 
     Attributes:
-        remote: the store's.
-        known: the shards that are there.
+        remote: of the store.
+        known: the existing shards.
     """
 
     def __init__(self, remote: Remote, folder: Path, commits: Path, rows_per_shard: int, compressor: Any) -> None:
@@ -407,11 +413,11 @@ class RemoteArray(StoredArray):
         self.known = remote.shards(self.info, rows_per_shard)
 
     def key(self, shard: ShardId) -> str:
-        """The object of a shard that is there."""
+        """The object of an existing shard."""
         return self.remote.key(self.info, self.rows_per_shard, shard, self.known[shard])
 
     def write(self, shard: ShardId, rows: Rows, values: npt.NDArray[Any]) -> None:
-        """See `StoredArray.write`: one that was written by others meanwhile, and differs, is left an orphan."""
+        """See `StoredArray.write`. A different object that another process wrote meanwhile becomes an orphan."""
         content = b"".join(encode(rows, values, self.rows_per_shard, self._codec))
         self.restore(shard, Commit(rows.tolist(), len(content), _sha256(content)), content)
 
@@ -429,7 +435,7 @@ class RemoteArray(StoredArray):
         except FileNotFoundError as error:
             raise CorruptError(f"{error}.") from None
         if _sha256(content) != commit.sha256:
-            raise CorruptError(f"{where} does not hold the bytes that were written.")
+            raise CorruptError(f"{where} does not contain the bytes that were written.")
         return content
 
     def open_shard(self, shard: ShardId) -> ShardFile:
@@ -438,14 +444,14 @@ class RemoteArray(StoredArray):
         if commit is None:
             raise CorruptError(f"view {shard.view}, shard {shard.shard} is not in {self.remote.url}/{self.info.name}.")
         if self.remote.pool is not None:
-            with suppress(CorruptError):  # single chunks of it may be whole
+            with suppress(CorruptError):  # single chunks of it may be intact
                 path = self.remote.pool.fetched(commit, partial(self.content, shard))
                 if path is not None:
                     return _FetchedShard(path, self, shard)
         return _RangedShard(self, shard)
 
     def discard(self, shard: ShardId) -> None:
-        """See `StoredArray.discard`: its object is removed."""
+        """See `StoredArray.discard`: removes the object."""
         if shard in self.known:
             self.remote.bucket.delete([self.key(shard)])
             del self.known[shard]
@@ -478,17 +484,17 @@ class RemoteArray(StoredArray):
         return set(self.known)
 
     def refresh(self) -> None:
-        """Nothing: all objects are listed together when the store is opened or locked."""
+        """Does nothing: all objects are listed together when the store is opened or locked."""
 
     def pack(self) -> None:
-        """Nothing: there are no markers but objects' names."""
+        """Does nothing: the objects' names are the markers."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
 class _RangedShard(ShardFile):
-    """A shard of which single chunks are read from S3, each verified."""
+    """A shard whose single chunks are read from S3, each verified."""
 
     def __init__(self, array: RemoteArray, shard: ShardId) -> None:
         self._path = Path(f"view {shard.view}, shard {shard.shard} of {array.info.name}")
@@ -510,7 +516,7 @@ class _RangedShard(ShardFile):
 
 
 class _FetchedShard(ShardFile):
-    """A shard that was fetched; where its file is damaged since, that goes, and chunks are read from S3."""
+    """A downloaded shard. If its file was damaged since, the file is removed and chunks are read from S3."""
 
     def __init__(self, path: Path, array: RemoteArray, shard: ShardId) -> None:
         self._ranged = partial(_RangedShard, array, shard)
@@ -523,16 +529,17 @@ class _FetchedShard(ShardFile):
     def read(self, chunk: int, into: npt.NDArray[np.uint8]) -> None:
         try:
             super().read(chunk, into)
-        except (CorruptError, ValueError, RuntimeError):  # the latter of what decompresses
+        except (CorruptError, ValueError, RuntimeError):  # the latter from the decompressor
             self._path.unlink(missing_ok=True)
             self._ranged().read(chunk, into)
 
 
 def scratch_limit() -> int:
-    """How many bytes of shards the scratch folder may hold: `DSU_SCRATCH_LIMIT`, or half of what is free, and it has.
+    """The size limit of the scratch folder in bytes: `DSU_SCRATCH_LIMIT`, or half of the free space and of what it
+    already uses.
 
     Raises:
-        CacheError: that is no number of bytes.
+        CacheError: the variable is no number of bytes.
     """
     given = os.environ.get("DSU_SCRATCH_LIMIT", "").strip()
     if given:
@@ -540,30 +547,30 @@ def scratch_limit() -> int:
         try:
             return int(float(match[1]) * _UNITS[match[2]]) if match else int("no number")
         except (ValueError, KeyError):
-            raise CacheError(f"DSU_SCRATCH_LIMIT={given} is no number of bytes: write 200GB, say") from None
+            raise CacheError(f"DSU_SCRATCH_LIMIT={given} is not a number of bytes: write for example 200GB") from None
     folder = scratch()
     folder.mkdir(parents=True, exist_ok=True)
     return (shutil.disk_usage(folder).free + Pool(0).used()) // 2
 
 
 class Pool:
-    """The fetched shards, files named by their sha256, that all stores and processes share.
+    """The downloaded shards: files named by their SHA-256, shared by all stores and processes.
 
     Args:
-        limit: how many bytes they may take.
+        limit: their maximum total size in bytes.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.folder: Final = scratch() / _POOL
-        self._counted, self._since = limit, 0  # bytes of all files when they were counted, and fetched here since
+        self._counted, self._since = limit, 0  # size of all files when last counted, and downloads since
 
     def used(self) -> int:
-        """The bytes of all fetched shards."""
+        """The total size of all downloaded shards."""
         return sum(nbytes for _, nbytes, _ in self._files())
 
     def _files(self) -> list[tuple[float, int, str]]:
-        """When each file was last used, its bytes and its name."""
+        """When each file was last used, its size and its name."""
         found = []
         with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
             for entry in entries:
@@ -573,7 +580,8 @@ class Pool:
         return found
 
     def make_room(self, wanted: Mapping[str, int]) -> bool:
-        """Whether shards, bytes by sha256, all fit; what was used longest ago makes room for them, if that suffices."""
+        """Whether shards, sizes by SHA-256, all fit; removes the least recently used files if that makes enough
+        room."""
         if sum(wanted.values()) > self.limit:
             return False
         files = sorted(self._files())
@@ -586,11 +594,11 @@ class Pool:
         return True
 
     def fetched(self, commit: Commit, fetch: Callable[[], bytes]) -> Path | None:
-        """The file of a shard, fetched by `fetch` unless it is there; None where there is no room."""
+        """The file of a shard, downloaded by `fetch` unless it exists; None if there is no room."""
         path = self.folder / commit.sha256
         if not commit.fits(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder / f".lock-{commit.sha256[:2]}", f"{path} is being fetched", patience=3600):
+            with locked(self.folder / f".lock-{commit.sha256[:2]}", f"{path} is being downloaded", patience=3600):
                 if not commit.fits(path):
                     if not self._has_room(commit.nbytes):
                         return None
@@ -600,7 +608,7 @@ class Pool:
         return path
 
     def _has_room(self, nbytes: int) -> bool:
-        """Whether so many bytes more fit. Files may be many, so they are counted anew only now and then."""
+        """Whether `nbytes` more fit. There may be many files, so they are recounted only occasionally."""
         self._since += nbytes
         if self._since > self.limit // 64 or self._counted + self._since > self.limit:
             self._counted, self._since = self.used(), nbytes
@@ -608,7 +616,7 @@ class Pool:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a folder may be called so; `..` would lead elsewhere."""
+    """Whether a name is valid for a folder; `..` would lead elsewhere."""
     return bool(name.strip(".")) and name.isprintable() and not set(name) & set("/\\")
 
 

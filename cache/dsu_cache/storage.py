@@ -1,7 +1,7 @@
-"""Objects of S3, and of what speaks its language: six operations, retried within limits, and told of in one sentence.
+"""Objects on S3 or a compatible service: six operations with limited retries, and errors in one sentence.
 
-Who may read and write comes from environment variables alone (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
-`AWS_REGION`, `AWS_ENDPOINT_URL` ...), at the moment of the first request; nothing keeps or prints them.
+Credentials come only from environment variables (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+`AWS_ENDPOINT_URL` ...), read at the first request; they are never stored or printed.
 """
 
 import os
@@ -16,9 +16,9 @@ from dsu_cache.files import CacheError
 
 SCHEME: Final = "s3://"
 RETRIES: Final = 8
-"""How often a request is repeated that fails for a reason that may pass; the waits between double."""
+"""Maximum number of retries after a transient failure; the delay doubles each time."""
 RETRY_SECONDS: Final = 60
-"""After which it is not repeated any more."""
+"""Time after which a request is not retried any more."""
 _GONE: Final = re.compile(r"NoSuchBucket")
 _REASONS: Final = (
     (
@@ -28,14 +28,14 @@ _REASONS: Final = (
     (r"169\.254\.|[Cc]redential", "no credentials"),
     (r"SlowDown|503 ", "it is overloaded: 503"),
     (r" 5\d\d ", "it fails"),
-    (r"404 ", "no S3 answers there: 404"),
+    (r"404 ", "no S3 service answers there: 404"),
     (r"operation timed out", "it does not answer in time"),
     (r"error sending request|tcp connect|dns error", "it can't be reached"),
     (r"", "the transfer was cut off"),
 )
-"""What errors' texts say, the first that fits."""
+"""Reasons by patterns of error texts; the first match counts."""
 _REMEDIES: Final = {
-    "no permission": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do there",
+    "no permission": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their permissions",
     "no credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
 
@@ -43,12 +43,12 @@ _T = TypeVar("_T")
 
 
 class RemoteError(CacheError):
-    """S3 does not do what it is asked, and has been asked often enough."""
+    """A request to S3 failed, after retries."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object as it is listed: its key below the prefix, its bytes, when it was written, and what stands for it."""
+    """A listed object: its key below the prefix, its size, when it was written, and its ETag."""
 
     key: str
     nbytes: int
@@ -59,15 +59,15 @@ class Found:
 class Bucket:
     """The objects below `s3://bucket/prefix`.
 
-    Clients are made in the process that uses them, at the first request. One that was forked from a process that had
-    made any would wait for ever: it is refused.
+    A client is created in the process that uses it, at the first request. A process that was forked after its parent
+    created a client would hang, so it is refused.
 
     Args:
-        url: of the prefix.
+        url: the URL of the prefix.
 
     Raises:
-        CacheError: no such URL is possible.
-        RemoteError: by every operation, saying what is wrong and what may help; that the bucket is gone, too.
+        CacheError: the URL is invalid.
+        RemoteError: raised by every operation, with the problem and the fix; also if the bucket is gone.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,27 +76,27 @@ class Bucket:
         if not url.startswith(SCHEME) or not re.fullmatch(r"[A-Za-z0-9._-]{3,63}", name):
             raise CacheError(f"{url} names no bucket: write s3://BUCKET or s3://BUCKET/PATH")
         if not all(part.strip(".") and part.isprintable() for part in parts):
-            raise CacheError(f"{url!r} names no place in a bucket: write s3://BUCKET/PATH")
+            raise CacheError(f"{url!r} is not a path in a bucket: write s3://BUCKET/PATH")
         self.url: Final = SCHEME + "/".join([name, *parts])
         self._name, self._prefix = name, "".join(f"{part}/" for part in parts)
 
     def get(self, key: str) -> bytes:
-        """An object's content. Raises FileNotFoundError where there is none, in a bucket that is there."""
+        """An object's content. Raises FileNotFoundError if the bucket exists but the object does not."""
         return bytes(self._do(lambda obs, client: obs.get(client, self._prefix + key).bytes(), key))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """A part of an object's content, as long as asked for. Raises as `get`."""
+        """Part of an object's content, of exactly the requested length. Raises as `get`."""
         place = self._prefix + key
         return bytes(self._do(lambda obs, client: obs.get_range(client, place, start=start, length=length), key))
 
     def put(self, key: str, content: bytes) -> None:
-        """Write an object, in place of one that is there: whole or not at all."""
+        """Write an object atomically, replacing an existing one."""
         self._do(lambda obs, client: obs.put(client, self._prefix + key, content, use_multipart=False), key)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """Write an object unless there is one of that key; whether it holds `content` now.
+        """Write an object unless the key exists; returns whether the object contains `content` now.
 
-        One that is there already and equal was written so: by someone else, or by us, and the answer was lost.
+        An equal object that exists already was written by another process, or by this one if the response was lost.
         """
         from obstore.exceptions import AlreadyExistsError
 
@@ -110,7 +110,8 @@ class Bucket:
         return True
 
     def put_if_unchanged(self, key: str, content: bytes, before: bytes | None) -> bool:
-        """Write an object that holds `before` (None: that is not there); whether it holds `content` now."""
+        """Replace an object that contains `before` (None: that does not exist); returns whether it contains `content`
+        now."""
         from obstore.exceptions import PreconditionError
 
         if before is None:
@@ -132,18 +133,18 @@ class Bucket:
         return bool(found["is"] == content)
 
     def check_conditions(self, key: str) -> None:
-        """Raise `RemoteError` where the server does not know "if absent", but writes anyway; `key` is for trying it."""
+        """Raise `RemoteError` if the server ignores "if absent" and overwrites; `key` is used for the test."""
         self.put(key, b"first")
         refused = not self.put_if_absent(key, b"second")
         self.delete([key])
         if not refused:
             raise RemoteError(
-                f"{self.url} can't hold stores: its server overwrites what is to be written only if absent "
-                f"(If-None-Match), so two writers would lose each other's samples"
+                f"{self.url} can't contain stores: its server ignores If-None-Match and overwrites existing objects, "
+                "so two writers would lose each other's samples"
             )
 
     def put_named(self, key: str, content: bytes) -> None:
-        """Write an object whose key names its content: one that is there is right, or damaged and replaced."""
+        """Write an object whose key identifies its content; an existing one is kept if it is intact, else replaced."""
         if not self.put_if_absent(key, content):
             self.put(key, content)
 
@@ -167,12 +168,12 @@ class Bucket:
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects, where they are there."""
+        """Remove objects; missing ones are skipped."""
         if keys:
             self._do(lambda obs, client: obs.delete(client, [self._prefix + key for key in keys]), keys[0])
 
     def _do(self, act: Callable[[Any, Any], _T], key: str, *passed_on: type[Exception]) -> _T:
-        """What comes of one operation; errors as sentences."""
+        """The result of one operation; errors become sentences."""
         obs, client = _client(self._name)
         try:
             return act(obs, client)
@@ -180,15 +181,15 @@ class Bucket:
             raise
         except FileNotFoundError as error:
             if not _GONE.search(str(error)):
-                if "NoSuchKey" not in str(error):  # who answers so may be no S3, or one without the bucket
+                if "NoSuchKey" not in str(error):  # the server may be no S3 service, or lack the bucket
                     self.folders()
                 raise FileNotFoundError(f"{self.url}/{key} is missing") from None
             raise self._told(str(error)) from None
-        except Exception as error:  # obstore raises a class of its own for each kind, and what it wraps
+        except Exception as error:  # obstore raises a different class for each kind of error, and what it wraps
             raise self._told(f"{type(error).__name__} {error}") from None
 
     def _told(self, text: str) -> RemoteError:
-        """The sentence for an error; what obstore says of it may be long, and name more than it should."""
+        """The sentence for an error; obstore's own text may be long and reveal too much."""
         where = f"{SCHEME}{self._name}"
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         at = f" at {_without_user(endpoint)}" if endpoint else ""
@@ -196,7 +197,7 @@ class Bucket:
             return RemoteError(f"there is no bucket {where}{at}: check its name, AWS_REGION and AWS_ENDPOINT_URL")
         said = text.partition("Debug source")[0]
         reason = next(told for pattern, told in _REASONS if re.search(pattern, said))
-        remedy = _REMEDIES.get(reason, "what is finished stays finished; run the same command again when it answers")
+        remedy = _REMEDIES.get(reason, "finished work is kept; run the same command again later")
         return RemoteError(f"{where}{at} can't be used ({reason}): {remedy}")
 
 
@@ -205,15 +206,15 @@ def _without_user(endpoint: str) -> str:
 
 
 _MADE_IN: list[int] = []
-"""The process that has made the first client."""
+"""The process that created the first client."""
 
 
 def _client(bucket: str) -> tuple[Any, Any]:
-    """obstore, and a client of this process."""
+    """obstore, and this process's client."""
     if os.getpid() not in _MADE_IN and _MADE_IN:
         raise RemoteError(
-            "S3 can't be used in a process that was forked from one that used it: start workers by spawning "
-            '(multiprocessing_context="spawn")'
+            "S3 can't be used in a process that was forked from one that used it: start workers with "
+            'multiprocessing_context="spawn"'
         )
     try:
         import obstore
@@ -229,7 +230,7 @@ def _made(bucket: str) -> Any:
     from obstore.store import S3Store
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    # So that S3 refuses what was altered on its way there.
+    # So that S3 refuses data that was corrupted in transit.
     config: Any = {"checksum_algorithm": "sha256"}
     if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys():
         config["region"] = "us-east-1"
@@ -251,4 +252,4 @@ def _made(bucket: str) -> Any:
             },
         )
     except Exception as error:
-        raise RemoteError(f"s3://{bucket} can't be used: the AWS_ variables do not make sense together") from error
+        raise RemoteError(f"s3://{bucket} can't be used: the AWS_ variables contradict each other") from error

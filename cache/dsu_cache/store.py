@@ -1,4 +1,4 @@
-"""The store: one Zarr v3 group with a dataset split's arrays side by side, and the record of what is in them."""
+"""The store: one Zarr v3 group with the arrays of a split, and a record of their content."""
 
 import json
 import os
@@ -35,32 +35,32 @@ FORMAT: Final = 3
 
 
 class Store:
-    """A folder that any Zarr v3 reader can read, and that knows which of its samples are whole.
+    """A folder that any Zarr v3 reader can read, with a record of which samples are complete.
 
-    Or the mirror of a store on S3 (`dsu_cache.remote`), which is used in the same way.
+    The folder may also be the mirror of a store on S3 (`dsu_cache.remote`), which is used in the same way.
 
-    Beside one Zarr array for each `ArrayInfo`, of shape (rows, views, *item_shape), the folder holds:
+    The folder contains one Zarr array for each `ArrayInfo`, of shape (rows, views, *item_shape), and:
 
     * `manifest/`: the manifest's newest generation with its segments, and the locks;
-    * `commits/<array>/<view>.<shard>.json`: a marker for each shard that is whole, with the rows it holds and its
-      file's size and sha256. It is written last: a shard without one counts as missing, whatever is in its file. Where
-      there are more than a thousand, one file of columns holds them.
+    * `commits/<array>/<view>.<shard>.json`: a marker for each complete shard, with its rows and its file's size and
+        SHA-256. It is written last: a shard without a marker counts as missing, whatever its file contains. More than a
+        thousand markers are packed into one file of columns.
 
-    Every `zarr.json` carries a seal (`dsu_cache.files`), manifest and markers their checksum, chunks and indices
-    of shards theirs: no byte of a store is read unchecked. An array whose metadata is damaged is not among `arrays`
-    but in `damaged`, and can be added anew.
+    Every `zarr.json` has a seal (`dsu_cache.files`); manifest, markers, and the chunks and indices of shards have
+    checksums: every byte of a store is verified when read. An array with damaged metadata is listed in `damaged`
+    instead of `arrays`, and can be added again.
 
-    The shard is the unit of writing, written once and whole. Several processes may write different shards at a time,
-    and share the store's lock; everything else that changes a store wants it alone. Readers hold a lock of theirs,
-    against removal only.
+    The shard is the unit of writing and is written once, as a whole. Several processes may write different shards at
+    the same time if they share the store's lock; all other changes need the lock exclusively. Readers hold a separate
+    lock, which only prevents removal.
 
     Attributes:
         path: its folder.
-        rows_per_shard, compressor: as it was created.
-        attributes: what its owner notes about it.
+        rows_per_shard, compressor: as created.
+        attributes: its owner's notes.
         manifest: the samples and their rows, as of opening, locking or setting it.
-        damaged: what is wrong with the metadata of arrays, by name.
-        remote: what the folder is the mirror of; None where the store itself lies in it.
+        damaged: the damage of arrays' metadata, by name.
+        remote: the S3 store that the folder mirrors; None for a local store.
 
     Example:
         >>> store = Store.create(folder, {"dataset": "DUTS"})
@@ -99,41 +99,43 @@ class Store:
     def create(
         cls, path: Path | str, attributes: Mapping[str, JSON], rows_per_shard: int = 64, compressor: Compressor = None
     ) -> Self:
-        """Make an empty store in the folder `path`, which must be new or empty.
+        """Create an empty store in the folder `path`, which must be new or empty.
 
         Raises:
-            CacheError: there is something at `path`.
-            BusyError: another process is making a store there.
-            ValueError: `rows_per_shard` is below 1, or no such compressor.
+            CacheError: `path` is not empty.
+            BusyError: another process is creating a store there.
+            ValueError: `rows_per_shard` is below 1, or the compressor is unknown.
         """
         path, remote = Path(path), _remote(Path(path))
         if rows_per_shard < 1 or compressor not in COMPRESSORS:
             raise ValueError(
-                f"a store cannot have {rows_per_shard} rows a shard and compressor {compressor!r}: "
+                f"a store can't have {rows_per_shard} rows per shard and compressor {compressor!r}: "
                 "use at least 1 row, and None, 'zstd' or 'blosc'"
             )
         if path.exists() and not path.is_dir():
-            raise CacheError(f"{path} is there already and is no folder: choose a new or empty folder for the store")
+            raise CacheError(f"{path} exists and is not a folder: choose a new or empty folder for the store")
         path.mkdir(parents=True, exist_ok=True)
         with creating(path):
             if remote is not None:
                 remote.make_way()
             if (path / METADATA).is_file():
                 raise CacheError(
-                    f"the store {path} is there already: if another process has just made it, run the same command "
+                    f"the store {path} already exists: if another process has just created it, run the same command "
                     "again"
                 )
-            # An interrupted creation leaves no more than the store's own folders: the group's file comes last.
+            # An interrupted creation leaves only the store's own folders: the group's metadata is written last.
             partial = [entry.name for entry in path.glob(f"{METADATA}.*.partial")]
             if not {entry.name for entry in path.iterdir()}.issubset((*RESERVED, *partial)):
-                raise CacheError(f"{path} is there already: open it, or choose a new or empty folder for the store")
+                raise CacheError(f"{path} already exists: open it, or choose a new or empty folder for the store")
             clear(*(path / name for name in RESERVED if (path / name).exists()))
             _write_groups(path)
             save_manifest(path / "manifest", Manifest())
             layout = {"format": FORMAT, "rows_per_shard": rows_per_shard, "compressor": compressor}
             write_metadata(path, group({"store": layout, "attributes": attributes}))
             if remote is not None:
-                remote.publish(generations(path / "manifest")[0])  # or another was first: then that one is opened
+                remote.publish(
+                    generations(path / "manifest")[0]
+                )  # or another process was first: then its store is opened
         return cls.open(path)
 
     @classmethod
@@ -141,32 +143,33 @@ class Store:
         """Open the store in the folder `path`.
 
         Raises:
-            CacheError: there is none, or one of another format.
-            CorruptError: its own metadata or its manifest is damaged.
+            CacheError: there is none, or it has another format.
+            CorruptError: its metadata or manifest is damaged.
         """
         return cls(Path(path))
 
     @classmethod
     def exists(cls, path: Path) -> bool:
-        """Whether there is a store in a folder, which may be damaged, but is no unfinished one."""
+        """Whether a folder contains a store: maybe damaged, but not unfinished."""
         remote = _remote(path)
         return remote.exists() if remote is not None else (path / METADATA).is_file()
 
     def set_attributes(self, attributes: Mapping[str, JSON]) -> None:
-        """Replace `attributes`, on the disk."""
+        """Replace `attributes` on disk."""
         self._publish(lambda: write_metadata(self.path, group({"store": self._layout, "attributes": attributes})))
         self.attributes = read_metadata(self.path)["attributes"]["attributes"]
-        os.utime(self.path)  # the same attributes again are a sign of life, too
+        os.utime(self.path)  # writing the same attributes again also counts as a change
 
     def set_manifest(self, manifest: Manifest) -> None:
-        """Make `manifest` the store's, on the disk, and let every array grow to its rows."""
+        """Replace the store's manifest on disk, and extend every array to its rows."""
         before = self.manifest
 
         def change() -> None:
-            # Where another has published one since, contents that are new get rows again.
+            # If another process has published a manifest since, new contents get new rows.
             now = self.manifest
             following = manifest if now is before else now.assign(dict(manifest.samples()), self.rows_per_shard)
-            # First the arrays: rows that no manifest knows are harmless, the other way round they could not be read.
+            # First the arrays: rows without an entry in the manifest are harmless, but entries without rows could not
+            # be read.
             for array in self._arrays.values():
                 array.grow(following.next_row)
             save_manifest(self.path / "manifest", following, now)
@@ -175,10 +178,11 @@ class Store:
         self._publish(change)
 
     def take_metadata(self, source: "Store") -> None:
-        """Have samples, attributes and arrays of another store, byte for byte; arrays of one's own stay.
+        """Take over samples, attributes and arrays of another store, byte for byte; own arrays stay.
 
         Raises:
-            CacheError: this store is no older state of that one, or has arrays of the same names made otherwise.
+            CacheError: this store is not an earlier state of that one, or its arrays of the same names were made
+                differently.
         """
 
         def change() -> None:
@@ -201,19 +205,19 @@ class Store:
     def _check_older_than(self, source: "Store") -> None:
         for name in self.arrays.keys() & source.arrays.keys():
             mine, other = self.arrays[name], source.arrays[name]
-            self.check({name: other.fingerprint}, f"{self.path} and {source.path} can't be one store.")
+            self.check({name: other.fingerprint}, f"{self.path} and {source.path} are different stores.")
             if (mine.item_shape, mine.dtype, mine.views) != (other.item_shape, other.dtype, other.views):
-                raise CacheError(f"{name} is of another shape in {self.path} than in {source.path}: copy it elsewhere")
+                raise CacheError(f"{name} has another shape in {self.path} than in {source.path}: copy it elsewhere")
         if dict(self._layout) != dict(source._layout) or not keeps_contents(self.manifest, source.manifest):
             raise CacheError(
-                f"{self.path} holds samples that {source.path} does not know, so that would not be a copy: copy the "
-                f"other way first, or elsewhere"
+                f"{self.path} contains samples that {source.path} lacks, so it can't become a copy: copy in the "
+                "other direction first, or elsewhere"
             )
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep others from removing what is in the store, inside a `with`."""
-        sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
+        """Prevent other processes from removing the store's content inside a `with`."""
+        sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being rebuilt")
         try:
             yield
         finally:
@@ -221,7 +225,7 @@ class Store:
                 os.close(sharing)
 
     def _publish(self, change: Callable[[], None]) -> None:
-        """Change metadata; of a store on S3 as its next generation, again if another has published one meanwhile."""
+        """Change metadata; on S3 as the next generation, repeated if another process has published one meanwhile."""
         if self.remote is None:
             change()
             return
@@ -236,14 +240,14 @@ class Store:
 
     @contextmanager
     def lock(self, share: Share | None = None) -> Iterator[None]:
-        """Hold the store's lock inside a `with`; on entering, manifest and arrays are looked up anew.
+        """Hold the store's lock inside a `with`; on entry, manifest and arrays are reloaded.
 
-        With a `share`, as `(3, "16 parts")`, it is held together with the others of that division, and nothing but
-        shards may be written. Alone, what interrupted writers left of metadata and manifests is removed, and in the end
-        many markers become one file.
+        With a `share` such as `(3, "16 parts")`, the lock is shared with the other parts of that division, and only
+        shards may be written. Without, it is exclusive: metadata and manifests that interrupted writers left are
+        removed, and on exit many markers are packed into one file.
 
         Raises:
-            BusyError: another process holds it; names its id, host, time and command.
+            BusyError: another process holds it; the message gives its id, host, start and command.
         """
         with _unwritten(self.path, share):
             if share is None:
@@ -259,13 +263,13 @@ class Store:
                     array.pack()
 
     def look(self) -> None:
-        """Look what others have written to S3 since; in a folder that is seen without."""
+        """Reload what other processes have written to S3 since; for a local store this is not needed."""
         if self.remote is not None:
             self.remote.look()
             self._load()
 
     def check_readable(self) -> None:
-        """Check what chunks' checksums do not cover, before anything is read.
+        """Check everything that the chunks' checksums do not cover, before anything is read.
 
         Raises:
             BusyError: another process is writing to the store; names it.
@@ -289,24 +293,24 @@ class Store:
     def add_array(
         self, name: str, item_shape: Sequence[int], dtype: npt.DTypeLike, views: int, fingerprint: Fingerprint
     ) -> None:
-        """Add an array in which every row is missing, in place of a damaged one of that name.
+        """Add an array without any rows written; replaces a damaged one of that name.
 
         Raises:
-            CacheError: there is one of that name.
+            CacheError: the name exists.
             BusyError: another process is reading the store.
-            ValueError: a name, shape, type or number of views that a store cannot hold.
+            ValueError: the name, shape, type or number of views is not supported.
         """
         info = ArrayInfo(name, tuple(item_shape), np.dtype(dtype), views, fingerprint)
         folder, commits = self.path / name, self.path / "commits" / name
 
         def change() -> None:
             if self.remote is not None and self.arrays.get(name) == info:
-                return  # another has added it
+                return  # another process has added it
             if (folder / METADATA).exists() and name not in self.damaged:
-                raise CacheError(f"the store {self.path} has an array {name!r} already: remove it first")
+                raise CacheError(f"the store {self.path} already has an array {name!r}: remove it first")
             if folder.exists() or commits.exists():
                 with _unread(self.path):
-                    clear(folder, commits)  # what an interrupted removal left, or an array whose metadata is damaged
+                    clear(folder, commits)  # remains of an interrupted removal, or an array with damaged metadata
             self.damaged.pop(name, None)
             StoredArray.create(info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor)
 
@@ -317,7 +321,7 @@ class Store:
         """Remove an array with all its data.
 
         Raises:
-            CacheError: there is none of that name.
+            CacheError: there is no such array.
             BusyError: another process is reading the store.
         """
 
@@ -329,11 +333,11 @@ class Store:
         del self._arrays[name]
 
     def check(self, wanted: Mapping[str, Fingerprint], advice: str = "") -> tuple[FieldDifference, ...]:
-        """Compare the fingerprints of arrays with the wanted ones, and return the recorded fields that differ.
+        """Compare the fingerprints of arrays with the expected ones; return the recorded fields that differ.
 
         Raises:
-            StaleError: fields that decide validity differ; its message lists them and ends with `advice`.
-            CacheError: there is no array of a name in `wanted`.
+            StaleError: fields that decide validity differ; the message lists them and ends with `advice`.
+            CacheError: an array in `wanted` does not exist.
         """
         stored = {name: self.stored(name).info.fingerprint for name in wanted}
         differences = tuple(d for name in wanted for d in stored[name].differences(wanted[name], name))
@@ -346,13 +350,13 @@ class Store:
 
         Raises:
             CorruptError: its metadata is damaged.
-            CacheError: there is none of that name.
+            CacheError: there is no such array.
         """
         if name in self.damaged:
             raise CorruptError(self.damaged[name])
         if name not in self._arrays:
             there = ", ".join(self._arrays) or "none"
-            raise CacheError(f"the store {self.path} has no array {name!r} ({there} there): add it first")
+            raise CacheError(f"the store {self.path} has no array {name!r} (it has {there}): add it first")
         return self._arrays[name]
 
     def _open_array(self, name: str) -> StoredArray:
@@ -379,7 +383,7 @@ class Store:
         return rows
 
     def missing(self, array: str, views: Sequence[int], sizes: Mapping[ShardId, int] | None = None) -> list[ShardId]:
-        """Return the shards of `views` that hold rows in use and are not committed, ordered by view and shard.
+        """Return the shards of `views` that have rows in use and are not committed, ordered by view and shard.
 
         `sizes` are the bytes of all shards' files, where these are known; else each file is looked at.
         """
@@ -398,31 +402,31 @@ class Store:
         return [shard for shard in wanted if not is_committed(shard)]
 
     def write_shard(self, array: str, view: int, shard: int, rows: npt.ArrayLike, values: npt.NDArray[Any]) -> None:
-        """Write a shard as a whole, flush it to the disk and commit it.
+        """Write a complete shard, flush it to disk and commit it.
 
         Args:
-            rows: the rows in use in the shard, as `rows_in_shard` gives them, (n,).
-            values: what they hold, (n, *item_shape), of the array's dtype.
+            rows: the rows in use in the shard, from `rows_in_shard`, (n,).
+            values: their content, (n, *item_shape), of the array's dtype.
 
         Raises:
-            ValueError: other rows, another shape or another dtype.
+            ValueError: wrong rows, shape or dtype.
             CacheError: the shard is committed already, or there is no such array or view.
         """
         stored, info = self._with_views(array, [view]), self.stored(array).info
         wanted = self.rows_in_shard(shard)
         if not np.array_equal(wanted, rows) or not len(wanted):
             raise ValueError(
-                f"shard {shard} of array {array!r} holds {len(wanted)} rows in use: a shard is written whole, "
-                "so give exactly those that rows_in_shard returns"
+                f"shard {shard} of array {array!r} has {len(wanted)} rows in use: give exactly those that "
+                "rows_in_shard returns"
             )
         if values.dtype != info.dtype or values.shape != (len(wanted), *info.item_shape):
             raise ValueError(
-                f"array {array!r} wants {info.dtype} {(len(wanted), *info.item_shape)} for shard {shard}, "
-                f"not {values.dtype} {values.shape}: convert the values before writing"
+                f"array {array!r} needs {info.dtype} {(len(wanted), *info.item_shape)} for shard {shard}, not "
+                f"{values.dtype} {values.shape}: convert the values first"
             )
         if stored.holds(ShardId(view, shard), wanted):
             raise CacheError(
-                f"shard {shard} of array {array!r}, view {view}, is written already: discard it to write it again"
+                f"shard {shard} of array {array!r}, view {view}, is already written: discard it to write it again"
             )
         stored.write(ShardId(view, shard), wanted, values)
 
@@ -433,33 +437,34 @@ class Store:
 
         Args:
             names: the arrays to read.
-            keep_open: whether the shards read last are kept open for the next read, and of S3, fetched whole.
-            views: which are going to be read of each array (None: any): whether they fit into the scratch folder is
-                said at once, where the store lies on S3.
+            keep_open: whether the most recently read shards stay open for the next read, and on S3 are downloaded as a
+                whole.
+            views: the views to read of each array (None: any); for a store on S3, whether they fit into the scratch
+                folder is logged at once.
 
         Raises:
-            CacheError: there is no array of a name in `names`.
+            CacheError: an array in `names` does not exist.
             CorruptError: an array's metadata is damaged.
-            BusyError: arrays are being removed, or were made anew since the store was opened.
+            BusyError: arrays are being removed, or were rebuilt since the store was opened.
         """
         arrays = [self.stored(name) for name in names]
-        # From here on no one removes arrays, so what is compared now stays so.
-        sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being made anew")
+        # From here on no process can remove arrays, so the comparison stays valid.
+        sharing = share(self.path / "manifest" / "readers", f"the store {self.path} is being rebuilt")
         if self.remote is not None and keep_open:
             self.remote.prepare([array for array in arrays if isinstance(array, RemoteArray)], views)
         reader = Reader(arrays, self.manifest, keep_open=keep_open, sharing=sharing)
         if any(self._open_array(name).info != self.arrays[name] for name in names):
-            raise BusyError(f"the store {self.path} was made anew since it was opened: run the same command again")
+            raise BusyError(f"the store {self.path} was rebuilt since it was opened: run the same command again")
         return reader
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder is a store, perhaps a damaged or unfinished one: has two of what only stores have together."""
+    """Whether a folder is a store, maybe damaged or unfinished: it has at least two of a store's typical files."""
     return sum(((path / METADATA).is_file(), *((path / name).is_dir() for name in RESERVED))) >= 2
 
 
 def writer_of(path: Path) -> str | None:
-    """Say who is writing to the store in a folder, damaged or not; None if no one is."""
+    """Return who is writing to the store in a folder, damaged or not; None if nobody is."""
     return holder(path / "manifest" / "lock")
 
 
@@ -467,21 +472,23 @@ def remove_store(path: Path) -> None:
     """Remove a store with all its data, and the folder.
 
     Raises:
-        CacheError: the folder is no store, or holds something else besides.
+        CacheError: the folder is not a store, or also contains other files.
         BusyError: another process is writing to the store or reading it.
     """
     if not is_store(path):
-        raise CacheError(f"{path} is no store, so it is not removed: check the name")
+        raise CacheError(f"{path} is not a store, so it is not removed: check the name")
     arrays = {*RESERVED, *_named_arrays(path), *(folder.parent.name for folder in path.glob("*/c/"))}
     foreign = sorted(e.name for e in path.iterdir() if e.name not in arrays and not e.name.startswith(METADATA))
     if foreign:
-        raise CacheError(f"{path} holds {', '.join(foreign[:3])}, no part of a store: move it elsewhere first")
+        raise CacheError(
+            f"{path} contains {', '.join(foreign[:3])}, which is not part of a store: move it elsewhere first"
+        )
     (path / "manifest").mkdir(exist_ok=True)
     remote = _remote(path)
     with _unwritten(path), _unread(path):
         if remote is not None:
             remote.remove()
-        # First what makes it a store, last what tells that it was one: an interrupted removal can be done again.
+        # The metadata first, and last the files that identify a store: an interrupted removal can be repeated.
         (path / METADATA).unlink(missing_ok=True)
         sync(path)
         clear(*(path / name for name in sorted(arrays - {"manifest"}) if (path / name).exists()), path / "manifest")
@@ -495,12 +502,12 @@ def _remote(path: Path) -> Remote | None:
 
 
 def _unwritten(path: Path, share: Share | None = None) -> AbstractContextManager[object]:
-    """Keep writers away inside a `with`, but those that share the lock."""
+    """Exclude writers inside a `with`, except those that share the lock."""
     return locked(path / "manifest" / "lock", f"the store {path} is being written", share=share)
 
 
 def _unread(path: Path) -> AbstractContextManager[object]:
-    """Keep readers away inside a `with`: for what takes away data that they may be reading."""
+    """Exclude readers inside a `with`, to remove data that they might be reading."""
     return locked(path / "manifest" / "readers", f"the store {path} is being read")
 
 
@@ -519,27 +526,27 @@ def _read_layout(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other_formats(path: Path) -> None:
-    """Raise `CacheError` for what is whole but not of this format: it has no seal, or another one."""
+    """Raise `CacheError` for an intact store of another format: it has no seal, or another one."""
     try:
         found = json.loads((path / METADATA).read_bytes())["attributes"].get("store", {}).get("format")
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return
     if found != FORMAT:
         raise CacheError(
-            f"{path} is not a store of format {FORMAT} but {found}: "
-            "use the version of the program that wrote it, or make the store again"
+            f"{path} is not a store of format {FORMAT} but {found}: use the version of the program that wrote it, or "
+            "create the store again"
         )
 
 
 def _write_groups(path: Path) -> None:
-    """Write the store's own folders: Zarr groups too, so that who lists the store finds nothing without a name."""
+    """Write the store's own folders, as Zarr groups too, so that Zarr lists no unknown names."""
     for name in RESERVED:
         (path / name).mkdir(parents=True, exist_ok=True)
         write_metadata(path / name, group({}))
 
 
 def _named_arrays(path: Path) -> list[str]:
-    """The arrays that have metadata or any marker: an interrupted removal leaves neither for long."""
+    """The arrays that have metadata or any marker."""
     with_metadata = {file.parent.name for file in path.glob(f"*/{METADATA}")} - set(RESERVED)
     with_markers = {folder.name for folder in (path / "commits").glob("*/") if marked(folder) or packed(folder)}
     return sorted(with_metadata | with_markers)

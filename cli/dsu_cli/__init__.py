@@ -1,1 +1,1 @@
-"""The face of `dsu`: one module a command, each only options, one call, and what a person sees."""
+"""The command line of `dsu`: one module per command, each with its options, one library call and its output."""

@@ -1,4 +1,4 @@
-"""`dsu cache`: what is stored, whether it is whole, and how to be rid of it."""
+"""`dsu cache`: list, inspect, verify, copy and remove feature stores."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ __all__ = ["cache", "stores_table"]
 
 cache = typer.Typer(
     no_args_is_help=True,
-    help="Look after stored features: what there is, whether it is whole.",
-    epilog="Exit status: 0 also where there are no stores at all, which is said; 2 for a name that has none.",
+    help="List, inspect, verify, copy and remove stored features.",
+    epilog="Exit status: 0 if there are no stores at all (with a message), 2 for a name without a store.",
 )
 
 _Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[NAME|FOLDER...]",
-        help="Data sets, splits, own folders or stores' folders (default: all).",
+        help="Data sets, splits, your own folders, or store folders (default: all).",
         show_default=False,
     ),
 ]
@@ -71,16 +71,16 @@ def info(
 def verify(
     names: _Names = None,
     cache_root: options.CacheRoot = Path("features"),
-    keep: Annotated[bool, typer.Option("--keep", help="Only say what is damaged; mark nothing as missing.")] = False,
-    workers: Annotated[int, typer.Option(help="Files read at a time.")] = 4,
+    keep: Annotated[bool, typer.Option("--keep", help="Only report damage; mark nothing as missing.")] = False,
+    workers: Annotated[int, typer.Option(help="Number of files to read in parallel.")] = 4,
     json: _Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Read every byte and compare it with its checksum, and the images with those that the features are of.
+    """Verify the checksum of every byte, and check that the images are still the ones that the features were made from.
 
-    Shards that are damaged lose their marker, so that they count as missing and the next `dsu cache-features` computes
-    exactly these; their data is left where it is until then. Exit status 1 if anything is not as it was written, 0 if
-    all is, or there are no stores.
+    Damaged shards lose their commit marker: they count as missing, and the next `dsu cache-features` recomputes exactly
+    these. Their data stays on disk until then. Exit status 1 if anything is damaged or changed, else 0 (also if there
+    are no stores).
     """
     from dsu.features.maintenance import verify_stores
 
@@ -105,9 +105,9 @@ def verify(
 
 @cache.command()
 def remove(
-    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A data set, a split or a store's folder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A data set, a split or a store folder.")],
     cache_root: options.CacheRoot = Path("features"),
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Remove stores with all their features, after asking. Images and masks are never touched."""
@@ -130,14 +130,14 @@ def remove(
 def push(
     *,
     names: _Names = None,
-    url: Annotated[str, typer.Argument(metavar="s3://BUCKET/PATH", help="Where to; below it as below a cache root.")],
+    url: Annotated[str, typer.Argument(metavar="s3://BUCKET/PATH", help="Destination; laid out like a cache root.")],
     cache_root: options.CacheRoot = Path("features"),
     quiet: options.Quiet = False,
 ) -> None:
-    """Copy stores to S3, only what is missing there; `--cache-root s3://BUCKET/PATH` reads them from there.
+    """Copy stores to S3. `--cache-root s3://BUCKET/PATH` then reads them from there.
 
-    Run it again at any time: it goes on where it was. Keys and places come from AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_REGION and, for what is not Amazon's, AWS_ENDPOINT_URL.
+    Run it again at any time: it copies only what is missing. Credentials and location come from AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_REGION and, for services other than Amazon's, AWS_ENDPOINT_URL.
     """
     from dsu.features.maintenance import push_stores
 
@@ -146,7 +146,7 @@ def push(
 
 @cache.command()
 def pull(
-    url: Annotated[str, typer.Argument(metavar="s3://BUCKET/PATH", help="Where from.")],
+    url: Annotated[str, typer.Argument(metavar="s3://BUCKET/PATH", help="Source.")],
     names: _Names = None,
     cache_root: options.CacheRoot = Path("features"),
     quiet: options.Quiet = False,
@@ -163,16 +163,16 @@ def pull(
 def _tell_copies(copies: Sequence["Copy"], *, quiet: bool) -> None:
     for one in () if quiet else copies:
         size = f"{counted(one.shards, 'shards')}, {bytes_text(one.nbytes)}" if one.shards else "nothing was missing"
-        out.print(with_urls(f"{one.source} is copied to {one.target}: {size}."), markup=False)
+        out.print(with_urls(f"{one.source} was copied to {one.target}: {size}."), markup=False)
 
 
 _SHOWN = 5
-"""How many samples are named one by one."""
+"""Maximum number of samples to list by name."""
 
 
 def stores_table(states: Sequence["StoreState"]) -> Table:
-    """One row a store. Where it is narrow, the arrays are folded first, and names at hyphens only."""
-    width = max(18, out.width - 62)  # the other columns want 62 letters where the arrays are folded
+    """One row per store. On a narrow terminal the arrays are wrapped first, and names only at hyphens."""
+    width = max(18, out.width - 62)  # the other columns need 62 characters if the arrays are wrapped
     names = [textwrap.fill(state.split or state.path.parent.name, width) for state in states]
     rows = (
         (
@@ -189,18 +189,18 @@ def stores_table(states: Sequence["StoreState"]) -> Table:
     headings = ("split", "encoders", "samples", "arrays", "size", "state", "last change")
     shown = table(headings, {"samples", "size"}, rows)
     shown.columns[0].no_wrap = True
-    # What is not to be folded would else be cut off on a very narrow terminal.
+    # Otherwise columns that are not wrapped would be cut off on a very narrow terminal.
     shown.columns[0].min_width = max((len(line) for name in names for line in name.splitlines()), default=0)
     return shown
 
 
 def store_report(state: "StoreState") -> RenderableType:
-    """All that is known of one store: facts, then a row an array."""
+    """All facts about one store, then one row per array."""
     facts = [("store", with_urls(str(state.path))), ("state", str(_state_text(state)))]
     facts += [("damaged", reason) for reason in state.damage]
     if state.split:
         kinds = {True: " (random weights)", False: " (pretrained weights)", None: ""}
-        there = "" if state.source_there else " (not there any more)"
+        there = "" if state.source_there else " (no longer there)"
         facts += [
             ("images", f"{state.samples:,} of {state.split}, from {state.source}{there}"),
             ("encoders", f"{state.encoders}{kinds[state.random]}"),
@@ -218,9 +218,9 @@ def store_report(state: "StoreState") -> RenderableType:
 
 
 def _arrays_table(arrays: Sequence["ArrayState"]) -> Table:
-    """A row an array; what they lack is a column only where something does."""
+    """One row per array; the column of missing data appears only if something is missing."""
     lacking = [_lacks(array) for array in arrays]
-    headings = ("array", "a sample", "type", "views", "shards", "size", *(["lacks"] if any(lacking) else []))
+    headings = ("array", "per sample", "type", "views", "shards", "size", *(["lacks"] if any(lacking) else []))
     rows = (
         (
             array.name,
@@ -237,7 +237,7 @@ def _arrays_table(arrays: Sequence["ArrayState"]) -> Table:
 
 
 def verification_lines(result: "Verification") -> tuple[list[str], list[str]]:
-    """What is wrong, a sentence each and the way out at the end; and what is to be said beside it."""
+    """The problems, one sentence each, ending with the fix; and the other notes."""
     if result.unopenable:
         return [result.unopenable], []
     problems = [f"{result.path}/{_finding_text(finding)}." for finding in result.findings]
@@ -247,17 +247,17 @@ def verification_lines(result: "Verification") -> tuple[list[str], list[str]]:
     read = "features, images and masks" if result.source_there else "features"
     remarks = [f"{result.split}: {bytes_text(result.nbytes)} of {read} read."]
     if not result.source_there:
-        remarks.append(f"{result.split}: its images are not at {result.reference} any more, so they were not compared.")
+        remarks.append(f"{result.split}: its images are no longer at {result.reference}, so they were not compared.")
     if result.passed:
-        return problems, [with_urls(f"{result.path} is whole."), *remarks]
+        return problems, [with_urls(f"{result.path} is intact."), *remarks]
     again = f"`dsu cache-features {result.reference}`"
     if result.unmarked and any(finding.commit for finding in result.findings):
         problems.append(
-            f"{result.path}: nothing was marked as missing ({result.unmarked}), so {again} keeps it as it is."
+            f"{result.path}: nothing was marked as missing ({result.unmarked}), so {again} leaves it unchanged."
         )
     else:
-        marked = f"{result.marked:,} marked as missing, their data left where it is; " if result.marked else ""
-        problems.append(f"{result.path}: {marked}{again} with the same options computes exactly what is named here.")
+        marked = f"{result.marked:,} marked as missing, their data left on disk; " if result.marked else ""
+        problems.append(f"{result.path}: {marked}{again} with the same options recomputes exactly what is listed here.")
     return problems, remarks
 
 
@@ -266,7 +266,7 @@ def _finding_text(finding: "Damage") -> str:
     if finding.shard is not None:
         text += f" (array {finding.array}, view {finding.shard.view}, shard {finding.shard.shard})"
     if finding.unreadable:
-        return f"{text}: damaged {_named(finding.unreadable)}, to be computed with {len(finding.samples):,} in all"
+        return f"{text}: {_named(finding.unreadable)} damaged; {len(finding.samples):,} in total to recompute"
     return f"{text}: {_named(finding.samples)} lost" if finding.samples else text
 
 
@@ -287,7 +287,7 @@ def _state_text(state: "StoreState") -> Text:
 
 
 def _weights(arrays: Sequence["ArrayState"]) -> list[tuple[str, str]]:
-    """What made the arrays, with as many digits as tell weights apart; `--json` has all."""
+    """What made the arrays, with the first digits of the weights' digest; `--json` has all of them."""
     found = {(array.encoder, array.weights) for array in arrays if array.encoder and array.weights}
     return sorted((encoder, f"sha256 {weights[:12]}") for encoder, weights in found if encoder is not None)
 

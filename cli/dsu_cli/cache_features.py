@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     from dsu.features.extraction import CachePlan
 
 _PATIENCE: Final = timedelta(days=2)
-"""How long processes wait for the first, which may look at a million images."""
+"""How long processes wait for the first, which may scan a million images."""
 
 
 @options.with_settings(ExtractionSettings, TilingSettings, NetworkSettings, RuntimeSettings)
 def cache_features(
     given: Mapping[str, Any],
-    dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or a folder of yours.")],
+    dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or your own folder.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and how large it is, and stop.")
+        bool, typer.Option("--dry-run", help="Print what would be done and how large it would be, then stop.")
     ] = False,
     part: Annotated[
         str | None,
         typer.Option(
-            metavar="I/K", help="Do part I of K alone, as 3/16; the others are other jobs', at any time, anywhere."
+            metavar="I/K",
+            help="Process only part I of K, such as 3/16; other jobs process the others, at any time, on any machine.",
         ),
     ] = None,
     data_root: options.DataRoot = Path("data"),
@@ -49,18 +50,18 @@ def cache_features(
     random_weights: options.RandomWeights = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Stage one: run both frozen encoders once and store what they give.
+    """Stage one: run both frozen encoders once and store their features.
 
-    Run it again at any time: it computes only what is new, changed or missing. Started by torchrun or srun, several
-    processes divide the work.
+    Run it again at any time: it computes only what is new, changed or missing. Several processes, started by torchrun
+    or srun, divide the work.
 
-    `--features V` is all that the paper's setting reads in training; Hiera's levels serve figures, heads with fewer
+    In the paper's setting, training reads only `--features V`. Hiera's levels are for figures, heads with fewer
     adapters (`train-head --adapt-last N`) and training without flips.
 
-    For few images, `--views flips+8` keeps eight more views of each, turned, cut out and recoloured; for large ones,
-    `--tile 1024` keeps their parts as samples of their own.
+    For few images, `--views flips+8` stores eight more views of each: rotated, cropped and recoloured. For large
+    images, `--tile 1024` stores each tile as a sample.
     """
-    with joined(_PATIENCE) as world:  # first, so that one of several processes says what is wrong
+    with joined(_PATIENCE) as world:  # first, so that only one of several processes reports errors
         if dry_run and not world.leads:
             return
         from dsu.data.datasets import Paths, find_dataset, unreadable
@@ -78,11 +79,11 @@ def cache_features(
         if not dry_run:
             wanted = set(settings.features)
             check_given(config, weights, hiera=bool(wanted - maps), dino=bool(wanted & maps))
-        # Only now, since torch takes seconds: what is wrong with names and settings has been said.
+        # Only now, since torch takes seconds: wrong names and settings have been reported.
         from dsu.features.extraction import CachePlan, cache_features
 
         def announce(plan: CachePlan) -> None:
-            """What is left out, and what will be done, before hours of work."""
+            """Print what is left out and what will be done, before hours of work."""
             for split in plan.splits:
                 for line in unreadable(split.inspection):
                     fail(line)
@@ -90,7 +91,8 @@ def cache_features(
                 out.print(_plan_report(plan))
                 if any(_holds_empty_masks(split.split, split.inspection) for split in plan.splits):
                     out.print(
-                        f"Why masks are without foreground: `dsu datasets check {shlex.quote(dataset)}`", markup=False
+                        f"To see why masks have no foreground: `dsu datasets check {shlex.quote(dataset)}`",
+                        markup=False,
                     )
 
         result = cache_features(
@@ -109,41 +111,41 @@ def cache_features(
             progress=ConsoleProgress(quiet=quiet),
         )
     if dry_run:
-        out.print("Nothing was encoded: leave --dry-run away to do it.", markup=False)
+        out.print("Nothing was encoded: omit --dry-run to do it.", markup=False)
     elif result.left and not quiet:
-        others = f"the other parts have {counted(result.left, 'shards')} to write yet"
+        others = f"the other parts have {counted(result.left, 'shards')} left to write"
         out.print(f"Part {part} is stored in {cache_root}; {others}.", markup=False)
     elif not quiet:
         skipped = f", {len(result.skipped):,} skipped" if result.skipped else ""
         trainable = any(plan.split.masks for plan in result.splits)
-        hint = "Next: `dsu train-head`" if trainable else "Without masks: good for predicting, not for training."
-        whole = f", and with part {part} all parts" if part else ""
+        hint = "Next: `dsu train-head`" if trainable else "Without masks you can predict but not train."
+        whole = "; all parts are complete" if part else ""
         out.print(with_urls(f"Stored in {cache_root}{skipped}{whole}. {hint}"), markup=False)
-    if result.skipped and world.leads:  # the others would end it before it has said so
+    if result.skipped and world.leads:  # the others would end it before it has reported that
         raise typer.Exit(1)
 
 
 def _part(text: str, world: World) -> tuple[int, int]:
-    """`3/16` taken apart. Raises `UsageError` for what is no such part, and for several processes."""
+    """Parse `3/16`. Raises `UsageError` for anything else, and if there are several processes."""
     found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
     if found is None or int(found[1]) > int(found[2]):
-        raise UsageError(f"--part can't be {text}: give a part and how many there are, as 3/16.")
+        raise UsageError(f"--part can't be {text}: give a part and the number of parts, such as 3/16.")
     if world.together:
         raise UsageError(
-            "--part is for jobs that start one by one, and processes that torchrun or srun starts together divide the "
-            "work by themselves: leave --part away, or start one process."
+            "--part is for jobs that start independently; processes that torchrun or srun starts together divide "
+            "the work themselves: omit --part, or start one process."
         )
     return int(found[1]), int(found[2])
 
 
 def _holds_empty_masks(split: "Split", inspection: "Inspection") -> bool:
-    """Whether masks of one's own are read as empty, which may be meant, or be faint labels."""
+    """Whether masks of your own data are read as empty: they may be meant so, or be faint labels."""
     masks = [facts.mask for facts in inspection.facts.values() if facts.mask]
     return not split.benchmark and any(mask.is_empty(inspection.mask_format) for mask in masks)
 
 
 def _plan_report(plan: "CachePlan") -> RenderableType:
-    """What stage one is about to do: device, images, bytes by array, free disk."""
+    """What stage one is about to do: device, images, bytes per array, free disk space."""
     shown = table(("split", "images", "to do", "array", "bytes"), {"images", "to do", "bytes"})
     total = 0
     for extraction in plan.splits:
@@ -153,7 +155,7 @@ def _plan_report(plan: "CachePlan") -> RenderableType:
             total += count
             cells = ("", "", "")
         if not extraction.todo:
-            shown.add_row(*cells, "all there", "0 B")
+            shown.add_row(*cells, "already stored", "0 B")
         for warning in extraction.drift:
             shown.add_row("", "", "", Text(f"other version: {warning}", style="yellow"), "")
     free = "" if plan.free_bytes is None else f" (free: {bytes_text(plan.free_bytes)})"

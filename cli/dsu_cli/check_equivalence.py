@@ -51,7 +51,7 @@ def check_equivalence(
     settings = read_settings(TrainingSettings, given, config)
     options.one_of("--steps", steps, range(1, 100_001))
     paths = Paths(data_root, cache_root)
-    find_training_data(settings, paths, SILENT)  # before torch, which takes seconds to come
+    find_training_data(settings, paths, SILENT)  # before torch, which takes seconds to load
     from dsu.equivalence import check_equivalence
 
     report = check_equivalence(

@@ -41,7 +41,7 @@ __all__ = [
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 for _console in (out, err):
-    if _console.width < 40:  # where no table would have room for a word
+    if _console.width < 40:  # narrower, and no table would have room for a word
         _console.width = 40
 
 
@@ -78,7 +78,7 @@ class Stopped(Exception):
 
 
 def say(text: str) -> None:
-    """One line that stays, on standard error."""
+    """Print one permanent line on standard error."""
     err.print(with_urls(text), markup=False)
 
 
@@ -89,7 +89,7 @@ def fail(message: str) -> None:
 
 
 def with_urls(text: str) -> str:
-    """Folders that stand for S3 by the name that the user gave."""
+    """The text with local mirrors of S3 replaced by the URL that the user gave."""
     if "/s3:/" not in text:
         return text
     from dsu_cache.remote import with_urls as shown
@@ -122,7 +122,7 @@ def bytes_text(count: float) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """`3 min`, `5 h`, `12 d`: how long ago something was."""
+    """`3 min`, `5 h`, `12 d`: how long ago something happened."""
     for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:
             return f"{seconds // length:,.0f} {unit}"
@@ -169,7 +169,7 @@ class ConsoleProgress:
         self._quiet = quiet
 
     def say(self, text: str) -> None:
-        """Print one line that stays."""
+        """Print one permanent line."""
         if not self._quiet:
             say(text)
 

@@ -103,7 +103,7 @@ def _typed(context: typer.Context, names: Iterable[str]) -> Iterator[tuple[str, 
 @datasets.command()
 def check(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or a folder of yours.")],
+    dataset: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A benchmark's name or your own folder.")],
     data_root: options.DataRoot = Path("data"),
     images: options.Images = None,
     masks: options.Masks = None,
@@ -118,7 +118,7 @@ def check(
         Path | None,
         typer.Option("--sheet", metavar="FILE", help="Draw sample pairs, problems and histograms as a .png or .pdf."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing sheet.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing sheet.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables, with all names.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -215,7 +215,7 @@ def _pairs_table(pairs: Sequence["Overlap"]) -> Table:
 
 
 def dataset_check_report(found: "DatasetCheck") -> RenderableType:
-    """The whole page."""
+    """The whole output."""
     parts: list[RenderableType] = [_figures(found), "", _files(found.splits), "", Text("Problems", style="bold")]
     parts.append(_findings(found.findings) if found.findings else "No problems found.")
     return Group(*parts)

@@ -1,4 +1,4 @@
-"""`dsu doctor`: whether one can work here, and what to do next."""
+"""`dsu doctor`: check the environment and suggest what to do next."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"fine": "", "note": "yellow", "broken": "bold red"}
 _NAMES = 19
-"""Letters of the longest name: sections are aligned, though each is printed as soon as it is known."""
+"""Length of the longest name: it aligns the sections, which are printed one by one as they are ready."""
 
 
 def doctor(
@@ -23,7 +23,7 @@ def doctor(
     cache_root: options.CacheRoot = Path("features"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Say what there is to work with: device, libraries, weights, data, folders; and what to do next.
+    """Check the environment (device, libraries, weights, data, folders) and suggest what to do next.
 
     Nothing is downloaded. Exit status 1 if something is broken.
     """

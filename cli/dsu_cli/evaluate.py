@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PAPERS_OWN = "DSU-Net"
 SHOWN = 10
-"""How many missing predictions are named one by one."""
+"""Maximum number of missing predictions to list by name."""
 
 _OUTPUT = "Output"
 _ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "table"}
@@ -39,7 +39,7 @@ _ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", 
 
 def evaluate(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Sets (default: all).", show_default=False)
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Test sets (default: all).", show_default=False)
     ] = None,
     predictions: Annotated[
         list[Path] | None,
@@ -141,7 +141,7 @@ def evaluate(
     chosen = options.names_of("--metrics", metrics, FIGURES)
     asked = options.one_of("--normalize", normalize, (None, "minmax", "none"))
     if not 0 <= false_alarms <= 1:
-        raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a share from 0 to 1, such as 0.05.")
+        raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a fraction from 0 to 1, such as 0.05.")
     from dsu.report.page import check_report_path, write_report
     from dsu.report.tables import FORMATS, as_csv, as_json, as_per_image
 
@@ -334,7 +334,7 @@ def _thresholds(run: str, found: "Thresholds", several: bool) -> list[Renderable
     if found.remark:
         parts.append(Text(found.remark, style="dim"))
     if found.bins:
-        parts += ["", Text(f"Images of {found.validation} by response, and how many of them have an object")]
+        parts += ["", Text(f"Images of {found.validation} by response, and the fraction with an object")]
         parts.append(key_table(found.bins, style=""))
     return [*parts, Text("Store one with the head: `dsu head threshold VALUE`.", style="dim")]
 
@@ -435,7 +435,7 @@ def _check_files(asked_for: Mapping[str, Path]) -> None:
         options.file_to_write(option, path)
         other = options_of.setdefault(os.path.realpath(path), option)
         if other != option:
-            raise UsageError(f"{other} and {option} both name {path}: give each a file of its own.")
+            raise UsageError(f"{other} and {option} both name {path}: give each its own file.")
         belongs = path.name == RECORD_FILE or (path.parent / HEAD_FILE).exists()
         if path.exists() and (belongs or path.suffix.lower() in IMAGE_SUFFIXES):
             kept = "a file of a run" if belongs else "an image"

@@ -1,4 +1,4 @@
-"""`dsu export`: the whole network as ONNX, checked against torch, with a runner that needs no torch."""
+"""`dsu export`: the whole network as ONNX, checked against PyTorch, with a runner that needs no PyTorch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,25 +26,30 @@ def export(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.onnx", help="The model to write.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.onnx", help="The .onnx file to write.")] = Path(
         "model.onnx"
     ),
     precision: Annotated[
         str,
-        typer.Option(
-            "--precision", metavar="fp32|int8|fp16", help="int8 is faster on processors; fp16 is for CUDA alone."
-        ),
+        typer.Option("--precision", metavar="fp32|int8|fp16", help="int8 is faster on CPUs; fp16 is for CUDA only."),
     ] = "fp32",
     check: Annotated[
-        Path | None, typer.Option("--check", metavar="FOLDER", help="Images to check it on (default: drawn ones).")
+        Path | None,
+        typer.Option("--check", metavar="FOLDER", help="Folder of images for the check (default: synthetic images)."),
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option("--calibrate", metavar="FOLDER", help="Images by which int8 rounds convolutions, too."),
+        typer.Option(
+            "--calibrate",
+            metavar="FOLDER",
+            help="Folder of images for calibration; with it, int8 also quantises convolutions.",
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option("--threshold", min=0, max=1, help="Where the runner cuts masks (default: they stay soft)."),
+        typer.Option(
+            "--threshold", min=0, max=1, help="Threshold at which the runner binarises masks (default: soft masks)."
+        ),
     ] = None,
     licence: options.Licence = "apache-2.0",
     overwrite: options.OverwriteExport = False,
@@ -52,10 +57,11 @@ def export(
     dino_weights: options.DinoWeights = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a head and its encoders as one ONNX model, which runs without torch.
+    """Write a head and its encoders as one ONNX model, which runs without PyTorch.
 
-    It is written only if it gives torch's masks: logits within 0.001 of their deviation, stretched masks within a grey
-    level. Beside it come a runner, `dsu_runner.py`, and a page about it; `dsu predict --head FILE.onnx` runs it too.
+    The model is written only if it reproduces PyTorch's masks: logits within 0.001 of their standard deviation,
+    stretched masks within one grey level. Next to it are written a runner, `dsu_runner.py`, and a page that describes
+    the model. `dsu predict --head FILE.onnx` runs it too.
     """
     chosen = options.one_of("--precision", precision, get_args(ExportPrecision))
     options.file_to_write("--out", out)
@@ -88,10 +94,11 @@ def _rows(made: "Exported", precision: str, check: Path | None) -> Iterator[tupl
         yield file.name, bytes_text(file.stat().st_size)
     yield (
         "check",
-        f"logits within {right.logits:.1g} of their deviation, masks within {right.grey_levels:.2f} grey levels of "
-        f"torch's, on {'drawn images' if check is None else f'images of {check}'} in batches of 1, 2 and 3",
+        f"logits within {right.logits:.1g} of their standard deviation, masks within {right.grey_levels:.2f} grey "
+        f"levels of PyTorch's, on {'synthetic images' if check is None else f'images of {check}'} in batches of 1, 2 "
+        "and 3",
     )
-    speed = f"{right.seconds:.2f} s an image, torch {right.torch_seconds:.2f} s"
+    speed = f"{right.seconds:.2f} s per image, PyTorch {right.torch_seconds:.2f} s"
     yield "fp32", f"{speed} ({right.seconds / right.torch_seconds:.2f}x), {made.threads} threads"
     if made.loss is not None:
         loss = made.loss
@@ -100,8 +107,8 @@ def _rows(made: "Exported", precision: str, check: Path | None) -> Iterator[tupl
             f"S {loss.S_before:.4f} to {loss.S:.4f}, MAE {loss.MAE:.4f}, up to {loss.grey_levels:.1f} grey levels, "
             f"against fp32's masks",
         )
-        gained = f"{loss.seconds:.2f} s an image, fp32 {loss.float_seconds:.2f} s"
-        on = "on this processor; it is for the CUDA provider" if precision == "fp16" else f"{made.threads} threads"
+        gained = f"{loss.seconds:.2f} s per image, fp32 {loss.float_seconds:.2f} s"
+        on = "on this CPU; it is meant for the CUDA provider" if precision == "fp16" else f"{made.threads} threads"
         yield f"{precision} takes", f"{gained} ({loss.seconds / loss.float_seconds:.2f}x), {on}"
     if made.kept:
-        yield "left in float", ", ".join(made.kept)
+        yield "kept in float", ", ".join(made.kept)

@@ -39,7 +39,7 @@ _Head = Annotated[
 
 @head.command("list")
 def list_(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look (recursively).")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to search recursively.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List all heads below a folder, newest first: data, epochs, scores, age.
@@ -142,7 +142,7 @@ def export(
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint from the authors' program.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The head to write.")] = Path("head.safetensors"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
 ) -> None:
@@ -170,7 +170,7 @@ def export_checkpoint(
         Path, typer.Argument(metavar="HEAD", help="A run folder, head.safetensors or OWNER/NAME on the hub.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path("checkpoint.pth"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an existing file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,
 ) -> None:

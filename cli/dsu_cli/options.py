@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def _cache_root(given: str | Path) -> Path:
-    """The folder of the stores; for `s3://bucket/path` one that stands for it, once that has been looked at."""
+    """The folder of the stores; for `s3://bucket/path` its local mirror, after bringing it up to date."""
     if not str(given).startswith("s3:/"):
         return Path(given)
     from dsu_cache import place_of
@@ -47,7 +47,7 @@ def _cache_root(given: str | Path) -> Path:
 
 
 def local(cache_root: Path, command: str) -> Path:
-    """A cache root for what is of disks only. Raises `UsageError` for one on S3."""
+    """A cache root that must be on a disk. Raises `UsageError` for one on S3."""
     if "/s3:/" in f"{cache_root}/":
         raise UsageError(
             f"`{command}` needs a --cache-root on a disk: give a folder, or copy the store to one with `dsu cache "
@@ -106,7 +106,7 @@ OverwriteExport = Annotated[bool, typer.Option("--overwrite", help="Overwrite an
 Quiet = Annotated[bool, typer.Option("--quiet", help="Hide progress and notes.", rich_help_panel=MACHINE)]
 
 
-# ---- out of settings ----
+# ---- options from settings ----
 
 
 def with_settings(

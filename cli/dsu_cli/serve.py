@@ -1,4 +1,4 @@
-"""`dsu serve`: heads behind HTTP, with a page to drop images on."""
+"""`dsu serve`: an HTTP server for heads, with a page to drop images on."""
 
 import os
 import socket
@@ -22,8 +22,8 @@ def serve(
         typer.Option(
             "--head",
             metavar="PATH|OWNER/NAME",
-            help="A run folder, an exported folder or model.onnx, head.safetensors, or a head on the hub; several "
-            "times: they are shown side by side (default: the newest run).",
+            help="A run folder, an exported folder or model.onnx, head.safetensors, or a head on the hub; may be "
+            "given several times, for a comparison (default: the newest run).",
             show_default=False,
         ),
     ] = None,
@@ -31,9 +31,9 @@ def serve(
     dino_weights: options.DinoWeights = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Serve a page on which images are dropped, and the same for programs: POST /predict.
+    """Serve a page to drop images on, and an HTTP API: POST /predict.
 
-    Nothing is written to disk, and the page reaches this server alone. Ctrl-C ends it.
+    Nothing is written to disk, and the page contacts only this server. Ctrl-C stops it.
     """
     check_installed("Serving", "fastapi", "uvicorn", "python-multipart")
     from dsu.settings_file import read_settings
@@ -51,13 +51,13 @@ def serve(
             uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, server_header=False)
         )
         host, port = listening.getsockname()[:2]
-        console.print(f"http://{f'[{host}]' if ':' in host else host}:{port} takes images; Ctrl-C ends it.")
+        console.print(f"http://{f'[{host}]' if ':' in host else host}:{port} accepts images; Ctrl-C stops it.")
         if host not in ("127.0.0.1", "::1"):
-            say("Whoever reaches this machine can use it: it asks for no password, and speaks no HTTPS.")
+            say("Anyone who can reach this machine can use the server: it has no passwords and no HTTPS.")
         try:
             server.run(sockets=[listening])
         except KeyboardInterrupt:
-            stopped = "Stopped: no more images are taken."
+            stopped = "Stopped: no more images are accepted."
             if app.state.batcher.works:  # a batch can't be interrupted, and would crash with the interpreter
                 fail(stopped)
                 os._exit(130)
@@ -65,7 +65,7 @@ def serve(
 
 
 def _listening(settings: ServingSettings) -> socket.socket:
-    """A socket at the address, before anything takes time. Raises `UsageError` where there can't be one."""
+    """A socket at the address, opened before anything slow. Raises `UsageError` if it can't be opened."""
     try:
         family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)

@@ -159,8 +159,8 @@ def depth(
 ) -> "StudyRequest":
     """Train with adapters in front of Hiera's last N blocks, for several N: accuracy, time, disk.
 
-    What a run reads, and so its speed, depends on the levels that are stored in all the views it draws. MB/image is
-    what a step reads per image; store GB is the total for all images in all these views.
+    What a run reads, and so its speed, depends on the levels that are stored in all the views it draws. MB/image is the
+    data that a step reads per image; store GB is the total for all images in all these views.
     """
     from dsu.study.plan import StudyRequest
 

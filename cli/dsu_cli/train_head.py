@@ -123,7 +123,7 @@ def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
                     )
                 )
         size = trainer.network.config.hiera_size
-        own = f"measured at the network's size, {size} x {size} px; `dsu eval` uses the images' own size"
+        own = f"measured at the network's input size, {size} x {size} px; `dsu eval` uses the images' own size"
         rows.append(("", f"{own}, so its scores differ"))
         if not best["val_IoU"]:
             rows.append(("", "IoU counts pixels above 0.5, and no pixel is: `dsu eval` proposes lower thresholds"))

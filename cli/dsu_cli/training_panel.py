@@ -29,8 +29,8 @@ CAPTION: Final = " data wait: time spent waiting for data · peak: peak memory "
 class TrainingPanel(Callback):
     """The run's progress (`dsu.progress.Progress`) and its callback (`dsu.training.callbacks.Callback`) in one.
 
-    A step only updates counters; a separate thread draws the panel from them a few times a second. Above it, one line
-    per epoch remains.
+    A step only updates counters; a separate thread draws the panel from them a few times per second. One line per epoch
+    remains above it.
 
     Args:
         console: a terminal, on standard error.
@@ -93,7 +93,7 @@ class TrainingPanel(Callback):
             text += f" · held out S {row['val_S']:.4f}  MAE {row['val_MAE']:.4f}  IoU {row['val_IoU']:.4f}{best}"
         self.say(text)
 
-    # ---- what is seen ----
+    # ---- drawing ----
 
     def render(self) -> RenderableType:
         """The current panel."""

@@ -1,4 +1,4 @@
-"""`dsu visualize`: figures of features and of predictions, for print."""
+"""`dsu visualize`: figures of features and predictions, for print."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ __all__ = ["visualize"]
 visualize = typer.Typer(no_args_is_help=True, help="Figures for print: features (PCA, t-SNE) and predictions.")
 
 _Out = Annotated[Path, typer.Option("-o", "--out", help="The figure to write, .png (300 dpi) or .pdf.")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an existing figure.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing figure.")]
 
 
 @visualize.command()
@@ -41,22 +41,24 @@ def features(
         str | None,
         typer.Option(
             "--head",
-            help="A run folder or head: Hiera also after its adapters (default: the newest run; encoders alone where "
-            "there is none, or where a network is named).",
+            help="A run folder or head; adds Hiera after its adapters (default: the newest run; only the encoders "
+            "if there is no run or a network option is given).",
         ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option("--masks", help="Folder of masks (default: those of a folder of images and masks).")
+        Path | None, typer.Option("--masks", help="Folder of masks (default: those that belong to the images).")
     ] = None,
     dino_blocks: Annotated[
         str | None,
         typer.Option(
-            "--dino-blocks", help="DINOv2's blocks, such as 6,12,18,24 (default: the quarters).", show_default=False
+            "--dino-blocks",
+            help="DINOv2's blocks to show, such as 6,12,18,24 (default: one at each quarter of the depth).",
+            show_default=False,
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="How many images of a folder or benchmark, evenly spread.")] = 4,
-    no_tsne: Annotated[bool, typer.Option("--no-tsne", help="Principal components only: much faster.")] = False,
-    tokens: Annotated[int, typer.Option(help="Tokens that t-SNE places, of all images together.")] = 1500,
+    count: Annotated[int, typer.Option(help="Number of images of a folder or benchmark, evenly spaced.")] = 4,
+    no_tsne: Annotated[bool, typer.Option("--no-tsne", help="Show principal components only: much faster.")] = False,
+    tokens: Annotated[int, typer.Option(help="Number of tokens for t-SNE, over all images.")] = 1500,
     seed: Annotated[int, typer.Option(help="Of t-SNE.")] = 0,
     overwrite: _Overwrite = False,
     data_root: options.DataRoot = Path("data"),
@@ -65,11 +67,11 @@ def features(
     random_weights: options.RandomWeights = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """What the encoders see: the paper's Figures 1 and 2 from your own images.
+    """Show the encoders' features, as in the paper's Figures 1 and 2, for your own images.
 
-    Every Hiera level S1 to S4 and some of DINOv2's blocks: the first three principal components as colours, fitted
-    over all images together, and t-SNE of their tokens, coloured by the masks where there are any. With a head each
-    Hiera level stands before and after the adapters, side by side.
+    Shows Hiera's levels S1 to S4 and some of DINOv2's blocks: the first three principal components as colours, fitted
+    over all images together, and t-SNE of their tokens, coloured by the masks if there are any. With a head, each Hiera
+    level is shown before and after the adapters, side by side.
     """
     from dsu.data.datasets import Paths
     from dsu.pictures import page_files
@@ -109,7 +111,9 @@ def features(
     network = open_network(head, config, weights)
     progress.say(f"features on {runtime.describe()}")
     if random:
-        progress.say("random encoders: this shows the way, not what pretrained features look like")
+        progress.say(
+            "random encoders: the figure only shows that the pipeline works, not what pretrained features look like"
+        )
     groups = compute_features(
         runtime.place(network),
         runtime,
@@ -131,7 +135,7 @@ def predictions(
         str | None,
         typer.Argument(
             metavar="[IMAGES]",
-            help="A benchmark, a set that was predicted, or a folder (default: all that a run has predicted).",
+            help="A benchmark, a set that was predicted, or a folder (default: everything that the run has predicted).",
             show_default=False,
         ),
     ] = None,
@@ -140,46 +144,56 @@ def predictions(
         typer.Option(
             "--predictions",
             metavar="[NAME=]FOLDER",
-            help="A column: a run's folder or any folder of masks (default: the newest run); may be given again.",
+            help="Run folder or folder of masks, shown as one column; may be given several times (default: the "
+            "newest run).",
             show_default=False,
         ),
     ] = None,
     truth: Annotated[
         Path | None,
         typer.Option(
-            "--truth", help="Folder of the masks (default: those that belong to the images).", show_default=False
+            "--truth",
+            help="Folder of ground-truth masks (default: those that belong to the images).",
+            show_default=False,
         ),
     ] = None,
     out: _Out = Path("predictions.png"),
-    names: Annotated[str | None, typer.Option("--names", help="The images to show, such as a,b.")] = None,
+    names: Annotated[str | None, typer.Option("--names", help="Names of the images to show, such as a,b.")] = None,
     worst: Annotated[
-        int | None, typer.Option("--worst", help="Show those on which the first column does worst.")
+        int | None,
+        typer.Option("--worst", help="Number of images to show: those with the worst scores in the first column."),
     ] = None,
-    by: Annotated[str, typer.Option("--by", help="What --worst goes by: S, MAE, IoU, ...")] = "S",
-    first: Annotated[int, typer.Option("--first", help="Else: so many from the first.")] = 8,
+    by: Annotated[str, typer.Option("--by", help="Metric for --worst: S, MAE, IoU, ...")] = "S",
+    first: Annotated[
+        int,
+        typer.Option(
+            "--first", help="Number of images to show, starting with the first, unless --names or --worst is given."
+        ),
+    ] = 8,
     width: Annotated[
         float | None,
         typer.Option(
             "--width",
             metavar="INCHES",
-            help="Of the figure (default: 1.13 a column, and 7.16, a printed page's text, at most).",
+            help="Width of the figure in inches (default: 1.13 per column, at most 7.16, the text width of a "
+            "printed page).",
             min=1,
             max=40,
         ),
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option("--rows", help="Rows a page (default: as many as 9.2 inches have room for).", min=1, max=100),
+        typer.Option("--rows", help="Rows per page (default: as many as fit into 9.2 inches).", min=1, max=100),
     ] = None,
-    labels: Annotated[bool, typer.Option("--labels", help="Write each image's name above its row.")] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Print each image's name above its row.")] = False,
     overwrite: _Overwrite = False,
     data_root: options.DataRoot = Path("data"),
     quiet: options.Quiet = False,
 ) -> None:
-    """Image, truth and predictions side by side: the paper's Figures 5 and 6.
+    """Show image, ground truth and predictions side by side, as in the paper's Figures 5 and 6.
 
-    `dsu visualize predictions --predictions Ours=runs/DUTS-TR-large` shows what that run has predicted. Where there is
-    no truth, one column more shows each prediction on its image.
+    `dsu visualize predictions --predictions Ours=runs/DUTS-TR-large` shows the predictions of that run. If there is no
+    ground truth, one more column shows each prediction as an overlay on its image.
     """
     from dsu.data.datasets import Paths
     from dsu.evaluation.ground_truth import named_predictions
@@ -195,7 +209,7 @@ def predictions(
     progress = ConsoleProgress(quiet=quiet)
     options.new_file("--out", *page_files(out), overwrite=overwrite)
     if names is not None and worst is not None:
-        raise UsageError("--names and --worst choose the images in two ways: give one of them.")
+        raise UsageError("--names and --worst can't be combined: give one of them.")
     options.one_of("--first", first, range(1, 10_001))
     if worst is not None:
         options.one_of("--worst", worst, range(1, 10_001))
@@ -214,8 +228,8 @@ def predictions(
         progress.say(f"the first {first} of {len(shown):,} images: choose by --first, --names or --worst")
         shown = shown[:first]
     random = [name for name, folder in methods.items() if used_random_encoders(folder)]
-    note = f"{', '.join(random)}: random encoders, not what pretrained ones reach" if random else ""
-    # Without a truth to hold them against, predictions are shown on their images.
+    note = f"{', '.join(random)}: random encoders, so these are not the results of pretrained ones" if random else ""
+    # Without ground truth, predictions are shown as overlays on their images.
     laid = [threshold_of(folder) for folder in methods.values()] if any(row.truth is None for row in shown) else []
     from dsu.visualization.comparison import ComparisonFigure
 
@@ -234,7 +248,7 @@ def predictions(
 def _draw(
     figure: "ComparisonFigure | FeatureFigure", what: str, out: Path, progress: "Progress", *, overwrite: bool
 ) -> None:
-    """Say how many pages there will be, draw them unless other files stand there, and name them all."""
+    """Print the number of pages, draw them unless other files are in the way, and print their names."""
     from dsu.pictures import page_files
 
     pages = len(figure.pages())

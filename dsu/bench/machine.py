@@ -183,7 +183,7 @@ class RandomStore:
         plain: for each array a `.npy` file of shape (samples, *item), in the order of `names`.
         names: the samples' names.
         written: bytes per second written by stage one's writer.
-        disk: bytes per second of plain files of the same sizes: see `disk_rate`.
+        disk: bytes per second when writing plain files of the same sizes: see `disk_rate`.
     """
 
     store: FeatureStore

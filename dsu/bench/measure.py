@@ -77,7 +77,7 @@ class Report:
     disk: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with every round's seconds."""
+        """Plain JSON values, with every round's seconds."""
         return asdict(self)
 
     def to_markdown(self) -> str:
@@ -94,9 +94,10 @@ class Report:
             yield self._step_table(self.steps)
             by_name = {row.name: row.timing for row in self.steps}
             yield (
-                f"The step with all blocks adapted takes {ratio(by_name[PUBLISHED], by_name[f'{STORE}all']):.2f} of "
-                f"the same step with padded windows and explicit attention. DINOv2's part of an end-to-end step "
-                f"takes {ratio(by_name[BARE_DINO], by_name[DINO_PART]):.2f} of DINOv2 alone."
+                f"The step with all blocks adapted takes {ratio(by_name[PUBLISHED], by_name[f'{STORE}all']):.2f} "
+                "times as long as the same step with padded windows and explicit attention. DINOv2's part of an "
+                f"end-to-end step takes {ratio(by_name[BARE_DINO], by_name[DINO_PART]):.2f} times as long as DINOv2 "
+                "alone."
             )
         if self.wide:
             yield f"The same at batch {WIDE}:"
@@ -109,11 +110,11 @@ class Report:
         if self.stages:
             yield _stage_table(self.stages)
             yield (
-                f"Over {self.stages.images:,} images, decoding and writing included. The disk alone: {_PLAIN}. "
+                f"Over {self.stages.images:,} images, decoding and writing included. Disk alone: {_PLAIN}. "
                 f"`predict --end-to-end` runs {self.stages.prediction:.3g} images/s."
             )
         if found := self.evaluation:
-            same = "the same to every digit" if found.same else "NOT THE SAME FIGURES"
+            same = "identical in every digit" if found.same else "NOT THE SAME FIGURES"
             yield (
                 f"`eval` evaluates {found.ours:.3g} images/s with {found.workers} processes, pysodmetrics in a loop "
                 f"{found.library:.3g}: {found.speedup:.2f}x, {same} ({found.images} images)."
@@ -191,7 +192,8 @@ class Report:
         }
         fed = ", ".join(name for name, need in needs.items() if need <= cold) or "none"
         starved = ", ".join(f"{name} ({need / 1e6:,.0f} MB/s)" for name, need in needs.items() if need > cold)
-        yield f"From a cold disk it feeds N = {fed}{f'; too slow for N = {starved}' if starved else ''}."
+        slow = f"; too slow for N = {starved}" if starved else ""
+        yield f"With an empty page cache it is fast enough for N = {fed}{slow}."
 
 
 def _gpu_cells(row: StepRow) -> list[str]:
@@ -203,7 +205,7 @@ def _gpu_cells(row: StepRow) -> list[str]:
 
 
 def _ms(seconds: float) -> str:
-    """Milliseconds to three digits."""
+    """Milliseconds with three digits."""
     return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
 
 

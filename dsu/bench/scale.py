@@ -39,7 +39,7 @@ class ScaleRow:
 
     Attributes:
         samples: number of samples.
-        manifest: bytes of the manifest.
+        manifest: size of the manifest in bytes.
         begin: seconds from the end of the file scan until stage one decodes the first image.
         open, open_memory: seconds to open the store, and bytes in addition to a process that opens an empty one.
         add, added: seconds to add a thousand samples, and bytes written for this.

@@ -302,7 +302,7 @@ def _warm_up(case: _Case, runtime: Runtime, batch_size: int) -> tuple[float, int
             case.call()
     tensors = [*case.module.parameters(), *case.module.buffers()]
     trained = sum(tensor.nbytes for tensor in tensors if tensor.requires_grad)
-    held = sum(tensor.nbytes for tensor in tensors) + 2 * trained  # AdamW keeps two numbers a parameter
+    held = sum(tensor.nbytes for tensor in tensors) + 2 * trained  # AdamW keeps two values per parameter
     return counter.get_total_flops() / batch_size, max(memory.bytes() - before, 0) + held
 
 

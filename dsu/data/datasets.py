@@ -90,7 +90,8 @@ def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
         name_or_folder: The name, or a folder (a path, or below the data root).
         paths: Where to look, and its layout.
 
-    Returns: The splits found, training first.
+    Returns:
+        The splits found, training first.
 
     Raises:
         UsageError: There is no such data set, or images and masks can't be told apart.

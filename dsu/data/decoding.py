@@ -111,7 +111,7 @@ def _picture(pixels: NDArray[Any]) -> Image.Image:
             f"channels."
         )
     if pixels.dtype.kind == "f":
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused too
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # written so that NaN is refused too
             raise UsageError(
                 f"Float pixels must be from 0 to 1, and these range from {pixels.min():g} to {pixels.max():g}: scale "
                 "them, "
@@ -175,10 +175,10 @@ class Augmentation:
     """The changes to an image and, except for the colours, to its mask.
 
     Attributes:
-        crops: parts to cut out, as shares of the image: its side and where it begins between left and right, top and
-            bottom, 0 to 1. The first one that keeps some of the object is taken; none that does: the whole image.
-        turns: quarter turns against the clock, 0 to 3.
-        mirrored: whether left and right change places afterwards.
+        crops: candidate crops, as fractions of the image from 0 to 1: side, and position between left and right, top
+            and bottom. The first one that contains some of the object is used; if none does, the whole image.
+        turns: quarter turns counterclockwise, 0 to 3.
+        mirrored: whether it is then flipped horizontally.
         brightness, contrast, saturation: factors, 1 changes nothing.
     """
 
@@ -262,7 +262,7 @@ class ImageProcessor:
     """Resizes images to a network's input sizes.
 
     Args:
-        config: Gives both sizes; a model stands for its own.
+        config: Gives both sizes; a model gives its config's.
         guide: Whether to prepare DINOv2's input too.
 
     Example:

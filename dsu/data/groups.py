@@ -98,9 +98,10 @@ def looking_alike(
     Args:
         looks: small copy of each image (`look_at`).
         most: largest group (`most_together`).
-        progress: who is told.
+        progress: receives progress.
 
-    Returns: Groups of two or more, and chains longer than `most`, of which only the closest images are in groups. Both
+    Returns:
+        Groups of two or more, and chains longer than `most`, of which only the closest images are in groups. Both
         are sorted.
     """
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
@@ -136,7 +137,7 @@ def _agreement(looks: Look, progress: Progress) -> "sparse.csr_matrix":
     wholes = _hashes(evened, waves[:1])[:, 0]
     wholes[looks.std(axis=(1, 2)) < _FLAT] = 0
     blocks = []
-    with progress.task("comparing looks", len(looks)) as task:
+    with progress.task("comparing images", len(looks)) as task:
         for start in range(0, len(looks), _ROWS):
             parts = _hashes(evened[start : start + _ROWS], waves)
             parts[looks[start : start + _ROWS].std(axis=(1, 2)) < _FLAT] = 0
@@ -185,7 +186,7 @@ def named_groups(given: str, names: Collection[str], progress: Progress = SILENT
         given: a regular expression, whose bracketed parts (or else the whole match) identify a group; or a CSV file of
             lines `image,group`, images with or without extension.
         names: sample names of the images.
-        progress: told of names in no group, and of lines that name no image.
+        progress: receives notes about names in no group and lines that name no image.
 
     Raises `UsageError` for an invalid expression or file, or one that names no image or an image twice.
     """
@@ -226,7 +227,7 @@ def _of_file(path: Path, names: Collection[str], progress: Progress) -> dict[str
         image, group = row[0].strip(), row[1].strip()
         name = known.get(image) or known.get(str(Path(image).with_suffix("")))
         if name is None:
-            strangers += [image] if number > 1 else []  # the first line may be a heading
+            strangers += [image] if number > 1 else []  # the first line may be a header
         elif found.setdefault(name, group) != group:
             raise UsageError(f"--group {path} has {name} in two groups ({found[name]}, {group}): keep one of them.")
     if strangers:

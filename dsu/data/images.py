@@ -111,7 +111,7 @@ MaskKind = Literal["grey", "deep", "indices", "colours"]
 class UnreadableImage(DsuError):  # noqa: N818 - named after the file's state
     """A file (`path`) that can't be read or decoded as an image, and the `reason`.
 
-    `remedy` is the way out, if not the usual one for a damaged image.
+    `remedy` says what to do, if not the usual for a damaged image.
     """
 
     def __init__(self, path: Path, reason: str, remedy: str = "save it again as PNG or JPEG, or remove it") -> None:
@@ -202,7 +202,7 @@ def read_image(path: Path, data: bytes | None = None, depth: Depth | None = None
     Args:
         path: The file.
         data: The file's bytes, if already read.
-        depth: What is black and white in images of more than 8 bits; None: 0 and 65,535, or 1 in floats up to 1.
+        depth: Black and white point of images with more than 8 bits; None: 0 and 65,535, or 0 and 1 for floats up to 1.
 
     Raises:
         UnreadableImage: It cannot be read, decoded, or has more than `MAX_PIXELS` pixels.
@@ -213,7 +213,7 @@ def read_image(path: Path, data: bytes | None = None, depth: Depth | None = None
 def read_image_and_head(
     path: Path, data: bytes | None = None, depth: Depth | None = None, *, hashed: bool = False
 ) -> tuple[Image.Image, "ImageHead"]:
-    """As `read_image`, and further facts about the file, with its pixels' hash if asked for."""
+    """As `read_image`, with further facts about the file, and its pixels' hash if requested."""
     with _decoded(path, data) as (image, orientation):
         values, extent, digest = None, None, ""
         if _is_deep(image):
@@ -273,8 +273,8 @@ class ImageHead:
     Attributes:
         size: Width and height, upright.
         orientation: EXIF orientation of the stored pixels, 1 to 8; from 5 on they are sideways.
-        extent: The least and greatest raw value of more than 8 bits, where the pixels were read.
-        pixels_sha256: Of its RGB pixels, or of its raw values of more than 8 bits, where that was wanted.
+        extent: Minimum and maximum raw value of an image with more than 8 bits, if the pixels were read.
+        pixels_sha256: SHA-256 of its RGB pixels, or of its raw values if they have more than 8 bits, if requested.
     """
 
     size: tuple[int, int]

@@ -99,10 +99,10 @@ class Inspection:
 
     Attributes:
         facts: By sample name, in the split's order, without undecodable samples.
-        undecodable: Undecodable files, the reason, and the way out.
+        undecodable: Undecodable files, with the reason and what to do.
         size_mismatches: Samples whose mask has another size than the image.
         mask_format: How the masks of the split are read.
-        depth: What is black and white in its images of more than 8 bits; None if there are none.
+        depth: Black and white point of its images with more than 8 bits; None if there are none.
     """
 
     facts: dict[str, SampleMetadata]
@@ -125,8 +125,8 @@ def inspect(
     Args:
         split: What to read.
         previous: Earlier facts: a sample with the same name, sizes and times is not read again.
-        progress: Who is told.
-        workers: How many files are read at once; by default as many as there are processors, at most 16.
+        progress: Receives progress.
+        workers: Number of files read in parallel; by default one per processor, at most 16.
         foreground: Foreground values, if the user gave them.
         depth: Black and white point of deep images, if known; else chosen from all of them.
 
@@ -212,7 +212,7 @@ def _describe_depth(split: Split, inspection: Inspection) -> list[str]:
 
 
 def unreadable(inspection: Inspection) -> list[str]:
-    """A sentence for each undecodable file, so that none is skipped silently."""
+    """One sentence for each undecodable file, so that none is skipped silently."""
     return [
         f"{printable(path)} cannot be read ({reason}) and is left out: {remedy}."
         for path, reason, remedy in inspection.undecodable

@@ -86,7 +86,7 @@ class MaskFacts:
 
     @property
     def is_coloured(self) -> bool:
-        """Whether it is a label map, whatever the rest of its set is."""
+        """Whether it is a label map, whatever the other masks are."""
         return self.kind in ("indices", "colours")
 
     def is_empty(self, mask_format: MaskFormat) -> bool:

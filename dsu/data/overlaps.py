@@ -23,7 +23,7 @@ from dsu.progress import SILENT, Progress, in_threads
 __all__ = ["NEAR", "ImageSignature", "Overlap", "Overlaps", "compare", "copies", "find_overlaps"]
 
 NEAR: Final = 0.97
-"""From this correlation on, two small copies count as the same picture. Among the 1.3 million pairs of 1,629 images of
+"""From this correlation on, two small copies count as the same image. Among the 1.3 million pairs of 1,629 images of
 DUTS and CAMO, different photographs reach at most 0.90; re-saved and resized ones exceed 0.99."""
 
 _SIDE: Final = 32
@@ -43,7 +43,7 @@ class ImageSignature:
     Attributes:
         split, name, path: its split, sample and file.
         sha256: of its decoded pixels and its size.
-        small: its small grey copy, (1024,) float32 of mean 0 and length 1; all 0 for a flat picture.
+        small: its small grey copy, (1024,) float32 with mean 0 and norm 1; all 0 for a flat image.
         look: small copy for `dsu.data.groups`.
     """
 
@@ -66,7 +66,7 @@ class ImageSignature:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A training image and a test image that are the same picture.
+    """A training image and a test image with the same content.
 
     Attributes:
         train, test: the two.
@@ -121,8 +121,8 @@ def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers:
 
     Args:
         splits: of any kinds; those neither for training nor for testing are ignored.
-        progress: who is told.
-        workers: images decoded at once; by default as many as there are processors, at most 16.
+        progress: receives progress.
+        workers: images decoded in parallel; by default one per processor, at most 16.
     """
     read: dict[str, list[ImageSignature]] = {"train": [], "test": []}
     broken: list[str] = []
@@ -139,7 +139,7 @@ def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers:
 def compare(
     train: Sequence[ImageSignature], test: Sequence[ImageSignature]
 ) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
-    """Pairs of training and test images that are the same picture: `exact` and `near` of `Overlaps`."""
+    """Pairs of training and test images with the same content: `exact` and `near` of `Overlaps`."""
     by_content = _by_content(train)
     exact = [Overlap(other, image, 1.0) for image in test for other in by_content.get(image.sha256, ())]
     near = [one for one in _near(train, test) if one.train.sha256 != one.test.sha256]

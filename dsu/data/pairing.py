@@ -60,9 +60,9 @@ _SIDE_BEGINNING: Final = re.compile(
 _SIDE_ENDING: Final = re.compile(r"(?<=.)_0000$")
 """The first channel of an image, in nnU-Net's numbering."""
 RUN_FILES: Final = ("settings.yaml", "run.json")
-"""Files that identify a training run's folder: its pictures belong to no data set."""
+"""Files that identify a training run's folder, whose images belong to no data set."""
 RECORD_FILE: Final = "predictions.json"
-"""Beside the sets' folders: which head made them, how, and where their ground truth is."""
+"""Next to the sets' folders: which head made the predictions, how, and where their ground truth is."""
 _NOT_OURS: Final = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that archivers, network drives and operating systems create."""
 _SEEN: Final = 10
@@ -214,7 +214,8 @@ def _is_hidden(name: str) -> bool:
 def image_and_mask_folders(home: Path) -> tuple[Path, Path | None]:
     """Find the image and mask folders below a folder by their usual names.
 
-    Returns: The two folders: equal if images and masks are side by side, the second None without masks.
+    Returns:
+        The two folders: equal if images and masks are side by side, the second None without masks.
 
     Raises:
         UsageError: The folder has no images, or the two folders can't be told apart.
@@ -311,7 +312,7 @@ def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
 def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Separate images from masks in one folder.
 
-    `a_mask.png` beside `a.jpg` or `a.png` is a mask (or -gt, _seg, _label, ...), and so is `a.png` beside `a.jpg`. A
+    `a_mask.png` next to `a.jpg` or `a.png` is a mask (or -gt, _seg, _label, ...), and so is `a.png` next to `a.jpg`. A
     program on Windows may have left `images\\a.jpg` and `masks\\a.png` for folders.
     """
     stems = {file.with_suffix("") for file in files}
@@ -334,7 +335,7 @@ def _name_images(images: Sequence[Path], folder: Path) -> list[Pair]:
     stems = [_stem(image, folder) for image in images]
     count = Counter(stems)
     names = [stem if count[stem] == 1 else name for stem, name in zip(stems, full, strict=True)]
-    if len(set(names)) < len(names):  # a.jpg beside a.png and a.jpg.png
+    if len(set(names)) < len(names):  # a.jpg next to a.png and a.jpg.png
         names = full
     return [Pair(name, image, None) for name, image in sorted(zip(names, images, strict=True))]
 
@@ -351,7 +352,7 @@ def pair_names(
     Args:
         wanted: Possible names of each, likeliest first, the one without extension last.
         given: Names without extension; an equal name beats a longer one.
-        spell: A given name as shown in messages.
+        spell: Formats a given name for messages.
 
     Raises:
         UsageError: Two given names match one wanted name, as `a_gt` and `a_mask` match `a`.
@@ -450,10 +451,12 @@ def _first(files: Sequence[Path], folder: Path) -> str:
 
 
 def written_below(files: Iterable[Path]) -> set[str]:
-    """What is written by the records among these files: real paths."""
+    """Those of these files that a record lists as predictions: real paths."""
     written = set()
     for record in (path for path in files if path.name == RECORD_FILE):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, DsuError):  # another program's, damaged
+        with suppress(
+            OSError, ValueError, KeyError, TypeError, AttributeError, DsuError
+        ):  # another program's, or damaged
             for name, how in json.loads(record.read_text())["sets"].items():
                 files = output_files(record.parent, name, how["names"], stems=how["source"] is None)
                 written |= {os.path.realpath(file) for file in files if file.exists()}
@@ -461,21 +464,21 @@ def written_below(files: Iterable[Path]) -> set[str]:
 
 
 def output_files(out: Path, name: str, items: Sequence[str], *, stems: bool) -> list[Path]:
-    """The PNG of each image of a set, in a folder called like the set.
+    """The output PNG of each image of a set, in a folder named after the set.
 
     Args:
         out: the output folder.
-        name: of the set; images given alone have none, and their masks lie in `out` itself.
-        items: names of the images, with their folders inside the set.
-        stems: whether the names end in .jpg and the like, which goes.
+        name: of the set; empty for single image files, whose masks go into `out` itself.
+        items: names of the images, with their folders within the set.
+        stems: whether to remove extensions such as .jpg from the names.
 
-    Raises `DsuError` for names that lead out of the folder: they may come out of a store's or a head's file.
+    Raises `DsuError` for names that lead out of the folder: they may come from a store's or a head's file.
     """
     for part in (name, *items):
         if os.path.isabs(part) or ".." in Path(part).parts:
             raise DsuError(f"The prediction of {part!r} would be outside {out}: rename it.")
     written = [str(Path(item).with_suffix("")) if stems else item for item in items]
     count = Counter(written)
-    # a.jpg and a.png of one folder must not meet in a.png.
+    # a.jpg and a.png of one folder must not both become a.png.
     unique = (stem if count[stem] == 1 else item.replace(".", "_") for stem, item in zip(written, items, strict=True))
     return [out / name / f"{file}.png" for file in unique]

@@ -1,8 +1,8 @@
 """Split samples into training, validation and test: once, by content, and recorded in a file.
 
-A sample keeps its share when others are added or removed: `splits.json` next to the data set's stores records earlier
-assignments, and only new content is assigned. Copies and tiles of an image have one content, so they stay together, and
-so do images of one group (`dsu.data.groups`).
+A sample keeps its split when others are added or removed: `splits.json` next to the data set's stores records earlier
+assignments, and only new content is assigned. Copies and tiles of an image have the same content, so they stay
+together, and so do images of one group (`dsu.data.groups`).
 """
 
 import json
@@ -40,21 +40,21 @@ def deal(
     before: Mapping[str, str] | None = None,
     groups: Iterable[Collection[str]] = (),
 ) -> dict[str, str]:
-    """Assign every content to a share, each stratum separately, so that every share has its part of all strata.
+    """Assign every content to a split, stratified: each stratum is divided separately.
 
     Args:
-        strata: contents, such as those with an object and those without, with what they are to be mixed by within:
-            the part of the picture that is foreground.
-        weights: of each share, positive, with a sum of 1.
-        before: shares of contents that were dealt already; they never move.
-        groups: contents that go together, as one of the first stratum that any is in. Where some were dealt already,
-            the others follow most of them.
+        strata: contents, such as those with and without an object, each with its foreground fraction, by which they are
+            mixed within a stratum.
+        weights: fraction of each split, positive, with a sum of 1.
+        before: splits of contents that were assigned earlier; they never change.
+        groups: contents that stay together; a group counts for the first stratum of its contents. If some were assigned
+            earlier, the others join the split of most of them.
 
     Returns:
-        The share of each content. The order is that of the contents' hashes in each quarter of a stratum by foreground,
-        so the same contents are always dealt alike. Sizes differ from the weights by less than two contents (or groups)
-        a stratum; where a stratum, or all together, have as many new contents as there are shares, none is left without
-        one. A group that is larger than a share should be goes to the largest.
+        The split of each content. Contents are ordered by hash within each quarter of a stratum by foreground, so the
+        same contents are always assigned alike. Sizes differ from the weights by less than two contents (or groups) per
+        stratum. If a stratum, or all together, has at least as many new contents as there are splits, no split is
+        empty. A group larger than the intended size of a split goes to the largest one.
     """
     before = {content: share for content, share in (before or {}).items() if share in weights}
     whole = len({content for stratum in strata for content in stratum})
@@ -108,7 +108,7 @@ def _units(
 
 
 def _mixed(units: Mapping[tuple[str, ...], float]) -> list[tuple[str, ...]]:
-    """Units by quarters of their foreground, each in the order of hashes."""
+    """Units by quarter of their foreground fraction, each quarter ordered by hash."""
     hashes = {unit: (hashed_share(unit[0]), unit) for unit in units}
     ranked = sorted(units, key=lambda unit: (units[unit], hashes[unit]))
     quarter = {unit: 4 * rank // len(ranked) for rank, unit in enumerate(ranked)}
@@ -116,7 +116,7 @@ def _mixed(units: Mapping[tuple[str, ...], float]) -> list[tuple[str, ...]]:
 
 
 def _fill(dealt: dict[str, str], weights: Mapping[str, float], new: Collection[tuple[str, ...]]) -> None:
-    """Give each empty share a unit: the smallest new one from the largest share."""
+    """Give each empty split one unit: the smallest new one from the largest split."""
     for share in (share for share in weights if share not in dealt.values()):
         counts = Counter(dealt.values())
         movable = [unit for unit in new if counts[dealt[unit[0]]] > len(unit)]
@@ -133,14 +133,14 @@ def recorded_deal(
     named: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, str]:
-    """As `deal`, continuing `splits.json` in `folder` and recording new assignments there.
+    """Like `deal`, but continues `splits.json` in `folder` and records new assignments there.
 
     If the folder can't be written, warns, and the split is valid for this run only. Splits with `named` groups are
     recorded separately.
 
     Raises:
         DsuError: The file is damaged.
-        CacheError: The folder stands for one on S3, where another run has dealt at the same time.
+        CacheError: The folder mirrors one on S3, where another run assigned samples at the same time.
     """
     path = folder / SPLITS_FILE
     key = ", ".join(f"{share} {weight:g}" for share, weight in weights.items())
@@ -148,7 +148,7 @@ def recorded_deal(
     before = _read(path).get(key, {})
     odd = sorted(set(before.values()) - weights.keys())
     if odd:
-        raise DsuError(f"{path} has an unknown share {odd[0]!r} under {key!r}: write one of {', '.join(weights)}.")
+        raise DsuError(f"{path} has an unknown split {odd[0]!r} under {key!r}: write one of {', '.join(weights)}.")
     dealt = deal(strata, weights, before, groups)
     if dealt.items() <= before.items():
         return dealt
@@ -162,7 +162,7 @@ def recorded_deal(
             atomic_write(path, (json.dumps({**known, key: {**before, **dealt}}, indent=1) + "\n").encode())
             keep_beside(path)
     except (OSError, DsuError) as error:
-        progress.say(f"The split can't be recorded in {path} ({error}): only the run keeps it.")
+        progress.say(f"The split can't be recorded in {path} ({error}): it is valid for this run only.")
     return dealt
 
 

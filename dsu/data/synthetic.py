@@ -4,7 +4,8 @@ It needs only a seed, so you can try both stages without downloading photographs
 salient (the object has its own colours and texture), the others camouflaged (the object has the background's texture,
 rotated, scaled or slightly shifted in tone).
 
-Shapes below: H, W is an image's size in pixels, fields are (H, W) floats, pictures (H, W, 3) floats, all about 0..1.
+Shapes below: H, W is an image's size in pixels, fields are (H, W) floats, colour images (H, W, 3) floats, all about
+0..1.
 """
 
 from dataclasses import dataclass, replace
@@ -35,9 +36,9 @@ def draw_dataset(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> None:
-    """Draw a data set into folder/train and folder/test, each with images/*.jpg and masks/*.png of the same names.
+    """Generate a data set in folder/train and folder/test, each with images/*.jpg and masks/*.png of the same names.
 
-    The same arguments draw the same pixels; a split's first images do not depend on how many follow.
+    The same arguments give the same pixels; a split's first images do not depend on how many follow.
 
     Args:
         folder: Output folder; created if missing.
@@ -45,7 +46,7 @@ def draw_dataset(
         test: Number of test pairs.
         sizes: Minimum and maximum width and height, in pixels; images are rarely square.
         seed: Seed of all random draws.
-        progress: Who is told.
+        progress: Receives progress.
     """
     with progress.task("drawing", train + test) as task:
         for part, (name, count) in enumerate((("train", train), ("test", test))):
@@ -60,7 +61,7 @@ def draw_dataset(
 
 
 def draw_sample(rng: Generator, sizes: tuple[int, int] = (160, 320)) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw one image (H, W, 3) uint8 and its mask (H, W) uint8, 0..255 with soft edges."""
+    """Generate one image (H, W, 3) uint8 and its mask (H, W) uint8, 0..255 with soft edges."""
     height, width = (int(side) for side in rng.integers(sizes[0], sizes[1] + 1, 2))
     shape = (height, width)
     salient = rng.random() < _SALIENT_SHARE
@@ -161,7 +162,7 @@ def _grid(shape: tuple[int, int]) -> tuple[Field, Field]:
     return y - shape[0] / 2, x - shape[1] / 2
 
 
-# ---- objects, and the picture as a whole ----
+# ---- objects, and the whole image ----
 
 
 def _outline(shape: tuple[int, int], rng: Generator, share: float) -> Field:
@@ -183,7 +184,7 @@ def _outline(shape: tuple[int, int], rng: Generator, share: float) -> Field:
 
 
 def _photographed(picture: Field, rng: Generator) -> Field:
-    """Light it from a side, tint it, and add a sensor's noise."""
+    """Light the image from one side, tint it, and add sensor noise."""
     y, x = _grid((picture.shape[0], picture.shape[1]))
     angle, strength = rng.uniform(0, tau), rng.uniform(0, 0.5)
     light = 1 + strength * (x * np.cos(angle) + y * np.sin(angle)) / max(picture.shape)

@@ -1,4 +1,4 @@
-"""Tiles: large images in overlapping parts, each its own sample, and predictions blended from them.
+"""Tiles: overlapping parts of large images, each its own sample, whose predictions are blended.
 
 A defect of 20 pixels in an image of 6,000 disappears at the network's input size. A tile keeps it: `--tile 1024` cuts
 an image into squares of 1,024 pixels that overlap by at least `--overlap`. Overlapping predictions fade into each
@@ -27,7 +27,7 @@ class Tiling:
 
     Attributes:
         size: side of a tile in pixels of the image.
-        overlap: pixels that neighbours share at least.
+        overlap: minimum overlap of neighbours in pixels.
 
     Raises `UsageError` for an overlap above half of the size.
     """

@@ -40,10 +40,10 @@ class DatasetCheck:
     """A data set's content and problems.
 
     Attributes:
-        name: As it was asked for.
-        side: The network's input in pixels, at which objects were looked for again.
+        name: As requested.
+        side: The network's input size in pixels, at which objects were searched for again.
         splits: Training first.
-        findings: The worst first.
+        findings: Worst first.
     """
 
     name: str
@@ -77,19 +77,19 @@ def check_dataset(
     progress: Progress = SILENT,
     workers: int | None = None,
 ) -> DatasetCheck:
-    """Read every image and mask of a data set and say what will cause problems; nothing is written.
+    """Read every image and mask of a data set and report what will cause problems; writes nothing.
 
-    Memory holds one decoded image a thread, and some 10 kB for each that has been read.
+    Memory use: one decoded image per thread, and about 10 kB for each image that was read.
 
     Args:
         name_or_folder, paths: As `dsu.data.datasets.find_dataset`.
         foreground: Raw mask values that are foreground.
-        side: The network's input in pixels (`hiera_size`).
-        progress: Who is told.
-        workers: How many files are read at once; by default as many as there are processors, at most 16.
+        side: The network's input size in pixels (`hiera_size`).
+        progress: Receives progress.
+        workers: Number of files read in parallel; by default one per processor, at most 16.
 
     Raises:
-        UsageError: There is no such data set, or it cannot be told which files are images and which masks.
+        UsageError: There is no such data set, or images and masks can't be told apart.
     """
     checks = [read_split(split, side, foreground, progress, workers) for split in find_dataset(name_or_folder, paths)]
     findings = [finding for check in checks for finding in findings_of_split(check, side)]
@@ -97,7 +97,7 @@ def check_dataset(
     for check in checks:
         signatures[check.split.kind] += [sample.signature for sample in check.samples]
     folder = paths.folder(name_or_folder)
-    # What else comes with a benchmark is known to be no harm.
+    # Other files that come with a benchmark are known to be harmless.
     own = folder is not None and not any(check.split.benchmark for check in checks)
     files = other_files(folder) if folder and own else Counter[str]()
     for check in checks:
@@ -108,9 +108,9 @@ def check_dataset(
 
 
 def file_counts(checks: Sequence[SplitCheck]) -> list[dict[str, Any]]:
-    """Kinds of files of all splits, images before masks, the most frequent first, in plain JSON values.
+    """File types of all splits, images before masks, most frequent first, as plain JSON values.
 
-    `what` ("images", "masks"), `kind` ("JPEG, grey"), `read_as` (what is made of them), and `count`, by split.
+    `what` ("images", "masks"), `kind` ("JPEG, grey"), `read_as` (how they are read), and `count`, by split.
     """
     counts: dict[tuple[str, str, str], Counter[str]] = {}
     for check in checks:
@@ -128,7 +128,7 @@ def file_counts(checks: Sequence[SplitCheck]) -> list[dict[str, Any]]:
 
 
 def summary(check: SplitCheck) -> dict[str, Any]:
-    """Plain JSON values of one split. Sizes are [width, height], shares 0 to 1; None if nothing was measured."""
+    """Plain JSON values of one split. Sizes are [width, height], fractions 0 to 1; None if nothing was measured."""
     split = check.split
     sizes = sorted((sample.size for sample in check.samples), key=lambda size: size[0] * size[1])
     marked = [one.foreground for one in check.masked]
@@ -164,9 +164,9 @@ def summary(check: SplitCheck) -> dict[str, Any]:
 
 
 def _read_as(facts: MaskFacts, mask_format: MaskFormat | None) -> str:
-    """What `dsu.data.masks.MaskFormat.read` does with a mask."""
+    """How `dsu.data.masks.MaskFormat.read` reads a mask."""
     if mask_format is None:
-        return "nothing: see below"
+        return "not readable: see below"
     if mask_format.foreground is not None:
         return f"foreground where {' or '.join(map(str, mask_format.foreground))}"
     if facts.kind == "indices":
@@ -180,24 +180,24 @@ def _read_as(facts: MaskFacts, mask_format: MaskFormat | None) -> str:
     return "grey levels"
 
 
-# ---- what concerns no single split: copies, splits that do not go together, files that nobody reads ----
+# ---- findings across splits: copies, inconsistent splits, files that are not read ----
 
 PICTURES: Final = OTHER_PHOTOGRAPHS | {
     *(".dcm", ".dicom", ".nii", ".npy", ".npz", ".mat", ".svg", ".pdf", ".svs", ".ndpi", ".mha", ".czi", ".nd2"),
     *(".lif", ".eps", ".ico", ".xcf", ".mp4", ".avi", ".mov", ".mkv"),
 }
-"""Endings of pictures that `dsu` does not read."""
+"""Extensions of image formats that `dsu` does not read."""
 
 
 def findings_of_set(
     checks: Sequence[SplitCheck], overlaps: tuple[Sequence[Overlap], Sequence[Overlap]], files: Counter[str]
 ) -> list[Finding]:
-    """Findings that concern no single split.
+    """Findings across splits.
 
     Args:
-        checks: Of its splits.
-        overlaps: Images in both training and test: the same, and nearly the same (`dsu.data.overlaps.compare`).
-        files: How many there are of which ending that no image has (`other_files`).
+        checks: Those of its splits.
+        overlaps: Exact and near-duplicates between training and test (`dsu.data.overlaps.compare`).
+        files: Number of other files by extension (`other_files`).
     """
     return [*_of_copies(checks, *overlaps), *_no_training_split(checks), *_of_files(files), *_of_formats(checks)]
 
@@ -281,7 +281,7 @@ def _of_looks(check: SplitCheck, progress: Progress) -> list[Finding]:
 def _equation(group: Sequence[Sample]) -> Case:
     within = len({sample.signature.split for sample in group}) == 1
     names = [case_of(sample).name if within else f"{sample.signature.split} {case_of(sample).name}" for sample in group]
-    # All images of a set may be the same.
+    # All images of a set may be identical.
     shown = names if len(names) <= 4 else [*names[:4], f"... ({len(names):,} in all)"]
     return Case(" = ".join(shown), samples=tuple(group))
 
@@ -311,7 +311,7 @@ def _of_files(files: Counter[str]) -> list[Finding]:
             "file types that are ignored",
             "Text annotations (JSON, XML, TXT) are not read: masks must be images.",
             [
-                Case(f"{count:,} {ending or 'without ending'}")
+                Case(f"{count:,} {ending or 'without extension'}")
                 for ending, count in files.most_common()
                 if ending not in PICTURES
             ],
@@ -320,7 +320,7 @@ def _of_files(files: Counter[str]) -> list[Finding]:
 
 
 def other_files(folder: Path) -> Counter[str]:
-    """How many files below a folder have which other ending than an image's; hidden ones are passed over."""
+    """Number of files below a folder that are no images, by extension; hidden files are skipped."""
     endings = Counter(file.suffix.lower() for file in list_files(folder))
     return Counter({ending: count for ending, count in endings.items() if ending not in IMAGE_SUFFIXES})
 

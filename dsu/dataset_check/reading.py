@@ -1,4 +1,4 @@
-"""Read a split for a check: every image and mask once, and each mask again when its format is known."""
+"""Read a split for a check: every image and mask once, and each mask again once its format is known."""
 
 import io
 from collections import Counter
@@ -42,13 +42,13 @@ __all__ = [
 ]
 
 HALF: Final = 128
-"""From this grey level on a pixel of a mask is foreground, wherever a check counts."""
+"""Grey level from which a mask's pixel counts as foreground in a check."""
 
 _MODES: Final = {
     **{"L": "grey", "LA": "grey", "1": "1 bit", "P": "palette", "PA": "palette"},
     **{"RGBA": "RGB", "F": "float"},
 }
-"""Pillow's modes in words; transparency is said apart."""
+"""Pillow's modes in words; transparency is described separately."""
 
 _READ_AS: Final = {
     "RGB": "unchanged",
@@ -61,7 +61,7 @@ _READ_AS: Final = {
     "CMYK": "converted to RGB, without its colour profile",
     "F": "0 to 1 is black to white; larger values as 16 bits",
 }
-"""What `dsu.data.images.read_image` makes of an image, by Pillow's mode."""
+"""How `dsu.data.images.read_image` reads an image, by Pillow's mode."""
 
 Size = tuple[int, int]
 """Width and height in pixels, upright."""
@@ -69,14 +69,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Storage:
-    """How a file keeps its picture.
+    """How a file stores its image.
 
     Attributes:
         format: Pillow's name: "JPEG", "PNG".
         mode: Pillow's name: "RGB", "L" (8-bit grey), "I;16" (16-bit grey), "P" (palette), "RGBA", "CMYK".
-        alpha: Whether some of it may be transparent.
-        turned: Whether EXIF says that it is to be turned or mirrored.
-        frames: Whether there are more pictures in it than the first.
+        alpha: Whether it may have transparency.
+        turned: Whether EXIF rotates or mirrors it.
+        frames: Whether it contains several frames.
     """
 
     format: str
@@ -87,30 +87,30 @@ class Storage:
 
     @property
     def deep(self) -> bool:
-        """Whether it is grey of more than 8 bits."""
+        """Whether it is grey with more than 8 bits."""
         return self.mode in ("I", "F") or self.mode.startswith("I;16")
 
     @property
     def kind(self) -> str:
         """`PNG, grey, alpha`: the format and what is remarkable."""
         mode = "16-bit grey" if self.deep else self.mode
-        extras = (("alpha", self.alpha), ("turned by EXIF", self.turned), ("several pictures", self.frames))
+        extras = (("alpha", self.alpha), ("rotated by EXIF", self.turned), ("several frames", self.frames))
         return ", ".join([self.format, _MODES.get(self.mode, mode), *(name for name, there in extras if there)])
 
     @property
     def read_as(self) -> str:
-        """What `dsu.data.images.read_image` does with it."""
+        """How `dsu.data.images.read_image` reads it."""
         deep = self.deep and self.mode != "F"
         steps = ["scaled to 8 bits: 65535 is white" if deep else _READ_AS.get(self.mode, "converted to RGB")]
         steps += ["alpha dropped"] if self.alpha else []
-        steps += ["turned upright"] if self.turned else []
-        steps += ["the first picture only"] if self.frames else []
+        steps += ["rotated upright"] if self.turned else []
+        steps += ["first frame only"] if self.frames else []
         return ", ".join(steps)
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask before it is known how the masks of its set are read."""
+    """A mask before the format of its set is known."""
 
     path: Path
     storage: Storage
@@ -120,17 +120,17 @@ class MaskFile:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, and its mask where its split has masks.
+    """One image, and its mask if its split has masks.
 
     Attributes:
-        name: In its split.
+        name: Name in its split.
         image: The file.
-        storage: How it keeps the image.
-        size: Of the image.
+        storage: How the file stores the image.
+        size: The image's size.
         contrast: Standard deviation of its grey levels, 0 to 127.5.
-        brightest: The brightest of them, 0 to 255.
-        signature: What it is compared with others by.
-        mask: What is known of the mask.
+        brightest: Maximum grey level, 0 to 255.
+        signature: For comparison with other images.
+        mask: Facts about the mask.
     """
 
     name: str
@@ -145,16 +145,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Foreground:
-    """What a mask marks, read as the masks of its set are.
+    """The content of a mask, read in its set's format.
 
     Attributes:
-        share: Of its pixels, those that are foreground, 0 to 1.
-        soft: Of its pixels, those between black and white.
-        border: Of the pixels of its outermost rows and columns, those that are foreground.
-        objects: Connected areas of foreground; corners touch.
-        vanished: How many of them leave no pixel of foreground at the network's size.
-        left: How many pixels are foreground at the network's size.
-        sha256: Of its grey levels, read so.
+        share: Fraction of its pixels that are foreground, 0 to 1.
+        soft: Fraction of its pixels between black and white.
+        border: Fraction of foreground in its outermost rows and columns.
+        objects: Number of connected foreground regions (8-connected).
+        vanished: Number of them without any foreground pixel at the network's input size.
+        left: Number of foreground pixels at the network's input size.
+        sha256: SHA-256 of its grey levels in this format.
     """
 
     share: float
@@ -168,7 +168,7 @@ class Foreground:
 
 @dataclass(frozen=True)
 class Masked:
-    """A sample whose mask could be read: its sample, what its file holds, and what it marks."""
+    """A sample whose mask could be read: the sample, facts about the file, and the mask's content."""
 
     sample: Sample
     facts: MaskFacts
@@ -177,16 +177,16 @@ class Masked:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What a split holds.
+    """The content of a split.
 
     Attributes:
-        split: What pairs in it and what does not.
-        samples: Pairs of which both files can be read; images alone where it has no masks.
-        unreadable: Files that cannot, and why.
-        values: How many pixels of the masks have which raw value, masks of very many values (16-bit greys) left out.
-        mask_format: How the masks are read; None if there are none or none was found.
-        refusal: Why none was found.
-        masked: The samples with what their masks mark, read so.
+        split: The paired and unpaired files.
+        samples: Pairs with two readable files; only images if there are no masks.
+        unreadable: Unreadable files, with the reason.
+        values: Number of pixels for each raw mask value, without masks of very many values (16-bit greys).
+        mask_format: How the masks are read; None if there are no masks or no format fits.
+        refusal: Why no format fits.
+        masked: The samples with the content of their masks in this format.
     """
 
     split: Split
@@ -204,12 +204,12 @@ class SplitCheck:
 
     @property
     def trains(self) -> bool:
-        """Whether it is trained on."""
+        """Whether it is a training split."""
         return self.split.kind != "test"
 
     @property
     def masks(self) -> list[MaskFacts]:
-        """What each mask's file holds."""
+        """Facts about each mask's file."""
         return [sample.mask.facts for sample in self.samples if sample.mask]
 
 
@@ -220,12 +220,12 @@ def read_split(
     progress: Progress = SILENT,
     workers: int | None = None,
 ) -> SplitCheck:
-    """Read every image and mask of a split, one a thread at a time.
+    """Read every image and mask of a split, one per thread at a time.
 
     Args:
         split: What to read.
-        side: The network's input in pixels, at which objects are looked for again.
-        foreground: Raw mask values that are foreground, where the user named them.
+        side: The network's input size in pixels, at which objects are searched for again.
+        foreground: Raw mask values that are foreground, if the user gave them.
         progress: Who is told.
         workers: How many files are read at once; by default as many as there are processors, at most 16.
     """
@@ -255,14 +255,14 @@ def read_split(
 
 
 def _look_at(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Counter[int]]:
-    """Read an image and its mask, before it is known how the masks are read.
+    """Read an image and its mask before the mask format is known.
 
     Returns:
-        What they hold, and how many of the mask's pixels have each raw value: none for a mask of very many values.
+        The sample, and the number of the mask's pixels for each raw value; empty for a mask of very many values.
 
     Raises:
-        UnreadableImage: As `dsu.data.images.read_image`, of either file, and for a mask that is a photograph, unless
-            its colours are meant (`opaque`).
+        UnreadableImage: As `dsu.data.images.read_image`, for either file, and for a mask that is a photograph, unless
+            `opaque` allows it.
     """
     data = read_bytes(pair.image)
     image = read_image(pair.image, data)
@@ -282,7 +282,7 @@ def _look_at(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Counter[i
 
 
 def measure(mask: Path, mask_format: MaskFormat, side: int) -> Foreground:
-    """Read a mask and measure what it marks, at its own size and at the network's. Raises `UnreadableImage`."""
+    """Read a mask and measure its content, at its own size and at the network's. Raises `UnreadableImage`."""
     grey = mask_format.read(mask)
     small = resize_mask(grey, side) >= HALF
     foreground = grey >= HALF
@@ -300,7 +300,7 @@ def measure(mask: Path, mask_format: MaskFormat, side: int) -> Foreground:
 
 
 def _storage(data: bytes) -> Storage:
-    """From the header alone, of a file that has been decoded before."""
+    """From the header alone; the file was decoded before."""
     with Image.open(io.BytesIO(data)) as image:
         # A PNG would decode all its pixels to look for EXIF behind them, where hardly any program writes it.
         sought = image.format != "PNG" or "exif" in image.info
@@ -323,10 +323,10 @@ def _mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]
 
 
 def _count_objects(foreground: NDArray[np.bool_], small: NDArray[np.bool_]) -> tuple[int, int]:
-    """How many objects (H, W) there are, and how many of them no pixel of the small mask (side, side) lies on."""
+    """The number of objects in (H, W), and the number of those without a pixel in the small mask (side, side)."""
     from scipy import ndimage  # type: ignore[import-untyped]
 
-    labels, count = ndimage.label(foreground, np.ones((3, 3)))  # corners touch
+    labels, count = ndimage.label(foreground, np.ones((3, 3)))  # 8-connected
     if not count:
         return 0, 0
     height, width = foreground.shape
@@ -335,10 +335,10 @@ def _count_objects(foreground: NDArray[np.bool_], small: NDArray[np.bool_]) -> t
 
 
 def _value_counts(raw: NDArray[Any], kind: MaskKind) -> Counter[int]:
-    if raw.dtype == np.uint8:  # counting is many times faster than sorting, and takes no memory
+    if raw.dtype == np.uint8:  # counting is many times faster than sorting and needs no memory
         return Counter({value: count for value, count in enumerate(Image.fromarray(raw).histogram()) if count})
     values, counts = np.unique(raw, return_counts=True)
-    # Of more values are photographs and 16-bit greys, which are not counted value by value.
+    # Photographs and 16-bit greys have more values; they are not counted value by value.
     if len(values) > (FEW_VALUES if kind == "colours" else 256):
         return Counter()
     return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))

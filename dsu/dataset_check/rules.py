@@ -28,14 +28,14 @@ __all__ = [
 
 Severity = Literal["will stop", "will hurt", "good to know"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("will stop", "will hurt", "good to know")
-"""From worst to mildest. `dsu` refuses to train on the first kind and trains on the others."""
+"""From worst to mildest. `dsu` refuses to train with the first kind of problem, and trains with the others."""
 
 FEW: Final = 50
 """Below this many training pairs, a head overfits."""
 
 FLAT: Final = 3.0
-"""Standard deviation, in grey levels, below which an image shows nothing: the dullest of 1,900 images of DUTS, CAMO
-and MagneticTile has 6.5."""
+"""Standard deviation, in grey levels, below which an image shows nothing: the minimum among 1,900 images of DUTS, CAMO
+and MagneticTile is 6.5."""
 
 LARGE: Final = 2048
 """Longer side, in pixels, from which an image loses most of its detail at any usual input size."""
@@ -47,18 +47,18 @@ LONG: Final = 4.0
 """Longer over shorter side from which squeezing into a square distorts too much."""
 
 IGNORED: Final = 255
-"""What label maps since Pascal VOC's mark pixels with that are to be ignored."""
+"""The label that marks pixels to ignore in label maps since Pascal VOC."""
 
 FULL: Final = 0.999
-"""Share of foreground from which a mask has no background to speak of."""
+"""Foreground fraction from which a mask has practically no background."""
 
 TINY: Final = 64
-"""Pixels of foreground, at the network's size, below which an object is a few cells of the finest features."""
+"""Foreground pixels, at the network's input size, below which a mask covers only a few cells of the finest features."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One sample, file or group that a finding concerns: its name, what is remarkable, and what can be shown of it."""
+    """One sample, file or group with a finding: its name, a remark, and what can be drawn of it."""
 
     name: str
     remark: str = ""
@@ -70,14 +70,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that needs mending, in one split or, where `split` is empty, in the data set.
+    """One kind of problem, in one split or, if `split` is empty, in the whole data set.
 
     Attributes:
         key: Its kind, for programs: "unreadable", "vanishing".
-        severity: What it does.
-        what: The thing that is counted, for people: "images without a mask".
-        remedy: What follows from it and what to do, in whole sentences.
-        cases: All that are concerned; none where the thing is the split itself.
+        severity: Its effect.
+        what: What is counted, for people: "images without a mask".
+        remedy: The consequence and what to do, in full sentences.
+        cases: All cases; none if the finding is about the split itself.
         split: The split's name.
     """
 
@@ -90,11 +90,11 @@ class Finding:
 
     @property
     def count(self) -> int:
-        """How many are concerned; 0 where the thing is the split itself."""
+        """Number of cases; 0 if the finding is about the split itself."""
         return len(self.cases)
 
     def sentence(self) -> str:
-        """All of it but severity and split, with the first names."""
+        """The finding as a sentence with the first names, without severity and split."""
         if not self.cases:
             return f"{self.what}. {self.remedy}"
         separator = "; " if any(case.remark for case in self.cases) else ", "
@@ -108,7 +108,7 @@ class Finding:
 
 
 def case_of(sample: Sample, remark: str = "") -> Case:
-    """A sample, with what is remarkable about it."""
+    """A sample as a case, with a remark."""
     return Case(_clean(sample.name), remark, (sample,))
 
 
@@ -118,12 +118,12 @@ def _file_case(path: Path, folder: Path, remark: str = "") -> Case:
 
 
 def _clean(name: str) -> str:
-    """A name may hold line feeds and a terminal's escapes."""
+    """A name may contain line feeds and terminal escapes."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def if_any(*findings: Finding) -> list[Finding]:
-    """Those that concern any sample or file."""
+    """Findings with at least one case."""
     return [finding for finding in findings if finding.cases]
 
 
@@ -131,7 +131,7 @@ def if_any(*findings: Finding) -> list[Finding]:
 
 
 def findings_of_split(check: SplitCheck, side: int) -> list[Finding]:
-    """What will cause problems of a split's files, images and masks; `side` is the network's input in pixels."""
+    """Problems in a split's files, images and masks; `side` is the network's input size in pixels."""
     found = [*_of_pairing(check), *_of_images(check.samples, side), *_of_mask_files(check)]
     if check.mask_format:
         found += [*_of_values(check, check.mask_format), *_of_foreground(check.masked), *_of_size(check.masked, side)]
@@ -243,13 +243,13 @@ def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
             "turned",
             "good to know",
             "images that EXIF rotates",
-            "They are turned upright first: check (--sheet) that their masks were drawn on the upright images.",
+            "They are rotated upright first: check (--sheet) that their masks were drawn on the upright images.",
             [case_of(sample) for sample in samples if sample.storage.turned],
         ),
         Finding(
             "frames",
             "good to know",
-            "files with several images",
+            "files with several frames",
             "Only the first is read: save the others as separate files.",
             [case_of(sample) for sample in samples if sample.storage.frames],
         ),
@@ -261,8 +261,8 @@ def _times(size: Size) -> str:
 
 
 def _is_dim(sample: Sample) -> bool:
-    """Whether stretching an image of more than 8 bits would show something in it."""
-    # 12 bits in a file of 16 reach grey level 16.
+    """Whether stretching an image with more than 8 bits would reveal something."""
+    # 12 bits in a 16-bit file reach grey level 16.
     dark = sample.storage.deep and 0 < sample.brightest < 32
     return dark and sample.contrast * 255 / sample.brightest >= FLAT
 
@@ -303,16 +303,16 @@ def _of_mask_files(check: SplitCheck) -> list[Finding]:
 
 
 def _mismatch(size: Size, mask_size: Size) -> str:
-    """How a mask's size differs from its image's."""
+    """Findings about masks whose size differs from their image's."""
     if size == mask_size[::-1]:
         return "turned"
     stretch = (mask_size[0] * size[1]) / (size[0] * mask_size[1])
-    # What rounding explains: two percent, or a pixel more or less on a small mask.
+    # Tolerance for rounding: two percent, or one pixel for small masks.
     return "scaled" if abs(stretch - 1) <= 0.02 + 1 / min(size + mask_size) else "shape"
 
 
 def _of_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
-    """What raw values may mean; nothing where the user has said it."""
+    """Findings about ambiguous raw values; none if the user gave the foreground."""
     if mask_format.foreground is not None:
         return []
     greys = [facts for facts in check.masks if not facts.is_coloured]
@@ -380,11 +380,11 @@ def _of_foreground(masked: Sequence[Masked]) -> list[Finding]:
 
 
 def _of_size(masked: Sequence[Masked], side: int) -> list[Finding]:
-    """What the network's size leaves of objects."""
+    """Findings about objects that become tiny or vanish at the network's input size."""
     objects = sum(one.foreground.objects for one in masked)
     lost = sum(one.foreground.vanished for one in masked)
     emptied = sum(one.foreground.objects > 0 and not one.foreground.left for one in masked)
-    many = emptied or lost > 0.05 * objects  # more than specks
+    many = emptied or lost > 0.05 * objects  # not only specks
     emptied_first = sorted(masked, key=lambda one: one.foreground.left > 0)
     tiles = f"cut tiles (dsu cache-features --tile SIZE; {side} keeps every pixel) or give a larger --hiera-size"
     return if_any(
@@ -394,14 +394,14 @@ def _of_size(masked: Sequence[Masked], side: int) -> list[Finding]:
             f"{lost:,} of {objects:,} objects leave no pixel at {side}x{side}; masks with such objects",
             f"Masks that become empty: {emptied:,}; training then treats their images as empty: {tiles}."
             if many
-            else f"If they are more than specks, {tiles}.",
+            else f"If they matter, {tiles}.",
             [case_of(one.sample) for one in emptied_first if one.foreground.vanished],
         ),
         Finding(
             "tiny",
             "good to know",
-            f"masks of less than {TINY} pixels of foreground at {side}x{side}",
-            f"The network's finest features have one cell for 4x4 pixels: {tiles}.",
+            f"masks with less than {TINY} foreground pixels at {side}x{side}",
+            f"The network's finest features have one cell per 4x4 pixels: {tiles}.",
             [case_of(one.sample, f"{one.foreground.left}") for one in masked if 0 < one.foreground.left < TINY],
         ),
     )
@@ -420,8 +420,8 @@ def _of_edges(check: SplitCheck) -> list[Finding]:
         Finding(
             "grey-masks",
             "good to know",
-            "masks more of which is grey than foreground",
-            "Grey is kept, as what the network is to be unsure of; evaluation cuts at half of white.",
+            "masks with more grey than foreground",
+            "Training uses grey as an uncertain target; evaluation binarises at half of white.",
             [case_of(one.sample) for one in check.masked if one.foreground.soft > one.foreground.share > 0],
         ),
     )

@@ -1,4 +1,5 @@
-"""A check on one page: some pairs, the least and the most foreground, odd ones, and three histograms."""
+"""A check on one page: some pairs, the masks with the least and most foreground, examples of findings, and three
+histograms."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,34 +27,34 @@ DPI: Final = 200
 
 _COLUMNS: Final = 6
 _CELL: Final = (1.62, 1.22)
-"""Inches: width, height."""
+"""Width and height in inches."""
 _GAP: Final = 0.1
 _SECTION: Final = 0.32
 _HEADER: Final = 0.62
 _PLOTS: Final = 2.1
-"""Height of the histograms with all that is written around them."""
+"""Height of the histograms, including their labels."""
 
 _SEVERITY_INK: Final = dict(zip(SEVERITIES, ("#c5221f", "#b06000", INK), strict=True))
 
 _LEAST: Final = 1e-4
-"""Share of foreground from which the scale begins; what has less stands at its beginning."""
+"""Foreground fraction at which the scale begins; smaller values are drawn at its beginning."""
 
 Cell = tuple[Sample, str, str]
-"""One picture: an image with its mask, the bold line below it, and that one's colour; the other line is its name."""
+"""One cell: an image with its mask, the bold line below it and that line's colour; the second line is its name."""
 
 
 def draw_sheet(found: DatasetCheck, path: Path, progress: Progress = SILENT) -> Path:
     """Draw what a check found, as .png (200 dpi) or .pdf.
 
-    Masks are laid over their images, tinted and outlined, read as training reads them; small objects are ringed.
+    Masks are drawn over their images, tinted and outlined, read as in training; small objects are circled.
 
     Args:
         found: The check.
-        path: The file to write; its folder is made.
-        progress: Who is told.
+        path: The file to write; its folder is created.
+        progress: Receives progress.
 
     Raises:
-        UsageError: Another ending than .png and .pdf.
+        UsageError: Another extension than .png and .pdf.
         UnreadableImage: A file that could be read before is gone.
         DsuError: The file cannot be written.
     """
@@ -64,7 +65,7 @@ def draw_sheet(found: DatasetCheck, path: Path, progress: Progress = SILENT) -> 
     return file
 
 
-# ---- what is shown ----
+# ---- selection ----
 
 
 def _sections(found: DatasetCheck) -> Iterator[tuple[str, list[Cell]]]:
@@ -81,7 +82,7 @@ def _sections(found: DatasetCheck) -> Iterator[tuple[str, list[Cell]]]:
 
 
 def _odd(findings: Sequence[Finding]) -> list[Cell]:
-    """One case of each finding, then a second one as far as there is room; those of a finding side by side."""
+    """One case of each finding, then a second one if there is room; cases of the same finding are side by side."""
     shown = [finding for finding in findings if any(case.samples for case in finding.cases)]
     taken: dict[int, list[Cell]] = {}
     room = 3 * _COLUMNS
@@ -95,7 +96,7 @@ def _odd(findings: Sequence[Finding]) -> list[Cell]:
     return [cell for index in sorted(taken) for cell in taken[index]]
 
 
-# ---- how it is drawn ----
+# ---- drawing ----
 
 
 def _page(found: DatasetCheck, sections: Sequence[tuple[str, Sequence[Cell]]], task: Task) -> Figure:
@@ -125,7 +126,7 @@ def _write_header(page: Page, found: DatasetCheck) -> None:
     counts = ", ".join(f"{severities.count(severity)} {severity}" for severity in SEVERITIES)
     line = f"read: {pairs}   ·   findings: {counts}   ·   network input {found.side}x{found.side}"
     if any(check.mask_format for check in found.splits):
-        line += "   ·   yellow ring: a small object"
+        line += "   ·   yellow circle: a small object"
     page.write(found.splits[0].split.dataset, _GAP, 0.27, 13, weight="bold")
     page.write(line, _GAP, 0.5, 7.5, color=FAINT_INK)
 
@@ -149,12 +150,12 @@ def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: DatasetCh
 
 
 def _coloured(found: DatasetCheck) -> Iterator[tuple[SplitCheck, str]]:
-    """Every split with the colour in which it is drawn."""
+    """Every split with its colour."""
     return zip(found.splits, cycle(("#08519c", "#e8590c", "#2b8a3e", "#9c36b5", "#5f6368")))
 
 
 def _draw_shares(axes: Axes, found: DatasetCheck) -> None:
-    """How many masks have how much foreground, on a logarithmic scale; those without any are left out."""
+    """Histogram of the masks' foreground on a logarithmic scale, without empty masks."""
     dress(axes, "foreground of a mask, % of its pixels", "masks")
     bins = (np.logspace(np.log10(_LEAST), 0, 25) * 100).tolist()
     for check, colour in _coloured(found):
@@ -171,7 +172,7 @@ def _draw_shares(axes: Axes, found: DatasetCheck) -> None:
 
 
 def _draw_values(axes: Axes, found: DatasetCheck) -> None:
-    """Which raw values the masks hold, by their share of all pixels, on a logarithmic scale."""
+    """The masks' raw values by their fraction of all pixels, on a logarithmic scale."""
     dress(axes, "raw value in the masks", "% of pixels")
     values = sorted({value for check in found.splits for value in check.values})
     if not values:
@@ -194,7 +195,7 @@ def _draw_values(axes: Axes, found: DatasetCheck) -> None:
 
 
 def _draw_sizes(axes: Axes, found: DatasetCheck) -> None:
-    """Width and height of every image, the network's input among them."""
+    """Width and height of every image, with the network's input size."""
     dress(axes, "width, pixels", "height, pixels")
     for check, colour in _coloured(found):
         sizes = np.array([sample.size for sample in check.samples]).reshape(-1, 2)
@@ -204,7 +205,7 @@ def _draw_sizes(axes: Axes, found: DatasetCheck) -> None:
     least, most = min(lengths), max(lengths)
     place, side = ((-5, -8), "right") if found.side > most / 2 else ((5, -8), "left")
     axes.annotate("network", (found.side, found.side), place, textcoords="offset points", fontsize=6, ha=side)
-    # Logarithmic where lengths are of different orders, with as many labels as there is room for.
+    # Logarithmic if lengths differ by orders of magnitude, with as many labels as fit.
     many = most > 8 * least
     if many:
         axes.set(xscale="log", yscale="log")

@@ -1,1 +1,1 @@
-"""Masks against ground truth, and the published figures."""
+"""Evaluation of masks against ground truth."""

@@ -24,15 +24,15 @@ prediction, and E_adaptive is 0 for the perfect, all-black map. Sets with such i
 `object_metrics`, the same metrics over images with an object, and `image_level`: false alarms, misses and AUROC (see
 `dsu.metrics.image_level`).
 
-Against the MATLAB toolboxes, on real maps (the tests hold the figures):
+Compared with the MATLAB toolboxes, on real maps (reference values are in the tests):
 
 * S, MAE, adaptive F and E, and the SOD toolbox's precision, recall and IoU curves agree to 1e-12.
-* The SOD toolbox's F curve is the F of the averaged precision and recall; pysodmetrics, like the COD
-  toolbox, averages the images' F. On PiCANet's 300 maps max F is 0.853 the one way and 0.811 the other.
-* The COD toolbox's thresholds, `1:-1/255:0`, are rounded so that grey values lying exactly on one fall
-  below it at 14 of the 256: max F differs by 1.0e-5, mean F by 7.5e-7. Its E curve cuts at `>`, not `>=`:
-  it begins with the empty map where ours ends with the full one, and mean E differs by 1.2e-5.
-* Its weighted F differs by 1.2e-10, about what distances in single precision would make.
+* The SOD toolbox's F curve is the F of the averaged precision and recall; pysodmetrics, like the COD toolbox, averages
+  the images' F. On PiCANet's 300 maps, max F is 0.853 and 0.811, respectively.
+* Rounding moves 14 of the COD toolbox's 256 thresholds, `1:-1/255:0`, just above the grey value that they should equal:
+    max F differs by 1.0e-5, mean F by 7.5e-7. Its E curve counts values `>` instead of `>=` the threshold: it begins
+    with the empty map where ours ends with the full one, and mean E differs by 1.2e-5.
+* Its weighted F differs by 1.2e-10, which single-precision distances would explain.
 """
 
 import os
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "Evaluation", "PredictionPair", "evaluate", "match", "read_pair", "truths_in"]
 
 _CHUNK: Final = 8
-# A process takes about as long to start as it takes to measure this many images.
+# Starting a process takes about as long as measuring this many images.
 _IMAGES_WORTH_A_PROCESS: Final = 64
 
 
@@ -145,7 +145,7 @@ def read_pair(
         f"truth {pair.truth} {width}x{height}"
     )
     if prediction.shape == truth.shape[::-1]:
-        raise DsuError(f"{sizes}, so one of them is rotated: turn it.")
+        raise DsuError(f"{sizes}, so one of them is rotated: rotate it back.")
     if not resize and (head is None or head.size != prediction.shape[::-1]):
         raise DsuError(f"{sizes}: predict at the images' own size, or resize predictions to their masks with --resize.")
     resized = Image.fromarray(prediction).resize((width, height), Image.Resampling.BILINEAR)
@@ -220,8 +220,8 @@ class Evaluation:
         if self.normalize or not objects or above > 0.05 * objects:
             return ""
         return (
-            f"IoU and Dice count pixels above {DEFAULT_THRESHOLD}, which {100 * above / objects:.1f} % of the objects' "
-            f"pixels reach: the maps are faint; if S and AUROC are good, use a lower threshold"
+            f"IoU and Dice count pixels above {DEFAULT_THRESHOLD}, which only {100 * above / objects:.1f} % of the "
+            "objects' pixels reach: the maps are faint; if S and AUROC are good, use a lower threshold"
         )
 
 
@@ -322,7 +322,7 @@ def _workers(asked: int | None, images: int) -> int:
     if not images:
         raise UsageError("nothing to evaluate: no prediction has a ground truth of the same name.")
     if asked is not None and asked < 1:
-        raise UsageError(f"{asked} workers are not possible: give 1 or more.")
+        raise UsageError(f"There can't be {asked} workers: give 1 or more.")
     enough = -(-images // _IMAGES_WORTH_A_PROCESS) if asked is None else -(-images // _CHUNK)
     return min(asked or os.cpu_count() or 1, enough)
 

@@ -61,7 +61,7 @@ class EvaluationSet:
         minmax: whether each map is min-max normalised first.
         mask_format: how to read the masks, if the whole data set has shown it.
         random: whether random encoders made the predictions.
-        share: which share of the head's own training split it is, in words; empty for other sets.
+        share: which part of the head's own training split it is, in words; empty for other sets.
         trained_on: names of images that the head was trained on.
         changed: names of images that have changed since they were predicted, and are not evaluated.
         predicted: how prediction changed the maps in ways that evaluation can't undo, in words.
@@ -85,7 +85,7 @@ class EvaluationSet:
 
     @property
     def is_validation(self) -> bool:
-        """Whether it is the validation split, which thresholds are chosen on."""
+        """Whether it is the validation split, on which thresholds are chosen."""
         return is_validation({"share": self.share})
 
     def evaluate(
@@ -143,16 +143,16 @@ def named_predictions(given: Sequence[str | Path], *, with_truth: bool = True) -
     """
     asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(Path("runs"), with_truth))]
     found = [_predictions_of(folder) for _, folder in asked]
-    # realpath, since Path.resolve fails on links that lead round in a circle.
+    # realpath, since Path.resolve fails on circular links.
     for place, count in Counter(map(os.path.realpath, found)).items():
         if count > 1:
-            raise UsageError(f"--predictions has {place} {count} times: give each folder once.")
+            raise UsageError(f"--predictions contains {place} {count} times: give each folder once.")
     own_names = [_run_name(folder) for folder in found]
     named: dict[str, Path] = {}
     for (name, folder), own_name, predictions in zip(asked, own_names, found, strict=True):
         name = name or (printable(folder) if own_names.count(own_name) > 1 else own_name)
         if name in named:
-            raise UsageError(f"--predictions has the name {name} twice: give NAME=FOLDER with different names.")
+            raise UsageError(f"--predictions contains the name {name} twice: give NAME=FOLDER with different names.")
         named[name] = predictions
     return named
 
@@ -463,7 +463,7 @@ def _how_predicted(how: Mapping[str, Any], *, minmax: bool) -> str:
     """How prediction changed the maps in ways that evaluation can't undo, in words."""
     stretched = how.get("normalization") == "minmax" and not minmax
     cut = how.get("threshold")
-    done = (["stretched (min-max)"] if stretched else []) + ([] if cut is None else [f"cut at {cut}"])
+    done = (["stretched (min-max)"] if stretched else []) + ([] if cut is None else [f"binarised at {cut}"])
     return f"{' and '.join(done)} when predicted" if done else ""
 
 
@@ -497,7 +497,7 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
         raise UsageError(f"{predictions} has no set {name!r} of this head: {content}.")
     splits = test_splits(find_dataset(name, paths))
     present = [split for split in splits if (predictions / split.name).is_dir()]
-    if not present and len(splits) == 1 and not subfolders(predictions):  # another method's maps, of this set alone
+    if not present and len(splits) == 1 and not subfolders(predictions):  # another method's maps, only of this set
         present = list(splits)
     if not present:
         wanted = " or ".join(split.name for split in splits)

@@ -24,7 +24,7 @@ class Thresholds:
         validation: the set that thresholds were chosen on.
         sets: the validation set and the sets that thresholds were evaluated on, by name.
         proposals: each rule's name, its threshold, and the threshold's effect on each set.
-        calibration: of the validation set, see `dsu.metrics.thresholds.calibration`.
+        calibration: calibration on the validation set, see `dsu.metrics.thresholds.calibration`.
         not_evaluated: sets whose maps were normalised or binarised, so that no threshold applies.
     """
 
@@ -36,7 +36,7 @@ class Thresholds:
 
     @property
     def heading(self) -> str:
-        """Where thresholds come from, and whether other images test them."""
+        """Where thresholds come from, and whether they were tested on other images."""
         alone = f"proposed from {self.validation} only"
         lacking = "; no other images test them: train with --test-fraction to keep some for that"
         return alone if len(self.sets) > 1 else alone + lacking
@@ -65,7 +65,7 @@ class Thresholds:
 
     @property
     def bins(self) -> list[tuple[str, str]]:
-        """The calibration for people: responses, and how many images of them have an object."""
+        """The calibration for people: ranges of responses, and how many of their images have an object."""
         return [(f"{low:.2f} to {high:.2f}", f"{some} of {images}") for low, high, images, some in self.calibration]
 
     def to_json(self) -> dict[str, Any]:

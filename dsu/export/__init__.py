@@ -1,1 +1,1 @@
-"""The whole network as one ONNX file that has shown to give the same masks, and a runner for it without torch."""
+"""Export of the whole network as one ONNX file, checked to give the same masks, and a runner without torch."""

@@ -56,7 +56,7 @@ __all__ = ["Exported", "export_model"]
 
 RUNNER_FILE: Final = "dsu_runner.py"
 STRAY: Final = ".export."
-"""How folders begin in which models are made; the process follows."""
+"""Prefix of temporary folders in which models are built, followed by the process id."""
 CALIBRATED: Final = 32
 """Images that ranges are found on."""
 LIMIT: Final = 1 / 255
@@ -70,14 +70,14 @@ Parts = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how right and how fast it is.
+    """What was written, its accuracy and its speed.
 
     Attributes:
-        files: the model first.
+        files: the written files, the model first.
         agreement: of the float32 model with torch.
-        loss: of a lower precision against float32; None for float32.
+        loss: of a lower precision relative to float32; None for float32.
         kept: parts that stay in float at 8 bits.
-        threads: that computed while both were clocked.
+        threads: number of threads during timing.
     """
 
     files: tuple[Path, ...]
@@ -100,29 +100,29 @@ def export_model(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Exported:
-    """Write a head's whole network as ONNX, after checking it against torch; a runner and a page about it beside it.
+    """Write a head's whole network as ONNX after checking it against torch, with a runner and a description.
 
     Args:
-        head: its file.
+        head: the head's file.
         out: the model, whose name ends in .onnx.
         weights: where the encoders' weights are.
         precision: of the model; `fp16` is for GPUs.
-        check: a folder of images to check it on; None draws some.
-        calibrate: a folder of images in whose ranges convolutions are rounded to 8 bits; None leaves them in float.
-        threshold: at which the runner cuts masks; None leaves them soft.
-        licence: of the head, by its identifier on the hub.
-        overwrite: write over an earlier export.
-        progress: who is told.
+        check: a folder of images for the check; None generates some.
+        calibrate: a folder of calibration images for 8-bit convolutions; None keeps convolutions in float.
+        threshold: at which the runner binarises masks; None keeps them soft.
+        licence: of the head, as a hub identifier.
+        overwrite: replace an earlier export.
+        progress: receives progress.
 
-    Nothing is left of a model that is not right. Raises `UsageError` where something stands in the way, and `DsuError`
-    where the model differs from torch or can't be written.
+    An incorrect model is not kept. Raises `UsageError` if a file exists or an argument is invalid, and `DsuError` if
+    the model differs from torch or can't be written.
     """
     page = out.with_suffix(".md")
     _check_request(out, page, precision, calibrate, overwrite)
     pictures = images_to_check(check)
     state, info = load_head(head)
     network = load_network(state, info, EncoderWeights(weights.hiera, weights.dino, info.random_weights)).eval()
-    network.encoder_batch_size = None  # what suits a processor; a GPU's blocks of eight would be padded for one image
+    network.encoder_batch_size = None  # suits a CPU; a GPU's blocks of eight would be padded for one image
     sizes, threads = input_sizes(info.config), torch.get_num_threads()
     given = network_inputs(sizes, pictures)
     facts = {
@@ -143,12 +143,12 @@ def export_model(
         floating = Model(made, "cpu", threads)
         agreement = compare(network, floating, given)
         if agreement.fault:
-            raise DsuError(f"{out} is not written, since {agreement.fault}: this is a defect of dsu.")
+            raise DsuError(f"{out} is not written, since {agreement.fault}: this is a bug in dsu, please report it.")
         loss, kept = None, list[str]()
         if precision != "fp32":
             lower = Path(folder) / "lower" / out.name
             lower.parent.mkdir()
-            progress.say(f"turning it to {precision}, and measuring what that costs")
+            progress.say(f"converting it to {precision} and measuring the loss")
             if precision == "int8":
                 found = [] if calibrate is None else images_to_check(calibrate, CALIBRATED)
                 calibration = [network_inputs(sizes, [picture]) for picture in found]
@@ -161,13 +161,13 @@ def export_model(
         runner = out.parent / RUNNER_FILE
         atomic_write(runner, (files("dsu.export") / "runner.py").read_bytes())
         atomic_write(page, _page(out, facts, agreement, loss).encode())
-        # The model last: whoever finds it finds all of it.
+        # The model last: if it exists, everything else does too.
         written = [_move(one, out.parent) for one in sorted(made.parent.glob(f"{out.name}*"), reverse=True)]
     return Exported((*reversed(written), runner, page), agreement, loss, tuple(kept), threads)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed exports left."""
+    """Remove remains of killed exports."""
     for stray in folder.glob(f"{STRAY}*"):
         if not psutil.pid_exists(int(stray.name.split(".")[2])):
             shutil.rmtree(stray, ignore_errors=True)
@@ -175,16 +175,16 @@ def _sweep(folder: Path) -> None:
 
 def _check_request(out: Path, page: Path, precision: ExportPrecision, calibrate: Path | None, overwrite: bool) -> None:
     if out.suffix != ".onnx":
-        raise UsageError(f"--out {out} must end in .onnx: it becomes an ONNX file.")
+        raise UsageError(f"--out {out} must end in .onnx.")
     if calibrate is not None and precision != "int8":
-        raise UsageError(f"--calibrate is for --precision int8, not {precision}: give both, or leave it away.")
+        raise UsageError(f"--calibrate is for --precision int8, not {precision}: give both, or omit it.")
     for file in (out, page):
         if file.exists() and not (overwrite and file.is_file()):
-            raise UsageError(f"{file} stands already: give another --out, or --overwrite for an earlier export.")
+            raise UsageError(f"{file} already exists: give another --out, or --overwrite for an earlier export.")
 
 
 def _facts(info: HeadInfo, digests: dict[str, str], licence: str) -> dict[str, Any]:
-    """What the runner and a reader of the metadata need."""
+    """The facts that the runner and readers of the metadata need."""
     names = {"hiera": info.config.hiera.name, "dino": info.config.dino.name}
     encoders = {}
     for encoder, digest in digests.items():
@@ -231,7 +231,7 @@ def _page(out: Path, facts: dict[str, Any], agreement: Agreement, loss: Loss | N
 
 
 def _move(file: Path, folder: Path) -> Path:
-    """Flush a file and give it its place."""
+    """Flush a file and move it to its place."""
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
     return file.replace(folder / file.name)

@@ -1,4 +1,5 @@
-"""The whole network as one ONNX graph in float32, in the arithmetic of `DSUNet`: frozen features are rounded alike.
+"""The whole network as one ONNX graph in float32, with the arithmetic of `DSUNet`, including the rounding of frozen
+features.
 
 What shows that it is right: the same images through torch and through the file, and both clocked.
 
@@ -52,19 +53,19 @@ __all__ = [
 ]
 
 TRACED: Final = 5
-"""Images of the batch that is traced; those that are checked have other numbers."""
+"""Batch size of the trace; the check uses other sizes."""
 
 OPSET: Final = 23
-"""The first with an Attention operator: one fusion at 88x88 holds 39 MB with it, and 757 MB written out."""
+"""The first opset with an Attention operator: one fusion at 88x88 takes 39 MB with it, and 757 MB without."""
 
 BESIDE: Final = 3 << 29
-"""Bytes of weights from which they lie in a file of their own: no ONNX file holds 2 GiB."""
+"""Size of weights from which they get a separate file: an ONNX file is limited to 2 GiB."""
 
 BATCHES: Final = (1, 2, 3)
-"""Sizes that are run; none is the traced one."""
+"""Batch sizes of the check; none is the traced one."""
 
 LARGEST: Final = 1e-3
-"""Of the logits' standard deviation; right exports differ by some 5e-6 of it."""
+"""Tolerance in standard deviations of the logits; correct exports differ by about 5e-6."""
 
 ROUNDS: Final = 3
 
@@ -78,7 +79,7 @@ def input_sizes(config: DSUNetConfig) -> dict[str, int]:
 
 
 class WholeNetwork(nn.Module):
-    """From images as they are decoded to the finest logits, without any loop over the batch."""
+    """From decoded images to the finest logits, without a loop over the batch."""
 
     def __init__(self, network: DSUNet) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class WholeNetwork(nn.Module):
 
 
 def write_graph(network: DSUNet, path: Path) -> None:
-    """Write a network on the CPU, in evaluation mode, as ONNX; large weights beside it, in `path` + `.data`."""
+    """Write a network (on the CPU, in evaluation mode) as ONNX; large weights go into `path` + `.data`."""
     sizes = input_sizes(network.config)
     example = tuple(torch.zeros(TRACED, side, side, 3, dtype=torch.uint8) for side in sizes.values())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
@@ -115,7 +116,7 @@ def write_graph(network: DSUNet, path: Path) -> None:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Around exporters, which print and warn of what their users need not know."""
+    """Suppress output and warnings of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -131,12 +132,12 @@ def silence() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near a float32 model is to torch, and how long both take for one image.
+    """How closely a float32 model matches torch, and how long both take for one image.
 
     Attributes:
         logits: the largest difference, in standard deviations of torch's logits.
-        grey_levels: the largest difference of masks that are stretched to their full range.
-        torch_seconds, seconds: the fastest of some runs of one image, taken in turns.
+        grey_levels: the largest difference of masks stretched to full range.
+        torch_seconds, seconds: the fastest of several runs on one image, in turns.
     """
 
     logits: float
@@ -146,22 +147,22 @@ class Agreement:
 
     @property
     def fault(self) -> str | None:
-        """Why the model must not be used, a clause; None if it is right."""
-        if not self.logits <= LARGEST:  # so that NaN fails, too
-            return f"its logits differ from torch's by {self.logits:.2g} of their deviation, more than {LARGEST:g}"
+        """Why the model must not be used, as a clause; None if it is correct."""
+        if not self.logits <= LARGEST:  # so that NaN also fails
+            return f"its logits differ from torch's by {self.logits:.2g} standard deviations, more than {LARGEST:g}"
         return None if self.grey_levels <= 1 else f"its masks differ from torch's by {self.grey_levels:.1f} grey levels"
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a model of lower precision loses against the float32 one, and how long both take for one image.
+    """What a model of lower precision loses compared with the float32 one, and how long both take for one image.
 
     Attributes:
-        S: the structure measure of its masks, with the float32 model's, cut at a half, as the truth.
-        S_before: that of the float32 model's own soft masks.
-        MAE: the mean difference of masks, 0 to 1. Masks are stretched to their full range.
+        S: the structure measure of its masks, with the float32 model's masks, binarised at 0.5, as ground truth.
+        S_before: the same for the float32 model's own soft masks.
+        MAE: the mean difference of masks, 0 to 1; masks are stretched to full range.
         grey_levels: the largest difference.
-        float_seconds, seconds: the fastest of some runs of one image, taken in turns.
+        float_seconds, seconds: the fastest of several runs on one image, in turns.
     """
 
     S: float
@@ -172,14 +173,14 @@ class Loss:
     seconds: float
 
     def to_json(self) -> dict[str, float]:
-        """Plain values."""
+        """Plain JSON values."""
         return asdict(self)
 
 
 def images_to_check(folder: Path | None, count: int = sum(BATCHES)) -> list[Image.Image]:
-    """RGB images from all over a folder, again and again where they are few; drawn ones without a folder.
+    """RGB images evenly spaced over a folder, repeated if there are few; synthetic ones without a folder.
 
-    Masks among them are left out. Raises `UsageError` for a folder without any image that can be read.
+    Skips masks. Raises `UsageError` for a folder without a readable image.
     """
     if folder is None:
         return [Image.fromarray(draw_sample(np.random.default_rng((17, index)))[0]) for index in range(count)]
@@ -190,17 +191,17 @@ def images_to_check(folder: Path | None, count: int = sum(BATCHES)) -> list[Imag
     chosen = [read(paths[index * len(paths) // count]) for index in range(count)] if paths else []
     found = [one for one in chosen if not isinstance(one, UnreadableImage)]
     if not found:
-        raise UsageError(f"{folder} holds no image that can be read: give another folder.")
+        raise UsageError(f"{folder} contains no readable image: give another folder.")
     return [found[index % len(found)] for index in range(count)]
 
 
 def network_inputs(sizes: dict[str, int], pictures: Sequence[Image.Image]) -> Arrays:
-    """Images as the network reads them: (B, side, side, 3) uint8 by input."""
+    """The network's inputs for some images: (B, side, side, 3) uint8 by input name."""
     return {name: np.stack([resize_image(one, side) for one in pictures]) for name, side in sizes.items()}
 
 
 def through_torch(network: DSUNet) -> Callable[[Arrays], NDArray[np.float32]]:
-    """The network in the way that `Segmenter` runs it: encoders in blocks of a fixed number of images."""
+    """The network as `Segmenter` runs it: encoders in blocks of a fixed number of images."""
 
     @torch.no_grad()
     def run(given: Arrays) -> NDArray[np.float32]:
@@ -211,7 +212,7 @@ def through_torch(network: DSUNet) -> Callable[[Arrays], NDArray[np.float32]]:
 
 
 def compare(network: DSUNet, model: Model, given: Arrays) -> Agreement:
-    """Run the same images through both, in batches of `BATCHES`. Raises `DsuError` where the model can't run them."""
+    """Run the same images through both, in batches of `BATCHES`. Raises `DsuError` if the model can't run them."""
     expected, found = [], []
     reference = through_torch(network)
     for batch in _batches(given):
@@ -223,7 +224,7 @@ def compare(network: DSUNet, model: Model, given: Arrays) -> Agreement:
 
 
 def loss_of(model: Model, floating: Model, given: Arrays) -> Loss:
-    """What a model of lower precision loses. Raises `DsuError` where it can't run, or gives what is not finite."""
+    """What a model of lower precision loses. Raises `DsuError` if it can't run, or its output is not finite."""
     masks = [masks_of(one, given) for one in (floating, model)]
     own, other = (_structure(side, masks[0]) for side in masks)
     differences = np.abs(masks[0] - masks[1])
@@ -257,10 +258,11 @@ def _batches(given: Arrays) -> list[Arrays]:
 def _run(model: Model, batch: Arrays) -> NDArray[np.float32]:
     try:
         return model.run(batch)
-    except Exception as error:  # onnxruntime's own kinds
+    except Exception as error:  # onnxruntime's own exceptions
         count = len(next(iter(batch.values())))
         raise DsuError(
-            f"The exported model can't run a batch of {count} ({str(error).splitlines()[0]}): this is a defect of dsu."
+            f"The exported model can't run a batch of {count} ({str(error).splitlines()[0]}): this is a bug in dsu, "
+            "please report it."
         ) from error
 
 
@@ -271,7 +273,7 @@ def _grey(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]
 
 
 def _seconds(runs: Sequence[Callable[[Arrays], Any]], given: Arrays) -> list[float]:
-    """The fastest time of each for one image, in turns, so that a busy moment falls on all."""
+    """The fastest time of each for one image, in turns, so that other load affects all alike."""
     one = {name: values[:1] for name, values in given.items()}
     best = [float("inf")] * len(runs)
     for _ in range(ROUNDS):

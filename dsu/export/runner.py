@@ -1,4 +1,4 @@
-"""Masks from a model that `dsu export` wrote. It needs numpy, Pillow and onnxruntime, and nothing else.
+"""Masks from a model of `dsu export`. Needs only numpy, Pillow and onnxruntime.
 
     python dsu_runner.py model.onnx photo.jpg more-photos/ -o masks
 
@@ -6,7 +6,7 @@
     >>> model = Model("model.onnx")
     >>> mask = model("photo.jpg")  # float32 (height, width) in [0, 1], the image's own size
 
-This file is copied beside each exported model as `dsu_runner.py`. `dsu` itself runs such models through it too.
+`dsu export` copies this file next to each model as `dsu_runner.py`. `dsu` itself also runs such models with it.
 """
 
 import argparse
@@ -31,56 +31,56 @@ FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000"
 MAX_PIXELS: Final = 500_000_000
 WHITE_16: Final = 65535
 BATCH: Final = 8
-"""Images, or tiles of one, that run at once."""
+"""Images, or tiles of one image, per batch."""
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels, the latter two not included."""
+"""Left, top, right, bottom in pixels, the last two exclusive."""
 
 if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 
 class ModelError(Exception):
-    """A model, device or image that can't be used: one sentence with the reason and the way out."""
+    """A model, device or image that can't be used: one sentence with the reason and the fix."""
 
 
 class Model:
-    """An exported model, loaded.
+    """A loaded exported model.
 
     Args:
-        path: the `.onnx` file; what lies beside it under its name belongs to it.
-        device: `auto` (CUDA where onnxruntime has it), `cpu`, `cuda` or `cuda:N`.
-        threads: that compute on a CPU; None: one a core.
+        path: the `.onnx` file; a `.data` file next to it belongs to it.
+        device: `auto` (CUDA if onnxruntime supports it), `cpu`, `cuda` or `cuda:N`.
+        threads: number of CPU threads; None: one per core.
 
     Attributes:
-        facts: what export noted: sizes, precision, threshold, licences, the head's digest, how it was checked.
-        head: what stands in the metadata of the head's file, as JSON.
-        provider: what computes: `CPUExecutionProvider` or `CUDAExecutionProvider`.
+        facts: recorded at export: sizes, precision, threshold, licences, the head's digest, the result of the check.
+        head: the metadata of the head's file, as JSON.
+        provider: the execution provider: `CPUExecutionProvider` or `CUDAExecutionProvider`.
 
     Raises:
-        ModelError: no such file, no model of dsu, or a device that onnxruntime does not have here.
+        ModelError: the file does not exist, is no model of dsu, or onnxruntime does not support the device here.
     """
 
     def __init__(self, path: str | Path, device: str = "auto", threads: int | None = None) -> None:
         if not Path(path).is_file():
             raise ModelError(f"There is no model at {path}: check the path.")
-        import onnxruntime  # only now, as dsu has this module's other parts without it
+        import onnxruntime  # imported only now, since dsu uses the rest of this module without it
 
         wanted = _providers(device, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors, which are raised as well
+        options.log_severity_level = 3  # log only errors, which are also raised
         options.intra_op_num_threads = threads or 0
-        # Threads that wait by spinning take the very cores that they wait for, where other programs are busy too.
+        # If other programs are busy, threads that spin while waiting occupy the cores that they wait for.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-        except Exception as error:  # onnxruntime raises its own kinds, which have no common base
+        except Exception as error:  # onnxruntime's exceptions have no common base
             reason = str(error).splitlines()[0].rstrip(".")
             raise ModelError(f"{path} can't be loaded ({reason}): export the model again.") from error
         self.provider: str = self._session.get_providers()[0]
         if device.startswith("cuda") and not self.provider.startswith("CUDA"):
             raise ModelError(
-                "onnxruntime could not start CUDA and would compute on the CPU: mend CUDA, or give --device cpu."
+                "onnxruntime could not start CUDA and would compute on the CPU: repair CUDA, or give --device cpu."
             )
         noted = self._session.get_modelmeta().custom_metadata_map
         try:
@@ -88,9 +88,12 @@ class Model:
             self.head: str = noted["dsu"]
             newer = self.facts["format"] > FORMAT
         except (KeyError, ValueError, TypeError) as error:
-            raise ModelError(f"{path} is no model of `dsu export`: give one that it wrote.") from error
+            raise ModelError(f"{path} was not written by `dsu export`: give a model that it wrote.") from error
         if newer:
-            raise ModelError(f"{path} was exported by dsu {self.facts.get('version')}, which is newer: update this.")
+            raise ModelError(
+                f"{path} was exported by a newer dsu, {self.facts.get('version')}: use the dsu_runner.py next to it, "
+                "or update dsu."
+            )
         self.sizes: dict[str, int] = self.facts["sizes"]
         self.depth: tuple[float, float] | None = self.facts["depth"] and tuple(self.facts["depth"])
         self.tiling: tuple[int, int] | None = self.facts["tiling"] and tuple(self.facts["tiling"])
@@ -115,13 +118,13 @@ class Model:
         tiling: tuple[int, int] | None = None,
         batch: int = BATCH,
     ) -> list[NDArray[np.float32]]:
-        """The soft masks of RGB pictures, upright, (height, width) in [0, 1] each.
+        """The soft masks of upright RGB images, (height, width) in [0, 1] each.
 
         Args:
-            pictures: of any sizes.
+            pictures: images of any sizes.
             normalization: see `__call__`.
-            tiling: side and overlap of tiles in pixels, or None to take pictures whole.
-            batch: how many pictures, or tiles of one, run at once.
+            tiling: side and overlap of tiles in pixels; None for whole images.
+            batch: number of images, or tiles of one image, per batch.
         """
         if tiling is not None:
             return [mask_of(self._tiled(picture, tiling, batch), normalization) for picture in pictures]
@@ -133,7 +136,7 @@ class Model:
         return found
 
     def logits(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """(B, S, S) logits of RGB pictures at the network's size."""
+        """(B, S, S) logits of RGB images at the network's input size."""
         given = {
             name: np.stack([np.asarray(one.resize((side, side), Image.Resampling.BILINEAR)) for one in pictures])
             for name, side in self.sizes.items()
@@ -145,7 +148,7 @@ class Model:
         return np.asarray(self._session.run(["logits"], given)[0])
 
     def cut(self, mask: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A mask cut at the model's threshold, if it has one."""
+        """A mask binarised at the model's threshold, if it has one."""
         return mask if self.threshold is None else (mask >= self.threshold).astype(np.float32)
 
     def _tiled(self, picture: Image.Image, tiling: tuple[int, int], batch: int) -> NDArray[np.float32]:
@@ -173,15 +176,15 @@ def _providers(device: str, there: Sequence[str]) -> list[Any]:
 
 
 def open_image(image: Any, depth: tuple[float, float] | None = None) -> Image.Image:
-    """An image as RGB, turned upright by its EXIF; alpha is dropped, more than 8 bits are scaled.
+    """An image as upright RGB (by EXIF); alpha is dropped, more than 8 bits are scaled.
 
     Args:
         image: a path, a PIL image, or an array (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, uint16
             or floats from 0 to 1.
-        depth: the raw values of files and PIL images of more than 8 bits that are black and white.
+        depth: the black and white point (raw values) of files and PIL images with more than 8 bits.
 
     Raises:
-        ModelError: what can't be read as an image.
+        ModelError: it can't be read as an image.
     """
     if isinstance(image, np.ndarray):
         image = _picture(image)
@@ -195,11 +198,11 @@ def open_image(image: Any, depth: tuple[float, float] | None = None) -> Image.Im
             return _rgb(ImageOps.exif_transpose(opened), depth)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
         reason = str(error).rstrip(".") or type(error).__name__
-        raise ModelError(f"{image} can't be read as an image ({reason}): save it anew as PNG or JPEG.") from error
+        raise ModelError(f"{image} can't be read as an image ({reason}): save it again as PNG or JPEG.") from error
 
 
 def _rgb(image: Image.Image, depth: tuple[float, float] | None) -> Image.Image:
-    image.info.pop("transparency", None)  # of which a conversion to RGB would warn
+    image.info.pop("transparency", None)  # a conversion to RGB would warn about these
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image.convert("RGB")
     values = np.nan_to_num(np.asarray(image, dtype=np.float32))
@@ -217,7 +220,7 @@ def _picture(pixels: NDArray[Any]) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
-        raise ModelError(f"An array of shape {pixels.shape} is no image: give (H, W), (H, W, C) or (C, H, W).")
+        raise ModelError(f"An array of shape {pixels.shape} is not an image: give (H, W), (H, W, C) or (C, H, W).")
     if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
         pixels = (pixels * 255).round().astype(np.uint8)
     elif pixels.dtype == np.uint16:
@@ -231,7 +234,7 @@ def _picture(pixels: NDArray[Any]) -> Image.Image:
 
 
 def mask_of(logits: NDArray[np.float32], normalization: str = "none") -> NDArray[np.float32]:
-    """Probabilities (height, width) from logits, stretched to 0..1 with `minmax`; the logits are written over."""
+    """Probabilities (height, width) from logits, stretched to 0..1 with `minmax`; the logits are overwritten."""
     mask = np.negative(logits, out=logits)
     with np.errstate(over="ignore"):  # a large negative logit: the mask is 0
         np.exp(mask, out=mask)
@@ -241,7 +244,7 @@ def mask_of(logits: NDArray[np.float32], normalization: str = "none") -> NDArray
 
 
 def stretch(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A mask (H, W) brought to its full range, in place: the benchmarks' convention."""
+    """Stretch a mask (H, W) to its full range in place: the benchmarks' convention."""
     low, high = mask.min(), mask.max()
     mask -= low
     mask /= high - low + np.float32(1e-8)
@@ -249,7 +252,7 @@ def stretch(mask: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def resize_logits(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(S, S) logits bilinearly, corners not aligned, to an image's (width, height): (height, width)."""
+    """Resize (S, S) logits bilinearly, corners not aligned, to an image's (width, height): (height, width)."""
     (left, right, across), (above, below, down) = (
         _between(source, target) for source, target in zip(logits.shape[::-1], size, strict=True)
     )
@@ -261,15 +264,15 @@ def resize_logits(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray
 
 
 def _between(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of `target` positions the two of `source` that it lies between, and how far behind the first."""
-    half, scale = np.float32(0.5), np.float32(source / target)  # in float32, as torch has it
+    """For each `target` position, the two `source` positions around it, and its distance from the first."""
+    half, scale = np.float32(0.5), np.float32(source / target)  # in float32, as in torch
     at = np.maximum((np.arange(target, dtype=np.float32) + half) * scale - half, 0)
     first = at.astype(np.intp)
     return first, np.minimum(first + 1, source - 1), at - first.astype(np.float32)
 
 
 def tile_boxes(size: tuple[int, int], side: int, overlap: int) -> Iterator[Box]:
-    """Boxes of the tiles of an image of `size` (width, height), row by row: as few as can be, evenly spread."""
+    """Boxes of the tiles of an image of `size` (width, height), row by row: as few as possible, evenly spaced."""
     across, down = (_spans(length, side, overlap) for length in size)
     yield from ((x, y, right, bottom) for y, bottom in down for x, right in across)
 
@@ -283,13 +286,13 @@ def _spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 
 
 class TileBlender:
-    """Logits of a whole image from those of its tiles, which fade into each other where they overlap.
+    """Logits of a whole image from those of its tiles, which are blended where they overlap.
 
-    At each pixel they are averaged with weights that rise from a tile's edge to where its neighbour ends, linearly and
-    on each axis by itself: tiles form a grid, so the weights' sum is known before any tile is.
+    Each pixel is a weighted average. Weights rise linearly from a tile's edge to its neighbour's end, separately on
+    each axis. Tiles form a grid, so the sum of weights is known in advance.
 
     Args:
-        boxes: of all tiles.
+        boxes: boxes of all tiles.
     """
 
     def __init__(self, boxes: Iterable[Box]) -> None:
@@ -298,7 +301,7 @@ class TileBlender:
         self._down = _fades({(top, bottom) for _, top, _, bottom in boxes})
         self.size = max(box[2] for box in boxes), max(box[3] for box in boxes)
         self.logits: NDArray[np.float32] = np.zeros(self.size[::-1], np.float32)
-        """(height, width), complete when every tile has been added."""
+        """(height, width), complete after all tiles were added."""
 
     def add(self, box: Box, logits: NDArray[np.float32]) -> None:
         """Add a tile's logits (height, width) at the tile's own size."""
@@ -309,12 +312,12 @@ class TileBlender:
 
 
 def _fades(spans: set[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.float32]]:
-    """For each span of an axis its weights; those of all spans add up to 1 everywhere."""
+    """The weights of each span of an axis; they add up to 1 everywhere."""
     ordered = sorted(spans)
     rises = {}
     total = np.zeros(max(end for _, end in ordered))
     for index, (start, end) in enumerate(ordered):
-        # Where there is no neighbour to fade into, half a pixel: the weight is 1 at once.
+        # Without a neighbour, the ramp is half a pixel: the weight is 1 at once.
         before = max(ordered[index - 1][1] - start, 0.5) if index else 0.5
         after = max(end - ordered[index + 1][0], 0.5) if index + 1 < len(ordered) else 0.5
         at = np.arange(end - start) + 0.5
@@ -323,16 +326,18 @@ def _fades(spans: set[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.floa
     return {(start, end): (weight / total[start:end]).astype(np.float32) for (start, end), weight in rises.items()}
 
 
-# ---- as a program ----
+# ---- command line ----
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the masks of images and of folders of images as PNG; 0, or 1 where one could not be written."""
-    parser = argparse.ArgumentParser(description="Masks of images, from a model that `dsu export` wrote.")
+    """Write the masks of images and folders of images as PNG; returns 0, or 1 if any could not be written."""
+    parser = argparse.ArgumentParser(description="Write masks of images with a model of `dsu export`.")
     parser.add_argument("model", type=Path, help="the .onnx file")
     parser.add_argument("images", type=Path, nargs="+", help="images, or folders of them")
     parser.add_argument("-o", "--out", type=Path, default=Path("masks"), help="folder for the masks (default: masks)")
-    parser.add_argument("--threshold", type=float, help="cut masks at this value in 0..1 (default: the model's)")
+    parser.add_argument(
+        "--threshold", type=float, help="binarise masks at this value in [0, 1] (default: the model's threshold)"
+    )
     parser.add_argument("--minmax", action="store_true", help="stretch each mask to its full range")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     asked = parser.parse_args(arguments)
@@ -358,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _targets(images: Iterable[Path], out: Path) -> Iterator[tuple[Path, Path]]:
-    """Images, and where the mask of each goes: `a.jpg` to `OUT/a.png`, an `a.png` beside it to `OUT/a_png.png`."""
+    """Images and their output files: `a.jpg` becomes `OUT/a.png`, and an `a.png` next to it `OUT/a_png.png`."""
     taken = set()
     for given in images:
         for image in sorted(given.rglob("*")) if given.is_dir() else [given]:

@@ -1,1 +1,1 @@
-"""Stage one: what the frozen encoders give, computed once, stored, and looked after."""
+"""Stage one: compute the frozen encoders' features once, store and maintain them."""

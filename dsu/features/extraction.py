@@ -1,4 +1,4 @@
-"""Stage one: find out what is new or missing, run what is frozen, once, and store it."""
+"""Stage one: find new and missing samples, run the frozen encoders on them once, and store the features."""
 
 import json
 import shutil
@@ -39,25 +39,25 @@ from dsu_cache import BusyError, Entry, Fingerprint, Store, locked, url_of
 __all__ = ["CachePlan", "ExtractionPlan", "cache_features", "extract", "plan_extraction"]
 
 Part = tuple[int, int]
-"""One of so many jobs that need not know of each other, from 1: `(3, 16)`."""
+"""One of several independent jobs, counted from 1: `(3, 16)`."""
 
 _PATIENCE: Final = 3600.0
-"""Seconds that a part waits for another that looks at the images, or is about to change the store."""
+"""Seconds that a part waits for another one that scans the images or changes the store."""
 _REMINDER: Final = 300.0
-"""Seconds after which it says so again."""
+"""Seconds between messages while waiting."""
 
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """One split's work, known before it starts.
+    """The work for one split, known before it starts.
 
     Attributes:
-        split, inspection, store: whose features are computed, what was found of its files, and where they go.
-        drift: what was made with another library version or device, to warn of.
-        guides: DINOv2's features, all that its network has.
-        encoder_batch_size: how many samples the encoders see at once.
-        kept: by array the views that are stored.
-        todo: by shard the (array, view) that it lacked, and that are to be made.
+        split, inspection, store: the split, the facts about its files, and the store for its features.
+        drift: warnings about arrays made with other library versions or another device.
+        guides: the names of all of DINOv2's features.
+        encoder_batch_size: the encoders' batch size.
+        kept: the views to store, by array.
+        todo: the missing (array, view) pairs to compute, by shard.
     """
 
     split: Split
@@ -70,7 +70,7 @@ class ExtractionPlan:
     todo: dict[int, list[tuple[str, int]]]
 
     def lacking(self) -> dict[int, list[tuple[str, int]]]:
-        """By shard the (array, view) that the store lacks now."""
+        """The (array, view) pairs that the store lacks now, by shard."""
         found: dict[int, list[tuple[str, int]]] = {}
         for name, views in self.kept.items():
             for view in views:
@@ -79,23 +79,24 @@ class ExtractionPlan:
         return found
 
     def part(self, part: Part) -> "ExtractionPlan":
-        """What one of several jobs has to do, whatever the others have done: every so manieth shard is its own."""
+        """The plan for one of several independent jobs, whatever the others have done: every n-th shard belongs to
+        it."""
         number, parts = part
         return replace(self, todo={shard: todo for shard, todo in self.todo.items() if shard % parts == number - 1})
 
     def share(self, world: World) -> "ExtractionPlan":
-        """What one of several processes that have the same plan has to do."""
+        """The plan for one of several processes with the same plan."""
         return replace(self, todo=dict(sorted(self.todo.items())[world.rank :: world.size]))
 
     def left(self) -> "ExtractionPlan":
-        """What of it the store still lacks: another may have done it while one waited."""
+        """The plan without shards that another process has written meanwhile."""
         lacking = self.lacking()
         still = {shard: [one for one in todo if one in lacking.get(shard, ())] for shard, todo in self.todo.items()}
         return replace(self, todo={shard: todo for shard, todo in still.items() if todo})
 
     @property
     def bytes_by_array(self) -> dict[str, int]:
-        """Bytes still to be written, before any compression."""
+        """Bytes still to write, before compression."""
         found: dict[str, int] = {}
         for shard, lacking in self.todo.items():
             rows = len(self.store.rows_in_shard(shard))
@@ -105,16 +106,16 @@ class ExtractionPlan:
 
     @property
     def images(self) -> int:
-        """Images that have to be decoded, for cached augmentations once more each."""
+        """Number of images to decode; each cached augmentation counts as another one."""
         return self._count(augmentation_of)
 
     @property
     def encodings(self) -> int:
-        """Views of images that have to be encoded or written: the unit of progress."""
+        """Number of views to encode or write: the unit of progress."""
         return self._count(int)
 
     def _count(self, what: Callable[[int], int]) -> int:
-        """Samples times the different values that the views they lack have."""
+        """Sum over samples of the number of distinct values of `value` among their missing views."""
         return sum(
             len(self.store.rows_in_shard(shard)) * len({what(view) for _, view in lacking})
             for shard, lacking in self.todo.items()
@@ -123,7 +124,8 @@ class ExtractionPlan:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """All splits' work, shown before it starts; `left` is how many shards other parts have to write yet, at the end."""
+    """The work for all splits, shown before it starts; at the end, `left` is the number of shards left to other
+    parts."""
 
     splits: tuple[ExtractionPlan, ...]
     runtime: Runtime
@@ -132,7 +134,7 @@ class CachePlan:
 
     @property
     def skipped(self) -> list[tuple[Path, str]]:
-        """Files that are left out, and why: they can't be decoded, or have no counterpart."""
+        """Files that are left out, with the reason: they can't be decoded, or have no counterpart."""
         found = [(path, why) for split in self.splits for path, why, _ in split.inspection.undecodable]
         for split in (plan.split for plan in self.splits):
             found += [(path, "it has no mask") for path in split.images_without_mask]
@@ -156,23 +158,23 @@ def cache_features(
     world: World = ALONE,
     progress: Progress = SILENT,
 ) -> CachePlan:
-    """Stage one for all splits that a data set has, from its images to its stores.
+    """Stage one for all splits of a data set, from images to stores.
 
     Args:
         dataset: a benchmark's name or a folder.
         config: encoders and input sizes (its depth of adaptation does not matter).
-        settings: what is stored.
+        settings: what to store.
         weights: where the encoders' weights come from.
-        paths: where images lie and stores go.
-        tiling: how images are cut; None keeps them whole.
+        paths: where to find images, and the store folder.
+        tiling: how to cut images into tiles; None for whole images.
         device, precision: see `choose_runtime`.
-        before: called with the plan once everything is known and nothing has been computed.
+        before: called with the complete plan before anything is computed.
         dry_run: stop there.
-        part: do this part of the work alone; the others are other jobs', at any time.
-        world: the processes that divide the work; the first plans and speaks, and dry runs are its alone.
-        progress: who is told.
+        part: process only this part of the work; other jobs process the others, at any time.
+        world: the processes that divide the work. The first one plans and prints; only it performs dry runs.
+        progress: receives progress.
 
-    Raises `DsuError` or `CacheError` before any work where something does not fit.
+    Raises `DsuError` or `CacheError` before any work if something does not fit.
     """
     check_features(config, settings.features)
     progress = progress if world.leads else SILENT
@@ -200,7 +202,7 @@ def cache_features(
         return planned
 
     if dry_run and not any(Store.exists(store_path(paths.cache_root, split.name, config)) for _, split in splits):
-        # Nothing is stored that could disagree, so no weights are wanted to say how much there is to do.
+        # Nothing is stored yet that could differ, so the plan does not need the weights.
         with TemporaryDirectory(prefix="dsu-dry-run-") as folder:
             return plan_all(dict.fromkeys(("hiera", "dino"), "not loaded"), Path(folder))
     maps = set(settings.features) & set(guide_names(config))
@@ -211,7 +213,7 @@ def cache_features(
     except MissingWeightsError as error:
         stored = {store.path.name for store in find_stores(paths.cache_root, dataset, None)} & set(PRESETS)
         options = " and ".join(f"--preset {preset}" for preset in sorted(stored))
-        hint = f"; features of {dataset} are stored already with {options}" if stored else ""
+        hint = f"; features of {dataset} are already stored with {options}" if stored else ""
         raise MissingWeightsError(f"{str(error).rstrip('.')}{hint}.") from error
     _check_alike(world, runtime, digests)
     planned = world.told(lambda: plan_all(digests, paths.cache_root))
@@ -229,22 +231,23 @@ def _other_threads(plan: ExtractionPlan, runtime: Runtime) -> Iterator[str]:
     own, begun_with = torch.get_num_threads(), plan.store.threads
     if plan.todo and runtime.device.type == "cpu" and begun_with not in (None, own):
         began = counted(begun_with or 0, "threads")
-        yield f"{plan.split.name}: encoded with {began}, as its store was begun, not with {own}."
+        yield f"{plan.split.name}: encoded with {began}, like the rest of its store, not with {own}."
 
 
 def _check_alike(world: World, runtime: Runtime, digests: Mapping[str, str]) -> None:
-    """Raise `UsageError` where processes would make different features of the same images."""
+    """Raise `UsageError` if processes would compute different features from the same images."""
     found = world.gathered((runtime.device.type, runtime.precision, dict(digests)))
     if any(one != found[0] for one in found):
         kinds = sorted({f"{device} at {precision}" for device, precision, _ in found})
         raise UsageError(
-            f"The processes would not compute the same ({', '.join(kinds)}, or other weights): give --device and "
-            f"--precision that all of them have, and the same weights on all machines."
+            f"The processes would compute different features ({', '.join(kinds)}, or other weights): give a --device "
+            "and --precision that all of them support, and use the same weights on all machines."
         )
 
 
 def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int | None:
-    """Free bytes under the cache root; None on S3. Raises `DsuError` with leaner options when they do not suffice."""
+    """Free bytes at the cache root; None on S3. Raises `DsuError` with options that need less space if they are not
+    enough."""
     if url_of(cache_root) is not None:
         return None
     needed = sum(sum(plan.bytes_by_array.values()) for plan in plans)
@@ -252,14 +255,14 @@ def _free_bytes(plans: Sequence[ExtractionPlan], cache_root: Path) -> int | None
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise DsuError(
-            f"The features need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free: leave Hiera's "
-            f"levels out (--features V), keep fewer views (--views none, --level-views none), compress (--compressor "
-            f"zstd) or give another --cache-root."
+            f"The features need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free: omit Hiera's "
+            "levels (--features V), store fewer views (--views none, --level-views none), compress (--compressor "
+            "zstd) or give another --cache-root."
         )
     return free
 
 
-# -- what there is to do -----------------------------------------------------------------------------------------
+# -- planning -----------------------------------------------------------------------------------------
 
 
 def plan_extraction(
@@ -275,11 +278,11 @@ def plan_extraction(
     weights: EncoderWeights,
     part: Part | None = None,
 ) -> ExtractionPlan:
-    """Look at the images, open or make the split's store, and find out what it lacks.
+    """Scan the images, open or create the split's store, and find out what it lacks.
 
-    Nothing but the store's metadata is written, and there where the encoders' `weights` come from. While other parts
-    write, a `part` finds it as they do, or is refused. Raises `StaleError` where a stored array was made of
-    something else, unless `settings.rebuild`.
+    Writes only the store's metadata, including the source of the encoders' `weights`. While other parts write, a `part`
+    must find the same metadata or is refused. Raises `StaleError` if a stored array was made from something else,
+    unless `settings.rebuild`.
     """
     path = store_path(cache_root, split.name, config)
     store = FeatureStore.open(path) if Store.exists(path) else None
@@ -294,7 +297,7 @@ def plan_extraction(
     )
     if not inspection.facts:
         broken = "".join(f" ({path}: {reason})" for path, reason, _ in inspection.undecodable[:1])
-        raise DsuError(f"{split.name} has no image that can be read{broken}: nothing to store.")
+        raise DsuError(f"{split.name} has no readable image{broken}: nothing to store.")
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
     attributes: dict[str, Any] = {
         "source": vars(
@@ -311,10 +314,10 @@ def plan_extraction(
     }
     if store is None:
         store = FeatureStore.create(path, attributes, compressor=settings.compressor)
-    # Features of one store must go together: what it was begun with goes before what suits the device.
+    # Features of one store must be consistent: its own settings take precedence over the device's defaults.
     begun_with = store.encoder_batch_size or default_encoder_batch_size(runtime.device)
     encoder_batch_size = settings.encoder_batch_size or begun_with
-    # What starts several processes may give each one thread, and their number may decide the last bits of a feature.
+    # A launcher may give each process one thread, and the number of threads may affect the last bits of a feature.
     with computing_threads(store.threads if runtime.device.type == "cpu" else None):
         wanted = {
             name: fingerprint(
@@ -336,8 +339,8 @@ def plan_extraction(
             gone = sorted(store.manifest.entries.keys() - entries.keys())
             if gone:
                 progress.say(
-                    f"{split.name}: {counted(len(gone), 'samples')} of the store are not here any more ({few(gone)}); "
-                    f"their features are kept for when they come back."
+                    f"{split.name}: {counted(len(gone), 'samples')} of the store no longer exist ({few(gone)}); "
+                    "their features are kept in case they return."
                 )
             manifest = store.manifest.assign(entries, store.rows_per_shard)
             if manifest != store.manifest:
@@ -354,14 +357,15 @@ def plan_extraction(
 
 @contextmanager
 def _turn(path: Path, part: Part | None, progress: Progress) -> Iterator[None]:
-    """Let one part at a time look at a split's images, inside a `with`: the first reads them, the others find that."""
+    """Let one part at a time scan a split's images inside a `with`: the first reads them, the others reuse its
+    results."""
     if part is None:
         yield
         return
     root = path.parent.parent
     make_folder(root)
     lock = root / f".{path.parent.name}-{path.name}.lock"
-    with _patiently(lambda: locked(lock, f"the images of {path} are being looked at"), progress):
+    with _patiently(lambda: locked(lock, f"the images of {path} are being scanned"), progress):
         try:
             yield
         finally:
@@ -370,7 +374,7 @@ def _turn(path: Path, part: Part | None, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _patiently(lock: Callable[[], AbstractContextManager[object]], progress: Progress) -> Iterator[None]:
-    """Hold a lock inside a `with`, and wait for it as long as it makes sense."""
+    """Hold a lock inside a `with`; wait for it as long as that is reasonable."""
     begun = time.monotonic()
     reminder = begun
     with ExitStack() as held:
@@ -393,7 +397,7 @@ def _patiently(lock: Callable[[], AbstractContextManager[object]], progress: Pro
 def _is_settled(
     store: FeatureStore, wanted: Mapping[str, Fingerprint], attributes: Mapping[str, Any], entries: Mapping[str, Entry]
 ) -> bool:
-    """Whether nothing but shards would be written."""
+    """Whether only shards would be written."""
     return (
         wanted.keys() <= store.arrays.keys()
         and store.attributes == json.loads(json.dumps(attributes))
@@ -402,23 +406,23 @@ def _is_settled(
 
 
 def _check_owner(store: FeatureStore, source: SourceFolder) -> None:
-    """Two folders of one name must not take turns in one store."""
+    """Two folders of the same name must not share one store."""
     owner = store.source
     if not source.benchmark and owner.reference != source.reference and Path(owner.reference).exists():
         raise UsageError(
-            f"{store.path} holds the features of {owner.reference}: give another --cache-root for {source.reference}, "
-            f"or rename the folder."
+            f"{store.path} contains the features of {owner.reference}: give another --cache-root for "
+            f"{source.reference}, or rename the folder."
         )
 
 
 def _reconcile(store: FeatureStore, wanted: Mapping[str, Fingerprint], *, rebuild: bool) -> tuple[str, ...]:
-    """Refuse or drop arrays that were made of something else; return what differs only in versions."""
+    """Refuse or remove arrays that were made from something else; return differences in versions only."""
     for name, print_ in wanted.items():
         if rebuild and name in store.arrays and store.arrays[name].fingerprint.differences(print_, name):
             store.remove_array(name)
     drift = store.check(
         {name: print_ for name, print_ in wanted.items() if name in store.arrays},
-        "Run again with --rebuild to compute these arrays anew, or give another --cache-root to keep both.",
+        "Run again with --rebuild to recompute these arrays, or give another --cache-root to keep both.",
     )
     return tuple(map(str, drift))
 
@@ -434,7 +438,7 @@ def _add_arrays(
 
 
 def _kept_views(settings: ExtractionSettings, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:
-    """The views in which array `name` is kept; of pixels and masks no flips, but every cached augmentation."""
+    """The views in which array `name` is stored; pixels and masks without flips, but with every cached augmentation."""
     if kind == "test":
         return (0,)
     if name in FLIPPED_WHEN_READ:
@@ -454,16 +458,16 @@ def extract(
     part: Part | None = None,
     world: World = ALONE,
 ) -> None:
-    """Decode, encode and write what a split's store is missing, the three overlapping, a shard at a time.
+    """Decode, encode and write what a split's store lacks, shard by shard; the three overlap.
 
-    A shard that is finished stays finished, whatever happens to the next one. The processes of a `world` divide the
-    shards of one plan, and none returns before all are written; of a `part` it has its own alone. Raises `DsuError`
-    naming the sample when a value is not finite or does not fit the stored type, or when the disk is full.
+    A finished shard is kept, whatever happens later. The processes of a `world` divide the shards of one plan, and none
+    returns before all are written; a `part` writes only its own shards. Raises `DsuError` naming the sample if a value
+    is not finite or does not fit the stored type, and if the disk is full.
     """
     if not plan.todo:
         return
     network.encoder_batch_size = plan.encoder_batch_size
-    graphs: dict[tuple[str, ...], GraphRunner] = {}  # by the features that are encoded together
+    graphs: dict[tuple[str, ...], GraphRunner] = {}  # grouped by features that are encoded together
     label = f"encoding {plan.split.name}{f', part {part[0]}/{part[1]}' if part else ''}"
     with _writable(plan, part, world, progress), progress.task(label, plan.encodings, "views") as task:
         network.encoder_threads = plan.store.threads if runtime.device.type == "cpu" else None
@@ -476,15 +480,15 @@ def extract(
                     encoded = _encode_view(network, runtime, graphs, batch, view, arrays, advance)
                     for name, parts in encoded.items():
                         writer.put(name, view, shard, batch.names, parts)
-        world.gathered(None)  # each waits until all have written
+        world.gathered(None)  # wait until all processes have written
         advance(0)
 
 
 @contextmanager
 def _writable(plan: ExtractionPlan, part: Part | None, world: World, progress: Progress) -> Iterator[None]:
-    """Hold the store's lock inside a `with`: alone, or together with other parts or processes.
+    """Hold the store's lock inside a `with`: exclusively, or together with other parts or processes.
 
-    Raises `BusyError` where another process has it, or the samples were changed since they were looked at.
+    Raises `BusyError` if another process holds it, or if the samples have changed since the scan.
     """
     store, rows = plan.store, plan.store.manifest.rows_in_use
     with ExitStack() as held:
@@ -494,12 +498,14 @@ def _writable(plan: ExtractionPlan, part: Part | None, world: World, progress: P
             share = (part[0], f"{part[1]} parts") if part else (world.rank + 1, f"{world.size} processes")
             held.enter_context(_patiently(lambda: store.lock(share), progress))
         if not np.array_equal(rows, store.manifest.rows_in_use):
-            raise BusyError(f"the store {store.path} was changed just now: run the same command again")
+            raise BusyError(
+                f"the store {store.path} has just been changed by another process: run the same command again"
+            )
         yield
 
 
 def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:
-    """Each shard in each augmentation (0: the images as they are), its samples decoded one shard ahead."""
+    """Each shard in each augmentation (0: the original images); samples are decoded one shard ahead."""
     inspection, manifest = plan.inspection, plan.store.manifest
     guide = any(name in plan.guides for lacking in plan.todo.values() for name, _ in lacking)
     samples = ImageDataset(
@@ -535,7 +541,7 @@ def _encode_view(
 ) -> dict[str, list[Tensor]]:
     """The named arrays in one view, (rows, *item) each, in parts that are still on the device.
 
-    Nothing here waits for a GPU: what has been queued is fetched by the threads that write.
+    Does not wait for the GPU: the writing threads fetch the results.
     """
     found = {name: [batch.images[name]] for name in arrays if name in FLIPPED_WHEN_READ}
     wanted = tuple(name for name in arrays if name not in found)

@@ -1,4 +1,4 @@
-"""Samples out of a store."""
+"""Samples from a store, as a torch data set."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -24,14 +24,14 @@ class FeatureDataset(SampleDataset):
     """Stored features, pixels and masks of a split, in any order.
 
     Args:
-        store: a store, its folder, or a split's folder that holds the store of the model's encoders.
-        model: the network that is to take them, which says what is read, and notes of which encoders it is, to save
-            that with its head; or the names of what is to be read.
-        names: of the samples; None takes all.
-        masks: whether masks are read, where the store has any.
+        store: a store, its folder, or a split's folder that contains the store of the model's encoders.
+        model: the network that will use the samples: it determines which features are read, and records the encoders
+            for its head; or the names of the arrays to read.
+        names: names of the samples to use; None uses all.
+        masks: whether to read masks, if the store has any.
         views, seed: see `SampleDataset`.
 
-    Raises `DsuError` where the store is of other encoders, or lacks what is to be read in the views drawn.
+    Raises `DsuError` if the store was made with other encoders, or lacks arrays in the views to draw.
 
     Example:
         >>> data = FeatureDataset("features/DUTS-TR", model, views="flips")
@@ -55,13 +55,13 @@ class FeatureDataset(SampleDataset):
         super().__init__(self.store.manifest.entries, names, views, seed)
         reads = _reads(self.store, model, self.views) if isinstance(model, DSUNet) else _named(self.store, model)
         self._arrays = [*reads, *(["mask"] if masks and "mask" in self.store.arrays else [])]
-        # At once: from here on no one removes what is going to be read.
+        # Opened at once: from here on, no process can remove the arrays.
         kept = {name: {view_index(name, view) for view in self.views.numbers} for name in self._arrays}
         self._reader = PerProcess(partial(self.store.reader, self._arrays, views=kept))
 
     @property
     def metadata(self) -> Mapping[str, SampleMetadata]:
-        """What its samples are, by name."""
+        """Metadata of its samples, by name."""
         facts = self.store.metadata
         return {name: facts[name] for name in self.names}
 
@@ -77,7 +77,7 @@ class FeatureDataset(SampleDataset):
             found = self._reader().read([self.store.manifest.row(name) for name in names], places)
         except CorruptError as error:
             raise DsuError(
-                f"{error}. Run `dsu cache verify`, then {self.store.again()}: it computes only what is damaged."
+                f"{error}. Run `dsu cache verify`, then {self.store.again()}: it recomputes only what is damaged."
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
         images = {name: tensors.pop(name) for name in FLIPPED_WHEN_READ if name in tensors}
@@ -92,7 +92,7 @@ def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:
     if not _is_there(folder) and isinstance(model, DSUNet):
         folder /= model.config.encoders_name
     if not _is_there(folder):
-        raise UsageError(f"There is no store at {folder}: run `dsu cache-features` first, or give a store's folder.")
+        raise UsageError(f"There is no store at {folder}: run `dsu cache-features` first, or give a store folder.")
     return FeatureStore.open(folder)
 
 
@@ -105,20 +105,20 @@ def _named(store: FeatureStore, names: Collection[str]) -> Collection[str]:
 
 
 def _reads(store: FeatureStore, model: DSUNet, views: Views) -> tuple[str, ...]:
-    """What the model resumes from, as far as the store can serve it; the model notes the encoders of that."""
+    """The model's resume point, given the store's features; records the store's encoders in the model."""
     stored = store.config
     if any(
         getattr(stored, part) != getattr(model.config, part) for part in ("hiera", "dino", "hiera_size", "dino_size")
     ):
         raise UsageError(
-            f"The store {store.path} is of {stored.encoders_name}, and the model of {model.config.encoders_name}: "
-            f"make the model of the same encoders and sizes, or give a store of its own."
+            f"The store {store.path} was made with {stored.encoders_name}, but the model has "
+            f"{model.config.encoders_name}: create the model with the same encoders and sizes, or give another store."
         )
     differing = [name for name, digest in model.encoder_digests.items() if store.encoders.get(name, digest) != digest]
     if differing:
         raise UsageError(
-            f"The features in {store.path} were made with other weights of {' and '.join(differing)} than the model "
-            f"has: give the model the same weights, or store features of its own with another --cache-root."
+            f"The features in {store.path} were made with other weights of {' and '.join(differing)} than the "
+            "model's: give the model the same weights, or store its features in another --cache-root."
         )
     store.check_views(views)
     model.encoder_digests = {**store.encoders, **model.encoder_digests}

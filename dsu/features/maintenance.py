@@ -61,13 +61,13 @@ class ArrayState:
     """One array of a store.
 
     Attributes:
-        name, item_shape, dtype: what it holds a sample and view.
-        views: in which anything is stored, of `places`.
-        shards, missing_shards: of these views.
+        name, item_shape, dtype: shape and type per sample and view.
+        views: number of views in which anything is stored, of `places`.
+        shards, missing_shards: number of shards in these views.
         missing_samples: names of samples that lack any of these views.
-        nbytes: on the disk.
-        encoder, weights: what made it; None for pixels and masks.
-        drift: library versions that are others now, as sentences.
+        nbytes: size on disk.
+        encoder, weights: the encoder and its weights' digest; None for pixels and masks.
+        drift: library versions that have changed since, as sentences.
     """
 
     name: str
@@ -86,21 +86,21 @@ class ArrayState:
 
 @dataclass(frozen=True)
 class StoreState:
-    """A store as it is. Of one that cannot be opened only path, bytes, damage and last change are known.
+    """The state of a store. If it can't be opened, only path, size, damage and last change are known.
 
     Attributes:
         path: its folder.
-        nbytes: of all its files.
-        changed: when any of it was last written.
-        damage: why it, or which arrays of it, cannot be read.
+        nbytes: size of all its files.
+        changed: when it was last written.
+        damage: why it can't be read, or which of its arrays.
         writer: who is writing to it now.
-        split, kind, source: which images it is of; None where that cannot be read.
-        source_there: whether these images are still there.
-        encoders: what the pair of encoders is called.
-        random: whether their weights are random; None where that was not noted.
-        samples, orphaned_rows: in the manifest; written, but in use no more.
-        orphaned_objects, orphaned_bytes: objects on S3 that nothing names any more, and their bytes.
-        arrays: by name.
+        split, kind, source: its images; None if unreadable.
+        source_there: whether these images still exist.
+        encoders: name of the pair of encoders.
+        random: whether their weights are random; None if not recorded.
+        samples, orphaned_rows: number in the manifest, and of written rows that are no longer in use.
+        orphaned_objects, orphaned_bytes: number and size of unreferenced objects on S3.
+        arrays: its arrays by name.
     """
 
     path: Path
@@ -123,7 +123,7 @@ class StoreState:
 
     @property
     def complete(self) -> bool:
-        """Whether every sample has every view that its arrays have begun, and nothing is known to be damaged."""
+        """Whether every sample has all views of its arrays, and nothing is known to be damaged."""
         whole = all(array.views and not array.missing_shards for array in self.arrays)
         return whole and bool(self.arrays) and not self.damage
 
@@ -135,18 +135,18 @@ class StoreState:
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of verifying a store.
+    """The result of verifying a store.
 
     Attributes:
-        path, split, reference: its folder, and which images it is of.
-        findings: files of the store that are not as they were written, or are missing.
-        changed, new, gone: names of samples whose image or mask is not what its features were made of, of such as
-            have no features, and of such as have no image any more.
-        source_there: whether the images are there to be compared with.
-        nbytes: how much was read.
-        marked: how many shards have been made to count as missing.
-        unmarked: why they have not been, where they could not be.
-        unopenable: why the store cannot be opened, where it cannot.
+        path, split, reference: its folder and its images.
+        findings: damaged or missing files of the store.
+        changed, new, gone: names of samples whose image or mask has changed since its features were made, samples
+            without features, and samples without an image.
+        source_there: whether the images exist for the comparison.
+        nbytes: number of bytes read.
+        marked: number of shards that were marked as missing.
+        unmarked: why none could be marked, if so.
+        unopenable: why the store can't be opened, if so.
     """
 
     path: Path
@@ -164,7 +164,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is there, as it was written, and of the images as they are."""
+        """Whether everything exists, is undamaged, and matches the images."""
         return not (self.unopenable or self.findings or self.changed or self.new or self.gone)
 
     def to_json(self) -> dict[str, Any]:
@@ -184,33 +184,33 @@ class Verification:
 
 
 def _find(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
-    """Stores' folders by name (none: all), in the order of `store_folders`, none twice.
+    """Store folders by name (empty: all), in the order of `store_folders`, without repeats.
 
-    That there are none at all is said. Raises `UsageError` for a name without a store.
+    Prints a note if there are no stores at all. Raises `UsageError` for a name without a store.
     """
     if not names:
         stored = store_folders(cache_root)
         if not stored:
-            progress.say(f"There are no stores below {cache_root}: `dsu cache-features` makes them.")
+            progress.say(f"There are no stores below {cache_root}: create them with `dsu cache-features`.")
         return stored
     found: dict[Path, None] = {}
     for name in names:
         mine = named_folders(cache_root, name) or [Path(name)]
         if not is_store(mine[0]):
-            raise UsageError(f"There is no store of {name} below {cache_root}: `dsu cache list` shows what there is.")
+            raise UsageError(f"There is no store of {name} below {cache_root}: see `dsu cache list`.")
         found |= dict.fromkeys(mine)
     return list(found)
 
 
-# -- what there is -----------------------------------------------------------------------------------------------
+# -- listing -----------------------------------------------------------------------------------------------
 
 
 def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[StoreState]:
-    """The state of the named stores (none: of all), the one written last first; damaged ones are among them.
+    """The state of the named stores (empty: all), newest first, including damaged ones.
 
     Args:
-        names: data sets, splits, own folders, or stores' folders.
-        cache_root: where stores lie.
+        names: data sets, splits, your own folders, or store folders.
+        cache_root: the store folder.
         progress: who is told.
 
     Raises `UsageError` for a name without a store.
@@ -258,7 +258,7 @@ def _describe(folder: Path) -> StoreState:
 
 
 def _describe_array(store: FeatureStore, name: str, sizes: Mapping[str, int]) -> ArrayState:
-    """`sizes`: bytes of the store's files by path."""
+    """`sizes`: size of the store's files by path."""
     info, below, stored = store.arrays[name], f"{name}/", store.stored(name)
     own = {path.removeprefix(below): nbytes for path, nbytes in sizes.items() if path.startswith(below)}
     data = stored.sizes(own)
@@ -281,7 +281,7 @@ def _describe_array(store: FeatureStore, name: str, sizes: Mapping[str, int]) ->
         encoder=encoder,
         weights=None if encoder is None else str(fields.fields.get("weights", "")),
         drift=tuple(
-            f"{library} was {fields.recorded[library]}, is {version}"
+            f"{library} was {fields.recorded[library]}, is now {version}"
             for library, version in now.items()
             if library in fields.recorded and fields.recorded[library] != version
         ),
@@ -289,26 +289,25 @@ def _describe_array(store: FeatureStore, name: str, sizes: Mapping[str, int]) ->
 
 
 def _last_change(folder: Path) -> datetime:
-    """Of the folder and of what every writer touches: manifest and markers."""
+    """When the folder, and what every writer changes (manifest and markers), were last modified."""
     touched = [folder, *folder.glob("manifest/*.json"), *folder.glob("commits/*/")]
     return datetime.fromtimestamp(max(path.stat().st_mtime for path in touched)).astimezone()
 
 
-# -- whether it is whole -----------------------------------------------------------------------------------------
+# -- verifying -----------------------------------------------------------------------------------------
 
 
 def verify_stores(
     names: Sequence[str], cache_root: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT
 ) -> list[Verification]:
-    """Compare every byte of the named stores (none: of all), and the images that they are of, with their checksums.
+    """Compare every byte of the named stores (empty: all), and their images, with the checksums.
 
     Args:
-        names: data sets, splits, own folders, or stores' folders.
-        cache_root: where stores lie.
-        mark: whether damaged shards are made to count as missing, and changed images to be looked at anew, so that
-            the next `dsu cache-features` computes exactly these. Nothing is removed but the shards' markers, which
-            say that they are whole, and are refuted.
-        workers: files read at a time.
+        names: data sets, splits, your own folders, or store folders.
+        cache_root: the store folder.
+        mark: whether to mark damaged shards as missing, and changed images for another scan, so that the next `dsu
+            cache-features` recomputes exactly these. Only the damaged shards' commit markers are removed.
+        workers: number of files read in parallel.
         progress: who is told.
 
     Raises `UsageError` for a name without a store.
@@ -320,7 +319,7 @@ def verify_stores(
 
 
 def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: Progress = SILENT) -> Verification:
-    """Verify one store: see `verify_stores`. What is wrong is in the result, not raised."""
+    """Verify one store: see `verify_stores`. Problems are returned, not raised."""
     try:
         store = FeatureStore.open(path)
         source = store.source
@@ -364,7 +363,7 @@ def _source_nbytes(facts: SampleMetadata) -> int:
 def _compare(
     store: FeatureStore, split: Split, advance: Callable[[int], None], workers: int
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names of samples that are changed, new and gone."""
+    """Names of changed, new and missing samples."""
     stored = store.metadata
     pairs = {pair.name: pair for pair in split.pairs}
     hashed = LastUsed(file_sha256, most=2 * workers)  # once for all tiles of an image
@@ -381,7 +380,7 @@ def _compare(
             advance(_source_nbytes(stored[name]))
             if found != (stored[name].image_sha256, stored[name].mask_sha256):
                 changed.append(name)
-    # Of the new ones stage one skips, and names, what it cannot read.
+    # Unreadable new images are skipped and reported by stage one.
     new = [name for name in set(pairs) - set(stored) if not isinstance(_decode(pairs[name]), UnreadableImage)]
     return tuple(changed), tuple(sorted(new)), tuple(sorted(set(stored) - set(pairs)))
 
@@ -394,19 +393,21 @@ def _decode(pair: Pair) -> None:
 
 
 def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
-    """Let changed files be hashed anew, even where they have kept size and time: by these they are known else."""
+    """Have changed files hashed again, even if size and time are unchanged, by which they are otherwise recognised."""
     if not names:
         return
     with store.lock():
         entries, stored = dict(store.manifest.samples()), store.metadata
         for name in set(names) & set(entries):
-            facts = replace(stored[name], image_mtime_ns=-1)  # no file has it: who looks next hashes the file anew
+            facts = replace(
+                stored[name], image_mtime_ns=-1
+            )  # no file has this time, so the next scan hashes the file again
             entries[name] = Entry(sample_key(facts), facts.to_json())
         store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
 
 
 def _in_megabytes(task: Task) -> Callable[[int], None]:
-    """Count bytes, and tell the task of whole megabytes."""
+    """Count bytes, and report whole megabytes to the task."""
     counted, told = 0, 0
 
     def advance(nbytes: int) -> None:
@@ -419,19 +420,19 @@ def _in_megabytes(task: Task) -> Callable[[int], None]:
     return advance
 
 
-# -- removing it -------------------------------------------------------------------------------------------------
+# -- removing -------------------------------------------------------------------------------------------------
 
 
 def remove_stores(name: str, cache_root: Path, before: Callable[[list[StoreState]], None]) -> list[StoreState]:
     """Remove the stores of a data set, a split or a folder, and nothing else.
 
     Args:
-        name: a data set, a split, one's own folder, or a store's folder.
-        cache_root: what lies outside of it is never removed, by whatever name or link it is reached.
-        before: called with what is to be removed; raises in order to stop.
+        name: a data set, a split, your own folder, or a store folder.
+        cache_root: the store folder; nothing outside of it is ever removed, whatever name or link leads there.
+        before: called with the stores to remove; may raise to cancel.
 
-    Raises `UsageError` where there is no such store, it lies elsewhere or is none, `BusyError` while another
-    process writes or reads it.
+    Raises `UsageError` if there is no such store, or it is elsewhere, and `BusyError` while another process writes or
+    reads it.
     """
     folders = _find([name], cache_root)
     for folder in folders:
@@ -448,8 +449,8 @@ def remove_stores(name: str, cache_root: Path, before: Callable[[list[StoreState
 def _check_removable(folder: Path, cache_root: Path) -> None:
     root, path = Path(os.path.abspath(cache_root)), Path(os.path.abspath(folder))
     if not path.is_relative_to(root) or len(path.relative_to(root).parts) != 2:
-        raise UsageError(f"{folder} does not lie below {cache_root} as stores do: give the --cache-root that it is in.")
-    # Not through a link, be it of the store or of its split's folder: what it leads to may be anyone's.
+        raise UsageError(f"{folder} is not a store below {cache_root}: give the --cache-root that contains it.")
+    # Not through a link of the store or of its split's folder: its target may belong to someone else.
     if path.resolve() != root.resolve() / path.relative_to(root):
         raise UsageError(f"{folder} is a link to {path.resolve()}: remove the link, or give that store's --cache-root.")
 
@@ -459,11 +460,11 @@ def _check_removable(folder: Path, cache_root: Path) -> None:
 
 @dataclass(frozen=True)
 class Copy:
-    """What came of copying a store.
+    """The result of copying a store.
 
     Attributes:
-        source, target: their folders; one stands for a store on S3.
-        shards, nbytes: how much was copied: what the copy did not have.
+        source, target: their folders; one is the mirror of a store on S3.
+        shards, nbytes: number and size of copied shards.
     """
 
     source: Path
@@ -473,7 +474,7 @@ class Copy:
 
 
 def push_stores(names: Sequence[str], cache_root: Path, url: str, progress: Progress = SILENT) -> list[Copy]:
-    """Copy named stores (none: all) from below a cache root to below `s3://bucket/path`: only what is missing there.
+    """Copy named stores (empty: all) from a cache root to `s3://bucket/path`; copies only what is missing there.
 
     Raises `UsageError` for a name without a store, and `CacheError` as `copy_store`.
     """
@@ -481,13 +482,13 @@ def push_stores(names: Sequence[str], cache_root: Path, url: str, progress: Prog
 
 
 def pull_stores(url: str, names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Copy]:
-    """Copy named stores (none: all) from below `s3://bucket/path` to below a cache root: see `push_stores`."""
+    """Copy named stores (empty: all) from `s3://bucket/path` to a cache root: see `push_stores`."""
     return _copy_all(names, place_of(_checked(url)), cache_root, progress)
 
 
 def _checked(url: str) -> str:
     if not url.startswith("s3://"):
-        raise UsageError(f"{url} is no place on S3: write s3://BUCKET/PATH, and the stores' names after --cache-root.")
+        raise UsageError(f"{url} is not an S3 URL: write s3://BUCKET/PATH.")
     return url
 
 
@@ -496,7 +497,7 @@ def _copy_all(names: Sequence[str], source_root: Path, target_root: Path, progre
     for name in names:
         found = named_folders(source_root, name)
         if not found:
-            raise UsageError(f"There is no store of {name} below {source_root}: `dsu cache list` shows what there is.")
+            raise UsageError(f"There is no store of {name} below {source_root}: see `dsu cache list`.")
         folders |= dict.fromkeys(found)
     if not names:
         folders = dict.fromkeys(store_folders(source_root))
@@ -522,12 +523,12 @@ def _copy(source: Path, target: Path, progress: Progress) -> Copy:
 
 
 def _copy_splits(source: Path, target: Path, progress: Progress) -> None:
-    """What says which samples are held out goes along, unless there is another."""
+    """Also copy the record of held-out samples, unless there is another one."""
     if not source.is_file():
         return
     content = source.read_bytes()
     if target.is_file() and target.read_bytes() != content:
-        progress.say(f"{target} deals samples otherwise than {source}: it is left as it is.")
+        progress.say(f"{target} splits samples differently than {source}: it is left unchanged.")
         return
     atomic_write(target, content)
     keep_beside(target)

@@ -1,4 +1,4 @@
-"""The stored features of data sets: finding a split's store, what it was made of, and whether that still holds."""
+"""The stored features of data sets: find a split's store, what it was made from, and whether it is still valid."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 def _as_written(read: "Callable[[FeatureStore], _T]") -> "Callable[[FeatureStore], _T]":
-    """A property of what a store notes about itself. Raises `DsuError` where this dsu would not have noted it so."""
+    """A property of a store's own record. Raises `DsuError` if this dsu would not have written the record."""
 
     def reading(store: "FeatureStore") -> _T:
         try:
@@ -54,7 +54,7 @@ def _as_written(read: "Callable[[FeatureStore], _T]") -> "Callable[[FeatureStore
 
 
 class FeatureStore(Store):
-    """The features of one split, with the record of the images and encoders that they were made of.
+    """The features of one split, with a record of the images and encoders that they were made from.
 
     Example:
         >>> store = FeatureStore.open("features/DUTS-TR/large")
@@ -64,24 +64,24 @@ class FeatureStore(Store):
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """The store in a folder. Raises `DsuError` or `CacheError` naming the folder where it can't be opened.
+        """The store in a folder. Raises `DsuError` or `CacheError` naming the folder if it can't be opened.
 
-        Arrays whose metadata is damaged count as missing: who reads asks `ensure_readable` first.
+        Arrays with damaged metadata count as missing: call `ensure_readable` before reading.
         """
         try:
             return super().open(path)
         except CorruptError as error:
             raise DsuError(
-                f"The store {path} is damaged beyond mending ({_below(Path(path), error)}): remove it (`dsu cache "
+                f"The store {path} is damaged beyond repair ({_below(Path(path), error)}): remove it (`dsu cache "
                 f"remove {path}`) and run `dsu cache-features` again."
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the store anew."""
+        """After unpickling, another process opens the store again."""
         return type(self).open, (self.path,)
 
     def ensure_readable(self) -> None:
-        """Check metadata, and that no one is writing, before anything is read.
+        """Check the metadata, and that nobody is writing, before anything is read.
 
         Raises `DsuError` naming the damaged file, and `BusyError` naming the process.
         """
@@ -89,11 +89,11 @@ class FeatureStore(Store):
             self.check_readable()
         except CorruptError as error:
             raise DsuError(
-                f"The store {self.path} is damaged ({_below(self.path, error)}): run {self.again()} again, it computes "
-                f"only what is damaged."
+                f"The store {self.path} is damaged ({_below(self.path, error)}): run {self.again()} again, which "
+                "recomputes only what is damaged."
             ) from error
 
-    # -- what it was made of -------------------------------------------------------------------------------------
+    # -- what it was made from -------------------------------------------------------------------------------------
 
     @property
     @_as_written
@@ -110,50 +110,53 @@ class FeatureStore(Store):
     @property
     @_as_written
     def encoders(self) -> dict[str, str]:
-        """Digests of the weights that its features come from."""
+        """Digests of the encoder weights of its features."""
         return dict(self.attributes["encoders"])
 
     @property
     def from_files(self) -> set[str]:
-        """Encoders whose weights were given as files, and may be anyone's."""
+        """Encoders whose weights were given as files, so they may not be the published ones."""
         return set(self.attributes.get("from_files", ()))
 
     @property
     def mask_format(self) -> MaskFormat:
         """How its masks were read. Raises `DsuError` for a store without masks."""
         if "mask" not in self.arrays:
-            raise DsuError(f"The store {self.path} has no masks: they are needed to train, and to compare with.")
+            raise DsuError(
+                f"The store {self.path} has no masks, which training and comparisons need: add masks and run `dsu "
+                "cache-features` again."
+            )
         return MaskFormat.from_json(self._recorded("mask_format"))
 
     @property
     def precision(self) -> Precision:
-        """The precision at which its features were computed; auto where it has none."""
+        """The precision at which its features were computed; auto if there are none."""
         return self._recorded("precision", "auto")  # type: ignore[no-any-return]
 
     @property
     def feature_dtype(self) -> FeatureDtype:
-        """The type in which it keeps its features."""
+        """The data type of its features."""
         return self._recorded("type", "float16")  # type: ignore[no-any-return]
 
     @property
     def encoder_batch_size(self) -> int | None:
-        """How many samples the encoders saw at once; None where no feature is stored."""
+        """The encoders' batch size; None if no feature is stored."""
         return self._recorded("encoder batch size")  # type: ignore[no-any-return]
 
     @property
     def threads(self) -> int | None:
-        """With how many threads a CPU computed its features; None where a GPU did, or none is stored."""
+        """The number of CPU threads that computed its features; None for a GPU, or if there are none."""
         prints = [info.fingerprint.recorded for info in self.arrays.values()]
         return next((int(one["threads"]) for one in prints if "threads" in one), None)  # type: ignore[arg-type]
 
     @property
     @_as_written
     def metadata(self) -> dict[str, SampleMetadata]:
-        """What every sample was when it was stored."""
+        """The metadata of each sample when it was stored."""
         return {name: SampleMetadata.from_json(entry.info) for name, entry in self.manifest.samples()}
 
     def is_of(self, name: str) -> bool:
-        """Whether `name` is its data set, its split or its folder; a folder that is there is meant as that folder."""
+        """Whether `name` is its data set, its split or its folder; an existing folder always means that folder."""
         source, folder = self.source, Path(name).expanduser()
         if folder.resolve() == Path(source.reference):
             return True
@@ -162,34 +165,34 @@ class FeatureStore(Store):
 
     @property
     def described(self) -> str:
-        """What it is, in a few words: the split, its encoders, how its images are cut and whether they have masks."""
+        """A short description: the split, its encoders, tiling and whether it has masks."""
         cut = f", in tiles {self.source.tiling}" if self.source.tiling else ""
         return f"{self.source.split} ({self.path.name}{cut}{'' if 'mask' in self.arrays else ', without masks'})"
 
     def again(self, *options: object) -> str:
-        """The command that made it, to be typed again where something of it is missing, with other `options`."""
+        """The command that created it, with other `options`, to compute what is missing."""
         given = {name: value for name, value in self.config.encoder_settings.items() if value not in (None, "large")}
         encoders = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         return f"`{' '.join(['dsu cache-features', self.source.asked, *map(str, [*encoders, *options])])}`"
 
     def _recorded(self, field: str, default: Any = None) -> Any:
-        """A field of the fingerprints: it is the same in all that have it."""
+        """A field of the fingerprints; it is equal in all arrays that have it."""
         prints = [info.fingerprint.fields for info in self.arrays.values()]
         return next((fields[field] for fields in prints if field in fields), default)
 
-    # -- whether it still holds ----------------------------------------------------------------------------------
+    # -- whether it is still valid ----------------------------------------------------------------------------------
 
     def available(self, views: Views) -> set[str]:
-        """Features, `pixels` among them, that hold every sample in all of `views`. Raises as `ensure_readable`."""
+        """Features, including `pixels`, that have every sample in all of `views`. Raises as `ensure_readable`."""
         self.ensure_readable()
         return {name for name in self.arrays if name != "mask" and self.holds(name, views)}
 
     def holds(self, name: str, views: Views) -> bool:
-        """Whether an array holds every sample in all of `views`."""
+        """Whether an array has every sample in all of `views`."""
         return not self.missing(name, [view_index(name, view) for view in views.numbers])
 
     def check_views(self, views: Views) -> None:
-        """Raise `DsuError` where pixels or masks are not kept of every sample in all of `views`."""
+        """Raise `DsuError` if pixels or masks of any sample are missing in `views`."""
         lacking = [name for name in FLIPPED_WHEN_READ if name in self.arrays and not self.holds(name, views)]
         if lacking:
             raise DsuError(
@@ -200,11 +203,11 @@ class FeatureStore(Store):
     def check_arrays(
         self, point: ResumePoint, digests: Mapping[str, str], runtime: Runtime, feature_dtype: str
     ) -> tuple[dict[str, str], tuple[str, ...]]:
-        """Compare what is to be read with what this run's encoders would compute.
+        """Compare the features to read with what this run's encoders would compute.
 
-        An encoder that the run does not load (its features come from the store alone) is taken to be the store's.
-        Returns the digests of both encoders, and what was made with another library version or device, to warn of.
-        Raises `StaleError` listing the differing fields.
+        An encoder that the run does not load, because its features come from the store, is assumed to be the store's.
+        Returns the digests of both encoders, and warnings about other library versions or devices. Raises `StaleError`
+        listing the fields that differ.
         """
         config, known = self.config, {**self.encoders, **digests}
         mask_format = self.mask_format if "mask" in self.arrays else MaskFormat()
@@ -226,15 +229,15 @@ class FeatureStore(Store):
         return known, tuple(map(str, drift))
 
     def check_samples(self, progress: Progress = SILENT) -> dict[str, SampleMetadata]:
-        """What every sample is, after comparing the data set with the manifest.
+        """The metadata of each sample, after comparing the data set with the manifest.
 
-        Sizes and times are compared; a file is hashed again only where they differ. Raises `DsuError` naming what is
-        new, changed or gone. A data set that is no longer there is said, and the store is used as it is.
+        Compares sizes and times; a file is hashed again only if they differ. Raises `DsuError` naming new, changed and
+        missing samples. If the data set no longer exists, prints that and uses the store as it is.
         """
         source, stored = self.source, self.metadata
         split = source.find()
         if split is None:
-            progress.say(f"The images of {source.split} are not at {source.place} any more: using the store as it is.")
+            progress.say(f"The images of {source.split} are no longer at {source.place}: using the store as it is.")
             return stored
         found = inspect(split, stored, progress, foreground=source.foreground, depth=source.parsed_depth).facts
         differing = {
@@ -249,23 +252,23 @@ class FeatureStore(Store):
         ]
         if parts:
             raise DsuError(
-                f"{source.split} is not what its features were made of: {', '.join(parts)}. Run {self.again()} again: "
-                f"it computes only those."
+                f"{source.split} has changed since its features were made: {', '.join(parts)}. Run {self.again()} "
+                "again: it computes only those."
             )
         return found
 
 
 def sample_key(facts: SampleMetadata) -> str:
-    """What a row is keyed by: the content of image and mask."""
+    """A row's key: the content of image and mask."""
     return hashlib.sha256(f"{facts.content}:{facts.mask_sha256}".encode()).hexdigest()
 
 
 def _below(folder: Path, error: CorruptError) -> str:
-    """What is wrong, with files named below the store's folder, which the sentence names already."""
+    """The error text, with paths relative to the store's folder, which the sentence already names."""
     return str(error).replace(f"{folder}/", "")
 
 
-# -- what decides whether an array may be used -------------------------------------------------------------------
+# -- validity of arrays -------------------------------------------------------------------
 
 
 def fingerprint(
@@ -279,9 +282,9 @@ def fingerprint(
     digests: Mapping[str, str],
     encoder_batch_size: int,
 ) -> Fingerprint:
-    """What array `name` is made of.
+    """What array `name` is made from.
 
-    Fields decide whether it may be used; what is recorded beside them (library versions and the machine) only warns.
+    `fields` decide whether it may be used; `recorded` (library versions and the machine) only causes warnings.
     """
     extra: dict[str, Any] = {"cached augmentations": RECIPE}
     if depth is not None and name != "mask":
@@ -321,7 +324,7 @@ def fingerprint(
 
 
 def _machine(runtime: Runtime) -> dict[str, str | int]:
-    """What may change a feature's last bits: the GPU, or the processor and its threads."""
+    """What may affect a feature's last bits: the GPU, or the CPU and its threads."""
     import torch
 
     if runtime.device.type == "cuda":
@@ -331,7 +334,7 @@ def _machine(runtime: Runtime) -> dict[str, str | int]:
 
 @cache
 def library_versions() -> Mapping[str, str]:
-    """Versions of the libraries that change numbers, if only in their last digits."""
+    """Versions of libraries that may change numbers in their last digits."""
     return {library: version(library) for library in ("torch", "timm", "sam2", "pillow")}
 
 
@@ -339,12 +342,12 @@ def library_versions() -> Mapping[str, str]:
 
 
 def store_path(cache_root: Path, split: str, config: DSUNetConfig) -> Path:
-    """One store a split, a pair of encoders and their input sizes; depth and ablation share it."""
+    """One store for each split, pair of encoders and input sizes; all depths and ablations share it."""
     return cache_root / split / config.encoders_name
 
 
 def store_folders(cache_root: Path) -> list[Path]:
-    """The folders of all stores below the cache root, damaged ones too, the one written last first."""
+    """The folders of all stores below the cache root, including damaged ones, newest first."""
     folders = [folder for folder in cache_root.glob("*/*/") if is_store(folder)]
     return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
@@ -357,11 +360,12 @@ def find_store(
     tiling: Tiling | None = None,
     progress: Progress = SILENT,
 ) -> FeatureStore:
-    """The store of a data set's split of one of `kinds`, written last; `name` None takes any data set, and says which.
+    """The newest store of a data set's split of one of `kinds`; with `name` None, of any data set, whose name is
+    printed.
 
-    `name` is a data set, a split or a folder; `encoders` restricts to one pair of encoders, `tiling` to images that
-    were cut so (None: whole images go first). Stores with masks go first, too. Raises `UsageError` saying what to run
-    where there is none, and `DsuError` where there is a damaged one.
+    `name` is a data set, a split or a folder; `encoders` selects a pair of encoders, `tiling` a tiling (None: whole
+    images are preferred). Stores with masks are preferred. Raises `UsageError` with the command to run if there is
+    none, and `DsuError` if there is a damaged one.
     """
     found = [store for store in find_stores(cache_root, name, encoders) if store.source.kind in kinds]
     fit = [store for store in found if tiling in (None, store.source.tiling)]
@@ -372,11 +376,11 @@ def find_store(
             newer = found[: found.index(store)]
             if newer:
                 names = few([one.described for one in newer])
-                progress.say(f"passed over, though cached later: {names}; name a data set, and --tile, for another")
+                progress.say(f"skipped, although newer: {names}; give a data set and --tile to use another one")
         return store
     for folder in store_folders(cache_root) if name is None else ():
         if encoders in (None, folder.name):
-            FeatureStore.open(folder)  # A damaged store is the likelier reason, and opening it says so.
+            FeatureStore.open(folder)  # A damaged store is the likely reason, and opening it reports that.
     what = "training features" if "train" in kinds else "features"
     of = f" of {name}" if name else ""
     made_with = f" made with {encoders}" if encoders else ""
@@ -389,9 +393,9 @@ def find_store(
 
 
 def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> list[FeatureStore]:
-    """All stores of a data set, a split or a folder (None: of any), the one written last first.
+    """All stores of a data set, a split or a folder (None: any), newest first.
 
-    Raises `DsuError` where one that is asked for is damaged; others' damage does not matter.
+    Raises `DsuError` if a requested one is damaged; damaged others do not matter.
     """
     found = []
     for folder in store_folders(cache_root):
@@ -409,9 +413,9 @@ def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> lis
 
 
 def named_folders(cache_root: Path, name: str) -> list[Path]:
-    """The folders of the stores that a user may mean, damaged ones too.
+    """The folders of the stores that a user may mean, including damaged ones.
 
-    As `find_stores` finds them, or named by a store's folder, its split's folder or `SPLIT/ENCODERS`.
+    As `find_stores` finds them, or by a store's folder, its split's folder or `SPLIT/ENCODERS`.
     """
     given, word = os.path.abspath(Path(name).expanduser()), _plain(name.rstrip("/"))
 
@@ -430,11 +434,11 @@ def named_folders(cache_root: Path, name: str) -> list[Path]:
 
 
 def _may_be_of(name: str, folder: Path) -> bool:
-    """Whether a damaged store may be of a data set or a split: its folder is all there is to go by."""
-    split = re.sub(r"-tiles-\d+-\d+$", "", folder.parent.name)  # DATASET-TR or -TE then
+    """Whether a damaged store may belong to a data set or a split, judging by its folder's name only."""
+    split = re.sub(r"-tiles-\d+-\d+$", "", folder.parent.name)  # then DATASET-TR or -TE
     return bool(name) and _plain(name) in map(_plain, (folder.parent.name, split, split.rpartition("-")[0]))
 
 
 def _plain(name: str) -> str:
-    """A name without what does not matter in names of data sets and splits."""
+    """A name without case, hyphens and the like, which don't matter in names of data sets and splits."""
     return name.casefold().replace("_", "-")

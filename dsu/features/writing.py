@@ -1,4 +1,4 @@
-"""Writing what stage one has computed: by several threads, while it computes on."""
+"""Write the results of stage one with several threads, while it continues to compute."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,16 +15,17 @@ from dsu_cache import Store
 __all__ = ["WRITERS", "Writer", "writing"]
 
 WRITERS: Final = 4
-"""Threads that write: while some wait for the disk, others encode."""
+"""Number of writing threads: while some wait for the disk, others encode."""
 PENDING_BYTES: Final = 512 << 20
-"""What may be computed and not yet written: more than the arrays of one view, little beside the encoders."""
+"""Bytes that may be computed but not yet written: more than the arrays of one view, little compared with the
+encoders."""
 
 
 class Writer:
-    """Hands shards over to threads that write them; made by `writing`.
+    """Passes shards to writing threads; created by `writing`.
 
     Args:
-        store: where they go.
+        store: the target.
         pool: the threads.
     """
 
@@ -34,11 +35,11 @@ class Writer:
         self._pending: dict[Future[None], int] = {}
 
     def put(self, name: str, view: int, shard: int, samples: Sequence[str], parts: list[Tensor]) -> None:
-        """Let a shard of array `name` be written, and wait while too much is pending.
+        """Queue a shard of array `name` for writing; wait while too much is pending.
 
         Args:
-            samples: names of the shard's samples, one a row.
-            parts: (rows, *item) of some of them each, in order; may still be being computed by a GPU. Emptied.
+            samples: names of the shard's samples, one per row.
+            parts: consecutive parts, (rows, *item) each; a GPU may still be computing them. The list is emptied.
 
         Raises `DsuError` for this or an earlier shard: see `Writer.wait`.
         """
@@ -49,10 +50,10 @@ class Writer:
         self.wait(PENDING_BYTES)
 
     def wait(self, pending_bytes: int = 0) -> None:
-        """Wait until no more than that is pending.
+        """Wait until at most this many bytes are pending.
 
-        Raises `DsuError` naming the sample when a value is not finite or does not fit the stored type, or the folder
-        when it can't be written to.
+        Raises `DsuError` naming the sample if a value is not finite or does not fit the stored type, or naming the
+        folder if it can't be written.
         """
         while True:
             for future in [future for future in self._pending if future.done()]:
@@ -81,13 +82,13 @@ class Writer:
         except OSError as error:
             raise DsuError(
                 f"The features can't be written to {self._store.path} ({error.strerror or error}): free some space "
-                f"or mend the folder and run the same command again; what is finished stays finished."
+                "or fix the folder, and run the same command again; finished work is kept."
             ) from error
 
 
 @contextmanager
 def writing(store: Store) -> Iterator[Writer]:
-    """A `Writer` inside a `with`; leaving it waits until all is written, or drops what is not begun after an error."""
+    """Yield a `Writer`; on exit, wait until everything is written, or after an error drop what has not begun."""
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
         writer = Writer(store, pool)
         try:
@@ -99,7 +100,7 @@ def writing(store: Store) -> Iterator[Writer]:
 
 
 def _fetched(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
-    """All parts in memory, copied from a GPU on a stream of their own, while it computes what comes next."""
+    """All parts in memory, copied from a GPU on a separate stream while it computes the next ones."""
     first, filled = parts[0], 0
     values = torch.empty((sum(map(len, parts)), *first.shape[1:]), dtype=first.dtype, pin_memory=True)
     stream = torch.cuda.Stream(first.device)  # type: ignore[no-untyped-call]
@@ -108,13 +109,13 @@ def _fetched(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
         for part in parts:
             values[filled : filled + len(part)].copy_(part, non_blocking=True)
             filled += len(part)
-    # Only then may their memory be used again.
+    # Their memory may be reused only after the copy.
     stream.synchronize()
     return values
 
 
 def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:
-    # Both extremes are NaN where any value is: twenty times as fast as to ask of every value.
+    # Minimum and maximum are NaN if any value is: twenty times as fast as testing every value.
     if not tensor.is_floating_point() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
         return
     sample = samples[int((~tensor.isfinite().flatten(1).all(1)).nonzero()[0])]

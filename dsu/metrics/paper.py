@@ -1,7 +1,7 @@
-"""The paper's published figures as data: Tables I to VIII, rounded to three places as printed.
+"""The paper's published scores as data: Tables I to VIII, rounded to three decimals as printed.
 
-Salient sets print S, mean E and MAE; camouflaged sets print S, adaptive F, mean E and MAE. Metrics are named
-as in `dsu.evaluation.evaluate`. The scan this was read from blurs last digits in two rows of Table III, marked here.
+Salient sets print S, mean E and MAE; camouflaged sets print S, adaptive F, mean E and MAE. Metrics are named as in
+`dsu.evaluation.evaluate`. In two rows of Table III the last digits were blurred in the scan; they are marked here.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ __all__ = ["IMAGES", "TABLES", "PublishedRow", "Table", "ablations", "evaluated_
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One method's printed figures on one set; `approximate` where a last digit is hard to read."""
+    """One method's printed scores on one set; `approximate` if a last digit is hard to read."""
 
     method: str
     figures: Mapping[str, float]
@@ -25,7 +25,7 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class Table:
-    """One printed table: for every method, and in it for every set, one figure a metric."""
+    """One printed table: for every method and set, one score per metric."""
 
     number: str
     metrics: tuple[str, ...]
@@ -128,17 +128,17 @@ TABLES: Final[tuple[Table, ...]] = (
 IMAGES: Final[Mapping[str, int]] = {
     split.name: split.official_count for split in BENCHMARK_SPLITS if split is not COD_TRAIN
 }
-"""How many images each official set has (Tables I and II): comparable figures are over all of them."""
+"""Number of images of each official set (Tables I and II): comparable scores use all of them."""
 
 # The paper prints these two without saying "test".
 _AS_PRINTED: Final = {"CAMO": "CAMO-TE", "COD10K": "COD10K-TE"}
 
 
 def published(set_name: str) -> tuple[PublishedRow, ...]:
-    """Return what the paper prints for a test set (Tables III to VI), DSU-Net last.
+    """Return the paper's scores for a test set (Tables III to VI), DSU-Net last.
 
-    `set_name` is one of `IMAGES`, or CAMO or COD10K as the paper prints them; any other name, the user's own
-    data for instance, has no rows.
+    `set_name` is one of `IMAGES`, or CAMO or COD10K as the paper prints them; any other name, such as your own data,
+    has no rows.
     """
     return _rows(set_name, ablation=False)
 
@@ -152,9 +152,9 @@ def incomparable(set_name: str, images: int, *, minmax: bool) -> str:
     """Why a set's scores are not comparable with published ones, in a few words; empty if they are.
 
     Args:
-        set_name: As for `published`; of one's own data nothing is published, and there is nothing to say.
-        images: How many images the figures are over.
-        minmax: Whether the maps were min-max normalised, image by image.
+        set_name: As for `published`; for your own data the result is empty.
+        images: Number of images that the scores are over.
+        minmax: Whether each map was min-max normalised.
     """
     official = IMAGES.get(set_name) or IMAGES.get(f"{set_name}-TE")
     if official is None:
@@ -165,7 +165,7 @@ def incomparable(set_name: str, images: int, *, minmax: bool) -> str:
 
 
 def evaluated_in_part(images: int, whole: int) -> str:
-    """Of how many images of a set the figures are, in a few words."""
+    """On how many images of a set the scores are based, in a few words."""
     return f"evaluated on {images:,} of the set's {counted(whole, 'images')}"
 
 

@@ -294,7 +294,10 @@ class DSUNet(nn.Module):
         if not names:
             return {}
         if pixel_values is None:
-            raise UsageError(f"{', '.join(names)} of Hiera can't be computed without pixel_values: give these, or it.")
+            raise UsageError(
+                f"{', '.join(names)} of Hiera can't be computed without pixel_values: give pixel_values, or these "
+                "features."
+            )
         wanted: dict[int, list[str]] = {}
         for name in names:
             wanted.setdefault(feature_block(self.config, name), []).append(name)
@@ -311,9 +314,15 @@ class DSUNet(nn.Module):
         if not names:
             return {}
         if self.dino is None:
-            raise UsageError(f"{', '.join(names)} of DINOv2 must be given: the model was made without it (load_guide).")
+            raise UsageError(
+                f"{', '.join(names)} of DINOv2 must be given, because the model was created without DINOv2 "
+                "(load_guide)."
+            )
         if guide_values is None:
-            raise UsageError(f"{', '.join(names)} of DINOv2 can't be computed without guide_values: give these, or it.")
+            raise UsageError(
+                f"{', '.join(names)} of DINOv2 can't be computed without guide_values: give guide_values, or these "
+                "features."
+            )
         blocks = {name: int(name[1:] or self.config.dino.depth) for name in names}
         maps = dino_maps(self.dino, self._normalize(guide_values), blocks.values())
         found = {name: maps[block].permute(0, 2, 3, 1) for name, block in blocks.items()}
@@ -361,11 +370,14 @@ class DSUNet(nn.Module):
         if self.training and any(p.requires_grad for e in (self.hiera, self.dino) if e for p in e.parameters()):
             raise UsageError(
                 "The encoders' parameters require gradients, and a saved head could not keep what they learn: "
-                "give the optimizer what model.head.parameters() gives, and freeze the rest again."
+                "give the optimizer only model.head.parameters(), and freeze the rest again."
             )
         counts = {one.shape[0] for one in (*features.values(), *images) if one is not None}
         if len(counts) > 1:
-            raise UsageError(f"Images and features are of {sorted(counts)} samples: give the same samples of each.")
+            raise UsageError(
+                f"Images and features have different numbers of samples ({sorted(counts)}): give the same samples "
+                "for each."
+            )
         for name, tensor in features.items():
             if name == "pixels":
                 continue
@@ -422,14 +434,14 @@ class DSUNet(nn.Module):
             return (values.float() / 255 - self.mean) / self.std
         if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.abs().max() > _MAX_NORMALISED:
             raise UsageError(
-                f"Float images are taken as normalised, and these reach {values.abs().max().item():g}: give uint8, or "
-                f"subtract ImageNet's mean and divide by its deviation."
+                f"Float images must be normalised, but these reach {values.abs().max().item():g}: give uint8, or "
+                "subtract ImageNet's mean and divide by its standard deviation."
             )
         return values
 
     def _require_hiera(self) -> "Hiera":
         if self.hiera is None:
-            raise UsageError("The model was made without Hiera, and blocks of it have to run: load it.")
+            raise UsageError("The model was created without Hiera, but Hiera's blocks have to run: load it.")
         return self.hiera
 
 

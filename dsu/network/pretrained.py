@@ -153,7 +153,7 @@ def save_pretrained(
 ) -> Path:
     """See `DSUNet.save_pretrained`."""
     dtype = None if model.feature_dtype is None else str(model.feature_dtype).removeprefix("torch.")
-    training: dict[str, Any] = {"random_weights": model.random_encoders, "trained_by": "a loop of one's own"}
+    training: dict[str, Any] = {"random_weights": model.random_encoders, "trained_by": "a custom loop"}
     if model.encoder_batch_size is not None:
         training["encoder_batch_size"] = model.encoder_batch_size
     facts = {} if trained_on is None else trained_on.metadata

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 VALIDATION: Final = "validation share"
-"""Prefix of a job's share that training validated on."""
+"""Value of a job's `share` for the validation images."""
 
 _SHOWN: Final = 10
 
@@ -68,12 +68,12 @@ class Job:
         name: of the set, and of the folder of its predictions; empty for single files.
         targets: its images.
         normalization: resolved.
-        source: where the ground truth is, for a data set.
+        source: where to find the ground truth, for a data set.
         store: its stored features; None predicts from the images.
         point: where the network resumes.
         tiling: how images are cut into tiles; then the store's samples are tiles.
-        share: which share of the head's own training split it is, in words; empty for other sets.
-        threshold: of its verdicts.
+        share: which part of the head's own training split it is, in words; empty for other sets.
+        threshold: for its verdicts.
         places: folders of images outside data sets: by image name for single files and mirrored folders; otherwise
             the whole folder's path by "".
         unread: one sentence for each image of a type that can't be read.
@@ -326,7 +326,7 @@ class _Finder:
         """The samples of a store, or some of them, after checking that the stored features are valid."""
         source, available = store.source, store.available(UNFLIPPED)
         if "pixels" not in available:
-            raise UsageError(f"{store.path} is not complete: run {store.again()} again.")
+            raise UsageError(f"{store.path} is incomplete: run {store.again()} again.")
         assert self.runtime is not None
         point = resume_point(self.info.config, available)
         _, drift = store.check_arrays(point, self.info.encoders, self.runtime(), self.info.feature_dtype or "float16")
@@ -394,9 +394,7 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
     """Raise `UsageError` if a prediction would overwrite an input or another one, or if two sets share a name."""
     for name, count in Counter(job.name for job in jobs).items():
         if count > 1:
-            raise UsageError(
-                f"{count} of the sources are called {name}: predict them separately, each with its own --out."
-            )
+            raise UsageError(f"{count} sources are called {name}: predict them separately, each with its own --out.")
     targets = [target for job in jobs for target in job.targets]
     # realpath, since Path.resolve fails on circular links.
     inputs = {os.path.realpath(target.image) for target in targets}

@@ -178,7 +178,7 @@ class OutputStyle:
     Attributes:
         kind: mask, overlay or cutout.
         binarize_at: threshold for black and white masks; None keeps them soft.
-        threshold: from which on soft masks show in overlays and cutouts.
+        threshold: above which overlays and cutouts show soft masks.
         normalization: see `Normalization`.
         depth: black and white point of images with more than 8 bits.
     """

@@ -1,1 +1,1 @@
-"""Evaluations told to people: tables side by side, and one page to look at."""
+"""Reports of evaluations: comparison tables, and an HTML page."""

@@ -203,7 +203,7 @@ def _sets(results: Results) -> Iterator[dict[str, Any]]:
 
 def _title(comparison: Comparison, *, ablation: bool) -> str:
     numbers = [table.number for table in TABLES if table.ablation is ablation and comparison.name in table.sets]
-    return f"Beside the paper’s{' ablations,' if ablation else ''} Table {' '.join(numbers)}"
+    return f"Next to the paper’s{' ablations,' if ablation else ''} Table {' '.join(numbers)}"
 
 
 def _remarks(of_runs: Mapping[str, str]) -> list[str]:
@@ -227,7 +227,7 @@ def _curves(evaluated: Evaluations) -> list[Figure]:
         "F over the threshold, averaged over images",
     )
     greatest = {
-        run: f"greatest {found.metrics['F_max']:.3f} at {255 - int(found.curves['F'].argmax())}"
+        run: f"maximum {found.metrics['F_max']:.3f} at {255 - int(found.curves['F'].argmax())}"
         for run, (_, found) in evaluated.items()
     }
     return [
@@ -290,7 +290,7 @@ class Axis:
     places: int = 1
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Values and their labels."""
+        """Tick values and their labels."""
         return [(value, f"{value:,.{self.places}f}") for value in np.linspace(self.low, self.high, self.steps + 1)]
 
     def share(self, value: ArrayLike) -> Floats:
@@ -318,7 +318,7 @@ class Chart:
     bars: bool = False
     shapes: dict[int, str] = field(default_factory=dict)
 
-    # Room for the tick labels and the axes' names.
+    # Space for the tick labels and the axes' titles.
     left: ClassVar = 46
     top: ClassVar = 10
 

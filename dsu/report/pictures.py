@@ -114,5 +114,5 @@ def draw_panels(
 
 
 def _shrunk(region: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
-    """A region's share of each small pixel, in 0..255."""
+    """A region's coverage of each small pixel, 0..255."""
     return Image.fromarray(region.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)

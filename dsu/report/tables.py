@@ -475,5 +475,5 @@ def _markdown(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX prints it."""
+    """Text escaped for LaTeX."""
     return "".join(_LATEX_SPECIAL.get(sign, sign) for sign in _one_line(text))

@@ -99,10 +99,15 @@ class PredictQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: ServedKind = Field(
-        "mask", description="A mask, overlay or cutout as `dsu predict` writes them; the map, never cut; the table."
+        "mask",
+        description="A mask, overlay or cutout as written by `dsu predict`; the soft map, never binarised; or the "
+        "table.",
     )
     threshold: float | None = Field(
-        None, ge=0, le=1, description="Cut the mask here (default: as the head does, and verdicts go by its own)."
+        None,
+        ge=0,
+        le=1,
+        description="Binarise masks at this threshold, and use it for verdicts (default: as the head does).",
     )
 
 
@@ -112,13 +117,13 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
         400: "The form is damaged.",
         408: "The request took too long to arrive.",
         413: "The image has too many bytes or pixels.",
-        415: "The request is no form, or the file no image.",
+        415: "The request is not a form, or the file is not an image.",
         422: "The query is wrong, or the image can't be decoded.",
         500: "The server has failed.",
-        503: "Too many requests: come back after some seconds.",
+        503: "Too many requests: retry after a few seconds.",
     }.items()
 }
-_RESPONSES[200] = {"content": {"image/png": {}}, "description": "A picture, or the table of one row."}
+_RESPONSES[200] = {"content": {"image/png": {}}, "description": "An image, or a table of one row."}
 _RESPONSES[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 
 
@@ -132,7 +137,7 @@ class _RequestCounter:
     def counted(self) -> Iterator[None]:
         """Count a request inside a `with`. Raises `RequestError` if the limit is reached."""
         if self.count == self.limit:
-            raise RequestError(503, "Too many requests wait already: come back in a few seconds.", {"Retry-After": "2"})
+            raise RequestError(503, "Too many requests are waiting: retry in a few seconds.", {"Retry-After": "2"})
         self.count += 1
         try:
             yield
@@ -156,18 +161,18 @@ def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Fa
     known = Literal[tuple(heads)]  # type: ignore[valid-type]
 
     class HeadQuery(PredictQuery):
-        head: known = Field(next(iter(heads)), description="One of those that are served.")  # type: ignore[valid-type]
+        head: known = Field(next(iter(heads)), description="Name of a served head.")  # type: ignore[valid-type]
 
     @app.get("/", response_class=HTMLResponse)
     async def show() -> HTMLResponse:
         """The page."""
         return HTMLResponse(page, headers={"Content-Security-Policy": _CONTENT_POLICY, "Cache-Control": "no-store"})
 
-    @app.get("/health", responses={503: {"model": Problem, "description": "Nothing is answered."}})
+    @app.get("/health", responses={503: {"model": Problem, "description": "The server does not work."}})
     async def health() -> Health:
         """Whether requests are answered."""
         if not batcher.is_running:
-            raise RequestError(503, "The server does not compute any more: start it again.")
+            raise RequestError(503, "The server has stopped computing: restart it.")
         return Health(status="ok", requests=requests.count)
 
     @app.get("/version")
@@ -189,7 +194,7 @@ def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Fa
                 job = PredictRequest(image, query.kind, query.threshold)
                 answer = await _wait_for_answer(request, batcher.submit(heads[query.head], job))
         except asyncio.CancelledError as error:
-            raise RequestError(503, "The server ends: ask it again when it is back.", {"Retry-After": "10"}) from error
+            raise RequestError(503, "The server is shutting down: retry later.", {"Retry-After": "10"}) from error
         uncached = {"Cache-Control": "no-store"}
         if isinstance(answer, VerdictRow):
             return Response(table_text([answer], ".json"), media_type="application/json", headers=uncached)
@@ -208,7 +213,7 @@ async def _wait_for_answer(request: Request, future: "Future[Answer]") -> Answer
     disconnect.cancel()
     if not answer.done():
         answer.cancel()
-        raise RequestError(400, "The client has gone.")
+        raise RequestError(400, "The client has disconnected.")
     try:
         return answer.result()
     except UnreadableImage as error:
@@ -235,14 +240,14 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         method, path = request.method, request.url.path
         sentence = {
-            404: f"There is nothing at {path}: images go to /predict, the page is at /.",
-            405: f"{path} takes no {method}: see /openapi.json.",
+            404: f"There is nothing at {path}: send images to /predict; the page is at /.",
+            405: f"{path} does not support {method}: see /openapi.json.",
         }.get(error.status_code, f"{error.detail}.")
         return problem(error.status_code, sentence, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, f"The server has failed ({type(error).__name__}): its own output says more.")
+        return problem(500, f"The server has failed ({type(error).__name__}): see its own output for details.")
 
 
 def _version(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Version:

@@ -117,7 +117,7 @@ def load_heads(
     for text, file, name in zip(texts, files, names, strict=True):
         name = name if names.count(name) == 1 else str(text)
         if name in heads:
-            raise UsageError(f"--head names {name} twice: give every head once.")
+            raise UsageError(f"--head contains {name} twice: give each head once.")
         progress.say(f"loading {file}")
         heads[name] = _load(name, file, settings, weights)
         progress.say(f"{name}: {heads[name].encoders} on {heads[name].runs_on}")

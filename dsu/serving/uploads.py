@@ -70,8 +70,8 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
     except TimeoutError as error:
         raise RequestError(
             408,
-            f"The request did not arrive in {limits.upload_seconds:g} seconds: send a smaller image, or over a faster "
-            f"line.",
+            f"The request did not arrive in {limits.upload_seconds:g} seconds: send a smaller image, or use a faster "
+            "connection.",
             {"Connection": "close"},
         ) from error
     except (FormParserError, ClientDisconnect) as error:
@@ -90,8 +90,8 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
     if width * height > limits.max_megapixels * 1e6:
         raise RequestError(
             413,
-            f"{form.name} has {width}x{height} pixels, and no more than {limits.max_megapixels:g} million are taken: "
-            f"send a smaller one.",
+            f"{form.name} has {width}x{height} pixels, but at most {limits.max_megapixels:g} million are accepted: "
+            "send a smaller one.",
         )
     return Upload(form.name, data, width * height)
 

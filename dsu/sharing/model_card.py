@@ -161,7 +161,7 @@ def _eval_results(facts: HeadFacts) -> list[EvalResult]:
     """
     evaluated: dict[str, dict[str, Any]] = facts.evaluated
     if not evaluated and facts.data_name:
-        evaluated = {f"{facts.data_name}, held-out share": facts.held_out_metrics}
+        evaluated = {f"{facts.data_name}, held-out images": facts.held_out_metrics}
     return [
         EvalResult(
             "image-segmentation",

@@ -108,7 +108,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that can be run.
+    """A planned study.
 
     Attributes:
         kind: the kind of study.

@@ -32,7 +32,7 @@ _USUAL: Final = ("S", "F_adaptive", "E_mean", "MAE", "IoU")
 
 _IN_LATEX: Final = str.maketrans({"↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"})
 
-_ONE_SEED: Final = "One seed each: a difference may be chance; use `-n` for several seeds per case."
+_ONE_SEED: Final = "One seed per case: a difference may be chance; use `-n` for several seeds per case."
 
 Cells = tuple[str, ...]
 
@@ -282,7 +282,7 @@ def draw_study(study: Study, finished: Sequence[Finished], figures: Sequence[str
             for figure in figures
         ]
     if study.kind == "depth":
-        panels.append(("seconds an epoch ↓", _epoch_seconds, False))
+        panels.append(("seconds per epoch ↓", _epoch_seconds, False))
     panels = [panel for panel in panels if any(not math.isnan(panel[1](run)) for run in finished)]
     down = -(-len(panels) // _PANELS_PER_ROW)
     page = Figure(figsize=(PAGE_WIDTH, 1.8 * down + 0.3), dpi=DPI, layout="constrained")
@@ -318,8 +318,8 @@ def _subtitle(study: Study, finished: Sequence[Finished]) -> str:
         return f"{counted(len(finished), study.kind)}, mean (line) and standard deviation (band)"
     what = "adapters in front of Hiera's last N blocks" if study.kind == "depth" else "ablations of the paper"
     repeats = max(len(members) for members in groups(finished).values())
-    single = f"{what}, one seed each: differences may be chance"
-    return single if repeats == 1 else f"{what}, {repeats} seeds each, mean and standard deviation"
+    single = f"{what}, one seed per case: differences may be chance"
+    return single if repeats == 1 else f"{what}, {repeats} seeds per case, mean and standard deviation"
 
 
 def _single_seeds(study: Study, finished: Sequence[Finished]) -> bool:

@@ -129,7 +129,7 @@ def epochs_of(folder: Path) -> list[float]:
         with path.open(newline="", encoding="utf-8") as file:
             return [float(row["seconds"]) for row in csv.DictReader(file)]
     except FileNotFoundError:
-        if not is_finished(folder):  # stopped within its first epoch
+        if not is_finished(folder):  # stopped during its first epoch
             return []
         found = "is gone"
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

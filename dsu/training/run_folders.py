@@ -84,8 +84,8 @@ class RunRecord:
         encoders: digests of the frozen weights.
         masks: the mask format, as `MaskFormat.to_json`.
         start: SHA-256 of the initial head, if any.
-        samples: for each name, its share (`train`, `val`, `test` or `left out`) and the SHA-256 of its image and mask.
-        groups: names that stay together in one share.
+        samples: for each name, its split (`train`, `val`, `test` or `left out`) and the SHA-256 of its image and mask.
+        groups: names that stay together in one split.
     """
 
     encoders: Mapping[str, str]
@@ -125,7 +125,7 @@ class RunRecord:
         both = sorted(self.samples.keys() & now.samples.keys())
         changed = [name for name in both if self.samples[name][1:] != now.samples[name][1:]]
         moved = [name for name in both if self.samples[name][0] != now.samples[name][0]]
-        kinds = (("gone", sorted(gone)), ("new", sorted(new)), ("changed", changed), ("in another share", moved))
+        kinds = (("gone", sorted(gone)), ("new", sorted(new)), ("changed", changed), ("in another split", moved))
         return found + [f"{kind}: {few(names)}" for kind, names in kinds if names]
 
 

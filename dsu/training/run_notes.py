@@ -30,8 +30,8 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
     if world.together:
         exchanges = 2 * trainer.network.head.norm_groups + 1
         notes.append(
-            f"processes: {world.size} divide batches of {settings.batch_size}; {exchanges} exchanges a step (norms, "
-            f"gradients)"
+            f"processes: {world.size} divide batches of {settings.batch_size}; {exchanges} exchanges per step "
+            "(norms, gradients)"
         )
     if settings.freeze_adapter_epochs:
         notes.append(
@@ -45,7 +45,7 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
     )
     if store is not None and not trainer.settings.end_to_end:
         runs = f"Hiera's blocks {point.block + 1} to {depth} run" if point.block < depth else "no encoder runs"
-        notes.append(f"starts from: {' + '.join(point.features)} ({size / 1e6:.2f} MB an image); {runs}")
+        notes.append(f"starts from: {' + '.join(point.features)} ({size / 1e6:.2f} MB per image); {runs}")
     else:
         notes.append(
             f"end to end: both encoders run; rounded at {' + '.join(n for n in point.features if n != 'pixels')}"

@@ -60,9 +60,9 @@ def find_compared(
     """
     for folder in predictions.values():
         if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder: give --predictions a run's folder or one of masks.")
+            raise UsageError(f"{folder} is not a folder: give a run folder or a folder of masks with --predictions.")
         if (folder / HEAD_FILE).exists():
-            raise UsageError(f"{folder} holds a head and no predictions: run `dsu predict --head {folder}` first.")
+            raise UsageError(f"{folder} contains a head but no predictions: run `dsu predict --head {folder}` first.")
     lacking: Counter[str] = Counter()
     rows: list[ComparedImage] = []
     sets = _find_sets(source, predictions, truth, paths, lacking)
@@ -80,7 +80,7 @@ def find_compared(
                 rows.append(replace(sample, name=before + sample.name, predictions=tuple(maps)))
     if not rows:
         raise UsageError(
-            f"No image of {source or ', '.join(sets)} has all it takes under one name (without "
+            f"No image of {source or ', '.join(sets)} has image, mask and predictions of the same name (without "
             f"{', '.join(f'{what}: {count:,}' for what, count in lacking.items() if count)}): check the folders."
         )
     return rows, {what: count for what, count in lacking.items() if count}
@@ -92,7 +92,7 @@ def pick_names(rows: Sequence[ComparedImage], names: Sequence[str]) -> list[Comp
     for name in names:
         if name not in by_name:
             near = did_you_mean(name, by_name)
-            raise UsageError(f"No image that has all it takes is called {name!r}{near or ': check --names.'}")
+            raise UsageError(f"No complete image is called {name!r}{near or ': check --names.'}")
     return [by_name[name] for name in names]
 
 
@@ -117,7 +117,7 @@ def choose_worst(
         raise UsageError(f"--by can't be {metric!r}: give {', '.join(PER_IMAGE)}{near or '.'}")
     cases = [PredictionPair(row.name, row.predictions[0], row.truth) for row in rows if row.truth is not None]
     if len(cases) < len(rows):
-        raise UsageError("--worst goes by the ground truth, and there is none: give it with --truth, or give --names.")
+        raise UsageError("--worst needs ground truth, and there is none: give it with --truth, or use --names.")
     figures = [float(found[metric]) for found in evaluate(cases, resize=True, progress=progress).per_image]
     order = sorted(range(len(rows)), key=lambda index: figures[index], reverse=metric in LOWER_IS_BETTER)
     return [replace(rows[index], remark=f"{metric} {figures[index]:.3f}") for index in order[:count]]
@@ -138,7 +138,7 @@ def _find_sets(
     """Images and ground truths of each set, without predictions."""
     recorded = next(((name, path) for name, path in predictions.items() if (path / RECORD_FILE).is_file()), None)
     if source is None and truth is not None:
-        raise UsageError(f"--truth {truth} goes with a folder of images: name that, too.")
+        raise UsageError(f"--truth {truth} needs a folder of images: give that, too.")
     if source is not None and truth is not None:
         return _sets_from_folders(source, truth, paths, lacking)
     if recorded is not None and (source is None or not Path(source).is_dir()):
@@ -150,8 +150,8 @@ def _find_sets(
             raise
     if source is None:
         raise UsageError(
-            f"{', '.join(map(str, predictions.values()))} does not say which images were predicted: name them, a "
-            f"benchmark or a folder."
+            f"{', '.join(map(str, predictions.values()))} do not record which images were predicted: give a "
+            "benchmark or a folder of images."
         )
     return _sets_from_dataset(source, paths)
 
@@ -177,7 +177,7 @@ def _sets_from_record(
         evaluated = find_evaluation_sets([] if source is None else [source], folder, None, paths)
     except NoKnownTruth as error:
         raise UsageError(
-            f"{folder} does not say where images and their masks are: name them, a benchmark or a folder."
+            f"{folder} does not record where images and masks are: give a benchmark or a folder of images."
         ) from error
     lacking[f"a prediction of {method}"] = sum(len(one.missing) for one in evaluated)
     return {
@@ -214,8 +214,8 @@ def _sets_from_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImag
             named = [(image.relative_to(folder).with_suffix("").as_posix(), image) for image in images]
             return {folder.resolve().name: [ComparedImage(name, image, None) for name, image in named]}
         raise UsageError(
-            f"Images and masks in {source} can't be told apart or do not pair: name the images' folder, and the "
-            f"masks' with --truth."
+            f"Images and masks in {source} can't be told apart or do not pair: give the folder of images, and that "
+            "of masks with --truth."
         ) from error
     return {
         split.name: [ComparedImage(pair.name, pair.image, pair.mask) for pair in split.pairs]

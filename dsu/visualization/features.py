@@ -50,7 +50,7 @@ _RANDOM_REMARKS: Final = {
 """Remarks in a figure about random encoders."""
 
 
-# ---- which images ----
+# ---- images ----
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def find_shown(
         files = pair_files([pair.name for pair in found], named_images(unwrapped(masks) if masks.is_dir() else masks))
         if not any(files):
             raise UsageError(
-                f"{masks} holds no mask called like {found[0].name}: give --masks the folder of their masks."
+                f"{masks} contains no mask named like {found[0].name}: give the folder of their masks with --masks."
             )
         found = [replace(pair, mask=mask) for pair, mask in zip(found, files, strict=True)]
     return _read_images(found)
@@ -109,7 +109,7 @@ def find_head(given: str | None, progress: Progress = SILENT) -> str | None:
         head = resolve_head(None)
     except UsageError:
         return None
-    progress.say(f"head: {head}, the newest; name a network, such as --preset large, for encoders alone")
+    progress.say(f"head: {head}, the newest; give a network, such as --preset large, to show only encoders")
     return str(head)
 
 
@@ -121,12 +121,12 @@ def images_of_head(sources: Sequence[str], head: str | None, paths: Paths) -> tu
     dataset = {} if sources or head is None else read_head_info(resolve_head(head)).dataset
     if sources or "reference" not in dataset:
         if not sources:
-            raise UsageError("Nothing says which images to show: name image files, a folder or a benchmark.")
+            raise UsageError("There are no images to show: give image files, a folder or a benchmark.")
         return sources, paths
     try:
         source = SourceFolder(**{name: value for name, value in dataset.items() if name != "held_out"})
     except TypeError as error:
-        raise UsageError(f"{head} does not say rightly what it was trained on: name the images to show.") from error
+        raise UsageError(f"{head} has an invalid record of its training data: give the images to show.") from error
     return [source.reference], replace(
         paths, data_root=Path(source.data_root), images=source.images, masks=source.masks
     )
@@ -150,7 +150,7 @@ def _read_images(found: Sequence[Pair]) -> tuple[list[ShownImage], list[str]]:
     ], list(map(str, broken))
 
 
-# ---- their features ----
+# ---- features ----
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def choose_blocks(config: DSUNetConfig, asked: Sequence[int] | None) -> list[int
     if outside or not asked:
         named = f"block {outside[0]}" if outside else "none"
         raise UsageError(
-            f"--dino-blocks names {named}, but this DINOv2 has the blocks 1 to {depth}: name some of these."
+            f"--dino-blocks contains {named}, but this DINOv2 has blocks 1 to {depth}: give some of these."
         )
     return sorted(set(asked))
 
@@ -216,7 +216,7 @@ def choose_network(
     asked = {name: value for name, value in encoders.items() if value is not None}
     if head is not None and asked:
         option = next(iter(asked)).replace("_", "-")
-        raise UsageError(f"A head has its own encoders, which --{option} would change: leave it or --head away.")
+        raise UsageError(f"A head has its own encoders, which --{option} would change: omit --{option} or --head.")
     if head is None:
         config = build_config(asked.pop("preset", "large"), **asked)
     else:

@@ -227,7 +227,7 @@ class FeatureFigure:
         """t-SNE of every level: by far the slowest step."""
         levels = [level for group in self.groups for level in group.levels]
         planes = []
-        with progress.task("placing tokens (t-SNE)", len(levels), "levels") as task:
+        with progress.task("computing t-SNE", len(levels), "levels") as task:
             for level in levels:
                 on_object, colours = self._mark_tokens(level.maps)
                 chosen = choose_tokens(on_object, tokens, self.seed)

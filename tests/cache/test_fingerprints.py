@@ -71,4 +71,4 @@ def test_a_stale_error_names_differences_and_remedy_also_after_pickling() -> Non
     copy = pickle.loads(pickle.dumps(error))
     assert copy.differences == error.differences == (difference,)
     assert str(copy) == str(error)
-    assert str(error).endswith(": V: grid is 37 in the store, 11 is wanted. Cache again.")
+    assert str(error).endswith(": V: grid is 37 in the store, but 11 is needed. Cache again.")

@@ -133,8 +133,8 @@ def test_processes_that_share_a_lock_keep_others_out_and_leave_no_files(tmp_path
         for share_, said in (
             (None, rf"the toy is written by process {os.getpid()} "),
             ((3, PARTS), rf"the toy is written as 3 of 3 parts by process {os.getpid()} "),
-            ((2, "4 parts"), "the toy is written, divided otherwise, by process"),
-            ((1, "3 processes"), "the toy is written, divided otherwise, by process"),
+            ((2, "4 parts"), "the toy is written in another division by process"),
+            ((1, "3 processes"), "the toy is written in another division by process"),
         ):
             with pytest.raises(BusyError, match=said), locked(path, "the toy is written", share=share_):
                 pytest.fail(f"{share_} got in")

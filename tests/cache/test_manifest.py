@@ -151,7 +151,7 @@ def test_loading_is_repeated_if_the_generation_was_replaced_meanwhile(
 def test_without_a_whole_generation_the_manifest_is_corrupt(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "00000001.json").write_bytes(content)
-    with pytest.raises(CorruptError, match="holds no whole manifest"):
+    with pytest.raises(CorruptError, match="contains no intact manifest"):
         load_manifest(tmp_path)
 
 
@@ -209,9 +209,9 @@ def test_a_damaged_segment_is_never_read(tmp_path: Path, cut: int) -> None:
     save_manifest(tmp_path, Manifest().assign(entries(a="1", b="2"), 4))
     (segment,) = tmp_path.glob("*.safetensors")
     segment.write_bytes(segment.read_bytes()[:cut])
-    with pytest.raises(CorruptError, match="no whole manifest"):
+    with pytest.raises(CorruptError, match="no intact manifest"):
         load_manifest(tmp_path)
-    assert "segment that is lost" in damage(tmp_path / "00000001.json")
+    assert "lost segment" in damage(tmp_path / "00000001.json")
 
 
 values = st.one_of(

@@ -111,7 +111,7 @@ def test_a_damaged_index_and_damaged_metadata_are_corrupt(full: Store) -> None:
 def test_a_damaged_orphan_is_reported_without_a_sample(full: Store, put: Put) -> None:
     put(full, "bcdefghij")
     (full.path / "pixels/c/0/0/0/0/0").unlink()
-    with pytest.raises(CorruptError, match=r"row 0, view 0 .shard 0; no sample of the manifest"):
+    with pytest.raises(CorruptError, match=r"row 0, view 0 .shard 0; no sample in the manifest"):
         full.reader(["pixels"]).read([0], [0])
 
 

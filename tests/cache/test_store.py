@@ -69,7 +69,7 @@ def test_create_refuses_a_folder_that_is_not_empty(tmp_path: Path, store: Store)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     for path in (tmp_path / "photos", tmp_path / "photos" / "a.jpg", store.path):
-        with pytest.raises(CacheError, match="is there already"):
+        with pytest.raises(CacheError, match=r"already exists|exists and is not a folder"):
             Store.create(path, {})
 
 
@@ -81,7 +81,7 @@ def test_create_replaces_an_interrupted_creation(store: Store, tmp_path: Path) -
 
 @pytest.mark.parametrize(("rows_per_shard", "compressor"), [(0, None), (4, "gzip")])
 def test_create_refuses_an_invalid_layout(tmp_path: Path, rows_per_shard: int, compressor: Any) -> None:
-    with pytest.raises(ValueError, match="a store cannot have"):
+    with pytest.raises(ValueError, match="a store can't have"):
         Store.create(tmp_path / "s", {}, rows_per_shard, compressor)
     assert not (tmp_path / "s").exists()
 
@@ -95,7 +95,7 @@ def test_open_reports_the_problem(tmp_path: Path, store: Store) -> None:
         Store.open(tmp_path / "foreign")
     for path in (store.path / "manifest").glob("0*.json"):
         path.write_bytes(b"")
-    with pytest.raises(CorruptError, match="no whole manifest"):
+    with pytest.raises(CorruptError, match="no intact manifest"):
         Store.open(store.path)
 
 
@@ -258,23 +258,23 @@ def test_write_shard_refuses_wrong_arguments(store: Store, values: Values) -> No
         store.write_shard("V", 0, 0, rows, right.astype(np.float32))
     with pytest.raises(ValueError, match=r"not float16 \(4, 32\)"):
         store.write_shard("V", 0, 0, rows, right.reshape(4, 32))
-    with pytest.raises(ValueError, match="a shard is written whole"):
+    with pytest.raises(ValueError, match="give exactly those"):
         store.write_shard("V", 0, 0, rows[:2], right[:2])
     with pytest.raises(ValueError, match="0 rows in use"):
         store.write_shard("V", 0, 9, [], right[:0])
     with pytest.raises(CacheError, match="no view 4"):
         store.write_shard("V", 4, 0, rows, right)
-    with pytest.raises(CacheError, match=r"no array 'S1' \(V, pixels there\)|no array 'S1' \(pixels, V there\)"):
+    with pytest.raises(CacheError, match=r"no array 'S1' \(it has (V, pixels|pixels, V)\)"):
         store.write_shard("S1", 0, 0, rows, right)
     assert files(store.path) == {}
     store.write_shard("V", 0, 0, rows, right)
-    with pytest.raises(CacheError, match="written already: discard it"):
+    with pytest.raises(CacheError, match="already written: discard it"):
         store.write_shard("V", 0, 0, rows, right)
 
 
 def test_arrays_are_added_and_removed(store: Store, fill: Fill) -> None:
     fill(store, "pixels", [0])
-    with pytest.raises(CacheError, match="has an array 'pixels' already"):
+    with pytest.raises(CacheError, match="already has an array 'pixels'"):
         store.add_array("pixels", (1,), "uint8", 1, Fingerprint({}))
     before = files(store.path)
     store.add_array("label", (), "int64", 1, Fingerprint({}))
@@ -323,7 +323,9 @@ def test_check_refuses_stale_arrays_and_returns_drift(store: Store) -> None:
     assert store.check({"S1": Fingerprint({"weights": "1a"}, {"torch": "2.6"}), "V": Fingerprint({"size": 2})}) == ()
     drift = store.check({"S1": Fingerprint({"weights": "1a"}, {"torch": "2.7"})})
     assert drift == (FieldDifference("S1", "torch", "2.6", "2.7"),)
-    with pytest.raises(StaleError, match=r"S1: weights is '1a' in the store, '2b' is wanted. Run it again") as caught:
+    with pytest.raises(
+        StaleError, match=r"S1: weights is '1a' in the store, but '2b' is needed. Run it again"
+    ) as caught:
         store.check({"S1": Fingerprint({"weights": "2b"}), "V": Fingerprint({"size": 2})}, "Run it again.")
     assert caught.value.differences == (FieldDifference("S1", "weights", "1a", "2b"),)
 
@@ -335,7 +337,7 @@ def test_the_lock_brings_the_store_up_to_date(store: Store, put: Put) -> None:
         other.add_array("label", (), "int64", 1, Fingerprint({}))
         with pytest.raises(BusyError, match=r"the store .* is being written by process"), store.lock():
             pytest.fail("two writers")
-    with pytest.raises(CacheError, match="has an array 'label' already"):
+    with pytest.raises(CacheError, match="already has an array 'label'"):
         store.add_array("label", (), "int64", 1, Fingerprint({}))
     with store.lock():
         assert store.manifest == other.manifest
@@ -369,7 +371,7 @@ def test_an_array_that_is_being_read_is_not_removed_until_its_reader_is_closed_o
 
 def test_only_one_process_at_a_time_can_create_a_store(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
-    with creating(tmp_path / "s"), pytest.raises(BusyError, match="is being made by another process"):
+    with creating(tmp_path / "s"), pytest.raises(BusyError, match="another process is creating"):
         Store.create(tmp_path / "s", {})
     Store.create(tmp_path / "s", {})
 
@@ -394,7 +396,7 @@ def test_damaged_metadata_is_named_not_used_and_replaced_by_adding_the_array_aga
 
 def test_remove_store_refuses_other_folders(store: Store, tmp_path: Path) -> None:
     (tmp_path / "photos" / "manifest").mkdir(parents=True)
-    with pytest.raises(CacheError, match="is no store"):
+    with pytest.raises(CacheError, match="is not a store"):
         remove_store(tmp_path / "photos")
     with store.lock(), pytest.raises(BusyError, match="is being written by process"):
         remove_store(store.path)

@@ -162,7 +162,7 @@ def test_maps_are_not_evaluated_during_prediction(dsu: Dsu, house: House, tmp_pa
 def test_eval_reports_normalisation_and_thresholds_of_prediction(dsu: Dsu, house: House) -> None:
     options = ("--threshold", "0.5", "--normalize", "minmax")
     dsu(*house.predict("--out", "maps", *options, "--quiet"))
-    said = "stretched (min-max) and cut at 0.5 when predicted"
+    said = "stretched (min-max) and binarised at 0.5 when predicted"
     for form in ("table", "markdown", "latex", "json"):
         assert said in " ".join(dsu("eval", "--predictions", "maps", "--format", form).stdout.split()), form
 

@@ -29,7 +29,7 @@ from support import Dsu
         (("--precision", "fp8"), ("--precision must be 'auto', 'fp32' or 'bf16', not 'fp8'",)),
         (("--device", "quantum"), ("'quantum'", "cpu, cuda or cuda:N")),
         (("--device", "meta"), ("'meta'", "cpu, cuda or cuda:N")),
-        (("--device", "cuda:77"), ("'cuda:77'", "choose what is here (cpu")),
+        (("--device", "cuda:77"), ("'cuda:77'", "choose an available one (")),
         (("--preset", "huge"), ("preset", "'huge'", "large, base, small, tiny, toy")),
         (("--preset", "lage"), ("'lage'", "did you mean 'large'?")),
         (("--compressor", "zst"), ("--compressor", "did you mean 'zstd'?")),
@@ -50,7 +50,7 @@ def test_options_of_stage_one(refused: Refused, drawn: Path, options: Sequence[s
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(refused: Refused, house: House) -> None:
     for command in (stage_one(house.data), house.train(), house.predict()):
-        refused([*command, "--device", "cuda"], "'cuda'", "choose what is here (cpu alone)")
+        refused([*command, "--device", "cuda"], "'cuda'", "choose an available one (only cpu)")
 
 
 @pytest.mark.parametrize(

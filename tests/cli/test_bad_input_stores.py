@@ -24,8 +24,8 @@ def test_training_without_any_store(refused: Refused) -> None:
 def test_stale_arrays_are_refused_with_the_differing_field(refused: Refused, house: House) -> None:
     roots = ("--cache-root", house.features)
     for options, field in (
-        (("--feature-dtype", "float32"), "V: type is 'float16' in the store, 'float32' is wanted"),
-        (("--precision", "bf16"), "V: precision is 'fp32' in the store, 'bf16' is wanted"),
+        (("--feature-dtype", "float32"), "V: type is 'float16' in the store, but 'float32' is needed"),
+        (("--precision", "bf16"), "V: precision is 'fp32' in the store, but 'bf16' is needed"),
         (("--foreground", 255), "mask: mask_format is"),
     ):
         refused(stage_one(house.data, *roots, *options), field, "--rebuild", "--cache-root", status=1)

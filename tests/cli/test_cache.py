@@ -79,7 +79,7 @@ def test_a_long_name_is_not_truncated_and_breaks_at_hyphens(
 def test_without_stores_all_commands_say_so_and_a_name_is_refused(dsu: Dsu) -> None:
     for command in ("list", "info", "verify"):
         said = dsu("cache", command, "--cache-root", "elsewhere").output
-        assert said == "There are no stores below elsewhere: `dsu cache-features` makes them.\n"
+        assert said == "There are no stores below elsewhere: create them with `dsu cache-features`.\n"
         assert json.loads(dsu("cache", command, "--json", "--quiet").stdout) == []
     for command in ("info", "verify"):
         assert "no store of DUTS" in dsu("cache", command, "DUTS", exit_code=2).output
@@ -208,7 +208,7 @@ def test_a_store_that_is_being_written_can_not_be_written_read_or_removed(
             assert f"(-c {mine.store} write)" in said and "wait until it ends, or stop it" in said
         assert "being written" in dsu("cache", "list", *roots).output
     assert (mine.store / "manifest" / "lock").read_text(), "the dead process left its lock's text"
-    assert "all there" in dsu(*mine.command()).output
+    assert "already stored" in dsu(*mine.command()).output
 
 
 def test_a_store_that_is_being_read_can_not_be_rebuilt_or_removed(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_store_that_is_being_read_can_not_be_rebuilt_or_removed(dsu: Dsu, cach
         ):
             said = dsu(*command, exit_code=1).output
             assert f"being read by process {other.pid} on " in said
-        assert "all there" in dsu(*mine.command()).output  # commands that do not affect readers still work
+        assert "already stored" in dsu(*mine.command()).output  # commands that do not affect readers still work
         assert complaint(mine) is None
     dsu(*mine.command("--feature-dtype", "float32", "--rebuild"))
 
@@ -239,5 +239,5 @@ def test_a_store_opened_before_a_rebuild_can_not_be_read(cached: Cached, tmp_pat
     mine = cached.copied(tmp_path)
     store = Store.open(mine.store)
     dsu(*mine.command("--feature-dtype", "float32", "--rebuild"))
-    with pytest.raises(CacheError, match="made anew since it was opened"):
+    with pytest.raises(CacheError, match="rebuilt since it was opened"):
         store.reader(["V"])

@@ -78,7 +78,7 @@ def test_verify_names_damage_with_its_samples_and_only_damaged_shards_are_comput
     flip(shard(mine, "V", 2), 500)
     shard(mine, "pixels").unlink()
     said = dsu("cache", "verify", "--cache-root", mine.root, "--keep", exit_code=1).output
-    assert "V/c/0/2" in said and "damaged 1 sample (0000)" in said and "pixels/c/0/0" in said
+    assert "V/c/0/2" in said and "1 sample (0000) damaged" in said and "pixels/c/0/0" in said
     assert "nothing was marked as missing (--keep" in said
     said = dsu("cache", "verify", "tiles", "--cache-root", mine.root, exit_code=1).output
     assert "5 samples (0000, 0001, 0002, 0003, 0004) lost" in said and "2 marked as missing" in said
@@ -90,7 +90,7 @@ def test_verify_names_damage_with_its_samples_and_only_damaged_shards_are_comput
     assert {name: content for name, (_, content) in mended.items()} == {n: content for n, (_, content) in whole.items()}
     computed = {name for name, (time, _) in mended.items() if time != whole[name][0]}
     assert {name.split("/")[2] for name in computed} == {"V", "pixels"} and len(computed) == 2
-    assert "is whole" in dsu("cache", "verify", "--cache-root", mine.root).output
+    assert "is intact" in dsu("cache", "verify", "--cache-root", mine.root).output
 
 
 @pytest.mark.parametrize("array", ["V", "S3", "mask"])

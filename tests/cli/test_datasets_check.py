@@ -104,7 +104,7 @@ def test_a_sheet_is_drawn_on_request_and_overwrites_nothing(dsu: Dsu, folder: Pa
         said = dsu("datasets", "check", folder, "--sheet", taken, exit_code=2).output
         assert "already exists" in said and "mask_format" not in said
     dsu("datasets", "check", folder, "--sheet", "look/sheet.png", "--overwrite")
-    assert "name a .png or a .pdf" in dsu("datasets", "check", folder, "--sheet", "a.txt", exit_code=2).output
+    assert "give a .png or a .pdf" in dsu("datasets", "check", folder, "--sheet", "a.txt", exit_code=2).output
 
 
 def test_lost_objects_are_counted_at_the_networks_input_size(dsu: Dsu, folder: Path) -> None:

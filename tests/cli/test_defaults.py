@@ -27,7 +27,7 @@ def test_the_default_store_is_reported_and_skips_tiles_and_images_without_masks(
     dsu("cache-features", "bare", *quick)
     said = dsu(*train, "second").output
     assert "cached last: whole (" in said and "whole: 4 to train on" in said
-    passed_over = next(line for line in said.splitlines() if line.startswith("passed over, though cached later"))
+    passed_over = next(line for line in said.splitlines() if line.startswith("skipped, although newer"))
     assert "in tiles 64-8" in passed_over and "bare (" in passed_over and "without masks" in passed_over
     said = dsu("study", "seeds", "-n", 2, "--epochs", 1, "--views", "none", "--adapt-last", 0, "--dry-run").output
     assert "cached last: whole (" in said
@@ -43,7 +43,7 @@ def test_features_are_drawn_for_the_newest_run_and_its_images(dsu: Dsu, house: H
     assert "the newest" not in said, "a network that is named has no head"
     shutil.rmtree("runs")
     said = dsu("visualize", "features", *TINY, "--no-tsne", "--out", "none.png", exit_code=2).output
-    assert "Nothing says which images to show" in said
+    assert "There are no images to show" in said
 
 
 def test_predictions_are_shown_without_ground_truth(dsu: Dsu, house: House, tmp_path: Path) -> None:

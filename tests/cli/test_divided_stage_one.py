@@ -88,14 +88,14 @@ def test_parts_make_the_stores_of_one_in_any_order_and_the_last_says_so(
     with computing_threads(THREADS):
         first = many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "3/3").output
     assert "encoding shapes-TR, part 3/3: 16 views" in first
-    assert "Part 3/3 is stored in parts; the other parts have 6 shards to write yet." in first
+    assert "Part 3/3 is stored in parts; the other parts have 6 shards left to write." in first
     before = contents(Path("parts"))
     again = many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "3/3").output
     assert "the other parts have 6 shards" in again and contents(Path("parts")) == before
     with computing_threads(1):
         many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "1/3")
         last = many("cache-features", drawn, *OPTIONS, "--cache-root", "parts", "--part", "2/3").output
-    assert "Stored in parts, and with part 2/3 all parts. Next: `dsu train-head`" in last
+    assert "Stored in parts; all parts are complete. Next: `dsu train-head`" in last
     assert "other version" not in last
     assert not differing("parts", one)
     assert not list(Path("parts").glob(".*")), "a lock was left"
@@ -108,7 +108,7 @@ def test_any_number_of_processes_can_finish_the_stores_that_parts_have_begun(
         many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "1/2")
     with computing_threads(1):
         text = many("cache-features", drawn, *OPTIONS, "--cache-root", "rest", "--part", "3/5").output
-        assert "shapes-TR: encoded with 2 threads, as its store was begun, not with 1." in text
+        assert "shapes-TR: encoded with 2 threads, like the rest of its store, not with 1." in text
         many("cache-features", drawn, *OPTIONS, "--cache-root", "rest")
     assert not differing("rest", one)
 
@@ -122,7 +122,7 @@ def test_while_parts_write_others_use_their_plan_and_change_nothing(
         for store in stores:
             held.enter_context(store.lock((1, "2 parts")))
         text = many("cache-features", drawn, *OPTIONS, "--part", "2/2").output
-        assert "Part 2/2 is stored in features; the other parts have 2 shards to write yet." in text
+        assert "Part 2/2 is stored in features; the other parts have 2 shards left to write." in text
         for command in (
             ("cache-features", drawn, *OPTIONS),
             ("cache-features", drawn, *OPTIONS, "--views", "none", "--features", "V,S1,S2", "--part", "2/2"),
@@ -144,8 +144,8 @@ def test_parts_that_would_write_shards_twice_are_refused(
     store = FeatureStore.open(next(Path("features").glob("shapes-TR/*")))
     for share, wanted, reason in (
         ((1, "2 parts"), "1/2", "is being written as 1 of 2 parts by process"),
-        ((1, "2 parts"), "1/3", "is being written, divided otherwise, by process"),
-        ((1, "8 processes"), "1/8", "is being written, divided otherwise, by process"),
+        ((1, "2 parts"), "1/3", "is being written in another division by process"),
+        ((1, "8 processes"), "1/8", "is being written in another division by process"),
         (None, "1/2", "is being written by process"),
     ):
         with store.lock(share):
@@ -161,7 +161,7 @@ def test_a_part_waits_while_another_reads_the_images_and_says_so(many: Dsu, draw
         threading.Timer(1.0, held.close).start()
         text = many("cache-features", drawn, *OPTIONS, "--part", "1/2").output
     assert "waiting (0:00 of at most 1:00:00): the images of features/shapes-TR" in text
-    assert f"are being looked at by process {os.getpid()} on" in text
+    assert f"are being scanned by process {os.getpid()} on" in text
 
 
 def test_a_part_that_waited_for_the_same_part_writes_only_the_rest(many: Dsu, drawn: Path) -> None:
@@ -204,7 +204,10 @@ def test_if_one_process_fails_all_end_with_one_line(many: Dsu, drawn: Path, tmp_
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"])
 def test_an_invalid_part_is_refused(dsu: Dsu, drawn: Path, part: str) -> None:
-    assert "a part and how many there are, as 3/16" in dsu("cache-features", drawn, "--part", part, exit_code=2).output
+    assert (
+        "a part and the number of parts, such as 3/16"
+        in dsu("cache-features", drawn, "--part", part, exit_code=2).output
+    )
 
 
 def shown(word: str) -> str:

@@ -61,8 +61,8 @@ def test_every_command_gives_the_same_results_on_s3_as_in_a_folder(dsu: Dsu, s3:
     shown = dsu("cache", "list", "--cache-root", ROOT).output + dsu("cache", "info", "--cache-root", ROOT).output
     assert shown.count("complete") == 4 and f"{ROOT}/shapes-TR/" in shown and "orphaned objects" in shown
     assert "scratch" not in shown
-    assert "is whole" in dsu("cache", "verify", "--cache-root", ROOT).output
-    assert "all there" in dsu("cache-features", drawn, *OPTIONS, "--cache-root", ROOT).output
+    assert "is intact" in dsu("cache", "verify", "--cache-root", ROOT).output
+    assert "already stored" in dsu("cache-features", drawn, *OPTIONS, "--cache-root", ROOT).output
     dsu("predict", drawn, "--head", "there", "--cache-root", ROOT)
     dsu("check-equivalence", drawn, "--cache-root", ROOT, "--steps", 1, "--batch-size", 2)
     assert "freed" in dsu("cache", "remove", drawn, "--cache-root", ROOT, "--yes").output
@@ -81,7 +81,7 @@ def test_a_second_push_copies_only_new_shards(dsu: Dsu, s3: Server, drawn: Path)
     assert dsu("cache", "push", ROOT).output.count("nothing was missing") == 2
     dsu("cache-features", drawn, *OPTIONS, "--quiet")
     objects = s3.objects()
-    assert "is copied to" in dsu("cache", "push", ROOT).output
+    assert "was copied to" in dsu("cache", "push", ROOT).output
     added = [key for key in s3.objects() if key not in objects and "/manifest/" not in key]
     assert added and all("/S1/" in key for key in added)
     dsu("cache", "pull", ROOT, "shapes", "--cache-root", "pulled")
@@ -205,7 +205,7 @@ def test_a_damaged_object_is_computed_again(dsu: Dsu, s3: Server, drawn: Path) -
     hurt = next(key for key in objects if "/shapes-TR/" in key and "/V/" in key)
     s3.put(hurt, bytes([objects[hurt][0] ^ 1]) + objects[hurt][1:])
     said = dsu("cache", "verify", "--cache-root", ROOT, exit_code=1).output
-    assert "does not hold the bytes that were written" in said and "1 marked as missing" in said
+    assert "does not contain the bytes that were written" in said and "1 marked as missing" in said
     dsu("cache-features", drawn, *OPTIONS, "--cache-root", ROOT, "--quiet")
     dsu("cache", "verify", "--cache-root", ROOT)
     assert s3.objects()[hurt] == objects[hurt]

@@ -50,7 +50,7 @@ def test_a_killed_process_ends_all_and_one_process_can_resume(stored: Dsu) -> No
     text = said(process)
     assert process.returncode != 0
     [line] = lines(text, "error:")
-    assert "A process of this run was ended" in line and "--resume" in line
+    assert "A process of this run ended" in line and "--resume" in line
     done = len(table(Path("run")))
     assert done > 0
     rest = torchrun(["train-head", "--resume", "--out", "run"], processes=1)

@@ -100,7 +100,7 @@ def test_predictions_of_a_run_need_only_its_folder(dsu: Dsu, house: House) -> No
     shutil.copytree(house.run, "runs/newest")
     shutil.copytree(house.run, "runs/unused", ignore=shutil.ignore_patterns("predictions"))
     said = dsu("visualize", "predictions", "--predictions", "Ours=runs/unused", "-o", "no.png", exit_code=2).output
-    assert "runs/unused holds a head and no predictions: run `dsu predict --head runs/unused` first." in said
+    assert "runs/unused contains a head but no predictions: run `dsu predict --head runs/unused` first." in said
     said = dsu("visualize", "predictions", "shapes-TE", "-o", "newest.png").output
     assert f"newest: {Path('runs/newest/predictions')}" in said
     with Image.open("predictions.png") as ours, Image.open("worst.png") as worst:

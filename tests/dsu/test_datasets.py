@@ -176,7 +176,7 @@ def test_invalid_arguments_are_refused_in_one_sentence(store: Path, tmp_path: Pa
         FeatureDataset(store, strange)
     other = toy_network()
     other.config = build_config("toy")
-    with pytest.raises(UsageError, match=r"is of hiera-toy-128\+dino-toy-126, and the model of toy"):
+    with pytest.raises(UsageError, match=r"was made with hiera-toy-128\+dino-toy-126, but the model has toy"):
         FeatureDataset(store, other)
 
 

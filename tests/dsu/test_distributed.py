@@ -98,14 +98,14 @@ def test_a_checkpoint_can_be_resumed_by_any_number_of_processes(two: tuple[Path,
 def test_if_one_dies_the_others_end(two: tuple[Path, Results]) -> None:
     survivor, victim = two[1]
     assert len(victim) == 5
-    assert "was ended" in survivor[5]["said"] and "--resume" in survivor[5]["said"]
+    assert "process of this run ended" in survivor[5]["said"] and "--resume" in survivor[5]["said"]
 
 
 @pytest.mark.slow
 def test_a_process_that_waits_for_another_ends_on_sigterm(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert start(tmp_path, 2, ("terminated", {})) == [[], [{}]]
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1 and "A process of this run was ended" in said[0]
+    assert len(said) == 1 and "A process of this run ended" in said[0]
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_a_new_machine_works_and_the_next_step_is_to_store_features() -> None:
     assert found.working and broken(found) == set()
     assert facts(found)["torch"].text and facts(found)["python"].text
     assert facts(found)["large"].state == "note" and facts(found)["toy"].state == "fine"
-    assert "fetches the weights" in found.next_steps[0] and "dsu demo" in found.next_steps[-1]
+    assert "downloads missing weights" in found.next_steps[0] and "dsu demo" in found.next_steps[-1]
     assert not any(Path().iterdir()), "the checks left files behind"
     assert json.loads(json.dumps(found.to_json()))["working"] is True
 
@@ -55,7 +55,7 @@ def test_weights_are_found_in_the_hubs_cache_without_downloads(tmp_path: Path, m
     (repository / "snapshots" / "c0ffee").mkdir(parents=True)
     (repository / "snapshots" / "c0ffee" / "sam2.1_hiera_tiny.pt").write_bytes(b"weights")
     tiny = facts(look())["tiny"]
-    assert tiny.text == "Hiera tiny in the hub's cache, DINOv2 vits14 not here"
+    assert tiny.text == "Hiera tiny in the hub's cache, DINOv2 vits14 missing"
     assert "model.safetensors from huggingface.co/timm/vit_small" in (tiny.remedy or "")
     assert tiny.value["dino"] is None and tiny.value["hiera"].endswith("sam2.1_hiera_tiny.pt")
 
@@ -198,11 +198,11 @@ def test_the_next_step_is_about_the_newest_head(tmp_path: Path) -> None:
 def test_whether_the_hub_would_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    assert facts(look())["hub"].text.startswith("is asked when weights are wanted that are not here")
+    assert facts(look())["hub"].text.startswith("is used if weights are missing here")
     for variable in ("DSU_HIERA", "DSU_DINO"):
         (tmp_path / "weights.pt").write_bytes(b"weights")
         monkeypatch.setenv(variable, "weights.pt")
-    assert facts(look())["hub"].text == "need not be asked"
+    assert facts(look())["hub"].text == "is not needed"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in facts(look())["hub"].text
 

@@ -92,7 +92,7 @@ def test_a_sheet_with_wrong_numbers_of_titles_or_labels_is_refused(tmp_path: Pat
     with pytest.raises(UsageError, match="2 labels do not name 1 rows"):
         sheet([[grey()]], ["mask"], tmp_path / "sheet.png", labels=["a", "b"])
     for name in ("sheet.jpg", "sheet"):
-        with pytest.raises(UsageError, match=r"name a \.png or a \.pdf"):
+        with pytest.raises(UsageError, match=r"give a \.png or a \.pdf"):
             page_files(tmp_path / name, 1)
 
 

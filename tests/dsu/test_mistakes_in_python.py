@@ -61,9 +61,9 @@ def test_unknown_terms_of_the_loss_are_refused(given: dict[str, object], said: s
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda mask: mask.byte(), "is uint8, and the loss takes floats"),
-        (lambda mask: mask > 0, "is bool, and"),
-        (lambda mask: mask * 255, "reaches 255.*divide it by 255"),
+        (lambda mask: mask.byte(), "is uint8, but the loss needs floats"),
+        (lambda mask: mask > 0, "is bool, but"),
+        (lambda mask: mask * 255, "maximum is 255.*divide it by 255"),
         (lambda mask: mask[:, 0], r"\(2, 8, 8\) and the logits are \(2, 1, 8, 8\)"),
     ],
 )
@@ -84,7 +84,7 @@ def test_trainable_encoders_are_refused(model: DSUNet, inputs: dict[str, Tensor]
 def test_unnormalised_floats_are_refused(model: DSUNet, inputs: dict[str, Tensor]) -> None:
     normalised = {name: (x.float() / 255 - model.mean) / model.std for name, x in inputs.items()}
     assert torch.allclose(model(**normalised).logits, model(**inputs).logits, atol=1e-4)
-    with pytest.raises(UsageError, match="taken as normalised, and these reach"):
+    with pytest.raises(UsageError, match="must be normalised, but these reach"):
         model(inputs["pixel_values"].float(), inputs["guide_values"])
 
 
@@ -96,7 +96,7 @@ def test_missing_and_mismatching_inputs_are_named(model: DSUNet, inputs: dict[st
     with pytest.raises(UsageError, match="nothing to start from"):
         model()
     features = model.encode(**inputs, names=["V"])
-    with pytest.raises(UsageError, match=r"of \[1, 2\] samples"):
+    with pytest.raises(UsageError, match=r"numbers of samples \(\[1, 2\]\)"):
         model(inputs["pixel_values"], features={"V": features["V"][:1]})
     with pytest.raises(UsageError, match=r"V is .* channels last"):
         model(inputs["pixel_values"], features={"V": features["V"].permute(0, 3, 1, 2)})
@@ -105,7 +105,7 @@ def test_missing_and_mismatching_inputs_are_named(model: DSUNet, inputs: dict[st
 def test_a_refused_device_is_not_suggested() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(UsageError, match=r"'cuda' can't be used: choose what is here \(cpu alone\)"):
+    with pytest.raises(UsageError, match=r"'cuda' can't be used: choose an available one \(only cpu\)"):
         choose_runtime("cuda", "auto")
 
 

@@ -125,9 +125,9 @@ def test_unusual_and_broken_files_are_reported_and_do_not_stop(unusual: Path) ->
     assert not found.stops and not finding(found, "unreadable").sentence().count("\n")
     kinds = {(entry["what"], entry["kind"]): entry["read_as"] for entry in file_counts(found.splits)}
     assert kinds["images", "PNG, 16-bit grey"] == "scaled to 8 bits: 65535 is white"
-    assert kinds["images", "JPEG, RGB, turned by EXIF"] == "unchanged, turned upright"
+    assert kinds["images", "JPEG, RGB, rotated by EXIF"] == "unchanged, rotated upright"
     assert kinds["images", "PNG, RGB, alpha"].endswith("alpha dropped")
-    assert kinds["images", "GIF, palette, several pictures"].endswith("the first picture only")
+    assert kinds["images", "GIF, palette, several frames"].endswith("first frame only")
     assert any("CMYK" in kind for _, kind in kinds) and ("images", "TIFF, float") in kinds
     text = "".join(one.sentence() for one in found.findings)
     assert text.isprintable()

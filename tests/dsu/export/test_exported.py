@@ -143,7 +143,7 @@ def test_a_model_with_other_weights_is_detected(exported: Export) -> None:
     try:
         model = Model(exported.model, "cpu")
         found = compare(exported.network, model, network_inputs(model.sizes, images_to_check(None)))
-        assert found.fault is not None and "of their deviation" in found.fault
+        assert found.fault is not None and "standard deviations" in found.fault
     finally:
         with torch.no_grad():
             weight.copy_(before)
@@ -186,7 +186,7 @@ def test_invalid_requests_are_refused(exported: Export, tmp_path: Path, options:
 def test_files_are_overwritten_only_if_requested(exported: Export, tmp_path: Path) -> None:
     for name in ("model.onnx", "model.md"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(UsageError, match=f"{name} stands already"):
+        with pytest.raises(UsageError, match=f"{name} already exists"):
             export_model(exported.head, tmp_path / "model.onnx", WEIGHTS)
         (tmp_path / name).unlink()
     export_model(exported.head, tmp_path / "model.onnx", WEIGHTS)
@@ -328,7 +328,7 @@ def test_models_that_can_not_be_loaded_are_named(
     for name, said in {
         "absent": "There is no (model|head) at",
         "rubbish": "can't be loaded",
-        "strange": "no model of",
+        "strange": "not written by `dsu export`",
         "newer": "9.9",
     }.items():
         with pytest.raises(error, match=said):

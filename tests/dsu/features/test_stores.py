@@ -170,5 +170,5 @@ def test_two_folders_with_the_same_name_can_not_share_a_store(
 ) -> None:
     _, root = cached
     shutil.copytree(drawn / "train", tmp_path / "tiles")
-    with pytest.raises(DsuError, match="holds the features of"):
+    with pytest.raises(DsuError, match="contains the features of"):
         cache(tmp_path / "tiles", root)

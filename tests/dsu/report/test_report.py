@@ -173,7 +173,7 @@ def test_thresholds_and_calibration_are_shown_for_all_runs_that_have_them(found:
     page = Page(path)
     assert not page.unclosed and ["0.65", "balanced", "3/4, 1/2, 0.250"] in page.rows
     text = " ".join(" ".join(page.texts).split())
-    assert "Second: proposed from mine-VAL only; no other images test them" in text and "Not evaluated on late" in text
+    assert "Second: proposed from mine-VAL only; not tested on other images" in text and "Not evaluated on late" in text
     assert "mine-VAL: 0.10 to 0.60: 1 of 3, 0.70 to 0.90: 3 of 3" in text and "Calibration" in text
     [line] = [named for tag, named in page.tags if tag == "polyline"][:1]
     assert line["class"] == "line run-1" and len((line["points"] or "").split()) == 2

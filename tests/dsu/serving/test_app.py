@@ -177,9 +177,9 @@ BIG = png(Image.new("RGB", (1100, 1000)))
         ({"params": {"treshold": ".3"}}, 422, "query.treshold is not a known field"),
         ({"files": {"picture": ("a.png", b"x")}}, 400, "The form has 0 fields 'image': send one."),
         ({"files": [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]}, 400, "has 2 fields 'image'"),
-        ({"files": None, "data": {"image": "x"}}, 415, "The request is no form: send multipart/form-data"),
-        ({"files": None}, 415, "The request is no form"),
-        (form(BIG), 413, "photo.png has 1100x1000 pixels, and no more than 1 million are taken"),
+        ({"files": None, "data": {"image": "x"}}, 415, "The request is not a form: send multipart/form-data"),
+        ({"files": None}, 415, "The request is not a form"),
+        (form(BIG), 413, "photo.png has 1100x1000 pixels, but at most 1 million are accepted"),
         (form(bytes(300_000)), 413, "The image is larger than 0.2 MB: send a smaller one."),
         (form(b""), 415, "photo.png cannot be read as an image (it is empty)"),
         (form(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg"), 415, "not in a known image format"),
@@ -284,7 +284,7 @@ def test_a_full_queue_gives_status_503_and_retry_after(serve: Serve, heads: Head
         until(lambda: client.get("/health").json()["requests"] == 2)
         refused = client.post("/predict", **form(data))
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
-        assert "come back" in refused.json()["error"]
+        assert "retry in" in refused.json()["error"]
         watcher.leave.set()
         assert [one.result().status_code for one in waiting] == [200, 200]
     assert client.get("/health").json() == {"status": "ok", "requests": 0}
@@ -294,7 +294,7 @@ def test_a_full_queue_gives_status_503_and_retry_after(serve: Serve, heads: Head
 def test_health_gives_status_503_once_the_thread_has_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
     monkeypatch.setattr(Batcher, "is_running", False)
-    assert client.get("/health").status_code == 503 and "start it again" in client.get("/health").json()["error"]
+    assert client.get("/health").status_code == 503 and "restart it" in client.get("/health").json()["error"]
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:

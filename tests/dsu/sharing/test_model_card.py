@@ -159,7 +159,7 @@ def test_images_without_an_object_are_in_the_card(tmp_path: Path) -> None:
 def test_validation_metrics_are_the_result_without_an_evaluation(tmp_path: Path) -> None:
     fields = front_matter(model_card(head_facts(make_head(tmp_path)), "me/x"))
     [index] = fields["model-index"]
-    assert index["results"][0]["dataset"]["name"] == "DUTS-TR, held-out share"
+    assert index["results"][0]["dataset"]["name"] == "DUTS-TR, held-out images"
     assert {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]} == {"S": 0.5, "MAE": 0.25}
     bare = front_matter(model_card(head_facts(make_head(tmp_path, metrics={}, dataset={}, training={})), "me/x"))
     assert "model-index" not in bare and "datasets" not in bare and bare["license"] == "apache-2.0"
@@ -178,7 +178,7 @@ def test_names_with_special_characters_do_not_break_the_front_matter(tmp_path: P
     name = 'tiles: "new"\n- [x] | ---'
     head = make_head(tmp_path, dataset={"split": name, "dataset": name, "kind": "train", "benchmark": False})
     [index] = front_matter(model_card(head_facts(head), "me/x"))["model-index"]
-    assert index["results"][0]["dataset"]["name"] == f"{name}, held-out share"
+    assert index["results"][0]["dataset"]["name"] == f"{name}, held-out images"
 
 
 def test_an_export_keeps_the_tensors_and_has_no_paths_or_file_names(tmp_path: Path) -> None:

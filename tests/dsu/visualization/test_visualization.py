@@ -257,7 +257,7 @@ def test_tsne_is_a_separate_task_and_can_be_omitted(tmp_path: Path) -> None:
     image = ShownImage("a", Image.new("RGB", (60, 40)), None)
     groups = [FeatureGroup("Hiera", levels(2))]
     heights = []
-    for tokens, phases in ((20, {"placing tokens (t-SNE)": 2, "drawing": 2}), (None, {"drawing": 2})):
+    for tokens, phases in ((20, {"computing t-SNE": 2, "drawing": 2}), (None, {"drawing": 2})):
         heard = Listener()
         [file] = FeatureFigure([image], groups, tokens=tokens).draw(tmp_path / "figure.png", heard)
         assert heard.phases == phases
@@ -276,7 +276,7 @@ def test_images_are_shown_with_their_masks(drawn: Path, tmp_path: Path) -> None:
     assert all(np.array_equal(a.mask, b.mask) for a, b in zip(again, shown, strict=True))  # type: ignore[arg-type]
     (tmp_path / "other").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "other" / "unknown.png")
-    with pytest.raises(UsageError, match="holds no mask called like"):
+    with pytest.raises(UsageError, match="contains no mask named like"):
         find_shown(files, tmp_path / "other", 9, paths=Paths(tmp_path))
 
 
@@ -351,7 +351,7 @@ def test_rows_are_the_images_with_all_predictions(folders: Path) -> None:
         find_compared(str(folders / "images"), {"None": folders / "nowhere"}, **places)
     with pytest.raises(UsageError, match=r"--truth .* goes with a folder of images"):
         find_compared(None, methods, **places)
-    with pytest.raises(UsageError, match="does not say which images were predicted"):
+    with pytest.raises(UsageError, match="do not record which images were predicted"):
         find_compared(None, methods, paths=Paths(folders))
 
 
@@ -364,7 +364,7 @@ def test_ground_truth_is_found_in_a_folder_with_masks_only(folders: Path, tmp_pa
     rows, _ = find_compared(str(tmp_path / "tiles" / "images"), {"Bad": folders / "bad"}, paths=Paths(tmp_path))
     assert [(row.name, row.truth) for row in rows] == [(name, None) for name in "abcd"]
     assert ComparisonFigure(rows, ["Bad"]).titles == ["Image", "Bad"]
-    with pytest.raises(UsageError, match="--worst goes by the ground truth, and there is none"):
+    with pytest.raises(UsageError, match="--worst needs ground truth, and there is none"):
         choose_worst(rows, 1, "S")
 
 
