@@ -280,7 +280,7 @@ class StoredArray:
         return commit.matches(self.file(shard))
 
     def committed(self) -> dict[ShardId, Commit]:
-        """Return the commits of all shards whose markers are whole."""
+        """Return the commits of all shards with intact markers."""
         self.refresh()
         loose = {shard: self.commit(shard) for shard in marked(self.commits)}
         return {shard: commit for shard, commit in {**self._packed, **loose}.items() if commit is not None}
@@ -301,7 +301,7 @@ class StoredArray:
         }
 
     def shards(self) -> set[ShardId]:
-        """Return the shards that have a data file or a marker, whole or not."""
+        """Return the shards that have a data file or a marker, intact or not."""
         self.refresh()
         return {*self.sizes(file_sizes(self.folder)), *marked(self.commits), *self._packed}
 

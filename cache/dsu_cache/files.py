@@ -134,8 +134,7 @@ def file_sizes(folder: Path | str, known: Mapping[str, str] = MappingProxyType({
     """Return the size of each file below a folder, by relative path; other processes may write and remove files
     meanwhile.
 
-    `known` says which is the only file in some of the folders (`a/b/` to `a/b/0/0`), so that these are not searched,
-    unless it is not there.
+    `known` maps some folders to their only file (`a/b/` to `a/b/0/0`); these are searched only if that file is missing.
     """
     found, folders = {}, [""]
     while folders:

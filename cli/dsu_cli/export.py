@@ -1,4 +1,4 @@
-"""`dsu export`: the whole network as ONNX, checked against PyTorch, with a runner that needs no PyTorch."""
+"""`dsu export`: the whole network as ONNX, checked against torch, with a runner that needs no torch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,9 +57,9 @@ def export(
     dino_weights: options.DinoWeights = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a head and its encoders as one ONNX model, which runs without PyTorch.
+    """Write a head and its encoders as one ONNX model, which runs without torch.
 
-    The model is written only if it reproduces PyTorch's masks: logits within 0.001 of their standard deviation,
+    The model is written only if it reproduces torch's masks: logits within 0.001 of their standard deviation,
     stretched masks within one grey level. Next to it are written a runner, `dsu_runner.py`, and a page that describes
     the model. `dsu predict --head FILE.onnx` runs it too.
     """
@@ -95,10 +95,10 @@ def _rows(made: "Exported", precision: str, check: Path | None) -> Iterator[tupl
     yield (
         "check",
         f"logits within {right.logits:.1g} of their standard deviation, masks within {right.grey_levels:.2f} grey "
-        f"levels of PyTorch's, on {'synthetic images' if check is None else f'images of {check}'} in batches of 1, 2 "
+        f"levels of torch's, on {'synthetic images' if check is None else f'images of {check}'} in batches of 1, 2 "
         "and 3",
     )
-    speed = f"{right.seconds:.2f} s per image, PyTorch {right.torch_seconds:.2f} s"
+    speed = f"{right.seconds:.2f} s per image, torch {right.torch_seconds:.2f} s"
     yield "fp32", f"{speed} ({right.seconds / right.torch_seconds:.2f}x), {made.threads} threads"
     if made.loss is not None:
         loss = made.loss

@@ -31,8 +31,8 @@ _MOST: Final = 0.25
 """Largest fraction of all images in a group found by appearance."""
 
 _AGREE: Final = (0.36, 0.6, 0.8)
-"""Hash agreements, from -1 to 1. From the first on, two images show the same thing: the least similar picture of a tile
-has 0.42 with another one of it, pictures of different things have at most 0.31 (MagneticTile, DUTS, CAMO). The others
+"""Hash agreements, from -1 to 1. From the first on, two images show the same thing: the least similar image of a tile
+has 0.42 with another one of it, images of different things have at most 0.31 (MagneticTile, DUTS, CAMO). The others
 split chains that are too long."""
 
 _SIDE: Final = 64

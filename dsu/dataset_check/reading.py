@@ -226,8 +226,8 @@ def read_split(
         split: What to read.
         side: The network's input size in pixels, at which objects are searched for again.
         foreground: Raw mask values that are foreground, if the user gave them.
-        progress: Who is told.
-        workers: How many files are read at once; by default as many as there are processors, at most 16.
+        progress: Receives progress.
+        workers: Number of files read in parallel; by default one per processor, at most 16.
     """
     samples: list[Sample] = []
     unreadable: list[tuple[Path, str]] = []

@@ -211,7 +211,7 @@ def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress =
     Args:
         names: data sets, splits, your own folders, or store folders.
         cache_root: the store folder.
-        progress: who is told.
+        progress: receives progress.
 
     Raises `UsageError` for a name without a store.
     """
@@ -226,7 +226,9 @@ def _describe(folder: Path) -> StoreState:
     except RemoteError:
         raise
     except (DsuError, CacheError) as error:
-        nbytes = 0 if url_of(folder) else sum(file_sizes(folder).values())  # a mirror says nothing of what there is
+        nbytes = (
+            0 if url_of(folder) else sum(file_sizes(folder).values())
+        )  # not of the mirror, whose size differs from the store's
         return StoreState(folder, nbytes, changed, (str(error),), writer=writer_of(folder))
     if store.remote is not None:
         sizes, changed = store.remote.sizes, store.remote.changed.astimezone()
@@ -308,7 +310,7 @@ def verify_stores(
         mark: whether to mark damaged shards as missing, and changed images for another scan, so that the next `dsu
             cache-features` recomputes exactly these. Only the damaged shards' commit markers are removed.
         workers: number of files read in parallel.
-        progress: who is told.
+        progress: receives progress.
 
     Raises `UsageError` for a name without a store.
     """

@@ -2,13 +2,13 @@
 (() => {
   const { metrics, groups } = JSON.parse(document.getElementById("data").textContent);
   const PER_PAGE = 48;
-  // A strip holds these panels side by side; the first is missing where the image is not known.
+  // A strip holds these panels side by side; the first is missing if the image is not known.
   const PANELS = ["image", "ground truth", "prediction", "errors"];
   const KINDS = ["all images", "with an object", "without an object"];
   const at = (id) => document.getElementById(id);
   const lightbox = at("lightbox");
 
-  /** What is shown: a group (one set of one run), the order of its images, the page, the one that is open. */
+  /** State: a group (one set of one run), the order of its images, the page, the open image. */
   let group = groups[0];
   let order = [];
   let page = 0;
@@ -25,7 +25,7 @@
   const plain = (key) => key.replace("_", " ");
   const figure = (value) => (value === null ? "–" : value.toFixed(3));
 
-  /** Sort and filter anew and show the first page. */
+  /** Sort and filter again, then show the first page. */
   function arrange() {
     const wanted = at("filter").value.trim().toLowerCase();
     const { key, lower } = metric();
@@ -40,7 +40,7 @@
       const collator = new Intl.Collator("en", { numeric: true });
       order.sort((a, b) => collator.compare(group.names[a], group.names[b]));
     } else {
-      // What has no score comes last; equals keep the order of the set.
+      // Images without a score come last; ties keep the order of the set.
       order.sort((a, b) => (scores[a] === null) - (scores[b] === null) || direction * (scores[a] - scores[b]) || a - b);
     }
     page = 0;
@@ -103,7 +103,7 @@
     );
     item.querySelector(".name").textContent = name;
     item.querySelector(".name").title = name;
-    // The metric's own mark-up comes from dsu, never from a name.
+    // The metric's markup comes from dsu, never from a user's name.
     item.querySelector(".score").innerHTML = `${html} <b>${value}</b>`;
     return item;
   }

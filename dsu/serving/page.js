@@ -34,9 +34,9 @@ async function send({ file, query, signal }) {
   for (;;) {
     signal.throwIfAborted();
     const answer = await fetch("predict?" + new URLSearchParams(query), { method: "POST", body: form, signal })
-      .catch((error) => { throw error.name === "AbortError" ? error : new Error("The server can’t be reached: see whether it still runs."); });
+      .catch((error) => { throw error.name === "AbortError" ? error : new Error("The server can’t be reached: check whether it is still running."); });
     if (answer.ok) return answer;
-    if (answer.status !== 503) throw new Error((await answer.json().catch(() => ({}))).error ?? `The server answers ${answer.status}.`);
+    if (answer.status !== 503) throw new Error((await answer.json().catch(() => ({}))).error ?? `The server responded with status ${answer.status}.`);
     await new Promise((resolve) => setTimeout(resolve, 1000 * (answer.headers.get("Retry-After") ?? 2)));
   }
 }
