@@ -23,12 +23,14 @@ def bench(
         typer.Option(help="Batch size of a training step (default: 8 on a GPU, 2 on a CPU).", show_default=False),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Rounds for each case (default: 5 on a GPU, 3 on a CPU).", show_default=False)
+        int | None,
+        typer.Option(help="Number of rounds for each case (default: 5 on a GPU, 3 on a CPU).", show_default=False),
     ] = None,
     images: Annotated[
         int | None,
         typer.Option(
-            help="Images for stage one and prediction (default: 512 on a GPU, 8 on a CPU).", show_default=False
+            help="Number of images for stage one and prediction (default: 512 on a GPU, 8 on a CPU).",
+            show_default=False,
         ),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Add a step with torch.compile.")] = False,
@@ -36,7 +38,7 @@ def bench(
         float | None, typer.Option(help="Limit on GPU memory in GB, such as 24.", show_default=False)
     ] = None,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write all measurements here.", show_default=False)
+        Path | None, typer.Option("--json", help="Write all measurements to this file (JSON).", show_default=False)
     ] = None,
     hiera_weights: options.HieraWeights = None,
     dino_weights: options.DinoWeights = None,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 )
 def check_equivalence(
     given: Mapping[str, Any],
-    steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 20,
-    json: Annotated[Path | None, typer.Option("--json", help="Write every row here.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of optimiser steps to compare.")] = 20,
+    json: Annotated[Path | None, typer.Option("--json", help="Write all rows to this file (JSON).")] = None,
     config: options.Config = None,
     data_root: options.DataRoot = Path("data"),
     cache_root: options.CacheRoot = Path("features"),

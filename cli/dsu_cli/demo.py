@@ -18,7 +18,7 @@ S_FLOOR = 0.65
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for data, features, run and figures.")] = Path("demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs of stage two.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Number of epochs of stage two.")] = 10,
     train_images: Annotated[int, typer.Option("--train", help="Number of training images to generate.")] = 200,
     test_images: Annotated[int, typer.Option("--test", help="Number of test images to generate.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the data and of training.")] = 0,

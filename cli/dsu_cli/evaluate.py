@@ -49,7 +49,9 @@ def evaluate(
             help="Folder of predictions, or a run's folder (default: the newest run's); several are compared.",
         ),
     ] = None,
-    truth: Annotated[Path | None, typer.Option("--truth", help="Folder of ground-truth masks.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option("--truth", help="Folder of ground-truth masks (default: the data sets' own).")
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option("--images", help="Folder of the images for --report, if they are not found automatically."),
@@ -73,7 +75,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--format",
-            help="table, markdown, latex, csv or json (default: by the ending of --out, else table).",
+            help="table, markdown, latex, csv or json (default: by the extension of --out, else table).",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -119,19 +121,20 @@ def evaluate(
         typer.Option(
             "--false-alarms",
             metavar="SHARE",
-            help="Share of images without an object that may raise a false alarm, for one of the proposed thresholds.",
+            help="Largest fraction of false alarms, among images without an object, for one of the proposed "
+            "thresholds.",
             rich_help_panel=_OUTPUT,
         ),
     ] = 0.05,
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one per core).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of processes (default: one per core).")] = None,
     data_root: options.DataRoot = Path("data"),
     quiet: options.Quiet = False,
 ) -> None:
     """Evaluate predictions: S, F, E, MAE, IoU and Dice, next to the paper's scores.
 
     If some images have no object: also false alarms, misses, AUROC, and the metrics over images with an object. To
-    compare runs: `--predictions Ours=A --predictions B`. If `dsu predict` has also predicted the validation share,
-    thresholds are proposed from it and evaluated on the other sets; `dsu head threshold` stores one. Writes
+    compare runs: `--predictions Ours=A --predictions B`. If `dsu predict` has also predicted the validation images,
+    thresholds are proposed from these and evaluated on the other sets; `dsu head threshold` stores one. Writes
     `metrics.json`, `metrics.csv` and `thresholds.json` next to predictions of dsu.
     """
     from dsu.data.datasets import Paths

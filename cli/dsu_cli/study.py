@@ -26,7 +26,7 @@ study = typer.Typer(
     help="Train several runs from one store that differ in one thing; compare them in one table and one plot.",
 )
 
-_Seeds = Annotated[int, typer.Option("-n", "--seeds", help="Seeds for each case.", min=1)]
+_Seeds = Annotated[int, typer.Option("-n", "--seeds", help="Number of seeds for each case.", min=1)]
 
 
 def _run(
@@ -50,7 +50,7 @@ def _run(
             "--parallel",
             metavar="K",
             min=1,
-            help="Runs at once: each on its own GPU, or on a CPU with its part of the threads.",
+            help="Number of runs at once: each on its own GPU, or on a CPU with its part of the threads.",
             rich_help_panel=MACHINE,
         ),
     ] = 1,
@@ -123,7 +123,7 @@ def _command(*set_by_study: str) -> Callable[[Callable[..., "StudyRequest"]], Ca
 
 
 @_command("fold", "val_fraction", "keep")
-def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)] = 5) -> "StudyRequest":
+def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Number of folds.", min=2)] = 5) -> "StudyRequest":
     """Cross-validation: K runs, each evaluated on the fold that it was not trained on; together, every image once.
 
     Folds are stratified by images with and without an object; copies and tiles of an image stay together. Each run's
@@ -135,7 +135,9 @@ def folds(k: Annotated[int, typer.Option("-k", "--folds", help="Parts.", min=2)]
 
 
 @_command("seed")
-def seeds(n: Annotated[int, typer.Option("-n", "--seeds", help="Seeds 0 to N - 1.", min=2)] = 5) -> "StudyRequest":
+def seeds(
+    n: Annotated[int, typer.Option("-n", "--seeds", help="Number of seeds, from 0 to N - 1.", min=2)] = 5,
+) -> "StudyRequest":
     """Train with several seeds and nothing else changed, to see how much of a difference is chance.
 
     All runs are evaluated on the test split, or without one on the same held-out images. A larger N later adds runs.

@@ -59,7 +59,7 @@ def features(
     count: Annotated[int, typer.Option(help="Number of images of a folder or benchmark, evenly spaced.")] = 4,
     no_tsne: Annotated[bool, typer.Option("--no-tsne", help="Show principal components only: much faster.")] = False,
     tokens: Annotated[int, typer.Option(help="Number of tokens for t-SNE, over all images.")] = 1500,
-    seed: Annotated[int, typer.Option(help="Of t-SNE.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of t-SNE.")] = 0,
     overwrite: _Overwrite = False,
     data_root: options.DataRoot = Path("data"),
     hiera_weights: options.HieraWeights = None,
