@@ -368,7 +368,7 @@ class MixRow:
         bare: views per second of the encoders alone, for the same features, on batches that are ready on the device.
         stage_one: views per second of `cache-features`: decoding, encoders, writing.
         nbytes: bytes written.
-        disk: bytes per second of plain files of the same sizes, by as many threads, each flushed once.
+        disk: bytes per second when writing plain files of the same sizes with as many threads, each flushed once.
     """
 
     features: tuple[str, ...]

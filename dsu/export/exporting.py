@@ -1,8 +1,8 @@
 """`dsu export`: a head and its encoders to one ONNX file that has shown to be right, with a runner beside it.
 
-Lower precision: weights of 8 bits for processors, floats of 16 bits for GPUs. Dynamic quantisation rounds the matrix
-products' weights to 8 bits and their inputs as they come. Static quantisation rounds convolutions as well, in ranges
-found on images. What it costs is measured, part by part if it is too much.
+Lower precision: 8-bit weights for CPUs, 16-bit floats for GPUs. Dynamic quantisation rounds the matrix products'
+weights to 8 bits, and their inputs at run time. Static quantisation also rounds convolutions, with ranges from
+calibration images. The loss is measured, and part by part if it is too large.
 """
 
 import json
@@ -60,7 +60,7 @@ STRAY: Final = ".export."
 CALIBRATED: Final = 32
 """Images that ranges are found on."""
 LIMIT: Final = 1 / 255
-"""Of the mean difference of masks that may come of rounding to 8 bits: a grey level."""
+"""Largest accepted mean difference of masks after rounding to 8 bits: one grey level."""
 
 _PART: Final = re.compile(r"\bnetwork\.(dino|hiera|head\.\w+)")
 
@@ -250,14 +250,14 @@ def _halve(source: Path, target: Path) -> None:
 def _quantize(
     source: Path, target: Path, floating: Model, given: Arrays, calibration: Sequence[Arrays], threads: int
 ) -> tuple[Loss, list[str]]:
-    """Write a float32 model in 8 bits; what it loses, and which parts stay in float.
+    """Write a float32 model in 8 bits; returns the loss, and the parts that stay in float.
 
     Args:
         source, target: the files.
         floating: the float32 model.
-        given: images to measure on.
-        calibration: images one by one, in whose ranges convolutions are rounded; none: they stay in float.
-        threads: that compute while it is measured.
+        given: images for measuring the loss.
+        calibration: calibration images for convolutions, one by one; empty: convolutions stay in float.
+        threads: number of threads for measuring.
     """
     parts = _parts(source, ("MatMul", "Conv") if calibration else ("MatMul",))
     masks = masks_of(floating, given)
@@ -293,7 +293,7 @@ def _write_8_bits(source: Path, target: Path, parts: Parts, calibration: Sequenc
         [node for name, nodes in parts.items() if name.endswith(operator) for node in nodes]
         for operator in ("MatMul", "Conv")
     )
-    beside = source.with_name(f"{source.name}.data").exists()  # what is made may still be too large for one file
+    beside = source.with_name(f"{source.name}.data").exists()  # the result may still be too large for one file
     with silence(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = source  # each step writes under the model's own name, which weights beside it are found by
         if products:
@@ -321,7 +321,7 @@ def _write_8_bits(source: Path, target: Path, parts: Parts, calibration: Sequenc
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 use_external_data_format=beside,
-                calibration_cache_path=target.with_name("ranges.json"),  # found in the first attempt, on all of them
+                calibration_cache_path=target.with_name("ranges.json"),  # from the first attempt, on all of them
             )
         for file in target.parent.glob(f"{target.name}*"):
             file.unlink()
