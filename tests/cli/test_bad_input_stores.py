@@ -206,7 +206,7 @@ def test_a_missing_data_set_is_reported(dsu: Dsu, refused: Refused, mine: Path) 
     dsu(*stage_one(mine))
     shutil.rmtree(mine)
     said = dsu("train-head", "--epochs", "1", "--views", "1").output
-    assert f"The images of mine are not at {mine}" in said
+    assert f"The images of mine are no longer at {mine}" in said
     assert "1 written" in dsu("predict").output, "the store holds what was held out"
     refused(["check-equivalence", "--views", "1"], mine, status=1)
     refused(["train-head", "--end-to-end"], mine, "new location", status=1)

@@ -120,7 +120,7 @@ def test_a_store_that_is_damaged_beyond_repair_is_reported_and_can_be_replaced(
         ["cache", "verify", "--cache-root", mine.root],
     ):
         said = dsu(*command, exit_code=1).output
-        assert "damaged beyond mending (zarr.json is missing)" in said and "dsu cache remove" in said
+        assert "damaged beyond repair (zarr.json is missing)" in said and "dsu cache remove" in said
     assert "damaged" in dsu("cache", "list", "--cache-root", mine.root).output
     dsu("cache", "remove", mine.store, "--cache-root", mine.root, "--yes")
     dsu(*mine.command())

@@ -58,7 +58,7 @@ ERRORS: Final[dict[str, tuple[str, str]]] = {
     "visualize features nosuch": ("neither a folder", ""),
     "visualize features {images} --head nosuch": ("no head at nosuch", ""),
     "visualize features {images} --masks nosuch": ("nosuch is not a folder", ""),
-    "visualize features {images} --dino-blocks 99": ("--dino-blocks names block 99", ""),
+    "visualize features {images} --dino-blocks 99": ("--dino-blocks contains block 99", ""),
     "visualize features {images} --preset large --dino-weights no.pt": ("not at no.pt", ""),
     "study folds nosuch": ("no training features of nosuch", ""),
     "study folds --metrics Q": ("--metrics can't be Q", ""),

@@ -172,7 +172,7 @@ def test_invalid_arguments_are_refused_in_one_sentence(store: Path, tmp_path: Pa
         FeatureDataset(store, toy_network(ablation="B"))
     strange = toy_network()
     strange.encoder_digests = {"dino": "0" * 64}
-    with pytest.raises(UsageError, match=r"were made with other weights of dino than the model has: give"):
+    with pytest.raises(UsageError, match=r"were made with other weights of dino than the model's: give"):
         FeatureDataset(store, strange)
     other = toy_network()
     other.config = build_config("toy")

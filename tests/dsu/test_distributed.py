@@ -122,7 +122,7 @@ def test_four_processes_equal_one(alone: dict[str, Any], tmp_path: Path) -> None
 def test_a_run_reports_its_processes(tmp_path: Path) -> None:
     one = trainer(World(size=2, together=True), tmp_path, batch_size=8, epochs=3)
     notes = run_notes(one, None, one.runtime)
-    assert "processes: 2 divide batches of 8; 73 exchanges a step (norms, gradients)" in notes
+    assert "processes: 2 divide batches of 8; 73 exchanges per step (norms, gradients)" in notes
     assert not any("processes" in note for note in run_notes(trainer(ALONE, tmp_path, epochs=3), None, one.runtime))
 
 
@@ -166,7 +166,7 @@ def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(6, 8, 2, together=True)
     assert [world.device(asked) for asked in ("auto", "cuda", "cpu")] == ["cuda:2", "cuda:2", "cpu"]
     for process, asked in ((world, "cuda:0"), (World(4, 8, 4, together=True), "cuda")):
-        with pytest.raises(UsageError, match="shows 4 GPUs: start no more"):
+        with pytest.raises(UsageError, match="has 4 GPUs: start at most 4"):
             process.device(asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert World(6, 8, 2, "tcp://gpu1:10000", together=True).device("cuda") == "cuda:0", (

@@ -87,7 +87,7 @@ def test_a_png_contains_its_resolution(tmp_path: Path) -> None:
 
 def test_a_sheet_with_wrong_numbers_of_titles_or_labels_is_refused(tmp_path: Path) -> None:
     for rows in ([], [[grey()]], [[grey(), grey()], [grey()]]):
-        with pytest.raises(UsageError, match="2 titles needs 2 pictures"):
+        with pytest.raises(UsageError, match="2 titles needs 2 images"):
             sheet(rows, ["image", "truth"], tmp_path / "sheet.png")
     with pytest.raises(UsageError, match="2 labels do not name 1 rows"):
         sheet([[grey()]], ["mask"], tmp_path / "sheet.png", labels=["a", "b"])

@@ -170,13 +170,13 @@ def report() -> Report:
 
 def test_the_report_has_rates_ratios_and_hours(report: Report) -> None:
     text = report.to_markdown()
-    assert "takes 0.40 of the same step with padded windows" in text
-    assert "takes 1.02 of DINOv2 alone" in text
+    assert "takes 0.40 times as long as the same step with padded windows" in text
+    assert "takes 1.02 times as long as DINOv2 alone" in text
     # 4 images/s of 1 TFLOP each, on a machine with a peak of 10 TFLOP/s.
     assert "| 4 |" in " ".join(next(line for line in text.splitlines() if f"{STORE}all " in line).split())
     assert "40%" in text
     # 74 MB/s from the cold disk: N = all needs 4 x 3 MB/s, N = 0 needs 16 x 21.
-    assert "feeds N = all; too slow for N = 0 (336 MB/s)" in text
+    assert "fast enough for N = all; too slow for N = 0 (336 MB/s)" in text
     # 50 x 10,553 images at 4 images/s take 36.6 hours.
     assert "36.6" in text
     # Stage one with four views each, at 95 views/s, takes another 7.4 minutes.

@@ -89,7 +89,7 @@ def test_damaged_forms(content: bytes, status: int, said: str) -> None:
 
 @pytest.mark.parametrize("kind", ["", "image/png", "multipart/form-data", "multipart/mixed; boundary=a"])
 def test_requests_without_a_form(kind: str) -> None:
-    with pytest.raises(RequestError, match="no form") as refused:
+    with pytest.raises(RequestError, match="not a form") as refused:
         received([body()], kind)
     assert refused.value.status == 415
 

@@ -198,7 +198,7 @@ def test_default_blocks_are_at_the_quarters_of_the_depth() -> None:
     config = toy_network().config
     assert choose_blocks(config, None) == [1, 2, 3, 4]
     assert choose_blocks(config, [3, 1, 3]) == [1, 3]
-    with pytest.raises(UsageError, match=r"--dino-blocks names block 5, but .* 1 to 4"):
+    with pytest.raises(UsageError, match=r"--dino-blocks contains block 5, but .* 1 to 4"):
         choose_blocks(config, [2, 5])
 
 
@@ -349,7 +349,7 @@ def test_rows_are_the_images_with_all_predictions(folders: Path) -> None:
     assert rows[0].predictions == (folders / "good" / "a.png", folders / "bad" / "a.png")
     with pytest.raises(UsageError, match="nowhere is not a folder"):
         find_compared(str(folders / "images"), {"None": folders / "nowhere"}, **places)
-    with pytest.raises(UsageError, match=r"--truth .* goes with a folder of images"):
+    with pytest.raises(UsageError, match=r"--truth .* needs a folder of images"):
         find_compared(None, methods, **places)
     with pytest.raises(UsageError, match="do not record which images were predicted"):
         find_compared(None, methods, paths=Paths(folders))
