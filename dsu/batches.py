@@ -29,7 +29,7 @@ __all__ = ["Batch", "BatchIndices", "feed", "prefetch"]
 T = TypeVar("T")
 
 READERS: Final = 4
-"""Threads that read batches for a GPU, whose steps may be shorter than one read."""
+"""Threads that read batches for a GPU: its steps may be shorter than one read."""
 
 
 @dataclass(frozen=True)

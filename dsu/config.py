@@ -1,7 +1,7 @@
 """The network's configuration: encoders, input sizes, depth of adaptation, and presets.
 
-A `DSUNetConfig` determines all shapes of the network and of its stored features. A head's file contains it, so that a
-head loads without other files.
+A `DSUNetConfig` determines all shapes of the network and of its stored features. A head's file contains it: loading a
+head needs no other files.
 """
 
 from typing import Annotated, Final, Literal, Self, TypeVar

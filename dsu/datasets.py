@@ -71,7 +71,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
         if isinstance(names, str) or unknown:
             what, example = names if isinstance(names, str) else few(unknown), next(iter(known), "none")
             raise UsageError(f"There is no sample {what}: give a list of names without extension, such as {example!r}.")
-        # In shared memory, so that persistent workers see changes.
+        # In shared memory: persistent workers see changes.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:

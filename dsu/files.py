@@ -32,7 +32,7 @@ def make_folder(path: Path, *, parents: bool = True) -> None:
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it, then rename it: readers see either the old or the new content.
 
-    The folder must exist, so that files are not written elsewhere after a disk was unmounted. Raises `DsuError` naming
+    The folder must exist: after a disk was unmounted, files must not be written elsewhere. Raises `DsuError` naming
     the file, and removes the temporary file.
     """
     # Unique for each file and writer. The hash is short: the file's own name may already have the maximum length.

@@ -1,4 +1,4 @@
-"""Thresholds of maps, which always apply to 8-bit values, so that tables and files agree."""
+"""Thresholds of maps. They always apply to 8-bit values: tables and files agree."""
 
 import math
 from typing import Final

@@ -133,7 +133,7 @@ def gpu_work(call: Callable[[], object], eager: Callable[[], object] | None, dev
 
 
 def summed(events: Iterable[Any]) -> GpuWork:
-    """The kernels in a profile, whose times are in microseconds."""
+    """The kernels in a profile (which has times in microseconds)."""
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
     on_device = [event for event in events if event.device_type == DeviceType.CUDA]

@@ -284,7 +284,7 @@ def bench(
         batch_size: samples per step; None: 8 on a GPU, and 32 in a second table; 2 on a CPU.
         rounds: rounds per case; None: 5 on a GPU, 3 on a CPU.
         images: number of images for stage one and prediction; None: 512 on a GPU, 8 on a CPU.
-        compiled: add a case with torch.compile, whose compilation takes minutes.
+        compiled: add a case with torch.compile, which needs minutes for its compilation.
         memory_limit: GB of GPU memory that may be used; None: all.
         progress: receives messages.
     """

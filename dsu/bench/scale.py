@@ -82,7 +82,7 @@ def measure_scale(below: Path, counts: Sequence[int] = COUNTS, progress: Progres
 
 
 def _in_new_process(measure: Callable[..., Any], *arguments: object) -> Any:
-    """Call a function in a new process, so that memory can be measured separately; returns its result."""
+    """Call a function in a new process, to measure its memory separately; returns its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 

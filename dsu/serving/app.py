@@ -206,7 +206,7 @@ def create_app(heads: Mapping[str, ServedHead], settings: ServingSettings) -> Fa
 async def _wait_for_answer(request: Request, future: "Future[Answer]") -> Answer:
     """Wait for a request's answer; cancels the request if the client disconnects."""
     answer = asyncio.wrap_future(future)
-    # The form was received, so that the next message can only be a disconnect.
+    # The form was received: the next message can only be a disconnect.
     disconnect: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     awaited: list[asyncio.Future[Any]] = [answer, disconnect]
     await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)

@@ -66,7 +66,7 @@ class ServedHead:
     def answers(self, requests: Sequence[PredictRequest], pool: Executor) -> list[Answer | DsuError]:
         """Predict for several images in one batch, as `dsu predict` would; `pool` decodes and encodes images.
 
-        An image that can't be read, or whose output is not finite, gets an error instead of an answer.
+        An unreadable image, or one with an output that is not finite, gets an error instead of an answer.
         """
         started = time.perf_counter()
         read = list(pool.map(self._read, requests))

@@ -115,7 +115,7 @@ class Study:
         settings: the settings that all members share.
         folder: the study's folder, which contains the members' folders.
         members: in the order in which they are run.
-        left_out: one sentence for each case whose features are not stored, with the command that stores them.
+        left_out: one sentence for each case without stored features, with the command that stores them.
         source: the training split.
         images: number of samples in the training split.
         content: a hash of these samples and the test files, to detect other images or masks.
@@ -306,7 +306,7 @@ def _shared_settings(
 
 
 def _given_fields(settings: TrainingSettings) -> dict[str, Any]:
-    """The fields that were given. All others stay unset, so that a resumed run keeps its own values."""
+    """The fields that were given. All others stay unset: a resumed run keeps its own values for them."""
     named = {name: getattr(settings, name) for name in settings.model_fields_set}
     return {name: value for name, value in named.items() if value not in (None, "auto")}
 

@@ -204,8 +204,8 @@ def pooled(finished: Sequence[Finished], name: str) -> dict[str, float]:
 
     Per-image figures are averaged over images. F_mean and E_mean come from curves that are averaged over images: here
     the members' values are averaged, weighted by their number of images, which gives the same. F_max and E_max are
-    left out, since the curves are not stored. AUROC compares responses of different heads, whose scales may differ: it
-    may be lower than each fold's.
+    left out, since the curves are not stored. AUROC compares responses of different heads, which may have different
+    scales: it may be lower than each fold's.
     """
     sets = _sets(finished, name)
     rows = [row for found in sets for row in found.per_image]

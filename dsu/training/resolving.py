@@ -51,7 +51,7 @@ def resolve(
 
 
 def _encoder_batch_size(settings: TrainingSettings, store: FeatureStore | None, runtime: Runtime) -> int:
-    """The store's batch size, so that live features equal stored ones; without a store the given or default one."""
+    """The store's batch size, which makes live features equal stored ones; without a store the given or default one."""
     from dsu.network.network import default_encoder_batch_size
 
     recorded = store.encoder_batch_size if store else None

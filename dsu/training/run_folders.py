@@ -135,7 +135,7 @@ def _decisive_settings(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def run_mark(settings: TrainingSettings, record: RunRecord) -> str:
-    """A hash that identifies a run. Checkpoints contain it, so that those of other runs are detected."""
+    """A hash that identifies a run. Checkpoints contain it, to detect those of other runs."""
     # Groups affect the result only through the shares, which the record contains.
     data = {name: value for name, value in asdict(record).items() if name != "groups"}
     return hashlib.sha256(json.dumps([_decisive_settings(settings), data], sort_keys=True).encode()).hexdigest()

@@ -79,7 +79,7 @@ def open_run(
     part: bool = False,
     progress: Progress = SILENT,
 ) -> Iterator[Run]:
-    """Prepare a run and lock its folder inside a `with`, so that no other process trains there.
+    """Prepare a run and lock its folder inside a `with`: no other process can train there.
 
     If torchrun or Slurm started several processes, they train together; only the first locks the folder and prints.
 
@@ -162,7 +162,7 @@ def prepare_run(
     Arguments and errors are those of `open_run`. All processes of a `world` must call it with the same arguments.
 
     Args:
-        before: the record of a resumed run, whose split is used again.
+        before: the record of a resumed run; its split is used again.
         begun: whether the resumed run has a checkpoint: its weights replace the initial head's, which is not needed.
         world: the processes that train together.
     """

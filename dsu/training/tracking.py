@@ -77,7 +77,7 @@ def check_tracker(name: str) -> None:
 class Tracking(Callback):
     """Logs every epoch's values, and the loss every few steps, to one of `TRACKERS`.
 
-    All use the same axis, optimiser steps since the start of the run, so that a resumed run continues its curves.
+    All use the same axis, optimiser steps since the start of the run: a resumed run continues its curves.
     """
 
     def __init__(self, tracker: str) -> None:

@@ -74,7 +74,7 @@ class Trainer:
         network: the network, with the encoders that its phases need.
         main: the run's data.
         frozen_adapters: the data of the first `settings.freeze_adapter_epochs` epochs. Their steps resume after all
-            adapters, which then have no gradient, so that the optimiser skips them.
+            adapters: these have no gradient, and the optimiser skips them.
         empty: samples without an object, if both kinds are drawn equally often; otherwise None.
         settings, info: the resolved settings; the head's metadata.
         runtime: device and precision.
@@ -83,7 +83,7 @@ class Trainer:
         mark: the run's identity (`run_mark`); checkpoints of other runs are refused.
         holds: returns whether this process still has the lock of the run's folder.
         world: the processes that train together. Each draws the same batches and takes its part; norms, gradients and
-            losses are those of whole batches, so that all have the same weights. Only the first process writes.
+            losses are those of whole batches, and all have the same weights. Only the first process writes.
         callbacks: observers of the run.
         memory: peak memory of this epoch.
     """
@@ -401,7 +401,7 @@ class Trainer:
     def _save_results(self) -> None:
         """Write the table of epochs and the heads.
 
-        Must run after the checkpoint is saved, so that these files are never newer than the state of a resumed run.
+        Must run after the checkpoint is saved: these files must never be newer than the state of a resumed run.
         """
         if not self.world.leads:
             return

@@ -242,7 +242,7 @@ def find_training_data(settings: TrainingSettings, paths: Paths, progress: Progr
 
 
 def requested_encoders(settings: TrainingSettings) -> str | None:
-    """The name of the requested encoders; None if settings name none, so that the store decides."""
+    """The name of the requested encoders; None if settings name none: then the store decides."""
     given = [getattr(settings, name) for name in NetworkSettings.model_fields]
     return None if all(value is None for value in given) else requested_config(settings, None).encoders_name
 
