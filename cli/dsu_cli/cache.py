@@ -29,7 +29,7 @@ cache = typer.Typer(
 _Names = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME|FOLDER...]",
+        metavar="NAME|FOLDER",
         help="Data sets, splits, your own folders, or store folders (default: all).",
         show_default=False,
     ),

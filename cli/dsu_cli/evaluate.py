@@ -39,7 +39,7 @@ _ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", 
 
 def evaluate(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Test sets (default: all).", show_default=False)
+        list[str] | None, typer.Argument(metavar="NAME", help="Test sets (default: all).", show_default=False)
     ] = None,
     predictions: Annotated[
         list[Path] | None,

@@ -39,7 +39,7 @@ _Head = Annotated[
 
 @head.command("list")
 def list_(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to search recursively.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to search recursively.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List all heads below a folder, newest first: data, epochs, scores, age.
@@ -86,7 +86,7 @@ def info(
 def threshold(
     value: Annotated[
         str | None,
-        typer.Argument(metavar="[VALUE|none]", help="Above 0, up to 1; none removes it.", show_default=False),
+        typer.Argument(metavar="VALUE|none", help="Above 0, up to 1; none removes it.", show_default=False),
     ] = None,
     head: _Head = None,
 ) -> None:

@@ -161,7 +161,7 @@ def option_of(field: FieldInfo) -> ParameterInfo:
         help = f"{help.removesuffix('.')} (default: {listed})."
     kind, metavar = _kind(field), shown["metavar"]
     if metavar and metavar.startswith("["):
-        return cast(ParameterInfo, typer.Argument(metavar=metavar, help=help, show_default=False))
+        return cast(ParameterInfo, typer.Argument(metavar=metavar.strip("[]"), help=help, show_default=False))
     metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else metavar
     option = typer.Option(metavar=metavar, help=help, show_default=False, rich_help_panel=shown["panel"])
     return cast(ParameterInfo, option)

@@ -31,7 +31,7 @@ def features(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SOURCE]...",
+            metavar="SOURCE",
             help="Image files, folders or benchmarks (default: what the head was trained on).",
             show_default=False,
         ),
@@ -134,7 +134,7 @@ def predictions(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[IMAGES]",
+            metavar="IMAGES",
             help="A benchmark, a set that was predicted, or a folder (default: everything that the run has predicted).",
             show_default=False,
         ),
