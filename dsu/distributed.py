@@ -241,13 +241,14 @@ def _heed(store: "Store") -> Callable[[], None]:
         return lambda: None
     numbers, written = socket.socketpair()
     written.setblocking(False)
-    before = _on_term(_end), signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    descriptor = written.detach()  # open until it is undone: a process that fails may be told to end once more
+    before = _on_term(_end), signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(numbers, store), name="ending", daemon=True).start()
 
     def undo() -> None:
         _on_term(before[0])
         signal.set_wakeup_fd(before[1])
-        written.close()
+        socket.close(descriptor)
 
     return undo
 

@@ -19,6 +19,8 @@ SETTINGS: Final = {
     "MKL_CBWR": "AUTO,STRICT",
     # cuBLAS needs this for deterministic results.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # Where one of several processes dies, the others' connection to it is lost: torch shows 60 lines of stack for that.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 
 

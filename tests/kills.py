@@ -170,6 +170,7 @@ def _warm_up() -> None:
     import timm.models.vision_transformer  # noqa: F401
     from PIL import Image
 
+    import dsu.training.run_notes  # noqa: F401
     import dsu_cli.cache  # noqa: F401
     from dsu.config import build_config
     from dsu.encoders.weights import load_encoders

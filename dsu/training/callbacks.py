@@ -15,7 +15,7 @@ from dsu.data.images import UnreadableImage, read_mask
 from dsu.data.views import epoch_order
 from dsu.datasets import SampleDataset
 from dsu.drawing import sheet, training_curves
-from dsu.files import atomic_write, make_folder
+from dsu.files import atomic_write, make_folder, sweep
 
 if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
@@ -103,6 +103,7 @@ class Sheets(Callback):
             self._labels = [f"{name} (trained on)" for name in self.names]
         folder = trainer.out / SHEETS_FOLDER
         for place in (folder, folder / "maps"):
+            sweep(place)
             for epoch, path in _epoch_files(place):
                 if epoch > trainer.epoch:
                     path.unlink()

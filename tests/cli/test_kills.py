@@ -143,33 +143,47 @@ UNMEASURED = ("seconds", "images_per_second", "data_wait", "peak_memory_gb")
 """Columns that differ between two runs of the same training: time and memory."""
 
 
-def test_training_gives_the_same_weights_after_kills(
-    forks: Forks, shapes: Path, record_property: Callable[[str, object], None]
-) -> None:
-    """A checkpoint after every step of two epochs, of two batches each."""
-    root, run = forks.folder / "for-training", forks.folder / "killed-run"
+@pytest.fixture(scope="module")
+def training(forks: Forks, shapes: Path) -> Callable[[Path], list[object]]:
+    """The command that trains into a folder, or goes on there: two epochs of two steps, a checkpoint after each."""
+    root = forks.folder / "for-training"
     cached = forks.run(["cache-features", shapes, *TINY, "--features", "V", "--cache-root", root, "--quiet"])
     assert cached.status == 0, cached.said
-    wanted: dict[str, object] = {}
 
-    def command() -> list[object]:
+    def command(run: Path) -> list[object]:
         train = ["train-head", shapes, "--cache-root", root, "--epochs", 2, "--batch-size", 2]
         go_on = ["--resume"] if (run / "checkpoint.pt").exists() else ["--overwrite"] if run.exists() else []
         return [*train, "--checkpoint-steps", 1, "--val-fraction", 0, "--out", run, "--quiet", *go_on]
 
+    return command
+
+
+def trained(run: Path) -> dict[str, bytes]:
+    """What a training leaves, by path: all files but its checkpoint, with a table without times."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "checkpoint.pt")
+    found = {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
+    rows = [
+        [value for name, value in row.items() if name not in UNMEASURED]
+        for row in csv.DictReader(found["metrics.csv"].decode().splitlines())
+    ]
+    return found | {"metrics.csv": repr(rows).encode()}
+
+
+def test_training_gives_the_same_weights_after_kills(
+    forks: Forks, training: Callable[[Path], list[object]], record_property: Callable[[str, object], None]
+) -> None:
+    run = forks.folder / "killed-run"
+    wanted: dict[str, bytes] = {}
+
     def check_finished() -> None:
-        rows = [
-            {name: value for name, value in row.items() if name not in UNMEASURED}
-            for row in csv.DictReader((run / "metrics.csv").read_text().splitlines())
-        ]
-        found = {"rows": rows, "weights": (run / "head.safetensors").read_bytes()}
+        found = trained(run)
         wanted.update(wanted or found)
         assert found == wanted
         assert not list(run.glob(".*")), "a partial file was left"
 
     survived = kill_at_random(
         forks,
-        command,
+        lambda: training(run),
         kills=KILLS,
         seed=7,
         fresh=lambda: shutil.rmtree(run, ignore_errors=True),
@@ -204,7 +218,7 @@ class Crowd:
 
 def killed(
     crowd: Crowd,
-    commands: Sequence[Sequence[object]],
+    commands: Callable[[], Sequence[Sequence[object]]],
     root: Path,
     together: bool,
     kills: int,
@@ -213,20 +227,23 @@ def killed(
 ) -> int:
     """Kill one of several at random moments, running all again, until that was done often enough; how often it was."""
     moments = random.Random(seed)
-    whole = crowd.run(commands, 0, together)
+    whole = crowd.run(commands(), 0, together)
     assert all(one.status == 0 for one in whole), [one.said for one in whole]
     wanted, landed = contents(root), 0
     shutil.rmtree(root)
     while True:
-        victim = moments.randrange(len(commands))
+        victim = moments.randrange(len(whole))
         moment: dict[str, float] = {"after": moments.uniform(0, whole[victim].seconds)}
         if landed % 3:
             moment = {"at_write": moments.randint(1, whole[victim].writes), "opened": landed % 3 == 2}
-        outcomes = crowd.run(commands, victim, together, **(moment if landed < kills else {}))
+        outcomes = crowd.run(commands(), victim, together, **(moment if landed < kills else {}))
         if any(one.killed for one in outcomes):
             landed += 1
             others = [one for one in outcomes if not one.killed]
             assert together or all(one.status == 0 for one in others), [one.said for one in others]
+            for one in others:  # those that are told to end before they have met say nothing
+                assert one.said.count("error: ") == (one.status == 1) and "Traceback" not in one.said, one.said
+                assert not together or one.seconds < outcomes[victim].seconds + 60, "it hangs"
             continue
         assert all(one.status == 0 for one in outcomes), [one.said for one in outcomes]
         found = contents(root)
@@ -255,7 +272,7 @@ def test_killed_parts_leave_the_store_of_undisturbed_ones(
     with ExitStack() as held:
         servers = [held.enter_context(Forks(tmp_path, "small_shards:run")) for _ in range(2)]
         commands = [[*command, "--part", f"{number}/2"] for number in (1, 2)]
-        survived = killed(Crowd(servers), commands, root, together=False, kills=KILLS // 2, seed=8)
+        survived = killed(Crowd(servers), lambda: commands, root, together=False, kills=KILLS // 2, seed=8)
     record_property("kills survived by parts of cache-features", survived)
 
 
@@ -277,7 +294,7 @@ def test_killed_processes_leave_the_store_of_undisturbed_ones(
     root = tmp_path / "features"
     with two_ranks(tmp_path) as servers:
         commands = [["cache-features", few, *TINY, "--features", "V,S1", "--cache-root", root]] * 2
-        survived = killed(Crowd(servers), commands, root, together=True, kills=KILLS // 2, seed=9)
+        survived = killed(Crowd(servers), lambda: commands, root, together=True, kills=KILLS // 2, seed=9)
     record_property("kills survived by processes of cache-features", survived)
 
 
@@ -292,5 +309,28 @@ def test_killed_processes_leave_the_predictions_of_undisturbed_ones(
 
     with two_ranks(tmp_path) as servers:
         commands = [["predict", few / "images", "--head", head, "--out", out, "--batch-size", 1]] * 2
-        survived = killed(Crowd(servers), commands, out, together=True, kills=KILLS // 3, seed=10, contents=predictions)
+        survived = killed(
+            Crowd(servers), lambda: commands, out, together=True, kills=KILLS // 3, seed=10, contents=predictions
+        )
     record_property("kills survived by processes of predict", survived)
+
+
+def test_killed_processes_leave_the_head_of_undisturbed_ones(
+    forks: Forks,
+    training: Callable[[Path], list[object]],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """All start again from the last checkpoint; weights, records and figures are the same to the last byte."""
+    run = tmp_path / "run"
+    with two_ranks(tmp_path) as servers:
+        survived = killed(
+            Crowd(servers),
+            lambda: [[*training(run), "--sheet-every", 0]] * 2,
+            run,
+            together=True,
+            kills=KILLS // 3,
+            seed=11,
+            contents=trained,
+        )
+    record_property("kills survived by processes of train-head", survived)
