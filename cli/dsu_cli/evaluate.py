@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsu.choices import ReportFormat
+from dsu.distributed import joined
 from dsu.errors import UsageError
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
 from dsu.thresholds import DEFAULT_THRESHOLD
@@ -173,13 +174,16 @@ def evaluate(
         EvaluationSet.evaluate, resize=resize, foreground=foreground, workers=workers, progress=progress
     )
     evaluated: dict[str, _RunEvaluation] = {}
-    for run, folder in runs.items():
-        progress.say(f"evaluating {folder}")
-        sets = _evaluate(find(folder), folder, evaluate_set)
-        evaluated[run] = _RunEvaluation(run, folder, sets, bool(names), truth is None)
-        evaluated[run].find_thresholds(false_alarms)
-        for line in evaluated[run].left_out():
-            progress.say(line)
+    with joined() as world:
+        for run, folder in runs.items():
+            progress.say(f"evaluating {folder}")
+            sets = _evaluate(world.told(partial(find, folder)), folder, partial(evaluate_set, world=world))
+            evaluated[run] = _RunEvaluation(run, folder, sets, bool(names), truth is None)
+            evaluated[run].find_thresholds(false_alarms)
+            for line in evaluated[run].left_out():
+                progress.say(line)
+    if not world.leads:
+        return
     results = {run: one.shown for run, one in evaluated.items()}
     proposed = {run: one.thresholds for run, one in evaluated.items() if one.thresholds is not None}
 

@@ -109,7 +109,7 @@ for _panel, _commands in _PANELS.items():
             app.command(_name, rich_help_panel=_panel, epilog=_words)(_command)
 
 
-_DIVIDED: Final = ("cache-features", "train-head", "predict")
+_DIVIDED: Final = ("cache-features", "train-head", "predict", "eval")
 """Commands that can run in several processes."""
 
 _INTERRUPTED = 130

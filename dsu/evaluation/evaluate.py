@@ -36,6 +36,8 @@ Compared with the MATLAB toolboxes, on real maps (reference values are in the te
 """
 
 import os
+import platform
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -43,8 +45,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
-from multiprocessing import get_context
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +58,7 @@ from dsu.data.datasets import Paths, find_samples
 from dsu.data.images import FEW_VALUES, grey_levels, image_head, raw_mask
 from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
 from dsu.data.pairing import Pair, make_split, named_images, pair_names
+from dsu.distributed import ALONE, World
 from dsu.errors import DsuError, UsageError
 from dsu.metrics.figures import IMAGE_LEVEL, METRICS, MINMAX
 from dsu.metrics.image_level import ImageLevel
@@ -68,6 +71,8 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "Evaluation", "PredictionPair", "evaluate", "match", "read_pair", "truths_in"]
 
 _CHUNK: Final = 8
+_ROUND: Final = 16
+"""Chunks of each process between two exchanges of results: few, since curves take 12 KB per image."""
 # Starting a process takes about as long as measuring this many images.
 _IMAGES_WORTH_A_PROCESS: Final = 64
 
@@ -234,6 +239,7 @@ def evaluate(
     foreground: Sequence[int] | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
+    world: World = ALONE,
 ) -> Evaluation:
     """Score predictions against ground truths in several processes; all digits equal those of one process.
 
@@ -249,6 +255,7 @@ def evaluate(
         workers: Processes; by default up to one per core, fewer for few images; 1 uses this process. A script that
             asks for more needs the usual `if __name__ == "__main__":`.
         progress: Receives every evaluated image.
+        world: Processes that divide the images; each has as many workers, and returns the scores of all images.
 
     Raises:
         UsageError: No images, fewer than one worker, or an unclear foreground in the ground truths.
@@ -262,10 +269,10 @@ def evaluate(
     from dsu.metrics.meters import Totals  # slow to load, and not needed to report a mistake
 
     images = list(images)
-    workers = _workers(workers, len(images))
+    workers = _workers(workers, len(images), world)
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     totals = Totals()
-    with _mapping(workers) as map_chunks:
+    with _mapping(workers, world) as map_chunks:
         mask_format = mask_format or choose_mask_format(
             list(chain.from_iterable(map_chunks(partial(_examine, opaque=foreground is not None), chunks))), foreground
         )
@@ -318,32 +325,62 @@ def _measure(images: Sequence[PredictionPair], *, normalize: bool, resize: bool,
     return meters
 
 
-def _workers(asked: int | None, images: int) -> int:
+def _workers(asked: int | None, images: int, world: World) -> int:
     if not images:
         raise UsageError("nothing to evaluate: no prediction has a ground truth of the same name.")
     if asked is not None and asked < 1:
         raise UsageError(f"There can't be {asked} workers: give 1 or more.")
-    enough = -(-images // _IMAGES_WORTH_A_PROCESS) if asked is None else -(-images // _CHUNK)
-    return min(asked or os.cpu_count() or 1, enough)
+    machines = world.gathered(platform.node())
+    cores = (os.cpu_count() or 1) // machines.count(machines[world.rank])
+    enough = -(-images // world.size // (_IMAGES_WORTH_A_PROCESS if asked is None else _CHUNK))
+    return max(1, min(asked or cores, enough))
 
 
 @contextmanager
-def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give an ordered `map`: the built-in one, or one over new processes.
+def _mapping(workers: int, world: World) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give an ordered `map` over the processes of a world: the built-in one in each, or one over new processes.
 
     Processes are spawned: a forked one would inherit CUDA and threads in a broken state.
     """
     if workers == 1:
-        yield map
+        yield partial(_divided, world, map)
         return
     try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield pool.map
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+            try:
+                yield partial(_divided, world, pool.map)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # without waiting for the rest
+                raise
     except BrokenProcessPool as error:
         raise DsuError(
             f"one of {workers} evaluation processes died, from too little memory or because the calling script "
             'lacks `if __name__ == "__main__":`: use 1 worker.'
         ) from error
+
+
+def _end_with_parent() -> None:
+    """End this worker if its parent is killed, which can't tell it to."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _divided(
+    world: World, own_map: Callable[..., Iterable[Any]], work: Callable[..., Any], chunks: Sequence[Any]
+) -> Iterator[Any]:
+    """Yield what `work` makes of each chunk, in order; each process does its share, and has the results of all."""
+    own = iter(own_map(work, chunks[world.rank :: world.size]))
+    some = _ROUND if world.together else 1
+    for start in range(0, len(chunks), some * world.size):
+        done = world.gathered(list(islice(own, some)))
+        for index in range(min(some * world.size, len(chunks) - start)):
+            yield done[index % world.size][index // world.size]
 
 
 def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat, found: ImageLevel) -> dict[str, str]:

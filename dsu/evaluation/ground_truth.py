@@ -20,6 +20,7 @@ from dsu.data.images import (
 )
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair, named_images, pair_files, subfolders, unwrapped
+from dsu.distributed import ALONE, World
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE, head_sha256
@@ -95,6 +96,7 @@ class EvaluationSet:
         foreground: Sequence[int] | None = None,
         workers: int | None = None,
         progress: Progress = SILENT,
+        world: World = ALONE,
     ) -> Evaluation:
         """Score the set; arguments and errors are those of `dsu.evaluation.evaluate.evaluate`."""
         found = evaluate(
@@ -105,6 +107,7 @@ class EvaluationSet:
             foreground=foreground,
             workers=workers,
             progress=progress,
+            world=world,
         )
         brightest = max(found.image_level.responses)
         if not (self.minmax or self.recorded) and 0 < brightest <= _ALMOST_BLACK:

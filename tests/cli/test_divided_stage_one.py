@@ -3,9 +3,6 @@
 import os
 import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +10,7 @@ from pathlib import Path
 import pytest
 from cached import LOCKS
 from support import TINY, Dsu
-from torchrun import HOUSE, lines, said, torchrun
+from torchrun import HOUSE, WAYS, follow, lines, said, shown, torchrun
 
 from dsu.features.stores import FeatureStore
 from dsu.runtime import computing_threads
@@ -210,52 +207,10 @@ def test_an_invalid_part_is_refused(dsu: Dsu, drawn: Path, part: str) -> None:
     )
 
 
-def shown(word: str) -> str:
-    """The command for stage one in docs/scale.md that contains a word, without its remark."""
-    text = (HOUSE / "docs" / "scale.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    found = [line.strip().partition("  #")[0] for line in text.splitlines() if line.startswith("    ")]
-    [line] = [line for line in found if "cache-features" in line and word in line]
-    return line
-
-
-def started(line: str, **environment: str) -> "subprocess.Popen[str]":
-    """Run a line of the documentation in a shell in which `srun` runs on this machine."""
-    path = os.pathsep.join(map(str, (HOUSE, HOUSE / "cache", HOUSE / "cli")))
-    python = shlex.quote(sys.executable)
-    tools = f'torchrun() {{ {python} -m torch.distributed.run "$@"; }}; dsu() {{ {python} -m dsu "$@"; }}'
-    srun = 'srun() { while [[ $1 == --* ]]; do if [[ $1 == --*=* ]]; then shift; else shift 2; fi; done; "$@"; }'
-    return subprocess.Popen(
-        ["bash", "-c", f"{tools}; {srun}; {line}"],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["one machine", "two machines", "srun", "array"])
+@pytest.mark.parametrize("way", WAYS)
 def test_the_lines_of_the_documentation_make_the_store_of_one(dsu: Dsu, drawn: Path, way: str) -> None:
-    """With two processes, or with one process on each of two machines, which are the same machine here."""
     dsu("cache-features", drawn, *OPTIONS, "--cache-root", "one", "--quiet")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = {"one machine": "one machine", "two machines": "--nnodes", "srun": "--ntasks", "array": "--part"}
-    line = shown("torchrun --nproc" if way == "one machine" else words[way])
-    line = line.replace("DUTS", f"{shlex.quote(str(drawn))} {' '.join(OPTIONS)}").replace("/16", "/2")
-    line = line.replace("HOST:29500", f"127.0.0.1:{port}")
-    line = line.replace("--nproc-per-node 8", f"--nproc-per-node {2 if way == 'one machine' else 1}")
-    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_ID": "0"}
-    each: list[dict[str, str]] = {
-        "one machine": [{}],
-        "two machines": [{}, {}],
-        "srun": [
-            {**step, "SLURM_JOB_ID": str(port), "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")
-        ],
-        "array": [{"SLURM_ARRAY_TASK_ID": number} for number in ("1", "2")],
-    }[way]
-    processes = [started(line, **environment) for environment in each]
-    texts = [said(process) for process in processes]
-    assert all(process.returncode == 0 for process in processes), texts
+    line = shown("cache-features", way).replace("DUTS", f"{shlex.quote(str(drawn))} {' '.join(OPTIONS)}")
+    texts = follow(line)
     assert not differing("features", contents(Path("one"))), texts

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import TINY, Dsu
-from torchrun import lines, said, torchrun
+from torchrun import WAYS, follow, lines, said, shown, torchrun
 
 RECIPE = ("--adapt-last", "1", "--batch-size", "4", "--val-fraction", "0.2")
 
@@ -65,8 +65,24 @@ def test_an_error_in_all_processes_is_printed_once(dsu: Dsu) -> None:
     for arguments, reason in (
         (["train-head", "nowhere"], "There are no training features"),
         (["train-head", "--epochs", "many"], "Invalid value"),
-        (["eval"], "runs in one process, but 2 were started"),
+        (["doctor"], "runs in one process, but 2 were started"),
     ):
         process = torchrun(arguments)
         text = said(process)
         assert process.returncode != 0 and text.count(reason) == 1, text
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_documentation_train_predict_and_evaluate(stored: Dsu) -> None:
+    """The head is the same on one machine, on two and under Slurm, and so are the scores."""
+    options = f"{' '.join(RECIPE)} --epochs 2 --sheet-every 0"
+    for way in list(WAYS)[:3]:
+        follow(f"{shown('train-head', way)} {options} --out 'runs/{way}'")
+    assert len({path.read_bytes() for path in Path("runs").glob("*/head.safetensors")}) == 1
+    follow(shown("predict", "one machine"))
+    follow(shown("eval", "two machines"))
+    [scores] = Path("runs").glob("*/predictions/metrics.json")
+    found = scores.read_bytes()
+    stored("predict", "--overwrite", "--quiet")
+    stored("eval", "--quiet")
+    assert scores.read_bytes() == found
