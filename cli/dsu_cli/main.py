@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Annotated, Final
 
 import typer
@@ -157,19 +157,27 @@ def _one_speaks() -> Iterator[None]:
     Raises `UsageError` for a command that runs in one process only.
     """
     world = World.of_environment()
-    if world.size > 1 and not set(_DIVIDED) & set(sys.argv[1:2]):
+    with ExitStack() as silenced:
         if not world.leads:
-            time.sleep(5)  # the launcher ends all when one ends, and the first must print its error
-            sys.exit(2)
+            nowhere = silenced.enter_context(open(os.devnull, "w"))
+            silenced.enter_context(redirect_stdout(nowhere))
+            silenced.enter_context(redirect_stderr(nowhere))
+        try:
+            _check_divided(world)
+            yield
+        except Exception:
+            torch = sys.modules.get("torch.distributed")
+            if not world.leads and (torch is None or not torch.is_initialized()):
+                time.sleep(5)  # the first fails likewise: the launcher ends this one before it says so, too
+            raise
+
+
+def _check_divided(world: World) -> None:
+    if world.size > 1 and not set(_DIVIDED) & set(sys.argv[1:2]):
         raise UsageError(
             f"This command runs in one process, but {world.size} were started: start it without torchrun or srun; only "
             f"{', '.join(_DIVIDED[:-1])} and {_DIVIDED[-1]} support several."
         )
-    if world.leads:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 def _sentence(error: Exception) -> str | None:

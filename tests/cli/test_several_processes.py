@@ -65,6 +65,7 @@ def test_an_error_in_all_processes_is_printed_once(dsu: Dsu) -> None:
     for arguments, reason in (
         (["train-head", "nowhere"], "There are no training features"),
         (["train-head", "--epochs", "many"], "Invalid value"),
+        (["eval"], "There are no predictions below"),  # before the processes meet
         (["doctor"], "runs in one process, but 2 were started"),
     ):
         process = torchrun(arguments)
