@@ -17,7 +17,7 @@ from dsu_cli.console import ConsoleProgress, fail, key_table, out, print_json, s
 
 if TYPE_CHECKING:
     from dsu.data.benchmarks import SplitState
-    from dsu.data.overlaps import Overlap, Overlaps
+    from dsu.data.groups import Overlap, Overlaps
     from dsu.dataset_check import DatasetCheck, Finding, Severity, SplitCheck
 
 __all__ = ["datasets"]
@@ -77,7 +77,7 @@ def look(
 
 def _overlaps(states: Iterable["SplitState"], *, json: bool, quiet: bool) -> None:
     from dsu.data.benchmarks import COD_TRAIN
-    from dsu.data.overlaps import find_overlaps
+    from dsu.data.groups import find_overlaps
 
     # COD's training split is CAMO's and COD10K's, which are here under their own names.
     splits = [state.found for state in states if state.found and state.sought is not COD_TRAIN]

@@ -1,4 +1,6 @@
-"""Groups that must stay in one split: images of the same thing, named by the user or found by appearance.
+"""Images of the same thing: groups that must stay in one split, and images in both training and test splits.
+
+Groups are named by the user or found by appearance.
 
 Perceptual hashes find similar images. A hash contains the signs of the lowest cosine waves of a small grey copy with
 locally normalised brightness and contrast, so light, compression and size change little. To find crops, parts of one
@@ -7,25 +9,46 @@ image are compared with the whole of the other.
 Measured on 303 images of 53 magnetic tiles, most of them photographed six times: of 748 pairs of the same tile, it
 finds 730 and no false one, and chains of them join all 51 repeated tiles. The usual hash of 64 bits finds 395 before
 its first false pair, the correlation of small copies 404.
+
+A network tested on its training images looks better than it is, and copies have other names, formats and sizes. So this
+compares decoded pixels, never names or files: exact copies by hash, and re-saved or resized images by the correlation
+of small grey copies.
 """
 
 import csv
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsu.data.images import UnreadableImage, or_unreadable, pixels_sha256, read_image
+from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
-from dsu.progress import SILENT, Progress, few
+from dsu.progress import SILENT, Progress, few, in_threads
 
-if TYPE_CHECKING:
-    from scipy import sparse  # type: ignore[import-untyped]
-
-__all__ = ["Look", "look_at", "looking_alike", "most_together", "named_groups", "no_look", "paste_look"]
+__all__ = [
+    "NEAR",
+    "ImageSignature",
+    "Look",
+    "Overlap",
+    "Overlaps",
+    "copies",
+    "find_overlaps",
+    "look_at",
+    "looking_alike",
+    "most_together",
+    "named_groups",
+    "no_look",
+    "overlapping",
+    "paste_look",
+]
 
 _MOST: Final = 0.25
 """Largest fraction of all images in a group found by appearance."""
@@ -128,9 +151,9 @@ def looking_alike(
     return sorted(groups), sorted(chains)
 
 
-def _agreement(looks: Look, progress: Progress) -> "sparse.csr_matrix":
+def _agreement(looks: Look, progress: Progress) -> Any:
     """Hash agreement (N, N), 0 to 1, of (N, 64, 64) copies: of wholes with wholes and with crops."""
-    from scipy import sparse
+    from scipy import sparse  # type: ignore[import-untyped]
 
     evened = _evened(looks)
     waves = np.stack([_cosines(*part) for part in (_PARTS if len(looks) <= _CROPPED else _PARTS[:1])])
@@ -233,3 +256,152 @@ def _of_file(path: Path, names: Collection[str], progress: Progress) -> dict[str
     if strangers:
         progress.say(f"--group {path} names {len(strangers):,} that are not images here ({few(strangers)}).")
     return found
+
+
+# ---- in training and test splits ----
+
+NEAR: Final = 0.97
+"""From this correlation on, two small copies count as the same image. Among the 1.3 million pairs of 1,629 images of
+DUTS and CAMO, different photographs reach at most 0.90; re-saved and resized ones exceed 0.99."""
+
+_SMALL: Final = 32
+"""Side of the small copies, in pixels."""
+
+_COMPARED: Final = 2048
+"""Training images compared at once."""
+
+
+@dataclass(frozen=True)
+class ImageSignature:
+    """One image, reduced to what is compared.
+
+    Attributes:
+        split, name, path: its split, sample and file.
+        sha256: of its decoded pixels and its size.
+        small: its small grey copy, (1024,) float32 with mean 0 and norm 1; all 0 for a flat image.
+        look: small copy to find groups by.
+    """
+
+    split: str
+    name: str
+    path: Path
+    sha256: str
+    small: NDArray[np.float32]
+    look: Look
+
+    @classmethod
+    def of(cls, image: Image.Image, split: str, name: str, path: Path) -> "ImageSignature":
+        """The signature of a decoded RGB image (`dsu.data.images.read_image`)."""
+        small = np.asarray(image.convert("L").resize((_SMALL, _SMALL), Image.Resampling.BOX), np.float32).ravel()
+        small = small - small.mean()
+        flat = small.std() < _FLAT
+        small = np.zeros_like(small) if flat else small / np.linalg.norm(small)
+        return cls(split, name, path, pixels_sha256(np.asarray(image)), small, look_at(image))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A training image and a test image with the same content.
+
+    Attributes:
+        train, test: the two.
+        likeness: correlation of their small copies; 1 if all pixels are equal.
+    """
+
+    train: ImageSignature
+    test: ImageSignature
+    likeness: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: split, sample and file of both."""
+        return {
+            "train": self.train.split,
+            "train_name": self.train.name,
+            "train_image": str(self.train.path),
+            "test": self.test.split,
+            "test_name": self.test.name,
+            "test_image": str(self.test.path),
+            "likeness": self.likeness,
+        }
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Images in both training and test splits.
+
+    Attributes:
+        exact: pairs with identical pixels.
+        near: near-duplicates that are not exact, most similar first.
+        images: number compared, by split.
+        broken: a sentence for each unreadable image, which was skipped.
+    """
+
+    exact: tuple[Overlap, ...]
+    near: tuple[Overlap, ...]
+    images: dict[str, int]
+    broken: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "exact": [overlap.to_json() for overlap in self.exact],
+            "near": [overlap.to_json() for overlap in self.near],
+            "images": self.images,
+            "broken": list(self.broken),
+        }
+
+
+def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers: int | None = None) -> Overlaps:
+    """Compare every image of the training splits with every image of the test splits.
+
+    Args:
+        splits: of any kinds; those neither for training nor for testing are ignored.
+        progress: receives progress.
+        workers: images decoded in parallel; by default one per processor, at most 16.
+    """
+    read: dict[str, list[ImageSignature]] = {"train": [], "test": []}
+    broken: list[str] = []
+    for split in (split for split in splits if split.kind in read):
+        read_pair = or_unreadable(partial(_signature, split=split.name))
+        found = list(in_threads(read_pair, split.pairs, f"reading {split.name}", progress, workers))
+        read[split.kind] += [one for one in found if isinstance(one, ImageSignature)]
+        broken += [str(one) for one in found if isinstance(one, UnreadableImage)]
+    exact, near = overlapping(read["train"], read["test"])
+    count = Counter(image.split for images in read.values() for image in images)
+    return Overlaps(exact, near, {name: count[name] for split in splits if count[name := split.name]}, tuple(broken))
+
+
+def overlapping(
+    train: Sequence[ImageSignature], test: Sequence[ImageSignature]
+) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
+    """Pairs of training and test images with the same content: `exact` and `near` of `Overlaps`."""
+    by_content = _by_content(train)
+    exact = [Overlap(other, image, 1.0) for image in test for other in by_content.get(image.sha256, ())]
+    near = [one for one in _near(train, test) if one.train.sha256 != one.test.sha256]
+    return tuple(exact), tuple(sorted(near, key=lambda overlap: -overlap.likeness))
+
+
+def copies(images: Iterable[ImageSignature]) -> list[list[ImageSignature]]:
+    """Groups of two or more images with identical pixels, in order of appearance."""
+    return [group for group in _by_content(images).values() if len(group) > 1]
+
+
+def _by_content(images: Iterable[ImageSignature]) -> dict[str, list[ImageSignature]]:
+    groups = defaultdict(list)
+    for image in images:
+        groups[image.sha256].append(image)
+    return groups
+
+
+def _signature(pair: Pair, split: str) -> ImageSignature:
+    return ImageSignature.of(read_image(pair.image), split, pair.name, pair.image)
+
+
+def _near(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:
+    if not train or not test:
+        return
+    tested = np.stack([picture.small for picture in test])
+    for start in range(0, len(train), _COMPARED):
+        likeness = np.stack([picture.small for picture in train[start : start + _COMPARED]]) @ tested.T
+        for row, column in np.argwhere(likeness >= NEAR):
+            yield Overlap(train[start + row], test[column], min(float(likeness[row, column]), 1.0))

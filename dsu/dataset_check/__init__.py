@@ -13,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from dsu.data.datasets import Paths, find_dataset
-from dsu.data.groups import looking_alike, most_together
+from dsu.data.groups import ImageSignature, Overlap, copies, looking_alike, most_together, overlapping
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from dsu.data.masks import MaskFacts, MaskFormat
-from dsu.data.overlaps import ImageSignature, Overlap, compare, copies
 from dsu.data.pairing import list_files
 from dsu.dataset_check.reading import Sample, SplitCheck, read_split
 from dsu.dataset_check.rules import SEVERITIES, Case, Finding, Severity, case_of, findings_of_split, if_any
@@ -102,7 +101,7 @@ def check_dataset(
     files = other_files(folder) if folder and own else Counter[str]()
     for check in checks:
         findings += _of_looks(check, progress) if check.trains and not check.split.benchmark else []
-    findings += findings_of_set(checks, compare(signatures["train"], signatures["test"]), files)
+    findings += findings_of_set(checks, overlapping(signatures["train"], signatures["test"]), files)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return DatasetCheck(name_or_folder, side, tuple(checks), tuple(findings))
 
@@ -196,7 +195,7 @@ def findings_of_set(
 
     Args:
         checks: Those of its splits.
-        overlaps: Exact and near-duplicates between training and test (`dsu.data.overlaps.compare`).
+        overlaps: Exact and near-duplicates between training and test (`dsu.data.groups.overlapping`).
         files: Number of other files by extension (`other_files`).
     """
     return [*_of_copies(checks, *overlaps), *_no_training_split(checks), *_of_files(files), *_of_formats(checks)]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageStat
 
+from dsu.data.groups import ImageSignature
 from dsu.data.images import (
     FEW_VALUES,
     MaskKind,
@@ -24,7 +25,6 @@ from dsu.data.images import (
     resize_mask,
 )
 from dsu.data.masks import MaskFacts, MaskFormat, check_mask, choose_mask_format, mask_facts
-from dsu.data.overlaps import ImageSignature
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress, in_threads

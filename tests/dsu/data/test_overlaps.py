@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from dsu.data.benchmarks import survey
 from dsu.data.datasets import Paths, find_dataset
-from dsu.data.overlaps import NEAR, ImageSignature, Overlaps, copies, find_overlaps
+from dsu.data.groups import NEAR, ImageSignature, Overlaps, copies, find_overlaps
 from dsu.data.pairing import Split
 
 
