@@ -17,8 +17,6 @@ import psutil
 from dsu import __version__
 from dsu.errors import DsuError
 
-__all__ = ["Diagnosis", "Fact", "diagnose"]
-
 _LIBRARIES: Final = (
     *("torch", "torchvision", "sam2", "timm", "safetensors", "huggingface_hub", "zarr", "numcodecs"),
     *("numpy", "pillow", "pysodmetrics", "pydantic", "matplotlib"),

@@ -30,24 +30,6 @@ from dsu.errors import UsageError
 from dsu.files import atomic_write, make_folder
 from dsu.pictures import CELL_GROUND, Picture, as_rgb, page_files
 
-__all__ = [
-    "DPI",
-    "FAINT_INK",
-    "GRID_GAP",
-    "GRID_LABEL",
-    "GRID_TITLE",
-    "INK",
-    "PAGE_HEIGHT",
-    "PAGE_WIDTH",
-    "Page",
-    "draw_grid",
-    "dress",
-    "fill_pages",
-    "save_figures",
-    "sheet",
-    "training_curves",
-]
-
 T = TypeVar("T")
 
 DPI: Final = 300

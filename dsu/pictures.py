@@ -11,8 +11,6 @@ from dsu.data.images import read_image, read_mask, read_rgba
 from dsu.errors import DsuError, UsageError
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 
-__all__ = ["CELL_GROUND", "Picture", "as_rgb", "cutout", "overlay", "page_files"]
-
 Picture = Image.Image | NDArray[Any] | Path
 """An image: Pillow's, a file, or an array (H, W) or (H, W, 3) of uint8 0..255, floats 0..1 or booleans."""
 

@@ -6,7 +6,5 @@ a speedup is the median over rounds of the ratio within a round.
 
 from typing import Final
 
-__all__ = ["PARTS"]
-
 PARTS: Final = ("steps", "reading", "stages", "eval", "scale")
 """Parts that can be measured separately."""

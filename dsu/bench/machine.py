@@ -29,25 +29,6 @@ from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu_cache import Entry, Fingerprint, Store
 
-__all__ = [
-    "CPU",
-    "GpuWork",
-    "RandomStore",
-    "ReadRow",
-    "Timing",
-    "disk_rate",
-    "file_sizes",
-    "gpu_work",
-    "images",
-    "matrix_rate",
-    "measure_reading",
-    "random_store",
-    "ratio",
-    "seconds_of",
-    "summed",
-    "take_turns",
-]
-
 CPU: Final = torch.device("cpu")
 
 

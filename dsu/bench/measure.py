@@ -35,8 +35,6 @@ from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import choose_runtime, machine_name
 from dsu.settings import EncoderWeights
 
-__all__ = ["Report", "bench", "markdown_table"]
-
 WIDE: Final = 32
 """A second batch size on a GPU, at which kernel launches matter less."""
 DUTS_TR: Final = 10_553

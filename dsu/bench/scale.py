@@ -24,8 +24,6 @@ from dsu_cache import Entry, Fingerprint
 from dsu_cache.arrays import Commit, ShardId, save_commits
 from dsu_cache.files import file_sizes
 
-__all__ = ["COUNTS", "ScaleRow", "measure_scale"]
-
 COUNTS: Final = (10_000, 100_000, 1_000_000)
 ADDED: Final = 1000
 _VIEWS: Final = {"pixels": 1, "mask": 1, "V": 4}

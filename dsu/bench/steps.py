@@ -55,22 +55,6 @@ from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import EncoderWeights, ExtractionSettings, PredictionSettings, TrainingSettings
 from dsu.training.trainer import Trainer, TrainingPhase
 
-__all__ = [
-    "BARE_DINO",
-    "DINO_PART",
-    "END_TO_END",
-    "GROUPED",
-    "PUBLISHED",
-    "STORE",
-    "EvalRow",
-    "MixRow",
-    "StageRow",
-    "StepRow",
-    "measure_eval",
-    "measure_stages",
-    "measure_steps",
-]
-
 BARE_DINO: Final = "DINOv2 alone"
 DINO_PART: Final = "DINOv2's part of end to end"
 END_TO_END: Final = "end to end, N = all"

@@ -23,20 +23,6 @@ from dsu.data.pairing import (
 )
 from dsu.errors import UsageError
 
-__all__ = [
-    "BENCHMARK_SPLITS",
-    "COD_TEST",
-    "COD_TRAIN",
-    "PAGES",
-    "BenchmarkSplit",
-    "Place",
-    "SplitState",
-    "benchmark_splits",
-    "find_benchmark",
-    "sharing_masks",
-    "survey",
-]
-
 
 @dataclass(frozen=True)
 class Place:

@@ -41,20 +41,6 @@ from dsu.errors import DsuError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "DECODERS",
-    "Augmentation",
-    "Decoded",
-    "ImageLike",
-    "ImageProcessor",
-    "SampleFiles",
-    "as_images",
-    "augmentation",
-    "open_image",
-    "open_sample",
-    "stack",
-]
-
 DECODERS: Final = min(16, max(4, os.cpu_count() or 1))
 """Threads that decode images: one needs about 40 ms per image, and a GPU 5 ms for the rest."""
 

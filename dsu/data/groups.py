@@ -33,23 +33,6 @@ from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress, few, in_threads
 
-__all__ = [
-    "NEAR",
-    "ImageSignature",
-    "Look",
-    "Overlap",
-    "Overlaps",
-    "copies",
-    "find_overlaps",
-    "look_at",
-    "looking_alike",
-    "most_together",
-    "named_groups",
-    "no_look",
-    "overlapping",
-    "paste_look",
-]
-
 _MOST: Final = 0.25
 """Largest fraction of all images in a group found by appearance."""
 

@@ -19,38 +19,6 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from dsu.errors import DsuError
 
-__all__ = [
-    "FEW_VALUES",
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "OTHER_PHOTOGRAPHS",
-    "WHITE_16",
-    "Box",
-    "Depth",
-    "ImageHead",
-    "MaskKind",
-    "UnreadableImage",
-    "choose_depth",
-    "file_bytes_and_time",
-    "file_sha256",
-    "grey_levels",
-    "image_head",
-    "image_size",
-    "mask_box",
-    "or_unreadable",
-    "pixels_sha256",
-    "printable",
-    "raw_mask",
-    "read_bytes",
-    "read_image",
-    "read_image_and_head",
-    "read_mask",
-    "read_rgba",
-    "resize_image",
-    "resize_mask",
-    "upright_rgb",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

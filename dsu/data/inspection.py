@@ -35,8 +35,6 @@ from dsu.data.masks import (
 from dsu.data.pairing import Pair, Split
 from dsu.progress import SILENT, Progress, counted, few, in_threads
 
-__all__ = ["Inspection", "SampleMetadata", "describe", "inspect", "unpaired", "unreadable"]
-
 _OF_MASK: Final = "/"
 """Prefix of a mask's facts among those of a sample."""
 

@@ -17,18 +17,6 @@ from dsu.data.images import FEW_VALUES, WHITE_16, ImageHead, MaskKind, Unreadabl
 from dsu.errors import UsageError
 from dsu.progress import counted
 
-__all__ = [
-    "MaskFacts",
-    "MaskFormat",
-    "check_mask",
-    "choose_mask_format",
-    "describe_mask_format",
-    "examine_mask",
-    "mask_facts",
-    "object_boxes",
-    "typed_foreground",
-]
-
 _TYPED: Final = 6
 """At most this many values are written out as options; more would hide the sentence around them."""
 

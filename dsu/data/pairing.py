@@ -17,30 +17,6 @@ from typing import Final, Literal
 from dsu.data.images import IMAGE_SUFFIXES, Box
 from dsu.errors import DsuError, UsageError
 
-__all__ = [
-    "IMAGE_FOLDERS",
-    "RECORD_FILE",
-    "RUN_FILES",
-    "Kind",
-    "Pair",
-    "Split",
-    "find_images",
-    "find_subfolder",
-    "has_images",
-    "image_and_mask_folders",
-    "list_files",
-    "list_images",
-    "make_split",
-    "named_images",
-    "output_files",
-    "pair_files",
-    "pair_names",
-    "plain",
-    "subfolders",
-    "unwrapped",
-    "written_below",
-]
-
 Kind = Literal["train", "test", "all"]
 
 # Usual folder names, as `plain` writes them.

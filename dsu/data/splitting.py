@@ -18,8 +18,6 @@ from dsu.files import atomic_write, make_folder
 from dsu.progress import SILENT, Progress
 from dsu_cache import keep_beside, locked
 
-__all__ = ["SPLITS_FILE", "deal", "fold_weights", "recorded_deal", "share_weights"]
-
 SPLITS_FILE: Final = "splits.json"
 
 

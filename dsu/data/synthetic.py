@@ -20,8 +20,6 @@ from PIL import Image
 
 from dsu.progress import SILENT, Progress
 
-__all__ = ["draw_dataset", "draw_sample"]
-
 Field = NDArray[np.floating[Any]]
 
 _SALIENT_SHARE: Final = 0.6

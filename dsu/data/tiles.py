@@ -15,8 +15,6 @@ from dsu.data.images import Box, UnreadableImage, image_head
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 
-__all__ = ["LastUsed", "Tiling", "image_name", "tiled"]
-
 K = TypeVar("K")
 T = TypeVar("T")
 

@@ -17,26 +17,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "ALL_FLIPS",
-    "FLIPPED_WHEN_READ",
-    "FLIPS",
-    "MAX_AUGMENTATIONS",
-    "RECIPE",
-    "UNFLIPPED",
-    "Views",
-    "augmentation_of",
-    "draw_samples",
-    "draw_view",
-    "epoch_order",
-    "flip",
-    "flip_one",
-    "hashed_share",
-    "view_count",
-    "view_index",
-    "view_name",
-]
-
 FLIPS: Final = ("identity", "horizontal", "vertical", "both")
 
 MAX_AUGMENTATIONS: Final = 60

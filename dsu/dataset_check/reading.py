@@ -29,18 +29,6 @@ from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress, in_threads
 
-__all__ = [
-    "HALF",
-    "Foreground",
-    "MaskFile",
-    "Masked",
-    "Sample",
-    "SplitCheck",
-    "Storage",
-    "measure",
-    "read_split",
-]
-
 HALF: Final = 128
 """Grey level from which a mask's pixel counts as foreground in a check."""
 

@@ -15,17 +15,6 @@ from dsu.data.masks import MaskFormat, typed_foreground
 from dsu.dataset_check.reading import Masked, Sample, Size, SplitCheck
 from dsu.progress import few
 
-__all__ = [
-    "FEW",
-    "SEVERITIES",
-    "Case",
-    "Finding",
-    "Severity",
-    "case_of",
-    "findings_of_split",
-    "if_any",
-]
-
 Severity = Literal["will stop", "will hurt", "good to know"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("will stop", "will hurt", "good to know")
 """From worst to mildest. `dsu` refuses to train with the first kind of problem, and trains with the others."""

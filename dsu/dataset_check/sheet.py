@@ -21,8 +21,6 @@ from dsu.drawing import FAINT_INK, INK, Page, dress, save_figures
 from dsu.pictures import CELL_GROUND, overlay, page_files
 from dsu.progress import SILENT, Progress, Task
 
-__all__ = ["draw_sheet"]
-
 DPI: Final = 200
 
 _COLUMNS: Final = 6

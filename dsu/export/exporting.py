@@ -52,8 +52,6 @@ from dsu.network.pretrained import load_network
 from dsu.progress import SILENT, Progress
 from dsu.settings import EncoderWeights
 
-__all__ = ["Exported", "export_model"]
-
 RUNNER_FILE: Final = "dsu_runner.py"
 STRAY: Final = ".export."
 """Prefix of temporary folders in which models are built, followed by the process id."""

@@ -34,24 +34,6 @@ from dsu.metrics.meters import Meters
 from dsu.network.network import DSUNet
 from dsu.network.resume import earliest
 
-__all__ = [
-    "BATCHES",
-    "BESIDE",
-    "TRACED",
-    "Agreement",
-    "Arrays",
-    "Loss",
-    "WholeNetwork",
-    "compare",
-    "images_to_check",
-    "input_sizes",
-    "loss_of",
-    "masks_of",
-    "network_inputs",
-    "silence",
-    "write_graph",
-]
-
 TRACED: Final = 5
 """Batch size of the trace; the check uses other sizes."""
 

@@ -36,8 +36,6 @@ from dsu.runtime import Runtime, choose_runtime, computing_threads, torch_type
 from dsu.settings import EncoderWeights, ExtractionSettings
 from dsu_cache import BusyError, Entry, Fingerprint, Store, locked, url_of
 
-__all__ = ["CachePlan", "ExtractionPlan", "cache_features", "extract", "plan_extraction"]
-
 Part = tuple[int, int]
 """One of several independent jobs, counted from 1: `(3, 16)`."""
 

@@ -17,8 +17,6 @@ from dsu.network.network import DSUNet
 from dsu.network.resume import resume_point
 from dsu_cache import CorruptError, Store, folder_of, is_store, url_of
 
-__all__ = ["FeatureDataset"]
-
 
 class FeatureDataset(SampleDataset):
     """Stored features, pixels and masks of a split, in any order.

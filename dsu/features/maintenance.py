@@ -42,19 +42,6 @@ from dsu_cache import (
     writer_of,
 )
 
-__all__ = [
-    "ArrayState",
-    "Copy",
-    "StoreState",
-    "Verification",
-    "describe_stores",
-    "pull_stores",
-    "push_stores",
-    "remove_stores",
-    "verify_store",
-    "verify_stores",
-]
-
 
 @dataclass(frozen=True)
 class ArrayState:

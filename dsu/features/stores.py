@@ -22,19 +22,6 @@ from dsu.progress import SILENT, Progress, few
 from dsu.runtime import Runtime, processor_name
 from dsu_cache import CacheError, CorruptError, Fingerprint, RemoteError, Store, is_store
 
-__all__ = [
-    "FeatureStore",
-    "find_store",
-    "find_stores",
-    "fingerprint",
-    "library_versions",
-    "named_folders",
-    "sample_key",
-    "store_folders",
-    "store_path",
-]
-
-
 _T = TypeVar("_T")
 
 

@@ -12,8 +12,6 @@ from dsu.data.views import view_index
 from dsu.errors import DsuError
 from dsu_cache import Store
 
-__all__ = ["WRITERS", "Writer", "writing"]
-
 WRITERS: Final = 4
 """Number of writing threads: while some wait for the disk, others encode."""
 PENDING_BYTES: Final = 512 << 20

@@ -23,28 +23,6 @@ from dsu_cache import holder
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "CONFIG_FILE",
-    "HEAD_FILE",
-    "IMAGE_DIGITS",
-    "LOCK_FILE",
-    "STATE_FILE",
-    "HeadInfo",
-    "head_bytes",
-    "head_sha256",
-    "image_digits",
-    "is_exported",
-    "is_finished",
-    "load_head",
-    "precision_of",
-    "predictions_folder",
-    "read_head_info",
-    "resolve_head",
-    "save_head",
-    "set_threshold",
-    "stopped_runs",
-]
-
 HEAD_FILE: Final = "head.safetensors"
 STATE_FILE: Final = "checkpoint.pt"
 """The checkpoint for resuming; without a head next to it, the run has not finished."""

@@ -34,8 +34,6 @@ from dsu.progress import SILENT, Progress, counted, in_threads
 from dsu.report.pictures import SUFFIX, Strip, draw_strip
 from dsu.report.tables import PLACES, Comparison, Line, Results, by_kind, compare, conventions_of
 
-__all__ = ["INLINE_PICTURES", "check_report_path", "histogram", "write_report"]
-
 INLINE_PICTURES: Final = 200
 """Maximum number of thumbnails in the page itself; more would load slowly, and go into a folder next to it."""
 

@@ -18,8 +18,6 @@ from dsu.data.images import UnreadableImage, read_image
 from dsu.evaluation.evaluate import Evaluation, PredictionPair, read_pair
 from dsu.files import atomic_write
 
-__all__ = ["FALSE_NEGATIVE", "FALSE_POSITIVE", "SUFFIX", "Strip", "draw_panels", "draw_strip"]
-
 # Orange and blue of Okabe and Ito's palette: distinct for every kind of colour vision, and by lightness alone.
 FALSE_POSITIVE: Final = (230, 159, 0)
 FALSE_NEGATIVE: Final = (0, 114, 178)

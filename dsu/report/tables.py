@@ -31,26 +31,6 @@ from dsu.metrics.figures import (
 )
 from dsu.metrics.paper import PublishedRow, evaluated_in_part, incomparable, published
 
-__all__ = [
-    "FORMATS",
-    "PLACES",
-    "Comparison",
-    "Line",
-    "Results",
-    "as_csv",
-    "as_json",
-    "as_latex",
-    "as_markdown",
-    "as_per_image",
-    "by_kind",
-    "compare",
-    "conventions_of",
-    "csv_text",
-    "figures_as_csv",
-    "in_short",
-    "latex_text",
-]
-
 Results = Mapping[str, Mapping[str, Evaluation]]
 """Evaluations by run and set."""
 

@@ -21,8 +21,6 @@ from dsu.progress import counted
 from dsu.settings import TrainingSettings
 from dsu.thresholds import level_of
 
-__all__ = ["EncoderFacts", "HeadFacts", "find_heads", "head_facts"]
-
 _STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 """Suffixes of batch norms' tensors that are not trained."""
 

@@ -21,8 +21,6 @@ from dsu.metrics.paper import evaluated_in_part
 from dsu.progress import counted
 from dsu.sharing.head_facts import HeadFacts, head_facts
 
-__all__ = ["CARD_FILE", "export_folder", "model_card"]
-
 CARD_FILE: Final = "README.md"
 
 _METRIC_NAMES: Final = {

@@ -25,8 +25,6 @@ from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
 from dsu.settings import EncoderWeights
 
-__all__ = ["export_head", "export_published", "import_head", "load_published_checkpoint", "published_name"]
-
 SIGNS: Final = (((1, 1), (1, 1)), ((1, 1), (-1, -1)), ((1, -1), (1, -1)), ((1, -1), (-1, 1)))
 """Signs of the 2x2 Haar filters in a published file: LL, then high-pass along the height, the width, and both."""
 

@@ -16,14 +16,6 @@ from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
 from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import SILENT, Progress
 
-__all__ = [
-    "ComparedImage",
-    "choose_worst",
-    "find_compared",
-    "pick_names",
-    "used_random_encoders",
-]
-
 
 @dataclass(frozen=True)
 class ComparedImage:

@@ -26,8 +26,6 @@ from dsu.pictures import Picture, overlay, page_files
 from dsu.progress import SILENT, Progress, Task
 from dsu.visualization.compared import ComparedImage
 
-__all__ = ["ComparisonFigure"]
-
 _CELL_WIDTH: Final = 1.13
 """Width of a column in inches: three are 3.49 wide, like a printed column."""
 

@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     from dsu.network.network import DSUNet
     from dsu.runtime import Runtime
 
-__all__ = [
-    "MAX_IMAGES",
-    "FeatureGroup",
-    "FeatureLevel",
-    "ShownImage",
-    "choose_blocks",
-    "choose_network",
-    "compute_features",
-    "find_head",
-    "find_shown",
-    "images_of_head",
-    "open_network",
-]
-
 MAX_IMAGES: Final = 24
 """Maximum number of images in a figure."""
 

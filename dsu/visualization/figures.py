@@ -27,8 +27,6 @@ from dsu.pictures import page_files
 from dsu.progress import SILENT, Progress, Task
 from dsu.visualization.features import FeatureGroup, ShownImage
 
-__all__ = ["FeatureFigure", "choose_tokens", "mask_of_tokens", "principal_colours", "tsne_positions"]
-
 _LEVELS_PER_BLOCK: Final = 4
 """Levels side by side: with images and masks, as wide as the text of a printed page. Further ones follow below."""
 
