@@ -23,8 +23,7 @@ from dsu.metrics.paper import IMAGES, ablations, published
 from dsu.metrics.thresholds import AtThreshold
 from dsu.progress import SILENT
 from dsu.report import page as page_module
-from dsu.report.page import histogram, write_report
-from dsu.report.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, draw_panels
+from dsu.report.page import FALSE_NEGATIVE, FALSE_POSITIVE, draw_panels, histogram, write_report
 
 VOID = {"meta", "link", "img", "input", "br"}
 # HTML allows these elements without an end tag.
