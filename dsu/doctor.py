@@ -205,8 +205,13 @@ def _weights() -> tuple[Fact, ...]:
         asked = "is used if weights are missing here (not tried)"
     else:
         asked = "is not needed"
-    home = Fact("HF_HOME", os.environ.get("HF_HOME") or "not set")
-    return (*presets, *named, home, cache, Fact("hub", asked, value=bool(constants.HF_HUB_OFFLINE)))
+    return (
+        *presets,
+        *named,
+        Fact("HF_HOME", os.environ.get("HF_HOME") or "not set"),
+        cache,
+        Fact("hub", asked, value=bool(constants.HF_HUB_OFFLINE)),
+    )
 
 
 def _named_file(variable: str) -> Fact:

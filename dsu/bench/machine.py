@@ -118,8 +118,9 @@ def summed(events: Iterable[Any]) -> GpuWork:
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
     on_device = [event for event in events if event.device_type == DeviceType.CUDA]
-    busy = sum(event.self_device_time_total for event in on_device) / 1e6
-    return GpuWork(sum(event.count for event in on_device), busy, None)
+    return GpuWork(
+        sum(event.count for event in on_device), sum(event.self_device_time_total for event in on_device) / 1e6, None
+    )
 
 
 def matrix_rate(runtime: Runtime, sides: Sequence[int] = ()) -> float:
@@ -129,8 +130,7 @@ def matrix_rate(runtime: Runtime, sides: Sequence[int] = ()) -> float:
     best = 0.0
     for side in sides or ((4096, 8192) if on_gpu else (1024, 2048)):
         a, b = (torch.randn(side, side, device=runtime.device).to(dtype) for _ in range(2))
-        product = partial(torch.matmul, a, b)
-        fastest = min(seconds_of(product, runtime.device, 20 if on_gpu else 1) for _ in range(7))
+        fastest = min(seconds_of(partial(torch.matmul, a, b), runtime.device, 20 if on_gpu else 1) for _ in range(7))
         best = max(best, 2 * side**3 / fastest)
     return best
 

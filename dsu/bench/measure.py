@@ -1,11 +1,11 @@
 """`dsu bench`: measure all parts in one run, and report them as JSON and Markdown."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from dsu.bench.steps import (
     PUBLISHED,
     STORE,
     EvalRow,
+    MixRow,
     StageRow,
     StepRow,
     measure_eval,
@@ -34,6 +35,8 @@ from dsu.network.network import DSUNet
 from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import choose_runtime, machine_name
 from dsu.settings import EncoderWeights
+
+T = TypeVar("T")
 
 WIDE: Final = 32
 """A second batch size on a GPU, at which kernel launches matter less."""
@@ -126,28 +129,26 @@ class Report:
             )
 
     def _step_table(self, steps: Sequence[StepRow]) -> str:
-        head = ["", "reads", "ms", "range", "images/s", "speedup", "TFLOP/image", "TFLOP/s", "of peak", "GB", "wait"]
-        body = [
-            [
-                row.name,
-                " ".join(row.reads),
-                _ms(row.timing.median),
-                f"{_ms(min(row.timing.seconds))} to {_ms(max(row.timing.seconds))}",
-                f"{row.images:.3g}",
-                f"{row.speedup:.2f}x" if row.reads else "",
-                f"{row.flop / 1e12:.3f}",
-                f"{row.flop * row.images / 1e12:.3g}",
-                f"{row.flop * row.images / self.matrix_rate:.0%}",
-                f"{row.peak / 1e9:.1f}",
-                "" if row.wait is None else f"{row.wait:.1%}",
-            ]
-            for row in steps
-        ]
+        columns: dict[str, Callable[[StepRow], str]] = {
+            "": lambda row: row.name,
+            "reads": lambda row: " ".join(row.reads),
+            "ms": lambda row: _ms(row.timing.median),
+            "range": lambda row: f"{_ms(min(row.timing.seconds))} to {_ms(max(row.timing.seconds))}",
+            "images/s": lambda row: f"{row.images:.3g}",
+            "speedup": lambda row: f"{row.speedup:.2f}x" if row.reads else "",
+            "TFLOP/image": lambda row: f"{row.flop / 1e12:.3f}",
+            "TFLOP/s": lambda row: f"{row.flop * row.images / 1e12:.3g}",
+            "of peak": lambda row: f"{row.flop * row.images / self.matrix_rate:.0%}",
+            "GB": lambda row: f"{row.peak / 1e9:.1f}",
+            "wait": lambda row: "" if row.wait is None else f"{row.wait:.1%}",
+        }
         if any(row.gpu for row in steps):
-            head += ["kernels", "busy", "eager ms"]
-            for row, cells in zip(steps, body, strict=True):
-                cells += _gpu_cells(row)
-        return markdown_table(head, body, left=2)
+            columns |= {
+                "kernels": lambda row: f"{row.gpu.kernels:,}" if row.gpu else "",
+                "busy": lambda row: f"{row.gpu.busy / row.timing.median:.0%}" if row.gpu else "",
+                "eager ms": lambda row: _ms(row.gpu.eager) if row.gpu and row.gpu.eager is not None else "",
+            }
+        return _table(steps, columns, left=2)
 
     def _projection(self) -> str:
         stage_one = 4 * DUTS_TR / self.stages.mixes[0].stage_one / 3600 if self.stages else 0.0
@@ -157,20 +158,16 @@ class Report:
         return markdown_table([f"{EPOCHS} epochs of DUTS-TR", "hours", "with stage one"], body, left=1)
 
     def _reading_table(self) -> str:
-        head = ["reading", "MB/sample", "samples/s", "GB/s", "of memory maps", "cold samples/s", "cold MB/s"]
-        body = [
-            [
-                " ".join(row.what),
-                f"{row.bytes_per_sample / 1e6:.2f}",
-                f"{row.samples:,.0f}",
-                f"{row.samples * row.bytes_per_sample / 1e9:.2f}",
-                f"{row.against_plain:.0%}",
-                f"{row.cold:,.0f}",
-                f"{row.cold * row.bytes_per_sample / 1e6:,.0f}",
-            ]
-            for row in self.reading
-        ]
-        return markdown_table(head, body, left=1)
+        columns: dict[str, Callable[[ReadRow], str]] = {
+            "reading": lambda row: " ".join(row.what),
+            "MB/sample": lambda row: f"{row.bytes_per_sample / 1e6:.2f}",
+            "samples/s": lambda row: f"{row.samples:,.0f}",
+            "GB/s": lambda row: f"{row.samples * row.bytes_per_sample / 1e9:.2f}",
+            "of memory maps": lambda row: f"{row.against_plain:.0%}",
+            "cold samples/s": lambda row: f"{row.cold:,.0f}",
+            "cold MB/s": lambda row: f"{row.cold * row.bytes_per_sample / 1e6:,.0f}",
+        }
+        return _table(self.reading, columns, left=1)
 
     def _disk(self) -> Iterator[str]:
         """Sentences on the store's writing rate, and on the depths for which the disk is fast enough."""
@@ -194,34 +191,24 @@ class Report:
         yield f"With an empty page cache it is fast enough for N = {fed}{slow}."
 
 
-def _gpu_cells(row: StepRow) -> list[str]:
-    """Number of kernels, the fraction of time in which the GPU is busy, and milliseconds without a graph."""
-    if row.gpu is None:
-        return ["", "", ""]
-    eager = "" if row.gpu.eager is None else _ms(row.gpu.eager)
-    return [f"{row.gpu.kernels:,}", f"{row.gpu.busy / row.timing.median:.0%}", eager]
-
-
 def _ms(seconds: float) -> str:
     """Milliseconds with three digits."""
     return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
 
 
 def _stage_table(stages: StageRow) -> str:
-    head = ["`cache-features` of a training split", "views/s", "encoders alone", "of them"]
-    body = [
-        [
-            f"V in {counted(row.views // stages.images, 'views')}{', S1 to S4 in one' * ('S1' in row.features)}",
-            f"{row.stage_one:.3g}",
-            f"{row.bare:.3g}",
-            f"{row.stage_one / row.bare:.0%}",
-            f"{row.written / 1e6:,.3g}",
-            f"{row.disk / 1e6:,.0f}",
-            f"{row.written / row.disk:.1%}",
-        ]
-        for row in stages.mixes
-    ]
-    return markdown_table([*head, "MB/s", "disk alone", "of it"], body, left=1)
+    columns: dict[str, Callable[[MixRow], str]] = {
+        "`cache-features` of a training split": lambda row: (
+            f"V in {counted(row.views // stages.images, 'views')}{', S1 to S4 in one' * ('S1' in row.features)}"
+        ),
+        "views/s": lambda row: f"{row.stage_one:.3g}",
+        "encoders alone": lambda row: f"{row.bare:.3g}",
+        "of them": lambda row: f"{row.stage_one / row.bare:.0%}",
+        "MB/s": lambda row: f"{row.written / 1e6:,.3g}",
+        "disk alone": lambda row: f"{row.disk / 1e6:,.0f}",
+        "of it": lambda row: f"{row.written / row.disk:.1%}",
+    }
+    return _table(stages.mixes, columns, left=1)
 
 
 def _scale_table(rows: Sequence[ScaleRow]) -> str:
@@ -243,6 +230,11 @@ def _scale_table(rows: Sequence[ScaleRow]) -> str:
             cells.append(f"{figure(row):.3g}{growth}")
         body.append([f"{row.samples:,}", *cells])
     return markdown_table(["samples", *columns], body, left=0)
+
+
+def _table(rows: Sequence[T], columns: Mapping[str, Callable[[T], str]], *, left: int) -> str:
+    """One line per row, with each column's cell; see `markdown_table`."""
+    return markdown_table([*columns], [[cell(row) for cell in columns.values()] for row in rows], left=left)
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int) -> str:

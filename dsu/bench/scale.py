@@ -98,19 +98,21 @@ def _simulated(first: int, count: int) -> Iterator[tuple[str, SampleMetadata]]:
     for i in range(first, first + count):
         mtime_ns = 1_700_000_000_000_000_000 + i * 1_234_567
         size, mask = (400, 300 + i % 50), MaskFacts("grey", None, 0, 255, i % 3001, i % 60_013)
-        facts = SampleMetadata(
-            image_sha256=digest(f"image {i}"),
-            image_bytes=30_000 + i % 99_991,
-            image_mtime_ns=mtime_ns,
-            size=size,
-            mask_sha256=digest(f"mask {i}"),
-            mask_bytes=900 + i % 7001,
-            mask_mtime_ns=mtime_ns,
-            mask_size=size,
-            mask=mask,
-            pixels_sha256=digest(f"pixels {i}"),
+        yield (
+            f"part_{i % 1000:03}/image_{i:08}",
+            SampleMetadata(
+                image_sha256=digest(f"image {i}"),
+                image_bytes=30_000 + i % 99_991,
+                image_mtime_ns=mtime_ns,
+                size=size,
+                mask_sha256=digest(f"mask {i}"),
+                mask_bytes=900 + i % 7001,
+                mask_mtime_ns=mtime_ns,
+                mask_size=size,
+                mask=mask,
+                pixels_sha256=digest(f"pixels {i}"),
+            ),
         )
-        yield f"part_{i % 1000:03}/image_{i:08}", facts
 
 
 def _entries(found: dict[str, SampleMetadata]) -> dict[str, Entry]:

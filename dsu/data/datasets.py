@@ -304,9 +304,7 @@ class SourceFolder:
     @classmethod
     def of(cls, split: Split, reference: str, paths: Paths, tiling: Tiling | None = None) -> "SourceFolder":
         """The record of a split found by `reference`, a benchmark's name or a folder (here or below the data root)."""
-        folder = Path(reference).expanduser()
-        if not folder.is_dir():
-            folder = paths.data_root.expanduser() / reference
+        folder = paths.folder(reference) or Path(reference)
         return cls(
             split=split.name,
             dataset=split.dataset,

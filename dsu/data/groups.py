@@ -277,8 +277,7 @@ class ImageSignature:
         """The signature of a decoded RGB image (`dsu.data.images.read_image`)."""
         small = np.asarray(image.convert("L").resize((_SMALL, _SMALL), Image.Resampling.BOX), np.float32).ravel()
         small = small - small.mean()
-        flat = small.std() < _FLAT
-        small = np.zeros_like(small) if flat else small / np.linalg.norm(small)
+        small = np.zeros_like(small) if small.std() < _FLAT else small / np.linalg.norm(small)
         return cls(split, name, path, pixels_sha256(np.asarray(image)), small, look_at(image))
 
 

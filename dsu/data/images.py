@@ -341,9 +341,7 @@ def _raw_values(mask: Image.Image, opaque: bool) -> tuple[NDArray[Any], MaskKind
             return np.asarray(alpha), "grey"
         if not _is_constant(alpha):
             mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
-    if mask.mode == "P":
-        return _raw_palette(mask)
-    return _raw_colours(mask.convert("RGB"))
+    return _raw_palette(mask) if mask.mode == "P" else _raw_colours(mask.convert("RGB"))
 
 
 def _fitted(mask: NDArray[Any], image: ImageHead, path: Path) -> NDArray[Any]:

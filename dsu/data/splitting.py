@@ -23,8 +23,8 @@ SPLITS_FILE: Final = "splits.json"
 
 def share_weights(val: float, test: float) -> dict[str, float]:
     """The weights of `train`, `val` and `test` from the held-out fractions, without empty ones."""
-    weights = {"train": 1 - val - test, "val": val, "test": test}
-    return {share: weight for share, weight in weights.items() if weight > 0}
+    weights = (("train", 1 - val - test), ("val", val), ("test", test))
+    return {share: weight for share, weight in weights if weight > 0}
 
 
 def fold_weights(parts: int) -> dict[str, float]:
@@ -141,8 +141,7 @@ def recorded_deal(
         CacheError: The folder mirrors one on S3, where another run assigned samples at the same time.
     """
     path = folder / SPLITS_FILE
-    key = ", ".join(f"{share} {weight:g}" for share, weight in weights.items())
-    key += f"; group {named}" if named else ""
+    key = ", ".join(f"{share} {weight:g}" for share, weight in weights.items()) + (f"; group {named}" if named else "")
     before = _read(path).get(key, {})
     odd = sorted(set(before.values()) - weights.keys())
     if odd:

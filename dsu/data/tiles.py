@@ -5,7 +5,7 @@ an image into squares of 1,024 pixels that overlap by at least `--overlap`. Over
 other, so tile edges are not visible.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from threading import Lock
@@ -76,14 +76,12 @@ def tiled(split: Split, tiling: Tiling | None) -> Split:
     return replace(split, name=f"{split.name}-tiles-{tiling}", pairs=pairs, official_count=None)
 
 
-def _tiles_of(pair: Pair, tiling: Tiling) -> Iterator[Pair]:
+def _tiles_of(pair: Pair, tiling: Tiling) -> list[Pair]:
     try:
-        width, height = image_head(pair.image).size
+        boxes = tiling.boxes(*image_head(pair.image).size)
     except UnreadableImage:
-        yield pair
-        return
-    for box in tiling.boxes(width, height):
-        yield replace(pair, name=f"{pair.name}@{box[0]},{box[1]}", box=box)
+        return [pair]
+    return [replace(pair, name=f"{pair.name}@{box[0]},{box[1]}", box=box) for box in boxes]
 
 
 def image_name(tile: str) -> str:

@@ -106,8 +106,8 @@ def draw_view(seed: int, epoch: int, name: str, views: Views, turn: int = 0) -> 
 
     `turn` is the number of the sample's earlier draws in that epoch.
     """
-    again = f"/{turn}" if turn else ""
-    return views.numbers[_draw(f"view/{seed}/{epoch}/{name}{again}") % len(views)]
+    drawn = _draw(f"view/{seed}/{epoch}/{name}" + (f"/{turn}" if turn else ""))
+    return views.numbers[drawn % len(views)]
 
 
 def epoch_order(seed: int, epoch: int, names: Sequence[str]) -> list[str]:

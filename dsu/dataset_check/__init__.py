@@ -174,9 +174,7 @@ def _read_as(facts: MaskFacts, mask_format: MaskFormat | None) -> str:
         return "every colour but black is foreground"
     if mask_format.labels:
         return "labels: every value but 0 is foreground"
-    if facts.kind == "deep":
-        return f"grey levels of 16 bits, {mask_format.white} is white"
-    return "grey levels"
+    return f"grey levels of 16 bits, {mask_format.white} is white" if facts.kind == "deep" else "grey levels"
 
 
 # ---- findings across splits: copies, inconsistent splits, files that are not read ----
@@ -320,8 +318,8 @@ def _of_files(files: Counter[str]) -> list[Finding]:
 
 def other_files(folder: Path) -> Counter[str]:
     """Number of files below a folder that are no images, by extension; hidden files are skipped."""
-    endings = Counter(file.suffix.lower() for file in list_files(folder))
-    return Counter({ending: count for ending, count in endings.items() if ending not in IMAGE_SUFFIXES})
+    endings = (file.suffix.lower() for file in list_files(folder))
+    return Counter(ending for ending in endings if ending not in IMAGE_SUFFIXES)
 
 
 def _of_formats(checks: Sequence[SplitCheck]) -> list[Finding]:

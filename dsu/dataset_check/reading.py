@@ -81,19 +81,21 @@ class Storage:
     @property
     def kind(self) -> str:
         """`PNG, grey, alpha`: the format and what is remarkable."""
-        mode = "16-bit grey" if self.deep else self.mode
+        mode = _MODES.get(self.mode, "16-bit grey" if self.deep else self.mode)
         extras = (("alpha", self.alpha), ("rotated by EXIF", self.turned), ("several frames", self.frames))
-        return ", ".join([self.format, _MODES.get(self.mode, mode), *(name for name, there in extras if there)])
+        return ", ".join([self.format, mode, *(name for name, there in extras if there)])
 
     @property
     def read_as(self) -> str:
         """How `dsu.data.images.read_image` reads it."""
         deep = self.deep and self.mode != "F"
-        steps = ["scaled to 8 bits: 65535 is white" if deep else _READ_AS.get(self.mode, "converted to RGB")]
-        steps += ["alpha dropped"] if self.alpha else []
-        steps += ["rotated upright"] if self.turned else []
-        steps += ["first frame only"] if self.frames else []
-        return ", ".join(steps)
+        extras = (
+            ("alpha dropped", self.alpha),
+            ("rotated upright", self.turned),
+            ("first frame only", self.frames),
+        )
+        step = "scaled to 8 bits: 65535 is white" if deep else _READ_AS.get(self.mode, "converted to RGB")
+        return ", ".join([step, *(name for name, there in extras if there)])
 
 
 @dataclass(frozen=True)
@@ -306,8 +308,9 @@ def _mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]
     raw, kind = raw_mask(path, data)
     if image is not None:
         check_mask(path, raw, kind, is_image=image == data)
-    facts = mask_facts(raw, kind, int(raw.max()))
-    return MaskFile(path, _storage(data), (raw.shape[1], raw.shape[0]), facts), _value_counts(raw, kind)
+    return MaskFile(
+        path, _storage(data), (raw.shape[1], raw.shape[0]), mask_facts(raw, kind, int(raw.max()))
+    ), _value_counts(raw, kind)
 
 
 def _count_objects(foreground: NDArray[np.bool_], small: NDArray[np.bool_]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,8 +57,7 @@ Arrays = dict[str, NDArray[np.uint8]]
 
 def input_sizes(config: DSUNetConfig) -> dict[str, int]:
     """The graph's inputs, (B, side, side, 3) uint8 RGB each, with their sides."""
-    guide = {"dino_pixels": config.dino_size} if config.injections else {}
-    return {"pixels": config.hiera_size, **guide}
+    return {"pixels": config.hiera_size, **({"dino_pixels": config.dino_size} if config.injections else {})}
 
 
 class WholeNetwork(nn.Module):
@@ -195,12 +195,8 @@ def through_torch(network: DSUNet) -> Callable[[Arrays], NDArray[np.float32]]:
 
 def compare(network: DSUNet, model: Model, given: Arrays) -> Agreement:
     """Run the same images through both, in batches of `BATCHES`. Raises `DsuError` if the model can't run them."""
-    expected, found = [], []
     reference = through_torch(network)
-    for batch in _batches(given):
-        expected.append(reference(batch))
-        found.append(_run(model, batch))
-    a, b = np.concatenate(expected), np.concatenate(found)
+    a, b = (np.concatenate([run(batch) for batch in _batches(given)]) for run in (reference, partial(_run, model)))
     seconds = _seconds([reference, model.run], given)
     return Agreement(float(np.abs(a - b).max() / a.std()), float(_grey(a, b).max()), *seconds)
 

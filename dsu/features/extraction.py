@@ -194,8 +194,9 @@ def cache_features(
             for line in (*describe(split, plan.inspection), *_other_threads(plan, runtime)):
                 progress.say(line)
             plans.append(plan)
-        free = _free_bytes(plans, paths.cache_root)
-        planned = CachePlan(tuple(plan.part(part) if part else plan for plan in plans), runtime, free)
+        planned = CachePlan(
+            tuple(plan.part(part) if part else plan for plan in plans), runtime, _free_bytes(plans, paths.cache_root)
+        )
         before(planned)
         return planned
 

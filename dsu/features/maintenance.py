@@ -111,13 +111,17 @@ class StoreState:
     @property
     def complete(self) -> bool:
         """Whether every sample has all views of its arrays, and nothing is known to be damaged."""
-        whole = all(array.views and not array.missing_shards for array in self.arrays)
-        return whole and bool(self.arrays) and not self.damage
+        whole = bool(self.arrays) and all(array.views and not array.missing_shards for array in self.arrays)
+        return whole and not self.damage
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        changed = self.changed.isoformat(timespec="seconds")
-        return {**asdict(self), "path": with_urls(str(self.path)), "changed": changed, "complete": self.complete}
+        return {
+            **asdict(self),
+            "path": with_urls(str(self.path)),
+            "changed": self.changed.isoformat(timespec="seconds"),
+            "complete": self.complete,
+        }
 
 
 @dataclass(frozen=True)
@@ -503,8 +507,11 @@ def _copy(source: Path, target: Path, progress: Progress) -> Copy:
             counted[:] = shards, nbytes
             if not shards:
                 return lambda nbytes: None
-            label = f"copying {source.parent.name}/{source.name}"
-            return _in_megabytes(stack.enter_context(progress.task(label, max(1, round(nbytes / 1e6)), "MB")))
+            return _in_megabytes(
+                stack.enter_context(
+                    progress.task(f"copying {source.parent.name}/{source.name}", max(1, round(nbytes / 1e6)), "MB")
+                )
+            )
 
         copy_store(FeatureStore.open(source), target, before)
     _copy_splits(source.parent / SPLITS_FILE, target.parent / SPLITS_FILE, progress)

@@ -151,25 +151,19 @@ class HeadFacts:
     @property
     def encoders(self) -> list[EncoderFacts]:
         """The frozen encoders that the head needs."""
-        config, drawn, known = self.info.config, self.info.random_weights, self.info.known_encoders
-        hiera, dino = config.hiera.name, config.dino.name
-        found = [
+        config, known = self.info.config, self.info.known_encoders
+        hiera = ("hiera", "Hiera", config.hiera.name, config.hiera_size)
+        dino = ("dino", "DINOv2", config.dino.name, config.dino_size)
+        return [
             EncoderFacts(
-                name=f"Hiera {hiera}",
-                size=config.hiera_size,
-                sha256=self.info.encoders.get("hiera"),
-                random=drawn or hiera == "toy",
-                source=published_source("hiera", hiera) if "hiera" in known else None,
-            ),
-            EncoderFacts(
-                name=f"DINOv2 {dino}",
-                size=config.dino_size,
-                sha256=self.info.encoders.get("dino"),
-                random=drawn or dino == "toy",
-                source=published_source("dino", dino) if "dino" in known else None,
-            ),
+                name=f"{encoder} {name}",
+                size=size,
+                sha256=self.info.encoders.get(key),
+                random=self.info.random_weights or name == "toy",
+                source=published_source(key, name) if key in known else None,
+            )
+            for key, encoder, name, size in ((hiera, dino) if config.injections else (hiera,))
         ]
-        return found if config.injections else found[:1]
 
     @property
     def data_name(self) -> str | None:

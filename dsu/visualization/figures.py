@@ -203,8 +203,10 @@ class FeatureFigure:
     @property
     def _row_tops(self) -> list[float]:
         """The top of each image's row in a block, and of the t-SNE row; rows have their images' proportions."""
-        aspects = [one.image.height / one.image.width for one in self.shown]
-        heights = [_CELL_WIDTH * min(max(aspect, 0.3), 1.5) for aspect in aspects]
+        heights = [
+            _CELL_WIDTH * min(max(aspect, 0.3), 1.5)
+            for aspect in [one.image.height / one.image.width for one in self.shown]
+        ]
         return list(accumulate((height + _GAP for height in heights), initial=_TITLES_HEIGHT))
 
     @property
