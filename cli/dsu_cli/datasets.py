@@ -57,7 +57,7 @@ def look(
                 f"{option} is an option of {command}: put it after, `dsu datasets {command} ... {option}`."
             )
         return
-    from dsu.data.benchmarks import survey
+    from dsu.data.benchmarks import PAGES, survey
 
     if not data_root.is_dir() and not quiet:
         say(f"There is no folder {data_root}: give the benchmark folder with --data-root or DSU_DATA.")
@@ -68,11 +68,11 @@ def look(
         print_json([state.to_json() for state in states])
     else:
         out.print(states_table(states, data_root))
-        pages = {state.sought.dataset: state.page for state in states if not state.complete}
-        if pages:
+        incomplete = dict.fromkeys(state.sought.dataset for state in states if not state.complete)
+        if incomplete:
             out.print("\nWhere to get incomplete benchmarks", style="bold")
-        for dataset, page in pages.items():  # no table, which would break the URLs
-            out.print(f"{dataset:<10} {page}")
+        for dataset in incomplete:  # no table, which would break the URLs
+            out.print(f"{dataset:<10} {PAGES[dataset]}")
 
 
 def _overlaps(states: Iterable["SplitState"], *, json: bool, quiet: bool) -> None:

@@ -213,12 +213,11 @@ def _encoder_cases(network: DSUNet, runtime: Runtime, batch_size: int) -> list[C
     def alone(encoder: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> Callable[[Batch], object]:
         return lambda _: encoder(pixels)
 
-    levels = ["S1", "S2", "S3", "S4"]
     return [
         partial(case, BARE_DINO, alone(dino.forward_features, normalized[1]), dino),
         partial(case, DINO_PART, partial(encode, names=["V"]), dino),
         partial(case, "Hiera alone, sam2's forward", alone(hiera, normalized[0]), hiera),
-        partial(case, "Hiera alone, ours", partial(encode, names=levels), hiera),
+        partial(case, "Hiera alone, ours", partial(encode, names=["S1", "S2", "S3", "S4"]), hiera),
     ]
 
 

@@ -282,11 +282,6 @@ class SplitState:
     problem: str | None = None
 
     @property
-    def page(self) -> str:
-        """The authors' download page."""
-        return PAGES[self.sought.dataset]
-
-    @property
     def pairs(self) -> int:
         """Number of image-mask pairs found."""
         return len(self.found.pairs) if self.found else 0
@@ -311,7 +306,7 @@ class SplitState:
             "images_without_mask": len(found.images_without_mask) if found else 0,
             "masks_without_image": len(found.masks_without_image) if found else 0,
             "problem": self.problem,
-            "page": self.page,
+            "page": PAGES[self.sought.dataset],
         }
 
 

@@ -72,9 +72,7 @@ Look = NDArray[np.uint8]
 
 def look_at(image: Image.Image) -> Look:
     """The small grey copy of an image."""
-    whole = no_look()
-    paste_look(whole, image, (0, 0, *image.size), image.size)
-    return np.asarray(whole)
+    return np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
 def no_look() -> Image.Image:

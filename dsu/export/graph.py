@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -153,10 +153,6 @@ class Loss:
     grey_levels: float
     float_seconds: float
     seconds: float
-
-    def to_json(self) -> dict[str, float]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def images_to_check(folder: Path | None, count: int = sum(BATCHES)) -> list[Image.Image]:

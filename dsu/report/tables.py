@@ -138,8 +138,7 @@ class Comparison:
     @property
     def printed(self) -> list[str]:
         """The metrics that the paper prints for the set, if any."""
-        paper = [line for line in self.lines if line.published]
-        return [name for name in METRICS if any(name in line.figures for line in paper)]
+        return [name for name in METRICS if any(line.published and name in line.figures for line in self.lines)]
 
     def shown(self, metrics: Sequence[str] | None = None) -> tuple[str, ...]:
         """Names of the scores to print: those asked for, else all metrics and, if useful, those for empty images."""

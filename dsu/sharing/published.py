@@ -146,9 +146,8 @@ def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, di
 def export_published(network: DSUNet) -> dict[str, Tensor]:
     """The network's state dict under the authors' names, including Haar filters, as their program loads it."""
     state = {published_name(own): tensor for own, tensor in network.state_dict().items()}
-    haar_filter = _haar_filter(network.config.dino.embed_dim)
-    mask_token = torch.zeros(1, network.config.dino.embed_dim)
-    return state | dict.fromkeys(_HAAR_KEYS, haar_filter) | dict.fromkeys(_IGNORED, mask_token)
+    width = network.config.dino.embed_dim
+    return {**state, **dict.fromkeys(_HAAR_KEYS, _haar_filter(width)), **dict.fromkeys(_IGNORED, torch.zeros(1, width))}
 
 
 def import_head(path: Path, weights: EncoderWeights) -> tuple[dict[str, Tensor], HeadInfo, list[str]]:

@@ -26,7 +26,7 @@ class ComparedImage:
 
     name: str
     image: Path
-    truth: Path | None
+    truth: Path | None = None
     predictions: tuple[Path, ...] = ()
     remark: str = ""
 
@@ -153,12 +153,13 @@ def _sets_from_folders(source: str, truth: Path, paths: Paths, lacking: Counter[
     truths = truths_in(truth, paths)
     found = pair_names([(one.name,) for one in truths], images)
     lacking["an image"] = found.count(None)
-    samples = [
-        ComparedImage(name, images[name], one.mask or one.image)
-        for one, name in zip(truths, found, strict=True)
-        if name is not None
-    ]
-    return {Path(source).resolve().name: samples}
+    return {
+        Path(source).resolve().name: [
+            ComparedImage(name, images[name], one.mask or one.image)
+            for one, name in zip(truths, found, strict=True)
+            if name is not None
+        ]
+    }
 
 
 def _sets_from_record(
@@ -184,10 +185,9 @@ def _sets_without_truth(source: str | None, folder: Path) -> dict[str, list[Comp
     for name, how in read_record(folder).items():
         if how["source"] is None and source in (None, name):
             places = how.get("places", {})
-            images = [Path(places.get(item, places.get("", "")), item) for item in how["names"]]
-            named = zip(how["names"], images, strict=True)
+            images = [(item, Path(places.get(item, places.get("", "")), item)) for item in how["names"]]
             rows = [
-                ComparedImage(str(Path(item).with_suffix("")), image, None) for item, image in named if image.is_file()
+                ComparedImage(str(Path(item).with_suffix("")), image, None) for item, image in images if image.is_file()
             ]
             found |= {name or folder.name: rows} if rows else {}
     return found
@@ -203,8 +203,8 @@ def _sets_from_dataset(source: str, paths: Paths) -> dict[str, list[ComparedImag
             raise
         images = find_images(folder)  # raises if there are none
         if not masks_below(folder):
-            named = [(image.relative_to(folder).with_suffix("").as_posix(), image) for image in images]
-            return {folder.resolve().name: [ComparedImage(name, image, None) for name, image in named]}
+            names = [image.relative_to(folder).with_suffix("").as_posix() for image in images]
+            return {folder.resolve().name: [*map(ComparedImage, names, images)]}
         raise UsageError(
             f"Images and masks in {source} can't be told apart or do not pair: give the folder of images, and that "
             "of masks with --truth."

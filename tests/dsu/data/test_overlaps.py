@@ -123,7 +123,7 @@ def test_the_survey_compares_counts_with_the_official_numbers(tmp_path: Path) ->
     assert len(states) == 13, "nine benchmarks, three of them with two splits, and COD-TR"
     assert (states["DUTS-TR"].pairs, states["DUTS-TR"].sought.official_count) == (2, 10_553)
     assert not states["DUTS-TR"].complete and states["DUTS-TE"].pairs == 1
-    assert states["ECSSD"].found is None and states["ECSSD"].page.startswith("http")
+    assert states["ECSSD"].found is None and states["ECSSD"].to_json()["page"].startswith("http")
     assert states["DUTS-TR"].to_json()["images"].endswith("DUTS-TR-Image")
 
 
