@@ -294,8 +294,7 @@ def _convolution_backward(
 ) -> int:
     """Operations for both gradients, each as many as forward. Torch counts grouped layers as dense ones."""
     transposed, wanted = arguments[4], arguments[7]
-    positions = math.prod((x if transposed else grad)[2:])
-    return int(2 * x[0] * positions * math.prod(weight) * sum(wanted[:2]))
+    return int(2 * x[0] * math.prod((x if transposed else grad)[2:]) * math.prod(weight) * sum(wanted[:2]))
 
 
 GROUPED: Final = {torch.ops.aten.convolution_backward: _convolution_backward}

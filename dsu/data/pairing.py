@@ -280,8 +280,10 @@ def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
         return _separate(list_images(images))
     # One folder may be inside the other: a.jpg and masks/a.png.
     inner = masks if masks.is_relative_to(images) else images
-    image_files = [file for file in list_images(images) if inner == images or not file.is_relative_to(inner)]
-    mask_files = [file for file in list_images(masks) if inner == masks or not file.is_relative_to(inner)]
+    image_files, mask_files = (
+        [file for file in list_images(folder) if inner == folder or not file.is_relative_to(inner)]
+        for folder in (images, masks)
+    )
     return image_files, mask_files
 
 

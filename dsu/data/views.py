@@ -106,8 +106,7 @@ def draw_view(seed: int, epoch: int, name: str, views: Views, turn: int = 0) -> 
 
     `turn` is the number of the sample's earlier draws in that epoch.
     """
-    drawn = _draw(f"view/{seed}/{epoch}/{name}" + (f"/{turn}" if turn else ""))
-    return views.numbers[drawn % len(views)]
+    return views.numbers[_draw(f"view/{seed}/{epoch}/{name}" + (f"/{turn}" if turn else "")) % len(views)]
 
 
 def epoch_order(seed: int, epoch: int, names: Sequence[str]) -> list[str]:

@@ -476,8 +476,7 @@ def extract(
             for shard, extra, batch in _decoded(own, network.config, runtime):
                 for view in sorted({view for _, view in own.todo[shard] if augmentation_of(view) == extra}):
                     arrays = [name for name, wanted in own.todo[shard] if wanted == view]
-                    encoded = _encode_view(network, runtime, graphs, batch, view, arrays, advance)
-                    for name, parts in encoded.items():
+                    for name, parts in _encode_view(network, runtime, graphs, batch, view, arrays, advance).items():
                         writer.put(name, view, shard, batch.names, parts)
         world.gathered(None)  # wait until all processes have written
         advance(0)

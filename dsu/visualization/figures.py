@@ -119,8 +119,7 @@ def tsne_positions(maps: Sequence[Map], chosen: NDArray[np.intp], seed: int) -> 
     """
     tokens = _tokens(maps)[chosen]
     # As t-SNE's authors advise: this removes noise and keeps distances.
-    count = min(50, *tokens.shape)
-    reduced = PCA(count, svd_solver="covariance_eigh").fit_transform(tokens)
+    reduced = PCA(min(50, *tokens.shape), svd_solver="covariance_eigh").fit_transform(tokens)
     perplexity = min(30.0, (len(tokens) - 1) / 3)
     # With several threads the order of summation is random, and t-SNE is chaotic: the figure would differ every time.
     with threadpool_limits(1):
