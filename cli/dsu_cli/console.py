@@ -176,8 +176,14 @@ class ConsoleProgress:
     @contextmanager
     def task(self, label: str, total: int, unit: str = "images") -> Iterator[Task]:
         """See `dsu.progress.Progress.task`."""
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichBars
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress as RichBars,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         live = err.is_terminal and not self._quiet
         bars = RichBars(

@@ -9,8 +9,7 @@ import typer
 from dsu.errors import DsuError
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress
-from dsu_cli.console import out as console
+from dsu_cli.console import ConsoleProgress, out as console
 
 S_FLOOR = 0.65
 """A trained head reaches this S on the held-out split; an untrained one has about 0.35."""

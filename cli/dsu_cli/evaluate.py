@@ -20,8 +20,7 @@ from dsu.errors import UsageError
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
 from dsu.thresholds import DEFAULT_THRESHOLD
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, as_text, fail, key_table, table
-from dsu_cli.console import out as console
+from dsu_cli.console import ConsoleProgress, as_text, fail, key_table, out as console, table
 
 if TYPE_CHECKING:
     from dsu.evaluation.evaluate import Evaluation

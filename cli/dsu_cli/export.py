@@ -10,8 +10,7 @@ from dsu.choices import ExportPrecision
 from dsu.errors import check_installed
 from dsu.settings import EncoderWeights
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, bytes_text, key_table
-from dsu_cli.console import out as console
+from dsu_cli.console import ConsoleProgress, bytes_text, key_table, out as console
 
 if TYPE_CHECKING:
     from dsu.export.exporting import Exported

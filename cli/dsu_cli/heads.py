@@ -17,8 +17,7 @@ from dsu.progress import counted
 from dsu.settings import EncoderWeights
 from dsu.thresholds import DEFAULT_THRESHOLD
 from dsu_cli import options
-from dsu_cli.console import age_text, bytes_text, fail, key_table, print_json, say, table
-from dsu_cli.console import out as console
+from dsu_cli.console import age_text, bytes_text, fail, key_table, out as console, print_json, say, table
 
 if TYPE_CHECKING:
     from dsu.sharing.head_facts import HeadFacts

@@ -14,8 +14,7 @@ from dsu.distributed import joined
 from dsu.errors import UsageError
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, fail, say
-from dsu_cli.console import out as console
+from dsu_cli.console import ConsoleProgress, fail, out as console, say
 
 if TYPE_CHECKING:
     from dsu.prediction.writing import Outcome

@@ -10,8 +10,7 @@ import typer
 from dsu.errors import UsageError, check_installed
 from dsu.settings import EncoderWeights, RuntimeSettings, ServingSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, Stopped, fail, say
-from dsu_cli.console import out as console
+from dsu_cli.console import ConsoleProgress, Stopped, fail, out as console, say
 
 
 @options.with_settings(ServingSettings, RuntimeSettings)

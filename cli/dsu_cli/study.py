@@ -12,8 +12,7 @@ from dsu.metrics.figures import FIGURES
 from dsu.progress import counted
 from dsu.settings import MACHINE, EncoderWeights, TrainingSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, as_text, key_table, table
-from dsu_cli.console import out as console
+from dsu_cli.console import ConsoleProgress, as_text, key_table, out as console, table
 
 if TYPE_CHECKING:
     from dsu.study.plan import Member, StudyRequest

@@ -9,8 +9,7 @@ import typer
 
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
-from dsu_cli.console import ConsoleProgress, Stopped, err, key_table
-from dsu_cli.console import out as console
+from dsu_cli.console import ConsoleProgress, Stopped, err, key_table, out as console
 
 if TYPE_CHECKING:
     from dsu.training.runs import Run

@@ -18,39 +18,34 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from dsu.errors import DsuError
+from dsu.runner import (
+    FORMATS,
+    IMAGE_SUFFIXES as IMAGE_SUFFIXES,
+    MAX_PIXELS as MAX_PIXELS,
+    WHITE_16 as WHITE_16,
+    Box as Box,
+    to_rgb,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"}
-)
 OTHER_PHOTOGRAPHS: Final = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".psd", ".tga", ".exr", ".hdr", ".jp2k", ".j2k"}
     | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"}
 )
 """Extensions of photograph formats that `dsu` does not read."""
-# Named, because Pillow would otherwise try every plugin it has, one of which starts Ghostscript.
-_FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-
-MAX_PIXELS: Final = 500_000_000
-"""The largest image to read. The largest photographs have about 400 megapixels (multi-shot cameras); a file that claims
-more probably tries to exhaust memory. At this size RGB takes 1.5 GB."""
 
 MAX_BYTES: Final = 4 << 30
 """The largest file to read: an image of that many pixels is no larger, and a sparse file may claim any size."""
 
-# Pillow warns above its own limit and refuses at twice that, both too early for the largest photographs. Sizes in
-# between are refused here, so a warning would only confuse.
+# Pillow warns above its own limit, too early for the largest photographs; what is too large is refused here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-if Image.MAX_IMAGE_PIXELS is not None:
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
 # Some programs write long metadata or a large colour profile into a PNG; pixels have their own limit.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
-WHITE_16: Final = 65535
 _WHITES: Final = (1.0, 255.0, 1023.0, 4095.0, 16383.0, float(WHITE_16))
 FEW_VALUES: Final = 32
 """In practice, a label map has at most this many distinct values; a mask with soft edges or noise has more."""
@@ -65,9 +60,6 @@ _TURNED: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
     8: np.rot90,
 }
 """How EXIF's orientations rotate pixels (H, W) stored sideways."""
-
-Box = tuple[int, int, int, int]
-"""A part of an image in pixels: left, top, right, bottom, the last two exclusive."""
 
 Depth = tuple[float, float]
 """The black and white raw values of an image with more than 8 bits."""
@@ -187,7 +179,7 @@ def read_image_and_head(
         if _is_deep(image):
             values = np.nan_to_num(np.asarray(image, dtype=np.float32))
             extent = float(values.min()), float(values.max())
-        picture = _rgb(image, depth)
+        picture = to_rgb(image, depth)
         if hashed:
             digest = pixels_sha256(np.asarray(picture) if values is None else values)
         return picture, ImageHead(image.size, orientation, extent, digest)
@@ -199,14 +191,14 @@ def read_rgba(path: Path, data: bytes | None = None, depth: Depth | None = None)
         alpha = (
             image.convert("RGBA").getchannel("A") if image.has_transparency_data else Image.new("L", image.size, 255)
         )
-        image = _rgb(image, depth)
+        image = to_rgb(image, depth)
         image.putalpha(alpha)
         return image
 
 
 def upright_rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
     """An opened PIL image as `read_image` reads its file; the original stays unchanged."""
-    return _rgb(ImageOps.exif_transpose(image), depth)
+    return to_rgb(ImageOps.exif_transpose(image), depth)
 
 
 def choose_depth(extents: Iterable[Depth]) -> Depth | None:
@@ -220,18 +212,6 @@ def choose_depth(extents: Iterable[Depth]) -> Depth | None:
     low, high = min(low for low, _ in extents), max(high for _, high in extents)
     # Rounding leaves floats slightly outside their range.
     return min(low, 0.0), next((white for white in _WHITES if high <= white * 1.01), high)
-
-
-def _rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
-    image.info.pop("transparency", None)  # a conversion to RGB would warn about these
-    if _is_deep(image) and depth is not None:
-        low, high = depth
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        grey = ((values - low) * (255 / max(high - low, 1e-12))).clip(0, 255).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if _is_deep(image):
-        return Image.fromarray(_to_8_bits(_deep_values(image), WHITE_16)).convert("RGB")
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -392,7 +372,7 @@ def _decoded(path: Path, data: bytes | None) -> Iterator[tuple[Image.Image, int]
 def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open an image; any failure until the context ends counts as the file's."""
     try:
-        with Image.open(source, formats=_FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
         empty = not (source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size)

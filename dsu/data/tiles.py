@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from dsu.data.images import Box, UnreadableImage, image_head
 from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
+from dsu.runner import tile_boxes
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -55,14 +56,7 @@ class Tiling:
 
         All have side `size`; a shorter image side is used whole.
         """
-        return [(x, y, right, bottom) for y, bottom in self._spans(height) for x, right in self._spans(width)]
-
-    def _spans(self, length: int) -> list[tuple[int, int]]:
-        if length <= self.size:
-            return [(0, length)]
-        count = -(-(length - self.overlap) // (self.size - self.overlap))
-        starts = [round(index * (length - self.size) / (count - 1)) for index in range(count)]
-        return [(start, start + self.size) for start in starts]
+        return list(tile_boxes((width, height), self.size, self.overlap))
 
 
 def tiled(split: Split, tiling: Tiling | None) -> Split:

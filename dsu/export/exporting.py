@@ -45,11 +45,11 @@ from dsu.export.graph import (
     silence,
     write_graph,
 )
-from dsu.export.runner import FORMAT, Model
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo, head_sha256, load_head
 from dsu.network.pretrained import load_network
 from dsu.progress import SILENT, Progress
+from dsu.runner import FORMAT, Model
 from dsu.settings import EncoderWeights
 
 RUNNER_FILE: Final = "dsu_runner.py"
@@ -157,7 +157,7 @@ def export_model(
             made = lower
         _note(made, facts | {"check": asdict(agreement), "loss": loss and asdict(loss), "kept": kept}, info)
         runner = out.parent / RUNNER_FILE
-        atomic_write(runner, (files("dsu.export") / "runner.py").read_bytes())
+        atomic_write(runner, (files("dsu") / "runner.py").read_bytes())
         atomic_write(page, _page(out, facts, agreement, loss).encode())
         # The model last: if it exists, everything else does too.
         written = [_move(one, out.parent) for one in sorted(made.parent.glob(f"{out.name}*"), reverse=True)]

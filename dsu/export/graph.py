@@ -30,10 +30,10 @@ from dsu.data.datasets import find_images, masks_below
 from dsu.data.images import UnreadableImage, or_unreadable, read_image, resize_image
 from dsu.data.synthetic import draw_sample
 from dsu.errors import DsuError, UsageError
-from dsu.export.runner import Model, mask_of
 from dsu.metrics.meters import Meters
 from dsu.network.network import DSUNet
 from dsu.network.resume import earliest
+from dsu.runner import Model, mask_of
 
 TRACED: Final = 5
 """Batch size of the trace; the check uses other sizes."""

@@ -15,7 +15,6 @@ from dsu.data.datasets import Paths
 from dsu.data.images import UnreadableImage, read_image_and_head
 from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError
-from dsu.export.runner import BATCH, Model, ModelError
 from dsu.heads.head_file import HeadInfo
 from dsu.prediction.record import Seen
 from dsu.prediction.segmenter import Segmenter
@@ -23,6 +22,7 @@ from dsu.prediction.targets import Job, Target, prepare_jobs
 from dsu.prediction.verdicts import VerdictRow
 from dsu.prediction.writing import Outcome, row_of, write_jobs, write_mask
 from dsu.progress import SILENT, Progress, in_threads
+from dsu.runner import BATCH, Model, ModelError
 from dsu.settings import PredictionSettings, RuntimeSettings
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from dsu.choices import Normalization
 from dsu.data.decoding import ImageProcessor
 from dsu.data.images import Box
 from dsu.data.tiles import Tiling
-from dsu.export.runner import TileBlender, stretch
 from dsu.graphs import GraphRunner, Outputs
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
+from dsu.runner import TileBlender, stretch
 from dsu.runtime import Runtime
 
 __all__ = [

@@ -17,13 +17,13 @@ from dsu.choices import Normalization, PredictionKind
 from dsu.data.images import Depth, UnreadableImage, read_image, read_rgba
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
-from dsu.export.runner import stretch
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo
 from dsu.pictures import cutout, overlay
 from dsu.prediction.record import LOCK_FILE, Seen, file_in, note_job, open_record, trained_on_marker
 from dsu.prediction.targets import Job, Target
 from dsu.prediction.verdicts import VerdictRow, find_verdict, read_table, write_table
+from dsu.runner import stretch
 from dsu.settings import PredictionSettings
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 from dsu_cache import locked

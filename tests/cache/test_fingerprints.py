@@ -5,8 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dsu_cache import JSON, CacheError, FieldDifference, Fingerprint, StaleError
 from dsu_cache.files import canonical

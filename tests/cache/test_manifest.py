@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dsu_cache import JSON, CacheError, CorruptError, Entry, Manifest
 from dsu_cache.columns import ABSENT, Column, equal, load_tables, save_tables

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dsu_cache import Compressor, CorruptError, Entry, Fingerprint, ShardId, Store, audit, discard_refuted
 

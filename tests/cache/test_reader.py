@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from dsu_cache import CacheError, Compressor, CorruptError, Fingerprint, ShardId, Store
 

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[2]
 
 ROOMS = (
-    ("choices", "environment", "errors", "progress", "thresholds"),
+    ("choices", "environment", "errors", "progress", "runner", "thresholds"),
     ("config", "distributed", "files", "hub", "runtime"),
     ("loss",),
     ("data",),

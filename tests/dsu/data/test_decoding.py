@@ -1,8 +1,7 @@
 """Cached augmentations depend only on content and number, change image and mask alike, and keep the object."""
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from dsu.data.decoding import Augmentation, augmentation

@@ -4,8 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dsu.data.splitting import SPLITS_FILE, deal, fold_weights, recorded_deal, share_weights
 from dsu.errors import DsuError

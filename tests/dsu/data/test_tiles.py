@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from dsu.data.datasets import Paths, find_dataset, inspect
@@ -16,7 +15,7 @@ from dsu.data.masks import examine_mask
 from dsu.data.pairing import Pair
 from dsu.data.tiles import LastUsed, Tiling, image_name, tiled
 from dsu.errors import UsageError
-from dsu.export.runner import TileBlender
+from dsu.runner import TileBlender
 
 SIZES = st.integers(1, 700)
 

@@ -24,9 +24,9 @@ from dsu.errors import DsuError, UsageError
 from dsu.export import exporting, graph
 from dsu.export.exporting import export_model
 from dsu.export.graph import BATCHES, TRACED, compare, images_to_check, network_inputs
-from dsu.export.runner import Model, ModelError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, save_head
 from dsu.prediction.exported import ExportedSegmenter
+from dsu.runner import Model, ModelError
 from dsu.settings import EncoderWeights
 
 pytestmark = pytest.mark.slow  # the first test of a process exports for all

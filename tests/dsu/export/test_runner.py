@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
+from dsu import runner
 from dsu.data import decoding, images
-from dsu.data.tiles import Tiling
 from dsu.errors import DsuError
-from dsu.export import runner
 from dsu.prediction import inference
 
 RNG = np.random.default_rng(4)
@@ -97,16 +94,6 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
         runner.open_image(tmp_path / "absent.png")
 
 
-@settings(deadline=None)
-@given(
-    st.integers(1, 400),
-    st.integers(1, 400),
-    st.integers(8, 90).flatmap(lambda side: st.tuples(st.just(side), st.integers(0, side // 2))),
-)
-def test_tiles_are_equal(width: int, height: int, tiling: tuple[int, int]) -> None:
-    assert list(runner.tile_boxes((width, height), *tiling)) == Tiling(*tiling).boxes(width, height)
-
-
 @pytest.mark.parametrize("size", [(7, 5), (64, 64), (200, 33), (1, 1), (333, 500)], ids=str)
 @pytest.mark.parametrize("normalization", ["none", "minmax"])
 def test_masks_from_logits_are_equal(size: tuple[int, int], normalization: Any) -> None:
@@ -120,14 +107,6 @@ def test_masks_from_logits_are_equal(size: tuple[int, int], normalization: Any) 
 def test_extreme_logits_stay_probabilities() -> None:
     mask = runner.mask_of(np.array([[-1e4, -90.0, 0.0, 90.0, 1e4]], np.float32))
     assert mask.tolist() == [[0.0, pytest.approx(0, abs=1e-30), 0.5, 1.0, 1.0]]
-
-
-def test_limits_and_extensions_equal_those_of_dsu() -> None:
-    assert (runner.SUFFIXES, runner.MAX_PIXELS, runner.FORMATS) == (
-        images.IMAGE_SUFFIXES,
-        images.MAX_PIXELS,
-        images._FORMATS,
-    )
 
 
 def test_it_imports_only_three_packages() -> None:

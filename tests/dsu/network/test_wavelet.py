@@ -1,6 +1,5 @@
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from published_operations import grouped_haar, grouped_inverse_haar
 from torch.nn import functional
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import photograph, png

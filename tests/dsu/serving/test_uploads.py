@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi import Request
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from served import form, photograph, png
 from starlette.testclient import TestClient

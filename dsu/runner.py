@@ -6,7 +6,8 @@
     >>> model = Model("model.onnx")
     >>> mask = model("photo.jpg")  # float32 (height, width) in [0, 1], the image's own size
 
-`dsu export` copies this file next to each model as `dsu_runner.py`. `dsu` itself also runs such models with it.
+`dsu export` copies this file next to each model as `dsu_runner.py`. `dsu` itself reads images, cuts tiles and runs such
+models with it.
 """
 
 import argparse
@@ -24,11 +25,14 @@ from PIL import Image, ImageOps
 __all__ = ["Model", "ModelError", "TileBlender", "mask_of", "open_image", "resize_logits", "stretch", "tile_boxes"]
 
 FORMAT: Final = 1
-SUFFIXES: Final = frozenset(
+IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"}
 )
+# Named, because Pillow would otherwise try every plugin it has, one of which starts Ghostscript.
 FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 MAX_PIXELS: Final = 500_000_000
+"""The largest image to read. The largest photographs have about 400 megapixels (multi-shot cameras); a file that claims
+more probably tries to exhaust memory. At this size RGB takes 1.5 GB."""
 WHITE_16: Final = 65535
 BATCH: Final = 8
 """Images, or tiles of one image, per batch."""
@@ -36,6 +40,7 @@ BATCH: Final = 8
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels, the last two exclusive."""
 
+# Pillow refuses at twice its own limit, too early for the largest photographs.
 if Image.MAX_IMAGE_PIXELS is not None:
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 
@@ -190,18 +195,19 @@ def open_image(image: Any, depth: tuple[float, float] | None = None) -> Image.Im
         image = _picture(image)
     try:
         if isinstance(image, Image.Image):
-            return _rgb(ImageOps.exif_transpose(image), depth)
+            return to_rgb(ImageOps.exif_transpose(image), depth)
         with Image.open(io.BytesIO(Path(image).read_bytes()), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"its {opened.width}x{opened.height} pixels are more than {MAX_PIXELS:,}")
             opened.load()
-            return _rgb(ImageOps.exif_transpose(opened), depth)
+            return to_rgb(ImageOps.exif_transpose(opened), depth)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
         reason = str(error).rstrip(".") or type(error).__name__
         raise ModelError(f"{image} can't be read as an image ({reason}): save it again as PNG or JPEG.") from error
 
 
-def _rgb(image: Image.Image, depth: tuple[float, float] | None) -> Image.Image:
+def to_rgb(image: Image.Image, depth: tuple[float, float] | None = None) -> Image.Image:
+    """Convert an upright image to RGB without alpha; see `open_image` for `depth`."""
     image.info.pop("transparency", None)  # a conversion to RGB would warn about these
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image.convert("RGB")
@@ -367,7 +373,7 @@ def _targets(images: Iterable[Path], out: Path) -> Iterator[tuple[Path, Path]]:
     taken = set()
     for given in images:
         for image in sorted(given.rglob("*")) if given.is_dir() else [given]:
-            if image == given or image.suffix.lower() in SUFFIXES:
+            if image == given or image.suffix.lower() in IMAGE_SUFFIXES:
                 inside = image.relative_to(given) if image != given else Path(image.name)
                 target = out / inside.with_suffix(".png")
                 if target in taken:
