@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from dsu.config import DSUNetConfig, config_of
 from dsu.data.images import (
@@ -32,7 +32,7 @@ from dsu.data.images import (
     read_image_and_head,
     resize_image,
     resize_mask,
-    upright_rgb,
+    to_rgb,
 )
 from dsu.data.masks import MaskFormat
 from dsu.data.views import hashed_share
@@ -78,7 +78,7 @@ def open_image(image: ImageLike, depth: Depth | None = None) -> Image.Image:
         raise UsageError(
             f"A {type(image).__name__} is not an image: give a path, a PIL image, or an array or tensor of pixels."
         )
-    return upright_rgb(image, depth)
+    return to_rgb(ImageOps.exif_transpose(image), depth)
 
 
 def _is_tensor(image: object) -> "TypeGuard[Tensor]":

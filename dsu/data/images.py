@@ -24,7 +24,7 @@ from dsu.runner import (
     MAX_PIXELS as MAX_PIXELS,
     WHITE_16 as WHITE_16,
     Box as Box,
-    to_rgb,
+    to_rgb as to_rgb,
 )
 
 P = ParamSpec("P")
@@ -194,11 +194,6 @@ def read_rgba(path: Path, data: bytes | None = None, depth: Depth | None = None)
         image = to_rgb(image, depth)
         image.putalpha(alpha)
         return image
-
-
-def upright_rgb(image: Image.Image, depth: Depth | None = None) -> Image.Image:
-    """An opened PIL image as `read_image` reads its file; the original stays unchanged."""
-    return to_rgb(ImageOps.exif_transpose(image), depth)
 
 
 def choose_depth(extents: Iterable[Depth]) -> Depth | None:

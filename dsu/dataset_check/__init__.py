@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from dsu.data.datasets import Paths, find_dataset
-from dsu.data.groups import ImageSignature, Overlap, copies, looking_alike, most_together, overlapping
+from dsu.data.groups import Overlap, copies, looking_alike, most_together, overlapping
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from dsu.data.masks import MaskFacts, MaskFormat
 from dsu.data.pairing import list_files
@@ -92,16 +92,17 @@ def check_dataset(
     """
     checks = [read_split(split, side, foreground, progress, workers) for split in find_dataset(name_or_folder, paths)]
     findings = [finding for check in checks for finding in findings_of_split(check, side)]
-    signatures: dict[str, list[ImageSignature]] = {"train": [], "test": [], "all": []}
-    for check in checks:
-        signatures[check.split.kind] += [sample.signature for sample in check.samples]
+    train, test = (
+        [sample.signature for check in checks if check.split.kind == kind for sample in check.samples]
+        for kind in ("train", "test")
+    )
     folder = paths.folder(name_or_folder)
     # Other files that come with a benchmark are known to be harmless.
     own = folder is not None and not any(check.split.benchmark for check in checks)
     files = other_files(folder) if folder and own else Counter[str]()
-    for check in checks:
-        findings += _of_looks(check, progress) if check.trains and not check.split.benchmark else []
-    findings += findings_of_set(checks, overlapping(signatures["train"], signatures["test"]), files)
+    own_training = [check for check in checks if check.trains and not check.split.benchmark]
+    findings += [finding for check in own_training for finding in _of_looks(check, progress)]
+    findings += findings_of_set(checks, overlapping(train, test), files)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return DatasetCheck(name_or_folder, side, tuple(checks), tuple(findings))
 

@@ -250,10 +250,9 @@ def _unfinished_advice(run: Path) -> str:
 def precision_of(info: HeadInfo, head: Path) -> Precision:
     """The precision of training, `auto` if none was recorded. Raises `UsageError` if it is no known precision."""
     trained = info.training.get("precision", "auto")
-    for precision in get_args(Precision):
-        if trained == precision:
-            return precision  # type: ignore[no-any-return]
-    raise UsageError(f"The precision in {head} can't be {trained!r}: train the head again.")
+    if trained not in get_args(Precision):
+        raise UsageError(f"The precision in {head} can't be {trained!r}: train the head again.")
+    return trained  # type: ignore[no-any-return]
 
 
 def is_exported(head: Path) -> bool:
