@@ -176,16 +176,15 @@ def _gpus() -> list[Fact]:
         remedy = f"There is an NVIDIA GPU, but {built} and does not see it: compare with the output of `nvidia-smi`."
         return [Fact("GPU", "present, but not usable", "note", remedy)]
     return [
-        _memory(f"cuda:{index}", *torch.cuda.mem_get_info(index), torch.cuda.get_device_name(index))
+        _memory(f"cuda:{index}", *torch.cuda.mem_get_info(index), name=torch.cuda.get_device_name(index))
         for index in range(torch.cuda.device_count())
     ]
 
 
-def _memory(what: str, free: int, total: int, name: str = "") -> Fact:
-    """The memory of the machine, or of the GPU called `name`, in bytes."""
-    named, value = ({"name": name} if name else {}), {"bytes": total, "free_bytes": free}
-    text = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free"
-    return Fact(what, ", ".join([*named.values(), text]), value=named | value)
+def _memory(what: str, free: int, total: int, **named: str) -> Fact:
+    """The memory of the machine, or of a GPU with its `name`, in bytes."""
+    text = ", ".join([*named.values(), f"{total / 1e9:.1f} GB, {free / 1e9:.1f} free"])
+    return Fact(what, text, value={**named, "bytes": total, "free_bytes": free})
 
 
 def _weights() -> tuple[Fact, ...]:

@@ -370,8 +370,7 @@ def find_store(
             FeatureStore.open(folder)  # A damaged store is the likely reason, and opening it reports that.
     what = "training features" if "train" in kinds else "features"
     of = f" of {name}" if name else ""
-    made_with = f" made with {encoders}" if encoders else ""
-    made_with += f" of tiles {tiling}" if tiling else ""
+    made_with = (f" made with {encoders}" if encoders else "") + (f" of tiles {tiling}" if tiling else "")
     likewise = " with the same options of network and tiles" if encoders or tiling else ""
     raise UsageError(
         f"There are no {what}{of}{made_with} below {cache_root}: run `dsu cache-features {name or 'NAME|FOLDER'}` "

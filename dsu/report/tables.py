@@ -231,8 +231,8 @@ def as_markdown(
     parts = []
     for comparison in compare(results, published if with_paper else None):
         shown = _known(comparison.lines, metrics or METRICS)
-        parts.append(f"### {_markdown(comparison.name)}\n")
-        parts.append(_markdown_table(comparison, comparison.lines, shown, {"images": lambda line: line.images}))
+        table = _markdown_table(comparison, comparison.lines, shown, {"images": lambda line: line.images})
+        parts += [f"### {_markdown(comparison.name)}\n", table]
         if comparison.with_empties and metrics is None:
             evaluated = [line for line in comparison.lines if not line.published]
             extra = _known(evaluated, [name for name in comparison.shown() if name not in METRICS])
@@ -250,13 +250,16 @@ def as_latex(
     comparisons = compare(results, published if with_paper else None)
     shown = _known([line for comparison in comparisons for line in comparison.lines], metrics or METRICS)
     width = len(shown) + 1
-    lines = ["% needs \\usepackage{booktabs}"]
-    lines += [f"% {_one_line(text)}" for text in _conventions(results, at_length=conventions)]
-    lines += [f"\\begin{{tabular}}{{l*{{{width - 1}}}{{c}}}}", "\\toprule"]
-    lines.append(f" & {' & '.join(map(_latex_head, shown))} \\\\")
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        *(f"% {_one_line(text)}" for text in _conventions(results, at_length=conventions)),
+        f"\\begin{{tabular}}{{l*{{{width - 1}}}{{c}}}}",
+        "\\toprule",
+        f" & {' & '.join(map(_latex_head, shown))} \\\\",
+    ]
     for comparison in comparisons:
-        lines += [f"% {_one_line(note)}" for note in comparison.notes(metrics)]
         lines += [
+            *(f"% {_one_line(note)}" for note in comparison.notes(metrics)),
             "\\midrule",
             f"\\multicolumn{{{width}}}{{c}}{{\\textit{{{latex_text(comparison.name)}}}}} \\\\",
             "\\midrule",
