@@ -19,7 +19,7 @@ SETTINGS: Final = {
     "MKL_CBWR": "AUTO,STRICT",
     # cuBLAS needs this for deterministic results.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # Where one of several processes dies, the others' connection to it is lost: torch shows 60 lines of stack for that.
+    # If one of several processes dies, torch would print 60 lines of stack trace for each lost connection.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 

@@ -13,7 +13,7 @@ __all__ = ["HOUSE", "WAYS", "follow", "lines", "said", "shown", "torchrun"]
 HOUSE = Path(__file__).parents[1]
 
 WAYS = {"one machine": "--nproc-per-node 8 -m", "two machines": "--nnodes", "srun": "--ntasks", "array": "--part"}
-"""Words of the lines in docs/scale.md that start several processes, by what they are started on."""
+"""For each way to start several processes: a word that identifies its line in docs/scale.md."""
 
 
 def torchrun(
@@ -44,7 +44,7 @@ def lines(text: str, start: str) -> list[str]:
 
 
 def shown(command: str, way: str) -> str:
-    """The line of docs/scale.md that starts a command in one of `WAYS`, without its remark."""
+    """The line of docs/scale.md that starts a command in one of `WAYS`, without its comment."""
     text = (HOUSE / "docs" / "scale.md").read_text(encoding="utf-8").replace("\\\n", " ")
     found = [line.strip().partition("  #")[0] for line in text.splitlines() if line.startswith("    ")]
     [line] = [line for line in found if f"dsu {command}" in line and WAYS[way] in line]
@@ -52,9 +52,9 @@ def shown(command: str, way: str) -> str:
 
 
 def follow(line: str) -> list[str]:
-    """Run a line of the documentation in a shell, with two processes in place of its many; what they said.
+    """Run a line of the documentation in a shell, with two processes instead of many; returns their outputs.
 
-    Two machines are this one, and so is what `srun` starts them on.
+    Several machines, and those of `srun`, are all simulated on this machine.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

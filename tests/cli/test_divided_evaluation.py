@@ -1,4 +1,4 @@
-"""Evaluation on several processes: the same scores, files and table as one process's."""
+"""Evaluation on several processes: the same scores, files and table as with one process."""
 
 import re
 import subprocess
@@ -13,12 +13,12 @@ from support import Dsu
 from torchrun import lines, said, torchrun
 
 NAMES = [f"{number:02}" for number in range(21)]
-"""Three chunks: the first of two processes has two of them."""
+"""A number of images that gives three chunks, of which the first of two processes gets two."""
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The command that evaluates the predictions of two runs."""
+    """A command that evaluates the predictions of two runs."""
     monkeypatch.chdir(tmp_path)
     words = ["eval", "--truth", "drawn", "--metrics", "S,F_mean,E_max,MAE,Dice"]
     for run, cases in (("a", draw_cases(tmp_path / "drawn", NAMES)), ("b", draw_cases(tmp_path / "x", NAMES, seed=9))):
@@ -31,7 +31,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def files(folder: str) -> list[str]:
-    """Options that write all files there are."""
+    """Options that write all kinds of output files."""
     named = {"--out": "table.md", "--json": "scores.json", "--csv": "scores.csv", "--per-image": "images.csv"}
     return [
         word for option, name in {**named, "--report": "page.html"}.items() for word in (option, f"{folder}/{name}")
@@ -39,7 +39,7 @@ def files(folder: str) -> list[str]:
 
 
 def contents(folder: str) -> dict[str, str]:
-    """The files in a folder; the page says when it was written."""
+    """The contents of the files in a folder, without the page's date."""
     now = re.compile(r"\d\d \w+ \d{4}, \d\d:\d\d")
     return {path.name: now.sub("now", path.read_text()) for path in Path(folder).iterdir()}
 
@@ -48,8 +48,8 @@ def contents(folder: str) -> dict[str, str]:
     ("processes", "workers"),
     [(2, 1), pytest.param(2, 2, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow)],
 )
-def test_several_processes_score_what_one_does(dsu: Dsu, runs: list[str], processes: int, workers: int) -> None:
-    """And name what is missing, once."""
+def test_several_processes_give_the_same_scores(dsu: Dsu, runs: list[str], processes: int, workers: int) -> None:
+    """Missing predictions are named once."""
     Path("a/predictions/20.png").unlink()
     table = dsu(*runs, *files("one"), "--quiet", exit_code=1).stdout
     several = torchrun([*runs, *files("many"), "--quiet", "--workers", str(workers)], processes)
@@ -59,7 +59,7 @@ def test_several_processes_score_what_one_does(dsu: Dsu, runs: list[str], proces
     assert contents("many") == contents("one") and len(contents("one")) == 5
 
 
-def test_what_one_process_can_not_read_ends_all_with_one_line(runs: list[str]) -> None:
+def test_an_error_in_one_process_ends_all_with_one_line(runs: list[str]) -> None:
     """The second process has the ninth image."""
     Path("b/predictions/08.png").write_bytes(b"no picture")
     process = torchrun([*runs, "--json", "scores.json"])

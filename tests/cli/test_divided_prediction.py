@@ -1,4 +1,4 @@
-"""Prediction on several processes: the same masks, records and tables as one process's."""
+"""Prediction on several processes: the same masks, records and tables as with one process."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def trained(dsu: Dsu, drawn: Path, tmp_path: Path) -> Path:
 
 
 def found(folder: str) -> tuple[dict[str, bytes], object, list[dict[str, str]]]:
-    """Masks by name, the record, and the table without what takes time."""
+    """Masks by name, the record, and the table without times."""
     root = Path(folder)
     masks = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.png")}
     with (root / "table.csv").open(newline="") as table:
@@ -36,7 +36,7 @@ def found(folder: str) -> tuple[dict[str, bytes], object, list[dict[str, str]]]:
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_predict_what_one_does(dsu: Dsu, trained: Path, processes: int) -> None:
+def test_several_processes_give_the_same_predictions(dsu: Dsu, trained: Path, processes: int) -> None:
     dsu("predict", trained, "--head", "run", "--out", "one", exit_code=1)
     several = torchrun(["predict", str(trained), "--head", "run", "--out", "many"], processes)
     told = said(several)
@@ -48,7 +48,7 @@ def test_several_processes_predict_what_one_does(dsu: Dsu, trained: Path, proces
     assert len(masks) == 6 and sum(name.startswith("train") for name in record["sets"][""]["trained_on"]) >= 2  # type: ignore[index]
 
 
-def test_sets_from_a_store_are_divided_too_and_what_is_there_stays(dsu: Dsu, trained: Path) -> None:
+def test_sets_from_a_store_are_divided_and_existing_masks_stay(dsu: Dsu, trained: Path) -> None:
     dsu("predict", "--head", "run", "--out", "one", "--quiet")
     first = sorted(Path("one").rglob("*.png"))
     assert first
@@ -64,7 +64,7 @@ def test_sets_from_a_store_are_divided_too_and_what_is_there_stays(dsu: Dsu, tra
     ("arguments", "why"),
     [(["new/train0000.tif", "--out", "mask.png"], "One image needs one process"), (["nosuch"], "nosuch")],
 )
-def test_what_can_not_be_divided_is_refused_with_one_line(trained: Path, arguments: list[str], why: str) -> None:
+def test_indivisible_predictions_are_refused_with_one_line(trained: Path, arguments: list[str], why: str) -> None:
     process = torchrun(["predict", *arguments, "--head", "run"])
     told = said(process)
     assert process.returncode and why in told and len(lines(told, "error:")) == 1, told

@@ -145,7 +145,7 @@ UNMEASURED = ("seconds", "images_per_second", "data_wait", "peak_memory_gb")
 
 @pytest.fixture(scope="module")
 def training(forks: Forks, shapes: Path) -> Callable[[Path], list[object]]:
-    """The command that trains into a folder, or goes on there: two epochs of two steps, a checkpoint after each."""
+    """The command that starts or resumes training in a folder: two epochs of two steps, each with a checkpoint."""
     root = forks.folder / "for-training"
     cached = forks.run(["cache-features", shapes, *TINY, "--features", "V", "--cache-root", root, "--quiet"])
     assert cached.status == 0, cached.said
@@ -159,7 +159,7 @@ def training(forks: Forks, shapes: Path) -> Callable[[Path], list[object]]:
 
 
 def trained(run: Path) -> dict[str, bytes]:
-    """What a training leaves, by path: all files but its checkpoint, with a table without times."""
+    """The files of a run by path, without its checkpoint, and with a table without times."""
     files = (path for path in run.rglob("*") if path.is_file() and path.name != "checkpoint.pt")
     found = {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
     rows = [
@@ -197,14 +197,14 @@ def test_training_gives_the_same_weights_after_kills(
 
 
 class Crowd:
-    """Several processes that run commands side by side, one of which is killed."""
+    """Several processes that run commands at the same time; one of them is killed."""
 
     def __init__(self, servers: Sequence[Forks]) -> None:
         self.servers = servers
         self._pool = ThreadPoolExecutor(len(servers))
 
     def run(self, commands: Sequence[Sequence[object]], victim: int, together: bool, **moment: float) -> list[Outcome]:
-        """Run a command on each server; one dies at the moment, and with it all that are started `together`."""
+        """Run a command on each server; kill one at the given moment, and all others if they belong `together`."""
         running = [
             self._pool.submit(server.run, command, **(moment if number == victim else {}))  # type: ignore[arg-type]
             for number, (server, command) in enumerate(zip(self.servers, commands, strict=True))
@@ -225,7 +225,7 @@ def killed(
     seed: int,
     contents: Callable[[Path], dict[str, bytes]] = contents,
 ) -> int:
-    """Kill one of several at random moments, running all again, until that was done often enough; how often it was."""
+    """Kill one of several processes at random moments and run all again, until enough were killed; returns how many."""
     moments = random.Random(seed)
     whole = crowd.run(commands(), 0, together)
     assert all(one.status == 0 for one in whole), [one.said for one in whole]
@@ -241,7 +241,7 @@ def killed(
             landed += 1
             others = [one for one in outcomes if not one.killed]
             assert together or all(one.status == 0 for one in others), [one.said for one in others]
-            for one in others:  # those that are told to end before they have met say nothing
+            for one in others:  # processes that get SIGTERM before they are connected print nothing
                 assert one.said.count("error: ") == (one.status == 1) and "Traceback" not in one.said, one.said
                 assert not together or one.seconds < outcomes[victim].seconds + 60, "it hangs"
             continue
@@ -263,10 +263,10 @@ def few(drawn: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_killed_parts_leave_the_store_of_undisturbed_ones(
+def test_killed_parts_give_the_same_store(
     few: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """The others go on, and write what is theirs."""
+    """The other processes continue with their parts."""
     root = tmp_path / "features"
     command = ["cache-features", few, *TINY, "--features", "V,S1", "--cache-root", root]
     with ExitStack() as held:
@@ -278,7 +278,7 @@ def test_killed_parts_leave_the_store_of_undisturbed_ones(
 
 @contextmanager
 def two_ranks(folder: Path) -> Iterator[list[Forks]]:
-    """Two servers whose commands meet, as torchrun's do."""
+    """Two servers with commands that connect to each other, as with torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -287,10 +287,10 @@ def two_ranks(folder: Path) -> Iterator[list[Forks]]:
         yield [held.enter_context(Forks(folder, "small_shards:run", rank)) for rank in ranks]
 
 
-def test_killed_processes_leave_the_store_of_undisturbed_ones(
+def test_killed_processes_give_the_same_store(
     few: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """All are ended, as torchrun and `srun --kill-on-bad-exit=1` do it."""
+    """All processes are ended, as by torchrun and `srun --kill-on-bad-exit=1`."""
     root = tmp_path / "features"
     with two_ranks(tmp_path) as servers:
         commands = [["cache-features", few, *TINY, "--features", "V,S1", "--cache-root", root]] * 2
@@ -298,7 +298,7 @@ def test_killed_processes_leave_the_store_of_undisturbed_ones(
     record_property("kills survived by processes of cache-features", survived)
 
 
-def test_killed_processes_leave_the_predictions_of_undisturbed_ones(
+def test_killed_processes_give_the_same_predictions(
     head: Path, tmp_path: Path, few: Path, record_property: Callable[[str, object], None]
 ) -> None:
     out = tmp_path / "masks"
@@ -315,13 +315,13 @@ def test_killed_processes_leave_the_predictions_of_undisturbed_ones(
     record_property("kills survived by processes of predict", survived)
 
 
-def test_killed_processes_leave_the_head_of_undisturbed_ones(
+def test_killed_processes_give_the_same_head(
     forks: Forks,
     training: Callable[[Path], list[object]],
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """All start again from the last checkpoint; weights, records and figures are the same to the last byte."""
+    """All start again from the last checkpoint; weights, records and figures are byte-identical."""
     run = tmp_path / "run"
     with two_ranks(tmp_path) as servers:
         survived = killed(

@@ -24,7 +24,7 @@ def stored(dsu: Dsu, drawn: Path) -> Dsu:
     return dsu
 
 
-def test_two_processes_train_as_one_and_only_the_first_prints(stored: Dsu) -> None:
+def test_two_processes_train_the_same_head_and_only_the_first_prints(stored: Dsu) -> None:
     process = torchrun(["train-head", *RECIPE, "--epochs", "2", "--out", "two"])
     text = said(process)
     assert process.returncode == 0, text
@@ -65,7 +65,7 @@ def test_an_error_in_all_processes_is_printed_once(dsu: Dsu) -> None:
     for arguments, reason in (
         (["train-head", "nowhere"], "There are no training features"),
         (["train-head", "--epochs", "many"], "Invalid value"),
-        (["eval"], "There are no predictions below"),  # before the processes meet
+        (["eval"], "There are no predictions below"),  # before the processes connect
         (["doctor"], "runs in one process, but 2 were started"),
     ):
         process = torchrun(arguments)
@@ -74,8 +74,8 @@ def test_an_error_in_all_processes_is_printed_once(dsu: Dsu) -> None:
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_documentation_train_predict_and_evaluate(stored: Dsu) -> None:
-    """The head is the same on one machine, on two and under Slurm, and so are the scores."""
+def test_documented_commands_for_several_processes(stored: Dsu) -> None:
+    """One machine, two machines and Slurm give the same head and scores."""
     options = f"{' '.join(RECIPE)} --epochs 2 --sheet-every 0"
     for way in list(WAYS)[:3]:
         follow(f"{shown('train-head', way)} {options} --out 'runs/{way}'")
