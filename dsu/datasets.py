@@ -20,7 +20,7 @@ from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspec
 from dsu.data.decoding import DECODERS, Decoded, ImageProcessor, SampleFiles, augmentation, open_sample
 from dsu.data.images import Depth
 from dsu.data.masks import MaskFormat
-from dsu.data.tiles import LastUsed
+from dsu.data.tiles import LruCache
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
 from dsu.errors import DsuError, UsageError
 from dsu.progress import few
@@ -178,7 +178,7 @@ class _Files:
     def __init__(self, mask_format: MaskFormat, depth: Depth | None) -> None:
         self.pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self.open = partial(open_sample, mask_format=mask_format, depth=depth)
-        self.last_opened = LastUsed(self.open)
+        self.last_opened = LruCache(self.open)
 
 
 class PerProcess(Generic[T]):

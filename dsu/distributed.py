@@ -30,9 +30,9 @@ __all__ = ["ALONE", "LostError", "World", "joined"]
 
 T = TypeVar("T")
 
-_TORCHRUN: Final = "env://"
+_TORCHRUN_RENDEZVOUS: Final = "env://"
 """torchrun's variables define the rendezvous."""
-_PATIENCE: Final = 5.0
+_GRACE_SECONDS: Final = 5.0
 """Seconds in which a process that gets SIGTERM ends by itself, unless it waits for one that is gone."""
 _PORTS: Final = range(10_000, 30_000)
 """Below the range of ports that systems assign automatically."""
@@ -64,7 +64,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    meets: str = _TORCHRUN
+    meets: str = _TORCHRUN_RENDEZVOUS
     together: bool = False
     store: "Store | None" = field(default=None, compare=False, repr=False)
 
@@ -82,7 +82,7 @@ class World:
             if "SLURM_STEP_NUM_TASKS" in environment:
                 names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
                 rank, size, local_rank = (int(environment[name]) for name in names)
-                return cls(rank, size, local_rank, _slurm_place(environment))
+                return cls(rank, size, local_rank, _slurm_rendezvous(environment))
         except (KeyError, ValueError) as error:
             raise UsageError(
                 f"The environment variables of torchrun or Slurm are incomplete or no numbers ({error}): start with "
@@ -110,7 +110,7 @@ class World:
             return asked
         count = torch.cuda.device_count()
         # With --gpus-per-task=1, Slurm shows each process only its own GPU.
-        index = 0 if count == 1 and self.meets != _TORCHRUN else self.local_rank
+        index = 0 if count == 1 and self.meets != _TORCHRUN_RENDEZVOUS else self.local_rank
         if ":" in asked or index >= count:
             raise UsageError(
                 f"The device {asked!r} is not enough for all processes on this machine, which has {count} GPUs: "
@@ -123,14 +123,14 @@ class World:
     def add_up(self, tensor: "Tensor") -> None:
         """Replace a contiguous tensor by the sum over all processes, which is bit-identical in each."""
         if self.together:
-            with _others() as distributed:
+            with _communication() as distributed:
                 distributed.all_reduce(tensor)
 
     def spread(self, tensor: "Tensor") -> None:
         """Replace a tensor by the first process's."""
         if self.together:
             whole = tensor.flatten()  # in the same order in all processes
-            with _others() as distributed:
+            with _communication() as distributed:
                 distributed.broadcast(whole, 0)
             tensor.copy_(whole.view(tensor.shape))
 
@@ -138,7 +138,7 @@ class World:
         """The first process's result of `find`; the others wait for it."""
         found = [find() if self.leads else None]
         if self.together:
-            with _others() as distributed:
+            with _communication() as distributed:
                 distributed.broadcast_object_list(found, 0)
         return found[0]  # type: ignore[return-value]
 
@@ -146,7 +146,7 @@ class World:
         """Add to a named counter shared by all processes and return its sum, without waiting for others."""
         if self.store is None:
             return units
-        with _others():
+        with _communication():
             return self.store.add(f"dsu/{name}", units)
 
     def counting(self, task: "Task", label: str) -> Callable[[int], None]:
@@ -166,7 +166,7 @@ class World:
         if not self.together:
             return [value]
         found: list[Any] = [None] * self.size
-        with _others() as distributed:
+        with _communication() as distributed:
             distributed.all_gather_object(found, value)
         return found
 
@@ -192,20 +192,20 @@ def joined(patience: timedelta | None = None) -> Iterator[World]:
     if distributed.is_initialized():
         yield replace(world, together=True)
         return
-    store = _meet(world, patience)
-    heed_no_more = _heed(store)
+    store = _connect(world, patience)
+    undo = _end_on_sigterm(store)
     try:
         yield replace(world, together=True, store=store)
         distributed.destroy_process_group()
-        heed_no_more()
+        undo()
     except BaseException as error:
-        _on_term(_pass)
+        _set_sigterm_handler(_ignore_signal)
         if _is_first_to_fail(store):
             raise
         raise SystemExit(1) from error
 
 
-def _meet(world: World, patience: timedelta | None) -> "Store":
+def _connect(world: World, patience: timedelta | None) -> "Store":
     """Create the process group: gloo for CPU tensors and objects, nccl for GPU tensors."""
     import torch
     import torch.distributed as distributed
@@ -231,7 +231,7 @@ def _is_first_to_fail(store: "Store") -> bool:
         return True
 
 
-def _heed(store: "Store") -> Callable[[], None]:
+def _end_on_sigterm(store: "Store") -> Callable[[], None]:
     """End this process on SIGTERM, which launchers send if another process has died.
 
     Raises `LostError` in the main thread. If that is blocked in torch, waiting for a process that is gone, another
@@ -242,43 +242,43 @@ def _heed(store: "Store") -> Callable[[], None]:
     numbers, written = socket.socketpair()
     written.setblocking(False)
     descriptor = written.detach()  # open until it is undone: a process that fails may be told to end once more
-    before = _on_term(_end), signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(numbers, store), name="ending", daemon=True).start()
+    before = _set_sigterm_handler(_raise_lost), signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    threading.Thread(target=_watch_signals, args=(numbers, store), name="ending", daemon=True).start()
 
     def undo() -> None:
-        _on_term(before[0])
+        _set_sigterm_handler(before[0])
         signal.set_wakeup_fd(before[1])
         socket.close(descriptor)
 
     return undo
 
 
-def _watch(numbers: socket.socket, store: "Store") -> None:
+def _watch_signals(numbers: socket.socket, store: "Store") -> None:
     """Wait for the signal's number; `numbers` ends when signals no longer matter."""
     while number := numbers.recv(1):
         if number[0] == signal.SIGTERM:
-            time.sleep(_PATIENCE)
+            time.sleep(_GRACE_SECONDS)
             if _is_first_to_fail(store):
                 print(f"error: {LostError()}", file=sys.__stderr__, flush=True)
             os._exit(1)
 
 
-def _end(number: int, frame: object) -> None:
-    _on_term(_pass)
+def _raise_lost(number: int, frame: object) -> None:
+    _set_sigterm_handler(_ignore_signal)
     raise LostError
 
 
-def _pass(number: int, frame: object) -> None:
+def _ignore_signal(number: int, frame: object) -> None:
     """Ignore a second signal: the process is ending already."""
 
 
-def _on_term(handler: Any) -> Any:
+def _set_sigterm_handler(handler: Any) -> Any:
     in_main_thread = threading.current_thread() is threading.main_thread()
     return signal.signal(signal.SIGTERM, handler) if in_main_thread else None
 
 
 @contextmanager
-def _others() -> Iterator[ModuleType]:
+def _communication() -> Iterator[ModuleType]:
     """Communicate with the others. Raises `LostError` if one no longer responds."""
     import torch.distributed as distributed
 
@@ -288,7 +288,7 @@ def _others() -> Iterator[ModuleType]:
         raise LostError from error
 
 
-def _slurm_place(environment: Mapping[str, str]) -> str:
+def _slurm_rendezvous(environment: Mapping[str, str]) -> str:
     """The rendezvous address of a Slurm step: the first machine, with a port derived from the job's number."""
     # `gpu[03-07,11],login` to `gpu03`.
     first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]

@@ -63,7 +63,7 @@ class Page:
         self.width, self.height = pixels[0] / dpi, pixels[1] / dpi
         self.figure = Figure(figsize=(self.width, self.height), dpi=dpi)
         FigureCanvasAgg(self.figure)
-        self._paper = Image.new("RGB", pixels, "white")
+        self._canvas = Image.new("RGB", pixels, "white")
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes whose inner frame has this position."""
@@ -110,13 +110,13 @@ class Page:
         size = self.fit(shape or picture.size, width, height)
         fitted = picture.resize(size, resample, reducing_gap=3.0)
         if ground is not None:
-            self._paper.paste(ground, (x, y, x + across, y + down))
+            self._canvas.paste(ground, (x, y, x + across, y + down))
         x, y = x + (across - size[0]) // 2, y + (down - size[1]) // 2
         if frame is not None:
             border = round(line * self._dpi)
-            self._paper.paste(ImageOps.expand(fitted, border, frame), (x - border, y - border))
+            self._canvas.paste(ImageOps.expand(fitted, border, frame), (x - border, y - border))
         else:
-            self._paper.paste(fitted, (x, y))
+            self._canvas.paste(fitted, (x, y))
         return x / self._dpi, y / self._dpi, (x + size[0]) / self._dpi, (y + size[1]) / self._dpi
 
     def ring_small_objects(
@@ -172,7 +172,7 @@ class Page:
         axes = self.figure.add_axes((0, 0, 1, 1), zorder=-1)
         axes.set_axis_off()
         # Without interpolation, PNG and PDF contain the pixels unchanged.
-        axes.imshow(np.asarray(self._paper), interpolation="none", aspect="auto")
+        axes.imshow(np.asarray(self._canvas), interpolation="none", aspect="auto")
         return self.figure
 
 
@@ -320,7 +320,7 @@ def sheet(
 # ---- curves ----
 
 
-def dress(axes: Axes, across: str = "", up: str = "", points: float = 7) -> None:
+def style_axes(axes: Axes, across: str = "", up: str = "", points: float = 7) -> None:
     """Set a plot's axis names, a faint grid in the background, and no box."""
     axes.grid(visible=True, color="#e8eaed", linewidth=points / 12)
     axes.set_axisbelow(True)
@@ -366,7 +366,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7.5, 1.2 * sum(shares)), dpi=150, layout="constrained")
     cells = figure.subplots(len(shares), 1, sharex=True, squeeze=False, height_ratios=shares)[:, 0]
     for axes, (name, (_, styles)) in zip(cells, panels.items(), strict=True):
-        dress(axes, "epoch" if axes is cells[-1] else "", name, points=10)
+        style_axes(axes, "epoch" if axes is cells[-1] else "", name, points=10)
         lines = [line for key, style in styles.items() for line in _draw_series(axes, _series(history, key), *style)]
         if name == "validation":  # on a scale that fits the curve, a change of 1 % would look like a plunge
             axes.set_ylim(0, 1)
@@ -380,14 +380,14 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """One column's epochs and values, as far as there are any."""
+    """The epochs and values of a column, without empty and non-finite values."""
     filled = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
     return [point for point in filled if isfinite(point[1])]
 
 
 def _draw_series(axes: Axes, points: Sequence[tuple[float, float]], label: str, colour: str, style: str) -> list[Any]:
-    """The line through these epochs and values, if there are any."""
-    # A line alone would hide how few points it joins, and a single one altogether.
+    """Draw the line through these epochs and values, if there are any; returns the drawn lines."""
+    # Markers show how few points there are; without them, a single point would be invisible.
     marker = "o" if len(points) <= 20 else ""
     if not points:
         return []

@@ -137,7 +137,7 @@ def check_equivalence(
         settings.batch_size,
         live.main.point.features,
         live.runtime.describe(),
-        stored.main.train.store.again("--rebuild"),
+        stored.main.train.store.command("--rebuild"),
     )
 
 

@@ -109,7 +109,7 @@ class Model:
 
         Args:
             images: one or several paths, PIL images or arrays, see `open_image`.
-            normalization: `none` gives probabilities, `minmax` stretches each map to its full range.
+            normalization: `none` gives probabilities, `minmax` min-max normalises each map.
         """
         one = isinstance(images, str | Path | Image.Image | np.ndarray)
         opened = [open_image(image, self.depth) for image in ([images] if one else images)]
@@ -132,7 +132,7 @@ class Model:
             batch: number of images, or tiles of one image, per batch.
         """
         if tiling is not None:
-            return [mask_of(self._tiled(picture, tiling, batch), normalization) for picture in pictures]
+            return [mask_of(self._segment_tiles(picture, tiling, batch), normalization) for picture in pictures]
         found = []
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
@@ -156,7 +156,7 @@ class Model:
         """A mask binarised at the model's threshold, if it has one."""
         return mask if self.threshold is None else (mask >= self.threshold).astype(np.float32)
 
-    def _tiled(self, picture: Image.Image, tiling: tuple[int, int], batch: int) -> NDArray[np.float32]:
+    def _segment_tiles(self, picture: Image.Image, tiling: tuple[int, int], batch: int) -> NDArray[np.float32]:
         boxes = list(tile_boxes(picture.size, *tiling))
         blender = TileBlender(boxes)
         for start in range(0, len(boxes), batch):
@@ -192,7 +192,7 @@ def open_image(image: Any, depth: tuple[float, float] | None = None) -> Image.Im
         ModelError: it can't be read as an image.
     """
     if isinstance(image, np.ndarray):
-        image = _picture(image)
+        image = _image_from_array(image)
     try:
         if isinstance(image, Image.Image):
             return to_rgb(ImageOps.exif_transpose(image), depth)
@@ -222,7 +222,7 @@ def to_rgb(image: Image.Image, depth: tuple[float, float] | None = None) -> Imag
     return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
 
 
-def _picture(pixels: NDArray[Any]) -> Image.Image:
+def _image_from_array(pixels: NDArray[Any]) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
@@ -240,7 +240,7 @@ def _picture(pixels: NDArray[Any]) -> Image.Image:
 
 
 def mask_of(logits: NDArray[np.float32], normalization: str = "none") -> NDArray[np.float32]:
-    """Probabilities (height, width) from logits, stretched to 0..1 with `minmax`; the logits are overwritten."""
+    """Probabilities (height, width) from logits, min-max normalised with `minmax`; the logits are overwritten."""
     mask = np.negative(logits, out=logits)
     with np.errstate(over="ignore"):  # a large negative logit: the mask is 0
         np.exp(mask, out=mask)
@@ -250,7 +250,7 @@ def mask_of(logits: NDArray[np.float32], normalization: str = "none") -> NDArray
 
 
 def stretch(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Stretch a mask (H, W) to its full range in place: the benchmarks' convention."""
+    """Min-max normalise a mask (H, W) in place: the benchmarks' convention."""
     low, high = mask.min(), mask.max()
     mask -= low
     mask /= high - low + np.float32(1e-8)
@@ -260,7 +260,7 @@ def stretch(mask: NDArray[np.float32]) -> NDArray[np.float32]:
 def resize_logits(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Resize (S, S) logits bilinearly, corners not aligned, to an image's (width, height): (height, width)."""
     (left, right, across), (above, below, down) = (
-        _between(source, target) for source, target in zip(logits.shape[::-1], size, strict=True)
+        _interpolation(source, target) for source, target in zip(logits.shape[::-1], size, strict=True)
     )
     rows = logits[above] + (logits[below] - logits[above]) * down[:, None]
     resized: NDArray[np.float32] = rows[:, right] - rows[:, left]
@@ -269,7 +269,7 @@ def resize_logits(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray
     return resized
 
 
-def _between(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def _interpolation(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """For each `target` position, the two `source` positions around it, and its distance from the first."""
     half, scale = np.float32(0.5), np.float32(source / target)  # in float32, as in torch
     at = np.maximum((np.arange(target, dtype=np.float32) + half) * scale - half, 0)
@@ -303,8 +303,8 @@ class TileBlender:
 
     def __init__(self, boxes: Iterable[Box]) -> None:
         boxes = list(boxes)
-        self._across = _fades({(left, right) for left, _, right, _ in boxes})
-        self._down = _fades({(top, bottom) for _, top, _, bottom in boxes})
+        self._across = _blend_weights({(left, right) for left, _, right, _ in boxes})
+        self._down = _blend_weights({(top, bottom) for _, top, _, bottom in boxes})
         self.size = max(box[2] for box in boxes), max(box[3] for box in boxes)
         self.logits: NDArray[np.float32] = np.zeros(self.size[::-1], np.float32)
         """(height, width), complete after all tiles were added."""
@@ -317,7 +317,7 @@ class TileBlender:
         self.logits[top:bottom, left:right] += faded
 
 
-def _fades(spans: set[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.float32]]:
+def _blend_weights(spans: set[tuple[int, int]]) -> dict[tuple[int, int], NDArray[np.float32]]:
     """The weights of each span of an axis; they add up to 1 everywhere."""
     ordered = sorted(spans)
     rises = {}

@@ -51,7 +51,7 @@ _CHECKSUM: Final = 4
 """Size of a CRC32C in bytes; it follows every chunk and every index, little-endian."""
 _MISSING: Final = 2**64 - 1
 """Offset and length, in an index, of a missing chunk."""
-_SEEKING: Final = threading.Lock()
+_SEEK_LOCK: Final = threading.Lock()
 """Held if a file must be read with seek and read (no `preadv`)."""
 LEVEL: Final = 3
 """Compression level."""
@@ -119,7 +119,8 @@ class Commit:
     sha256: str
 
     def holds(self, rows: list[int], nbytes: int | None) -> bool:
-        """Whether all of `rows` are in a data file of so many bytes: an interrupted copy has fewer."""
+        """Whether the shard contains `rows` and its data file has the committed size; `nbytes`: the file's actual
+        size."""
         return nbytes == self.nbytes and set(rows).issubset(self.rows)
 
     def fits(self, file: Path) -> bool:
@@ -217,13 +218,13 @@ class StoredArray:
             for piece in encode(rows, values, self.rows_per_shard, self._codec):
                 digest.update(piece)
                 nbytes += stream.write(piece)
-        self._mark(shard, Commit(rows.tolist(), nbytes, digest.hexdigest()))
+        self._write_marker(shard, Commit(rows.tolist(), nbytes, digest.hexdigest()))
 
     def restore(self, shard: ShardId, commit: Commit, content: bytes) -> None:
         """Write a copy of a shard from its bytes. On return it is on disk."""
         with self._rewriting(shard) as stream:
             stream.write(content)
-        self._mark(shard, commit)
+        self._write_marker(shard, commit)
 
     @contextmanager
     def _rewriting(self, shard: ShardId) -> Iterator[BinaryIO]:
@@ -235,7 +236,7 @@ class StoredArray:
         with replacing(file) as stream:
             yield stream
 
-    def _mark(self, shard: ShardId, commit: Commit) -> None:
+    def _write_marker(self, shard: ShardId, commit: Commit) -> None:
         write = replace_record if self.marker(shard).exists() else write_record
         write(self.marker(shard), vars(commit))
 
@@ -282,17 +283,17 @@ class StoredArray:
     def committed(self) -> dict[ShardId, Commit]:
         """Return the commits of all shards with intact markers."""
         self.refresh()
-        loose = {shard: self.commit(shard) for shard in marked(self.commits)}
+        loose = {shard: self.commit(shard) for shard in marked_shards(self.commits)}
         return {shard: commit for shard, commit in {**self._packed, **loose}.items() if commit is not None}
 
     def data_files(self) -> dict[str, str]:
-        """Return the data files of committed shards by their folders, both as paths in the store."""
+        """Return the data file of each committed shard by its folder, both as paths in the store."""
         folders = (f"{self.info.name}/c/{shard.shard}/{shard.view}/" for shard in self.committed())
         inside = "/".join("0" for _ in self.info.item_shape)
         return {folder: folder + inside for folder in folders}
 
     def sizes(self, files: Mapping[str, int]) -> dict[ShardId, int]:
-        """Return the bytes of each shard's data, where those of the array's files are known by path."""
+        """Return the size of each shard's data file in bytes, given the sizes of the array's files by path."""
         paths, depth = {path: path.split("/") for path in files}, len(self.info.item_shape) + 3
         return {
             ShardId(int(parts[2]), int(parts[1])): files[path]
@@ -303,7 +304,7 @@ class StoredArray:
     def shards(self) -> set[ShardId]:
         """Return the shards that have a data file or a marker, intact or not."""
         self.refresh()
-        return {*self.sizes(file_sizes(self.folder)), *marked(self.commits), *self._packed}
+        return {*self.sizes(file_sizes(self.folder)), *marked_shards(self.commits), *self._packed}
 
     @property
     def _packed(self) -> Mapping[ShardId, Commit]:
@@ -318,12 +319,12 @@ class StoredArray:
             found: dict[ShardId, Commit] = {}
             for path in paths:
                 with suppress(CorruptError):
-                    found |= _unpack(path, self.rows_per_shard)
+                    found |= _load_commits(path, self.rows_per_shard)
             self._packed_paths, self._packed_read = paths, found
 
     def pack(self) -> None:
         """Pack the markers into one file if there are many. No other process may write meanwhile."""
-        loose = marked(self.commits)
+        loose = marked_shards(self.commits)
         if len(loose) < max(PACKED_FROM, len(self._packed) // 4):
             return
         made = save_commits(self.commits, dict(sorted(self.committed().items())), self.rows_per_shard)
@@ -346,7 +347,7 @@ class StoredArray:
         return self.commits / f"{shard.view}.{shard.shard}.json"
 
 
-def marked(commits: Path) -> set[ShardId]:
+def marked_shards(commits: Path) -> set[ShardId]:
     """Return the shards that have a marker, damaged or intact, in an array's folder of commits."""
     names = [path.name.split(".") for path in commits.glob("*.json")]
     return {ShardId(int(n[0]), int(n[1])) for n in names if len(n) == 3 and n[0].isdecimal() and n[1].isdecimal()}
@@ -370,7 +371,7 @@ def save_commits(folder: Path, found: Mapping[ShardId, Commit], rows_per_shard: 
     return save_tables(folder, {"commits": table})
 
 
-def _unpack(path: Path, rows_per_shard: int) -> dict[ShardId, Commit]:
+def _load_commits(path: Path, rows_per_shard: int) -> dict[ShardId, Commit]:
     columns = load_tables(path)["commits"]
     found = {}
     fields = (columns[name].values() for name in ("view", "shard", "rows", "nbytes", "sha256"))
@@ -474,7 +475,7 @@ def _read_at(descriptor: int, buffers: list[Any], offset: int) -> int:
     """Read from `offset` into the buffers, like `os.preadv`, which Windows lacks."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, buffers, offset)
-    with _SEEKING:
+    with _SEEK_LOCK:
         os.lseek(descriptor, offset, os.SEEK_SET)
         parts = [os.read(descriptor, len(buffer)) for buffer in buffers]
     for buffer, part in zip(buffers, parts, strict=True):

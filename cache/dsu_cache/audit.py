@@ -51,11 +51,11 @@ def audit(store: Store, advance: Callable[[int], None] = lambda count: None, wor
         advance: called with the size of each file read.
         workers: number of files read in parallel.
     """
-    findings = [*_metadata(store)]
-    shards = [(name, shard) for name in store.arrays for shard in _expected(store, name)]
+    findings = [*_audit_metadata(store)]
+    shards = [(name, shard) for name in store.arrays for shard in _expected_shards(store, name)]
     with ThreadPoolExecutor(workers, thread_name_prefix="audit") as pool:
         try:
-            for nbytes, finding in pool.map(lambda which: _examine(store, *which), shards):
+            for nbytes, finding in pool.map(lambda which: _audit_shard(store, *which), shards):
                 advance(nbytes)
                 if finding is not None:
                     findings.append(finding)
@@ -105,16 +105,16 @@ def orphans(store: Store) -> int:
     return len({row for shard, rows in others for row in set(rows).difference(store.rows_in_shard(shard).tolist())})
 
 
-def _metadata(store: Store) -> Iterator[Damage]:
+def _audit_metadata(store: Store) -> Iterator[Damage]:
     if store.remote is not None:
         yield from (Damage(Path(key), reason) for key, reason in store.remote.damage())
     for name in RESERVED:
         try:
             read_metadata(store.path / name)
         except CorruptError as error:
-            yield _of_metadata(store, name, str(error))
+            yield _metadata_damage(store, name, str(error))
     for name, reason in store.damaged.items():
-        yield replace(_of_metadata(store, name, reason), array=name, samples=store.manifest.names)
+        yield replace(_metadata_damage(store, name, reason), array=name, samples=store.manifest.names)
     for path in (path for name in store.arrays for path in packed(store.stored(name).commits)):
         try:
             load_tables(path)
@@ -126,18 +126,18 @@ def _metadata(store: Store) -> Iterator[Damage]:
             yield Damage(path.relative_to(store.path), f"{reason}, so an older manifest is used")
 
 
-def _of_metadata(store: Store, folder: str, reason: str) -> Damage:
+def _metadata_damage(store: Store, folder: str, reason: str) -> Damage:
     return Damage(Path(folder) / METADATA, reason.removeprefix(f"{store.path / folder / METADATA} "))
 
 
-def _expected(store: Store, name: str) -> list[ShardId]:
+def _expected_shards(store: Store, name: str) -> list[ShardId]:
     """Shards with any file, and those missing in stored views."""
     found = store.stored(name).shards()
     views = sorted({shard.view for shard in found if shard.view < store.arrays[name].views})
     return sorted(found | set(store.missing(name, views)))
 
 
-def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | None]:
+def _audit_shard(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | None]:
     """The number of bytes read of a shard, and the damage found, if any."""
     stored, rows = store.stored(name), store.rows_in_shard(shard.shard).tolist()
     file, commit, unreadable = stored.file(shard), stored.commit(shard), []
@@ -145,13 +145,13 @@ def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | Non
     nbytes = size or 0 if commit is not None else 0
     if commit is None:
         # Without rows in use, it is never read or written again.
-        reason = _uncommitted(stored, shard) if rows else ""
+        reason = _reason_uncommitted(stored, shard) if rows else ""
     elif size is None:
         reason = "is missing"
     elif not stored.is_intact(shard, commit):
         differs = f"has {nbytes:,} bytes instead of {commit.nbytes:,}"
         reason = differs if nbytes != commit.nbytes else "does not contain the bytes that were written"
-        unreadable = _unreadable(store, name, rows, shard.view)
+        unreadable = _unreadable_rows(store, name, rows, shard.view)
     elif not set(commit.rows).issuperset(rows):
         reason, commit = "lacks some of its rows", None
     else:
@@ -162,14 +162,14 @@ def _examine(store: Store, name: str, shard: ShardId) -> tuple[int, Damage | Non
     return nbytes, Damage(file.relative_to(store.path), reason, name, shard, samples, unread, commit)
 
 
-def _uncommitted(stored: StoredArray, shard: ShardId) -> str:
+def _reason_uncommitted(stored: StoredArray, shard: ShardId) -> str:
     if stored.marker(shard).exists() and read_record(stored.marker(shard)) is None:
         return "has a damaged marker"
     is_there = stored.file(shard).is_file()
     return "was not finished, or its marker is missing" if is_there else "is not written yet, or was deleted"
 
 
-def _unreadable(store: Store, name: str, rows: list[int], view: int) -> list[int]:
+def _unreadable_rows(store: Store, name: str, rows: list[int], view: int) -> list[int]:
     reader, found = store.reader([name], keep_open=False), []
     for row in rows:
         try:

@@ -26,8 +26,8 @@ COLUMNS: Final = ".safetensors"
 """File extension of tables."""
 _ABSENT_CODE: Final = -1
 _HEX_DIGITS: Final = 64
-_TEXTS: Final = "texts of "
-_KINDS: Final = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1"}
+_TEXTS_PREFIX: Final = "texts of "
+_DTYPES: Final = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1"}
 """Column types by their names in safetensors headers, as NumPy types."""
 
 
@@ -57,10 +57,10 @@ class Column:
                 packed = b""
             if packed.hex() == joined:
                 return cls(np.frombuffer(packed, np.uint8).reshape(len(values), -1))
-        return cls._coded(values)
+        return cls._encode(values)
 
     @classmethod
-    def _coded(cls, values: Iterable[Any]) -> "Column":
+    def _encode(cls, values: Iterable[Any]) -> "Column":
         index: dict[str, int] = {}
         texts = ("" if v is ABSENT else "null" if v is None else canonical(v) for v in values)
         codes = [index.setdefault(text, len(index)) if text else _ABSENT_CODE for text in texts]
@@ -70,7 +70,7 @@ class Column:
         return len(self.data)
 
     @cached_property
-    def _different(self) -> list[Any]:
+    def _distinct(self) -> list[Any]:
         """The values of `texts`."""
         return list(json.loads(b"[" + (self.texts or b"").replace(b"\n", b",") + b"]"))
 
@@ -78,13 +78,13 @@ class Column:
         """The value of one record, or `ABSENT`."""
         if self.texts is not None:
             code = int(self.data[index])
-            return ABSENT if code == _ABSENT_CODE else self._different[code]
+            return ABSENT if code == _ABSENT_CODE else self._distinct[code]
         return self.data[index].tobytes().hex() if self.data.ndim == 2 else int(self.data[index])
 
     def values(self) -> list[Any]:
         """All values, including `ABSENT`."""
         if self.texts is not None:
-            different = [*self._different, ABSENT]  # the code of an absent value is -1
+            different = [*self._distinct, ABSENT]  # the code of an absent value is -1
             return [different[code] for code in self.data.tolist()]
         if self.data.ndim == 1:
             return list(self.data.tolist())
@@ -101,7 +101,7 @@ class Column:
             return self if len(self) else other
         if self.texts is None and other.texts is None and self.data.ndim == other.data.ndim:
             return Column(np.concatenate([self.data, other.data]))
-        above, below = (one if one.texts is not None else Column._coded(one.values()) for one in (self, other))
+        above, below = (one if one.texts is not None else Column._encode(one.values()) for one in (self, other))
         index = {text: code for code, text in enumerate(_lines(above))}
         codes = [index.setdefault(text, len(index)) for text in _lines(below)]
         recoded = np.array([*codes, _ABSENT_CODE], np.int32)[below.data]
@@ -160,7 +160,7 @@ def save_tables(folder: Path, tables: Mapping[str, Table]) -> Path:
             least = column.trimmed()
             arrays[f"{place}/{name}"] = np.ascontiguousarray(least.data)
             if least.texts is not None:
-                arrays[f"{_TEXTS}{place}/{name}"] = np.frombuffer(least.texts, np.uint8)
+                arrays[f"{_TEXTS_PREFIX}{place}/{name}"] = np.frombuffer(least.texts, np.uint8)
     content = safetensors.save(arrays)
     path = folder / f"{hashlib.sha256(content).hexdigest()}{COLUMNS}"
     with replacing(path) as file:
@@ -189,13 +189,13 @@ def _read(file: BinaryIO) -> dict[str, Table]:
     header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     arrays = {}
     for name, one in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        arrays[name] = np.empty(one["shape"], _KINDS[one["dtype"]])
+        arrays[name] = np.empty(one["shape"], _DTYPES[one["dtype"]])
         file.readinto(arrays[name].data)  # type: ignore[attr-defined]
     tables: dict[str, dict[str, Column]] = {}
     for full in sorted(arrays):
-        if not full.startswith(_TEXTS):
+        if not full.startswith(_TEXTS_PREFIX):
             place, _, name = full.partition("/")
-            texts = arrays.get(_TEXTS + full)
+            texts = arrays.get(_TEXTS_PREFIX + full)
             tables.setdefault(place, {})[name] = Column(arrays[full], None if texts is None else texts.tobytes())
     return dict(tables)
 

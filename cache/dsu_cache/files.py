@@ -122,7 +122,7 @@ def clear(*folders: Path) -> None:
 
 
 def size_of(file: Path | str) -> int | None:
-    """Return the bytes of a file; None where there is none."""
+    """Return the size of a file in bytes; None if it is missing or not a regular file."""
     try:
         found = os.stat(file)
     except OSError:

@@ -36,9 +36,9 @@ from dsu_cache.files import (
     write_record,
 )
 
-_MERGED_BELOW: Final = 2
+_MERGE_RATIO: Final = 2
 """A segment is merged with the previous one unless that is this many times larger."""
-_INFO: Final = "info "
+_INFO_PREFIX: Final = "info "
 """Prefix of the columns that contain fields of `info`."""
 
 
@@ -109,17 +109,17 @@ class Manifest:
         samples = {
             "name": Column.of(names),
             "row": Column.of([rows[entries[name].key] for name in names]),
-            **{_INFO + note: Column.of([info.get(note, ABSENT) for info in infos]) for note in notes},
+            **{_INFO_PREFIX + note: Column.of([info.get(note, ABSENT) for info in infos]) for note in notes},
         }
         keys = sorted(rows, key=rows.__getitem__)
         contents = {"key": Column.of(keys), "row": Column.of([rows[key] for key in keys])}
-        self._all = Segment(samples, contents)
+        self._segment = Segment(samples, contents)
         self.next_row: Final = next_row
 
     @classmethod
-    def _of(cls, everything: Segment, next_row: int) -> "Manifest":
+    def _from_segment(cls, everything: Segment, next_row: int) -> "Manifest":
         made = cls(next_row=next_row)
-        made._all = Segment(everything.samples, everything.contents)
+        made._segment = Segment(everything.samples, everything.contents)
         return made
 
     def __eq__(self, other: object) -> bool:
@@ -132,7 +132,7 @@ class Manifest:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The samples' names, sorted."""
-        return tuple(self._all.samples["name"].values())
+        return tuple(self._segment.samples["name"].values())
 
     @cached_property
     def entries(self) -> "_Entries":
@@ -141,7 +141,7 @@ class Manifest:
 
     def samples(self) -> Iterator[tuple[str, Entry]]:
         """Yield all names and entries in order: much faster than single accesses to `entries`."""
-        contents = self._all.contents
+        contents = self._segment.contents
         keys = contents["key"].take(np.searchsorted(contents["row"].data, self._rows)).values()
         notes = [(note, column.values()) for note, column in self.entries.notes]
         for index, (name, key) in enumerate(zip(self.names, keys, strict=True)):
@@ -150,7 +150,7 @@ class Manifest:
     @cached_property
     def rows(self) -> Mapping[str, int]:
         """The row of each content key, orphans included."""
-        contents = self._all.contents
+        contents = self._segment.contents
         return dict(zip(contents["key"].values(), contents["row"].values(), strict=True))
 
     @cached_property
@@ -179,7 +179,7 @@ class Manifest:
     @cached_property
     def _rows(self) -> npt.NDArray[np.int64]:
         """Each sample's row, int64 (n,)."""
-        return self._all.samples["row"].data.astype(np.int64)
+        return self._segment.samples["row"].data.astype(np.int64)
 
     @cached_property
     def _by_row(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -213,8 +213,10 @@ class _Entries(Mapping[str, Entry]):
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        samples, contents = manifest._all.samples, manifest._all.contents
-        self.notes = [(name.removeprefix(_INFO), column) for name, column in samples.items() if _INFO in name]
+        samples, contents = manifest._segment.samples, manifest._segment.contents
+        self.notes = [
+            (name.removeprefix(_INFO_PREFIX), column) for name, column in samples.items() if _INFO_PREFIX in name
+        ]
         self._keys, self._key_rows = contents["key"], contents["row"].data
 
     def __len__(self) -> int:
@@ -237,10 +239,10 @@ class _Entries(Mapping[str, Entry]):
 
 def keeps_contents(before: Manifest, after: Manifest) -> bool:
     """Whether the next manifest contains all contents of this one in the same rows, and new ones in higher rows."""
-    known = length(before._all.contents)
-    if known > length(after._all.contents):
+    known = length(before._segment.contents)
+    if known > length(after._segment.contents):
         return False
-    return bool(equal(take(after._all.contents, slice(known)), before._all.contents).all())
+    return bool(equal(take(after._segment.contents, slice(known)), before._segment.contents).all())
 
 
 def _changes(before: Manifest, after: Manifest) -> Segment:
@@ -249,10 +251,10 @@ def _changes(before: Manifest, after: Manifest) -> Segment:
     at = np.fromiter((place.get(name, -1) for name in after.names), np.int64, len(after.names))
     known = at >= 0
     same = known.copy()
-    same[known] = equal(take(after._all.samples, known), take(before._all.samples, at[known]))
-    contents = take(after._all.contents, slice(length(before._all.contents), None))
+    same[known] = equal(take(after._segment.samples, known), take(before._segment.samples, at[known]))
+    contents = take(after._segment.contents, slice(length(before._segment.contents), None))
     gone = sorted(place.keys() - set(after.names))
-    return Segment(take(after._all.samples, ~same), contents, {"name": Column.of(gone)})
+    return Segment(take(after._segment.samples, ~same), contents, {"name": Column.of(gone)})
 
 
 # -- on the disk -------------------------------------------------------------------------------------------------
@@ -273,10 +275,10 @@ def save_manifest(folder: Path, manifest: Manifest, before: Manifest | None = No
     number = 1 + (int(older[0].stem) if older else 0)
     record = read_record(older[0]) if older and before is not None and keeps_contents(before, manifest) else None
     listed: list[dict[str, Any]] = [] if record is None else record["segments"]
-    segment = manifest._all if record is None or before is None else _changes(before, manifest)
-    while listed and listed[-1]["weight"] < _MERGED_BELOW * segment.weight:
+    segment = manifest._segment if record is None or before is None else _changes(before, manifest)
+    while listed and listed[-1]["weight"] < _MERGE_RATIO * segment.weight:
         if len(listed) == 1:
-            segment = manifest._all
+            segment = manifest._segment
         else:
             segment = _load_segment(folder, listed[-1]["sha256"]).followed_by(segment)
         listed = listed[:-1]
@@ -316,7 +318,7 @@ def load_manifest(folder: Path, *, tidy: bool = False) -> Manifest:
                 _remove_unlisted(folder, record["segments"])
             # Newest first, since the newest are the smallest.
             everything = reduce(lambda later, earlier: earlier.followed_by(later), reversed(segments))
-            return Manifest._of(everything, record["next_row"])
+            return Manifest._from_segment(everything, record["next_row"])
         seen = paths  # A writer may have replaced them meanwhile: try once more.
     raise CorruptError(
         f"{folder} contains no intact manifest, so the samples' rows are unknown: create the store again"

@@ -32,7 +32,7 @@ OPEN_FILES: Final = 512
 """Maximum number of shards that a reader keeps open."""
 _SPARE_FILES: Final = 64
 """Number of files reserved for everything else in this process."""
-_OF_THE_SYSTEM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
+_SYSTEM_ERRORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 THREADS: Final = min(4, os.cpu_count() or 1)
 
 
@@ -61,7 +61,7 @@ class Reader:
         self._release = weakref.finalize(self, os.close, sharing) if sharing is not None else None
         self._arrays = {array.info.name: array for array in arrays}
         self._manifest = manifest
-        self._keep = _allowed_files() if keep_open else 0
+        self._max_open = _max_open_files() if keep_open else 0
         self._open: OrderedDict[tuple[str, ShardId], ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
@@ -87,20 +87,20 @@ class Reader:
             CorruptError: a sample is damaged or was never written; names array, row, shard and sample.
             ValueError: a row or view is not in the store, or the numbers of views and rows differ.
         """
-        row = _checked("rows", rows, self._manifest.next_row)
+        row = _as_rows("rows", rows, self._manifest.next_row)
         view = {name: _views_of(array.info, views, len(row)) for name, array in self._arrays.items()}
         batch = {name: array.info.empty(len(row)) for name, array in self._arrays.items()}
         futures = [
-            (name, part) for name in batch if len(row) for part in self._begin(name, row, view[name], batch[name])
+            (name, part) for name in batch if len(row) for part in self._submit(name, row, view[name], batch[name])
         ]
         # Wait for all before raising an error, so that none writes into a discarded batch.
         errors = [(name, future.exception()) for name, future in futures]
         for name, error in errors:
             if error is not None:
-                raise self._diagnosis(name, row, view[name], error) from error
+                raise self._diagnose(name, row, view[name], error) from error
         return batch
 
-    def _begin(self, name: str, rows: Rows, views: Rows, target: npt.NDArray[Any]) -> list[Future[None]]:
+    def _submit(self, name: str, rows: Rows, views: Rows, target: npt.NDArray[Any]) -> list[Future[None]]:
         """Start filling `target` (n, *item_shape)."""
         parts = np.array_split(np.arange(len(rows)), min(THREADS, len(rows)))
         return [
@@ -121,15 +121,15 @@ class Reader:
         opened = self._arrays[name].open_shard(shard)
         with self._lock:
             self._open[name, shard] = opened
-            while len(self._open) > self._keep:
+            while len(self._open) > self._max_open:
                 self._open.popitem(last=False)  # closed when its last read is done
         return opened
 
-    def _diagnosis(self, name: str, rows: Rows, views: Rows, error: BaseException) -> CacheError:
+    def _diagnose(self, name: str, rows: Rows, views: Rows, error: BaseException) -> CacheError:
         """Find the damaged sample of a failed request by reading each one alone."""
         if isinstance(error, RemoteError):
             return error
-        if _is_of_the_system(error):
+        if _is_system_error(error):
             return CacheError(
                 f"array {name!r} can't be read ({error}), but no data is known to be damaged: close other programs, "
                 "or raise the limit (`ulimit -n 4096`)."
@@ -139,8 +139,8 @@ class Reader:
             try:
                 self._fill(name, rows[at : at + 1], views[at : at + 1], array.info.empty(1))
             except Exception as alone:  # errors of the disk or the decompressor
-                if isinstance(alone, RemoteError) or _is_of_the_system(alone):
-                    return self._diagnosis(name, rows, views, alone)
+                if isinstance(alone, RemoteError) or _is_system_error(alone):
+                    return self._diagnose(name, rows, views, alone)
                 samples = ", ".join(map(repr, self._manifest.names_at(row))) or "no sample in the manifest"
                 return CorruptError(
                     f"array {name!r}, row {row}, view {view} (shard {row // array.rows_per_shard}; {samples}) "
@@ -149,7 +149,7 @@ class Reader:
         return CacheError(f"array {name!r} could not be read, but each sample alone could: try again. {error}")
 
 
-def _allowed_files() -> int:
+def _max_open_files() -> int:
     """How many shards may stay open: raises the soft limit if allowed, and leaves some files to others."""
     if resource is None:
         return OPEN_FILES
@@ -165,22 +165,22 @@ def _allowed_files() -> int:
     return OPEN_FILES
 
 
-def _is_of_the_system(error: BaseException) -> bool:
+def _is_system_error(error: BaseException) -> bool:
     """Whether a read failed for lack of file handles, memory or permission, which does not imply damage."""
-    return isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM
+    return isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS
 
 
 def _views_of(info: ArrayInfo, views: Views, count: int) -> Rows:
     if info.views == 1:
         return np.zeros(count, np.int64)
     asked = views[info.name] if isinstance(views, Mapping) else views
-    view = _checked(f"views of {info.name!r}", asked, info.views)
+    view = _as_rows(f"views of {info.name!r}", asked, info.views)
     if len(view) != count:
         raise ValueError(f"{count} rows and {len(view)} views of {info.name!r}: give one view per row")
     return view
 
 
-def _checked(what: str, values: Indices, end: int) -> Rows:
+def _as_rows(what: str, values: Indices, end: int) -> Rows:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"{what} must be a list of whole numbers, not {array.dtype} of shape {array.shape}")

@@ -45,14 +45,14 @@ from dsu_cache.files import (
     sync,
 )
 from dsu_cache.locks import creating, locked
-from dsu_cache.storage import SCHEME, Bucket, Found
+from dsu_cache.storage import SCHEME, Bucket, ListedObject
 
 _MIRRORS: Final = "s3:"
 """The folder of the mirrors in the scratch folder."""
 _POOL: Final = "shards"
-_BESIDE: Final = ("splits.json",)
+_SIDE_FILES: Final = ("splits.json",)
 """Files next to stores, in their splits' folders, that belong to them."""
-_STATE: Final = "published"
+_PUBLISHED_FILE: Final = "published"
 """A mirror's file with its generation; absent while the mirror may match none."""
 _OBJECT: Final = re.compile(r"([^/]+)/([0-9a-f]{16})/(\d+)\.(\d+)\.([0-9a-f]+)\.(\d+)\.([0-9a-f]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -61,7 +61,7 @@ _GENERATION: Final = re.compile(r"manifest/(\d{8})\.json")
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 _LOG: Final = logging.getLogger("dsu.cache")
-_TOLD: Final = set[tuple[str, int, bool]]()
+_REPORTED: Final = set[tuple[str, int, bool]]()
 
 
 # -- paths of mirrors -------------------------------------------------------------------------------------------
@@ -111,10 +111,10 @@ def attach(url: str) -> Path:
     """
     root, bucket = mirror_of(url), Bucket(url)
     there = set()
-    for split in filter(_is_plain, bucket.folders()):
-        for name in _BESIDE:
-            _fetch_beside(bucket, root, f"{split}/{name}")
-        for encoders in filter(_is_plain, bucket.folders(split)):
+    for split in filter(_is_safe_name, bucket.folders()):
+        for name in _SIDE_FILES:
+            _fetch_side_file(bucket, root, f"{split}/{name}")
+        for encoders in filter(_is_safe_name, bucket.folders(split)):
             found = [one for one in bucket.list(f"{split}/{encoders}/manifest") if one.key.endswith(".json")]
             if found:
                 there.add(root / split / encoders)
@@ -146,7 +146,7 @@ def keep_beside(path: Path) -> None:
     _write(fetched, content)
 
 
-def _fetch_beside(bucket: Bucket, root: Path, key: str) -> None:
+def _fetch_side_file(bucket: Bucket, root: Path, key: str) -> None:
     with suppress(FileNotFoundError):
         content = bucket.get(key)
         path = root / key
@@ -173,8 +173,8 @@ class Remote:
         self.number = 0
         self.pool: Pool | None = None
         self._record: dict[str, Any] = {}
-        self._torn = ""
-        self._found: list[Found] = []
+        self._damage = ""
+        self._listed: list[ListedObject] = []
 
     def look(self) -> None:
         """List all objects, and update the mirror to the newest intact generation.
@@ -185,7 +185,7 @@ class Remote:
             RemoteError: S3 can't be read.
         """
         with self.alone():
-            self._found = [*self.bucket.list()]
+            self._listed = [*self.bucket.list()]
             self._mirror()
 
     def alone(self) -> AbstractContextManager[object]:
@@ -194,10 +194,10 @@ class Remote:
         return locked(self.folder / "manifest" / "mirror", f"{self.folder} is being updated", patience=600)
 
     def bring_up_to_date(self) -> bool:
-        """Like `look`, but only for generations; returns whether there was a newer one. `alone`: the caller holds the
-        lock exclusively."""
-        data = [one for one in self._found if not one.key.startswith("manifest/")]
-        self._found = [*data, *self.bucket.list("manifest")]
+        """Like `look`, but only for generations; returns whether there was a newer one. The caller must hold the lock
+        (`alone`)."""
+        data = [one for one in self._listed if not one.key.startswith("manifest/")]
+        self._listed = [*data, *self.bucket.list("manifest")]
         before = self.number
         self._mirror()
         return self.number != before
@@ -223,13 +223,13 @@ class Remote:
                 entry.unlink()
 
     def _mirror(self) -> None:
-        tags = {int(match[1]): one.tag for one in self._found if (match := _GENERATION.fullmatch(one.key))}
+        tags = {int(match[1]): one.tag for one in self._listed if (match := _GENERATION.fullmatch(one.key))}
         if not tags:
             raise CacheError(f"there is no store in {self.url}: create one, or correct the path")
-        newest, state, reason = max(tags), self.folder / "manifest" / _STATE, ""
+        newest, state, reason = max(tags), self.folder / "manifest" / _PUBLISHED_FILE, ""
         known = read_record(state)
         if known and (known["number"], known["tag"]) == (newest, tags[newest]):
-            self.number, self._record, self._torn = newest, known["record"], ""
+            self.number, self._record, self._damage = newest, known["record"], ""
             self._restore(newest, self._record)
             return
         for number in sorted(tags, reverse=True):
@@ -239,7 +239,7 @@ class Remote:
             except (CorruptError, FileNotFoundError) as error:
                 reason = reason or str(error)
                 continue
-            self.number, self._record, self._torn = newest, record, reason
+            self.number, self._record, self._damage = newest, record, reason
             if not reason:
                 _write(state, record_bytes({"number": newest, "tag": tags[newest], "record": record}))
             return
@@ -280,7 +280,7 @@ class Remote:
 
     def begin(self) -> None:
         """Record that the mirror is about to change: unless the change is published, the mirror is rebuilt."""
-        (self.folder / "manifest" / _STATE).unlink(missing_ok=True)
+        (self.folder / "manifest" / _PUBLISHED_FILE).unlink(missing_ok=True)
         sync(self.folder / "manifest")
 
     def publish(self, generation: Path) -> bool:
@@ -291,9 +291,9 @@ class Remote:
             CorruptError: the newest generation is damaged, so the rows it assigned are unknown and none can be
                 assigned.
         """
-        if self._torn:
+        if self._damage:
             raise CorruptError(
-                f"{self._torn}, so nothing can be written: copy the store (`dsu cache pull`), remove it (`dsu cache "
+                f"{self._damage}, so nothing can be written: copy the store (`dsu cache pull`), remove it (`dsu cache "
                 f"remove`) and push the copy"
             )
         written = parse_record(generation.read_bytes())
@@ -334,8 +334,8 @@ class Remote:
         fit = pool.make_room(wanted)
         self.pool = pool if fit else None
         nbytes = sum(wanted.values())
-        if (self.url, nbytes, fit) not in _TOLD:
-            _TOLD.add((self.url, nbytes, fit))
+        if (self.url, nbytes, fit) not in _REPORTED:
+            _REPORTED.add((self.url, nbytes, fit))
             size, limit = (f"{count / 1e9:.3g} GB" for count in (nbytes, pool.limit))
             how = "all of it fits" if fit else "it does not fit, so samples are read one by one from S3"
             _LOG.info("%s: %s to read, limit %s in %s: %s", self.url, size, limit, scratch(), how)
@@ -351,7 +351,7 @@ class Remote:
         """The listed shards of an array. If a shard has several objects, all valid, the one with the most rows is
         used."""
         prefix, found = self.prefix(info), dict[ShardId, Commit]()
-        for one in sorted(self._found, key=lambda one: one.key):
+        for one in sorted(self._listed, key=lambda one: one.key):
             match = _OBJECT.fullmatch(one.key) if one.key.startswith(prefix) else None
             if match is None or int(match[6]) != one.nbytes:
                 continue
@@ -369,18 +369,18 @@ class Remote:
     @property
     def sizes(self) -> dict[str, int]:
         """The listed size of all objects by key."""
-        return {one.key: one.nbytes for one in self._found}
+        return {one.key: one.nbytes for one in self._listed}
 
     @property
     def changed(self) -> datetime:
         """When an object was last written, according to the listing."""
-        return max(one.changed for one in self._found)
+        return max(one.changed for one in self._listed)
 
     def orphans(self, arrays: Iterable["RemoteArray"]) -> tuple[int, int]:
         """Number and size of unreferenced objects in the listing, including those that only older generations need."""
         named = {self.key(a.info, a.rows_per_shard, shard, commit) for a in arrays for shard, commit in a.known.items()}
         named |= {_generation(self.number), *(f"manifest/{one['sha256']}{COLUMNS}" for one in self._record["segments"])}
-        lost = [one.nbytes for one in self._found if one.key not in named]
+        lost = [one.nbytes for one in self._listed if one.key not in named]
         return len(lost), sum(lost)
 
     def damage(self) -> Iterator[tuple[str, str]]:
@@ -615,7 +615,7 @@ class Pool:
         return self._counted + self._since <= self.limit
 
 
-def _is_plain(name: str) -> bool:
+def _is_safe_name(name: str) -> bool:
     """Whether a name is valid for a folder; `..` would lead elsewhere."""
     return bool(name.strip(".")) and name.isprintable() and not set(name) & set("/\\")
 

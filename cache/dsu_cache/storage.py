@@ -19,7 +19,7 @@ RETRIES: Final = 8
 """Maximum number of retries after a transient failure; the delay doubles each time."""
 RETRY_SECONDS: Final = 60
 """Time after which a request is not retried any more."""
-_GONE: Final = re.compile(r"NoSuchBucket")
+_NO_BUCKET: Final = re.compile(r"NoSuchBucket")
 _REASONS: Final = (
     (
         r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|40[13] |Unauthenticated|PermissionDenied",
@@ -47,7 +47,7 @@ class RemoteError(CacheError):
 
 
 @dataclass(frozen=True)
-class Found:
+class ListedObject:
     """A listed object: its key below the prefix, its size, when it was written, and its ETag."""
 
     key: str
@@ -82,16 +82,16 @@ class Bucket:
 
     def get(self, key: str) -> bytes:
         """An object's content. Raises FileNotFoundError if the bucket exists but the object does not."""
-        return bytes(self._do(lambda obs, client: obs.get(client, self._prefix + key).bytes(), key))
+        return bytes(self._request(lambda obs, client: obs.get(client, self._prefix + key).bytes(), key))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Part of an object's content, of exactly the requested length. Raises as `get`."""
         place = self._prefix + key
-        return bytes(self._do(lambda obs, client: obs.get_range(client, place, start=start, length=length), key))
+        return bytes(self._request(lambda obs, client: obs.get_range(client, place, start=start, length=length), key))
 
     def put(self, key: str, content: bytes) -> None:
         """Write an object atomically, replacing an existing one."""
-        self._do(lambda obs, client: obs.put(client, self._prefix + key, content, use_multipart=False), key)
+        self._request(lambda obs, client: obs.put(client, self._prefix + key, content, use_multipart=False), key)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         """Write an object unless the key exists; returns whether the object contains `content` now.
@@ -104,7 +104,7 @@ class Bucket:
             obs.put(client, self._prefix + key, content, mode="create", use_multipart=False)
 
         try:
-            self._do(put, key, AlreadyExistsError)
+            self._request(put, key, AlreadyExistsError)
         except AlreadyExistsError:
             return self.get(key) == content
         return True
@@ -127,7 +127,7 @@ class Bucket:
                 found["is"] = content
 
         try:
-            self._do(put, key, PreconditionError)
+            self._request(put, key, PreconditionError)
         except (PreconditionError, FileNotFoundError):
             return False
         return bool(found["is"] == content)
@@ -148,31 +148,31 @@ class Bucket:
         if not self.put_if_absent(key, content):
             self.put(key, content)
 
-    def list(self, folder: str = "") -> Sequence[Found]:
+    def list(self, folder: str = "") -> Sequence[ListedObject]:
         """All objects below a folder."""
         place = self._prefix + folder
 
-        def pages(obs: Any, client: Any) -> list[Found]:
+        def pages(obs: Any, client: Any) -> list[ListedObject]:
             listed = (one for page in obs.list(client, place, chunk_size=1000) for one in page)
             return [
-                Found(one["path"].removeprefix(self._prefix), one["size"], one["last_modified"], one["e_tag"])
+                ListedObject(one["path"].removeprefix(self._prefix), one["size"], one["last_modified"], one["e_tag"])
                 for one in listed
             ]
 
-        return self._do(pages, folder)
+        return self._request(pages, folder)
 
     def folders(self, folder: str = "") -> Sequence[str]:
         """The names of the folders in a folder."""
         place = self._prefix + folder
-        found = self._do(lambda obs, client: obs.list_with_delimiter(client, place)["common_prefixes"], folder)
+        found = self._request(lambda obs, client: obs.list_with_delimiter(client, place)["common_prefixes"], folder)
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; missing ones are skipped."""
         if keys:
-            self._do(lambda obs, client: obs.delete(client, [self._prefix + key for key in keys]), keys[0])
+            self._request(lambda obs, client: obs.delete(client, [self._prefix + key for key in keys]), keys[0])
 
-    def _do(self, act: Callable[[Any, Any], _T], key: str, *passed_on: type[Exception]) -> _T:
+    def _request(self, act: Callable[[Any, Any], _T], key: str, *passed_on: type[Exception]) -> _T:
         """The result of one operation; errors become sentences."""
         obs, client = _client(self._name)
         try:
@@ -180,20 +180,20 @@ class Bucket:
         except passed_on:
             raise
         except FileNotFoundError as error:
-            if not _GONE.search(str(error)):
+            if not _NO_BUCKET.search(str(error)):
                 if "NoSuchKey" not in str(error):  # the server may be no S3 service, or lack the bucket
                     self.folders()
                 raise FileNotFoundError(f"{self.url}/{key} is missing") from None
-            raise self._told(str(error)) from None
+            raise self._remote_error(str(error)) from None
         except Exception as error:  # obstore raises a different class for each kind of error, and what it wraps
-            raise self._told(f"{type(error).__name__} {error}") from None
+            raise self._remote_error(f"{type(error).__name__} {error}") from None
 
-    def _told(self, text: str) -> RemoteError:
+    def _remote_error(self, text: str) -> RemoteError:
         """The sentence for an error; obstore's own text may be long and reveal too much."""
         where = f"{SCHEME}{self._name}"
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         at = f" at {_without_user(endpoint)}" if endpoint else ""
-        if _GONE.search(text):
+        if _NO_BUCKET.search(text):
             return RemoteError(f"there is no bucket {where}{at}: check its name, AWS_REGION and AWS_ENDPOINT_URL")
         said = text.partition("Debug source")[0]
         reason = next(told for pattern, told in _REASONS if re.search(pattern, said))
@@ -205,13 +205,13 @@ def _without_user(endpoint: str) -> str:
     return re.sub(r"//[^/@]*@", "//", endpoint)
 
 
-_MADE_IN: list[int] = []
+_CLIENT_PROCESS: list[int] = []
 """The process that created the first client."""
 
 
 def _client(bucket: str) -> tuple[Any, Any]:
     """obstore, and this process's client."""
-    if os.getpid() not in _MADE_IN and _MADE_IN:
+    if os.getpid() not in _CLIENT_PROCESS and _CLIENT_PROCESS:
         raise RemoteError(
             "S3 can't be used in a process that was forked from one that used it: start workers with "
             'multiprocessing_context="spawn"'
@@ -220,13 +220,13 @@ def _client(bucket: str) -> tuple[Any, Any]:
         import obstore
     except ModuleNotFoundError:
         raise RemoteError("stores on S3 need obstore, which is not installed: pip install obstore") from None
-    made = _made(bucket)
-    _MADE_IN[:] = [os.getpid()]
+    made = _make_client(bucket)
+    _CLIENT_PROCESS[:] = [os.getpid()]
     return obstore, made
 
 
 @cache
-def _made(bucket: str) -> Any:
+def _make_client(bucket: str) -> Any:
     from obstore.store import S3Store
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""

@@ -10,7 +10,17 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from dsu_cache.arrays import COMPRESSORS, RESERVED, ArrayInfo, Compressor, Rows, ShardId, StoredArray, marked, packed
+from dsu_cache.arrays import (
+    COMPRESSORS,
+    RESERVED,
+    ArrayInfo,
+    Compressor,
+    Rows,
+    ShardId,
+    StoredArray,
+    marked_shards,
+    packed,
+)
 from dsu_cache.files import (
     JSON,
     METADATA,
@@ -249,7 +259,7 @@ class Store:
         Raises:
             BusyError: another process holds it; the message gives its id, host, start and command.
         """
-        with _unwritten(self.path, share):
+        with _exclude_writers(self.path, share):
             if share is None:
                 for folder in (self.path, *self.path.glob("*/")):
                     remove_strays(folder / METADATA)
@@ -309,7 +319,7 @@ class Store:
             if (folder / METADATA).exists() and name not in self.damaged:
                 raise CacheError(f"the store {self.path} already has an array {name!r}: remove it first")
             if folder.exists() or commits.exists():
-                with _unread(self.path):
+                with _exclude_readers(self.path):
                     clear(folder, commits)  # remains of an interrupted removal, or an array with damaged metadata
             self.damaged.pop(name, None)
             StoredArray.create(info, folder, commits, self.manifest.next_row, self.rows_per_shard, self.compressor)
@@ -326,7 +336,7 @@ class Store:
         """
 
         def change() -> None:
-            with _unread(self.path):
+            with _exclude_readers(self.path):
                 self.stored(name).remove()
 
         self._publish(change)
@@ -385,7 +395,7 @@ class Store:
     def missing(self, array: str, views: Sequence[int], sizes: Mapping[ShardId, int] | None = None) -> list[ShardId]:
         """Return the shards of `views` that have rows in use and are not committed, ordered by view and shard.
 
-        `sizes` are the bytes of all shards' files, where these are known; else each file is looked at.
+        `sizes` are the sizes of all shards' data files in bytes, if known; None reads each file's size.
         """
         stored = self._with_views(array, views)
         commits, nbytes = stored.committed(), stored.nbytes if sizes is None else sizes.get
@@ -394,7 +404,7 @@ class Store:
             commit = commits.get(shard)
             if commit is None:
                 return False
-            full = len(commit.rows) == self.rows_per_shard  # so it has the rows in use, whichever they are
+            full = len(commit.rows) == self.rows_per_shard  # then it contains any rows in use
             return commit.holds([] if full else self.rows_in_shard(shard.shard).tolist(), nbytes(shard))
 
         in_use = np.unique(self.manifest.rows_in_use // self.rows_per_shard).tolist()
@@ -485,7 +495,7 @@ def remove_store(path: Path) -> None:
         )
     (path / "manifest").mkdir(exist_ok=True)
     remote = _remote(path)
-    with _unwritten(path), _unread(path):
+    with _exclude_writers(path), _exclude_readers(path):
         if remote is not None:
             remote.remove()
         # The metadata first, and last the files that identify a store: an interrupted removal can be repeated.
@@ -501,12 +511,12 @@ def _remote(path: Path) -> Remote | None:
     return Remote(path, url) if url else None
 
 
-def _unwritten(path: Path, share: Share | None = None) -> AbstractContextManager[object]:
+def _exclude_writers(path: Path, share: Share | None = None) -> AbstractContextManager[object]:
     """Exclude writers inside a `with`, except those that share the lock."""
     return locked(path / "manifest" / "lock", f"the store {path} is being written", share=share)
 
 
-def _unread(path: Path) -> AbstractContextManager[object]:
+def _exclude_readers(path: Path) -> AbstractContextManager[object]:
     """Exclude readers inside a `with`, to remove data that they might be reading."""
     return locked(path / "manifest" / "readers", f"the store {path} is being read")
 
@@ -548,5 +558,5 @@ def _write_groups(path: Path) -> None:
 def _named_arrays(path: Path) -> list[str]:
     """The arrays that have metadata or any marker."""
     with_metadata = {file.parent.name for file in path.glob(f"*/{METADATA}")} - set(RESERVED)
-    with_markers = {folder.name for folder in (path / "commits").glob("*/") if marked(folder) or packed(folder)}
+    with_markers = {folder.name for folder in (path / "commits").glob("*/") if marked_shards(folder) or packed(folder)}
     return sorted(with_metadata | with_markers)

@@ -219,7 +219,7 @@ def _find_split(sought: BenchmarkSplit, root: Path) -> Split | None:
                 sought.name, sought.dataset, sought.kind, images, masks, only=place.only, without=sought.without
             )
             return replace(split, benchmark=True, official_count=sought.official_count)
-    return _joined_cod_train(root) if sought is COD_TRAIN else None
+    return _combined_cod_train(root) if sought is COD_TRAIN else None
 
 
 def _folders_at(place: Place, root: Path) -> tuple[Path, Path | None] | None:
@@ -236,7 +236,7 @@ def _folders_at(place: Place, root: Path) -> tuple[Path, Path | None] | None:
     return (images, masks) if images and masks and has_images(images) else None
 
 
-def _joined_cod_train(root: Path) -> Split | None:
+def _combined_cod_train(root: Path) -> Split | None:
     """COD-TR from CAMO's and COD10K's own folders."""
     parts = {split.name: split for name in ("CAMO", "COD10K") for split in find_benchmark(benchmark_splits(name), root)}
     if not {"CAMO-TR", "COD10K-TR"} <= parts.keys():

@@ -113,8 +113,8 @@ def find_dataset(name_or_folder: str | Path, paths: Paths) -> tuple[Split, ...]:
     if printable(folder) != str(folder):  # it could not be recorded
         raise UsageError(f"The folder name {printable(folder)} is not valid UTF-8: rename it.")
     if images is None or masks is None:
-        return find_benchmark(benchmark_splits(folder.name), folder.parent) or _find_own(folder)
-    return _parts(folder, _named_subfolder(folder, images), _named_subfolder(folder, masks))
+        return find_benchmark(benchmark_splits(folder.name), folder.parent) or _find_user_splits(folder)
+    return _splits_from_folders(folder, _named_subfolder(folder, images), _named_subfolder(folder, masks))
 
 
 def find_samples(source: str | Path, paths: Paths) -> tuple[Split, ...]:
@@ -203,24 +203,24 @@ def _not_found(name: str, wanted: Sequence[BenchmarkSplit], data_root: Path) -> 
 
 # ---- user folders ----
 
-_PARTS: Final[dict[str, tuple[str, Kind]]] = {
+_PART_FOLDERS: Final[dict[str, tuple[str, Kind]]] = {
     **dict.fromkeys(("train", "training", "tr", "trainset"), ("TR", "train")),
     **dict.fromkeys(("test", "testing", "te", "testset"), ("TE", "test")),
     **dict.fromkeys(("val", "valid", "validation", "valset"), ("VAL", "test")),
 }
 
 
-def _find_own(folder: Path) -> tuple[Split, ...]:
+def _find_user_splits(folder: Path) -> tuple[Split, ...]:
     inner = _part_folders(folder)
     if inner and not any(plain(entry.name) in IMAGE_FOLDERS for entry in subfolders(folder)):
         return tuple(
             make_split(f"{folder.name}-{ending}", folder.name, kind, *image_and_mask_folders(unwrapped(part)))
             for ending, kind, part in inner
         )
-    return _parts(folder, *image_and_mask_folders(unwrapped(folder)))
+    return _splits_from_folders(folder, *image_and_mask_folders(unwrapped(folder)))
 
 
-def _parts(folder: Path, images: Path, masks: Path | None) -> tuple[Split, ...]:
+def _splits_from_folders(folder: Path, images: Path, masks: Path | None) -> tuple[Split, ...]:
     """One split, or one for each of the folders train, test and val that contain the images."""
     inner = _part_folders(images)
     if not inner or masks == images:
@@ -244,8 +244,8 @@ def _part_folders(folder: Path) -> list[tuple[str, Kind, Path]]:
     found: dict[str, tuple[str, Kind, Path]] = {}
     for entry in subfolders(folder):
         name = plain(entry.name).removeprefix(plain(folder.name))
-        if name in _PARTS and has_images(entry):
-            ending, kind = _PARTS[name]
+        if name in _PART_FOLDERS and has_images(entry):
+            ending, kind = _PART_FOLDERS[name]
             found.setdefault(ending, (ending, kind, entry))
     if "TE" not in found and "VAL" in found:
         found["TE"] = ("TE", *found.pop("VAL")[1:])
@@ -325,7 +325,7 @@ class SourceFolder:
         return Tiling.of(self.tile, self.overlap)
 
     @property
-    def uncut(self) -> "SourceFolder":
+    def untiled(self) -> "SourceFolder":
         """The same images without tiling."""
         return replace(self, tile=None, overlap=None)
 
@@ -346,7 +346,7 @@ class SourceFolder:
         return None if known is None else known.foreground
 
     @property
-    def asked(self) -> str:
+    def arguments(self) -> str:
         """The arguments of `dsu cache-features` for the same images, masks and tiles."""
         options = [("images", self.images), ("masks", self.masks), ("tile", self.tile), ("overlap", self.overlap)]
         options += [("foreground", value) for value in self.foreground or ()]

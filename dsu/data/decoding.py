@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 DECODERS: Final = min(16, max(4, os.cpu_count() or 1))
 """Threads that decode images: one needs about 40 ms per image, and a GPU 5 ms for the rest."""
 
-_LEAST_SIDE: Final = 0.5
-_RECOLOURING: Final = 0.3
-_ATTEMPTS: Final = 8
+_MIN_CROP_SIDE: Final = 0.5
+_MAX_COLOUR_CHANGE: Final = 0.3
+_CROP_CANDIDATES: Final = 8
 _FOREGROUND: Final = 128
 _CHANNELS: Final = (1, 3, 4)
 
@@ -139,11 +139,11 @@ def open_sample(
         DsuError: A file that has changed since it was hashed.
     """
     image, image_sha256, mask, mask_sha256 = files
-    picture, head = read_image_and_head(image, _read_known(image, image_sha256), depth)
-    return picture, None if mask is None else mask_format.read(mask, _read_known(mask, mask_sha256), head)
+    picture, head = read_image_and_head(image, _read_hashed(image, image_sha256), depth)
+    return picture, None if mask is None else mask_format.read(mask, _read_hashed(mask, mask_sha256), head)
 
 
-def _read_known(path: Path, sha256: str | None) -> bytes:
+def _read_hashed(path: Path, sha256: str | None) -> bytes:
     data = read_bytes(path)
     if sha256 != hashlib.sha256(data).hexdigest():
         raise DsuError(
@@ -177,8 +177,8 @@ class Augmentation:
 
     def apply(self, image: Image.Image, mask: NDArray[np.uint8] | None) -> tuple[Image.Image, NDArray[np.uint8] | None]:
         """The view of an RGB image and of its mask (H, W), which may have another size."""
-        crop = next((crop for crop in self.crops if _keeps_object(mask, crop)), (1.0, 0.0, 0.0))
-        image = image.crop(_box(crop, *image.size))
+        crop = next((crop for crop in self.crops if _contains_object(mask, crop)), (1.0, 0.0, 0.0))
+        image = image.crop(_crop_box(crop, *image.size))
         for _ in range(self.turns):
             image = image.transpose(Image.Transpose.ROTATE_90)
         if self.mirrored:
@@ -188,39 +188,39 @@ class Augmentation:
         image = ImageEnhance.Color(image).enhance(self.saturation)
         if mask is None:
             return image, None
-        mask = np.rot90(_cut(mask, crop), self.turns)
+        mask = np.rot90(_crop_mask(mask, crop), self.turns)
         return image, np.ascontiguousarray(mask[:, ::-1] if self.mirrored else mask)
 
 
 def augmentation(content: str, index: int) -> Augmentation:
     """Cached augmentation `index` (from 1) of the sample whose content has the hash `content`."""
-    shares = [hashed_share(f"extra/{content}/{index}/{n}") for n in range(5 + 3 * _ATTEMPTS)]
+    shares = [hashed_share(f"extra/{content}/{index}/{n}") for n in range(5 + 3 * _CROP_CANDIDATES)]
     turning, mirroring, *colours = shares[:5]
-    brightness, contrast, saturation = (1 + _RECOLOURING * (2 * share - 1) for share in colours)
+    brightness, contrast, saturation = (1 + _MAX_COLOUR_CHANGE * (2 * share - 1) for share in colours)
     crops = tuple(
-        (_LEAST_SIDE + (1 - _LEAST_SIDE) * side, x, y)
+        (_MIN_CROP_SIDE + (1 - _MIN_CROP_SIDE) * side, x, y)
         for side, x, y in zip(shares[5::3], shares[6::3], shares[7::3], strict=True)
     )
     return Augmentation(crops, int(4 * turning), mirroring < 0.5, brightness, contrast, saturation)
 
 
-def _box(crop: tuple[float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+def _crop_box(crop: tuple[float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
     side, x, y = crop
     wide, high = max(1, round(side * width)), max(1, round(side * height))
     left, top = round(x * (width - wide)), round(y * (height - high))
     return left, top, left + wide, top + high
 
 
-def _cut(mask: NDArray[np.uint8], crop: tuple[float, float, float]) -> NDArray[np.uint8]:
-    left, top, right, bottom = _box(crop, mask.shape[1], mask.shape[0])
+def _crop_mask(mask: NDArray[np.uint8], crop: tuple[float, float, float]) -> NDArray[np.uint8]:
+    left, top, right, bottom = _crop_box(crop, mask.shape[1], mask.shape[0])
     return mask[top:bottom, left:right]
 
 
-def _keeps_object(mask: NDArray[np.uint8] | None, crop: tuple[float, float, float]) -> bool:
+def _contains_object(mask: NDArray[np.uint8] | None, crop: tuple[float, float, float]) -> bool:
     """Whether a crop contains some of the object; always true if there is no object."""
     if mask is None or mask.max(initial=0) < _FOREGROUND:
         return True
-    return bool(_cut(mask, crop).max(initial=0) >= _FOREGROUND)
+    return bool(_crop_mask(mask, crop).max(initial=0) >= _FOREGROUND)
 
 
 # ---- network input ----

@@ -10,9 +10,9 @@ Measured on 303 images of 53 magnetic tiles, most of them photographed six times
 finds 730 and no false one, and chains of them join all 51 repeated tiles. The usual hash of 64 bits finds 395 before
 its first false pair, the correlation of small copies 404.
 
-A network tested on its training images looks better than it is, and copies have other names, formats and sizes. So this
-compares decoded pixels, never names or files: exact copies by hash, and re-saved or resized images by the correlation
-of small grey copies.
+A network tested on its training images looks better than it is, and copies have other names, formats and sizes. So
+this compares decoded pixels, never names or files: exact copies by hash, and re-saved or resized images by the
+correlation of small grey copies.
 """
 
 import csv
@@ -33,10 +33,10 @@ from dsu.data.pairing import Pair, Split
 from dsu.errors import UsageError
 from dsu.progress import SILENT, Progress, few, in_threads
 
-_MOST: Final = 0.25
+_MAX_SHARE: Final = 0.25
 """Largest fraction of all images in a group found by appearance."""
 
-_AGREE: Final = (0.36, 0.6, 0.8)
+_AGREEMENTS: Final = (0.36, 0.6, 0.8)
 """Hash agreements, from -1 to 1. From the first on, two images show the same thing: the least similar image of a tile
 has 0.42 with another one of it, images of different things have at most 0.31 (MagneticTile, DUTS, CAMO). The others
 split chains that are too long."""
@@ -58,50 +58,50 @@ _PARTS: Final = (
 )
 """Fractions of a side that may be cropped away at both ends; the first is none."""
 
-_CROPPED: Final = 2000
+_MAX_FOR_CROPS: Final = 2000
 """Up to this many images, crops are compared too: 2 s for 300, 60 s for 2,000."""
 _ROWS: Final = 32
 """Images whose crops are compared at once."""
 
-Look = NDArray[np.uint8]
+Thumbnail = NDArray[np.uint8]
 """A small grey copy of an image, squeezed to (64, 64)."""
 
 
 # ---- by appearance ----
 
 
-def look_at(image: Image.Image) -> Look:
+def thumbnail_of(image: Image.Image) -> Thumbnail:
     """The small grey copy of an image."""
     return np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
-def no_look() -> Image.Image:
+def empty_thumbnail() -> Image.Image:
     """A black copy, to fill with an image's tiles."""
     return Image.new("L", (_SIDE, _SIDE))
 
 
-def paste_look(whole: Image.Image, tile: Image.Image, box: Sequence[int], size: tuple[int, int]) -> None:
+def paste_thumbnail(whole: Image.Image, tile: Image.Image, box: Sequence[int], size: tuple[int, int]) -> None:
     """Paste a tile, of any resolution, at its box (left, top, right, bottom) in its image (width, height)."""
     x, y, right, bottom = (round(_SIDE * at / of) for at, of in zip(box, 2 * size, strict=True))
     if right > x and bottom > y:
         whole.paste(tile.convert("L").resize((right - x, bottom - y), Image.Resampling.BOX), (x, y))
 
 
-def most_together(images: int, largest_share: float = 1.0) -> int:
+def max_group_size(images: int, largest_share: float = 1.0) -> int:
     """The largest group found by appearance among so many images: a larger one would leave nothing to split."""
-    return max(2, int(images * min(_MOST, largest_share)))
+    return max(2, int(images * min(_MAX_SHARE, largest_share)))
 
 
-def looking_alike(
-    looks: Mapping[str, Look], most: int, progress: Progress = SILENT
+def find_similar(
+    thumbnails: Mapping[str, Thumbnail], most: int, progress: Progress = SILENT
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Find images that look like the same thing.
+    """Find groups of images of the same thing by their appearance.
 
     Above 2,000 images, only whole images are compared, so crops are not found.
 
     Args:
-        looks: small copy of each image (`look_at`).
-        most: largest group (`most_together`).
+        thumbnails: small copy of each image (`thumbnail_of`).
+        most: largest group (`max_group_size`).
         progress: receives progress.
 
     Returns:
@@ -110,10 +110,10 @@ def looking_alike(
     """
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
-    names = sorted(looks)
+    names = sorted(thumbnails)
     if len(names) < 2:
         return [], []
-    agree = _agreement(np.stack([looks[name] for name in names]), progress)
+    agree = _agreement(np.stack([thumbnails[name] for name in names]), progress)
     groups: list[list[str]] = []
     chains: list[list[str]] = []
 
@@ -123,46 +123,46 @@ def looking_alike(
             if 1 < len(part) <= most:
                 groups.append([names[index] for index in part])
             elif len(part) > 1:
-                if levels == _AGREE:
+                if levels == _AGREEMENTS:
                     chains.append([names[index] for index in part])
                 if levels[1:]:
                     take_apart(part, levels[1:])
 
-    take_apart(np.arange(len(names)), _AGREE)
+    take_apart(np.arange(len(names)), _AGREEMENTS)
     return sorted(groups), sorted(chains)
 
 
-def _agreement(looks: Look, progress: Progress) -> Any:
+def _agreement(thumbnails: Thumbnail, progress: Progress) -> Any:
     """Hash agreement (N, N), 0 to 1, of (N, 64, 64) copies: of wholes with wholes and with crops."""
     from scipy import sparse  # type: ignore[import-untyped]
 
-    evened = _evened(looks)
-    waves = np.stack([_cosines(*part) for part in (_PARTS if len(looks) <= _CROPPED else _PARTS[:1])])
+    evened = _normalise(thumbnails)
+    waves = np.stack([_cosine_basis(*part) for part in (_PARTS if len(thumbnails) <= _MAX_FOR_CROPS else _PARTS[:1])])
     wholes = _hashes(evened, waves[:1])[:, 0]
-    wholes[looks.std(axis=(1, 2)) < _FLAT] = 0
+    wholes[thumbnails.std(axis=(1, 2)) < _FLAT] = 0
     blocks = []
-    with progress.task("comparing images", len(looks)) as task:
-        for start in range(0, len(looks), _ROWS):
+    with progress.task("comparing images", len(thumbnails)) as task:
+        for start in range(0, len(thumbnails), _ROWS):
             parts = _hashes(evened[start : start + _ROWS], waves)
-            parts[looks[start : start + _ROWS].std(axis=(1, 2)) < _FLAT] = 0
+            parts[thumbnails[start : start + _ROWS].std(axis=(1, 2)) < _FLAT] = 0
             found = (parts @ wholes.T).max(axis=1) / wholes.shape[1]
-            blocks.append(sparse.csr_matrix(np.where(found >= _AGREE[0], found, 0)))
+            blocks.append(sparse.csr_matrix(np.where(found >= _AGREEMENTS[0], found, 0)))
             task.advance(len(parts))
     found = sparse.vstack(blocks, "csr")
     return found.maximum(found.T)
 
 
-def _evened(looks: Look) -> NDArray[np.float32]:
+def _normalise(thumbnails: Thumbnail) -> NDArray[np.float32]:
     """Copies (N, 64, 64) with a mean of 0 and a deviation of 1 about each pixel."""
     from scipy import ndimage
 
     blur = (0, _BLUR, _BLUR)
-    grey = looks.astype(np.float32)
+    grey = thumbnails.astype(np.float32)
     grey -= ndimage.gaussian_filter(grey, blur, mode="nearest")
     return np.asarray(grey / (np.sqrt(ndimage.gaussian_filter(grey * grey, blur, mode="nearest")) + 1))
 
 
-def _cosines(low: float, high: float) -> NDArray[np.float32]:
+def _cosine_basis(low: float, high: float) -> NDArray[np.float32]:
     """The lowest waves (20, 64) on a side after cropping away a fraction at both ends."""
     start, stop = low * _SIDE, (1 - high) * _SIDE
     centres = np.arange(_SIDE) + 0.5
@@ -194,7 +194,11 @@ def named_groups(given: str, names: Collection[str], progress: Progress = SILENT
 
     Raises `UsageError` for an invalid expression or file, or one that names no image or an image twice.
     """
-    found = _of_file(Path(given), names, progress) if given.lower().endswith(".csv") else _of_pattern(given, names)
+    found = (
+        _groups_from_file(Path(given), names, progress)
+        if given.lower().endswith(".csv")
+        else _groups_from_pattern(given, names)
+    )
     if not found:
         raise UsageError(f"--group {given} matches none of the images ({few(sorted(names))}): correct it.")
     alone = sorted(set(names) - found.keys())
@@ -205,7 +209,7 @@ def named_groups(given: str, names: Collection[str], progress: Progress = SILENT
     return found
 
 
-def _of_pattern(pattern: str, names: Iterable[str]) -> dict[str, str]:
+def _groups_from_pattern(pattern: str, names: Iterable[str]) -> dict[str, str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -216,7 +220,7 @@ def _of_pattern(pattern: str, names: Iterable[str]) -> dict[str, str]:
     return {name: "\0".join(part or "" for part in one.groups() or (one[0],)) for name, one in matches.items() if one}
 
 
-def _of_file(path: Path, names: Collection[str], progress: Progress) -> dict[str, str]:
+def _groups_from_file(path: Path, names: Collection[str], progress: Progress) -> dict[str, str]:
     try:
         rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
     except (OSError, ValueError, csv.Error) as error:
@@ -260,7 +264,7 @@ class ImageSignature:
         split, name, path: its split, sample and file.
         sha256: of its decoded pixels and its size.
         small: its small grey copy, (1024,) float32 with mean 0 and norm 1; all 0 for a flat image.
-        look: small copy to find groups by.
+        thumbnail: small copy to find groups by.
     """
 
     split: str
@@ -268,7 +272,7 @@ class ImageSignature:
     path: Path
     sha256: str
     small: NDArray[np.float32]
-    look: Look
+    thumbnail: Thumbnail
 
     @classmethod
     def of(cls, image: Image.Image, split: str, name: str, path: Path) -> "ImageSignature":
@@ -276,7 +280,7 @@ class ImageSignature:
         small = np.asarray(image.convert("L").resize((_SMALL, _SMALL), Image.Resampling.BOX), np.float32).ravel()
         small = small - small.mean()
         small = np.zeros_like(small) if small.std() < _FLAT else small / np.linalg.norm(small)
-        return cls(split, name, path, pixels_sha256(np.asarray(image)), small, look_at(image))
+        return cls(split, name, path, pixels_sha256(np.asarray(image)), small, thumbnail_of(image))
 
 
 @dataclass(frozen=True)
@@ -357,7 +361,7 @@ def overlapping(
     """Pairs of training and test images with the same content: `exact` and `near` of `Overlaps`."""
     by_content = _by_content(train)
     exact = [Overlap(other, image, 1.0) for image in test for other in by_content.get(image.sha256, ())]
-    near = [one for one in _near(train, test) if one.train.sha256 != one.test.sha256]
+    near = [one for one in _near_duplicates(train, test) if one.train.sha256 != one.test.sha256]
     return tuple(exact), tuple(sorted(near, key=lambda overlap: -overlap.likeness))
 
 
@@ -377,7 +381,7 @@ def _signature(pair: Pair, split: str) -> ImageSignature:
     return ImageSignature.of(read_image(pair.image), split, pair.name, pair.image)
 
 
-def _near(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:
+def _near_duplicates(train: Sequence[ImageSignature], test: Sequence[ImageSignature]) -> Iterator[Overlap]:
     if not train or not test:
         return
     tested = np.stack([picture.small for picture in test])

@@ -53,7 +53,7 @@ FEW_VALUES: Final = 32
 # Grey masks that were once JPEGs have channels up to 14 apart (four in DUTS).
 _COLOUR_NOISE: Final = 32
 
-_TURNED: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
+_ROTATIONS: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
     5: np.transpose,
     6: partial(np.rot90, k=-1),
     7: lambda mask: np.rot90(mask, 2).T,
@@ -323,7 +323,7 @@ def _fitted(mask: NDArray[Any], image: ImageHead, path: Path) -> NDArray[Any]:
     """A mask (H, W) in its image's orientation. Raises `UnreadableImage` for another aspect ratio than the image's."""
     (width, height), (rows, columns) = image.size, mask.shape
     if image.orientation >= 5 and (columns, rows) == (height, width) != (width, height):
-        return _TURNED[image.orientation](mask)
+        return _ROTATIONS[image.orientation](mask)
     # Rounding one side changes the aspect ratio by a pixel.
     if abs(columns * height - rows * width) > max(width, height, columns, rows):
         turned = ", as if one were rotated" if (columns, rows) == (height, width) else ""

@@ -35,7 +35,7 @@ from dsu.data.masks import (
 from dsu.data.pairing import Pair, Split
 from dsu.progress import SILENT, Progress, counted, few, in_threads
 
-_OF_MASK: Final = "/"
+_MASK_PREFIX: Final = "/"
 """Prefix of a mask's facts among those of a sample."""
 
 
@@ -69,16 +69,18 @@ class SampleMetadata:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values on one level: a store keeps each in its own column."""
         noted = {name: getattr(self, name) for name in self.__slots__ if name != "mask"}
-        return noted if self.mask is None else noted | {_OF_MASK + name: v for name, v in self.mask.to_json().items()}
+        return (
+            noted if self.mask is None else noted | {_MASK_PREFIX + name: v for name, v in self.mask.to_json().items()}
+        )
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "SampleMetadata":
         """The facts from `to_json`."""
-        mask = {name[1:]: value for name, value in fields.items() if name[0] == _OF_MASK}
+        mask = {name[1:]: value for name, value in fields.items() if name[0] == _MASK_PREFIX}
         own: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields.items()
-            if name[0] != _OF_MASK
+            if name[0] != _MASK_PREFIX
         }
         return cls(**own, mask=MaskFacts.from_json(mask) if mask else None)
 
@@ -141,7 +143,7 @@ def inspect(
     @or_unreadable
     def examine(pairs: Sequence[Pair]) -> list[SampleMetadata]:
         same = [known[pair.name] for pair in pairs if pair.name in known and known[pair.name].are_of(pair)]
-        return same if len(same) == len(pairs) else _read(pairs, opaque=foreground is not None)
+        return same if len(same) == len(pairs) else _read_metadata(pairs, opaque=foreground is not None)
 
     label = f"{'comparing' if known else 'reading'} {split.name}"
     for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):
@@ -163,8 +165,8 @@ def unpaired(split: Split) -> list[str]:
     unmasked = [os.path.relpath(path, split.images) for path in split.images_without_mask]
     alone = [os.path.relpath(path, split.masks or split.images) for path in split.masks_without_image]
     return [
-        *_named("images", f"of {split.name} without a mask, skipped", unmasked),
-        *_named("masks", f"of {split.name} without an image", alone),
+        *_count_and_names("images", f"of {split.name} without a mask, skipped", unmasked),
+        *_count_and_names("masks", f"of {split.name} without an image", alone),
     ]
 
 
@@ -185,8 +187,8 @@ def describe(split: Split, inspection: Inspection) -> list[str]:
             f"{counted(split.left_out, 'images')} left out: by convention neither for training nor for testing."
         )
     lines += _describe_depth(split, inspection)
-    mismatches = [_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
-    lines += _named("masks", "of another size than the image", mismatches)
+    mismatches = [_describe_sizes(name, inspection.facts[name]) for name in inspection.size_mismatches]
+    lines += _count_and_names("masks", "of another size than the image", mismatches)
     masks = [fact.mask for fact in inspection.facts.values() if fact.mask]
     return lines + (describe_mask_format(inspection.mask_format, masks) if masks else [])
 
@@ -205,7 +207,7 @@ def _describe_depth(split: Split, inspection: Inspection) -> list[str]:
     return [
         f"{counted(len(extents), 'images')} with more than 8 bits: {low:g} is black and {high:g} white "
         "(--range LOW,HIGH overrides this).",
-        *_named("images", "exceed this range and are clipped", beyond),
+        *_count_and_names("images", "exceed this range and are clipped", beyond),
     ]
 
 
@@ -217,20 +219,20 @@ def unreadable(inspection: Inspection) -> list[str]:
     ]
 
 
-def _read(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
+def _read_metadata(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
     """The facts of one image's tiles, or of the image itself."""
     first = pairs[0]
     image, noted = _read_file(first.image, "image")
     _, head = read_image_and_head(first.image, image, hashed=True)
     facts = SampleMetadata(**noted, size=head.size, extent=head.extent, pixels_sha256=head.pixels_sha256)
     if first.mask is None:
-        return [_part(facts, pair.box) for pair in pairs]
+        return [_part_metadata(facts, pair.box) for pair in pairs]
     mask, noted = _read_file(first.mask, "mask")
     raw, kind = raw_mask(first.mask, mask, head, opaque=opaque)
     if not opaque:
         check_mask(first.mask, raw, kind, is_image=image == mask)
     examine = partial(mask_facts, kind=kind, brightest=int(raw.max()))
-    return [_part(replace(facts, **noted), pair.box, raw, examine) for pair in pairs]
+    return [_part_metadata(replace(facts, **noted), pair.box, raw, examine) for pair in pairs]
 
 
 def _read_file(path: Path, side: str) -> tuple[bytes, dict[str, Any]]:
@@ -240,7 +242,7 @@ def _read_file(path: Path, side: str) -> tuple[bytes, dict[str, Any]]:
     return data, {f"{side}_sha256": hashlib.sha256(data).hexdigest(), f"{side}_bytes": size, f"{side}_mtime_ns": time}
 
 
-def _part(
+def _part_metadata(
     facts: SampleMetadata,
     box: Box | None,
     mask: NDArray[Any] | None = None,
@@ -255,12 +257,12 @@ def _part(
     return replace(part, mask_size=(end - x, low - y), mask=examine(mask[y:low, x:end]))
 
 
-def _sizes(name: str, facts: SampleMetadata) -> str:
+def _describe_sizes(name: str, facts: SampleMetadata) -> str:
     (width, height), (mask_width, mask_height) = facts.size, facts.mask_size or facts.size
     turned = ", as if one were turned" if (width, height) == (mask_height, mask_width) else ""
     return f"{name} ({width}x{height}, mask {mask_width}x{mask_height}{turned})"
 
 
-def _named(things: str, what: str, names: Sequence[str]) -> list[str]:
+def _count_and_names(things: str, what: str, names: Sequence[str]) -> list[str]:
     """A line with the count and the first ten names; none if there are no names."""
     return [f"{counted(len(names), things)} {what}: {few(names, 10)}."] if names else []

@@ -17,7 +17,7 @@ from dsu.data.images import FEW_VALUES, WHITE_16, ImageHead, MaskKind, Unreadabl
 from dsu.errors import UsageError
 from dsu.progress import counted
 
-_TYPED: Final = 6
+_MAX_OPTIONS: Final = 6
 """At most this many values are written out as options; more would hide the sentence around them."""
 
 
@@ -156,14 +156,16 @@ def choose_mask_format(masks: Collection[MaskFacts], foreground: Sequence[int] |
     if foreground is not None:
         mask_format = MaskFormat(_with_greys_of_colours(foreground, masks), white=white)
         if masks and all(mask.is_empty(mask_format) for mask in masks):
-            raise UsageError(f"no mask contains {_listed(foreground)} of --foreground: they contain {_held(masks)}.")
+            raise UsageError(
+                f"no mask contains {_join_values(foreground)} of --foreground: they contain {_describe_values(masks)}."
+            )
         return mask_format
     mask_format = MaskFormat(labels=_are_labels(greys, len(greys) < len(masks)), white=white)
     labels = [mask for mask in masks if mask.is_coloured or mask_format.labels]
     if labels and all(mask.minimum > 0 for mask in labels):
         raise UsageError(
             "the masks are labels without any 0, so all pixels would be foreground: choose from "
-            f"{typed_foreground(labels)} (they contain {_held(labels)})."
+            f"{typed_foreground(labels)} (they contain {_describe_values(labels)})."
         )
     return mask_format
 
@@ -171,17 +173,19 @@ def choose_mask_format(masks: Collection[MaskFacts], foreground: Sequence[int] |
 def describe_mask_format(mask_format: MaskFormat, masks: Collection[MaskFacts]) -> list[str]:
     """Describe how the masks are read and what may be surprising, in sentences for people."""
     if mask_format.foreground is not None:
-        named = f"{_listed(mask_format.foreground)} {'is' if len(mask_format.foreground) == 1 else 'are'}"
-        return [f"Masks: {named} foreground, from --foreground (they contain {_held(masks)})."]
+        named = f"{_join_values(mask_format.foreground)} {'is' if len(mask_format.foreground) == 1 else 'are'}"
+        return [f"Masks: {named} foreground, from --foreground (they contain {_describe_values(masks)})."]
     greys, coloured = ([mask for mask in masks if mask.is_coloured is side] for side in (False, True))
     lines = []
     if coloured:
         lines.append(
-            f"Masks: {len(coloured):,} in colours ({_held(coloured)}): "
-            f"all but black (palettes: but index 0) is foreground{_choice(coloured)}."
+            f"Masks: {len(coloured):,} in colours ({_describe_values(coloured)}): "
+            f"all but black (palettes: but index 0) is foreground{_choice_hint(coloured)}."
         )
     if mask_format.labels and greys:
-        lines.append(f"Masks: labels ({_held(greys)}): every value but 0 is foreground{_choice(greys)}.")
+        lines.append(
+            f"Masks: labels ({_describe_values(greys)}): every value but 0 is foreground{_choice_hint(greys)}."
+        )
     elif greys:
         lines.append("Masks: grey levels, soft edges kept.")
         dark, bright = (sum(getattr(mask, shade) for mask in greys) for shade in ("dark", "bright"))
@@ -198,8 +202,8 @@ def describe_mask_format(mask_format: MaskFormat, masks: Collection[MaskFacts]) 
 
 def typed_foreground(masks: Iterable[MaskFacts]) -> str:
     """Options for the values other than 0, as typed: `--foreground 1 --foreground 2`."""
-    values = sorted((_values(masks) or set()) - {0})
-    if 0 < len(values) <= _TYPED:
+    values = sorted((_distinct_values(masks) or set()) - {0})
+    if 0 < len(values) <= _MAX_OPTIONS:
         return f"`{' '.join(f'--foreground {value}' for value in values)}`"
     return "`--foreground VALUE`, once for each value"
 
@@ -214,7 +218,7 @@ def _are_labels(greys: Collection[MaskFacts], among_coloured: bool) -> bool:
     half = _half(top)
     if top < half:
         return top > 0
-    values = _values(greys)
+    values = _distinct_values(greys)
     if values is None or among_coloured:
         return values is not None
     # White in a label map marks pixels to ignore (255 in Pascal VOC), mostly outlines.
@@ -229,31 +233,31 @@ def _with_greys_of_colours(foreground: Sequence[int], masks: Collection[MaskFact
     return tuple(sorted({*foreground, *greys}))
 
 
-def _values(masks: Iterable[MaskFacts]) -> set[int] | None:
+def _distinct_values(masks: Iterable[MaskFacts]) -> set[int] | None:
     """All distinct values; None if there are too many for labels."""
     masks = list(masks)
     values = {value for mask in masks for value in mask.values or ()}
     return None if len(values) > FEW_VALUES or any(mask.values is None for mask in masks) else values
 
 
-def _held(masks: Collection[MaskFacts]) -> str:
+def _describe_values(masks: Collection[MaskFacts]) -> str:
     """The values in masks, as text; colours as the number for --foreground and as #RRGGBB."""
-    values = _values(masks)
+    values = _distinct_values(masks)
     if values is None:
         return f"more than {FEW_VALUES} values"
     colours = any(mask.kind == "colours" for mask in masks)
     shown = [f"{value} (#{value:06X})" if colours else str(value) for value in sorted(values)]
-    return _listed(shown) if shown else "nothing"
+    return _join_values(shown) if shown else "nothing"
 
 
-def _choice(labels: Collection[MaskFacts]) -> str:
+def _choice_hint(labels: Collection[MaskFacts]) -> str:
     """How to choose labels, if there are several."""
-    values = _values(labels)
+    values = _distinct_values(labels)
     alone = values is not None and len(values - {0}) < 2
     return "" if alone else f"; to choose, give any of {typed_foreground(labels)}"
 
 
-def _listed(values: Collection[object]) -> str:
+def _join_values(values: Collection[object]) -> str:
     return f"{'the value' if len(values) == 1 else 'the values'} {', '.join(map(str, values))}"
 
 

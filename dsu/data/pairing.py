@@ -1,6 +1,6 @@
 """Decide which files in a folder are images, which are masks, and which mask belongs to which image.
 
-What `dsu predict` wrote, by its records, is never taken for anyone's images.
+Files that `dsu predict` wrote, according to its records, are never taken for images of a data set.
 """
 
 import json
@@ -39,9 +39,9 @@ RUN_FILES: Final = ("settings.yaml", "run.json")
 """Files that identify a training run's folder, whose images belong to no data set."""
 RECORD_FILE: Final = "predictions.json"
 """Next to the sets' folders: which head made the predictions, how, and where their ground truth is."""
-_NOT_OURS: Final = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_SYSTEM_FOLDERS: Final = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that archivers, network drives and operating systems create."""
-_SEEN: Final = 10
+_MAX_NAMES: Final = 10
 _LOSSY: Final = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
 
 
@@ -119,7 +119,7 @@ def list_files(folder: Path) -> Iterator[Path]:
         DsuError: A folder without read permission.
     """
     entered = {os.path.realpath(folder)}
-    for where, inner, files in os.walk(folder, followlinks=True, onerror=_cannot_look):
+    for where, inner, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
         if where != str(folder) and set(RUN_FILES) <= set(files):
             inner.clear()
             continue
@@ -132,7 +132,7 @@ def list_files(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in files if not _is_hidden(name))
 
 
-def _cannot_look(error: OSError) -> None:
+def _raise_unreadable(error: OSError) -> None:
     raise DsuError(
         f"The folder {error.filename} can't be read ({error.strerror}): make it readable, or move it elsewhere."
     ) from error
@@ -181,7 +181,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _NOT_OURS
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 # ---- images and their masks ----
@@ -197,8 +197,8 @@ def image_and_mask_folders(home: Path) -> tuple[Path, Path | None]:
         UsageError: The folder has no images, or the two folders can't be told apart.
     """
     inner = [folder for folder in subfolders(home) if has_images(folder)]
-    images = [folder for folder in inner if _called(folder, home, IMAGE_FOLDERS)]
-    masks = [folder for folder in inner if _called(folder, home, _MASK_FOLDERS)]
+    images = [folder for folder in inner if _has_usual_name(folder, home, IMAGE_FOLDERS)]
+    masks = [folder for folder in inner if _has_usual_name(folder, home, _MASK_FOLDERS)]
     images_at_home = has_images(home, below=False)
     if not inner and not images_at_home:
         raise UsageError(f"{home} contains no images: give a folder of images and masks.")
@@ -208,11 +208,11 @@ def image_and_mask_folders(home: Path) -> tuple[Path, Path | None]:
         return home, masks[0]
     if not masks and len(images) <= 1:
         folder = images[0] if images else home
-        if _separate(list_images(folder))[1]:
+        if _separate_masks(list_images(folder))[1]:
             return folder, folder
         if len(inner) + images_at_home == 1:
             return folder, None
-    seen = ", ".join([folder.name for folder in inner[:_SEEN]] + (["..."] if len(inner) > _SEEN else []))
+    seen = ", ".join([folder.name for folder in inner[:_MAX_NAMES]] + (["..."] if len(inner) > _MAX_NAMES else []))
     raise UsageError(
         f"{home} contains images in {seen}, and images and masks can't be told apart: use --images SUBFOLDER --masks "
         "SUBFOLDER, or give one of these folders."
@@ -243,17 +243,17 @@ def make_split(
     Raises:
         UsageError: There are masks, but none matches an image.
     """
-    of_split = [[file for file in files if file.name.startswith(only)] for files in _files(images, masks)]
+    of_split = [[file for file in files if file.name.startswith(only)] for files in _list_both(images, masks)]
     kept, kept_masks = ([file for file in files if not without or without not in file.name] for files in of_split)
     split = Split(name, dataset, kind, False, images, masks, (), left_out=len(of_split[0]) - len(kept))
     unmasked = _name_images(kept, images)
     if masks is None:
         return replace(split, pairs=tuple(unmasked))
     wanted = [(_full_name(pair.image, images), _stem(pair.image, images)) for pair in unmasked]
-    found = _files_of(wanted, _name_masks(kept_masks, masks))
+    found = _match_files(wanted, _name_masks(kept_masks, masks))
     pairs = [replace(pair, mask=mask) for pair, mask in zip(unmasked, found, strict=True)]
     if not any(found):
-        example = f"{_first(kept, images)} and {_first(kept_masks, masks)}"
+        example = f"{_first_name(kept, images)} and {_first_name(kept_masks, masks)}"
         raise UsageError(
             f"no image in {images} has a mask of the same name in {masks} (first files: {example}): name masks like "
             "images, or give other folders with --images SUBFOLDER --masks SUBFOLDER."
@@ -268,16 +268,16 @@ def make_split(
     )
 
 
-def _called(folder: Path, home: Path, names: frozenset[str]) -> bool:
+def _has_usual_name(folder: Path, home: Path, names: frozenset[str]) -> bool:
     """Whether a folder has one of the names, alone or after its parent's (DUTS-TR/DUTS-TR-Image)."""
     return plain(folder.name) in names or plain(folder.name).removeprefix(plain(home.name)) in names
 
 
-def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
+def _list_both(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
     if masks is None:
         return list_images(images), []
     if masks == images:
-        return _separate(list_images(images))
+        return _separate_masks(list_images(images))
     # One folder may be inside the other: a.jpg and masks/a.png.
     inner = masks if masks.is_relative_to(images) else images
     image_files, mask_files = (
@@ -287,7 +287,7 @@ def _files(images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
     return image_files, mask_files
 
 
-def _separate(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def _separate_masks(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Separate images from masks in one folder.
 
     `a_mask.png` next to `a.jpg` or `a.png` is a mask (or -gt, _seg, _label, ...), and so is `a.png` next to `a.jpg`. A
@@ -351,7 +351,10 @@ def pair_names(
                 "others elsewhere."
             )
         found.append(equal or next(iter(more), None))
-    for of_wanted, of_given in ((_last, lambda name: _MASK_ENDING.sub("", _last(name))), (_bare, _bare)):
+    for of_wanted, of_given in (
+        (_last_part, lambda name: _MASK_ENDING.sub("", _last_part(name))),
+        (_bare_name, _bare_name),
+    ):
         sought = [of_wanted(names[-1]) for names in wanted]
         spare = _unique({name: of_given(name) for name in given if name not in set(found)})
         count = Counter(sought)
@@ -361,10 +364,10 @@ def pair_names(
 
 def pair_files(wanted: Iterable[str], files: Mapping[str, Path]) -> list[Path | None]:
     """Match each name without extension with a file, by the rule of `pair_names`."""
-    return _files_of([(name,) for name in wanted], files)
+    return _match_files([(name,) for name in wanted], files)
 
 
-def _files_of(wanted: Sequence[Sequence[str]], files: Mapping[str, Path]) -> list[Path | None]:
+def _match_files(wanted: Sequence[Sequence[str]], files: Mapping[str, Path]) -> list[Path | None]:
     return [None if name is None else files[name] for name in pair_names(wanted, files, lambda name: files[name].name)]
 
 
@@ -403,13 +406,13 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _last(name: str) -> str:
+def _last_part(name: str) -> str:
     return _key(name).rpartition("/")[2]
 
 
-def _bare(name: str) -> str:
+def _bare_name(name: str) -> str:
     """The last part of a name, without case, surrounding spaces and image or mask markers."""
-    return _SIDE_ENDING.sub("", _MASK_ENDING.sub("", _SIDE_BEGINNING.sub("", _last(name).strip()))).casefold()
+    return _SIDE_ENDING.sub("", _MASK_ENDING.sub("", _SIDE_BEGINNING.sub("", _last_part(name).strip()))).casefold()
 
 
 def _stem(file: Path, folder: Path) -> str:
@@ -421,7 +424,7 @@ def _full_name(file: Path, folder: Path) -> str:
     return f"{_stem(file, folder)}{file.suffix}"
 
 
-def _first(files: Sequence[Path], folder: Path) -> str:
+def _first_name(files: Sequence[Path], folder: Path) -> str:
     return files[0].relative_to(folder).as_posix() if files else "nothing"
 
 

@@ -32,7 +32,7 @@ def fold_weights(parts: int) -> dict[str, float]:
     return {str(part): 1 / parts for part in range(1, parts + 1)}
 
 
-def deal(
+def assign_shares(
     strata: Sequence[Mapping[str, float]],
     weights: Mapping[str, float],
     before: Mapping[str, str] | None = None,
@@ -57,36 +57,36 @@ def deal(
     before = {content: share for content, share in (before or {}).items() if share in weights}
     whole = len({content for stratum in strata for content in stratum})
     largest = max(weights, key=lambda share: weights[share])
-    dealt: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     new: list[tuple[str, ...]] = []
     for units in _units(strata, groups):
         counts = Counter(dict.fromkeys(weights, 0))
-        undealt: dict[tuple[str, ...], float] = {}
+        unassigned: dict[tuple[str, ...], float] = {}
         for unit, foreground in units.items():
             known = Counter(before[content] for content in unit if content in before)
             counts.update(known)
             if known:
-                dealt |= {content: before.get(content, known.most_common(1)[0][0]) for content in unit}
+                assigned |= {content: before.get(content, known.most_common(1)[0][0]) for content in unit}
             else:
-                undealt[unit] = foreground
-        order = _mixed(undealt)
+                unassigned[unit] = foreground
+        order = _order_by_foreground(unassigned)
         for unit in order:
             total = counts.total() + len(unit)
             fitting = [share for share in weights if len(unit) <= max(1, weights[share] * whole)] or [largest]
             share = max(fitting, key=lambda share: weights[share] * total - counts[share])
-            dealt |= dict.fromkeys(unit, share)
+            assigned |= dict.fromkeys(unit, share)
             counts[share] += len(unit)
         if len(order) >= len(weights):
             for share in (share for share in weights if not counts[share]):
-                movable = [unit for unit in reversed(order) if counts[dealt[unit[0]]] > len(unit)]
+                movable = [unit for unit in reversed(order) if counts[assigned[unit[0]]] > len(unit)]
                 if movable:
-                    unit = min(movable, key=lambda unit: (dealt[unit[0]] != largest, len(unit)))
-                    counts[dealt[unit[0]]] -= len(unit)
+                    unit = min(movable, key=lambda unit: (assigned[unit[0]] != largest, len(unit)))
+                    counts[assigned[unit[0]]] -= len(unit)
                     counts[share] += len(unit)
-                    dealt |= dict.fromkeys(unit, share)
+                    assigned |= dict.fromkeys(unit, share)
         new += order
-    _fill(dealt, weights, new)
-    return dealt
+    _fill_empty_splits(assigned, weights, new)
+    return assigned
 
 
 def _units(
@@ -105,7 +105,7 @@ def _units(
     return found
 
 
-def _mixed(units: Mapping[tuple[str, ...], float]) -> list[tuple[str, ...]]:
+def _order_by_foreground(units: Mapping[tuple[str, ...], float]) -> list[tuple[str, ...]]:
     """Units by quarter of their foreground fraction, each quarter ordered by hash."""
     hashes = {unit: (hashed_share(unit[0]), unit) for unit in units}
     ranked = sorted(units, key=lambda unit: (units[unit], hashes[unit]))
@@ -113,17 +113,19 @@ def _mixed(units: Mapping[tuple[str, ...], float]) -> list[tuple[str, ...]]:
     return sorted(units, key=lambda unit: (quarter[unit], hashes[unit]))
 
 
-def _fill(dealt: dict[str, str], weights: Mapping[str, float], new: Collection[tuple[str, ...]]) -> None:
+def _fill_empty_splits(
+    assigned: dict[str, str], weights: Mapping[str, float], new: Collection[tuple[str, ...]]
+) -> None:
     """Give each empty split one unit: the smallest new one from the largest split."""
-    for share in (share for share in weights if share not in dealt.values()):
-        counts = Counter(dealt.values())
-        movable = [unit for unit in new if counts[dealt[unit[0]]] > len(unit)]
+    for share in (share for share in weights if share not in assigned.values()):
+        counts = Counter(assigned.values())
+        movable = [unit for unit in new if counts[assigned[unit[0]]] > len(unit)]
         if movable:
-            unit = min(movable, key=lambda unit: (len(unit), -counts[dealt[unit[0]]], -hashed_share(unit[0])))
-            dealt |= dict.fromkeys(unit, share)
+            unit = min(movable, key=lambda unit: (len(unit), -counts[assigned[unit[0]]], -hashed_share(unit[0])))
+            assigned |= dict.fromkeys(unit, share)
 
 
-def recorded_deal(
+def assign_recorded_shares(
     folder: Path,
     strata: Sequence[Mapping[str, float]],
     weights: Mapping[str, float],
@@ -131,7 +133,7 @@ def recorded_deal(
     named: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, str]:
-    """Like `deal`, but continues `splits.json` in `folder` and records new assignments there.
+    """Like `assign_shares`, but continues `splits.json` in `folder` and records new assignments there.
 
     If the folder can't be written, warns, and the split is valid for this run only. Splits with `named` groups are
     recorded separately.
@@ -142,28 +144,28 @@ def recorded_deal(
     """
     path = folder / SPLITS_FILE
     key = ", ".join(f"{share} {weight:g}" for share, weight in weights.items()) + (f"; group {named}" if named else "")
-    before = _read(path).get(key, {})
+    before = _read_record(path).get(key, {})
     odd = sorted(set(before.values()) - weights.keys())
     if odd:
         raise DsuError(f"{path} has an unknown split {odd[0]!r} under {key!r}: write one of {', '.join(weights)}.")
-    dealt = deal(strata, weights, before, groups)
-    if dealt.items() <= before.items():
-        return dealt
+    assigned = assign_shares(strata, weights, before, groups)
+    if assigned.items() <= before.items():
+        return assigned
     try:
         make_folder(folder)
         # Runs that start together wait for each other.
         with locked(folder / f".{SPLITS_FILE}.lock", f"{path} is being written", patience=20):
-            known = _read(path)
+            known = _read_record(path)
             before = known.get(key, {})
-            dealt = deal(strata, weights, before, groups)
-            atomic_write(path, (json.dumps({**known, key: {**before, **dealt}}, indent=1) + "\n").encode())
+            assigned = assign_shares(strata, weights, before, groups)
+            atomic_write(path, (json.dumps({**known, key: {**before, **assigned}}, indent=1) + "\n").encode())
             keep_beside(path)
     except (OSError, DsuError) as error:
         progress.say(f"The split can't be recorded in {path} ({error}): it is valid for this run only.")
-    return dealt
+    return assigned
 
 
-def _read(path: Path) -> dict[str, dict[str, str]]:
+def _read_record(path: Path) -> dict[str, dict[str, str]]:
     try:
         splits = {key: dict(shares) for key, shares in json.loads(path.read_text()).items()}
         if not all(isinstance(share, str) for shares in splits.values() for share in shares.values()):

@@ -64,14 +64,14 @@ def draw_sample(rng: Generator, sizes: tuple[int, int] = (160, 320)) -> tuple[ND
     shape = (height, width)
     salient = rng.random() < _SALIENT_SHARE
     ground = _random_texture(rng)
-    material = _other_texture(ground, rng) if salient else _disguised(ground, rng)
+    material = _contrasting_texture(ground, rng) if salient else _camouflaged_texture(ground, rng)
     picture = _paint(ground, shape, rng)
     mask = np.zeros(shape, np.float32)
     for place in range(int(rng.choice((1, 1, 1, 2, 3)))):
         outline = _outline(shape, rng, share=rng.uniform(0.16, 0.38) / (1 + 0.5 * place))
         picture = picture + (_paint(material, shape, rng) - picture) * outline[..., None]
         mask = np.maximum(mask, outline)
-    return _to_bytes(_photographed(picture, rng)), _to_bytes(mask)
+    return _to_bytes(_add_light_and_noise(picture, rng)), _to_bytes(mask)
 
 
 # ---- textures ----
@@ -99,7 +99,7 @@ def _random_texture(rng: Generator) -> _Texture:
     return _Texture(family, scale, angle, warp, colours)
 
 
-def _other_texture(ground: _Texture, rng: Generator) -> _Texture:
+def _contrasting_texture(ground: _Texture, rng: Generator) -> _Texture:
     """A texture whose mean colour is far from the background's."""
     return max(
         (_random_texture(rng) for _ in range(6)),
@@ -107,7 +107,7 @@ def _other_texture(ground: _Texture, rng: Generator) -> _Texture:
     )
 
 
-def _disguised(ground: _Texture, rng: Generator) -> _Texture:
+def _camouflaged_texture(ground: _Texture, rng: Generator) -> _Texture:
     """The background's texture, rotated, scaled and shifted in tone just enough to be visible."""
     # Rotation and scaling are hardly visible in patterns without direction.
     least = 0.03 if ground.family in ("stripes", "checks") else 0.07
@@ -181,7 +181,7 @@ def _outline(shape: tuple[int, int], rng: Generator, share: float) -> Field:
     return np.asarray(np.clip(inside / np.maximum(steepness, 0.5) + 0.5, 0, 1), np.float32)
 
 
-def _photographed(picture: Field, rng: Generator) -> Field:
+def _add_light_and_noise(picture: Field, rng: Generator) -> Field:
     """Light the image from one side, tint it, and add sensor noise."""
     y, x = _grid((picture.shape[0], picture.shape[1]))
     angle, strength = rng.uniform(0, tau), rng.uniform(0, 0.5)

@@ -83,7 +83,7 @@ def image_name(tile: str) -> str:
     return tile.rpartition("@")[0]
 
 
-class LastUsed(Generic[K, T]):
+class LruCache(Generic[K, T]):
     """A small thread-safe cache: an image is decoded once for all its tiles.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from dsu.data.datasets import Paths, find_dataset
-from dsu.data.groups import Overlap, copies, looking_alike, most_together, overlapping
+from dsu.data.groups import Overlap, copies, find_similar, max_group_size, overlapping
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from dsu.data.masks import MaskFacts, MaskFormat
 from dsu.data.pairing import list_files
@@ -101,7 +101,7 @@ def check_dataset(
     own = folder is not None and not any(check.split.benchmark for check in checks)
     files = other_files(folder) if folder and own else Counter[str]()
     own_training = [check for check in checks if check.trains and not check.split.benchmark]
-    findings += [finding for check in own_training for finding in _of_looks(check, progress)]
+    findings += [finding for check in own_training for finding in _similar_images(check, progress)]
     findings += findings_of_set(checks, overlapping(train, test), files)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return DatasetCheck(name_or_folder, side, tuple(checks), tuple(findings))
@@ -197,15 +197,20 @@ def findings_of_set(
         overlaps: Exact and near-duplicates between training and test (`dsu.data.groups.overlapping`).
         files: Number of other files by extension (`other_files`).
     """
-    return [*_of_copies(checks, *overlaps), *_no_training_split(checks), *_of_files(files), *_of_formats(checks)]
+    return [
+        *_find_copies(checks, *overlaps),
+        *_find_no_training_split(checks),
+        *_find_other_files(files),
+        *_find_mixed_formats(checks),
+    ]
 
 
-def _of_copies(checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Sequence[Overlap]) -> list[Finding]:
+def _find_copies(checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Sequence[Overlap]) -> list[Finding]:
     samples = {(check.name, sample.name): sample for check in checks for sample in check.samples}
     masks = {(check.name, one.sample.name): one.foreground.sha256 for check in checks for one in check.masked}
 
     def equations(keys: Iterable[Sequence[tuple[str, str]]]) -> list[Case]:
-        return [_equation([samples[key] for key in group]) for group in keys]
+        return [_group_case([samples[key] for key in group]) for group in keys]
 
     def copied(*among: SplitCheck) -> list[list[tuple[str, str]]]:
         signatures = (sample.signature for check in among for sample in check.samples)
@@ -247,13 +252,13 @@ def _of_copies(checks: Sequence[SplitCheck], exact: Sequence[Overlap], near: Seq
     )
 
 
-def _of_looks(check: SplitCheck, progress: Progress) -> list[Finding]:
-    """Images that look like the same thing, counting exact copies once."""
+def _similar_images(check: SplitCheck, progress: Progress) -> list[Finding]:
+    """Findings about images of the same thing, counting exact copies once."""
     first = {sample.signature.sha256: sample for sample in reversed(check.samples)}
-    looks = {content: sample.signature.look for content, sample in first.items()}
+    thumbnails = {content: sample.signature.thumbnail for content, sample in first.items()}
     groups, chains = (
-        [_equation(sorted((first[content] for content in group), key=lambda one: one.name)) for group in found]
-        for found in looking_alike(looks, most_together(len(looks)), progress)
+        [_group_case(sorted((first[content] for content in group), key=lambda one: one.name)) for group in found]
+        for found in find_similar(thumbnails, max_group_size(len(thumbnails)), progress)
     )
     return if_any(
         Finding(
@@ -276,7 +281,7 @@ def _of_looks(check: SplitCheck, progress: Progress) -> list[Finding]:
     )
 
 
-def _equation(group: Sequence[Sample]) -> Case:
+def _group_case(group: Sequence[Sample]) -> Case:
     within = len({sample.signature.split for sample in group}) == 1
     names = [case_of(sample).name if within else f"{sample.signature.split} {case_of(sample).name}" for sample in group]
     # All images of a set may be identical.
@@ -284,7 +289,7 @@ def _equation(group: Sequence[Sample]) -> Case:
     return Case(" = ".join(shown), samples=tuple(group))
 
 
-def _no_training_split(checks: Sequence[SplitCheck]) -> list[Finding]:
+def _find_no_training_split(checks: Sequence[SplitCheck]) -> list[Finding]:
     if any(check.trains for check in checks):
         return []
     key, what = "no-training-split", "There is no training split"
@@ -294,7 +299,7 @@ def _no_training_split(checks: Sequence[SplitCheck]) -> list[Finding]:
     return [Finding(key, "will stop", what, remedy)]
 
 
-def _of_files(files: Counter[str]) -> list[Finding]:
+def _find_other_files(files: Counter[str]) -> list[Finding]:
     return if_any(
         Finding(
             "other-pictures",
@@ -323,7 +328,7 @@ def other_files(folder: Path) -> Counter[str]:
     return Counter(ending for ending in endings if ending not in IMAGE_SUFFIXES)
 
 
-def _of_formats(checks: Sequence[SplitCheck]) -> list[Finding]:
+def _find_mixed_formats(checks: Sequence[SplitCheck]) -> list[Finding]:
     """Labels in one split and grey levels in another may be right, but are usually a mistake."""
     labels = {check.name: check.mask_format.labels for check in checks if check.mask_format}
     if len(set(labels.values())) < 2:

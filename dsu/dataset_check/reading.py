@@ -222,7 +222,7 @@ def read_split(
     samples: list[Sample] = []
     unreadable: list[tuple[Path, str]] = []
     values: Counter[int] = Counter()
-    look = or_unreadable(partial(_look_at, split=split.name, opaque=foreground is not None))
+    look = or_unreadable(partial(_read_sample, split=split.name, opaque=foreground is not None))
     for seen in in_threads(look, split.pairs, f"reading {split.name}", progress, workers):
         if isinstance(seen, UnreadableImage):
             unreadable.append((seen.path, seen.reason))
@@ -244,7 +244,7 @@ def read_split(
     return SplitCheck(split, tuple(samples), tuple(unreadable), values, mask_format, refusal, tuple(masked))
 
 
-def _look_at(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Counter[int]]:
+def _read_sample(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Counter[int]]:
     """Read an image and its mask before the mask format is known.
 
     Returns:
@@ -257,11 +257,11 @@ def _look_at(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Counter[i
     data = read_bytes(pair.image)
     image = read_image(pair.image, data)
     grey = image.convert("L")
-    mask, values = (None, Counter[int]()) if pair.mask is None else _mask_file(pair.mask, None if opaque else data)
+    mask, values = (None, Counter[int]()) if pair.mask is None else _read_mask_file(pair.mask, None if opaque else data)
     sample = Sample(
         name=pair.name,
         image=pair.image,
-        storage=_storage(data),
+        storage=_read_storage(data),
         size=image.size,
         contrast=ImageStat.Stat(grey).stddev[0],
         brightest=int(grey.getextrema()[1]),  # type: ignore[arg-type]  # of one channel: two numbers
@@ -289,8 +289,8 @@ def measure(mask: Path, mask_format: MaskFormat, side: int) -> Foreground:
     )
 
 
-def _storage(data: bytes) -> Storage:
-    """From the header alone; the file was decoded before."""
+def _read_storage(data: bytes) -> Storage:
+    """How a file stores its image, from its header only."""
     with Image.open(io.BytesIO(data)) as image:
         # A PNG would decode all its pixels to look for EXIF behind them, where hardly any program writes it.
         sought = image.format != "PNG" or "exif" in image.info
@@ -303,13 +303,13 @@ def _storage(data: bytes) -> Storage:
         )
 
 
-def _mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]:
+def _read_mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]:
     data = read_bytes(path)
     raw, kind = raw_mask(path, data)
     if image is not None:
         check_mask(path, raw, kind, is_image=image == data)
     return MaskFile(
-        path, _storage(data), (raw.shape[1], raw.shape[0]), mask_facts(raw, kind, int(raw.max()))
+        path, _read_storage(data), (raw.shape[1], raw.shape[0]), mask_facts(raw, kind, int(raw.max()))
     ), _value_counts(raw, kind)
 
 

@@ -121,16 +121,20 @@ def if_any(*findings: Finding) -> list[Finding]:
 
 def findings_of_split(check: SplitCheck, side: int) -> list[Finding]:
     """Problems in a split's files, images and masks; `side` is the network's input size in pixels."""
-    found = [*_of_pairing(check), *_of_images(check.samples, side), *_of_mask_files(check)]
+    found = [*_check_pairing(check), *_check_images(check.samples, side), *_check_mask_files(check)]
     if check.mask_format:
-        found += [*_of_values(check, check.mask_format), *_of_foreground(check.masked), *_of_size(check.masked, side)]
-        found += _of_edges(check)
+        found += [
+            *_check_values(check, check.mask_format),
+            *_check_foreground(check.masked),
+            *_check_object_size(check.masked, side),
+        ]
+        found += _check_edges(check)
     return [replace(finding, split=check.name) for finding in found]
 
 
-def _of_pairing(check: SplitCheck) -> list[Finding]:
+def _check_pairing(check: SplitCheck) -> list[Finding]:
     split = check.split
-    return _too_few(check) + if_any(
+    return _check_count(check) + if_any(
         Finding(
             "images-without-mask",
             "will hurt",
@@ -156,7 +160,7 @@ def _of_pairing(check: SplitCheck) -> list[Finding]:
     )
 
 
-def _too_few(check: SplitCheck) -> list[Finding]:
+def _check_count(check: SplitCheck) -> list[Finding]:
     pairs = len(check.masks)
     if check.split.masks is None and check.trains:
         remedy = (
@@ -177,7 +181,7 @@ def _too_few(check: SplitCheck) -> list[Finding]:
     return [Finding("few", "will hurt", f"Only {pairs} pairs to train on", remedy)]
 
 
-def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
+def _check_images(samples: Sequence[Sample], side: int) -> list[Finding]:
     large = sorted((sample for sample in samples if max(sample.size) >= LARGE), key=lambda one: -max(one.size))
     return if_any(
         Finding(
@@ -186,21 +190,25 @@ def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
             f"images of {LARGE:,} pixels and more on a side",
             f"The network sees each at {side}x{side}: if details matter, cut tiles (dsu cache-features --tile SIZE "
             "--overlap PIXELS).",
-            [case_of(sample, _times(sample.size)) for sample in large],
+            [case_of(sample, _format_size(sample.size)) for sample in large],
         ),
         Finding(
             "small",
             "good to know",
             f"images of less than {SMALL} pixels on a side",
             f"They are enlarged to {side}x{side}: check that they are not thumbnails.",
-            [case_of(sample, _times(sample.size)) for sample in samples if min(sample.size) < SMALL],
+            [case_of(sample, _format_size(sample.size)) for sample in samples if min(sample.size) < SMALL],
         ),
         Finding(
             "long",
             "good to know",
             f"images with an aspect ratio above {LONG:g}",
             f"They are squeezed to {side}x{side}: crop them, or cut tiles (dsu cache-features --tile SIZE).",
-            [case_of(sample, _times(sample.size)) for sample in samples if max(sample.size) > LONG * min(sample.size)],
+            [
+                case_of(sample, _format_size(sample.size))
+                for sample in samples
+                if max(sample.size) > LONG * min(sample.size)
+            ],
         ),
         Finding(
             "flat",
@@ -245,7 +253,7 @@ def _of_images(samples: Sequence[Sample], side: int) -> list[Finding]:
     )
 
 
-def _times(size: Size) -> str:
+def _format_size(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
@@ -256,12 +264,12 @@ def _is_dim(sample: Sample) -> bool:
     return dark and sample.contrast * 255 / sample.brightest >= FLAT
 
 
-def _of_mask_files(check: SplitCheck) -> list[Finding]:
+def _check_mask_files(check: SplitCheck) -> list[Finding]:
     cases: dict[str, list[Case]] = {"turned": [], "shape": [], "scaled": []}
     for sample in check.samples:
         if sample.mask and sample.mask.size != sample.size:
-            remark = f"{_times(sample.size)}, mask {_times(sample.mask.size)}"
-            cases[_mismatch(sample.size, sample.mask.size)].append(case_of(sample, remark))
+            remark = f"{_format_size(sample.size)}, mask {_format_size(sample.mask.size)}"
+            cases[_mismatch_kind(sample.size, sample.mask.size)].append(case_of(sample, remark))
     found = if_any(
         Finding(
             "mask-turned",
@@ -291,7 +299,7 @@ def _of_mask_files(check: SplitCheck) -> list[Finding]:
     return [Finding("unclear-masks", severity, "Masks that cannot be read as foreground", reason), *found]
 
 
-def _mismatch(size: Size, mask_size: Size) -> str:
+def _mismatch_kind(size: Size, mask_size: Size) -> str:
     """Findings about masks whose size differs from their image's."""
     if size == mask_size[::-1]:
         return "turned"
@@ -300,7 +308,7 @@ def _mismatch(size: Size, mask_size: Size) -> str:
     return "scaled" if abs(stretch - 1) <= 0.02 + 1 / min(size + mask_size) else "shape"
 
 
-def _of_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
+def _check_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
     """Findings about ambiguous raw values; none if the user gave the foreground."""
     if mask_format.foreground is not None:
         return []
@@ -339,7 +347,7 @@ def _of_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
     return found
 
 
-def _of_foreground(masked: Sequence[Masked]) -> list[Finding]:
+def _check_foreground(masked: Sequence[Masked]) -> list[Finding]:
     empty = [case_of(one.sample) for one in masked if one.foreground.share == 0]
     most = 2 * len(empty) > len(masked)
     found = if_any(
@@ -368,7 +376,7 @@ def _of_foreground(masked: Sequence[Masked]) -> list[Finding]:
     return found
 
 
-def _of_size(masked: Sequence[Masked], side: int) -> list[Finding]:
+def _check_object_size(masked: Sequence[Masked], side: int) -> list[Finding]:
     """Findings about objects that become tiny or vanish at the network's input size."""
     objects = sum(one.foreground.objects for one in masked)
     lost = sum(one.foreground.vanished for one in masked)
@@ -396,7 +404,7 @@ def _of_size(masked: Sequence[Masked], side: int) -> list[Finding]:
     )
 
 
-def _of_edges(check: SplitCheck) -> list[Finding]:
+def _check_edges(check: SplitCheck) -> list[Finding]:
     jpegs = [sample for sample in check.samples if sample.mask and sample.mask.storage.format in ("JPEG", "MPO")]
     return if_any(
         Finding(

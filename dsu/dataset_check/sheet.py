@@ -17,24 +17,24 @@ from dsu.data.images import FEW_VALUES, read_image
 from dsu.dataset_check import DatasetCheck, SplitCheck
 from dsu.dataset_check.reading import HALF, Sample
 from dsu.dataset_check.rules import SEVERITIES, Finding, case_of
-from dsu.drawing import FAINT_INK, INK, Page, dress, save_figures
+from dsu.drawing import FAINT_INK, INK, Page, save_figures, style_axes
 from dsu.pictures import CELL_GROUND, overlay, page_files
 from dsu.progress import SILENT, Progress, Task
 
 DPI: Final = 200
 
 _COLUMNS: Final = 6
-_CELL: Final = (1.62, 1.22)
+_CELL_SIZE: Final = (1.62, 1.22)
 """Width and height in inches."""
 _GAP: Final = 0.1
-_SECTION: Final = 0.32
-_HEADER: Final = 0.62
-_PLOTS: Final = 2.1
+_SECTION_HEIGHT: Final = 0.32
+_HEADER_HEIGHT: Final = 0.62
+_PLOTS_HEIGHT: Final = 2.1
 """Height of the histograms, including their labels."""
 
 _SEVERITY_INK: Final = dict(zip(SEVERITIES, ("#c5221f", "#b06000", INK), strict=True))
 
-_LEAST: Final = 1e-4
+_MIN_SHARE: Final = 1e-4
 """Foreground fraction at which the scale begins; smaller values are drawn at its beginning."""
 
 Cell = tuple[Sample, str, str]
@@ -76,10 +76,10 @@ def _sections(found: DatasetCheck) -> Iterator[tuple[str, list[Cell]]]:
     half = _COLUMNS // 2
     extremes = [*ordered[:half], *ordered[max(half, len(ordered) - half) :]]
     yield "Least and most foreground", [(sample, f"{100 * share:.3g} %", INK) for share, sample in extremes]
-    yield "Examples of findings", _odd(found.findings)
+    yield "Examples of findings", _finding_cells(found.findings)
 
 
-def _odd(findings: Sequence[Finding]) -> list[Cell]:
+def _finding_cells(findings: Sequence[Finding]) -> list[Cell]:
     """One case of each finding, then a second one if there is room; cases of the same finding are side by side."""
     shown = [finding for finding in findings if any(case.samples for case in finding.cases)]
     taken: dict[int, list[Cell]] = {}
@@ -98,23 +98,35 @@ def _odd(findings: Sequence[Finding]) -> list[Cell]:
 
 
 def _page(found: DatasetCheck, sections: Sequence[tuple[str, Sequence[Cell]]], task: Task) -> Figure:
-    pitch = _CELL[1] + 0.36  # two lines below a cell
+    pitch = _CELL_SIZE[1] + 0.36  # two lines below a cell
     rows = sum(-(-len(cells) // _COLUMNS) for _, cells in sections)
-    page = Page(_GAP + _COLUMNS * (_CELL[0] + _GAP), _HEADER + len(sections) * _SECTION + rows * pitch + _PLOTS, DPI)
+    page = Page(
+        _GAP + _COLUMNS * (_CELL_SIZE[0] + _GAP),
+        _HEADER_HEIGHT + len(sections) * _SECTION_HEIGHT + rows * pitch + _PLOTS_HEIGHT,
+        DPI,
+    )
     _write_header(page, found)
-    top = _HEADER
+    top = _HEADER_HEIGHT
     for title, cells in sections:
         page.write(title, _GAP, top + 0.2, 9, weight="bold")
-        top += _SECTION
+        top += _SECTION_HEIGHT
         for index, cell in enumerate(cells):
             row, column = divmod(index, _COLUMNS)
-            _draw_cell(page, _GAP + column * (_CELL[0] + _GAP), top + row * pitch, cell, found)
+            _draw_cell(page, _GAP + column * (_CELL_SIZE[0] + _GAP), top + row * pitch, cell, found)
             task.advance()
         top += -(-len(cells) // _COLUMNS) * pitch
     page.write("Foreground, mask values, sizes", _GAP, top + 0.2, 9, weight="bold")
     room = (page.width - _GAP) / 3
     for column, draw in enumerate((_draw_shares, _draw_values, _draw_sizes)):
-        draw(page.axes(_GAP + column * room + 0.5, top + _SECTION + 0.05, room - 0.75, _PLOTS - _SECTION - 0.6), found)
+        draw(
+            page.axes(
+                _GAP + column * room + 0.5,
+                top + _SECTION_HEIGHT + 0.05,
+                room - 0.75,
+                _PLOTS_HEIGHT - _SECTION_HEIGHT - 0.6,
+            ),
+            found,
+        )
     return page.finish()
 
 
@@ -131,36 +143,36 @@ def _write_header(page: Page, found: DatasetCheck) -> None:
 
 def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: DatasetCheck) -> None:
     sample, words, colour = cell
-    size = page.fit(sample.size, *_CELL)
+    size = page.fit(sample.size, *_CELL_SIZE)
     image = read_image(sample.image).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     mask_format = next(check.mask_format for check in found.splits if check.name == sample.signature.split)
     mask = mask_format.read(sample.mask.path) if mask_format and sample.mask else None
     if mask is not None:
         image = overlay(image, Image.fromarray(mask).resize(size, Image.Resampling.BOX))
-    edges = page.picture(image, left, top, *_CELL, frame=None, ground=CELL_GROUND)
+    edges = page.picture(image, left, top, *_CELL_SIZE, frame=None, ground=CELL_GROUND)
     if mask is not None:
-        page.ring_small_objects(mask >= HALF, edges, (left, top, *_CELL))
-    page.write(words, left, top + _CELL[1] + 0.13, 7, weight="bold", color=colour, room=_CELL[0])
-    page.write(case_of(sample).name, left, top + _CELL[1] + 0.26, 6, color=FAINT_INK, room=_CELL[0])
+        page.ring_small_objects(mask >= HALF, edges, (left, top, *_CELL_SIZE))
+    page.write(words, left, top + _CELL_SIZE[1] + 0.13, 7, weight="bold", color=colour, room=_CELL_SIZE[0])
+    page.write(case_of(sample).name, left, top + _CELL_SIZE[1] + 0.26, 6, color=FAINT_INK, room=_CELL_SIZE[0])
 
 
 # ---- histograms ----
 
 
-def _coloured(found: DatasetCheck) -> Iterator[tuple[SplitCheck, str]]:
+def _splits_with_colours(found: DatasetCheck) -> Iterator[tuple[SplitCheck, str]]:
     """Every split with its colour."""
     return zip(found.splits, cycle(("#08519c", "#e8590c", "#2b8a3e", "#9c36b5", "#5f6368")))
 
 
 def _draw_shares(axes: Axes, found: DatasetCheck) -> None:
     """Histogram of the masks' foreground on a logarithmic scale, without empty masks."""
-    dress(axes, "foreground of a mask, % of its pixels", "masks")
-    bins = (np.logspace(np.log10(_LEAST), 0, 25) * 100).tolist()
-    for check, colour in _coloured(found):
-        shares = [100 * max(one.foreground.share, _LEAST) for one in check.masked if one.foreground.share > 0]
+    style_axes(axes, "foreground of a mask, % of its pixels", "masks")
+    bins = (np.logspace(np.log10(_MIN_SHARE), 0, 25) * 100).tolist()
+    for check, colour in _splits_with_colours(found):
+        shares = [100 * max(one.foreground.share, _MIN_SHARE) for one in check.masked if one.foreground.share > 0]
         axes.hist(shares, bins=bins, label=check.name, color=colour, alpha=0.6)
     if not any(one.foreground.share > 0 for check in found.splits for one in check.masked):
-        _say_none(axes)
+        _write_none(axes)
         return
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set(xscale="log", xlim=(bins[0], 100))
@@ -171,15 +183,15 @@ def _draw_shares(axes: Axes, found: DatasetCheck) -> None:
 
 def _draw_values(axes: Axes, found: DatasetCheck) -> None:
     """The masks' raw values by their fraction of all pixels, on a logarithmic scale."""
-    dress(axes, "raw value in the masks", "% of pixels")
+    style_axes(axes, "raw value in the masks", "% of pixels")
     values = sorted({value for check in found.splits for value in check.values})
     if not values:
-        _say_none(axes)
+        _write_none(axes)
         return
     few = len(values) <= FEW_VALUES
     places = {value: index if few else value for index, value in enumerate(values)}
     least = 100.0
-    for check, colour in _coloured(found):
+    for check, colour in _splits_with_colours(found):
         shares = {places[value]: 100 * pixels / check.values.total() for value, pixels in check.values.items()}
         least = min(least, *shares.values()) if shares else least
         axes.bar(list(shares), list(shares.values()), width=0.8 if few else 1.0, color=colour, alpha=0.6)
@@ -194,8 +206,8 @@ def _draw_values(axes: Axes, found: DatasetCheck) -> None:
 
 def _draw_sizes(axes: Axes, found: DatasetCheck) -> None:
     """Width and height of every image, with the network's input size."""
-    dress(axes, "width, pixels", "height, pixels")
-    for check, colour in _coloured(found):
+    style_axes(axes, "width, pixels", "height, pixels")
+    for check, colour in _splits_with_colours(found):
         sizes = np.array([sample.size for sample in check.samples]).reshape(-1, 2)
         axes.scatter(sizes[:, 0], sizes[:, 1], s=7, color=colour, alpha=0.35, linewidths=0, rasterized=True)
     axes.plot([found.side], [found.side], "s", markersize=6, color="black", fillstyle="none", markeredgewidth=1)
@@ -214,6 +226,6 @@ def _draw_sizes(axes: Axes, found: DatasetCheck) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _say_none(axes: Axes) -> None:
+def _write_none(axes: Axes) -> None:
     axes.text(0.5, 0.5, "none", ha="center", va="center", color=FAINT_INK, fontsize=8, transform=axes.transAxes)
     axes.set(xticks=[], yticks=[])

@@ -18,8 +18,8 @@ takes 102 instead of 134 G multiply-adds per image.
 
 On a GPU four small calls take longer than one padded call, so windows are padded there as in sam2.
 
-The first block of a Hiera stage pools its queries 2x2. Windows start at even positions there, so every pooled cell
-lies in one window; a last odd row or column is left out of the pooled map, as in sam2.
+The first block of a Hiera stage pools its queries 2x2. Windows start at even positions there, so every pooled cell is
+within one window; a last odd row or column is omitted from the pooled map, as in sam2.
 """
 
 from collections.abc import Collection

@@ -1,7 +1,7 @@
-"""`dsu export`: a head and its encoders to one ONNX file that has shown to be right, with a runner beside it.
+"""`dsu export`: a head and its encoders as one checked ONNX file, with a runner next to it.
 
-Lower precision: 8-bit weights for CPUs, 16-bit floats for GPUs. Dynamic quantisation rounds the matrix products'
-weights to 8 bits, and their inputs at run time. Static quantisation also rounds convolutions, with ranges from
+Lower precision: 8-bit weights for CPUs, 16-bit floats for GPUs. Dynamic quantisation rounds the weights of matrix
+products to 8 bits, and their inputs at run time. Static quantisation also rounds convolutions, with ranges from
 calibration images. The loss is measured, and part by part if it is too large.
 """
 
@@ -32,7 +32,7 @@ from dsu.choices import ExportPrecision
 from dsu.encoders.sources import published_source
 from dsu.errors import DsuError, UsageError
 from dsu.export.graph import (
-    BESIDE,
+    EXTERNAL_WEIGHTS_BYTES,
     Agreement,
     Arrays,
     Loss,
@@ -56,7 +56,7 @@ RUNNER_FILE: Final = "dsu_runner.py"
 STRAY: Final = ".export."
 """Prefix of temporary folders in which models are built, followed by the process id."""
 CALIBRATED: Final = 32
-"""Images that ranges are found on."""
+"""Number of images for calibration."""
 LIMIT: Final = 1 / 255
 """Largest accepted mean difference of masks after rounding to 8 bits: one grey level."""
 
@@ -131,12 +131,12 @@ def export_model(
         "precision": precision,
     }
     make_folder(out.parent)
-    _sweep(out.parent)
+    _remove_strays(out.parent)
     with tempfile.TemporaryDirectory(prefix=f"{STRAY}{os.getpid()}.", dir=out.parent) as folder:
         made = Path(folder) / out.name
         progress.say(f"tracing the network ({info.config.encoders_name}) and writing {out}")
         write_graph(network, made)
-        _note(made, facts, info)
+        _write_metadata(made, facts, info)
         progress.say("checking it against torch")
         floating = Model(made, "cpu", threads)
         agreement = compare(network, floating, given)
@@ -155,7 +155,7 @@ def export_model(
                 _halve(made, lower)
                 loss = loss_of(Model(lower, "cpu", threads), floating, given)
             made = lower
-        _note(made, facts | {"check": asdict(agreement), "loss": loss and asdict(loss), "kept": kept}, info)
+        _write_metadata(made, facts | {"check": asdict(agreement), "loss": loss and asdict(loss), "kept": kept}, info)
         runner = out.parent / RUNNER_FILE
         atomic_write(runner, (files("dsu") / "runner.py").read_bytes())
         atomic_write(page, _page(out, facts, agreement, loss).encode())
@@ -164,7 +164,7 @@ def export_model(
     return Exported((*reversed(written), runner, page), agreement, loss, tuple(kept), threads)
 
 
-def _sweep(folder: Path) -> None:
+def _remove_strays(folder: Path) -> None:
     """Remove remains of killed exports."""
     for stray in folder.glob(f"{STRAY}*"):
         if not psutil.pid_exists(int(stray.name.split(".")[2])):
@@ -207,10 +207,10 @@ def _facts(info: HeadInfo, digests: dict[str, str], licence: str) -> dict[str, A
     }
 
 
-def _note(path: Path, facts: dict[str, Any], info: HeadInfo) -> None:
-    """Put facts into a model's metadata, and weights beside it into it, where they are not too large."""
+def _write_metadata(path: Path, facts: dict[str, Any], info: HeadInfo) -> None:
+    """Store facts in a model's metadata, and external weights in its file, unless they are too large."""
     data = path.with_name(f"{path.name}.data")
-    inside = data.exists() and data.stat().st_size <= BESIDE
+    inside = data.exists() and data.stat().st_size <= EXTERNAL_WEIGHTS_BYTES
     model = onnx.load(path, load_external_data=inside)
     onnx.helper.set_model_props(model, {"dsu": info.public.model_dump_json(), "dsu_export": json.dumps(facts)})
     path.write_bytes(model.SerializeToString())
@@ -242,7 +242,12 @@ def _halve(source: Path, target: Path) -> None:
     """Write a float32 model in float16, its output still float32: for the CUDA provider."""
     with silence():
         model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=True)
-        onnx.save(model, target, save_as_external_data=model.ByteSize() > BESIDE, location=f"{target.name}.data")
+        onnx.save(
+            model,
+            target,
+            save_as_external_data=model.ByteSize() > EXTERNAL_WEIGHTS_BYTES,
+            location=f"{target.name}.data",
+        )
 
 
 def _quantize(
@@ -280,7 +285,7 @@ def _parts(source: Path, operators: Sequence[str]) -> Parts:
     parts = defaultdict(list)
     for node in model.graph.node:
         if node.op_type in operators and node.input[1] in constant:
-            # The part of the network is in the name of the module, which torch notes.
+            # The part of the network is in the module's name, which torch records in the metadata.
             noted = _PART.findall("/".join(entry.value for entry in node.metadata_props))
             parts[f"{noted[-1] if noted else 'network'} {node.op_type}"].append(node.name)
     return dict(parts)
@@ -293,7 +298,7 @@ def _write_8_bits(source: Path, target: Path, parts: Parts, calibration: Sequenc
     )
     beside = source.with_name(f"{source.name}.data").exists()  # the result may still be too large for one file
     with silence(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = source  # each step writes under the model's own name, which weights beside it are found by
+        made = source  # each step keeps the model's file name, since it refers to external weights by name
         if products:
             made = Path(tempfile.mkdtemp(dir=folder), source.name)
             quantize_dynamic(

@@ -1,10 +1,10 @@
 """The whole network as one ONNX graph in float32, with the arithmetic of `DSUNet`, including the rounding of frozen
 features.
 
-What shows that it is right: the same images through torch and through the file, and both clocked.
+The check runs the same images through torch and through the file, compares the results and times both.
 
-A trap: Python's arithmetic with a batch's size (`len(tensor)`) writes the traced size into the graph, which then gives
-wrong masks at every other one. So the check runs other batches than the traced one.
+Python arithmetic with the batch size (`len(tensor)`) would write the traced size into the graph, which then gives wrong
+masks for any other size. So the check uses other batch sizes than the trace.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ TRACED: Final = 5
 OPSET: Final = 23
 """The first opset with an Attention operator: one fusion at 88x88 takes 39 MB with it, and 757 MB without."""
 
-BESIDE: Final = 3 << 29
+EXTERNAL_WEIGHTS_BYTES: Final = 3 << 29
 """Size of weights from which they get a separate file: an ONNX file is limited to 2 GiB."""
 
 BATCHES: Final = (1, 2, 3)
 """Batch sizes of the check; none is the traced one."""
 
-LARGEST: Final = 1e-3
+TOLERANCE: Final = 1e-3
 """Tolerance in standard deviations of the logits; correct exports differ by about 5e-6."""
 
 ROUNDS: Final = 3
@@ -93,7 +93,7 @@ def write_graph(network: DSUNet, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
-        program.save(path, external_data=weights > BESIDE)
+        program.save(path, external_data=weights > EXTERNAL_WEIGHTS_BYTES)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ class Agreement:
 
     Attributes:
         logits: the largest difference, in standard deviations of torch's logits.
-        grey_levels: the largest difference of masks stretched to full range.
+        grey_levels: the largest difference of min-max normalised masks.
         torch_seconds, seconds: the fastest of several runs on one image, in turns.
     """
 
@@ -130,8 +130,8 @@ class Agreement:
     @property
     def fault(self) -> str | None:
         """Why the model must not be used, as a clause; None if it is correct."""
-        if not self.logits <= LARGEST:  # so that NaN also fails
-            return f"its logits differ from torch's by {self.logits:.2g} standard deviations, more than {LARGEST:g}"
+        if not self.logits <= TOLERANCE:  # so that NaN also fails
+            return f"its logits differ from torch's by {self.logits:.2g} standard deviations, more than {TOLERANCE:g}"
         return None if self.grey_levels <= 1 else f"its masks differ from torch's by {self.grey_levels:.1f} grey levels"
 
 
@@ -142,7 +142,7 @@ class Loss:
     Attributes:
         S: the structure measure of its masks, with the float32 model's masks, binarised at 0.5, as ground truth.
         S_before: the same for the float32 model's own soft masks.
-        MAE: the mean difference of masks, 0 to 1; masks are stretched to full range.
+        MAE: the mean difference of min-max normalised masks, 0 to 1.
         grey_levels: the largest difference.
         float_seconds, seconds: the fastest of several runs on one image, in turns.
     """
@@ -192,29 +192,31 @@ def through_torch(network: DSUNet) -> Callable[[Arrays], NDArray[np.float32]]:
 def compare(network: DSUNet, model: Model, given: Arrays) -> Agreement:
     """Run the same images through both, in batches of `BATCHES`. Raises `DsuError` if the model can't run them."""
     reference = through_torch(network)
-    a, b = (np.concatenate([run(batch) for batch in _batches(given)]) for run in (reference, partial(_run, model)))
-    seconds = _seconds([reference, model.run], given)
-    return Agreement(float(np.abs(a - b).max() / a.std()), float(_grey(a, b).max()), *seconds)
+    a, b = (
+        np.concatenate([run(batch) for batch in _batches(given)]) for run in (reference, partial(_run_batch, model))
+    )
+    seconds = _fastest_times([reference, model.run], given)
+    return Agreement(float(np.abs(a - b).max() / a.std()), float(_grey_level_differences(a, b).max()), *seconds)
 
 
 def loss_of(model: Model, floating: Model, given: Arrays) -> Loss:
     """What a model of lower precision loses. Raises `DsuError` if it can't run, or its output is not finite."""
     masks = [masks_of(one, given) for one in (floating, model)]
-    own, other = (_structure(side, masks[0]) for side in masks)
+    own, other = (_structure_measure(side, masks[0]) for side in masks)
     differences = np.abs(masks[0] - masks[1])
-    seconds = _seconds([floating.run, model.run], given)
+    seconds = _fastest_times([floating.run, model.run], given)
     return Loss(other, own, float(differences.mean()), float(differences.max() * 255), *seconds)
 
 
 def masks_of(model: Model, given: Arrays) -> NDArray[np.float32]:
-    """Stretched masks (B, S, S) of a model, in batches of `BATCHES`. Raises as `loss_of`."""
-    logits = np.concatenate([_run(model, batch) for batch in _batches(given)])
+    """A model's min-max normalised masks (B, S, S), in batches of `BATCHES`. Raises as `loss_of`."""
+    logits = np.concatenate([_run_batch(model, batch) for batch in _batches(given)])
     if not np.isfinite(logits).all():
         raise DsuError("The model's output is not finite at this precision: export with --precision fp32.")
     return np.stack([mask_of(one[0], "minmax") for one in logits])
 
 
-def _structure(masks: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+def _structure_measure(masks: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
     meters = Meters()
     for mask, other in zip(masks, truth, strict=True):
         meters.s.step(mask.astype(np.float64), other >= 0.5, normalize=False)
@@ -229,7 +231,7 @@ def _batches(given: Arrays) -> list[Arrays]:
     ]
 
 
-def _run(model: Model, batch: Arrays) -> NDArray[np.float32]:
+def _run_batch(model: Model, batch: Arrays) -> NDArray[np.float32]:
     try:
         return model.run(batch)
     except Exception as error:  # onnxruntime's own exceptions
@@ -240,13 +242,13 @@ def _run(model: Model, batch: Arrays) -> NDArray[np.float32]:
         ) from error
 
 
-def _grey(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Differences of stretched masks, (B, S, S), in grey levels."""
+def _grey_level_differences(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Differences of min-max normalised masks, (B, S, S), in grey levels."""
     stretched = [np.stack([mask_of(one[0].copy(), "minmax") for one in logits]) for logits in (a, b)]
     return np.asarray(np.abs(stretched[0] - stretched[1]) * np.float32(255))
 
 
-def _seconds(runs: Sequence[Callable[[Arrays], Any]], given: Arrays) -> list[float]:
+def _fastest_times(runs: Sequence[Callable[[Arrays], Any]], given: Arrays) -> list[float]:
     """The fastest time of each for one image, in turns, so that other load affects all alike."""
     one = {name: values[:1] for name, values in given.items()}
     best = [float("inf")] * len(runs)

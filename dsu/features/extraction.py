@@ -39,9 +39,9 @@ from dsu_cache import BusyError, Entry, Fingerprint, Store, locked, url_of
 Part = tuple[int, int]
 """One of several independent jobs, counted from 1: `(3, 16)`."""
 
-_PATIENCE: Final = 3600.0
+_MAX_WAIT_SECONDS: Final = 3600.0
 """Seconds that a part waits for another one that scans the images or changes the store."""
-_REMINDER: Final = 300.0
+_REMINDER_SECONDS: Final = 300.0
 """Seconds between messages while waiting."""
 
 
@@ -187,11 +187,11 @@ def cache_features(
     def plan_all(digests: Mapping[str, str], root: Path) -> CachePlan:
         plans = []
         for source, split in splits:
-            with _turn(store_path(root, split.name, config), part, progress):
+            with _lock_planning(store_path(root, split.name, config), part, progress):
                 plan = plan_extraction(
                     split, source, config, settings, runtime, digests, root, progress, weights=weights, part=part
                 )
-            for line in (*describe(split, plan.inspection), *_other_threads(plan, runtime)):
+            for line in (*describe(split, plan.inspection), *_thread_notes(plan, runtime)):
                 progress.say(line)
             plans.append(plan)
         planned = CachePlan(
@@ -214,7 +214,7 @@ def cache_features(
         options = " and ".join(f"--preset {preset}" for preset in sorted(stored))
         hint = f"; features of {dataset} are already stored with {options}" if stored else ""
         raise MissingWeightsError(f"{str(error).rstrip('.')}{hint}.") from error
-    _check_alike(world, runtime, digests)
+    _check_same_computation(world, runtime, digests)
     planned = world.told(lambda: plan_all(digests, paths.cache_root))
     if dry_run:
         return planned
@@ -226,14 +226,14 @@ def cache_features(
     return replace(planned, left=sum(len(plan.lacking()) for plan in planned.splits) if part else 0)
 
 
-def _other_threads(plan: ExtractionPlan, runtime: Runtime) -> Iterator[str]:
+def _thread_notes(plan: ExtractionPlan, runtime: Runtime) -> Iterator[str]:
     own, begun_with = torch.get_num_threads(), plan.store.threads
     if plan.todo and runtime.device.type == "cpu" and begun_with not in (None, own):
         began = counted(begun_with or 0, "threads")
         yield f"{plan.split.name}: encoded with {began}, like the rest of its store, not with {own}."
 
 
-def _check_alike(world: World, runtime: Runtime, digests: Mapping[str, str]) -> None:
+def _check_same_computation(world: World, runtime: Runtime, digests: Mapping[str, str]) -> None:
     """Raise `UsageError` if processes would compute different features from the same images."""
     found = world.gathered((runtime.device.type, runtime.precision, dict(digests)))
     if any(one != found[0] for one in found):
@@ -346,16 +346,16 @@ def plan_extraction(
                 store.set_manifest(manifest)
             _add_arrays(store, wanted, settings, config)
     except BusyError:
-        if part is None or not _is_settled(store, wanted, attributes, entries):
+        if part is None or not _is_up_to_date(store, wanted, attributes, entries):
             raise
         drift = _reconcile(store, wanted, rebuild=False)
-    kept = {name: _kept_views(settings, name, split.kind, config) for name in wanted}
+    kept = {name: _stored_views(settings, name, split.kind, config) for name in wanted}
     plan = ExtractionPlan(split, inspection, store, drift, guide_names(config), encoder_batch_size, kept, {})
     return replace(plan, todo=plan.lacking())
 
 
 @contextmanager
-def _turn(path: Path, part: Part | None, progress: Progress) -> Iterator[None]:
+def _lock_planning(path: Path, part: Part | None, progress: Progress) -> Iterator[None]:
     """Let one part at a time scan a split's images inside a `with`: the first reads them, the others reuse its
     results."""
     if part is None:
@@ -364,7 +364,7 @@ def _turn(path: Path, part: Part | None, progress: Progress) -> Iterator[None]:
     root = path.parent.parent
     make_folder(root)
     lock = root / f".{path.parent.name}-{path.name}.lock"
-    with _patiently(lambda: locked(lock, f"the images of {path} are being scanned"), progress):
+    with _wait_for(lambda: locked(lock, f"the images of {path} are being scanned"), progress):
         try:
             yield
         finally:
@@ -372,7 +372,7 @@ def _turn(path: Path, part: Part | None, progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def _patiently(lock: Callable[[], AbstractContextManager[object]], progress: Progress) -> Iterator[None]:
+def _wait_for(lock: Callable[[], AbstractContextManager[object]], progress: Progress) -> Iterator[None]:
     """Hold a lock inside a `with`; wait for it as long as that is reasonable."""
     begun = time.monotonic()
     reminder = begun
@@ -383,17 +383,17 @@ def _patiently(lock: Callable[[], AbstractContextManager[object]], progress: Pro
                 break
             except BusyError as error:
                 now = time.monotonic()
-                if now > begun + _PATIENCE:
+                if now > begun + _MAX_WAIT_SECONDS:
                     raise
                 if now >= reminder:
                     why = str(error).removesuffix(": wait until it ends, or stop it")
-                    progress.say(f"waiting ({clock(now - begun)} of at most {clock(_PATIENCE)}): {why}")
-                    reminder = now + _REMINDER
+                    progress.say(f"waiting ({clock(now - begun)} of at most {clock(_MAX_WAIT_SECONDS)}): {why}")
+                    reminder = now + _REMINDER_SECONDS
                 time.sleep(0.5)
         yield
 
 
-def _is_settled(
+def _is_up_to_date(
     store: FeatureStore, wanted: Mapping[str, Fingerprint], attributes: Mapping[str, Any], entries: Mapping[str, Entry]
 ) -> bool:
     """Whether only shards would be written."""
@@ -436,7 +436,7 @@ def _add_arrays(
             store.add_array(name, shape, kind, view_count(name), print_)
 
 
-def _kept_views(settings: ExtractionSettings, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:
+def _stored_views(settings: ExtractionSettings, name: str, kind: str, config: DSUNetConfig) -> tuple[int, ...]:
     """The views in which array `name` is stored; pixels and masks without flips, but with every cached augmentation."""
     if kind == "test":
         return (0,)
@@ -468,12 +468,12 @@ def extract(
     network.encoder_batch_size = plan.encoder_batch_size
     graphs: dict[tuple[str, ...], GraphRunner] = {}  # grouped by features that are encoded together
     label = f"encoding {plan.split.name}{f', part {part[0]}/{part[1]}' if part else ''}"
-    with _writable(plan, part, world, progress), progress.task(label, plan.encodings, "views") as task:
+    with _lock_for_writing(plan, part, world, progress), progress.task(label, plan.encodings, "views") as task:
         network.encoder_threads = plan.store.threads if runtime.device.type == "cpu" else None
         advance = world.counting(task, label)
         own = plan.share(world).left() if part or world.together else plan
         with writing(plan.store) as writer:
-            for shard, extra, batch in _decoded(own, network.config, runtime):
+            for shard, extra, batch in _decode_shards(own, network.config, runtime):
                 for view in sorted({view for _, view in own.todo[shard] if augmentation_of(view) == extra}):
                     arrays = [name for name, wanted in own.todo[shard] if wanted == view]
                     for name, parts in _encode_view(network, runtime, graphs, batch, view, arrays, advance).items():
@@ -483,7 +483,7 @@ def extract(
 
 
 @contextmanager
-def _writable(plan: ExtractionPlan, part: Part | None, world: World, progress: Progress) -> Iterator[None]:
+def _lock_for_writing(plan: ExtractionPlan, part: Part | None, world: World, progress: Progress) -> Iterator[None]:
     """Hold the store's lock inside a `with`: exclusively, or together with other parts or processes.
 
     Raises `BusyError` if another process holds it, or if the samples have changed since the scan.
@@ -494,7 +494,7 @@ def _writable(plan: ExtractionPlan, part: Part | None, world: World, progress: P
             held.enter_context(store.lock())
         else:
             share = (part[0], f"{part[1]} parts") if part else (world.rank + 1, f"{world.size} processes")
-            held.enter_context(_patiently(lambda: store.lock(share), progress))
+            held.enter_context(_wait_for(lambda: store.lock(share), progress))
         if not np.array_equal(rows, store.manifest.rows_in_use):
             raise BusyError(
                 f"the store {store.path} has just been changed by another process: run the same command again"
@@ -502,7 +502,7 @@ def _writable(plan: ExtractionPlan, part: Part | None, world: World, progress: P
         yield
 
 
-def _decoded(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:
+def _decode_shards(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime) -> Iterator[tuple[int, int, Batch]]:
     """Each shard in each augmentation (0: the original images); samples are decoded one shard ahead."""
     inspection, manifest = plan.inspection, plan.store.manifest
     guide = any(name in plan.guides for lacking in plan.todo.values() for name, _ in lacking)

@@ -51,7 +51,11 @@ class FeatureDataset(SampleDataset):
     ) -> None:
         self.store = store if isinstance(store, FeatureStore) else _open_store(folder_of(store), model)
         super().__init__(self.store.manifest.entries, names, views, seed)
-        reads = _reads(self.store, model, self.views) if isinstance(model, DSUNet) else _named(self.store, model)
+        reads = (
+            _features_to_read(self.store, model, self.views)
+            if isinstance(model, DSUNet)
+            else _check_names(self.store, model)
+        )
         self._arrays = [*reads, *(["mask"] if masks and "mask" in self.store.arrays else [])]
         # Opened at once: from here on, no process can remove the arrays.
         kept = {name: {view_index(name, view) for view in self.views.numbers} for name in self._arrays}
@@ -75,26 +79,26 @@ class FeatureDataset(SampleDataset):
             found = self._reader().read([self.store.manifest.row(name) for name in names], places)
         except CorruptError as error:
             raise DsuError(
-                f"{error}. Run `dsu cache verify`, then {self.store.again()}: it recomputes only what is damaged."
+                f"{error}. Run `dsu cache verify`, then {self.store.command()}: it recomputes only what is damaged."
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
         images = {name: tensors.pop(name) for name in FLIPPED_WHEN_READ if name in tensors}
         return Batch.of(names, views, features=tensors, **images)
 
 
-def _is_there(folder: Path) -> bool:
+def _exists(folder: Path) -> bool:
     return is_store(folder) if url_of(folder) is None else Store.exists(folder)
 
 
 def _open_store(folder: Path, model: DSUNet | Collection[str]) -> FeatureStore:
-    if not _is_there(folder) and isinstance(model, DSUNet):
+    if not _exists(folder) and isinstance(model, DSUNet):
         folder /= model.config.encoders_name
-    if not _is_there(folder):
+    if not _exists(folder):
         raise UsageError(f"There is no store at {folder}: run `dsu cache-features` first, or give a store folder.")
     return FeatureStore.open(folder)
 
 
-def _named(store: FeatureStore, names: Collection[str]) -> Collection[str]:
+def _check_names(store: FeatureStore, names: Collection[str]) -> Collection[str]:
     if isinstance(names, str) or not isinstance(names, Collection):
         raise UsageError(f"A data set can't be read for {names!r}: give the model, or a list of arrays.")
     for name in names:
@@ -102,7 +106,7 @@ def _named(store: FeatureStore, names: Collection[str]) -> Collection[str]:
     return names
 
 
-def _reads(store: FeatureStore, model: DSUNet, views: Views) -> tuple[str, ...]:
+def _features_to_read(store: FeatureStore, model: DSUNet, views: Views) -> tuple[str, ...]:
     """The model's resume point, given the store's features; records the store's encoders in the model."""
     stored = store.config
     if any(

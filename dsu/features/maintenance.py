@@ -1,4 +1,4 @@
-"""Looking after stores: what they hold, whether it is whole and still what the images are, removing and copying."""
+"""Upkeep of stores: describe, verify, remove and copy them."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from dsu.data.datasets import Pair, SampleMetadata, Split
 from dsu.data.images import UnreadableImage, file_sha256, or_unreadable, raw_mask, read_image
 from dsu.data.splitting import SPLITS_FILE
-from dsu.data.tiles import LastUsed
+from dsu.data.tiles import LruCache
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, library_versions, named_folders, sample_key, store_folders
@@ -174,7 +174,7 @@ class Verification:
         return {**asdict(self), "path": with_urls(str(self.path)), "findings": findings, "passed": self.passed}
 
 
-def _find(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
+def _find_folders(names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Path]:
     """Store folders by name (empty: all), in the order of `store_folders`, without repeats.
 
     Prints a note if there are no stores at all. Raises `UsageError` for a name without a store.
@@ -206,7 +206,7 @@ def describe_stores(names: Sequence[str], cache_root: Path, progress: Progress =
 
     Raises `UsageError` for a name without a store.
     """
-    return [_describe(folder) for folder in _find(names, cache_root, progress)]
+    return [_describe(folder) for folder in _find_folders(names, cache_root, progress)]
 
 
 def _describe(folder: Path) -> StoreState:
@@ -238,7 +238,7 @@ def _describe(folder: Path) -> StoreState:
         split=folder.parent.name,
         kind=source.kind,
         source=source.place,
-        source_there=source.uncut.find() is not None,
+        source_there=source.untiled.find() is not None,
         encoders=folder.name,
         random=True if toy else noted if isinstance(noted, bool) else None,
         samples=len(store.manifest.entries),
@@ -307,7 +307,7 @@ def verify_stores(
     """
     return [
         verify_store(folder, mark=mark, workers=workers, progress=progress)
-        for folder in _find(names, cache_root, progress)
+        for folder in _find_folders(names, cache_root, progress)
     ]
 
 
@@ -323,21 +323,21 @@ def verify_store(path: Path, *, mark: bool = True, workers: int = 4, progress: P
     split = source.find()
     nbytes = audited_nbytes(store) + (0 if split is None else sum(map(_source_nbytes, store.metadata.values())))
     with progress.task(f"verifying {path.parent.name}", max(1, round(nbytes / 1e6)), "MB") as task:
-        advance = _in_megabytes(task)
+        advance = _megabyte_counter(task)
         findings = tuple(audit(store, advance, workers))
-        changed, new, gone = ((), (), ()) if split is None else _compare(store, split, advance, workers)
+        changed, new, gone = ((), (), ()) if split is None else _compare_files(store, split, advance, workers)
         advance(0)
     marked, unmarked = 0, None if mark else "--keep was given"
     if mark:
         try:
-            _forget_times(store, changed)
+            _invalidate_times(store, changed)
             marked = len(discard_refuted(store, list(findings)))
         except (BusyError, OSError) as error:
             unmarked = str(error)
     return Verification(
         path,
         path.parent.name,
-        source.asked,
+        source.arguments,
         findings,
         changed,
         new,
@@ -353,13 +353,13 @@ def _source_nbytes(facts: SampleMetadata) -> int:
     return facts.image_bytes + (facts.mask_bytes or 0)
 
 
-def _compare(
+def _compare_files(
     store: FeatureStore, split: Split, advance: Callable[[int], None], workers: int
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of changed, new and missing samples."""
     stored = store.metadata
     pairs = {pair.name: pair for pair in split.pairs}
-    hashed = LastUsed(file_sha256, most=2 * workers)  # once for all tiles of an image
+    hashed = LruCache(file_sha256, most=2 * workers)  # once for all tiles of an image
 
     @or_unreadable
     def hashes(name: str) -> tuple[str, str | None]:
@@ -385,7 +385,7 @@ def _decode(pair: Pair) -> None:
         raw_mask(pair.mask)
 
 
-def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
+def _invalidate_times(store: FeatureStore, names: tuple[str, ...]) -> None:
     """Have changed files hashed again, even if size and time are unchanged, by which they are otherwise recognised."""
     if not names:
         return
@@ -399,7 +399,7 @@ def _forget_times(store: FeatureStore, names: tuple[str, ...]) -> None:
         store.set_manifest(Manifest(entries, store.manifest.rows, store.manifest.next_row))
 
 
-def _in_megabytes(task: Task) -> Callable[[int], None]:
+def _megabyte_counter(task: Task) -> Callable[[int], None]:
     """Count bytes, and report whole megabytes to the task."""
     counted, told = 0, 0
 
@@ -427,7 +427,7 @@ def remove_stores(name: str, cache_root: Path, before: Callable[[list[StoreState
     Raises `UsageError` if there is no such store, or it is elsewhere, and `BusyError` while another process writes or
     reads it.
     """
-    folders = _find([name], cache_root)
+    folders = _find_folders([name], cache_root)
     for folder in folders:
         _check_removable(folder, cache_root)
     states = [_describe(folder) for folder in folders]
@@ -471,15 +471,15 @@ def push_stores(names: Sequence[str], cache_root: Path, url: str, progress: Prog
 
     Raises `UsageError` for a name without a store, and `CacheError` as `copy_store`.
     """
-    return _copy_all(names, cache_root, place_of(_checked(url)), progress)
+    return _copy_all(names, cache_root, place_of(_check_url(url)), progress)
 
 
 def pull_stores(url: str, names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Copy]:
     """Copy named stores (empty: all) from `s3://bucket/path` to a cache root: see `push_stores`."""
-    return _copy_all(names, place_of(_checked(url)), cache_root, progress)
+    return _copy_all(names, place_of(_check_url(url)), cache_root, progress)
 
 
-def _checked(url: str) -> str:
+def _check_url(url: str) -> str:
     if not url.startswith("s3://"):
         raise UsageError(f"{url} is not an S3 URL: write s3://BUCKET/PATH.")
     return url
@@ -507,7 +507,7 @@ def _copy(source: Path, target: Path, progress: Progress) -> Copy:
             counted[:] = shards, nbytes
             if not shards:
                 return lambda nbytes: None
-            return _in_megabytes(
+            return _megabyte_counter(
                 stack.enter_context(
                     progress.task(f"copying {source.parent.name}/{source.name}", max(1, round(nbytes / 1e6)), "MB")
                 )

@@ -25,7 +25,7 @@ from dsu_cache import CacheError, CorruptError, Fingerprint, RemoteError, Store,
 _T = TypeVar("_T")
 
 
-def _as_written(read: "Callable[[FeatureStore], _T]") -> "Callable[[FeatureStore], _T]":
+def _checked_property(read: "Callable[[FeatureStore], _T]") -> "Callable[[FeatureStore], _T]":
     """A property of a store's own record. Raises `DsuError` if this dsu would not have written the record."""
 
     def reading(store: "FeatureStore") -> _T:
@@ -59,7 +59,7 @@ class FeatureStore(Store):
             return super().open(path)
         except CorruptError as error:
             raise DsuError(
-                f"The store {path} is damaged beyond repair ({_below(Path(path), error)}): remove it (`dsu cache "
+                f"The store {path} is damaged beyond repair ({_relative(Path(path), error)}): remove it (`dsu cache "
                 f"remove {path}`) and run `dsu cache-features` again."
             ) from error
 
@@ -76,26 +76,26 @@ class FeatureStore(Store):
             self.check_readable()
         except CorruptError as error:
             raise DsuError(
-                f"The store {self.path} is damaged ({_below(self.path, error)}): run {self.again()} again, which "
+                f"The store {self.path} is damaged ({_relative(self.path, error)}): run {self.command()} again, which "
                 "recomputes only what is damaged."
             ) from error
 
     # -- what it was made from -------------------------------------------------------------------------------------
 
     @property
-    @_as_written
+    @_checked_property
     def source(self) -> SourceFolder:
         """How its images were found."""
         return SourceFolder(**self.attributes["source"])
 
     @property
-    @_as_written
+    @_checked_property
     def config(self) -> DSUNetConfig:
         """The encoders and sizes that it was made with (its depth of adaptation has no meaning)."""
         return DSUNetConfig.model_validate(self.attributes["config"])
 
     @property
-    @_as_written
+    @_checked_property
     def encoders(self) -> dict[str, str]:
         """Digests of the encoder weights of its features."""
         return dict(self.attributes["encoders"])
@@ -113,22 +113,22 @@ class FeatureStore(Store):
                 f"The store {self.path} has no masks, which training and comparisons need: add masks and run `dsu "
                 "cache-features` again."
             )
-        return MaskFormat.from_json(self._recorded("mask_format"))
+        return MaskFormat.from_json(self._fingerprint_field("mask_format"))
 
     @property
     def precision(self) -> Precision:
         """The precision at which its features were computed; auto if there are none."""
-        return self._recorded("precision", "auto")  # type: ignore[no-any-return]
+        return self._fingerprint_field("precision", "auto")  # type: ignore[no-any-return]
 
     @property
     def feature_dtype(self) -> FeatureDtype:
         """The data type of its features."""
-        return self._recorded("type", "float16")  # type: ignore[no-any-return]
+        return self._fingerprint_field("type", "float16")  # type: ignore[no-any-return]
 
     @property
     def encoder_batch_size(self) -> int | None:
         """The encoders' batch size; None if no feature is stored."""
-        return self._recorded("encoder batch size")  # type: ignore[no-any-return]
+        return self._fingerprint_field("encoder batch size")  # type: ignore[no-any-return]
 
     @property
     def threads(self) -> int | None:
@@ -137,17 +137,17 @@ class FeatureStore(Store):
         return next((int(one["threads"]) for one in prints if "threads" in one), None)  # type: ignore[arg-type]
 
     @property
-    @_as_written
+    @_checked_property
     def metadata(self) -> dict[str, SampleMetadata]:
         """The metadata of each sample when it was stored."""
         return {name: SampleMetadata.from_json(entry.info) for name, entry in self.manifest.samples()}
 
-    def is_of(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         """Whether `name` is its data set, its split or its folder; an existing folder always means that folder."""
         source, folder = self.source, Path(name).expanduser()
         if folder.resolve() == Path(source.reference):
             return True
-        named = _plain(name) in (_plain(source.split), _plain(source.dataset))
+        named = _normalise_name(name) in (_normalise_name(source.split), _normalise_name(source.dataset))
         return named and (source.benchmark or not folder.is_dir())
 
     @property
@@ -156,13 +156,13 @@ class FeatureStore(Store):
         cut = f", in tiles {self.source.tiling}" if self.source.tiling else ""
         return f"{self.source.split} ({self.path.name}{cut}{'' if 'mask' in self.arrays else ', without masks'})"
 
-    def again(self, *options: object) -> str:
+    def command(self, *options: object) -> str:
         """The command that created it, with other `options`, to compute what is missing."""
         given = {name: value for name, value in self.config.encoder_settings.items() if value not in (None, "large")}
         encoders = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
-        return f"`{' '.join(['dsu cache-features', self.source.asked, *map(str, [*encoders, *options])])}`"
+        return f"`{' '.join(['dsu cache-features', self.source.arguments, *map(str, [*encoders, *options])])}`"
 
-    def _recorded(self, field: str, default: Any = None) -> Any:
+    def _fingerprint_field(self, field: str, default: Any = None) -> Any:
         """A field of the fingerprints; it is equal in all arrays that have it."""
         prints = [info.fingerprint.fields for info in self.arrays.values()]
         return next((fields[field] for fields in prints if field in fields), default)
@@ -184,7 +184,7 @@ class FeatureStore(Store):
         if lacking:
             raise DsuError(
                 f"The store {self.path} lacks {' and '.join(lacking)} of some samples or views ({views}): run "
-                f"{self.again()} with as many --views; it computes only what is missing."
+                f"{self.command()} with as many --views; it computes only what is missing."
             )
 
     def check_arrays(
@@ -212,7 +212,7 @@ class FeatureStore(Store):
             for name in (*point.features, "mask")
             if name in self.arrays
         }
-        drift = self.check(wanted, f"Run {self.again('--rebuild')}, or run with the store's settings.")
+        drift = self.check(wanted, f"Run {self.command('--rebuild')}, or run with the store's settings.")
         return known, tuple(map(str, drift))
 
     def check_samples(self, progress: Progress = SILENT) -> dict[str, SampleMetadata]:
@@ -239,7 +239,7 @@ class FeatureStore(Store):
         ]
         if parts:
             raise DsuError(
-                f"{source.split} has changed since its features were made: {', '.join(parts)}. Run {self.again()} "
+                f"{source.split} has changed since its features were made: {', '.join(parts)}. Run {self.command()} "
                 "again: it computes only those."
             )
         return found
@@ -250,7 +250,7 @@ def sample_key(facts: SampleMetadata) -> str:
     return hashlib.sha256(f"{facts.content}:{facts.mask_sha256}".encode()).hexdigest()
 
 
-def _below(folder: Path, error: CorruptError) -> str:
+def _relative(folder: Path, error: CorruptError) -> str:
     """The error text, with paths relative to the store's folder, which the sentence already names."""
     return str(error).replace(f"{folder}/", "")
 
@@ -307,10 +307,10 @@ def fingerprint(
     }
     if name == "V":
         fields |= {"grid": config.level_grid(4), "grid resize": "bilinear, two products"}
-    return Fingerprint(fields, {**library_versions(), **_machine(runtime)})
+    return Fingerprint(fields, {**library_versions(), **_machine_facts(runtime)})
 
 
-def _machine(runtime: Runtime) -> dict[str, str | int]:
+def _machine_facts(runtime: Runtime) -> dict[str, str | int]:
     """What may affect a feature's last bits: the GPU, or the CPU and its threads."""
     import torch
 
@@ -390,10 +390,10 @@ def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> lis
         try:
             store = FeatureStore.open(folder)
         except (CacheError, DsuError) as error:
-            if isinstance(error, RemoteError) or (name is not None and _may_be_of(Path(name).name, folder)):
+            if isinstance(error, RemoteError) or (name is not None and _may_belong_to(Path(name).name, folder)):
                 raise
             continue
-        if name is None or store.is_of(name):
+        if name is None or store.matches(name):
             found.append(store)
     return found
 
@@ -403,28 +403,30 @@ def named_folders(cache_root: Path, name: str) -> list[Path]:
 
     As `find_stores` finds them, or by a store's folder, its split's folder or `SPLIT/ENCODERS`.
     """
-    given, word = os.path.abspath(Path(name).expanduser()), _plain(name.rstrip("/"))
+    given, word = os.path.abspath(Path(name).expanduser()), _normalise_name(name.rstrip("/"))
 
     def is_meant(folder: Path) -> bool:
-        words = map(_plain, (folder.parent.name, f"{folder.parent.name}/{folder.name}"))
+        words = map(_normalise_name, (folder.parent.name, f"{folder.parent.name}/{folder.name}"))
         if given in map(os.path.abspath, (folder, folder.parent)) or word in words:
             return True
         try:
-            return FeatureStore.open(folder).is_of(name)
+            return FeatureStore.open(folder).matches(name)
         except RemoteError:
             raise
         except (DsuError, CacheError):
-            return _may_be_of(word, folder)
+            return _may_belong_to(word, folder)
 
     return [folder for folder in store_folders(cache_root) if is_meant(folder)]
 
 
-def _may_be_of(name: str, folder: Path) -> bool:
+def _may_belong_to(name: str, folder: Path) -> bool:
     """Whether a damaged store may belong to a data set or a split, judging by its folder's name only."""
     split = re.sub(r"-tiles-\d+-\d+$", "", folder.parent.name)  # then DATASET-TR or -TE
-    return bool(name) and _plain(name) in map(_plain, (folder.parent.name, split, split.rpartition("-")[0]))
+    return bool(name) and _normalise_name(name) in map(
+        _normalise_name, (folder.parent.name, split, split.rpartition("-")[0])
+    )
 
 
-def _plain(name: str) -> str:
+def _normalise_name(name: str) -> str:
     """A name without case, hyphens and the like, which don't matter in names of data sets and splits."""
     return name.casefold().replace("_", "-")

@@ -70,7 +70,7 @@ class Writer:
         parts: list[Tensor],
         computed: torch.cuda.Event | None,
     ) -> None:
-        values = torch.cat(parts) if computed is None else _fetched(parts, computed)
+        values = torch.cat(parts) if computed is None else _fetch(parts, computed)
         parts.clear()  # The future keeps its arguments until it is done.
         _check_finite(name, values, samples)
         try:
@@ -97,7 +97,7 @@ def writing(store: Store) -> Iterator[Writer]:
             raise
 
 
-def _fetched(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
+def _fetch(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
     """All parts in memory, copied from a GPU on a separate stream while it computes the next ones."""
     first, filled = parts[0], 0
     values = torch.empty((sum(map(len, parts)), *first.shape[1:]), dtype=first.dtype, pin_memory=True)

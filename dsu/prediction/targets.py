@@ -326,14 +326,14 @@ class _Finder:
         """The samples of a store, or some of them, after checking that the stored features are valid."""
         source, available = store.source, store.available(UNFLIPPED)
         if "pixels" not in available:
-            raise UsageError(f"{store.path} is incomplete: run {store.again()} again.")
+            raise UsageError(f"{store.path} is incomplete: run {store.command()} again.")
         assert self.runtime is not None
         point = resume_point(self.info.config, available)
         _, drift = store.check_arrays(point, self.info.encoders, self.runtime(), self.info.feature_dtype or "float16")
         for item in drift:
             self.progress.say(f"other version: {item}")
         store.check_samples(self.progress)
-        split = source.uncut.find()
+        split = source.untiled.find()
         chosen = [sample for sample in store.manifest.names if only is None or sample in only]
         paths = {} if split is None else dict(_images_of(split))
         images = dict.fromkeys(image_name(sample) if source.tiling else sample for sample in chosen)
@@ -365,7 +365,7 @@ class _Finder:
             name,
             tuple(targets),
             normalization,
-            source and source.uncut,
+            source and source.untiled,
             store,
             point,
             self.tiling,

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 from dsu.config import Ablation, DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder, Split
 from dsu.data.images import file_sha256
-from dsu.data.splitting import deal, fold_weights
+from dsu.data.splitting import assign_shares, fold_weights
 from dsu.data.views import view_index
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, find_store
@@ -256,7 +256,7 @@ def _cost(settings: TrainingSettings, store: FeatureStore, weights: EncoderWeigh
         words = ["--features", ",".join(maps), "--views", settings.views]
         words += [word for option, path in places.items() if path is not None for word in (option, quote(str(path)))]
         words += ["--random-weights"] if weights.random else []
-        return f"since the store lacks {', '.join(maps)} in the views {settings.views}: run {store.again(*words)}."
+        return f"since the store lacks {', '.join(maps)} in the views {settings.views}: run {store.command(*words)}."
     point = resume_point(config, available, settings.start_feature)
     stored = settings.feature_dtype or store.feature_dtype
     sizes = {name: item_bytes(config, name, stored) for name in (*point.features, "mask")}
@@ -315,7 +315,7 @@ def _check_parts(store: FeatureStore, settings: TrainingSettings, parts: int) ->
     """Raise `UsageError` if a fold would be empty, before any fold is trained."""
     data = TrainingData(store.source, store.metadata, store.config, store, None, store.mask_format)
     weights = fold_weights(parts)
-    if str(parts) not in deal(data.strata, weights, groups=data.groups(settings, weights, SILENT)).values():
+    if str(parts) not in assign_shares(data.strata, weights, groups=data.groups(settings, weights, SILENT)).values():
         raise UsageError(f"{store.source.split} has too few images for {parts} folds: give a smaller -k.")
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dsu import __version__
-from dsu.drawing import DPI, INK, PAGE_WIDTH, dress, save_figures
+from dsu.drawing import DPI, INK, PAGE_WIDTH, save_figures, style_axes
 from dsu.features.stores import library_versions
 from dsu.files import atomic_write
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, PER_IMAGE, RANDOM, SPOILT, arrow, figure_name, over_objects
@@ -289,7 +289,7 @@ def draw_study(study: Study, finished: Sequence[Finished], figures: Sequence[str
     cells = list(page.subplots(down, _PANELS_PER_ROW, squeeze=False).flat)
     repeats = study.kind in ("folds", "seeds")
     for axes, (title, value, is_share) in zip(cells, panels, strict=False):
-        dress(axes, _X_LABELS[study.kind])
+        style_axes(axes, _X_LABELS[study.kind])
         axes.grid(visible=False, axis="x")
         # For folds and seeds, mean and spread are written below the title, which may be long.
         axes.set_title(title, fontsize=8, color=INK, loc="left", pad=15 if repeats else 3)

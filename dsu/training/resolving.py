@@ -103,7 +103,7 @@ def frozen_point(settings: TrainingSettings, data: TrainingData) -> ResumePoint:
         if missing and not settings.end_to_end:
             raise UsageError(
                 f"--freeze-adapter-epochs needs Hiera's levels, but {', '.join(sorted(missing))} are not stored in "
-                f"the views {settings.views}: run {data.store.again('--level-views', settings.views)}, or draw "
+                f"the views {settings.views}: run {data.store.command('--level-views', settings.views)}, or draw "
                 f"fewer --views."
             )
     return resume_point(without, {"pixels", "S1", "S2", "S3", "S4", *without.injections.values()}, "S4")

@@ -54,7 +54,7 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
         tokens = {f"B{first}"} if first < depth else set()
         better = resume_point(config, {*point.guides, *LEVEL_NAMES, "pixels", *tokens})
         levels = [name for name in better.features if name not in (*point.guides, "pixels")]
-        command = store.again("--features", ",".join(levels), "--level-views", settings.views)
+        command = store.command("--features", ",".join(levels), "--level-views", settings.views)
         notes.append(
             f"faster: with {' and '.join(levels)} stored in the views {settings.views}, {first - point.block} frozen "
             f"blocks could be skipped ({command})"

@@ -22,9 +22,9 @@ from dsu.data.datasets import (
     unpaired,
     unreadable,
 )
-from dsu.data.groups import Look, looking_alike, most_together, named_groups, no_look, paste_look
+from dsu.data.groups import Thumbnail, empty_thumbnail, find_similar, max_group_size, named_groups, paste_thumbnail
 from dsu.data.masks import MaskFormat
-from dsu.data.splitting import SPLITS_FILE, fold_weights, recorded_deal, share_weights
+from dsu.data.splitting import SPLITS_FILE, assign_recorded_shares, fold_weights, share_weights
 from dsu.data.tiles import Tiling, image_name
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, find_store
@@ -81,8 +81,8 @@ class TrainingData:
             for name, group in named_groups(settings.group, copies.keys(), progress).items():
                 named.setdefault(group, set()).add(copies[name])
             return [sorted(group) for group in named.values() if len(group) > 1]
-        limit = most_together(len(names), max(weights.values()))
-        groups, chains = looking_alike(self._looks(settings.end_to_end, progress), limit, progress)
+        limit = max_group_size(len(names), max(weights.values()))
+        groups, chains = find_similar(self._thumbnails(settings.end_to_end, progress), limit, progress)
         if groups:
             shown = few(min(sorted(names[one] for one in group) for group in groups))
             count = sum(map(len, groups))
@@ -98,7 +98,7 @@ class TrainingData:
             )
         return groups
 
-    def _looks(self, live: bool, progress: Progress) -> dict[str, Look]:
+    def _thumbnails(self, live: bool, progress: Progress) -> dict[str, Thumbnail]:
         """A small grey copy of each image, by its hash."""
         samples, names = (
             self.samples(sorted(self.facts), ResumePoint("pixels", 0, (), ()), live=live),
@@ -108,16 +108,16 @@ class TrainingData:
         for fact in self.facts.values():
             ends, least = fact.box[2:] if fact.box else fact.size, sizes.get(fact.image_sha256, (0, 0))
             sizes[fact.image_sha256] = max(ends[0], least[0]), max(ends[1], least[1])
-        looks = {content: no_look() for content in sizes}
+        thumbnails = {content: empty_thumbnail() for content in sizes}
         with progress.task(f"comparing images of {self.source.split}", len(names)) as task:
             for start in range(0, len(names), _BLOCK_SIZE):
                 block = names[start : start + _BLOCK_SIZE]
                 for name, pixels in zip(block, samples.read(block, [0] * len(block)).images["pixels"], strict=True):
                     fact = self.facts[name]
                     box, size = fact.box or (0, 0, *fact.size), sizes[fact.image_sha256]
-                    paste_look(looks[fact.image_sha256], Image.fromarray(pixels.numpy()), box, size)
+                    paste_thumbnail(thumbnails[fact.image_sha256], Image.fromarray(pixels.numpy()), box, size)
                 task.advance(len(block))
-        return {content: np.asarray(look) for content, look in looks.items()}
+        return {content: np.asarray(thumbnail) for content, thumbnail in thumbnails.items()}
 
     def shares(
         self, settings: TrainingSettings, cache_root: Path, progress: Progress, given: Collection[str] = ()
@@ -138,7 +138,7 @@ class TrainingData:
             groups = self.groups(settings, weights, progress)
             # Next to the store, not in a folder named after the split: that name comes from a file, and may be a path.
             folder = self.store.path.parent if self.store else cache_root / self.source.split
-            assigned = recorded_deal(folder, self.strata, weights, groups, settings.group, progress)
+            assigned = assign_recorded_shares(folder, self.strata, weights, groups, settings.group, progress)
             self._check_together(groups, assigned, folder, settings.group, progress)
         if settings.fold is not None:
             assigned = {content: "val" if share == part else "train" for content, share in assigned.items()}

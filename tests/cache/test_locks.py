@@ -105,7 +105,7 @@ def test_without_the_systems_locks_a_dead_holder_is_noticed(tmp_path: Path, host
 
 @pytest.mark.usefixtures("without_flock")
 def test_a_holder_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsu_cache.locks._BEAT", 0.01)
+    monkeypatch.setattr("dsu_cache.locks._HEARTBEAT_SECONDS", 0.01)
     with locked(tmp_path / "lock", "it is held"):
         os.utime(tmp_path / "lock.held", (0, 0))
         deadline = time.monotonic() + 10

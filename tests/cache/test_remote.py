@@ -50,14 +50,14 @@ def _empty_bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     server.make_bucket()
     _environment(server, tmp_path / "scratch", monkeypatch)
     yield
-    dsu_cache.storage._made.cache_clear()
+    dsu_cache.storage._make_client.cache_clear()
 
 
 def _environment(server: Server, scratch: Path, monkeypatch: pytest.MonkeyPatch, port: int | None = None) -> None:
     for name, value in server.environment(port).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DSU_SCRATCH", str(scratch))
-    dsu_cache.storage._made.cache_clear()
+    dsu_cache.storage._make_client.cache_clear()
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_shards_that_do_not_fit_are_read_chunk_by_chunk(
 ) -> None:
     make()
     monkeypatch.setenv("DSU_SCRATCH_LIMIT", limit)
-    monkeypatch.setattr("dsu_cache.remote._TOLD", set())
+    monkeypatch.setattr("dsu_cache.remote._REPORTED", set())
     with caplog.at_level("INFO", "dsu.cache"):
         _check(_open(), values)
     held = sum(file.stat().st_size for file in (tmp_path / "scratch/shards").glob("[0-9a-f]*"))

@@ -136,7 +136,7 @@ def test_while_parts_write_others_use_their_plan_and_change_nothing(
 def test_parts_that_would_write_shards_twice_are_refused(
     many: Dsu, one: dict[str, bytes], drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsu.features.extraction._PATIENCE", 0.0)
+    monkeypatch.setattr("dsu.features.extraction._MAX_WAIT_SECONDS", 0.0)
     begun("features", 0, 1)
     store = FeatureStore.open(next(Path("features").glob("shapes-TR/*")))
     for share, wanted, reason in (

@@ -40,7 +40,7 @@ def s3(dsu: Dsu, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def lead(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    dsu_cache.storage._made.cache_clear()
+    dsu_cache.storage._make_client.cache_clear()
 
 
 def zarr(root: Path | str) -> dict[str, bytes]:

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from dsu.data.groups import Look, look_at, looking_alike, most_together, named_groups, no_look, paste_look
+from dsu.data.groups import (
+    Thumbnail,
+    empty_thumbnail,
+    find_similar,
+    max_group_size,
+    named_groups,
+    paste_thumbnail,
+    thumbnail_of,
+)
 from dsu.data.synthetic import draw_sample
 from dsu.data.tiles import Tiling
 from dsu.errors import UsageError
@@ -54,14 +62,14 @@ CHANGES: Final[dict[str, Callable[[Image.Image], Image.Image]]] = {
 def test_only_the_changed_copy_of_an_image_is_similar(change: str) -> None:
     images = {f"{seed:02}": drawn(seed) for seed in range(16)}
     changed = {f"{name} {change}": CHANGES[change](image) for name, image in images.items()}
-    groups, chains = looking_alike({name: look_at(image) for name, image in (images | changed).items()}, 8)
+    groups, chains = find_similar({name: thumbnail_of(image) for name, image in (images | changed).items()}, 8)
     assert groups == [[name, f"{name} {change}"] for name in images] and not chains
 
 
 def test_uniform_images_are_not_similar() -> None:
-    flat = {str(grey): look_at(Image.new("RGB", (60, 60), (grey, grey, grey))) for grey in (0, 90, 91, 255)}
-    assert looking_alike(flat, 4) == ([], [])
-    assert looking_alike({"alone": look_at(drawn(0))}, 4) == ([], [])
+    flat = {str(grey): thumbnail_of(Image.new("RGB", (60, 60), (grey, grey, grey))) for grey in (0, 90, 91, 255)}
+    assert find_similar(flat, 4) == ([], [])
+    assert find_similar({"alone": thumbnail_of(drawn(0))}, 4) == ([], [])
 
 
 def test_a_chain_that_is_too_long_is_named_and_only_its_closest_images_are_grouped() -> None:
@@ -71,23 +79,23 @@ def test_a_chain_that_is_too_long_is_named_and_only_its_closest_images_are_group
         noise = np.random.default_rng(index).normal(0, 40, (scene.height, scene.width, 1))
         found[f"{index:02}"] = Image.fromarray((np.asarray(scene) + noise).clip(0, 255).astype(np.uint8))
     found |= {f"{name}-again": saved_anew(found[name]) for name in ("04", "07")}
-    looks = {name: look_at(image) for name, image in found.items()}
-    groups, chains = looking_alike(looks, 4)
-    assert chains == [sorted(looks)]
+    thumbnails = {name: thumbnail_of(image) for name, image in found.items()}
+    groups, chains = find_similar(thumbnails, 4)
+    assert chains == [sorted(thumbnails)]
     assert groups == [["04", "04-again"], ["07", "07-again"]]
-    assert looking_alike(looks, 14) == ([sorted(looks)], [])
+    assert find_similar(thumbnails, 14) == ([sorted(thumbnails)], [])
 
 
 def test_a_group_is_limited_to_a_part_of_the_images() -> None:
-    assert most_together(100) == 25 and most_together(100, 0.1) == 10 and most_together(3) == 2
+    assert max_group_size(100) == 25 and max_group_size(100, 0.1) == 10 and max_group_size(3) == 2
 
 
 def test_merged_tiles_are_similar_to_their_image() -> None:
-    image, whole = drawn(5), no_look()
+    image, whole = drawn(5), empty_thumbnail()
     for box in Tiling(64, 8).boxes(*image.size):
-        paste_look(whole, image.crop(box).resize((128, 128)), box, image.size)
-    assert np.corrcoef(np.asarray(whole).ravel(), look_at(image).ravel())[0, 1] > 0.9
-    assert looking_alike({"tiles": np.asarray(whole), "whole": look_at(image)}, 2)[0] == [["tiles", "whole"]]
+        paste_thumbnail(whole, image.crop(box).resize((128, 128)), box, image.size)
+    assert np.corrcoef(np.asarray(whole).ravel(), thumbnail_of(image).ravel())[0, 1] > 0.9
+    assert find_similar({"tiles": np.asarray(whole), "whole": thumbnail_of(image)}, 2)[0] == [["tiles", "whole"]]
 
 
 @pytest.mark.data
@@ -96,15 +104,15 @@ def test_all_images_of_the_same_magnetic_tile_are_found_and_no_others(
 ) -> None:
     tiles = json.loads(TILES.read_text())
     paths = {name: _image(real_data / "MagneticTile", name) for tile in tiles for name in tile}
-    looks = {name: look_at(Image.open(path)) for name, path in paths.items()}
-    groups, chains = looking_alike(looks, most_together(len(looks)))
+    thumbnails = {name: thumbnail_of(Image.open(path)) for name, path in paths.items()}
+    groups, chains = find_similar(thumbnails, max_group_size(len(thumbnails)))
     true, found = ({pair for group in of for pair in combinations(sorted(group), 2)} for of in (tiles, groups))
-    usual = _pairs_by_usual_hash(looks, true)
+    usual = _pairs_by_usual_hash(thumbnails, true)
     record_property("pairs of pictures of one tile, found", len(found & true))
     record_property("pairs of pictures of one tile, missed", len(true - found))
     record_property("pairs of pictures of one tile, false", len(found - true))
     record_property("pairs of pictures of one tile, found by the usual hash before its first false pair", int(usual))
-    assert (len(looks), Counter(map(len, tiles))[1], len(tiles)) == (303, 2, 53)
+    assert (len(thumbnails), Counter(map(len, tiles))[1], len(tiles)) == (303, 2, 53)
     assert found == true and len(true) == 748 and not chains
     assert usual < 500
 
@@ -113,7 +121,7 @@ def test_all_images_of_the_same_magnetic_tile_are_found_and_no_others(
 def test_no_two_of_many_photographs_are_similar(real_data: Path) -> None:
     """A third of DUTS, since comparing images with parts of others takes time."""
     paths = sorted(real_data.glob("DUTS/*/*Image/*.jpg"))[::3]
-    assert looking_alike({str(path): look_at(Image.open(path)) for path in paths}, 100) == ([], [])
+    assert find_similar({str(path): thumbnail_of(Image.open(path)) for path in paths}, 100) == ([], [])
 
 
 def _image(folder: Path, name: str) -> Path:
@@ -121,13 +129,13 @@ def _image(folder: Path, name: str) -> Path:
     return folder / kind / "images" / f"{name}.jpg"
 
 
-def _pairs_by_usual_hash(looks: dict[str, Look], true: set[tuple[str, str]]) -> int:
+def _pairs_by_usual_hash(thumbnails: dict[str, Thumbnail], true: set[tuple[str, str]]) -> int:
     """Number of pairs that the usual perceptual hash (signs of 8 x 8 DCT coefficients of 32 x 32 pixels) finds before
     its first false one."""
     from scipy.fft import dctn
 
-    names = sorted(looks)
-    small = np.stack([np.asarray(Image.fromarray(looks[name]).resize((32, 32)), float) for name in names])
+    names = sorted(thumbnails)
+    small = np.stack([np.asarray(Image.fromarray(thumbnails[name]).resize((32, 32)), float) for name in names])
     waves = dctn(small, axes=(1, 2))[:, :8, :8].reshape(len(names), -1)[:, 1:]
     signs = np.where(waves > np.median(waves, axis=1, keepdims=True), 1, -1)
     pairs = {(names[i], names[j]): signs[i] @ signs[j] for i, j in combinations(range(len(names)), 2)}

@@ -26,18 +26,18 @@ def test_a_source_survives_json() -> None:
     source = SourceFolder(**FIELDS, images="pics", masks="maps", tile=64, overlap=8, mask_format=mask_format.to_json())
     again = SourceFolder(**json.loads(json.dumps(vars(source))))
     assert again == source
-    assert again.parsed_mask_format == mask_format and again.tiling == Tiling(64, 8) and again.uncut.tiling is None
+    assert again.parsed_mask_format == mask_format and again.tiling == Tiling(64, 8) and again.untiled.tiling is None
 
 
 def test_the_arguments_of_the_command_are_complete_and_quoted() -> None:
     source = SourceFolder(
         **FIELDS, images="my pics", masks="maps", tile=64, overlap=8, mask_format=MaskFormat((3,)).to_json()
     )
-    assert shlex.split(source.asked) == [
+    assert shlex.split(source.arguments) == [
         *("/a b/own", "--images", "my pics", "--masks", "maps"),
         *("--tile", "64", "--overlap", "8", "--foreground", "3"),
     ]
-    assert SourceFolder(**{**FIELDS, "reference": "DUTS"}).asked == "DUTS"
+    assert SourceFolder(**{**FIELDS, "reference": "DUTS"}).arguments == "DUTS"
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_a_tiled_split_is_found_again(drawn: Path) -> None:
     source = SourceFolder.of(split, str(drawn / "train"), Paths(drawn), Tiling(40, 8))
     found = source.find()
     assert found is not None and found.name == "train-tiles-40-8" and len(found.pairs) > len(split.pairs)
-    assert source.uncut.find() == split
+    assert source.untiled.find() == split

@@ -356,7 +356,7 @@ def test_a_large_model_has_its_weights_in_a_second_file(
     exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (graph, exporting):
-        monkeypatch.setattr(module, "BESIDE", 0)
+        monkeypatch.setattr(module, "EXTERNAL_WEIGHTS_BYTES", 0)
     made = export_model(exported.head, tmp_path / "model.onnx", WEIGHTS)
     assert [file.name for file in made.files[:2]] == ["model.onnx", "model.onnx.data"]
     assert made.files[0].stat().st_size < made.files[1].stat().st_size
