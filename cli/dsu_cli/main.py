@@ -165,9 +165,10 @@ def _one_speaks() -> Iterator[None]:
         try:
             _check_divided(world)
             yield
-        except Exception:
+        except (Exception, SystemExit) as error:
+            done = isinstance(error, SystemExit) and not error.code
             torch = sys.modules.get("torch.distributed")
-            if not world.leads and (torch is None or not torch.is_initialized()):
+            if not (done or world.leads or (torch is not None and torch.is_initialized())):
                 time.sleep(5)  # the first fails likewise: the launcher ends this one before it says so, too
             raise
 
