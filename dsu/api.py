@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 # Modules that load torch are imported where needed: an exported model works without it.
 
-__all__ = ["evaluate", "predict", "predict_with", "train"]
-
 
 def train(
     dataset: str | Path | None = None,

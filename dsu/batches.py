@@ -24,8 +24,6 @@ from dsu.distributed import ALONE, World
 if TYPE_CHECKING:
     from dsu.datasets import SampleDataset
 
-__all__ = ["Batch", "BatchIndices", "feed", "prefetch"]
-
 T = TypeVar("T")
 
 READERS: Final = 4

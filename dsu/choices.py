@@ -2,18 +2,6 @@
 
 from typing import Literal
 
-__all__ = [
-    "BceKind",
-    "ExportPrecision",
-    "FeatureDtype",
-    "Normalization",
-    "Precision",
-    "PredictionKind",
-    "RegionKind",
-    "ReportFormat",
-    "ServedKind",
-]
-
 FeatureDtype = Literal["float16", "float32"]
 """Data type of stored features."""
 

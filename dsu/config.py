@@ -10,18 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dsu.errors import UsageError, did_you_mean, validation_reasons
 
-__all__ = [
-    "DINOS",
-    "HIERAS",
-    "PRESETS",
-    "Ablation",
-    "DSUNetConfig",
-    "DinoSpec",
-    "HieraSpec",
-    "build_config",
-    "config_of",
-]
-
 LEVELS: Final = (1, 2, 3, 4)
 """Hiera's levels S1..S4, one per Hiera stage."""
 

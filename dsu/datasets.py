@@ -28,8 +28,6 @@ from dsu.progress import few
 if TYPE_CHECKING:
     from dsu.network.network import DSUNet
 
-__all__ = ["ImageDataset", "PerProcess", "SampleDataset"]
-
 T = TypeVar("T")
 
 

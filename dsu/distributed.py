@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from dsu.progress import Task
 
-__all__ = ["ALONE", "LostError", "World", "joined"]
-
 T = TypeVar("T")
 
 _TORCHRUN_RENDEZVOUS: Final = "env://"

@@ -9,8 +9,6 @@ import sys
 import warnings
 from typing import Final
 
-__all__ = ["SETTINGS", "prepare_environment"]
-
 SETTINGS: Final = {
     # Next to other busy programs, spinning threads occupy the cores they wait for (measured on two shared cores: a step
     # ten times slower).

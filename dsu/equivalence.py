@@ -30,8 +30,6 @@ from dsu.settings import EncoderWeights, TrainingSettings
 from dsu.training.runs import prepare_run
 from dsu.training.trainer import Trainer
 
-__all__ = ["Difference", "Report", "Rounding", "check_equivalence"]
-
 
 @dataclass(frozen=True)
 class Difference:

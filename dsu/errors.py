@@ -6,8 +6,6 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, Final, Protocol
 
-__all__ = ["DsuError", "UsageError", "check_installed", "did_you_mean", "validation_reasons"]
-
 
 class DsuError(Exception):
     """An error that the user can fix. The message is one sentence: the thing, the reason, the fix.

@@ -11,9 +11,6 @@ import psutil
 
 from dsu.errors import DsuError
 
-__all__ = ["atomic_write", "make_folder", "sweep"]
-
-
 PARTIAL: Final = ".partial"
 """Suffix of temporary files."""
 

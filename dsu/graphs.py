@@ -15,8 +15,6 @@ from torch import Tensor
 
 from dsu.batches import Batch
 
-__all__ = ["EAGER_CALLS", "Graph", "GraphRunner", "Outputs"]
-
 EAGER_CALLS: Final = 3
 """Eager calls before the capture: they allocate persistent tensors, and libraries choose or compile kernels."""
 

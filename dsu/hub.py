@@ -9,8 +9,6 @@ from huggingface_hub import constants
 
 from dsu.errors import DsuError
 
-__all__ = ["OutOfReachError", "download", "fetch", "host", "is_hub_name", "is_repository", "reason_of"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -17,8 +17,6 @@ from torch.nn import functional
 from dsu.choices import BceKind, RegionKind
 from dsu.errors import UsageError, did_you_mean
 
-__all__ = ["SIDE_WEIGHTS", "SegmentationLoss", "boundary_weight", "precise"]
-
 SIDE_WEIGHTS: Final = (0.25, 0.5, 1.0)
 """w1, w2, w3 of equation 2, from the deepest side output to the finest."""
 

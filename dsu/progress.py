@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol, TypeVar
 
-__all__ = ["SILENT", "Progress", "Task", "clock", "counted", "few", "in_threads"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = [
-    "PeakMemory",
-    "Runtime",
-    "choose_runtime",
-    "computing_threads",
-    "machine_name",
-    "processor_name",
-    "torch_type",
-]
-
 Module = TypeVar("Module", bound="nn.Module")
 
 

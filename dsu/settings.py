@@ -19,22 +19,6 @@ from dsu.data.views import ALL_FLIPS, UNFLIPPED, Views
 if TYPE_CHECKING:
     from dsu.data.tiles import Tiling
 
-__all__ = [
-    "MACHINE",
-    "NETWORK",
-    "PANELS",
-    "WHERE",
-    "EncoderWeights",
-    "ExtractionSettings",
-    "NetworkSettings",
-    "PredictionSettings",
-    "RuntimeSettings",
-    "ServingSettings",
-    "Settings",
-    "TilingSettings",
-    "TrainingSettings",
-]
-
 WHERE: Final = "Paths"
 NETWORK: Final = "Network"
 _RECIPE: Final = "Recipe (the paper's by default)"

@@ -10,8 +10,6 @@ from pydantic import ValidationError
 from dsu.errors import UsageError, validation_reasons
 from dsu.settings import Settings
 
-__all__ = ["read_settings"]
-
 S = TypeVar("S", bound=Settings)
 
 

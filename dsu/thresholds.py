@@ -3,8 +3,6 @@
 import math
 from typing import Final
 
-__all__ = ["DEFAULT_THRESHOLD", "level_of", "threshold_at"]
-
 DEFAULT_THRESHOLD: Final = 0.5
 """The threshold if no other was chosen. No 8-bit value is exactly one half: values from 128 are above."""
 

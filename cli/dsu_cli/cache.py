@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dsu.features.maintenance import ArrayState, Copy, StoreState, Verification
     from dsu_cache import Damage
 
-__all__ = ["cache", "stores_table"]
-
 cache = typer.Typer(
     no_args_is_help=True,
     help="List, inspect, verify, copy and remove stored features.",

@@ -19,24 +19,6 @@ from dsu.progress import Task, clock, counted
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
-__all__ = [
-    "ConsoleProgress",
-    "Stopped",
-    "age_text",
-    "as_text",
-    "bytes_text",
-    "err",
-    "fail",
-    "key_table",
-    "listen",
-    "out",
-    "prepare_streams",
-    "print_json",
-    "say",
-    "table",
-    "with_urls",
-]
-
 # File and folder names are text, not markup: "a[/b]" would be an error, ":car:" a picture.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from dsu.data.groups import Overlap, Overlaps
     from dsu.dataset_check import DatasetCheck, Finding, Severity, SplitCheck
 
-__all__ = ["datasets"]
-
 datasets = typer.Typer(
     short_help="List benchmarks, and check any data set before training.",
     subcommand_metavar="[check NAME|FOLDER]",

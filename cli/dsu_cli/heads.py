@@ -22,8 +22,6 @@ from dsu_cli.console import age_text, bytes_text, fail, key_table, out as consol
 if TYPE_CHECKING:
     from dsu.sharing.head_facts import HeadFacts
 
-__all__ = ["export_checkpoint", "head", "import_checkpoint"]
-
 head = typer.Typer(no_args_is_help=True, help="Inspect a trained head and share it.")
 
 _Head = Annotated[

@@ -29,8 +29,6 @@ from dsu_cli.study import study
 from dsu_cli.train_head import train_head
 from dsu_cli.visualize import visualize
 
-__all__ = ["app", "run"]
-
 app = typer.Typer(
     name="dsu",
     no_args_is_help=True,

@@ -14,26 +14,6 @@ from dsu.errors import UsageError, did_you_mean
 from dsu.files import make_folder
 from dsu.settings import MACHINE, NETWORK, PANELS, WHERE, Settings
 
-__all__ = [
-    "CacheRoot",
-    "Config",
-    "DataRoot",
-    "DinoWeights",
-    "HieraWeights",
-    "Images",
-    "Masks",
-    "Quiet",
-    "RandomWeights",
-    "file_to_write",
-    "local",
-    "names_of",
-    "new_file",
-    "one_of",
-    "option_of",
-    "with_parameters",
-    "with_settings",
-]
-
 T = TypeVar("T")
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dsu.study.plan import Member, StudyRequest
     from dsu.study.reporting import StudyTable
 
-__all__ = ["study"]
-
 study = typer.Typer(
     no_args_is_help=True,
     help="Train several runs from one store that differ in one thing; compare them in one table and one plot.",

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
     from dsu.training.trainer import Trainer
 
-__all__ = ["TrainingPanel"]
-
 WIDEST: Final = 88
 CAPTION: Final = " data wait: time spent waiting for data · peak: peak memory "
 

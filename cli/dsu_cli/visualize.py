@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from dsu.visualization.comparison import ComparisonFigure
     from dsu.visualization.figures import FeatureFigure
 
-__all__ = ["visualize"]
-
 visualize = typer.Typer(no_args_is_help=True, help="Figures for print: features (PCA, t-SNE) and predictions.")
 
 _Out = Annotated[Path, typer.Option("-o", "--out", help="The figure to write, .png (300 dpi) or .pdf.")]

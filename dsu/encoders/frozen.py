@@ -35,16 +35,6 @@ if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, MultiScaleBlock
     from timm.models.vision_transformer import VisionTransformer
 
-__all__ = [
-    "build_dino",
-    "build_hiera",
-    "dino_maps",
-    "embed_pixels",
-    "padded_attention",
-    "run_block",
-    "unpadded_attention",
-]
-
 MAX_WINDOWS: Final = 32768
 """Windows per attention call: CUDA's kernels accept at most 65,535."""
 

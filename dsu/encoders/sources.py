@@ -9,17 +9,6 @@ from dsu.config import DSUNetConfig
 from dsu.errors import DsuError
 from dsu.settings import EncoderWeights
 
-__all__ = [
-    "MissingWeightsError",
-    "Source",
-    "check_checkpoint",
-    "check_file",
-    "check_given",
-    "locate",
-    "published_source",
-    "source_of",
-]
-
 
 class MissingWeightsError(DsuError):
     """Published weights that are not given by path, not in the hub's cache, and can't be downloaded."""

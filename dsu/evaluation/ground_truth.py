@@ -33,18 +33,6 @@ from dsu_cache import holder
 _ALMOST_BLACK: Final = 1 / 255
 """The largest response of maps saved as 0 and 1, in 8 bits or in 16 bits of which only 8 are used."""
 
-__all__ = [
-    "EvaluationSet",
-    "NoKnownTruth",
-    "find_evaluation_sets",
-    "kept_figures",
-    "named_predictions",
-    "not_recorded",
-    "predict_again",
-    "read_record",
-    "without_truth",
-]
-
 
 class NoKnownTruth(UsageError):  # noqa: N818 - named after the folder's state
     """No ground truth is known for the predictions."""

@@ -13,8 +13,6 @@ from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.thresholds import AtThreshold, calibration, evaluate_threshold, propose_thresholds
 from dsu.thresholds import DEFAULT_THRESHOLD
 
-__all__ = ["Thresholds", "find_thresholds"]
-
 
 @dataclass(frozen=True)
 class Thresholds:

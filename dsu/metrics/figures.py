@@ -2,22 +2,6 @@
 
 from typing import Final
 
-__all__ = [
-    "FIGURES",
-    "IMAGE_LEVEL",
-    "LOWER_IS_BETTER",
-    "METRICS",
-    "MINMAX",
-    "OBJECT",
-    "PER_IMAGE",
-    "RANDOM",
-    "SPOILT",
-    "arrow",
-    "figure_name",
-    "metric_of",
-    "over_objects",
-]
-
 METRICS: Final = (
     "S",
     "F_adaptive",

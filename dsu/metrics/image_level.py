@@ -23,8 +23,6 @@ import numpy as np
 
 from dsu.thresholds import DEFAULT_THRESHOLD
 
-__all__ = ["ALARM", "ImageLevel", "auroc"]
-
 ALARM: Final = DEFAULT_THRESHOLD
 """The lowest response that raises an alarm."""
 

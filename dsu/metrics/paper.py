@@ -11,8 +11,6 @@ from typing import Final
 from dsu.data.benchmarks import BENCHMARK_SPLITS, COD_TRAIN
 from dsu.progress import counted
 
-__all__ = ["IMAGES", "TABLES", "PublishedRow", "Table", "ablations", "evaluated_in_part", "incomparable", "published"]
-
 
 @dataclass(frozen=True)
 class PublishedRow:

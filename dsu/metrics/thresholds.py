@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from dsu.metrics.image_level import ImageLevel
 from dsu.thresholds import level_of, threshold_at
 
-__all__ = ["CALIBRATION_BINS", "AtThreshold", "calibration", "evaluate_threshold", "propose_thresholds"]
-
 CALIBRATION_BINS: Final = 10
 
 _LEVELS: Final = np.arange(1, 256)

@@ -19,8 +19,6 @@ from dsu.network.layers import (
 )
 from dsu.network.resize import resize_map
 
-__all__ = ["Head"]
-
 SIDE_SCALES = (16, 8, 4)
 """Upsampling factors of the side outputs, deepest first: their grids are those of S3, S2 and S1."""
 

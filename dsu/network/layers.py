@@ -13,21 +13,6 @@ from torch.nn import functional
 
 from dsu.network.norms import batch_norms
 
-__all__ = [
-    "Adapter",
-    "BatchNorm",
-    "ChannelModulation",
-    "ChannelScale",
-    "ContentGuidedFusion",
-    "ConvNorm",
-    "ReceptiveFieldBlock",
-    "SpatialFeatureFusion",
-    "WaveletConv",
-    "haar",
-    "inverse_haar",
-    "reflect_pad",
-]
-
 HIDDEN = 32
 """Width of an adapter's bottleneck."""
 TAP = 0.4999999701976776

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 RunBlock: TypeAlias = "Callable[[MultiScaleBlock, Tensor], Tensor]"
 
-__all__ = ["DSUNet", "DSUNetOutput", "default_encoder_batch_size", "to_stored"]
-
 MEAN: Final = (0.485, 0.456, 0.406)
 STD: Final = (0.229, 0.224, 0.225)
 

@@ -16,8 +16,6 @@ from torch.nn import functional
 
 from dsu.distributed import World
 
-__all__ = ["batch_norms", "shared_batch"]
-
 _shared: tuple[World, Tensor] | None = None
 
 

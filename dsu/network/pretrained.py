@@ -23,16 +23,6 @@ from dsu.settings import EncoderWeights
 if TYPE_CHECKING:
     from dsu.datasets import SampleDataset
 
-__all__ = [
-    "WeightsOf",
-    "create_model",
-    "encoder_weights_of",
-    "from_pretrained",
-    "load_network",
-    "save_pretrained",
-    "start_from",
-]
-
 WeightsOf = Literal["official"] | Mapping[str, str | Path] | None
 """Encoder weights: the published files, files by `hiera` and `dino`, or None for random weights."""
 

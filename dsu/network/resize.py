@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["bilinear_weights", "resize_by_products", "resize_map"]
-
 
 def resize_map(x: Tensor, side: int) -> Tensor:
     """Resize (B, C, h, w) to (B, C, side, side); exact if the size is unchanged."""

@@ -15,20 +15,6 @@ from dsu.choices import FeatureDtype
 from dsu.config import LEVELS, DSUNetConfig
 from dsu.errors import UsageError
 
-__all__ = [
-    "LEVEL_NAMES",
-    "ResumePoint",
-    "check_features",
-    "earliest",
-    "feature_block",
-    "feature_shape",
-    "guide_names",
-    "item_bytes",
-    "resume_at",
-    "resume_point",
-    "serving_features",
-]
-
 LEVEL_NAMES = tuple(f"S{level}" for level in LEVELS)
 
 

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["rounded_weights"]
-
 
 def rounded_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Copies of the weights and biases of linear and convolution layers in `dtype`, by name.

@@ -28,8 +28,6 @@ from dsu.settings import PredictionSettings, RuntimeSettings
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ExportedSegmenter", "predict_exported"]
-
 AT_ONCE: Final = 2
 """Images in progress: one is decoded or written while another one is computed."""
 

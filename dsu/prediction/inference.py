@@ -23,17 +23,6 @@ from dsu.network.resume import ResumePoint, earliest
 from dsu.runner import TileBlender, stretch
 from dsu.runtime import Runtime
 
-__all__ = [
-    "PixelBudget",
-    "Predictor",
-    "TiledImage",
-    "finish_mask",
-    "mask_of",
-    "resize_logits",
-    "segment_tiles",
-    "tiled_image",
-]
-
 
 def finish_mask(logits: Tensor, size: tuple[int, int], normalization: Normalization) -> NDArray[np.float32]:
     """One image's mask at its own size (paper, Section IV.C, and the published program).

@@ -40,8 +40,6 @@ from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import EncoderWeights, PredictionSettings
 
-__all__ = ["predict", "predict_job"]
-
 Size = tuple[int, int]
 """Width and height in pixels."""
 

@@ -23,19 +23,6 @@ from dsu.prediction.verdicts import VerdictRow, find_verdict
 from dsu.settings import PredictionSettings
 from dsu_cache import locked
 
-__all__ = [
-    "FIGURE_FILES",
-    "LOCK_FILE",
-    "THRESHOLDS_FILE",
-    "Seen",
-    "check_noted",
-    "file_in",
-    "note_job",
-    "open_record",
-    "trained_on_marker",
-    "unreadable_record",
-]
-
 LOCK_FILE: Final = ".predictions.lock"
 _RECORD_LOCK: Final = ".predictions.record.lock"
 

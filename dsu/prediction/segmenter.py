@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Modules that load torch are imported where needed: an exported model works without it.
 
-__all__ = ["Segmenter"]
-
 _TILES_AT_ONCE: Final = 8
 
 

@@ -17,8 +17,6 @@ from dsu.files import atomic_write
 from dsu.progress import counted
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 
-__all__ = ["TABLE_FILES", "VerdictRow", "find_verdict", "read_table", "summary", "table_text", "write_table"]
-
 TABLE_FILES: Final = ("table.csv", "table.json")
 """The tables next to a record: one row per image of all its sets."""
 

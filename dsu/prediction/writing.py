@@ -28,8 +28,6 @@ from dsu.settings import PredictionSettings
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 from dsu_cache import locked
 
-__all__ = ["Outcome", "OutputStyle", "row_of", "verdict_of", "write_jobs", "write_mask"]
-
 _SECONDS_BETWEEN_TABLES: Final = 10.0
 
 

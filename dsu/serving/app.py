@@ -24,8 +24,6 @@ from dsu.serving.heads import Answer, PredictRequest, ServedHead
 from dsu.serving.uploads import FIELD, RequestError, receive_image
 from dsu.settings import ServingSettings
 
-__all__ = ["create_app"]
-
 _CONTENT_POLICY: Final = (
     "default-src 'none'; connect-src 'self'; img-src blob: data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

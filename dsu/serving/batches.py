@@ -9,8 +9,6 @@ from typing import Final
 
 from dsu.serving.heads import Answer, PredictRequest, ServedHead
 
-__all__ = ["Batcher"]
-
 _IMAGE_THREADS: Final = 4
 """Threads that decode and encode images."""
 

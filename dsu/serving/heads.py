@@ -26,8 +26,6 @@ from dsu.progress import SILENT, Progress
 from dsu.serving.uploads import Upload
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
 
-__all__ = ["Answer", "PredictRequest", "ServedHead", "load_heads"]
-
 Answer = bytes | VerdictRow
 """A PNG file, or an image's row of the verdict table."""
 

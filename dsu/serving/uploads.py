@@ -14,8 +14,6 @@ from starlette.requests import ClientDisconnect
 from dsu.data.images import UnreadableImage, image_size
 from dsu.settings import ServingSettings
 
-__all__ = ["FIELD", "RequestError", "Upload", "receive_image"]
-
 FIELD: Final = "image"
 
 _FORM_OVERHEAD: Final = 1 << 16

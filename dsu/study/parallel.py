@@ -18,8 +18,6 @@ from dsu_cache.files import CacheError
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-__all__ = ["run_parallel", "worker_environments"]
-
 R = TypeVar("R")
 
 _EXIT_SECONDS: Final = 10.0

@@ -23,8 +23,6 @@ from dsu.study.results import read_result
 from dsu.training.run_folders import SETTINGS_FILE, check_same_run, has_state, settings_of_run
 from dsu.training.training_data import TrainingData, requested_config, requested_encoders
 
-__all__ = ["FOLDER_STARTS", "STUDY_FILE", "Cost", "Kind", "Member", "Study", "StudyRequest", "open_study", "variants"]
-
 STUDY_FILE: Final = "study.json"
 
 Kind = Literal["folds", "seeds", "depth", "ablations"]

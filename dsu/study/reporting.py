@@ -23,8 +23,6 @@ from dsu.report.tables import csv_text, latex_text
 from dsu.study.plan import FOLDER_STARTS, STUDY_FILE, Kind, Study
 from dsu.study.results import Finished, Spread, groups, pooled, set_names, spread, spreads
 
-__all__ = ["StudyTable", "default_figures", "draw_study", "study_tables", "write_record", "write_study"]
-
 _POOLED: Final = "all images"
 """Label of the row over all images of a cross-validation."""
 

@@ -21,22 +21,6 @@ from dsu.training.run_folders import METRICS_FILE, has_state
 if TYPE_CHECKING:
     from dsu.study.plan import Member
 
-__all__ = [
-    "Finished",
-    "Result",
-    "SetResult",
-    "Spread",
-    "epochs_of",
-    "groups",
-    "pooled",
-    "read_result",
-    "result_of_set",
-    "set_names",
-    "spread",
-    "spreads",
-    "write_result",
-]
-
 RESULT_FILE: Final = "evaluation.json"
 """Written last in a member's folder: a member is done if this file exists and belongs to the current head."""
 

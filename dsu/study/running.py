@@ -28,8 +28,6 @@ from dsu.study.results import Finished, Result, epochs_of, read_result, result_o
 from dsu.training.run_folders import SETTINGS_FILE
 from dsu.training.runs import open_run
 
-__all__ = ["run_study"]
-
 _HIDDEN_NOTES: Final = ("device", "trains", "starts from")
 """Notes that are the same for all runs, or that the member's own line contains."""
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
     from dsu.training.trainer import Trainer
 
-__all__ = ["CURVES_FILE", "PROGRESS_FILE", "SHEETS_FOLDER", "Callback", "Curves", "Sheets", "sheet_names"]
-
 CURVES_FILE: Final = "curves.png"
 PROGRESS_FILE: Final = "progress.png"
 SHEETS_FOLDER: Final = "sheets"

@@ -9,8 +9,6 @@ from dsu.progress import clock
 from dsu.runtime import Runtime
 from dsu.settings import TrainingSettings
 
-__all__ = ["compile_pays"]
-
 SECONDS_PER_KIND = 7.4
 """Seconds to compile one kind of block: 59 s for the eight kinds of `large` (NVIDIA H200, 16 cores, 2026-11-27)."""
 SECONDS_SAVED = 17e-6

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from dsu.errors import DsuError
 
-__all__ = ["COLUMNS", "EpochLog", "as_csv"]
-
 COLUMNS: Final = (
     *("epoch", "lr", "loss", "loss_D1", "loss_D2", "loss_D3"),
     *("val_loss", "val_S", "val_MAE", "val_IoU"),

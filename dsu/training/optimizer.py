@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from dsu.settings import TrainingSettings
 
-__all__ = ["load_optimizer", "make_optimizer", "optimizer_state", "set_learning_rate"]
-
 _MACHINE_ENTRIES = ("fused", "capturable", "foreach", "lr")
 """Entries of parameter groups that depend on the machine, or are set in every epoch."""
 

@@ -9,8 +9,6 @@ from dsu.runtime import Runtime, choose_runtime
 from dsu.settings import TrainingSettings
 from dsu.training.training_data import TrainingData
 
-__all__ = ["check_consistent", "choose_point", "frozen_point", "resolve"]
-
 
 def resolve(
     settings: TrainingSettings, data: TrainingData, point: ResumePoint, world: World

@@ -27,24 +27,6 @@ from dsu.settings import TrainingSettings
 from dsu.settings_file import read_settings
 from dsu_cache import locked
 
-__all__ = [
-    "BEST_FILE",
-    "LAST_FILE",
-    "METRICS_FILE",
-    "PREVIOUS",
-    "RECORD_FILE",
-    "SETTINGS_FILE",
-    "RunRecord",
-    "check_same_run",
-    "has_state",
-    "lock_new_run",
-    "lock_old_run",
-    "remove_previous",
-    "run_mark",
-    "settings_of_run",
-    "unfinished_run",
-]
-
 SETTINGS_FILE, RECORD_FILE = RUN_FILES
 """The run's settings, and its training data (see `RunRecord`)."""
 LAST_FILE: Final = "last.safetensors"

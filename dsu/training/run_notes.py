@@ -6,8 +6,6 @@ from dsu.network.resume import LEVEL_NAMES, item_bytes, resume_point
 from dsu.runtime import Runtime
 from dsu.training.trainer import Trainer
 
-__all__ = ["run_notes"]
-
 
 def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) -> list[str]:
     """Notes on device, parameters, resume point and cost, and on stored levels that would make the run faster.

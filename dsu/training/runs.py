@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from dsu.training.callbacks import Callback
     from dsu.training.trainer import Trainer, TrainingPhase
 
-__all__ = ["Run", "open_run", "prepare_run"]
-
 
 @dataclass(frozen=True)
 class Run:

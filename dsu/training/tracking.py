@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from dsu.training.epoch_log import EpochLog
     from dsu.training.trainer import Trainer
 
-__all__ = ["TRACKERS", "TRACKING_FOLDER", "Tracking", "check_tracker"]
-
 TRACKING_FOLDER: Final = "tracking"
 """Subfolder of the run for trackers that write files; `tensorboard --logdir runs` finds it."""
 

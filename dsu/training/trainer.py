@@ -36,8 +36,6 @@ from dsu.training.epoch_log import EpochLog, as_csv
 from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
 from dsu.training.run_folders import BEST_FILE, LAST_FILE, METRICS_FILE, remove_previous
 
-__all__ = ["Trainer", "TrainingPhase", "learning_rate"]
-
 T = TypeVar("T")
 
 SIDES: Final = ("D1", "D2", "D3")

@@ -35,8 +35,6 @@ from dsu.settings import NetworkSettings, TrainingSettings
 if TYPE_CHECKING:
     from dsu.datasets import SampleDataset
 
-__all__ = ["TrainingData", "find_training_data", "requested_config", "requested_encoders"]
-
 _BLOCK_SIZE: Final = 64
 """Samples per read when comparing images."""
 
