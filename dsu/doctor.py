@@ -193,9 +193,7 @@ def _weights() -> tuple[Fact, ...]:
     from dsu.config import PRESETS
 
     presets = [_preset(name, hiera, dino) for name, (hiera, dino, *_) in PRESETS.items()]
-    named = [_named_file(variable) for variable in ("DSU_HIERA", "DSU_DINO")]
-    remedy = "Choose another download folder with HF_HOME."
-    cache = _writable("hub's cache", Path(constants.HF_HUB_CACHE), remedy)
+    cache = _writable("hub's cache", Path(constants.HF_HUB_CACHE), "Choose another download folder with HF_HOME.")
     if cache.state == "broken":  # a shared cache may be read-only
         cache = replace(cache, state="note")
     if constants.HF_HUB_OFFLINE:
@@ -206,7 +204,7 @@ def _weights() -> tuple[Fact, ...]:
         asked = "is not needed"
     return (
         *presets,
-        *named,
+        *map(_named_file, ("DSU_HIERA", "DSU_DINO")),
         Fact("HF_HOME", os.environ.get("HF_HOME") or "not set"),
         cache,
         Fact("hub", asked, value=bool(constants.HF_HUB_OFFLINE)),

@@ -102,9 +102,7 @@ def gpu_work(call: Callable[[], object], eager: Callable[[], object] | None, dev
     """Profile one call after its warm-up; None without a GPU."""
     if device.type != "cuda":
         return None
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
         seconds_of(call, device)
     work = summed(profiled.key_averages())
     if eager is None:

@@ -304,14 +304,15 @@ class SourceFolder:
     @classmethod
     def of(cls, split: Split, reference: str, paths: Paths, tiling: Tiling | None = None) -> "SourceFolder":
         """The record of a split found by `reference`, a benchmark's name or a folder (here or below the data root)."""
-        folder = paths.folder(reference) or Path(reference)
         return cls(
             split=split.name,
             dataset=split.dataset,
             kind=split.kind,
             benchmark=split.benchmark,
             # realpath, since Path.resolve fails on circular links.
-            reference=reference if split.benchmark and is_benchmark(reference) else os.path.realpath(folder),
+            reference=reference
+            if split.benchmark and is_benchmark(reference)
+            else os.path.realpath(paths.folder(reference) or reference),
             data_root=os.path.realpath(paths.data_root.expanduser()),
             images=paths.images,
             masks=paths.masks,

@@ -182,7 +182,6 @@ def _check_count(check: SplitCheck) -> list[Finding]:
 
 
 def _check_images(samples: Sequence[Sample], side: int) -> list[Finding]:
-    large = sorted((sample for sample in samples if max(sample.size) >= LARGE), key=lambda one: -max(one.size))
     return if_any(
         Finding(
             "large",
@@ -190,7 +189,11 @@ def _check_images(samples: Sequence[Sample], side: int) -> list[Finding]:
             f"images of {LARGE:,} pixels and more on a side",
             f"The network sees each at {side}x{side}: if details matter, cut tiles (dsu cache-features --tile SIZE "
             "--overlap PIXELS).",
-            [case_of(sample, _format_size(sample.size)) for sample in large],
+            [
+                case_of(sample, _format_size(sample.size))
+                for sample in sorted(samples, key=lambda sample: -max(sample.size))
+                if max(sample.size) >= LARGE
+            ],
         ),
         Finding(
             "small",
@@ -314,11 +317,6 @@ def _check_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
         return []
     greys = [facts for facts in check.masks if not facts.is_coloured]
     labels = [facts for facts in check.masks if facts.is_coloured or mask_format.labels]
-    faint = [
-        case_of(one.sample, f"brightest {one.facts.maximum}")
-        for one in check.masked
-        if not (one.facts.is_coloured or mask_format.labels) and one.facts.maximum > 0 and one.facts.bright == 0
-    ]
     found = if_any(
         Finding(
             "faint-masks",
@@ -326,7 +324,11 @@ def _check_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
             "masks that are not black but never reach half of white",
             f"They are read as almost black: if they are labels, give the object's with "
             f"{typed_foreground(check.masks)}; otherwise brighten them.",
-            faint,
+            [
+                case_of(one.sample, f"brightest {one.facts.maximum}")
+                for one in check.masked
+                if not (one.facts.is_coloured or mask_format.labels) and one.facts.maximum > 0 and one.facts.bright == 0
+            ],
         )
     )
     if not mask_format.labels and sum(facts.dark for facts in greys) > sum(facts.bright for facts in greys):
@@ -405,14 +407,17 @@ def _check_object_size(masked: Sequence[Masked], side: int) -> list[Finding]:
 
 
 def _check_edges(check: SplitCheck) -> list[Finding]:
-    jpegs = [sample for sample in check.samples if sample.mask and sample.mask.storage.format in ("JPEG", "MPO")]
     return if_any(
         Finding(
             "jpeg-masks",
             "good to know",
             "masks saved as JPEG",
             "Its noise blurs their edges: keep masks as PNG.",
-            [case_of(sample) for sample in jpegs],
+            [
+                case_of(sample)
+                for sample in check.samples
+                if sample.mask and sample.mask.storage.format in ("JPEG", "MPO")
+            ],
         ),
         Finding(
             "grey-masks",

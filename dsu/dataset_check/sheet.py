@@ -199,9 +199,10 @@ def _draw_values(axes: Axes, found: DatasetCheck) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if few:
         in_colour = any(facts.kind == "colours" for check in found.splits for facts in check.masks)
-        shown = values[:: -(-len(values) // 8)]
-        labels = [f"#{value:06X}" if in_colour else str(value) for value in shown]
-        axes.set_xticks([places[value] for value in shown], labels)
+        shown = {
+            places[value]: f"#{value:06X}" if in_colour else str(value) for value in values[:: -(-len(values) // 8)]
+        }
+        axes.set_xticks([*shown], [*shown.values()])
 
 
 def _draw_sizes(axes: Axes, found: DatasetCheck) -> None:

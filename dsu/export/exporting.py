@@ -148,7 +148,7 @@ def export_model(
             lower.parent.mkdir()
             progress.say(f"converting it to {precision} and measuring the loss")
             if precision == "int8":
-                found = [] if calibrate is None else images_to_check(calibrate, CALIBRATED)
+                found = images_to_check(calibrate, CALIBRATED) if calibrate else []
                 calibration = [network_inputs(sizes, [picture]) for picture in found]
                 loss, kept = _quantize(made, lower, floating, given, calibration, threads)
             else:

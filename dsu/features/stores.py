@@ -158,8 +158,12 @@ class FeatureStore(Store):
 
     def command(self, *options: object) -> str:
         """The command that created it, with other `options`, to compute what is missing."""
-        given = {name: value for name, value in self.config.encoder_settings.items() if value not in (None, "large")}
-        encoders = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+        encoders = [
+            word
+            for name, value in self.config.encoder_settings.items()
+            if value not in (None, "large")
+            for word in (f"--{name.replace('_', '-')}", value)
+        ]
         return f"`{' '.join(['dsu cache-features', self.source.arguments, *map(str, [*encoders, *options])])}`"
 
     def _fingerprint_field(self, field: str, default: Any = None) -> Any:
