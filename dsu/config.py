@@ -61,7 +61,7 @@ class HieraSpec(_EncoderSpec):
                 f"name a later one"
             )
         if any(window % 2 for window in self.window_spec[:3]):
-            raise ValueError(f"window_spec must be even but in the last Hiera stage, not {self.window_spec}")
+            raise ValueError(f"window_spec must be even except in the last Hiera stage, not {self.window_spec}")
         return self
 
     @property

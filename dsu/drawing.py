@@ -299,7 +299,7 @@ def sheet(
     if not rows or {len(row) for row in rows} != {len(titles)}:
         raise UsageError(f"a sheet with {len(titles)} titles needs {len(titles)} images in each row.")
     if labels is not None and len(labels) != len(rows):
-        raise UsageError(f"{len(labels)} labels do not name {len(rows)} rows: give one a row, or none.")
+        raise UsageError(f"{len(labels)} labels do not match {len(rows)} rows: give one per row, or none.")
     # A panorama among portraits must not decide alone.
     aspect = median(height / width for width, height in (as_rgb(row[0]).size for row in rows[:50]))
     heights = [max(1, round(cell * min(max(aspect, 0.5), 1.5))) / dpi] * len(rows)

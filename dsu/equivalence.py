@@ -226,7 +226,8 @@ def _by_name(stage: str, ways: Sequence[Mapping[str, Tensor]]) -> list[Differenc
     differing = sorted({name for way in ways for name in way.keys() ^ ways[0].keys()})
     if differing:
         raise DsuError(
-            f"Some parameters have a {stage} one way and none the other ({', '.join(differing[:3])}): a bug in dsu."
+            f"Some parameters have a {stage} in one way of training but not in the other "
+            f"({', '.join(differing[:3])}): a bug in dsu."
         )
     return [_row(name, stage, [way[name] for way in ways]) for name in ways[0]]
 

@@ -547,7 +547,7 @@ def scratch_limit() -> int:
         try:
             return int(float(match[1]) * _UNITS[match[2]]) if match else int("no number")
         except (ValueError, KeyError):
-            raise CacheError(f"DSU_SCRATCH_LIMIT={given} is not a number of bytes: write for example 200GB") from None
+            raise CacheError(f"DSU_SCRATCH_LIMIT={given} is not a number of bytes: write 200GB, for example") from None
     folder = scratch()
     folder.mkdir(parents=True, exist_ok=True)
     return (shutil.disk_usage(folder).free + Pool(0).used()) // 2

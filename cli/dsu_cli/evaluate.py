@@ -426,7 +426,7 @@ def _format_of(out: Path | None) -> str:
     if out is None:
         return "table"
     if out.suffix.lower() not in _ENDINGS:
-        raise UsageError(f"--out {out} has no known ending: end it in {', '.join(_ENDINGS)}, or give --format as well.")
+        raise UsageError(f"--out {out} has no known extension: use {', '.join(_ENDINGS)}, or give --format as well.")
     return _ENDINGS[out.suffix.lower()]
 
 

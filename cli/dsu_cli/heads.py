@@ -217,8 +217,8 @@ def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
         rows.append((encoder.name, f"{of}{digest}"))
     kind = "a benchmark" if facts.benchmark else "own data"
     held = f", {counted(facts.held_out, facts.unit)} held out" if facts.held_out else ""
-    rows.append(("data", f"{facts.data_name} ({kind}){held}" if facts.data_name else "not noted"))
-    rows.append(("settings", ", ".join(f"{key} {value}" for key, value in facts.recipe.items()) or "not noted"))
+    rows.append(("data", f"{facts.data_name} ({kind}){held}" if facts.data_name else "not recorded"))
+    rows.append(("settings", ", ".join(f"{key} {value}" for key, value in facts.recipe.items()) or "not recorded"))
     if info.threshold is not None:
         rows.append(("threshold", f"{info.threshold:g}" + "".join(f"; {text}" for text in facts.at_threshold)))
     if facts.held_out_metrics:
@@ -235,7 +235,7 @@ def _heads_table(heads: Sequence[dict[str, Any]]) -> Table:
     for head in heads:
         cells = ["damaged"]
         if not head["damage"]:
-            data = f"{head['data'] or 'not noted'}{' (tiles)' if head['tiled'] else ''}"
+            data = f"{head['data'] or 'not recorded'}{' (tiles)' if head['tiled'] else ''}"
             cells = [data, head["preset"] or "", str(head["adapt_last"])]
             cells.append(f"{head['epoch']}/{head['epochs']}" if head["epochs"] else "")
             cells += [f"{head['held_out'][name]:.4f}" if name in head["held_out"] else "" for name in figures]

@@ -125,7 +125,9 @@ def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
         own = f"measured at the network's input size, {size} x {size} px; `dsu eval` uses the images' own size"
         rows.append(("", f"{own}, so its scores differ"))
         if not best["val_IoU"]:
-            rows.append(("", "IoU counts pixels above 0.5, and no pixel is: `dsu eval` proposes lower thresholds"))
+            rows.append(
+                ("", "IoU counts pixels above 0.5, but no pixel is above it: `dsu eval` proposes lower thresholds")
+            )
     kept = "the best weights on validation" if trainer.keep_best and trainer.best_epoch else "the last weights"
     return [
         *rows,

@@ -295,7 +295,7 @@ def _find_no_training_split(checks: Sequence[SplitCheck]) -> list[Finding]:
     key, what = "no-training-split", "There is no training split"
     if all(check.split.benchmark for check in checks):
         return [Finding(key, "good to know", what, "It is only for testing: train on another one.")]
-    remedy = "Name the folder of training images train/, or give a folder without such parts."
+    remedy = "Name the folder of training images train/, or give a folder without train/ and test/ parts."
     return [Finding(key, "will stop", what, remedy)]
 
 

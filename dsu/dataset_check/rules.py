@@ -366,7 +366,7 @@ def _check_foreground(masked: Sequence[Masked]) -> list[Finding]:
             "full-masks",
             "will hurt",
             "masks that are entirely foreground",
-            "They separate nothing: check how they were exported, or remove them.",
+            "They have no background: check how they were exported, or remove them.",
             [case_of(one.sample) for one in masked if one.foreground.share >= FULL],
         ),
     )

@@ -36,7 +36,7 @@ class Thresholds:
     def heading(self) -> str:
         """Where thresholds come from, and whether they were tested on other images."""
         alone = f"proposed from {self.validation} only"
-        lacking = "; no other images test them: train with --test-fraction to keep some for that"
+        lacking = "; not tested on other images: train with --test-fraction to keep some for that"
         return alone if len(self.sets) > 1 else alone + lacking
 
     @property

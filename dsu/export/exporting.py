@@ -197,8 +197,8 @@ def _facts(info: HeadInfo, digests: dict[str, str], licence: str) -> dict[str, A
     return {
         "format": FORMAT,
         "version": __version__,
-        "preprocessing": "RGB uint8, each image resized to both sides bilinearly with antialiasing (Pillow); mean and "
-        "deviation are inside",
+        "preprocessing": "RGB uint8, each image resized to both sides bilinearly with antialiasing (Pillow); the model "
+        "itself applies mean and standard deviation",
         "output": "logits; a sigmoid gives the mask, after they are resized bilinearly to the image's size",
         "tiling": tiling and [tiling.size, tiling.overlap],
         "depth": info.depth,

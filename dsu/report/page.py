@@ -301,7 +301,7 @@ def _calibration(results: Results, thresholds: Mapping[str, Thresholds]) -> list
             lines[number] = (low + high) / 2, some / images
             remarks[run] = f"{thresholds[run].validation}: " + ", ".join(": ".join(one) for one in thresholds[run].bins)
     share = Axis("images with an object", 0, 1)
-    drawing = line_chart(lines, Axis("response", 0, 1), share, "Share of images with an object by response")
+    drawing = line_chart(lines, Axis("response", 0, 1), share, "Fraction of images with an object by response")
     return [("Calibration", _remarks(remarks), drawing)] if lines else []
 
 

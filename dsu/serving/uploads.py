@@ -52,7 +52,7 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise RequestError(415, f"The request is no form: send multipart/form-data with a field {FIELD!r}.")
+        raise RequestError(415, f"The request is not a form: send multipart/form-data with a field {FIELD!r}.")
     limit = int(limits.max_megabytes * 1e6)
     too_large = RequestError(413, f"The image is larger than {limits.max_megabytes:g} MB: send a smaller one.")
     if int(request.headers.get("content-length", 0)) > limit + _FORM_OVERHEAD:
@@ -73,9 +73,9 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
             {"Connection": "close"},
         ) from error
     except (FormParserError, ClientDisconnect) as error:
-        raise RequestError(400, "The form is damaged: send it anew.") from error
+        raise RequestError(400, "The form is damaged: send it again.") from error
     if not form.complete:
-        raise RequestError(400, "The form is cut off: send it anew.")
+        raise RequestError(400, "The form is incomplete: send it again.")
     if form.images != 1:
         raise RequestError(400, f"The form has {form.images} fields {FIELD!r}: send one.")
     if len(form.content) > limit:

@@ -89,7 +89,7 @@ def test_a_sheet_with_wrong_numbers_of_titles_or_labels_is_refused(tmp_path: Pat
     for rows in ([], [[grey()]], [[grey(), grey()], [grey()]]):
         with pytest.raises(UsageError, match="2 titles needs 2 images"):
             sheet(rows, ["image", "truth"], tmp_path / "sheet.png")
-    with pytest.raises(UsageError, match="2 labels do not name 1 rows"):
+    with pytest.raises(UsageError, match="2 labels do not match 1 rows"):
         sheet([[grey()]], ["mask"], tmp_path / "sheet.png", labels=["a", "b"])
     for name in ("sheet.jpg", "sheet"):
         with pytest.raises(UsageError, match=r"give a \.png or a \.pdf"):

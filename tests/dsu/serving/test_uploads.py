@@ -67,10 +67,10 @@ def test_other_fields_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("content", "status", "said"),
     [
-        (b"", 400, "cut off"),
+        (b"", 400, "incomplete"),
         (b"no form", 400, "damaged"),
-        (body()[:-40], 400, "cut off"),
-        (body()[:60], 400, "cut off"),
+        (body()[:-40], 400, "incomplete"),
+        (body()[:60], 400, "incomplete"),
         (b"--" + BOUNDARY.encode() + b"\r\nX: " + 60_000 * b"x", 400, "damaged"),
         (
             100 * (b"--" + BOUNDARY.encode() + b"\r\nA: b\r\n\r\n\r\n") + b"--" + BOUNDARY.encode() + b"--",
