@@ -57,7 +57,7 @@ def serve(
             server.run(sockets=[listening])
         except KeyboardInterrupt:
             stopped = "Stopped: no more images are accepted."
-            if app.state.batcher.works:  # a batch can't be interrupted, and would crash with the interpreter
+            if app.state.batcher.is_running:  # a batch can't be interrupted, and would crash with the interpreter
                 fail(stopped)
                 os._exit(130)
             raise Stopped(stopped) from None
