@@ -125,7 +125,9 @@ def test_a_head_given_twice_is_refused(dsu: Dsu, run_folder: Path) -> None:
 def test_missing_packages_are_named_with_the_pip_command(dsu: Dsu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsu.errors.find_spec", lambda name: None)
     said = dsu("serve", exit_code=2).output
-    assert "Serving needs fastapi, uvicorn, python-multipart: run `pip install fastapi uvicorn python-multipart`" in said
+    assert (
+        "Serving needs fastapi, uvicorn, python-multipart: run `pip install fastapi uvicorn python-multipart`" in said
+    )
 
 
 @pytest.mark.slow
