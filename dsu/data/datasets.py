@@ -12,14 +12,21 @@ from typing import Any, Final
 
 from dsu.data.benchmarks import BENCHMARK_SPLITS, BenchmarkSplit, benchmark_splits, find_benchmark, sharing_masks
 from dsu.data.images import IMAGE_SUFFIXES, Depth, printable
-from dsu.data.inspection import Inspection, SampleMetadata, describe, inspect, unpaired, unreadable
+from dsu.data.inspection import (
+    Inspection as Inspection,
+    SampleMetadata as SampleMetadata,
+    describe as describe,
+    inspect as inspect,
+    unpaired as unpaired,
+    unreadable as unreadable,
+)
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import (
     IMAGE_FOLDERS,
     Kind,
-    Pair,
-    Split,
-    find_images,
+    Pair as Pair,
+    Split as Split,
+    find_images as find_images,
     find_subfolder,
     has_images,
     image_and_mask_folders,
@@ -31,26 +38,6 @@ from dsu.data.pairing import (
 )
 from dsu.data.tiles import Tiling, tiled
 from dsu.errors import DsuError, UsageError, did_you_mean
-
-__all__ = [
-    "Inspection",
-    "Pair",
-    "Paths",
-    "SampleMetadata",
-    "SourceFolder",
-    "Split",
-    "check_places",
-    "describe",
-    "find_dataset",
-    "find_images",
-    "find_samples",
-    "inspect",
-    "is_benchmark",
-    "masks_below",
-    "test_splits",
-    "unpaired",
-    "unreadable",
-]
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,17 @@ from dsu.data.groups import Overlap, copies, find_similar, max_group_size, overl
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from dsu.data.masks import MaskFacts, MaskFormat
 from dsu.data.pairing import list_files
-from dsu.dataset_check.reading import Sample, SplitCheck, read_split
-from dsu.dataset_check.rules import SEVERITIES, Case, Finding, Severity, case_of, findings_of_split, if_any
+from dsu.dataset_check.reading import Sample, SplitCheck as SplitCheck, read_split
+from dsu.dataset_check.rules import (
+    SEVERITIES as SEVERITIES,
+    Case,
+    Finding as Finding,
+    Severity as Severity,
+    case_of,
+    findings_of_split,
+    if_any,
+)
 from dsu.progress import SILENT, Progress
-
-__all__ = [
-    "SEVERITIES",
-    "DatasetCheck",
-    "Finding",
-    "Severity",
-    "SplitCheck",
-    "check_dataset",
-    "file_counts",
-    "other_files",
-    "summary",
-]
 
 
 @dataclass(frozen=True)

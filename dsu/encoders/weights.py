@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from dsu.config import DSUNetConfig
 from dsu.encoders.frozen import build_dino, build_hiera
-from dsu.encoders.sources import MissingWeightsError, Source, check_checkpoint, check_file, locate, source_of
+from dsu.encoders.sources import (
+    MissingWeightsError as MissingWeightsError,
+    Source,
+    check_checkpoint,
+    check_file,
+    locate,
+    source_of,
+)
 from dsu.errors import DsuError, UsageError
 from dsu.hub import OutOfReachError, download, reason_of
 from dsu.settings import EncoderWeights
@@ -26,15 +33,6 @@ from dsu.settings import EncoderWeights
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera
     from timm.models.vision_transformer import VisionTransformer
-
-__all__ = [
-    "MissingWeightsError",
-    "load_dino",
-    "load_encoders",
-    "load_hiera",
-    "read_checkpoint",
-    "weights_digest",
-]
 
 _M = TypeVar("_M", bound=nn.Module)
 

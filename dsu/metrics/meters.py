@@ -10,10 +10,8 @@ import numpy as np
 import py_sod_metrics as sod
 from numpy.typing import NDArray
 
-from dsu.metrics.figures import METRICS, PER_IMAGE
+from dsu.metrics.figures import METRICS as METRICS, PER_IMAGE as PER_IMAGE
 from dsu.metrics.image_level import ImageLevel
-
-__all__ = ["METRICS", "PER_IMAGE", "Meters", "StructureMeasure", "Totals"]
 
 
 class StructureMeasure(sod.Smeasure):  # type: ignore[misc]  # the library has no types

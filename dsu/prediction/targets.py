@@ -22,7 +22,7 @@ from dsu.data.datasets import (
     test_splits,
 )
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS, UnreadableImage
-from dsu.data.pairing import RECORD_FILE, list_files, output_files, written_below
+from dsu.data.pairing import RECORD_FILE as RECORD_FILE, list_files, output_files, written_below
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError
@@ -35,15 +35,6 @@ from dsu.thresholds import DEFAULT_THRESHOLD
 if TYPE_CHECKING:
     from dsu.features.stores import FeatureStore
     from dsu.runtime import Runtime
-
-__all__ = [
-    "RECORD_FILE",
-    "VALIDATION",
-    "Job",
-    "Target",
-    "decided_by",
-    "prepare_jobs",
-]
 
 VALIDATION: Final = "validation share"
 """Value of a job's `share` for the validation images."""
