@@ -384,7 +384,6 @@ def _check_object_size(masked: Sequence[Masked], side: int) -> list[Finding]:
     lost = sum(one.foreground.vanished for one in masked)
     emptied = sum(one.foreground.objects > 0 and not one.foreground.left for one in masked)
     many = emptied or lost > 0.05 * objects  # not only specks
-    emptied_first = sorted(masked, key=lambda one: one.foreground.left > 0)
     tiles = f"cut tiles (dsu cache-features --tile SIZE; {side} keeps every pixel) or give a larger --hiera-size"
     return if_any(
         Finding(
@@ -394,7 +393,11 @@ def _check_object_size(masked: Sequence[Masked], side: int) -> list[Finding]:
             f"Masks that become empty: {emptied:,}; training then treats their images as empty: {tiles}."
             if many
             else f"If they matter, {tiles}.",
-            [case_of(one.sample) for one in emptied_first if one.foreground.vanished],
+            [
+                case_of(one.sample)
+                for one in sorted(masked, key=lambda one: one.foreground.left > 0)
+                if one.foreground.vanished
+            ],
         ),
         Finding(
             "tiny",

@@ -193,7 +193,7 @@ def _gallery(results: Results, strips: Iterable[Strip]) -> dict[str, Any]:
 
 
 def _scores(found: Evaluation, metric: str) -> list[float | None]:
-    values = [float(row[metric]) for row in found.per_image]
+    values = (float(row[metric]) for row in found.per_image)
     return [round(value, _PLACES) if math.isfinite(value) else None for value in values]
 
 
