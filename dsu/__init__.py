@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dsu.data.decoding import ImageProcessor
     from dsu.datasets import ImageDataset
     from dsu.environment import prepare_environment
-    from dsu.features.feature_dataset import FeatureDataset
+    from dsu.features.samples import FeatureDataset
     from dsu.loss import SegmentationLoss
     from dsu.network.network import DSUNet
     from dsu.network.pretrained import create_model
@@ -35,7 +35,7 @@ __all__ = [
 _MODULES = {
     "DSUNet": "dsu.network.network",
     "DSUNetConfig": "dsu.config",
-    "FeatureDataset": "dsu.features.feature_dataset",
+    "FeatureDataset": "dsu.features.samples",
     "ImageDataset": "dsu.datasets",
     "ImageProcessor": "dsu.data.decoding",
     "SegmentationLoss": "dsu.loss",

@@ -1,6 +1,6 @@
 """Torch data sets of samples: the base class, and data sets decoded from image files.
 
-For data sets from a store, see `dsu.features.feature_dataset`.
+For data sets from a store, see `dsu.features.samples`.
 """
 
 import os

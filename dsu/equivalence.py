@@ -22,7 +22,7 @@ from dsu.data.datasets import Paths
 from dsu.data.views import view_name
 from dsu.datasets import ImageDataset
 from dsu.errors import DsuError
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import FeatureDataset
 from dsu.network.network import DSUNet
 from dsu.prediction.inference import finish_mask
 from dsu.progress import SILENT, Progress

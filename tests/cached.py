@@ -8,7 +8,7 @@ from support import TINY
 
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.errors import DsuError
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import FeatureDataset
 from dsu.features.stores import find_store
 from dsu_cache import CacheError
 

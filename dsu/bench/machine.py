@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from dsu.batches import Batch, prefetch
 from dsu.config import LEVELS, DSUNetConfig
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import WRITERS, FeatureDataset, writing
 from dsu.features.stores import FeatureStore
-from dsu.features.writing import WRITERS, writing
 from dsu.network.resume import feature_block, feature_shape
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime

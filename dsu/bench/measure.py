@@ -29,8 +29,8 @@ from dsu.bench.steps import (
 from dsu.choices import Precision
 from dsu.config import DSUNetConfig
 from dsu.encoders.weights import load_encoders
+from dsu.features.samples import WRITERS
 from dsu.features.stores import library_versions
-from dsu.features.writing import WRITERS
 from dsu.network.network import DSUNet
 from dsu.progress import SILENT, Progress, counted
 from dsu.runtime import choose_runtime, machine_name

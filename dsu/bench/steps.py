@@ -41,7 +41,7 @@ from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import PredictionPair, evaluate
 from dsu.features.extraction import extract, plan_extraction
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import FeatureDataset
 from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.heads.head_file import HeadInfo
 from dsu.metrics.meters import Meters

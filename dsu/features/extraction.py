@@ -25,8 +25,8 @@ from dsu.datasets import ImageDataset
 from dsu.distributed import ALONE, World
 from dsu.encoders.weights import MissingWeightsError, load_encoders
 from dsu.errors import DsuError, UsageError
+from dsu.features.samples import writing
 from dsu.features.stores import FeatureStore, find_stores, fingerprint, sample_key, store_path
-from dsu.features.writing import writing
 from dsu.files import make_folder
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet, default_encoder_batch_size

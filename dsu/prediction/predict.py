@@ -18,7 +18,7 @@ from dsu.data.decoding import DECODERS, Decoded, ImageProcessor
 from dsu.data.images import Depth, UnreadableImage, or_unreadable, read_image_and_head
 from dsu.data.tiles import Tiling, image_name
 from dsu.distributed import ALONE, World
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import FeatureDataset
 from dsu.features.stores import FeatureStore
 from dsu.heads.head_file import load_head
 from dsu.network.network import DSUNet

@@ -212,7 +212,7 @@ class TrainingData:
                 names=names,
                 guide=bool(point.guides),
             )
-        from dsu.features.feature_dataset import FeatureDataset
+        from dsu.features.samples import FeatureDataset
 
         assert self.store is not None
         return FeatureDataset(self.store, point.features, names=names)

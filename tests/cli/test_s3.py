@@ -13,7 +13,7 @@ from support import TINY, Dsu
 
 import dsu_cache.storage
 from dsu.errors import UsageError
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import FeatureDataset
 from dsu_cache import Store
 
 ROOT = f"s3://{BUCKET}/root"

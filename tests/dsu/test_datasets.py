@@ -17,7 +17,7 @@ from dsu.data.views import draw_view, flip, view_index
 from dsu.datasets import ImageDataset, SampleDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import FeatureDataset
 from dsu.features.stores import FeatureStore
 from dsu.settings import EncoderWeights, ExtractionSettings
 from dsu_cache import Compressor

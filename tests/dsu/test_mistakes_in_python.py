@@ -15,7 +15,7 @@ from dsu.data.views import Views
 from dsu.datasets import ImageDataset
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
-from dsu.features.feature_dataset import FeatureDataset
+from dsu.features.samples import FeatureDataset
 from dsu.loss import SegmentationLoss
 from dsu.network.network import DSUNet, DSUNetOutput
 from dsu.prediction.segmenter import Segmenter

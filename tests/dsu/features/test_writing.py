@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dsu.errors import DsuError
-from dsu.features import writing as module
-from dsu.features.writing import WRITERS, writing
+from dsu.features import samples as module
+from dsu.features.samples import WRITERS, writing
 from dsu_cache import Entry, Fingerprint, Store
 
 SHARDS = 12
