@@ -163,22 +163,30 @@ def _check_pairing(check: SplitCheck) -> list[Finding]:
 def _check_count(check: SplitCheck) -> list[Finding]:
     pairs = len(check.masks)
     if check.split.masks is None and check.trains:
-        remedy = (
-            "Training needs pairs: put masks, named like the images, into masks/ next to images/, or name the "
-            "subfolders with --images and --masks. Without masks you can only predict."
-        )
-        return [Finding("no-masks", "will stop", "No image has a mask", remedy)]
+        return [
+            Finding(
+                "no-masks",
+                "will stop",
+                "No image has a mask",
+                "Training needs pairs: put masks, named like the images, into masks/ next to images/, or name the "
+                "subfolders with --images and --masks. Without masks you can only predict.",
+            )
+        ]
     if check.split.masks is None:
         return [Finding("no-masks", "good to know", "No image has a mask", "You can predict, but not evaluate.")]
     if pairs >= FEW or not check.trains:
         return []
     if not pairs:
         return [Finding("no-pairs", "will stop", "No pair can be read", "Repair the files, or give another folder.")]
-    remedy = (
-        "A head overfits so few: store cached augmentations (dsu cache-features --views flips+8), adapt fewer blocks "
-        "(--adapt-last), and don't trust scores on a few held-out images."
-    )
-    return [Finding("few", "will hurt", f"Only {pairs} pairs to train on", remedy)]
+    return [
+        Finding(
+            "few",
+            "will hurt",
+            f"Only {pairs} pairs to train on",
+            "A head overfits so few: store cached augmentations (dsu cache-features --views flips+8), adapt fewer "
+            "blocks (--adapt-last), and don't trust scores on a few held-out images.",
+        )
+    ]
 
 
 def _check_images(samples: Sequence[Sample], side: int) -> list[Finding]:
@@ -332,20 +340,36 @@ def _check_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:
         )
     )
     if not mask_format.labels and sum(facts.dark for facts in greys) > sum(facts.bright for facts in greys):
-        what = "Most nonblack pixels in the masks are darker than half"
-        remedy = f"They are read as soft edges: if they are labels, give the object's with {typed_foreground(greys)}."
-        found.append(Finding("dark-masks", "will hurt", what, remedy))
+        found.append(
+            Finding(
+                "dark-masks",
+                "will hurt",
+                "Most nonblack pixels in the masks are darker than half",
+                f"They are read as soft edges: if they are labels, give the object's with {typed_foreground(greys)}.",
+            )
+        )
     values = sorted({value for facts in labels for value in facts.values or ()} - {0})
     coloured = any(facts.kind == "colours" for facts in labels)
     if IGNORED in values and len(values) > 1 and not coloured:
-        what = f"Label {IGNORED}, which usually marks pixels to ignore, is read as foreground"
         others = " ".join(f"--foreground {value}" for value in values if value != IGNORED)
-        found.append(Finding("ignored-label", "will hurt", what, f"Name the others: {others}."))
+        found.append(
+            Finding(
+                "ignored-label",
+                "will hurt",
+                f"Label {IGNORED}, which usually marks pixels to ignore, is read as foreground",
+                f"Name the others: {others}.",
+            )
+        )
     elif len(values) > 1:
         shown = ", ".join(f"{value} (#{value:06X})" if coloured else str(value) for value in values[:10])
-        what = f"Label maps with several values ({shown}{', ...' if len(values) > 10 else ''})"
-        remedy = f"Every value but 0 is foreground: to choose, give any of {typed_foreground(labels)}."
-        found.append(Finding("several-labels", "good to know", what, remedy))
+        found.append(
+            Finding(
+                "several-labels",
+                "good to know",
+                f"Label maps with several values ({shown}{', ...' if len(values) > 10 else ''})",
+                f"Every value but 0 is foreground: to choose, give any of {typed_foreground(labels)}.",
+            )
+        )
     return found
 
 
@@ -372,9 +396,14 @@ def _check_foreground(masked: Sequence[Masked]) -> list[Finding]:
     )
     marked = [one.foreground for one in masked if 0 < one.foreground.share < FULL]
     if marked and median(one.border for one in marked) > 0.9 and median(one.share for one in marked) > 0.5:
-        what = "Most masks are white along their border, as if black and white were swapped"
-        remedy = "White is the object: invert the masks if it is the background."
-        found.append(Finding("inverted-masks", "will hurt", what, remedy))
+        found.append(
+            Finding(
+                "inverted-masks",
+                "will hurt",
+                "Most masks are white along their border, as if black and white were swapped",
+                "White is the object: invert the masks if it is the background.",
+            )
+        )
     return found
 
 

@@ -165,9 +165,8 @@ def images_to_check(folder: Path | None, count: int = sum(BATCHES)) -> list[Imag
     images = find_images(folder)
     masks = masks_below(folder)
     paths = [path for path in images if os.path.realpath(path) not in masks]
-    read = or_unreadable(lambda path: read_image(path))
-    chosen = [read(paths[index * len(paths) // count]) for index in range(count)] if paths else []
-    found = [one for one in chosen if not isinstance(one, UnreadableImage)]
+    chosen = [paths[index * len(paths) // count] for index in range(count)] if paths else []
+    found = [one for one in map(or_unreadable(read_image), chosen) if not isinstance(one, UnreadableImage)]
     if not found:
         raise UsageError(f"{folder} contains no readable image: give another folder.")
     return [found[index % len(found)] for index in range(count)]
