@@ -36,7 +36,7 @@ class Browser:
         return [str(text) for text in found]
 
     def complaints(self) -> list[str]:
-        """What the console has been told since last asked: errors and warnings alike."""
+        """The console's messages since the last call: errors and warnings."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def photograph(self, name: str) -> Path:

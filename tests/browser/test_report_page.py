@@ -146,7 +146,7 @@ def test_the_keyboard_opens_moves_and_closes(at_page: Browser, found: Evaluation
 
 
 def test_a_panel_shows_its_part_of_the_strip(browser: Browser, tmp_path: Path) -> None:
-    """Image, truth, prediction and errors of one image whose panels can be told by their colour."""
+    """Image, ground truth, prediction and errors of one image, with panels of distinct colours."""
     found = draw_evaluation(tmp_path, ["only"], size=(200, 100))
     for path, grey in ((found.pairs[0].truth, 255), (found.pairs[0].prediction, 0)):
         Image.fromarray(np.full((100, 200), grey, np.uint8)).save(path)
