@@ -291,7 +291,7 @@ def _writable(what: str, folder: Path, remedy: str) -> Fact:
             file.write(b"dsu")
     except OSError as error:
         return Fact(what, f"{folder} can't be written ({error.strerror or error})", "broken", remedy, value)
-    made = "" if there == folder.absolute() else ", made when needed"
+    made = "" if there == folder.absolute() else ", created when needed"
     free = f"{value['free_bytes'] / 1e9:,.0f} GB free{made}"
     return Fact(what, f"{folder} ({free})", value={**value, "writable": True})
 

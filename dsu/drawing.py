@@ -300,7 +300,7 @@ def sheet(
         raise UsageError(f"a sheet with {len(titles)} titles needs {len(titles)} images in each row.")
     if labels is not None and len(labels) != len(rows):
         raise UsageError(f"{len(labels)} labels do not match {len(rows)} rows: give one per row, or none.")
-    # A panorama among portraits must not decide alone.
+    # A single panorama must not determine the aspect ratio of all.
     aspect = median(height / width for width, height in (as_rgb(row[0]).size for row in rows[:50]))
     heights = [max(1, round(cell * min(max(aspect, 0.5), 1.5))) / dpi] * len(rows)
     draw = partial(

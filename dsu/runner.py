@@ -149,7 +149,7 @@ class Model:
         return self.run(given)[:, 0]
 
     def run(self, given: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(B, 1, S, S) logits of what the network reads: (B, side, side, 3) uint8 for each of `sizes`."""
+        """(B, 1, S, S) logits from the network's inputs: (B, side, side, 3) uint8 for each of `sizes`."""
         return np.asarray(self._session.run(["logits"], given)[0])
 
     def cut(self, mask: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of table
 
 @cache.command("list")
 def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False, quiet: options.Quiet = False) -> None:
-    """All stores, one a row: what they are of, their size, whether they are complete."""
+    """List all stores, one per row: data set, size, completeness."""
     from dsu.features.maintenance import describe_stores
 
     states = describe_stores((), cache_root, ConsoleProgress(quiet=quiet))
@@ -54,7 +54,7 @@ def info(
     json: _Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """What a store holds, of which encoders, weights and images, and what it lacks."""
+    """Show what a store contains: arrays, encoders, weights, images, and what is missing."""
     from dsu.features.maintenance import describe_stores
 
     states = describe_stores(names or (), cache_root, ConsoleProgress(quiet=quiet))
@@ -108,7 +108,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Remove stores with all their features, after asking. Images and masks are never touched."""
+    """Remove stores with all their features, after confirmation. Images and masks are never touched."""
     from dsu.features.maintenance import remove_stores
 
     def ask(doomed: "list[StoreState]") -> None:
@@ -149,7 +149,7 @@ def pull(
     cache_root: options.CacheRoot = Path("features"),
     quiet: options.Quiet = False,
 ) -> None:
-    """Copy stores from S3 to the cache root, only what is missing there: byte for byte what was pushed."""
+    """Copy stores from S3 to the cache root, byte for byte as they were pushed. Only what is missing is copied."""
     from dsu.features.maintenance import pull_stores
 
     _tell_copies(pull_stores(url, names or (), cache_root, ConsoleProgress(quiet=quiet)), quiet=quiet)

@@ -69,7 +69,7 @@ def export(
 
     head_file = resolve_head(head)
     check_installed("Exporting", "onnx", "onnxscript", "onnxruntime")
-    from dsu.export.exporting import export_model  # with torch, which takes seconds to come
+    from dsu.export.exporting import export_model  # with torch, which takes seconds to load
 
     made = export_model(
         head_file,

@@ -299,7 +299,7 @@ class _Finder:
         tests = [store for store in stores if store.source.kind == "test"] or stores
         try:
             return [self._stored_job(store.source.split, store) for store in tests]
-        except UsageError:  # not complete
+        except UsageError:  # incomplete
             return []
 
     def _stores(self, name: str) -> "list[FeatureStore]":

@@ -112,7 +112,7 @@ class Study:
         kind: the kind of study.
         settings: the settings that all members share.
         folder: the study's folder, which contains the members' folders.
-        members: in the order in which they are run.
+        members: in the order of execution.
         left_out: one sentence for each case without stored features, with the command that stores them.
         source: the training split.
         images: number of samples in the training split.

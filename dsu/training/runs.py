@@ -219,7 +219,7 @@ class _Assignment:
     groups: list[list[str]]
 
     def of(self, share: str) -> list[str]:
-        """The samples of a share."""
+        """The samples of a split."""
         return [name for name, own in self.shares.items() if own == share]
 
 

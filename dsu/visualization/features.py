@@ -73,7 +73,7 @@ def find_shown(
     for source in sources:
         named = [pair for split in find_samples(source, paths) for pair in split.pairs]
         if len(named) > count:
-            progress.say(f"{source}: {count} of {len(named):,} images (--count shows more)")
+            progress.say(f"{source}: {count} of {len(named):,} images (use --count for more)")
         found += [named[place] for place in np.linspace(0, len(named) - 1, min(count, len(named))).round().astype(int)]
     if len(found) > MAX_IMAGES:
         raise UsageError(f"{len(found)} images make too tall a figure: give {MAX_IMAGES} at most.")

@@ -297,7 +297,7 @@ def test_a_benchmarks_name_selects_the_images_of_its_test_split(published: Path)
     heard = Listener()
     shown, _ = find_shown(["duts"], None, 2, paths=Paths(published), progress=heard)
     assert [one.name for one in shown] == ["a", "c"] and all(one.mask is not None for one in shown)
-    assert heard.said == ["duts: 2 of 3 images (--count shows more)"]
+    assert heard.said == ["duts: 2 of 3 images (use --count for more)"]
     assert [one.name for one in find_shown(["DUTS-TR"], None, 9, paths=Paths(published))[0]] == ["t"]
     with pytest.raises(UsageError, match=r"neither a folder .* nor a known benchmark"):
         find_shown(["nothing"], None, 2, paths=Paths(published))
