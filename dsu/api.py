@@ -155,7 +155,7 @@ def predict_with(
 ) -> "Outcome":
     """The same as `predict`, for validated arguments; the processes of a `world` divide the images of each set."""
     if check_places(sources, out, overwrite=settings.overwrite):
-        if world.together:
+        if world.connected:
             raise UsageError("One image needs one process: start this command without torchrun or srun.")
         # Predict into a temporary folder, and keep its only file.
         with TemporaryDirectory() as scratch:
@@ -183,7 +183,7 @@ def predict_with(
     if is_exported(head_file):
         from dsu.prediction.exported import predict_exported
 
-        if world.together:
+        if world.connected:
             raise UsageError(
                 f"{head_file} is an exported model, which runs in one process: start this command without torchrun "
                 "or srun."

@@ -153,7 +153,7 @@ def feed(
 
     For a GPU, several threads read into pinned memory, and a separate stream copies while the previous step computes.
     """
-    read = partial(_read_part, samples, world) if world.together else samples.read
+    read = partial(_read_part, samples, world) if world.connected else samples.read
     if device.type != "cuda":
         yield from prefetch(partial(read, *indices) for indices in batch_indices)
         return

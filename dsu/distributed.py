@@ -37,7 +37,7 @@ _PORTS: Final = range(10_000, 30_000)
 
 
 class LostError(DsuError, RuntimeError):
-    """Another process is gone, or this one was told to end."""
+    """Another process is gone, or this one has to end."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -54,16 +54,16 @@ class World:
         rank: this process's number, from 0.
         size: number of processes (world size).
         local_rank: its number among those on its machine.
-        meets: the rendezvous address, as torch names it.
-        together: whether the processes are connected, so that work is divided.
+        rendezvous: the rendezvous address, as torch names it.
+        connected: whether the processes are connected, so that work is divided.
         store: torch's key-value store, shared by all, once connected.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    meets: str = _TORCHRUN_RENDEZVOUS
-    together: bool = False
+    rendezvous: str = _TORCHRUN_RENDEZVOUS
+    connected: bool = False
     store: "Store | None" = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -89,7 +89,7 @@ class World:
         return cls()
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the first process, the only one that writes and prints."""
         return self.rank == 0
 
@@ -104,11 +104,11 @@ class World:
         """
         import torch
 
-        if not self.together or asked == "cpu" or not torch.cuda.is_available():
+        if not self.connected or asked == "cpu" or not torch.cuda.is_available():
             return asked
         count = torch.cuda.device_count()
         # With --gpus-per-task=1, Slurm shows each process only its own GPU.
-        index = 0 if count == 1 and self.meets != _TORCHRUN_RENDEZVOUS else self.local_rank
+        index = 0 if count == 1 and self.rendezvous != _TORCHRUN_RENDEZVOUS else self.local_rank
         if ":" in asked or index >= count:
             raise UsageError(
                 f"The device {asked!r} is not enough for all processes on this machine, which has {count} GPUs: "
@@ -118,50 +118,50 @@ class World:
         torch.cuda.set_device(index)  # otherwise every process would also use memory of the first GPU
         return f"cuda:{index}"
 
-    def add_up(self, tensor: "Tensor") -> None:
+    def all_reduce(self, tensor: "Tensor") -> None:
         """Replace a contiguous tensor by the sum over all processes, which is bit-identical in each."""
-        if self.together:
+        if self.connected:
             with _communication() as distributed:
                 distributed.all_reduce(tensor)
 
-    def spread(self, tensor: "Tensor") -> None:
+    def broadcast(self, tensor: "Tensor") -> None:
         """Replace a tensor by the first process's."""
-        if self.together:
+        if self.connected:
             whole = tensor.flatten()  # in the same order in all processes
             with _communication() as distributed:
                 distributed.broadcast(whole, 0)
             tensor.copy_(whole.view(tensor.shape))
 
-    def told(self, find: Callable[[], T]) -> T:
+    def broadcast_object(self, find: Callable[[], T]) -> T:
         """The first process's result of `find`; the others wait for it."""
-        found = [find() if self.leads else None]
-        if self.together:
+        found = [find() if self.is_main else None]
+        if self.connected:
             with _communication() as distributed:
                 distributed.broadcast_object_list(found, 0)
         return found[0]  # type: ignore[return-value]
 
-    def counted(self, name: str, units: int) -> int:
+    def add_to_counter(self, name: str, units: int) -> int:
         """Add to a named counter shared by all processes and return its sum, without waiting for others."""
         if self.store is None:
             return units
         with _communication():
             return self.store.add(f"dsu/{name}", units)
 
-    def counting(self, task: "Task", label: str) -> Callable[[int], None]:
+    def shared_progress(self, task: "Task", label: str) -> Callable[[int], None]:
         """A function that counts this process's units and reports all processes' units to the task."""
-        told = 0
+        reported = 0
 
         def advance(units: int) -> None:
-            nonlocal told
-            done = self.counted(label, units)
-            task.advance(done - told)
-            told = done
+            nonlocal reported
+            done = self.add_to_counter(label, units)
+            task.advance(done - reported)
+            reported = done
 
         return task.advance if self.store is None else advance
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The values of all processes, by rank."""
-        if not self.together:
+        if not self.connected:
             return [value]
         found: list[Any] = [None] * self.size
         with _communication() as distributed:
@@ -173,7 +173,7 @@ ALONE: Final = World()
 
 
 @contextmanager
-def joined(patience: timedelta | None = None) -> Iterator[World]:
+def connect(patience: timedelta | None = None) -> Iterator[World]:
     """Connect to the other processes, if there are any, inside a `with`; reuses an existing connection.
 
     `patience` is how long a process waits for another one that is alive (None: torch's default).
@@ -188,12 +188,12 @@ def joined(patience: timedelta | None = None) -> Iterator[World]:
     import torch.distributed as distributed
 
     if distributed.is_initialized():
-        yield replace(world, together=True)
+        yield replace(world, connected=True)
         return
     store = _connect(world, patience)
     undo = _end_on_sigterm(store)
     try:
-        yield replace(world, together=True, store=store)
+        yield replace(world, connected=True, store=store)
         distributed.destroy_process_group()
         undo()
     except BaseException as error:
@@ -211,11 +211,11 @@ def _connect(world: World, patience: timedelta | None) -> "Store":
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store: Store = next(rendezvous(world.meets, world.rank, world.size))[0]
+        store: Store = next(rendezvous(world.rendezvous, world.rank, world.size))[0]
         distributed.init_process_group(backend, timeout=patience, store=store, rank=world.rank, world_size=world.size)
     except (RuntimeError, ValueError) as error:
         raise DsuError(
-            f"Process {world.rank} can't connect to the others at {world.meets} "
+            f"Process {world.rank} can't connect to the others at {world.rendezvous} "
             f"({str(error).splitlines()[0][:160]}): start all {world.size} with torchrun or srun, on machines that "
             "can reach each other."
         ) from error
@@ -239,7 +239,7 @@ def _end_on_sigterm(store: "Store") -> Callable[[], None]:
         return lambda: None
     numbers, written = socket.socketpair()
     written.setblocking(False)
-    descriptor = written.detach()  # open until it is undone: a process that fails may be told to end once more
+    descriptor = written.detach()  # open until it is undone: a process that fails may get the signal again
     before = _set_sigterm_handler(_raise_lost), signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
     threading.Thread(target=_watch_signals, args=(numbers, store), name="ending", daemon=True).start()
 

@@ -20,7 +20,7 @@ from support import toy_network
 
 from dsu.batches import Batch, feed
 from dsu.datasets import SampleDataset
-from dsu.distributed import ALONE, LostError, World, joined
+from dsu.distributed import ALONE, LostError, World, connect
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, resume_at, resume_point
@@ -83,17 +83,17 @@ def first_step(world: World, folder: Path, count: int) -> dict[str, Any]:
     one = trainer(world, folder, count, freeze_adapter_epochs=0)
     one.network.train()
     exchanges = 0
-    add_up = World.add_up
+    all_reduce = World.all_reduce
 
     def counted(self: World, tensor: torch.Tensor) -> None:
         nonlocal exchanges
         exchanges += 1
-        add_up(self, tensor)
+        all_reduce(self, tensor)
 
-    World.add_up = counted  # type: ignore[method-assign]
+    World.all_reduce = counted  # type: ignore[method-assign]
     [batch] = feed(one.phase.train, one.epoch_batches(0), one.runtime.device, world)
     losses = one.step(batch)
-    World.add_up = add_up  # type: ignore[method-assign]
+    World.all_reduce = all_reduce  # type: ignore[method-assign]
     head = one.network.head
     return {
         "losses": losses,
@@ -160,10 +160,10 @@ def killed(world: World, folder: Path, victim: int, **settings: Any) -> dict[str
 def terminated(world: World, folder: Path) -> dict[str, Any]:
     """The first process waits for the second, which does nothing, and gets SIGTERM; the second lives until it is
     gone."""
-    first, _ = world.gathered(os.getpid())
-    if world.leads:
+    first, _ = world.all_gather(os.getpid())
+    if world.is_main:
         threading.Timer(1, os.kill, (first, signal.SIGTERM)).start()
-        world.add_up(torch.zeros(1))
+        world.all_reduce(torch.zeros(1))
     while psutil.pid_exists(first):
         time.sleep(0.1)
     return {}
@@ -200,7 +200,7 @@ def start(folder: Path, size: int, *steps: tuple[str, dict[str, Any]]) -> list[l
 def main(folder: Path) -> None:
     """Run the steps as one of the processes."""
     found = []
-    with joined() as world:
+    with connect() as world:
         for number, (name, settings) in enumerate(torch.load(folder / "steps.pt", weights_only=False)):
             out = folder / settings.pop("folder", str(number))
             out.mkdir(exist_ok=True)
@@ -210,5 +210,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    assert ALONE.leads
+    assert ALONE.is_main
     main(Path(sys.argv[1]))

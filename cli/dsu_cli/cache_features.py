@@ -11,7 +11,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from dsu.distributed import ALONE, World, joined
+from dsu.distributed import ALONE, World, connect
 from dsu.errors import UsageError
 from dsu.progress import counted
 from dsu.settings import EncoderWeights, ExtractionSettings, NetworkSettings, RuntimeSettings, TilingSettings
@@ -61,8 +61,8 @@ def cache_features(
     For few images, `--views flips+8` stores eight more views of each: rotated, cropped and recoloured. For large
     images, `--tile 1024` stores each tile as a sample.
     """
-    with joined(_PATIENCE) as world:  # first, so that only one of several processes reports errors
-        if dry_run and not world.leads:
+    with connect(_PATIENCE) as world:  # first, so that only one of several processes reports errors
+        if dry_run and not world.is_main:
             return
         from dsu.data.datasets import Paths, find_dataset, unreadable
         from dsu.encoders.sources import check_given
@@ -121,7 +121,7 @@ def cache_features(
         hint = "Next: `dsu train-head`" if trainable else "Without masks you can predict but not train."
         whole = "; all parts are complete" if part else ""
         out.print(with_urls(f"Stored in {cache_root}{skipped}{whole}. {hint}"), markup=False)
-    if result.skipped and world.leads:  # the others would end it before it has reported that
+    if result.skipped and world.is_main:  # the others would end it before it has reported that
         raise typer.Exit(1)
 
 
@@ -130,7 +130,7 @@ def _part(text: str, world: World) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
     if found is None or int(found[1]) > int(found[2]):
         raise UsageError(f"--part can't be {text}: give a part and the number of parts, such as 3/16.")
-    if world.together:
+    if world.connected:
         raise UsageError(
             "--part is for jobs that start independently; processes that torchrun or srun starts together divide "
             "the work themselves: omit --part, or start one process."

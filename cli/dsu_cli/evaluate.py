@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsu.choices import ReportFormat
-from dsu.distributed import joined
+from dsu.distributed import connect
 from dsu.errors import UsageError
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
 from dsu.thresholds import DEFAULT_THRESHOLD
@@ -173,15 +173,15 @@ def evaluate(
         EvaluationSet.evaluate, resize=resize, foreground=foreground, workers=workers, progress=progress
     )
     evaluated: dict[str, _RunEvaluation] = {}
-    with joined() as world:
+    with connect() as world:
         for run, folder in runs.items():
             progress.say(f"evaluating {folder}")
-            sets = _evaluate(world.told(partial(find, folder)), folder, partial(evaluate_set, world=world))
+            sets = _evaluate(world.broadcast_object(partial(find, folder)), folder, partial(evaluate_set, world=world))
             evaluated[run] = _RunEvaluation(run, folder, sets, bool(names), truth is None)
             evaluated[run].find_thresholds(false_alarms)
             for line in evaluated[run].left_out():
                 progress.say(line)
-    if not world.leads:
+    if not world.is_main:
         return
     results = {run: one.shown for run, one in evaluated.items()}
     proposed = {run: one.thresholds for run, one in evaluated.items() if one.thresholds is not None}

@@ -156,7 +156,7 @@ def _one_speaks() -> Iterator[None]:
     """
     world = World.of_environment()
     with ExitStack() as silenced:
-        if not world.leads:
+        if not world.is_main:
             nowhere = silenced.enter_context(open(os.devnull, "w"))
             silenced.enter_context(redirect_stdout(nowhere))
             silenced.enter_context(redirect_stderr(nowhere))
@@ -166,7 +166,7 @@ def _one_speaks() -> Iterator[None]:
         except (Exception, SystemExit) as error:
             done = isinstance(error, SystemExit) and not error.code
             torch = sys.modules.get("torch.distributed")
-            if not (done or world.leads or (torch is not None and torch.is_initialized())):
+            if not (done or world.is_main or (torch is not None and torch.is_initialized())):
                 time.sleep(5)  # the first fails likewise: the launcher ends this one before it says so, too
             raise
 

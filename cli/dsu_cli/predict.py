@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dsu.distributed import joined
+from dsu.distributed import connect
 from dsu.errors import UsageError
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
 from dsu_cli import options
@@ -87,7 +87,7 @@ def predict(
         resolve_head(head, revision=revision)
     from dsu.api import predict_with
 
-    with joined() as world, _piped(sources or [], out) as (named, place):
+    with connect() as world, _piped(sources or [], out) as (named, place):
         outcome = predict_with(
             named,
             head,
@@ -101,7 +101,7 @@ def predict(
             progress=ConsoleProgress(quiet=quiet),
             world=world,
         )
-    if not world.leads:
+    if not world.is_main:
         return
     if table is not None:
         make_folder(table.parent)

@@ -42,12 +42,12 @@ def train_head(
     `curves.png`, `sheets/` (the same images every few epochs) and the checkpoint for `--resume`.
     """
     from dsu.data.datasets import Paths
-    from dsu.distributed import joined
+    from dsu.distributed import connect
     from dsu.settings_file import read_settings
 
     progress = ConsoleProgress(quiet=quiet)
     with ExitStack() as held:
-        held.enter_context(joined())  # first, so that only one process reports errors
+        held.enter_context(connect())  # first, so that only one process reports errors
         settings = read_settings(TrainingSettings, given, config)
         from dsu.training.runs import open_run
 

@@ -328,7 +328,7 @@ def _workers(asked: int | None, images: int, world: World) -> int:
         raise UsageError("nothing to evaluate: no prediction has a ground truth of the same name.")
     if asked is not None and asked < 1:
         raise UsageError(f"There can't be {asked} workers: give 1 or more.")
-    machines = world.gathered(platform.node())
+    machines = world.all_gather(platform.node())
     cores = (os.cpu_count() or 1) // machines.count(machines[world.rank])
     enough = -(-images // world.size // (_IMAGES_WORTH_A_PROCESS if asked is None else _CHUNK))
     return max(1, min(asked or cores, enough))
@@ -374,9 +374,9 @@ def _divided(
 ) -> Iterator[Any]:
     """Yield what `work` makes of each chunk, in order; each process does its share, and has the results of all."""
     own = iter(own_map(work, chunks[world.rank :: world.size]))
-    some = _ROUND if world.together else 1
+    some = _ROUND if world.connected else 1
     for start in range(0, len(chunks), some * world.size):
-        done = world.gathered(list(islice(own, some)))
+        done = world.all_gather(list(islice(own, some)))
         for index in range(min(some * world.size, len(chunks) - start)):
             yield done[index % world.size][index // world.size]
 

@@ -175,7 +175,7 @@ def cache_features(
     Raises `DsuError` or `CacheError` before any work if something does not fit.
     """
     check_features(config, settings.features)
-    progress = progress if world.leads else SILENT
+    progress = progress if world.is_main else SILENT
     splits = [
         (SourceFolder.of(split, dataset, paths, tiling), tiled(split, tiling)) for split in find_dataset(dataset, paths)
     ]
@@ -215,7 +215,7 @@ def cache_features(
         hint = f"; features of {dataset} are already stored with {options}" if stored else ""
         raise MissingWeightsError(f"{str(error).rstrip('.')}{hint}.") from error
     _check_same_computation(world, runtime, digests)
-    planned = world.told(lambda: plan_all(digests, paths.cache_root))
+    planned = world.broadcast_object(lambda: plan_all(digests, paths.cache_root))
     if dry_run:
         return planned
     network = runtime.place(DSUNet(config, hiera, dino, feature_dtype=torch_type(settings.feature_dtype)).eval())
@@ -235,7 +235,7 @@ def _thread_notes(plan: ExtractionPlan, runtime: Runtime) -> Iterator[str]:
 
 def _check_same_computation(world: World, runtime: Runtime, digests: Mapping[str, str]) -> None:
     """Raise `UsageError` if processes would compute different features from the same images."""
-    found = world.gathered((runtime.device.type, runtime.precision, dict(digests)))
+    found = world.all_gather((runtime.device.type, runtime.precision, dict(digests)))
     if any(one != found[0] for one in found):
         kinds = sorted({f"{device} at {precision}" for device, precision, _ in found})
         raise UsageError(
@@ -470,15 +470,15 @@ def extract(
     label = f"encoding {plan.split.name}{f', part {part[0]}/{part[1]}' if part else ''}"
     with _lock_for_writing(plan, part, world, progress), progress.task(label, plan.encodings, "views") as task:
         network.encoder_threads = plan.store.threads if runtime.device.type == "cpu" else None
-        advance = world.counting(task, label)
-        own = plan.share(world).left() if part or world.together else plan
+        advance = world.shared_progress(task, label)
+        own = plan.share(world).left() if part or world.connected else plan
         with writing(plan.store) as writer:
             for shard, extra, batch in _decode_shards(own, network.config, runtime):
                 for view in sorted({view for _, view in own.todo[shard] if augmentation_of(view) == extra}):
                     arrays = [name for name, wanted in own.todo[shard] if wanted == view]
                     for name, parts in _encode_view(network, runtime, graphs, batch, view, arrays, advance).items():
                         writer.put(name, view, shard, batch.names, parts)
-        world.gathered(None)  # wait until all processes have written
+        world.all_gather(None)  # wait until all processes have written
         advance(0)
 
 
@@ -490,7 +490,7 @@ def _lock_for_writing(plan: ExtractionPlan, part: Part | None, world: World, pro
     """
     store, rows = plan.store, plan.store.manifest.rows_in_use
     with ExitStack() as held:
-        if part is None and not world.together:
+        if part is None and not world.connected:
             held.enter_context(store.lock())
         else:
             share = (part[0], f"{part[1]} parts") if part else (world.rank + 1, f"{world.size} processes")

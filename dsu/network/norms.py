@@ -73,7 +73,7 @@ def _statistics(
     )
     rows = row.new_zeros(world.size, len(row))
     rows[world.rank] = row
-    world.add_up(rows)
+    world.all_reduce(rows)
     counts, values = rows[:, :1], rows[:, 1:]
     means, variances = values.chunk(2, dim=1)
     count = counts.sum()
@@ -121,7 +121,7 @@ class _SharedNorm(torch.autograd.Function):
         ]
         of_inputs, of_weights, of_biases = zip(*direct, strict=True)
         sums = torch.cat([*of_weights, *of_biases])
-        ctx.world.add_up(sums)
+        ctx.world.all_reduce(sums)
         deviation = (variance + ctx.eps).rsqrt().repeat(2)
         scale = torch.cat([weight for _, weight, *_ in parts]).repeat(2) * deviation * correction
         widths = [len(one) for one in of_weights]

@@ -92,7 +92,7 @@ def predict_job(
     # batches are decoded, one computed and two written at a time: a GPU needs less time per image than a CPU thread.
     whole = job.tiling is None
     ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
-    own = todo[world.rank :: world.size] if world.together else todo
+    own = todo[world.rank :: world.size] if world.connected else todo
     work = (_batches if job.tiling is None else _tiled)(network, job, own, settings.batch_size, decoded)
     budget = PixelBudget(_PIXELS_AT_ONCE)
 
@@ -105,7 +105,7 @@ def predict_job(
 
     label = f"predicting {job.label}"
     with progress.task(label, len(todo)) as task, ThreadPoolExecutor(writers, thread_name_prefix="write") as writer:
-        advance = world.counting(task, label)
+        advance = world.shared_progress(task, label)
         pending: deque[list[Future[VerdictRow]]] = deque()
         for loaded, reading in prefetch((partial(_timed, load) for load in work), ahead, readers):
             outcome.add(replace(row_of(job, target, outcome), problem=problem) for target, problem in loaded.broken)

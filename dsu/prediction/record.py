@@ -164,7 +164,7 @@ def trained_on_marker(
             return
         with ExitStack() as held:
             held.enter_context(lock)  # two threads decode batches
-            if world.together:
+            if world.connected:
                 held.enter_context(locked(out / _RECORD_LOCK, f"{out / RECORD_FILE} is being written", patience=60))
                 record.update(json.loads((out / RECORD_FILE).read_text()))
             how = record["sets"][name]

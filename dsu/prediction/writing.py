@@ -70,7 +70,7 @@ class Outcome:
     def gather(self, world: World) -> None:
         """Add the rows of the other processes since the last call."""
         own, self._not_gathered = self._not_gathered, []
-        for rank, rows in enumerate(world.gathered(own)):
+        for rank, rows in enumerate(world.all_gather(own)):
             if rank != world.rank:
                 self.add(rows)
         self._not_gathered = []
@@ -105,12 +105,12 @@ def write_jobs(
     it.
     """
     outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs))
-    outcome.writes_table = world.leads
+    outcome.writes_table = world.is_main
     record: dict[str, Any] = {}
 
     def begin(job: Job) -> list[Target]:
         first = not record
-        if first or world.together:  # other processes change the record on the disk
+        if first or world.connected:  # other processes change the record on the disk
             record.update(open_record(out, head, info, settings))
         if first and record["sets"]:
             outcome.before = read_table(out)
@@ -121,12 +121,12 @@ def write_jobs(
         return todo
 
     with ExitStack() as held:
-        if world.leads:
+        if world.is_main:
             make_folder(out)
             held.enter_context(locked(out / LOCK_FILE, f"{out} is being predicted into"))
         try:
             for job in jobs:
-                todo = world.told(partial(begin, job))
+                todo = world.broadcast_object(partial(begin, job))
                 if todo:
                     run(job, todo, outcome, trained_on_marker(out, record, job.name, info, world))
                 outcome.gather(world)

@@ -25,7 +25,7 @@ def run_notes(trainer: Trainer, store: FeatureStore | None, runtime: Runtime) ->
     if runtime.device.type == "cuda":
         notes.append(f"steps: one CUDA graph each, after {EAGER_CALLS} eager ones")
     settings, world = trainer.settings, trainer.world
-    if world.together:
+    if world.connected:
         exchanges = 2 * trainer.network.head.norm_groups + 1
         notes.append(
             f"processes: {world.size} divide batches of {settings.batch_size}; {exchanges} exchanges per step "

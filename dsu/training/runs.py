@@ -11,7 +11,7 @@ import yaml
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder
-from dsu.distributed import ALONE, World, joined
+from dsu.distributed import ALONE, World, connect
 from dsu.encoders.sources import check_given
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore
@@ -97,14 +97,14 @@ def open_run(
     """
     before: RunRecord | None = None
     with ExitStack() as held:
-        world = held.enter_context(joined())
-        progress = progress if world.leads else SILENT
+        world = held.enter_context(connect())
+        progress = progress if world.is_main else SILENT
         holds: Callable[[], bool] | None = None
         if resume:
-            if world.leads:
+            if world.is_main:
                 out = out or unfinished_run()
                 holds = held.enter_context(lock_old_run(out))
-            out = world.told(lambda: out)
+            out = world.broadcast_object(lambda: out)
             assert out is not None
             settings, before = settings_of_run(out, settings), RunRecord.read(out)
         elif out is None and (stopped := stopped_runs()):
@@ -120,7 +120,7 @@ def open_run(
             begun=resume and out is not None and has_state(out),
             progress=progress,
             world=world,
-            part=part or world.together,
+            part=part or world.connected,
         )
         trainer = run.trainer
         trainer.mark = run_mark(trainer.settings, run.record)
@@ -134,11 +134,11 @@ def open_run(
         else:
             _check_initial_head(settings, out)
             _check_folder_of_images(run.source, out)
-            if world.leads:
+            if world.is_main:
                 out, trainer.holds = held.enter_context(lock_new_run(out, run.name, overwrite=overwrite))
                 run.record.write(out)
-            trainer.out = world.told(lambda: out) or trainer.out
-        if world.leads:
+            trainer.out = world.broadcast_object(lambda: out) or trainer.out
+        if world.is_main:
             resolved = yaml.safe_dump(trainer.settings.model_dump(mode="json"), sort_keys=False)
             atomic_write(trainer.out / SETTINGS_FILE, resolved.encode())
         yield run
@@ -203,7 +203,7 @@ def prepare_run(
         network.head.init_adapters_identity()
     info = _head_info(config, resolved, data, assignment, digests, weights)
     trainer = _trainer(network, resolved, data, assignment, (point, frozen), info, runtime, world)
-    trainer.callbacks += _callbacks(trainer, data) if world.leads else []
+    trainer.callbacks += _callbacks(trainer, data) if world.is_main else []
     facts = {name: (assignment.shares[name], f.image_sha256, f.mask_sha256) for name, f in sorted(data.facts.items())}
     record = RunRecord(digests, data.mask_format.to_json(), start, facts, assignment.groups)
     said = [*run_notes(trainer, store, runtime), *([compiling] if compiling else []), *warnings]
@@ -254,7 +254,9 @@ def _assign(
     `given` are the names of the settings that the user gave.
     """
     if before is None:  # one process computes the split, and records it next to the store
-        assignment = _Assignment(*world.told(lambda: data.shares(settings, paths.cache_root, progress, given)))
+        assignment = _Assignment(
+            *world.broadcast_object(lambda: data.shares(settings, paths.cache_root, progress, given))
+        )
     else:  # `check_same_run` refuses new samples
         shares = {name: before.samples.get(name, ("train",))[0] for name in sorted(data.facts)}
         assignment = _Assignment(shares, [list(group) for group in before.groups])
@@ -353,7 +355,7 @@ def _trainer(
 
 def _check_processes_agree(world: World, mark: str) -> None:
     """Raise `DsuError` if other processes have a different run than the first."""
-    marks = world.gathered(mark)
+    marks = world.all_gather(mark)
     others = [str(rank) for rank, other in enumerate(marks) if other != marks[0]]
     if others:
         raise DsuError(

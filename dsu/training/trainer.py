@@ -133,10 +133,10 @@ class Trainer:
         `checkpoint_steps` steps. Raises `DsuError` naming the batch's samples if its loss is not finite; checkpoints
         never contain a state that is not finite.
         """
-        progress = progress if self.world.leads else SILENT
+        progress = progress if self.world.is_main else SILENT
         try:
             for tensor in self.network.head.state_dict().values():
-                self.world.spread(tensor)
+                self.world.broadcast(tensor)
             for callback in self.callbacks:
                 callback.on_train_start(self)
             while self.epoch < self.settings.epochs:
@@ -194,7 +194,7 @@ class Trainer:
     def _check_best(self) -> None:
         """Raise `DsuError` if the best weights so far, from an earlier epoch, are missing."""
         epoch, path = self.best_epoch, self.out / BEST_FILE
-        if not self.keep_best or epoch is None or epoch == self.epoch or not self.world.leads:
+        if not self.keep_best or epoch is None or epoch == self.epoch or not self.world.is_main:
             return
         expected = self._info_at(self.history[epoch - 1])
         found = read_head_info(path) if path.exists() else None
@@ -233,7 +233,7 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_validation_batch(names, probability)
                 task.advance(len(names))
-            scores = self.world.gathered((losses, structure.sms, error.maes, iou.binary_results))
+            scores = self.world.all_gather((losses, structure.sms, error.maes, iou.binary_results))
             losses, structure.sms, error.maes, overlaps = (list(chain(*parts)) for parts in zip(*scores, strict=True))
             task.advance(len(samples.names) - len(own))
         return {
@@ -256,7 +256,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the result as the head's file, and remove the previous run."""
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         self._check_lock()
         chosen = self.out / (BEST_FILE if self.keep_best and self.best_epoch is not None else LAST_FILE)
@@ -355,7 +355,7 @@ class Trainer:
         """Sum gradients (in place) and losses over all processes, with a single exchange."""
         gradients = [p.grad for p in self.network.head.parameters() if p.grad is not None]
         flat = torch.cat([*(gradient.flatten() for gradient in gradients), losses])
-        self.world.add_up(flat)
+        self.world.all_reduce(flat)
         *sums, losses = torch.split(flat, [*(gradient.numel() for gradient in gradients), len(losses)])
         summed = [one.view(gradient.shape) for one, gradient in zip(sums, gradients, strict=True)]
         torch._foreach_copy_(gradients, summed)
@@ -401,7 +401,7 @@ class Trainer:
 
         Must run after the checkpoint is saved: these files must never be newer than the state of a resumed run.
         """
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         atomic_write(self.out / METRICS_FILE, as_csv(self.history))
         info = self._info_at(self.history[-1])
@@ -426,7 +426,7 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Write a checkpoint, from which a run can resume even in the middle of an epoch."""
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         self._check_lock()
         buffer = io.BytesIO()

@@ -120,7 +120,7 @@ def test_four_processes_equal_one(alone: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_a_run_reports_its_processes(tmp_path: Path) -> None:
-    one = trainer(World(size=2, together=True), tmp_path, batch_size=8, epochs=3)
+    one = trainer(World(size=2, connected=True), tmp_path, batch_size=8, epochs=3)
     notes = run_notes(one, None, one.runtime)
     assert "processes: 2 divide batches of 8; 73 exchanges per step (norms, gradients)" in notes
     assert not any("processes" in note for note in run_notes(trainer(ALONE, tmp_path, epochs=3), None, one.runtime))
@@ -163,13 +163,13 @@ def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    world = World(6, 8, 2, together=True)
+    world = World(6, 8, 2, connected=True)
     assert [world.device(asked) for asked in ("auto", "cuda", "cpu")] == ["cuda:2", "cuda:2", "cpu"]
-    for process, asked in ((world, "cuda:0"), (World(4, 8, 4, together=True), "cuda")):
+    for process, asked in ((world, "cuda:0"), (World(4, 8, 4, connected=True), "cuda")):
         with pytest.raises(UsageError, match="has 4 GPUs: start at most 4"):
             process.device(asked)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert World(6, 8, 2, "tcp://gpu1:10000", together=True).device("cuda") == "cuda:0", (
+    assert World(6, 8, 2, "tcp://gpu1:10000", connected=True).device("cuda") == "cuda:0", (
         "srun may show each only one GPU"
     )
     assert ALONE.device("auto") == "auto"

@@ -246,7 +246,7 @@ def test_captured_steps_include_exchanges_between_processes(tmp_path: Path, devi
             trainer(tmp_path, captured=way == 2, device=device, precision=precision, deterministic=True)
             for way in range(3)
         )
-        eager.world = captured.world = World(together=True)
+        eager.world = captured.world = World(connected=True)
         tolerance = {"rtol": 1e-2 if precision == "bf16" else 1e-4, "atol": 0.0}
         torch.testing.assert_close(eager.step(divided[0]), alone.step(given[0]), **tolerance)
         captured.step(divided[0])
