@@ -54,7 +54,7 @@ def test_heads_are_listed_newest_first_with_their_facts(dsu: Dsu, runs: Path) ->
     assert rows == [
         ["runs/deeper/newest", "DUTS-TR", "toy", "7", "50/50", "6", "min"],
         ["runs/tiles", "tiles-TR", "toy", "2", "37/50", "0.9123", "0.0212", "0.8765", "5", "h"],
-        ["runs/imported", "not", "noted", "toy", "7", "60", "d"],
+        ["runs/imported", "not", "recorded", "toy", "7", "60", "d"],
     ]
 
 
