@@ -272,7 +272,7 @@ def test_killed_parts_give_the_same_store(
     with ExitStack() as held:
         servers = [held.enter_context(Forks(tmp_path, "small_shards:run")) for _ in range(2)]
         commands = [[*command, "--part", f"{number}/2"] for number in (1, 2)]
-        survived = killed(Crowd(servers), lambda: commands, root, together=False, kills=KILLS // 2, seed=8)
+        survived = killed(Crowd(servers), lambda: commands, root, together=False, kills=KILLS // 3, seed=8)
     record_property("kills survived by parts of cache-features", survived)
 
 
@@ -294,7 +294,7 @@ def test_killed_processes_give_the_same_store(
     root = tmp_path / "features"
     with two_ranks(tmp_path) as servers:
         commands = [["cache-features", few, *TINY, "--features", "V,S1", "--cache-root", root]] * 2
-        survived = killed(Crowd(servers), lambda: commands, root, together=True, kills=KILLS // 2, seed=9)
+        survived = killed(Crowd(servers), lambda: commands, root, together=True, kills=KILLS // 3, seed=9)
     record_property("kills survived by processes of cache-features", survived)
 
 
