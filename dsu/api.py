@@ -25,7 +25,7 @@ from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings, Settings, TrainingSettings
 from dsu.settings_file import read_settings
-from dsu_cache import place_of
+from dsu_cache import mirror_folder
 
 if TYPE_CHECKING:
     from dsu.evaluation.evaluate import Evaluation
@@ -74,7 +74,7 @@ def train(
     given = {"dataset": None if dataset is None else str(dataset), **settings}
     with open_run(
         _read(given, TrainingSettings)[0],
-        paths=Paths(Path(data_root), place_of(cache_root), images, masks),
+        paths=Paths(Path(data_root), mirror_folder(cache_root), images, masks),
         weights=encoder_weights_of(encoder_weights),
         out=None if out is None else Path(out),
         resume=resume,
@@ -131,7 +131,7 @@ def predict(
         prediction_settings,
         runtime_settings,
         weights,
-        Paths(Path(data_root), place_of(cache_root), images, masks),
+        Paths(Path(data_root), mirror_folder(cache_root), images, masks),
         revision=revision,
         out=None if out is None else Path(out),
         end_to_end=end_to_end,

@@ -8,7 +8,7 @@ from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
 from dsu_cache.locks import holder, locked
 from dsu_cache.manifest import Entry, Manifest
 from dsu_cache.reader import Reader
-from dsu_cache.remote import folder_of, keep_beside, place_of, url_of, with_urls
+from dsu_cache.remote import folder_of, keep_beside, mirror_folder, url_of, with_urls
 from dsu_cache.storage import RemoteError
 from dsu_cache.store import Store, is_store, remove_store, writer_of
 
@@ -39,9 +39,9 @@ __all__ = [
     "is_store",
     "keep_beside",
     "locked",
+    "mirror_folder",
     "orphaned_objects",
     "orphans",
-    "place_of",
     "remove_store",
     "url_of",
     "with_urls",

@@ -97,7 +97,7 @@ def folder_of(place: Path | str) -> Path:
     return mirror_of(SCHEME + named[1]) if named else Path(place)
 
 
-def place_of(root: Path | str) -> Path:
+def mirror_folder(root: Path | str) -> Path:
     """The local folder of a cache root: the folder itself, or its mirror after bringing that up to date."""
     folder = folder_of(root)
     return folder if folder == Path(root) else attach(url_of(folder) or "")

@@ -21,9 +21,9 @@ def _cache_root(given: str | Path) -> Path:
     """The folder of the stores; for `s3://bucket/path` its local mirror, after bringing it up to date."""
     if not str(given).startswith("s3:/"):
         return Path(given)
-    from dsu_cache import place_of
+    from dsu_cache import mirror_folder
 
-    return place_of(given)
+    return mirror_folder(given)
 
 
 def local(cache_root: Path, command: str) -> Path:

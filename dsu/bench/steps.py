@@ -258,7 +258,7 @@ def _training_cases(
     deepest, *shallower = config.usual_depths
     compared = [
         partial(case, PUBLISHED, deepest, as_published=True),
-        partial(case, f"{STORE}all, recomputing", deepest, gradient_checkpointing=True),
+        partial(case, f"{STORE}all, gradient checkpointing", deepest, gradient_checkpointing=True),
     ]
     return [
         partial(case, END_TO_END, deepest),

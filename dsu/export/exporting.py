@@ -42,7 +42,7 @@ from dsu.export.graph import (
     loss_of,
     masks_of,
     network_inputs,
-    silence,
+    quiet_libraries,
     write_graph,
 )
 from dsu.files import atomic_write, make_folder
@@ -240,7 +240,7 @@ def _move(file: Path, folder: Path) -> Path:
 
 def _halve(source: Path, target: Path) -> None:
     """Write a float32 model in float16, its output still float32: for the CUDA provider."""
-    with silence():
+    with quiet_libraries():
         model = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=True)
         onnx.save(
             model,
@@ -297,7 +297,7 @@ def _write_8_bits(source: Path, target: Path, parts: Parts, calibration: Sequenc
         for operator in ("MatMul", "Conv")
     )
     beside = source.with_name(f"{source.name}.data").exists()  # the result may still be too large for one file
-    with silence(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with quiet_libraries(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = source  # each step keeps the model's file name, since it refers to external weights by name
         if products:
             made = Path(tempfile.mkdtemp(dir=folder), source.name)

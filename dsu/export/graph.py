@@ -81,7 +81,7 @@ def write_graph(network: DSUNet, path: Path) -> None:
     example = tuple(torch.zeros(TRACED, side, side, 3, dtype=torch.uint8) for side in sizes.values())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad(), silence():
+    with torch.no_grad(), quiet_libraries():
         program = torch.onnx.export(
             WholeNetwork(network.requires_grad_(False)).eval(),
             example,
@@ -97,7 +97,7 @@ def write_graph(network: DSUNet, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Suppress output and warnings of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -33,9 +33,9 @@ from dsu_cache import (
     file_sizes,
     is_store,
     keep_beside,
+    mirror_folder,
     orphaned_objects,
     orphans,
-    place_of,
     remove_store,
     url_of,
     with_urls,
@@ -471,12 +471,12 @@ def push_stores(names: Sequence[str], cache_root: Path, url: str, progress: Prog
 
     Raises `UsageError` for a name without a store, and `CacheError` as `copy_store`.
     """
-    return _copy_all(names, cache_root, place_of(_check_url(url)), progress)
+    return _copy_all(names, cache_root, mirror_folder(_check_url(url)), progress)
 
 
 def pull_stores(url: str, names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Copy]:
     """Copy named stores (empty: all) from `s3://bucket/path` to a cache root: see `push_stores`."""
-    return _copy_all(names, place_of(_check_url(url)), cache_root, progress)
+    return _copy_all(names, mirror_folder(_check_url(url)), cache_root, progress)
 
 
 def _check_url(url: str) -> str:

@@ -21,9 +21,9 @@ from dsu_cache import (
     audit,
     copy_store,
     discard_refuted,
+    mirror_folder,
     orphaned_objects,
     orphans,
-    place_of,
     remove_store,
 )
 from dsu_cache.arrays import Commit
@@ -65,7 +65,7 @@ def make(put: Put, fill: Fill) -> Callable[..., Store]:
     """A function that makes a filled store of ten samples in two arrays, in a folder or below a URL."""
 
     def make(root: Path | str = URL, names: str = NAMES) -> Store:
-        folder = place_of(root) / "DUTS-TR" / "toy"
+        folder = mirror_folder(root) / "DUTS-TR" / "toy"
         store = Store.open(folder) if Store.exists(folder) else Store.create(folder, {"of": "DUTS"}, 4)
         with store.lock():
             put(store, names)
@@ -94,7 +94,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _open(url: str = URL) -> Store:
-    return Store.open(place_of(url) / "DUTS-TR" / "toy")
+    return Store.open(mirror_folder(url) / "DUTS-TR" / "toy")
 
 
 def _files(store: Path) -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def test_push_and_pull_restore_every_byte(
     make: Callable[..., Store], values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, copied = make(tmp_path / "features"), list[int]()
-    there = place_of(URL) / "DUTS-TR" / "toy"
+    there = mirror_folder(URL) / "DUTS-TR" / "toy"
     pushed = copy_store(source, there, lambda shards, nbytes: copied.append)
     _check(pushed, values)
     assert len(copied) == 9
@@ -132,7 +132,7 @@ def test_push_and_pull_restore_every_byte(
 
 
 def test_only_missing_shards_are_copied(make: Callable[..., Store], values: Values, tmp_path: Path) -> None:
-    source, there = make(tmp_path / "features"), place_of(URL) / "DUTS-TR" / "toy"
+    source, there = make(tmp_path / "features"), mirror_folder(URL) / "DUTS-TR" / "toy"
     todo: list[int] = []
 
     def before(shards: int, nbytes: int) -> Callable[[int], None]:
@@ -152,7 +152,7 @@ def test_only_missing_shards_are_copied(make: Callable[..., Store], values: Valu
 def test_another_store_is_not_overwritten(make: Callable[..., Store], put: Put, tmp_path: Path) -> None:
     make(tmp_path / "one")
     make(tmp_path / "other", "klmno")
-    there = place_of(URL) / "DUTS-TR" / "toy"
+    there = mirror_folder(URL) / "DUTS-TR" / "toy"
     copy_store(Store.open(tmp_path / "one/DUTS-TR/toy"), there, lambda shards, nbytes: lambda nbytes: None)
     with pytest.raises(CacheError, match=r"contains samples that .* lacks"):
         copy_store(Store.open(tmp_path / "other/DUTS-TR/toy"), there, lambda shards, nbytes: lambda nbytes: None)
@@ -162,7 +162,7 @@ def test_a_damaged_shard_is_not_copied(make: Callable[..., Store], tmp_path: Pat
     source = make(tmp_path / "features")
     file = next(path for path in (source.path / "V/c").rglob("*") if path.is_file())
     file.write_bytes(file.read_bytes()[:-1] + b"!")
-    there = place_of(URL) / "DUTS-TR" / "toy"
+    there = mirror_folder(URL) / "DUTS-TR" / "toy"
     with pytest.raises(CorruptError, match="does not contain the bytes"):
         copy_store(source, there, lambda shards, nbytes: lambda nbytes: None)
     store = Store.open(there)
@@ -207,7 +207,7 @@ def test_many_simultaneous_writers_lose_nothing(
     make()
     program = (
         "import sys; from dsu_cache import *; "
-        f"store = Store.open(place_of({URL!r}) / 'DUTS-TR' / 'toy'); name = sys.argv[1]\n"
+        f"store = Store.open(mirror_folder({URL!r}) / 'DUTS-TR' / 'toy'); name = sys.argv[1]\n"
         "with store.lock(): store.add_array(name, (2,), 'uint8', 1, Fingerprint({'is': name}))"
     )
     writers = [
@@ -358,7 +358,7 @@ def test_a_missing_bucket_is_not_an_empty_store(make: Callable[..., Store], serv
     store = make()
     server.forget()
     for act in (
-        lambda: place_of(URL),
+        lambda: mirror_folder(URL),
         _open,
         lambda: Store.exists(store.path),
         lambda: Store.create(store.path, {}),
@@ -375,7 +375,7 @@ def test_a_missing_object_is_distinguished_from_a_missing_bucket() -> None:
         Bucket(URL).get("x")
     assert list(Bucket(URL).list()) == []
     with pytest.raises(CacheError, match="there is no store in s3://"):
-        Store.open(place_of(URL) / "DUTS-TR" / "toy")
+        Store.open(mirror_folder(URL) / "DUTS-TR" / "toy")
 
 
 @pytest.mark.parametrize("trouble", ["503", "cut"])
@@ -415,7 +415,7 @@ def test_permanent_failures_are_one_sentence_without_keys(
         proxy.trouble = trouble
         _environment(server, tmp_path / "scratch", monkeypatch, 1 if trouble == "refused" else proxy.port)
         acts: list[Callable[[], Any]] = [
-            lambda: place_of(URL),
+            lambda: mirror_folder(URL),
             lambda: Store.open(store.path),
             lambda: store.reader(["V"]).read([0], [0]),
             lambda: store.set_attributes({"other": 1}),
@@ -485,7 +485,7 @@ def test_a_removed_store_leaves_nothing_and_a_new_one_does_not_reuse_its_objects
     before = set(server.objects())
     remove_store(store.path)
     assert not server.objects()
-    place_of(URL)
+    mirror_folder(URL)
     make()
     shared = {key for key in before & set(server.objects()) if "/manifest/" not in key}
     assert not shared  # a new store has another id
@@ -508,4 +508,4 @@ def test_foreign_content_in_the_bucket_can_not_write_outside_the_mirror(
 def test_a_server_without_conditions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bucket, "put_if_absent", lambda self, key, content: self.put(key, content) or True)
     with pytest.raises(RemoteError, match="two writers would lose each other's samples"):
-        Store.create(place_of(URL) / "DUTS-TR" / "toy", {})
+        Store.create(mirror_folder(URL) / "DUTS-TR" / "toy", {})
