@@ -123,7 +123,7 @@ def export(
     Nothing is uploaded. Paths and names of your images are left out.
     """
     from dsu.heads.head_file import resolve_head
-    from dsu.sharing.head_facts import export_folder
+    from dsu.sharing.model_card import export_folder
 
     files = export_folder(resolve_head(head), out, name=name, licence=licence, overwrite=overwrite)
     if quiet:

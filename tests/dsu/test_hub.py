@@ -15,7 +15,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, predictions_folder, read_head_info, resolve_head, save_head
 from dsu.hub import is_hub_name
 from dsu.network.head import Head
-from dsu.sharing.head_facts import export_folder
+from dsu.sharing.model_card import export_folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from dsu.heads.head_file import HEAD_FILE, HeadInfo, head_sha256, load_head, rea
 from dsu.metrics.figures import METRICS
 from dsu.network.head import Head
 from dsu.settings import EncoderWeights
-from dsu.sharing.head_facts import CARD_FILE, export_folder, head_facts, model_card
+from dsu.sharing.head_facts import head_facts
+from dsu.sharing.model_card import CARD_FILE, export_folder, model_card
 
 SECRET = "/home/someone/secret"
 
