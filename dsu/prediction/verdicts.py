@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -101,15 +101,15 @@ def summary(rows: Collection[VerdictRow]) -> str:
 
 
 def table_text(rows: Iterable[VerdictRow], ending: str) -> str:
-    """The table as `.json`, a list of objects, or `.csv`, where a box is `left top right bottom`."""
+    """The table as `.json`, a list of objects, one per line, or `.csv`, where a box is `left top right bottom`."""
     if ending == ".json":
-        return json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+        return "[\n" + ",\n".join(json.dumps(vars(row)) for row in rows) + "\n]\n"
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, [field.name for field in fields(VerdictRow)], lineterminator="\n")
     writer.writeheader()
     for row in rows:
         boxes = "; ".join(" ".join(map(str, box)) for box in row.boxes or ())
-        writer.writerow({**asdict(row), "boxes": boxes})
+        writer.writerow({**vars(row), "boxes": boxes})
     return buffer.getvalue()
 
 

@@ -29,6 +29,8 @@ from dsu.thresholds import DEFAULT_THRESHOLD, level_of
 from dsu_cache import locked
 
 _SECONDS_BETWEEN_TABLES: Final = 10.0
+_TABLE_SHARE: Final = 0.02
+"""Highest share of the time spent on writing tables: each contains all rows so far."""
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Outcome:
     rows: dict[str, VerdictRow] = field(default_factory=dict)
     before: dict[str, VerdictRow] = field(default_factory=dict, repr=False)
     writes_table: bool = True
-    _table_written_at: float = field(default_factory=time.monotonic, repr=False)
+    _next_table_at: float = field(default_factory=lambda: time.monotonic() + _SECONDS_BETWEEN_TABLES, repr=False)
     _not_gathered: list[VerdictRow] = field(default_factory=list, repr=False)
 
     def add(self, rows: Iterable[VerdictRow]) -> None:
@@ -64,7 +66,7 @@ class Outcome:
             self.rows[row.file] = row
             self.written += not row.problem
             self.broken += [row.problem] if row.problem else []
-        if time.monotonic() - self._table_written_at > _SECONDS_BETWEEN_TABLES:  # for the case of a kill
+        if time.monotonic() > self._next_table_at:  # for the case of a kill
             self.write_table()
 
     def gather(self, world: World) -> None:
@@ -77,9 +79,11 @@ class Outcome:
 
     def write_table(self) -> None:
         """Write the folder's table with all rows so far."""
+        started = time.monotonic()
         if self.writes_table:
             write_table(self.folder, self.before | self.rows)
-        self._table_written_at = time.monotonic()
+        now = time.monotonic()
+        self._next_table_at = now + max(_SECONDS_BETWEEN_TABLES, (now - started) / _TABLE_SHARE)
 
 
 def write_jobs(
