@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from dsu.bench import PARTS
+from dsu.bench.commands import EvalRow, MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.machine import ReadRow, matrix_rate, measure_reading, random_store, ratio
 from dsu.bench.scale import ScaleRow, measure_scale
 from dsu.bench.steps import (
@@ -18,12 +19,7 @@ from dsu.bench.steps import (
     END_TO_END,
     PUBLISHED,
     STORE,
-    EvalRow,
-    MixRow,
-    StageRow,
     StepRow,
-    measure_eval,
-    measure_stages,
     measure_steps,
 )
 from dsu.choices import Precision

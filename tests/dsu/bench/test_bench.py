@@ -12,6 +12,7 @@ import torch
 from support import toy_network
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsu.bench.commands import MixRow, StageRow, measure_eval, measure_stages
 from dsu.bench.machine import (
     GpuWork,
     ReadRow,
@@ -33,11 +34,7 @@ from dsu.bench.steps import (
     GROUPED,
     PUBLISHED,
     STORE,
-    MixRow,
-    StageRow,
     StepRow,
-    measure_eval,
-    measure_stages,
 )
 from dsu.config import build_config
 from dsu.encoders.weights import load_encoders
