@@ -2,19 +2,22 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from dsu.batches import Batch
 from dsu.bench.machine import disk_rate, file_sizes, images, ratio, seconds_of, take_turns
-from dsu.data.datasets import Paths, SourceFolder, find_dataset
+from dsu.config import DSUNetConfig
+from dsu.data.datasets import Paths, SourceFolder, Split, find_dataset
 from dsu.data.images import read_mask
 from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
@@ -22,8 +25,9 @@ from dsu.evaluation.evaluate import PredictionPair, evaluate
 from dsu.features.extraction import extract, plan_extraction
 from dsu.graphs import EAGER_CALLS, GraphRunner
 from dsu.metrics.meters import Meters
-from dsu.network.network import DSUNet, default_encoder_batch_size
-from dsu.network.resume import earliest
+from dsu.network.network import DSUNet, DSUNetOutput, default_encoder_batch_size
+from dsu.network.resume import earliest, feature_shape
+from dsu.prediction.inference import Predictor
 from dsu.prediction.predict import predict_job
 from dsu.prediction.targets import Job, Target
 from dsu.prediction.writing import Outcome
@@ -40,29 +44,33 @@ GUIDE_ONLY: Final = ("V",)
 
 
 @dataclass(frozen=True)
-class MixRow:
-    """Stage one of a training split, and its upper bounds.
+class CommandRow:
+    """A command and its upper bounds.
 
     Attributes:
-        features: the features stored in addition to pixels and mask: V in all views, Hiera's features in one.
-        views: total number of encoded views, the unit of the rates.
-        bare: views per second of the encoders alone, for the same features, on batches that are ready on the device.
-        stage_one: views per second of `cache-features`: decoding, encoders, writing.
-        nbytes: bytes written.
-        disk: bytes per second when writing plain files of the same sizes with as many threads, each flushed once.
+        features: what `cache-features` stores in addition to pixels and mask: V in all views, Hiera's features in one;
+            empty for `predict --end-to-end`.
+        count: number of views that are encoded, or of images that are predicted: the unit of the rates.
+        rate: per second, with decoding and writing.
+        network: per second for the network alone, on batches that are ready on the device.
+        host: per second with a network that takes no time: decoding, copying and writing alone.
+        nbytes: bytes written to the store; 0 for `predict`.
+        disk: bytes per second for plain files of the same sizes, written by as many threads and each flushed once; None
+            for `predict`.
     """
 
     features: tuple[str, ...]
-    views: int
-    bare: float
-    stage_one: float
-    nbytes: int
-    disk: float
+    count: int
+    rate: float
+    network: float
+    host: float
+    nbytes: int = 0
+    disk: float | None = None
 
     @property
     def written(self) -> float:
-        """Bytes per second written by `cache-features`."""
-        return self.nbytes * self.stage_one / self.views
+        """Bytes per second written to the store."""
+        return self.nbytes * self.rate / self.count
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,12 @@ class StageRow:
         images: number of synthetic images, of the benchmarks' usual size.
         mixes: stage one with its default features (V in four views), and with V only (on a CPU in one view, to save
             time).
-        prediction: images per second of `predict --end-to-end`: decoding, the whole network, writing.
+        prediction: `predict --end-to-end`.
     """
 
     images: int
-    mixes: tuple[MixRow, ...]
-    prediction: float
+    mixes: tuple[CommandRow, ...]
+    prediction: CommandRow
 
 
 @dataclass(frozen=True)
@@ -100,36 +108,101 @@ class EvalRow:
     same: bool
 
 
+class _InstantNetwork(DSUNet):
+    """A network that takes no time: it returns random numbers of the right shapes."""
+
+    def __init__(self, config: DSUNetConfig) -> None:
+        with torch.device("meta"):  # its weights are never used
+            super().__init__(config, None, None, feature_dtype=torch.float16)
+        self._random = cache(torch.randn)
+
+    def encode(
+        self, pixel_values: Tensor | None, guide_values: Tensor | None, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """See `DSUNet.encode`."""
+        given = pixel_values if guide_values is None else guide_values
+        assert given is not None
+        shapes = {name: (len(given), *feature_shape(self.config, name)) for name in names}
+        return {
+            name: self._random(shape, dtype=torch.float16, device=given.device).clone()
+            for name, shape in shapes.items()
+        }
+
+    def forward(self, pixel_values: Tensor | None = None, *_: object, **__: object) -> DSUNetOutput:
+        """See `DSUNet.forward`; the logits are as smooth as real ones, which matters for the masks' compression."""
+        assert pixel_values is not None
+        coarse = self._random((len(pixel_values), 1, *(self.config.level_grid(4),) * 2), device=pixel_values.device)
+        return DSUNetOutput((functional.interpolate(4 * coarse, pixel_values.shape[-2:], mode="bilinear"),))
+
+
 def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, progress: Progress = SILENT) -> StageRow:
     """Run stage one and prediction over `count` synthetic images, in a temporary folder below `below`."""
     below.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".bench-", dir=below) as folder:
-        data = Path(folder) / "data"
-        draw_dataset(data, train=min(count, DRAWN), test=1, sizes=SIZES, progress=progress)
-        for index in range(DRAWN, count):
-            for kind, ending in (("images", "jpg"), ("masks", "png")):
-                below_data = data / "train" / kind
-                shutil.copy(below_data / f"{index % DRAWN:04}.{ending}", below_data / f"{index:04}.{ending}")
-        split = next(split for split in find_dataset(str(data), Paths(data)) if split.kind == "train")
-        source = SourceFolder.of(split, str(data), Paths(data))
+        split, source = _draw_split(Path(folder) / "data", count, progress)
         bare = _encoder_rates(network, runtime, default_encoder_batch_size(runtime.device), count, progress)
-        mixes = []
-        for features, rate in bare.items():
+        instant = _InstantNetwork(network.config).eval()
+
+        def stage_one(features: tuple[str, ...], computed_by: DSUNet) -> tuple[int, float, list[int]]:
+            """Number of views, views per second, and the sizes of the written files."""
             short = features == GUIDE_ONLY and runtime.device.type == "cpu"
             settings = ExtractionSettings(features=features, views=UNFLIPPED if short else ALL_FLIPS)
-            digests, root = {"hiera": "bench", "dino": "bench"}, Path(folder) / "-".join(features)
-            plan = plan_extraction(
-                split, source, network.config, settings, runtime, digests, root, weights=EncoderWeights()
-            )
-            stage_one = plan.encodings / seconds_of(partial(extract, plan, network, runtime, progress))
-            sizes = file_sizes(plan.store)
-            mixes.append(MixRow(features, plan.encodings, rate, stage_one, sum(sizes), disk_rate(sizes, below)))
-        masks = Path(folder) / "masks"
-        masks.mkdir()
-        targets = tuple(Target(pair.name, pair.image, masks / f"{pair.name}.png") for pair in split.pairs)
-        job = Job("drawn", targets, "none", None, None, earliest(network.config))
-        predict = partial(predict_job, network, job, targets, PredictionSettings(), runtime, Outcome(masks), progress)
-        return StageRow(count, tuple(mixes), count / seconds_of(predict))
+            with TemporaryDirectory(dir=folder) as root:
+                plan = plan_extraction(
+                    split,
+                    source,
+                    network.config,
+                    settings,
+                    runtime,
+                    {"hiera": "bench", "dino": "bench"},
+                    Path(root),
+                    weights=EncoderWeights(),
+                )
+                seconds = seconds_of(partial(extract, plan, computed_by, runtime, progress))
+                return plan.encodings, plan.encodings / seconds, file_sizes(plan.store)
+
+        mixes = []
+        for features, alone in bare.items():
+            views, rate, sizes = stage_one(features, network)
+            _, host, _ = stage_one(features, instant)
+            mixes.append(CommandRow(features, views, rate, alone, host, sum(sizes), disk_rate(sizes, below)))
+
+        def prediction(computed_by: DSUNet) -> float:
+            """Images per second."""
+            with TemporaryDirectory(dir=folder) as masks:
+                targets = tuple(Target(pair.name, pair.image, Path(masks) / f"{pair.name}.png") for pair in split.pairs)
+                job = Job("drawn", targets, "none", None, None, earliest(network.config))
+                outcome = Outcome(Path(masks))
+                arguments = job, targets, PredictionSettings(), runtime, outcome, progress
+                return count / seconds_of(partial(predict_job, computed_by, *arguments))
+
+        alone = _network_rate(network, runtime, count, progress)
+        return StageRow(count, tuple(mixes), CommandRow((), count, prediction(network), alone, prediction(instant)))
+
+
+def _draw_split(folder: Path, count: int, progress: Progress) -> tuple[Split, SourceFolder]:
+    """A training split of `count` synthetic images."""
+    draw_dataset(folder, train=min(count, DRAWN), test=1, sizes=SIZES, progress=progress)
+    for index in range(DRAWN, count):
+        for kind, ending in (("images", "jpg"), ("masks", "png")):
+            drawn = folder / "train" / kind
+            shutil.copy(drawn / f"{index % DRAWN:04}.{ending}", drawn / f"{index:04}.{ending}")
+    split = next(split for split in find_dataset(str(folder), Paths(folder)) if split.kind == "train")
+    return split, SourceFolder.of(split, str(folder), Paths(folder))
+
+
+def _network_rate(network: DSUNet, runtime: Runtime, count: int, progress: Progress) -> float:
+    """Images per second of the whole network, as in prediction, on batches ready on the device."""
+    size = min(PredictionSettings().batch_size, count)
+    batch = images(network.config, size, dino=True).to(runtime.device)
+    predictor = Predictor(network, runtime, earliest(network.config))
+    repeat = max(count // size, 1)
+    with progress.task("network alone", repeat * size, "images") as task:
+        for _ in range(1 if runtime.device.type == "cpu" else EAGER_CALLS + 1):
+            predictor(batch)
+        seconds = seconds_of(partial(predictor, batch), runtime.device, repeat)
+        task.advance(repeat * size)
+    return size / seconds
 
 
 def _encoder_rates(

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from dsu.bench import PARTS
-from dsu.bench.commands import EvalRow, MixRow, StageRow, measure_eval, measure_stages
+from dsu.bench.commands import CommandRow, EvalRow, StageRow, measure_eval, measure_stages
 from dsu.bench.machine import ReadRow, matrix_rate, measure_reading, random_store, ratio
 from dsu.bench.scale import ScaleRow, measure_scale
 from dsu.bench.steps import (
@@ -107,8 +107,8 @@ class Report:
         if self.stages:
             yield _stage_table(self.stages)
             yield (
-                f"Over {self.stages.images:,} images, decoding and writing included. Disk alone: {_PLAIN}. "
-                f"`predict --end-to-end` runs {self.stages.prediction:.3g} images/s."
+                f"Over {self.stages.images:,} images, in brackets: the command's share. Network alone: on batches that "
+                f"are ready. Host alone: the command with a network that takes no time. Disk alone: {_PLAIN}."
             )
         if found := self.evaluation:
             same = "identical in every digit" if found.same else "NOT THE SAME FIGURES"
@@ -147,7 +147,7 @@ class Report:
         return _table(steps, columns, left=2)
 
     def _projection(self) -> str:
-        stage_one = 4 * DUTS_TR / self.stages.mixes[0].stage_one / 3600 if self.stages else 0.0
+        stage_one = 4 * DUTS_TR / self.stages.mixes[0].rate / 3600 if self.stages else 0.0
         hours = {row.name: EPOCHS * DUTS_TR / row.images / 3600 for row in self.steps if row.reads}
         both = {name: alone if name == END_TO_END else alone + stage_one for name, alone in hours.items()}
         body = [[name, f"{hours[name]:,.1f}", f"{both[name]:,.1f}" if self.stages else ""] for name in hours]
@@ -193,18 +193,27 @@ def _ms(seconds: float) -> str:
 
 
 def _stage_table(stages: StageRow) -> str:
-    columns: dict[str, Callable[[MixRow], str]] = {
-        "`cache-features` of a training split": lambda row: (
-            f"V in {counted(row.views // stages.images, 'views')}{', S1 to S4 in one' * ('S1' in row.features)}"
-        ),
-        "views/s": lambda row: f"{row.stage_one:.3g}",
-        "encoders alone": lambda row: f"{row.bare:.3g}",
-        "of them": lambda row: f"{row.stage_one / row.bare:.0%}",
-        "MB/s": lambda row: f"{row.written / 1e6:,.3g}",
-        "disk alone": lambda row: f"{row.disk / 1e6:,.0f}",
-        "of it": lambda row: f"{row.written / row.disk:.1%}",
+    def name(row: CommandRow) -> str:
+        if not row.features:
+            return "`predict --end-to-end`, images/s"
+        views = counted(row.count // stages.images, "views")
+        return f"`cache-features`, V in {views}{', S1 to S4 in one' * ('S1' in row.features)}, views/s"
+
+    def bound(rate: float, limit: float) -> str:
+        return f"{digits(limit)} ({rate / limit:.0%})"
+
+    def digits(rate: float) -> str:
+        return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+    columns: dict[str, Callable[[CommandRow], str]] = {
+        "command": name,
+        "rate": lambda row: digits(row.rate),
+        "network alone": lambda row: bound(row.rate, row.network),
+        "host alone": lambda row: bound(row.rate, row.host),
+        "MB/s": lambda row: digits(row.written / 1e6) if row.disk else "",
+        "disk alone": lambda row: bound(row.written / 1e6, row.disk / 1e6) if row.disk else "",
     }
-    return _table(stages.mixes, columns, left=1)
+    return _table((*stages.mixes, stages.prediction), columns, left=1)
 
 
 def _scale_table(rows: Sequence[ScaleRow]) -> str:

@@ -12,7 +12,7 @@ import torch
 from support import toy_network
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsu.bench.commands import MixRow, StageRow, measure_eval, measure_stages
+from dsu.bench.commands import CommandRow, StageRow, measure_eval, measure_stages
 from dsu.bench.machine import (
     GpuWork,
     ReadRow,
@@ -99,15 +99,16 @@ def test_stage_one_is_measured_with_its_default_features(tmp_path: Path) -> None
     network = DSUNet(CONFIG, *encoders, feature_dtype=torch.float16).eval()
     found = measure_stages(network, choose_runtime("cpu", "fp32"), 3, tmp_path)
     assert [mix.features for mix in found.mixes] == [ExtractionSettings().features, ("V",)]
-    assert [mix.views for mix in found.mixes] == [12, 3]
+    assert [mix.count for mix in found.mixes] == [12, 3]
     size = {name: 2 * math.prod(feature_shape(CONFIG, name)) for name in ("V", "S1", "S2", "S3", "S4")}
     index, checksum = 64 * 16 + 4, 4
     pixels_and_mask = 3 * (4 * 128 * 128 + 2 * checksum) + 2 * index
     v = 3 * (size["V"] + checksum) + index
     levels = sum(3 * (size[name] + checksum) + index for name in ("S1", "S2", "S3", "S4"))
     assert [mix.nbytes for mix in found.mixes] == [pixels_and_mask + 4 * v + levels, pixels_and_mask + v]
-    assert found.mixes[0].written == pytest.approx(found.mixes[0].nbytes / 12 * found.mixes[0].stage_one)
-    assert found.prediction > 0
+    assert found.mixes[0].written == pytest.approx(found.mixes[0].nbytes / 12 * found.mixes[0].rate)
+    assert all(min(row.rate, row.network, row.host) > 0 for row in (*found.mixes, found.prediction))
+    assert found.prediction.count == 3 and found.prediction.disk is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,12 +154,10 @@ def report() -> Report:
         stages=StageRow(
             images=8,
             mixes=(
-                MixRow(
-                    ("V", "S1", "S2", "S3", "S4"), views=32, bare=100.0, stage_one=95.0, nbytes=32 * 10**6, disk=1.9e8
-                ),
-                MixRow(("V",), views=8, bare=80.0, stage_one=79.2, nbytes=10**6, disk=1.9e8),
+                CommandRow(("V", "S1", "S2", "S3", "S4"), 32, 95.0, 100.0, 1900.0, nbytes=32 * 10**6, disk=1.9e8),
+                CommandRow(("V",), 8, 79.2, 80.0, 792.0, nbytes=10**6, disk=1.9e8),
             ),
-            prediction=3.0,
+            prediction=CommandRow((), 8, 30.0, 40.0, 120.0),
         ),
         written=2e8,
         disk=2.5e8,
@@ -179,10 +178,11 @@ def test_the_report_has_rates_ratios_and_hours(report: Report) -> None:
     # Stage one with four views each, at 95 views/s, takes another 7.4 minutes.
     assert "36.8" in text
     assert "The store was written at 200 MB/s, 80% of the disk's own 250 MB/s" in text
-    rows = [" ".join(line.split()) for line in text.splitlines() if line.startswith("| V in")]
+    rows = [" ".join(line.split()) for line in text.splitlines() if line.endswith("|") and "/s" in line and "`" in line]
     assert rows == [
-        "| V in 4 views, S1 to S4 in one | 95 | 100 | 95% | 95 | 190 | 50.0% |",
-        "| V in 1 view | 79.2 | 80 | 99% | 9.9 | 190 | 5.2% |",
+        "| `cache-features`, V in 4 views, S1 to S4 in one, views/s | 95 | 100 (95%) | 1,900 (5%) | 95 | 190 (50%) |",
+        "| `cache-features`, V in 1 view, views/s | 79.2 | 80 (99%) | 792 (10%) | 9.9 | 190 (5%) |",
+        "| `predict --end-to-end`, images/s | 30 | 40 (75%) | 120 (25%) | | |",
     ]
     assert report.to_json()["steps"][4]["timing"]["seconds"] == (2.0,)
 
