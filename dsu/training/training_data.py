@@ -85,8 +85,8 @@ class TrainingData:
             shown = few(min(sorted(names[one] for one in group) for group in groups))
             count = sum(map(len, groups))
             progress.say(
-                f"{self.source.split}: {count:,} images show {counted(len(groups), 'things')} more than once (such "
-                f"as {shown}); each thing stays in one split (--group overrides this)."
+                f"{self.source.split}: {count:,} images look like others, in {counted(len(groups), 'groups')} (such "
+                f"as {shown}); each group stays in one split (--group overrides this)."
             )
         for chain in chains:
             progress.say(

@@ -88,7 +88,7 @@ def test_images_of_the_same_thing_stay_in_one_share(
     assert len(shares) == SCENES and all(len(one) == 1 for one in shares.values())
     assert {frozenset(one) for one in shares.values()} == {frozenset({share}) for share in ("train", "val", "test")}
     assert len(found.record.groups) == SCENES
-    assert any("24 images show 12 things more than once (such as a_00, b_00)" in line for line in said), said
+    assert any("24 images look like others, in 12 groups (such as a_00, b_00)" in line for line in said), said
 
 
 def test_notes_describe_the_shares(parts: Path, features: Path) -> None:
