@@ -10,8 +10,9 @@ and 5,700 for `large`; a `DataLoader` 1,500 and 590 without workers, 1,400 and 4
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
@@ -42,6 +43,7 @@ class Batch:
         features: stored features by name, (B, H, W, C), computed in the samples' views.
         share: (2,) float64 if processes divide the batch: the number of samples here that count (0 for a placeholder,
             see `_read_part`), and the number in the whole batch.
+        whole: the number of samples in the whole batch if processes divide it.
     """
 
     names: tuple[str, ...]
@@ -49,6 +51,7 @@ class Batch:
     images: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     share: Tensor | None = None
+    whole: int | None = None
 
     @classmethod
     def of(
@@ -102,6 +105,11 @@ class Batch:
     def pinned(self) -> "Batch":
         """The same batch in pinned memory, from which a GPU copies asynchronously."""
         return self.mapped(lambda tensor: tensor.pin_memory())
+
+    def padded(self, size: int) -> "Batch":
+        """An undivided batch of at least `size` samples: the last one is repeated, without a name."""
+        lacking = size - len(self.names)
+        return self if lacking <= 0 else self.mapped(lambda t: torch.cat([t, t[-1:].expand(lacking, *t.shape[1:])]))
 
     def flipped(self) -> "Batch":
         """The batch with its images flipped to the samples' views; stored features already have them.
@@ -157,12 +165,11 @@ def feed(
     if device.type != "cuda":
         yield from prefetch(partial(read, *indices) for indices in batch_indices)
         return
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def upload(names: Sequence[str], views: Sequence[int]) -> tuple[Batch, torch.cuda.Event]:
         pinned = read(names, views).pinned()
-        with torch.cuda.stream(copying):
-            return pinned.to(device), copying.record_event()
+        with copying(device) as stream:
+            return pinned.to(device), stream.record_event()
 
     for batch, copied in prefetch(
         (partial(upload, *indices) for indices in batch_indices), ahead=READERS, workers=READERS
@@ -173,6 +180,22 @@ def feed(
         yield batch
 
 
+@contextmanager
+def copying(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Inside this context, the calling thread copies on a GPU's only stream for copies.
+
+    Streams come from a small pool: creating further ones would soon return that of the computation.
+    """
+    torch.cuda.set_device(device)  # a new thread starts with the first GPU, and would use memory there
+    with torch.cuda.stream(stream := _copy_stream(device)):
+        yield stream
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def _read_part(samples: "SampleDataset", world: World, names: Sequence[str], views: Sequence[int]) -> Batch:
     """A process's part of a batch. If it is empty, one placeholder sample without weight, since all processes must take
     part in the step's exchanges."""
@@ -180,7 +203,7 @@ def _read_part(samples: "SampleDataset", world: World, names: Sequence[str], vie
     count = part.stop - part.start
     part = part if count else slice(0, 1)
     share = torch.tensor([count, len(names)], dtype=torch.float64)
-    return replace(samples.read(names[part], views[part]), share=share)
+    return replace(samples.read(names[part], views[part]), share=share, whole=len(names))
 
 
 def prefetch(work: Iterable[Callable[[], T]], ahead: int = 2, workers: int = 1) -> Iterator[T]:

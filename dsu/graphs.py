@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dsu.batches import Batch
+from dsu.distributed import ALONE, World
 
 EAGER_CALLS: Final = 3
 """Eager calls before the capture: they allocate persistent tensors, and libraries choose or compile kernels."""
@@ -73,18 +74,25 @@ class GraphRunner:
     Args:
         device: the device of all batches; on a CPU everything runs eagerly.
         make_graph: creates an empty graph; None never captures.
+        world: the processes that call it together; if the capture fails in one of them, none uses its graph.
     """
 
     device: torch.device
     make_graph: Callable[[], Graph] | None = None
+    world: World = ALONE
     refusal: str | None = None
     _seen: dict[object, int] = field(default_factory=dict)
     _captured: _Captured | None = None
 
     @classmethod
-    def on(cls, device: torch.device) -> "GraphRunner":
+    def on(cls, device: torch.device, world: World = ALONE) -> "GraphRunner":
         """A runner that captures if `device` is a GPU."""
-        return cls(device, CudaGraph if device.type == "cuda" else None)
+        return cls(device, CudaGraph if device.type == "cuda" else None, world)
+
+    @property
+    def captures(self) -> bool:
+        """Whether it captures or has captured a graph."""
+        return self.make_graph is not None and self.refusal is None
 
     @property
     def captured(self) -> bool:
@@ -122,9 +130,10 @@ class GraphRunner:
         return outputs
 
     def _run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
-        # A graph can only be replayed for batches with the same names, shapes, types and strides.
+        # A graph can only be replayed for batches with the same names, shapes, types and strides. Processes that divide
+        # batches must capture and replay their graphs together: they decide by the size of the whole batch.
         tensors = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch.tensors)
-        shape = (*batch.images, *batch.features), tensors
+        shape = batch.whole, (*batch.images, *batch.features), tensors
         if self._captured is None and self._is_due(shape):
             self._capture(function, batch, shape)
         if self._captured is None or self._captured.shape != shape:
@@ -135,7 +144,7 @@ class GraphRunner:
         return {name: output.clone() for name, output in self._captured.outputs.items()}
 
     def _is_due(self, shape: object) -> bool:
-        if self.make_graph is None or self.refusal is not None:
+        if not self.captures:
             return False
         self._seen[shape] = self._seen.get(shape, 0) + 1
         return self._seen[shape] > EAGER_CALLS
@@ -143,9 +152,10 @@ class GraphRunner:
     def _capture(self, function: Callable[[Batch], Outputs], batch: Batch, shape: object) -> None:
         assert self.make_graph is not None
         graph, inputs = self.make_graph(), batch.mapped(torch.clone)
+        captured, refusal = None, None
         try:
-            outputs = graph.capture(lambda: function(inputs))
+            captured = _Captured(graph, shape, inputs, graph.capture(lambda: function(inputs)))
         except RuntimeError as error:
-            self.refusal = str(error).strip().split("\n")[0][:200]
-            return
-        self._captured = _Captured(graph, shape, inputs, outputs)
+            refusal = str(error).strip().split("\n")[0][:200]
+        self.refusal = next(filter(None, self.world.all_gather(refusal)), None)
+        self._captured = captured if self.refusal is None else None

@@ -173,7 +173,8 @@ def _providers(device: str, there: Sequence[str]) -> list[Any]:
         raise ModelError(f"The device can't be {device!r}: give auto, cpu, cuda or cuda:N.")
     if kind == "cuda" and "CUDAExecutionProvider" not in there:
         raise ModelError("This onnxruntime has no CUDA: install onnxruntime-gpu, or give --device cpu.")
-    cuda = [("CUDAExecutionProvider", {"device_id": int(number or 0)})]
+    # TF32, on by default, would change the results of a float32 model.
+    cuda = [("CUDAExecutionProvider", {"device_id": int(number or 0), "use_tf32": 0})]
     return [*(cuda if kind != "cpu" and "CUDAExecutionProvider" in there else []), "CPUExecutionProvider"]
 
 

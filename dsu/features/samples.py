@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dsu.batches import Batch
+from dsu.batches import Batch, copying
 from dsu.data.datasets import SampleMetadata
 from dsu.data.views import FLIPPED_WHEN_READ, UNFLIPPED, Views, view_index
 from dsu.datasets import PerProcess, SampleDataset
@@ -164,7 +164,7 @@ class Writer:
         """
         nbytes = sum(part.nbytes for part in parts)
         device = parts[0].device
-        computed = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        computed = _record_event(device) if device.type == "cuda" else None
         self._pending[self._pool.submit(self._write, name, view, shard, samples, parts, computed)] = nbytes
         self.wait(PENDING_BYTES)
 
@@ -222,15 +222,21 @@ def _fetch(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
     """All parts in memory, copied from a GPU on a separate stream while it computes the next ones."""
     first, filled = parts[0], 0
     values = torch.empty((sum(map(len, parts)), *first.shape[1:]), dtype=first.dtype, pin_memory=True)
-    stream = torch.cuda.Stream(first.device)  # type: ignore[no-untyped-call]
-    stream.wait_event(computed)
-    with torch.cuda.stream(stream):
+    computed.synchronize()  # on the host: a stream that waits would delay the copies of other threads too
+    with copying(first.device):
         for part in parts:
             values[filled : filled + len(part)].copy_(part, non_blocking=True)
             filled += len(part)
-    # Their memory may be reused only after the copy.
-    stream.synchronize()
+        copied = _record_event(first.device)
+    copied.synchronize()  # before the parts' memory is reused
     return values
+
+
+def _record_event(device: torch.device) -> torch.cuda.Event:
+    """An event on the current stream; threads that wait for it leave the processor to others."""
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _check_finite(name: str, tensor: Tensor, samples: Sequence[str]) -> None:

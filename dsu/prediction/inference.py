@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from dsu.batches import Batch
+from dsu.batches import Batch, prefetch
 from dsu.choices import Normalization
 from dsu.data.decoding import ImageProcessor
 from dsu.data.images import Box
@@ -53,6 +55,10 @@ def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]
     return stretch(mask) if normalization == "minmax" else mask
 
 
+BATCH_SIZE: Final = 8
+"""Default number of images or tiles in a batch."""
+
+
 class PixelBudget:
     """Limits the pixels that all threads process at once; a larger image is processed alone.
 
@@ -78,21 +84,32 @@ class PixelBudget:
 
 
 class Predictor:
-    """Computes the finest logits of unflipped batches, from the store or from images; on a GPU as one CUDA graph.
+    """Computes the finest logits of unflipped batches, from the store or from images.
+
+    On a GPU, single samples are computed by one CUDA graph, and batches by another one. So batches must have one size:
+    smaller ones are padded to `batch_size`.
 
     Args:
         network: in evaluation mode on the runtime's device.
         runtime: device and precision.
         point: where the network resumes.
+        batch_size: the usual number of samples in a batch.
     """
 
-    def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint) -> None:
-        self.network, self.runtime, self.point = network, runtime, point
-        self._graphs = GraphRunner.on(runtime.device)
+    def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint, batch_size: int = BATCH_SIZE) -> None:
+        self.network, self.runtime, self.point, self.batch_size = network, runtime, point, batch_size
+        self._single, self._several = GraphRunner.on(runtime.device), GraphRunner.on(runtime.device)
 
     def __call__(self, batch: Batch) -> Tensor:
         """(B, 1, S, S) logits on the device."""
-        return self._graphs.run(self._eager, batch.to(self.runtime.device))["logits"]
+        count, graphs = len(batch.names), self._single if len(batch.names) == 1 else self._several
+        if count > 1 and graphs.captures:
+            batch = batch.padded(self.batch_size)
+        return graphs.run(self._eager, batch.to(self.runtime.device))["logits"][:count]
+
+    def ready(self, batch: Batch) -> Batch:
+        """The batch in memory from which a GPU copies quickly: for threads that prepare batches."""
+        return batch.pinned() if self.runtime.device.type == "cuda" else batch
 
     @torch.no_grad()
     def _eager(self, batch: Batch) -> Outputs:
@@ -116,10 +133,10 @@ class TiledImage:
 def segment_tiles(predictor: Callable[[Batch], Tensor], image: TiledImage, size: int) -> Tensor:
     """Logits (height, width) float32 of a whole image on the CPU, computed in batches of `size` tiles."""
     blender = TileBlender(image.boxes)
-    for start in range(0, len(image.boxes), size):
-        boxes = image.boxes[start : start + size]
-        logits = predictor(image.fetch(start, start + len(boxes)))
-        for box, one in zip(boxes, logits, strict=True):
+    starts = range(0, len(image.boxes), size)
+    batches = prefetch(partial(image.fetch, start, min(start + size, len(image.boxes))) for start in starts)
+    for start, batch in zip(starts, batches, strict=True):
+        for box, one in zip(image.boxes[start:], predictor(batch), strict=False):
             left, top, right, bottom = box
             blender.add(box, resize_logits(one, (right - left, bottom - top)).cpu().numpy())
     return torch.from_numpy(blender.logits)

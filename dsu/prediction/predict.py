@@ -87,13 +87,13 @@ def predict_job(
     `decoded` receives the pixel hashes of decoded images before their masks are written. The processes of a `world`
     divide `todo`.
     """
-    predictor = Predictor(network, runtime, job.point)
-    # With tiles, memory contains one image, a batch of its tiles, and the output of the previous image. Otherwise two
-    # batches are decoded, one computed and two written at a time: a GPU needs less time per image than a CPU thread.
+    predictor = Predictor(network, runtime, job.point, settings.batch_size)
+    # With tiles, memory contains one image, a few batches of its tiles, and the output of the previous image. Otherwise
+    # two batches are decoded, one computed and two written at a time: a GPU is faster than a CPU thread.
     whole = job.tiling is None
     ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
     own = todo[world.rank :: world.size] if world.connected else todo
-    work = (_batches if job.tiling is None else _tiled)(network, job, own, settings.batch_size, decoded)
+    work = (_batches if whole else _tiled)(predictor, job, own, decoded)
     budget = PixelBudget(_PIXELS_AT_ONCE)
 
     def finish(target: Target, logits: Tensor, size: Size | None, seconds: float) -> VerdictRow:
@@ -111,7 +111,7 @@ def predict_job(
             outcome.add(replace(row_of(job, target, outcome), problem=problem) for target, problem in loaded.broken)
             if loaded.targets:
                 started = time.perf_counter()
-                logits = list(loaded.segment(predictor))
+                logits = list(loaded.segment())
                 each = (reading + time.perf_counter() - started) / len(loaded.targets)
                 if len(pending) == kept:
                     outcome.add(write.result() for write in pending.popleft())  # written while these were computed
@@ -130,7 +130,7 @@ class _Loaded:
     """
 
     targets: Sequence[Target]
-    segment: Callable[[Predictor], Iterable[Tensor]]
+    segment: Callable[[], Iterable[Tensor]]
     sizes: Sequence[Size | None] = (None,)
     broken: Sequence[tuple[Target, str]] = ()
 
@@ -142,28 +142,30 @@ def _timed(load: Callable[[], _Loaded]) -> tuple[_Loaded, float]:
 
 
 def _batches(
-    network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int, decoded: Seen | None
+    predictor: Predictor, job: Job, todo: Sequence[Target], decoded: Seen | None
 ) -> Iterator[Callable[[], _Loaded]]:
     """Functions that load whole images or their stored features, one batch each."""
-    load = _from_images(network, job, decoded) if job.store is None else _from_store(job.store, job.point)
-    return (partial(load, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size))
+    load = _from_images(predictor, job, decoded) if job.store is None else _from_store(predictor, job.store)
+    return (
+        partial(load, todo[start : start + predictor.batch_size]) for start in range(0, len(todo), predictor.batch_size)
+    )
 
 
-def _from_store(store: FeatureStore, point: ResumePoint) -> Callable[[Sequence[Target]], _Loaded]:
+def _from_store(predictor: Predictor, store: FeatureStore) -> Callable[[Sequence[Target]], _Loaded]:
     """A function that reads stored features, and the images' own sizes from the manifest."""
-    samples, metadata = FeatureDataset(store, point.features, masks=False), store.metadata
+    samples, metadata = FeatureDataset(store, predictor.point.features, masks=False), store.metadata
 
     def load(targets: Sequence[Target]) -> _Loaded:
         names = [target.name for target in targets]
-        batch = samples.read(names, [0] * len(names))
-        return _Loaded(targets, lambda predictor: predictor(batch), [metadata[name].size for name in names])
+        batch = predictor.ready(samples.read(names, [0] * len(names)))
+        return _Loaded(targets, partial(predictor, batch), [metadata[name].size for name in names])
 
     return load
 
 
-def _from_images(network: DSUNet, job: Job, decoded: Seen | None) -> Callable[[Sequence[Target]], _Loaded]:
+def _from_images(predictor: Predictor, job: Job, decoded: Seen | None) -> Callable[[Sequence[Target]], _Loaded]:
     """A function that decodes images."""
-    processor = ImageProcessor(network.config, bool(job.point.guides))
+    processor = ImageProcessor(predictor.network.config, bool(job.point.guides))
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
     @or_unreadable
@@ -178,19 +180,21 @@ def _from_images(network: DSUNet, job: Job, decoded: Seen | None) -> Callable[[S
         if decoded is not None:
             decoded({target.name: pixels for target, _, pixels in read})
         good = {target: one for target, one, _ in read}
-        batch = Batch.decoded([target.name for target in good], list(good.values()))
-        return _Loaded(list(good), lambda predictor: predictor(batch), [one.size for one in good.values()], broken)
+        if not good:
+            return _Loaded([], list, broken=broken)
+        batch = predictor.ready(Batch.decoded([target.name for target in good], list(good.values())))
+        return _Loaded(list(good), partial(predictor, batch), [one.size for one in good.values()], broken)
 
     return load
 
 
 def _tiled(
-    network: DSUNet, job: Job, todo: Sequence[Target], batch_size: int, decoded: Seen | None
+    predictor: Predictor, job: Job, todo: Sequence[Target], decoded: Seen | None
 ) -> Iterator[Callable[[], _Loaded]]:
     """Functions that open an image or its stored features, one image each, to read tile by tile."""
     assert job.tiling is not None
     open_tiles = (
-        _tiles_of_images(network, job.tiling, job.depth, decoded)
+        _tiles_of_images(predictor.network, job.tiling, job.depth, decoded)
         if job.store is None
         else _tiles_of_store(job.store, job.point)
     )
@@ -198,8 +202,8 @@ def _tiled(
     def load(target: Target) -> _Loaded:
         tiles = open_tiles(target)
         if isinstance(tiles, UnreadableImage):
-            return _Loaded([], lambda predictor: [], broken=[(target, str(tiles))])
-        return _Loaded([target], lambda predictor: [segment_tiles(predictor, tiles, batch_size)])
+            return _Loaded([], list, broken=[(target, str(tiles))])
+        return _Loaded([target], lambda: [segment_tiles(predictor, tiles, predictor.batch_size)])
 
     return (partial(load, target) for target in todo)
 

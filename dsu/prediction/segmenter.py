@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from dsu.runtime import Runtime
 
 # Modules that load torch are imported where needed: an exported model works without it.
-
-_TILES_AT_ONCE: Final = 8
 
 
 class Segmenter:
@@ -191,7 +189,7 @@ class Segmenter:
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 
     def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:
-        from dsu.prediction.inference import mask_of, segment_tiles, tiled_image
+        from dsu.prediction.inference import BATCH_SIZE, mask_of, segment_tiles, tiled_image
 
         tiles = tiled_image(self.network, picture, tiling)
-        return mask_of(segment_tiles(self._predictor, tiles, _TILES_AT_ONCE), normalization)
+        return mask_of(segment_tiles(self._predictor, tiles, BATCH_SIZE), normalization)

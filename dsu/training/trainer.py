@@ -113,7 +113,7 @@ class Trainer:
         if self.settings.compile:
             self.network.compile_adapted_blocks()
         self.optimizer = make_optimizer(self.network.head.parameters(), self.settings, self.runtime.device)
-        self._steps = GraphRunner.on(self.runtime.device)
+        self._steps = GraphRunner.on(self.runtime.device, self.world)
         self._evaluations = GraphRunner.on(self.runtime.device)
         self._captured_phase: TrainingPhase | None = None
 

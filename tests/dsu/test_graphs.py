@@ -14,7 +14,8 @@ from dsu.batches import Batch
 from dsu.distributed import World
 from dsu.graphs import EAGER_CALLS, CudaGraph, GraphRunner
 from dsu.heads.head_file import HeadInfo
-from dsu.network.resume import resume_point
+from dsu.network.resume import earliest, resume_point
+from dsu.prediction.inference import Predictor
 from dsu.runtime import choose_runtime
 from dsu.settings import TrainingSettings
 from dsu.training.optimizer import load_optimizer, make_optimizer, optimizer_state, set_learning_rate
@@ -214,6 +215,48 @@ def test_a_failed_capture_runs_eagerly_and_has_a_reason() -> None:
     assert not graphs.captured
 
 
+def test_a_capture_that_fails_in_another_process_is_not_used() -> None:
+    """A graph with exchanges between processes must be replayed by all of them."""
+
+    class Two(World):
+        def all_gather(self, value: object) -> list[object]:
+            return [value, "out of memory"]
+
+    graphs = GraphRunner(torch.device("cpu"), RecordedGraph, Two())
+    batch = Batch.of(["a"], [0], features={"x": torch.ones(1, 2)})
+    for _ in range(EAGER_CALLS + 3):
+        assert graphs.run(lambda given: dict(given.features), batch)["x"].tolist() == [[1.0, 1.0]]
+    assert graphs.refusal == "out of memory" and not graphs.captured
+
+
+def test_processes_decide_by_the_whole_batch_whether_a_graph_is_replayed() -> None:
+    """With 7 samples instead of 8, two processes get 3 and 4: neither may replay the graph for 4 and 4."""
+    graphs = GraphRunner(torch.device("cpu"), RecordedGraph)
+    batch = Batch.of("abcd", [0] * 4, features={"x": torch.ones(4, 2)})
+    for _ in range(EAGER_CALLS + 1):
+        graphs.run(lambda given: dict(given.features), replace(batch, whole=8))
+    assert graphs._captured is not None and isinstance(graphs._captured.graph, RecordedGraph)
+    before = graphs._captured.graph.replays
+    graphs.run(lambda given: dict(given.features), replace(batch, whole=7))
+    assert graphs._captured.graph.replays == before
+    graphs.run(lambda given: dict(given.features), replace(batch, whole=8))
+    assert graphs._captured.graph.replays == before + 1
+
+
+def test_prediction_needs_two_graphs_for_all_sizes_of_batches() -> None:
+    network, runtime = toy_network(feature_dtype=torch.float16).eval(), choose_runtime("cpu", "fp32")
+    eager, captured = (Predictor(network, runtime, earliest(network.config), 4) for _ in range(2))
+    captured._single.make_graph = captured._several.make_graph = RecordedGraph
+    for batch in batches([4, 4, 1, 3, 1, 2, 4, 1, 1, 3, 1, 5]):
+        unflipped = replace(batch, views=torch.zeros_like(batch.views))
+        found, expected = captured(unflipped), eager(unflipped)
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for graphs in (captured._single, captured._several):
+        assert graphs._captured is not None and isinstance(graphs._captured.graph, RecordedGraph)
+    assert captured._single._captured.graph.replays == 2 and captured._several._captured.graph.replays == 3
+
+
 def test_the_fake_graph_repeats_decisions_of_the_host() -> None:
     """So the tests detect a branch on the host: the branch of the captured batch is repeated for all."""
 
@@ -236,7 +279,7 @@ def test_captured_steps_include_exchanges_between_processes(tmp_path: Path, devi
     shares = [(3, 3)] * (EAGER_CALLS + 1) + [(3, 7), (3, 30), (3, 3)]
     given = list(batches([3] * len(shares)))
     divided = [
-        replace(batch, share=torch.tensor(share, dtype=torch.float64))
+        replace(batch, share=torch.tensor(share, dtype=torch.float64), whole=8)
         for batch, share in zip(given, shares, strict=True)
     ]
     store = distributed.HashStore()
@@ -246,7 +289,7 @@ def test_captured_steps_include_exchanges_between_processes(tmp_path: Path, devi
             trainer(tmp_path, captured=way == 2, device=device, precision=precision, deterministic=True)
             for way in range(3)
         )
-        eager.world = captured.world = World(connected=True)
+        eager.world = captured.world = captured._steps.world = World(connected=True)
         tolerance = {"rtol": 1e-2 if precision == "bf16" else 1e-4, "atol": 0.0}
         torch.testing.assert_close(eager.step(divided[0]), alone.step(given[0]), **tolerance)
         captured.step(divided[0])

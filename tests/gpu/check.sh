@@ -27,6 +27,6 @@ part 150 "$python" -m dsu bench $network --parts stages --json stages.json
 part 240 "$python" -m dsu bench $network --parts steps --rounds 1 --json steps.json
 # As a user: a store, a head, and masks end to end.
 part 120 "$python" -m dsu cache-features "$data" $network --cache-root stores
-part 120 "$python" -m dsu train-head "$data" --cache-root stores --epochs 3 --out run
+part 120 "$python" -m dsu train-head "$data" $network --cache-root stores --epochs 3 --out run
 part 90 "$python" -m dsu predict "$data/images" --head run --end-to-end --out masks
 date +%T
