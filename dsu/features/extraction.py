@@ -185,12 +185,14 @@ def cache_features(
     runtime = choose_runtime(world.device(device), precision)
 
     def plan_all(digests: Mapping[str, str], root: Path) -> CachePlan:
-        plans = []
+        plans, own = [], settings
         for source, split in splits:
             with _lock_planning(store_path(root, split.name, config), part, progress):
                 plan = plan_extraction(
-                    split, source, config, settings, runtime, digests, root, progress, weights=weights, part=part
+                    split, source, config, own, runtime, digests, root, progress, weights=weights, part=part
                 )
+            # One scale for the images of all splits with more than 8 bits: that of the first, the training split.
+            own = own.model_copy(update={"range": own.range or plan.inspection.depth})
             for line in (*describe(split, plan.inspection), *_thread_notes(plan, runtime)):
                 progress.say(line)
             plans.append(plan)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_folder import boxed, photo, write
 from PIL import Image
 
 from dsu.config import build_config
@@ -124,6 +125,25 @@ def test_a_broken_image_is_skipped_and_reported(drawn: Path, tmp_path: Path) -> 
     )
     assert [path.name for path, _ in plan.skipped] == [first.name]
     assert first.stem not in plan.splits[0].store.manifest.names
+
+
+def test_all_splits_share_one_scale_for_images_with_more_than_8_bits(tmp_path: Path) -> None:
+    for split, factor in (("train", 64), ("test", 16)):
+        image = Image.fromarray(np.asarray(photo(0).convert("L")).astype(np.uint16) * factor)
+        write(tmp_path / "own" / split, {"a.png": (image, boxed(255)), "b.png": (image, boxed(255))})
+    for dry_run in (True, False, False):  # the last one finds both stores
+        plan = cache_features(
+            str(tmp_path / "own"),
+            CONFIG,
+            ExtractionSettings(features=("V",)),
+            EncoderWeights(),
+            paths=Paths(tmp_path, tmp_path / "features"),
+            device="cpu",
+            dry_run=dry_run,
+        )
+        assert [split.split.kind for split in plan.splits] == ["train", "test"]
+        assert [split.inspection.depth for split in plan.splits] == [(0, 16383)] * 2
+        assert [split.store.source.parsed_depth for split in plan.splits] == [(0, 16383)] * 2
 
 
 def test_a_black_image_is_stored(tmp_path: Path) -> None:
