@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @options.with_settings(
     TrainingSettings,
     without=(  # set by the check itself, or not part of the compared steps
-        *("end_to_end", "epochs", "freeze_adapter_epochs", "val_fraction", "fold", "val_every", "keep"),
-        *("checkpoint_steps", "sheet_every", "track"),
+        *("end_to_end", "epochs", "freeze_adapter_epochs", "val_fraction", "test_fraction", "fold", "group"),
+        *("val_every", "keep", "checkpoint_steps", "sheet_every", "track", "compile"),
     ),
 )
 def check_equivalence(

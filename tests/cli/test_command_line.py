@@ -108,6 +108,13 @@ def test_the_package_runs_as_a_module() -> None:
     assert done.returncode == 0 and done.stdout.startswith("dsu ")
 
 
+def test_the_check_of_equivalence_has_no_option_without_effect(dsu: Dsu) -> None:
+    said = dsu("check-equivalence", "--help").output
+    assert "--batch-size" in said and "--deterministic" in said
+    for option in ("--epochs", "--val-fraction", "--test-fraction", "--group", "--compile"):
+        assert option not in said, option
+
+
 def test_switches_have_two_forms(dsu: Dsu) -> None:
     said = dsu("train-head", "--help").output
     for switch in ("balance", "compile", "deterministic", "gradient-checkpointing", "end-to-end"):
