@@ -143,7 +143,7 @@ def inspect(
     @or_unreadable
     def examine(pairs: Sequence[Pair]) -> list[SampleMetadata]:
         same = [known[pair.name] for pair in pairs if pair.name in known and known[pair.name].are_of(pair)]
-        return same if len(same) == len(pairs) else _read_metadata(pairs, opaque=foreground is not None)
+        return same if len(same) == len(pairs) else read_metadata(pairs, opaque=foreground is not None)
 
     label = f"{'comparing' if known else 'reading'} {split.name}"
     for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):
@@ -219,8 +219,12 @@ def unreadable(inspection: Inspection) -> list[str]:
     ]
 
 
-def _read_metadata(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
-    """The facts of one image's tiles, or of the image itself."""
+def read_metadata(pairs: Sequence[Pair], *, opaque: bool) -> list[SampleMetadata]:
+    """The facts of one image's tiles, or of the image itself.
+
+    Raises `UnreadableImage` for a file that can't be read, and for a mask that does not fit its image or, unless
+    `opaque`, is a photograph.
+    """
     first = pairs[0]
     image, noted = _read_file(first.image, "image")
     _, head = read_image_and_head(first.image, image, hashed=True)

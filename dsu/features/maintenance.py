@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import Pair, SampleMetadata, Split
-from dsu.data.images import UnreadableImage, file_sha256, or_unreadable, raw_mask, read_image
+from dsu.data.datasets import SampleMetadata, Split
+from dsu.data.images import UnreadableImage, file_sha256, or_unreadable
+from dsu.data.inspection import read_metadata
 from dsu.data.splitting import SPLITS_FILE
 from dsu.data.tiles import LruCache
 from dsu.data.views import FLIPPED_WHEN_READ
@@ -374,15 +376,9 @@ def _compare_files(
             if found != (stored[name].image_sha256, stored[name].mask_sha256):
                 changed.append(name)
     # Unreadable new images are skipped and reported by stage one.
-    new = [name for name in set(pairs) - set(stored) if not isinstance(_decode(pairs[name]), UnreadableImage)]
+    examine = or_unreadable(partial(read_metadata, opaque=store.source.foreground is not None))
+    new = [name for name in set(pairs) - set(stored) if not isinstance(examine([pairs[name]]), UnreadableImage)]
     return tuple(changed), tuple(sorted(new)), tuple(sorted(set(stored) - set(pairs)))
-
-
-@or_unreadable
-def _decode(pair: Pair) -> None:
-    read_image(pair.image)
-    if pair.mask is not None:
-        raw_mask(pair.mask)
 
 
 def _invalidate_times(store: FeatureStore, names: tuple[str, ...]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from cached import Cached, complaint, data_files, shard
-from support import Dsu
+from PIL import Image
+from support import TINY, Dsu
 
 from dsu.features.maintenance import describe_stores, verify_store
 from dsu_cache import CacheError, Store
@@ -97,6 +98,16 @@ def test_verify_reports_what_it_has_read(dsu: Dsu, cached: Cached, tmp_path: Pat
     assert "of features, images and masks read." in dsu("cache", "verify", "--cache-root", mine.root).output
     shard(mine, "V", 1).unlink()
     assert "5 samples" in dsu("cache", "verify", "--cache-root", mine.root, exit_code=1).output
+
+
+def test_verify_does_not_ask_for_what_stage_one_leaves_out(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
+    folder, roots = tmp_path / "own", ("--cache-root", tmp_path / "features")
+    shutil.copytree(drawn / "train", folder)
+    first = min((folder / "masks").iterdir())
+    Image.new("L", (10, 90), 255).save(first)
+    left_out = dsu("cache-features", folder, *TINY, "--features", "V", *roots, exit_code=1).output
+    assert f"{first.name} cannot be read (its 10x90 pixels have another aspect ratio" in left_out
+    assert "is intact" in dsu("cache", "verify", *roots).output
 
 
 def test_drift_of_versions_is_reported(dsu: Dsu, cached: Cached, tmp_path: Path) -> None:
