@@ -86,7 +86,10 @@ def check_dataset(
     Raises:
         UsageError: There is no such data set, or images and masks can't be told apart.
     """
-    checks = [read_split(split, side, foreground, progress, workers) for split in find_dataset(name_or_folder, paths)]
+    checks = list[SplitCheck]()
+    for split in find_dataset(name_or_folder, paths):  # training first: its scale of deep images is that of all
+        depth = checks[0].depth if checks else None
+        checks.append(read_split(split, side, foreground, depth, progress, workers))
     findings = [finding for check in checks for finding in findings_of_split(check, side)]
     train, test = (
         [sample.signature for check in checks if check.split.kind == kind for sample in check.samples]
@@ -111,7 +114,7 @@ def file_counts(checks: Sequence[SplitCheck]) -> list[dict[str, Any]]:
     counts: dict[tuple[str, str, str], Counter[str]] = {}
     for check in checks:
         for sample in check.samples:
-            keys = [("images", sample.storage.kind, sample.storage.read_as)]
+            keys = [("images", sample.storage.kind, sample.storage.read_as(check.depth))]
             if sample.mask:
                 keys.append(("masks", sample.mask.storage.kind, _read_as(sample.mask.facts, check.mask_format)))
             for key in keys:

@@ -15,13 +15,16 @@ from PIL import ExifTags, Image, ImageStat
 from dsu.data.groups import ImageSignature
 from dsu.data.images import (
     FEW_VALUES,
+    Depth,
+    ImageHead,
     MaskKind,
     UnreadableImage,
+    choose_depth,
     or_unreadable,
     pixels_sha256,
     raw_mask,
     read_bytes,
-    read_image,
+    read_image_and_head,
     resize_mask,
 )
 from dsu.data.masks import MaskFacts, MaskFormat, check_mask, choose_mask_format, mask_facts
@@ -47,9 +50,8 @@ _READ_AS: Final = {
     "P": "the palette's colours",
     "PA": "the palette's colours",
     "CMYK": "converted to RGB, without its colour profile",
-    "F": "0 to 1 is black to white; larger values as 16 bits",
 }
-"""How `dsu.data.images.read_image` reads an image, by Pillow's mode."""
+"""How `dsu.data.images.read_image` reads an image with 8 bits, by Pillow's mode."""
 
 Size = tuple[int, int]
 """Width and height in pixels, upright."""
@@ -85,16 +87,16 @@ class Storage:
         extras = (("alpha", self.alpha), ("rotated by EXIF", self.turned), ("several frames", self.frames))
         return ", ".join([self.format, mode, *(name for name, there in extras if there)])
 
-    @property
-    def read_as(self) -> str:
-        """How `dsu.data.images.read_image` reads it."""
-        deep = self.deep and self.mode != "F"
+    def read_as(self, depth: Depth | None) -> str:
+        """How `dsu.data.images.read_image` reads it with this black and white point."""
         extras = (
             ("alpha dropped", self.alpha),
             ("rotated upright", self.turned),
             ("first frame only", self.frames),
         )
-        step = "scaled to 8 bits: 65535 is white" if deep else _READ_AS.get(self.mode, "converted to RGB")
+        step = _READ_AS.get(self.mode, "converted to RGB")
+        if self.deep and depth is not None:
+            step = f"scaled to 8 bits: {depth[0]:g} is black and {depth[1]:g} white"
         return ", ".join([step, *(name for name, there in extras if there)])
 
 
@@ -116,7 +118,7 @@ class Sample:
         name: Name in its split.
         image: The file.
         storage: How the file stores the image.
-        size: The image's size.
+        head: The image's size and orientation, and the range of raw values if it has more than 8 bits.
         contrast: Standard deviation of its grey levels, 0 to 127.5.
         brightest: Maximum grey level, 0 to 255.
         signature: For comparison with other images.
@@ -126,11 +128,16 @@ class Sample:
     name: str
     image: Path
     storage: Storage
-    size: Size
+    head: ImageHead
     contrast: float
     brightest: int
     signature: ImageSignature
     mask: MaskFile | None
+
+    @property
+    def size(self) -> Size:
+        """The image's size."""
+        return self.head.size
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,8 @@ class SplitCheck:
     Attributes:
         split: The paired and unpaired files.
         samples: Pairs with two readable files; only images if there are no masks.
-        unreadable: Unreadable files, with the reason.
+        unreadable: Files that stage one leaves out, with the reason.
+        depth: Black and white point of images with more than 8 bits; None without any.
         values: Number of pixels for each raw mask value, without masks of very many values (16-bit greys).
         mask_format: How the masks are read; None if there are no masks or no format fits.
         refusal: Why no format fits.
@@ -182,6 +190,7 @@ class SplitCheck:
     split: Split
     samples: tuple[Sample, ...]
     unreadable: tuple[tuple[Path, str], ...]
+    depth: Depth | None
     values: Counter[int]
     mask_format: MaskFormat | None
     refusal: str | None
@@ -207,6 +216,7 @@ def read_split(
     split: Split,
     side: int,
     foreground: Sequence[int] | None = None,
+    depth: Depth | None = None,
     progress: Progress = SILENT,
     workers: int | None = None,
 ) -> SplitCheck:
@@ -216,19 +226,28 @@ def read_split(
         split: What to read.
         side: The network's input size in pixels, at which objects are searched for again.
         foreground: Raw mask values that are foreground, if the user gave them.
+        depth: Black and white point of images with more than 8 bits, if known; else chosen from all of them, which are
+            then read again.
         progress: Receives progress.
         workers: Number of files read in parallel; by default one per processor, at most 16.
     """
     samples: list[Sample] = []
     unreadable: list[tuple[Path, str]] = []
     values: Counter[int] = Counter()
-    look = or_unreadable(partial(_read_sample, split=split.name, opaque=foreground is not None))
+    read = partial(_read_sample, split=split.name, opaque=foreground is not None)
+    look = or_unreadable(partial(read, depth=depth))
     for seen in in_threads(look, split.pairs, f"reading {split.name}", progress, workers):
         if isinstance(seen, UnreadableImage):
             unreadable.append((seen.path, seen.reason))
         else:
             samples.append(seen[0])
             values.update(seen[1])
+    if depth is None and (depth := choose_depth(one.head.extent for one in samples if one.head.extent)):
+        deep = {sample.name for sample in samples if sample.head.extent}
+        pairs_of_deep = [pair for pair in split.pairs if pair.name in deep]
+        again = in_threads(partial(read, depth=depth), pairs_of_deep, f"scaling {split.name}", progress, workers)
+        scaled = {sample.name: sample for sample, _ in again}
+        samples = [scaled.get(sample.name, sample) for sample in samples]
     pairs = [(sample, sample.mask) for sample in samples if sample.mask]
     mask_format, refusal = None, None
     masked: list[Masked] = []
@@ -238,31 +257,36 @@ def read_split(
         except UsageError as error:
             refusal = str(error)
     if mask_format:
-        work, paths = partial(measure, mask_format=mask_format, side=side), [mask.path for _, mask in pairs]
-        marked = in_threads(work, paths, f"measuring masks of {split.name}", progress, workers, "masks")
+
+        def work(pair: tuple[Sample, MaskFile], mask_format: MaskFormat = mask_format) -> Foreground:
+            return measure(pair[1].path, mask_format, side, pair[0].head)
+
+        marked = in_threads(work, pairs, f"measuring masks of {split.name}", progress, workers, "masks")
         masked = [Masked(sample, mask.facts, one) for (sample, mask), one in zip(pairs, marked, strict=True)]
-    return SplitCheck(split, tuple(samples), tuple(unreadable), values, mask_format, refusal, tuple(masked))
+    return SplitCheck(split, tuple(samples), tuple(unreadable), depth, values, mask_format, refusal, tuple(masked))
 
 
-def _read_sample(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Counter[int]]:
+def _read_sample(pair: Pair, split: str, *, opaque: bool, depth: Depth | None) -> tuple[Sample, Counter[int]]:
     """Read an image and its mask before the mask format is known.
 
     Returns:
         The sample, and the number of the mask's pixels for each raw value; empty for a mask of very many values.
 
     Raises:
-        UnreadableImage: As `dsu.data.images.read_image`, for either file, and for a mask that is a photograph, unless
-            `opaque` allows it.
+        UnreadableImage: As stage one, which leaves the pair out: a file that can't be read, or a mask that is a
+            photograph (unless `opaque`) or has another aspect ratio than its image.
     """
     data = read_bytes(pair.image)
-    image = read_image(pair.image, data)
+    image, head = read_image_and_head(pair.image, data, depth)
     grey = image.convert("L")
-    mask, values = (None, Counter[int]()) if pair.mask is None else _read_mask_file(pair.mask, None if opaque else data)
+    mask, values = None, Counter[int]()
+    if pair.mask is not None:
+        mask, values = _read_mask_file(pair.mask, head, None if opaque else data)
     sample = Sample(
         name=pair.name,
         image=pair.image,
         storage=_read_storage(data),
-        size=image.size,
+        head=head,
         contrast=ImageStat.Stat(grey).stddev[0],
         brightest=int(grey.getextrema()[1]),  # type: ignore[arg-type]  # of one channel: two numbers
         signature=ImageSignature.of(image, split, pair.name, pair.image),
@@ -271,9 +295,12 @@ def _read_sample(pair: Pair, split: str, *, opaque: bool) -> tuple[Sample, Count
     return sample, values
 
 
-def measure(mask: Path, mask_format: MaskFormat, side: int) -> Foreground:
-    """Read a mask and measure its content, at its own size and at the network's. Raises `UnreadableImage`."""
-    grey = mask_format.read(mask)
+def measure(mask: Path, mask_format: MaskFormat, side: int, image: ImageHead | None = None) -> Foreground:
+    """Read a mask and measure its content, at its own size and at the network's.
+
+    `image` is the header of its image, see `dsu.data.images.raw_mask`. Raises `UnreadableImage`.
+    """
+    grey = mask_format.read(mask, image=image)
     small = resize_mask(grey, side) >= HALF
     foreground = grey >= HALF
     objects, vanished = _count_objects(foreground, small)
@@ -303,9 +330,10 @@ def _read_storage(data: bytes) -> Storage:
         )
 
 
-def _read_mask_file(path: Path, image: bytes | None) -> tuple[MaskFile, Counter[int]]:
+def _read_mask_file(path: Path, head: ImageHead, image: bytes | None) -> tuple[MaskFile, Counter[int]]:
+    """A mask, rotated like its image; `head` and `image` are the image's, None for any content."""
     data = read_bytes(path)
-    raw, kind = raw_mask(path, data)
+    raw, kind = raw_mask(path, data, head)
     if image is not None:
         check_mask(path, raw, kind, is_image=image == data)
     return MaskFile(

@@ -153,8 +153,7 @@ def _check_pairing(check: SplitCheck) -> list[Finding]:
             "unreadable",
             "will hurt",
             "files that cannot be read",
-            "Their pairs are skipped, and dsu cache-features ends with status 1: save them again as PNG or JPEG, or "
-            "remove them.",
+            "Their pairs are skipped, and dsu cache-features ends with status 1: repair or remove them.",
             [_file_case(path, split.images, reason) for path, reason in check.unreadable],
         ),
     )
@@ -235,9 +234,8 @@ def _check_images(samples: Sequence[Sample], side: int) -> list[Finding]:
         Finding(
             "dim",
             "will hurt",
-            "16-bit images that use only the lowest eighth of the range",
-            "White is the maximum of the bit depth (8, 10, 12, ...) that the whole set uses, or the value of "
-            "--range: check it.",
+            "images with more than 8 bits that use only the lowest eighth of the set's range",
+            "All of them share one range, so these stay dark: check their export, or cache-features --range.",
             [case_of(sample, f"brightest {sample.brightest} of 255") for sample in samples if _is_dim(sample)],
         ),
         Finding(
@@ -251,7 +249,8 @@ def _check_images(samples: Sequence[Sample], side: int) -> list[Finding]:
             "turned",
             "good to know",
             "images that EXIF rotates",
-            "They are rotated upright first: check (--sheet) that their masks were drawn on the upright images.",
+            "They are rotated upright first, and masks with them if their sizes fit only then: check (--sheet) that "
+            "masks fit.",
             [case_of(sample) for sample in samples if sample.storage.turned],
         ),
         Finding(
@@ -270,53 +269,29 @@ def _format_size(size: Size) -> str:
 
 def _is_dim(sample: Sample) -> bool:
     """Whether stretching an image with more than 8 bits would reveal something."""
-    # 12 bits in a 16-bit file reach grey level 16.
+    # A 12-bit image among 16-bit ones reaches grey level 16.
     dark = sample.storage.deep and 0 < sample.brightest < 32
     return dark and sample.contrast * 255 / sample.brightest >= FLAT
 
 
 def _check_mask_files(check: SplitCheck) -> list[Finding]:
-    cases: dict[str, list[Case]] = {"turned": [], "shape": [], "scaled": []}
-    for sample in check.samples:
-        if sample.mask and sample.mask.size != sample.size:
-            remark = f"{_format_size(sample.size)}, mask {_format_size(sample.mask.size)}"
-            cases[_mismatch_kind(sample.size, sample.mask.size)].append(case_of(sample, remark))
     found = if_any(
-        Finding(
-            "mask-turned",
-            "will hurt",
-            "masks rotated against their images",
-            "Image or mask was rotated by 90 degrees, often by EXIF: rotate one of them.",
-            cases["turned"],
-        ),
-        Finding(
-            "mask-shape",
-            "will hurt",
-            "masks with another aspect ratio than their images",
-            "Image and mask are squeezed into the same square, so they do not match: export them alike.",
-            cases["shape"],
-        ),
         Finding(
             "mask-scaled",
             "good to know",
             "masks of another size than their images",
             "Both are resized for the network, and dsu eval resizes maps to their masks: nothing to do.",
-            cases["scaled"],
+            [
+                case_of(sample, f"{_format_size(sample.size)}, mask {_format_size(sample.mask.size)}")
+                for sample in check.samples
+                if sample.mask and sample.mask.size != sample.size
+            ],
         ),
     )
     if not check.refusal:
         return found
     reason, severity = check.refusal[0].upper() + check.refusal[1:], SEVERITIES[0 if check.trains else 1]
     return [Finding("unclear-masks", severity, "Masks that cannot be read as foreground", reason), *found]
-
-
-def _mismatch_kind(size: Size, mask_size: Size) -> str:
-    """Findings about masks whose size differs from their image's."""
-    if size == mask_size[::-1]:
-        return "turned"
-    stretch = (mask_size[0] * size[1]) / (size[0] * mask_size[1])
-    # Tolerance for rounding: two percent, or one pixel for small masks.
-    return "scaled" if abs(stretch - 1) <= 0.02 + 1 / min(size + mask_size) else "shape"
 
 
 def _check_values(check: SplitCheck, mask_format: MaskFormat) -> list[Finding]:

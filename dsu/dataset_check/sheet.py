@@ -144,9 +144,9 @@ def _write_header(page: Page, found: DatasetCheck) -> None:
 def _draw_cell(page: Page, left: float, top: float, cell: Cell, found: DatasetCheck) -> None:
     sample, words, colour = cell
     size = page.fit(sample.size, *_CELL_SIZE)
-    image = read_image(sample.image).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    mask_format = next(check.mask_format for check in found.splits if check.name == sample.signature.split)
-    mask = mask_format.read(sample.mask.path) if mask_format and sample.mask else None
+    check = next(check for check in found.splits if check.name == sample.signature.split)
+    image = read_image(sample.image, depth=check.depth).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    mask = check.mask_format.read(sample.mask.path, image=sample.head) if check.mask_format and sample.mask else None
     if mask is not None:
         image = overlay(image, Image.fromarray(mask).resize(size, Image.Resampling.BOX))
     edges = page.picture(image, left, top, *_CELL_SIZE, frame=None, ground=CELL_GROUND)

@@ -54,9 +54,9 @@ def test_json_contains_all_names_and_nothing_else_is_printed(dsu: Dsu, folder: P
 def test_benchmarks_are_checked_by_name(dsu: Dsu, drawn: Path, tmp_path: Path) -> None:
     for part, name in (("train", "DUTS-TR"), ("test", "DUTS-TE")):
         shutil.copytree(drawn / part, tmp_path / "data" / "DUTS" / name)
-    shutil.copy(
-        min((tmp_path / "data/DUTS/DUTS-TR/images").iterdir()), min((tmp_path / "data/DUTS/DUTS-TE/images").iterdir())
-    )
+    for kind in ("images", "masks"):
+        first, second = (min((tmp_path / "data" / "DUTS" / name / kind).iterdir()) for name in ("DUTS-TR", "DUTS-TE"))
+        shutil.copy(first, second)
     said = dsu("datasets", "check", "DUTS").output
     assert "12 of 10,553" in said and "5 of 5,019" in said
     assert "test images identical to training images: 1 (DUTS-TE " in said

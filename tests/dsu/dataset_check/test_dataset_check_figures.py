@@ -123,7 +123,7 @@ def test_unusual_and_broken_files_are_reported_and_do_not_stop(unusual: Path) ->
     assert len(split.samples) == sum(len(name) < 240 for name in ODD)
     assert not found.stops and not finding(found, "unreadable").sentence().count("\n")
     kinds = {(entry["what"], entry["kind"]): entry["read_as"] for entry in file_counts(found.splits)}
-    assert kinds["images", "PNG, 16-bit grey"] == "scaled to 8 bits: 65535 is white"
+    assert kinds["images", "PNG, 16-bit grey"] == "scaled to 8 bits: 0 is black and 65535 white"
     assert kinds["images", "JPEG, RGB, rotated by EXIF"] == "unchanged, rotated upright"
     assert kinds["images", "PNG, RGB, alpha"].endswith("alpha dropped")
     assert kinds["images", "GIF, palette, several frames"].endswith("first frame only")
