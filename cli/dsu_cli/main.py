@@ -46,8 +46,8 @@ images and masks. No data? Try `dsu demo`. Problems? Try `dsu doctor`.
 Exit status: 0 done, 1 something failed or was skipped (and named), 2 wrong usage, 130 stopped by Ctrl-C.
 
 Environment: DSU_DATA benchmark folder, DSU_CACHE store folder, DSU_SCRATCH folder for S3 downloads,
-DSU_SCRATCH_LIMIT its size (200GB), DSU_HIERA and DSU_DINO checkpoints of the encoders, HF_HOME Hugging Face cache,
-HF_HUB_OFFLINE=1 no network, NO_COLOR=1 no colours.
+DSU_SCRATCH_LIMIT its maximum size (such as 200GB), DSU_HIERA and DSU_DINO checkpoints of the encoders,
+HF_HOME Hugging Face cache, HF_HUB_OFFLINE=1 no network, NO_COLOR=1 no colours.
 """,
 )
 

@@ -46,8 +46,8 @@ def predict(
         typer.Option(
             "-o",
             "--out",
-            help="Where masks go: a folder, or for one image a .png or - for standard output (default: predictions/ "
-            "in the run folder).",
+            help="Where masks go: a folder, or for one image a .png or - for standard output (default: predictions/, "
+            "overlays/ or cutouts/ in the run folder).",
         ),
     ] = None,
     table: Annotated[
