@@ -115,6 +115,8 @@ def choose_runtime(
         raise UsageError(f"The device {device!r} can't be used: choose an available one ({there}).") from error
     if precision != "auto":
         picked, because = precision, f"precision {because}"
+        if picked == "bf16" and chosen.type == "cuda" and not _computes_bf16(chosen):
+            because += ", but this GPU is slow at bf16"
     elif chosen.type == "cuda" and _computes_bf16(chosen):
         picked, because = "bf16", "the GPU computes bf16"
     else:

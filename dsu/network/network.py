@@ -9,11 +9,13 @@ own sample; and every feature passes through `to_stored`, so it equals the store
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
@@ -268,7 +270,8 @@ class DSUNet(nn.Module):
         if not names or given is None:
             return self.encode_at_once(None, None, names)
         count, size = len(given), self.encoder_batch_size or default_encoder_batch_size(given.device)
-        with _encoder_kernels(), computing_threads(self.encoder_threads):
+        widths = frozenset(spec.embed_dim // spec.num_heads for spec in (self.config.hiera, self.config.dino))
+        with _encoder_kernels(given.device, widths), computing_threads(self.encoder_threads):
             blocks = [
                 self.encode_at_once(
                     _padded_block(pixel_values, start, size), _padded_block(guide_values, start, size), names
@@ -444,7 +447,7 @@ class DSUNet(nn.Module):
 
 
 @contextmanager
-def _encoder_kernels() -> Iterator[None]:
+def _encoder_kernels(device: torch.device, widths: frozenset[int]) -> Iterator[None]:
     """Select the same kernels in every mode: torch's deterministic mode would exclude some of them.
 
     This stays deterministic, since no forward kernel sums in a varying order.
@@ -452,10 +455,30 @@ def _encoder_kernels() -> Iterator[None]:
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
-        with sdpa_kernel(ENCODER_ATTENTION, set_priority=True):
+        with sdpa_kernel(_attention_backends(device, _dtype_in_autocast(device), widths), set_priority=True):
             yield
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
+@cache
+def _attention_backends(device: torch.device, dtype: torch.dtype, widths: frozenset[int]) -> list[SDPBackend]:
+    """`ENCODER_ATTENTION`, without cuDNN if it can't compute heads of these widths: it fails on some GPUs only when it
+    is called, although torch offers it there."""
+    if device.type == "cuda":
+        try:
+            with torch.no_grad(), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                for width in widths:
+                    heads = torch.zeros(1, 1, 64, width, device=device, dtype=dtype)
+                    functional.scaled_dot_product_attention(heads, heads, heads)
+        except RuntimeError:
+            return ENCODER_ATTENTION[1:]
+    return ENCODER_ATTENTION
+
+
+def _dtype_in_autocast(device: torch.device) -> torch.dtype:
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else torch.get_default_dtype()
 
 
 def _padded_block(values: Tensor | None, start: int, size: int) -> Tensor | None:

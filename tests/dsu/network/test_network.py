@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dsu.encoders.frozen import padded_attention
 from dsu.errors import UsageError
-from dsu.network.network import DSUNet, to_stored
+from dsu.network.network import ENCODER_ATTENTION, DSUNet, _attention_backends, to_stored
 from dsu.network.resume import ResumePoint, earliest, resume_point, serving_features
 
 Build = Callable[..., DSUNet]
@@ -262,3 +262,22 @@ def test_compiled_blocks_give_the_same_numbers(
     network.compile_adapted_blocks(backend="aot_eager")
     torch._dynamo.config.suppress_errors = False
     torch.testing.assert_close(learn(network, points, point), expected, atol=1e-9, rtol=1e-7)
+
+
+def test_encoders_do_without_cudnns_attention_where_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros, tried = torch.zeros, list[int]()
+
+    def attention(query: Tensor, *_: Tensor) -> Tensor:
+        tried.append(query.shape[-1])
+        if query.shape[-1] == 72:
+            raise RuntimeError("cuDNN Frontend error: No execution plans support the graph.")
+        return query
+
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
+    monkeypatch.setattr("dsu.network.network.functional.scaled_dot_product_attention", attention)
+    gpu = torch.device("cuda")
+    assert _attention_backends(gpu, torch.bfloat16, frozenset({64})) == ENCODER_ATTENTION
+    assert _attention_backends(gpu, torch.bfloat16, frozenset({64, 72})) == ENCODER_ATTENTION[1:]
+    assert _attention_backends(torch.device("cpu"), torch.float32, frozenset({72})) == ENCODER_ATTENTION
+    assert set(tried) == {64, 72}
+    _attention_backends.cache_clear()
