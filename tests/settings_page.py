@@ -36,7 +36,7 @@ override the file. Switches have two forms: `--balance` and `--no-balance`.
 |---|---|---|---|---|
 | `large` (the paper, the default) | L | ViT-L/14 | 352, 518 | a GPU with 24 GB |
 | `base`, `small`, `tiny` | B+, S, T | ViT-B, S, S | 352, 518 | less |
-| `toy` | tiny, random | tiny, random | 192, 266 | any machine; for trying things out |
+| `toy` | minimal, random | minimal, random | 192, 266 | any machine; for trying things out |
 
 Any pair works: `--hiera small --dino vitl14 --hiera-size 512`. The weights are the official SAM 2.1 and DINOv2
 checkpoints. `dsu` downloads them from the Hugging Face hub into its usual cache, or reads files in Meta's or timm's

@@ -55,8 +55,8 @@ def cache_features(
     Run it again at any time: it computes only what is new, changed or missing. Several processes, started by torchrun
     or srun, divide the work.
 
-    In the paper's setting, training reads only `--features V`. Hiera's levels are for figures, heads with fewer
-    adapters (`train-head --adapt-last N`) and training without flips.
+    In the paper's setting, training reads only `--features V`. Hiera's levels let heads with fewer adapters
+    (`train-head --adapt-last N`) start later, if they are stored in all views that training draws.
 
     For few images, `--views flips+8` stores eight more views of each: rotated, cropped and recoloured. For large
     images, `--tile 1024` stores each tile as a sample.
