@@ -289,7 +289,7 @@ class TrainingSettings(NetworkSettings, TilingSettings, RuntimeSettings):
     )
     val_every: int = option(1, "Epochs between validations.", _RECIPE, gt=0)
     keep: Literal["last", "best"] | None = option(
-        None, "Which weights are the result (default: last for a benchmark, else best).", _RECIPE
+        None, "Which weights are the result (default: last for a benchmark or a fold, else best).", _RECIPE
     )
     checkpoint_steps: int | None = option(
         None,

@@ -47,7 +47,7 @@ def predict(
             "-o",
             "--out",
             help="Where masks go: a folder, or for one image a .png or - for standard output (default: predictions/, "
-            "overlays/ or cutouts/ in the run folder).",
+            "overlays/ or cutouts/ in the run folder; for an exported model, next to it).",
         ),
     ] = None,
     table: Annotated[
