@@ -390,7 +390,7 @@ def _conventions(normalize: bool, resize: bool, mask_format: MaskFormat, found: 
     said = {
         "ground truth": truth,
         "map": MINMAX if normalize else "value / 255, not normalised",
-        "other sizes": "map resized bilinearly to its mask" if resize else "only if a mask is not of its image's size",
+        "other sizes": "map resized bilinearly to its mask" + ("" if resize else " if that is not of its image's size"),
         "S": "alpha 0.5",
         "F": "beta^2 0.3 (weighted: 1); mean and max of the averaged curve",
         "IoU, Dice": "map > 0.5, averaged over images",

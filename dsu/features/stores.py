@@ -223,7 +223,7 @@ class FeatureStore(Store):
         """The metadata of each sample, after comparing the data set with the manifest.
 
         Compares sizes and times; a file is hashed again only if they differ. Raises `DsuError` naming new, changed and
-        missing samples. If the data set no longer exists, prints that and uses the store as it is.
+        missing or unreadable samples. If the data set no longer exists, prints that and uses the store as it is.
         """
         source, stored = self.source, self.metadata
         split = source.find()
@@ -234,7 +234,7 @@ class FeatureStore(Store):
         differing = {
             "new": sorted(found.keys() - stored.keys()),
             "changed": sorted(n for n in found.keys() & stored.keys() if sample_key(found[n]) != sample_key(stored[n])),
-            "gone": sorted(stored.keys() - found.keys()),
+            "gone or unreadable": sorted(stored.keys() - found.keys()),
         }
         parts = [
             f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
