@@ -89,8 +89,8 @@ def threshold(
 ) -> None:
     """Show or store the threshold for alarms, overlays and cutouts.
 
-    `dsu eval` proposes thresholds. Existing masks stay valid: the next `dsu predict` only updates the verdicts. Overlays
-    and cutouts need its --overwrite.
+    `dsu eval` proposes thresholds. Existing masks stay valid: the next `dsu predict` only updates the verdicts.
+    Existing overlays and cutouts need --overwrite.
     """
     from dsu.heads.head_file import read_head_info, resolve_head, set_threshold
 
