@@ -95,7 +95,7 @@ def _run_member(study: Study, name: str, progress: Progress, *, threads: int | N
     """Finish a member's training and evaluate it.
 
     `threads` is set if members run in parallel: the number of threads of the whole study. This process trains with its
-    part of them, but predicts with all: this gives the same results as a sequential study.
+    part of them, which may change the last bits of weights on a CPU, but predicts with all.
     """
     [member] = (member for member in study.members if member.name == name)
     progress = _PrefixedProgress(progress, name)
