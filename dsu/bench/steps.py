@@ -306,4 +306,5 @@ def _wait(case: _Case, stored: RandomStore, timing: Timing, progress: Progress) 
 
     with progress.task(f"data wait, {case.name}", steps, "steps") as task:
         trainer.step(next(fed))
-    return waited / seconds_of(steps_in_a_row, device)
+        task.advance()
+        return waited / seconds_of(steps_in_a_row, device)
