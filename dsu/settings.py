@@ -184,12 +184,10 @@ class ExtractionSettings(Settings):
     )
     range: _Range | None = option(
         None,
-        "Raw black and white values in images with more than 8 bits (default: found from all of them).",
+        "Raw black and white values in images with more than 8 bits (default: found from all training images).",
         metavar="LOW,HIGH",
     )
-    rebuild: bool = option(
-        False, "Recompute features made from other images, weights or settings, instead of refusing."
-    )
+    rebuild: bool = option(False, "Recompute features made with other weights or settings, instead of refusing.")
 
 
 class PredictionSettings(TilingSettings):
