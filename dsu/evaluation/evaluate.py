@@ -220,7 +220,7 @@ class Evaluation:
         """Why IoU and Dice are close to zero although the maps may be good, in words; empty if they are not."""
         objects = int(self.levels[1].sum())
         above = int(self.levels[1, level_of(DEFAULT_THRESHOLD) :].sum())
-        if self.normalize or not objects or above > 0.05 * objects:
+        if self.normalize or "predicted" in self.conventions or not objects or above > 0.05 * objects:
             return ""
         return (
             f"IoU and Dice count pixels above {DEFAULT_THRESHOLD}, which only {100 * above / objects:.1f} % of the "

@@ -109,6 +109,15 @@ def test_faint_maps_give_a_warning(dsu: Dsu, tmp_path: Path) -> None:
     assert "lower threshold" not in dsu(*one, "--metrics", "S,MAE").stdout
 
 
+def test_binarised_maps_are_not_called_faint(dsu: Dsu, house: House) -> None:
+    images = house.data / "test" / "images"
+    for words in ((), ("--threshold", "1")):
+        out = f"masks{len(words)}"
+        dsu(*house.predict(images, "--out", out, *words, "--quiet"))
+        said = dsu("eval", "--predictions", out, "--truth", house.data / "test" / "masks").stdout
+        assert ("binarised at 1.0 when predicted" in said) is bool(words) and "lower threshold" not in said
+
+
 def test_another_methods_flat_folder_is_evaluated_as_a_named_set(dsu: Dsu, tmp_path: Path) -> None:
     cases = draw_cases(tmp_path / "x", ["0", "1", "2"])
     (tmp_path / "data" / "ECSSD").mkdir(parents=True)
