@@ -89,6 +89,10 @@ def test_a_threshold_is_proposed_evaluated_stored_and_used(dsu: Dsu, tiles: Path
             grey = np.asarray(Image.open(f"masks/{image.stem}.png"))
             shown = changed(np.asarray(Image.open(f"{kind}/{image.stem}.png")), np.asarray(Image.open(image)))
             assert shown.any() == (grey / 255 >= threshold - 1e-9).any()
+    dsu("head", "threshold", "0.9", "shared")
+    again = ("predict", tiles / "images", "--head", "shared", "--out", "overlay", "--kind", "overlay")
+    assert "other settings: give --overwrite" in dsu(*again, exit_code=1).output
+    assert "12 written to overlay" in dsu(*again, "--overwrite").output
 
 
 def test_invalid_thresholds_are_refused(refused: Refused, dsu: Dsu, house: House, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_only_a_new_array_is_computed(cached: tuple[Path, Path], tmp_path: Path)
     assert set(plan.bytes_by_array) == {"S4"}
 
 
-@pytest.mark.parametrize("what", ["image", "mask", "added", "renamed", "removed"])
+@pytest.mark.parametrize("what", ["image", "mask", "added", "renamed", "removed", "damaged"])
 def test_a_changed_sample_is_reported_before_training_and_only_its_row_is_computed(
     cached: tuple[Path, Path], tmp_path: Path, what: str
 ) -> None:
@@ -134,7 +134,7 @@ def test_a_changed_sample_is_reported_before_training_and_only_its_row_is_comput
         store.set_attributes({**store.attributes, "source": moved})
     image, other = sorted((folder / "images").iterdir())[:2]
     mask = folder / "masks" / f"{image.stem}.png"
-    computed = {"image": 1, "mask": 1, "added": 1, "renamed": 0, "removed": 0}[what]
+    computed = {"image": 1, "mask": 1, "added": 1, "renamed": 0, "removed": 0, "damaged": 0}[what]
     if what == "image":
         Image.open(image).rotate(5).save(image)
     elif what == "mask":
@@ -145,6 +145,8 @@ def test_a_changed_sample_is_reported_before_training_and_only_its_row_is_comput
     elif what == "renamed":
         image.rename(folder / "images" / "renamed.jpg")
         mask.rename(folder / "masks" / "renamed.png")
+    elif what == "damaged":
+        image.write_bytes(image.read_bytes()[:300])
     else:
         image.unlink()
         mask.unlink()
@@ -153,7 +155,8 @@ def test_a_changed_sample_is_reported_before_training_and_only_its_row_is_comput
         "mask": "changed",
         "added": "new (added)",
         "renamed": "new (renamed)",
-        "removed": "gone",
+        "removed": "gone or unreadable",
+        "damaged": "gone or unreadable",
     }
     with pytest.raises(DsuError) as caught:
         FeatureStore.open(path).check_samples()
