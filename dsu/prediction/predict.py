@@ -68,7 +68,7 @@ def predict(
             network = runtime.place(loaded)
         predict_job(network, job, todo, settings, runtime, outcome, progress, decoded, world)
 
-    return write_jobs(jobs, head, info, out, settings, run, world)
+    return write_jobs(jobs, head, info, out, settings, run, world, progress)
 
 
 def predict_job(

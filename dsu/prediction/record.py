@@ -4,7 +4,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +19,15 @@ from dsu.files import atomic_write, make_folder, sweep
 from dsu.heads.head_file import IMAGE_DIGITS, HeadInfo, head_sha256
 from dsu.prediction.targets import RECORD_FILE, Job, Target, decided_by
 from dsu.prediction.verdicts import VerdictRow, find_verdict
+from dsu.progress import SILENT, Progress, in_threads
 from dsu.settings import PredictionSettings
 from dsu_cache import locked
 
 LOCK_FILE: Final = ".predictions.lock"
 _RECORD_LOCK: Final = ".predictions.record.lock"
+
+_SHOWN_FROM: Final = 5000
+"""Number of files from which hashing shows progress: that many take seconds on a slow disk."""
 
 FIGURE_FILES: Final = ("metrics.json", "metrics.csv")
 """What `dsu eval` writes next to a record: the scores of its sets."""
@@ -94,6 +97,7 @@ def note_job(
     out: Path,
     settings: PredictionSettings,
     table: Mapping[str, VerdictRow],
+    progress: Progress = SILENT,
 ) -> tuple[list[Target], dict[str, VerdictRow]]:
     """Record what a job is about to predict.
 
@@ -128,7 +132,7 @@ def note_job(
     for target in todo:  # remove outdated masks before the record says that they are current
         target.output.unlink(missing_ok=True)
     stamps = {**noted, **stamps}
-    contents = _contents(job, todo)
+    contents = _contents(job, todo, progress)
     trained_on = {name for name in before.get("trained_on", ()) if name in noted and name not in contents}
     digits = {name: file[:IMAGE_DIGITS] for name, (file, *_) in contents.items()}
     record["sets"][job.name] = {
@@ -227,19 +231,18 @@ def _check_places(job: Job, before: Mapping[str, Any], out: Path) -> None:
             )
 
 
-def _contents(job: Job, todo: Sequence[Target]) -> dict[str, tuple[str, ...]]:
+def _contents(job: Job, todo: Sequence[Target], progress: Progress) -> dict[str, tuple[str, ...]]:
     """SHA-256 of each image to predict ("" if unreadable), and of its pixels if a store has it."""
     if job.store is not None:
         facts = job.store.metadata.items()
         stored = {image_name(n) if job.tiling else n: (fact.image_sha256, fact.pixels_sha256) for n, fact in facts}
         return {target.name: stored[target.name] for target in todo}
     digest = or_unreadable(file_sha256)
-    with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda target: digest(target.image), todo)
-        return {
-            target.name: (content if isinstance(content, str) else "",)
-            for target, content in zip(todo, found, strict=True)
-        }
+    shown = progress if len(todo) > _SHOWN_FROM else SILENT
+    found = in_threads(lambda target: digest(target.image), todo, f"hashing {job.label}", shown)
+    return {
+        target.name: (content if isinstance(content, str) else "",) for target, content in zip(todo, found, strict=True)
+    }
 
 
 def _stamp(image: Path) -> list[int] | None:

@@ -23,6 +23,7 @@ from dsu.pictures import cutout, overlay
 from dsu.prediction.record import LOCK_FILE, Seen, file_in, note_job, open_record, trained_on_marker
 from dsu.prediction.targets import Job, Target
 from dsu.prediction.verdicts import VerdictRow, find_verdict, read_table, write_table
+from dsu.progress import SILENT, Progress
 from dsu.runner import stretch
 from dsu.settings import PredictionSettings
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of
@@ -94,6 +95,7 @@ def write_jobs(
     settings: PredictionSettings,
     run: Callable[[Job, Sequence[Target], Outcome, Seen | None], None],
     world: World = ALONE,
+    progress: Progress = SILENT,
 ) -> Outcome:
     """Predict the missing targets of all jobs with `run`; write the record and the table of verdicts.
 
@@ -104,6 +106,7 @@ def write_jobs(
         run: predicts targets of a job and adds their rows to the outcome. If it decodes images, it passes their pixel
             hashes to its last argument before it writes their masks.
         world: the processes that divide each job's targets. `run` gets all targets in each; rank 0 writes the record.
+        progress: receives progress.
 
     Raises `DsuError` if `out` contains predictions made differently, and `BusyError` if another command predicts into
     it.
@@ -118,7 +121,7 @@ def write_jobs(
             record.update(open_record(out, head, info, settings))
         if first and record["sets"]:
             outcome.before = read_table(out)
-        todo, rows = note_job(job, record, info, out, settings, outcome.before)
+        todo, rows = note_job(job, record, info, out, settings, outcome.before, progress)
         outcome.broken += job.unread
         outcome.kept += len(rows)
         outcome.rows |= rows
