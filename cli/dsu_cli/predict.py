@@ -69,7 +69,7 @@ def predict(
 ) -> None:
     """Predict 8-bit masks at the images' own sizes, and a table of which images contain an object.
 
-    Without a SOURCE: the test splits of the head's data set, or its held-out images. No ground truth is needed.
+    Without a SOURCE: the test images of the head's data set, or its held-out images. No ground truth is needed.
     """
     from dsu.data.datasets import Paths, check_places
     from dsu.files import atomic_write, make_folder

@@ -118,7 +118,7 @@ def prepare_jobs(
     mirror: bool = False,
     progress: Progress = SILENT,
 ) -> list[Job]:
-    """Find the images of `sources`; without any, the test splits (or held-out share) of the head's data set.
+    """Find the images of `sources`; without any, the test images (or the held-out ones) of the head's data set.
 
     Args:
         sources: a benchmark's name means its test splits, from their stores unless `end_to_end`; folders and files are
@@ -229,18 +229,18 @@ class _Finder:
         return replace(self.images(name, named), places={"": place}, unread=unread)
 
     def of_the_head(self) -> list[Job]:
-        """The test splits of the head's data set, else its held-out share."""
+        """The test splits of the head's data set and its test share; without either, its validation share."""
         like, jobs = self._trained_on(), list[Job]()
         try:
             splits = like.splits()
         except DsuError:  # the images have moved, but their features may be stored
             tests = [store for store in self._stores(like.dataset) if store.source.kind == "test"]
-            return [self._stored_job(store.source.split, store) for store in tests] or [self.held_out_share()]
+            jobs, splits = [self._stored_job(store.source.split, store) for store in tests], ()
         for split in splits:
             if split.kind == "test":
                 source = replace(like, split=split.name, dataset=split.dataset, kind=split.kind)
                 jobs += self._from_stores(split.name) or [self.images(split.name, _images_of(split), source)]
-        return jobs or [self.held_out_share()]
+        return jobs + ([self.held_out_share()] if self.info.test or not jobs else [])
 
     def held_out_share(self) -> Job:
         """Samples of the head's training split set apart to test it, else those its weights were chosen on."""

@@ -121,6 +121,17 @@ def test_overlays_are_written_next_to_the_runs_masks(dsu: Dsu, house: House, tmp
     assert "0 written" in dsu(*mine.predict()).output, "and the masks are as they were"
 
 
+def test_images_set_apart_for_testing_are_predicted_next_to_a_test_split(
+    dsu: Dsu, house: House, tmp_path: Path
+) -> None:
+    shares = ("--views", "1", "--test-fraction", "0.4", "--val-fraction", "0", "--sheet-every", "0")
+    dsu(*house.train(*shares, "--out", "own"))
+    dsu("predict", "--head", "own", "--cache-root", house.features)
+    found = {path.name: len(list(path.iterdir())) for path in Path("own/predictions").iterdir() if path.is_dir()}
+    assert found == {"shapes-TE": 2, "shapes-TR-TEST": 2}
+    assert {"shapes-TE", "shapes-TR-TEST"} <= {*dsu("eval", "--predictions", "own").stdout.split()}
+
+
 def test_the_home_folder_and_its_parents_are_refused(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
