@@ -136,6 +136,11 @@ class Comparison:
         return line in rivals and len(rivals) > 1 and round(line.figures[metric], PLACES) == choose(figures)
 
     @property
+    def has_best(self) -> bool:
+        """Whether any score is the best."""
+        return any(self.is_best(line, metric) for line in self.lines for metric in line.figures)
+
+    @property
     def printed(self) -> list[str]:
         """The metrics that the paper prints for the set, if any."""
         return [name for name in METRICS if any(line.published and name in line.figures for line in self.lines)]

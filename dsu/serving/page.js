@@ -216,7 +216,7 @@ function refresh() {
     element("own").hidden = chosen === null;
     const own = new Set(served.heads.map((head) => head.threshold));
     if (chosen === null) element("threshold").value = served.heads[0].threshold;
-    element("chosen").textContent = chosen === null && own.size > 1 ? "own" : thresholdOf(served.heads[0]).toFixed(2);
+    element("chosen").textContent = chosen === null && own.size > 1 ? "per head" : thresholdOf(served.heads[0]).toFixed(2);
     element("status").textContent = all.length && done < all.length ? `${done} of ${all.length} computed` : "";
     for (const one of all) {
       tell(one);

@@ -12,13 +12,13 @@ import pytest
 
 @dataclass(frozen=True)
 class Browser:
-    """What the tests ask of a browser, around selenium's driver."""
+    """A browser for tests: a thin layer over selenium's driver."""
 
     driver: Any
     pictures: Path
 
     def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Take the shape of a window, in CSS pixels, and the colours that the system prefers."""
+        """Set the window's size in CSS pixels, and the preferred colour scheme."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         preference = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

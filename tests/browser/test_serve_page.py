@@ -178,7 +178,7 @@ def test_outputs_of_two_heads_are_next_to_each_other(browser: Browser, two: str,
     until(lambda: computed(browser))
     assert browser.texts("#images h2") == ["a.png", "turned.jpg"]
     assert browser.texts(".head") == 2 * ["first", "second"]
-    assert browser.texts("#chosen") == ["own"]
+    assert browser.texts("#chosen") == ["per head"]
     boxes = browser.run(
         "return [...document.querySelectorAll('.stack')].map((e) => e.getBoundingClientRect()).map((b) => [b.x, b.y])"
     )

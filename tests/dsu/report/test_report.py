@@ -128,6 +128,17 @@ def test_the_page_has_the_figures_of_the_evaluation(found: Evaluation, other: Ev
     assert all(any(mean in text for text in page.texts) for mean in means)
 
 
+def test_the_page_explains_bold_scores_if_there_are_any(found: Evaluation, other: Evaluation, tmp_path: Path) -> None:
+    """Runs over different images have no best score."""
+    for runs, any_best in (
+        ({"run": {"shapes": found}}, False),
+        ({"run": {"shapes": found}, "again": {"shapes": found}}, True),
+        ({"run": {"shapes": found}, "again": {"shapes": other}}, False),
+    ):
+        source = written(tmp_path / "report.html", runs).source
+        assert ("Bold marks" in source) == any_best
+
+
 def test_the_page_has_the_papers_rows(found: Evaluation, tmp_path: Path) -> None:
     sets = {"DUTS-TE": replace(found, images=IMAGES["DUTS-TE"]), "CAMO-TE": found, "mine": found}
     page = written(tmp_path / "report.html", {"run": sets})
