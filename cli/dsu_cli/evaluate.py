@@ -112,6 +112,14 @@ def evaluate(
     training_images: Annotated[
         bool, typer.Option("--all", help="Also evaluate images that the head was trained on.")
     ] = False,
+    common: Annotated[
+        bool,
+        typer.Option(
+            "--common",
+            help="Compare runs fairly: evaluate only images that all have predicted and none of the heads was trained "
+            "on.",
+        ),
+    ] = False,
     foreground: Annotated[
         list[int] | None,
         typer.Option("--foreground", help="Mask value that is foreground (default: as in training); repeatable."),
@@ -135,7 +143,7 @@ def evaluate(
     If some images have no object: also false alarms, misses, AUROC, and the metrics over images with an object. To
     compare runs: `--predictions Ours=A --predictions B`. If `dsu predict` has also predicted the validation images,
     thresholds are proposed from these and evaluated on the other sets; `dsu head threshold` stores one. Writes
-    `metrics.json`, `metrics.csv` and `thresholds.json` next to predictions of dsu.
+    `metrics.json`, `metrics.csv` and `thresholds.json` next to predictions of dsu, except with `--common`.
     """
     from dsu.data.datasets import Paths
 
@@ -152,7 +160,7 @@ def evaluate(
         check_report_path(report)
     asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
     _check_files({option: path for option, path in asked_for.items() if path is not None})
-    from dsu.evaluation.ground_truth import EvaluationSet, find_evaluation_sets, named_predictions
+    from dsu.evaluation.ground_truth import EvaluationSet, find_evaluation_sets, in_common, named_predictions
 
     runs = named_predictions(predictions or [])
     named = any("=" in text and not Path(text).exists() for text in map(str, predictions or []))
@@ -163,7 +171,7 @@ def evaluate(
         paths=Paths(data_root),
         minmax=None if asked is None else asked == "minmax",
         images=images,
-        training_images=training_images,
+        training_images=training_images or common,
         # With one folder of masks, several folders of maps are predictions of one set, whatever their names.
         called=truth.resolve().name if truth is not None and len(runs) > 1 else "",
         validation=True,
@@ -174,10 +182,11 @@ def evaluate(
     )
     evaluated: dict[str, _RunEvaluation] = {}
     with connect() as world:
-        for run, folder in runs.items():
+        found = [world.broadcast_object(partial(find, folder)) for folder in runs.values()]
+        for (run, folder), sets in zip(runs.items(), in_common(found) if common else found, strict=True):
             progress.say(f"evaluating {folder}")
-            sets = _evaluate(world.broadcast_object(partial(find, folder)), folder, partial(evaluate_set, world=world))
-            evaluated[run] = _RunEvaluation(run, folder, sets, bool(names), truth is None)
+            scored = _evaluate(sets, folder, partial(evaluate_set, world=world))
+            evaluated[run] = _RunEvaluation(run, folder, scored, bool(names), truth is None and not common)
             evaluated[run].find_thresholds(false_alarms)
             for line in evaluated[run].left_out():
                 progress.say(line)
@@ -237,7 +246,7 @@ class _RunEvaluation:
         run, folder: its name, and the folder of its predictions.
         found: all sets, by name.
         named: whether the user named the sets.
-        own_data: whether the ground truths are the data sets' own, not those of `--truth`.
+        own_data: whether the ground truths are the data sets' own, neither those of `--truth` nor only `--common` ones.
         thresholds: proposed thresholds.
         at_own_threshold: without proposals, the effect of the run's own threshold.
     """

@@ -276,10 +276,38 @@ def find_evaluation_sets(
         if one.trained_on and not training_images:
             raise UsageError(
                 f"{len(one.trained_on):,} of {counted(len(one.pairs), 'images')} of {one.name} were used to train "
-                f"this head ({one.trained_on[0]}, ...), so scores would be too good: evaluate other images, or these "
-                "with --all."
+                f"the head of {predictions} ({one.trained_on[0]}, ...), so scores would be too good: leave these out "
+                "with --common, or evaluate them too with --all."
             )
     return found
+
+
+def in_common(runs: Sequence[Sequence[EvaluationSet]]) -> list[list[EvaluationSet]]:
+    """The sets of all runs, each with only the images that all have predicted and no head was trained on.
+
+    Raises `UsageError` if there are none.
+    """
+    by_name = [{one.name: one for one in sets} for sets in runs]
+    fair = {
+        name: set.intersection(*({pair.name for pair in one[name].pairs} - {*one[name].trained_on} for one in by_name))
+        for name in by_name[0]
+        if all(name in one for one in by_name)
+    }
+    if not any(fair.values()):
+        raise UsageError(
+            "The runs have no images in common that none of the heads was trained on: predict the same new images "
+            "with each (`dsu predict FOLDER --head RUN --out DIR`), and give their masks with --truth."
+        )
+    return [
+        [
+            replace(
+                one, pairs=tuple(pair for pair in one.pairs if pair.name in kept), missing=(), extra=(), trained_on=()
+            )
+            for name, kept in fair.items()
+            if kept and (one := sets[name])
+        ]
+        for sets in by_name
+    ]
 
 
 def _against(

@@ -40,7 +40,10 @@ PLACES: Final = 3
 """Decimals in tables with the paper's scores, which have as many."""
 
 _UNCERTAIN: Final = "last digits hard to read in the paper's scan"
-_MIXED: Final = "The runs were evaluated on different images, so no score is marked as the best."
+_MIXED: Final = (
+    "The runs were evaluated on different images, so no score is marked as the best: dsu eval --common evaluates those "
+    "that they share."
+)
 _NOISE: Final = (
     "min-max normalisation amplifies faint noise on images without an object to the full range, which spoils S, E and "
     "MAE over all images: --normalize none evaluates the maps as they are"

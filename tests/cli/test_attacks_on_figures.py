@@ -176,6 +176,15 @@ def test_runs_evaluated_on_different_images_are_not_ranked(dsu: Dsu) -> None:
     Path("other/1.png").unlink()
     said = dsu(*both, exit_code=1).stdout
     assert "**" not in said and "different images" in said
+    said = dsu(*both, "--common").stdout
+    assert "**1.000**" in said and "different images" not in said
+    others = Path("truth").rename("all"), Path("other").rename("once")
+    for path in sorted(others[1].iterdir())[1:]:
+        path.unlink()
+    only = next(others[1].iterdir()).name
+    Path("good", only).unlink()
+    both = ("eval", "--predictions", "good", "--predictions", "once", "--truth", "all", "--common")
+    assert "no images in common" in dsu(*both, exit_code=2).stderr
 
 
 def test_figures_of_training_images_are_marked_in_a_model_card(dsu: Dsu, house: House, tmp_path: Path) -> None:

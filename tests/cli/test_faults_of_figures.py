@@ -213,8 +213,10 @@ def test_training_images_in_other_files_are_recognised(
     assert json.loads(record.read_text())["sets"][""]["trained_on"] == sorted(SAVED_ANEW)
     truth = saved(tmp_path / "truth", {f"{path.stem}.png": box(*Image.open(path).size) for path in anew.iterdir()})
     said = dsu("eval", "--predictions", "maps", "--truth", truth, exit_code=2).stderr
-    assert "5 of 6 images of maps were used to train this head" in said
+    assert "5 of 6 images of maps were used to train the head of maps" in said
     dsu("eval", "--predictions", "maps", "--truth", truth, "--all")
+    said = dsu("eval", "--predictions", "maps", "--truth", truth, "--common").stdout
+    assert ["images", "1"] in [line.split() for line in said.splitlines()] and "too good" not in said
 
 
 def test_an_image_and_its_copy_are_in_one_share(dsu: Dsu, photos: Path) -> None:
