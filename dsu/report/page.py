@@ -39,7 +39,7 @@ from dsu.files import atomic_write, make_folder
 from dsu.metrics.figures import IMAGE_LEVEL, LOWER_IS_BETTER, METRICS, PER_IMAGE, SPOILT, arrow, figure_name, metric_of
 from dsu.metrics.paper import TABLES, ablations, published
 from dsu.progress import SILENT, Progress, counted, in_threads
-from dsu.report.tables import PLACES, Comparison, Line, Results, by_kind, compare, conventions_of
+from dsu.report.tables import PLACES, Comparison, Line, Results, by_kind, caveats, compare, conventions_of
 
 # Orange and blue of Okabe and Ito's palette: distinct for every kind of colour vision, and by lightness alone.
 FALSE_POSITIVE: Final = (230, 159, 0)
@@ -149,6 +149,7 @@ def _page(results: Results, strips: Iterable[Strip], thresholds: Mapping[str, Th
         thresholds=thresholds,
         numbers={run: number for number, run in enumerate(results) if run in thresholds},
         calibration=_calibration(results, thresholds),
+        caveats=caveats(results),
         conventions=conventions_of(results),
         made=f"dsu {__version__}, {datetime.now().astimezone().strftime('%d %B %Y, %H:%M')}",
         style=Markup(text["css"]),

@@ -402,11 +402,17 @@ def in_short(results: Results) -> str:
         for (run, name), conventions in found.items()
     )
     told = [kind if len(kinds) == 1 else f"{', '.join(whose)} {kind}" for kind, whose in kinds.items()]
-    random = any("encoders" in conventions for conventions in found.values())
-    remark = f" Encoders of {RANDOM}." if random else ""
-    shares = {f"{name}: {conventions['share']}" for (_, name), conventions in found.items() if "share" in conventions}
-    remark += "".join(f" {share}." for share in sorted(shares))
-    return f"Maps: {'; '.join(told)}.{remark} All conventions: dsu eval --conventions, docs/metrics.md."
+    told = [f"Maps: {'; '.join(told)}.", *caveats(results), "All conventions: dsu eval --conventions, docs/metrics.md."]
+    return " ".join(told)
+
+
+def caveats(results: Results) -> list[str]:
+    """Which scores come from random encoders or from shares of the head's own training split, in sentences."""
+    found = [(name, one.conventions) for sets in results.values() for name, one in sets.items()]
+    random = [f"Encoders of {RANDOM}."] if any("encoders" in conventions for _, conventions in found) else []
+    return random + sorted(
+        {f"{name}: {conventions['share']}." for name, conventions in found if "share" in conventions}
+    )
 
 
 def _known(lines: Iterable[Line], names: Sequence[str]) -> list[str]:

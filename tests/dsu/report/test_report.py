@@ -172,6 +172,13 @@ def test_conventions_appear_once_or_per_method_if_they_differ(found: Evaluation,
     assert f"s of Ours, t of Ours: {found.conventions['map']}; s of Theirs: value / 255" in told
 
 
+def test_random_encoders_and_own_shares_are_named_below_the_scores(found: Evaluation, tmp_path: Path) -> None:
+    said = {"encoders": "random weights", "share": "validation share, which chose the weights"}
+    mine = replace(found, conventions=found.conventions | said)
+    overview = written(tmp_path / "report.html", {"run": {"mine-VAL": mine}}).source.split("</section>")[0]
+    assert "mine-VAL: validation share, which chose the weights." in overview and "Encoders of random" in overview
+
+
 def test_thresholds_and_calibration_are_shown_for_all_runs_that_have_them(found: Evaluation, tmp_path: Path) -> None:
     at = AtThreshold(found=3, missed=1, false_alarms=1, silent=1, precision=0.5, recall=0.5, dice=0.25)
     level = ImageLevel((0.9, 0.8, 0.7, 0.6, 0.6, 0.1), (False, False, False, False, True, True))
