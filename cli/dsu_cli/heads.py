@@ -52,8 +52,11 @@ def list_(
     elif heads:
         console.print(_heads_table(heads))
         tiled = any(head["tiled"] for head in heads)
-        instead = "; for (tiles) on held-out tiles, which are not comparable with whole images" if tiled else ""
-        say(f"N: Hiera's last N blocks have adapters. S, MAE, IoU: on held-out images{instead}.")
+        instead = ", for (tiles) its tiles" if tiled else ""
+        say(
+            f"N: Hiera's last N blocks have adapters. S, MAE, IoU: on each head's own held-out images{instead}; to "
+            "compare heads, dsu predict and dsu eval --common."
+        )
     else:
         say(f"There are no heads below {folder}: train one with `dsu train-head`.")
     damage = [head["damage"] for head in heads if head["damage"]]

@@ -232,7 +232,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(422, f"The request does not fit: {validation_reasons(error)}.")
+        reasons = validation_reasons(error)
+        return problem(422, f"The request does not fit: {reasons}{'' if reasons.endswith('?') else '.'}")
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:

@@ -391,7 +391,7 @@ def _exclude_known(assignment: _Assignment, trained: HeadInfo, data: TrainingDat
     """
     known = {name for name, fact in data.facts.items() if trained.was_trained_on(fact.image_sha256, fact.pixels_sha256)}
     notes = []
-    for share in ("val", "test"):
+    for share, called in (("val", "validation"), ("test", "test")):
         names = assignment.of(share)
         lost = [name for name in names if name in known]
         if lost and len(lost) == len(names):
@@ -402,7 +402,7 @@ def _exclude_known(assignment: _Assignment, trained: HeadInfo, data: TrainingDat
         if lost:
             assignment.shares |= dict.fromkeys(lost, "left out")
             notes.append(
-                f"left out: {counted(len(lost), 'held-out images')} that the initial head was trained on ({few(lost)})"
+                f"left out: {counted(len(lost), f'{called} images')} that the initial head was trained on ({few(lost)})"
             )
     return notes
 

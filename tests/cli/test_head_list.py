@@ -44,7 +44,7 @@ def test_heads_of_tiles_are_marked_and_the_headings_explained(dsu: Dsu, runs: Pa
     cut = {"split": "large-TR", "tile": 512, "overlap": 64}
     keep_head(runs / "cut", 0, dataset=cut, metrics={"val_S": 0.9})
     said = dsu("head", "list").output
-    assert said.count("(tiles)") == 2 and "large-TR (tiles)" in said and "for (tiles) on held-out tiles" in said
+    assert said.count("(tiles)") == 2 and "large-TR (tiles)" in said and "for (tiles) its tiles" in said
     assert [head["tiled"] for head in json.loads(dsu("head", "list", "--json").stdout)] == [True, False, False, False]
 
 

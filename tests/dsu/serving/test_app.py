@@ -175,7 +175,7 @@ BIG = png(Image.new("RGB", (1100, 1000)))
         ({"params": {"threshold": "nan"}}, 422, "query.threshold must be a finite number"),
         ({"params": {"head": "frist"}}, 422, "not 'frist'; did you mean 'first'?"),
         ({"params": {"treshold": ".3"}}, 422, "query.treshold is not a known field"),
-        ({"files": {"picture": ("a.png", b"x")}}, 400, "The form has 0 fields 'image': send one."),
+        ({"files": {"picture": ("a.png", b"x")}}, 400, "The form has no fields 'image': send one."),
         ({"files": [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]}, 400, "has 2 fields 'image'"),
         ({"files": None, "data": {"image": "x"}}, 415, "The request is not a form: send multipart/form-data"),
         ({"files": None}, 415, "The request is not a form"),
@@ -195,6 +195,7 @@ def test_errors_are_one_sentence(serve: Serve, request_: dict[str, Any], status:
     answer = client.post("/predict", **form(png(photograph())) | request_)
     assert answer.status_code == status
     assert answer.json()["status"] == status and said in answer.json()["error"]
+    assert not answer.json()["error"].endswith("?.")
     assert client.post("/predict", **form(png(photograph()))).status_code == 200
 
 
