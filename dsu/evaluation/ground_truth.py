@@ -276,8 +276,8 @@ def find_evaluation_sets(
         if one.trained_on and not training_images:
             raise UsageError(
                 f"{len(one.trained_on):,} of {counted(len(one.pairs), 'images')} of {one.name} were used to train "
-                f"the head of {predictions} ({one.trained_on[0]}, ...), so scores would be too good: leave these out "
-                "with --common, or evaluate them too with --all."
+                f"the head of {predictions} ({one.trained_on[0]}, ...), so scores would be too good: name another "
+                "set; `dsu eval --common` leaves these images out, and `--all` includes them."
             )
     return found
 

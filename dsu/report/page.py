@@ -149,7 +149,7 @@ def _page(results: Results, strips: Iterable[Strip], thresholds: Mapping[str, Th
         thresholds=thresholds,
         numbers={run: number for number, run in enumerate(results) if run in thresholds},
         calibration=_calibration(results, thresholds),
-        caveats=caveats(results),
+        caveats=dict.fromkeys([*caveats(results), *(said for one in compare(results, None) for said in one.warnings)]),
         conventions=conventions_of(results),
         made=f"dsu {__version__}, {datetime.now().astimezone().strftime('%d %B %Y, %H:%M')}",
         style=Markup(text["css"]),

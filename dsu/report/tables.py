@@ -92,6 +92,14 @@ class Line:
         """Number of images without an object."""
         return 0 if self.evaluation is None else self.evaluation.image_level.without_object
 
+    @property
+    def too_good(self) -> str:
+        """Why the scores are too good, as a clause; empty if they are not."""
+        of = self.evaluation
+        if of is None or not of.trained_on:
+            return ""
+        return f"trained on {of.trained_on:,} of the {of.images:,} images, so the scores are too good"
+
     def notes(self, shown: Sequence[str]) -> list[str]:
         """What readers of the scores named `shown` should know about this line, in sentences."""
         of = self.evaluation
@@ -100,8 +108,8 @@ class Line:
         found = [f"not comparable with the paper, {self.remark}"] if self.remark else []
         if of.missing and not self.remark:
             found.append(evaluated_in_part(of.images, of.images + of.missing))
-        if of.trained_on:
-            found.append(f"trained on {of.trained_on:,} of the {of.images:,} images, so the scores are too good")
+        if self.too_good:
+            found.append(self.too_good)
         if of.faint and {"IoU", "Dice"} & {*shown}:
             found.append(of.faint)
         undefined = [figure_name(name) for name in shown if name in FIGURES and name not in self.figures]
@@ -160,6 +168,11 @@ class Comparison:
         found = [f"{' and '.join(uncertain)}: {_UNCERTAIN}."] if uncertain else []
         found += [_MIXED] if self.mixed else []
         return found + [note for line in self.lines for note in line.notes(self.shown(metrics))]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The gravest of the notes: scores that can't be compared or are too good."""
+        return [_MIXED] * self.mixed + [f"{line.label}: {line.too_good}." for line in self.lines if line.too_good]
 
     @property
     def with_empties(self) -> bool:

@@ -172,11 +172,14 @@ def test_conventions_appear_once_or_per_method_if_they_differ(found: Evaluation,
     assert f"s of Ours, t of Ours: {found.conventions['map']}; s of Theirs: value / 255" in told
 
 
-def test_random_encoders_and_own_shares_are_named_below_the_scores(found: Evaluation, tmp_path: Path) -> None:
+def test_what_limits_the_scores_is_said_below_them(found: Evaluation, other: Evaluation, tmp_path: Path) -> None:
     said = {"encoders": "random weights", "share": "validation share, which chose the weights"}
-    mine = replace(found, conventions=found.conventions | said)
-    overview = written(tmp_path / "report.html", {"run": {"mine-VAL": mine}}).source.split("</section>")[0]
-    assert "mine-VAL: validation share, which chose the weights." in overview and "Encoders of random" in overview
+    mine = replace(found, conventions=found.conventions | said, trained_on=1)
+    runs = {"run": {"mine-VAL": mine}, "again": {"mine-VAL": other}}
+    overview = written(tmp_path / "report.html", runs).source.split("</section>")[0]
+    for words in ("mine-VAL: validation share, which chose the weights.", "Encoders of random", "run: trained on 1 of"):
+        assert words in overview
+    assert "evaluated on different images" in overview
 
 
 def test_thresholds_and_calibration_are_shown_for_all_runs_that_have_them(found: Evaluation, tmp_path: Path) -> None:
