@@ -153,6 +153,8 @@ def evaluate(
     asked = options.one_of("--normalize", normalize, (None, "minmax", "none"))
     if not 0 <= false_alarms <= 1:
         raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a fraction from 0 to 1, such as 0.05.")
+    if common and training_images:
+        raise UsageError("--common leaves out images that a head was trained on, and --all includes them: give one.")
     from dsu.report.page import check_report_path, write_report
     from dsu.report.tables import FORMATS, as_csv, as_json, as_per_image
 

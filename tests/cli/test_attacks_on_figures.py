@@ -178,6 +178,7 @@ def test_runs_evaluated_on_different_images_are_not_ranked(dsu: Dsu) -> None:
     assert "**" not in said and "different images" in said
     said = dsu(*both, "--common").stdout
     assert "**1.000**" in said and "different images" not in said
+    assert "give one" in dsu(*both, "--common", "--all", exit_code=2).stderr
     others = Path("truth").rename("all"), Path("other").rename("once")
     for path in sorted(others[1].iterdir())[1:]:
         path.unlink()
