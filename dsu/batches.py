@@ -103,8 +103,11 @@ class Batch:
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """The same batch in pinned memory, from which a GPU copies asynchronously."""
-        return self.mapped(lambda tensor: tensor.pin_memory())
+        """The same batch in pinned memory, from which a GPU copies asynchronously; as it is if that is exhausted."""
+        try:
+            return self.mapped(lambda tensor: tensor.pin_memory())
+        except RuntimeError:  # WSL has little of it
+            return self
 
     def padded(self, size: int) -> "Batch":
         """An undivided batch of at least `size` samples: the last one is repeated, without a name."""

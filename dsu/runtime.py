@@ -108,11 +108,12 @@ def choose_runtime(
         chosen = torch.device(kind)
         if chosen.type not in ("cpu", "cuda"):
             raise RuntimeError(chosen.type)
-        torch.empty(0, device=chosen)
+        chosen = torch.empty(0, device=chosen).device  # with its number: threads start with GPU 0
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         count = torch.cuda.device_count()
         there = "only cpu" if not count else f"cpu and {', '.join(f'cuda:{number}' for number in range(count))}"
-        raise UsageError(f"The device {device!r} can't be used: choose an available one ({there}).") from error
+        reason = f" ({str(error).partition(chr(10))[0]})" if count else ""
+        raise UsageError(f"The device {device!r} can't be used{reason}: choose an available one ({there}).") from error
     if precision != "auto":
         picked, because = precision, f"precision {because}"
         if picked == "bf16" and chosen.type == "cuda" and not _computes_bf16(chosen):

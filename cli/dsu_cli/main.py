@@ -192,9 +192,10 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         named = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{named}: check that the path exists, is writable and has free space."
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
+    texts = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or any(text in str(error) for text in texts):
         return (
-            "The device has too little memory: lower --batch-size or --encoder-batch-size, or choose a smaller "
-            "--preset or input size."
+            "The device has too little memory: lower --batch-size or --encoder-batch-size, train with "
+            "--gradient-checkpointing or a lower --adapt-last, or choose a smaller --preset or input size."
         )
     return None

@@ -221,7 +221,7 @@ def writing(store: Store) -> Iterator[Writer]:
 def _fetch(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
     """All parts in memory, copied from a GPU on a separate stream while it computes the next ones."""
     first, filled = parts[0], 0
-    values = torch.empty((sum(map(len, parts)), *first.shape[1:]), dtype=first.dtype, pin_memory=True)
+    values = _host_memory((sum(map(len, parts)), *first.shape[1:]), first.dtype)
     computed.synchronize()  # on the host: a stream that waits would delay the copies of other threads too
     with copying(first.device):
         for part in parts:
@@ -230,6 +230,14 @@ def _fetch(parts: Sequence[Tensor], computed: torch.cuda.Event) -> Tensor:
         copied = _record_event(first.device)
     copied.synchronize()  # before the parts' memory is reused
     return values
+
+
+def _host_memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Pinned memory, to which a GPU copies asynchronously; ordinary memory if that is exhausted, as in WSL."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(shape, dtype=dtype)
 
 
 def _record_event(device: torch.device) -> torch.cuda.Event:

@@ -205,7 +205,7 @@ class DSUNet(nn.Module):
         numbers change by about the precision's rounding; `encode` and passes without gradients do not change. The head
         is not compiled: compiling it takes as long as compiling all blocks, and gains little.
         """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
         torch._dynamo.config.suppress_errors = True  # blocks that can't be compiled run eagerly, with a warning
         self._trained_block = torch.compile(_with_adapter, backend=backend, dynamic=False)
 
@@ -465,12 +465,16 @@ def _encoder_kernels(device: torch.device, widths: frozenset[int]) -> Iterator[N
 def _attention_backends(device: torch.device, dtype: torch.dtype, widths: frozenset[int]) -> list[SDPBackend]:
     """`ENCODER_ATTENTION`, without cuDNN if it can't compute heads of these widths: it fails on some GPUs only when it
     is called, although torch offers it there."""
+    if dtype not in (torch.float16, torch.bfloat16):  # cuDNN's has no others
+        return ENCODER_ATTENTION[1:]
     if device.type == "cuda":
         try:
             with torch.no_grad(), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
                 for width in widths:
                     heads = torch.zeros(1, 1, 64, width, device=device, dtype=dtype)
                     functional.scaled_dot_product_attention(heads, heads, heads)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return ENCODER_ATTENTION[1:]
     return ENCODER_ATTENTION
