@@ -189,7 +189,8 @@ def copying(device: torch.device) -> Iterator[torch.cuda.Stream]:
 
     Streams come from a small pool: creating further ones would soon return that of the computation.
     """
-    torch.cuda.set_device(device)  # a new thread starts with the first GPU, and would use memory there
+    if device.index is not None:
+        torch.cuda.set_device(device)  # a new thread starts with the first GPU, and would use memory there
     with torch.cuda.stream(stream := _copy_stream(device)):
         yield stream
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_bf16_depends_on_the_chosen_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         yield
         current.pop()
 
-    monkeypatch.setattr(torch, "empty", lambda *sizes, **options: None)
+    monkeypatch.setattr(torch, "empty", lambda *sizes, device: SimpleNamespace(device=device))
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: current[-1] == 1)
     assert [choose_runtime(f"cuda:{index}").precision for index in range(2)] == ["fp32", "bf16"]
