@@ -63,8 +63,10 @@ def predict(
 
     def run(job: Job, todo: Sequence[Target], outcome: Outcome, decoded: Seen | None) -> None:
         nonlocal network
-        if network is None or network.hiera is None or network.dino is None:
-            loaded = load_network(state, info, weights, point=job.point, from_images=job.store is None)
+        if network is None:
+            # For the job that needs most of it: one from images if there is any, else that from the earliest features.
+            most = min(jobs, key=lambda job: (job.store is not None, job.point.block))
+            loaded = load_network(state, info, weights, point=most.point, from_images=most.store is None)
             network = runtime.place(loaded)
         predict_job(network, job, todo, settings, runtime, outcome, progress, decoded, world)
 

@@ -1,5 +1,6 @@
 """Run the unfinished part of a study: train, predict and evaluate each member, as the single commands would."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,7 @@ def _run_member(study: Study, name: str, progress: Progress, *, threads: int | N
     """
     [member] = (member for member in study.members if member.name == name)
     progress = _PrefixedProgress(progress, name)
+    gc.collect()  # the trainer of the member before is a reference cycle, and holds memory of the GPU
     if not (member.folder / HEAD_FILE).exists():
         _train(study, member, progress, part=threads is not None)
     return _evaluate(study, member, progress, threads)

@@ -4,6 +4,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
@@ -336,7 +337,10 @@ class Trainer:
         self._evaluations.forget()
 
     def _eager_step(self, batch: Batch) -> Outputs:
-        with self.runtime.training(), shared_batch(self.world, batch.share):
+        # Compiling all blocks again for a shorter last batch would take longer than it saves.
+        short = self.settings.compile and (batch.whole or len(batch.names)) < self.settings.batch_size
+        eager = torch.compiler.set_stance("force_eager") if short else nullcontext()
+        with self.runtime.training(), shared_batch(self.world, batch.share), eager:
             outputs, mask = self.forward(batch)
             losses = self.loss.side_losses(outputs, mask)
             if batch.share is not None:

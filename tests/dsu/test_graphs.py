@@ -14,6 +14,7 @@ from dsu.batches import Batch
 from dsu.distributed import World
 from dsu.graphs import EAGER_CALLS, CudaGraph, GraphRunner
 from dsu.heads.head_file import HeadInfo
+from dsu.network.network import DSUNet
 from dsu.network.resume import earliest, resume_point
 from dsu.prediction.inference import Predictor
 from dsu.runtime import choose_runtime
@@ -188,6 +189,24 @@ def test_on_a_cpu_the_optimizer_is_plain() -> None:
     set_learning_rate(optimizer, 0.5)
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert not optimizer.param_groups[0]["capturable"]
+
+
+def test_a_short_last_batch_is_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def count(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        compiled.append(len(inputs))
+        return module.forward
+
+    compile_blocks = DSUNet.compile_adapted_blocks
+    monkeypatch.setattr(DSUNet, "compile_adapted_blocks", lambda network: compile_blocks(network, backend=count))
+    made = trainer(tmp_path, captured=False, compile=True, batch_size=3)
+    whole, short, again = batches([3, 2, 3])
+    made.step(whole)
+    done = len(compiled)
+    assert done > 0 and torch.isfinite(made.step(short)).all()
+    made.step(again)
+    assert len(compiled) == done
 
 
 def test_outputs_are_not_overwritten_by_later_calls() -> None:

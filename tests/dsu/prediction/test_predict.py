@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from dsu.batches import Batch
 from dsu.data.tiles import Tiling
-from dsu.network.resume import earliest
+from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.prediction.inference import PixelBudget, Predictor, finish_mask, mask_of, segment_tiles, tiled_image
+from dsu.prediction.predict import predict
 from dsu.prediction.segmenter import Segmenter
+from dsu.prediction.targets import Job
 from dsu.runtime import choose_runtime
+from dsu.settings import EncoderWeights, PredictionSettings
 
 
 def shaded(width: int, height: int) -> Image.Image:
@@ -100,3 +104,30 @@ def test_python_uses_the_tiling_of_the_head() -> None:
     point = earliest(network.config)
     tiles = tiled_image(network, image, Tiling(100, 20))
     assert np.array_equal(cut, mask_of(segment_tiles(Predictor(network, runtime, point), tiles, 8), "none"))
+
+
+def test_one_network_predicts_all_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is loaded for the set that needs most of it."""
+    config = toy_network(3).config
+    stored, live = (
+        Job(name, (), "none", None, store, resume_point(config, {"pixels", "V", "S1", "S2", "S3", "S4"}, start))  # type: ignore[arg-type]
+        for name, store, start in (("stored", object(), "S2"), ("live", None, "pixels"))
+    )
+    loaded: list[tuple[str, bool]] = []
+
+    def load(*_: object, point: ResumePoint, from_images: bool) -> object:
+        loaded.append((point.start, from_images))
+        return toy_network()
+
+    def write_jobs(jobs: list[Job], *arguments: Any) -> None:
+        for job in jobs:
+            arguments[4](job, (), None, None)
+
+    monkeypatch.setattr("dsu.prediction.predict.load_head", lambda head: ({}, None))
+    monkeypatch.setattr("dsu.prediction.predict.load_network", load)
+    monkeypatch.setattr("dsu.prediction.predict.predict_job", lambda *arguments: None)
+    monkeypatch.setattr("dsu.prediction.predict.write_jobs", write_jobs)
+    runtime = choose_runtime("cpu", "fp32")
+    for jobs in ([stored, stored], [stored, live, stored]):
+        predict(jobs, tmp_path, tmp_path, PredictionSettings(), runtime, EncoderWeights())
+    assert loaded == [("S2", False), ("pixels", True)]
