@@ -77,7 +77,8 @@ async def receive_image(request: Request, limits: ServingSettings) -> Upload:
     if not form.complete:
         raise RequestError(400, "The form is incomplete: send it again.")
     if form.images != 1:
-        raise RequestError(400, f"The form has {form.images or 'no'} fields {FIELD!r}: send one.")
+        found = f"{form.images} fields" if form.images else "no field"
+        raise RequestError(400, f"The form has {found} {FIELD!r}: send one.")
     if len(form.content) > limit:
         raise too_large
     data = bytes(form.content)
