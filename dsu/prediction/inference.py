@@ -103,9 +103,10 @@ class Predictor:
     def __call__(self, batch: Batch) -> Tensor:
         """(B, 1, S, S) logits on the device."""
         count, graphs = len(batch.names), self._single if len(batch.names) == 1 else self._several
+        batch = batch.to(self.runtime.device)
         if count > 1 and graphs.captures:
-            batch = batch.padded(self.batch_size)
-        return graphs.run(self._eager, batch.to(self.runtime.device))["logits"][:count]
+            batch = batch.padded(self.batch_size)  # on the device: the host's memory is pinned, a padded copy is not
+        return graphs.run(self._eager, batch)["logits"][:count]
 
     def ready(self, batch: Batch) -> Batch:
         """The batch in memory from which a GPU copies quickly: for threads that prepare batches."""

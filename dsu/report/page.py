@@ -140,16 +140,17 @@ def _sweep(folder: Path, used: set[str]) -> None:
 def _page(results: Results, strips: Iterable[Strip], thresholds: Mapping[str, Thresholds], *, few: bool) -> str:
     text = {name: (files("dsu.report") / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    sets = list(_sets(results))
     data = json.dumps(_gallery(results, strips), separators=(",", ":"), allow_nan=False)
     return environment.from_string(text["html"]).render(
         runs=", ".join(results),
         several=len(results) > 1,
         few=few,
-        sets=list(_sets(results)),
+        sets=sets,
         thresholds=thresholds,
         numbers={run: number for number, run in enumerate(results) if run in thresholds},
         calibration=_calibration(results, thresholds),
-        caveats=dict.fromkeys([*caveats(results), *(said for one in compare(results, None) for said in one.warnings)]),
+        caveats=dict.fromkeys([*caveats(results), *(said for one in sets for said in one["alone"].warnings)]),
         conventions=conventions_of(results),
         made=f"dsu {__version__}, {datetime.now().astimezone().strftime('%d %B %Y, %H:%M')}",
         style=Markup(text["css"]),
