@@ -175,7 +175,7 @@ BIG = png(Image.new("RGB", (1100, 1000)))
         ({"params": {"threshold": "nan"}}, 422, "query.threshold must be a finite number"),
         ({"params": {"head": "frist"}}, 422, "not 'frist'; did you mean 'first'?"),
         ({"params": {"treshold": ".3"}}, 422, "query.treshold is not a known field"),
-        ({"files": {"picture": ("a.png", b"x")}}, 400, "The form has no fields 'image': send one."),
+        ({"files": {"picture": ("a.png", b"x")}}, 400, "The form has no field 'image': send one."),
         ({"files": [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]}, 400, "has 2 fields 'image'"),
         ({"files": None, "data": {"image": "x"}}, 415, "The request is not a form: send multipart/form-data"),
         ({"files": None}, 415, "The request is not a form"),
