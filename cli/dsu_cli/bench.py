@@ -1,12 +1,12 @@
 """`dsu bench`: measure this machine's speed in one run, as ratios."""
 
-import json as json_library
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dsu.errors import UsageError
 from dsu.settings import EncoderWeights, NetworkSettings, RuntimeSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress
@@ -55,10 +55,13 @@ def bench(
     """
     from dsu.bench import PARTS
     from dsu.encoders.sources import check_given
-    from dsu.files import atomic_write
     from dsu.settings_file import read_settings
 
-    options.local(cache_root, "dsu bench")
+    if "/s3:/" in f"{cache_root}/":
+        raise UsageError(
+            "`dsu bench` needs a --cache-root on a disk: give a folder, or copy the store to one with `dsu cache pull`."
+        )
+    options.file_to_write("--json", json)
     runtime, config = read_settings(RuntimeSettings, given), read_settings(NetworkSettings, given).config()
     counts = {
         option: None if value is None else options.one_of(option, value, range(1, most + 1))
@@ -87,6 +90,5 @@ def bench(
         memory_limit=memory_limit,
         progress=ConsoleProgress(quiet=quiet),
     )
-    if json is not None:
-        atomic_write(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
     typer.echo(report.to_markdown())
+    options.write_json(json, report.to_json())

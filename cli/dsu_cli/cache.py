@@ -32,11 +32,12 @@ _Names = Annotated[
         show_default=False,
     ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 @cache.command("list")
-def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False, quiet: options.Quiet = False) -> None:
+def list_(
+    cache_root: options.CacheRoot = Path("features"), json: options.Json = False, quiet: options.Quiet = False
+) -> None:
     """List all stores, one per row: data set, size, completeness."""
     from dsu.features.maintenance import describe_stores
 
@@ -51,7 +52,7 @@ def list_(cache_root: options.CacheRoot = Path("features"), json: _Json = False,
 def info(
     names: _Names = None,
     cache_root: options.CacheRoot = Path("features"),
-    json: _Json = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show what a store contains: arrays, encoders, weights, images, and what is missing."""
@@ -71,7 +72,7 @@ def verify(
     cache_root: options.CacheRoot = Path("features"),
     keep: Annotated[bool, typer.Option("--keep", help="Only report damage; mark nothing as missing.")] = False,
     workers: Annotated[int, typer.Option(help="Number of files to read in parallel.")] = 4,
-    json: _Json = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Verify the checksum of every byte, and check that the images are still the ones that the features were made from.

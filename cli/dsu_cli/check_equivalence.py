@@ -1,6 +1,5 @@
 """`dsu check-equivalence`: verify that training from the store equals training end to end."""
 
-import json as json_library
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,12 +43,12 @@ def check_equivalence(
     runs differ from each other. Exit status 1 if a row fails.
     """
     from dsu.data.datasets import Paths
-    from dsu.files import atomic_write, make_folder
     from dsu.settings_file import read_settings
     from dsu.training.training_data import find_training_data
 
     settings = read_settings(TrainingSettings, given, config)
     options.one_of("--steps", steps, range(1, 100_001))
+    options.file_to_write("--json", json)
     paths = Paths(data_root, cache_root)
     find_training_data(settings, paths, SILENT)  # before torch, which takes seconds to load
     from dsu.equivalence import check_equivalence
@@ -61,10 +60,8 @@ def check_equivalence(
         steps=steps,
         progress=ConsoleProgress(quiet=quiet),
     )
-    if json is not None:
-        make_folder(json.parent)
-        atomic_write(json, (json_library.dumps(report.to_json(), indent=1) + "\n").encode())
     out.print(_report(report))
+    options.write_json(json, report.to_json())
     if not report.passed:
         stale = [row for row in report.rows if not row.passed and row.stage == "stored"]
         for row in stale:

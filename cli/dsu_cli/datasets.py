@@ -36,7 +36,7 @@ def look(
     overlaps: Annotated[
         bool, typer.Option("--overlaps", help="List images that are in both a training and a test split.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """List the benchmarks below the data root, how complete they are, and where to get them.

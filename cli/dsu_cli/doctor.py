@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
@@ -21,7 +21,7 @@ _NAMES = 19
 def doctor(
     data_root: options.DataRoot = Path("data"),
     cache_root: options.CacheRoot = Path("features"),
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Check the environment (device, libraries, weights, data, folders) and suggest what to do next.
 

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    head: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="HEAD|RUN",
-            help="A run folder, head.safetensors or OWNER/NAME on the hub (default: the newest run).",
-            show_default=False,
-        ),
-    ] = None,
+    head: options.Head = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.onnx", help="The .onnx file to write.")] = Path(
         "model.onnx"
     ),

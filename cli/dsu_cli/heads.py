@@ -24,20 +24,11 @@ if TYPE_CHECKING:
 
 head = typer.Typer(no_args_is_help=True, help="Inspect a trained head and share it.")
 
-_Head = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="HEAD|RUN",
-        help="A run folder, head.safetensors or OWNER/NAME on the hub (default: the newest run).",
-        show_default=False,
-    ),
-]
-
 
 @head.command("list")
 def list_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to search recursively.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: options.Json = False,
 ) -> None:
     """List all heads below a folder, newest first: data, epochs, scores, age.
 
@@ -68,8 +59,8 @@ def list_(
 
 @head.command()
 def info(
-    head: _Head = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    head: options.Head = None,
+    json: options.Json = False,
 ) -> None:
     """Describe a head: network, encoders and their licences, data, settings, metrics."""
     from dsu.heads.head_file import resolve_head
@@ -88,7 +79,7 @@ def threshold(
         str | None,
         typer.Argument(metavar="VALUE|none", help="Above 0, up to 1; none removes it.", show_default=False),
     ] = None,
-    head: _Head = None,
+    head: options.Head = None,
 ) -> None:
     """Show or store the threshold for alarms, overlays and cutouts.
 
@@ -114,7 +105,7 @@ def threshold(
 @head.command()
 def export(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
-    head: _Head = None,
+    head: options.Head = None,
     name: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Name on the model card (default: the folder's).")
     ] = None,

@@ -1,5 +1,6 @@
 """Command options: settings fields as options, options that several commands share, and checks."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic.fields import FieldInfo
 from typer.models import ParameterInfo
 
 from dsu.errors import UsageError, did_you_mean
-from dsu.files import make_folder
+from dsu.files import atomic_write, make_folder
 from dsu.settings import MACHINE, NETWORK, PANELS, WHERE, Settings
 
 T = TypeVar("T")
@@ -24,16 +25,6 @@ def _cache_root(given: str | Path) -> Path:
     from dsu_cache import mirror_folder
 
     return mirror_folder(given)
-
-
-def local(cache_root: Path, command: str) -> Path:
-    """A cache root that must be on a disk. Raises `UsageError` for one on S3."""
-    if "/s3:/" in f"{cache_root}/":
-        raise UsageError(
-            f"`{command}` needs a --cache-root on a disk: give a folder, or copy the store to one with `dsu cache "
-            "pull`."
-        )
-    return cache_root
 
 
 DataRoot = Annotated[
@@ -81,8 +72,17 @@ RandomWeights = Annotated[
         "--random-weights", help="Use random encoders, to try things out; scores mean nothing.", rich_help_panel=NETWORK
     ),
 ]
+Head = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="HEAD|RUN",
+        help="A run folder, head.safetensors or OWNER/NAME on the hub (default: the newest run).",
+        show_default=False,
+    ),
+]
 Licence = Annotated[str, typer.Option("--license", metavar="ID", help="Licence of the head, as a hub identifier.")]
 OverwriteExport = Annotated[bool, typer.Option("--overwrite", help="Overwrite an earlier export.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Hide progress and notes.", rich_help_panel=MACHINE)]
 
 
@@ -203,3 +203,13 @@ def file_to_write(option: str, path: Path | None) -> None:
         make_folder(path.parent)
     elif not path.parent.parent.is_dir():
         raise UsageError(f"{option} can't be {path}: there is no folder {path.parent}; create it, or correct the path.")
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Write one JSON document to a file, in a new folder if necessary; without a path, do nothing.
+
+    Raises `DsuError` naming the file or the folder.
+    """
+    if path is not None:
+        make_folder(path.parent)
+        atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -20,13 +20,13 @@ def test_bench_measures_the_network_and_leaves_no_files(dsu: Dsu) -> None:
         "--batch-size",
         2,
         "--json",
-        "bench.json",
+        "new/bench.json",
         "--quiet",
     )
     text = dsu("bench", *TINY, *arguments).output
     for expected in ("end to end, N = all", "from the store, N = 0", "of memory maps", "cache-features", "predict"):
         assert expected in text
-    figures = json.loads(Path("bench.json").read_text())
+    figures = json.loads(Path("new/bench.json").read_text())
     steps = {step["name"]: step for step in figures["steps"]}
     assert steps["end to end, N = all"]["flop"] > steps["from the store, N = all"]["flop"] > 0
     assert steps["from the store, N = all, as published"]["flop"] > steps["from the store, N = all"]["flop"]
@@ -46,7 +46,8 @@ def test_bench_measures_all_parts_by_default(dsu: Dsu, monkeypatch: pytest.Monke
         return measure.Report("a CPU", "torch 2", "2026-01-01", "toy", "fp32", 2, 3, 1e12)
 
     monkeypatch.setattr(measure, "bench", bench)
-    assert "a CPU" in dsu("bench", *TINY).output
+    assert "a CPU" in dsu("bench", *TINY, "--json", "new/measured.json").output
+    assert json.loads(Path("new/measured.json").read_text())["device"] == "a CPU", "the folder is created"
     assert asked == [part for part in PARTS if part != "scale"], "that takes minutes: only when asked for"
 
 

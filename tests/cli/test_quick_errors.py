@@ -81,6 +81,8 @@ ERRORS: Final[dict[str, tuple[str, str]]] = {
     "export-checkpoint nosuch": ("no head at nosuch", ""),
     "import-checkpoint nosuch.pth": ("no checkpoint at nosuch.pth", ""),
     "check-equivalence --steps 0": ("--steps can't be 0", ""),
+    "bench --json no/y/x.json": ("--json can't be no/y/x.json", ""),
+    "check-equivalence --json {images}": ("is a folder: give a name for the file in it", ""),
     "bench --preset huge": ("no preset called 'huge'", ""),
 }
 """For each command: a part of its error message, and the slow libraries that it may load."""
