@@ -5,7 +5,10 @@ graph needs one launch. A graph repeats kernels on fixed addresses, but no Pytho
 between two calls must be in a tensor: the samples, their views, the learning rate.
 """
 
-from collections.abc import Callable
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final, NamedTuple, Protocol
@@ -40,12 +43,34 @@ class CudaGraph:
 
     def capture(self, function: Callable[[], Outputs]) -> Outputs:
         """See `Graph.capture`; other threads may allocate meanwhile, such as pinned memory for the next batches."""
-        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        with (
+            _no_collection(),
+            torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"),
+        ):
             return function()
 
     def replay(self) -> None:
         """See `Graph.replay`."""
         self._graph.replay()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect garbage now but not meanwhile: freeing a dead graph's memory would invalidate a capture."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@cache
+def _turn(device: torch.device) -> threading.RLock:
+    """Held by the thread that launches kernels on `compute_stream`, which its graphs' fixed tensors need too."""
+    return threading.RLock()
 
 
 @cache
@@ -120,14 +145,17 @@ class GraphRunner:
             function: the same function in all calls. It must not synchronise, or read values on the host.
             batch: a batch on the device.
         """
-        if self.device.type != "cuda":
-            return self._run(function, batch)
-        stream, current = compute_stream(self.device), torch.cuda.current_stream(self.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            outputs = self._run(function, batch)
-        current.wait_stream(stream)
-        return outputs
+        if self.make_graph is None:
+            return function(batch)
+        with _turn(self.device):
+            if self.device.type != "cuda":
+                return self._run(function, batch)
+            stream, current = compute_stream(self.device), torch.cuda.current_stream(self.device)
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                outputs = self._run(function, batch)
+            current.wait_stream(stream)
+            return outputs
 
     def _run(self, function: Callable[[Batch], Outputs], batch: Batch) -> Outputs:
         # A graph can only be replayed for batches with the same names, shapes, types and strides. Processes that divide
@@ -156,6 +184,7 @@ class GraphRunner:
         try:
             captured = _Captured(graph, shape, inputs, graph.capture(lambda: function(inputs)))
         except RuntimeError as error:
-            refusal = str(error).strip().split("\n")[0][:200]
+            # If `function` failed, ending the capture failed too, and says less.
+            refusal = str(error.__context__ or error).strip().split("\n")[0][:200]
         self.refusal = next(filter(None, self.world.all_gather(refusal)), None)
         self._captured = captured if self.refusal is None else None

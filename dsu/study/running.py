@@ -100,9 +100,9 @@ def _run_member(study: Study, name: str, progress: Progress, *, threads: int | N
     """
     [member] = (member for member in study.members if member.name == name)
     progress = _PrefixedProgress(progress, name)
-    gc.collect()  # the trainer of the member before is a reference cycle, and holds memory of the GPU
     if not (member.folder / HEAD_FILE).exists():
         _train(study, member, progress, part=threads is not None)
+        gc.collect()  # its trainer may be part of a reference cycle, and holds memory of the GPU
     return _evaluate(study, member, progress, threads)
 
 

@@ -339,8 +339,11 @@ class Trainer:
     def _eager_step(self, batch: Batch) -> Outputs:
         # Compiling all blocks again for a shorter last batch would take longer than it saves.
         short = self.settings.compile and (batch.whole or len(batch.names)) < self.settings.batch_size
-        eager = torch.compiler.set_stance("force_eager") if short else nullcontext()
-        with self.runtime.training(), shared_batch(self.world, batch.share), eager:
+        with (
+            self.runtime.training(),
+            shared_batch(self.world, batch.share),
+            torch.compiler.set_stance("force_eager") if short else nullcontext(),  # takes effect when it is created
+        ):
             outputs, mask = self.forward(batch)
             losses = self.loss.side_losses(outputs, mask)
             if batch.share is not None:

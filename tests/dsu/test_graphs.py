@@ -1,6 +1,9 @@
 """Captured steps are bit-identical to eager ones, tested with a fake graph on the CPU and real ones on a GPU."""
 
+import gc
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from support import toy_network
 
 from dsu.batches import Batch
 from dsu.distributed import World
-from dsu.graphs import EAGER_CALLS, CudaGraph, GraphRunner
+from dsu.graphs import EAGER_CALLS, CudaGraph, GraphRunner, _no_collection
 from dsu.heads.head_file import HeadInfo
 from dsu.network.network import DSUNet
 from dsu.network.resume import earliest, resume_point
@@ -224,7 +227,10 @@ def test_outputs_are_not_overwritten_by_later_calls() -> None:
 def test_a_failed_capture_runs_eagerly_and_has_a_reason() -> None:
     class Refusing(RecordedGraph):
         def capture(self, function: object) -> dict[str, torch.Tensor]:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            finally:
+                raise RuntimeError("the capture is invalid")  # as torch.cuda.graph does on its way out
 
     graphs = GraphRunner(torch.device("cpu"), Refusing)
     batch = Batch.of(["a"], [0], features={"x": torch.ones(1, 2)})
@@ -232,6 +238,31 @@ def test_a_failed_capture_runs_eagerly_and_has_a_reason() -> None:
         assert graphs.run(lambda given: dict(given.features), batch)["x"].tolist() == [[1.0, 1.0]]
     assert graphs.refusal == "operation not permitted when stream is capturing"
     assert not graphs.captured
+
+
+def test_threads_take_turns_with_a_graph() -> None:
+    """Its inputs and outputs are fixed tensors, which two threads would overwrite for each other."""
+    graphs = GraphRunner(torch.device("cpu"), RecordedGraph)
+
+    def doubled(number: int) -> list[float]:
+        batch = Batch.of(["a"], [0], features={"x": torch.full((1, 64), float(number))})
+        return graphs.run(lambda given: {"sum": 2 * given.features["x"].sum(0)}, batch)["sum"].tolist()  # type: ignore[no-any-return]
+
+    numbers, interval = range(400), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(doubled, numbers))
+    finally:
+        sys.setswitchinterval(interval)
+    assert graphs.captured
+    assert found == [[2.0 * number] * 64 for number in numbers]
+
+
+def test_no_garbage_is_collected_during_a_capture() -> None:
+    with _no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_capture_that_fails_in_another_process_is_not_used() -> None:
