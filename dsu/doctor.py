@@ -84,7 +84,6 @@ class Diagnosis:
 def diagnose(
     data_root: Path,
     cache_root: Path,
-    runs: Path = Path("runs"),
     on_section: Callable[[str, Sequence[Fact]], None] = lambda name, facts: None,
 ) -> Diagnosis:
     """Run all checks.
@@ -92,7 +91,6 @@ def diagnose(
     Args:
         data_root: folder of benchmarks.
         cache_root: folder of stores.
-        runs: parent of run folders.
         on_section: called with each finished section. The section `machine` is the last, since it loads torch, which
             takes seconds.
     """
@@ -101,7 +99,7 @@ def diagnose(
     for name, check in {
         "libraries": _libraries,
         "weights": _weights,
-        "data": lambda: _data(data_root, cache_root, runs),
+        "data": lambda: _data(data_root, cache_root),
         "folders": lambda: _folders(cache_root),
         "machine": _machine,
     }.items():
@@ -110,7 +108,7 @@ def diagnose(
             on_section(name, sections[name])
         if name == "libraries":
             libraries_work = all(fact.state != "broken" for fact in sections[name])
-    return Diagnosis(sections, tuple(_next_steps(sections, data_root, runs)))
+    return Diagnosis(sections, tuple(_next_steps(sections, data_root)))
 
 
 def _libraries() -> tuple[Fact, ...]:
@@ -244,9 +242,10 @@ def _preset(name: str, hiera: str, dino: str) -> Fact:
     return Fact(name, ", ".join(texts), "note" if missing else "fine", remedy, value)
 
 
-def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Fact, ...]:
+def _data(data_root: Path, cache_root: Path) -> tuple[Fact, ...]:
     from dsu.data.benchmarks import survey
     from dsu.features.stores import store_folders
+    from dsu.heads.head_file import HEAD_FILE, runs_with
 
     try:
         benchmarks = {state.sought.name: state.pairs for state in survey(data_root) if state.found}
@@ -255,7 +254,7 @@ def _data(data_root: Path, cache_root: Path, runs: Path) -> tuple[Fact, ...]:
         return (Fact("data root", f"{data_root} can't be read ({error.strerror or error})", "broken", remedy),)
     listed = ", ".join(f"{name} {pairs:,}" for name, pairs in benchmarks.items()) or "none"
     stores = [f"{folder.parent.name}/{folder.name}" for folder in store_folders(cache_root)]
-    heads = sorted(path.parent.name for path in runs.glob("*/head.safetensors"))
+    heads = sorted(run.name for run in runs_with(HEAD_FILE))
     return (
         Fact("data root", f"{data_root}{'' if data_root.is_dir() else ' (missing)'}", value=str(data_root)),
         Fact("benchmarks", listed, value=benchmarks),
@@ -299,7 +298,7 @@ def _writable(what: str, folder: Path, remedy: str) -> Fact:
 # ---- what to do next ----
 
 
-def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path, runs: Path) -> list[str]:
+def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path) -> list[str]:
     """Remedies if anything is broken; otherwise the next of the four commands."""
     by_name = {fact.what: fact for found in sections.values() for fact in found}
     broken = [fact.remedy or fact.text for fact in by_name.values() if fact.state == "broken"]
@@ -307,7 +306,7 @@ def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path, runs:
         return broken
     steps = [fact.remedy for fact in sections["machine"] if fact.remedy]
     if by_name["trained heads"].value:
-        return [*steps, *_with_a_head(runs)]
+        return [*steps, *_with_a_head()]
     if by_name["stores"].value:
         return [*steps, "Train from the stored features: `dsu train-head`."]
     large = by_name["large"]
@@ -321,9 +320,11 @@ def _next_steps(sections: Mapping[str, tuple[Fact, ...]], data_root: Path, runs:
     return [*steps, f"Store features: `dsu cache-features {what}`; or try it all first: `dsu demo`."]
 
 
-def _with_a_head(runs: Path) -> list[str]:
+def _with_a_head() -> list[str]:
     """The next step with the newest head, which commands use by default."""
-    newest = max(runs.glob("*/head.safetensors"), key=lambda path: path.stat().st_mtime).parent
+    from dsu.heads.head_file import HEAD_FILE, runs_with
+
+    newest = runs_with(HEAD_FILE)[0]
     predictions = newest / "predictions"
     if (predictions / "metrics.json").exists():
         return [

@@ -150,6 +150,7 @@ def _piped(sources: list[str], out: Path | None) -> Iterator[tuple[list[str], Pa
 
 def _tell(outcome: "Outcome", table: Path | None, *, piped: bool) -> None:
     """How many masks were written and where, the verdicts, and the next command."""
+    from dsu.heads.head_file import RUNS
     from dsu.prediction.verdicts import TABLE_FILES, summary
 
     tell = say if piped else console.print
@@ -163,6 +164,6 @@ def _tell(outcome: "Outcome", table: Path | None, *, piped: bool) -> None:
         tell(found + (f": {where}" if where else ""))
     if outcome.has_truth and not piped:
         # `dsu eval` finds the newest predictions below runs/ without a name.
-        known = outcome.folder in Path("runs").glob("*/predictions")
+        known = outcome.folder in RUNS.glob("*/predictions")
         named = [] if known else ["--predictions", str(outcome.folder)]
         tell(f"Next: `{shlex.join(['dsu', 'eval', *named])}`")

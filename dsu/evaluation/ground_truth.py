@@ -23,7 +23,7 @@ from dsu.data.pairing import Pair, named_images, pair_files, subfolders, unwrapp
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate, match, truths_in
-from dsu.heads.head_file import HEAD_FILE, head_sha256
+from dsu.heads.head_file import HEAD_FILE, RUNS, head_sha256, runs_with
 from dsu.metrics.figures import RANDOM
 from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted, unreadable_record
 from dsu.prediction.targets import RECORD_FILE, VALIDATION
@@ -132,7 +132,7 @@ def named_predictions(given: Sequence[str | Path], *, with_truth: bool = True) -
 
     Raises `UsageError` if a name or a folder is given twice, or if the newest run has no suitable predictions.
     """
-    asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(Path("runs"), with_truth))]
+    asked = [_name_and_folder(str(text)) for text in given] or [("", _newest_predictions(with_truth))]
     found = [_predictions_of(folder) for _, folder in asked]
     # realpath, since Path.resolve fails on circular links.
     for place, count in Counter(map(os.path.realpath, found)).items():
@@ -168,20 +168,20 @@ def _run_name(predictions: Path) -> str:
     return printable(Path((folder.parent if folder.name == "predictions" else folder).name))
 
 
-def _newest_predictions(runs: Path, with_truth: bool) -> Path:
+def _newest_predictions(with_truth: bool) -> Path:
     """The most recently written folder of predictions.
 
     Raises `UsageError` if there is none, if another run was trained since, or if only older predictions have a known
     ground truth: an older run's scores must not pass for those of the newest.
     """
-    found = _newest_first(runs.glob(f"*/predictions/{RECORD_FILE}"))
+    found = sorted(RUNS.glob(f"*/predictions/{RECORD_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not found:
-        raise UsageError(f"There are no predictions below {runs}/: run `dsu predict`, or give --predictions DIR.")
+        raise UsageError(f"There are no predictions below {RUNS}/: run `dsu predict`, or give --predictions DIR.")
     newest, *older = (record.parent for record in found)
-    head = next(iter(_newest_first(runs.glob(f"*/{HEAD_FILE}"))), None)
-    if head is not None and head.parent != newest.parent and head.stat().st_mtime > found[0].stat().st_mtime:
+    run = next(iter(runs_with(HEAD_FILE)), newest.parent)
+    if run != newest.parent and (run / HEAD_FILE).stat().st_mtime > found[0].stat().st_mtime:
         raise UsageError(
-            f"The newest run, {head.parent}, has no predictions yet: run `dsu predict`, or give --predictions "
+            f"The newest run, {run}, has no predictions yet: run `dsu predict`, or give --predictions "
             f"{newest.parent} for the newest existing ones."
         )
     fit = next(filter(_has_truth, [newest, *older]), newest) if with_truth else newest
@@ -191,10 +191,6 @@ def _newest_predictions(runs: Path, with_truth: bool) -> Path:
             f"or --predictions {fit.parent} for the newest that have."
         )
     return newest
-
-
-def _newest_first(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _has_truth(predictions: Path) -> bool:

@@ -23,6 +23,8 @@ from dsu_cache import holder
 if TYPE_CHECKING:
     from torch import Tensor
 
+RUNS: Final = Path("runs")
+"""The folder that contains run folders."""
 HEAD_FILE: Final = "head.safetensors"
 STATE_FILE: Final = "checkpoint.pt"
 """The checkpoint for resuming; without a head next to it, the run has not finished."""
@@ -205,13 +207,12 @@ def read_head_info(path: Path) -> HeadInfo:
         raise DsuError(f"The head {path} has damaged settings: restore or train it again.") from error
 
 
-def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: str | None = None) -> Path:
+def resolve_head(given: str | Path | None, revision: str | None = None) -> Path:
     """A head's file.
 
     Args:
         given: a run folder, an exported folder, a head's file, an exported model, or OWNER/NAME on the Hugging Face hub
-            (a local path takes precedence); None: the newest head below `runs`.
-        runs: the folder that contains run folders.
+            (a local path takes precedence); None: the newest head below `RUNS`.
         revision: branch, tag or commit of a repository on the hub.
 
     Raises `UsageError` if there is none, and as `dsu.hub.fetch`.
@@ -222,10 +223,10 @@ def resolve_head(given: str | Path | None, runs: Path = Path("runs"), revision: 
             "OWNER/NAME."
         )
     if given is None:
-        found = _runs_with(HEAD_FILE, runs)
+        found = runs_with(HEAD_FILE)
         if not found:
-            why = next(map(_unfinished_advice, _runs_with(STATE_FILE, runs)), "run `dsu train-head`")
-            raise UsageError(f"There is no trained head below {runs}/: {why}, or give a head with --head.")
+            why = next(map(_unfinished_advice, runs_with(STATE_FILE)), "run `dsu train-head`")
+            raise UsageError(f"There is no trained head below {RUNS}/: {why}, or give a head with --head.")
         return found[0] / HEAD_FILE
     if is_hub_name(given):
         return fetch(str(given), HEAD_FILE, revision)
@@ -270,28 +271,26 @@ def _training_process(folder: Path) -> str | None:
     return holder(folder / LOCK_FILE)
 
 
-def stopped_runs(runs: Path = Path("runs")) -> list[Path]:
+def stopped_runs() -> list[Path]:
     """Interrupted runs (a checkpoint, no result, nobody training), newest first."""
-    return [run for run in _runs_with(STATE_FILE, runs) if not is_finished(run) and _training_process(run) is None]
+    return [run for run in runs_with(STATE_FILE) if not is_finished(run) and _training_process(run) is None]
 
 
-def _runs_with(name: str, runs: Path) -> list[Path]:
+def runs_with(name: str) -> list[Path]:
     """Run folders that contain the file `name`, newest first, without replaced runs, which are kept inside them."""
-    found = sorted(runs.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
     return [path.parent for path in reversed(found)]
 
 
-def predictions_folder(
-    given: str | Path | None, head: Path, kind: PredictionKind = "mask", runs: Path = Path("runs")
-) -> Path:
+def predictions_folder(given: str | Path | None, head: Path, kind: PredictionKind = "mask") -> Path:
     """The default prediction folder: in the head's run folder, one for each kind of prediction.
 
-    For an exported head or one from the hub, a folder of its name below `runs`, so that nothing is written into the
+    For an exported head or one from the hub, a folder of its name below `RUNS`, so that nothing is written into the
     exported folder or the hub's cache.
     """
     run = head.parent
     if given is not None and is_hub_name(given):
-        run = runs / str(given).replace("/", "--")
+        run = RUNS / str(given).replace("/", "--")
     elif (run / CONFIG_FILE).exists():
-        run = runs / run.resolve().name
+        run = RUNS / run.resolve().name
     return run / ("predictions" if kind == "mask" else f"{kind}s")

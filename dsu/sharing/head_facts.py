@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from dsu.encoders.sources import Source, published_source
 from dsu.errors import DsuError, UsageError
-from dsu.heads.head_file import HEAD_FILE, HeadInfo, head_sha256, read_head_info
+from dsu.heads.head_file import HEAD_FILE, RUNS, HeadInfo, head_sha256, read_head_info
 from dsu.metrics.figures import MINMAX
 from dsu.metrics.paper import incomparable
 from dsu.prediction.record import THRESHOLDS_FILE
@@ -236,7 +236,7 @@ def find_heads(folder: Path) -> list[dict[str, Any]]:
 
     Raises `UsageError` if there is no such folder, except for the default `runs`.
     """
-    if not folder.is_dir() and folder != Path("runs"):
+    if not folder.is_dir() and folder != RUNS:
         raise UsageError(f"There is no folder {folder}: give one that contains run folders.")
     found = sorted(folder.rglob(HEAD_FILE), key=lambda file: file.stat().st_mtime, reverse=True)
     return [_listed(file) for file in found]

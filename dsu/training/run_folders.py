@@ -16,10 +16,12 @@ from dsu.files import atomic_write, make_folder, sweep
 from dsu.heads.head_file import (
     HEAD_FILE,
     LOCK_FILE,
+    RUNS,
     STATE_FILE,
     image_digits,
     is_finished,
     read_head_info,
+    runs_with,
     stopped_runs,
 )
 from dsu.progress import few
@@ -137,7 +139,7 @@ def lock_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
     """
     numbered: Path | None = None
     if out is None:
-        out = numbered = _make_numbered(Path("runs"), name)
+        out = numbered = _make_numbered(name)
     make_folder(out)
     try:
         with locked(out / LOCK_FILE, f"{out} is being trained") as held:
@@ -171,13 +173,13 @@ def lock_old_run(folder: Path) -> Iterator[Callable[[], bool]]:
         yield held
 
 
-def _make_numbered(runs: Path, name: str) -> Path:
+def _make_numbered(name: str) -> Path:
     """Create a new folder; two runs that start at the same time never get the same one."""
     if Path(name).name != name:
         raise DsuError(f"The store's data set name {name!r} can't be a folder name: give the run's folder with --out.")
-    make_folder(runs)
+    make_folder(RUNS)
     for index in range(1, 10_000):
-        folder = runs / (name if index == 1 else f"{name}-{index}")
+        folder = RUNS / (name if index == 1 else f"{name}-{index}")
         try:
             folder.mkdir()
             return folder
@@ -187,7 +189,7 @@ def _make_numbered(runs: Path, name: str) -> Path:
             raise DsuError(
                 f"The folder {folder} can't be created ({error.strerror}): give another one with --out."
             ) from error
-    raise DsuError(f"There are {index:,} runs called {name} below {runs}: remove some, or give a folder with --out.")
+    raise DsuError(f"There are {index:,} runs called {name} below {RUNS}: remove some, or give a folder with --out.")
 
 
 def _check_foreign_files(out: Path) -> None:
@@ -241,14 +243,14 @@ def has_state(folder: Path) -> bool:
     return any((folder / name).exists() for name in _STATE_FILES)
 
 
-def unfinished_run(runs: Path = Path("runs")) -> Path:
+def unfinished_run() -> Path:
     """The run that was interrupted last. Raises `UsageError` if there is none."""
-    found = stopped_runs(runs)
+    found = stopped_runs()
     if not found:
-        finished = any(runs.glob(f"*/{HEAD_FILE}"))
+        finished = any(runs_with(HEAD_FILE))
         why = " (all are finished, and their learning rate schedule is complete)" if finished else ""
         raise UsageError(
-            f"There is no unfinished run below {runs}/ to resume{why}: start a new one, or name one with --out RUN."
+            f"There is no unfinished run below {RUNS}/ to resume{why}: start a new one, or name one with --out RUN."
         )
     return found[0]
 

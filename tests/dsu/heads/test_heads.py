@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from dsu.config import build_config
 from dsu.errors import DsuError, UsageError
 from dsu.files import atomic_write
-from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, read_head_info, resolve_head, save_head
+from dsu.heads.head_file import HEAD_FILE, RUNS, HeadInfo, load_head, read_head_info, resolve_head, save_head
 from dsu.network.head import Head
 
 
@@ -43,15 +44,14 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_the_newest_run_is_used_if_none_is_given(tmp_path: Path) -> None:
+def test_the_newest_run_is_used_if_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="train-head"):
-        resolve_head(None, tmp_path)
+        resolve_head(None)
     for index, name in enumerate(("old", "new")):
-        (tmp_path / name).mkdir()
-        path = tmp_path / name / HEAD_FILE
+        path = RUNS / name / HEAD_FILE
+        path.parent.mkdir(parents=True)
         path.write_bytes(b"")
-        import os
-
         os.utime(path, (index, index))
-    assert resolve_head(None, tmp_path) == tmp_path / "new" / HEAD_FILE
-    assert resolve_head(tmp_path / "old") == tmp_path / "old" / HEAD_FILE
+    assert resolve_head(None) == RUNS / "new" / HEAD_FILE
+    assert resolve_head(RUNS / "old") == RUNS / "old" / HEAD_FILE
