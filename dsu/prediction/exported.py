@@ -86,7 +86,7 @@ def predict_exported(
         for row in in_threads(segment, todo, f"predicting {job.label}", progress, AT_ONCE):
             outcome.add([row])
 
-    return write_jobs(jobs, path, info, folder, settings, run, progress=progress)
+    return write_jobs(jobs, path, info, folder, settings, lambda _: run, progress=progress)
 
 
 class ExportedSegmenter(Segmenter):

@@ -35,7 +35,7 @@ from dsu.prediction.inference import (
 from dsu.prediction.record import Seen
 from dsu.prediction.targets import Job, Target
 from dsu.prediction.verdicts import VerdictRow
-from dsu.prediction.writing import Outcome, row_of, write_jobs, write_mask
+from dsu.prediction.writing import Outcome, RunJob, row_of, write_jobs, write_mask
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
 from dsu.settings import EncoderWeights, PredictionSettings
@@ -59,18 +59,16 @@ def predict(
 ) -> Outcome:
     """Write the masks of all jobs and a table of verdicts, as `write_jobs`; broken images are named in the outcome."""
     state, info = load_head(head)
-    network: DSUNet | None = None
 
-    def run(job: Job, todo: Sequence[Target], outcome: Outcome, decoded: Seen | None) -> None:
-        nonlocal network
-        if network is None:
-            # For the job that needs most of it: one from images if there is any, else that from the earliest features.
-            most = min(jobs, key=lambda job: (job.store is not None, job.point.block))
-            loaded = load_network(state, info, weights, point=most.point, from_images=most.store is None)
-            network = runtime.place(loaded)
-        predict_job(network, job, todo, settings, runtime, outcome, progress, decoded, world)
+    def prepare(unfinished: Sequence[Job]) -> RunJob:
+        # For the job that needs most of it: one from images if there is any, else that from the earliest features.
+        most = min(unfinished, key=lambda job: (job.store is not None, job.point.block))
+        network = runtime.place(load_network(state, info, weights, point=most.point, from_images=most.store is None))
+        return lambda job, todo, outcome, decoded: predict_job(
+            network, job, todo, settings, runtime, outcome, progress, decoded, world
+        )
 
-    return write_jobs(jobs, head, info, out, settings, run, world, progress)
+    return write_jobs(jobs, head, info, out, settings, prepare, world, progress)
 
 
 def predict_job(

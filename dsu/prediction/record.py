@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,19 +91,36 @@ def check_noted(how: Mapping[str, Any]) -> None:
         raise TypeError("the names of a record are texts, and its stamps numbers")
 
 
-def note_job(
+@dataclass(frozen=True)
+class Remaining:
+    """What remains of a job.
+
+    Attributes:
+        targets: those without a current mask.
+        rows: the table rows of the others, by file.
+        how: how the masks are predicted, as in the set's record.
+        before: the set's record if its masks were predicted in the same way, else empty.
+        stamps: of the images of all current and future masks, by name.
+    """
+
+    targets: Sequence[Target]
+    rows: Mapping[str, VerdictRow]
+    how: Mapping[str, Any]
+    before: Mapping[str, Any]
+    stamps: Mapping[str, list[int] | None]
+
+
+def find_remaining(
     job: Job,
-    record: dict[str, Any],
+    record: Mapping[str, Any],
     info: HeadInfo,
     out: Path,
     settings: PredictionSettings,
     table: Mapping[str, VerdictRow],
-    progress: Progress = SILENT,
-) -> tuple[list[Target], dict[str, VerdictRow]]:
-    """Record what a job is about to predict.
+) -> Remaining:
+    """What remains of a job, given the record and the table of `out`; changes nothing.
 
-    Returns the missing targets, and the table rows of existing ones from `table`. Raises `DsuError` if existing
-    predictions were made differently.
+    Raises `DsuError` if existing predictions were made differently.
     """
     how = {
         "normalization": job.normalization,
@@ -115,15 +133,30 @@ def note_job(
     before = record["sets"].get(job.name, {})
     if not settings.overwrite:
         _check_places(job, before, out)
-    same = not settings.overwrite and all(before.get(key) == how[key] for key in ("normalization", "from", "tiling"))
+    if settings.overwrite or any(before.get(key) != how[key] for key in ("normalization", "from", "tiling")):
+        before = {}
     stamps = {target.name: _stamp(target.image) for target in job.targets}
-    noted = before.get("stamps", {}) if same else {}
+    noted = before.get("stamps", {})
     there = [t for t in job.targets if t.name in noted and noted[t.name] == stamps[t.name] and t.output.exists()]
     rows = {t: _existing_row(job, t, table.get(file_in(out, t)), out, settings) for t in there}
     todo = [t for t in job.targets if rows.get(t) is None]
-    unknown = [] if same or settings.overwrite else [t.output for t in todo if t.output.exists()]
+    unknown = [] if before or settings.overwrite else [t.output for t in todo if t.output.exists()]
     if unknown:
         raise DsuError(f"{unknown[0]} already exists: give --overwrite or another --out.")
+    found = {row.file: row for row in rows.values() if row is not None}
+    return Remaining(todo, found, how, before, {**noted, **stamps})
+
+
+def note_job(
+    job: Job,
+    remaining: Remaining,
+    record: dict[str, Any],
+    info: HeadInfo,
+    out: Path,
+    progress: Progress = SILENT,
+) -> None:
+    """Record what a job is about to predict, and remove outdated masks and scores."""
+    todo, before = remaining.targets, remaining.before
     for folder in {target.output.parent for target in todo}:
         make_folder(folder)
         sweep(folder)
@@ -131,20 +164,19 @@ def note_job(
         _forget_figures(out, job.name)
     for target in todo:  # remove outdated masks before the record says that they are current
         target.output.unlink(missing_ok=True)
-    stamps = {**noted, **stamps}
     contents = _contents(job, todo, progress)
+    noted = before.get("stamps", {})
     trained_on = {name for name in before.get("trained_on", ()) if name in noted and name not in contents}
     digits = {name: file[:IMAGE_DIGITS] for name, (file, *_) in contents.items()}
     record["sets"][job.name] = {
-        **how,
-        "names": list(stamps),
-        "stamps": stamps,
-        "contents": {**(before.get("contents", {}) if same else {}), **digits},
-        "places": {**(before.get("places", {}) if same else {}), **job.places},
+        **remaining.how,
+        "names": list(remaining.stamps),
+        "stamps": remaining.stamps,
+        "contents": {**before.get("contents", {}), **digits},
+        "places": {**before.get("places", {}), **job.places},
         "trained_on": sorted(trained_on | {name for name, hashes in contents.items() if info.was_trained_on(*hashes)}),
     }
     _write_record(out, record)
-    return todo, {row.file: row for row in rows.values() if row is not None}
 
 
 def _write_record(out: Path, record: Mapping[str, Any]) -> None:

@@ -20,7 +20,16 @@ from dsu.errors import DsuError
 from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo
 from dsu.pictures import cutout, overlay
-from dsu.prediction.record import LOCK_FILE, Seen, file_in, note_job, open_record, trained_on_marker
+from dsu.prediction.record import (
+    LOCK_FILE,
+    Remaining,
+    Seen,
+    file_in,
+    find_remaining,
+    note_job,
+    open_record,
+    trained_on_marker,
+)
 from dsu.prediction.targets import Job, Target
 from dsu.prediction.verdicts import VerdictRow, find_verdict, read_table, write_table
 from dsu.progress import SILENT, Progress
@@ -87,25 +96,29 @@ class Outcome:
         self._next_table_at = now + max(_SECONDS_BETWEEN_TABLES, (now - started) / _TABLE_SHARE)
 
 
+RunJob = Callable[[Job, Sequence[Target], Outcome, Seen | None], None]
+"""Predicts targets of a job and adds their rows to the outcome; if it decodes images, it passes their pixel hashes to
+its last argument before it writes their masks."""
+
+
 def write_jobs(
     jobs: Sequence[Job],
     head: Path,
     info: HeadInfo,
     out: Path,
     settings: PredictionSettings,
-    run: Callable[[Job, Sequence[Target], Outcome, Seen | None], None],
+    prepare: Callable[[Sequence[Job]], RunJob],
     world: World = ALONE,
     progress: Progress = SILENT,
 ) -> Outcome:
-    """Predict the missing targets of all jobs with `run`; write the record and the table of verdicts.
+    """Predict the missing targets of all jobs; write the record and the table of verdicts.
 
     Files are written atomically. The folder is locked meanwhile: two commands would overwrite each other's record.
 
     Args:
         jobs, head, info, out, settings: what to predict, with which head, and where to.
-        run: predicts targets of a job and adds their rows to the outcome. If it decodes images, it passes their pixel
-            hashes to its last argument before it writes their masks.
-        world: the processes that divide each job's targets. `run` gets all targets in each; rank 0 writes the record.
+        prepare: returns the function that predicts, given the jobs with missing targets, if there are any.
+        world: the processes that divide each job's targets. Each predicts from all targets; rank 0 writes the record.
         progress: receives progress.
 
     Raises `DsuError` if `out` contains predictions made differently, and `BusyError` if another command predicts into
@@ -114,28 +127,33 @@ def write_jobs(
     outcome = Outcome(out, settings.kind == "mask" and any(job.source is not None for job in jobs))
     outcome.writes_table = world.is_main
     record: dict[str, Any] = {}
+    run: RunJob | None = None
 
-    def begin(job: Job) -> list[Target]:
-        first = not record
-        if first or world.connected:  # other processes change the record on the disk
-            record.update(open_record(out, head, info, settings))
-        if first and record["sets"]:
+    def look() -> list[Remaining]:
+        record.update(open_record(out, head, info, settings))
+        if record["sets"]:
             outcome.before = read_table(out)
-        todo, rows = note_job(job, record, info, out, settings, outcome.before, progress)
+        return [find_remaining(job, record, info, out, settings, outcome.before) for job in jobs]
+
+    def begin(job: Job, remaining: Remaining) -> None:
+        if world.connected:  # other processes change the record on the disk
+            record.update(open_record(out, head, info, settings))
+        note_job(job, remaining, record, info, out, progress)
         outcome.broken += job.unread
-        outcome.kept += len(rows)
-        outcome.rows |= rows
-        return todo
+        outcome.kept += len(remaining.rows)
+        outcome.rows |= remaining.rows
 
     with ExitStack() as held:
         if world.is_main:
             make_folder(out)
             held.enter_context(locked(out / LOCK_FILE, f"{out} is being predicted into"))
+        work = list(zip(jobs, world.broadcast_object(look), strict=True))
         try:
-            for job in jobs:
-                todo = world.broadcast_object(partial(begin, job))
-                if todo:
-                    run(job, todo, outcome, trained_on_marker(out, record, job.name, info, world))
+            for job, remaining in work:
+                world.broadcast_object(partial(begin, job, remaining))
+                if remaining.targets:
+                    run = run or prepare([job for job, remaining in work if remaining.targets])
+                    run(job, remaining.targets, outcome, trained_on_marker(out, record, job.name, info, world))
                 outcome.gather(world)
         except BaseException:  # also when stopped by Ctrl-C
             with suppress(DsuError):  # report the first error, not that the disk is still full

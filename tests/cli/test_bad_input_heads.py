@@ -196,8 +196,10 @@ def test_predictions_of_another_head(dsu: Dsu, refused: Refused, house: House, m
     other = tmp_path / "head.safetensors"
     state, info = load_head(house.run / other.name)
     save_head(other, {name: tensor.flip(0) if tensor.ndim else tensor for name, tensor in state.items()}, info)
+    table = Path("out", "table.csv").read_bytes()
     refused([*command, "--head", other], "out", "another head", "--overwrite", "--out", status=1)
     refused([*command, "--threshold", "0.5"], "out", "other settings", "--overwrite", status=1)
+    assert Path("out", "table.csv").read_bytes() == table
     dsu(*command, "--head", other, "--overwrite")
 
 

@@ -3,9 +3,10 @@
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from dsu.batches import Batch
 from dsu.data.tiles import Tiling
+from dsu.heads.head_file import HeadInfo
 from dsu.network.resume import ResumePoint, earliest, resume_point
 from dsu.prediction.inference import PixelBudget, Predictor, finish_mask, mask_of, segment_tiles, tiled_image
 from dsu.prediction.predict import predict
 from dsu.prediction.segmenter import Segmenter
-from dsu.prediction.targets import Job
+from dsu.prediction.targets import Job, Target
 from dsu.runtime import choose_runtime
 from dsu.settings import EncoderWeights, PredictionSettings
 
@@ -106,28 +108,43 @@ def test_python_uses_the_tiling_of_the_head() -> None:
     assert np.array_equal(cut, mask_of(segment_tiles(Predictor(network, runtime, point), tiles, 8), "none"))
 
 
-def test_one_network_predicts_all_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is loaded for the set that needs most of it."""
-    config = toy_network(3).config
-    stored, live = (
-        Job(name, (), "none", None, store, resume_point(config, {"pixels", "V", "S1", "S2", "S3", "S4"}, start))  # type: ignore[arg-type]
-        for name, store, start in (("stored", object(), "S2"), ("live", None, "pixels"))
-    )
+def test_one_network_predicts_all_unfinished_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is loaded for the set that needs most of it, and not at all if no mask is missing."""
+    config, head, out = toy_network(3).config, tmp_path / "head.onnx", tmp_path / "masks"
+    head.touch()
+
+    def job(name: str, store: object, start: str) -> Job:
+        image = tmp_path / f"{name}.png"
+        shaded(8, 8).save(image)
+        point = resume_point(config, {"pixels", "V", "S1", "S2", "S3", "S4"}, start)
+        return Job(name, (Target(name, image, out / name / image.name),), "none", None, store, point)  # type: ignore[arg-type]
+
+    facts = SimpleNamespace(metadata={"stored": SimpleNamespace(image_sha256="", pixels_sha256="")})
+    stored, live = job("stored", facts, "S2"), job("live", None, "pixels")
     loaded: list[tuple[str, bool]] = []
 
     def load(*_: object, point: ResumePoint, from_images: bool) -> object:
         loaded.append((point.start, from_images))
         return toy_network()
 
-    def write_jobs(jobs: list[Job], *arguments: Any) -> None:
-        for job in jobs:
-            arguments[4](job, (), None, None)
+    def predict_job(network: object, job: Job, todo: Sequence[Target], *_: object) -> None:
+        for target in todo:
+            Image.new("L", (8, 8)).save(target.output)
 
-    monkeypatch.setattr("dsu.prediction.predict.load_head", lambda head: ({}, None))
+    monkeypatch.setattr("dsu.prediction.predict.load_head", lambda head: ({}, HeadInfo(config=config)))
     monkeypatch.setattr("dsu.prediction.predict.load_network", load)
-    monkeypatch.setattr("dsu.prediction.predict.predict_job", lambda *arguments: None)
-    monkeypatch.setattr("dsu.prediction.predict.write_jobs", write_jobs)
-    runtime = choose_runtime("cpu", "fp32")
-    for jobs in ([stored, stored], [stored, live, stored]):
-        predict(jobs, tmp_path, tmp_path, PredictionSettings(), runtime, EncoderWeights())
-    assert loaded == [("S2", False), ("pixels", True)]
+    monkeypatch.setattr("dsu.prediction.predict.predict_job", predict_job)
+
+    def load_for(*missing: Job) -> list[tuple[str, bool]]:
+        loaded.clear()
+        for one in missing:
+            one.targets[0].output.unlink(missing_ok=True)
+        runtime = choose_runtime("cpu", "fp32")
+        outcome = predict([stored, live], head, out, PredictionSettings(), runtime, EncoderWeights())
+        assert outcome.kept == 2 - len(missing)
+        return loaded
+
+    assert load_for(stored, live) == [("pixels", True)]
+    assert load_for(stored) == [("S2", False)], "the images' set is complete"
+    assert load_for(live) == [("pixels", True)]
+    assert load_for() == []
