@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dsu.errors import DsuError
+from dsu.progress import clock
 from dsu.settings import EncoderWeights, TrainingSettings
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, out as console
@@ -65,10 +66,9 @@ def demo(
     _, before = _metrics(untrained.parent / "predictions")
     name, after = _metrics(run / "predictions")
     sheet = _picture_sheet(data, run / "predictions" / name, out / "sheet.png")
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     console.print(
         f"\nuntrained head: S {before['S']:.3f}, MAE {before['MAE']:.3f}\n"
-        f"trained head:   S {after['S']:.3f}, MAE {after['MAE']:.3f}   ({minutes} min {seconds} s in total)\n"
+        f"trained head:   S {after['S']:.3f}, MAE {after['MAE']:.3f}   (in {clock(time.perf_counter() - started)})\n"
         f"examples:       {sheet}\n"
         f"learning:       {run / SHEETS_FOLDER / PROGRESS_FILE}\n\n"
         f"Your own images and masks:\n"

@@ -18,6 +18,7 @@ from dsu.choices import ReportFormat
 from dsu.distributed import connect
 from dsu.errors import UsageError
 from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, arrow, figure_name
+from dsu.progress import Progress
 from dsu.thresholds import DEFAULT_THRESHOLD
 from dsu_cli import options
 from dsu_cli.console import ConsoleProgress, as_text, fail, key_table, out as console, table
@@ -155,13 +156,14 @@ def evaluate(
         raise UsageError(f"--false-alarms can't be {false_alarms:g}: give a fraction from 0 to 1, such as 0.05.")
     if common and training_images:
         raise UsageError("--common leaves out images that a head was trained on, and --all includes them: give one.")
-    from dsu.report.page import check_report_path, write_report
-    from dsu.report.tables import FORMATS, as_csv, as_json, as_per_image
+    from dsu.report.page import check_report_path
+    from dsu.report.tables import FORMATS
 
     if report is not None:
         check_report_path(report)
-    asked_for = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
-    _check_files({option: path for option, path in asked_for.items() if path is not None})
+    files = {"--report": report, "--out": out, "--json": json, "--csv": csv, "--per-image": per_image}
+    asked_for = {option: path for option, path in files.items() if path is not None}
+    _check_files(asked_for)
     from dsu.evaluation.ground_truth import EvaluationSet, find_evaluation_sets, in_common, named_predictions
 
     runs = named_predictions(predictions or [])
@@ -187,7 +189,10 @@ def evaluate(
         found = [world.broadcast_object(partial(find, folder)) for folder in runs.values()]
         for (run, folder), sets in zip(runs.items(), in_common(found) if common else found, strict=True):
             progress.say(f"evaluating {folder}")
-            scored = _evaluate(sets, folder, partial(evaluate_set, world=world))
+            scored = {}
+            for one in sets:
+                _name_lost(one, folder)
+                scored[one.name] = one, evaluate_set(one, world=world)
             evaluated[run] = _RunEvaluation(run, folder, scored, bool(names), truth is None and not common)
             evaluated[run].find_thresholds(false_alarms)
             for line in evaluated[run].left_out():
@@ -195,49 +200,24 @@ def evaluate(
     if not world.is_main:
         return
     results = {run: one.shown for run, one in evaluated.items()}
-    proposed = {run: one.thresholds for run, one in evaluated.items() if one.thresholds is not None}
-
     side_by_side = published or len(runs) > 1 or named
     paper = published or (len(runs) == 1 and named)
     shown = _tables(results, chosen, side_by_side=side_by_side, published=paper, conventions=conventions, quiet=quiet)
     if chosen is None:
         lines = [line for one in evaluated.values() for line in one.at_own_threshold]
-        tables = [part for run, one in proposed.items() for part in _thresholds(run, one, len(runs) > 1)]
+        tables = [part for one in evaluated.values() for part in _thresholds(one.run, one.thresholds, len(runs) > 1)]
         shown = Group(shown, *lines, *tables)
     text = ""
     if form != "table":
         text = FORMATS[form](results, with_paper=published, metrics=chosen, conventions=conventions)
-    texts = [
-        (out, text or as_text(shown)),
-        (json, as_json(results, metrics=chosen)),
-        (csv, as_csv(results, metrics=chosen)),
-        (per_image, as_per_image(results)),
-        *(file for one in evaluated.values() for file in one.files()),
-    ]
-    written = [_write(path, content) for path, content in texts if path is not None]
-    if report is not None:
-        written.append(_named(report))
-        write_report(report, results, proposed, progress=progress)
     if text and out is None:
         typer.echo(text, nl=False)
     else:
         console.print(shown)
-    for name in written:
-        progress.say(f"Written: {name}")
+    _write_files(asked_for, text or as_text(shown), list(evaluated.values()), chosen, progress)
     every = [one for run in evaluated.values() for one, _ in run.found.values()]
     if any(one.missing or one.extra or one.changed for one in every):
         raise typer.Exit(1)
-
-
-def _evaluate(
-    sets: "Sequence[EvaluationSet]", folder: Path, evaluate: "Callable[[EvaluationSet], Evaluation]"
-) -> "dict[str, tuple[EvaluationSet, Evaluation]]":
-    """Every set of a folder with its evaluation, by name, after naming what can't be evaluated."""
-    found = {}
-    for one in sets:
-        _name_lost(one, folder)
-        found[one.name] = one, evaluate(one)
-    return found
 
 
 @dataclass
@@ -343,8 +323,10 @@ def _at_own_threshold(
     return said
 
 
-def _thresholds(run: str, found: "Thresholds", several: bool) -> list[RenderableType]:
+def _thresholds(run: str, found: "Thresholds | None", several: bool) -> list[RenderableType]:
     """One row per proposed threshold: its effect on the validation share and on the other sets."""
+    if found is None:
+        return []
     headings, *rows = found.table
     whose = f" for {run}" if several else ""
     parts: list[RenderableType] = ["", Text(f"Thresholds{whose}, {found.heading}"), table(headings, rows=rows)]
@@ -356,7 +338,7 @@ def _thresholds(run: str, found: "Thresholds", several: bool) -> list[Renderable
     return [*parts, Text("Store one with the head: `dsu head threshold VALUE`.", style="dim")]
 
 
-def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | None = None) -> RenderableType:
+def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | None) -> RenderableType:
     """One row per metric, one column per set, and next to it the paper's scores of DSU-Net, if there are any."""
     from dsu.report.tables import Comparison, compare
 
@@ -373,7 +355,7 @@ def _metrics_table(sets: Mapping[str, "Evaluation"], metrics: Sequence[str] | No
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
-def _comparison_tables(results: "Results", *, with_paper: bool, metrics: Sequence[str] | None = None) -> RenderableType:
+def _comparison_tables(results: "Results", *, with_paper: bool, metrics: Sequence[str] | None) -> RenderableType:
     """One table per set: one row per metric, one column per run or published method, the best of each row bold."""
     from dsu.metrics.paper import published
     from dsu.report.tables import compare
@@ -417,7 +399,6 @@ def _figures(
 def _add_rows(
     table: Table, lines: Sequence["Line"], figures: Sequence[str], is_best: Callable[["Line", str], bool]
 ) -> None:
-
     for figure in figures:
         cells = []
         for line in lines:
@@ -459,14 +440,37 @@ def _check_files(asked_for: Mapping[str, Path]) -> None:
             raise UsageError(f"{option} {path} would overwrite {kept}: give another name.")
 
 
-def _write(path: Path, text: str) -> str:
-    """Write a file, in a new folder if necessary; returns its name for people."""
+def _write_files(
+    asked_for: Mapping[str, Path],
+    table: str,
+    evaluated: Sequence[_RunEvaluation],
+    metrics: Sequence[str] | None,
+    progress: Progress,
+) -> None:
+    """Write the files asked for, by option (`table` for --out), and those next to predictions of dsu; name each."""
     from dsu.files import atomic_write, make_folder
+    from dsu.report.page import write_report
+    from dsu.report.tables import as_csv, as_json, as_per_image
 
-    named = _named(path)
-    make_folder(path.parent)
-    atomic_write(path, text.encode())
-    return named
+    results = {one.run: one.shown for one in evaluated}
+    texts = {
+        "--out": table,
+        "--json": as_json(results, metrics=metrics),
+        "--csv": as_csv(results, metrics=metrics),
+        "--per-image": as_per_image(results),
+    }
+    files = [(path, texts[option]) for option, path in asked_for.items() if option in texts]
+    for path, text in (*files, *(file for one in evaluated for file in one.files())):
+        named = f"Written: {_named(path)}"
+        make_folder(path.parent)
+        atomic_write(path, text.encode())
+        progress.say(named)
+    if (report := asked_for.get("--report")) is not None:
+        named = f"Written: {_named(report)}"
+        write_report(
+            report, results, {one.run: one.thresholds for one in evaluated if one.thresholds}, progress=progress
+        )
+        progress.say(named)
 
 
 def _named(path: Path) -> str:

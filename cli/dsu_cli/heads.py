@@ -192,7 +192,6 @@ _SHOWN = ("S", "F_adaptive", "E_mean", "MAE", "IoU", "Dice", "false_alarms", "mi
 
 
 def _rows(facts: "HeadFacts") -> list[tuple[str, str]]:
-
     info, network = facts.info, facts.info.config
     rows = [
         ("head", f"{facts.path} ({bytes_text(facts.path.stat().st_size)})"),
@@ -242,7 +241,6 @@ def _heads_table(heads: Sequence[dict[str, Any]]) -> Table:
 
 def _images(found: dict[str, Any]) -> str:
     """The number of images that a set was evaluated on, and why its scores are not comparable with published ones."""
-
     without = f", {found['images_without_object']:,} without an object" if "images_without_object" in found else ""
     remark = f"; {found['missing']:,} more without a prediction" if "missing" in found else ""
     if "not_comparable" in found:

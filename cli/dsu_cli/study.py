@@ -65,13 +65,14 @@ def _run(
     settings = read_settings(TrainingSettings, given, config)
     from dsu.study.plan import open_study
 
+    progress = ConsoleProgress(quiet=quiet)
     plan = open_study(
         request,
         settings,
         paths=Paths(data_root, cache_root),
         weights=EncoderWeights(hiera_weights, dino_weights, random_weights),
         out=out,
-        progress=ConsoleProgress(quiet=quiet),
+        progress=progress,
     )
     if dry_run or not quiet:
         runs, epochs = counted(len(plan.members), "runs"), counted(plan.settings.epochs, "epochs")
@@ -82,7 +83,6 @@ def _run(
             "folder": str(plan.folder),
         }
         console.print(key_table(facts.items()))
-    progress = ConsoleProgress(quiet=quiet)
     for line in plan.left_out:
         progress.say(line)
     if dry_run:

@@ -82,7 +82,7 @@ def train_head(
 
 
 def _facts(run: "Run") -> list[tuple[str, str]]:
-    """Print what is known before the first step."""
+    """What is known before the first step."""
     phase = run.trainer.main
     held_out = 0 if phase.validation is None else len(phase.validation.names)
     return [
@@ -105,7 +105,7 @@ def _how_to_go_on(trainer: "Trainer") -> str:
 
 
 def _summary(trainer: "Trainer") -> list[tuple[str, str]]:
-    """Print the scores, and which weights are the result."""
+    """The scores, and which weights are the result."""
     from dsu.training.callbacks import CURVES_FILE, PROGRESS_FILE, SHEETS_FOLDER
 
     last = trainer.history[-1]

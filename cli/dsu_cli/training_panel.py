@@ -79,7 +79,7 @@ class TrainingPanel(Callback):
 
     def on_step_end(self, trainer: "Trainer", log: "EpochLog") -> None:
         """Read the current epoch's counters."""
-        # The trainer counts the epoch as done shortly before `epoch_ended`, which releases its log.
+        # The trainer counts the epoch as done shortly before `on_epoch_end`, which releases its log.
         self._log, self._epochs_before = log, trainer.epoch
 
     def on_epoch_end(self, trainer: "Trainer", row: Mapping[str, float]) -> None:

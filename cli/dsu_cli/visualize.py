@@ -258,7 +258,6 @@ def _draw(
 
 
 def _numbers(text: str | None) -> list[int] | None:
-
     if text is None:
         return None
     try:

@@ -89,13 +89,13 @@ def _path(root: Path) -> Path:
     return root / "simulated-TR" / "toy"
 
 
-def _simulated(first: int, count: int) -> Iterator[tuple[str, SampleMetadata]]:
+def _simulated(count: int) -> Iterator[tuple[str, SampleMetadata]]:
     """Simulate the result of a file scan: images and masks as in DUTS, in a thousand folders."""
 
     def digest(text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
 
-    for i in range(first, first + count):
+    for i in range(count):
         mtime_ns = 1_700_000_000_000_000_000 + i * 1_234_567
         size, mask = (400, 300 + i % 50), MaskFacts("grey", None, 0, 255, i % 3001, i % 60_013)
         yield (
@@ -120,7 +120,7 @@ def _entries(found: dict[str, SampleMetadata]) -> dict[str, Entry]:
 
 
 def _begin(root: Path, count: int) -> float:
-    found = dict(_simulated(0, count))
+    found = dict(_simulated(count))
     source = SourceFolder("simulated-TR", "simulated", "train", False, str(root / "images"), str(root))
     started = time.perf_counter()
     store = FeatureStore.create(
@@ -179,7 +179,7 @@ def _add_empty_shards(store: FeatureStore, name: str, views: int) -> None:
 
 
 def _add(root: Path, count: int) -> tuple[float, int]:
-    store, found = FeatureStore.open(_path(root)), dict(_simulated(0, count + ADDED))
+    store, found = FeatureStore.open(_path(root)), dict(_simulated(count + ADDED))
     manifest = _path(root) / "manifest"
     entries, known = _entries(found), set(manifest.iterdir())
     started = time.perf_counter()

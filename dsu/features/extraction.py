@@ -113,7 +113,7 @@ class ExtractionPlan:
         return self._count(int)
 
     def _count(self, what: Callable[[int], int]) -> int:
-        """Sum over samples of the number of distinct values of `value` among their missing views."""
+        """Sum over samples of the number of distinct values of `what` among their missing views."""
         return sum(
             len(self.store.rows_in_shard(shard)) * len({what(view) for _, view in lacking})
             for shard, lacking in self.todo.items()

@@ -336,6 +336,7 @@ def as_json(
     With several runs, or with the paper, each run's sets are below its name. Sets with images without an object have
     "images_without_object" and all of `FIGURES`; undefined ones are null. "missing" is the number of ground truths
     without a prediction, if there are any, "trained_on" the number of images that the head was trained on.
+    `conventions` has no effect, as they are always included.
     """
     content: dict[str, dict[str, Any]] = {}
     for comparison in compare(results, published if with_paper else None):

@@ -18,7 +18,7 @@ from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HEAD_FILE, head_sha256, predictions_folder, read_head_info
 from dsu.prediction.predict import predict
 from dsu.prediction.targets import prepare_jobs
-from dsu.progress import SILENT, Progress, Task, counted
+from dsu.progress import SILENT, Progress, Task, clock, counted
 from dsu.report.tables import as_csv, as_json
 from dsu.runtime import choose_runtime, computing_threads, machine_name
 from dsu.settings import PredictionSettings, TrainingSettings
@@ -114,8 +114,7 @@ def _time_left(epochs: int, seconds: float, trained: int) -> str:
     """The estimated time for the remaining epochs, from the seconds that `trained` epochs took; may be empty."""
     if not epochs or not trained:
         return ""
-    minutes, rest = divmod(round(seconds / trained * epochs), 60)
-    return f"; {counted(epochs, 'epochs')} to go, about {minutes}:{rest:02d}"
+    return f"; {counted(epochs, 'epochs')} to go, about {clock(seconds / trained * epochs)}"
 
 
 def _train(study: Study, member: Member, progress: Progress, *, part: bool) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
@@ -29,7 +28,7 @@ from dsu.network.network import DSUNet
 from dsu.network.norms import shared_batch
 from dsu.network.resume import ResumePoint
 from dsu.network.rounding import rounded_weights
-from dsu.progress import SILENT, Progress, Task, counted
+from dsu.progress import SILENT, Progress, Task, clock, counted
 from dsu.runtime import PeakMemory, Runtime
 from dsu.settings import TrainingSettings
 from dsu.training.callbacks import Callback, probability_of
@@ -300,7 +299,7 @@ class Trainer:
                 self.network.train()
         row = {"epoch": self.epoch + 1, "lr": rate, **log.row(), "peak_memory_gb": self.memory.bytes() / 1e9}
         to_go = self.settings.epochs - self.epoch - 1
-        left = f" · {counted(to_go, 'epochs')} to go, {timedelta(seconds=round(to_go * log.seconds))}" if to_go else ""
+        left = f" · {counted(to_go, 'epochs')} to go, {clock(to_go * log.seconds)}" if to_go else ""
         task.note(
             f"loss {row['loss']:.4f} · data wait {row['data_wait']:.0%} · peak {row['peak_memory_gb']:.1f} GB"
             f"{self._steps.remark}{left}"
