@@ -16,10 +16,12 @@ from torch.utils.data import Dataset
 
 from dsu.batches import Batch
 from dsu.config import DSUNetConfig, config_of
-from dsu.data.datasets import Paths, SampleMetadata, Split, find_dataset, inspect, unpaired, unreadable
+from dsu.data.datasets import Paths, find_dataset
 from dsu.data.decoding import DECODERS, Decoded, ImageProcessor, SampleFiles, augmentation, open_sample
 from dsu.data.images import Depth
+from dsu.data.inspection import SampleMetadata, inspect, unpaired, unreadable
 from dsu.data.masks import MaskFormat
+from dsu.data.pairing import Split
 from dsu.data.tiles import LruCache
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
 from dsu.errors import DsuError, UsageError

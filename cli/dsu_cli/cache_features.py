@@ -64,7 +64,8 @@ def cache_features(
     with connect(_PATIENCE) as world:  # first, so that only one of several processes reports errors
         if dry_run and not world.is_main:
             return
-        from dsu.data.datasets import Paths, find_dataset, unreadable
+        from dsu.data.datasets import Paths, find_dataset
+        from dsu.data.inspection import unreadable
         from dsu.encoders.sources import check_given
         from dsu.network.resume import check_features, guide_names
         from dsu.settings_file import read_settings

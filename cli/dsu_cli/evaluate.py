@@ -425,8 +425,8 @@ def _format_of(out: Path | None) -> str:
 def _check_files(asked_for: Mapping[str, Path]) -> None:
     """Check that each file can be written, and that none would overwrite another one, an image or a run's files."""
     from dsu.data.images import IMAGE_SUFFIXES
+    from dsu.data.pairing import RECORD_FILE
     from dsu.heads.head_file import HEAD_FILE
-    from dsu.prediction.targets import RECORD_FILE
 
     options_of: dict[str, str] = {}
     for option, path in asked_for.items():

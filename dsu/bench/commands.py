@@ -16,8 +16,9 @@ from torch.nn import functional
 from dsu.batches import Batch
 from dsu.bench.machine import disk_rate, file_sizes, images, ratio, seconds_of, take_turns
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import Paths, SourceFolder, Split, find_dataset
+from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.images import read_mask
+from dsu.data.pairing import Split
 from dsu.data.synthetic import draw_dataset
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.evaluation.evaluate import PredictionPair, evaluate

@@ -13,7 +13,8 @@ from typing import Any, Final
 import torch
 
 from dsu.config import build_config
-from dsu.data.datasets import SampleMetadata, SourceFolder
+from dsu.data.datasets import SourceFolder
+from dsu.data.inspection import SampleMetadata
 from dsu.data.masks import MaskFacts
 from dsu.data.views import ALL_FLIPS, draw_samples, draw_view
 from dsu.features.maintenance import describe_stores

@@ -12,21 +12,13 @@ from typing import Any, Final
 
 from dsu.data.benchmarks import BENCHMARK_SPLITS, BenchmarkSplit, benchmark_splits, find_benchmark, sharing_masks
 from dsu.data.images import IMAGE_SUFFIXES, Depth, printable
-from dsu.data.inspection import (
-    Inspection as Inspection,
-    SampleMetadata as SampleMetadata,
-    describe as describe,
-    inspect as inspect,
-    unpaired as unpaired,
-    unreadable as unreadable,
-)
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import (
     IMAGE_FOLDERS,
     Kind,
-    Pair as Pair,
-    Split as Split,
-    find_images as find_images,
+    Pair,
+    Split,
+    find_images,
     find_subfolder,
     has_images,
     image_and_mask_folders,

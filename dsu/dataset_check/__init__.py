@@ -19,7 +19,7 @@ from dsu.data.masks import MaskFacts, MaskFormat
 from dsu.data.pairing import list_files
 from dsu.dataset_check.reading import Sample, SplitCheck as SplitCheck, read_split
 from dsu.dataset_check.rules import (
-    SEVERITIES as SEVERITIES,
+    SEVERITIES,
     Case,
     Finding as Finding,
     Severity as Severity,

@@ -18,14 +18,7 @@ from torch import Tensor, nn
 
 from dsu.config import DSUNetConfig
 from dsu.encoders.frozen import build_dino, build_hiera
-from dsu.encoders.sources import (
-    MissingWeightsError as MissingWeightsError,
-    Source,
-    check_checkpoint,
-    check_file,
-    locate,
-    source_of,
-)
+from dsu.encoders.sources import MissingWeightsError, Source, check_checkpoint, check_file, locate, source_of
 from dsu.errors import DsuError, UsageError
 from dsu.hub import OutOfReachError, download, reason_of
 from dsu.settings import EncoderWeights

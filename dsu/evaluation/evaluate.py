@@ -60,7 +60,7 @@ from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_ma
 from dsu.data.pairing import Pair, make_split, named_images, pair_names
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError, UsageError
-from dsu.metrics.figures import IMAGE_LEVEL, METRICS as METRICS, MINMAX
+from dsu.metrics.figures import IMAGE_LEVEL, MINMAX
 from dsu.metrics.image_level import ImageLevel
 from dsu.progress import SILENT, Progress
 from dsu.thresholds import DEFAULT_THRESHOLD, level_of

@@ -19,14 +19,14 @@ from dsu.data.images import (
     printable,
 )
 from dsu.data.masks import MaskFormat
-from dsu.data.pairing import Pair, named_images, pair_files, subfolders, unwrapped
+from dsu.data.pairing import RECORD_FILE, Pair, named_images, pair_files, subfolders, unwrapped
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE, RUNS, head_sha256, runs_with
 from dsu.metrics.figures import RANDOM
 from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted, unreadable_record
-from dsu.prediction.targets import RECORD_FILE, VALIDATION
+from dsu.prediction.targets import VALIDATION
 from dsu.progress import SILENT, Progress, counted, few
 from dsu_cache import holder
 

@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import find_images, masks_below
+from dsu.data.datasets import masks_below
 from dsu.data.images import UnreadableImage, or_unreadable, read_image, resize_image
+from dsu.data.pairing import find_images
 from dsu.data.synthetic import draw_sample
 from dsu.errors import DsuError, UsageError
 from dsu.metrics.meters import Meters

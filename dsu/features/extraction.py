@@ -18,12 +18,15 @@ from torch import Tensor
 from dsu.batches import Batch, prefetch
 from dsu.choices import Precision
 from dsu.config import PRESETS, DSUNetConfig
-from dsu.data.datasets import Inspection, Paths, SourceFolder, Split, describe, find_dataset, inspect, unpaired
+from dsu.data.datasets import Paths, SourceFolder, find_dataset
+from dsu.data.inspection import Inspection, describe, inspect, unpaired
+from dsu.data.pairing import Split
 from dsu.data.tiles import Tiling, tiled
 from dsu.data.views import FLIPPED_WHEN_READ, Views, augmentation_of, view_count, view_index
 from dsu.datasets import ImageDataset
 from dsu.distributed import ALONE, World
-from dsu.encoders.weights import MissingWeightsError, load_encoders
+from dsu.encoders.sources import MissingWeightsError
+from dsu.encoders.weights import load_encoders
 from dsu.errors import DsuError, UsageError
 from dsu.features.samples import writing
 from dsu.features.stores import FeatureStore, find_stores, fingerprint, sample_key, store_path

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsu.data.datasets import SampleMetadata, Split
 from dsu.data.images import UnreadableImage, file_sha256, or_unreadable
-from dsu.data.inspection import read_metadata
+from dsu.data.inspection import SampleMetadata, read_metadata
+from dsu.data.pairing import Split
 from dsu.data.splitting import SPLITS_FILE
 from dsu.data.tiles import LruCache
 from dsu.data.views import FLIPPED_WHEN_READ

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsu.batches import Batch, copying
-from dsu.data.datasets import SampleMetadata
+from dsu.data.inspection import SampleMetadata
 from dsu.data.views import FLIPPED_WHEN_READ, UNFLIPPED, Views, view_index
 from dsu.datasets import PerProcess, SampleDataset
 from dsu.errors import DsuError, UsageError

@@ -11,8 +11,9 @@ from typing import Any, Self, TypeVar
 
 from dsu.choices import FeatureDtype, Precision
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import SampleMetadata, SourceFolder, inspect
+from dsu.data.datasets import SourceFolder
 from dsu.data.images import Depth
+from dsu.data.inspection import SampleMetadata, inspect
 from dsu.data.masks import MaskFormat
 from dsu.data.tiles import Tiling
 from dsu.data.views import FLIPPED_WHEN_READ, RECIPE, Views, view_index

@@ -10,7 +10,7 @@ import numpy as np
 import py_sod_metrics as sod
 from numpy.typing import NDArray
 
-from dsu.metrics.figures import METRICS as METRICS, PER_IMAGE as PER_IMAGE
+from dsu.metrics.figures import METRICS, PER_IMAGE
 from dsu.metrics.image_level import ImageLevel
 
 

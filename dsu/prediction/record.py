@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from dsu.data.images import UnreadableImage, file_bytes_and_time, file_sha256, or_unreadable
+from dsu.data.pairing import RECORD_FILE
 from dsu.data.tiles import image_name
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
 from dsu.files import atomic_write, make_folder, sweep
 from dsu.heads.head_file import IMAGE_DIGITS, HeadInfo, head_sha256
-from dsu.prediction.targets import RECORD_FILE, Job, Target, decided_by
+from dsu.prediction.targets import Job, Target, decided_by
 from dsu.prediction.verdicts import VerdictRow, find_verdict
 from dsu.progress import SILENT, Progress, in_threads
 from dsu.settings import PredictionSettings

@@ -11,18 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dsu.choices import Normalization
-from dsu.data.datasets import (
-    Paths,
-    SourceFolder,
-    Split,
-    find_dataset,
-    find_images,
-    is_benchmark,
-    masks_below,
-    test_splits,
-)
+from dsu.data.datasets import Paths, SourceFolder, find_dataset, is_benchmark, masks_below, test_splits
 from dsu.data.images import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS, UnreadableImage
-from dsu.data.pairing import RECORD_FILE as RECORD_FILE, list_files, output_files, written_below
+from dsu.data.pairing import Split, find_images, list_files, output_files, written_below
 from dsu.data.tiles import Tiling, image_name
 from dsu.data.views import UNFLIPPED
 from dsu.errors import DsuError, UsageError

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from safetensors import safe_open
 
+from dsu.data.pairing import RECORD_FILE
 from dsu.encoders.sources import Source, published_source
 from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, RUNS, HeadInfo, head_sha256, read_head_info
 from dsu.metrics.figures import MINMAX
 from dsu.metrics.paper import incomparable
 from dsu.prediction.record import THRESHOLDS_FILE
-from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import counted
 from dsu.settings import TrainingSettings
 from dsu.thresholds import level_of

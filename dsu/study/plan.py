@@ -9,8 +9,9 @@ from shlex import quote
 from typing import Any, Final, Literal, get_args
 
 from dsu.config import Ablation, DSUNetConfig
-from dsu.data.datasets import Paths, SourceFolder, Split
+from dsu.data.datasets import Paths, SourceFolder
 from dsu.data.images import file_sha256
+from dsu.data.pairing import Split
 from dsu.data.splitting import assign_shares, fold_weights
 from dsu.data.views import view_index
 from dsu.errors import DsuError, UsageError

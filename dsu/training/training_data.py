@@ -11,19 +11,11 @@ import numpy as np
 from PIL import Image
 
 from dsu.config import DSUNetConfig
-from dsu.data.datasets import (
-    Paths,
-    SampleMetadata,
-    SourceFolder,
-    Split,
-    describe,
-    find_dataset,
-    inspect,
-    unpaired,
-    unreadable,
-)
+from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.groups import Thumbnail, empty_thumbnail, find_similar, max_group_size, named_groups, paste_thumbnail
+from dsu.data.inspection import SampleMetadata, describe, inspect, unpaired, unreadable
 from dsu.data.masks import MaskFormat
+from dsu.data.pairing import Split
 from dsu.data.splitting import SPLITS_FILE, assign_recorded_shares, fold_weights, share_weights
 from dsu.data.tiles import Tiling, image_name
 from dsu.errors import DsuError, UsageError

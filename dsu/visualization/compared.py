@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsu.data.datasets import Paths, find_dataset, find_samples, masks_below, test_splits
-from dsu.data.pairing import find_images, named_images, pair_files, pair_names, unwrapped
+from dsu.data.pairing import RECORD_FILE, find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.evaluate import PredictionPair, evaluate, truths_in
 from dsu.evaluation.ground_truth import NoKnownTruth, find_evaluation_sets, read_record
 from dsu.heads.head_file import HEAD_FILE, read_head_info
 from dsu.metrics.figures import LOWER_IS_BETTER, PER_IMAGE
-from dsu.prediction.targets import RECORD_FILE
 from dsu.progress import SILENT, Progress
 
 

@@ -10,19 +10,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from dsu.data.datasets import (
-    Paths,
-    SampleMetadata,
-    describe,
-    find_dataset,
-    find_images,
-    inspect,
-    is_benchmark,
-    unpaired,
-    unreadable,
-)
+from dsu.data.datasets import Paths, find_dataset, is_benchmark
+from dsu.data.inspection import SampleMetadata, describe, inspect, unpaired, unreadable
 from dsu.data.masks import MaskFormat
-from dsu.data.pairing import Split, make_split
+from dsu.data.pairing import Split, find_images, make_split
 from dsu.errors import UsageError
 from dsu.progress import SILENT, counted
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsu.data.datasets import Paths, describe, find_dataset, inspect
+from dsu.data.datasets import Paths, find_dataset
+from dsu.data.inspection import describe, inspect
 from dsu.data.synthetic import draw_dataset, draw_sample
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from dsu.data.datasets import Paths, find_dataset, inspect
+from dsu.data.datasets import Paths, find_dataset
 from dsu.data.images import Box, image_head, mask_box, read_image, read_mask
+from dsu.data.inspection import inspect
 from dsu.data.masks import examine_mask
 from dsu.data.pairing import Pair
 from dsu.data.tiles import LruCache, Tiling, image_name, tiled

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from own_folder import SIZE, Mask, boxed, check, finding, photo, plain, write
 from PIL import Image, ImageFilter
 
-from dsu.data.datasets import Paths, find_dataset, inspect
-from dsu.dataset_check import SEVERITIES, Finding, check_dataset, file_counts, other_files, summary
-from dsu.dataset_check.rules import FEW
+from dsu.data.datasets import Paths, find_dataset
+from dsu.data.inspection import inspect
+from dsu.dataset_check import Finding, check_dataset, file_counts, other_files, summary
+from dsu.dataset_check.rules import FEW, SEVERITIES
 from dsu.dataset_check.sheet import draw_sheet
 from dsu.errors import UsageError
 

@@ -12,8 +12,9 @@ from own_folder import SIZE, Mask, boxed, check, finding, photo, write
 from PIL import Image
 from rubbish import ODD, UNREADABLE
 
-from dsu.data.datasets import Paths, find_dataset, inspect
+from dsu.data.datasets import Paths, find_dataset
 from dsu.data.images import resize_mask
+from dsu.data.inspection import inspect
 from dsu.data.masks import MaskFormat, object_boxes
 from dsu.dataset_check import file_counts, summary
 from dsu.dataset_check.reading import measure

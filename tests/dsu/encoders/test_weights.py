@@ -12,14 +12,8 @@ from torch import Tensor
 
 from dsu.config import DinoSpec, DSUNetConfig, HieraSpec
 from dsu.encoders.frozen import build_dino, build_hiera
-from dsu.encoders.weights import (
-    EncoderWeights,
-    MissingWeightsError,
-    load_dino,
-    load_hiera,
-    read_checkpoint,
-    weights_digest,
-)
+from dsu.encoders.sources import MissingWeightsError
+from dsu.encoders.weights import EncoderWeights, load_dino, load_hiera, read_checkpoint, weights_digest
 from dsu.errors import DsuError, UsageError
 
 HIERA = HieraSpec(name="custom", embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=())

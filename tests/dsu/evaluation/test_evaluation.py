@@ -19,7 +19,8 @@ from dsu.data.datasets import Paths
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Pair
 from dsu.errors import DsuError, UsageError
-from dsu.evaluation.evaluate import METRICS, Evaluation, PredictionPair, evaluate, match, truths_in
+from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate, match, truths_in
+from dsu.metrics.figures import METRICS
 
 Grey = NDArray[np.uint8]
 

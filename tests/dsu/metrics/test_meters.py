@@ -10,7 +10,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dsu.evaluation.evaluate import METRICS, Evaluation, PredictionPair, evaluate
+from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate
+from dsu.metrics.figures import METRICS
 from dsu.metrics.image_level import ImageLevel, auroc
 from dsu.metrics.meters import Meters, Totals
 

@@ -15,9 +15,9 @@ from evaluations import ODD_NAMES, draw_evaluation
 from PIL import Image
 
 from dsu.errors import UsageError
-from dsu.evaluation.evaluate import METRICS, Evaluation
+from dsu.evaluation.evaluate import Evaluation
 from dsu.evaluation.thresholds import Thresholds
-from dsu.metrics.figures import PER_IMAGE, SPOILT, metric_of
+from dsu.metrics.figures import METRICS, PER_IMAGE, SPOILT, metric_of
 from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import IMAGES, ablations, published
 from dsu.metrics.thresholds import AtThreshold

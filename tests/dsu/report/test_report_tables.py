@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from evaluations import draw_evaluation
 
-from dsu.evaluation.evaluate import METRICS, Evaluation
-from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, OBJECT
+from dsu.evaluation.evaluate import Evaluation
+from dsu.metrics.figures import FIGURES, IMAGE_LEVEL, METRICS, OBJECT
 from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.paper import IMAGES, published
 from dsu.report.tables import as_csv, as_json, as_latex, as_markdown, as_per_image, compare
