@@ -425,7 +425,7 @@ def _format_of(out: Path | None) -> str:
 def _check_files(asked_for: Mapping[str, Path]) -> None:
     """Check that each file can be written, and that none would overwrite another one, an image or a run's files."""
     from dsu.data.images import IMAGE_SUFFIXES
-    from dsu.data.pairing import RECORD_FILE
+    from dsu.data.pairing import PREDICTIONS_FILE
     from dsu.heads.head_file import HEAD_FILE
 
     options_of: dict[str, str] = {}
@@ -434,7 +434,7 @@ def _check_files(asked_for: Mapping[str, Path]) -> None:
         other = options_of.setdefault(os.path.realpath(path), option)
         if other != option:
             raise UsageError(f"{other} and {option} both name {path}: give each its own file.")
-        belongs = path.name == RECORD_FILE or (path.parent / HEAD_FILE).exists()
+        belongs = path.name == PREDICTIONS_FILE or (path.parent / HEAD_FILE).exists()
         if path.exists() and (belongs or path.suffix.lower() in IMAGE_SUFFIXES):
             kept = "a file of a run" if belongs else "an image"
             raise UsageError(f"{option} {path} would overwrite {kept}: give another name.")

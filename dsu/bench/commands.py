@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dsu.batches import Batch
-from dsu.bench.machine import disk_rate, file_sizes, images, ratio, seconds_of, take_turns
+from dsu.bench.machine import data_sizes, disk_rate, images, ratio, seconds_of, take_turns
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import Paths, SourceFolder, find_dataset
 from dsu.data.images import read_mask
@@ -159,7 +159,7 @@ def measure_stages(network: DSUNet, runtime: Runtime, count: int, below: Path, p
                     weights=EncoderWeights(),
                 )
                 seconds = seconds_of(partial(extract, plan, computed_by, runtime, progress))
-                return plan.encodings, plan.encodings / seconds, file_sizes(plan.store)
+                return plan.encodings, plan.encodings / seconds, data_sizes(plan.store)
 
         mixes = []
         for features, alone in bare.items():

@@ -26,7 +26,7 @@ from dsu.features.stores import FeatureStore
 from dsu.network.resume import feature_block, feature_shape
 from dsu.progress import SILENT, Progress
 from dsu.runtime import Runtime
-from dsu_cache import Entry, Fingerprint, Store
+from dsu_cache import Entry, Fingerprint, Store, file_sizes
 
 CPU: Final = torch.device("cpu")
 
@@ -190,7 +190,7 @@ def random_store(config: DSUNetConfig, below: Path, samples: int, progress: Prog
                 seconds += seconds_of(partial(_write, store, name, values))
                 total += values.nbytes
                 task.advance()
-        yield RandomStore(store, plain, names, total / seconds, disk_rate(file_sizes(store), below))
+        yield RandomStore(store, plain, names, total / seconds, disk_rate(data_sizes(store), below))
 
 
 def _write(store: FeatureStore, name: str, values: NDArray[np.generic]) -> None:
@@ -241,9 +241,9 @@ def disk_rate(sizes: Sequence[int], below: Path) -> float:
     return statistics.median(rates)
 
 
-def file_sizes(store: Store) -> list[int]:
+def data_sizes(store: Store) -> list[int]:
     """The size of each of a store's data files, in bytes."""
-    return [path.stat().st_size for path in store.path.glob("*/c/**/*") if path.is_file()]
+    return [size for place, size in file_sizes(store.path).items() if "/c/" in place]
 
 
 # ---- reading the store ----

@@ -21,9 +21,8 @@ from dsu.features.maintenance import describe_stores
 from dsu.features.stores import FeatureStore, sample_key
 from dsu.progress import SILENT, Progress
 from dsu.runtime import PeakMemory
-from dsu_cache import Entry, Fingerprint
+from dsu_cache import Entry, Fingerprint, file_sizes
 from dsu_cache.arrays import Commit, ShardId, save_commits
-from dsu_cache.files import file_sizes
 
 COUNTS: Final = (10_000, 100_000, 1_000_000)
 ADDED: Final = 1000

@@ -37,7 +37,7 @@ _SIDE_ENDING: Final = re.compile(r"(?<=.)_0000$")
 """The first channel of an image, in nnU-Net's numbering."""
 RUN_FILES: Final = ("settings.yaml", "run.json")
 """Files that identify a training run's folder, whose images belong to no data set."""
-RECORD_FILE: Final = "predictions.json"
+PREDICTIONS_FILE: Final = "predictions.json"
 """Next to the sets' folders: which head made the predictions, how, and where their ground truth is."""
 _SYSTEM_FOLDERS: Final = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that archivers, network drives and operating systems create."""
@@ -434,7 +434,7 @@ def _first_name(files: Sequence[Path], folder: Path) -> str:
 def written_below(files: Iterable[Path]) -> set[str]:
     """Those of these files that a record lists as predictions: real paths."""
     written = set()
-    for record in (path for path in files if path.name == RECORD_FILE):
+    for record in (path for path in files if path.name == PREDICTIONS_FILE):
         with suppress(
             OSError, ValueError, KeyError, TypeError, AttributeError, DsuError
         ):  # another program's, or damaged

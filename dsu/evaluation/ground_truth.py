@@ -19,13 +19,13 @@ from dsu.data.images import (
     printable,
 )
 from dsu.data.masks import MaskFormat
-from dsu.data.pairing import RECORD_FILE, Pair, named_images, pair_files, subfolders, unwrapped
+from dsu.data.pairing import PREDICTIONS_FILE, Pair, named_images, pair_files, subfolders, unwrapped
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError, UsageError
 from dsu.evaluation.evaluate import Evaluation, PredictionPair, evaluate, match, truths_in
 from dsu.heads.head_file import HEAD_FILE, RUNS, head_sha256, runs_with
 from dsu.metrics.figures import RANDOM
-from dsu.prediction.record import FIGURE_FILES, LOCK_FILE, check_noted, unreadable_record
+from dsu.prediction.record import FIGURE_FILES, PREDICTIONS_LOCK, check_noted, unreadable_record
 from dsu.prediction.targets import VALIDATION
 from dsu.progress import SILENT, Progress, counted, few
 from dsu_cache import holder
@@ -160,7 +160,7 @@ def _name_and_folder(text: str) -> tuple[str, Path]:
 
 def _predictions_of(folder: Path) -> Path:
     inner = folder / "predictions"
-    return inner if inner.is_dir() and not (folder / RECORD_FILE).exists() else folder
+    return inner if inner.is_dir() and not (folder / PREDICTIONS_FILE).exists() else folder
 
 
 def _run_name(predictions: Path) -> str:
@@ -174,7 +174,7 @@ def _newest_predictions(with_truth: bool) -> Path:
     Raises `UsageError` if there is none, if another run was trained since, or if only older predictions have a known
     ground truth: an older run's scores must not pass for those of the newest.
     """
-    found = sorted(RUNS.glob(f"*/predictions/{RECORD_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = sorted(RUNS.glob(f"*/predictions/{PREDICTIONS_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not found:
         raise UsageError(f"There are no predictions below {RUNS}/: run `dsu predict`, or give --predictions DIR.")
     newest, *older = (record.parent for record in found)
@@ -260,7 +260,7 @@ def find_evaluation_sets(
     if not predictions.is_dir():
         raise UsageError(f"There is no folder of predictions at {predictions}: give --predictions DIR.")
     for folder in (predictions, predictions.parent):
-        if by := holder(folder / LOCK_FILE):
+        if by := holder(folder / PREDICTIONS_LOCK):
             raise UsageError(f"{by} is predicting into {folder}: wait until it ends.")
     record = read_record(predictions)
     if truth is not None:
@@ -387,7 +387,7 @@ def _check_head(predictions: Path) -> None:
     """Raise `UsageError` if a run's predictions are from an earlier head."""
     head = predictions.parent / HEAD_FILE
     try:
-        made_by = json.loads((predictions / RECORD_FILE).read_text())["head_sha256"]
+        made_by = json.loads((predictions / PREDICTIONS_FILE).read_text())["head_sha256"]
     except (OSError, ValueError, KeyError, TypeError):  # another method's maps; `read_record` reports a damaged record
         return
     if head.is_file() and made_by != head_sha256(head):
@@ -523,7 +523,7 @@ def _truths(name: str, predictions: Path, record: dict[str, Any], paths: Paths) 
 def read_record(predictions: Path) -> dict[str, Any]:
     """The entry of each set in the record of `dsu predict`; empty for other folders."""
     try:
-        content = json.loads((predictions / RECORD_FILE).read_text())
+        content = json.loads((predictions / PREDICTIONS_FILE).read_text())
         sets, kind = dict(content["sets"]), content["kind"]
         for how in sets.values():
             if how["source"] is not None:
@@ -533,9 +533,9 @@ def read_record(predictions: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise DsuError(unreadable_record(predictions / RECORD_FILE, error)) from error
+        raise DsuError(unreadable_record(predictions / PREDICTIONS_FILE, error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DsuError(f"{predictions / RECORD_FILE} is damaged: predict again, or give --truth DIR.") from error
+        raise DsuError(f"{predictions / PREDICTIONS_FILE} is damaged: predict again, or give --truth DIR.") from error
     if kind != "mask":
         raise UsageError(f"{predictions} contains {kind} images, not masks: predict without --kind into another --out.")
     return sets

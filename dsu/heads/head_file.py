@@ -28,7 +28,7 @@ RUNS: Final = Path("runs")
 HEAD_FILE: Final = "head.safetensors"
 STATE_FILE: Final = "checkpoint.pt"
 """The checkpoint for resuming; without a head next to it, the run has not finished."""
-LOCK_FILE: Final = "run.lock"
+RUN_LOCK: Final = "run.lock"
 """Locked by the process that trains the run, and released however that process ends."""
 CONFIG_FILE: Final = "config.json"
 """Next to an exported head; run folders have none."""
@@ -268,7 +268,7 @@ def is_finished(folder: Path) -> bool:
 
 def _training_process(folder: Path) -> str | None:
     """Who is training a run (process, host, start, command); None if nobody is."""
-    return holder(folder / LOCK_FILE)
+    return holder(folder / RUN_LOCK)
 
 
 def stopped_runs() -> list[Path]:

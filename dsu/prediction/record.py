@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dsu.data.images import UnreadableImage, file_bytes_and_time, file_sha256, or_unreadable
-from dsu.data.pairing import RECORD_FILE
+from dsu.data.pairing import PREDICTIONS_FILE
 from dsu.data.tiles import image_name
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
@@ -25,7 +25,7 @@ from dsu.progress import SILENT, Progress, in_threads
 from dsu.settings import PredictionSettings
 from dsu_cache import locked
 
-LOCK_FILE: Final = ".predictions.lock"
+PREDICTIONS_LOCK: Final = ".predictions.lock"
 _RECORD_LOCK: Final = ".predictions.record.lock"
 
 _SHOWN_FROM: Final = 5000
@@ -51,7 +51,7 @@ def open_record(out: Path, head: Path, info: HeadInfo, settings: PredictionSetti
         # Overlays and cutouts depend on a threshold even if none was given.
         "threshold": settings.threshold if settings.kind == "mask" else decided_by(settings, info),
     }
-    path, damaged = out / RECORD_FILE, False
+    path, damaged = out / PREDICTIONS_FILE, False
     if not path.exists():
         return {**record, "sets": {}}
     try:
@@ -181,7 +181,7 @@ def note_job(
 
 
 def _write_record(out: Path, record: Mapping[str, Any]) -> None:
-    atomic_write(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
+    atomic_write(out / PREDICTIONS_FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def trained_on_marker(
@@ -202,8 +202,10 @@ def trained_on_marker(
         with ExitStack() as held:
             held.enter_context(lock)  # two threads decode batches
             if world.connected:
-                held.enter_context(locked(out / _RECORD_LOCK, f"{out / RECORD_FILE} is being written", patience=60))
-                record.update(json.loads((out / RECORD_FILE).read_text()))
+                held.enter_context(
+                    locked(out / _RECORD_LOCK, f"{out / PREDICTIONS_FILE} is being written", patience=60)
+                )
+                record.update(json.loads((out / PREDICTIONS_FILE).read_text()))
             how = record["sets"][name]
             if known.difference(how["trained_on"]):
                 how["trained_on"] = sorted(known.union(how["trained_on"]))

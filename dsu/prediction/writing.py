@@ -21,7 +21,7 @@ from dsu.files import atomic_write, make_folder
 from dsu.heads.head_file import HeadInfo
 from dsu.pictures import cutout, overlay
 from dsu.prediction.record import (
-    LOCK_FILE,
+    PREDICTIONS_LOCK,
     Remaining,
     Seen,
     file_in,
@@ -146,7 +146,7 @@ def write_jobs(
     with ExitStack() as held:
         if world.is_main:
             make_folder(out)
-            held.enter_context(locked(out / LOCK_FILE, f"{out} is being predicted into"))
+            held.enter_context(locked(out / PREDICTIONS_LOCK, f"{out} is being predicted into"))
         work = list(zip(jobs, world.broadcast_object(look), strict=True))
         try:
             for job, remaining in work:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from safetensors import safe_open
 
-from dsu.data.pairing import RECORD_FILE
+from dsu.data.pairing import PREDICTIONS_FILE
 from dsu.encoders.sources import Source, published_source
 from dsu.errors import DsuError, UsageError
 from dsu.heads.head_file import HEAD_FILE, RUNS, HeadInfo, head_sha256, read_head_info
@@ -104,7 +104,7 @@ class HeadFacts:
         """
         folder = self.path.parent / "predictions"
         try:
-            record = json.loads((folder / RECORD_FILE).read_text())
+            record = json.loads((folder / PREDICTIONS_FILE).read_text())
             metrics = json.loads((folder / "metrics.json").read_text())
             own = record["head_sha256"] == head_sha256(self.path)
             soft = record["kind"] == "mask" and record["threshold"] is None
@@ -124,7 +124,7 @@ class HeadFacts:
         """
         folder = self.path.parent / "predictions"
         try:
-            record = json.loads((folder / RECORD_FILE).read_text())
+            record = json.loads((folder / PREDICTIONS_FILE).read_text())
             found = json.loads((folder / THRESHOLDS_FILE).read_text())
             if self.info.threshold is None or record["head_sha256"] != head_sha256(self.path):
                 return []

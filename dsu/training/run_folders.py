@@ -15,7 +15,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.files import atomic_write, make_folder, sweep
 from dsu.heads.head_file import (
     HEAD_FILE,
-    LOCK_FILE,
+    RUN_LOCK,
     RUNS,
     STATE_FILE,
     image_digits,
@@ -29,7 +29,7 @@ from dsu.settings import TrainingSettings
 from dsu.settings_file import read_settings
 from dsu_cache import locked
 
-SETTINGS_FILE, RECORD_FILE = RUN_FILES
+SETTINGS_FILE, RUN_FILE = RUN_FILES
 """The run's settings, and its training data (see `RunRecord`)."""
 LAST_FILE: Final = "last.safetensors"
 BEST_FILE: Final = "best.safetensors"
@@ -39,7 +39,7 @@ PREVIOUS: Final = "previous"
 
 _STATE_FILES: Final = (METRICS_FILE, BEST_FILE, LAST_FILE, HEAD_FILE, STATE_FILE)
 """Files of a run that has saved any training state."""
-_TRAINING_FILES: Final = (RECORD_FILE, SETTINGS_FILE, "curves.png", "sheets", *_STATE_FILES)
+_TRAINING_FILES: Final = (RUN_FILE, SETTINGS_FILE, "curves.png", "sheets", *_STATE_FILES)
 """Files and folders that training writes."""
 _ALL_FILES: Final = ("tracking", "predictions", *_TRAINING_FILES)
 """A run's own files and folders; all others are the user's. They are moved in this order: those that identify a run are
@@ -80,20 +80,20 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record into a run's folder. Raises as `atomic_write`."""
-        atomic_write(folder / RECORD_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        atomic_write(folder / RUN_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
         """Read the record of a run. Raises `DsuError` if it can't be read."""
         try:
-            content = json.loads((folder / RECORD_FILE).read_text())
+            content = json.loads((folder / RUN_FILE).read_text())
             samples = {name: tuple(one) for name, one in content["samples"].items()}
             return cls(
                 dict(content["encoders"]), dict(content["masks"]), content["start"], samples, content.get("groups", ())
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DsuError(
-                f"{folder} has no readable {RECORD_FILE}, the record of its training data: start the run again."
+                f"{folder} has no readable {RUN_FILE}, the record of its training data: start the run again."
             ) from error
 
     def differences(self, now: "RunRecord") -> list[str]:
@@ -142,7 +142,7 @@ def lock_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
         out = numbered = _make_numbered(name)
     make_folder(out)
     try:
-        with locked(out / LOCK_FILE, f"{out} is being trained") as held:
+        with locked(out / RUN_LOCK, f"{out} is being trained") as held:
             sweep(out)
             _check_foreign_files(out)
             if has_state(out):
@@ -155,7 +155,7 @@ def lock_new_run(out: Path | None, name: str, *, overwrite: bool) -> Iterator[tu
                 _set_aside(out)
             yield out, held
     finally:
-        if numbered is not None and {path.name for path in numbered.iterdir()} <= {LOCK_FILE}:
+        if numbered is not None and {path.name for path in numbered.iterdir()} <= {RUN_LOCK}:
             rmtree(numbered)
 
 
@@ -168,7 +168,7 @@ def lock_old_run(folder: Path) -> Iterator[Callable[[], bool]]:
     """
     if not has_state(folder) and not (folder / SETTINGS_FILE).exists():
         raise UsageError(f"There is no run in {folder} to resume: omit --resume.")
-    with locked(folder / LOCK_FILE, f"{folder} is being trained") as held:
+    with locked(folder / RUN_LOCK, f"{folder} is being trained") as held:
         sweep(folder)
         yield held
 
@@ -195,9 +195,9 @@ def _make_numbered(name: str) -> Path:
 def _check_foreign_files(out: Path) -> None:
     """Raise `UsageError` if training would replace files that belong to no run: runs always have a record."""
     foreign = [name for name in _TRAINING_FILES if (out / name).exists()]
-    if foreign and not (out / RECORD_FILE).exists():
+    if foreign and not (out / RUN_FILE).exists():
         raise UsageError(
-            f"{out} contains {few(foreign)}, which training would replace, but no {RECORD_FILE}, so they belong to "
+            f"{out} contains {few(foreign)}, which training would replace, but no {RUN_FILE}, so they belong to "
             "no run: give the run its own folder with --out."
         )
 
@@ -296,7 +296,7 @@ def _check_result(folder: Path, settings: TrainingSettings) -> None:
         other.append("other images")
     if other:
         raise UsageError(
-            f"{folder / HEAD_FILE} belongs to another run than {SETTINGS_FILE} and {RECORD_FILE} next to it "
+            f"{folder / HEAD_FILE} belongs to another run than {SETTINGS_FILE} and {RUN_FILE} next to it "
             f"({'; '.join(other)}): remove it and restore the run's own head with `dsu train-head --resume --out "
             f"{folder}`."
         )

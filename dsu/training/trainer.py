@@ -22,7 +22,7 @@ from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
 from dsu.files import atomic_write
 from dsu.graphs import GraphRunner, Outputs
-from dsu.heads.head_file import HEAD_FILE, LOCK_FILE, STATE_FILE, HeadInfo, read_head_info, save_head
+from dsu.heads.head_file import HEAD_FILE, RUN_LOCK, STATE_FILE, HeadInfo, read_head_info, save_head
 from dsu.loss import SegmentationLoss, precise
 from dsu.network.network import DSUNet
 from dsu.network.norms import shared_batch
@@ -425,7 +425,7 @@ class Trainer:
         """Raise `DsuError` if the folder was renamed or its lock removed, since another run may be using it now."""
         if not self.holds():
             raise DsuError(
-                f"{self.out} no longer belongs to this run: the folder, or {LOCK_FILE} in it, was renamed or "
+                f"{self.out} no longer belongs to this run: the folder, or {RUN_LOCK} in it, was renamed or "
                 "removed, so nothing more is written there; resume from the last checkpoint with `dsu train-head "
                 f"--resume --out FOLDER`, once no other command trains in it."
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsu.data.datasets import Paths, find_dataset, find_samples, masks_below, test_splits
-from dsu.data.pairing import RECORD_FILE, find_images, named_images, pair_files, pair_names, unwrapped
+from dsu.data.pairing import PREDICTIONS_FILE, find_images, named_images, pair_files, pair_names, unwrapped
 from dsu.errors import DsuError, UsageError, did_you_mean
 from dsu.evaluation.evaluate import PredictionPair, evaluate, truths_in
 from dsu.evaluation.ground_truth import NoKnownTruth, find_evaluation_sets, read_record
@@ -117,7 +117,7 @@ def choose_worst(
 def used_random_encoders(predictions: Path) -> bool:
     """Whether a run folder's predictions were made with random encoders, which a figure should say."""
     head = predictions.parent / HEAD_FILE
-    if (predictions / RECORD_FILE).is_file() and head.is_file():
+    if (predictions / PREDICTIONS_FILE).is_file() and head.is_file():
         with suppress(DsuError):  # of a damaged head: its predictions can still be shown
             return read_head_info(head).random
     return False
@@ -127,7 +127,7 @@ def _find_sets(
     source: str | None, predictions: Mapping[str, Path], truth: Path | None, paths: Paths, lacking: Counter[str]
 ) -> dict[str, list[ComparedImage]]:
     """Images and ground truths of each set, without predictions."""
-    recorded = next(((name, path) for name, path in predictions.items() if (path / RECORD_FILE).is_file()), None)
+    recorded = next(((name, path) for name, path in predictions.items() if (path / PREDICTIONS_FILE).is_file()), None)
     if source is None and truth is not None:
         raise UsageError(f"--truth {truth} needs a folder of images: give that, too.")
     if source is not None and truth is not None:
