@@ -193,7 +193,7 @@ def open_image(image: Any, depth: tuple[float, float] | None = None) -> Image.Im
         ModelError: it can't be read as an image.
     """
     if isinstance(image, np.ndarray):
-        image = _image_from_array(image)
+        image = image_from_array(image)
     try:
         if isinstance(image, Image.Image):
             return to_rgb(ImageOps.exif_transpose(image), depth)
@@ -223,17 +223,26 @@ def to_rgb(image: Image.Image, depth: tuple[float, float] | None = None) -> Imag
     return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
 
 
-def _image_from_array(pixels: NDArray[Any]) -> Image.Image:
+def image_from_array(pixels: NDArray[Any]) -> Image.Image:
+    """A PIL image of an array of pixels, see `open_image`. Raises `ModelError` for any other array."""
     if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
-        raise ModelError(f"An array of shape {pixels.shape} is not an image: give (H, W), (H, W, C) or (C, H, W).")
-    if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
+        raise ModelError(
+            f"An array of shape {pixels.shape} is not an image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 "
+            "channels."
+        )
+    if pixels.dtype.kind == "f":
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # written so that NaN is refused too
+            raise ModelError(
+                f"Float pixels must be from 0 to 1, and these range from {pixels.min():g} to {pixels.max():g}: scale "
+                "them, or give uint8."
+            )
         pixels = (pixels * 255).round().astype(np.uint8)
     elif pixels.dtype == np.uint16:
         pixels = (pixels * (255 / WHITE_16)).round().astype(np.uint8)
     elif pixels.dtype != np.uint8:
-        raise ModelError(f"Pixels of type {pixels.dtype} can't be read: give uint8, uint16, or floats from 0 to 1.")
+        raise ModelError(f"Pixels of type {pixels.dtype} have no known range: give uint8, uint16 or floats.")
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
 
 

@@ -22,7 +22,6 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from dsu.config import DSUNetConfig, config_of
 from dsu.data.images import (
-    WHITE_16,
     Box,
     Depth,
     mask_box,
@@ -37,6 +36,7 @@ from dsu.data.images import (
 from dsu.data.masks import MaskFormat
 from dsu.data.views import hashed_share
 from dsu.errors import DsuError, UsageError
+from dsu.runner import ModelError, image_from_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,6 @@ _MIN_CROP_SIDE: Final = 0.5
 _MAX_COLOUR_CHANGE: Final = 0.3
 _CROP_CANDIDATES: Final = 8
 _FOREGROUND: Final = 128
-_CHANNELS: Final = (1, 3, 4)
 
 ImageLike: TypeAlias = "Image.Image | NDArray[Any] | Tensor | str | Path"
 """A PIL image, a file, or an array or tensor of pixels; see `open_image`."""
@@ -71,9 +70,12 @@ def open_image(image: ImageLike, depth: Depth | None = None) -> Image.Image:
             raise UsageError(f"{printable(Path(image))} is a folder: give its images, or use `dsu predict`.")
         return read_image(Path(image), depth=depth)
     if _is_tensor(image):
-        image = _picture(image.detach().float().cpu().numpy() if image.is_floating_point() else image.cpu().numpy())
-    elif isinstance(image, np.ndarray):
-        image = _picture(image)
+        image = (image.detach().float() if image.is_floating_point() else image).cpu().numpy()
+    if isinstance(image, np.ndarray):
+        try:
+            image = image_from_array(image)
+        except ModelError as error:
+            raise UsageError(str(error)) from error
     if not isinstance(image, Image.Image):
         raise UsageError(
             f"A {type(image).__name__} is not an image: give a path, a PIL image, or an array or tensor of pixels."
@@ -85,30 +87,6 @@ def _is_tensor(image: object) -> "TypeGuard[Tensor]":
     """Without importing torch: a caller with a tensor has already imported it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(image, torch.Tensor)
-
-
-def _picture(pixels: NDArray[Any]) -> Image.Image:
-    """An array of pixels as a PIL image."""
-    if pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
-        pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS):
-        raise UsageError(
-            f"An array of shape {pixels.shape} is not an image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 "
-            f"channels."
-        )
-    if pixels.dtype.kind == "f":
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # written so that NaN is refused too
-            raise UsageError(
-                f"Float pixels must be from 0 to 1, and these range from {pixels.min():g} to {pixels.max():g}: scale "
-                "them, "
-                f"or give uint8."
-            )
-        pixels = (pixels * 255).round().astype(np.uint8)
-    elif pixels.dtype == np.uint16:
-        pixels = (pixels * (255 / WHITE_16)).round().astype(np.uint8)
-    elif pixels.dtype != np.uint8:
-        raise UsageError(f"Pixels of type {pixels.dtype} have no known range: give uint8, uint16 or floats.")
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels)
 
 
 def as_images(images: "ImageLike | Sequence[ImageLike]") -> Sequence[ImageLike]:
