@@ -175,9 +175,10 @@ def write_mask(
     row = verdict_of(row, target.image, mask, job.threshold)
     if row.problem:
         return row
-    style = OutputStyle(settings.kind, settings.threshold, job.threshold, job.normalization, job.depth)
     try:
-        content = style.png(target.image, mask)
+        content = png_of(
+            target.image, mask, settings.kind, settings.threshold, job.threshold, job.normalization, job.depth
+        )
     except UnreadableImage as error:
         return replace(row, verdict="no mask", problem=str(error))
     atomic_write(target.output, content)
@@ -194,42 +195,42 @@ def verdict_of(row: VerdictRow, image: Path, mask: NDArray[np.float32], threshol
     return replace(row, problem=problem)
 
 
-@dataclass(frozen=True)
-class OutputStyle:
-    """How masks are written.
+def png_of(
+    image: Path,
+    mask: NDArray[np.float32],
+    kind: PredictionKind,
+    binarize_at: float | None,
+    threshold: float,
+    normalization: Normalization = "none",
+    depth: Depth | None = None,
+    data: bytes | None = None,
+) -> bytes:
+    """The PNG for an image and its mask.
 
-    Attributes:
+    Args:
+        image, data: the image's file, and its bytes if they were read.
+        mask: (H, W), which is overwritten.
         kind: mask, overlay or cutout.
         binarize_at: threshold for black and white masks; None keeps them soft.
         threshold: above which overlays and cutouts show soft masks.
         normalization: see `Normalization`.
         depth: black and white point of images with more than 8 bits.
+
+    Raises `UnreadableImage` if the image is needed and can't be read.
     """
-
-    kind: PredictionKind
-    binarize_at: float | None
-    threshold: float
-    normalization: Normalization = "none"
-    depth: Depth | None = None
-
-    def png(self, image: Path, mask: NDArray[np.float32], data: bytes | None = None) -> bytes:
-        """The PNG for an image (its file, or the file's bytes) and its mask (H, W), which is overwritten.
-
-        Raises `UnreadableImage` if the image is needed and can't be read.
-        """
-        grey = _grey(stretch(mask) if self.normalization == "minmax" else mask)
-        if self.binarize_at is not None:
-            grey = np.where(grey >= level_of(self.binarize_at), np.uint8(255), np.uint8(0))
-        threshold = self.threshold if self.binarize_at is None else DEFAULT_THRESHOLD  # between black and white
-        if self.kind == "overlay":
-            picture = overlay(read_image(image, data, self.depth), grey, threshold)
-        elif self.kind == "cutout":
-            picture = cutout(read_rgba(image, data, self.depth), grey, threshold)
-        else:
-            picture = Image.fromarray(grey)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", compress_level=3)
-        return buffer.getvalue()
+    grey = _grey(stretch(mask) if normalization == "minmax" else mask)
+    if binarize_at is not None:
+        grey = np.where(grey >= level_of(binarize_at), np.uint8(255), np.uint8(0))
+        threshold = DEFAULT_THRESHOLD  # between black and white
+    if kind == "overlay":
+        picture = overlay(read_image(image, data, depth), grey, threshold)
+    elif kind == "cutout":
+        picture = cutout(read_rgba(image, data, depth), grey, threshold)
+    else:
+        picture = Image.fromarray(grey)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
 
 
 def _grey(mask: NDArray[np.float32]) -> NDArray[np.uint8]:

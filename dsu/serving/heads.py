@@ -21,7 +21,7 @@ from dsu.prediction.exported import ExportedSegmenter
 from dsu.prediction.segmenter import Segmenter
 from dsu.prediction.targets import decided_by
 from dsu.prediction.verdicts import VerdictRow
-from dsu.prediction.writing import OutputStyle, verdict_of
+from dsu.prediction.writing import png_of, verdict_of
 from dsu.progress import SILENT, Progress
 from dsu.serving.uploads import Upload
 from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings
@@ -92,7 +92,7 @@ class ServedHead:
         cut = None if request.kind == "map" else self.cut if request.threshold is None else request.threshold
         kind = "mask" if request.kind == "map" else request.kind
         try:
-            return OutputStyle(kind, cut, threshold, depth=self.segmenter.depth).png(image, found, request.image.data)
+            return png_of(image, found, kind, cut, threshold, depth=self.segmenter.depth, data=request.image.data)
         except UnreadableImage as error:
             return error
 
