@@ -212,15 +212,19 @@ def by_kind(named: Iterable[tuple[str, T]]) -> dict[T, list[str]]:
     return kinds
 
 
+def figures_of(found: Evaluation) -> dict[str, float]:
+    """All defined scores of an evaluation by their names in `FIGURES`, unrounded."""
+    restricted = {over_objects(metric): figure for metric, figure in found.object_metrics.items()}
+    return found.metrics | restricted | found.image_level.figures()
+
+
 def _images_of(found: Evaluation) -> frozenset[str]:
     """The images of an evaluation."""
     return frozenset(one.name for one in found.pairs)
 
 
 def _line(run: str, name: str, found: Evaluation) -> Line:
-    restricted = {over_objects(metric): figure for metric, figure in found.object_metrics.items()}
-    figures = found.metrics | restricted | found.image_level.figures()
-    return Line(run, figures, found, remark=incomparable(name, found.images, minmax=found.normalize))
+    return Line(run, figures_of(found), found, remark=incomparable(name, found.images, minmax=found.normalize))
 
 
 # ---- as text ----

@@ -15,7 +15,7 @@ from dsu.files import atomic_write
 from dsu.heads.head_file import HEAD_FILE, head_sha256, is_finished
 from dsu.metrics.figures import PER_IMAGE, over_objects
 from dsu.metrics.image_level import ImageLevel
-from dsu.report.tables import compare
+from dsu.report.tables import figures_of
 from dsu.training.run_folders import METRICS_FILE, has_state
 
 if TYPE_CHECKING:
@@ -77,11 +77,8 @@ class Result:
 
 def result_of_set(found: Evaluation) -> SetResult:
     """The scores that `dsu eval` prints, unrounded."""
-    [comparison] = compare({"": {"": found}}, None)
-    [line] = comparison.lines
-    return SetResult(
-        dict(line.figures), found.images, line.without_object, dict(found.conventions), list(found.per_image)
-    )
+    without_object, conventions = found.image_level.without_object, dict(found.conventions)
+    return SetResult(figures_of(found), found.images, without_object, conventions, list(found.per_image))
 
 
 def write_result(folder: Path, result: Result) -> None:
