@@ -142,14 +142,17 @@ class Model:
 
     def logits(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
         """(B, S, S) logits of RGB images at the network's input size."""
-        given = {
+        return self.run(self.inputs(pictures))[:, 0]
+
+    def inputs(self, pictures: Sequence[Image.Image]) -> dict[str, NDArray[np.uint8]]:
+        """The network's inputs for RGB images: (B, side, side, 3) uint8 for each of `sizes`."""
+        return {
             name: np.stack([np.asarray(one.resize((side, side), Image.Resampling.BILINEAR)) for one in pictures])
             for name, side in self.sizes.items()
         }
-        return self.run(given)[:, 0]
 
     def run(self, given: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(B, 1, S, S) logits from the network's inputs: (B, side, side, 3) uint8 for each of `sizes`."""
+        """(B, 1, S, S) logits from `inputs`."""
         return np.asarray(self._session.run(["logits"], given)[0])
 
     def cut(self, mask: NDArray[np.float32]) -> NDArray[np.float32]:

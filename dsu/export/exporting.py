@@ -41,7 +41,6 @@ from dsu.export.graph import (
     input_sizes,
     loss_of,
     masks_of,
-    network_inputs,
     quiet_libraries,
     write_graph,
 )
@@ -121,12 +120,11 @@ def export_model(
     state, info = load_head(head)
     network = load_network(state, info, EncoderWeights(weights.hiera, weights.dino, info.random_weights)).eval()
     network.encoder_batch_size = None  # suits a CPU; a GPU's blocks of eight would be padded for one image
-    sizes, threads = input_sizes(info.config), torch.get_num_threads()
-    given = network_inputs(sizes, pictures)
+    threads = torch.get_num_threads()
     facts = {
         **_facts(info, network.encoder_digests, licence),
         "head_sha256": head_sha256(head),
-        "sizes": sizes,
+        "sizes": input_sizes(info.config),
         "threshold": threshold,
         "precision": precision,
     }
@@ -139,6 +137,7 @@ def export_model(
         _write_metadata(made, facts, info)
         progress.say("checking it against torch")
         floating = Model(made, "cpu", threads)
+        given = floating.inputs(pictures)
         agreement = compare(network, floating, given)
         if agreement.fault:
             raise DsuError(f"{out} is not written, since {agreement.fault}: this is a bug in dsu, please report it.")
@@ -149,7 +148,7 @@ def export_model(
             progress.say(f"converting it to {precision} and measuring the loss")
             if precision == "int8":
                 found = images_to_check(calibrate, CALIBRATED) if calibrate else []
-                calibration = [network_inputs(sizes, [picture]) for picture in found]
+                calibration = [floating.inputs([picture]) for picture in found]
                 loss, kept = _quantize(made, lower, floating, given, calibration, threads)
             else:
                 _halve(made, lower)

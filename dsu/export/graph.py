@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dsu.config import DSUNetConfig
 from dsu.data.datasets import masks_below
-from dsu.data.images import UnreadableImage, or_unreadable, read_image, resize_image
+from dsu.data.images import UnreadableImage, or_unreadable, read_image
 from dsu.data.pairing import find_images
 from dsu.data.synthetic import draw_sample
 from dsu.errors import DsuError, UsageError
@@ -173,25 +173,14 @@ def images_to_check(folder: Path | None, count: int = sum(BATCHES)) -> list[Imag
     return [found[index % len(found)] for index in range(count)]
 
 
-def network_inputs(sizes: dict[str, int], pictures: Sequence[Image.Image]) -> Arrays:
-    """The network's inputs for some images: (B, side, side, 3) uint8 by input name."""
-    return {name: np.stack([resize_image(one, side) for one in pictures]) for name, side in sizes.items()}
-
-
-def through_torch(network: DSUNet) -> Callable[[Arrays], NDArray[np.float32]]:
-    """The network as `Segmenter` runs it: encoders in blocks of a fixed number of images."""
+def compare(network: DSUNet, model: Model, given: Arrays) -> Agreement:
+    """Run the same images through both, in batches of `BATCHES`. Raises `DsuError` if the model can't run them."""
 
     @torch.no_grad()
-    def run(given: Arrays) -> NDArray[np.float32]:
+    def reference(given: Arrays) -> NDArray[np.float32]:
         values = [torch.from_numpy(one).permute(0, 3, 1, 2) for one in given.values()]
         return network(*values, start_feature="pixels").logits.numpy()  # type: ignore[no-any-return]
 
-    return run
-
-
-def compare(network: DSUNet, model: Model, given: Arrays) -> Agreement:
-    """Run the same images through both, in batches of `BATCHES`. Raises `DsuError` if the model can't run them."""
-    reference = through_torch(network)
     a, b = (
         np.concatenate([run(batch) for batch in _batches(given)]) for run in (reference, partial(_run_batch, model))
     )

@@ -23,7 +23,7 @@ from dsu.data.tiles import Tiling
 from dsu.errors import DsuError, UsageError
 from dsu.export import exporting, graph
 from dsu.export.exporting import export_model
-from dsu.export.graph import BATCHES, TRACED, compare, images_to_check, network_inputs
+from dsu.export.graph import BATCHES, TRACED, compare, images_to_check
 from dsu.heads.head_file import HEAD_FILE, HeadInfo, load_head, save_head
 from dsu.prediction.exported import ExportedSegmenter
 from dsu.runner import Model, ModelError
@@ -92,7 +92,7 @@ def test_attention_is_fused(exported: Export) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 4, TRACED])
 def test_logits_do_not_depend_on_the_batch_size(exported: Export, batch: int) -> None:
     model = Model(exported.model, "cpu")
-    given = network_inputs(model.sizes, images_to_check(None, batch))
+    given = model.inputs(images_to_check(None, batch))
     together = model.run(given)
     assert together.shape == (batch, 1, 128, 128)
     alone = [model.run({name: values[index : index + 1] for name, values in given.items()}) for index in range(batch)]
@@ -142,7 +142,7 @@ def test_a_model_with_other_weights_is_detected(exported: Export) -> None:
         weight += 0.02
     try:
         model = Model(exported.model, "cpu")
-        found = compare(exported.network, model, network_inputs(model.sizes, images_to_check(None)))
+        found = compare(exported.network, model, model.inputs(images_to_check(None)))
         assert found.fault is not None and "standard deviations" in found.fault
     finally:
         with torch.no_grad():
@@ -165,7 +165,7 @@ def test_a_frozen_batch_size_is_detected(exported: Export, monkeypatch: pytest.M
     monkeypatch.setattr(
         model, "run", lambda given: np.repeat(run({n: v[:1] for n, v in given.items()}), len(given["pixels"]), 0)
     )
-    found = compare(exported.network, model, network_inputs(model.sizes, images_to_check(None)))
+    found = compare(exported.network, model, model.inputs(images_to_check(None)))
     assert found.fault is not None
 
 
