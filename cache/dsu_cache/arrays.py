@@ -37,6 +37,7 @@ from dsu_cache.files import (
     read_record,
     replace_record,
     replacing,
+    sha256,
     size_of,
     sync,
     write_metadata,
@@ -126,13 +127,6 @@ class Commit:
     def fits(self, file: Path) -> bool:
         """Whether `file` exists and has its size: a fast check that detects interrupted copies."""
         return size_of(file) == self.nbytes
-
-    def matches(self, file: Path) -> bool:
-        """Whether `file` contains exactly the committed bytes; reads all of them."""
-        if not self.fits(file):
-            return False
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == self.sha256
 
 
 class StoredArray:
@@ -244,7 +238,7 @@ class StoredArray:
         """Return the verified bytes of a committed shard. Raises `CorruptError` if they have changed or are missing."""
         file, commit = self.file(shard), self.commit(shard)
         content = file.read_bytes() if commit is not None and commit.fits(file) else b""
-        if commit is None or hashlib.sha256(content).hexdigest() != commit.sha256:
+        if commit is None or sha256(content) != commit.sha256:
             raise CorruptError(f"{file} does not contain the bytes that were written")
         return content
 
@@ -278,7 +272,10 @@ class StoredArray:
 
     def is_intact(self, shard: ShardId, commit: Commit) -> bool:
         """Whether a shard's data is exactly what was committed; reads all of it."""
-        return commit.matches(self.file(shard))
+        if not commit.fits(self.file(shard)):
+            return False
+        with self.file(shard).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == commit.sha256
 
     def committed(self) -> dict[ShardId, Commit]:
         """Return the commits of all shards with intact markers."""
@@ -375,9 +372,9 @@ def _load_commits(path: Path, rows_per_shard: int) -> dict[ShardId, Commit]:
     columns = load_tables(path)["commits"]
     found = {}
     fields = (columns[name].values() for name in ("view", "shard", "rows", "nbytes", "sha256"))
-    for view, shard, rows, nbytes, sha256 in zip(*fields, strict=True):
+    for view, shard, rows, nbytes, digest in zip(*fields, strict=True):
         first = shard * rows_per_shard
-        found[ShardId(view, shard)] = Commit([first + row for row in rows], nbytes, sha256)
+        found[ShardId(view, shard)] = Commit([first + row for row in rows], nbytes, digest)
     return found
 
 

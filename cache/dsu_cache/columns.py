@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy as safetensors
 
-from dsu_cache.files import CorruptError, canonical, replacing
+from dsu_cache.files import CorruptError, canonical, replacing, sha256
 
 Indices: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice
 
@@ -162,7 +162,7 @@ def save_tables(folder: Path, tables: Mapping[str, Table]) -> Path:
             if least.texts is not None:
                 arrays[f"{_TEXTS_PREFIX}{place}/{name}"] = np.frombuffer(least.texts, np.uint8)
     content = safetensors.save(arrays)
-    path = folder / f"{hashlib.sha256(content).hexdigest()}{COLUMNS}"
+    path = folder / f"{sha256(content)}{COLUMNS}"
     with replacing(path) as file:
         file.write(content)
     return path

@@ -86,11 +86,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Replace a small file by a copy of another, unless they are equal already."""
-    content = source.read_bytes()
-    if not target.is_file() or target.read_bytes() != content:
-        with replacing(target) as file:
+def write_changed(path: Path, content: bytes) -> None:
+    """Replace a small file atomically, unless it has this content already."""
+    if not path.is_file() or path.read_bytes() != content:
+        with replacing(path) as file:
             file.write(content)
 
 
@@ -152,6 +151,11 @@ def file_sizes(folder: Path | str, known: Mapping[str, str] = MappingProxyType({
     return found
 
 
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of `content` in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 # -- records -----------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +202,7 @@ def parse_record(content: bytes) -> Any:
 
 
 def _checksum(body: bytes) -> bytes:
-    return b"sha256:" + _digest(body) + b"\n"
+    return f"sha256:{sha256(body)}\n".encode()
 
 
 # -- Zarr's metadata ---------------------------------------------------------------------------------------------
@@ -214,11 +218,7 @@ def write_metadata(folder: Path, document: Mapping[str, Any]) -> None:
     # The last attribute, so that the seal can be found from the end, whatever the others contain.
     unsealed = {**document, "attributes": {**document["attributes"], "seal": ""}}
     before, key, after = json.dumps(unsealed, indent=2, allow_nan=False).encode().rpartition(_SEAL)
-    path, content = folder / METADATA, before + key + _digest(before + key + after) + after
-    if path.is_file() and path.read_bytes() == content:
-        return
-    with replacing(path) as file:
-        file.write(content)
+    write_changed(folder / METADATA, before + key + sha256(before + key + after).encode() + after)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -233,12 +233,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CorruptError(f"{path} is missing") from None
     before, key, after = content.rpartition(_SEAL)
-    if after[:_DIGITS] != _digest(before + key + after[_DIGITS:]):
+    if after[:_DIGITS] != sha256(before + key + after[_DIGITS:]).encode():
         raise CorruptError(f"{path} is damaged (its bytes do not match their checksum)")
     document: dict[str, Any] = json.loads(content)
     del document["attributes"]["seal"]
     return document
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()

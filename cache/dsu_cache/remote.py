@@ -15,7 +15,6 @@ shards. Shards that are read are downloaded once, verified, and shared by all pr
 limit, single chunks are read from S3.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -41,8 +40,9 @@ from dsu_cache.files import (
     parse_record,
     read_record,
     record_bytes,
-    replacing,
+    sha256,
     sync,
+    write_changed,
 )
 from dsu_cache.locks import creating, locked
 from dsu_cache.storage import SCHEME, Bucket, ListedObject
@@ -143,7 +143,7 @@ def keep_beside(path: Path) -> None:
     content, before = path.read_bytes(), fetched.read_bytes() if fetched.exists() else None
     if not Bucket(url).put_if_unchanged(path.name, content, before):
         raise CacheError(f"{url}/{path.name} was changed by another run at the same time: run the same command again")
-    _write(fetched, content)
+    write_changed(fetched, content)
 
 
 def _fetch_side_file(bucket: Bucket, root: Path, key: str) -> None:
@@ -151,8 +151,8 @@ def _fetch_side_file(bucket: Bucket, root: Path, key: str) -> None:
         content = bucket.get(key)
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path.with_name(f".{path.name}.fetched"), content)
-        _write(path, content)
+        write_changed(path.with_name(f".{path.name}.fetched"), content)
+        write_changed(path, content)
 
 
 # -- one store ---------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Remote:
                 continue
             self.number, self._record, self._damage = newest, record, reason
             if not reason:
-                _write(state, record_bytes({"number": newest, "tag": tags[newest], "record": record}))
+                write_changed(state, record_bytes({"number": newest, "tag": tags[newest], "record": record}))
             return
         raise CorruptError(f"{self.url} contains no intact manifest ({reason}): create the store again")
 
@@ -260,20 +260,20 @@ class Remote:
         manifest = self.folder / "manifest"
         for one in record["segments"]:
             name = f"{one['sha256']}{COLUMNS}"
-            if not (manifest / name).is_file() or _sha256((manifest / name).read_bytes()) != one["sha256"]:
+            if not (manifest / name).is_file() or sha256((manifest / name).read_bytes()) != one["sha256"]:
                 content = self.bucket.get(f"manifest/{name}")
-                if _sha256(content) != one["sha256"]:
+                if sha256(content) != one["sha256"]:
                     raise CorruptError(f"{self.url}/manifest/{name} is damaged (its bytes do not match their checksum)")
-                _write(manifest / name, content)
+                write_changed(manifest / name, content)
         arrays = record["metadata"].keys() - {"", *RESERVED}
         for gone in {path.parent.name for path in self.folder.glob(f"*/{METADATA}")} - arrays - set(RESERVED):
             shutil.rmtree(self.folder / gone, ignore_errors=True)
         for name, text in sorted(record["metadata"].items(), reverse=True):  # the store's own last
             (self.folder / name).mkdir(exist_ok=True)
             (self.folder / "commits" / (name if name in arrays else "")).mkdir(exist_ok=True)
-            _write(self.folder / name / METADATA, text.encode())
+            write_changed(self.folder / name / METADATA, text.encode())
         path = manifest / f"{number:08d}.json"
-        _write(path, record_bytes({"segments": record["segments"], "next_row": record["next_row"]}))
+        write_changed(path, record_bytes({"segments": record["segments"], "next_row": record["next_row"]}))
         for other in manifest.glob("*.json"):
             if other not in (path, manifest / METADATA):
                 other.unlink(missing_ok=True)
@@ -345,7 +345,7 @@ class Remote:
     def prefix(self, info: ArrayInfo) -> str:
         """The prefix of an array's shards."""
         made_of = [self._record["id"], info.item_shape, info.dtype.str, info.views, vars(info.fingerprint)]
-        return f"{info.name}/{_sha256(json.dumps(made_of, sort_keys=True).encode())[:16]}/"
+        return f"{info.name}/{sha256(json.dumps(made_of, sort_keys=True).encode())[:16]}/"
 
     def shards(self, info: ArrayInfo, rows_per_shard: int) -> dict[ShardId, Commit]:
         """The listed shards of an array. If a shard has several objects, all valid, the one with the most rows is
@@ -393,7 +393,7 @@ class Remote:
         for one in record["segments"]:
             key = f"manifest/{one['sha256']}{COLUMNS}"
             with suppress(FileNotFoundError):
-                if _sha256(self.bucket.get(key)) == one["sha256"]:
+                if sha256(self.bucket.get(key)) == one["sha256"]:
                     continue
             yield key, "is damaged or lost"
 
@@ -419,7 +419,7 @@ class RemoteArray(StoredArray):
     def write(self, shard: ShardId, rows: Rows, values: npt.NDArray[Any]) -> None:
         """See `StoredArray.write`. A different object that another process wrote meanwhile becomes an orphan."""
         content = b"".join(encode(rows, values, self.rows_per_shard, self._codec))
-        self.restore(shard, Commit(rows.tolist(), len(content), _sha256(content)), content)
+        self.restore(shard, Commit(rows.tolist(), len(content), sha256(content)), content)
 
     def restore(self, shard: ShardId, commit: Commit, content: bytes) -> None:
         """See `StoredArray.restore`."""
@@ -434,7 +434,7 @@ class RemoteArray(StoredArray):
             content = self.remote.bucket.get(self.key(shard))
         except FileNotFoundError as error:
             raise CorruptError(f"{error}.") from None
-        if _sha256(content) != commit.sha256:
+        if sha256(content) != commit.sha256:
             raise CorruptError(f"{where} does not contain the bytes that were written.")
         return content
 
@@ -467,9 +467,10 @@ class RemoteArray(StoredArray):
     def is_intact(self, shard: ShardId, commit: Commit) -> bool:
         """See `StoredArray.is_intact`."""
         try:
-            return _sha256(self.content(shard)) == commit.sha256
+            self.content(shard)
         except CorruptError:
             return False
+        return True
 
     def committed(self) -> dict[ShardId, Commit]:
         """See `StoredArray.committed`."""
@@ -602,7 +603,7 @@ class Pool:
                 if not commit.fits(path):
                     if not self._has_room(commit.nbytes):
                         return None
-                    _write(path, fetch())
+                    write_changed(path, fetch())
         with suppress(OSError):
             os.utime(path)
         return path
@@ -622,13 +623,3 @@ def _is_safe_name(name: str) -> bool:
 
 def _generation(number: int) -> str:
     return f"manifest/{number:08d}.json"
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != content:
-        with replacing(path) as file:
-            file.write(content)

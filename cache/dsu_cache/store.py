@@ -28,11 +28,11 @@ from dsu_cache.files import (
     CacheError,
     CorruptError,
     clear,
-    copy_file,
     group,
     read_metadata,
     remove_strays,
     sync,
+    write_changed,
     write_metadata,
 )
 from dsu_cache.fingerprints import FieldDifference, Fingerprint, StaleError
@@ -201,12 +201,12 @@ class Store:
                 for folder in (self.path / "commits" / name, self.path / name):
                     folder.mkdir(exist_ok=True)
                     sync(folder.parent)
-                copy_file(source.path / name / METADATA, self.path / name / METADATA)
+                write_changed(self.path / name / METADATA, (source.path / name / METADATA).read_bytes())
             for array in self._arrays.values():
                 array.grow(source.manifest.next_row)
             if self.manifest != source.manifest:
                 save_manifest(self.path / "manifest", source.manifest, self.manifest)
-            copy_file(source.path / METADATA, self.path / METADATA)
+            write_changed(self.path / METADATA, (source.path / METADATA).read_bytes())
 
         self._publish(change)
         self.attributes = source.attributes
