@@ -9,7 +9,7 @@ from support import TINY
 from dsu.data.views import ALL_FLIPS, UNFLIPPED
 from dsu.errors import DsuError
 from dsu.features.samples import FeatureDataset
-from dsu.features.stores import find_store
+from dsu.features.stores import find_training_store
 from dsu_cache import CacheError
 
 __all__ = ["LOCKS", "READS", "Cached", "complaint", "data_files", "flip", "shard"]
@@ -62,7 +62,7 @@ def data_files(root: Path) -> dict[str, tuple[int, bytes]]:
 
 def read_as_training_does(cached: Cached) -> None:
     """Find the store, compare it with the images and read every sample in every view, as training does."""
-    store = find_store(cached.root, str(cached.images), ("train", "all"))
+    store = find_training_store(cached.root, str(cached.images))
     if not set(READS) <= store.available(UNFLIPPED) or "V" not in store.available(ALL_FLIPS):
         raise DsuError("not complete: training starts from another point, or not at all")
     if store.missing("mask", [0]):

@@ -29,7 +29,7 @@ from dsu.encoders.sources import MissingWeightsError
 from dsu.encoders.weights import load_encoders
 from dsu.errors import DsuError, UsageError
 from dsu.features.samples import writing
-from dsu.features.stores import FeatureStore, find_stores, fingerprint, sample_key, store_path
+from dsu.features.stores import FeatureStore, find_stores, fingerprints, sample_key, store_path
 from dsu.files import make_folder
 from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet, default_encoder_batch_size
@@ -292,16 +292,7 @@ def plan_extraction(
     store = FeatureStore.open(path) if Store.exists(path) else None
     if store is not None:
         _check_owner(store, source)
-    inspection = inspect(
-        split,
-        store.metadata if store else None,
-        progress,
-        foreground=settings.foreground or (store.source.foreground if store else None),
-        depth=settings.range or (store.source.parsed_depth if store else None),
-    )
-    if not inspection.facts:
-        broken = "".join(f" ({path}: {reason})" for path, reason, _ in inspection.undecodable[:1])
-        raise DsuError(f"{split.name} has no readable image{broken}: nothing to store.")
+    inspection = _inspect(split, store, settings, progress)
     entries = {name: Entry(sample_key(facts), facts.to_json()) for name, facts in inspection.facts.items()}
     attributes: dict[str, Any] = {
         "source": vars(
@@ -323,32 +314,21 @@ def plan_extraction(
     encoder_batch_size = settings.encoder_batch_size or begun_with
     # A launcher may give each process one thread, and the number of threads may affect the last bits of a feature.
     with computing_threads(store.threads if runtime.device.type == "cpu" else None):
-        wanted = {
-            name: fingerprint(
-                name,
-                config,
-                mask_format=inspection.mask_format,
-                depth=inspection.depth,
-                feature_dtype=settings.feature_dtype,
-                runtime=runtime,
-                digests=digests,
-                encoder_batch_size=encoder_batch_size,
-            )
-            for name in ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.features))
-        }
+        wanted = fingerprints(
+            ("pixels", *(["mask"] if split.masks else []), *dict.fromkeys(settings.features)),
+            config,
+            mask_format=inspection.mask_format,
+            depth=inspection.depth,
+            feature_dtype=settings.feature_dtype,
+            runtime=runtime,
+            digests=digests,
+            encoder_batch_size=encoder_batch_size,
+        )
     try:
         with store.lock():
             drift = _reconcile(store, wanted, rebuild=settings.rebuild)
             store.set_attributes(attributes)
-            gone = sorted(store.manifest.entries.keys() - entries.keys())
-            if gone:
-                progress.say(
-                    f"{split.name}: {counted(len(gone), 'samples')} of the store no longer exist ({few(gone)}); "
-                    "their features are kept in case they return."
-                )
-            manifest = store.manifest.assign(entries, store.rows_per_shard)
-            if manifest != store.manifest:
-                store.set_manifest(manifest)
+            _assign_rows(store, entries, split.name, progress)
             _add_arrays(store, wanted, settings, config)
     except BusyError:
         if part is None or not _is_up_to_date(store, wanted, attributes, entries):
@@ -357,6 +337,21 @@ def plan_extraction(
     kept = {name: _stored_views(settings, name, split.kind, config) for name in wanted}
     plan = ExtractionPlan(split, inspection, store, drift, guide_names(config), encoder_batch_size, kept, {})
     return replace(plan, todo=plan.lacking())
+
+
+def _inspect(split: Split, store: FeatureStore | None, settings: ExtractionSettings, progress: Progress) -> Inspection:
+    """Scan the images, with the scale and foreground of the store unless others are given."""
+    inspection = inspect(
+        split,
+        store.metadata if store else None,
+        progress,
+        foreground=settings.foreground or (store.source.foreground if store else None),
+        depth=settings.range or (store.source.parsed_depth if store else None),
+    )
+    if not inspection.facts:
+        broken = "".join(f" ({path}: {reason})" for path, reason, _ in inspection.undecodable[:1])
+        raise DsuError(f"{split.name} has no readable image{broken}: nothing to store.")
+    return inspection
 
 
 @contextmanager
@@ -429,6 +424,19 @@ def _reconcile(store: FeatureStore, wanted: Mapping[str, Fingerprint], *, rebuil
         "Run again with --rebuild to recompute these arrays, or give another --cache-root to keep both.",
     )
     return tuple(map(str, drift))
+
+
+def _assign_rows(store: FeatureStore, entries: Mapping[str, Entry], split: str, progress: Progress) -> None:
+    """Give each new sample a row; the rows of samples that no longer exist are kept."""
+    gone = sorted(store.manifest.entries.keys() - entries.keys())
+    if gone:
+        progress.say(
+            f"{split}: {counted(len(gone), 'samples')} of the store no longer exist ({few(gone)}); "
+            "their features are kept in case they return."
+        )
+    manifest = store.manifest.assign(entries, store.rows_per_shard)
+    if manifest != store.manifest:
+        store.set_manifest(manifest)
 
 
 def _add_arrays(

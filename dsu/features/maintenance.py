@@ -467,12 +467,18 @@ def push_stores(names: Sequence[str], cache_root: Path, url: str, progress: Prog
 
     Raises `UsageError` for a name without a store, and `CacheError` as `copy_store`.
     """
-    return _copy_all(names, cache_root, mirror_folder(_check_url(url)), progress)
+    root = mirror_folder(_check_url(url))
+    return [_copy(folder, root, progress) for folder in _find_folders(names, cache_root, progress)]
 
 
 def pull_stores(url: str, names: Sequence[str], cache_root: Path, progress: Progress = SILENT) -> list[Copy]:
     """Copy named stores (empty: all) from `s3://bucket/path` to a cache root: see `push_stores`."""
-    return _copy_all(names, mirror_folder(_check_url(url)), cache_root, progress)
+    root = mirror_folder(_check_url(url))
+    folders = _find_folders(names, root, progress)
+    for folder in folders:
+        if root not in folder.parents:
+            raise UsageError(f"{folder} is not a store below {url}: give its split or SPLIT/ENCODERS, or use push.")
+    return [_copy(folder, cache_root, progress) for folder in folders]
 
 
 def _check_url(url: str) -> str:
@@ -481,22 +487,8 @@ def _check_url(url: str) -> str:
     return url
 
 
-def _copy_all(names: Sequence[str], source_root: Path, target_root: Path, progress: Progress) -> list[Copy]:
-    folders: dict[Path, None] = {}
-    for name in names:
-        found = named_folders(source_root, name)
-        if not found:
-            raise UsageError(f"There is no store of {name} below {source_root}: see `dsu cache list`.")
-        folders |= dict.fromkeys(found)
-    if not names:
-        folders = dict.fromkeys(store_folders(source_root))
-        if not folders:
-            progress.say(f"There are no stores below {source_root}.")
-    return [_copy(folder, target_root / folder.parent.name / folder.name, progress) for folder in folders]
-
-
-def _copy(source: Path, target: Path, progress: Progress) -> Copy:
-    counted = [0, 0]
+def _copy(source: Path, target_root: Path, progress: Progress) -> Copy:
+    counted, target = [0, 0], target_root.joinpath(*Path(os.path.abspath(source)).parts[-2:])
     with ExitStack() as stack:
 
         def before(shards: int, nbytes: int) -> Callable[[int], None]:

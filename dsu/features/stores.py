@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from dsu.errors import DsuError, UsageError
 from dsu.network.resume import ResumePoint, guide_names
 from dsu.progress import SILENT, Progress, few
 from dsu.runtime import Runtime, processor_name
-from dsu_cache import CacheError, CorruptError, Fingerprint, RemoteError, Store, is_store
+from dsu_cache import CacheError, CorruptError, Fingerprint, RemoteError, Store, folder_of, is_store
 
 _T = TypeVar("_T")
 
@@ -203,20 +203,16 @@ class FeatureStore(Store):
         """
         config, known = self.config, {**self.encoders, **digests}
         mask_format = self.mask_format if "mask" in self.arrays else MaskFormat()
-        wanted = {
-            name: fingerprint(
-                name,
-                config,
-                mask_format=mask_format,
-                depth=self.source.parsed_depth,
-                feature_dtype=feature_dtype,
-                runtime=runtime,
-                digests=known,
-                encoder_batch_size=self.encoder_batch_size or 0,
-            )
-            for name in (*point.features, "mask")
-            if name in self.arrays
-        }
+        wanted = fingerprints(
+            [name for name in (*point.features, "mask") if name in self.arrays],
+            config,
+            mask_format=mask_format,
+            depth=self.source.parsed_depth,
+            feature_dtype=feature_dtype,
+            runtime=runtime,
+            digests=known,
+            encoder_batch_size=self.encoder_batch_size or 0,
+        )
         drift = self.check(wanted, f"Run {self.command('--rebuild')}, or run with the store's settings.")
         return known, tuple(map(str, drift))
 
@@ -263,8 +259,8 @@ def _relative(folder: Path, error: CorruptError) -> str:
 # -- validity of arrays -------------------------------------------------------------------
 
 
-def fingerprint(
-    name: str,
+def fingerprints(
+    names: Iterable[str],
     config: DSUNetConfig,
     *,
     mask_format: MaskFormat,
@@ -273,46 +269,45 @@ def fingerprint(
     runtime: Runtime,
     digests: Mapping[str, str],
     encoder_batch_size: int,
-) -> Fingerprint:
-    """What array `name` is made from.
+) -> dict[str, Fingerprint]:
+    """What the named arrays are made from.
 
-    `fields` decide whether it may be used; `recorded` (library versions and the machine) only causes warnings.
+    `fields` decide whether an array may be used; `recorded` (library versions and the machine) only causes warnings.
     """
     extra: dict[str, Any] = {"cached augmentations": RECIPE}
-    if depth is not None and name != "mask":
-        extra["black and white"] = list(depth)
-    if name == "pixels":
-        return Fingerprint(
-            {"size": config.hiera_size, "resize": "PIL bilinear", "mode": "RGB", **extra}, library_versions()
-        )
-    if name == "mask":
-        return Fingerprint(
-            {
+    scaled = extra if depth is None else {**extra, "black and white": list(depth)}
+    found = {}
+    for name in names:
+        if name == "pixels":
+            fields = {"size": config.hiera_size, "resize": "PIL bilinear", "mode": "RGB", **scaled}
+        elif name == "mask":
+            fields = {
                 "size": config.hiera_size,
                 "resize": "PIL bicubic",
                 "turned": "with its image",
                 "alpha": "is the mask where it varies",
                 "mask_format": mask_format.to_json(),
                 **extra,
-            },
-            library_versions(),
-        )
-    is_map = name in guide_names(config)
-    fields: dict[str, Any] = {
-        "encoder": (config.dino if is_map else config.hiera).model_dump(mode="json", exclude={"name"}),
-        "weights": digests["dino" if is_map else "hiera"],
-        "input size": config.dino_size if is_map else config.hiera_size,
-        "resize": "PIL bilinear",
-        "normalisation": "ImageNet",
-        "precision": runtime.precision,
-        "type": feature_dtype,
-        "feature": name,
-        "encoder batch size": encoder_batch_size,
-        **extra,
-    }
-    if name == "V":
-        fields |= {"grid": config.level_grid(4), "grid resize": "bilinear, two products"}
-    return Fingerprint(fields, {**library_versions(), **_machine_facts(runtime)})
+            }
+        else:
+            is_map = name in guide_names(config)
+            fields = {
+                "encoder": (config.dino if is_map else config.hiera).model_dump(mode="json", exclude={"name"}),
+                "weights": digests["dino" if is_map else "hiera"],
+                "input size": config.dino_size if is_map else config.hiera_size,
+                "resize": "PIL bilinear",
+                "normalisation": "ImageNet",
+                "precision": runtime.precision,
+                "type": feature_dtype,
+                "feature": name,
+                "encoder batch size": encoder_batch_size,
+                **scaled,
+            }
+        if name == "V":
+            fields |= {"grid": config.level_grid(4), "grid resize": "bilinear, two products"}
+        machine = {} if name in FLIPPED_WHEN_READ else _machine_facts(runtime)
+        found[name] = Fingerprint(fields, {**library_versions(), **machine})
+    return found
 
 
 def _machine_facts(runtime: Runtime) -> dict[str, str | int]:
@@ -344,22 +339,21 @@ def store_folders(cache_root: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def find_store(
+def find_training_store(
     cache_root: Path,
     name: str | None,
-    kinds: Sequence[str],
     encoders: str | None = None,
     tiling: Tiling | None = None,
     progress: Progress = SILENT,
 ) -> FeatureStore:
-    """The newest store of a data set's split of one of `kinds`; with `name` None, of any data set, whose name is
-    printed.
+    """The newest store of a data set's split that has images for training; with `name` None, of any data set, whose
+    name is printed.
 
     `name` is a data set, a split or a folder; `encoders` selects a pair of encoders, `tiling` a tiling (None: whole
     images are preferred). Stores with masks are preferred. Raises `UsageError` with the command to run if there is
     none, and `DsuError` if there is a damaged one.
     """
-    found = [store for store in find_stores(cache_root, name, encoders) if store.source.kind in kinds]
+    found = [store for store in find_stores(cache_root, name, encoders) if store.source.kind in ("train", "all")]
     fit = [store for store in found if tiling in (None, store.source.tiling)]
     for store in sorted(fit, key=lambda store: ("mask" not in store.arrays, store.source.tiling is not None)):
         store.ensure_readable()
@@ -373,13 +367,12 @@ def find_store(
     for folder in store_folders(cache_root) if name is None else ():
         if encoders in (None, folder.name):
             FeatureStore.open(folder)  # A damaged store is the likely reason, and opening it reports that.
-    what = "training features" if "train" in kinds else "features"
     of = f" of {name}" if name else ""
     made_with = (f" made with {encoders}" if encoders else "") + (f" of tiles {tiling}" if tiling else "")
     likewise = " with the same options of network and tiles" if encoders or tiling else ""
     raise UsageError(
-        f"There are no {what}{of}{made_with} below {cache_root}: run `dsu cache-features {name or 'NAME|FOLDER'}` "
-        f"first{likewise}."
+        f"There are no training features{of}{made_with} below {cache_root}: run `dsu cache-features "
+        f"{name or 'NAME|FOLDER'}` first{likewise}."
     )
 
 
@@ -406,9 +399,9 @@ def find_stores(cache_root: Path, name: str | None, encoders: str | None) -> lis
 def named_folders(cache_root: Path, name: str) -> list[Path]:
     """The folders of the stores that a user may mean, including damaged ones.
 
-    As `find_stores` finds them, or by a store's folder, its split's folder or `SPLIT/ENCODERS`.
+    As `find_stores` finds them, or by a store's folder or URL, its split's folder or `SPLIT/ENCODERS`.
     """
-    given, word = os.path.abspath(Path(name).expanduser()), _normalise_name(name.rstrip("/"))
+    given, word = os.path.abspath(folder_of(name).expanduser()), _normalise_name(name.rstrip("/"))
 
     def is_meant(folder: Path) -> bool:
         words = map(_normalise_name, (folder.parent.name, f"{folder.parent.name}/{folder.name}"))

@@ -15,7 +15,7 @@ from dsu.data.pairing import Split
 from dsu.data.splitting import assign_shares, fold_weights
 from dsu.data.views import view_index
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import FeatureStore, find_store
+from dsu.features.stores import FeatureStore, find_training_store
 from dsu.heads.head_file import is_finished
 from dsu.network.resume import item_bytes, resume_point
 from dsu.progress import SILENT, Progress
@@ -271,7 +271,7 @@ def _find_store(settings: TrainingSettings, cache_root: Path, progress: Progress
     if settings.end_to_end:
         raise UsageError("A study needs one store, and end_to_end uses none: omit it.")
     encoders = requested_encoders(settings)
-    return find_store(cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
+    return find_training_store(cache_root, settings.dataset, encoders, settings.tiling, progress)
 
 
 def _test_splits(source: SourceFolder) -> tuple[Split, ...]:

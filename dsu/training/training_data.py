@@ -19,7 +19,7 @@ from dsu.data.pairing import Split
 from dsu.data.splitting import SPLITS_FILE, assign_recorded_shares, fold_weights, share_weights
 from dsu.data.tiles import Tiling, image_name
 from dsu.errors import DsuError, UsageError
-from dsu.features.stores import FeatureStore, find_store
+from dsu.features.stores import FeatureStore, find_training_store
 from dsu.network.resume import ResumePoint
 from dsu.progress import Progress, counted, few
 from dsu.settings import NetworkSettings, TrainingSettings
@@ -90,10 +90,8 @@ class TrainingData:
 
     def _thumbnails(self, live: bool, progress: Progress) -> dict[str, Thumbnail]:
         """A small grey copy of each image, by its hash."""
-        samples, names = (
-            self.samples(sorted(self.facts), ResumePoint("pixels", 0, (), ()), live=live),
-            sorted(self.facts),
-        )
+        names = sorted(self.facts)
+        samples = self.samples(names, ResumePoint("pixels", 0, (), ()), live=live)
         sizes: dict[str, tuple[int, int]] = {}
         for fact in self.facts.values():
             ends, least = fact.box[2:] if fact.box else fact.size, sizes.get(fact.image_sha256, (0, 0))
@@ -217,7 +215,7 @@ def find_training_data(settings: TrainingSettings, paths: Paths, progress: Progr
     """
     encoders = requested_encoders(settings)
     try:
-        store = find_store(paths.cache_root, settings.dataset, ("train", "all"), encoders, settings.tiling, progress)
+        store = find_training_store(paths.cache_root, settings.dataset, encoders, settings.tiling, progress)
     except UsageError:
         if not settings.end_to_end or settings.dataset is None:
             raise

@@ -88,6 +88,20 @@ def test_a_second_push_copies_only_new_shards(dsu: Dsu, s3: Server, drawn: Path)
     assert zarr("pulled") == zarr("features")
 
 
+def test_pushes_and_pulls_take_stores_by_their_folders(dsu: Dsu, s3: Server, drawn: Path) -> None:
+    dsu("cache-features", drawn, *TINY, "--features", "V", "--quiet")
+    [train] = Path("features").glob("shapes-TR/*/")
+    test = Path("features/shapes-TE", train.name)
+    dsu("cache", "push", test, ROOT)  # below the cache root
+    dsu("cache", "push", train, ROOT, "--cache-root", "elsewhere")  # outside of it
+    dsu("cache", "pull", ROOT, "--cache-root", "pulled")
+    assert zarr("pulled") == zarr("features")
+    dsu("cache", "pull", ROOT, f"{ROOT}/shapes-TE/{train.name}", "--cache-root", "one")
+    assert zarr("one") == {name: content for name, content in zarr("features").items() if name.startswith("shapes-TE/")}
+    output = dsu("cache", "pull", ROOT, train, "--cache-root", "elsewhere", exit_code=2).output
+    assert f"{train} is not a store below {ROOT}" in output and not Path("elsewhere").exists()
+
+
 def test_recorded_splits_are_used_on_another_machine(
     dsu: Dsu, s3: Server, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from dsu.data.views import Views, view_index
 from dsu.equivalence import check_equivalence
 from dsu.errors import DsuError, UsageError
 from dsu.features.extraction import cache_features
-from dsu.features.stores import find_store
+from dsu.features.stores import find_training_store
 from dsu.heads.head_file import HEAD_FILE
 from dsu.progress import SILENT
 from dsu.settings import EncoderWeights, ExtractionSettings, TrainingSettings
@@ -82,7 +82,7 @@ def test_augmented_views_are_exact_from_every_resume_point(features: Path, drawn
 
 
 def test_augmentations_are_applied_before_resizing(features: Path, drawn: Path) -> None:
-    store = find_store(features, str(drawn / "train"), ("all", "train"))
+    store = find_training_store(features, str(drawn / "train"))
     split = store.source.find()
     assert split is not None and store.source.tiling is None
     pair = split.pairs[2]
