@@ -23,13 +23,12 @@ from dsu.heads.head_file import (
 from dsu.hub import is_hub_name
 from dsu.prediction.targets import prepare_jobs
 from dsu.progress import SILENT, Progress
-from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings, Settings, TrainingSettings
+from dsu.settings import EncoderWeights, PredictionSettings, RuntimeSettings, Settings, TrainingSettings, WeightsOf
 from dsu.settings_file import read_settings
 from dsu_cache import mirror_folder
 
 if TYPE_CHECKING:
     from dsu.evaluation.evaluate import Evaluation
-    from dsu.network.pretrained import WeightsOf
     from dsu.prediction.writing import Outcome
     from dsu.runtime import Runtime
     from dsu.training.trainer import Trainer
@@ -43,7 +42,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    encoder_weights: "WeightsOf" = "official",
+    encoder_weights: WeightsOf = "official",
     data_root: str | Path = "data",
     cache_root: str | Path = "features",
     images: str | None = None,
@@ -68,14 +67,13 @@ def train(
 
     Raises `DsuError` if the run can't be trained with these arguments, and `UsageError` for an unknown setting.
     """
-    from dsu.network.pretrained import encoder_weights_of
     from dsu.training.runs import open_run
 
     given = {"dataset": None if dataset is None else str(dataset), **settings}
     with open_run(
         _read(given, TrainingSettings)[0],
         paths=Paths(Path(data_root), mirror_folder(cache_root), images, masks),
-        weights=encoder_weights_of(encoder_weights),
+        weights=EncoderWeights.of(encoder_weights),
         out=None if out is None else Path(out),
         resume=resume,
         overwrite=overwrite,
@@ -92,7 +90,7 @@ def predict(
     revision: str | None = None,
     out: str | Path | None = None,
     end_to_end: bool = False,
-    encoder_weights: "WeightsOf" = "official",
+    encoder_weights: WeightsOf = "official",
     data_root: str | Path = "data",
     cache_root: str | Path = "features",
     images: str | None = None,
@@ -119,18 +117,13 @@ def predict(
 
     Raises `DsuError` if prediction is impossible with these arguments, and `UsageError` for an unknown setting.
     """
-    weights = EncoderWeights()
-    if encoder_weights != "official":
-        from dsu.network.pretrained import encoder_weights_of
-
-        weights = encoder_weights_of(encoder_weights)
     prediction_settings, runtime_settings = _read(settings, PredictionSettings, RuntimeSettings)
     return predict_with(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
         head,
         prediction_settings,
         runtime_settings,
-        weights,
+        EncoderWeights.of(encoder_weights),
         Paths(Path(data_root), mirror_folder(cache_root), images, masks),
         revision=revision,
         out=None if out is None else Path(out),

@@ -22,7 +22,7 @@ from dsu.data.images import Depth
 from dsu.data.inspection import SampleMetadata, inspect, unpaired, unreadable
 from dsu.data.masks import MaskFormat
 from dsu.data.pairing import Split
-from dsu.data.tiles import LruCache
+from dsu.data.tiles import cached
 from dsu.data.views import UNFLIPPED, Views, augmentation_of, draw_view
 from dsu.errors import DsuError, UsageError
 from dsu.progress import few
@@ -178,7 +178,7 @@ class _Files:
     def __init__(self, mask_format: MaskFormat, depth: Depth | None) -> None:
         self.pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self.open = partial(open_sample, mask_format=mask_format, depth=depth)
-        self.last_opened = LruCache(self.open)
+        self.last_opened = cached(self.open)
 
 
 class PerProcess(Generic[T]):

@@ -6,6 +6,7 @@ settings file (`dsu.settings_file`) and a row of docs/settings.md. Nothing here 
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
@@ -15,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from dsu.choices import BceKind, FeatureDtype, Normalization, Precision, PredictionKind, RegionKind
 from dsu.config import Ablation, DSUNetConfig, build_config
 from dsu.data.views import ALL_FLIPS, UNFLIPPED, Views
+from dsu.errors import UsageError
 
 if TYPE_CHECKING:
     from dsu.data.tiles import Tiling
@@ -45,6 +47,10 @@ _Views = Annotated[Views, BeforeValidator(Views.parse), PlainSerializer(str)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 
 
+WeightsOf = Literal["official"] | Mapping[str, str | Path] | None
+"""Encoder weights in Python: the published files, files by `hiera` and `dino`, or None for random weights."""
+
+
 @dataclass(frozen=True)
 class EncoderWeights:
     """The source of a run's encoder weights.
@@ -61,6 +67,21 @@ class EncoderWeights:
     dino: Path | None = None
     random: bool = False
     download: bool = True
+
+    @classmethod
+    def of(cls, encoder_weights: WeightsOf) -> "EncoderWeights":
+        """The source that `encoder_weights` names. Raises `UsageError` for any other value."""
+        if encoder_weights is None:
+            return cls(random=True)
+        if encoder_weights == "official":
+            return cls()
+        if isinstance(encoder_weights, Mapping) and set(encoder_weights) <= {"hiera", "dino"}:
+            files = {name: Path(path) for name, path in encoder_weights.items()}
+            return cls(files.get("hiera"), files.get("dino"))
+        raise UsageError(
+            f"encoder_weights can't be {encoder_weights!r}: give 'official', None for random ones, or files by "
+            "'hiera' and 'dino'."
+        )
 
     @property
     def from_files(self) -> frozenset[str]:

@@ -10,13 +10,3 @@ DEFAULT_THRESHOLD: Final = 0.5
 def level_of(threshold: float) -> int:
     """The smallest 8-bit value v with v / 255 >= threshold, for a threshold in [0, 1]."""
     return math.ceil(255 * threshold - 1e-9)
-
-
-def threshold_at(level: int) -> float:
-    """The threshold with the fewest decimals whose `level_of` is this 8-bit value (1 to 255)."""
-    for digits in range(1, 4):
-        scale: int = 10**digits
-        threshold = math.floor(level / 255 * scale) / scale
-        if level_of(threshold) == level:
-            return threshold
-    return level / 255

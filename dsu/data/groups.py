@@ -335,19 +335,18 @@ class Overlaps:
         }
 
 
-def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT, workers: int | None = None) -> Overlaps:
+def find_overlaps(splits: Sequence[Split], progress: Progress = SILENT) -> Overlaps:
     """Compare every image of the training splits with every image of the test splits.
 
     Args:
         splits: of any kinds; those neither for training nor for testing are ignored.
         progress: receives progress.
-        workers: images decoded in parallel; by default one per processor, at most 16.
     """
     read: dict[str, list[ImageSignature]] = {"train": [], "test": []}
     broken: list[str] = []
     for split in (split for split in splits if split.kind in read):
         read_pair = or_unreadable(partial(_signature, split=split.name))
-        found = list(in_threads(read_pair, split.pairs, f"reading {split.name}", progress, workers))
+        found = list(in_threads(read_pair, split.pairs, f"reading {split.name}", progress))
         read[split.kind] += [one for one in found if isinstance(one, ImageSignature)]
         broken += [str(one) for one in found if isinstance(one, UnreadableImage)]
     exact, near = overlapping(read["train"], read["test"])

@@ -226,11 +226,10 @@ class ImageHead:
     pixels_sha256: str = ""
 
 
-def image_head(path: Path, data: bytes | None = None) -> ImageHead:
-    """An image file's header, without its pixels; arguments and errors as in `read_image`."""
-    if data is None:
-        file_bytes_and_time(path)
-    with _opened(path, path if data is None else io.BytesIO(data)) as image:
+def image_head(path: Path) -> ImageHead:
+    """An image file's header, without its pixels; errors as in `read_image`."""
+    file_bytes_and_time(path)
+    with _opened(path, path) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return ImageHead(image.size[::-1] if orientation >= 5 else image.size, orientation)
 

@@ -116,7 +116,6 @@ def inspect(
     split: Split,
     previous: Mapping[str, SampleMetadata] | None = None,
     progress: Progress = SILENT,
-    workers: int | None = None,
     foreground: Sequence[int] | None = None,
     depth: Depth | None = None,
 ) -> Inspection:
@@ -126,7 +125,6 @@ def inspect(
         split: What to read.
         previous: Earlier facts: a sample with the same name, sizes and times is not read again.
         progress: Receives progress.
-        workers: Number of files read in parallel; by default one per processor, at most 16.
         foreground: Foreground values, if the user gave them.
         depth: Black and white point of deep images, if known; else chosen from all of them.
 
@@ -146,7 +144,7 @@ def inspect(
         return same if len(same) == len(pairs) else read_metadata(pairs, opaque=foreground is not None)
 
     label = f"{'comparing' if known else 'reading'} {split.name}"
-    for pairs, found in zip(images, in_threads(examine, images, label, progress, workers), strict=True):
+    for pairs, found in zip(images, in_threads(examine, images, label, progress), strict=True):
         if isinstance(found, UnreadableImage):
             undecodable.append((found.path, found.reason, found.remedy))
         else:

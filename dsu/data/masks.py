@@ -111,15 +111,19 @@ def examine_mask(path: Path, *, opaque: bool = False) -> MaskFacts:
 def check_mask(path: Path, raw: NDArray[Any], kind: MaskKind, *, is_image: bool = False) -> None:
     """Raise `UnreadableImage` if a supposed mask is a photograph, by its raw values (H, W).
 
-    The few most common values of a coloured mask cover most of it. Soft greys may be confidence maps, so they are
+    Soft greys may be confidence maps, so they are
     refused only if the file `is_image`, the mask's own image, and shows something.
     """
-    if kind == "colours":
-        counts = np.unique(raw, return_counts=True)[1]
-        is_image = is_image or bool(np.sort(counts)[-FEW_VALUES:].sum() < raw.size / 2)
-    if is_image and raw.min() != raw.max():
+    if (is_image or (kind == "colours" and is_photograph(raw))) and raw.min() != raw.max():
         way = "give the object's mask, or its values with --foreground"
         raise UnreadableImage(path, "it is a photograph, not a mask", way)
+
+
+def is_photograph(raw: NDArray[Any]) -> bool:
+    """Whether the few most frequent of the raw values (H, W) cover less than half, unlike in any mask, even a soft
+    one."""
+    _, counts = np.unique(raw, return_counts=True)
+    return bool(np.sort(counts)[-FEW_VALUES:].sum() < raw.size / 2)
 
 
 def mask_facts(raw: NDArray[Any], kind: MaskKind, brightest: int) -> MaskFacts:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from dsu.data.images import Box, UnreadableImage, image_head
 from dsu.data.pairing import Pair, Split
@@ -83,22 +83,21 @@ def image_name(tile: str) -> str:
     return tile.rpartition("@")[0]
 
 
-class LruCache(Generic[K, T]):
-    """A small thread-safe cache: an image is decoded once for all its tiles.
+def cached(make: Callable[[K], T], most: int = 2) -> Callable[[K], T]:
+    """A thread-safe `make` that keeps its last results: an image is decoded once for all its tiles.
 
     Args:
-        make: makes the value for a key.
+        make: makes the value for a key; an error is raised at every call.
         most: number of values kept.
     """
+    lock = Lock()
+    # One lock per key, so that other threads wait for a value instead of making it again.
+    entries = lru_cache(most)(lambda key: (Lock(), lru_cache(1)(partial(make, key))))
 
-    def __init__(self, make: Callable[[K], T], most: int = 2) -> None:
-        self._lock = Lock()
-        # One lock per key, so that other threads wait for a value instead of making it again.
-        self._entries = lru_cache(most)(lambda key: (Lock(), lru_cache(1)(partial(make, key))))
-
-    def __call__(self, key: K) -> T:
-        """The value for `key`. Raises what `make` raises."""
-        with self._lock:
-            lock, made = self._entries(key)
+    def value_of(key: K) -> T:
         with lock:
+            key_lock, made = entries(key)
+        with key_lock:
             return made()
+
+    return value_of

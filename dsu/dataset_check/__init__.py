@@ -70,7 +70,6 @@ def check_dataset(
     foreground: Sequence[int] | None = None,
     side: int = 352,
     progress: Progress = SILENT,
-    workers: int | None = None,
 ) -> DatasetCheck:
     """Read every image and mask of a data set and report what will cause problems; writes nothing.
 
@@ -81,7 +80,6 @@ def check_dataset(
         foreground: Raw mask values that are foreground.
         side: The network's input size in pixels (`hiera_size`).
         progress: Receives progress.
-        workers: Number of files read in parallel; by default one per processor, at most 16.
 
     Raises:
         UsageError: There is no such data set, or images and masks can't be told apart.
@@ -89,7 +87,7 @@ def check_dataset(
     checks = list[SplitCheck]()
     for split in find_dataset(name_or_folder, paths):  # training first: its scale of deep images is that of all
         depth = checks[0].depth if checks else None
-        checks.append(read_split(split, side, foreground, depth, progress, workers))
+        checks.append(read_split(split, side, foreground, depth, progress))
     findings = [finding for check in checks for finding in findings_of_split(check, side)]
     train, test = (
         [sample.signature for check in checks if check.split.kind == kind for sample in check.samples]

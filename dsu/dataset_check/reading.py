@@ -218,7 +218,6 @@ def read_split(
     foreground: Sequence[int] | None = None,
     depth: Depth | None = None,
     progress: Progress = SILENT,
-    workers: int | None = None,
 ) -> SplitCheck:
     """Read every image and mask of a split, one per thread at a time.
 
@@ -229,14 +228,13 @@ def read_split(
         depth: Black and white point of images with more than 8 bits, if known; else chosen from all of them, which are
             then read again.
         progress: Receives progress.
-        workers: Number of files read in parallel; by default one per processor, at most 16.
     """
     samples: list[Sample] = []
     unreadable: list[tuple[Path, str]] = []
     values: Counter[int] = Counter()
     read = partial(_read_sample, split=split.name, opaque=foreground is not None)
     look = or_unreadable(partial(read, depth=depth))
-    for seen in in_threads(look, split.pairs, f"reading {split.name}", progress, workers):
+    for seen in in_threads(look, split.pairs, f"reading {split.name}", progress):
         if isinstance(seen, UnreadableImage):
             unreadable.append((seen.path, seen.reason))
         else:
@@ -245,7 +243,7 @@ def read_split(
     if depth is None and (depth := choose_depth(one.head.extent for one in samples if one.head.extent)):
         deep = {sample.name for sample in samples if sample.head.extent}
         pairs_of_deep = [pair for pair in split.pairs if pair.name in deep]
-        again = in_threads(partial(read, depth=depth), pairs_of_deep, f"scaling {split.name}", progress, workers)
+        again = in_threads(partial(read, depth=depth), pairs_of_deep, f"scaling {split.name}", progress)
         scaled = {sample.name: sample for sample, _ in again}
         samples = [scaled.get(sample.name, sample) for sample in samples]
     pairs = [(sample, sample.mask) for sample in samples if sample.mask]
@@ -261,7 +259,7 @@ def read_split(
         def work(pair: tuple[Sample, MaskFile], mask_format: MaskFormat = mask_format) -> Foreground:
             return measure(pair[1].path, mask_format, side, pair[0].head)
 
-        marked = in_threads(work, pairs, f"measuring masks of {split.name}", progress, workers, "masks")
+        marked = in_threads(work, pairs, f"measuring masks of {split.name}", progress, unit="masks")
         masked = [Masked(sample, mask.facts, one) for (sample, mask), one in zip(pairs, marked, strict=True)]
     return SplitCheck(split, tuple(samples), tuple(unreadable), depth, values, mask_format, refusal, tuple(masked))
 

@@ -55,8 +55,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsu.data.datasets import Paths, find_samples
-from dsu.data.images import FEW_VALUES, grey_levels, image_head, raw_mask
-from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask
+from dsu.data.images import grey_levels, image_head, raw_mask
+from dsu.data.masks import MaskFacts, MaskFormat, choose_mask_format, examine_mask, is_photograph
 from dsu.data.pairing import Pair, make_split, named_images, pair_names
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError, UsageError
@@ -299,19 +299,12 @@ def _examine(images: Sequence[PredictionPair], *, opaque: bool) -> list[MaskFact
     """Examine the ground truths. Raises `DsuError` for a photograph."""
     facts = [examine_mask(image.truth, opaque=opaque) for image in images]
     for image, found in zip(images, facts, strict=True):
-        if found.values is None and not opaque and _is_photograph(image.truth):
+        if found.values is None and not opaque and is_photograph(raw_mask(image.truth)[0]):
             raise DsuError(
                 f"the ground truth {image.truth} is a photograph, not a mask: give the mask folder with --truth, or "
                 "the object's values with --foreground."
             )
     return facts
-
-
-def _is_photograph(path: Path) -> bool:
-    """Whether the few most frequent values cover less than half of an image, unlike in any mask, even a soft one."""
-    values, _ = raw_mask(path)
-    _, counts = np.unique(values, return_counts=True)
-    return bool(np.sort(counts)[-FEW_VALUES:].sum() < values.size / 2)
 
 
 def _measure(images: Sequence[PredictionPair], *, normalize: bool, resize: bool, mask_format: MaskFormat) -> "Meters":

@@ -14,7 +14,7 @@ from dsu.data.images import UnreadableImage, file_sha256, or_unreadable
 from dsu.data.inspection import SampleMetadata, read_metadata
 from dsu.data.pairing import Split
 from dsu.data.splitting import SPLITS_FILE
-from dsu.data.tiles import LruCache
+from dsu.data.tiles import cached
 from dsu.data.views import FLIPPED_WHEN_READ
 from dsu.errors import DsuError, UsageError
 from dsu.features.stores import FeatureStore, library_versions, named_folders, sample_key, store_folders
@@ -361,7 +361,7 @@ def _compare_files(
     """Names of changed, new and missing samples."""
     stored = store.metadata
     pairs = {pair.name: pair for pair in split.pairs}
-    hashed = LruCache(file_sha256, most=2 * workers)  # once for all tiles of an image
+    hashed = cached(file_sha256, most=2 * workers)  # once for all tiles of an image
 
     @or_unreadable
     def hashes(name: str) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ normalised. If several values are equally good, the middle of their longest run 
 thresholds that are worse.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsu.metrics.image_level import ImageLevel
-from dsu.thresholds import level_of, threshold_at
+from dsu.thresholds import level_of
 
 CALIBRATION_BINS: Final = 10
 
@@ -106,6 +107,16 @@ def calibration(images: ImageLevel) -> list[tuple[float, float, int, int]]:
     return [
         (float(responses[at].min()), float(responses[at].max()), len(at), int((~empty[at]).sum())) for at in members
     ]
+
+
+def threshold_at(level: int) -> float:
+    """The threshold with the fewest decimals whose `level_of` is this 8-bit value (1 to 255)."""
+    for digits in range(1, 4):
+        scale: int = 10**digits
+        threshold = math.floor(level / 255 * scale) / scale
+        if level_of(threshold) == level:
+            return threshold
+    return level / 255
 
 
 def _levels(images: ImageLevel) -> NDArray[np.intp]:

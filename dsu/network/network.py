@@ -34,13 +34,13 @@ from dsu.network.resume import (
     serving_features,
 )
 from dsu.runtime import computing_threads
+from dsu.settings import WeightsOf
 
 if TYPE_CHECKING:
     from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
     from timm.models.vision_transformer import VisionTransformer
 
     from dsu.datasets import SampleDataset
-    from dsu.network.pretrained import WeightsOf
 
 RunBlock: TypeAlias = "Callable[[MultiScaleBlock, Tensor], Tensor]"
 
@@ -158,7 +158,7 @@ class DSUNet(nn.Module):
         folder_or_hub_id: str | Path,
         *,
         revision: str | None = None,
-        encoder_weights: "WeightsOf" = "official",
+        encoder_weights: WeightsOf = "official",
         load_guide: bool = True,
     ) -> "DSUNet":
         """A trained head with its encoders, in evaluation mode.
@@ -422,12 +422,10 @@ class DSUNet(nn.Module):
         passes through a linear layer.
         """
         dtype, kind = self.mean.dtype, tensor.device.type  # the parameters' type, which may be rounded for this call
-        if name[0] in "SB" and self._stage(name) > 1 and torch.is_autocast_enabled(kind):
+        may_change = name[0] in "SB" and torch.is_autocast_enabled(kind)
+        if may_change and self.config.hiera.stage_of(feature_block(self.config, name)) > 1:
             dtype = torch.get_autocast_dtype(kind)
         return tensor.to(dtype)
-
-    def _stage(self, name: str) -> int:
-        return int(name[1]) if name[0] == "S" else self.config.hiera.stage_of(int(name[1:]))
 
     def _normalize(self, values: Tensor) -> Tensor:
         """Normalise uint8 RGB to float32 by ImageNet's mean and deviation; floats are taken as normalised already."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,10 @@ from dsu.network.head import Head
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
 from dsu.runtime import torch_type
-from dsu.settings import EncoderWeights
+from dsu.settings import EncoderWeights, WeightsOf
 
 if TYPE_CHECKING:
     from dsu.datasets import SampleDataset
-
-WeightsOf = Literal["official"] | Mapping[str, str | Path] | None
-"""Encoder weights: the published files, files by `hiera` and `dino`, or None for random weights."""
 
 
 def create_model(
@@ -69,7 +66,7 @@ def create_model(
         adapt_last=adapt_last,
         ablation=ablation,
     )
-    weights = encoder_weights_of(encoder_weights)
+    weights = EncoderWeights.of(encoder_weights)
     trunk, guide, digests = load_encoders(config, weights, hiera=True, dino=load_guide and bool(config.injections))
     model = DSUNet(
         config,
@@ -127,7 +124,7 @@ def from_pretrained(
 ) -> DSUNet:
     """See `DSUNet.from_pretrained`."""
     state, info = load_head(resolve_head(folder_or_hub_id, revision=revision))
-    weights = EncoderWeights(random=True) if info.random_weights else encoder_weights_of(encoder_weights)
+    weights = EncoderWeights(random=True) if info.random_weights else EncoderWeights.of(encoder_weights)
     model = load_network(state, info, weights)
     if not load_guide:
         model.dino = None
@@ -202,18 +199,3 @@ def start_from(head: Head, path: Path, config: DSUNetConfig, encoders: Mapping[s
 def _network_text(config: DSUNetConfig) -> str:
     ablation = "" if config.ablation == "none" else f", ablation {config.ablation}"
     return f"{config.preset} with {config.adapt_last} adapted blocks{ablation}"
-
-
-def encoder_weights_of(encoder_weights: WeightsOf) -> EncoderWeights:
-    """Convert `WeightsOf` to the loader's argument. Raises `UsageError` for any other value."""
-    if encoder_weights is None:
-        return EncoderWeights(random=True)
-    if encoder_weights == "official":
-        return EncoderWeights()
-    if isinstance(encoder_weights, Mapping) and set(encoder_weights) <= {"hiera", "dino"}:
-        files = {name: Path(path) for name, path in encoder_weights.items()}
-        return EncoderWeights(files.get("hiera"), files.get("dino"))
-    raise UsageError(
-        f"encoder_weights can't be {encoder_weights!r}: give 'official', None for random ones, or files by 'hiera' "
-        f"and 'dino'."
-    )

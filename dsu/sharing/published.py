@@ -23,6 +23,7 @@ from dsu.heads.head_file import HeadInfo, load_head
 from dsu.network.layers import TAP
 from dsu.network.network import DSUNet
 from dsu.network.pretrained import load_network
+from dsu.progress import few
 from dsu.settings import EncoderWeights
 
 SIGNS: Final = (((1, 1), (1, 1)), ((1, 1), (-1, -1)), ((1, -1), (1, -1)), ((1, -1), (-1, 1)))
@@ -129,7 +130,7 @@ def _network_of(state: Mapping[str, Tensor], hiera: Mapping[str, Any] | None, di
         raise DsuError(
             "This is not a checkpoint of the published program: "
             + "; ".join(
-                f"{len(keys)} {kind} ({_some(keys)})"
+                f"{len(keys)} {kind} ({few(keys, 5)})"
                 for kind, keys in (("keys are missing", missing), ("are unknown", unknown))
                 if keys
             )
@@ -266,8 +267,3 @@ def _check_haar(state: Mapping[str, Tensor]) -> None:
         haar = _haar_filter(taps.shape[0] // 4) if taps is not None and taps.ndim else None
         if taps is None or haar is None or taps.shape != haar.shape or not taps.float().allclose(haar, 0, 1e-6):
             raise DsuError(f"The checkpoint's {key} is missing or not a Haar filter: it belongs to another network.")
-
-
-def _some(keys: list[str], at_most: int = 5) -> str:
-    more = f" and {len(keys) - at_most} more" if len(keys) > at_most else ""
-    return ", ".join(keys[:at_most]) + more

@@ -14,7 +14,7 @@ from dsu.data.images import Box, image_head, mask_box, read_image, read_mask
 from dsu.data.inspection import inspect
 from dsu.data.masks import examine_mask
 from dsu.data.pairing import Pair
-from dsu.data.tiles import LruCache, Tiling, image_name, tiled
+from dsu.data.tiles import Tiling, cached, image_name, tiled
 from dsu.errors import UsageError
 from dsu.runner import TileBlender
 
@@ -161,7 +161,7 @@ def test_a_cached_value_is_made_once_for_all_threads() -> None:
         started.wait(0.05)
         return key * key
 
-    kept = LruCache(make, most=2)
+    kept = cached(make, most=2)
     threads = [threading.Thread(target=kept, args=(key,)) for key in (1, 2, 1, 2, 1)]
     for thread in threads:
         thread.start()
@@ -176,7 +176,7 @@ def test_an_error_is_raised_at_every_call() -> None:
     def make(key: str) -> str:
         raise UsageError(key)
 
-    kept = LruCache(make)
+    kept = cached(make)
     for _ in range(2):
         with pytest.raises(UsageError, match="broken"):
             kept("broken")

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dsu.metrics.image_level import ImageLevel
 from dsu.metrics.meters import Meters, Totals
-from dsu.metrics.thresholds import calibration, evaluate_threshold, propose_thresholds
-from dsu.thresholds import level_of, threshold_at
+from dsu.metrics.thresholds import calibration, evaluate_threshold, propose_thresholds, threshold_at
+from dsu.thresholds import level_of
 
 
 def test_thresholds_with_few_decimals_identify_8_bit_values() -> None:
