@@ -136,6 +136,17 @@ def test_the_formatted_table_can_be_written_to_a_file(dsu: Dsu, refused: Refused
     refused([*one, "--out", "table.doc"], "--out table.doc", ".tex", "--format")
 
 
+def test_scores_are_printed_even_if_a_file_cannot_be_written(
+    dsu: Dsu, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    said = dsu("eval", "--predictions", "a", "--truth", "drawn", "--json", "m.json", exit_code=1)
+    assert "MAE ↓" in said.stdout and "m.json can't be written (No space left" in said.output
+
+
 def test_misspelt_paths_create_no_folders(dsu: Dsu, refused: Refused, runs: Path) -> None:
     one = ["eval", "--predictions", "a", "--truth", "drawn"]
     for option, name in (("--report", "no/y/page.html"), ("--json", "no/y/m.json"), ("--per-image", "drawn/z/w/m.csv")):
