@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["RecordedGraph"]
+__all__ = ["RecordedGraph", "RefusingGraph"]
 
 
 class RecordedGraph:
@@ -40,6 +40,13 @@ class RecordedGraph:
             for fixed, new in zip(_tensors(result), _tensors(again), strict=True):
                 if fixed.data_ptr() != new.data_ptr() or fixed.shape != new.shape:
                     fixed.copy_(new)
+
+
+class RefusingGraph(RecordedGraph):
+    """A graph that can't be captured."""
+
+    def capture(self, function: object) -> dict[str, Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
 class _Recorder(TorchDispatchMode):

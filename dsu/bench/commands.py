@@ -198,12 +198,14 @@ def _network_rate(network: DSUNet, runtime: Runtime, count: int, progress: Progr
     size = min(PredictionSettings().batch_size, count)
     batch = images(network.config, size, dino=True).to(runtime.device)
     predictor = Predictor(network, runtime, earliest(network.config))
-    repeat = max(count // size, 1)
-    with progress.task("network alone", repeat * size, "images") as task:
+    repeat, label = max(count // size, 1), "network alone"
+    with progress.task(label, repeat * size, "images") as task:
         for _ in range(1 if runtime.device.type == "cpu" else EAGER_CALLS + 1):
             predictor(batch)
         seconds = seconds_of(partial(predictor, batch), runtime.device, repeat)
         task.advance(repeat * size)
+    if predictor.refusal:
+        progress.say(label + predictor.refusal)
     return size / seconds
 
 
@@ -227,9 +229,12 @@ def _encoder_rates(
 
         for _ in range(1 if runtime.device.type == "cpu" else EAGER_CALLS + 1):
             graphs.run(encode, batch)
+        if graphs.refusal:
+            progress.say(label + graphs.remark)
         return seconds_of(encode_all, runtime.device)
 
-    with progress.task("encoders alone", 2 * count, "views") as task:
+    label = "encoders alone"
+    with progress.task(label, 2 * count, "views") as task:
         whole, maps = seconds(usual := ExtractionSettings().features), seconds(GUIDE_ONLY)
     # Only the first of four views has Hiera's features; the others take as long as views of V only.
     return {usual: 4 * count / (whole + 3 * maps), GUIDE_ONLY: count / maps}

@@ -78,6 +78,7 @@ class _Case:
     Attributes:
         name: the case's name.
         call: one step or forward pass, with a CUDA graph on a GPU.
+        graphs: captures it.
         module: the network in memory.
         reads: the features that a training step resumes from.
         trainer: its trainer, if it trains from the store.
@@ -86,6 +87,7 @@ class _Case:
 
     name: str
     call: Callable[[], object]
+    graphs: GraphRunner
     module: torch.nn.Module
     reads: tuple[str, ...] = ()
     trainer: Trainer | None = None
@@ -141,6 +143,9 @@ def _measure_group(
         flop[COMPILED] = flop.get(f"{STORE}all", math.nan)
     repeat = 10 if runtime.device.type == "cuda" else 1
     timings = take_turns({case.name: case.call for case in cases}, rounds, runtime, progress, repeat=repeat)
+    for case in cases:
+        if case.graphs.refusal:
+            progress.say(case.name + case.graphs.remark)
     return [
         StepRow(
             case.name,
@@ -176,7 +181,7 @@ def _encoder_cases(network: DSUNet, runtime: Runtime, batch_size: int) -> list[C
                 forward(batch)
             return {}
 
-        return _Case(name, partial(graphs.run, run, batch), module, eager=partial(run, batch))
+        return _Case(name, partial(graphs.run, run, batch), graphs, module, eager=partial(run, batch))
 
     def encode(batch: Batch, names: Sequence[str]) -> object:
         inputs = batch.flipped().inputs
@@ -221,6 +226,7 @@ def _training_cases(
         return _Case(
             name,
             partial(trainer.step, ready),
+            trainer._steps,
             trained,
             point.features,
             None if end_to_end else trainer,

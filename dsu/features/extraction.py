@@ -493,6 +493,8 @@ def extract(
                         writer.put(name, view, shard, batch.names, parts)
         world.all_gather(None)  # wait until all processes have written
         advance(0)
+    for remark in {graph.remark for graph in graphs.values() if graph.refusal}:
+        progress.say(label + remark)
 
 
 @contextmanager

@@ -108,6 +108,11 @@ class Predictor:
             batch = batch.padded(self.batch_size)  # on the device: the host's memory is pinned, a padded copy is not
         return graphs.run(self._eager, batch)["logits"][:count]
 
+    @property
+    def refusal(self) -> str:
+        """That a graph could not be captured, for a progress line; otherwise empty."""
+        return next((graphs.remark for graphs in (self._single, self._several) if graphs.refusal), "")
+
     def ready(self, batch: Batch) -> Batch:
         """The batch in memory from which a GPU copies quickly: for threads that prepare batches."""
         return batch.pinned() if self.runtime.device.type == "cuda" else batch

@@ -120,6 +120,8 @@ def predict_job(
             advance(len(loaded.broken) + len(loaded.targets))
         for writes in pending:
             outcome.add(write.result() for write in writes)
+    if predictor.refusal:
+        progress.say(label + predictor.refusal)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as distributed
-from recorded_graph import RecordedGraph
+from recorded_graph import RecordedGraph, RefusingGraph
 from support import toy_network
 
 from dsu.batches import Batch
@@ -225,14 +225,7 @@ def test_outputs_are_not_overwritten_by_later_calls() -> None:
 
 
 def test_a_failed_capture_runs_eagerly_and_has_a_reason() -> None:
-    class Refusing(RecordedGraph):
-        def capture(self, function: object) -> dict[str, torch.Tensor]:
-            try:
-                raise RuntimeError("operation not permitted when stream is capturing\nmore")
-            finally:
-                raise RuntimeError("the capture is invalid")  # as torch.cuda.graph does on its way out
-
-    graphs = GraphRunner(torch.device("cpu"), Refusing)
+    graphs = GraphRunner(torch.device("cpu"), RefusingGraph)
     batch = Batch.of(["a"], [0], features={"x": torch.ones(1, 2)})
     for _ in range(EAGER_CALLS + 3):
         assert graphs.run(lambda given: dict(given.features), batch)["x"].tolist() == [[1.0, 1.0]]

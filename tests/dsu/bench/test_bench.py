@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from recorded_graph import RefusingGraph
 from support import toy_network
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,11 +36,15 @@ from dsu.bench.steps import (
     PUBLISHED,
     STORE,
     StepRow,
+    measure_steps,
 )
 from dsu.config import build_config
+from dsu.distributed import ALONE
 from dsu.encoders.weights import load_encoders
+from dsu.graphs import GraphRunner
 from dsu.network.network import DSUNet
 from dsu.network.resume import feature_shape, resume_point
+from dsu.progress import SILENT
 from dsu.runtime import choose_runtime
 from dsu.settings import EncoderWeights, ExtractionSettings
 
@@ -110,6 +115,32 @@ def test_stage_one_is_measured_with_its_default_features(tmp_path: Path) -> None
     assert all(min(row.rate, row.network, row.host) > 0 for row in (*found.mixes, found.prediction))
     assert found.prediction.count == 3 and found.prediction.disk is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `SILENT` is told, while no graph can be captured."""
+    told: list[str] = []
+    monkeypatch.setattr(type(SILENT), "say", lambda _, text: told.append(text))
+    monkeypatch.setattr("dsu.graphs.EAGER_CALLS", 0)
+    monkeypatch.setattr(GraphRunner, "on", lambda device, world=ALONE: GraphRunner(device, RefusingGraph, world))
+    return told
+
+
+REFUSAL = " · without a CUDA graph, which could not be captured (operation not permitted when stream is capturing)"
+
+
+def test_refused_graphs_of_stage_one_and_prediction_are_named(said: list[str], tmp_path: Path) -> None:
+    measure_stages(toy_network(feature_dtype=torch.float16).eval(), choose_runtime("cpu", "fp32"), 2, tmp_path)
+    tasks = ["encoders alone"] * 2 + ["encoding data-TR"] * 4 + ["network alone"] + ["predicting drawn"] * 2
+    assert [text for text in said if REFUSAL in text] == [task + REFUSAL for task in tasks]
+
+
+def test_refused_graphs_of_training_steps_are_named(said: list[str], tmp_path: Path) -> None:
+    runtime, network = choose_runtime("cpu", "fp32"), toy_network(feature_dtype=torch.float16).eval()
+    with random_store(CONFIG, tmp_path, samples=4) as stored:
+        rows = measure_steps(network, stored, runtime, batch_size=1, rounds=1, compiled=False)
+    assert [text for text in said if REFUSAL in text] == [row.name + REFUSAL for row in rows]
 
 
 def row(name: str, seconds: float, reads: tuple[str, ...] = ("pixels", "V"), wait: float | None = 0.01) -> StepRow:
