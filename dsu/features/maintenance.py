@@ -477,7 +477,7 @@ def pull_stores(url: str, names: Sequence[str], cache_root: Path, progress: Prog
     folders = _find_folders(names, root, progress)
     for folder in folders:
         if root not in folder.parents:
-            raise UsageError(f"{folder} is not a store below {url}: give its split or SPLIT/ENCODERS, or use push.")
+            raise UsageError(f"{folder} is not a store below {url}: give its split, or SPLIT/ENCODERS.")
     return [_copy(folder, cache_root, progress) for folder in folders]
 
 

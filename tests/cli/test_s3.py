@@ -96,8 +96,10 @@ def test_pushes_and_pulls_take_stores_by_their_folders(dsu: Dsu, s3: Server, dra
     dsu("cache", "push", train, ROOT, "--cache-root", "elsewhere")  # outside of it
     dsu("cache", "pull", ROOT, "--cache-root", "pulled")
     assert zarr("pulled") == zarr("features")
-    dsu("cache", "pull", ROOT, f"{ROOT}/shapes-TE/{train.name}", "--cache-root", "one")
-    assert zarr("one") == {name: content for name, content in zarr("features").items() if name.startswith("shapes-TE/")}
+    wanted = {name: content for name, content in zarr("features").items() if name.startswith("shapes-TE/")}
+    for folder, name in (("one", f"{ROOT}/shapes-TE/{train.name}"), ("two", f"shapes-TE/{train.name}")):
+        dsu("cache", "pull", ROOT, name, "--cache-root", folder)
+        assert zarr(folder) == wanted
     output = dsu("cache", "pull", ROOT, train, "--cache-root", "elsewhere", exit_code=2).output
     assert f"{train} is not a store below {ROOT}" in output and not Path("elsewhere").exists()
 
