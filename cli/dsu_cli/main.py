@@ -1,6 +1,7 @@
 """The `dsu` command."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -128,10 +129,13 @@ def run() -> None:
     except (DsuError, Stopped) as error:
         fail(str(error))
         sys.exit(_INTERRUPTED if isinstance(error, Stopped) else 2 if isinstance(error, UsageError) else 1)
-    except SystemExit as left:
-        if left.code == _INTERRUPTED:
-            fail("Stopped. Finished work is kept: run the same command again to continue.")
-        raise
+    except (SystemExit, KeyboardInterrupt) as left:
+        if isinstance(left, SystemExit) and left.code != _INTERRUPTED:
+            raise
+        # Threads finish what they are doing, since a second Ctrl-C would abort the process in the middle of it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        fail("Stopped. Finished work is kept: run the same command again to continue.")
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:  # a bug keeps its traceback

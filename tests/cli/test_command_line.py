@@ -170,11 +170,11 @@ def test_ctrl_c_ends_with_a_hint_to_continue(command: str, drawn: Path, house: H
         "predict": ["predict", drawn / "train" / "images", "--head", house.run, "--out", "masks", "--batch-size", "1"],
         "datasets": ["datasets", "--data-root", drawn.parent, "--overlaps"],
     }[command]
-    # The process sends itself SIGINT when it decodes the first image.
+    # The process sends itself SIGINT twice for each image: an impatient user presses Ctrl-C again.
     slow = (
         "import os, signal, time, dsu.data.images as images; real = images.read_image_and_head\n"
         "def read(*a, **k):\n"
-        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2); return real(*a, **k)\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2); os.kill(os.getpid(), signal.SIGINT); return real(*a, **k)\n"
         "images.read_image_and_head = read\n"
         "import dsu.data.inspection; dsu.data.inspection.read_image_and_head = read\n"
     )

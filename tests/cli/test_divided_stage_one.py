@@ -3,9 +3,11 @@
 import os
 import shlex
 import shutil
-import threading
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cached import LOCKS
@@ -150,18 +152,28 @@ def test_parts_that_would_write_shards_twice_are_refused(
         assert reason in output, output
 
 
-def test_a_part_waits_while_another_reads_the_images_and_says_so(many: Dsu, drawn: Path, tmp_path: Path) -> None:
+def when_waiting(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """Do something as soon as stage one waits for a lock."""
+    clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: then()})
+    monkeypatch.setattr("dsu.features.extraction.time", clock)
+
+
+def test_a_part_waits_while_another_reads_the_images_and_says_so(
+    many: Dsu, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = tmp_path / "features" / f".shapes-TR-{'hiera-toy-128+dino-toy-126'}.lock"
     lock.parent.mkdir()
     with ExitStack() as held:
         held.enter_context(locked(lock, "it is being looked at"))
-        threading.Timer(1.0, held.close).start()
+        when_waiting(monkeypatch, held.close)
         text = many("cache-features", drawn, *OPTIONS, "--part", "1/2").output
     assert "waiting (0:00 of at most 1:00:00): the images of features/shapes-TR" in text
     assert f"are being scanned by process {os.getpid()} on" in text
 
 
-def test_a_part_that_waited_for_the_same_part_writes_only_the_rest(many: Dsu, drawn: Path) -> None:
+def test_a_part_that_waited_for_the_same_part_writes_only_the_rest(
+    many: Dsu, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many("cache-features", drawn, *OPTIONS, "--quiet")
     begun = contents(Path("features"))
     for marker in Path("features").glob("*/*/commits/*/*.0.json"):
@@ -175,7 +187,7 @@ def test_a_part_that_waited_for_the_same_part_writes_only_the_rest(many: Dsu, dr
 
     with ExitStack() as held:
         held.enter_context(store.lock((1, "2 parts")))
-        threading.Timer(3.0, finish).start()
+        when_waiting(monkeypatch, finish)
         text = many("cache-features", drawn, *OPTIONS, "--part", "1/2").output
     assert "is being written as 1 of 2 parts by process" in text and "all parts" in text
     for away in Path("features").glob("*/*/commits/*/*.away"):
