@@ -21,9 +21,14 @@ with suppress(ValueError):  # not in the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import click
+import hypothesis
 import pytest
 from click.testing import CliRunner, Result
 from support import Dsu
+
+# Other work on the machine makes any example slow.
+hypothesis.settings.register_profile("dsu", deadline=None)
+hypothesis.settings.load_profile("dsu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

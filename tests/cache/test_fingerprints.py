@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from dsu_cache import JSON, CacheError, FieldDifference, Fingerprint, StaleError
 from dsu_cache.files import canonical
@@ -49,14 +49,12 @@ def test_tuples_and_lists_are_equal() -> None:
     assert Fingerprint({"size": (518, 518)}) == Fingerprint({"size": [518, 518]})
 
 
-@settings(deadline=None)
 @given(fields, fields)
 def test_nothing_differs_if_and_only_if_the_fields_are_equal_as_json(a: dict[str, Any], b: dict[str, Any]) -> None:
     stored, wanted = Fingerprint(a), Fingerprint(b)
     assert (canonical(stored.fields) == canonical(wanted.fields)) == (stored.differences(wanted, "V") == ())
 
 
-@settings(deadline=None)
 @given(fields, fields)
 def test_a_fingerprint_is_restored_from_json(a: dict[str, Any], b: dict[str, Any]) -> None:
     fingerprint = Fingerprint(a, b)

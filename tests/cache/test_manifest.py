@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from dsu_cache import JSON, CacheError, CorruptError, Entry, Manifest
 from dsu_cache.columns import ABSENT, Column, equal, load_tables, save_tables
@@ -79,7 +79,6 @@ def test_a_manifest_that_contradicts_itself_is_refused(rows: dict[str, int], nex
         Manifest(entries(a="1", b="2"), rows, next_row)
 
 
-@settings(deadline=None)
 @given(histories, st.integers(1, 5))
 def test_rows_never_change_and_are_never_reused(history: list[dict[str, Entry]], rows_per_shard: int) -> None:
     manifest = Manifest()
@@ -102,7 +101,6 @@ def test_rows_never_change_and_are_never_reused(history: list[dict[str, Entry]],
         assert manifest.assign(wanted, rows_per_shard) == manifest
 
 
-@settings(deadline=None)
 @given(histories)
 def test_a_manifest_is_loaded_as_saved(history: list[dict[str, Entry]]) -> None:
     manifest = Manifest()
@@ -154,7 +152,6 @@ def test_without_a_whole_generation_the_manifest_is_corrupt(tmp_path: Path, cont
         load_manifest(tmp_path)
 
 
-@settings(deadline=None)
 @given(histories, st.integers(1, 5))
 def test_segments_add_up_to_the_manifest(history: list[dict[str, Entry]], rows_per_shard: int) -> None:
     """A manifest saved in steps, each one as a change of the last, equals one saved at once."""

@@ -20,7 +20,7 @@ VIEWS = 2
 shapes = st.sampled_from([(), (3,), (2, 2, 3)])
 dtypes = st.sampled_from(["uint8", "float16", "float32", "int64"])
 compressors = st.sampled_from([None, "zstd", "blosc"])
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 
 
 def content(row: int, view: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

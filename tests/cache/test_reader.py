@@ -30,7 +30,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=12))
 def test_batches_equal_the_written_values(full: Store, values: Values, requests: list[tuple[int, int]]) -> None:
     rows, views = [row for row, _ in requests], [view for _, view in requests]

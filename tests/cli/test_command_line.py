@@ -174,7 +174,8 @@ def test_ctrl_c_ends_with_a_hint_to_continue(command: str, drawn: Path, house: H
     slow = (
         "import os, signal, time, dsu.data.images as images; real = images.read_image_and_head\n"
         "def read(*a, **k):\n"
-        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2); os.kill(os.getpid(), signal.SIGINT); return real(*a, **k)\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2); os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(*a, **k)\n"
         "images.read_image_and_head = read\n"
         "import dsu.data.inspection; dsu.data.inspection.read_image_and_head = read\n"
     )

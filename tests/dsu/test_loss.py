@@ -103,7 +103,7 @@ def test_the_region_term_without_an_object() -> None:
         assert float(region) - entropy == pytest.approx(1 - 1 / (1 + share * mass), abs=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=st.integers(1, 50), width=st.integers(1, 50), seed=st.integers(0, 99))
 def test_the_boundary_weight_is_a_31x31_average(height: int, width: int, seed: int) -> None:
     mask = torch.rand(2, 1, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

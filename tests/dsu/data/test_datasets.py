@@ -303,7 +303,7 @@ STEMS = st.sampled_from(["a", "b", "a_mask", "a.jpg", "x/a", "x/b", "gt", "_mask
 FILES = st.sets(st.tuples(STEMS, st.sampled_from([".jpg", ".png", ".bmp"])).map("".join), max_size=9)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(images=FILES.filter(bool), masks=FILES)
 def test_no_file_is_lost_and_no_name_is_used_twice(
     tmp_path_factory: pytest.TempPathFactory, images: set[str], masks: set[str]

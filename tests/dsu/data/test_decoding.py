@@ -14,7 +14,7 @@ def painted(width: int, height: int, seed: int) -> tuple[Image.Image, np.ndarray
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40), index=st.integers(1, 60), seed=st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_image_and_mask_change_alike(width: int, height: int, index: int, seed: int) -> None:
     image, mask = painted(width, height, seed)
     view = augmentation(f"content{seed}", index)
@@ -26,7 +26,7 @@ def test_image_and_mask_change_alike(width: int, height: int, index: int, seed: 
 
 
 @given(index=st.integers(1, 60), seed=st.integers(0, 99), x=st.integers(0, 63), y=st.integers(0, 47))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_object_is_never_cropped_away(index: int, seed: int, x: int, y: int) -> None:
     mask = np.zeros((48, 64), np.uint8)
     mask[y, x] = 255

@@ -199,7 +199,7 @@ def test_the_limit_allows_a_photograph_of_400_megapixels() -> None:
     assert MAX_PIXELS > 23_200 * 17_400
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), format=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP"]))
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_never_raise_another_error(data: st.DataObject, format: str) -> None:
@@ -310,7 +310,7 @@ def test_resizing_is_pillows_bilinear_and_bicubic() -> None:
     assert resize_image(image, 5).dtype == resize_mask(RAMP, 5).dtype == np.uint8
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(1, 64))
 def test_any_shape_becomes_square(width: int, height: int, size: int) -> None:
     assert resize_image(Image.new("RGB", (width, height)), size).shape == (size, size, 3)

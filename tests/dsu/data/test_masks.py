@@ -155,7 +155,7 @@ def test_assumptions_about_masks_are_reported(tmp_path: Path) -> None:
     assert "`--foreground VALUE`, once for each value" in said(many)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.builds(

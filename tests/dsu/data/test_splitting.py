@@ -18,7 +18,7 @@ def contents(start: int, stop: int) -> dict[str, float]:
 
 
 @given(weights=SHARES, sizes=st.lists(st.integers(0, 60), min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_share_has_its_fraction_of_every_stratum(weights: dict[str, float], sizes: list[int]) -> None:
     strata = [contents(100 * index, 100 * index + size) for index, size in enumerate(sizes)]
     assigned = assign_shares(strata, weights)
@@ -31,7 +31,7 @@ def test_every_share_has_its_fraction_of_every_stratum(weights: dict[str, float]
 
 
 @given(weights=SHARES, first=st.integers(0, 60), more=st.integers(0, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_assigned_contents_never_change_their_share(weights: dict[str, float], first: int, more: int) -> None:
     before = assign_shares([contents(0, first)], weights)
     after = assign_shares([contents(0, first + more)], weights, before)
@@ -60,7 +60,7 @@ def test_large_and_small_objects_are_in_every_share(weights: dict[str, float]) -
 
 
 @given(weights=SHARES, sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), empty=st.integers(0, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_are_not_divided_and_shares_keep_their_size(
     weights: dict[str, float], sizes: list[int], empty: int
 ) -> None:

@@ -22,7 +22,7 @@ SIZES = st.integers(1, 700)
 
 
 @given(width=SIZES, height=SIZES, size=st.integers(1, 300), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tiles_cover_the_image_with_enough_overlap_and_equal_size(
     width: int, height: int, size: int, data: st.DataObject
 ) -> None:
@@ -40,7 +40,7 @@ def test_tiles_cover_the_image_with_enough_overlap_and_equal_size(
 
 
 @given(width=SIZES, height=SIZES, size=st.integers(8, 300), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blending_tiles_that_agree_gives_their_values(width: int, height: int, size: int, data: st.DataObject) -> None:
     """If overlapping tiles agree on every pixel, blending returns these values: weights sum to one everywhere."""
     boxes = Tiling(size, data.draw(st.integers(0, size // 2))).boxes(width, height)

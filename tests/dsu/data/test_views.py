@@ -34,7 +34,7 @@ def test_masks_flip_like_pixels() -> None:
 
 
 @given(seed=st.integers(0, 99), epoch=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_draws_depend_only_on_seed_epoch_and_name(seed: int, epoch: int) -> None:
     shuffled = epoch_order(seed, epoch, NAMES)
     assert shuffled == epoch_order(seed, epoch, list(reversed(NAMES)))
@@ -95,7 +95,7 @@ def test_extra_views_are_drawn_like_flips() -> None:
 
 
 @given(empties=st.integers(1, 399), seed=st.integers(0, 9), epoch=st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_balanced_draws_have_equal_halves_that_are_even_within(empties: int, seed: int, epoch: int) -> None:
     empty = set(NAMES[:empties])
     drawn = draw_samples(seed, epoch, NAMES, empty)

@@ -41,7 +41,7 @@ def flooded(foreground: NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
     return areas
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.sampled_from([5, 17, 33]))
 def test_what_a_mask_marks_is_what_counting_pixels_gives(
     tmp_path_factory: pytest.TempPathFactory, seed: int, width: int, height: int, side: int

@@ -38,7 +38,7 @@ def all_ways(block: MultiScaleBlock, tokens: Tensor) -> list[list[Tensor]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 2),
     height=st.integers(1, 13),
@@ -55,7 +55,7 @@ def test_any_map_size_and_window(batch: int, height: int, width: int, window: in
         torch.testing.assert_close(each, expected, atol=1e-11, rtol=1e-11)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(2, 17), width=st.integers(2, 17), window=st.sampled_from([2, 4, 8]))
 def test_pooled_queries(height: int, width: int, window: int) -> None:
     """Including odd sides: sam2 omits the last row or column, and fails if it is a window of its own."""

@@ -34,7 +34,7 @@ def test_the_latest_possible_point_is_chosen(
     assert len(point.features) == len(set(point.features))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(adapt_last=st.integers(0, 7), stored=st.sets(st.sampled_from(POINTS)))
 def test_no_possible_stored_point_is_later(adapt_last: int, stored: set[str]) -> None:
     config = build_config("toy", adapt_last=adapt_last)

@@ -13,7 +13,7 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batch=st.integers(1, 3), channels=st.integers(1, 5), height=HALVES, width=HALVES)
 def test_the_inverse_undoes_the_transform_and_energy_is_kept(
     batch: int, channels: int, height: int, width: int
@@ -56,7 +56,7 @@ def test_flat_images_have_only_the_low_band_and_stripes_only_one_band() -> None:
     assert [bool(band.any()) for band in haar(columns.mT).unbind(1)] == [False, True, False, False]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(height=st.integers(1, 9), width=st.integers(1, 9))
 def test_any_size_is_kept(height: int, width: int) -> None:
     """With a subband convolution that copies its input, the wavelet branch is the scaled identity."""

@@ -49,7 +49,7 @@ def statuses(operation: schemathesis.APIOperation, mode: schemathesis.Generation
     """Status codes of generated requests, each validated against the schema."""
     answered = []
 
-    @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy(generation_mode=mode))
     def validate(case: schemathesis.Case) -> None:
         # Schemathesis sometimes sends arbitrary bytes instead of an image.

@@ -45,7 +45,7 @@ def received(
     return asyncio.run(receive_image(Request(scope, receive), ServingSettings.model_validate(limits)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, len(body())), max_size=30))
 def test_a_form_is_read_in_any_chunks(cuts: list[int]) -> None:
     whole = body()
