@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -147,29 +147,38 @@ def predict_with(
     world: World = ALONE,
 ) -> "Outcome":
     """The same as `predict`, for validated arguments; the processes of a `world` divide the images of each set."""
-    if check_places(sources, out, overwrite=settings.overwrite):
-        if world.connected:
-            raise UsageError("One image needs one process: start this command without torchrun or srun.")
-        # Predict into a temporary folder, and keep its only file.
-        with TemporaryDirectory() as scratch:
-            outcome = predict_with(
-                sources,
-                head,
-                settings,
-                runtime_settings,
-                weights,
-                paths,
-                revision=revision,
-                out=Path(scratch),
-                end_to_end=end_to_end,
-                progress=progress,
-            )
-            assert out is not None
-            make_folder(out.parent)
-            for mask in Path(scratch).glob("*.png"):
-                atomic_write(out, mask.read_bytes())
-            [row] = outcome.rows.values()
-            return replace(outcome, folder=out, rows={out.name: replace(row, file=out.name)})
+    given = sources, head, settings, runtime_settings, weights, paths
+    into = partial(_predict, *given, revision=revision, end_to_end=end_to_end, progress=progress, world=world)
+    if not check_places(sources, out, overwrite=settings.overwrite):
+        return into(out=out)
+    if world.connected:
+        raise UsageError("One image needs one process: start this command without torchrun or srun.")
+    # Predict into a temporary folder, and keep its only file.
+    with TemporaryDirectory() as scratch:
+        outcome = into(out=Path(scratch))
+        assert out is not None
+        make_folder(out.parent)
+        for mask in Path(scratch).glob("*.png"):
+            atomic_write(out, mask.read_bytes())
+        [row] = outcome.rows.values()
+        return replace(outcome, folder=out, rows={out.name: replace(row, file=out.name)})
+
+
+def _predict(
+    sources: Sequence[str],
+    head: str | Path | None,
+    settings: PredictionSettings,
+    runtime_settings: RuntimeSettings,
+    weights: EncoderWeights,
+    paths: Paths,
+    *,
+    revision: str | None,
+    out: Path | None,
+    end_to_end: bool,
+    progress: Progress,
+    world: World,
+) -> "Outcome":
+    """Predict into the folder `out` with a head or an exported model."""
     if head is not None and is_hub_name(head):
         progress.say(f"looking for {head} on the Hugging Face hub")
     head_file = resolve_head(head, revision=revision)
