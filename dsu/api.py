@@ -271,7 +271,7 @@ def _runtime(runtime_settings: RuntimeSettings, info: HeadInfo, head: Path, worl
     """The requested device, with the precision of training unless another is given."""
     from dsu.runtime import choose_runtime
 
-    precision = precision_of(info, head) if runtime_settings.precision == "auto" else runtime_settings.precision
+    precision = precision_of(info, head, runtime_settings.precision)
     because = "as requested" if precision == runtime_settings.precision else "of training"
     return choose_runtime(world.device(runtime_settings.device), precision, because)
 

@@ -102,8 +102,10 @@ class Batch:
         """The same batch on `device`; copies from pinned memory are asynchronous."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> "Batch":
-        """The same batch in pinned memory, from which a GPU copies asynchronously; as it is if that is exhausted."""
+    def pinned_for(self, device: torch.device) -> "Batch":
+        """The same batch; for a GPU in pinned memory, from which it copies asynchronously, unless that is exhausted."""
+        if device.type != "cuda":
+            return self
         try:
             return self.mapped(lambda tensor: tensor.pin_memory())
         except RuntimeError:  # WSL has little of it
@@ -170,7 +172,7 @@ def feed(
         return
 
     def upload(names: Sequence[str], views: Sequence[int]) -> tuple[Batch, torch.cuda.Event]:
-        pinned = read(names, views).pinned()
+        pinned = read(names, views).pinned_for(device)
         with copying(device) as stream:
             return pinned.to(device), stream.record_event()
 

@@ -537,8 +537,7 @@ def _decode_shards(plan: ExtractionPlan, config: DSUNetConfig, runtime: Runtime)
 
     def decode(shard: int, extra: int) -> tuple[int, int, Batch]:
         names = [manifest.names_at(row)[0] for row in plan.store.rows_in_shard(shard).tolist()]
-        batch = samples.read(names, [4 * extra] * len(names))
-        return shard, extra, batch.pinned() if runtime.device.type == "cuda" else batch
+        return shard, extra, samples.read(names, [4 * extra] * len(names)).pinned_for(runtime.device)
 
     return prefetch((partial(decode, *one) for one in wanted), ahead=1)
 

@@ -248,8 +248,13 @@ def _unfinished_advice(run: Path) -> str:
     return f"its training was interrupted, resume it with `dsu train-head --resume --out {run}`"
 
 
-def precision_of(info: HeadInfo, head: Path) -> Precision:
-    """The precision of training, `auto` if none was recorded. Raises `UsageError` if it is no known precision."""
+def precision_of(info: HeadInfo, head: Path, asked: Precision) -> Precision:
+    """The precision `asked` for; instead of `auto` that of training, if it was recorded.
+
+    Raises `UsageError` if the record is no known precision.
+    """
+    if asked != "auto":
+        return asked
     trained = info.training.get("precision", "auto")
     if trained not in get_args(Precision):
         raise UsageError(f"The precision in {head} can't be {trained!r}: train the head again.")

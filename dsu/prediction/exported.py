@@ -22,7 +22,7 @@ from dsu.prediction.targets import Job, Target, prepare_jobs
 from dsu.prediction.verdicts import VerdictRow
 from dsu.prediction.writing import Outcome, row_of, write_jobs, write_mask
 from dsu.progress import SILENT, Progress, in_threads
-from dsu.runner import BATCH, Model, ModelError
+from dsu.runner import Model, ModelError
 from dsu.settings import PredictionSettings, RuntimeSettings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class ExportedSegmenter(Segmenter):
     ) -> list[NDArray[np.float32]]:
         """See `Segmenter.segment`."""
         cut = None if self.tiling is None else (self.tiling.size, self.tiling.overlap)
-        return self.model.segment(pictures, normalization, cut, BATCH)
+        return self.model.segment(pictures, normalization, cut)
 
 
 def _load(path: Path, device: str, precision: Precision) -> Model:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from dsu.data.tiles import Tiling
 from dsu.graphs import GraphRunner, Outputs
 from dsu.network.network import DSUNet
 from dsu.network.resume import ResumePoint, earliest
-from dsu.runner import TileBlender, stretch
+from dsu.runner import BATCH, TileBlender, stretch
 from dsu.runtime import Runtime
 
 
@@ -53,10 +52,6 @@ def mask_of(logits: Tensor, normalization: Normalization) -> NDArray[np.float32]
     """An image's mask, (height, width) float32 in [0, 1], from its logits at that size, which are overwritten."""
     mask = logits.sigmoid_().cpu().numpy()
     return stretch(mask) if normalization == "minmax" else mask
-
-
-BATCH_SIZE: Final = 8
-"""Default number of images or tiles in a batch."""
 
 
 class PixelBudget:
@@ -96,7 +91,7 @@ class Predictor:
         batch_size: the usual number of samples in a batch.
     """
 
-    def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(self, network: DSUNet, runtime: Runtime, point: ResumePoint, batch_size: int = BATCH) -> None:
         self.network, self.runtime, self.point, self.batch_size = network, runtime, point, batch_size
         self._single, self._several = GraphRunner.on(runtime.device), GraphRunner.on(runtime.device)
 
@@ -112,10 +107,6 @@ class Predictor:
     def refusal(self) -> str:
         """That a graph could not be captured, for a progress line; otherwise empty."""
         return next((graphs.remark for graphs in (self._single, self._several) if graphs.refusal), "")
-
-    def ready(self, batch: Batch) -> Batch:
-        """The batch in memory from which a GPU copies quickly: for threads that prepare batches."""
-        return batch.pinned() if self.runtime.device.type == "cuda" else batch
 
     @torch.no_grad()
     def _eager(self, batch: Batch) -> Outputs:

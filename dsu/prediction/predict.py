@@ -159,7 +159,7 @@ def _from_store(predictor: Predictor, store: FeatureStore) -> Callable[[Sequence
 
     def load(targets: Sequence[Target]) -> _Loaded:
         names = [target.name for target in targets]
-        batch = predictor.ready(samples.read(names, [0] * len(names)))
+        batch = samples.read(names, [0] * len(names)).pinned_for(predictor.runtime.device)
         return _Loaded(targets, partial(predictor, batch), [metadata[name].size for name in names])
 
     return load
@@ -184,7 +184,8 @@ def _from_images(predictor: Predictor, job: Job, decoded: Seen | None) -> Callab
         good = {target: one for target, one, _ in read}
         if not good:
             return _Loaded([], list, broken=broken)
-        batch = predictor.ready(Batch.decoded([target.name for target in good], list(good.values())))
+        batch = Batch.decoded([target.name for target in good], list(good.values()))
+        batch = batch.pinned_for(predictor.runtime.device)
         return _Loaded(list(good), partial(predictor, batch), [one.size for one in good.values()], broken)
 
     return load

@@ -189,7 +189,7 @@ class Segmenter:
         return [finish_mask(one, picture.size, normalization) for one, picture in zip(logits, pictures, strict=True)]
 
     def _predict_tiles(self, picture: Image.Image, tiling: Tiling, normalization: Normalization) -> NDArray[np.float32]:
-        from dsu.prediction.inference import BATCH_SIZE, mask_of, segment_tiles, tiled_image
+        from dsu.prediction.inference import mask_of, segment_tiles, tiled_image
 
         tiles = tiled_image(self.network, picture, tiling)
-        return mask_of(segment_tiles(self._predictor, tiles, BATCH_SIZE), normalization)
+        return mask_of(segment_tiles(self._predictor, tiles, self._predictor.batch_size), normalization)

@@ -134,7 +134,7 @@ def _load(name: str, file: Path, settings: RuntimeSettings, weights: EncoderWeig
         threshold = decided_by(PredictionSettings(threshold=cut), info)
         return ServedHead(name, exported, info.config.encoders_name, exported.model.provider, threshold, cut)
     info = read_head_info(file)
-    precision = precision_of(info, file) if settings.precision == "auto" else settings.precision
+    precision = precision_of(info, file, settings.precision)
     segmenter = Segmenter.load(
         file, device=settings.device, precision=precision, hiera_weights=weights.hiera, dino_weights=weights.dino
     )

@@ -103,7 +103,7 @@ def test_steps_do_not_synchronise_with_the_gpu(precision: str) -> None:
 
     network = toy_network(feature_dtype=torch.float16)
     config, runtime = network.config, choose_runtime("cuda", precision)  # type: ignore[arg-type]
-    batch = images(config, 4, dino=True).pinned()
+    batch = images(config, 4, dino=True).pinned_for(runtime.device)
     trainer = Trainer(
         network.train(),
         TrainingPhase(earliest(config), None, None),  # type: ignore[arg-type]  # batches are given
