@@ -118,7 +118,7 @@ def export_model(
     _check_request(out, page, precision, calibrate, overwrite)
     pictures = images_to_check(check)
     state, info = load_head(head)
-    network = load_network(state, info, EncoderWeights(weights.hiera, weights.dino, info.random_weights)).eval()
+    network = load_network(state, info, EncoderWeights(weights.hiera, weights.dino, info.random_weights))
     network.encoder_batch_size = None  # suits a CPU; a GPU's blocks of eight would be padded for one image
     threads = torch.get_num_threads()
     facts = {

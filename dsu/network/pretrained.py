@@ -86,15 +86,16 @@ def load_network(
     *,
     point: ResumePoint | None = None,
     from_images: bool = True,
+    load_guide: bool = True,
 ) -> DSUNet:
     """A head's model in evaluation mode, with the encoders needed to predict from images or from `point`.
 
-    Raises `DsuError` if the encoders' weights differ from those in training, or the head's tensors do not fit its
-    settings.
+    Without `load_guide`, DINOv2 is never one of them. Raises `DsuError` if the encoders' weights differ from those in
+    training, or the head's tensors do not fit its settings.
     """
     config = info.config
     start = point or earliest(config)
-    needs_dino = from_images and bool(start.guides)
+    needs_dino = load_guide and from_images and bool(start.guides)
     needs_hiera = from_images or start.block < config.hiera.depth
     hiera, dino, digests = load_encoders(config, weights, hiera=needs_hiera, dino=needs_dino)
     for encoder, digest in digests.items():
@@ -125,10 +126,7 @@ def from_pretrained(
     """See `DSUNet.from_pretrained`."""
     state, info = load_head(resolve_head(folder_or_hub_id, revision=revision))
     weights = EncoderWeights(random=True) if info.random_weights else EncoderWeights.of(encoder_weights)
-    model = load_network(state, info, weights)
-    if not load_guide:
-        model.dino = None
-    return model
+    return load_network(state, info, weights, load_guide=load_guide)
 
 
 def save_pretrained(

@@ -166,3 +166,11 @@ def test_a_segmenter_for_a_model_in_memory(model: DSUNet, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path / "head")
     with pytest.raises(DsuError, match="nothing"):
         Segmenter.load(tmp_path / "nothing")
+
+
+def test_a_head_is_loaded_without_dinov2(model: DSUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are not needed."""
+    model.save_pretrained(tmp_path / "head")
+    monkeypatch.delattr("dsu.encoders.weights.load_dino")
+    loaded = DSUNet.from_pretrained(tmp_path / "head", load_guide=False)
+    assert loaded.dino is None and loaded.hiera is not None and not loaded.training
