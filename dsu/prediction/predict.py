@@ -4,12 +4,12 @@ import math
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from torch import Tensor
 
@@ -92,8 +92,11 @@ def predict_job(
     # two batches are decoded, one computed and two written at a time: a GPU is faster than a CPU thread.
     whole = job.tiling is None
     ahead, readers, writers, kept = (3, 2, min(8, os.cpu_count() or 1), 2) if whole else (1, 1, 1, 1)
-    own = todo[world.rank :: world.size] if world.connected else todo
-    work = (_batches if whole else _tiled)(predictor, job, own, decoded)
+    load = (_whole if whole else _tiled)(predictor, job, decoded)
+    # Processes divide whole batches, since the last bits of a mask depend on its batch.
+    size = predictor.batch_size if whole else 1
+    batches = [todo[start : start + size] for start in range(0, len(todo), size)]
+    own = batches[world.rank :: world.size] if world.connected else batches
     budget = PixelBudget(_PIXELS_AT_ONCE)
 
     def finish(target: Target, logits: Tensor, size: Size | None, seconds: float) -> VerdictRow:
@@ -107,7 +110,7 @@ def predict_job(
     with progress.task(label, len(todo)) as task, ThreadPoolExecutor(writers, thread_name_prefix="write") as writer:
         advance = world.shared_progress(task, label)
         pending: deque[list[Future[VerdictRow]]] = deque()
-        for loaded, reading in prefetch((partial(_timed, load) for load in work), ahead, readers):
+        for loaded, reading in prefetch((partial(_timed, load, one) for one in own), ahead, readers):
             outcome.add(replace(row_of(job, target, outcome), problem=problem) for target, problem in loaded.broken)
             if loaded.targets:
                 started = time.perf_counter()
@@ -137,23 +140,21 @@ class _Loaded:
     broken: Sequence[tuple[Target, str]] = ()
 
 
-def _timed(load: Callable[[], _Loaded]) -> tuple[_Loaded, float]:
+_Load: TypeAlias = Callable[[Sequence[Target]], _Loaded]
+
+
+def _timed(load: _Load, targets: Sequence[Target]) -> tuple[_Loaded, float]:
     """The loaded data, and the seconds it took."""
     started = time.perf_counter()
-    return load(), time.perf_counter() - started
+    return load(targets), time.perf_counter() - started
 
 
-def _batches(
-    predictor: Predictor, job: Job, todo: Sequence[Target], decoded: Seen | None
-) -> Iterator[Callable[[], _Loaded]]:
-    """Functions that load whole images or their stored features, one batch each."""
-    load = _from_images(predictor, job, decoded) if job.store is None else _from_store(predictor, job.store)
-    return (
-        partial(load, todo[start : start + predictor.batch_size]) for start in range(0, len(todo), predictor.batch_size)
-    )
+def _whole(predictor: Predictor, job: Job, decoded: Seen | None) -> _Load:
+    """A function that loads a batch of whole images or their stored features."""
+    return _from_images(predictor, job, decoded) if job.store is None else _from_store(predictor, job.store)
 
 
-def _from_store(predictor: Predictor, store: FeatureStore) -> Callable[[Sequence[Target]], _Loaded]:
+def _from_store(predictor: Predictor, store: FeatureStore) -> _Load:
     """A function that reads stored features, and the images' own sizes from the manifest."""
     samples, metadata = FeatureDataset(store, predictor.point.features, masks=False), store.metadata
 
@@ -165,7 +166,7 @@ def _from_store(predictor: Predictor, store: FeatureStore) -> Callable[[Sequence
     return load
 
 
-def _from_images(predictor: Predictor, job: Job, decoded: Seen | None) -> Callable[[Sequence[Target]], _Loaded]:
+def _from_images(predictor: Predictor, job: Job, decoded: Seen | None) -> _Load:
     """A function that decodes images."""
     processor = ImageProcessor(predictor.network.config, bool(job.point.guides))
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
@@ -191,10 +192,8 @@ def _from_images(predictor: Predictor, job: Job, decoded: Seen | None) -> Callab
     return load
 
 
-def _tiled(
-    predictor: Predictor, job: Job, todo: Sequence[Target], decoded: Seen | None
-) -> Iterator[Callable[[], _Loaded]]:
-    """Functions that open an image or its stored features, one image each, to read tile by tile."""
+def _tiled(predictor: Predictor, job: Job, decoded: Seen | None) -> _Load:
+    """A function that opens one image or its stored features, to read tile by tile."""
     assert job.tiling is not None
     open_tiles = (
         _tiles_of_images(predictor.network, job.tiling, job.depth, decoded)
@@ -202,13 +201,14 @@ def _tiled(
         else _tiles_of_store(job.store, job.point)
     )
 
-    def load(target: Target) -> _Loaded:
+    def load(targets: Sequence[Target]) -> _Loaded:
+        [target] = targets
         tiles = open_tiles(target)
         if isinstance(tiles, UnreadableImage):
             return _Loaded([], list, broken=[(target, str(tiles))])
         return _Loaded([target], lambda: [segment_tiles(predictor, tiles, predictor.batch_size)])
 
-    return (partial(load, target) for target in todo)
+    return load
 
 
 def _tiles_of_images(

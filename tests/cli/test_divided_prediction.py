@@ -9,6 +9,8 @@ from PIL import Image
 from support import TINY, Dsu
 from torchrun import lines, said, torchrun
 
+from dsu.runtime import computing_threads
+
 QUICK = ("--epochs", "1", "--val-fraction", "0.2", "--out", "run", "--quiet")
 
 
@@ -37,8 +39,10 @@ def found(folder: str) -> tuple[dict[str, bytes], object, list[dict[str, str]]]:
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_same_predictions(dsu: Dsu, trained: Path, processes: int) -> None:
-    dsu("predict", trained, "--head", "run", "--out", "one", exit_code=1)
-    several = torchrun(["predict", str(trained), "--head", "run", "--out", "many"], processes)
+    options = ("predict", str(trained), "--head", "run", "--batch-size", "2")
+    with computing_threads(1):  # as in each of the processes
+        dsu(*options, "--out", "one", exit_code=1)
+    several = torchrun([*options, "--out", "many"], processes)
     told = said(several)
     assert several.returncode == 1 and len(lines(told, "error:")) <= 1
     assert "6 written to many, 1 skipped" in told and told.count("written to many") == 1, "one process speaks"
