@@ -91,7 +91,11 @@ def _invoke(run: Callable[[], None], arguments: list[str]) -> Result:
         with patch.object(sys, "argv", ["dsu", *words]):
             run()
 
-    return CliRunner().invoke(dsu, arguments, catch_exceptions=False)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return CliRunner().invoke(dsu, arguments, catch_exceptions=False)
+    finally:
+        signal.signal(signal.SIGINT, before)  # a command that was stopped ignores it from then on
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -126,22 +126,28 @@ def run() -> None:
         _check_working_folder()
         with _one_speaks():
             app()
-    except (DsuError, Stopped) as error:
+    except DsuError as error:
         fail(str(error))
-        sys.exit(_INTERRUPTED if isinstance(error, Stopped) else 2 if isinstance(error, UsageError) else 1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except Stopped as stopped:
+        _stop(str(stopped))
     except (SystemExit, KeyboardInterrupt) as left:
         if isinstance(left, SystemExit) and left.code != _INTERRUPTED:
             raise
-        # Threads finish what they are doing, since a second Ctrl-C would abort the process in the middle of it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        fail("Stopped. Finished work is kept: run the same command again to continue.")
-        sys.exit(_INTERRUPTED)
+        _stop("Stopped. Finished work is kept: run the same command again to continue.")
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:  # a bug keeps its traceback
             raise
         fail(sentence)
         sys.exit(1)
+
+
+def _stop(sentence: str) -> NoReturn:
+    """Exit after Ctrl-C. Threads finish what they are doing: a second Ctrl-C would abort the process in the middle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fail(sentence)
+    sys.exit(_INTERRUPTED)
 
 
 def _check_working_folder() -> None:
