@@ -1,6 +1,7 @@
 """Atomic file writing."""
 
 import hashlib
+import json
 import os
 import threading
 from contextlib import suppress
@@ -50,6 +51,11 @@ def atomic_write(path: Path, content: bytes) -> None:
             f"{path} can't be written ({error.strerror or error}): free some space or fix the folder, and run again; "
             "finished work is kept."
         ) from error
+
+
+def write_json(path: Path, value: object, indent: int = 1) -> None:
+    """Write one JSON document, as `atomic_write`."""
+    atomic_write(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
 def sweep(folder: Path) -> None:

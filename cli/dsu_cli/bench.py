@@ -56,8 +56,9 @@ def bench(
     from dsu.bench import PARTS
     from dsu.encoders.sources import check_given
     from dsu.settings_file import read_settings
+    from dsu_cache import url_of
 
-    if "/s3:/" in f"{cache_root}/":
+    if url_of(cache_root) is not None:
         raise UsageError(
             "`dsu bench` needs a --cache-root on a disk: give a folder, or copy the store to one with `dsu cache pull`."
         )

@@ -453,13 +453,13 @@ def _write_files(
     from dsu.report.tables import as_csv, as_json, as_per_image
 
     results = {one.run: one.shown for one in evaluated}
-    texts = {
-        "--out": table,
-        "--json": as_json(results, metrics=metrics),
-        "--csv": as_csv(results, metrics=metrics),
-        "--per-image": as_per_image(results),
+    texts: dict[str, Callable[[], str]] = {
+        "--out": lambda: table,
+        "--json": lambda: as_json(results, metrics=metrics),
+        "--csv": lambda: as_csv(results, metrics=metrics),
+        "--per-image": lambda: as_per_image(results),
     }
-    files = [(path, texts[option]) for option, path in asked_for.items() if option in texts]
+    files = [(path, texts[option]()) for option, path in asked_for.items() if option in texts]
     for path, text in (*files, *(file for one in evaluated for file in one.files())):
         named = f"Written: {_named(path)}"
         make_folder(path.parent)

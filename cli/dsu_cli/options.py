@@ -1,6 +1,5 @@
 """Command options: settings fields as options, options that several commands share, and checks."""
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -11,8 +10,9 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.models import ParameterInfo
 
+from dsu import files
 from dsu.errors import UsageError, did_you_mean
-from dsu.files import atomic_write, make_folder
+from dsu.files import make_folder
 from dsu.settings import MACHINE, NETWORK, PANELS, WHERE, Settings
 
 T = TypeVar("T")
@@ -212,4 +212,4 @@ def write_json(path: Path | None, value: object) -> None:
     """
     if path is not None:
         make_folder(path.parent)
-        atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())
+        files.write_json(path, value)

@@ -111,8 +111,8 @@ def examine_mask(path: Path, *, opaque: bool = False) -> MaskFacts:
 def check_mask(path: Path, raw: NDArray[Any], kind: MaskKind, *, is_image: bool = False) -> None:
     """Raise `UnreadableImage` if a supposed mask is a photograph, by its raw values (H, W).
 
-    Soft greys may be confidence maps, so they are
-    refused only if the file `is_image`, the mask's own image, and shows something.
+    Soft greys may be confidence maps, so they are refused only if the file `is_image`, the mask's own image, and shows
+    something.
     """
     if (is_image or (kind == "colours" and is_photograph(raw))) and raw.min() != raw.max():
         way = "give the object's mask, or its values with --foreground"

@@ -14,7 +14,7 @@ from typing import Final
 
 from dsu.data.views import hashed_share
 from dsu.errors import DsuError
-from dsu.files import atomic_write, make_folder
+from dsu.files import make_folder, write_json
 from dsu.progress import SILENT, Progress
 from dsu_cache import keep_beside, locked
 
@@ -158,7 +158,7 @@ def assign_recorded_shares(
             known = _read_record(path)
             before = known.get(key, {})
             assigned = assign_shares(strata, weights, before, groups)
-            atomic_write(path, (json.dumps({**known, key: {**before, **assigned}}, indent=1) + "\n").encode())
+            write_json(path, {**known, key: {**before, **assigned}})
             keep_beside(path)
     except (OSError, DsuError) as error:
         progress.say(f"The split can't be recorded in {path} ({error}): it is valid for this run only.")

@@ -174,17 +174,17 @@ def _newest_predictions(with_truth: bool) -> Path:
     Raises `UsageError` if there is none, if another run was trained since, or if only older predictions have a known
     ground truth: an older run's scores must not pass for those of the newest.
     """
-    found = sorted(RUNS.glob(f"*/predictions/{PREDICTIONS_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [run / "predictions" for run in runs_with(f"predictions/{PREDICTIONS_FILE}")]
     if not found:
         raise UsageError(f"There are no predictions below {RUNS}/: run `dsu predict`, or give --predictions DIR.")
-    newest, *older = (record.parent for record in found)
+    newest, made = found[0], (found[0] / PREDICTIONS_FILE).stat().st_mtime
     run = next(iter(runs_with(HEAD_FILE)), newest.parent)
-    if run != newest.parent and (run / HEAD_FILE).stat().st_mtime > found[0].stat().st_mtime:
+    if run != newest.parent and (run / HEAD_FILE).stat().st_mtime > made:
         raise UsageError(
             f"The newest run, {run}, has no predictions yet: run `dsu predict`, or give --predictions "
             f"{newest.parent} for the newest existing ones."
         )
-    fit = next(filter(_has_truth, [newest, *older]), newest) if with_truth else newest
+    fit = next(filter(_has_truth, found), newest) if with_truth else newest
     if fit != newest:
         raise UsageError(
             f"The newest predictions, {newest}, have no known ground truth: predict a data set, or give --truth DIR, "

@@ -303,8 +303,8 @@ def fingerprints(
                 "encoder batch size": encoder_batch_size,
                 **scaled,
             }
-        if name == "V":
-            fields |= {"grid": config.level_grid(4), "grid resize": "bilinear, two products"}
+            if name == "V":
+                fields |= {"grid": config.level_grid(4), "grid resize": "bilinear, two products"}
         machine = {} if name in FLIPPED_WHEN_READ else _machine_facts(runtime)
         found[name] = Fingerprint(fields, {**library_versions(), **machine})
     return found

@@ -282,9 +282,10 @@ def stopped_runs() -> list[Path]:
 
 
 def runs_with(name: str) -> list[Path]:
-    """Run folders that contain the file `name`, newest first, without replaced runs, which are kept inside them."""
+    """Run folders that contain the file `name`, such as `predictions/table.csv`, newest first, without replaced runs,
+    which are kept inside them."""
     found = sorted(RUNS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in reversed(found)]
+    return [path.parents[name.count("/")] for path in reversed(found)]
 
 
 def predictions_folder(given: str | Path | None, head: Path, kind: PredictionKind = "mask") -> Path:

@@ -1,6 +1,5 @@
 """Models with encoder weights: new ones, and from trained heads."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from dsu.choices import FeatureDtype
 from dsu.config import Ablation, DSUNetConfig, build_config
 from dsu.encoders.weights import load_encoders
 from dsu.errors import DsuError, UsageError
-from dsu.files import atomic_write, make_folder
+from dsu.files import make_folder, write_json
 from dsu.heads.head_file import CONFIG_FILE, HEAD_FILE, HeadInfo, image_digits, load_head, resolve_head, save_head
 from dsu.network.head import Head
 from dsu.network.network import DSUNet
@@ -158,7 +157,7 @@ def save_pretrained(
     out = Path(folder)
     make_folder(out)
     save_head(out / HEAD_FILE, model.head.state_dict(), info)
-    atomic_write(out / CONFIG_FILE, (json.dumps(info.model_dump(mode="json"), indent=2) + "\n").encode())
+    write_json(out / CONFIG_FILE, info.model_dump(mode="json"), indent=2)
     return out
 
 

@@ -17,7 +17,7 @@ from dsu.data.pairing import PREDICTIONS_FILE
 from dsu.data.tiles import image_name
 from dsu.distributed import ALONE, World
 from dsu.errors import DsuError
-from dsu.files import atomic_write, make_folder, sweep
+from dsu.files import make_folder, sweep, write_json
 from dsu.heads.head_file import IMAGE_DIGITS, HeadInfo, head_sha256
 from dsu.prediction.targets import Job, Target, decided_by
 from dsu.prediction.verdicts import VerdictRow, find_verdict
@@ -181,7 +181,7 @@ def note_job(
 
 
 def _write_record(out: Path, record: Mapping[str, Any]) -> None:
-    atomic_write(out / PREDICTIONS_FILE, (json.dumps(record, indent=1) + "\n").encode())
+    write_json(out / PREDICTIONS_FILE, record)
 
 
 def trained_on_marker(
@@ -248,7 +248,7 @@ def _forget_figures(out: Path, name: str) -> None:
         kept = {}
     table.unlink(missing_ok=True)  # the next `dsu eval` rewrites it for all sets
     if kept:
-        atomic_write(figures, (json.dumps(kept, indent=2) + "\n").encode())
+        write_json(figures, kept, indent=2)
     else:
         figures.unlink()
 

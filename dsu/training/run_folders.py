@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from dsu.data.pairing import RUN_FILES
 from dsu.errors import DsuError, UsageError
-from dsu.files import atomic_write, make_folder, sweep
+from dsu.files import make_folder, sweep, write_json
 from dsu.heads.head_file import (
     HEAD_FILE,
     RUN_LOCK,
@@ -80,7 +80,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record into a run's folder. Raises as `atomic_write`."""
-        atomic_write(folder / RUN_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_json(folder / RUN_FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
